@@ -1,0 +1,68 @@
+"""Training checkpoints: everything that a killed run needs to go on and end with the same bits."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.store import write_atomically
+
+
+HISTORY = "history.csv"
+
+
+@dataclass
+class State:
+    """Where training stands: `step` steps of 1-based `epoch` are done. `sums` are the epoch's losses so far, times pictures."""
+
+    epoch: int = 1
+    step: int = 0
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+
+
+def save(path: Path, student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer, state: State, precision: str) -> None:
+    """Write networks, optimizer, position and random state, atomically."""
+    content = {
+        "student": student.state_dict(),
+        "method": method.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "state": vars(state),
+        "rng": torch.get_rng_state(),
+        "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load(path: Path, student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, str]:
+    """Restore a checkpoint -> (state, precision); thread count and precision of the first part are kept, since both change bits."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    student.load_state_dict(content["student"])
+    method.load_state_dict(content["method"])
+    optimizer.load_state_dict(content["optimizer"])
+    torch.set_rng_state(content["rng"])
+    if content["rng_cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(content["rng_cuda"])
+    torch.set_num_threads(content["threads"])
+    return State(**content["state"]), content["precision"]
+
+
+def write_history(path: Path, history: list[dict[str, float]]) -> None:
+    """history.csv: one row an epoch."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_atomically(path, buffer.getvalue().encode())

@@ -1,0 +1,197 @@
+"""What a run says: plain lines or a live bar on a terminal, and everything once more, plain, in the run's log."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, SupportsFloat, TextIO
+
+REFRESH_SECONDS = 0.2  # how often a step may touch the live bar
+HEARTBEAT_SECONDS = 10.0  # how often a step may print a plain line
+
+
+class Console:
+    """Human output goes to stdout, or to stderr with --json, so that stdout holds one JSON document; warnings go to stderr.
+
+    quiet leaves warnings and the verdict. The log has everything; lines from before `log_to` are kept for it.
+    """
+
+    def __init__(self, quiet: bool = False, json: bool = False, log: Path | None = None) -> None:
+        self.quiet, self.json = quiet, json
+        self._kept: list[str] = []
+        self._log: TextIO | None = None
+        if log is not None:
+            self.log_to(log)
+
+    @property
+    def out(self) -> TextIO:
+        """Where human output goes; looked up each time, because a live bar puts itself in between."""
+        return sys.stderr if self.json else sys.stdout
+
+    def line(self, text: str, *, always: bool = False) -> None:
+        """Print one plain line; `always`: even when quiet."""
+        self._record(text)
+        if always or not self.quiet:
+            say(text, self.out)
+
+    def notice(self, text: str) -> None:
+        """Something that the user may want to know."""
+        self.line(f"note: {text}")
+
+    def warn(self, text: str) -> None:
+        """Something that is probably wrong; on stderr, even when quiet."""
+        self._record(f"warning: {text}")
+        say(f"warning: {text}", sys.stderr)
+
+    def stage(self, name: str, state: str, seconds: float | None = None) -> None:
+        """The heading of a stage: `teacher resnet20    reused (0.1 s)`."""
+        self.line(f"{name:<28} {state}{'' if seconds is None else f' ({duration(seconds)})'}")
+
+    def result(self, data: Any) -> None:
+        """The answer as JSON on stdout; only with --json."""
+        if self.json:
+            say(json.dumps(data, indent=1), sys.stdout)
+
+    def summary(self, report: Mapping[str, Any], folder: Path) -> None:
+        """What a run found, from report.json's content."""
+        from compress.summary import summary_lines
+
+        for text, verdict in summary_lines(report, folder):
+            self.line(text, always=verdict)
+
+    @contextmanager
+    def training(self, title: str, epochs: int, steps: int) -> Iterator[Training]:
+        """Progress of a training of `epochs` times `steps` batches: a live bar on a terminal, else lines."""
+        begin = Training(self, title, epochs, steps)
+        if self.quiet or not self.out.isatty() or os.environ.get("TERM") == "dumb":
+            yield begin
+            return
+        from compress.livebar import live
+
+        with live(self.out, title, epochs * steps) as begin.bar:
+            yield begin
+
+    def log_to(self, path: Path) -> None:
+        """From now on everything goes to this file too, what was said before first."""
+        self.close()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._log = path.open("a", encoding="utf-8", buffering=1)
+        self._log.writelines(text + "\n" for text in self._kept)
+
+    def save_log(self, path: Path) -> None:
+        """Write everything that was said so far to a file."""
+        path.write_text("".join(text + "\n" for text in self._kept), encoding="utf-8")
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def _record(self, text: str) -> None:
+        self._kept.append(text)
+        if self._log is not None:
+            self._log.write(text + "\n")
+
+
+class Bar(Protocol):
+    """The live bar of a terminal."""
+
+    def show(self, steps: int, text: str) -> None: ...
+    def line(self, text: str) -> None: ...
+
+
+class Training:
+    """One training's progress. A step costs a clock reading; a loss is read (which waits for a GPU) only when it is shown."""
+
+    def __init__(self, console: Console, title: str, epochs: int, steps: int) -> None:
+        self.console, self.title, self.epochs, self.steps = console, title, epochs, max(steps, 1)
+        self.bar: Bar | None = None
+        self.epoch_number, self.steps_done, self.images = 1, 0, 0
+        self.steps_here = 0  # since this process began: a resume starts in the middle
+        self.begin = self.shown = time.monotonic()
+        self.last = ""  # what the last epoch said
+
+    def start_at(self, epoch: int, step: int) -> None:
+        """A resume: the 1-based epoch that goes on and its steps that are done."""
+        self.epoch_number, self.steps_done = epoch, step
+
+    def step(self, images: int, losses: Mapping[str, SupportsFloat]) -> None:
+        """One batch is done."""
+        self.steps_done += 1
+        self.steps_here += 1
+        self.images += images
+        now = time.monotonic()
+        if now - self.shown < (REFRESH_SECONDS if self.bar else HEARTBEAT_SECONDS):
+            return
+        self.shown = now
+        parts = [
+            f"{self.images / max(now - self.begin, 1e-9):,.0f} images/s",
+            *(f"{name} {float(loss):.4f}" for name, loss in losses.items()),
+        ]
+        text = f"epoch {self.epoch_number}/{self.epochs}  {'  '.join(parts)}"
+        if self.bar:
+            self.bar.show(self._total(), f"{text}  {self.last}".rstrip())
+        else:
+            share = 100 * self.steps_done / self.steps
+            self.console.line(f"  {self.title}  {text}  {share:.0f} % of the epoch  {self._left(now)}")
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        """One epoch is done: `row` is its line of history.csv."""
+        number = int(row.get("epoch", self.epoch_number))
+        self.epoch_number, self.steps_done = number + 1, 0
+        now = time.monotonic()
+        self.shown = now
+        cells = "  ".join(cell(name, value) for name, value in row.items() if name != "epoch")
+        text = f"  {self.title}  epoch {number}/{self.epochs}  {cells}"
+        left = f"  {self._left(now)}" if number < self.epochs else ""
+        if self.bar is None:
+            self.console.line(text + left)
+            return
+        self.console._record(text + left)
+        self.bar.line(text)
+        accuracy = row.get("top1_validation")
+        self.last = "" if accuracy is None else f"validation {100 * accuracy:.2f} %"
+        self.bar.show(self._total(), f"epoch {min(number + 1, self.epochs)}/{self.epochs}  {self.last}".rstrip())
+
+    def _total(self) -> int:
+        return (self.epoch_number - 1) * self.steps + self.steps_done
+
+    def _left(self, now: float) -> str:
+        """Time left, from the steps of this process."""
+        if not self.steps_here:
+            return ""
+        remaining = self.epochs * self.steps - self._total()
+        return f"{duration((now - self.begin) / self.steps_here * max(remaining, 0))} left"
+
+
+def cell(name: str, value: float) -> str:
+    """A column of history.csv in words: `validation 85.40 %`, `1,240 images/s`, `ce 0.4312`."""
+    if name == "top1_validation":
+        return f"validation {100 * value:.2f} %"
+    if name == "images_per_second":
+        return f"{value:,.0f} images/s"
+    return f"{name} {value:.4g}" if name == "lr" else f"{name} {value:.4f}"
+
+
+def duration(seconds: float) -> str:
+    """`0.1 s`, `42 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def say(text: str, stream: TextIO) -> None:
+    """A reader that went away (`| head`) does not end a training: the rest is said to nobody, and to the log."""
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,0 +1,262 @@
+"""What holds between a recipe's keys, and pydantic's errors in a person's words. Torch-free; positions are `recipe.py`'s."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from compress.errors import UsageError
+from compress.models import catalog
+from compress.schema import PATTERNS, Candidate, Data, Dhkd, Kd, Recipe, Section, Student, Train
+from compress.yamltree import Keys, dotted, kind
+
+STUDENT_EPOCHS = 240  # the papers'
+CANDIDATE_EPOCHS = 60
+PRETRAINED_EPOCHS = 20
+_SUFFIXES = (".safetensors", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One mistake. `at`: whether the key or the value is pointed at; `sections`: the top-level sections that it was judged from."""
+
+    keys: Keys
+    message: str
+    at: str = "value"
+    sections: frozenset[str] = frozenset()
+    excuse: Keys = ()  # only worth a notice when this key comes from --set: a quick trial of a long recipe
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` where a known word is close, else nothing."""
+    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def network(name: str) -> catalog.NetworkInfo:
+    """The catalogue's entry. Raises UsageError."""
+    return catalog.info(name)
+
+
+def image_size(data: Data) -> int:
+    """Side in pixels that the networks see."""
+    return data.image_size or (224 if data.source == "folder" else 32)
+
+
+def augment(data: Data) -> str:
+    """The training views."""
+    return data.augment or ("resized_crop" if data.source == "folder" else "crop_flip")
+
+
+def explain(error: ValidationError, data: Any) -> list[Finding]:
+    """Pydantic's errors, one sentence each; a union's branches and a short tuple's missing entries count once."""
+    findings: dict[Keys, Finding] = {}
+    for detail in error.errors(include_url=False):
+        if detail["type"] == "too_short" and detail["input"]:
+            continue  # pydantic counts only the good entries; the bad ones have errors of their own
+        finding = _explain(detail, data)
+        if finding.keys not in findings or detail["type"] == "missing":
+            findings[finding.keys] = finding
+    return list(findings.values())
+
+
+def _explain(detail: ErrorDetails, data: Any) -> Finding:
+    keys, got, what, limits = _real_keys(detail, data), kind(detail["input"]), detail["type"], detail.get("ctx", {})
+    if what == "extra_forbidden":
+        return Finding(keys, _unknown_key(keys), "key")
+    if what == "missing" and isinstance(keys[-1], int):
+        return Finding(keys[:-1], f"expected {keys[-1] + 1} entries, got {len(detail['input'])}")
+    if what == "missing":
+        return Finding(keys, "missing; every recipe needs it" if len(keys) == 1 else "missing; it has no default", "key")
+    if what == "literal_error":
+        options = _options(keys)
+        wanted = f"one of {', '.join(options)}" if len(options) > 1 else options[0]
+        return Finding(keys, f"expected {wanted}, got {got}{did_you_mean(detail['input'], options)}")
+    if what == "string_pattern_mismatch":
+        return Finding(keys, f"expected {PATTERNS[limits['pattern']]}, got {got}")
+    if what in _LIMITS:
+        words, name = _LIMITS[what]
+        return Finding(keys, f"{words} {limits[name]:.10g}, got {got}")
+    if what == "too_short":
+        return Finding(keys, "expected at least one entry, got none")
+    if what == "too_long":
+        return Finding(keys, f"expected {limits['max_length']} entries, got {limits['actual_length']}")
+    if what == "value_error":
+        return Finding(keys, str(limits["error"]))
+    wanted = next((words for start, words in _TYPES.items() if what.startswith(start)), "")
+    if wanted == "text" and got not in ("nothing", "a list", "a section"):
+        got += "; put it in quotes"
+    return Finding(keys, f"expected {wanted}, got {got}" if wanted else detail["msg"])
+
+
+_LIMITS = {
+    "greater_than_equal": ("must be at least", "ge"),
+    "greater_than": ("must be above", "gt"),
+    "less_than_equal": ("must be at most", "le"),
+    "less_than": ("must be below", "lt"),
+}
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "string": "text",
+    "tuple": "a list",
+    "model": "a section (keys with values)",
+}
+
+
+def _real_keys(detail: ErrorDetails, data: Any) -> Keys:
+    """`loc` without the names of union branches, which are no keys of the recipe."""
+    keys: list[str | int] = []
+    for number, part in enumerate(detail["loc"]):
+        last = number == len(detail["loc"]) - 1
+        inside = isinstance(data, dict) and part in data or isinstance(data, list) and isinstance(part, int) and part < len(data)
+        if inside:
+            keys.append(part)
+            data = data[part]
+        elif last and detail["type"] == "missing":
+            keys.append(part)
+    return tuple(keys)
+
+
+def _options(keys: Keys) -> list[str]:
+    """The words that a key may have."""
+    section = _section(keys[:-1])
+    annotation = section.model_fields[_field(section, str(keys[-1]))].annotation if section else None
+    parts = [annotation, *typing.get_args(annotation)]
+    literal = next((part for part in parts if typing.get_origin(part) is typing.Literal), None)
+    return [str(option) for option in typing.get_args(literal)]
+
+
+def _field(section: type[Section], key: str) -> str:
+    return next(name for name, info in section.model_fields.items() if key == (info.alias or name))
+
+
+def _names(section: type[Section]) -> list[str]:
+    return [info.alias or name for name, info in section.model_fields.items()]
+
+
+def _section(keys: Keys) -> type[Section] | None:
+    """The section that stands at `keys`."""
+    section: type[Section] | None = Recipe
+    for key in keys:
+        if section is None or isinstance(key, int):
+            continue  # an entry of a list: its section is known from the list
+        section = _inner(section.model_fields[_field(section, key)].annotation) if key in _names(section) else None
+    return section
+
+
+def _inner(annotation: Any) -> type[Section] | None:
+    """The section class within `Section | None` or `tuple[Section, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in typing.get_args(annotation) if (found := _inner(part))), None)
+
+
+def _unknown_key(keys: Keys) -> str:
+    key, section = str(keys[-1]), _section(keys[:-1])
+    names = _names(section) if section else []
+    if ":" in key:
+        return f"unknown key; put a space behind the colon: {key.replace(':', ': ', 1)}"
+    if hint := did_you_mean(key, names):
+        return f"unknown key{hint}"
+    nearby = [(*keys[:-1], name) for name in names] + [(name,) for name in _names(Recipe)]
+    homes = [dotted((*home, key)) for home in nearby if (inner := _section(home)) and key in _names(inner)]
+    return f"unknown key here (did you mean '{homes[0]}'?)" if homes else f"unknown key; known are {', '.join(names)}"
+
+
+def wrong_networks(data: Any) -> Iterator[tuple[Keys, str]]:
+    """Network names that the catalogue does not have, from raw values: so they are found beside other mistakes."""
+    teacher = data.get("teacher")
+    listed = teacher.get("candidates") if isinstance(teacher, dict) else None
+    places: list[tuple[Keys, Any]] = [(("student",), data.get("student"))]
+    places += [(("teacher", "candidates", number), item) for number, item in enumerate(listed if isinstance(listed, list) else [])]
+    for keys, item in places:
+        name = item.get("model") if isinstance(item, dict) else None
+        if isinstance(name, str) and name not in catalog.NETWORKS:
+            wide = f"torchvision/{name}"
+            hint = f" (did you mean {wide!r}?)" if wide in catalog.NETWORKS else did_you_mean(name, catalog.NETWORKS)
+            yield (*keys, "model"), f"there is no network {name!r}{hint}; `compress models` lists all"
+
+
+def contradictions(recipe: Recipe) -> Iterator[Finding]:
+    """Values that are right alone and wrong together."""
+    size = image_size(recipe.data)
+    for keys, item in _networks(recipe):
+        for below, message in _network_mistakes(item, size):
+            yield Finding((*keys, *below) if below[0] != "data" else below, message, sections=frozenset({str(keys[0]), "data"}))
+    if recipe.data.source in ("folder", "npz") and recipe.data.root is None:
+        what = "the folder with one sub-folder a class" if recipe.data.source == "folder" else "the .npz file"
+        yield Finding(("data", "root"), f"missing; source: {recipe.data.source} needs it: {what}", "key", frozenset({"data"}))
+    for keys, train, epochs in _trainings(recipe):
+        for below, message in _train_mistakes(train, epochs):
+            excuse = (*keys, "epochs") if below[-1] == "milestones" else ()
+            yield Finding((*keys, *below), message, sections=frozenset({str(keys[0])}), excuse=excuse)
+        if train.views is not None and augment(recipe.data) == "none":
+            yield Finding((*keys, "views"), "limits the augmentation, but data.augment is none", sections=frozenset({str(keys[0]), "data"}))
+    if recipe.quantize.scheme == "none" and recipe.require.min_int8_mac_share is not None:
+        message = "asks for integer kernels, but quantize.scheme is none"
+        yield Finding(("require", "min_int8_mac_share"), message, sections=frozenset({"quantize", "require"}))
+    settings = recipe.distill.settings
+    weights = {Dhkd: ("alpha", "gamma"), Kd: ("ce", "kd")}.get(type(settings), ())
+    if weights and all(getattr(settings, name) == 0 for name in weights):
+        yield Finding(("distill",), f"{' and '.join(weights)} are both 0: nothing would be learnt", sections=frozenset({"distill"}))
+
+
+def _networks(recipe: Recipe) -> list[tuple[Keys, Candidate | Student]]:
+    candidates = [(("teacher", "candidates", number), item) for number, item in enumerate(recipe.teacher.candidates)]
+    return [*candidates, (("student",), recipe.student)]
+
+
+def _network_mistakes(item: Candidate | Student, size: int) -> Iterator[tuple[Keys, str]]:
+    if item.model not in catalog.NETWORKS:
+        return
+    info = catalog.NETWORKS[item.model]
+    if info.min_size > size:
+        yield ("model",), f"{info.name} needs pictures of at least {info.min_size} pixels, but data.image_size is {size}"
+    try:
+        catalog.resolve_width(info, item.width)
+    except UsageError as error:
+        yield ("width",), str(error).removeprefix("width: ")
+    words = ("none", "embedded") if isinstance(item, Candidate) else ("none",)
+    if item.weights not in (*words, *info.pretrained) and not item.weights.endswith(_SUFFIXES):
+        known = ", ".join((*words, *info.pretrained))
+        hint = did_you_mean(item.weights, (*words, *info.pretrained))
+        yield ("weights",), f"expected {known} or a file ({', '.join(_SUFFIXES)}), got {item.weights!r}{hint}"
+    if isinstance(item, Candidate) and item.expect_top1 is not None and item.weights == "none":
+        yield ("expect_top1",), "says what a checkpoint must reach, but weights is none"
+
+
+def _trainings(recipe: Recipe) -> list[tuple[Keys, Train, int]]:
+    """Every training with its number of epochs."""
+    found: list[tuple[Keys, Train, int]] = []
+    for number, candidate in enumerate(recipe.teacher.candidates):
+        if candidate.train is not None:
+            default = CANDIDATE_EPOCHS if candidate.weights == "none" else PRETRAINED_EPOCHS
+            found.append((("teacher", "candidates", number, "train"), candidate.train, candidate.train.epochs or default))
+    default = STUDENT_EPOCHS if recipe.student.weights == "none" else PRETRAINED_EPOCHS
+    return [*found, (("train",), recipe.train, recipe.train.epochs or default)]
+
+
+def _train_mistakes(train: Train, epochs: int) -> Iterator[tuple[Keys, str]]:
+    schedule = train.schedule
+    if list(schedule.milestones) != sorted(set(schedule.milestones)):
+        yield ("schedule", "milestones"), f"must ascend, got {', '.join(map(str, schedule.milestones))}"
+    if schedule.warmup_epochs and schedule.warmup_epochs >= epochs:
+        yield ("schedule", "warmup_epochs"), f"the warm-up ({schedule.warmup_epochs:g} epochs) must be shorter than the training ({epochs})"
+    late = [milestone for milestone in schedule.milestones if milestone >= epochs]
+    if schedule.kind == "step" and late:
+        yield ("schedule", "milestones"), f"{', '.join(map(str, late))} would never act: the training has {epochs} epochs"
+
+
+def remarks(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
+    """What is allowed and probably not meant."""
+    if recipe.distill.method == "none" and recipe.distill.baseline:
+        yield ("distill", "baseline"), "the student is trained without a teacher already (method: none), so the baseline adds nothing"

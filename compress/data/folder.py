@@ -1,0 +1,206 @@
+"""Photos in class sub-folders: root/train/<class>/ with root/test/<class>/ (or val), or root/<class>/ with a test part carved off.
+
+This half finds the files and decides what each is for; `pictures.py` decodes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compress.data.splits import allocate
+from compress.errors import MissingError, UsageError
+
+TEST_NAMES = ("test", "val", "valid", "validation")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file of the set: `path` relative to the root with `/`, and its class number."""
+
+    path: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a root holds. `test` is None where a test part must be carved from `train`; `ignored` counts files that are no pictures."""
+
+    classes: tuple[str, ...]
+    train: tuple[Picture, ...]
+    test: tuple[Picture, ...] | None
+    ignored: int
+    unused: tuple[str, ...] = ()  # sub-folders that were left out, such as val beside test
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _files(root: Path, folder: str) -> tuple[list[str], int]:
+    """(sorted picture paths relative to root, number of other files) below one class folder, at any depth."""
+    found, ignored = [], 0
+    for place, below, names in os.walk(root / folder, followlinks=True):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        relative = Path(place).relative_to(root).as_posix()
+        pictures = [name for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+        found += [f"{relative}/{name}" for name in pictures]
+        ignored += len(names) - len(pictures)
+    return sorted(found), ignored
+
+
+def _part(root: Path, prefix: str, classes: list[str]) -> tuple[tuple[Picture, ...], int]:
+    """All pictures of one part. Raises UsageError for a class without any."""
+    pictures: list[Picture] = []
+    ignored = 0
+    for label, name in enumerate(classes):
+        paths, others = _files(root, f"{prefix}{name}")
+        if not paths:
+            raise UsageError(
+                f"{root / prefix / name}: no pictures ({', '.join(SUFFIXES)}) of class {name!r}; add some, or remove the folder"
+            )
+        pictures += [Picture(path, label) for path in paths]
+        ignored += others
+    return tuple(pictures), ignored
+
+
+def scan(root: Path) -> Layout:
+    """List a root's pictures and classes (sorted by name) without opening a file.
+
+    Raises MissingError where the root is absent; UsageError for fewer than two classes, an empty class, or parts whose classes differ.
+    """
+    if not root.is_dir():
+        raise MissingError(
+            f"data.root: {root} is not a folder; name the one with a sub-folder of photos for each class: compress run RECIPE --set "
+            f"data.root=FOLDER"
+        )
+    folders = _subfolders(root)
+    split = "train" in folders
+    classes = _subfolders(root / "train") if split else folders
+    if not split and classes and set(classes) <= set(TEST_NAMES):
+        raise UsageError(
+            f"{root}: there is {' and '.join(classes)} but no train sub-folder; put the training pictures into {root / 'train'}"
+        )
+    if len(classes) < 2:
+        raise UsageError(
+            f"{root / 'train' if split else root}: {len(classes)} class sub-folder{'' if len(classes) == 1 else 's'}, but a "
+            f"classifier needs at least two; "
+            "make one sub-folder of photos for each class"
+        )
+    train, ignored = _part(root, "train/" if split else "", classes)
+    present = [name for name in TEST_NAMES if split and name in folders]
+    unused = tuple(name for name in folders if split and name != "train" and name not in present[:1])
+    if not present:
+        return Layout(tuple(classes), train, None, ignored, unused)
+    _compare_classes(root, present[0], classes)
+    test, others = _part(root, f"{present[0]}/", classes)
+    return Layout(tuple(classes), train, test, ignored + others, unused)
+
+
+def _compare_classes(root: Path, part: str, classes: list[str]) -> None:
+    """Raise UsageError unless the part's class folders are train's."""
+    found = set(_subfolders(root / part))
+    absent, extra = sorted(set(classes) - found), sorted(found - set(classes))
+    if absent:
+        raise UsageError(
+            f"{root / part}: no sub-folder for class {absent[0]!r} of {root / 'train'}; add test pictures of it, or remove the class"
+        )
+    if extra:
+        raise UsageError(
+            f"{root / part}: class {extra[0]!r} is not in {root / 'train'}; add training pictures of it, or remove it from {part}"
+        )
+
+
+def identity(root: Path) -> list[tuple[str, int, int]]:
+    """(path, bytes, modification time in ns) of every picture: cheap, reads no pixels; a touched file only means decoding again."""
+    layout = scan(root)
+    found = []
+    for picture in (*layout.train, *(layout.test or ())):
+        status = (root / picture.path).stat()
+        found.append((picture.path, status.st_size, status.st_mtime_ns))
+    return found
+
+
+def _digest(root: Path, picture: Picture) -> str:
+    """sha256 of a file's bytes; a file that cannot be read counts as its path (decoding then names it)."""
+    try:
+        return hashlib.sha256((root / picture.path).read_bytes()).hexdigest()
+    except OSError:
+        return f"unreadable {picture.path}"
+
+
+def digests(root: Path, pictures: tuple[Picture, ...]) -> list[str]:
+    """sha256 of every file's bytes, in order."""
+    with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 1)) as pool:
+        return list(pool.map(lambda picture: _digest(root, picture), pictures, chunksize=1))
+
+
+def _chosen_for_test(labels: np.ndarray, test: float, hashes: list[str], seed: int, classes: tuple[str, ...]) -> set[tuple[int, str]]:
+    """(label, hash) of the contents that go to the test part: for each class the lowest of sha256(seed, content)."""
+    contents = [sorted({digest for digest, other in zip(hashes, labels, strict=True) if other == label}) for label in range(len(classes))]
+    sizes = np.array([len(group) for group in contents])
+    if sizes.min() < 2:
+        raise UsageError(
+            f"data.test: class {classes[sizes.argmin()]!r} has one distinct picture only, so no test part can be carved off; add "
+            f"pictures of it"
+        )
+    count = max(round(sizes.sum() * test), len(classes)) if test < 1 else int(test)
+    if not len(classes) <= count <= sizes.sum() - len(classes):
+        raise UsageError(
+            f"data.test: {test} of {sizes.sum()} distinct pictures cannot hold every one of {len(classes)} classes in both parts; "
+            f"choose between {len(classes)} and {sizes.sum() - len(classes)} pictures"
+        )
+    chosen = set()
+    for label, (group, taken) in enumerate(zip(contents, allocate(sizes, count, least=1, leave=1), strict=True)):
+        ranked = sorted(group, key=lambda digest: hashlib.sha256(f"{seed} {digest}".encode()).hexdigest())
+        chosen |= {(label, digest) for digest in ranked[:taken]}
+    return chosen
+
+
+def parts(root: Path, layout: Layout, test: float, seed: int, report: Callable[[str], None]) -> tuple[list[Picture], list[Picture]]:
+    """(train, test): a carved test part follows the files' content, not their names, and no content is in both.
+
+    Raises UsageError where a class is too small to be in both.
+    """
+    hashes = digests(root, layout.train)
+    if layout.test is None:
+        labels = np.array([picture.label for picture in layout.train])
+        chosen = _chosen_for_test(labels, test, hashes, seed, layout.classes)
+        held_out = [(picture.label, digest) in chosen for picture, digest in zip(layout.train, hashes, strict=True)]
+        test_part = [picture for picture, held in zip(layout.train, held_out, strict=True) if held]
+        test_hashes = {digest for digest, held in zip(hashes, held_out, strict=True) if held}
+    else:
+        held_out = [False] * len(layout.train)
+        test_part = list(layout.test)
+        test_hashes = set(digests(root, layout.test))
+    leaked = [digest in test_hashes and not held for digest, held in zip(hashes, held_out, strict=True)]
+    train = [picture for picture, held, leak in zip(layout.train, held_out, leaked, strict=True) if not held and not leak]
+    if any(leaked):
+        report(f"data: warning: {sum(leaked)} training pictures are also in the test part (same bytes); they are left out of training")
+    gone = set(range(len(layout.classes))) - {picture.label for picture in train}
+    if gone:
+        raise UsageError(
+            f"{root}: every training picture of class {layout.classes[min(gone)]!r} is in the test part too; give the parts "
+            f"different pictures"
+        )
+    return train, test_part
+
+
+def describe(layout: Layout, report: Callable[[str], None]) -> None:
+    """Warn about what was left out."""
+    if layout.ignored:
+        report(f"data: warning: {layout.ignored} files are no pictures ({', '.join(SUFFIXES)}) or are hidden; they are ignored")
+    if layout.unused:
+        report(f"data: warning: sub-folders not used: {', '.join(layout.unused)}")
+    counts = Counter(picture.label for picture in layout.train)
+    label, fewest = min(counts.items(), key=lambda item: (item[1], item[0]))
+    if fewest < 10:
+        report(f"data: warning: class {layout.classes[label]!r} has only {fewest} pictures")

@@ -1,0 +1,101 @@
+"""One `.npz` file of the user's: train_images, train_labels, test_images, test_labels, class_names."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from compress.errors import MissingError, UsageError
+
+KEYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
+
+
+def require(path: Path) -> None:
+    """Raise MissingError where there is no such file."""
+    if not path.is_file():
+        raise MissingError(
+            f"data.root: {path} is not a file; name the .npz that holds {', '.join(KEYS)}: compress run RECIPE --set data.root=FILE.npz"
+        )
+
+
+def members(path: Path) -> list[tuple[str, int, int]]:
+    """(name, bytes, CRC-32) of every array in the file: its content's identity without reading the pixels.
+
+    Raises UsageError for a file that is no .npz.
+    """
+    require(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sorted((entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UsageError(f"{path}: not an .npz file ({error}); write it with numpy.savez") from error
+
+
+def _images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
+    """Pictures as uint8 (N, H, W, 3)."""
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or min(images.shape) < 1:
+        shape = "x".join(map(str, images.shape))
+        raise UsageError(
+            f"{path}: {key} is {images.dtype} {shape}, but pictures are uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), N at least 1"
+        )
+    return images if images.shape[3] == 3 else np.repeat(images, 3, axis=3)
+
+
+def _labels(path: Path, key: str, labels: np.ndarray, count: int, classes: int) -> np.ndarray:
+    """Labels as int64 (N,)."""
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise UsageError(f"{path}: {key} is {labels.dtype} {labels.shape}, but {count} pictures need integers of shape ({count},)")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise UsageError(f"{path}: {key} holds {labels.min()} to {labels.max()}, but {classes} class_names allow 0 to {classes - 1}")
+    return labels.astype(np.int64)
+
+
+def _class_names(path: Path, names: np.ndarray) -> tuple[str, ...]:
+    if names.ndim != 1 or names.dtype.kind not in "US" or len(names) < 2:
+        raise UsageError(f"{path}: class_names is {names.dtype} {names.shape}, but it lists at least two names as strings")
+    text = tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names.tolist())
+    if len(set(text)) < len(text):
+        raise UsageError(
+            f"{path}: class_names holds {next(name for name in text if text.count(name) > 1)!r} twice; every class needs its own name"
+        )
+    return text
+
+
+def validated(path: Path, stored: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """The arrays under their five keys, checked and brought to one form. Raises UsageError with the first thing that is wrong."""
+    classes = _class_names(path, stored["class_names"])
+    arrays: dict[str, np.ndarray] = {}
+    for part in ("train", "test"):
+        arrays[f"{part}_images"] = _images(path, f"{part}_images", stored[f"{part}_images"])
+        arrays[f"{part}_labels"] = _labels(path, f"{part}_labels", stored[f"{part}_labels"], len(arrays[f"{part}_images"]), len(classes))
+    present = np.unique(arrays["train_labels"])
+    unseen = np.setdiff1d(arrays["test_labels"], present)
+    if len(unseen):
+        raise UsageError(f"{path}: class {classes[unseen[0]]!r} has test pictures but no training pictures; add some, or remove the class")
+    if len(present) < 2:
+        raise UsageError(f"{path}: all training pictures are of class {classes[present[0]]!r}; a classifier needs at least two classes")
+    return arrays, classes
+
+
+def load(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """(train_images, test_images uint8 (N, H, W, 3); train_labels, test_labels int64 (N,)), class names.
+
+    Raises MissingError for an absent file, UsageError for a missing key, a wrong type or shape, or labels out of range.
+    """
+    require(path)
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            absent = [key for key in KEYS if key not in stored]
+            if absent:
+                raise UsageError(f"{path}: no {' and no '.join(absent)}; the file needs {', '.join(KEYS)}")
+            return validated(path, {key: stored[key] for key in KEYS})
+    except (zipfile.BadZipFile, ValueError, EOFError, AttributeError, TypeError) as error:
+        # ValueError: pickled objects or a damaged array; AttributeError, TypeError: a single .npy array instead of an archive
+        raise UsageError(
+            f"{path}: cannot be read as an .npz of plain arrays ({error}); write it with numpy.savez, class_names as strings"
+        ) from error

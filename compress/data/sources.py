@@ -1,0 +1,266 @@
+"""From the recipe's `data` section to a data set on disk, decoded once: `fingerprint` says which set it is, `prepare` makes it.
+
+fashion: 28x28 grey, zero-padded; cifar10, cifar100, npz: resized (bilinear, antialiased) where image_size differs from the stored size;
+folder: stored at image_size * 256 / 224, so that training crops have room, evaluation takes the centre.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compress import schema
+from compress.data import cifar, fashion, folder, npy, npz
+from compress.data.splits import stratified
+from compress.errors import StageError, UsageError
+from compress.results import File, Normalization, Prepared, Unreadable, sha256_of
+
+VERSION = 1  # raise when the same source would be decoded to other pixels
+NORMALIZATION_PICTURES = 20_000  # enough for four digits of a channel mean
+TEST_STREAM = 2  # limit_test draws other numbers than limit_train of the same seed
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a source wrote."""
+
+    classes: tuple[str, ...]
+    train_images: File
+    train_labels: File
+    test_images: File
+    test_labels: File
+    unreadable: tuple[Unreadable, ...] = ()
+
+
+def image_size(config: schema.Data) -> int:
+    """Side of the network's input in pixels."""
+    return config.image_size or (224 if config.source == "folder" else 32)
+
+
+def augment(config: schema.Data) -> str:
+    """The training views' name."""
+    return config.augment or ("resized_crop" if config.source == "folder" else "crop_flip")
+
+
+def store_size(config: schema.Data) -> int:
+    """Side of the stored training pictures: folder keeps a margin around image_size."""
+    return round(image_size(config) * 256 / 224) if config.source == "folder" else image_size(config)
+
+
+def located(config: schema.Data, base: Path) -> Path:
+    """The absolute `data.root`: relative to the recipe's folder, `~` expands. Raises UsageError where the source needs one and has none."""
+    if config.root is None:
+        if config.source in ("cifar10", "cifar100"):
+            return cifar.default_root()
+        raise UsageError(
+            f"data.root: source {config.source} needs one; name the {'.npz file' if config.source == 'npz' else 'folder of photos'}"
+        )
+    return (base / Path(config.root).expanduser()).absolute()
+
+
+def fingerprint(config: schema.Data, root_base: Path) -> str:
+    """sha256 (hex) of what `prepare` would decode: the source's content and the keys that matter for it. Cheap: reads no pixels.
+
+    fashion counts by its bytes, npz by its members' CRC-32, cifar by its name (torchvision checks md5), folder by each file's path, size
+    and time.
+    Raises MissingError where the data are absent, UsageError where root is not what the source needs.
+    """
+    content: object
+    if config.source == "fashion":
+        fashion.require()
+        fashion.check_size(image_size(config))
+        content = File.of(fashion.EMBEDDED)
+    elif config.source == "npz":
+        content = npz.members(located(config, root_base))
+    elif config.source == "folder":
+        content = folder.identity(located(config, root_base))
+    else:
+        cifar.require(config.source, located(config, root_base), config.download)
+        content = config.source
+    keys = config.model_dump(
+        mode="json", include={"source", "normalize", "test", "max_unreadable", "limit_train", "limit_test", "split_seed"}
+    )
+    if config.source != "folder":  # only there are they read
+        del keys["test"], keys["max_unreadable"]
+        if config.limit_train is None and config.limit_test is None:
+            del keys["split_seed"]
+    return sha256_of([VERSION, keys, image_size(config), augment(config), content])
+
+
+def prepare(config: schema.Data, work: Path, *, base: Path, report: Report) -> Prepared:
+    """Decode the source into `work`: train_images.npy, train_labels.npy, test_images.npy, test_labels.npy.
+
+    `base` is the recipe's folder; `report` gets one line of progress or warning at a time.
+    Raises MissingError for absent data, UsageError for a source that is not laid out as it must be, StageError for too many unreadable
+    pictures.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    written = _prepare_folder(config, work, base, report) if config.source == "folder" else _prepare_arrays(config, work, base, report)
+    return Prepared(
+        source=config.source,
+        image_size=image_size(config),
+        normalization=_normalization(config, written.train_images.path),
+        augment=augment(config),
+        **{name: getattr(written, name) for name in Written.__dataclass_fields__},
+    )
+
+
+def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report) -> Written:
+    """The sources that fit into memory as arrays."""
+    if config.source == "fashion":
+        fashion.check_size(image_size(config))
+        arrays, classes = fashion.load(), fashion.CLASSES
+    elif config.source == "npz":
+        arrays, classes = npz.load(located(config, base))
+        _tell_leak(arrays, report)
+    else:
+        arrays, classes = cifar.load(config.source, located(config, base), config.download)
+    files: dict[str, File] = {}
+    for part, limit, stream in (("train", config.limit_train, 0), ("test", config.limit_test, TEST_STREAM)):
+        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+        if limit is not None:
+            index = stratified(labels, limit, config.split_seed, stream)
+            images, labels = images[index], labels[index]
+        size = image_size(config)
+        if part == "train" and config.source != "fashion" and images.shape[1:3] != (size, size):
+            report(f"data: pictures of {images.shape[2]}x{images.shape[1]} are resized to {size}x{size}; data.image_size says otherwise")
+        blocks = iter([fashion.padded(images, size)]) if config.source == "fashion" else _resized(images, size)
+        files[f"{part}_images"] = npy.write_rows(work / f"{part}_images.npy", blocks, (size, size, 3), np.uint8)
+        files[f"{part}_labels"] = npy.write_array(work / f"{part}_labels.npy", labels)
+        report(f"data: {len(labels):,} {part} pictures of {len(classes)} classes, {size}x{size}")
+    return _written(classes, files)
+
+
+def _written(classes: tuple[str, ...], files: dict[str, File], bad: Sequence[Unreadable] = ()) -> Written:
+    return Written(classes, files["train_images"], files["train_labels"], files["test_images"], files["test_labels"], tuple(bad))
+
+
+def _resized(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Pictures uint8 (N, H, W, 3) as blocks (n, size, size, 3)."""
+    if images.shape[1:3] == (size, size):
+        yield images
+        return
+    from PIL import Image
+
+    from compress.data.pictures import resize_square
+
+    for picture in images:
+        yield resize_square(Image.fromarray(picture), size)[None]
+
+
+def _tell_leak(arrays: dict[str, np.ndarray], report: Report) -> None:
+    """Warn about pictures that are in both parts; a published set is left as it is."""
+    seen = {picture.tobytes() for picture in arrays["test_images"]}
+    both = sum(picture.tobytes() in seen for picture in arrays["train_images"])
+    if both:
+        report(f"data: warning: {both} training pictures are also in the test part; test accuracy may be flattered")
+
+
+def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report) -> Written:
+    """Photos: decoded in threads, row by row into the files."""
+    root = located(config, base)
+    layout = folder.scan(root)
+    folder.describe(layout, report)
+    chosen = dict(zip(("train", "test"), folder.parts(root, layout, config.test, config.split_seed, report), strict=True))
+    files: dict[str, File] = {}
+    bad: list[Unreadable] = []
+    total = 0
+    for part, limit, stream in (("train", config.limit_train, 0), ("test", config.limit_test, TEST_STREAM)):
+        pictures = chosen[part]
+        if limit is not None:
+            pictures = [
+                pictures[i] for i in stratified(np.array([picture.label for picture in pictures]), limit, config.split_seed, stream)
+            ]
+        total += len(pictures)
+        crop = image_size(config) if part == "test" else store_size(config)
+        labels: list[int] = []
+        rows = _decoded(root, pictures, store_size(config), crop, part, labels, bad, report)
+        files[f"{part}_images"] = npy.write_rows(work / f"{part}_images.npy", rows, (crop, crop, 3), np.uint8)
+        files[f"{part}_labels"] = npy.write_array(work / f"{part}_labels.npy", np.array(labels, dtype=np.int64))
+        _check_left(root, pictures, labels, layout.classes, part)
+        report(f"data: {len(labels):,} {part} pictures of {len(layout.classes)} classes, {crop}x{crop}")
+    _judge_unreadable(bad, total, config.max_unreadable, report)
+    return _written(layout.classes, files, bad)
+
+
+def _decoded(
+    root: Path, pictures: list[folder.Picture], size: int, crop: int, part: str, labels: list[int], bad: list[Unreadable], report: Report
+) -> Iterator[np.ndarray]:
+    """The readable pictures as blocks (1, crop, crop, 3); appends their labels and the unreadable ones to the two lists."""
+    from compress.data.pictures import decode_all
+
+    offset = (size - crop) // 2
+    for position, picture in decode_all(root, [picture.path for picture in pictures], size, report, part):
+        if isinstance(picture, Unreadable):
+            bad.append(picture)
+        else:
+            labels.append(pictures[position].label)
+            yield picture[None, offset : offset + crop, offset : offset + crop]
+
+
+def _few(bad: list[Unreadable]) -> str:
+    return "; ".join(f"{picture.path}: {picture.reason}" for picture in bad[:3]) + ("; ..." if len(bad) > 3 else "")
+
+
+def _judge_unreadable(bad: list[Unreadable], total: int, limit: float, report: Report) -> None:
+    """Report the unreadable pictures. Raises StageError above the tolerated share."""
+    if len(bad) > limit * total:
+        raise StageError(
+            f"data: {len(bad)} of {total} pictures cannot be read, more than data.max_unreadable {limit} allows ({_few(bad)}); "
+            f"repair or remove them, or raise the limit"
+        )
+    if bad:
+        report(f"data: warning: {len(bad)} of {total} pictures cannot be read and are skipped ({_few(bad)})")
+
+
+def _check_left(root: Path, pictures: list[folder.Picture], labels: list[int], classes: tuple[str, ...], part: str) -> None:
+    """Raise StageError where no picture of a class could be read."""
+    gone = {picture.label for picture in pictures} - set(labels)
+    if gone:
+        raise StageError(
+            f"{root}: none of the {part} pictures of class {classes[min(gone)]!r} can be read; repair them, or remove the class"
+        )
+
+
+def _normalization(config: schema.Data, train_images: Path) -> Normalization:
+    """The recipe's constants, else the published ones of a named set, else those of the training pictures."""
+    if config.normalize is not None:
+        return Normalization(config.normalize.mean, config.normalize.std)
+    if config.source == "fashion":
+        return Normalization((fashion.MEAN,) * 3, (fashion.STD,) * 3)
+    if config.source in cifar.SETS:
+        return Normalization(cifar.SETS[config.source].mean, cifar.SETS[config.source].std)
+    return measured_normalization(np.load(train_images, mmap_mode="r", allow_pickle=False))
+
+
+def measured_normalization(images: np.ndarray) -> Normalization:
+    """Channel mean and deviation of pictures uint8 (N, S, S, 3), exact integer sums over at most 20,000 of them, rounded to 4 digits."""
+    step = max(1, -(-len(images) // NORMALIZATION_PICTURES))
+    counts = np.zeros((3, 256), np.int64)
+    for start in range(0, len(images), 256 * step):
+        block = np.asarray(images[start : start + 256 * step : step])
+        counts += np.stack([np.bincount(block[..., channel].ravel(), minlength=256) for channel in range(3)])
+    values = np.arange(256) / 255
+    share = counts / counts.sum(axis=1, keepdims=True)
+    mean = share @ values
+    std = np.sqrt(np.maximum(share @ values**2 - mean**2, 0))
+    red, green, blue = (round(float(value), 4) for value in mean)
+    spread = [max(round(float(value), 4), 1 / 255) for value in std]  # pictures of one colour would divide by zero
+    return Normalization((red, green, blue), (spread[0], spread[1], spread[2]))
+
+
+def count_training(config: schema.Data, base: Path) -> int | None:
+    """How many training pictures the source holds, before any limit; None where only decoding would tell."""
+    if config.source == "npz":
+        with np.load(located(config, base), allow_pickle=False) as stored:
+            return len(stored["train_labels"]) if "train_labels" in stored else None
+    if config.source == "folder":
+        layout = folder.scan(located(config, base))
+        carved = 0 if layout.test is not None else config.test if config.test >= 1 else round(config.test * len(layout.train))
+        return len(layout.train) - int(carved)
+    return len(fashion.load()["train_labels"]) if config.source == "fashion" else None

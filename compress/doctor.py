@@ -1,0 +1,98 @@
+"""What this machine has, and what is missing with the command that brings it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+import sys
+from importlib import resources
+from pathlib import Path
+
+REQUIRED = {  # import name -> (distribution, what it is for)
+    "torch": ("torch", "training"),
+    "torchvision": ("torchvision", "data sets and pretrained networks"),
+    "onnx": ("onnx", "export"),
+    "onnxscript": ("onnxscript", "export"),
+    "onnxruntime": ("onnxruntime", "int8, measuring, verifying"),
+    "numpy": ("numpy", "everything"),
+    "safetensors": ("safetensors", "weights"),
+    "PIL": ("pillow", "decoding photos"),
+    "matplotlib": ("matplotlib", "the report's plots"),
+}
+PYTHON = (3, 11)
+
+Row = tuple[str, str, str]  # what, ok | missing | note, detail
+
+
+def doctor(artifacts: Path = Path("artifacts")) -> list[Row]:
+    """Rows of (what, state, detail); a state is ok, note (works, worth knowing) or missing (a run would end with exit 3)."""
+    enough = sys.version_info[:2] >= PYTHON
+    python = platform.python_version() if enough else f"{platform.python_version()}; needs {PYTHON[0]}.{PYTHON[1]} or newer"
+    rows: list[Row] = [("python", "ok" if enough else "missing", python)]
+    rows += [_package(name, *about) for name, about in REQUIRED.items()]
+    present = {row[0] for row in rows if row[1] == "ok"}
+    if "torch" in present:
+        rows.append(_accelerator())
+    if {"onnxruntime", "numpy"} <= present:
+        rows += _runtime()
+    return [*rows, _data(), _disk(artifacts)]
+
+
+def _package(module: str, distribution: str, purpose: str) -> Row:
+    """Importing finds what a version number does not: a broken or mismatched build."""
+    pip = f"{Path(sys.executable).name} -m pip install"
+    if importlib.util.find_spec(module) is None:
+        return distribution, "missing", f"for {purpose}; install it with: {pip} {distribution}"
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        return distribution, "missing", f"cannot be imported ({reason}); repair it with: {pip} --force-reinstall {distribution}"
+    return distribution, "ok", importlib.metadata.version(distribution)
+
+
+def _accelerator() -> Row:
+    import torch
+
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+        return "accelerator", "ok", f"CUDA {torch.version.cuda}: {names}"
+    if torch.backends.mps.is_available():
+        return "accelerator", "ok", "Metal (mps)"
+    return "accelerator", "note", "none: training runs on the CPU, which is enough for small recipes"
+
+
+def _runtime() -> list[Row]:
+    import onnxruntime
+
+    from export.runtime import host
+
+    here = host()
+    fast = here["isa"] in ("x86-vnni", "arm64")
+    int8 = here["isa"] if fast else f"{here['isa']}: no int8 dot product, so int8 is smaller and hardly faster here"
+    memory = "unknown" if here["memory_bytes"] is None else f"{here['memory_bytes'] / 2**30:.1f} GiB"
+    return [
+        ("runtime providers", "ok", ", ".join(onnxruntime.get_available_providers())),
+        ("cpu", "ok", f"{here['cpu'] or 'unknown'}, {here['cores']} cores for this process"),
+        ("int8 target", "ok" if fast else "note", int8),
+        ("memory", "ok", memory),
+    ]
+
+
+def _data() -> Row:
+    folder = Path(str(resources.files("compress"))) / "data" / "embedded"
+    files = sorted(folder.glob("*.npz"))
+    if not files:
+        return "embedded data", "missing", "the package is incomplete; install it again: pip install --force-reinstall ."
+    return "embedded data", "ok", ", ".join(f"{path.name} ({path.stat().st_size / 1e6:.1f} MB)" for path in files)
+
+
+def _disk(artifacts: Path) -> Row:
+    """Free space where results go: the nearest folder that exists."""
+    place = next(folder for folder in (artifacts.absolute(), *artifacts.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free / 2**30
+    detail = f"{free:.1f} GiB free for {artifacts}"
+    return "disk", "ok" if free >= 1 else "note", detail if free >= 1 else f"{detail}; a run may need 1 GiB"

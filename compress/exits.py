@@ -1,0 +1,54 @@
+"""How the command line ends: an expected error is one sentence and its exit code, a bug is one line and exit 1."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import click
+
+from compress.console import say
+from compress.errors import CompressError, Interrupted, StageError, UsageError
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+RESUMABLE = ("run", "teachers")
+
+
+def explain(error: BaseException, arguments: Sequence[str]) -> tuple[int, str]:
+    """Exit code and sentence of an expected error; any other is raised again."""
+    command = shlex.join(["compress", *arguments])
+    again = "run the same command again to resume"
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return Interrupted.exit_code, f"interrupted; {again}: {command}" if set(arguments[:1]) & set(RESUMABLE) else "interrupted"
+    if isinstance(error, Interrupted):
+        message = str(error)
+        return error.exit_code, f"{message}: {command}" if message.endswith(again) else message
+    if isinstance(error, CompressError):
+        return error.exit_code, str(error)
+    if isinstance(error, click.ClickException):
+        where = f" (see: {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
+        return UsageError.exit_code, error.format_message().rstrip(".") + where
+    if isinstance(error, BrokenPipeError):  # `compress --help | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0, ""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return StageError.exit_code, f"{error.filename or 'a file'}: {error.strerror}; make room or choose another place with --artifacts"
+    raise error
+
+
+def one_line(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """A bug in one line; Python ends with exit code 1."""
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    place = f" ({Path(traceback.tb_frame.f_code.co_filename).name}:{traceback.tb_lineno})" if traceback else ""
+    words = " ".join(str(error).split())
+    say(f"bug: {kind.__name__}: {words}{place}; add --traceback to see the rest", sys.stderr)
+
+
+def as_interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

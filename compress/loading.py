@@ -1,0 +1,83 @@
+"""From records to live things: a network with its weights, pictures on the device, a teacher that remembers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compress import models
+from compress.data import training_arrays, views
+from compress.methods import Shape
+from compress.models import catalog, checkpoints
+from compress.results import File, Network, Trained, TrainingData, sha256_of
+from compress.teacher_cache import TeacherCache
+from compress.train import Pictures, autocast, resolve_precision
+
+
+def network(record: Network, weights: File | None, device: str) -> nn.Module:
+    """The network that a record names, on the device in channels_last; fresh weights where none are given."""
+    model = models.build(record.model, classes=record.classes, width=record.width)
+    if weights is not None:
+        checkpoints.fit(model, checkpoints.read_state(weights.path), source=str(weights.path))
+    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def start(record: Network, key: str, weights: File | None, *, new_head: bool, device: str) -> nn.Module:
+    """The network that training starts from, on the device: fresh ("none"), a checkpoint file, or torchvision weights by name.
+
+    `new_head`: a classifier for another number of classes is left fresh (the network is trained further).
+    """
+    if weights is None and key not in ("none", "file"):
+        model = models.pretrained(record.model, key, record.classes)
+    else:
+        model = models.build(record.model, classes=record.classes, width=record.width)
+    if weights is not None:
+        checkpoints.fit(model, checkpoints.read_state(weights.path), source=str(weights.path), new_head=new_head)
+    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def shape(record: Network, model: nn.Module) -> Shape:
+    """What a method may know of a network."""
+    outline = models.outline(model, record.model)
+    return Shape(record.model, record.classes, outline.width)
+
+
+def pooled_tap(record: Network) -> str:
+    """Where the pooled vector is read: the input of the classifier block."""
+    return f"{catalog.info(record.model).classifier}:in"
+
+
+def pictures(data: TrainingData, device: str) -> Pictures:
+    """Training and validation pictures, as uint8 on the device."""
+    images, labels, train_index, validation_index = training_arrays(data)
+    return Pictures(
+        images=torch.from_numpy(np.ascontiguousarray(images)).to(device),
+        labels=torch.from_numpy(np.asarray(labels)).to(device),
+        train_index=torch.from_numpy(train_index).to(device),
+        validation_index=torch.from_numpy(validation_index).to(device),
+        augment=data.augment,
+        image_size=data.image_size,
+    )
+
+
+def teacher_cache(teacher: Trained, data: TrainingData, count: int, *, device: str, cache: Path | None) -> TeacherCache:
+    """The teacher as a function of (picture, view), which remembers its logits under `cache`/logits.
+
+    `count`: how many pictures the indices may name.
+    """
+    record = teacher.network
+    model = network(record, teacher.weights, device).eval().requires_grad_(False)
+    precision = resolve_precision("auto", device, depthwise=catalog.info(record.model).depthwise)
+
+    @torch.no_grad()
+    def forward(raw: Tensor) -> Tensor:
+        pixels = views.to_float(raw, record.normalization.mean, record.normalization.std)
+        with autocast(device, precision):
+            return model(pixels).float()
+
+    scheme = [teacher, data.images, data.image_size, data.augment, precision, device.split(":")[0]]
+    folder = cache / "logits" / sha256_of(scheme) if cache is not None else None
+    return TeacherCache(forward, pictures=count, views=views.view_count(data.augment, data.image_size), classes=record.classes, device=device, folder=folder)

@@ -1,0 +1,62 @@
+"""`dhkd`: Dual-Head Knowledge Distillation (Yang et al. 2024, arXiv 2411.08937)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.losses import binary_kl, binary_kl_norm, cross_entropy
+from compress.methods.base import Method, Shape, Signals
+from compress.schema import Dhkd
+
+
+def auxiliary_head(kind: str, width: int, classes: int, hidden: int, dropout: float) -> nn.Sequential:
+    """The head that only training sees: (N, width) pooled vectors -> (N, classes) logits.
+
+    linear: dK + K parameters. nonlinear: hidden d + hidden + 2 hidden + hidden K + K; dropout stands before BatchNorm, as in the
+    authors' code.
+    """
+    if kind == "linear":
+        return nn.Sequential(nn.Linear(width, classes))
+    return nn.Sequential(nn.Linear(width, hidden), nn.Dropout(dropout), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, classes))
+
+
+class DHKD(Method):
+    """L = gamma CE(main) + alpha BinaryKL-Norm(auxiliary, teacher), each on its own head over the same pooled vector.
+
+    With `head: none` both losses meet on the student's classifier: the ablation that the paper shows to collapse.
+    """
+
+    config: Dhkd
+
+    def __init__(self, config: Any, *, student: Shape, teacher: Shape | None, train_labels: Tensor, label_smoothing: float = 0.0) -> None:
+        super().__init__(config, student=student, teacher=teacher, train_labels=train_labels, label_smoothing=label_smoothing)
+        self.auxiliary: nn.Sequential | None = None
+        if config.head != "none":
+            self.auxiliary = auxiliary_head(config.head, student.pooled, student.classes, config.hidden, config.dropout)
+            self.student_taps = ("pooled",)
+        self.aligned = () if config.align == "none" else ("bkl",)
+        self.scope = "shared" if config.align == "shared" else "all"
+
+    def alpha(self, epoch: Tensor) -> Tensor:
+        """The auxiliary loss's weight at a 1-based epoch: a linear ramp, then constant, then 0 from `stop_epoch` on."""
+        weight = torch.full_like(epoch, self.config.alpha)
+        if self.config.ramp_epochs > 0:
+            weight = weight * (epoch / self.config.ramp_epochs).clamp(max=1.0)
+        if self.config.stop_epoch is not None:
+            weight = torch.where(epoch >= self.config.stop_epoch, torch.zeros_like(weight), weight)
+        return weight
+
+    def forward(self, signals: Signals) -> dict[str, Tensor]:
+        assert signals.teacher_logits is not None  # the engine supplies them: needs_teacher
+        logits = signals.student_logits if self.auxiliary is None else self.auxiliary(signals.student["pooled"])
+        distance = binary_kl_norm if self.config.loss == "binary_kl_norm" else binary_kl
+        return {
+            "ce": self.config.gamma * cross_entropy(signals.student_logits, signals.labels, self.label_smoothing),
+            "bkl": self.alpha(signals.epoch) * distance(logits, signals.teacher_logits, self.config.temperature),
+        }
+
+    def smallest_batch(self) -> int:
+        return 2 if self.config.head == "nonlinear" else 1

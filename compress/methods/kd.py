@@ -1,0 +1,25 @@
+"""`kd`: Hinton's knowledge distillation."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from compress.losses import cross_entropy, kd_kl, standardize_logits
+from compress.methods.base import Method, Signals
+from compress.schema import Kd
+
+
+class KD(Method):
+    """L = ce CE + kd T^2 KL(teacher || student). Source: Hinton et al. 2015."""
+
+    config: Kd
+
+    def forward(self, signals: Signals) -> dict[str, Tensor]:
+        assert signals.teacher_logits is not None  # the engine supplies them: needs_teacher
+        student, teacher = signals.student_logits, signals.teacher_logits
+        if self.config.standardize:
+            student, teacher = standardize_logits(student), standardize_logits(teacher)
+        return {
+            "ce": self.config.ce * cross_entropy(signals.student_logits, signals.labels, self.label_smoothing),
+            "kd": self.config.kd * kd_kl(student, teacher, self.config.temperature),
+        }

@@ -1,0 +1,17 @@
+"""`none`: plain cross-entropy, the baseline that distillation has to beat."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from compress.losses import cross_entropy
+from compress.methods.base import Method, Signals
+
+
+class Plain(Method):
+    """L = CE(student, labels)."""
+
+    needs_teacher = False
+
+    def forward(self, signals: Signals) -> dict[str, Tensor]:
+        return {"ce": cross_entropy(signals.student_logits, signals.labels, self.label_smoothing)}

@@ -1,0 +1,159 @@
+"""What networks there are: names, sizes, options. Torch-free, so that a wrong name in a recipe is answered at once.
+
+To add a network: one `NetworkInfo` here and one builder in `cifar.py` (torchvision's need no builder).
+Counts in the summaries: parameters at 100 classes (1000 for torchvision's), multiply-accumulates of convolutions and linear layers
+for one picture of the default size.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+from compress.errors import UsageError
+
+
+@dataclass(frozen=True)
+class NetworkInfo:
+    """A network that `build` can make.
+
+    `min_size` and `default_size` are image sides in pixels; min_size is at least the total stride: the last map holds a whole cell.
+    `classifier` is the path of the block whose input is the pooled vector, `linear` the path of the Linear that gives the logits.
+    """
+
+    name: str
+    family: Literal["cifar", "torchvision"]
+    summary: str
+    min_size: int
+    default_size: int
+    classifier: str
+    linear: str
+    widths: tuple[float, float] | None = None  # lowest and highest width multiplier; None: the network has no such option
+    width_choices: tuple[float, ...] = ()  # empty: every width in the range
+    default_width: float | None = None
+    pretrained: tuple[str, ...] = ()  # torchvision's names of its weights
+    mobile: bool = False  # the papers train these students at lr 0.01
+    depthwise: bool = False  # float32 rather than bf16 on a CPU: depthwise convolutions have no fast bf16 kernel there
+
+
+def _cifar_resnet(name: str, counts: str) -> NetworkInfo:
+    return NetworkInfo(name, "cifar", f"CIFAR ResNet, three stages, 1x1 shortcuts: {counts}", 8, 32, "fc", "fc")
+
+
+_V1, _V1_V2 = ("IMAGENET1K_V1",), ("IMAGENET1K_V1", "IMAGENET1K_V2")
+
+
+def _vision_resnet(name: str, counts: str, pretrained: tuple[str, ...]) -> NetworkInfo:
+    return NetworkInfo(f"torchvision/{name}", "torchvision", f"ImageNet ResNet: {counts}", 32, 224, "fc", "fc", pretrained=pretrained)
+
+
+def _vision_mobile(name: str, summary: str, classifier: str, linear: str, pretrained: tuple[str, ...]) -> NetworkInfo:
+    return NetworkInfo(
+        f"torchvision/{name}", "torchvision", summary, 32, 224, classifier, linear, pretrained=pretrained, mobile=True, depthwise=True
+    )
+
+
+_ALL = (
+    _cifar_resnet("resnet8", "0.08 M parameters, 12.5 M MACs"),
+    _cifar_resnet("resnet14", "0.18 M parameters, 26.7 M MACs"),
+    _cifar_resnet("resnet20", "0.28 M parameters, 40.8 M MACs"),
+    _cifar_resnet("resnet32", "0.47 M parameters, 69.1 M MACs"),
+    _cifar_resnet("resnet44", "0.67 M parameters, 97.4 M MACs"),
+    _cifar_resnet("resnet56", "0.86 M parameters, 125.8 M MACs"),
+    _cifar_resnet("resnet110", "1.74 M parameters, 253.2 M MACs"),
+    _cifar_resnet("resnet8x4", "1.23 M parameters, 177.1 M MACs"),
+    _cifar_resnet("resnet32x4", "7.43 M parameters, 1083.0 M MACs"),
+    NetworkInfo(
+        "mobilenet_v2",
+        "cifar",
+        "MobileNetV2 for small pictures (the papers' mobile_half at width 0.5): 0.81 M parameters, 6.5 M MACs",
+        min_size=16,
+        default_size=32,
+        classifier="classifier",
+        linear="classifier",
+        widths=(0.1, 2.0),
+        default_width=0.5,
+        mobile=True,
+        depthwise=True,
+    ),
+    NetworkInfo(
+        "shufflenet_v1",
+        "cifar",
+        "ShuffleNetV1 for small pictures, 3 groups: 0.95 M parameters, 38.7 M MACs",
+        min_size=8,
+        default_size=32,
+        classifier="fc",
+        linear="fc",
+        mobile=True,
+        depthwise=True,
+    ),
+    NetworkInfo(
+        "shufflenet_v2",
+        "cifar",
+        "ShuffleNetV2 for small pictures: 1.36 M parameters, 44.5 M MACs",
+        min_size=8,
+        default_size=32,
+        classifier="fc",
+        linear="fc",
+        widths=(0.5, 2.0),
+        width_choices=(0.5, 1.0, 1.5, 2.0),
+        default_width=1.0,
+        mobile=True,
+        depthwise=True,
+    ),
+    _vision_mobile("mobilenet_v2", "MobileNetV2: 3.50 M parameters, 300.8 M MACs", "classifier", "classifier.1", _V1_V2),
+    _vision_mobile("mobilenet_v3_small", "MobileNetV3 small: 2.54 M parameters, 56.5 M MACs", "classifier", "classifier.3", _V1),
+    _vision_mobile("mobilenet_v3_large", "MobileNetV3 large: 5.48 M parameters, 216.6 M MACs", "classifier", "classifier.3", _V1_V2),
+    _vision_mobile("shufflenet_v2_x0_5", "ShuffleNetV2 0.5x: 1.37 M parameters, 40.5 M MACs", "fc", "fc", _V1),
+    _vision_mobile("shufflenet_v2_x1_0", "ShuffleNetV2 1.0x: 2.28 M parameters, 144.9 M MACs", "fc", "fc", _V1),
+    _vision_mobile("shufflenet_v2_x1_5", "ShuffleNetV2 1.5x: 3.50 M parameters, 295.8 M MACs", "fc", "fc", _V1),
+    _vision_mobile("shufflenet_v2_x2_0", "ShuffleNetV2 2.0x: 7.39 M parameters, 583.3 M MACs", "fc", "fc", _V1),
+    _vision_resnet("resnet18", "11.69 M parameters, 1814.1 M MACs", _V1),
+    _vision_resnet("resnet34", "21.80 M parameters, 3663.8 M MACs", _V1),
+    _vision_resnet("resnet50", "25.56 M parameters, 4089.2 M MACs", _V1_V2),
+)
+
+NETWORKS: dict[str, NetworkInfo] = {network.name: network for network in _ALL}
+
+
+def names() -> tuple[str, ...]:
+    """All network names, in the order of the catalogue."""
+    return tuple(NETWORKS)
+
+
+def did_you_mean(name: str, known: tuple[str, ...]) -> str:
+    """` (did you mean 'x'?)` where a known name is close, else the empty string."""
+    by_lower = {option.lower(): option for option in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
+
+
+def info(name: str) -> NetworkInfo:
+    """The catalogue's entry. Raises UsageError for an unknown name."""
+    if name in NETWORKS:
+        return NETWORKS[name]
+    in_torchvision = f"torchvision/{name}"
+    hint = f" (did you mean {in_torchvision!r}?)" if in_torchvision in NETWORKS else did_you_mean(name, names())
+    raise UsageError(f"model: there is no network {name!r}{hint}; `compress models` lists all")
+
+
+def resolve_width(network: NetworkInfo, width: float | None) -> float | None:
+    """The width to build with: the given one, checked, or the network's default. Raises UsageError."""
+    if width is None:
+        return network.default_width
+    if network.widths is None:
+        raise UsageError(f"width: {network.name} has no width option; leave `width` out")
+    if network.width_choices and width not in network.width_choices:
+        allowed = ", ".join(f"{choice:g}" for choice in network.width_choices)
+        raise UsageError(f"width: {network.name} comes in the widths {allowed}, not {width:g}")
+    low, high = network.widths
+    if not low <= width <= high:
+        raise UsageError(f"width: {network.name} takes {low:g} to {high:g}, not {width:g}")
+    return width
+
+
+def require_size(network: NetworkInfo, image_size: int) -> None:
+    """Raises UsageError where the pictures (side in pixels) are too small for the network."""
+    if image_size < network.min_size:
+        raise UsageError(f"data.image_size: {network.name} needs pictures of at least {network.min_size} pixels, not {image_size}")

@@ -1,0 +1,163 @@
+"""Weights in files: read without running code from them, fitted to a network, written with equal bytes for equal weights."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import struct
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from compress.errors import MissingError, StageError, UsageError
+
+PICKLES = (".pt", ".pth", ".bin")
+WRAPPERS = ("state_dict", "model", "model_state", "net", "weights")  # where training scripts put the state dict
+PREFIXES = ("module.", "_orig_mod.", "model.")  # left by DataParallel, torch.compile and wrapper classes
+# other names for the same layers in the checkpoints of the distillation benchmarks
+RENAMES = (
+    ("classifier.0.", "classifier."),
+    ("linear.", "fc."),
+    ("fc.", "classifier."),
+    ("classifier.", "fc."),
+    ("shortcut.", "downsample."),
+)
+# what torch.load raises on damaged bytes, found by changing bytes at random
+DAMAGED = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError, struct.error)
+SHOWN = 4  # keys named in a message
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors, .pt, .pth or .bin file, on the CPU, half precision as float32, common prefixes removed.
+
+    Raises MissingError (no such file), UsageError (unknown ending, or a pickle that contains code), StageError (damaged, no state dict).
+    """
+    if not path.is_file():
+        raise MissingError(f"weights: there is no file {path}; check the path, or copy the checkpoint there: cp CHECKPOINT {path}")
+    if path.suffix == ".safetensors":
+        try:
+            state: object = safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise StageError(f"weights: {path} is no whole safetensors file ({error}); fetch it again") from error
+    elif path.suffix in PICKLES:
+        state = _unwrap(_read_pickle(path), path)
+    else:
+        raise UsageError(f"weights: {path} ends in {path.suffix!r}; give a .safetensors, .pt, .pth or .bin file")
+    assert isinstance(state, dict)
+    return plain_keys({key: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor for key, tensor in state.items()})
+
+
+def _read_pickle(path: Path) -> object:
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named is None:
+            raise _unreadable(path, "its pickle is damaged or was not written by torch.save") from error
+        raise UsageError(
+            f"weights: {path} contains code ({named[1]}), which is not run; if you trust its origin, convert it to safetensors with "
+            f"python -c \"import torch, safetensors.torch as s; c = torch.load('{path}', weights_only=False, map_location='cpu'); "
+            f"c = c.state_dict() if hasattr(c, 'state_dict') else c.get('state_dict', c.get('model', c)); "
+            f"s.save_file({{k: v.clone() for k, v in c.items()}}, '{path.with_suffix('.safetensors')}')\""
+        ) from error
+    except DAMAGED as error:
+        raise _unreadable(path, f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".: ")) from error
+
+
+def _unreadable(path: Path, reason: str) -> StageError:
+    return StageError(f"weights: {path} could not be read as a PyTorch checkpoint ({reason}); fetch it again, or save its state dict")
+
+
+def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
+    """Find the state dict in what a training script saved."""
+    while isinstance(loaded, dict):
+        if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
+            return {str(key): value for key, value in loaded.items()}
+        inner = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), dict)), None)
+        if inner is None:
+            keys = _some([str(key) for key in loaded])
+            raise StageError(
+                f"weights: {path} has the keys {keys} and no state dict under {', '.join(WRAPPERS)}; save the state dict alone"
+            )
+        loaded = inner
+    raise StageError(f"weights: {path} holds a {type(loaded).__name__}, not a state dict; save `model.state_dict()`")
+
+
+def plain_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefixes of wrappers, where every key has them."""
+    while state:
+        prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in state)), None)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    return state
+
+
+def fit(model: nn.Module, state: dict[str, Tensor], *, source: str, new_head: bool = False) -> tuple[str, ...]:
+    """Load a state dict, every key and shape matching; returns the keys that keep their fresh initialisation.
+
+    These are none, or with `new_head` the weight and bias of the last Linear, where the checkpoint has another number of classes.
+    Missing `num_batches_tracked` counters are tolerated (BatchNorm with a fixed momentum does not read them).
+    Raises StageError naming the missing, unexpected and differently shaped keys of `source`.
+    """
+    expected = model.state_dict()
+    given = _renamed(plain_keys(state), expected)
+    wrong = [key for key in expected if key in given and given[key].shape != expected[key].shape]
+    head = _head(model)
+    other_head = bool(wrong) and set(wrong) <= set(head) and all(given[key].shape[1:] == expected[key].shape[1:] for key in wrong)
+    fresh = tuple(wrong) if new_head and other_head else ()
+    wrong = [key for key in wrong if key not in fresh]
+    missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in given if key not in expected and not key.endswith("num_batches_tracked")]
+    if wrong or missing or unexpected:
+        parts = [f"{len(missing)} missing ({_some(missing)})"] if missing else []
+        parts += [f"{len(unexpected)} unexpected ({_some(unexpected)})"] if unexpected else []
+        shapes = [f"{key} is {_shape(given[key])} in the file, {_shape(expected[key])} in the network" for key in wrong]
+        parts += [f"{len(wrong)} of another shape ({_some(shapes)})"] if wrong else []
+        what = "for another number of classes" if other_head and not (missing or unexpected) else "of another network"
+        raise StageError(f"{source} does not fit {type(model).__name__}: {', '.join(parts)}; it is a checkpoint {what}")
+    bad = [key for key in expected if key in given and not torch.isfinite(given[key]).all()]
+    if bad:
+        raise StageError(f"{source} holds values that are not finite in {_some(bad)}; take an earlier checkpoint")
+    model.load_state_dict({key: tensor for key, tensor in given.items() if key in expected and key not in fresh}, strict=False)
+    return fresh
+
+
+def _renamed(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename keys that the network does not have, where another name for the same layer is one that it has and lacks."""
+    renamed: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        options = (key.replace(old, new, 1) for old, new in RENAMES if old in key) if key not in expected else ()
+        renamed[next((option for option in options if option in expected and option not in state and option not in renamed), key)] = tensor
+    return renamed
+
+
+def _head(model: nn.Module) -> tuple[str, ...]:
+    """The keys of the last Linear: the one that gives the logits, in every network here."""
+    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return (f"{paths[-1]}.weight", f"{paths[-1]}.bias") if paths else ()
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(str(side) for side in tensor.shape) or "a scalar"
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
+
+
+def save_state(model: nn.Module, path: Path, half: bool = False) -> None:
+    """Write the weights as safetensors: plain keys, CPU tensors, equal bytes for equal weights.
+
+    `half` stores convolution and linear weights in float16; vectors (BatchNorm, biases) stay float32: small, and of a wide range.
+    """
+    state = plain_keys({key: tensor.detach().cpu() for key, tensor in model.state_dict().items()})
+    tensors: dict[str, Tensor] = {}
+    for key in sorted(state):
+        tensor = state[key].half() if half and state[key].is_floating_point() and state[key].dim() > 1 else state[key]
+        tensors[key] = tensor.clone(memory_format=torch.contiguous_format)  # a channels_last model gives the same bytes
+    # not save_file: its files are readable by their owner alone, whatever the umask says
+    path.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))

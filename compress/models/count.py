@@ -1,0 +1,40 @@
+"""Parameters and multiply-accumulates of a network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def params(model: nn.Module) -> int:
+    """Number of parameters, shared ones once; buffers do not count."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def macs(model: nn.Module, image_size: int) -> int:
+    """Multiply-accumulates of convolutions and linear layers for one (3, image_size, image_size) picture.
+
+    Runs on the meta device with stand-ins for parameters and buffers: nothing is computed, the model stays as it is.
+    """
+    total = 0
+
+    def count(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        assert isinstance(module.weight, Tensor)
+        total += output.numel() * module.weight[0].numel()  # an output value costs one row of the weight matrix
+
+    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    modes = [(module, module.training) for module in model.modules()]
+    tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        model.eval()
+        with torch.no_grad():
+            dtype = next(model.parameters()).dtype
+            torch.func.functional_call(model, tensors, (torch.empty(1, 3, image_size, image_size, device="meta", dtype=dtype),))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    return total

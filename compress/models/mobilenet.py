@@ -1,0 +1,79 @@
+"""MobileNetV2 for small pictures, as the distillation papers use it ("mobile_half" at width 0.5).
+
+Source: Sandler et al. 2018, with the benchmarks' differences: ReLU instead of ReLU6, no dropout, a stem of stride 2 and a second group
+that keeps its resolution (total stride 16), channels int(c * width) without rounding to 8, the expansion convolution is kept at t = 1,
+1280 last channels up to width 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+# expansion t, channels c, units n, stride s of the first unit
+SETTINGS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+
+class InvertedResidual(nn.Module):
+    """Expand (1x1), filter each channel (3x3 depthwise), project (1x1, linear); a shortcut where the shape stays."""
+
+    def __init__(self, width_in: int, width: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = width_in * expansion
+        self.shortcut = stride == 1 and width_in == width
+        self.conv = nn.Sequential(
+            nn.Conv2d(width_in, hidden, 1, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(),
+            nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(),
+            nn.Conv2d(hidden, width, 1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C, H / stride, W / stride); no activation at the end."""
+        return x + self.conv(x) if self.shortcut else self.conv(x)
+
+
+class MobileNetV2(nn.Module):
+    """Stem (stride 2), seven groups of inverted residuals, a 1x1 convolution, pooling, Linear."""
+
+    def __init__(self, width: float, classes: int) -> None:
+        super().__init__()
+        stem, last = int(32 * width), 1280 if width <= 1 else int(1280 * width)
+        self.conv1 = _conv_bn_relu(3, stem, kernel=3, stride=2)
+        groups, width_in = [], stem
+        for expansion, base, units, stride in SETTINGS:
+            channels = int(base * width)
+            first = InvertedResidual(width_in, channels, stride, expansion)
+            groups.append(nn.Sequential(first, *(InvertedResidual(channels, channels, 1, expansion) for _ in range(units - 1))))
+            width_in = channels
+        self.blocks = nn.Sequential(*groups)
+        self.conv2 = _conv_bn_relu(width_in, last, kernel=1, stride=1)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(last, classes)
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, K)."""
+        x = self.conv2(self.blocks(self.conv1(x)))
+        return self.classifier(self.avgpool(x).flatten(1))
+
+
+def _conv_bn_relu(width_in: int, width: int, *, kernel: int, stride: int) -> nn.Sequential:
+    conv = nn.Conv2d(width_in, width, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU())
+
+
+@torch.no_grad()
+def _initialise(module: nn.Module) -> None:
+    """Normal, deviation sqrt(2 / (k k C_out)) for convolutions (depthwise too), 0.01 for the classifier, whose bias is 0."""
+    if isinstance(module, nn.Conv2d):
+        module.weight.normal_(0, math.sqrt(2 / (module.kernel_size[0] * module.kernel_size[1] * module.out_channels)))
+    elif isinstance(module, nn.Linear):
+        module.weight.normal_(0, 0.01)
+        module.bias.zero_()

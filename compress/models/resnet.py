@@ -1,0 +1,66 @@
+"""ResNets for small pictures: a 3x3 stem without pooling and three stages.
+
+Source: He et al. 2016 (CIFAR section), with the projection shortcuts ("option B") of the distillation benchmarks:
+a change of shape goes through a strided 1x1 convolution + BatchNorm. He's own CIFAR networks pad instead and have fewer parameters.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut; ReLU after the sum. `relu2:in` is the stage map before its activation."""
+
+    def __init__(self, width_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or width_in != width:
+            self.downsample = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C, H / stride, W / stride)."""
+        y = self.relu1(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return self.relu2(y + self.downsample(x))
+
+
+class ResNet(nn.Module):
+    """Depth 6 n + 2: n BasicBlocks in each of three stages."""
+
+    def __init__(self, blocks: int, stem: int, widths: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, stem, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.relu = nn.ReLU()
+        self.layer1 = _stage(stem, widths[0], blocks, stride=1)
+        self.layer2 = _stage(widths[0], widths[1], blocks, stride=2)
+        self.layer3 = _stage(widths[1], widths[2], blocks, stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(widths[2], classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, K)."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+    first = BasicBlock(width_in, width, stride)
+    return nn.Sequential(first, *(BasicBlock(width, width, 1) for _ in range(blocks - 1)))
+
+
+def resnet(*, depth: int, classes: int, times: int = 1) -> ResNet:
+    """The CIFAR ResNet of a depth 6 n + 2; `times` 4 is the benchmarks' "x4": stem 32 and stages four times as wide."""
+    stem = 16 if times == 1 else 32
+    return ResNet((depth - 2) // 6, stem, (16 * times, 32 * times, 64 * times), classes)

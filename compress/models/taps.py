@@ -1,0 +1,143 @@
+"""Features of an untouched network, read by forward hooks.
+
+A tap is `path:in` or `path:out`, the path of a module as in `named_modules`. A module that is called more than once in a forward
+pass (one ReLU used twice) is tapped by call number, counted from 1: `layer4.1.relu:in#2`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from compress.errors import StageError, UsageError
+from compress.models.catalog import did_you_mean
+
+_TAP = re.compile(r"(?P<path>[^:#]+):(?P<side>in|out)(?:#(?P<call>[1-9]\d*))?")
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A parsed tap; `call` counts from 1, None: the module's only call."""
+
+    text: str
+    path: str
+    side: str
+    call: int | None
+
+
+@dataclass
+class _Record:
+    """What the hooks saw in the current forward pass, by `path:side`."""
+
+    active: bool = False
+    seen: dict[str, list[Any]] = field(default_factory=dict)
+
+
+def parse_tap(text: str, model: nn.Module) -> Tap:
+    """Raises UsageError where the form is wrong or the network has no such module."""
+    match = _TAP.fullmatch(text)
+    if match is None:
+        raise UsageError(f"tap {text!r}: write it as `module:in` or `module:out`, with `#2` behind it for a second call")
+    paths = tuple(path for path, _ in model.named_modules() if path)
+    if match["path"] not in paths:
+        raise UsageError(f"tap {text!r}: {type(model).__name__} has no module {match['path']!r}{did_you_mean(match['path'], paths)}")
+    return Tap(text, match["path"], match["side"], int(match["call"]) if match["call"] else None)
+
+
+class Tapped:
+    """The network with taps: `Tapped(model, {"pooled": "fc:in"})(x)` -> (logits, {"pooled": tensor}), one forward pass.
+
+    Not a module: it owns nothing, the model's state dict stays as it is. Its hooks stay on the model until `close()` (or the end of a
+    `with`) and record only during its own calls. Close it before the model is exported.
+    """
+
+    def __init__(self, model: nn.Module, taps: Mapping[str, str]) -> None:
+        self.model = model
+        self.taps = {name: parse_tap(text, model) for name, text in taps.items()}
+        self._record = _Record()
+        self._closed = False
+        self._hooks: list[RemovableHandle] = []
+        for path, side in sorted({(tap.path, tap.side) for tap in self.taps.values()}):
+            self._record.seen[f"{path}:{side}"] = []
+            module = model.get_submodule(path)
+            if side == "in":
+                self._hooks.append(module.register_forward_pre_hook(_keep_input(self._record, f"{path}:in")))
+            else:
+                self._hooks.append(module.register_forward_hook(_keep_output(self._record, f"{path}:out")))
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """One forward pass; the tapped tensors carry gradients like any other.
+
+        Raises StageError where a tapped module is not called, is called more than once without a call number, or its tensor is
+        overwritten in place later on.
+        """
+        if self._closed:
+            raise RuntimeError("these taps are closed")
+        self._record.active = True
+        try:
+            logits = self.model(x)
+            return logits, {name: _pick(tap, self._record.seen[f"{tap.path}:{tap.side}"]) for name, tap in self.taps.items()}
+        finally:
+            self._record.active = False
+            for calls in self._record.seen.values():
+                calls.clear()
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._closed = True
+
+    def __enter__(self) -> Tapped:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _keep_input(record: _Record, key: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+        if record.active:
+            value = args[0] if args else None
+            record.seen[key].append((value, _version(value)))
+
+    return hook
+
+
+def _keep_output(record: _Record, key: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        if record.active:
+            record.seen[key].append((output, _version(output)))
+
+    return hook
+
+
+def _version(tensor: Any) -> int:
+    """How often the tensor was written to; 0 where that is not tracked (a traced graph, inference mode)."""
+    if torch.compiler.is_compiling() or not isinstance(tensor, Tensor) or tensor.is_inference():
+        return 0
+    return tensor._version
+
+
+def _pick(tap: Tap, calls: list[tuple[Any, int]]) -> Tensor:
+    if not calls:
+        raise StageError(f"tap {tap.text!r}: the forward pass does not call {tap.path!r}; tap a module that it calls")
+    if tap.call is None and len(calls) > 1:
+        example = f"{tap.path}:{tap.side}#{len(calls)}"
+        raise StageError(f"tap {tap.text!r}: {tap.path!r} is called {len(calls)} times; say which, as in {example!r}")
+    if tap.call is not None and tap.call > len(calls):
+        raise StageError(f"tap {tap.text!r}: {tap.path!r} is called only {len(calls)} times")
+    tensor, version = calls[(tap.call or 1) - 1]
+    if not isinstance(tensor, Tensor):
+        raise StageError(f"tap {tap.text!r}: {tap.path!r} passes a {type(tensor).__name__} there, not a tensor; tap another module")
+    if _version(tensor) != version:
+        raise StageError(f"tap {tap.text!r}: the network overwrites this tensor in place; tap the input of the module that follows")
+    return tensor

@@ -1,0 +1,263 @@
+"""The workflow, in the order of the sentence that describes it: teacher, distill, strip, convert, quantize, validate, device, report."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress import recipe, verdict
+from compress.console import Console
+from compress.data import sources
+from compress.errors import MissingError, UsageError
+from compress.recipe import Loaded
+from compress.results import File, ModelFile, Network, Normalization, Prepared, Trained, TrainingData, sha256_of
+from compress.schema import Candidate, Distill, Normalize, Recipe, Train
+from compress.stages import convert, data, device, distill, quantize, report, strip, teacher, validate
+from compress.store import Store
+from export.runtime import host
+
+STAGES = ("teacher", "distill", "strip", "convert", "quantize", "validate", "device", "report")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: 0, 5 or 6; the content of report.json; the run folder. `report` is None where `--until` stopped it earlier."""
+
+    exit_code: int
+    report: dict[str, Any] | None
+    run_folder: Path | None
+
+
+def run(loaded: Loaded, *, artifacts: Path, device: str, until: str | None, force: tuple[str, ...], console: Console) -> Outcome:
+    """Run a recipe from teacher to verdict; every stage that is whole already is reused."""
+    now = datetime.now(UTC)
+    settings = recipe.resolve(loaded.recipe)
+    work = Workflow(loaded, settings, Store(artifacts, resolve_device(device), console, force), until)
+    folder = artifacts / "runs" / loaded.name / f"{now:%Y%m%dT%H%M%SZ}-{sha256_of(settings)[:8]}"
+    for notice in loaded.notices:
+        console.notice(notice)
+    evidence = work.evidence(started=f"{now:%Y-%m-%d %H:%M:%S} UTC")
+    if evidence is None:
+        console.line(f"stopped after {until}, as asked; run again without --until to go on")
+        return Outcome(0, None, None)
+    folder.mkdir(parents=True)
+    shutil.copyfile(loaded.path, folder / "recipe.yaml")
+    (folder / "resolved.yaml").write_text(recipe.dump(settings))
+    content = report.write(evidence, folder)
+    console.summary(content, folder)
+    console.save_log(folder / "log.txt")
+    report.mark_latest(folder)
+    return Outcome(verdict.exit_code(content["status"]), content, folder)
+
+
+def teachers(loaded: Loaded, *, artifacts: Path, device: str, console: Console) -> list[dict[str, Any]]:
+    """The teacher-selection table alone: one row a candidate."""
+    work = Workflow(loaded, recipe.resolve(loaded.recipe), Store(artifacts, resolve_device(device), console), "teacher")
+    candidates = work.candidates()
+    chosen = teacher.select(candidates)
+    return [
+        {"model": one.network.model, "top1_validation": one.top1_validation, "params": one.params, "macs": one.macs,
+         "seconds": one.seconds, "origin": one.origin, "chosen": index == chosen.index}
+        for index, one in enumerate(candidates)
+    ]  # fmt: skip
+
+
+def resolve_device(name: str) -> str:
+    """auto | cpu | cuda | cuda:N | mps -> what torch calls it. Raises MissingError where it is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise MissingError("--device cuda: torch sees no CUDA device here; see it with: compress doctor")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise MissingError("--device mps: torch sees no Metal device here; see it with: compress doctor")
+    try:
+        torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps") from None
+    return name
+
+
+class Workflow:
+    """The stages of one recipe over a store. Methods follow the workflow; each returns records."""
+
+    def __init__(self, loaded: Loaded, settings: Recipe, store: Store, until: str | None) -> None:
+        self.loaded, self.settings, self.store = loaded, settings, store
+        self.until = until
+        self.base = loaded.path.resolve().parent
+        self.versions = {name: version(name) for name in ("torch", "onnx", "onnxruntime")}
+        self.prepared = self._prepared()
+        self.training: TrainingData = data.training(self.prepared, settings.data)
+
+    def evidence(self, started: str) -> report.Evidence | None:
+        """Run everything up to the report; None where `--until` ends it."""
+        settings, store = self.settings, self.store
+        candidates = self.candidates()
+        selected = teacher.select(candidates)
+        store.console.line(f"teacher: {selected.reason}")
+        if self.until == "teacher":
+            return None
+        student = self._branch(settings.distill, selected.teacher, "")
+        baseline = self._branch(Distill(method="none"), None, "baseline") if settings.distill.baseline and settings.distill.method != "none" else None
+        if student is None or (settings.distill.baseline and settings.distill.method != "none" and baseline is None):
+            return None
+        teacher_onnx = store.run(
+            convert.run, settings.export, label="teacher", model=selected.teacher, recorded=None, data=self.training, versions=self.versions
+        )
+        models = _model_files(teacher_onnx, student, baseline)
+        if self.until in ("convert", "quantize"):
+            return None
+        here = host()
+        measured = store.run(
+            validate.run, settings.validate_, models=models, samples=settings.device.samples, test=data.test(self.prepared), host=here, versions=self.versions
+        )
+        if self.until == "validate":
+            return None
+        verified = store.run(device.run, settings.device, bundle=measured.bundle, threads=settings.validate_.threads, host=here, versions=self.versions)
+        if self.until == "device":
+            return None
+        return report.Evidence(
+            recipe=settings,
+            name=self.loaded.name,
+            prepared=self.prepared,
+            candidates=tuple(candidates),
+            chosen=selected.index,
+            reason=selected.reason,
+            teacher=selected.teacher,
+            student=student,
+            baseline=baseline,
+            models=models,
+            measured=measured,
+            verified=verified,
+            seconds=store.seconds,
+            reused=tuple(store.reused),
+            environment={**here, "torch": self.versions["torch"], "onnx": self.versions["onnx"], "compress": version("compress"), "device": store.device},
+            command=f"compress run {self.loaded.path}",
+            started=started,
+            notices=(*self.loaded.notices, *self._data_notices()),
+            where={name: self.loaded.where(f"require.{name}") for name, limit in settings.require if limit is not None},
+        )
+
+    def candidates(self) -> list[Trained]:
+        """Every teacher candidate, each cached alone: a new student retrains no teacher."""
+        return [self._candidate(one) for one in self.settings.teacher.candidates]
+
+    def _prepared(self) -> Prepared:
+        config = self.settings.data
+        root = str((self.base / Path(config.root).expanduser()).resolve()) if config.root else None
+        config = config.model_copy(update={"root": root})
+        fingerprint = sources.fingerprint(config, Path())
+        # What does not change the decoded arrays stays out of the key.
+        keyed = config.model_copy(update={"validation": 0.1, "calibration": 512, "normalize": None, "download": False})
+        prepared: Prepared = self.store.run(data.prepare, keyed, fingerprint=fingerprint)
+        if config.normalize is not None:
+            prepared = replace(prepared, normalization=_normalization(config.normalize))
+        return prepared
+
+    def _data_notices(self) -> list[str]:
+        skipped = self.prepared.unreadable
+        return [f"{len(skipped)} unreadable pictures were skipped, the first: {skipped[0].path} ({skipped[0].reason})"] if skipped else []
+
+    def _network(self, model: str, width: float | None, normalize: Normalize | None) -> Network:
+        normalization = _normalization(normalize) if normalize else self.prepared.normalization
+        return Network(model, width, len(self.prepared.classes), self.prepared.image_size, normalization)
+
+    def _weights(self, key: str, model: str) -> tuple[str, File | None]:
+        """A `weights` key -> (what the stage's config says, the file where it is one). Raises MissingError."""
+        if key == "embedded":
+            return key, File.of(teacher.embedded_weights(model))
+        if key.startswith(("http://", "https://")):
+            raise MissingError(f"weights: {key} is not downloaded by a run; fetch it first and name the file: curl -LO {key}")
+        if Path(key).suffix in (".safetensors", ".pt", ".pth", ".bin"):
+            path = self.base / Path(key).expanduser()
+            if not path.is_file():
+                raise MissingError(f"weights: {path} does not exist; put the checkpoint there, or see it with: ls {path.parent}")
+            return "file", File.of(path)
+        return key, None
+
+    def _candidate(self, candidate: Candidate) -> Trained:
+        key, weights = self._weights(candidate.weights, candidate.model)
+        network = self._network(candidate.model, candidate.width, candidate.normalize)
+        result: Trained = self.store.run(
+            teacher.train, candidate.model_copy(update={"weights": key}), label=candidate.model, network=network, data=self.training, weights=weights
+        )
+        return result
+
+    def _branch(self, config: Distill, chosen: Trained | None, label: str) -> report.Branch | None:
+        """A student from training to int8; None where `--until` ends it within."""
+        settings, store = self.settings, self.store
+        start, weights = self._weights(settings.student.weights, settings.student.model)
+        network = self._network(settings.student.model, settings.student.width, None)
+        own = config.alone()  # other methods' sections are no part of the key
+        train: Train = settings.train
+        trained = store.run(
+            distill.run, own, label=label, student=network, start=start, weights=weights, teacher=chosen, data=self.training, train=train
+        )
+        if self.until == "distill":
+            return None
+        stripped = store.run(strip.run, own, label=label, student=network, teacher=chosen, trained=trained, data=self.training)
+        if self.until == "strip":
+            return None
+        fp32 = store.run(
+            convert.run, settings.export, label=label or "student",
+            model=stripped.trained, recorded=stripped.predictions, data=self.training, versions=self.versions,
+        )
+        if settings.quantize.scheme == "none" or self.until == "convert":
+            return report.Branch(trained, stripped, fp32, None)
+        target = quantize.resolve_target(settings.quantize.target)
+        int8 = store.run(
+            quantize.run, settings.quantize, label=label or "student",
+            model=fp32, data=data.calibration(self.prepared, settings.data), target=target, versions=self.versions,
+        )
+        return report.Branch(trained, stripped, fp32, int8)
+
+
+def _normalization(section: Normalize) -> Normalization:
+    return Normalization(section.mean, section.std)
+
+
+def _model_files(teacher_onnx: Any, student: report.Branch, baseline: report.Branch | None) -> tuple[ModelFile, ...]:
+    """What validate measures, the teacher first; names are those in the run folder."""
+    files = [ModelFile("teacher.onnx", "teacher", "fp32", teacher_onnx.file, None, teacher_onnx.max_abs_diff)]
+    for role, branch in (("student", student), ("baseline", baseline)):
+        if branch is None:
+            continue
+        files.append(ModelFile(f"{role}.fp32.onnx", role, "fp32", branch.fp32.file, None, branch.fp32.max_abs_diff))
+        if branch.int8 is not None:
+            files.append(ModelFile(f"{role}.int8.onnx", role, "int8", branch.int8.file, branch.int8.target, None))
+    return tuple(files)
+
+
+def verify(run_folder: Path, *, target: str, console: Console) -> Outcome:
+    """Run the bundle on a device and merge its answer into the run's report; requirements are judged again by the report's own rows."""
+    import json
+
+    from compress.report import render
+
+    if target != "local":
+        raise UsageError(f"--target {target}: only local is there now; copy bundle.zip to the device and run: python -m export.verify")
+    content = json.loads((run_folder / "report.json").read_text())
+    bundle = run_folder / "bundle.zip"
+    if not bundle.is_file():
+        raise MissingError(f"{bundle} is missing; make it again: compress run {run_folder / 'recipe.yaml'}")
+    work = run_folder / "device"
+    work.mkdir(exist_ok=True)
+    verified = device.verify_local(bundle, work, threads=1)
+    content["device"] = [row for row in content["device"] if row["target"] != target] + list(verified.rows)
+    (run_folder / "report.json").write_text(json.dumps(content, indent=1) + "\n")
+    render(run_folder)
+    for row in verified.rows:
+        console.line(f"{row['file']}: agreement {row['agreement']:.4f} on {row['images']} pictures, max |diff| {row['max_abs_diff']:.2e}")
+    return Outcome(verdict.exit_code(content["status"]), content, run_folder)
+
+
+def rerender(run_folder: Path) -> Path:
+    """Write report.html again from report.json."""
+    from compress.report import render
+
+    return render(run_folder)

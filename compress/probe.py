@@ -1,0 +1,67 @@
+"""What `compress check` proves before anything is trained: networks build, taps exist, data and weights are there. Trains nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from compress import models, recipe
+from compress.data import sources
+from compress.errors import CompressError, MissingError, UsageError
+from compress.methods import METHODS
+from compress.models import catalog
+from compress.models.count import macs, params
+from compress.models.taps import Tapped
+from compress.recipe import Loaded
+
+FEW_PICTURES = 2000  # below this, training a student from scratch is a poor start
+
+
+def check(loaded: Loaded) -> list[str]:
+    """Notes on a recipe that is well formed: one line a network, one on the data. Raises UsageError where a network cannot be built.
+
+    Networks are built on the meta device, so nothing is allocated; absent data or weights are a note, not an error.
+    """
+    settings = recipe.resolve(loaded.recipe)
+    base = loaded.path.resolve().parent
+    size = settings.data.image_size or 32
+    notes = [_network(f"teacher {one.model}", one.model, one.width, size) for one in settings.teacher.candidates]
+    notes.append(_network(f"student {settings.student.model}", settings.student.model, settings.student.width, size))
+    for key, weights in [*((f"teacher.candidates.{i}", c.weights) for i, c in enumerate(settings.teacher.candidates)), ("student", settings.student.weights)]:
+        if Path(weights).suffix in (".safetensors", ".pt", ".pth", ".bin") and not (base / Path(weights).expanduser()).is_file():
+            notes.append(f"{loaded.where(f'{key}.weights')}: {key}.weights: {weights} is not there yet")
+    notes += _data(loaded, base)
+    if METHODS[settings.distill.method].needs_teacher is False and settings.distill.baseline:
+        notes.append("distill.baseline: method none is its own baseline; nothing more is trained")
+    return notes
+
+
+def _network(title: str, name: str, width: float | None, size: int) -> str:
+    """Build on the meta device, probe the pooled tap, count."""
+    info = catalog.info(name)
+    catalog.require_size(info, size)
+    with torch.device("meta"):
+        model = models.build(name, classes=10, width=width).eval()
+        with Tapped(model, {"pooled": f"{info.classifier}:in"}) as tapped, torch.no_grad():
+            logits, taps = tapped(torch.empty(2, 3, size, size))
+    if taps["pooled"].ndim != 2 or logits.shape != (2, 10):
+        raise UsageError(f"{title}: expected a pooled vector (N, d) and logits (N, K), found {tuple(taps['pooled'].shape)} and {tuple(logits.shape)}")
+    return f"{title}: {params(model):,} parameters, {macs(model, size):,} multiply-accumulates at {size}x{size} (10 classes)"
+
+
+def _data(loaded: Loaded, base: Path) -> list[str]:
+    config = loaded.recipe.data
+    try:
+        sources.fingerprint(config, base)
+    except MissingError as error:
+        return [f"{loaded.where('data')}: data: {error}"]
+    except CompressError as error:
+        raise UsageError(f"{loaded.where('data')}: data: {error}") from error
+    count = sources.count_training(config, base)
+    if count is not None and count < FEW_PICTURES and loaded.recipe.student.weights == "none":
+        return [
+            f"{loaded.where('student')}: student: {count:,} training pictures are few to train {loaded.recipe.student.model} from scratch; "
+            "a pretrained start (student.weights) usually does better"
+        ]
+    return []

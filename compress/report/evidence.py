@@ -1,0 +1,277 @@
+"""The lower part of the page: every measured number, the training, the classes, the pictures, the devices and how to repeat it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from compress.report import plots
+from compress.report.parts import (
+    NOT_MEASURED,
+    Child,
+    Html,
+    bracket,
+    count,
+    duration,
+    el,
+    escape,
+    facts,
+    interval_of,
+    is_number,
+    join,
+    milliseconds,
+    percent,
+    section,
+    signed,
+    significant,
+    size,
+    table,
+)
+from compress.report.source import Source, comparison_of, measured_rows, method_of, shipped, teacher_row
+
+MOST_PICTURES = 24
+MOST_CLASSES = 20
+THUMBNAIL = 112  # pixels; smaller pictures are kept as they are and enlarged by the browser
+
+
+def models(source: Source) -> Html:
+    """The table of all measured files: one column each, so that it fits a phone sideways."""
+    report = source.report
+    rows = measured_rows(report)
+    ship = shipped(report)
+    head: list[Child] = [""] + [[row.get("role"), " ", row.get("precision"), _under(row, ship)] for row in rows]
+    lines = [[name, *(cell(row, report) for row in rows)] for name, cell in CELLS]
+    lines = [line for line in lines if any(cell is not NOT_MEASURED for cell in line[1:])]
+    kinds = ["", *("ship" if row is ship else "" for row in rows)]
+    images = next((row["images"] for row in rows if row.get("images")), None)
+    timing: dict[str, Any] = next((row["latency_ms"] for row in rows if row.get("latency_ms")), {})
+    parts = [f"all on the same {images:,} test pictures" if images else None, _conditions(timing)]
+    lead = "Every file measured in one runtime" + "".join(f"; {part}" for part in parts if part) + ". Small print: 95 % intervals."
+    return section("models", "Models", table("Measured models", head, lines, kinds), lead=lead)
+
+
+def _under(row: dict[str, Any], ship: dict[str, Any]) -> list[Html]:
+    """What stands under a model's name: whether it ships, and for which processors it is."""
+    return [el("small", text) for text in ("ships" if row is ship else None, row.get("target")) if text]
+
+
+def _conditions(timing: Mapping[str, Any]) -> str | None:
+    threads, batch, runs = timing.get("threads"), timing.get("batch"), timing.get("runs")
+    cores = f"{threads} {'thread' if threads == 1 else 'threads'}" if threads else ""
+    parts = [f"batch {batch}" if batch else "", cores, f"{runs} timed runs" if runs else ""]
+    return "latency at " + ", ".join(part for part in parts if part) if any(parts) else None
+
+
+def _top1(row: dict[str, Any], report: dict[str, Any]) -> Child:
+    return [percent(row["top1"], 2), bracket(interval_of(row.get("top1_ci95")), 100)] if is_number(row.get("top1")) else NOT_MEASURED
+
+
+def _drop(row: dict[str, Any], report: dict[str, Any]) -> Child:
+    pair = comparison_of(report, row.get("file"), teacher_row(report).get("file"))
+    drop = pair.get("top1_drop_points")
+    return [signed(drop, 2).lstrip("+"), bracket(interval_of(pair.get("top1_drop_ci95")), 1, 2)] if is_number(drop) else NOT_MEASURED
+
+
+def _p50(row: dict[str, Any], report: dict[str, Any]) -> Child:
+    latency = row.get("latency_ms") or {}
+    interval = interval_of(latency.get("p50_ci95"))
+    return [milliseconds(latency.get("p50")), bracket(interval, 1, 3)] if is_number(latency.get("p50")) else NOT_MEASURED
+
+
+def _pair(key: str, unit: str) -> Any:
+    def cell(row: dict[str, Any], report: dict[str, Any]) -> Child:
+        pair = comparison_of(report, row.get("file"), teacher_row(report).get("file"))
+        if not is_number(pair.get(key)):
+            return NOT_MEASURED
+        return [significant(pair[key]) + unit, bracket(interval_of(pair.get("speedup_ci95")), 1, 2) if key == "speedup_p50" else None]
+
+    return cell
+
+
+def _own(key: str, show: Any) -> Any:
+    return lambda row, report: show(row.get(key))
+
+
+def _network(key: str) -> Any:
+    """A number of the network, not of the file: the teacher's, the student's; the baseline is the same network as the student."""
+    return lambda row, report: count((report["teacher"] if row.get("role") == "teacher" else report["student"]).get(key))
+
+
+def _difference(value: Any) -> Child:
+    if not is_number(value):
+        return NOT_MEASURED
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return [mantissa, " \u00d7 10", el("sup", str(int(exponent)).replace("-", "\u2212"))] if value else "0"
+
+
+CELLS: list[tuple[Child, Any]] = [
+    ("Top-1", _top1),
+    ("Drop against teacher, points", _drop),
+    ("Top-5", _own("top5", percent)),
+    ("Agrees with teacher", _own("agreement_with_teacher", percent)),
+    ("File", _own("bytes", size)),
+    ("Smaller than teacher", _pair("size_ratio", "\u00d7")),
+    ("Parameters", _network("params")),
+    ("MACs", _network("macs")),
+    ("Latency p50", _p50),
+    ("Latency p90", lambda row, report: milliseconds((row.get("latency_ms") or {}).get("p90"))),
+    ("Latency p99", lambda row, report: milliseconds((row.get("latency_ms") or {}).get("p99"))),
+    ("Faster than teacher", _pair("speedup_p50", "\u00d7")),
+    ("First run", _own("first_run_ms", milliseconds)),
+    ("Load", _own("load_ms", milliseconds)),
+    ("Peak memory", _own("peak_memory_bytes", size)),
+    ("Integer share", _own("int8_mac_share", percent)),
+    ("Largest logit difference from torch", _own("max_abs_diff_from_torch", _difference)),
+]
+
+
+def teacher(source: Source) -> Html | None:
+    """Every candidate, and why one won."""
+    report = source.report
+    candidates = report["teacher"].get("candidates") or []
+    if not candidates:
+        return None
+    head = ["Candidate", "Top-1, validation", "Parameters", "MACs", "Epochs", "Time", "From"]
+    rows = [
+        [
+            [row.get("model"), " ", el("span", "\u2713 chosen", class_="chip passed") if row.get("chosen") else None],
+            percent(row.get("top1_validation"), 2), count(row.get("params")), count(row.get("macs")), count(row.get("epochs")),
+            duration(row.get("seconds")), row.get("origin") or NOT_MEASURED,
+        ]
+        for row in candidates
+    ]  # fmt: skip
+    return section("teacher", "Teacher", table("Teacher candidates", head, rows), lead=report["teacher"].get("reason"))
+
+
+def _figure(drawn: Mapping[str, str], name: str, alt: str, caption: Child = None) -> Html | None:
+    if name not in drawn:
+        return None
+    return el("figure", Html(plots.inline(drawn[name], name, escape(alt))), el("figcaption", caption) if caption else None)
+
+
+def training(source: Source, drawn: Mapping[str, str]) -> Html | None:
+    """Validation accuracy and losses, the baseline beside the student."""
+    if not {"accuracy", "loss"} & set(drawn):
+        return None
+    ends = [(curve.name, float(curve.top1[-1])) for curve in source.curves if curve.top1 is not None]
+    last = [f"{name} {100 * top1:.1f} %" for name, top1 in ends if np.isfinite(top1)]
+    accuracy = _figure(drawn, "accuracy", f"Validation accuracy by epoch; at the end: {', '.join(last)}")
+    loss = _figure(drawn, "loss", "Training losses by epoch of the student and the baseline")
+    method = method_of(source.report)
+    lead = (f"Distilled with {method}. " if method else "") + "Accuracies are on pictures carved from the training set."
+    return section("training", "Training", el("div", accuracy, loss, class_="plots"), lead=lead)
+
+
+def latency(source: Source, drawn: Mapping[str, str]) -> Html | None:
+    """The raw samples, and what integer arithmetic was worth."""
+    note = (source.report.get("int8_against_float") or {}).get("sentence")
+    if "latency" not in drawn:
+        return section("latency", "Latency", el("p", note)) if note else None
+    medians = [f"{name} {significant(float(np.median(values)))} ms" for name, values in source.latency.items() if values.size]
+    how = "Each shape holds every timed run; the upright line is the median. The models took turns, so a slow moment hits all of them."
+    body = _figure(drawn, "latency", "Distribution of latencies; medians: " + ", ".join(medians))
+    aside = el("div", el("p", note, class_="said") if note else None, el("p", how, class_="quiet"), class_="aside")
+    return section("latency", "Latency", el("div", body, aside, class_="plots"))
+
+
+def classes(source: Source) -> Html | None:
+    """How each class changed from teacher to student, the worst first."""
+    rows = [row for row in source.per_class if is_number(row.get("teacher")) and is_number(row.get("student"))]
+    if not rows:
+        return None
+    rows = sorted(rows, key=lambda row: row["student"] - row["teacher"])
+    widest = max(max(abs(100 * (row["student"] - row["teacher"])) for row in rows), 1.0)
+    shown, rest = (rows, []) if len(rows) <= MOST_CLASSES else (rows[:12] + rows[-4:], rows[12:-4])
+    hidden = el("details", el("summary", f"The {len(rest)} classes between"), _class_list(rest, widest)) if rest else None
+    lead = (
+        "Top-1 of the teacher and of the shipped student on the test pictures of each class, and the change in points, worst first. "
+        "A class has few pictures: only large changes mean something."
+    )
+    return section("classes", "Classes", _class_list(shown, widest), hidden, lead=lead)
+
+
+def _class_list(rows: list[dict[str, Any]], widest: float) -> Html:
+    return el("ul", *(_class_row(row, widest) for row in rows), class_="classes")
+
+
+def _class_row(row: dict[str, Any], widest: float) -> Html:
+    change = 100 * (row["student"] - row["teacher"])
+    width = round(50 * abs(change) / widest, 2)
+    swing = el("span", el("i", class_="down" if change < 0 else "up", style=f"width:{width}%"), class_="swing", aria_hidden="true")
+    pair = el("span", percent(row["teacher"]), " \u2192 ", percent(row["student"]), class_="pair")
+    title = f"{row['n']} pictures" if row.get("n") else None
+    return el("li", el("span", row.get("class"), class_="name", title=title), pair, swing, el("span", signed(change), class_="change"))
+
+
+def pictures(source: Source) -> Html | None:
+    """What the student gets wrong and the teacher right."""
+    found = source.pictures
+    if not found or not len(found["images"]):
+        return None
+    names = source.report.get("classes") or []
+
+    def name(index: Any) -> str:
+        return str(names[int(index)]) if 0 <= int(index) < len(names) else str(int(index))
+
+    figures = []
+    for image, label, student in list(zip(found["images"], found["labels"], found["student"], strict=True))[:MOST_PICTURES]:
+        said = (el("b", name(label)), ", the student says ", el("b", name(student)))
+        drawn = el("img", src=_thumbnail(image), alt=f"test picture of {name(label)}", class_="small" if image.shape[0] < 64 else None)
+        figures.append(el("figure", drawn, el("figcaption", said)))
+    more = int(found["total"] if "total" in found else len(found["images"])) - len(figures)
+    lead = f"The teacher is right, the shipped student is wrong{f' ({more:,} more not shown)' if more > 0 else ''}."
+    return section("pictures", "Pictures the student lost", el("div", *figures, class_="pictures"), lead=lead)
+
+
+def _thumbnail(image: NDArray[np.uint8]) -> str:
+    """A picture (H, W, 3) as a data URI, made small."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def devices(source: Source) -> Html | None:
+    """What each device answered for the bundle."""
+    answers = source.report.get("device") or []
+    if not answers:
+        return None
+    lead = "The bundle, run by its own verifier, without this program."
+    return section("device", "Verified on the device", *(_device(answer) for answer in answers), lead=lead)
+
+
+def _device(answer: dict[str, Any]) -> Html:
+    latency = answer.get("latency_ms") or {}
+    title = f"{answer.get('target', 'device')}, {answer['file']}" if answer.get("file") else str(answer.get("target", "device"))
+    known: list[tuple[Child, Child]] = [
+        ("Host", answer.get("host")),
+        ("CPU", answer.get("cpu")),
+        ("onnxruntime", answer.get("onnxruntime")),
+        ("Precision", answer.get("precision")),
+        ("Top-1 on the bundle's pictures", percent(answer.get("top1"))),
+        ("Agreement with the expected answers", percent(answer.get("agreement"))),
+        ("Largest logit difference", _difference(answer.get("max_abs_diff"))),
+        ("Latency p50 / p90 / p99", join([milliseconds(latency.get(key)) for key in ("p50", "p90", "p99")], " / ")),
+        ("sha256", el("code", answer["sha256"]) if answer.get("sha256") else None),
+    ]
+    return join([el("h3", title), facts((name, value) for name, value in known if value)])
+
+
+def warnings(source: Source) -> Html | None:
+    """What the run wants to be known."""
+    report = source.report
+    notes, unreadable = report.get("warnings") or [], report.get("unreadable") or []
+    if not notes and not unreadable:
+        return None
+    items = [el("li", note) for note in notes]
+    skipped = [el("li", el("code", row.get("path")), ": ", row.get("reason")) for row in unreadable]
+    title = f"{len(skipped)} unreadable {'picture was' if len(skipped) == 1 else 'pictures were'} skipped"
+    lost = el("details", el("summary", title), el("ul", *skipped, class_="notes")) if skipped else None
+    return section("warnings", "Warnings", el("ul", *items, class_="notes") if items else None, lost)

@@ -1,0 +1,70 @@
+"""Writes `report.html`: one file without scripts or references, for a phone, a desktop and paper."""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from compress.report import evidence, manifest, plots, summary
+from compress.report.parts import Html, el, escape, join
+from compress.report.source import Source, method_of, read
+
+
+def render(folder: Path) -> Path:
+    """Write `folder/report.html` and `folder/plots/*.svg` from what lies in the folder; returns the page's path.
+
+    Raises: MissingError without report.json; StageError for one that is not a report, or a damaged file beside it.
+    """
+    source = read(folder)
+    drawn = plots.draw(source)
+    for name, svg in drawn.items():
+        _write(folder / "plots" / f"{name}.svg", svg)
+    return _write(folder / "report.html", page(source, drawn))
+
+
+def page(source: Source, drawn: dict[str, str]) -> str:
+    """The whole document."""
+    report = source.report
+    sections = [
+        ("verdict", "Verdict", summary.verdict(source)),
+        ("requirements", "Requirements", summary.requirements(source)),
+        ("distillation", "Distillation", summary.distillation(source)),
+        ("models", "Models", evidence.models(source)),
+        ("latency", "Latency", evidence.latency(source, drawn)),
+        ("teacher", "Teacher", evidence.teacher(source)),
+        ("training", "Training", evidence.training(source, drawn)),
+        ("classes", "Classes", evidence.classes(source)),
+        ("pictures", "Pictures", evidence.pictures(source)),
+        ("device", "Device", evidence.devices(source)),
+        ("warnings", "Warnings", evidence.warnings(source)),
+        ("repeat", "Repeat", manifest.manifest(source)),
+    ]
+    shown = [(anchor, name, part) for anchor, name, part in sections if part is not None]
+    links = el("nav", *(el("a", name, href=f"#{anchor}") for anchor, name, _ in shown), aria_label="Sections")
+    body = join([_header(source, links), *(part for _, _, part in shown)], "\n")
+    files = resources.files("compress.report")
+    template = Template((files / "page.html").read_text(encoding="utf-8"))
+    title = escape(f"{report['recipe']}: {report['status']}")
+    return template.substitute(title=title, style=(files / "report.css").read_text(encoding="utf-8"), body=body.text)
+
+
+def _header(source: Source, links: Html) -> Html:
+    """What was made from what."""
+    report = source.report
+    student, teacher = report["student"].get("model"), report["teacher"].get("model")
+    method = method_of(report)
+    made = f"{student or 'student'} from {teacher or 'teacher'}" + (f", distilled with {method}" if method else "")
+    started = str(report.get("started") or "")[:10]
+    kicker = el("p", "Compression report" + (f" \u00b7 {started}" if started else ""), class_="kicker")
+    return el("header", kicker, el("h1", report["recipe"]), el("p", made, class_="under"), links)
+
+
+def _write(path: Path, text: str) -> Path:
+    """Replace a file in one step, so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(partial, path)
+    return path

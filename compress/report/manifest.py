@@ -1,0 +1,87 @@
+"""The last part of the page: what it takes to repeat the run and to check its files."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from compress.report.parts import Child, Html, duration, el, facts, section, size, table
+from compress.report.source import Source, measured_rows, model_label
+
+SETTINGS = (("distill", "Distillation"), ("export", "Export"), ("quantize", "Quantisation"), ("latency", "Timing"))
+
+
+def manifest(source: Source) -> Html:
+    """Command, settings, files with their hashes, times, environment."""
+    report = source.report
+    top: list[tuple[Child, Child]] = []
+    if report.get("command"):
+        top.append(("Command", el("code", report["command"])))
+    if report.get("started"):
+        top.append(("Started", str(report["started"]).replace("T", " ").replace("Z", " UTC")))
+    top += [(_words(key), _value(value)) for key, value in (report.get("data") or {}).items()]
+    settings = [_settings(report, key, title) for key, title in SETTINGS]
+    parts = [
+        facts(top) if top else None,
+        *settings,
+        _files(report),
+        _times(report),
+        _dropped(report),
+        _settings(report, "environment", "Environment"),
+    ]
+    return section("repeat", "Repeat and check", *parts)
+
+
+def _words(key: str) -> str:
+    """A key as a label."""
+    text = str(key).replace("_", " ")
+    return text[:1].upper() + text[1:]
+
+
+def _value(value: Any) -> Child:
+    """Any JSON value on one line."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "not known"}[value]
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10000 else str(value)
+    if isinstance(value, list) and all(isinstance(item, (str, int, float)) for item in value):
+        return ", ".join(str(item) for item in value)
+    return json.dumps(value, ensure_ascii=False, sort_keys=True) if isinstance(value, (dict, list)) else str(value)
+
+
+def _settings(report: dict[str, Any], key: str, title: str) -> Html | None:
+    """One part of the report as it stands, folded away."""
+    settings = report.get(key)
+    if not isinstance(settings, dict) or not settings:
+        return None
+    return el("details", el("summary", title), facts((_words(name), _value(value)) for name, value in settings.items()))
+
+
+def _files(report: dict[str, Any]) -> Html:
+    rows = measured_rows(report)
+    lines: list[list[Child]] = [
+        [el("code", row.get("file")), model_label(row), size(row.get("bytes")), el("code", row.get("sha256") or "not known", class_="sha")]
+        for row in rows
+    ]
+    body = table("Files", ["File", "What", "Size", "sha256"], lines, ["", "", "", "text"])
+    return el("details", el("summary", "Files and checksums"), body)
+
+
+def _times(report: dict[str, Any]) -> Html | None:
+    seconds, reused = report["seconds"] or {}, report["reused"] or []
+    names = list(seconds) + [name for name in reused if name not in seconds]
+    if not names:
+        return None
+    lines: list[list[Child]] = [[name, duration(seconds.get(name)), "reused" if name in reused else "run"] for name in names]
+    spent = sum(value for name, value in seconds.items() if name not in reused and isinstance(value, (int, float)))
+    total = [f"Stages: {duration(spent)} in this run"] + ([f", {len(reused)} of {len(names)} reused"] if reused else [])
+    note = el("p", "A reused stage shows the time that it took when it was made.", class_="quiet") if reused else None
+    return el("details", el("summary", total), table("Stages", ["Stage", "Time", ""], lines), note)
+
+
+def _dropped(report: dict[str, Any]) -> Html | None:
+    dropped = report["student"].get("dropped") or []
+    if not dropped:
+        return None
+    lines = el("ul", *(el("li", el("code", key)) for key in dropped), class_="notes")
+    return el("details", el("summary", f"{len(dropped)} tensors of the training dropped from the student"), lines)

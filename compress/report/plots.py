@@ -1,0 +1,205 @@
+"""The report's plots as SVG text: matplotlib's object interface, no display, no global figure.
+
+The same drawing serves twice: `plots/<name>.svg` with fixed colours on white, and inlined in the page, where every colour becomes
+a CSS variable, so that it follows light and dark mode. Colours are those of Okabe and Ito (2008), line styles differ as well.
+Text stays text: small, selectable, and the same bytes whatever fonts this machine has.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from compress.report.source import Source, measured_rows, model_label, shipped
+
+INK, MUTED, GRID = "#1d2126", "#5b636e", "#dfddd8"
+# Light-mode colours by meaning; report.css holds both modes under the same names.
+COLOURS = {"teacher": "#0072b2", "student": "#c84e00", "float": "#a8578a", "baseline": "#00805e", "other": "#77736b"}
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", **{value: f"--c-{name}" for name, value in COLOURS.items()}}
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "text.parse_math": False,
+    "axes.facecolor": "none",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "path.simplify": False,
+}
+
+
+def draw(source: Source) -> dict[str, str]:
+    """Every plot that the data allow, by name: standalone SVG documents, light colours on white."""
+    with matplotlib.rc_context(STYLE):
+        figures = {"accuracy": _accuracy(source), "loss": _loss(source), "latency": _latency(source)}
+        return {name: _svg(figure) for name, figure in figures.items() if figure is not None}
+
+
+def inline(svg: str, name: str, alt: str) -> str:
+    """The drawing for the page: only the svg element, themed colours, ids of its own, an alternative text (already escaped)."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", body).replace("xlink:href", "href")
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'(url\(|href=")#', rf"\1#{name}-", body)
+    for colour, variable in VARIABLES.items():
+        body = body.replace(colour, f"var({variable})")
+    view = re.search(r'viewBox="[^"]*"', body)
+    return re.sub(r"<svg[^>]*>", f'<svg {view.group(0) if view else ""} role="img" aria-label="{alt}">', body, count=1).strip()
+
+
+def _svg(figure: Figure) -> str:
+    stream = io.BytesIO()
+    FigureCanvasSVG(figure)
+    figure.savefig(stream, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
+    text = stream.getvalue().decode()
+    # A background of its own for the file on its own; in the page the card is the background.
+    return re.sub(r"(<svg[^>]*?)>", r'\1 style="background: white">', text, count=1)
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    """One panel, narrow enough that its text is still readable on a phone."""
+    figure = Figure(figsize=(4.7, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _plain(label: str) -> str:
+    """A label that every font can write, every SVG may hold and the panel has room for: printable ASCII, shortened."""
+    text = "".join(letter if " " <= letter <= "~" else "?" for letter in label).lstrip("_")  # matplotlib hides labels with a leading _
+    return (text or "?") if len(text) <= 36 else text[:33] + "..."
+
+
+def _hue(name: str, source: Source) -> dict[str, Any]:
+    """Colour and line of a training run."""
+    if name == "student":
+        return {"color": COLOURS["student"], "linewidth": 2.2}
+    if name == "baseline":
+        return {"color": COLOURS["baseline"], "linewidth": 2.0, "linestyle": (0, (5, 2))}
+    if name == str(source.report["teacher"].get("model")).replace("/", "-"):
+        return {"color": COLOURS["teacher"], "linewidth": 1.6, "linestyle": (0, (1, 1.2))}
+    return {"color": COLOURS["other"], "linewidth": 1.2, "linestyle": (0, (3, 1.5, 1, 1.5))}
+
+
+def _finish(figure: Figure, axes: Axes, title: str, order: int = 1) -> None:
+    """Title, whole epochs, and the legend under the axis where it hides nothing."""
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 2 if max(map(len, labels)) <= 20 else 1
+    figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(labels) // columns))  # the legend takes nothing from the curves
+    figure.legend(handles[::order], labels[::order], loc="outside lower left", ncols=columns, frameon=False, fontsize=9.5, handlelength=2.6)
+
+
+def _accuracy(source: Source) -> Figure | None:
+    """Top-1 on validation against epochs, in percent."""
+    curves = [curve for curve in source.curves if curve.top1 is not None and np.isfinite(curve.top1).any()]
+    if not curves:
+        return None
+    figure, axes = _figure(3.0)
+    for curve in reversed(curves):  # the student on top
+        assert curve.top1 is not None
+        axes.plot(
+            curve.epoch, 100 * curve.top1, label=_plain(curve.name), marker=_marker(curve.epoch), markersize=4, **_hue(curve.name, source)
+        )
+    _finish(figure, axes, "Top-1 on validation, %", order=-1)
+    return figure
+
+
+def _marker(epoch: NDArray[np.float64]) -> str:
+    return "o" if len(epoch) == 1 else ""
+
+
+def _loss(source: Source) -> Figure | None:
+    """Training losses of student and baseline against epochs; the task loss is the strong line."""
+    curves = [curve for curve in source.curves if curve.name in ("student", "baseline") and curve.losses]
+    if not curves:
+        return None
+    figure, axes = _figure(3.0)
+    values = []
+    for curve in curves:
+        hue = _hue(curve.name, source)
+        for place, (loss, series) in enumerate(curve.losses.items()):
+            line = hue if place == 0 else {**hue, "linewidth": 1.3, "linestyle": (0, (1, 1.5)), "alpha": 0.9}
+            axes.plot(curve.epoch, series, label=_plain(f"{curve.name} {loss}"), marker=_marker(curve.epoch), markersize=4, **line)
+            values.append(series[np.isfinite(series) & (series > 0)])
+    every = np.concatenate(values)
+    if every.size and every.max() / every.min() > 50:
+        axes.set_yscale("log")
+    _finish(figure, axes, "Training loss" + (" (log)" if axes.get_yscale() == "log" else ""))
+    return figure
+
+
+def _latency_rows(source: Source) -> list[tuple[str, str, NDArray[np.float64]]]:
+    """(label, colour, samples) of each timed file: in the order of the report's table, then the others."""
+    report = source.report
+    rows = measured_rows(report)
+    labels = {row.get("file"): (model_label(row), _role_colour(row, report)) for row in rows}
+    order = [name for name in labels if name in source.latency] + [name for name in source.latency if name not in labels]
+    found = [(*labels.get(name, (name, COLOURS["other"])), source.latency[name]) for name in order]
+    return [(label, colour, samples) for label, colour, samples in found if samples.size]
+
+
+def _role_colour(row: dict[str, Any], report: dict[str, Any]) -> str:
+    if row.get("role") == "student":
+        return COLOURS["student" if row is shipped(report) else "float"]
+    return COLOURS.get(str(row.get("role")), COLOURS["other"])
+
+
+def _latency(source: Source) -> Figure | None:
+    """One density of raw samples a model, on a common axis; the line is the median."""
+    rows = _latency_rows(source)
+    if not rows:
+        return None
+    samples = [values for _, _, values in rows]
+    medians = [float(np.median(values)) for values in samples]
+    top = max(float(np.quantile(values, 0.995)) for values in samples)
+    wide = max(medians) / max(min(medians), 1e-9) > 12
+    low = 0.8 * min(float(values.min()) for values in samples) if wide else 0.0
+    edges = np.geomspace(low, top * 1.05, 141) if wide else np.linspace(0.0, top * 1.05, 141)
+    figure, axes = _figure(0.9 + 0.72 * len(rows))
+    for place, ((label, colour, values), median) in enumerate(zip(rows, medians, strict=True)):
+        _ridge(axes, len(rows) - 1 - place, values, edges, colour)
+        axes.text(0.0, len(rows) - 1 - place + 0.72, f"{_plain(label)}: {median:.3g} ms", transform=axes.get_yaxis_transform(), fontsize=10)
+    if wide:
+        axes.set_xscale("log")
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylim(-0.08, len(rows) + 0.05)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.grid(True, axis="x")
+    axes.set_title("Latency of one picture, ms" + (" (log)" if wide else ""), loc="left", fontsize=11, fontweight="bold")
+    return figure
+
+
+def _ridge(axes: Axes, base: float, values: NDArray[np.float64], edges: NDArray[np.float64], colour: str) -> None:
+    """A histogram standing on `base`, with a line at the median."""
+    counts, _ = np.histogram(values, edges)
+    height = 0.6 * counts / max(counts.max(), 1)
+    axes.stairs(base + height, edges, baseline=base, fill=True, color=colour, alpha=0.35, linewidth=0)
+    axes.stairs(base + height, edges, baseline=base, color=colour, linewidth=1.2)
+    median = float(np.median(values))
+    axes.plot([median, median], [base - 0.05, base + 0.62], color=colour, linewidth=2.2)

@@ -1,0 +1,176 @@
+"""The upper part of the page: the verdict, each requirement, what distillation was worth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compress.report.parts import (
+    Child,
+    Html,
+    bar,
+    bracket,
+    el,
+    interval_of,
+    is_number,
+    milliseconds,
+    percent,
+    section,
+    signed,
+    significant,
+    size,
+)
+from compress.report.source import Source, comparison_of, shipped, teacher_row
+
+SIGNS = {"passed": "\u2713", "failed": "\u2715", "undecided": "?", "not judged": "?"}
+VERDICTS = {
+    "passed": "Passed",
+    "failed": "Failed",
+    "undecided": "Undecided",
+}
+# What each requirement asks, around its limit.
+ASKED = {
+    "max_top1_drop": "Top-1 drop at most {}",
+    "min_top1": "Top-1 at least {}",
+    "max_latency_ms": "Median latency at most {}",
+    "min_speedup": "At least {} faster than the teacher",
+    "max_bytes": "File at most {}",
+    "min_compression": "At least {} smaller than the teacher",
+    "max_memory_bytes": "Peak memory at most {}",
+    "min_int8_mac_share": "Integer share of the arithmetic at least {}",
+}
+
+
+def verdict(source: Source) -> Html:
+    """The answer, in one look: stamp, how many requirements, four numbers."""
+    report = source.report
+    status = str(report["status"])
+    rows = report["requirements"]
+    met = sum(row.get("verdict") == "passed" for row in rows)
+    ship = shipped(report)
+    if rows:
+        line: Child = [f"{met} of {len(rows)} requirements met by ", el("code", ship.get("file", "the student")), *_counts(rows)]
+    else:
+        line = "The recipe sets no requirement (require:), so nothing was held against a limit."
+    warnings = report.get("warnings") or []
+    link = f"{len(warnings)} {'warning' if len(warnings) == 1 else 'warnings'}"
+    note = el("p", el("a", link, href="#warnings"), class_="under") if warnings else None
+    stamp = el("p", el("span", SIGNS.get(status, "?"), class_="sign", aria_hidden="true"), VERDICTS.get(status, status), class_="stamp")
+    body = (el("h2", "Verdict", class_="unseen"), stamp, el("p", line), note, _tiles(report, ship))
+    return el("section", *body, id="verdict", class_=f"card verdict {_tone(status)}")
+
+
+def _tone(verdict: str) -> str:
+    return {"passed": "passed", "failed": "failed", "undecided": "undecided"}.get(verdict, "unjudged")
+
+
+def _counts(rows: list[dict[str, Any]]) -> list[str]:
+    """What the others are, by number."""
+    parts = [f"{n} {name}" for name in ("failed", "undecided", "not judged") if (n := sum(row.get("verdict") == name for row in rows))]
+    return ["; " + ", ".join(parts) + "."] if parts else ["."]
+
+
+def _tiles(report: dict[str, Any], ship: dict[str, Any]) -> Html | None:
+    """The student's four numbers against the teacher's."""
+    teacher = teacher_row(report)
+    pair = comparison_of(report, ship.get("file"), teacher.get("file"))
+    tiles: list[tuple[str, Child, Child]] = []
+    if is_number(ship.get("top1")):
+        drop, interval = pair.get("top1_drop_points"), interval_of(pair.get("top1_drop_ci95"))
+        against = ["drop ", signed(drop).lstrip("+"), " ", bracket(interval), " points"] if is_number(drop) else None
+        tiles.append(("Top-1", percent(ship["top1"]), against))
+    if is_number(pair.get("speedup_p50")):
+        latency = (ship.get("latency_ms") or {}).get("p50")
+        each = [milliseconds(latency), " a picture"] if latency else None
+        tiles.append(("Speed", f"{significant(pair['speedup_p50'])}\u00d7 faster", each))
+    if is_number(pair.get("size_ratio")):
+        sizes = [size(ship.get("bytes")), ", teacher ", size(teacher.get("bytes"))]
+        tiles.append(("Size", f"{significant(pair['size_ratio'])}\u00d7 smaller", sizes))
+    gain = report.get("distillation") or {}
+    if is_number(gain.get("gain_points")):
+        against = [bracket(interval_of(gain.get("ci95"))), " against no teacher"]
+        tiles.append(("Distillation", f"{signed(gain['gain_points'])} points", against))
+    if not tiles:
+        return None
+    pairs = [el("div", el("dt", name), el("dd", value, el("small", more) if more else None)) for name, value, more in tiles]
+    return el("dl", *pairs, class_="tiles")
+
+
+def requirements(source: Source) -> Html | None:
+    """Each requirement: what was asked, what was found, how far apart they are."""
+    rows = source.report["requirements"]
+    if not rows:
+        return None
+    lead = "The thick mark is the limit, the dot the measured value, the line its 95 % interval; the shaded side meets the requirement."
+    return section("requirements", "Requirements", el("ul", *map(_requirement, rows), class_="requirements"), lead=lead)
+
+
+def _requirement(row: dict[str, Any]) -> Html:
+    verdict, name = str(row.get("verdict")), str(row.get("name"))
+    chip = el("span", SIGNS.get(verdict, "?"), " ", verdict, class_="chip")
+    limit = _quantity(name, row.get("limit"))
+    title = ASKED.get(name, f"{name}: {{}}").replace("{}", limit)
+    where = [str(item) for item in (row.get("file"), row.get("target"), row.get("where")) if item]
+    place = el("p", " \u00b7 ".join(where), class_="where") if where else None
+    text = el("div", el("h3", title, chip), el("p", row.get("sentence")), place)
+    return el("li", text, _requirement_bar(row, name, limit), class_=_tone(verdict))
+
+
+def _requirement_bar(row: dict[str, Any], name: str, limit: str) -> Html | None:
+    value = row.get("value")
+    if not is_number(value) or not is_number(row.get("limit")):
+        return None
+    interval = interval_of(row.get("ci95"))
+    spread = f", interval {_quantity(name, interval[0])} to {_quantity(name, interval[1])}" if interval else ""
+    alt = f"{_quantity(name, value)}{spread}, limit {limit}: {row.get('verdict')}"
+    at_most = not name.startswith("min_")
+    return bar(
+        value,
+        interval,
+        row["limit"],
+        at_most=at_most,
+        mark=f"{'limit' if at_most else 'minimum'} {limit}",
+        alt=alt,
+        tone=_tone(str(row.get("verdict"))),
+    )
+
+
+def _quantity(name: str, value: Any) -> str:
+    """A value of a requirement with its unit."""
+    if not is_number(value):
+        return "not measured"
+    if name == "max_top1_drop":
+        return f"{_short(round(value, 2))} points".replace("-", "\u2212")
+    if name in ("min_top1", "min_int8_mac_share"):
+        return f"{_short(100 * value)} %"
+    if name.endswith("_bytes"):
+        return str(size(value))
+    return _short(value) + {"max_latency_ms": " ms", "min_speedup": "\u00d7", "min_compression": "\u00d7"}.get(name, "")
+
+
+def _short(value: float) -> str:
+    """Three significant digits without trailing zeros."""
+    text = significant(value)
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def distillation(source: Source) -> Html | None:
+    """What the teacher was worth: the same student with and without it."""
+    gain = source.report.get("distillation") or {}
+    value, interval = gain.get("gain_points"), interval_of(gain.get("ci95"))
+    sentence = gain.get("sentence")
+    if not sentence and not is_number(value):
+        return None
+    picture = None
+    if is_number(value):
+        alt = f"gain {signed(value)} points" + (f", interval {signed(interval[0])} to {signed(interval[1])}" if interval else "")
+        picture = bar(value, interval, 0.0, at_most=False, mark="no difference", alt=alt, tone="plain")
+    p = gain.get("mcnemar_p")
+    test = f"; McNemar's exact p {p:.2g}" if is_number(p) else ""
+    files: list[Child] = (
+        [": ", el("code", gain["model"]), " against ", el("code", gain["against"])] if gain.get("model") and gain.get("against") else []
+    )
+    how = el(
+        "p", "The same network, seed and epochs with and without the teacher, on the same test pictures", *files, test, ".", class_="quiet"
+    )
+    text = str(sentence or f"distillation {signed(value) if is_number(value) else ''} points")
+    return section("distillation", "What distillation was worth", el("p", text[:1].upper() + text[1:], class_="worth"), how, picture)

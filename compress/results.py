@@ -1,0 +1,277 @@
+"""Records that stages hand to each other: numbers, strings and files, never live modules. Imports nothing of the project.
+
+A record is a frozen dataclass. `to_json` / `from_json` carry it through `stage.json`; `identity` is what a cache key is made of
+(files count by content, not by path).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+# Fields that say how a result came about, not what it is: never part of a cache key.
+CIRCUMSTANCE = frozenset({"seconds", "images_per_second", "history", "threads", "precision", "origin"})
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that a stage wrote or read. `sha256` is lower-case hex of the content."""
+
+    path: Path
+    sha256: str
+    bytes: int
+
+    @staticmethod
+    def of(path: Path) -> File:
+        """Hash an existing file."""
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return File(path, digest, path.stat().st_size)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Per-channel mean and standard deviation of pixels in [0, 1], RGB."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A picture that could not be decoded. `path` is relative to the data root."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set, decoded once. Images are `.npy` uint8 (N, S, S, 3) RGB, labels `.npy` int64 (N,).
+
+    `store_size` S of the training pictures may exceed `image_size` (room for random crops); test pictures are (N, image_size, image_size, 3).
+    """
+
+    source: str
+    classes: tuple[str, ...]
+    image_size: int
+    train_images: File
+    train_labels: File
+    test_images: File
+    test_labels: File
+    normalization: Normalization
+    augment: str
+    unreadable: tuple[Unreadable, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training stage may read. The test split is not in it."""
+
+    images: File
+    labels: File
+    classes: tuple[str, ...]
+    image_size: int
+    augment: str
+    validation: float | int
+    split_seed: int
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """What quantize may read: the training pictures and how many of them set the int8 ranges."""
+
+    training: TrainingData
+    count: int
+
+
+@dataclass(frozen=True)
+class TestData:
+    """The final validation's pictures: read by `validate` and the report only."""
+
+    __test__ = False  # not a test class
+
+    images: File
+    labels: File
+    classes: tuple[str, ...]
+    image_size: int
+
+
+@dataclass(frozen=True)
+class Network:
+    """How to build a network, and the normalisation that its weights expect."""
+
+    model: str
+    width: float | None
+    classes: int
+    image_size: int
+    normalization: Normalization
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with weights (`.safetensors`, plain keys of the built network) and what its training was."""
+
+    network: Network
+    weights: File
+    top1_validation: float  # fraction, float32 eval
+    params: int
+    macs: int  # multiply-accumulates of convolutions and linear layers, one picture
+    epochs: int
+    seconds: float
+    images_per_second: float | None = None
+    precision: str | None = None
+    threads: int | None = None
+    history: File | None = None  # csv: epoch, learning rate, losses, validation accuracy
+    origin: str = "trained here"
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A student and its method's own modules after training, in one file: keys `student.*` and `method.*`."""
+
+    network: Network
+    combined: File
+    method: str
+    epochs: int
+    shipped_epoch: int
+    seconds: float
+    images_per_second: float
+    precision: str
+    threads: int
+    history: File
+
+
+@dataclass(frozen=True)
+class Stripped:
+    """What deploys: the network alone, and which keys of the training were dropped."""
+
+    trained: Trained
+    dropped: tuple[str, ...]
+    predictions: File  # .npy int64 (V,): float32 torch predictions on the validation pictures, which every later file is held against
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A float32 ONNX file, held against torch on real validation pictures."""
+
+    file: File
+    opset: int
+    ir_version: int
+    nodes: int
+    input: str
+    max_abs_diff: float  # logits, onnxruntime against torch
+    disagreements: int  # predictions that differ from the recorded ones
+    pictures: int
+    rewrites: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """An int8 ONNX file (QDQ) for one target."""
+
+    file: File
+    target: str
+    activation_type: str
+    weight_type: str
+    calibration_pictures: int
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A file to validate. `name` is what it is called in the run folder and the bundle."""
+
+    name: str
+    role: str  # teacher | student | baseline
+    precision: str  # fp32 | int8
+    file: File
+    target: str | None
+    max_abs_diff_from_torch: float | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The final validation: one row a model (report.json's `models`), paired comparisons, and the files behind them."""
+
+    models: tuple[dict[str, Any], ...]
+    comparisons: tuple[dict[str, Any], ...]
+    per_class: tuple[dict[str, Any], ...]
+    latency: dict[str, Any]
+    warnings: tuple[str, ...]
+    predictions: File
+    latency_samples: File
+    pictures: File
+    bundle: File  # zip
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The device's answer: one row a model that ran there (report.json's `device`)."""
+
+    rows: tuple[dict[str, Any], ...]
+    ok: bool
+
+
+def to_json(value: Any) -> Any:
+    """Plain JSON values of a record (recursive)."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(kind: Any, data: Any) -> Any:
+    """The inverse of `to_json` for the annotated type `kind`."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        if data is None:
+            return None
+        inner = [option for option in typing.get_args(kind) if option is not type(None)]
+        return from_json(inner[0], data) if len(inner) == 1 else data
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = typing.get_type_hints(kind)
+        return kind(**{field.name: from_json(hints[field.name], data[field.name]) for field in dataclasses.fields(kind) if field.name in data})
+    if origin is tuple:
+        args = typing.get_args(kind)
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(from_json(args[0], item) for item in data)
+        return tuple(from_json(arg, item) for arg, item in zip(args, data, strict=True))
+    if origin is list:
+        return [from_json(typing.get_args(kind)[0], item) for item in data]
+    if origin is dict:
+        return {key: from_json(typing.get_args(kind)[1], item) for key, item in data.items()}
+    if kind is Path:
+        return Path(data)
+    return data
+
+
+def identity(value: Any) -> Any:
+    """JSON values for a cache key: a file is its content, measured seconds and the like do not count."""
+    if isinstance(value, File):
+        return {"sha256": value.sha256}
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: identity(getattr(value, field.name)) for field in dataclasses.fields(value) if field.name not in CIRCUMSTANCE}
+    if isinstance(value, dict):
+        return {str(key): identity(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [identity(item) for item in value]
+    return value
+
+
+def sha256_of(value: Any) -> str:
+    """sha256 (hex) of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(identity(value), sort_keys=True, separators=(",", ":")).encode()).hexdigest()

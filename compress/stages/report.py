@@ -1,0 +1,247 @@
+"""The run folder: every file that ships, report.json with the verdict, report.html.
+
+Requirements are judged here, from numbers: changing a limit re-measures nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from compress import verdict
+from compress.results import Distilled, Exported, File, Measured, ModelFile, Prepared, Quantized, Stripped, Trained, Verified, to_json
+from compress.schema import Recipe
+from compress.statistics import drop_from_counts
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A student from training to file: the distilled one, or the baseline."""
+
+    trained: Distilled
+    stripped: Stripped
+    fp32: Exported
+    int8: Quantized | None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that the report is made of."""
+
+    recipe: Recipe
+    name: str
+    prepared: Prepared
+    candidates: tuple[Trained, ...]
+    chosen: int
+    reason: str
+    teacher: Trained
+    student: Branch
+    baseline: Branch | None
+    models: tuple[ModelFile, ...]
+    measured: Measured
+    verified: Verified
+    seconds: Mapping[str, float]
+    reused: tuple[str, ...]
+    environment: Mapping[str, Any]
+    command: str
+    started: str
+    notices: tuple[str, ...]
+    where: Mapping[str, str]  # requirement -> path:line:column in the recipe
+
+
+def write(evidence: Evidence, folder: Path) -> dict[str, Any]:
+    """Fill the run folder and return report.json's content."""
+    from compress.report import render
+
+    content = assemble(evidence)
+    _copy_files(evidence, folder)
+    (folder / "environment.json").write_text(json.dumps(evidence.environment, indent=1) + "\n")
+    (folder / "report.json").write_text(json.dumps(content, indent=1) + "\n")
+    render(folder)
+    return content
+
+
+def assemble(evidence: Evidence) -> dict[str, Any]:
+    """report.json (contract: schema 1; keys beyond the contract are documented in compress.report)."""
+    requirements = verdict.judge(evidence.recipe.require, facts(evidence.measured, evidence.models), evidence.where)
+    students = [row for row in evidence.measured.models if row["role"] != "baseline"]
+    extra = [row for row in evidence.measured.models if row["role"] == "baseline"]
+    plain = {row["file"] for row in extra}
+    student, stripped = evidence.student.trained, evidence.student.stripped
+    return {
+        "schema": 1,
+        "recipe": evidence.name,
+        "status": verdict.status(requirements),
+        "started": evidence.started,
+        "command": evidence.command,
+        "teacher": _teacher(evidence),
+        "student": {
+            "model": student.network.model,
+            "width": student.network.width,
+            "params": stripped.trained.params,
+            "macs": stripped.trained.macs,
+            "dropped": list(stripped.dropped),
+            "epochs": student.epochs,
+            "shipped_epoch": student.shipped_epoch,
+            "method": student.method,
+            "top1_validation": stripped.trained.top1_validation,
+            "precision": student.precision,
+            "threads": student.threads,
+            "images_per_second": student.images_per_second,
+        },
+        "models": students,
+        "comparisons": [row for row in evidence.measured.comparisons if row["model"] not in plain and row["against"] not in plain],
+        "baseline": _baseline(evidence, extra),
+        "distillation": _worth(evidence),
+        "int8_against_float": _int8(evidence),
+        "device": list(evidence.verified.rows),
+        "requirements": [asdict(row) for row in requirements],
+        "data": {
+            "source": evidence.prepared.source,
+            "image_size": evidence.prepared.image_size,
+            "classes": len(evidence.prepared.classes),
+            "validation_pictures": evidence.student.fp32.pictures,
+            "test_pictures": students[0]["images"],
+            "normalization": to_json(evidence.prepared.normalization),
+        },
+        "classes": list(evidence.prepared.classes),
+        "per_class": list(evidence.measured.per_class),
+        "unreadable": to_json(evidence.prepared.unreadable),
+        "export": {key: value for key, value in to_json(evidence.student.fp32).items() if key != "file"},
+        "quantize": {key: value for key, value in to_json(evidence.student.int8).items() if key != "file"} if evidence.student.int8 else None,
+        "latency": evidence.measured.latency,
+        "warnings": [*evidence.notices, *evidence.measured.warnings],
+        "seconds": dict(evidence.seconds),
+        "reused": list(evidence.reused),
+        "environment": dict(evidence.environment),
+    }
+
+
+def facts(measured: Measured, models: tuple[ModelFile, ...]) -> verdict.Facts:
+    """The numbers of the file that ships, against the float teacher."""
+    teacher = next(row for row in measured.models if row["role"] == "teacher")
+    students = [row for row in measured.models if row["role"] == "student"]
+    shipped = next((row for row in students if row["precision"] == "int8"), students[0])
+    pair = next(row for row in measured.comparisons if row["model"] == shipped["file"] and row["against"] == teacher["file"])
+    latency = shipped["latency_ms"] or {}
+    return verdict.Facts(
+        file=shipped["file"],
+        target="local",
+        drop=drop_from_counts(pair["lost"], pair["gained"], pair["images"]),
+        correct=round(shipped["top1"] * shipped["images"]),
+        images=shipped["images"],
+        latency_ms=latency.get("p50"),
+        latency_ci95=_interval(latency.get("p50_ci95")),
+        timed_runs=latency.get("runs"),
+        speedup=pair["speedup_p50"],
+        speedup_ci95=_interval(pair["speedup_ci95"]),
+        bytes=shipped["bytes"],
+        teacher_bytes=teacher["bytes"],
+        peak_memory_bytes=shipped["peak_memory_bytes"],
+        int8_mac_share=shipped["int8_mac_share"],
+        disturbed=measured.warnings[0] if measured.warnings else None,
+    )
+
+
+def _interval(pair: list[float] | None) -> tuple[float, float] | None:
+    return (pair[0], pair[1]) if pair else None
+
+
+def _teacher(evidence: Evidence) -> dict[str, Any]:
+    rows = [
+        {
+            "model": one.network.model,
+            "width": one.network.width,
+            "top1_validation": one.top1_validation,
+            "params": one.params,
+            "macs": one.macs,
+            "seconds": one.seconds,
+            "epochs": one.epochs,
+            "origin": one.origin,
+            "chosen": index == evidence.chosen,
+        }
+        for index, one in enumerate(evidence.candidates)
+    ]
+    chosen = {key: value for key, value in rows[evidence.chosen].items() if key != "chosen"}
+    return {**chosen, "reason": evidence.reason, "candidates": rows}
+
+
+def _comparison(evidence: Evidence, model_role: str, against_role: str) -> dict[str, Any] | None:
+    """The paired comparison of the shipped precision between two roles."""
+    shipped = facts(evidence.measured, evidence.models).file
+    precision = next(model.precision for model in evidence.models if model.name == shipped)
+    names = {(model.role, model.precision): model.name for model in evidence.models}
+    wanted = names.get((model_role, precision)), names.get((against_role, precision))
+    return next((row for row in evidence.measured.comparisons if (row["model"], row["against"]) == wanted), None)
+
+
+def _baseline(evidence: Evidence, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    if evidence.baseline is None:
+        return None
+    plain = {row["file"] for row in rows}
+    return {
+        "models": rows,
+        "comparisons": [row for row in evidence.measured.comparisons if row["model"] in plain or row["against"] in plain],
+        "epochs": evidence.baseline.trained.epochs,
+        "top1_validation": evidence.baseline.stripped.trained.top1_validation,
+        "seconds": evidence.baseline.trained.seconds,
+    }
+
+
+def _worth(evidence: Evidence) -> dict[str, Any] | None:
+    """What the teacher was worth: the shipped student against the same student trained without one."""
+    row = _comparison(evidence, "student", "baseline")
+    if row is None:
+        return None
+    drop = drop_from_counts(row["lost"], row["gained"], row["images"])
+    return {"gain_points": -drop.drop_points, "ci95": [-drop.high, -drop.low], "mcnemar_p": drop.p, "sentence": verdict.distillation_worth(drop)}
+
+
+def _int8(evidence: Evidence) -> dict[str, Any] | None:
+    names = {model.precision: model.name for model in evidence.models if model.role == "student"}
+    row = next((r for r in evidence.measured.comparisons if r["model"] == names.get("int8") and r["against"] == names["fp32"]), None)
+    if row is None or row["speedup_p50"] is None:
+        return None
+    return {
+        "speedup": row["speedup_p50"],
+        "ci95": row["speedup_ci95"],
+        "top1_drop_points": row["top1_drop_points"],
+        "top1_drop_ci95": row["top1_drop_ci95"],
+        "sentence": verdict.int8_against_float(row["speedup_p50"], row["speedup_ci95"]),
+    }
+
+
+def _copy_files(evidence: Evidence, folder: Path) -> None:
+    """Copies, not links: a run folder can be moved, mailed and kept after the cache is cleaned."""
+    for model in evidence.models:
+        shutil.copyfile(model.file.path, folder / model.name)
+    shutil.copyfile(evidence.student.stripped.trained.weights.path, folder / "student.safetensors")
+    for name, file in (("predictions.npz", evidence.measured.predictions), ("latency.npz", evidence.measured.latency_samples)):
+        shutil.copyfile(file.path, folder / name)
+    shutil.copyfile(evidence.measured.pictures.path, folder / "pictures.npz")
+    histories: dict[str, File | None] = {"student": evidence.student.trained.history}
+    if evidence.baseline is not None:
+        histories["baseline"] = evidence.baseline.trained.history
+    for one in evidence.candidates:
+        histories[one.network.model.replace("/", "-")] = one.history
+    (folder / "history").mkdir(exist_ok=True)
+    for name, history in histories.items():
+        if history is not None:
+            shutil.copyfile(history.path, folder / "history" / f"{name}.csv")
+    shutil.copyfile(evidence.measured.bundle.path, folder / "bundle.zip")
+    with zipfile.ZipFile(evidence.measured.bundle.path) as archive:
+        archive.extractall(folder)
+
+
+def mark_latest(folder: Path) -> None:
+    """Point `latest` at the newest finished run, atomically."""
+    link = folder.parent / ".latest.tmp"
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.name)
+    os.replace(link, folder.parent / "latest")

@@ -1,0 +1,124 @@
+"""Teacher selection: every candidate trained or loaded (each cached by itself), the best on validation chosen."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from compress import checkpoint, loading
+from compress.errors import MissingError, StageError
+from compress.methods import build_method
+from compress.models import catalog, checkpoints
+from compress.models.count import macs, params
+from compress.results import File, Network, Trained, TrainingData
+from compress.schema import Candidate, Distill
+from compress.statistics import wilson
+from compress.store import Context, Stage
+from compress.train import accuracy, fit, predict
+
+
+def embedded_weights(model: str) -> Path:
+    """The teacher that ships with the package for the embedded data. Raises MissingError where there is none for this network."""
+    path = Path(str(resources.files("compress"))) / "models" / "weights" / f"{model}-fashion.safetensors"
+    if not path.is_file():
+        have = ", ".join(sorted(p.name.removesuffix("-fashion.safetensors") for p in path.parent.glob("*-fashion.safetensors"))) or "none"
+        raise MissingError(f"no embedded weights for {model} (there are: {have}); train it here: remove `weights: embedded` from the candidate")
+    return path
+
+
+def _train(config: Candidate, *, context: Context, network: Network, data: TrainingData, weights: File | None) -> Trained:
+    """Train a candidate, or load it, or both; judge it on validation in float32."""
+    begin = time.monotonic()
+    torch.manual_seed((config.train.seed if config.train else 0) or 0)
+    pictures = loading.pictures(data, context.device)
+    model = loading.start(network, config.weights, weights, new_head=config.train is not None, device=context.device)
+    fitted = None
+    if config.train is not None:
+        method = build_method(
+            Distill(method="none"),
+            student=loading.shape(network, model),
+            teacher=None,
+            train_labels=pictures.labels,
+            label_smoothing=config.train.label_smoothing,
+        )
+        info = catalog.info(network.model)
+        steps = -(-len(pictures.train_index) // config.train.batch_size)
+        with context.console.training(f"teacher {network.model}", config.train.epochs or 1, steps) as progress:
+            fitted = fit(
+                model, method, pictures, train=config.train, normalization=network.normalization, pooled=loading.pooled_tap(network),
+                depthwise=info.depthwise, teacher=None, device=context.device, folder=context.work, progress=progress,
+            )  # fmt: skip
+    top1 = accuracy(
+        predict(model, pictures.images[pictures.validation_index], data.image_size, network.normalization),
+        pictures.labels[pictures.validation_index],
+    )
+    _expect(config, top1, len(pictures.validation_index))
+    path = context.work / "teacher.safetensors"
+    checkpoints.save_state(model, path)
+    return Trained(
+        network=network,
+        weights=File.of(path),
+        top1_validation=top1,
+        params=params(model),
+        macs=macs(model, network.image_size),
+        epochs=len(fitted.history) if fitted else 0,
+        seconds=round(time.monotonic() - begin, 2),
+        images_per_second=fitted.images_per_second if fitted else None,
+        precision=fitted.precision if fitted else None,
+        threads=fitted.threads if fitted else None,
+        history=File.of(context.work / checkpoint.HISTORY) if fitted else None,
+        origin=_origin(config),
+    )
+
+
+def _expect(config: Candidate, top1: float, pictures: int) -> None:
+    """A checkpoint that does not reach its known accuracy has the wrong input or the wrong weights: stop before distilling."""
+    if config.expect_top1 is None:
+        return
+    high = wilson(round(top1 * pictures), pictures)[1]
+    if high < config.expect_top1:
+        raise StageError(
+            f"teacher {config.model}: expect_top1 is {config.expect_top1:.4f}, but validation gives {top1:.4f} (95 % interval ends at {high:.4f}, "
+            f"{pictures} pictures); check normalize, image_size and the order of the classes"
+        )
+
+
+def _origin(config: Candidate) -> str:
+    if config.weights == "none":
+        return "trained here"
+    source = {"embedded": "shipped with the package", "file": "checkpoint"}.get(config.weights, config.weights)
+    return f"{source}, trained further here" if config.train else source
+
+
+train = Stage("teacher", 1, _train, Trained)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The teacher, its place among the candidates and why it won."""
+
+    teacher: Trained
+    index: int
+    reason: str
+
+
+def select(candidates: list[Trained]) -> Selected:
+    """The best candidate by validation accuracy; equal ones by fewer multiply-accumulates."""
+    index = min(range(len(candidates)), key=lambda i: (-candidates[i].top1_validation, candidates[i].macs))
+    best = candidates[index]
+    if len(candidates) == 1:
+        return Selected(best, index, f"{best.network.model} is the only candidate")
+    second = max((c for i, c in enumerate(candidates) if i != index), key=lambda c: c.top1_validation)
+    lead = 100 * (best.top1_validation - second.top1_validation)
+    if lead == 0:
+        return Selected(best, index, f"{best.network.model} ties with {second.network.model} on validation and needs fewer multiply-accumulates")
+    return Selected(
+        best,
+        index,
+        f"{best.network.model} has the best validation accuracy: {100 * best.top1_validation:.2f} %, "
+        f"{lead:.2f} points ahead of {second.network.model} ({100 * second.top1_validation:.2f} %)",
+    )

@@ -1,0 +1,168 @@
+"""The content-addressed store of stage results: run a stage once, reuse it for every later recipe.
+
+A result lives in `<root>/cache/<stage>/<key>/` with `stage.json`; the key is the sha256 of [stage, version, config, inputs], files
+counted by content. A stage writes into `<key>.partial/` and is renamed when it is whole; a crash leaves the partial, and training
+resumes inside it. On reuse the sha256 of every file is checked: changed bytes are noticed, said, and made again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.console import Console
+from compress.errors import StageError
+from compress.results import File, from_json, sha256_of, to_json
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: `run(config, *, context, **inputs) -> result`. `version` is raised when the numbers that it makes change."""
+
+    name: str
+    version: int
+    run: Callable[..., Any]
+    result: type
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage is given beside config and inputs; never part of a key. `work` is the folder that it writes into."""
+
+    work: Path
+    device: str
+    console: Console
+    cache: Path  # the store's root, for content-addressed side caches (teacher logits)
+
+
+@dataclass
+class Store:
+    """Runs stages or finds their results. `force` names stages to run again; `seconds` and `reused` are filled for the report."""
+
+    root: Path
+    device: str
+    console: Console
+    force: tuple[str, ...] = ()
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    reused: list[str] = dataclasses.field(default_factory=list)
+
+    def run(self, stage: Stage, config: Any, *, label: str = "", **inputs: Any) -> Any:
+        """The stage's result: from the cache where it is whole, else by running it."""
+        title = f"{stage.name} {label}".strip()
+        folder = self.root / "cache" / stage.name / sha256_of([stage.name, stage.version, config, inputs])
+        begin = time.monotonic()
+        with _locked(folder.with_suffix(".lock")):
+            result = None if stage.name in self.force else self._find(stage, folder, title)
+            if result is not None:
+                self.reused.append(title)
+                self.seconds[title] = round(time.monotonic() - begin, 3)
+                self.console.stage(title, "reused")
+                return result
+            self.console.stage(title, "running")
+            result = self._make(stage, config, folder, title, inputs)
+        self.seconds[title] = round(time.monotonic() - begin, 3)
+        return result
+
+    def _find(self, stage: Stage, folder: Path, title: str) -> Any:
+        try:
+            result = _located(from_json(stage.result, json.loads((folder / "stage.json").read_text())["result"]), folder)
+        except FileNotFoundError:
+            return None
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            self.console.warn(f"{title}: {folder / 'stage.json'} cannot be read ({error}); the stage runs again")
+            return None
+        for file in _files(result):
+            if not file.path.is_file() or File.of(file.path).sha256 != file.sha256:
+                self.console.warn(f"{title}: {file.path} is not what the stage wrote; the stage runs again")
+                return None
+        return result
+
+    def _make(self, stage: Stage, config: Any, folder: Path, title: str, inputs: dict[str, Any]) -> Any:
+        partial = folder.with_suffix(".partial")
+        if stage.name in self.force:
+            shutil.rmtree(partial, ignore_errors=True)
+        begin = time.monotonic()
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            result = stage.run(config, context=Context(partial, self.device, self.console, self.root / "cache"), **inputs)
+            record = {
+                "stage": stage.name,
+                "version": stage.version,
+                "config": to_json(config.model_dump(mode="json") if hasattr(config, "model_dump") else config),
+                "seconds": round(time.monotonic() - begin, 3),
+                "result": to_json(_relative(result, partial)),
+            }
+            (partial / "stage.json").write_text(json.dumps(record, indent=1) + "\n")
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.rename(folder)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StageError(f"{title}: the disk under {self.root} is full; free some space and run the same command again") from error
+            raise
+        return _located(_relative(result, partial), folder)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Two runs that want the same result wait for each other; a killed one leaves no lock behind (flock)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield  # the file stays: removing it would let a third run lock a new one beside a waiter
+
+
+def _map_files(value: Any, change: Callable[[File], File]) -> Any:
+    if isinstance(value, File):
+        return change(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{f.name: _map_files(getattr(value, f.name), change) for f in dataclasses.fields(value)})
+    if isinstance(value, tuple):
+        return tuple(_map_files(item, change) for item in value)
+    if isinstance(value, list):
+        return [_map_files(item, change) for item in value]
+    if isinstance(value, dict):
+        return {key: _map_files(item, change) for key, item in value.items()}
+    return value
+
+
+def _relative(value: Any, folder: Path) -> Any:
+    """Files inside the stage's own folder are kept by relative path, so that the store can be moved."""
+
+    def change(file: File) -> File:
+        inside = file.path.is_absolute() and file.path.is_relative_to(folder)
+        return dataclasses.replace(file, path=file.path.relative_to(folder)) if inside else file
+
+    return _map_files(value, change)
+
+
+def _located(value: Any, folder: Path) -> Any:
+    return _map_files(value, lambda file: dataclasses.replace(file, path=folder / file.path))
+
+
+def _files(value: Any) -> list[File]:
+    found: list[File] = []
+
+    def note(file: File) -> File:
+        found.append(file)
+        return file
+
+    _map_files(value, note)
+    return found
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write through a temporary file and a rename: a reader never sees half a file."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

@@ -1,0 +1,97 @@
+"""A teacher's logits, remembered per (picture, view): in memory within a run, on disk for every later run.
+
+Logits are rounded to float16 whether or not they are remembered, so a run with a full cache trains the same student as one without.
+The disk copy is addressed by content: teacher weights, its normalisation, pictures, picture size, view scheme and precision;
+methods, students and seeds share it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compress.store import write_atomically
+
+MEMORY_LIMIT = 2 * 2**30  # bytes; beyond it the teacher simply runs
+
+
+class TeacherCache:
+    """Answers (index, view) with logits, running `forward` only for what it does not know.
+
+    Args:
+        forward: float pixels (M, 3, H, W) -> logits (M, K), without gradient.
+        pictures: how many pictures the indices may name. views: how many views each has. classes: K.
+        folder: where the disk copy lives, or None.
+    """
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], *, pictures: int, views: int, classes: int, device: str, folder: Path | None) -> None:
+        self.forward = forward
+        self.rows_run = 0  # rows that the teacher network computed; a test counts them
+        self.file = folder / "logits.npz" if folder else None
+        self.room = (MEMORY_LIMIT - pictures * views * 4) // (classes * 2)
+        self.enabled = self.room > 0
+        if not self.enabled:
+            return
+        self.slot = torch.full((pictures, views), -1, dtype=torch.int32, device=device)
+        self.logits = torch.empty((0, classes), dtype=torch.float16, device=device)
+        self.used = 0
+        self.saved = 0
+        if self.file is not None and self.file.is_file():
+            self._load(self.file)
+
+    def __call__(self, index: Tensor, view: Tensor, pixels: Tensor) -> Tensor:
+        """Teacher logits (N, K) float32 (float16 precision) of a batch: index, view (N,) int64; pixels (N, 3, H, W)."""
+        if not self.enabled:
+            return self._run(pixels).float()
+        slot = self.slot[index, view]
+        unknown = slot < 0
+        if bool(unknown.any()):
+            fresh = self._run(pixels[unknown])
+            if self.used + len(fresh) <= self.room:
+                self._remember(index[unknown], view[unknown], fresh)
+                slot = self.slot[index, view]
+            else:
+                out = fresh.new_empty((len(index), fresh.shape[1]))
+                out[~unknown] = self.logits[slot[~unknown].long()]
+                out[unknown] = fresh
+                return out.float()
+        return self.logits[slot.long()].float()
+
+    def save(self) -> None:
+        """Write what is new to disk, atomically."""
+        if not self.enabled or self.file is None or self.used == self.saved:
+            return
+        index, view = torch.nonzero(self.slot >= 0, as_tuple=True)
+        rows = self.logits[self.slot[index, view].long()]
+        buffer = io.BytesIO()
+        np.savez(buffer, index=index.cpu().numpy().astype(np.int32), view=view.cpu().numpy().astype(np.int32), logits=rows.cpu().numpy())
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.file, buffer.getvalue())
+        self.saved = self.used
+
+    def _run(self, pixels: Tensor) -> Tensor:
+        self.rows_run += len(pixels)
+        return self.forward(pixels).to(torch.float16)
+
+    def _remember(self, index: Tensor, view: Tensor, fresh: Tensor) -> None:
+        end = self.used + len(fresh)
+        if end > len(self.logits):  # grow by doubling, so that appending stays cheap
+            grown = self.logits.new_empty((min(max(end, 2 * len(self.logits), 4096), self.room), fresh.shape[1]))
+            grown[: self.used] = self.logits[: self.used]
+            self.logits = grown
+        self.logits[self.used : end] = fresh
+        self.slot[index, view] = torch.arange(self.used, end, dtype=torch.int32, device=self.slot.device)
+        self.used = end
+
+    def _load(self, file: Path) -> None:
+        with np.load(file) as data:
+            index, view, rows = (torch.from_numpy(data[name]).to(self.slot.device) for name in ("index", "view", "logits"))
+        rows = rows[: self.room]
+        self.logits = rows.contiguous()
+        self.slot[index[: len(rows)].long(), view[: len(rows)].long()] = torch.arange(len(rows), dtype=torch.int32, device=self.slot.device)
+        self.used = self.saved = len(rows)

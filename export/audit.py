@@ -1,0 +1,170 @@
+"""What onnxruntime really executes: the optimised graph of a default session, not what the file says.
+
+Source of the need: a layer that stands in the file between DequantizeLinear and QuantizeLinear may run in float, and one that was left
+in float may be quantised again when the session is made.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import GraphProto, NodeProto
+
+from export import graph
+from export.runtime import SESSION_ERRORS, ExportError, Model, isa, runs_on, session_options
+
+# Operator: which of its inputs holds the weights.
+CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "NhwcFusedConv": 1, "ConvTranspose": 1, "QLinearConv": 3, "ConvInteger": 1}
+INTEGER_PRODUCTS = ("QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
+PRODUCTS = ("Gemm", "FusedGemm", "MatMul", "FusedMatMul", *INTEGER_PRODUCTS)
+INTEGER = ("QLinearConv", "ConvInteger", *INTEGER_PRODUCTS)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """`int8_mac_share` in [0, 1] of `macs` (one picture); `islands`: (node, op) that compute in float behind the first layer.
+
+    `representative` is False where the file was built for another instruction set: then this machine's kernels are not the device's.
+    """
+
+    int8_mac_share: float
+    macs: int
+    executed: dict[str, int]
+    islands: tuple[tuple[str, str], ...]
+    onnxruntime: str
+    representative: bool
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """One node as it ran: shapes of its tensors with their types, as the profiler tells them."""
+
+    name: str
+    op: str
+    inputs: tuple[tuple[str, tuple[int, ...]], ...]
+    outputs: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def audit(path: Path, *, threads: int = 1) -> Audit:
+    """Run one picture through a default session and attribute its multiply-accumulates. Raises ExportError."""
+    model = Model.load(path, threads)
+    feed = model.feed(np.zeros((1, model.contract.image_size, model.contract.image_size, 3), dtype=np.uint8))
+    off = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    declared, written = _profile(path, feed, threads, off)
+    kernels, optimised = _profile(path, feed, threads, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    # The total comes from the file as written: float kernels of the optimised graph pad their channels to whole blocks.
+    total = sum(count for _, count in _macs(declared, written))
+    integer = sum(count for kernel, count in _macs(kernels, optimised) if kernel.op in INTEGER)
+    if total == 0:
+        raise ExportError(f"{path}: no convolution or matrix product to audit")
+    executed = dict(sorted(Counter(kernel.op for kernel in kernels).items()))
+    islands = tuple(_islands(kernels, optimised))
+    return Audit(integer / total, total, executed, islands, onnxruntime.__version__, runs_on(model.target, isa()))
+
+
+def _profile(
+    path: Path, feed: dict[str, np.ndarray], threads: int, level: onnxruntime.GraphOptimizationLevel
+) -> tuple[list[_Kernel], GraphProto]:
+    """The kernels of one run in their order, and the graph that they belong to."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = session_options(threads)
+        options.graph_optimization_level = level
+        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session.run(None, feed)
+        except SESSION_ERRORS as error:
+            raise ExportError(f"{path}: onnxruntime cannot run this file: {str(error).splitlines()[0]}") from error
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        optimised = onnx.load(options.optimized_model_filepath)
+    suffix = "_kernel_time"
+    ran = [event for event in events if event.get("cat") == "Node" and event["name"].endswith(suffix)]
+    return [_kernel(event["name"][: -len(suffix)], event["args"]) for event in ran], optimised.graph
+
+
+def _kernel(name: str, facts: dict[str, Any]) -> _Kernel:
+    return _Kernel(name, facts["op_name"], _tensors(facts["input_type_shape"]), _tensors(facts["output_type_shape"]))
+
+
+def _tensors(described: list[dict[str, Any]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((kind, tuple(shape)) for entry in described for kind, shape in entry.items())
+
+
+def _macs(kernels: list[_Kernel], optimised: GraphProto) -> Iterator[tuple[_Kernel, int]]:
+    """Multiply-accumulates of every convolution and matrix product."""
+    nodes = {node.name: node for node in optimised.node}
+    weights = _weight_shapes(optimised)
+    for kernel in kernels:
+        if kernel.op in CONVOLUTIONS:
+            shape = weights.get(nodes[kernel.name].input[CONVOLUTIONS[kernel.op]])
+            if shape is None:
+                raise ExportError(f"{kernel.name}: the weights of this convolution are computed, which is not supported")
+            positions = kernel.inputs if kernel.op == "ConvTranspose" else kernel.outputs
+            yield kernel, math.prod(positions[0][1]) * math.prod(shape[1:])
+        elif kernel.op in PRODUCTS:
+            yield kernel, math.prod(kernel.outputs[0][1]) * kernel.inputs[0][1][-1]
+
+
+def _weight_shapes(optimised: GraphProto) -> dict[str, tuple[int, ...]]:
+    """Shapes of weights, stored as they are or as integers behind DequantizeLinear."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in optimised.initializer}
+    for node in optimised.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in shapes:
+            shapes[node.output[0]] = shapes[node.input[0]]
+    return shapes
+
+
+def _islands(kernels: list[_Kernel], optimised: GraphProto) -> Iterator[tuple[str, str]]:
+    behind_first = _behind_first_layer(optimised)
+    for kernel in kernels:
+        computes_float = kernel.outputs and kernel.outputs[0][0] in ("float", "float16")
+        if computes_float and kernel.name in behind_first and kernel.op not in (*INTEGER, "QuantizeLinear", "DequantizeLinear"):
+            yield kernel.name, kernel.op
+
+
+def _behind_first_layer(optimised: GraphProto) -> set[str]:
+    """Names of the layers with weights and of everything that reads what they computed; what is left prepares pixels or constants."""
+    touched: set[str] = set()
+    names: set[str] = set()
+    for node in _in_order(optimised):
+        if node.op_type in CONVOLUTIONS or node.op_type in PRODUCTS or touched.intersection(node.input):
+            touched.update(node.output)
+            names.add(node.name)
+    return names
+
+
+def _in_order(optimised: GraphProto) -> list[NodeProto]:
+    """Nodes so that each follows those that it reads; saved optimised graphs do not promise it."""
+    made_by = graph.producers(optimised)
+    ordered: list[NodeProto] = []
+    seen: set[int] = set()
+
+    def visit(node: NodeProto) -> None:
+        stack = [(node, iter(node.input))]
+        seen.add(id(node))
+        while stack:
+            current, inputs = stack[-1]
+            above = next((made_by[name] for name in inputs if name in made_by and id(made_by[name]) not in seen), None)
+            if above is None:
+                ordered.append(stack.pop()[0])
+            else:
+                seen.add(id(above))
+                stack.append((above, iter(above.input)))
+
+    nodes = list(optimised.node)
+    for node in nodes:
+        if id(node) not in seen:
+            visit(node)
+    return ordered

@@ -1,0 +1,160 @@
+"""The folder (and zip) that goes to a device: models, pictures with expected answers, and what checks them there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from export import runtime
+from export.runtime import ExportError, MissingError, Model
+
+RUNTIME_FILES = ("__init__.py", "runtime.py", "measure.py", "verify.py")
+FLOAT_TOLERANCE = 1e-3  # of the largest logit, at least of 1: float kernels of two CPUs differ by far less, a wrong kernel by far more
+INT8_AGREEMENT = 0.95  # integer kernels round differently between instruction sets; a wrong kernel agrees at chance
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first moment: equal contents give equal bytes
+
+_README = """# {title}
+An image classifier: {classes} classes, pictures of {size} x {size} pixels, checked by the files beside it.
+1. `python -m pip install -r requirements.txt` (numpy and onnxruntime, nothing else; Python 3.8 or newer)
+2. `python -m export.verify` in this folder checks every file, runs the models on real pictures, compares answers and times them.
+3. Exit code 0: all answers are right; 4: changed files or wrong answers; 3: something is missing; 2: wrong usage.
+4. `python -m export.verify --json ../device.json` also writes the numbers.
+5. In an application: `from export.runtime import Model`, then `Model.load("{file}").run(pictures)`;
+6. pictures are RGB, uint8 (N, {size}, {size}, 3); answers are logits, float32 (N, {classes}); class names: `Model.contract.classes`.
+7. `manifest.json` lists every file with its sha256; `sha256sum -c checksums.sha256` checks them without Python.
+"""
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A model to bundle. `role`: student | teacher; `precision`: fp32 | int8; `target`: of int8, the instruction set it was built for."""
+
+    path: Path
+    role: str
+    precision: str
+    target: str | None = None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What was written; `files` are relative to `folder`."""
+
+    folder: Path
+    archive: Path
+    archive_sha256: str
+    archive_bytes: int
+    files: tuple[str, ...]
+
+
+def write(
+    folder: Path, models: Sequence[Shipped], images: np.ndarray, labels: np.ndarray, *, title: str = "model", min_runtime: str = "1.19"
+) -> Bundle:
+    """Write `folder` anew and `folder.zip` beside it; expected logits come from this machine's onnxruntime.
+
+    `images` uint8 (N, H, W, 3), `labels` integers (N,). Equal inputs give equal bytes. Raises ExportError.
+    """
+    _check(models, images, labels)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "export").mkdir(parents=True)
+    entries = [_ship(model, partial, images) for model in models]
+    arrays = {f"logits/{entry['file']}": logits for entry, logits in entries}
+    np.savez(partial / "samples.npz", images=images, labels=np.asarray(labels, dtype=np.int64), **arrays)  # type: ignore[arg-type]
+    for name in RUNTIME_FILES:
+        shutil.copyfile(Path(__file__).with_name(name), partial / "export" / name)
+    contract = Model.load(models[0].path).contract
+    text = _README.format(title=title, classes=len(contract.classes), size=contract.image_size, file=models[0].path.name)
+    (partial / "README.md").write_text(text, encoding="utf-8")
+    (partial / "requirements.txt").write_text(f"numpy>=1.21\nonnxruntime>={min_runtime}\n", encoding="utf-8")
+    _write_manifest(partial, [entry for entry, _ in entries], contract, len(images))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    return _archive(folder)
+
+
+def _check(models: Sequence[Shipped], images: np.ndarray, labels: np.ndarray) -> None:
+    if not models:
+        raise ExportError("a bundle needs at least one model")
+    for model in models:
+        if not model.path.is_file():
+            raise MissingError(f"{model.path}: no such file")
+        if (model.precision == "int8") != (model.target is not None):
+            raise ExportError(f"{model.path.name}: int8 files name their target, float files have none")
+    names = [model.path.name for model in models]
+    if len(set(names)) != len(names) or set(names) & {"README.md", "samples.npz", "manifest.json", "export"}:
+        raise ExportError(f"models of a bundle need names of their own, not {', '.join(names)}")
+    if len(images) == 0 or len(images) != len(labels):
+        raise ExportError(f"a bundle needs as many labels as pictures, at least one; got {len(labels)} and {len(images)}")
+
+
+def _ship(shipped: Shipped, folder: Path, images: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+    """Copy one model; its manifest entry and expected logits float32 (N, K)."""
+    shutil.copyfile(shipped.path, folder / shipped.path.name)
+    model = Model.load(shipped.path)
+    if model.target != shipped.target:
+        raise ExportError(f"{shipped.path.name}: the file says that it was built for {model.target}, not for {shipped.target}")
+    logits = model.run(images)
+    entry = {
+        "file": shipped.path.name,
+        "role": shipped.role,
+        "precision": shipped.precision,
+        "target": shipped.target,
+        **_described(folder / shipped.path.name),
+        "normalize": {"mean": list(model.contract.mean), "std": list(model.contract.std)},
+        "layout": model.contract.layout,
+        "max_abs_diff": FLOAT_TOLERANCE * max(1.0, float(np.abs(logits).max())) if shipped.precision == "fp32" else None,
+        "min_agreement": 1.0 if shipped.precision == "fp32" else INT8_AGREEMENT,
+    }
+    return entry, logits
+
+
+def _described(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def _listed(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _write_manifest(folder: Path, entries: list[dict[str, Any]], contract: runtime.Contract, pictures: int) -> None:
+    manifest = {
+        "schema": 1,
+        "made_by": contract.made_by,
+        "classes": list(contract.classes),
+        "image_size": contract.image_size,
+        "samples": {"file": "samples.npz", "images": pictures},
+        "onnxruntime": onnxruntime.__version__,
+        "expected_on": runtime.isa(),
+        "models": entries,
+        "files": {name: _described(folder / name) for name in _listed(folder)},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines = [f"{_described(folder / name)['sha256']}  {name}\n" for name in _listed(folder)]
+    (folder / "checksums.sha256").write_text("".join(lines), encoding="utf-8")
+
+
+def _archive(folder: Path) -> Bundle:
+    archive = folder.with_name(folder.name + ".zip")
+    partial = archive.with_name(archive.name + ".partial")
+    files = _listed(folder)
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as stream:
+        for name in files:
+            entry = zipfile.ZipInfo(f"{folder.name}/{name}", date_time=_EPOCH)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.create_system = 3  # Unix, on every system that writes it
+            entry.external_attr = 0o644 << 16
+            stream.writestr(entry, (folder / name).read_bytes())
+    os.replace(partial, archive)
+    described = _described(archive)
+    return Bundle(folder, archive, described["sha256"], described["bytes"], tuple(files))

@@ -1,0 +1,187 @@
+"""Checks a bundle on the device that it stands on: every byte, every answer, and the time that it takes.
+
+`python -m export.verify [--json FILE] [--model NAME] [--threads N] [--repeats N] [FOLDER]`. Needs numpy and onnxruntime only.
+Exit codes: 0 all answers right · 2 usage · 3 something is missing · 4 changed files or wrong answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from export.runtime import Model
+
+MISSING, WRONG = 3, 4
+
+
+class Refused(Exception):
+    """Ends the verification with a sentence and an exit code."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def check_files(folder: Path, report: Path | None = None) -> int:
+    """Compare the folder with its checksums; returns how many files were read. Raises Refused on changed, missing or additional files."""
+    listing = folder / "checksums.sha256"
+    if not listing.is_file():
+        raise Refused(MISSING, f"{folder} is not a bundle: it has no checksums.sha256")
+    expected = {}
+    for line in listing.read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.partition("  ")
+        expected[name] = digest
+    ignored = {listing.resolve()} | ({report.resolve()} if report else set())
+    there = [path for path in folder.rglob("*") if (path.is_file() or path.is_symlink()) and path.resolve() not in ignored]
+    names = {path.relative_to(folder).as_posix(): path for path in there}
+    found = {name: path for name, path in names.items() if not name.startswith("export/__pycache__/")}  # Python's own copies
+    for name in sorted(set(expected) - set(found)):
+        raise Refused(WRONG, f"{name} is missing from the bundle: it is not the one that was made")
+    for name in sorted(set(found) - set(expected)):
+        raise Refused(WRONG, f"{name} does not belong to the bundle: remove it, or get the bundle again")
+    for name, path in sorted(found.items()):
+        if hashlib.sha256(path.read_bytes()).hexdigest() != expected[name]:
+            raise Refused(WRONG, f"{name} was changed: its sha256 is not the one in checksums.sha256")
+    return len(found)
+
+
+def _answers(model: Model, entry: dict[str, Any], samples: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Hold one model's logits on the bundle's pictures against the expected ones."""
+    import numpy as np
+
+    expected, labels = samples["logits/" + entry["file"]], samples["labels"]
+    logits = model.run(samples["images"])
+    same = logits.argmax(1) == expected.argmax(1)
+    difference = float(np.abs(logits.astype(np.float64) - expected).max())
+    count = len(labels)
+    if entry["max_abs_diff"] is not None:
+        right = difference <= entry["max_abs_diff"]
+    else:  # one picture may always differ, or few samples would fail on a single tie
+        right = bool(np.isfinite(logits).all()) and int((~same).sum()) <= max(1, int((1 - entry["min_agreement"]) * count))
+    return {
+        "images": count,
+        "top1": float((logits.argmax(1) == labels).mean()),
+        "agreement": float(same.mean()),
+        "max_abs_diff": difference if np.isfinite(difference) else None,
+        "ok": right,
+    }
+
+
+def _judge(folder: Path, entries: list[dict[str, Any]], samples: dict[str, np.ndarray], threads: int, isa: str) -> list[dict[str, Any]]:
+    from export import runtime
+
+    rows = []
+    for entry in entries:
+        row = {key: entry[key] for key in ("file", "sha256", "role", "precision", "target")}
+        row.update(_answers(runtime.Model.load(folder / entry["file"], threads), entry, samples), note=None)
+        if not runtime.runs_on(entry["target"], isa):
+            # Neither its speed nor its rounding here says anything about the device that it was built for.
+            row.update(ok=None, note=f"built for {entry['target']}, this is {isa}")
+        rows.append(row)
+    return rows
+
+
+def _time(folder: Path, rows: list[dict[str, Any]], images: np.ndarray, threads: int, repeats: int) -> None:
+    """Add latency and memory of the models that are meant for this machine."""
+    from export import measure
+
+    for row in rows:
+        row.update(latency_ms=None, first_run_ms=None, load_ms=None, peak_memory_bytes=None)
+    files = [row["file"] for row in rows if row["ok"]]
+    if not files:
+        return
+    result = measure.latency({name: folder / name for name in files}, images, threads=threads, repeats=repeats)
+    for row in rows:
+        timed = result.models.get(row["file"])
+        if timed is not None:
+            row.update(latency_ms=timed.summary(), first_run_ms=timed.first_run_ms, load_ms=timed.load_ms, contaminated=result.contaminated)
+            row["peak_memory_bytes"] = measure.memory(folder / row["file"], threads=threads)
+
+
+def verify(folder: Path, *, model: str | None = None, threads: int = 1, repeats: int = 700, report: Path | None = None) -> dict[str, Any]:
+    """Everything that is known after the checks, as JSON values. Raises Refused, or export.runtime.ExportError."""
+    check_files(folder, report)
+    import numpy as np
+
+    from export import runtime
+
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    entries = [entry for entry in manifest["models"] if model in (None, entry["file"], Path(entry["file"]).stem)]
+    if not entries:
+        raise Refused(2, f"no model {model!r} in the bundle; it has {', '.join(entry['file'] for entry in manifest['models'])}")
+    host = runtime.host()
+    with np.load(folder / "samples.npz", allow_pickle=False) as stored:
+        samples = {name: stored[name] for name in stored.files}
+    rows = _judge(folder, entries, samples, threads, host["isa"])
+    _time(folder, rows, samples["images"], threads, repeats)
+    judged = [row["ok"] for row in rows if row["ok"] is not None]
+    return {"host": host, "onnxruntime": host["onnxruntime"], "models": rows, "ok": bool(judged) and all(judged)}
+
+
+def _table(answer: dict[str, Any]) -> str:
+    host = answer["host"]
+    lines = [f"{host['cpu'] or host['architecture']} ({host['isa']}), onnxruntime {answer['onnxruntime']}"]
+    lines.append(f"{'model':<32}{'top-1':>16}{'agreement':>11}{'max diff':>11}{'p50 ms':>9}{'MB RAM':>8}  verdict")
+    for row in answer["models"]:
+        top1 = f"{row['top1']:.1%} of {row['images']}"
+        difference = "n/a" if row["max_abs_diff"] is None else f"{row['max_abs_diff']:.2g}"
+        p50 = "n/a" if row["latency_ms"] is None else f"{row['latency_ms']['p50']:.3f}"
+        memory = "n/a" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 1e6:.0f}"
+        verdict = row["note"] or ("ok" if row["ok"] else "WRONG ANSWERS")
+        lines.append(f"{row['file']:<32}{top1:>16}{row['agreement']:>11.1%}{difference:>11}{p50:>9}{memory:>8}  {verdict}")
+    if any(row.get("contaminated") for row in answer["models"]):
+        lines.append("other processes were busy while the time was measured: run again on a quiet machine")
+    if not any(row["ok"] is not None for row in answer["models"]):
+        lines.append("no model here is meant for this machine: nothing was verified")
+    return "\n".join(lines)
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m export.verify", description="check a bundle on this machine: files, answers, time")
+    parser.add_argument("folder", nargs="?", default=".", type=Path, metavar="FOLDER")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers")
+    parser.add_argument("--model", metavar="NAME", help="only this model")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=700, help="timed runs a model; p90 needs 64, p99 needs 662")
+    arguments = parser.parse_args(argv)
+    if arguments.threads < 1 or arguments.repeats < 1:
+        parser.error("--threads and --repeats must be at least 1")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = _arguments(argv)
+    try:
+        from export.runtime import ExportError, MissingError
+    except ImportError as error:
+        print(f"{error.name} is not installed: python -m pip install -r requirements.txt", file=sys.stderr)
+        return MISSING
+    try:
+        folder, options = arguments.folder, {"threads": arguments.threads, "repeats": arguments.repeats}
+        answer = verify(folder, model=arguments.model, report=arguments.json, **options)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(answer, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except Refused as error:
+        print(error, file=sys.stderr)
+        return error.code
+    except MissingError as error:
+        print(error, file=sys.stderr)
+        return MISSING
+    except (ExportError, OSError, ValueError, KeyError) as error:
+        print(f"the bundle could not be verified: {error}", file=sys.stderr)
+        return WRONG
+    print(_table(answer))
+    return 0 if answer["ok"] else WRONG
+
+
+if __name__ == "__main__":
+    sys.dont_write_bytecode = True  # the bundle stays as it was shipped
+    sys.exit(main())

@@ -1,0 +1,268 @@
+"""Photos in class folders: layouts, odd pictures, unreadable files, duplicates, what is refused."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from compress import schema
+from compress.data import load_images, load_labels, pictures, sources
+from compress.errors import CompressError, MissingError, StageError, UsageError
+from compress.results import Prepared
+
+RED, BLUE = (220, 20, 20), (20, 20, 220)
+
+
+def save(path: Path, colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (40, 30)) -> None:
+    """A picture of one colour with a little noise, so that no two files are equal."""
+    noise = np.random.default_rng(seed).integers(-8, 9, (size[1], size[0], 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(path)
+
+
+def two_classes(root: Path, part: str, count: int, seed: int = 0) -> None:
+    for label, (name, colour) in enumerate({"red": RED, "blue": BLUE}.items()):
+        for number in range(count):
+            save(root / part / name / f"{number}.png", colour, seed + 100 * label + number)
+
+
+def prepared(root: Path, work: Path, **keys: object) -> tuple[Prepared, list[str]]:
+    lines: list[str] = []
+    config = schema.Data(source="folder", root=str(root), **{"image_size": 14, **keys})  # type: ignore[arg-type]
+    return sources.prepare(config, work, base=Path("/"), report=lines.append), lines
+
+
+def test_train_and_test_folders(tmp_path: Path) -> None:
+    two_classes(tmp_path / "set", "train", 6)
+    two_classes(tmp_path / "set", "val", 3, seed=50)
+    made, lines = prepared(tmp_path / "set", tmp_path / "work")
+    train, test = load_images(made.train_images), load_images(made.test_images)
+    assert made.classes == ("blue", "red") and made.augment == "resized_crop" and made.unreadable == ()
+    assert train.shape == (12, 16, 16, 3) and test.shape == (6, 14, 14, 3)  # 16 = 14 * 256 / 224: room for crops
+    assert load_labels(made.train_labels).tolist() == [0] * 6 + [1] * 6
+    assert np.all(train[:6, ..., 2] > 180) and np.all(train[6:, ..., 0] > 180)
+    assert made.normalization.mean == pytest.approx(train.reshape(-1, 3).mean(0) / 255, abs=1e-4)
+    assert made.normalization.std == pytest.approx(train.reshape(-1, 3).std(0) / 255, abs=1e-4)
+    assert lines == [
+        "data: warning: class 'blue' has only 6 pictures",
+        "data: 12 train pictures of 2 classes, 16x16",
+        "data: 6 test pictures of 2 classes, 14x14",
+    ]
+
+
+def test_evaluation_is_the_centre_of_what_is_stored(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", RED, 0, (72, 48))
+    stored = pictures.decode((tmp_path / "a.png").read_bytes(), 16)
+    with Image.open(tmp_path / "a.png") as image:
+        expected = image.resize((24, 16), Image.Resampling.BILINEAR).crop((4, 0, 20, 16))  # short side to 16, then the centre
+    assert np.array_equal(stored, np.asarray(expected))
+    two_classes(tmp_path / "set", "train", 2)
+    two_classes(tmp_path / "set", "test", 1, seed=9)
+    made, _ = prepared(tmp_path / "set", tmp_path / "work")
+    whole = pictures.decode((tmp_path / "set/test/blue/0.png").read_bytes(), 16)
+    assert np.array_equal(load_images(made.test_images)[0], whole[1:15, 1:15])
+
+
+def test_a_test_part_is_carved_by_content(tmp_path: Path) -> None:
+    two_classes(tmp_path / "a", "", 10)
+    first, _ = prepared(tmp_path / "a", tmp_path / "work_a", test=0.3)
+    for path in sorted((tmp_path / "a").rglob("*.png")):  # the same pictures under other names
+        target = tmp_path / "b" / path.parent.name / f"{9 - int(path.stem)}_renamed.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    second, _ = prepared(tmp_path / "b", tmp_path / "work_b", test=0.3)
+    assert np.bincount(load_labels(first.test_labels)).tolist() == [3, 3]
+
+    def contents(made: Prepared) -> set[bytes]:
+        return {picture.tobytes() for picture in load_images(made.test_images)}
+
+    assert contents(first) == contents(second)
+    other, _ = prepared(tmp_path / "a", tmp_path / "work_c", test=0.3, split_seed=1)
+    assert contents(other) != contents(first)
+
+
+def odd_pictures(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Pictures in unusual forms, with the colour that their centre must have."""
+    folder.mkdir(parents=True)
+    halves = Image.new("RGB", (40, 40), RED)
+    halves.paste(BLUE, (0, 0, 40, 20))
+    rotated = Image.Exif()
+    rotated[0x0112] = 3  # upside down: the red half belongs on top
+    halves.save(folder / "exif.png", exif=rotated)
+    Image.new("L", (40, 40), 100).save(folder / "grey.jpg")
+    Image.fromarray(np.full((40, 40), 100 * 257, np.uint16)).save(folder / "grey16.png")
+    Image.new("RGB", (40, 40), RED).convert("CMYK").save(folder / "cmyk.jpg", quality=95)
+    palette = Image.new("P", (40, 40), 0)
+    palette.putpalette([*RED, *BLUE])
+    palette.paste(1, (0, 0, 40, 40))
+    palette.save(folder / "palette.png", transparency=0)
+    Image.new("RGBA", (40, 40), (*RED, 0)).save(folder / "clear.webp", lossless=True, exact=True)
+    Image.new("LA", (40, 40), (100, 255)).save(folder / "grey_alpha.png")
+    Image.new("RGB", (40, 40), RED).save(folder / "UPPER.BMP")
+    grey = (100, 100, 100)
+    return {
+        "exif.png": RED, "grey.jpg": grey, "grey16.png": grey, "cmyk.jpg": RED, "palette.png": BLUE,
+        "clear.webp": (255, 255, 255), "grey_alpha.png": grey, "UPPER.BMP": RED,
+    }  # fmt: skip
+
+
+def test_every_mode_becomes_upright_rgb(tmp_path: Path) -> None:
+    expected = odd_pictures(tmp_path / "odd")
+    for name, colour in expected.items():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            made = pictures.decode((tmp_path / "odd" / name).read_bytes(), 16)
+        assert made.shape == (16, 16, 3) and made.dtype == np.uint8
+        assert np.abs(made[4, 8].astype(int) - colour).max() <= 6, name  # JPEG moves values a little
+
+
+def test_a_large_jpeg_is_decoded_at_a_smaller_scale_and_looks_the_same(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 640).astype(np.uint8)
+    Image.fromarray(np.stack(np.broadcast_arrays(ramp[None, :], ramp[:, None], np.uint8(80)), axis=2)).save(tmp_path / "a.jpg", quality=95)
+    with Image.open(tmp_path / "a.jpg") as image:
+        expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(pictures.decode((tmp_path / "a.jpg").read_bytes(), 32) - expected).max() <= 3
+
+
+def break_some(folder: Path) -> None:
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole, "PNG")
+    (folder / "cut.png").write_bytes(whole.getvalue()[:4000])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("this is no picture", encoding="utf-8")
+
+
+def test_unreadable_pictures_are_named_counted_and_skipped(tmp_path: Path) -> None:
+    two_classes(tmp_path / "set", "train", 12)
+    two_classes(tmp_path / "set", "test", 2, seed=50)
+    break_some(tmp_path / "set/train/red")
+    made, lines = prepared(tmp_path / "set", tmp_path / "work", max_unreadable=0.2)
+    reasons = {picture.path: picture.reason for picture in made.unreadable}
+    assert set(reasons) == {"train/red/cut.png", "train/red/empty.jpg", "train/red/text.jpg"}
+    assert reasons["train/red/empty.jpg"] == "the file is empty"
+    assert reasons["train/red/text.jpg"] == "not a picture that Pillow can read"
+    assert "truncated" in reasons["train/red/cut.png"]
+    assert np.bincount(load_labels(made.train_labels)).tolist() == [12, 12] and len(load_images(made.train_images)) == 24
+    assert lines[-1].startswith("data: warning: 3 of 31 pictures cannot be read and are skipped (train/red/cut.png: ")
+
+
+def test_too_many_unreadable_pictures_stop_the_stage(tmp_path: Path) -> None:
+    two_classes(tmp_path / "set", "train", 12)
+    two_classes(tmp_path / "set", "test", 2, seed=50)
+    break_some(tmp_path / "set/train/red")
+    with pytest.raises(
+        StageError,
+        match=r"^data: 3 of 31 pictures cannot be read, more than data\.max_unreadable 0\.05 allows "
+        r"\(train/red/cut\.png: ",
+    ) as caught:
+        prepared(tmp_path / "set", tmp_path / "work", max_unreadable=0.05)
+    assert caught.value.exit_code == 4
+
+
+def test_a_class_without_a_readable_picture_stops_the_stage(tmp_path: Path) -> None:
+    two_classes(tmp_path / "set", "train", 3)
+    two_classes(tmp_path / "set", "test", 1, seed=50)
+    (tmp_path / "set/test/red/0.png").write_bytes(b"")
+    with pytest.raises(StageError, match="none of the test pictures of class 'red' can be read"):
+        prepared(tmp_path / "set", tmp_path / "work", max_unreadable=0.5)
+
+
+def test_a_decompression_bomb_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_classes(tmp_path / "set", "train", 3)
+    two_classes(tmp_path / "set", "test", 3, seed=50)
+    for number, size in enumerate([(60, 60), (90, 90)]):  # above the limit Pillow warns, above twice the limit it refuses
+        save(tmp_path / f"set/train/red/huge{number}.png", RED, 99, size)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    made, _ = prepared(tmp_path / "set", tmp_path / "work", max_unreadable=0.5)
+    assert [(picture.path, picture.reason) for picture in made.unreadable] == [
+        ("train/red/huge0.png", "more than 2000 pixels"),
+        ("train/red/huge1.png", "more than 2000 pixels"),
+    ]
+
+
+def test_the_same_picture_in_train_and_test_is_dropped_from_training(tmp_path: Path) -> None:
+    two_classes(tmp_path / "set", "train", 4)
+    two_classes(tmp_path / "set", "test", 2, seed=50)
+    for number in range(2):
+        (tmp_path / f"set/train/blue/copy{number}.png").write_bytes((tmp_path / "set/test/blue/0.png").read_bytes())
+    made, lines = prepared(tmp_path / "set", tmp_path / "work")
+    assert np.bincount(load_labels(made.train_labels)).tolist() == [4, 4] and len(load_labels(made.test_labels)) == 4
+    assert "data: warning: 2 training pictures are also in the test part (same bytes); they are left out of training" in lines
+
+
+def test_copies_of_a_picture_stay_on_one_side_of_a_carved_split(tmp_path: Path) -> None:
+    two_classes(tmp_path / "set", "", 5)
+    for number in range(5):
+        (tmp_path / f"set/red/copy{number}.png").write_bytes((tmp_path / f"set/red/{number}.png").read_bytes())
+    made, lines = prepared(tmp_path / "set", tmp_path / "work", test=0.4, image_size=28)
+    train = {picture[2:-2, 2:-2].tobytes() for picture in load_images(made.train_images)}
+    assert load_images(made.train_images).shape[1:3] == (32, 32)
+    assert not train & {picture.tobytes() for picture in load_images(made.test_images)}
+    assert np.bincount(load_labels(made.test_labels)).tolist() == [2, 4] and not any("also in the test part" in line for line in lines)
+
+
+def test_other_files_are_ignored_and_counted(tmp_path: Path) -> None:
+    two_classes(tmp_path / "set", "train", 2)
+    two_classes(tmp_path / "set", "test", 1, seed=50)
+    for name in ("notes.txt", ".DS_Store", "._0.png"):
+        (tmp_path / "set/train/red" / name).write_text("x", encoding="utf-8")
+    save(tmp_path / "set/train/red/deeper/more.png", RED, 77)
+    save(tmp_path / "set/val/red/unused.png", RED, 78)
+    (tmp_path / "set/.hidden").mkdir()
+    made, lines = prepared(tmp_path / "set", tmp_path / "work")
+    assert np.bincount(load_labels(made.train_labels)).tolist() == [2, 3]
+    assert lines[0].startswith("data: warning: 3 files are no pictures") and "data: warning: sub-folders not used: val" in lines
+
+
+def test_limits_are_stratified(tmp_path: Path) -> None:
+    two_classes(tmp_path / "set", "train", 8)
+    two_classes(tmp_path / "set", "test", 4, seed=50)
+    made, _ = prepared(tmp_path / "set", tmp_path / "work", limit_train=6, limit_test=4)
+    assert np.bincount(load_labels(made.train_labels)).tolist() == [3, 3]
+    assert np.bincount(load_labels(made.test_labels)).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("files", "kind", "sentence"),
+    [
+        ([], MissingError, r"is not a folder; .*: compress run RECIPE --set data\.root=FOLDER$"),
+        (["red/0.png"], UsageError, "1 class sub-folder, but a classifier needs at least two"),
+        (["loose.png"], UsageError, "0 class sub-folders, but a classifier needs at least two"),
+        (["red/0.png", "blue/notes.txt"], UsageError, r"no pictures \(.jpg, .*\) of class 'blue'"),
+        (["train/red/0.png", "train/blue/1.png", "test/red/2.png"], UsageError, "no sub-folder for class 'blue'"),
+        (
+            ["train/red/0.png", "train/blue/1.png", "test/red/2.png", "test/blue/3.png", "test/green/4.png"],
+            UsageError,
+            "class 'green' is not in",
+        ),
+        (["test/red/0.png", "val/red/1.png"], UsageError, "there is test and val but no train sub-folder"),
+        (["red/0.png", "blue/1.png", "blue/2.png"], UsageError, "class 'red' has one distinct picture only"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, files: list[str], kind: type[CompressError], sentence: str) -> None:
+    for seed, name in enumerate(files):
+        if name.endswith(".png"):
+            save(tmp_path / "set" / name, RED, seed)
+        else:
+            (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "set" / name).write_text("x", encoding="utf-8")
+    with pytest.raises(kind, match=sentence):
+        prepared(tmp_path / "set", tmp_path / "work")
+
+
+def test_two_runs_write_the_same_bytes_and_the_fingerprint_follows_the_files(tmp_path: Path) -> None:
+    two_classes(tmp_path / "set", "train", 3)
+    two_classes(tmp_path / "set", "test", 2, seed=50)
+    first, _ = prepared(tmp_path / "set", tmp_path / "one")
+    second, _ = prepared(tmp_path / "set", tmp_path / "two")
+    assert first.train_images.sha256 == second.train_images.sha256 and first.test_images.sha256 == second.test_images.sha256
+    config = schema.Data(source="folder", root="set", image_size=14)
+    before = sources.fingerprint(config, tmp_path)
+    assert before == sources.fingerprint(config.model_copy(update={"calibration": 7, "validation": 0.3}), tmp_path)
+    save(tmp_path / "set/train/red/0.png", BLUE, 1234)
+    assert sources.fingerprint(config, tmp_path) != before

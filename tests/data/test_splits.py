@@ -1,0 +1,76 @@
+"""Splits by purpose: stratified, seeded, disjoint."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from compress.data import splits
+from compress.errors import UsageError
+
+LABELS = np.repeat(np.arange(4), [40, 30, 20, 10])[np.random.default_rng(1).permutation(100)]
+
+
+def test_shuffled_is_pinned_for_all_numpy_versions() -> None:
+    # recorded once: the same seed must choose the same pictures for good, or old runs cannot be repeated
+    assert splits.shuffled(8, 0).tolist() == [3, 2, 1, 6, 0, 7, 4, 5]
+    assert sorted(splits.shuffled(1000, 5).tolist()) == list(range(1000))
+    assert splits.shuffled(1000, 5).tolist() != splits.shuffled(1000, 5, stream=1).tolist()
+
+
+@pytest.mark.parametrize(("validation", "counts"), [(0.1, [4, 3, 2, 1]), (20, [8, 6, 4, 2]), (0.25, [10, 8, 5, 2])])
+def test_carve_is_stratified_and_disjoint(validation: float, counts: list[int]) -> None:
+    train, held_out = splits.carve(LABELS, validation, seed=0)
+    assert train.dtype == held_out.dtype == np.int64
+    assert np.array_equal(np.sort(np.concatenate([train, held_out])), np.arange(100))
+    assert np.all(np.diff(train) > 0) and np.all(np.diff(held_out) > 0)
+    assert np.bincount(LABELS[held_out]).tolist() == counts
+
+
+def test_carve_repeats_for_a_seed_and_differs_between_seeds() -> None:
+    assert np.array_equal(splits.carve(LABELS, 0.2, 3)[1], splits.carve(LABELS, 0.2, 3)[1])
+    assert not np.array_equal(splits.carve(LABELS, 0.2, 3)[1], splits.carve(LABELS, 0.2, 4)[1])
+
+
+def test_every_class_is_in_both_parts_however_rare() -> None:
+    labels = np.array([0] * 500 + [1] * 2)
+    train, held_out = splits.carve(labels, 0.01, 0)
+    assert set(labels[train]) == set(labels[held_out]) == {0, 1}
+    assert len(held_out) == 5
+
+
+@pytest.mark.parametrize(
+    ("labels", "validation", "sentence"),
+    [
+        ([0, 0, 0, 1], 0.5, "class 1 has a single training picture"),
+        ([0, 0, 1, 1], 1, "choose between 2 and 2 pictures"),
+        ([0, 0, 1, 1], 3, "choose between 2 and 2 pictures"),
+        ([], 0.1, "no training pictures"),
+    ],
+)
+def test_carve_says_what_is_impossible(labels: list[int], validation: float, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        splits.carve(np.array(labels, dtype=np.int64), validation, 0)
+
+
+def test_calibration_never_touches_validation() -> None:
+    train, held_out = splits.carve(LABELS, 0.2, 0)
+    chosen = splits.calibration_index(LABELS, train, 40, 0)
+    assert set(chosen) <= set(train) and not set(chosen) & set(held_out)
+    assert np.bincount(LABELS[chosen]).tolist() == [16, 12, 8, 4]
+    assert np.array_equal(splits.calibration_index(LABELS, train, 512, 0), train)
+
+
+def test_stratified_subsets() -> None:
+    assert np.bincount(LABELS[splits.stratified(LABELS, 50, 0)]).tolist() == [20, 15, 10, 5]
+    assert np.array_equal(splits.stratified(LABELS, 1000, 0), np.arange(100))
+    assert len(splits.stratified(LABELS, 3, 0)) == 3
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_allocate_meets_total_and_bounds(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    sizes = random.integers(2, 60, size=9)
+    total = int(random.integers(9, sizes.sum() - 9 + 1))
+    given = splits.allocate(sizes, total, least=1, leave=1)
+    assert given.sum() == total and given.min() >= 1 and (sizes - given).min() >= 1

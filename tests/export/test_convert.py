@@ -1,0 +1,222 @@
+"""Export: one clean file that computes what the network computes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from export import convert, graph
+from export.runtime import Contract, ExportError, Model
+from torch import nn
+
+
+def _ops(path: Path) -> Counter:
+    return Counter(node.op_type for node in onnx.load(str(path)).graph.node)
+
+
+def test_file_is_what_was_promised(fp32: Path, contract: Contract) -> None:
+    model = onnx.load(str(fp32))
+
+    assert [path.name for path in fp32.parent.glob("small.fp32*")] == ["small.fp32.onnx"]
+    assert graph.opset_of(model) == 18 and model.ir_version == 8  # loads from onnxruntime 1.14 on
+    assert (model.producer_name, model.producer_version) == ("compress", "9.8.7")
+    value = model.graph.input[0]
+    assert value.name == "image" and value.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim] == ["batch", 16, 16, 3]
+    assert Model.load(fp32).contract == contract
+    assert not any(node.doc_string or node.metadata_props for node in model.graph.node)
+
+
+def test_graph_is_lean(fp32: Path) -> None:
+    ops = _ops(fp32)
+
+    assert ops["Conv"] == 3 and ops["BatchNormalization"] == 0 and ops["ReduceMean"] == 0
+    assert ops["GlobalAveragePool"] == 1 and ops["Flatten"] == 1  # x.mean([2, 3])
+    assert ops["Transpose"] == ops["Cast"] == 1 and ops["Gather"] == 0
+
+
+def test_parity_on_pictures(network: nn.Module, fp32: Path, images: np.ndarray) -> None:
+    found = convert.parity(network, fp32, images)
+
+    assert found.images == 256 and found.agreement == 1.0
+    assert 0 < found.mean_abs_diff <= found.max_abs_diff < 1e-4
+
+
+def test_parity_sees_another_network(network: nn.Module, fp32: Path, images: np.ndarray) -> None:
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        other.classifier.bias[0] += 0.5
+
+    assert convert.parity(other, fp32, images).max_abs_diff > 0.49
+
+
+def test_float_input_leaves_normalisation_to_the_application(
+    network: nn.Module, contract: Contract, fp32: Path, images: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / "float.onnx"
+
+    convert.to_onnx(network, path, dataclasses.replace(contract, layout="float_nchw"))
+
+    assert onnx.load(str(path)).graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert not {"Cast", "Transpose"} & set(_ops(path))
+    np.testing.assert_allclose(Model.load(path).run(images), Model.load(fp32).run(images), atol=1e-4)
+
+
+def test_the_callers_network_stays_as_it_was(network: nn.Module, contract: Contract, tmp_path: Path) -> None:
+    model = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+
+    convert.to_onnx(model, tmp_path / "a.onnx", contract)
+
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters()) and not model.training
+    assert model.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+_AGAIN = """
+import sys, torch
+from pathlib import Path
+from torch import nn
+from export.convert import to_onnx
+from export.quantize import quantize
+from export.runtime import Contract
+import numpy as np
+torch.manual_seed(3)
+net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3, groups=8),
+                    nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).eval()
+folder = Path(sys.argv[1])
+to_onnx(net, folder / "f.onnx", Contract(("a", "b"), 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "uint8_nhwc", "compress 1"))
+pictures = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), dtype=np.uint8)
+quantize(folder / "f.onnx", folder / "q.onnx", pictures, isa="x86-vnni")
+"""
+
+
+def test_equal_inputs_give_equal_bytes_in_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    monkeypatch.setattr(sys, "argv", ["", str(here)])
+    exec(_AGAIN, {})
+
+    # Another folder and another hash seed: nothing of them may reach the files.
+    environment = {**os.environ, "PYTHONHASHSEED": "77"}
+    done = subprocess.run([sys.executable, "-c", _AGAIN, str(there)], capture_output=True, text=True, env=environment)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "" and done.stderr == ""
+    assert sorted(path.name for path in there.iterdir()) == ["f.onnx", "q.onnx"]
+    for name in ("f.onnx", "q.onnx"):
+        assert hashlib.sha256((here / name).read_bytes()).digest() == hashlib.sha256((there / name).read_bytes()).digest()
+
+
+class Branching(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean([2, 3]) if x.sum() > 0 else x.amax([2, 3])
+
+
+
+
+def test_networks_that_cannot_be_exported_are_refused(network: nn.Module, contract: Contract, tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+
+    with pytest.raises(ExportError, match="training mode"):
+        convert.to_onnx(copy.deepcopy(network).train(), path, contract)
+    with pytest.raises(ExportError, match="cannot convert Branching"):
+        convert.to_onnx(Branching().eval(), path, contract)
+    with pytest.raises(ExportError, match=r"answers \(4,\) for 3 classes"):
+        convert.to_onnx(network, path, dataclasses.replace(contract, classes=("a", "b", "c")))
+    assert not path.exists()
+
+
+def _altered(source: Path, target: Path, change) -> Path:  # noqa: ANN001
+    model = onnx.load(str(source))
+    change(model)
+    target.write_bytes(model.SerializeToString())
+    return target
+
+
+def _batch_norm_behind_conv(model: onnx.ModelProto) -> None:
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    channels = next(tensor.dims[0] for tensor in model.graph.initializer if tensor.name == conv.input[1])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(channels, np.float32), "ones"))
+    norm = onnx.helper.make_node("BatchNormalization", ["inner", "ones", "ones", "ones", "ones"], [conv.output[0]], name="norm")
+    conv.output[0] = "inner"
+    model.graph.node.insert(list(model.graph.node).index(conv) + 1, norm)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda model: setattr(model.opset_import[0], "version", 20), "has opset 20, opset 18 was asked for"),
+        (lambda model: setattr(model, "ir_version", 11), "IR version 11 is above 10"),
+        (lambda model: setattr(model.graph.node[0], "doc_string", f"{Path.cwd()}/net.py"), "path of the build machine"),
+        (lambda model: setattr(model.graph.node[0], "doc_string", "File /srv/code/net.py, line 3"), "path of the build machine"),
+        (lambda model: setattr(model.graph.node[0], "op_type", "NoSuchOp"), "not a valid ONNX file"),
+        (lambda model: setattr(model.graph.output[0], "name", "scores"), "instead of 'image' and 'logits'"),
+        (lambda model: setattr(model.graph.initializer[0], "data_location", 1), "outside the file"),
+        (_batch_norm_behind_conv, "BatchNormalization norm stands directly behind a convolution"),
+    ],
+)
+def test_check_refuses_a_file_that_breaks_a_promise(fp32: Path, tmp_path: Path, change, words: str) -> None:  # noqa: ANN001
+    path = _altered(fp32, tmp_path / "altered.onnx", change)
+
+    with pytest.raises(ExportError, match=words):
+        graph.check(path, opset=18)
+
+
+@pytest.mark.parametrize(
+    ("opset", "ir_version", "min_runtime", "loads"),
+    [
+        (18, 8, "1.14", True),
+        (18, 9, "1.14", False),
+        (19, 9, "1.16.3", True),
+        (21, 10, "1.17", False),
+        (21, 10, "1.19", True),
+        (22, 10, "1.19", False),
+        (23, 10, "1.23", True),
+    ],
+)
+def test_check_runtime_knows_what_an_older_onnxruntime_reads(
+    fp32: Path, tmp_path: Path, opset: int, ir_version: int, min_runtime: str, loads: bool
+) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.opset_import[0].version, model.ir_version = opset, ir_version
+
+    path = _altered(fp32, tmp_path / "altered.onnx", change)
+
+    if loads:
+        convert.check_runtime(path, min_runtime)
+    else:
+        with pytest.raises(ExportError, match=f"cannot be loaded by onnxruntime {min_runtime}"):
+            convert.check_runtime(path, min_runtime)
+
+
+@pytest.mark.parametrize(("version", "words"), [("1.9", "older than 1.14"), ("new", "is not a version")])
+def test_check_runtime_refuses_versions_it_cannot_judge(fp32: Path, version: str, words: str) -> None:
+    with pytest.raises(ExportError, match=words):
+        convert.check_runtime(fp32, version)
+
+
+def test_means_over_other_axes_are_left_alone() -> None:
+    def mean(axes: list[int], keepdims: int) -> onnx.ModelProto:
+        node = onnx.helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=keepdims, name="mean")
+        values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in (("x", [1, 2, 3, 4]), ("y", None))]
+        tensor = onnx.numpy_helper.from_array(np.array(axes, np.int64), "axes")
+        made = onnx.helper.make_graph([node], "g", values[:1], values[1:], [tensor])
+        return onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 18)])
+
+    assert graph.pool_means(mean([1, 2], 1), {"x": 4}) == 0
+    assert graph.pool_means(mean([2, 3], 1), {"x": 5}) == 0
+    flat = mean([-1, -2], 0)
+    assert graph.pool_means(flat, {"x": 4}) == 1
+    assert [node.op_type for node in flat.graph.node] == ["GlobalAveragePool", "Flatten"] and flat.graph.node[1].output[0] == "y"

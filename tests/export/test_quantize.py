@@ -1,0 +1,156 @@
+"""Int8: the settings that keep a network's answers, and a file as clean as the float one."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from export import graph
+from export.convert import to_onnx
+from export.quantize import Quantized, quantize
+from export.runtime import TARGETS, Contract, ExportError, Model
+from onnx import numpy_helper
+from torch import nn
+
+
+@pytest.fixture(scope="module")
+def made(fp32: Path, calibration: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Quantized]]:
+    folder = tmp_path_factory.mktemp("int8")
+    return {isa: (folder / f"{isa}.onnx", quantize(fp32, folder / f"{isa}.onnx", calibration, isa=isa)) for isa in TARGETS}
+
+
+def _agreement(a: Path, b: Path, images: np.ndarray) -> float:
+    return float((Model.load(a).run(images).argmax(1) == Model.load(b).run(images).argmax(1)).mean())
+
+
+def test_per_channel_int8_answers_like_float(made, fp32: Path, images: np.ndarray, labels: np.ndarray) -> None:  # noqa: ANN001
+    float_top1 = (Model.load(fp32).run(images).argmax(1) == labels).mean()
+
+    path, facts = made["x86-vnni"]
+
+    assert float_top1 > 0.9  # otherwise agreement would mean little
+    assert _agreement(fp32, path, images) >= 0.97
+    assert facts.calibration_images == 64 and facts.bytes == path.stat().st_size
+
+
+@pytest.mark.parametrize("isa", TARGETS)
+def test_file_keeps_contract_and_interface(made, isa: str, contract: Contract, fp32: Path) -> None:  # noqa: ANN001
+    path, facts = made[isa]
+    model = graph.check(path, opset=18)
+
+    assert Model.load(path).contract == contract and Model.load(path).target == isa
+    assert model.ir_version == 8 and facts.isa == isa
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert {path.name for path in path.parent.iterdir()} == {f"{isa}.onnx" for isa in TARGETS}
+
+
+def _constants(path: Path) -> tuple[onnx.GraphProto, dict[str, np.ndarray]]:
+    made = onnx.load(str(path)).graph
+    return made, {tensor.name: numpy_helper.to_array(tensor) for tensor in made.initializer}
+
+
+@pytest.mark.parametrize(("isa", "activations", "largest"), [("x86-vnni", np.uint8, 127), ("x86-avx2", np.uint8, 64), ("arm64", np.int8, 127)])
+def test_types_and_ranges_follow_the_instruction_set(made, isa: str, activations: type, largest: int) -> None:  # noqa: ANN001
+    made_graph, constants = _constants(made[isa][0])
+
+    zero_points = [constants[node.input[2]] for node in made_graph.node if node.op_type == "QuantizeLinear"]
+    weights = [value for value in constants.values() if value.dtype == np.int8 and value.ndim == 4]
+
+    assert zero_points and all(value.dtype == activations for value in zero_points)
+    assert len(weights) == 3 and max(int(np.abs(value.astype(int)).max()) for value in weights) <= largest
+    assert min(int(np.abs(value.astype(int)).max()) for value in weights) >= largest - 1  # the whole range is used
+
+
+def test_weights_have_a_scale_a_channel(made) -> None:  # noqa: ANN001
+    made_graph, constants = _constants(made["x86-vnni"][0])
+    behind = graph.producers(made_graph)
+
+    scales = [constants[behind[node.input[1]].input[1]] for node in made_graph.node if node.op_type == "Conv"]
+
+    assert [scale.shape for scale in scales] == [(16,)] * 3
+
+
+def test_pixels_are_prepared_in_float(made) -> None:  # noqa: ANN001
+    made_graph, _ = _constants(made["x86-vnni"][0])
+    ops = [node.op_type for node in made_graph.node]
+    first = ops.index("QuantizeLinear")
+
+    assert [op for op in ops[:first] if op != "DequantizeLinear"] == ["Transpose", "Cast", "Mul", "Add"]
+
+
+def test_the_last_layer_answers_in_float(made, images: np.ndarray) -> None:  # noqa: ANN001
+    path, facts = made["x86-vnni"]
+
+    assert graph.producers(onnx.load(str(path)).graph)["logits"].op_type == "Gemm"
+    assert len(np.unique(Model.load(path).run(images))) > 512  # more values than two bytes of levels could show
+
+
+def test_one_scale_a_tensor_is_worse_where_channels_differ(
+    network: nn.Module, contract: Contract, calibration: np.ndarray, images: np.ndarray, tmp_path: Path
+) -> None:
+    net = copy.deepcopy(network)
+    with torch.no_grad():  # folded depthwise weights 100 times apart
+        net.depthwise[1].weight *= torch.logspace(-1.5, 0.5, 16)
+    to_onnx(net, tmp_path / "f.onnx", contract)
+    quantize(tmp_path / "f.onnx", tmp_path / "channel.onnx", calibration, isa="x86-vnni")
+
+    facts = quantize(tmp_path / "f.onnx", tmp_path / "tensor.onnx", calibration, isa="x86-vnni", per_channel=False)
+
+    def error(name: str) -> float:
+        return float(np.abs(Model.load(tmp_path / name).run(images) - Model.load(tmp_path / "f.onnx").run(images)).mean())
+
+    assert not facts.per_channel and 2 * error("channel.onnx") < error("tensor.onnx")
+
+
+def test_calibration_data_sets_the_ranges(fp32: Path, calibration: np.ndarray, made, tmp_path: Path) -> None:  # noqa: ANN001
+    quantize(fp32, tmp_path / "dark.onnx", calibration // 8, isa="x86-vnni")
+
+    assert (tmp_path / "dark.onnx").read_bytes() != made["x86-vnni"][0].read_bytes()
+
+
+def test_every_calibration_picture_counts(fp32: Path, calibration: np.ndarray, tmp_path: Path) -> None:
+    """The one bright picture lies in the last, incomplete batch."""
+    dark = np.concatenate([calibration[:33] // 8, calibration[:1]])
+    quantize(fp32, tmp_path / "a.onnx", dark, isa="x86-vnni")
+    quantize(fp32, tmp_path / "b.onnx", dark[:33], isa="x86-vnni")
+
+    def input_scale(name: str) -> float:
+        made_graph, constants = _constants(tmp_path / name)
+        return float(constants[next(node for node in made_graph.node if node.op_type == "QuantizeLinear").input[1]])
+
+    assert input_scale("a.onnx") > 1.5 * input_scale("b.onnx")
+
+
+def test_float_layout_calibrates_on_normalised_pictures(
+    network: nn.Module, contract: Contract, calibration: np.ndarray, images: np.ndarray, tmp_path: Path
+) -> None:
+    to_onnx(network, tmp_path / "f.onnx", dataclasses.replace(contract, layout="float_nchw"))
+
+    quantize(tmp_path / "f.onnx", tmp_path / "q.onnx", calibration, isa="x86-vnni")
+
+    assert _agreement(tmp_path / "f.onnx", tmp_path / "q.onnx", images) >= 0.97
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"isa": "x86-avx2", "per_channel": False}, "needs per-channel weights"),
+        ({"isa": "sparc"}, "no int8 settings for 'sparc'"),
+        ({"calibrate": "percentile"}, "use minmax"),
+        ({"images": np.zeros((0, 16, 16, 3), np.uint8)}, "at least one picture"),
+        ({"images": np.zeros((4, 3, 16, 16), np.float32)}, "images must be uint8"),
+    ],
+)
+def test_wrong_arguments_are_refused(fp32: Path, calibration: np.ndarray, tmp_path: Path, change: dict, words: str) -> None:
+    arguments = {"images": calibration, "isa": "x86-vnni", **change}
+
+    with pytest.raises(ExportError, match=words):
+        quantize(fp32, tmp_path / "q.onnx", **arguments)
+
+    assert not (tmp_path / "q.onnx").exists()

@@ -1,0 +1,248 @@
+"""The command line: what it answers without torch, exit codes, where runs are found."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from compress import cli, doctor, exits
+from compress.errors import CompressError, Interrupted, MissingError, StageError, UsageError
+
+ROOT = Path(__file__).parents[1]
+GOOD = "data: {source: fashion}\nteacher: {candidates: [{model: resnet20}]}\nstudent: {model: mobilenet_v2}\n"
+HEAVY = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "matplotlib", "rich", "PIL")
+
+# Runs the command line as `compress` would, then says on the last line of stderr which heavy packages were imported.
+PROBE = f"""
+import sys
+from compress.cli import main
+code = main(sys.argv[1:])
+print("imported:", *[name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def compress(*arguments: str, code: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *(("-m", "compress") if code is None else ("-c", code)), *arguments]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "good.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    path = tmp_path / "bad.yaml"
+    path.write_text(GOOD + "distill: {temprature: 3}\ntrain: {epochs: 0}\n")
+    return path
+
+
+def test_help_and_a_wrong_recipe_import_no_torch(bad: Path) -> None:
+    for arguments, expected in (([], 0), (["run", "--help"], 0), (["run", str(bad)], 2), (["models"], 0)):
+        done = compress(*arguments, code=PROBE)
+        assert done.returncode == expected
+        assert done.stderr.splitlines()[-1] == "imported:", arguments
+
+
+def test_help_and_a_wrong_recipe_are_quick(bad: Path) -> None:
+    # 0.2 and 0.35 s on one idle core; processor time, because tests share the machine. Importing torch alone takes longer than the limit.
+    for arguments in (["--help"], ["run", str(bad)]):
+        used = []
+        for _ in range(2):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            compress(*arguments)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            used.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+        assert min(used) < 1.0, arguments
+
+
+def test_a_wrong_recipe_is_exit_2_with_one_line_a_mistake(bad: Path) -> None:
+    done = compress("run", str(bad))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        f"{bad}:4:11: distill.temprature: unknown key (did you mean 'temperature'?)",
+        f"{bad}:5:17: train.epochs: must be at least 1, got 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["recpies"], 2, "no command 'recpies' (did you mean 'recipes'?)"),
+        (["zzz"], 2, f"no command 'zzz' (there are {', '.join(cli.cli.commands)})"),
+        (["run"], 2, "Missing argument 'RECIPE' (see: compress run --help)"),
+        (["run", "x.yaml", "--device", "tpu"], 2, "--device tpu: expected auto, cpu, cuda, cuda:N or mps"),
+        (["run", "recipes/mobilnet.yaml"], 2, "recipes/mobilnet.yaml: no such recipe (did you mean recipes/mobilenet.yaml?)"),
+        (["run", "mobilenet"], 2, "mobilenet: no such recipe (did you mean recipes/mobilenet.yaml?)"),
+        (["run", "recipes"], 2, "recipes: this is a folder, not a recipe"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_one_line(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert cli.main(arguments) == code
+    assert capsys.readouterr().err == message + "\n"
+
+
+def test_a_wrong_stage_names_all_stages(capsys: pytest.CaptureFixture[str], good: Path) -> None:
+    assert cli.main(["run", str(good), "--until", "x"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and all(stage in said for stage in cli.STAGES)
+
+
+def test_show_prints_a_recipe_that_shows_the_same_again(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", str(good), "--set", "train.epochs=7"]) == 0
+    first = capsys.readouterr().out
+    assert yaml.safe_load(first)["train"]["epochs"] == 7
+    again = tmp_path / "again.yaml"
+    again.write_text(first)
+    assert cli.main(["show", str(again)]) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_schema_methods_models_and_recipes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert cli.main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "Recipe"
+    for command, first in (("methods", "dhkd"), ("models", "resnet8"), ("recipes", "recipes/folder.yaml")):
+        assert cli.main([command]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith(f"{first} ")
+        assert all(len(line.split("  ", 1)) == 2 for line in lines)
+
+
+def test_version_and_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("compress ")
+    for name, command in cli.cli.commands.items():
+        assert command.help, name
+        assert cli.main([name, "--help"]) == 0
+
+
+def test_doctor_names_what_is_missing_and_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "REQUIRED", {"yaml": ("PyYAML", "recipes"), "no_such_package": ("no-such", "nothing")})
+    assert cli.main(["doctor"]) == 3
+    rows = [line.split(None, 2) for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in rows[1:3]] == [["PyYAML", "ok"], ["no-such", "missing"]]
+    assert rows[2][2].startswith("for nothing; install it with: ") and rows[2][2].endswith(" -m pip install no-such")
+    monkeypatch.setattr(doctor, "REQUIRED", {})
+    assert cli.main(["doctor"]) == 0
+
+
+@pytest.mark.parametrize("text", ["mobilenet", "FOLDER"])
+def test_a_run_is_found_by_name_or_folder(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "runs" / "mobilenet" / "20260101T000000Z-00000000"
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text("{}")
+    (folder.parent / "latest").symlink_to(folder.name)
+    assert cli.find_run(str(folder) if text == "FOLDER" else text, tmp_path) == folder
+
+
+def test_a_run_that_is_not_there_is_exit_3_with_the_command(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "mobilenet" / "latest"
+    folder.mkdir(parents=True)
+    with pytest.raises(MissingError, match=r"no finished run 'mobilnet' \(did you mean 'mobilenet'\?\); make one with: compress run "):
+        cli.find_run("mobilnet", tmp_path)
+    with pytest.raises(MissingError, match="there is no report.json in this folder; finish the run with: compress run"):
+        cli.find_run(str(folder), tmp_path)
+
+
+def test_artifacts_come_from_the_environment(tmp_path: Path) -> None:
+    done = compress("report", "nothing", COMPRESS_ARTIFACTS=str(tmp_path))
+    assert done.returncode == 3
+    assert (
+        done.stderr
+        == f"no finished run 'nothing' (finished runs in {tmp_path}/runs: none); make one with: compress run recipes/nothing.yaml\n"
+    )
+
+
+RUN = ["run", "a b.yaml"]
+AGAIN = "interrupted; run the same command again to resume: compress run 'a b.yaml'"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UsageError("u"), 2, "u"),
+        (MissingError("m"), 3, "m"),
+        (StageError("s"), 4, "s"),
+        (CompressError("c"), 1, "c"),
+        (KeyboardInterrupt(), 130, AGAIN),
+        (click.Abort(), 130, AGAIN),
+        (Interrupted(AGAIN.partition(":")[0]), 130, AGAIN),
+        (Interrupted("stopped"), 130, "stopped"),
+        (OSError(28, "Full", "x.bin"), 4, "x.bin: Full; make room or choose another place with --artifacts"),
+    ],
+)  # fmt: skip
+def test_expected_errors_have_a_sentence_and_an_exit_code(error: BaseException, code: int, message: str) -> None:
+    assert exits.explain(error, RUN) == (code, message)
+
+
+def test_another_command_does_not_offer_to_resume() -> None:
+    assert exits.explain(KeyboardInterrupt(), ["models"]) == (130, "interrupted")
+
+
+BUG = """
+import sys
+from compress import cli, recipe
+def broken(*_):
+    raise ZeroDivisionError("two\\nlines")
+recipe.load = broken
+sys.exit(cli.main({arguments!r}))
+"""
+WAIT = """
+import sys, time
+from compress import cli, recipe
+def wait(*_):
+    print("ready", flush=True)
+    time.sleep(30)
+recipe.load = wait
+sys.exit(cli.main({arguments!r}))
+"""
+
+
+def test_a_bug_is_one_line_and_exit_1(good: Path) -> None:
+    done = compress(code=BUG.format(arguments=["show", str(good)]))
+    assert done.returncode == 1
+    assert done.stderr == "bug: ZeroDivisionError: two lines (<string>:5); add --traceback to see the rest\n"
+
+
+def test_traceback_shows_the_rest_wherever_it_stands(good: Path) -> None:
+    for arguments, environment in ((["show", str(good), "--traceback"], {}), (["show", str(good)], {"COMPRESS_TRACEBACK": "1"})):
+        done = compress(code=BUG.format(arguments=arguments), **environment)
+        assert done.returncode == 1
+        assert done.stderr.startswith("Traceback (most recent call last):") and "bug:" not in done.stderr
+
+
+def test_sigterm_is_exit_130(good: Path) -> None:
+    command = [sys.executable, "-c", WAIT.format(arguments=["run", str(good)])]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == f"interrupted; run the same command again to resume: compress run {good}\n"
+
+
+def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    read, written = os.pipe()
+    os.close(read)
+    with os.fdopen(written, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "compress", "schema"], cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, "")
