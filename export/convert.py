@@ -40,7 +40,10 @@ class Exported:
 
 @dataclass(frozen=True)
 class Parity:
-    """Float32 PyTorch against onnxruntime: differences of logits, share of equal predictions in [0, 1]; onnxruntime's predictions int64 (N,)."""
+    """Float32 PyTorch against onnxruntime: differences of logits, share of equal predictions in [0, 1].
+
+    `predictions`: onnxruntime's, int64 (N,).
+    """
 
     max_abs_diff: float
     mean_abs_diff: float

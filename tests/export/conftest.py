@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from export.convert import to_onnx
 from export.quantize import quantize
 from export.runtime import Contract
-from torch import Tensor, nn
 
 SIZE = 16
 CLASSES = ("red", "green", "blue", "grey")
@@ -68,7 +69,8 @@ def network(contract: Contract) -> nn.Module:
     net = SmallNet()
     optimizer = torch.optim.Adam(net.parameters(), 0.01)
     data, answers = pictures(512, seed=3)
-    x = ((torch.from_numpy(data).permute(0, 3, 1, 2) / 255) - torch.tensor(contract.mean).view(1, 3, 1, 1)) / torch.tensor(contract.std).view(1, 3, 1, 1)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (contract.mean, contract.std))
+    x = (torch.from_numpy(data).permute(0, 3, 1, 2) / 255 - mean) / std
     y = torch.from_numpy(answers)
     for step in range(60):
         part = slice(step % 8 * 64, step % 8 * 64 + 64)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+
 from export import runtime
 from export.audit import audit
 from export.quantize import quantize

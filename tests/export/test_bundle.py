@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from export import bundle
 from export.bundle import Shipped
 from export.runtime import ExportError, MissingError
@@ -42,7 +43,7 @@ def test_checksums_cover_every_file(made: bundle.Bundle) -> None:
         assert hashlib.sha256((made.folder / name).read_bytes()).hexdigest() == digest
 
 
-def test_manifest_describes_models_and_files(made: bundle.Bundle, int8: Path, contract) -> None:  # noqa: ANN001
+def test_manifest_describes_models_and_files(made: bundle.Bundle, int8: Path, contract) -> None:
     manifest = json.loads((made.folder / "manifest.json").read_text())
 
     assert manifest["classes"] == list(contract.classes) and manifest["samples"] == {"file": "samples.npz", "images": 32}

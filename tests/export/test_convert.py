@@ -15,9 +15,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
+
 from export import convert, graph
 from export.runtime import Contract, ExportError, Model
-from torch import nn
 
 
 def _ops(path: Path) -> Counter:
@@ -101,6 +102,13 @@ quantize(folder / "f.onnx", folder / "q.onnx", pictures, isa="x86-vnni")
 """
 
 
+def test_exporting_twice_gives_equal_bytes(network: nn.Module, contract: Contract, fp32: Path, tmp_path: Path) -> None:
+    convert.to_onnx(network, tmp_path / "again.onnx", contract)
+
+    assert (tmp_path / "again.onnx").read_bytes() == fp32.read_bytes()
+
+
+@pytest.mark.slow
 def test_equal_inputs_give_equal_bytes_in_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, there):
@@ -138,7 +146,7 @@ def test_networks_that_cannot_be_exported_are_refused(network: nn.Module, contra
     assert not path.exists()
 
 
-def _altered(source: Path, target: Path, change) -> Path:  # noqa: ANN001
+def _altered(source: Path, target: Path, change) -> Path:
     model = onnx.load(str(source))
     change(model)
     target.write_bytes(model.SerializeToString())
@@ -167,7 +175,7 @@ def _batch_norm_behind_conv(model: onnx.ModelProto) -> None:
         (_batch_norm_behind_conv, "BatchNormalization norm stands directly behind a convolution"),
     ],
 )
-def test_check_refuses_a_file_that_breaks_a_promise(fp32: Path, tmp_path: Path, change, words: str) -> None:  # noqa: ANN001
+def test_check_refuses_a_file_that_breaks_a_promise(fp32: Path, tmp_path: Path, change, words: str) -> None:
     path = _altered(fp32, tmp_path / "altered.onnx", change)
 
     with pytest.raises(ExportError, match=words):
@@ -210,7 +218,8 @@ def test_check_runtime_refuses_versions_it_cannot_judge(fp32: Path, version: str
 def test_means_over_other_axes_are_left_alone() -> None:
     def mean(axes: list[int], keepdims: int) -> onnx.ModelProto:
         node = onnx.helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=keepdims, name="mean")
-        values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in (("x", [1, 2, 3, 4]), ("y", None))]
+        shapes = {"x": [1, 2, 3, 4], "y": None}
+        values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()]
         tensor = onnx.numpy_helper.from_array(np.array(axes, np.int64), "axes")
         made = onnx.helper.make_graph([node], "g", values[:1], values[1:], [tensor])
         return onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 18)])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from export import bundle
 from export.bundle import Shipped
 
@@ -30,9 +31,8 @@ def test_bundle_verifies_with_two_packages(fp32: Path, int8: Path, images: np.nd
         pytest.skip(f"the package index cannot be reached: {installed.stderr.strip().splitlines()[-1]}")
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
-    done = subprocess.run(
-        [str(python), "-m", "export.verify", "--json", "../answer.json", "--repeats", "64"], cwd=folder, capture_output=True, text=True, env=environment
-    )
+    command = [str(python), "-m", "export.verify", "--json", "../answer.json", "--repeats", "64"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 
     assert done.returncode == 0, done.stderr
     answer = json.loads((tmp_path / "device" / "answer.json").read_text())

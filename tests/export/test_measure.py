@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from export import measure
 from export.measure import LatencyResult, ModelLatency
 from export.runtime import ExportError, MissingError
@@ -19,7 +20,8 @@ def timed(fp32: Path, int8: Path, images: np.ndarray) -> LatencyResult:
 def _result(**medians: list[float]) -> LatencyResult:
     def model(values: list[float]) -> ModelLatency:
         samples = np.repeat(values, 3)
-        return ModelLatency(float(np.median(samples)), None, None, len(samples), 1, 1, 1.0, 1.0, tuple(values), samples, np.repeat(np.arange(len(values)), 3))
+        rounds = np.repeat(np.arange(len(values)), 3)
+        return ModelLatency(float(np.median(samples)), None, None, len(samples), 1, 1, 1.0, 1.0, tuple(values), samples, rounds)
 
     return LatencyResult({name: model(values) for name, values in medians.items()}, False, 0.0)
 
@@ -70,8 +72,9 @@ def test_ratio_is_paired_by_round() -> None:
     drifting = _result(teacher=[4.0, 6.0, 4.0, 6.0], student=[1.0, 1.5, 1.0, 1.5])
 
     assert measure.ratio(drifting, "teacher", "student") == (4.0, 4.0, 4.0)
-    value, low, high = measure.ratio(_result(a=[2.0, 3.0, 4.0, 5.0, 6.0], b=[1.0] * 5), "a", "b", seed=1)
-    assert low < value == 4.0 < high and measure.ratio(_result(a=[2.0, 3.0, 4.0, 5.0, 6.0], b=[1.0] * 5), "a", "b", seed=1) == (value, low, high)
+    noisy = _result(a=[2.0, 3.0, 4.0, 5.0, 6.0], b=[1.0] * 5)
+    value, low, high = measure.ratio(noisy, "a", "b", seed=1)
+    assert low < value == 4.0 < high and measure.ratio(noisy, "a", "b", seed=1) == (value, low, high)
 
 
 def test_p50_interval_holds_p50() -> None:
@@ -89,7 +92,7 @@ def test_p50_interval_holds_p50() -> None:
         (None, (1.0, 1.0), 2.0, (None, None)),
     ],
 )
-def test_contamination(before, after, wall: float, expected: tuple) -> None:  # noqa: ANN001
+def test_contamination(before, after, wall: float, expected: tuple) -> None:
     cores, contaminated = measure._others(before, after, wall)
 
     assert contaminated is expected[1] and cores == (None if expected[0] is None else pytest.approx(expected[0]))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+
 from export import runtime
 from export.runtime import Contract, ExportError, MissingError, Model
 
@@ -67,8 +68,10 @@ def test_run_does_not_depend_on_the_batch(fp32: Path, images: np.ndarray) -> Non
     assert model.load_ms > 0 and model.target is None
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((1, 16, 16, 3), np.float32), np.zeros((1, 8, 16, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)])
-def test_run_refuses_other_pictures(fp32: Path, wrong: np.ndarray) -> None:
+@pytest.mark.parametrize(("shape", "kind"), [((1, 16, 16, 3), np.float32), ((1, 8, 16, 3), np.uint8), ((16, 16, 3), np.uint8)])
+def test_run_refuses_other_pictures(fp32: Path, shape: tuple[int, ...], kind: type) -> None:
+    wrong = np.zeros(shape, kind)
+
     with pytest.raises(ExportError, match=r"images must be uint8 \(N, 16, 16, 3\)"):
         Model.load(fp32).run(wrong)
 
@@ -121,7 +124,13 @@ def test_host_without_proc_is_null_not_guessed(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("target", "isa", "expected"),
-    [(None, "riscv64", True), ("arm64", "arm64", True), ("arm64", "x86-vnni", False), ("x86-avx2", "x86-vnni", True), ("x86-vnni", "x86-avx2", False)],
+    [
+        (None, "riscv64", True),
+        ("arm64", "arm64", True),
+        ("arm64", "x86-vnni", False),
+        ("x86-avx2", "x86-vnni", True),
+        ("x86-vnni", "x86-avx2", False),
+    ],
 )
 def test_runs_on(target: str | None, isa: str, expected: bool) -> None:
     assert runtime.runs_on(target, isa) is expected
