@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.errors import StageError
 from compress.store import write_atomically
-
 
 HISTORY = "history.csv"
 
@@ -47,16 +48,23 @@ def save(path: Path, student: nn.Module, method: nn.Module, optimizer: torch.opt
 
 
 def load(path: Path, student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, str]:
-    """Restore a checkpoint -> (state, precision); thread count and precision of the first part are kept, since both change bits."""
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    student.load_state_dict(content["student"])
-    method.load_state_dict(content["method"])
-    optimizer.load_state_dict(content["optimizer"])
-    torch.set_rng_state(content["rng"])
-    if content["rng_cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(content["rng_cuda"])
-    torch.set_num_threads(content["threads"])
-    return State(**content["state"]), content["precision"]
+    """Restore a checkpoint -> (state, precision); thread count and precision of the first part are kept, since both change bits.
+
+    Raises StageError where the file is damaged or of another network.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        student.load_state_dict(content["student"])
+        method.load_state_dict(content["method"])
+        optimizer.load_state_dict(content["optimizer"])
+        torch.set_rng_state(content["rng"])
+        if content["rng_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(content["rng_cuda"])
+        torch.set_num_threads(content["threads"])
+        return State(**content["state"]), content["precision"]
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise StageError(f"{path} cannot be resumed from ({reason}); start this training again: rm -r {path.parent}") from error
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:

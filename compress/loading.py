@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from compress.models import catalog, checkpoints
 from compress.results import File, Network, Trained, TrainingData, sha256_of
 from compress.teacher_cache import TeacherCache
 from compress.train import Pictures, autocast, resolve_precision
+
+LOGITS_VERSION = 1  # raised when the same teacher and view would give other logits
 
 
 def network(record: Network, weights: File | None, device: str) -> nn.Module:
@@ -63,7 +66,9 @@ def pictures(data: TrainingData, device: str) -> Pictures:
     )
 
 
-def teacher_cache(teacher: Trained, data: TrainingData, count: int, *, device: str, cache: Path | None) -> TeacherCache:
+def teacher_cache(
+    teacher: Trained, data: TrainingData, count: int, *, device: str, cache: Path | None, warn: Callable[[str], None]
+) -> TeacherCache:
     """The teacher as a function of (picture, view), which remembers its logits under `cache`/logits.
 
     `count`: how many pictures the indices may name.
@@ -78,6 +83,7 @@ def teacher_cache(teacher: Trained, data: TrainingData, count: int, *, device: s
         with autocast(device, precision):
             return model(pixels).float()
 
-    scheme = [teacher, data.images, data.image_size, data.augment, precision, device.split(":")[0]]
+    scheme = [LOGITS_VERSION, teacher, data.images, data.image_size, data.augment, precision, device.split(":")[0]]
     folder = cache / "logits" / sha256_of(scheme) if cache is not None else None
-    return TeacherCache(forward, pictures=count, views=views.view_count(data.augment, data.image_size), classes=record.classes, device=device, folder=folder)
+    count_views = views.view_count(data.augment, data.image_size)
+    return TeacherCache(forward, pictures=count, views=count_views, classes=record.classes, device=device, folder=folder, warn=warn)

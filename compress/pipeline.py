@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from compress.console import Console
 from compress.data import sources
 from compress.errors import MissingError, UsageError
 from compress.recipe import Loaded
-from compress.results import File, ModelFile, Network, Normalization, Prepared, Trained, TrainingData, sha256_of
+from compress.results import Exported, File, ModelFile, Network, Normalization, Prepared, Trained, TrainingData, sha256_of
 from compress.schema import Candidate, Distill, Normalize, Recipe, Train
-from compress.stages import convert, data, device, distill, quantize, report, strip, teacher, validate
+from compress.stages import data, device, distill, report, strip, teacher
 from compress.store import Store
-from export.runtime import host
+
+# convert, quantize and validate need onnx and onnxruntime: imported where they are used, so that `--until strip` runs without.
 
 STAGES = ("teacher", "distill", "strip", "convert", "quantize", "validate", "device", "report")
 
@@ -39,14 +41,13 @@ def run(loaded: Loaded, *, artifacts: Path, device: str, until: str | None, forc
     now = datetime.now(UTC)
     settings = recipe.resolve(loaded.recipe)
     work = Workflow(loaded, settings, Store(artifacts, resolve_device(device), console, force), until)
-    folder = artifacts / "runs" / loaded.name / f"{now:%Y%m%dT%H%M%SZ}-{sha256_of(settings)[:8]}"
     for notice in loaded.notices:
         console.notice(notice)
     evidence = work.evidence(started=f"{now:%Y-%m-%d %H:%M:%S} UTC")
     if evidence is None:
         console.line(f"stopped after {until}, as asked; run again without --until to go on")
         return Outcome(0, None, None)
-    folder.mkdir(parents=True)
+    folder = _new_folder(artifacts / "runs" / loaded.name, now, sha256_of(settings)[:8])
     shutil.copyfile(loaded.path, folder / "recipe.yaml")
     (folder / "resolved.yaml").write_text(recipe.dump(settings))
     content = report.write(evidence, folder)
@@ -54,6 +55,18 @@ def run(loaded: Loaded, *, artifacts: Path, device: str, until: str | None, forc
     console.save_log(folder / "log.txt")
     report.mark_latest(folder)
     return Outcome(verdict.exit_code(content["status"]), content, folder)
+
+
+def _new_folder(parent: Path, now: datetime, key: str) -> Path:
+    """A run folder of its own: of two runs that begin in the same second one is a second later."""
+    while True:
+        folder = parent / f"{now:%Y%m%dT%H%M%SZ}-{key}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            now += timedelta(seconds=1)
+        else:
+            return folder
 
 
 def teachers(loaded: Loaded, *, artifacts: Path, device: str, console: Console) -> list[dict[str, Any]]:
@@ -90,7 +103,6 @@ class Workflow:
         self.loaded, self.settings, self.store = loaded, settings, store
         self.until = until
         self.base = loaded.path.resolve().parent
-        self.versions = {name: version(name) for name in ("torch", "onnx", "onnxruntime")}
         self.prepared = self._prepared()
         self.training: TrainingData = data.training(self.prepared, settings.data)
 
@@ -106,19 +118,20 @@ class Workflow:
         baseline = self._branch(Distill(method="none"), None, "baseline") if settings.distill.baseline and settings.distill.method != "none" else None
         if student is None or (settings.distill.baseline and settings.distill.method != "none" and baseline is None):
             return None
-        teacher_onnx = store.run(
-            convert.run, settings.export, label="teacher", model=selected.teacher, recorded=None, data=self.training, versions=self.versions
-        )
+        teacher_onnx = self._converted("teacher", selected.teacher, None)
         models = _model_files(teacher_onnx, student, baseline)
         if self.until in ("convert", "quantize"):
             return None
-        here = host()
+        from compress.stages import validate
+        from export.runtime import host
+
+        here, versions = host(), _versions()
         measured = store.run(
-            validate.run, settings.validate_, models=models, samples=settings.device.samples, test=data.test(self.prepared), host=here, versions=self.versions
+            validate.run, settings.validate_, models=models, samples=settings.device.samples, test=data.test(self.prepared), host=here, versions=versions
         )
         if self.until == "validate":
             return None
-        verified = store.run(device.run, settings.device, bundle=measured.bundle, threads=settings.validate_.threads, host=here, versions=self.versions)
+        verified = store.run(device.run, settings.device, bundle=measured.bundle, threads=settings.validate_.threads, host=here, versions=versions)
         if self.until == "device":
             return None
         return report.Evidence(
@@ -136,7 +149,7 @@ class Workflow:
             verified=verified,
             seconds=store.seconds,
             reused=tuple(store.reused),
-            environment={**here, "torch": self.versions["torch"], "onnx": self.versions["onnx"], "compress": version("compress"), "device": store.device},
+            environment={**here, "torch": versions["torch"], "onnx": versions["onnx"], "compress": version("compress"), "device": store.device},
             command=f"compress run {self.loaded.path}",
             started=started,
             notices=(*self.loaded.notices, *self._data_notices()),
@@ -203,18 +216,31 @@ class Workflow:
         stripped = store.run(strip.run, own, label=label, student=network, teacher=chosen, trained=trained, data=self.training)
         if self.until == "strip":
             return None
-        fp32 = store.run(
-            convert.run, settings.export, label=label or "student",
-            model=stripped.trained, recorded=stripped.predictions, data=self.training, versions=self.versions,
-        )
+        fp32 = self._converted(label or "student", stripped.trained, stripped.predictions)
         if settings.quantize.scheme == "none" or self.until == "convert":
             return report.Branch(trained, stripped, fp32, None)
+        from compress.stages import quantize
+
         target = quantize.resolve_target(settings.quantize.target)
         int8 = store.run(
             quantize.run, settings.quantize, label=label or "student",
-            model=fp32, data=data.calibration(self.prepared, settings.data), target=target, versions=self.versions,
+            model=fp32, data=data.calibration(self.prepared, settings.data), target=target, versions=_versions(),
         )
         return report.Branch(trained, stripped, fp32, int8)
+
+    def _converted(self, label: str, model: Trained, recorded: File | None) -> Exported:
+        """A network as ONNX."""
+        from compress.stages import convert
+
+        exported: Exported = self.store.run(
+            convert.run, self.settings.export, label=label, model=model, recorded=recorded, data=self.training, versions=_versions()
+        )
+        return exported
+
+
+def _versions() -> dict[str, str]:
+    """What writes and runs ONNX files: another version may write other bytes."""
+    return {name: version(name) for name in ("torch", "onnx", "onnxruntime")}
 
 
 def _normalization(section: Normalize) -> Normalization:
@@ -235,8 +261,6 @@ def _model_files(teacher_onnx: Any, student: report.Branch, baseline: report.Bra
 
 def verify(run_folder: Path, *, target: str, console: Console) -> Outcome:
     """Run the bundle on a device and merge its answer into the run's report; requirements are judged again by the report's own rows."""
-    import json
-
     from compress.report import render
 
     if target != "local":

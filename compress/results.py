@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 # Fields that say how a result came about, not what it is: never part of a cache key.
 CIRCUMSTANCE = frozenset({"seconds", "images_per_second", "history", "threads", "precision", "origin"})
 

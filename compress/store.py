@@ -47,7 +47,10 @@ class Context:
 
 @dataclass
 class Store:
-    """Runs stages or finds their results. `force` names stages to run again; `seconds` and `reused` are filled for the report."""
+    """Runs stages or finds their results. `force` names stages to run again.
+
+    `seconds` (of a reused stage: what it took when it was made) and `reused` are filled for the report, by title.
+    """
 
     root: Path
     device: str
@@ -56,16 +59,19 @@ class Store:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     reused: list[str] = dataclasses.field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.root = self.root.absolute()  # records name files by where they stand, whatever the working folder is later
+
     def run(self, stage: Stage, config: Any, *, label: str = "", **inputs: Any) -> Any:
         """The stage's result: from the cache where it is whole, else by running it."""
         title = f"{stage.name} {label}".strip()
         folder = self.root / "cache" / stage.name / sha256_of([stage.name, stage.version, config, inputs])
         begin = time.monotonic()
-        with _locked(folder.with_suffix(".lock")):
-            result = None if stage.name in self.force else self._find(stage, folder, title)
-            if result is not None:
+        with locked(folder.with_suffix(".lock")):
+            found = None if stage.name in self.force else self._find(stage, folder, title)
+            if found is not None:
+                result, self.seconds[title] = found
                 self.reused.append(title)
-                self.seconds[title] = round(time.monotonic() - begin, 3)
                 self.console.stage(title, "reused")
                 return result
             self.console.stage(title, "running")
@@ -73,24 +79,27 @@ class Store:
         self.seconds[title] = round(time.monotonic() - begin, 3)
         return result
 
-    def _find(self, stage: Stage, folder: Path, title: str) -> Any:
+    def _find(self, stage: Stage, folder: Path, title: str) -> tuple[Any, float] | None:
+        """The stored result and the seconds that it took; None where there is none or it is not whole."""
         try:
-            result = _located(from_json(stage.result, json.loads((folder / "stage.json").read_text())["result"]), folder)
+            record = json.loads((folder / "stage.json").read_text())
+            result, seconds = _located(from_json(stage.result, record["result"]), folder), float(record["seconds"])
         except FileNotFoundError:
             return None
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # not JSON, or not this stage's record
             self.console.warn(f"{title}: {folder / 'stage.json'} cannot be read ({error}); the stage runs again")
             return None
         for file in _files(result):
             if not file.path.is_file() or File.of(file.path).sha256 != file.sha256:
                 self.console.warn(f"{title}: {file.path} is not what the stage wrote; the stage runs again")
                 return None
-        return result
+        return result, seconds
 
     def _make(self, stage: Stage, config: Any, folder: Path, title: str, inputs: dict[str, Any]) -> Any:
         partial = folder.with_suffix(".partial")
-        if stage.name in self.force:
+        if stage.name in self.force and folder.exists():  # where only a partial is left, a forced run was interrupted: it goes on
             shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(folder)
         begin = time.monotonic()
         try:
             partial.mkdir(parents=True, exist_ok=True)
@@ -114,7 +123,7 @@ class Store:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Two runs that want the same result wait for each other; a killed one leaves no lock behind (flock)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as stream:

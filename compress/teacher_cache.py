@@ -8,6 +8,7 @@ methods, students and seeds share it.
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,37 +16,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress.store import write_atomically
+from compress.store import locked, write_atomically
 
 MEMORY_LIMIT = 2 * 2**30  # bytes; beyond it the teacher simply runs
+LEAST_ROWS = 2  # a single row takes another matrix kernel, whose last bits differ
 
 
 class TeacherCache:
     """Answers (index, view) with logits, running `forward` only for what it does not know.
 
     Args:
-        forward: float pixels (M, 3, H, W) -> logits (M, K), without gradient.
+        forward: raw pixels uint8 (M, H, W, 3) -> logits (M, K), without gradient.
         pictures: how many pictures the indices may name. views: how many views each has. classes: K.
-        folder: where the disk copy lives, or None.
+        folder: where the disk copy lives, or None. warn: told about a disk copy that cannot be used.
     """
 
-    def __init__(self, forward: Callable[[Tensor], Tensor], *, pictures: int, views: int, classes: int, device: str, folder: Path | None) -> None:
-        self.forward = forward
+    def __init__(
+        self, forward: Callable[[Tensor], Tensor], *, pictures: int, views: int, classes: int, device: str, folder: Path | None,
+        warn: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.forward, self.warn = forward, warn
         self.rows_run = 0  # rows that the teacher network computed; a test counts them
         self.file = folder / "logits.npz" if folder else None
         self.room = (MEMORY_LIMIT - pictures * views * 4) // (classes * 2)
         self.enabled = self.room > 0
+        self.used = self.saved = 0
         if not self.enabled:
             return
         self.slot = torch.full((pictures, views), -1, dtype=torch.int32, device=device)
         self.logits = torch.empty((0, classes), dtype=torch.float16, device=device)
-        self.used = 0
-        self.saved = 0
         if self.file is not None and self.file.is_file():
             self._load(self.file)
 
     def __call__(self, index: Tensor, view: Tensor, pixels: Tensor) -> Tensor:
-        """Teacher logits (N, K) float32 (float16 precision) of a batch: index, view (N,) int64; pixels (N, 3, H, W)."""
+        """Teacher logits (N, K) float32 (float16 precision) of a batch: index, view (N,) int64; pixels uint8 (N, H, W, 3)."""
         if not self.enabled:
             return self._run(pixels).float()
         slot = self.slot[index, view]
@@ -70,13 +74,16 @@ class TeacherCache:
         rows = self.logits[self.slot[index, view].long()]
         buffer = io.BytesIO()
         np.savez(buffer, index=index.cpu().numpy().astype(np.int32), view=view.cpu().numpy().astype(np.int32), logits=rows.cpu().numpy())
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.file, buffer.getvalue())
+        with locked(self.file.with_suffix(".lock")):  # another run may train from the same teacher
+            write_atomically(self.file, buffer.getvalue())
         self.saved = self.used
 
     def _run(self, pixels: Tensor) -> Tensor:
-        self.rows_run += len(pixels)
-        return self.forward(pixels).to(torch.float16)
+        count = len(pixels)
+        self.rows_run += count
+        if 0 < count < LEAST_ROWS:
+            pixels = pixels.repeat(LEAST_ROWS, *(1,) * (pixels.dim() - 1))
+        return self.forward(pixels)[:count].to(torch.float16)
 
     def _remember(self, index: Tensor, view: Tensor, fresh: Tensor) -> None:
         end = self.used + len(fresh)
@@ -89,9 +96,24 @@ class TeacherCache:
         self.used = end
 
     def _load(self, file: Path) -> None:
-        with np.load(file) as data:
-            index, view, rows = (torch.from_numpy(data[name]).to(self.slot.device) for name in ("index", "view", "logits"))
-        rows = rows[: self.room]
-        self.logits = rows.contiguous()
-        self.slot[index[: len(rows)].long(), view[: len(rows)].long()] = torch.arange(len(rows), dtype=torch.int32, device=self.slot.device)
-        self.used = self.saved = len(rows)
+        """Take what the disk copy knows; one that is damaged is left out, and written anew at the end."""
+        try:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:  # opened here: numpy leaves a damaged one open
+                index, view, rows = (data[name] for name in ("index", "view", "logits"))
+            self._check(index, view, rows)
+        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+            self.warn(f"{file} cannot be used ({error}); the teacher runs again and the file is written anew")
+            return
+        device, count = self.slot.device, min(len(rows), self.room)
+        self.logits = torch.from_numpy(rows[:count]).to(device)
+        places = (torch.from_numpy(part[:count].astype(np.int64)).to(device) for part in (index, view))
+        self.slot[tuple(places)] = torch.arange(count, dtype=torch.int32, device=device)
+        self.used = self.saved = count
+
+    def _check(self, index: np.ndarray, view: np.ndarray, rows: np.ndarray) -> None:
+        """Raises ValueError where the arrays are not this cache's."""
+        if rows.dtype != np.float16 or rows.shape[1:] != self.logits.shape[1:] or not index.shape == view.shape == rows.shape[:1]:
+            raise ValueError(f"logits {rows.dtype} {rows.shape} for {index.shape} pictures")
+        for part, limit in zip((index, view), self.slot.shape, strict=True):
+            if part.dtype.kind != "i" or (len(part) and not (0 <= part.min() and part.max() < limit)):
+                raise ValueError(f"a picture or view outside of 0 to {limit - 1}")

@@ -6,6 +6,7 @@ the step and the random state: a killed run goes on and ends with the same bits 
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 import threading
@@ -146,14 +147,17 @@ def fit(
         UsageError for a batch too small for the method.
     """
     epochs, seed = train.epochs or 1, train.seed or 0
-    size = _batch_size(train.batch_size, len(pictures.train_index), method.smallest_batch())
-    steps = _steps(len(pictures.train_index), size, method.smallest_batch())
+    smallest = max(method.smallest_batch(), _smallest_batch(student, pictures.image_size))
+    size = _batch_size(train.batch_size, len(pictures.train_index), smallest)
+    steps = _steps(len(pictures.train_index), size, smallest)
     saved = folder / "checkpoint.pt"
     parameters = [p for p in (*student.parameters(), *method.parameters()) if p.requires_grad]
     optimizer = torch.optim.SGD(
         parameters, lr=train.lr or 0.0, momentum=train.momentum, nesterov=train.nesterov, weight_decay=train.weight_decay, fused=True
     )
     torch.manual_seed(seed)  # dropout; everything else has a stateless source
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(train.threads or threads_before)
     state, precision = State(), resolve_precision(train.precision, device, depthwise=depthwise)
     if saved.is_file():
         state, precision = checkpoint.load(saved, student, method, optimizer)
@@ -190,14 +194,19 @@ def fit(
                 _end_epoch(state, sums, student, method, pictures, normalization, train, begin, size * steps)
                 sums = {}
                 progress.epoch(state.history[-1])
-                checkpoint.save(saved, student, method, optimizer, state, precision)
+                # The history first: a run killed between the two writes it again, one killed behind the last checkpoint would not.
                 checkpoint.write_history(folder / checkpoint.HISTORY, state.history)
+                checkpoint.save(saved, student, method, optimizer, state, precision)
+            if stop.is_set():  # during the last validation: nothing may swallow a Ctrl-C
+                raise KeyboardInterrupt
     except KeyboardInterrupt:
         if not finite.bad():
             _carry(state, sums, begin)
             checkpoint.save(saved, student, method, optimizer, state, precision)
         raise Interrupted(f"interrupted in epoch {min(state.epoch, epochs)} of {epochs}, checkpoint kept; {resume_hint}") from None
     finally:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(threads_before)
         tapped.close()
         if teacher is not None:
             teacher.save()
@@ -207,7 +216,7 @@ def fit(
         method.load_state_dict(state.best["method"])
         shipped = state.best["epoch"]
     seen = len(pictures.train_index) * len(state.history)
-    return Fitted(state.history, state.seconds, seen / max(state.seconds, 1e-9), precision, torch.get_num_threads(), shipped)
+    return Fitted(state.history, state.seconds, seen / max(state.seconds, 1e-9), precision, threads, shipped)
 
 
 def _step(
@@ -288,9 +297,19 @@ class _Finite:
             )
 
 
+def _smallest_batch(student: nn.Module, image_size: int) -> int:
+    """2 where a BatchNorm of the network would see a single value a channel (maps of one pixel), else 1. Computes nothing (meta device)."""
+    probe = copy.deepcopy(student).to("meta").train()
+    try:
+        probe(torch.empty(1, 3, image_size, image_size, device="meta"))
+    except ValueError:
+        return 2
+    return 1
+
+
 def _batch_size(size: int, pictures: int, smallest: int) -> int:
     if min(size, pictures) < smallest:
-        raise UsageError(f"train.batch_size: the method needs batches of at least {smallest}, got {min(size, pictures)} (BatchNorm in its head)")
+        raise UsageError(f"train.batch_size: batches of at least {smallest} are needed, got {min(size, pictures)} (BatchNorm over one value)")
     return min(size, pictures)
 
 

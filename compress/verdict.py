@@ -192,8 +192,8 @@ def int8_against_float(speedup: float, ci95: Sequence[float] | None) -> str:
 def _points(value: float, *, sign: bool = False) -> str:
     """One decimal, or two where one would hide which side of zero it is on."""
     digits = 2 if value and abs(value) < 0.0995 else 1
-    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
-    return text.replace("-0.00", "0.00") if float(text) == 0 else text
+    value = round(value, digits) + 0.0  # adding 0.0 turns -0.0 into 0.0
+    return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
 
 
 def _percent(share: float) -> str:

@@ -73,7 +73,8 @@ def write(
     for name in RUNTIME_FILES:
         shutil.copyfile(Path(__file__).with_name(name), partial / "export" / name)
     contract = Model.load(models[0].path).contract
-    text = _README.format(title=title, classes=len(contract.classes), size=contract.image_size, file=models[0].path.name)
+    shipped = max(models, key=lambda model: (model.role == "student", model.precision == "int8"))
+    text = _README.format(title=title, classes=len(contract.classes), size=contract.image_size, file=shipped.path.name)
     (partial / "README.md").write_text(text, encoding="utf-8")
     (partial / "requirements.txt").write_text(f"numpy>=1.21\nonnxruntime>={min_runtime}\n", encoding="utf-8")
     _write_manifest(partial, [entry for entry, _ in entries], contract, len(images))

@@ -89,6 +89,12 @@ def scan(root: Path) -> Layout:
         raise UsageError(
             f"{root}: there is {' and '.join(classes)} but no train sub-folder; put the training pictures into {root / 'train'}"
         )
+    beside = sorted({name for name in classes if name in TEST_NAMES}) if not split else []
+    if beside:  # taken as a class it would leak the test part into training
+        raise UsageError(
+            f"{root}: {beside[0]!r} stands beside class sub-folders and would be taken for a class; put the training classes into {root / 'train'}, "
+            f"so that {root / beside[0]} is the test part"
+        )
     if len(classes) < 2:
         raise UsageError(
             f"{root / 'train' if split else root}: {len(classes)} class sub-folder{'' if len(classes) == 1 else 's'}, but a "

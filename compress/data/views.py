@@ -25,7 +25,7 @@ def padding_of(image_size: int) -> int:
 def view_count(augment: str, image_size: int = 32, padding: int | None = None) -> int:
     """How many different views a picture has: 162 for crop_flip at 32x32 (9 x 9 offsets, flipped or not)."""
     offsets = 2 * (padding_of(image_size) if padding is None else padding) + 1
-    return {"none": 1, "crop": offsets**2, "crop_flip": offsets**2 * 2, "resized_crop": CROP_BOXES * 2}[augment]
+    return {"none": 1, "flip": 2, "crop": offsets**2, "crop_flip": offsets**2 * 2, "resized_crop": CROP_BOXES * 2}[augment]
 
 
 def _signed(value: int) -> int:
@@ -76,15 +76,14 @@ def apply_views(images: Tensor, index: Tensor, view: Tensor, augment: str, image
     """The views (B,) of pictures `index` (B,) of images uint8 (N, S, S, 3), S >= image_size: uint8 (B, image_size, image_size, 3).
 
     crop_flip, crop: the centre window moved by up to p = `padding` pixels each way, black outside the picture;
-    view = (row * (2p + 1) + column) * 2 + flip (crop: without the flip). resized_crop: see `crop_boxes`. none: the centre.
+    view = (row * (2p + 1) + column) * 2 + flip (crop: without the flip; flip: with p = 0). resized_crop: see `crop_boxes`. none: the centre.
     """
     if augment == "none":
         return evaluation_view(images.index_select(0, index), image_size).contiguous()
     if augment == "resized_crop":
         return _resized_crops(images.index_select(0, index), view, image_size)
-    pad = padding_of(image_size) if padding is None else padding
-    flip = view % 2 if augment == "crop_flip" else torch.zeros_like(view)
-    offset = view // 2 if augment == "crop_flip" else view
+    pad = 0 if augment == "flip" else padding_of(image_size) if padding is None else padding
+    flip, offset = (torch.zeros_like(view), view) if augment == "crop" else (view % 2, view // 2)
     batch = functional.pad(images.index_select(0, index), (0, 0, pad, pad, pad, pad))
     side, start = batch.shape[1], (images.shape[1] - image_size) // 2
     along = torch.arange(image_size, device=images.device)

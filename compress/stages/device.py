@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,23 @@ def _run(config: Device, *, context: Context, bundle: File, threads: int, host: 
 def verify_local(bundle: Path, work: Path, *, threads: int = 1) -> Verified:
     """The local device: this machine's interpreter, which sees only the bundle's folder (isolated from this project)."""
     answer = (work / "answer.json").resolve()
+    answer.unlink(missing_ok=True)  # an answer of before says nothing about this bundle
+    # PYTHONPATH and PYTHONSAFEPATH would put another `export` before the bundle's.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     with tempfile.TemporaryDirectory() as temporary:
-        with zipfile.ZipFile(bundle) as archive:
-            archive.extractall(temporary)
+        try:
+            with zipfile.ZipFile(bundle) as archive:
+                archive.extractall(temporary)
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
+            raise StageError(f"device local: {bundle} is damaged ({error}); make it again with: compress run --force validate") from error
         folder = next((path.parent for path in sorted(Path(temporary).rglob("manifest.json"))), Path(temporary))
         command = [sys.executable, "-m", "export.verify", "--json", str(answer), "--threads", str(threads), "."]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+        try:
+            done = subprocess.run(
+                command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise StageError(f"device local: the bundle's verifier did not answer within {LIMIT_SECONDS} seconds") from error
     if done.returncode != 0 or not answer.is_file():
         said = (done.stderr or done.stdout).strip().splitlines()
         raise StageError(f"device local: the bundle's verifier ended with {done.returncode}: {said[-1] if said else 'no message'}")

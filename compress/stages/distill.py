@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from compress import checkpoint, loading
@@ -37,7 +37,7 @@ def _run(
     ).to(context.device)
     cache = None
     if method.needs_teacher and teacher is not None:
-        cache = loading.teacher_cache(teacher, data, len(pictures.images), device=context.device, cache=context.cache)
+        cache = loading.teacher_cache(teacher, data, len(pictures.images), device=context.device, cache=context.cache, warn=context.console.warn)
         context.console.line(_cache_line(len(pictures.train_index), data, train, student.classes, cache.used))
     steps = -(-len(pictures.train_index) // train.batch_size)
     with context.console.training(f"student {student.model} by {config.method}", train.epochs or 1, steps) as progress:
@@ -73,7 +73,8 @@ def save_combined(model: nn.Module, method: nn.Module, path: Path) -> None:
     """Student and method in one safetensors file, keys `student.*` and `method.*`."""
     state = {f"student.{name}": value for name, value in model.state_dict().items()}
     state |= {f"method.{name}": value for name, value in method.state_dict().items()}
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in sorted(state.items())}, path, metadata={"format": "pt"})
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(state.items())}
+    path.write_bytes(save(tensors, metadata={"format": "pt"}))  # not save_file: a full disk is then an OSError, which the store explains
 
 
 run = Stage("distill", 1, _run, Distilled)

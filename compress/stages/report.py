@@ -117,10 +117,20 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
         "quantize": {key: value for key, value in to_json(evidence.student.int8).items() if key != "file"} if evidence.student.int8 else None,
         "latency": evidence.measured.latency,
         "warnings": [*evidence.notices, *evidence.measured.warnings],
-        "seconds": dict(evidence.seconds),
-        "reused": list(evidence.reused),
+        **_stages(evidence.seconds, evidence.reused),
         "environment": dict(evidence.environment),
     }
+
+
+def _stages(seconds: Mapping[str, float], reused: tuple[str, ...]) -> dict[str, Any]:
+    """`seconds` by stage, `reused`: the stages of which nothing was run; `stages`: the same for each part ("teacher resnet20")."""
+    total: dict[str, float] = {}
+    for title, value in seconds.items():
+        stage = title.split(" ")[0]
+        total[stage] = round(total.get(stage, 0.0) + value, 3)
+    run = {title.split(" ")[0] for title in seconds if title not in reused}
+    parts = [{"title": title, "seconds": value, "reused": title in reused} for title, value in seconds.items()]
+    return {"seconds": total, "reused": [stage for stage in total if stage not in run], "stages": parts}
 
 
 def facts(measured: Measured, models: tuple[ModelFile, ...]) -> verdict.Facts:

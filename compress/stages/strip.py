@@ -53,7 +53,6 @@ def _run(config: Distill, *, context: Context, student: Network, teacher: Traine
         images_per_second=trained.images_per_second,
         precision=trained.precision,
         threads=trained.threads,
-        history=trained.history,
         origin=f"distilled by {trained.method}" if trained.method != "none" else "trained without a teacher",
     )
     return Stripped(result, dropped, File.of(context.work / "predictions.npy"))

@@ -55,6 +55,13 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
     ]
 
 
+def test_a_test_folder_beside_classes_is_refused(tmp_path: Path) -> None:
+    two_classes(tmp_path, ".", 4)
+    save(tmp_path / "test" / "red" / "0.png", (255, 0, 0), 0)
+    with pytest.raises(UsageError, match="'test' stands beside class sub-folders"):
+        prepared(tmp_path, tmp_path / "work")
+
+
 def test_evaluation_is_the_centre_of_what_is_stored(tmp_path: Path) -> None:
     save(tmp_path / "a.png", RED, 0, (72, 48))
     stored = pictures.decode((tmp_path / "a.png").read_bytes(), 16)

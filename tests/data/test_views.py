@@ -42,7 +42,14 @@ def test_crop_from_a_larger_picture_moves_around_its_centre() -> None:
     assert np.array_equal(made[1].numpy(), images[0, 4:20, 4:20].numpy())
 
 
-@pytest.mark.parametrize("augment", ["none", "crop", "crop_flip", "resized_crop"])
+def test_flip_has_two_views_the_picture_and_its_mirror():
+    images = torch.randint(256, (3, 40, 40, 3), dtype=torch.uint8)
+    plain, mirrored = (views.apply_views(images, torch.arange(3), torch.full((3,), number), "flip", 32) for number in (0, 1))
+    assert views.view_count("flip", 32) == 2
+    assert torch.equal(plain, views.evaluation_view(images, 32)) and torch.equal(mirrored, plain.flip(2))
+
+
+@pytest.mark.parametrize("augment", ["none", "flip", "crop", "crop_flip", "resized_crop"])
 def test_a_picture_does_not_depend_on_its_batch(augment: str) -> None:
     images = pictures(6, 18)
     view = torch.tensor([3, 1, 0, 7, 2, 5]) % views.view_count(augment, 16)

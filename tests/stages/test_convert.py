@@ -1,0 +1,83 @@
+"""Export held against torch and against what was recorded when training ended."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import export.convert
+from compress.errors import StageError
+from compress.results import File
+from compress.schema import Export
+from compress.stages import convert
+from export.runtime import Model
+
+
+def run(work, model, recorded, training, versions):
+    return convert.run.run(Export(), context=work, model=model, recorded=recorded, data=training, versions=versions)
+
+
+def test_the_file_answers_as_recorded_on_the_validation_pictures(exported, stripped, training, network):
+    images = np.load(training.images.path)
+    recorded = np.load(stripped.predictions.path)
+    from compress.data import training_arrays
+
+    index = training_arrays(training)[3]
+    model = Model.load(exported.file.path)
+    assert (model.run(images[index]).argmax(axis=1) == recorded).all() and exported.disagreements == 0
+    assert exported.pictures == len(index) == 40 and 0 < exported.max_abs_diff < 1e-4
+    assert model.contract.classes == training.classes and model.contract.layout == "uint8_nhwc" == exported.input
+    assert model.contract.mean == pytest.approx(network.normalization.mean)
+
+
+@pytest.mark.parametrize("difference", [2e-3, float("nan")])
+def test_a_difference_above_the_limit_fails(work, stripped, training, versions, monkeypatch, difference):
+    measured = export.convert.parity
+    monkeypatch.setattr(export.convert, "parity", lambda *rest: dataclasses.replace(measured(*rest), max_abs_diff=difference))
+    with pytest.raises(StageError, match=r"convert resnet8: onnxruntime and torch differ by .* on real pictures \(limit 0.001\)"):
+        run(work, stripped.trained, stripped.predictions, training, versions)
+
+
+@pytest.fixture
+def known(monkeypatch, stripped, exported):
+    """The export itself is known to work: answer with the file and parity of before, without exporting again."""
+    parity = export.convert.Parity(1e-7, 1e-8, 1.0, 40, np.load(stripped.predictions.path))
+    made = export.convert.Exported(18, 8, 10, 100, {})
+
+    def to_onnx(live, path, contract, *, opset):
+        path.write_bytes(exported.file.path.read_bytes())
+        return made
+
+    monkeypatch.setattr(export.convert, "to_onnx", to_onnx)
+    monkeypatch.setattr(export.convert, "parity", lambda *rest: parity)
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_predictions_that_differ_from_the_recorded_ones_fail_from_two_on(work, stripped, training, versions, known, wrong):
+    recorded = np.load(stripped.predictions.path)
+    recorded[:wrong] = (recorded[:wrong] + 1) % 4
+    np.save(work.work / "recorded.npy", recorded)
+    file = File.of(work.work / "recorded.npy")
+    if wrong < 2:
+        assert run(work, stripped.trained, file, training, versions).disagreements == wrong
+        return
+    with pytest.raises(StageError, match="convert resnet8: 2 of 40 predictions differ from those recorded when training ended"):
+        run(work, stripped.trained, file, training, versions)
+
+
+def test_without_a_record_the_accuracy_is_held_against_the_known_one(work, stripped, training, versions, known):
+    assert run(work, stripped.trained, None, training, versions).disagreements == 0
+    claimed = dataclasses.replace(stripped.trained, top1_validation=stripped.trained.top1_validation - 0.1)
+    with pytest.raises(StageError, match="4 of 40 predictions differ"):
+        run(work, claimed, None, training, versions)
+
+
+def test_what_the_exporter_refuses_is_a_stage_error(work, stripped, training, versions, monkeypatch):
+    def refuse(*arguments, **options):
+        raise export.convert.ExportError("no such operator")
+
+    monkeypatch.setattr(export.convert, "to_onnx", refuse)
+    with pytest.raises(StageError, match="convert resnet8: no such operator"):
+        run(work, stripped.trained, None, training, versions)

@@ -1,0 +1,59 @@
+"""The prepared data set, and what each stage gets of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from compress import data as arrays
+from compress.errors import UsageError
+from compress.results import File
+from compress.stages import data
+
+
+def files_of(record) -> set[str]:
+    found = set()
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, File):
+            found.add(value.path.name)
+        elif dataclasses.is_dataclass(value):
+            found |= files_of(value)
+    return found
+
+
+def test_pictures_and_labels_are_the_sources(prepared, data_config):
+    with np.load(data_config.root) as stored:
+        for part in ("train", "test"):
+            assert (np.load(getattr(prepared, f"{part}_images").path) == stored[f"{part}_images"]).all()
+            assert (np.load(getattr(prepared, f"{part}_labels").path) == stored[f"{part}_labels"]).all()
+    assert (prepared.classes, prepared.image_size, prepared.augment) == (("red", "green", "blue", "grey"), 16, "crop_flip")
+
+
+def test_only_test_data_names_test_files(prepared, data_config):
+    assert files_of(data.training(prepared, data_config)) == {"train_images.npy", "train_labels.npy"}
+    assert files_of(data.calibration(prepared, data_config)) == {"train_images.npy", "train_labels.npy"}
+    assert files_of(data.test(prepared)) == {"test_images.npy", "test_labels.npy"}
+
+
+def test_splits_are_disjoint_and_of_the_asked_sizes(prepared, data_config):
+    _, labels, train, validation = arrays.training_arrays(data.training(prepared, data_config))
+    _, calibration = arrays.calibration_arrays(data.calibration(prepared, data_config))
+    assert (len(train), len(validation), len(calibration)) == (160, 40, 32)
+    assert not set(train) & set(validation) and set(calibration) <= set(train)
+    assert np.bincount(labels[validation]).tolist() == [10] * 4
+    assert len(arrays.test_arrays(data.test(prepared))[1]) == 120
+
+
+def test_calibration_is_no_part_of_what_training_gets(prepared, data_config):
+    other = data_config.model_copy(update={"calibration": 7})
+    assert data.training(prepared, other) == data.training(prepared, data_config)
+    assert data.calibration(prepared, other) != data.calibration(prepared, data_config)
+
+
+def test_a_source_that_is_not_laid_out_as_it_must_be_is_named(work, data_config, tmp_path):
+    np.savez(tmp_path / "bad.npz", train_images=np.zeros((4, 16, 16, 3), np.float32))
+    with pytest.raises(UsageError, match="bad.npz"):
+        data.prepare.run(data_config.model_copy(update={"root": str(tmp_path / "bad.npz")}), context=work, fingerprint="x")

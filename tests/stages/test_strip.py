@@ -1,0 +1,93 @@
+"""What deploys is the trained main head bit for bit, and nothing of the method."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from compress import loading
+from compress.errors import StageError
+from compress.models import build
+from compress.models.count import macs, params
+from compress.stages import strip
+from compress.train import predict
+
+
+def test_the_students_tensors_are_those_of_training_bit_for_bit(distilled, stripped):
+    combined, shipped = load_file(distilled.combined.path), load_file(stripped.trained.weights.path)
+    expected = {name.removeprefix("student."): value for name, value in combined.items() if name.startswith("student.")}
+    assert set(shipped) == set(expected) == set(build("resnet8", classes=4).state_dict())
+    assert all(torch.equal(shipped[name], expected[name]) for name in shipped)
+
+
+def test_what_is_dropped_is_listed_and_the_counts_are_a_fresh_networks(stripped):
+    parts = {"0": ("bias", "weight"), "2": ("bias", "num_batches_tracked", "running_mean", "running_var", "weight"), "4": ("bias", "weight")}
+    assert stripped.dropped == tuple(f"auxiliary.{number}.{name}" for number, names in parts.items() for name in names)
+    fresh = build("resnet8", classes=4)
+    assert (stripped.trained.params, stripped.trained.macs) == (params(fresh), macs(fresh, 16))
+    assert not [name for name in load_file(stripped.trained.weights.path) if "auxiliary" in name or "method" in name]
+
+
+def test_predictions_and_accuracy_are_those_of_the_file(stripped, training, network):
+    data = loading.pictures(training, "cpu")
+    model = loading.network(network, stripped.trained.weights, "cpu")
+    answers = predict(model, data.images[data.validation_index], 16, network.normalization).argmax(dim=1)
+    recorded = np.load(stripped.predictions.path)
+    assert recorded.dtype == np.int64 and recorded.tolist() == answers.tolist()
+    assert stripped.trained.top1_validation == (answers == data.labels[data.validation_index]).double().mean()
+    assert stripped.trained.origin == "distilled by dhkd" and stripped.trained.epochs == 4
+
+
+def deploying(monkeypatch: pytest.MonkeyPatch, change) -> None:
+    """The method ships what `change(method, student)` answers."""
+    made = strip.build_method
+
+    def build_method(*arguments, **options):
+        method = made(*arguments, **options)
+        method.deployed = lambda student: change(method, student)
+        return method
+
+    monkeypatch.setattr(strip, "build_method", build_method)
+
+
+def run(work, network, teacher, distilled, training, dhkd):
+    return strip.run.run(dhkd, context=work, student=network, teacher=teacher, trained=distilled, data=training)
+
+
+def test_a_planted_difference_of_one_bit_fails(work, network, trained_teacher, distilled, training, dhkd, monkeypatch):
+    def change(method, student):
+        other = build("resnet8", classes=4)
+        other.load_state_dict(student.state_dict())
+        with torch.no_grad():
+            other.fc.bias[0] = torch.nextafter(other.fc.bias[0], torch.tensor(9.0))
+        return other
+
+    deploying(monkeypatch, change)
+    with pytest.raises(StageError, match="strip: the stripped resnet8 does not answer bit for bit like the trained main head"):
+        run(work, network, trained_teacher, distilled, training, dhkd)
+
+
+def test_a_method_that_ships_its_head_fails(work, network, trained_teacher, distilled, training, dhkd, monkeypatch):
+    def change(method, student):
+        student.auxiliary = method.auxiliary
+        return student
+
+    deploying(monkeypatch, change)
+    with pytest.raises(StageError, match=r"does not fit ResNet: 8|does not fit ResNet: .* unexpected \(auxiliary.0.bias"):
+        run(work, network, trained_teacher, distilled, training, dhkd)
+
+
+def test_another_number_of_parameters_fails(network, monkeypatch):
+    model = build("resnet8", classes=4).eval()
+    monkeypatch.setattr(strip, "params", lambda module: 7 if module is model else 8)
+    with pytest.raises(StageError, match="has 7 parameters, a fresh one 8"):
+        strip._prove(model, model, nn.Module(), network, torch.zeros(1, 16, 16, 3, dtype=torch.uint8), set())
+
+
+def test_keys_that_remain_fail(network):
+    model = build("resnet8", classes=4).eval()
+    with pytest.raises(StageError, match="keys of the method remain in the student: fc.bias"):
+        strip._prove(model, model, nn.Module(), network, torch.zeros(1, 16, 16, 3, dtype=torch.uint8), {"fc.bias", "auxiliary.0.bias"})

@@ -1,0 +1,108 @@
+"""Teacher selection: training, loading, what a checkpoint must reach, and who wins."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from compress import loading
+from compress.errors import MissingError, StageError
+from compress.models import build, checkpoints
+from compress.models.count import macs, params
+from compress.results import File, Network, Normalization, Trained
+from compress.schema import Candidate, Schedule, Train
+from compress.stages import teacher
+
+
+def run(config: Candidate, **inputs: Any) -> Trained:
+    return teacher.train.run(config, **inputs)
+
+
+def test_a_trained_candidate_is_recorded_as_it_is(trained_teacher, training, network):
+    model = loading.network(network, trained_teacher.weights, "cpu")
+    data = loading.pictures(training, "cpu")
+    logits = teacher.predict(model, data.images[data.validation_index], 16, network.normalization)
+    assert trained_teacher.top1_validation == teacher.accuracy(logits, data.labels[data.validation_index]) > 0.4
+    assert (trained_teacher.params, trained_teacher.macs) == (params(model), macs(model, 16))
+    assert (trained_teacher.epochs, trained_teacher.precision, trained_teacher.threads) == (4, "float32", 1)
+    assert trained_teacher.origin == "trained here" and trained_teacher.history is not None
+    with trained_teacher.history.path.open() as stream:
+        assert [row["epoch"] for row in csv.DictReader(stream)] == ["1", "2", "3", "4"]
+
+
+def test_a_checkpoint_is_judged_without_training(work, trained_teacher, training, network):
+    config = Candidate(model="resnet8", weights="file", expect_top1=0.2)
+    loaded = run(config, context=work, network=network, data=training, weights=trained_teacher.weights)
+    assert loaded.top1_validation == trained_teacher.top1_validation
+    assert (loaded.epochs, loaded.history, loaded.origin) == (0, None, "checkpoint")
+    assert loaded.weights.sha256 == trained_teacher.weights.sha256
+
+
+def test_a_checkpoint_below_its_known_accuracy_stops_with_a_sentence(work, trained_teacher, training, network):
+    config = Candidate(model="resnet8", weights="file", expect_top1=0.9)
+    torch.manual_seed(4)
+    checkpoints.save_state(build("resnet8", classes=4), work.work / "fresh.safetensors")
+    with pytest.raises(StageError) as raised:
+        run(config, context=work, network=network, data=training, weights=File.of(work.work / "fresh.safetensors"))
+    said = str(raised.value)
+    assert said.startswith("teacher resnet8: expect_top1 is 0.9000, but validation gives 0.") and "40 pictures" in said
+    assert said.endswith("check normalize, image_size and the order of the classes")
+
+
+def test_an_accuracy_within_the_interval_of_what_is_expected_passes(work, trained_teacher, training, network):
+    expected = min(trained_teacher.top1_validation + 0.03, 0.99)
+    config = Candidate(model="resnet8", weights="file", expect_top1=expected)
+    assert run(config, context=work, network=network, data=training, weights=trained_teacher.weights).top1_validation < expected
+
+
+def test_a_checkpoint_of_other_classes_gets_a_new_head_where_it_is_trained(work, trained_teacher, training, network):
+    torch.manual_seed(4)
+    checkpoints.save_state(build("resnet8", classes=7), work.work / "seven.safetensors")
+    weights = File.of(work.work / "seven.safetensors")
+    further = Train(epochs=1, batch_size=32, lr=0.01, seed=0, precision="float32", schedule=Schedule(warmup_epochs=0.0))
+    config = Candidate(model="resnet8", weights="file", train=further)
+    trained = run(config, context=work, network=network, data=training, weights=weights)
+    assert trained.origin == "checkpoint, trained further here" and trained.epochs == 1
+    with pytest.raises(StageError, match="another number of classes"):
+        run(Candidate(model="resnet8", weights="file"), context=work, network=network, data=training, weights=weights)
+
+
+def test_the_pictures_prepared_at_random_start_are_the_seeds(work, training, network):
+    once = Train(epochs=1, batch_size=32, lr=0.01, seed=3, precision="float32", schedule=Schedule(warmup_epochs=0.0))
+    results = []
+    for number, seed in enumerate((3, 3, 4)):
+        folder = work.work / str(number)
+        folder.mkdir()
+        config = Candidate(model="resnet8", train=once.model_copy(update={"seed": seed}))
+        results.append(run(config, context=dataclasses.replace(work, work=folder), network=network, data=training, weights=None).weights.sha256)
+    assert results[0] == results[1] != results[2]
+
+
+def test_embedded_weights_that_do_not_exist_are_missing_with_the_way_out():
+    with pytest.raises(MissingError, match=r"no embedded weights for resnet110 \(there are: .*remove `weights: embedded`"):
+        teacher.embedded_weights("resnet110")
+
+
+def candidate(model: str, top1: float, macs_: int) -> Trained:
+    network = Network(model, None, 4, 16, Normalization((0.0,) * 3, (1.0,) * 3))
+    return Trained(network, File(teacher.Path("w"), "0" * 64, 1), top1, 10, macs_, 1, 1.0)
+
+
+def test_the_best_on_validation_wins_and_the_reason_says_by_how_much():
+    selected = teacher.select([candidate("resnet8", 0.70, 5), candidate("resnet20", 0.825, 50), candidate("resnet56", 0.81, 500)])
+    assert (selected.index, selected.teacher.network.model) == (1, "resnet20")
+    assert selected.reason == "resnet20 has the best validation accuracy: 82.50 %, 1.50 points ahead of resnet56 (81.00 %)"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_tie_goes_to_the_cheaper_network(order):
+    selected = teacher.select([candidate("resnet56", 0.8, 500), candidate("resnet20", 0.8, 50)][::order])
+    assert selected.reason == "resnet20 ties with resnet56 on validation and needs fewer multiply-accumulates"
+
+
+def test_a_single_candidate_is_called_so():
+    assert teacher.select([candidate("resnet8", 0.1, 5)]).reason == "resnet8 is the only candidate"

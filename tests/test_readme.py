@@ -1,0 +1,155 @@
+"""The README: its reference is the schema's, its commands parse, its links lead somewhere, and it names no machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from compress import cli, recipe, reference
+from compress.schema import METHOD_SECTIONS, Section
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MINIMAL = {
+    "data": {"source": "fashion"},
+    "teacher": {"candidates": [{"model": "resnet20", "train": {"epochs": 4}}]},
+    "student": {"model": "mobilenet_v2"},
+}
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """What a reader is told to type."""
+    return [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
+
+
+def parse_click(command: click.Command, name: str, arguments: list[str]) -> None:
+    """Parse without running. Raises click.UsageError."""
+    command.make_context(name, arguments)
+
+
+def parse_command(line: str) -> None:
+    """Parse one console line by the program that it names; an unknown program fails."""
+    program, *arguments = shlex.split(line)
+    if program == "compress":
+        assert arguments[0] in cli.cli.commands, arguments[0]
+        parse_click(cli.cli.commands[arguments[0]], arguments[0], arguments[1:])
+        for path in (word for word in arguments if word.endswith(".yaml")):
+            assert (ROOT / path).is_file(), path
+        for key in (word for flag, word in zip(arguments, arguments[1:], strict=False) if flag == "--set"):
+            recipe.load(ROOT / "recipes/mobilenet.yaml", [key])
+    elif program == "make":
+        targets = re.findall(r"^(\S+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        for word in arguments:
+            assert word in targets or (ROOT / word.removeprefix("RECIPE=")).is_file(), word
+    elif arguments[:2] == ["-m", "export.verify"]:
+        from export import verify
+
+        verify._arguments(arguments[2:])
+    elif program == "python" and arguments[0].startswith("benchmarks/"):
+        spec = importlib.util.spec_from_file_location("benchmark", ROOT / arguments[0])
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        parse_click(module.main, arguments[0], arguments[1:])
+    elif arguments[:2] == ["-m", "compress.reference"]:
+        assert (ROOT / arguments[2]).is_file()
+    else:
+        assert line in ("python3 -m venv .venv", ". .venv/bin/activate", "pip install -e .", "cd bundle", "python -m pip install -r requirements.txt")
+
+
+def test_the_reference_is_the_schemas() -> None:
+    assert reference.between(README) == reference.markdown(), "write it again: python -m compress.reference README.md"
+
+
+def every_section(section: type[Section] | None = None) -> list[type[Section]]:
+    below = (section or Section).__subclasses__()
+    return [found for one in below for found in (one, *every_section(one))]
+
+
+def test_every_key_has_a_description_and_a_row() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", reference.markdown(), re.MULTILINE)
+    keys = [info.alias or name for section in every_section() for name, info in section.model_fields.items()]
+    assert [name for section in every_section() for name, info in section.model_fields.items() if not info.description] == []
+    assert sorted(rows) == sorted(keys)
+    assert {"alpha", "standardize", "max_top1_drop"} <= set(rows) and METHOD_SECTIONS["dhkd"] in every_section()
+
+
+def test_the_reference_shows_defaults_ranges_and_homes() -> None:
+    text = reference.markdown()
+    assert "| `image_size` | `null` | whole number from 8 to 1024 or `null` |" in text
+    assert "| `max_unreadable` | `0.01` | number from 0, below 1 |" in text
+    assert '| `min_runtime` | `"1.19"` |' in text  # without quotes YAML would read a number
+    assert "| `train` | `null` | section, see `train` or `null` |" in text
+    assert "| `source` | required | `fashion`, `cifar10`, `cifar100`, `folder`, `npz` |" in text
+
+
+def test_replacing_keeps_the_rest_and_needs_both_markers() -> None:
+    document = f"before\n{reference.BEGIN}\nstale words\n{reference.END}\nafter\n"
+    written = reference.replaced(document)
+    assert written.startswith("before\n") and written.endswith("\nafter\n") and "stale words" not in written
+    assert reference.replaced(written) == written
+    with pytest.raises(ValueError):
+        reference.replaced("no markers")
+
+
+def test_the_reference_needs_no_torch() -> None:
+    code = "import sys; from compress import reference; reference.markdown(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_parses(line: str) -> None:
+    parse_command(line)
+
+
+@pytest.mark.parametrize("line", ["compress runn x.yaml", "compress run --nope x.yaml", "make nothing", "rm -r artifacts"])
+def test_a_wrong_command_is_noticed(line: str) -> None:
+    with pytest.raises((AssertionError, click.UsageError)):
+        parse_command(line)
+
+
+def test_there_are_commands_to_check() -> None:
+    assert {"make run", "make test", "pip install -e ."} <= set(commands())
+
+
+def test_every_option_in_the_text_exists() -> None:
+    options = {option for command in cli.cli.commands.values() for parameter in command.params for option in parameter.opts}
+    named = set(re.findall(r"`(--[a-z]+)[ `]", README))
+    assert named and named <= options, named - options
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_every_recipe_fragment_loads(block: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, **yaml.safe_load(block)}))
+    assert recipe.load(path).recipe.teacher.candidates
+
+
+def headings() -> set[str]:
+    """Anchors as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    return {"#" + re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)\s]+)\)", README))))
+def test_every_link_leads_somewhere(target: str) -> None:
+    if target.startswith("https://"):
+        return
+    assert target in headings() if target.startswith("#") else (ROOT / target).is_file()
+
+
+def test_no_path_of_a_machine() -> None:
+    assert re.findall(r"(?<![\w.])/(?:work|home|root|tmp|Users|opt|mnt)\b|[A-Z]:\\", README) == []

@@ -1,0 +1,107 @@
+"""Records through JSON and into cache keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from compress.results import (
+    CIRCUMSTANCE,
+    Distilled,
+    Exported,
+    File,
+    Measured,
+    Network,
+    Normalization,
+    Prepared,
+    Quantized,
+    Stripped,
+    Trained,
+    Unreadable,
+    Verified,
+    from_json,
+    identity,
+    sha256_of,
+    to_json,
+)
+from compress.schema import Data
+
+A, B = (File(Path(f"/cache/{name}"), name * 64, 7) for name in "ab")
+NETWORK = Network("mobilenet_v2", 0.5, 10, 32, Normalization((0.1, 0.2, 0.3), (1.0, 0.5, 0.25)))
+TRAINED = Trained(NETWORK, A, 0.75, 100, 2000, 3, 1.5, history=B)
+RECORDS = [
+    Prepared("fashion", ("a", "b"), 32, A, B, A, B, NETWORK.normalization, "crop_flip", (Unreadable("x/y.jpg", "truncated"),)),
+    TRAINED,
+    dataclasses.replace(TRAINED, history=None, network=dataclasses.replace(NETWORK, width=None)),
+    Distilled(NETWORK, A, "dhkd", 3, 2, 1.5, 800.0, "bf16", 1, B),
+    Stripped(TRAINED, ("auxiliary.0.weight",), B),
+    Exported(A, 18, 8, 106, "uint8_nhwc", 1e-7, 0, 64, ("ReduceMean to GlobalAveragePool",)),
+    Quantized(A, "x86-vnni", "uint8", "int8", 512),
+    Measured(({"role": "teacher", "top5": None},), ({"model": "m"},), (), {"contaminated": False}, ("w",), A, B, A, B),
+    Verified(({"target": "local", "latency_ms": {"p50": 1.0, "p99": None}},), True),
+]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
+def test_a_record_comes_back_from_json_as_it_was(record):
+    text = json.dumps(to_json(record))
+    again = from_json(type(record), json.loads(text))
+    assert again == record
+    assert all(type(getattr(again, f.name)) is type(getattr(record, f.name)) for f in dataclasses.fields(record))
+
+
+def test_a_field_that_is_missing_is_an_error_unless_it_has_a_default():
+    data = to_json(TRAINED)
+    del data["origin"]
+    assert from_json(Trained, data).origin == "trained here"
+    del data["params"]
+    with pytest.raises(TypeError, match="params"):
+        from_json(Trained, data)
+
+
+def test_a_file_is_hashed_by_content(tmp_path):
+    for name, content in (("one", b"x" * 5), ("two", b"x" * 5), ("three", b"y" * 5)):
+        (tmp_path / name).write_bytes(content)
+    one, two, three = (File.of(tmp_path / name) for name in ("one", "two", "three"))
+    assert (one.bytes, one.sha256) == (5, hashlib.sha256(b"xxxxx").hexdigest())
+    assert one.sha256 == two.sha256 != three.sha256 and one.path != two.path
+    assert sha256_of(one) == sha256_of(two) != sha256_of(three)
+
+
+def test_identity_ignores_paths_and_circumstance():
+    elsewhere = dataclasses.replace(
+        TRAINED, weights=dataclasses.replace(A, path=Path("/moved")), seconds=99.0, images_per_second=3.0, precision="bf16", threads=8,
+        history=None, origin="checkpoint",
+    )  # fmt: skip
+    assert sha256_of(elsewhere) == sha256_of(TRAINED)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": B},
+        {"top1_validation": 0.5},
+        {"epochs": 4},
+        {"network": dataclasses.replace(NETWORK, width=1.0)},
+        {"network": dataclasses.replace(NETWORK, normalization=Normalization((0.1, 0.2, 0.4), (1.0, 0.5, 0.25)))},
+    ],
+    ids=["weights", "accuracy", "epochs", "width", "normalization"],
+)
+def test_identity_sees_what_a_result_is(change):
+    assert sha256_of(dataclasses.replace(TRAINED, **change)) != sha256_of(TRAINED)
+
+
+def test_circumstance_names_are_fields():
+    names = {field.name for kind in (Trained, Distilled) for field in dataclasses.fields(kind)}
+    assert CIRCUMSTANCE <= names
+
+
+def test_identity_of_sections_dicts_and_tuples():
+    config = Data(source="fashion")
+    assert identity((config, {2: A})) == [config.model_dump(mode="json"), {"2": {"sha256": A.sha256}}]
+    assert sha256_of({"a": 1, "b": 2}) == sha256_of({"b": 2, "a": 1}) != sha256_of({"a": 1, "b": 3})
+    assert sha256_of(("1",)) != sha256_of((1,))

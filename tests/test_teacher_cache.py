@@ -1,0 +1,256 @@
+"""The remembered teacher: the same student with and without it, and no teacher at all where everything is known."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from compress import loading, models, teacher_cache
+from compress.data import npy
+from compress.methods import build_method
+from compress.models import checkpoints
+from compress.results import File, Network, Normalization, Trained, TrainingData
+from compress.schema import Dhkd, Distill, Schedule, Train
+from compress.teacher_cache import TeacherCache
+from compress.train import fit
+
+SIDE, CLASSES, COUNT = 16, 4, 60
+NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+RESNET = Network("resnet8", None, CLASSES, SIDE, NORMALIZATION)
+MOBILE = Network("mobilenet_v2", 0.1, CLASSES, SIDE, NORMALIZATION)
+
+
+class Silent:
+    """Progress that says nothing."""
+
+    def start_at(self, epoch: int, step: int) -> None: ...
+    def step(self, images: int, losses: dict[str, Tensor]) -> None: ...
+    def epoch(self, row: dict[str, float]) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> TrainingData:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (COUNT, SIDE, SIDE, 3)).astype(np.uint8)
+    labels = (np.arange(COUNT) % CLASSES).astype(np.int64)
+    return TrainingData(
+        npy.write_array(tmp_path / "i.npy", images), npy.write_array(tmp_path / "l.npy", labels), tuple("abcd"), SIDE, "crop_flip", 8, 0
+    )
+
+
+@pytest.fixture(params=["resnet8", "mobilenet_v2"])
+def teacher(tmp_path: Path, request: pytest.FixtureRequest) -> Trained:
+    network = RESNET if request.param == "resnet8" else MOBILE
+    torch.manual_seed(1)
+    checkpoints.save_state(models.build(network.model, classes=CLASSES, width=network.width), tmp_path / "t.safetensors")
+    return Trained(network, File.of(tmp_path / "t.safetensors"), 0.5, 1, 1, 1, 1.0)
+
+
+def cache_of(teacher: Trained, data: TrainingData, folder: Path | None, warn: Callable[[str], None] = pytest.fail) -> TeacherCache:
+    return loading.teacher_cache(teacher, data, COUNT, device="cpu", cache=folder, warn=warn)
+
+
+def distil(cache: TeacherCache, data: TrainingData, work: Path, *, seed: int = 0, views: int | None = 2, method: str = "dhkd") -> list[Tensor]:
+    """Student and auxiliary head after two epochs."""
+    work.mkdir()
+    torch.manual_seed(3)
+    student = loading.network(RESNET, None, "cpu")
+    shape = loading.shape(RESNET, student)
+    built = build_method(Distill(method=method, dhkd=Dhkd(hidden=8)), student=shape, teacher=shape, train_labels=torch.zeros(1))
+    config = Train(epochs=2, batch_size=16, lr=0.05, seed=seed, precision="float32", views=views, schedule=Schedule(warmup_epochs=0.0))
+    fit(student, built, loading.pictures(data, "cpu"), train=config, normalization=NORMALIZATION, pooled="fc:in", depthwise=False,
+        teacher=cache, device="cpu", folder=work, progress=Silent())  # fmt: skip
+    return [value.clone() for module in (student, built) for value in module.state_dict().values()]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+def test_a_cached_run_equals_an_uncached_one_bit_for_bit(tmp_path, data, teacher, monkeypatch, bf16):
+    monkeypatch.setattr("compress.train._cpu_has_bf16", lambda: bf16)
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher_cache, "MEMORY_LIMIT", 0)
+        none = cache_of(teacher, data, None)
+    assert not none.enabled and none.used == 0
+    plain = distil(none, data, tmp_path / "1")
+    assert none.rows_run == 2 * 52 and none.used == 0
+
+    filling = cache_of(teacher, data, tmp_path / "cache")
+    assert same(distil(filling, data, tmp_path / "2"), plain) and filling.rows_run == 2 * 52 == filling.used
+    full = cache_of(teacher, data, tmp_path / "cache")
+    assert same(distil(full, data, tmp_path / "3"), plain)
+    assert full.rows_run == 0
+
+
+@pytest.mark.parametrize("teacher", ["resnet8"], indirect=True)
+def test_another_seed_and_method_never_run_the_teacher(tmp_path, data, teacher):
+    distil(cache_of(teacher, data, tmp_path / "cache"), data, tmp_path / "1")
+    for number, (seed, method) in enumerate([(5, "dhkd"), (0, "kd"), (9, "kd")]):
+        cache = cache_of(teacher, data, tmp_path / "cache")
+        distil(cache, data, tmp_path / f"again{number}", seed=seed, method=method)
+        assert cache.rows_run == 0, (seed, method)
+    (file,) = (tmp_path / "cache" / "logits").glob("*/logits.npz")
+    with np.load(file) as stored:
+        assert stored["logits"].dtype == np.float16 and stored["logits"].shape == (104, CLASSES)
+    assert not list(file.parent.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("teacher", ["resnet8"], indirect=True)
+def test_other_weights_pictures_or_views_have_a_copy_of_their_own(tmp_path, data, teacher, monkeypatch):
+    other = tmp_path / "other.safetensors"
+    torch.manual_seed(2)
+    checkpoints.save_state(models.build("resnet8", classes=CLASSES), other)
+    images = np.load(data.images.path)
+    moved = dataclasses.replace(data, images=npy.write_array(tmp_path / "moved.npy", images[::-1]))
+    rescaled = dataclasses.replace(teacher, network=dataclasses.replace(RESNET, normalization=Normalization((0.0,) * 3, (1.0,) * 3)))
+    monkeypatch.setattr("compress.train._cpu_has_bf16", lambda: False)
+    files = [cache_of(teacher, data, tmp_path).file]
+    files.append(cache_of(dataclasses.replace(teacher, weights=File.of(other)), data, tmp_path).file)
+    files.append(cache_of(teacher, moved, tmp_path).file)
+    files.append(cache_of(rescaled, data, tmp_path).file)
+    files.append(cache_of(teacher, dataclasses.replace(data, augment="crop"), tmp_path).file)
+    with monkeypatch.context() as patch:
+        patch.setattr("compress.train._cpu_has_bf16", lambda: True)
+        files.append(cache_of(teacher, data, tmp_path).file)
+    assert len(set(files)) == 6
+    again = dataclasses.replace(teacher, seconds=7.0, origin="elsewhere")
+    assert cache_of(again, data, tmp_path).file == files[0]
+
+
+# --- the cache alone, over a function of the pixels
+
+
+def answers(raw: Tensor) -> Tensor:
+    return raw.float().mean((1, 2)).repeat(1, 2)[:, :CLASSES] / 3
+
+
+def small(folder: Path | None, warn: Callable[[str], None] = pytest.fail) -> TeacherCache:
+    return TeacherCache(answers, pictures=10, views=3, classes=CLASSES, device="cpu", folder=folder, warn=warn)
+
+
+def batch(*index: int, view: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    places = torch.tensor(index)
+    pixels = (places[:, None, None, None] * 20 + view + torch.arange(3)).expand(-1, 4, 4, 3).to(torch.uint8)
+    return places, torch.full_like(places, view), pixels
+
+
+def test_only_unknown_rows_run_and_logits_have_the_precision_of_float16():
+    cache = small(None)
+    first = cache(*batch(1, 2, 3))
+    assert first.dtype == torch.float32 and torch.equal(first, answers(batch(1, 2, 3)[2]).half().float())
+    mixed = cache(*batch(3, 4, 1))
+    assert cache.rows_run == 4
+    assert torch.equal(mixed, answers(batch(3, 4, 1)[2]).half().float())
+    cache(*batch(3, view=1))
+    assert cache.rows_run == 5 == cache.used
+
+
+def test_a_single_row_runs_as_two():
+    sizes: list[int] = []
+    cache = TeacherCache(
+        lambda raw: (sizes.append(len(raw)), answers(raw))[1], pictures=10, views=3, classes=CLASSES, device="cpu", folder=None, warn=pytest.fail
+    )
+    assert cache(*batch(7)).shape == (1, CLASSES)
+    assert sizes == [2] and cache.rows_run == 1
+
+
+def test_beyond_the_memory_limit_the_teacher_runs(monkeypatch):
+    monkeypatch.setattr(teacher_cache, "MEMORY_LIMIT", 10 * 3 * 4 + 4 * CLASSES * 2)  # the table and four rows
+    cache = small(None)
+    assert cache.room == 4
+    cache(*batch(0, 1, 2))
+    mixed = cache(*batch(2, 5, 6, 0))
+    assert torch.equal(mixed, answers(batch(2, 5, 6, 0)[2]).half().float())
+    assert (cache.rows_run, cache.used) == (5, 3)
+    cache(*batch(4))
+    cache(*batch(7))
+    cache(*batch(4, 0, 1, 2))
+    assert (cache.rows_run, cache.used) == (7, 4)
+
+
+def test_a_copy_larger_than_the_limit_is_taken_in_part(tmp_path, monkeypatch):
+    cache = small(tmp_path)
+    cache(*batch(*range(8)))
+    cache.save()
+    monkeypatch.setattr(teacher_cache, "MEMORY_LIMIT", 10 * 3 * 4 + 4 * CLASSES * 2)
+    less = small(tmp_path)
+    assert less.used == 4
+    assert torch.equal(less(*batch(*range(8))), answers(batch(*range(8))[2]).half().float()) and less.rows_run == 4
+
+
+def test_saving_writes_only_what_is_new(tmp_path):
+    cache = small(tmp_path)
+    cache.save()
+    assert not (tmp_path / "logits.npz").exists()
+    cache(*batch(1, 2))
+    cache.save()
+    before = (tmp_path / "logits.npz").stat().st_mtime_ns
+    again = small(tmp_path)
+    again(*batch(2, 1))
+    again.save()
+    assert again.rows_run == 0 and (tmp_path / "logits.npz").stat().st_mtime_ns == before
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    with np.load(path) as stored:
+        place = content.find(stored["logits"].tobytes())
+    content[place] ^= 0x01
+    path.write_bytes(bytes(content))
+
+
+def changed(**arrays: np.ndarray) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with np.load(path) as stored:
+            content = dict(stored)
+        np.savez(path, **{**content, **arrays})
+
+    return write
+
+
+def without_views(path: Path) -> None:
+    np.savez(path, index=np.zeros(1, np.int32), logits=np.zeros((1, CLASSES), np.float16))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncated, flipped, without_views, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"PK\x03\x04 not a zip"),
+        changed(index=np.array([0, 99], np.int32)), changed(view=np.array([0, -1], np.int32)), changed(view=np.zeros(1, np.int32)),
+        changed(logits=np.zeros((2, 9), np.float16)), changed(logits=np.zeros((2, CLASSES), np.float32)),
+        changed(index=np.array(["a", "b"], dtype=object)),
+    ],
+)  # fmt: skip
+def test_a_damaged_copy_is_said_left_out_and_written_anew(tmp_path, damage):
+    cache = small(tmp_path)
+    cache(*batch(1, 2))
+    cache.save()
+    damage(tmp_path / "logits.npz")
+    said: list[str] = []
+    again = small(tmp_path, said.append)
+    assert len(said) == 1 and "logits.npz cannot be used" in said[0] and "the teacher runs again" in said[0]
+    assert torch.equal(again(*batch(1, 2)), answers(batch(1, 2)[2]).half().float()) and again.rows_run == 2
+    again.save()
+    third = small(tmp_path)
+    third(*batch(2, 1))
+    assert third.rows_run == 0

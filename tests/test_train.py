@@ -1,0 +1,458 @@
+"""The training loop on a tiny network: schedules, batches, losses, and that an interrupted run ends with the same bits."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress import checkpoint, train
+from compress.errors import Interrupted, StageError, UsageError
+from compress.methods import Method, Shape, Signals, build_method
+from compress.methods.plain import Plain
+from compress.results import Normalization
+from compress.schema import Dhkd, Distill, Schedule, Train
+from compress.teacher_cache import TeacherCache
+
+SIDE, CLASSES, COUNT, VALIDATION = 8, 3, 52, 12
+NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+DHKD = Distill(dhkd=Dhkd(hidden=12, dropout=0.3, head="nonlinear", align="all"))
+SHAPE = Shape("net", CLASSES, 6)
+
+
+class Net(nn.Module):
+    """(N, 3, 8, 8) -> (N, 3); with `kernel` 8 the BatchNorm sees maps of one pixel."""
+
+    def __init__(self, kernel: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, kernel, padding=1 if kernel == 3 else 0, bias=False)
+        self.bn = nn.BatchNorm2d(6)
+        self.fc = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.bn(self.conv(x))).mean((2, 3)))
+
+
+class Recorder:
+    """Progress that remembers, and may act after a number of steps."""
+
+    def __init__(self, after: int = -1, action: Callable[[], None] | None = None) -> None:
+        self.after, self.action = after, action
+        self.steps: list[int] = []
+        self.rows: list[dict[str, float]] = []
+        self.started: tuple[int, int] | None = None
+        self.on_epoch: Callable[[], None] | None = None
+
+    def start_at(self, epoch: int, step: int) -> None:
+        self.started = (epoch, step)
+
+    def step(self, images: int, losses: dict[str, Tensor]) -> None:
+        self.steps.append(images)
+        if len(self.steps) == self.after and self.action is not None:
+            self.action()
+
+    def epoch(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        if self.on_epoch is not None:
+            self.on_epoch()
+
+
+class PowerCut(Exception):
+    """Ends a run without a word, as kill -9 does."""
+
+
+def cut() -> None:
+    raise PowerCut
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pictures(count: int = COUNT, validation: int = VALIDATION, augment: str = "crop_flip") -> train.Pictures:
+    """Noise in which the class's channel is brighter."""
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.arange(count) % CLASSES
+    images = torch.randint(0, 190, (count, SIDE, SIDE, 3), generator=generator)
+    images += 60 * nn.functional.one_hot(labels, 3)[:, None, None, :]
+    return train.Pictures(images.to(torch.uint8), labels, torch.arange(validation, count), torch.arange(validation), augment, SIDE)
+
+
+def settings(**changes: Any) -> Train:
+    values = {"epochs": 3, "batch_size": 16, "lr": 0.05, "seed": 7, "precision": "float32", "schedule": Schedule(warmup_epochs=0.0)}
+    return Train(**{**values, **changes})
+
+
+def teacher() -> TeacherCache:
+    torch.manual_seed(11)
+    net = Net().eval().requires_grad_(False)
+    return TeacherCache(
+        lambda raw: net(train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
+        pictures=COUNT, views=18, classes=CLASSES, device="cpu", folder=None, warn=lambda text: None,
+    )  # fmt: skip
+
+
+def started(distill: Distill = DHKD, *, net: nn.Module | None = None) -> tuple[nn.Module, Method]:
+    torch.manual_seed(5)
+    student = (net or Net()).to(memory_format=torch.channels_last)
+    return student, build_method(distill, student=SHAPE, teacher=SHAPE, train_labels=torch.zeros(1))
+
+
+def fit(folder: Path, student: nn.Module, method: Method, *, config: Train | None = None, data: train.Pictures | None = None,
+        progress: Recorder | None = None, device: str = "cpu", depthwise: bool = False) -> train.Fitted:  # fmt: skip
+    return train.fit(
+        student, method, data or pictures(), train=config or settings(), normalization=NORMALIZATION, pooled="fc:in", depthwise=depthwise,
+        teacher=teacher() if method.needs_teacher else None, device=device, folder=folder, progress=progress or Recorder(),
+    )  # fmt: skip
+
+
+def state_of(*modules: nn.Module) -> list[Tensor]:
+    return [value.clone() for module in modules for value in module.state_dict().values()]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+# --- schedules and precision
+
+
+@pytest.mark.parametrize(("epoch", "rate"), [(1, 0.1), (150, 0.1), (151, 0.01), (180, 0.01), (181, 0.001), (211, 0.0001)])
+def test_step_schedule_falls_behind_its_milestones(epoch, rate):
+    config = settings(epochs=240, lr=0.1, schedule=Schedule(kind="step", warmup_epochs=0.0))
+    assert train.learning_rate(config, epoch, 0.5) == pytest.approx(rate)
+
+
+def test_cosine_begins_at_the_rate_is_half_in_the_middle_and_ends_at_zero():
+    config = settings(epochs=10, lr=0.2)
+    assert train.learning_rate(config, 1, 0.0) == pytest.approx(0.2)
+    assert train.learning_rate(config, 6, 0.0) == pytest.approx(0.1)
+    assert train.learning_rate(config, 3, 0.5) == pytest.approx(0.1 * (1 + math.cos(math.pi / 4)))
+    assert train.learning_rate(config, 10, 1.0) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_warmup_is_linear_from_zero_and_cosine_follows_it():
+    config = settings(epochs=5, lr=0.4, schedule=Schedule(kind="cosine", warmup_epochs=1.0))
+    assert [train.learning_rate(config, 1, share) for share in (0.0, 0.25, 0.5)] == pytest.approx([0.0, 0.1, 0.2])
+    assert train.learning_rate(config, 2, 0.0) == pytest.approx(0.4)
+    assert train.learning_rate(config, 4, 0.0) == pytest.approx(0.2)
+    assert train.learning_rate(config, 5, 1.0) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_constant_schedule_stays():
+    config = settings(epochs=5, schedule=Schedule(kind="constant", warmup_epochs=0.0))
+    assert {train.learning_rate(config, epoch, 0.9) for epoch in range(1, 6)} == {0.05}
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "depthwise", "flags", "resolved"),
+    [
+        ("auto", "cpu", False, True, "bf16"),
+        ("auto", "cpu", False, False, "float32"),
+        ("auto", "cpu", True, True, "float32"),
+        ("auto", "cuda:1", True, False, "bf16"),
+        ("float32", "cuda", False, True, "float32"),
+        ("bf16", "cpu", True, False, "bf16"),
+    ],
+)
+def test_precision_follows_flags_and_network_never_a_clock(monkeypatch, precision, device, depthwise, flags, resolved):
+    monkeypatch.setattr(train, "_cpu_has_bf16", lambda: flags)
+    for clock in ("monotonic", "perf_counter", "time", "process_time"):
+        monkeypatch.setattr(train.time, clock, cut)
+    assert train.resolve_precision(precision, device, depthwise=depthwise) == resolved
+
+
+# --- batches
+
+
+def test_a_short_last_batch_is_trained_on(tmp_path):
+    progress = Recorder()
+    fit(tmp_path, *started(), config=settings(epochs=2), progress=progress)
+    assert progress.steps == [16, 16, 8] * 2
+
+
+def test_a_last_batch_smaller_than_the_method_takes_waits(tmp_path):
+    progress = Recorder()
+    fit(tmp_path, *started(), config=settings(epochs=2), data=pictures(VALIDATION + 33), progress=progress)
+    assert progress.steps == [16, 16] * 2
+
+
+def test_a_last_batch_of_one_waits_where_batchnorm_would_see_one_value(folders):
+    progress, none = Recorder(), Distill(method="none")
+    fit(folders / "wide", *started(none), config=settings(epochs=1), data=pictures(VALIDATION + 33), progress=progress)
+    assert progress.steps == [16, 16, 1]
+    narrow = Recorder()
+    fit(folders / "narrow", *started(none, net=Net(kernel=8)), config=settings(epochs=1), data=pictures(VALIDATION + 33), progress=narrow)
+    assert narrow.steps == [16, 16]
+
+
+def test_a_batch_too_small_is_refused_with_a_sentence(tmp_path):
+    for student, method in (started(), started(Distill(method="none"), net=Net(kernel=8))):
+        with pytest.raises(UsageError, match=r"train.batch_size: batches of at least 2 are needed, got 1"):
+            fit(tmp_path, student, method, config=settings(batch_size=1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_larger_than_the_set_is_the_set(tmp_path):
+    progress = Recorder()
+    fit(tmp_path, *started(), config=settings(epochs=1, batch_size=4096), progress=progress)
+    assert progress.steps == [COUNT - VALIDATION]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    for name in ("wide", "narrow", "one", "other"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+# --- what a training does
+
+
+def test_losses_fall_and_the_classes_are_learnt(tmp_path):
+    fitted = fit(tmp_path, *started(), config=settings(epochs=12, lr=0.1))
+    first, last = fitted.history[0], fitted.history[-1]
+    assert last["ce"] < 0.5 * first["ce"] and last["bkl"] < first["bkl"]
+    assert last["top1_validation"] > 0.8
+    assert (fitted.precision, fitted.threads, fitted.shipped_epoch, len(fitted.history)) == ("float32", 1, 12, 12)
+    assert fitted.images_per_second == pytest.approx(40 * 12 / fitted.seconds)
+
+
+def test_history_csv_has_a_column_for_each_loss(tmp_path):
+    fitted = fit(tmp_path, *started())
+    with (tmp_path / "history.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert list(rows[0]) == ["epoch", "lr", "ce", "bkl", "top1_validation", "images_per_second"]
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    assert [float(row["ce"]) for row in rows] == [row["ce"] for row in fitted.history]
+    assert float(rows[1]["lr"]) == pytest.approx(0.05 / 2 * (1 + math.cos(math.pi / 3)))
+
+
+class Recording(Plain):
+    """Plain cross-entropy that remembers which pictures each batch held."""
+
+    def forward(self, signals: Signals) -> dict[str, Tensor]:
+        self.__dict__.setdefault("batches", []).append(signals.index.clone())
+        return super().forward(signals)
+
+
+def test_training_equals_steps_written_by_hand(tmp_path):
+    torch.manual_seed(0)
+    student = Net()
+    reference = copy.deepcopy(student).train()
+    method = Recording(None, student=SHAPE, teacher=None, train_labels=torch.zeros(1))
+    config = settings(epochs=2, momentum=0.9, weight_decay=0.01, lr=0.1)
+    data = pictures(augment="none")
+    fit(tmp_path, student, method, config=config, data=data)
+
+    velocity = [torch.zeros_like(p) for p in reference.parameters()]
+    batches = method.__dict__["batches"]
+    assert sorted(torch.cat(batches[:3]).tolist()) == list(range(VALIDATION, COUNT)) != torch.cat(batches[:3]).tolist()
+    assert torch.cat(batches[:3]).tolist() != torch.cat(batches[3:]).tolist()
+    for step, index in enumerate(batches):
+        x = (data.images[index].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
+        loss = nn.functional.cross_entropy(reference(x), data.labels[index])
+        gradients = torch.autograd.grad(loss, list(reference.parameters()))
+        rate = 0.1 / 2 * (1 + math.cos(math.pi * step / 6))
+        with torch.no_grad():
+            for p, v, g in zip(reference.parameters(), velocity, gradients, strict=True):
+                v.mul_(0.9).add_(g + 0.01 * p)
+                p -= rate * v
+    for name, value in reference.state_dict().items():
+        torch.testing.assert_close(student.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_number_of_threads_is_the_recipes_and_is_given_back(tmp_path):
+    assert fit(tmp_path, *started(), config=settings(epochs=1, threads=2)).threads == 2
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(("accuracies", "best"), [((0.3, 0.9, 0.5), 2), ((0.9, 0.9, 0.1), 2), ((0.1, 0.2, 0.3), 3)])
+def test_keep_best_ships_the_best_epoch_and_last_the_last(tmp_path, monkeypatch, accuracies, best):
+    told = iter(accuracies)
+    monkeypatch.setattr(train, "accuracy", lambda logits, labels: next(told))
+    student, method = started()
+    epochs: list[list[Tensor]] = []
+    progress = Recorder()
+    progress.on_epoch = lambda: epochs.append(state_of(student, method))
+    fitted = fit(tmp_path, student, method, config=settings(keep="best"), progress=progress)
+    assert fitted.shipped_epoch == best and same(state_of(student, method), epochs[best - 1])
+
+
+# --- what can go wrong
+
+
+class Exploding(Plain):
+    """A second loss that is not finite from the second step of the second epoch on."""
+
+    value = float("nan")
+
+    def forward(self, signals: Signals) -> dict[str, Tensor]:
+        self.__dict__["calls"] = self.__dict__.get("calls", 0) + 1
+        extra = signals.student_logits.sum() * 0 + (self.value if self.__dict__["calls"] >= 5 else 1.5)
+        return {**super().forward(signals), "extra": extra}
+
+
+@pytest.mark.parametrize(("value", "shown"), [(float("nan"), "nan"), (float("inf"), "inf")])
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_checkpoint(tmp_path, value, shown):
+    student = Net()
+    method = Exploding(None, student=SHAPE, teacher=None, train_labels=torch.zeros(1))
+    method.value = value
+    with pytest.raises(StageError, match=rf"not finite in epoch 2, step 2 \(ce [0-9.]+, extra {shown}\); the last good checkpoint is kept"):
+        fit(tmp_path, student, method)
+    again = Net()
+    optimizer = torch.optim.SGD(again.parameters(), lr=0.1, momentum=0.9)
+    state, _ = checkpoint.load(tmp_path / "checkpoint.pt", again, nn.Module(), optimizer)
+    assert (state.epoch, state.step) == (2, 0)
+    assert all(torch.isfinite(value).all() for value in again.state_dict().values())
+
+
+def test_without_a_checkpoint_the_message_says_so(tmp_path):
+    with pytest.raises(StageError, match=r"not finite in epoch 1, step [0-9]+ \(ce .*there is no checkpoint yet: lower train.lr"):
+        fit(tmp_path, *started(Distill(method="none")), config=settings(lr=1e30))
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path):
+    fit(tmp_path, *started(), config=settings(epochs=1))
+    path = tmp_path / "checkpoint.pt"
+    for content in (path.read_bytes()[:1000], b"", b"not a checkpoint"):
+        path.write_bytes(content)
+        with pytest.raises(StageError, match=r"checkpoint.pt cannot be resumed from .*; start this training again: rm -r "):
+            fit(tmp_path, *started())
+    fit_other = started(Distill(method="none"), net=nn.Sequential(Net()))
+    (tmp_path / "checkpoint.pt").unlink()
+    fit(tmp_path, *started(Distill(method="none")), config=settings(epochs=1))
+    with pytest.raises(StageError, match="cannot be resumed from"):
+        train.fit(*fit_other, pictures(), train=settings(), normalization=NORMALIZATION, pooled="0.fc:in", depthwise=False, teacher=None,
+                  device="cpu", folder=tmp_path, progress=Recorder())  # fmt: skip
+
+
+# --- interrupted and resumed
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("after", [1, 3, 4, 5, 9])
+def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, precision, after):
+    config = settings(precision=precision)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    whole = started()
+    uninterrupted = fit(tmp_path / "whole", *whole, config=config)
+
+    with pytest.raises(Interrupted) as stopped:
+        fit(tmp_path / "parts", *started(), config=config, progress=Recorder(after, interrupt))
+    assert stopped.value.exit_code == 130
+    assert str(stopped.value).endswith(" of 3, checkpoint kept; run the same command again to resume")
+    progress, parts = Recorder(), started(net=Net())
+    torch.manual_seed(999)  # another process starts with another random state
+    resumed = fit(tmp_path / "parts", *parts, config=config, progress=progress)
+
+    assert same(state_of(*whole), state_of(*parts))
+    assert progress.started == (after // 3 + 1, after % 3) and len(progress.steps) == 9 - after
+    assert [row["ce"] for row in resumed.history] == pytest.approx([row["ce"] for row in uninterrupted.history])
+    assert resumed.precision == precision and len(resumed.history) == 3
+
+
+@pytest.mark.parametrize("distill", [DHKD, Distill(method="kd"), Distill(method="none")], ids=["dhkd", "kd", "none"])
+def test_a_killed_training_ends_with_the_same_bits(tmp_path, distill):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    whole = started(distill)
+    fit(tmp_path / "whole", *whole)
+    for after in (2, 4):  # nothing saved yet; then one epoch saved
+        with pytest.raises(PowerCut):
+            fit(tmp_path / "parts", *started(distill), progress=Recorder(after, cut))
+    progress, parts = Recorder(), started(distill)
+    fit(tmp_path / "parts", *parts, progress=progress)
+    assert same(state_of(*whole), state_of(*parts)) and progress.started == (2, 0)
+
+
+def test_killed_behind_the_last_checkpoint_the_history_is_there(tmp_path, monkeypatch):
+    written = checkpoint.save
+
+    def save_and_die(*arguments):
+        written(*arguments)
+        raise PowerCut
+
+    monkeypatch.setattr(checkpoint, "save", save_and_die)
+    with pytest.raises(PowerCut):
+        fit(tmp_path, *started(), config=settings(epochs=1))
+    monkeypatch.setattr(checkpoint, "save", written)
+    fitted = fit(tmp_path, *started(), config=settings(epochs=1))
+    assert len(fitted.history) == 1 and (tmp_path / "history.csv").read_text().count("\n") == 2
+
+
+def test_keep_best_survives_an_interrupt(tmp_path, monkeypatch):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    config, whole, parts = settings(keep="best"), started(), started()
+    told = iter((0.9, 0.3, 0.2) * 2)
+    monkeypatch.setattr(train, "accuracy", lambda logits, labels: next(told))
+    fit(tmp_path / "whole", *whole, config=config)
+    with pytest.raises(Interrupted):
+        fit(tmp_path / "parts", *started(), config=config, progress=Recorder(5, interrupt))
+    fitted = fit(tmp_path / "parts", *parts, config=config)
+    assert fitted.shipped_epoch == 1 and same(state_of(*whole), state_of(*parts))
+
+
+def test_an_interrupt_during_the_last_validation_is_not_lost(tmp_path):
+    progress = Recorder()
+    progress.on_epoch = interrupt
+    with pytest.raises(Interrupted, match="interrupted in epoch 1 of 1"):
+        fit(tmp_path, *started(), config=settings(epochs=1), progress=progress)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert len(fit(tmp_path, *started(), config=settings(epochs=1), progress=Recorder()).history) == 1
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_other_ones(tmp_path):
+    results = []
+    for number, seed in enumerate((7, 7, 8)):
+        (tmp_path / str(number)).mkdir()
+        modules = started()
+        fit(tmp_path / str(number), *modules, config=settings(seed=seed, epochs=1))
+        results.append(state_of(*modules))
+    assert same(results[0], results[1]) and not same(results[0], results[2])
+
+
+@pytest.mark.gpu
+def test_training_runs_on_cuda(tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    data = pictures()
+    there = train.Pictures(*(part.cuda() for part in (data.images, data.labels, data.train_index, data.validation_index)), "crop_flip", SIDE)
+    torch.manual_seed(11)
+    net = Net().eval().requires_grad_(False).cuda()
+    cache = TeacherCache(
+        lambda raw: net(train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
+        pictures=COUNT, views=18, classes=CLASSES, device="cuda", folder=None, warn=lambda text: None,
+    )  # fmt: skip
+    student, method = (module.cuda() for module in started())
+    arguments: dict[str, Any] = {
+        "train": settings(epochs=6, lr=0.1, precision="auto"), "normalization": NORMALIZATION, "pooled": "fc:in", "depthwise": False,
+        "teacher": cache, "device": "cuda", "folder": tmp_path,
+    }  # fmt: skip
+    with pytest.raises(Interrupted):
+        train.fit(student, method, there, progress=Recorder(7, interrupt), **arguments)
+    student, method = (module.cuda() for module in started())
+    fitted = train.fit(student, method, there, progress=Recorder(), **arguments)
+    assert fitted.precision == "bf16" and len(fitted.history) == 6
+    assert fitted.history[-1]["ce"] < fitted.history[0]["ce"]
+    assert all(value.is_cuda and torch.isfinite(value).all() for value in student.state_dict().values())
