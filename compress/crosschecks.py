@@ -19,7 +19,6 @@ from compress.yamltree import Keys, dotted, kind
 STUDENT_EPOCHS = 240  # the papers'
 CANDIDATE_EPOCHS = 60
 PRETRAINED_EPOCHS = 20
-_SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -226,10 +225,10 @@ def _network_mistakes(item: Candidate | Student, size: int) -> Iterator[tuple[Ke
     except UsageError as error:
         yield ("width",), str(error).removeprefix("width: ")
     words = ("none", "embedded") if isinstance(item, Candidate) else ("none",)
-    if item.weights not in (*words, *info.pretrained) and not item.weights.endswith(_SUFFIXES):
+    if item.weights not in (*words, *info.pretrained) and not item.weights.endswith(catalog.CHECKPOINT_SUFFIXES):
         known = ", ".join((*words, *info.pretrained))
         hint = did_you_mean(item.weights, (*words, *info.pretrained))
-        yield ("weights",), f"expected {known} or a file ({', '.join(_SUFFIXES)}), got {item.weights!r}{hint}"
+        yield ("weights",), f"expected {known} or a file ({', '.join(catalog.CHECKPOINT_SUFFIXES)}), got {item.weights!r}{hint}"
     if isinstance(item, Candidate) and item.expect_top1 is not None and item.weights == "none":
         yield ("expect_top1",), "says what a checkpoint must reach, but weights is none"
 

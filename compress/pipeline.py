@@ -16,6 +16,7 @@ from compress import recipe, verdict
 from compress.console import Console
 from compress.data import sources
 from compress.errors import MissingError, UsageError
+from compress.models import catalog
 from compress.recipe import Loaded
 from compress.results import Exported, File, ModelFile, Network, Normalization, Prepared, Trained, TrainingData, sha256_of
 from compress.schema import Candidate, Distill, Normalize, Recipe, Train
@@ -173,11 +174,22 @@ class Workflow:
         return prepared
 
     def _data_notices(self) -> list[str]:
-        skipped = self.prepared.unreadable
-        return [f"{len(skipped)} unreadable pictures were skipped, the first: {skipped[0].path} ({skipped[0].reason})"] if skipped else []
+        skipped, settings = self.prepared.unreadable, self.settings
+        notices = [f"{len(skipped)} unreadable pictures were skipped, the first: {skipped[0].path} ({skipped[0].reason})"] if skipped else []
+        weights = [(one.model, one.weights, one.normalize) for one in settings.teacher.candidates] + [(settings.student.model, settings.student.weights, None)]
+        for model, key, normalize in weights:
+            if is_file(key) and normalize is None and settings.data.normalize is None:
+                notices.append(f"{model}: its checkpoint says no normalisation, so the data's is used; set `normalize` if it was trained with another")
+        return notices
 
-    def _network(self, model: str, width: float | None, normalize: Normalize | None) -> Network:
-        normalization = _normalization(normalize) if normalize else self.prepared.normalization
+    def _network(self, model: str, width: float | None, weights: str, normalize: Normalize | None) -> Network:
+        """A network carries its own normalisation: the recipe's word for it, else ImageNet's for torchvision's weights, else the data's."""
+        asked = normalize or self.settings.data.normalize
+        if asked is not None:
+            normalization = _normalization(asked)
+        else:
+            published = weights in catalog.info(model).pretrained
+            normalization = Normalization(*catalog.IMAGENET_NORMALIZATION) if published else self.prepared.normalization
         return Network(model, width, len(self.prepared.classes), self.prepared.image_size, normalization)
 
     def _weights(self, key: str, model: str) -> tuple[str, File | None]:
@@ -186,7 +198,7 @@ class Workflow:
             return key, File.of(teacher.embedded_weights(model))
         if key.startswith(("http://", "https://")):
             raise MissingError(f"weights: {key} is not downloaded by a run; fetch it first and name the file: curl -LO {key}")
-        if Path(key).suffix in (".safetensors", ".pt", ".pth", ".bin"):
+        if is_file(key):
             path = self.base / Path(key).expanduser()
             if not path.is_file():
                 raise MissingError(f"weights: {path} does not exist; put the checkpoint there, or see it with: ls {path.parent}")
@@ -195,7 +207,7 @@ class Workflow:
 
     def _candidate(self, candidate: Candidate) -> Trained:
         key, weights = self._weights(candidate.weights, candidate.model)
-        network = self._network(candidate.model, candidate.width, candidate.normalize)
+        network = self._network(candidate.model, candidate.width, candidate.weights, candidate.normalize)
         result: Trained = self.store.run(
             teacher.train, candidate.model_copy(update={"weights": key}), label=candidate.model, network=network, data=self.training, weights=weights
         )
@@ -205,7 +217,7 @@ class Workflow:
         """A student from training to int8; None where `--until` ends it within."""
         settings, store = self.settings, self.store
         start, weights = self._weights(settings.student.weights, settings.student.model)
-        network = self._network(settings.student.model, settings.student.width, None)
+        network = self._network(settings.student.model, settings.student.width, settings.student.weights, None)
         own = config.alone()  # other methods' sections are no part of the key
         train: Train = settings.train
         trained = store.run(
@@ -241,6 +253,11 @@ class Workflow:
 def _versions() -> dict[str, str]:
     """What writes and runs ONNX files: another version may write other bytes."""
     return {name: version(name) for name in ("torch", "onnx", "onnxruntime")}
+
+
+def is_file(weights: str) -> bool:
+    """Whether a `weights` key names a checkpoint file."""
+    return Path(weights).suffix in catalog.CHECKPOINT_SUFFIXES
 
 
 def _normalization(section: Normalize) -> Normalization:

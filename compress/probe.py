@@ -9,7 +9,6 @@ import torch
 from compress import models, recipe
 from compress.data import sources
 from compress.errors import CompressError, MissingError, UsageError
-from compress.methods import METHODS
 from compress.models import catalog
 from compress.models.count import macs, params
 from compress.models.taps import Tapped
@@ -29,11 +28,9 @@ def check(loaded: Loaded) -> list[str]:
     notes = [_network(f"teacher {one.model}", one.model, one.width, size) for one in settings.teacher.candidates]
     notes.append(_network(f"student {settings.student.model}", settings.student.model, settings.student.width, size))
     for key, weights in [*((f"teacher.candidates.{i}", c.weights) for i, c in enumerate(settings.teacher.candidates)), ("student", settings.student.weights)]:
-        if Path(weights).suffix in (".safetensors", ".pt", ".pth", ".bin") and not (base / Path(weights).expanduser()).is_file():
+        if Path(weights).suffix in catalog.CHECKPOINT_SUFFIXES and not (base / Path(weights).expanduser()).is_file():
             notes.append(f"{loaded.where(f'{key}.weights')}: {key}.weights: {weights} is not there yet")
     notes += _data(loaded, base)
-    if METHODS[settings.distill.method].needs_teacher is False and settings.distill.baseline:
-        notes.append("distill.baseline: method none is its own baseline; nothing more is trained")
     return notes
 
 

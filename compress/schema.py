@@ -120,7 +120,7 @@ class Candidate(Section):
     width: Annotated[float, Field(gt=0, le=4)] | None = Field(default=None, description=WIDTH)
     weights: str = Field(
         default="none", description="none (train here), embedded (shipped, for fashion), a torchvision weights name, or the path of a "
-        ".safetensors, .pt or .pth file"
+        ".safetensors, .pt, .pth or .bin file"
     )  # fmt: skip
     expect_top1: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, description="accuracy that the checkpoint must reach on the validation pictures, as a fraction; null: not checked"
@@ -144,7 +144,7 @@ class Student(Section):
     model: str = Field(description=MODEL)
     width: Annotated[float, Field(gt=0, le=4)] | None = Field(default=None, description=WIDTH)
     weights: str = Field(
-        default="none", description="start: none (from scratch), a torchvision weights name, or the path of a .safetensors, .pt or .pth file; "
+        default="none", description="start: none (from scratch), a torchvision weights name, or the path of a .safetensors, .pt, .pth or .bin file; "
         "another number of classes gets a fresh last layer"
     )  # fmt: skip
 

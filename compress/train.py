@@ -6,7 +6,6 @@ the step and the random state: a killed run goes on and ends with the same bits 
 
 from __future__ import annotations
 
-import copy
 import math
 import signal
 import threading
@@ -147,7 +146,7 @@ def fit(
         UsageError for a batch too small for the method.
     """
     epochs, seed = train.epochs or 1, train.seed or 0
-    smallest = max(method.smallest_batch(), _smallest_batch(student, pictures.image_size))
+    smallest = max(method.smallest_batch(), _smallest_batch(student, pictures.image_size, device))
     size = _batch_size(train.batch_size, len(pictures.train_index), smallest)
     steps = _steps(len(pictures.train_index), size, smallest)
     saved = folder / "checkpoint.pt"
@@ -297,14 +296,17 @@ class _Finite:
             )
 
 
-def _smallest_batch(student: nn.Module, image_size: int) -> int:
-    """2 where a BatchNorm of the network would see a single value a channel (maps of one pixel), else 1. Computes nothing (meta device)."""
-    probe = copy.deepcopy(student).to("meta").train()
-    try:
-        probe(torch.empty(1, 3, image_size, image_size, device="meta"))
-    except ValueError:
-        return 2
-    return 1
+@torch.no_grad()
+def _smallest_batch(student: nn.Module, image_size: int, device: str) -> int:
+    """2 where a BatchNorm of the network sees a single value a channel of one picture (maps of one pixel), else 1."""
+    values: list[int] = []
+    layers = [module for module in student.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    hooks = [layer.register_forward_pre_hook(lambda _, args: values.append(args[0][0, 0].numel())) for layer in layers]
+    student.eval()
+    student(torch.zeros(1, 3, image_size, image_size, device=device))
+    for hook in hooks:
+        hook.remove()
+    return 2 if 1 in values else 1
 
 
 def _batch_size(size: int, pictures: int, smallest: int) -> int:

@@ -151,7 +151,7 @@ FILES = [
     (
         GOOD.replace("mobilenet_v2", "torchvision/mobilenet_v2, weights: IMAGENET1K_V3"),
         [
-            "5:53: student.weights: expected none, IMAGENET1K_V1, IMAGENET1K_V2 or a file (.safetensors, .pt, .pth), got 'IMAGENET1K_V3'"
+            "5:53: student.weights: expected none, IMAGENET1K_V1, IMAGENET1K_V2 or a file (.safetensors, .pt, .pth, .bin), got 'IMAGENET1K_V3'"
             " (did you mean 'IMAGENET1K_V2'?)"
         ],
     ),

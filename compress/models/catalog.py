@@ -13,6 +13,9 @@ from typing import Literal
 
 from compress.errors import UsageError
 
+CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+IMAGENET_NORMALIZATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # what torchvision's weights were trained with: mean, deviation
+
 
 @dataclass(frozen=True)
 class NetworkInfo:

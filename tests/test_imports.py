@@ -1,0 +1,194 @@
+"""Who may import whom, read from the source; and that training needs neither onnx nor torchvision nor matplotlib."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OPTIONAL = ("torchvision", "onnx", "onnxscript", "onnxruntime", "matplotlib", "PIL", "scipy", "pandas")
+
+# What a module may import of the project, imports inside functions included. A pattern covers a package's modules; the first one counts.
+FOUNDATIONS = ("compress.errors", "compress.results")
+ABOVE_STAGES = (
+    *FOUNDATIONS, "compress.schema", "compress.statistics", "compress.verdict", "compress.store", "compress.checkpoint", "compress.train",
+    "compress.loading", "compress.methods", "compress.data*", "compress.models*", "compress.report", "export.*", "compress",
+)  # fmt: skip
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "compress": (),
+    "compress.errors": (),
+    "compress.results": (),
+    "compress.losses": (),
+    "compress.gradients": (),
+    "compress.statistics": (),
+    "compress.schema": ("compress.errors",),
+    "compress.yamltree": ("compress.errors",),
+    "compress.crosschecks": ("compress.errors", "compress.schema", "compress.yamltree", "compress.models.catalog"),
+    "compress.recipe": ("compress.errors", "compress.schema", "compress.yamltree", "compress.crosschecks"),
+    "compress.reference": ("compress.schema",),  # the README's recipe reference
+    "compress.verdict": ("compress.schema", "compress.statistics"),
+    "compress.summary": (),
+    "compress.livebar": (),
+    "compress.console": ("compress.summary", "compress.livebar"),
+    "compress.exits": ("compress.console", "compress.errors"),
+    "compress.store": (*FOUNDATIONS, "compress.console"),
+    "compress.data.embedded.make_fashion": ("compress.data.*",),  # the script that made the embedded pictures
+    "compress.data*": (*FOUNDATIONS, "compress.schema", "compress.data.*"),
+    "compress.models.weights.make": ("*",),  # the script that made the embedded teacher
+    "compress.models*": (*FOUNDATIONS, "compress.schema", "compress.models.*"),
+    "compress.methods*": ("compress.errors", "compress.losses", "compress.schema", "compress.methods.*"),
+    "compress.teacher_cache": ("compress.errors", "compress.store"),
+    "compress.checkpoint": ("compress.errors", "compress.store"),
+    "compress.train": (
+        *FOUNDATIONS, "compress.schema", "compress.methods", "compress.gradients", "compress.checkpoint", "compress.teacher_cache",
+        "compress.data.views", "compress.models.taps",
+    ),
+    "compress.loading": (
+        *FOUNDATIONS, "compress.data*", "compress.models*", "compress.methods", "compress.teacher_cache", "compress.train",
+    ),
+    "compress.stages*": ABOVE_STAGES,
+    "compress.report*": ("compress.errors", "compress.statistics", "compress.report.*"),
+    "compress.probe": (*FOUNDATIONS, "compress.recipe", "compress.data.sources", "compress.methods", "compress.models*"),
+    "compress.doctor": ("export.runtime",),
+    "compress.pipeline": (
+        *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.verdict", "compress.console", "compress.store", "compress.stages.*",
+        "compress.data.sources", "compress.models.catalog", "compress.report", "export.runtime",
+    ),
+    "compress.cli": (
+        "compress.errors", "compress.exits", "compress.console", "compress.schema", "compress.recipe", "compress.models.catalog",
+        "compress.pipeline", "compress.probe", "compress.doctor", "compress.report",
+    ),
+    "compress.__main__": ("compress.cli",),
+    "export": (),
+    "export.runtime": (),
+    "export.measure": ("export.runtime",),
+    "export.verify": ("export.runtime", "export.measure"),
+    "export.*": ("export.*",),
+}  # fmt: skip
+
+
+def modules() -> dict[str, Path]:
+    files = [path for package in ("compress", "export") for path in sorted((ROOT / package).rglob("*.py"))]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+
+
+MODULES = modules()
+
+
+def imported(path: Path, top_level: bool = False) -> Iterator[str]:
+    """Full names of what a file imports; `from a import b` is `a.b` where that is a module. `top_level`: not what functions import."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {id(node) for scope in ast.walk(tree) if isinstance(scope, (ast.FunctionDef, ast.AsyncFunctionDef)) for node in ast.walk(scope)}
+    inside |= {id(node) for guard in ast.walk(tree) if isinstance(guard, ast.If) and "TYPE_CHECKING" in ast.dump(guard.test) for node in ast.walk(guard)}
+    for node in ast.walk(tree):
+        if top_level and id(node) in inside:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}: relative imports hide where a name comes from"
+            yield from {f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in MODULES else node.module for alias in node.names}
+
+
+def of_project(name: str) -> bool:
+    return name.split(".")[0] in ("compress", "export", "tests")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_its_place_allows(module):
+    pattern = next((pattern for pattern in ALLOWED if fnmatch(module, pattern)), None)
+    assert pattern is not None, f"{module} has no place in the table of this test: say what it may import"
+    found = sorted({name for name in imported(MODULES[module]) if of_project(name)})
+    wrong = [name for name in found if not any(fnmatch(name, allowed) for allowed in ALLOWED[pattern])]
+    assert not wrong, f"{module} imports {', '.join(wrong)}; {pattern} may import {', '.join(ALLOWED[pattern]) or 'nothing'} of the project"
+
+
+def test_the_table_names_modules_that_exist():
+    assert not [pattern for pattern in ALLOWED if not any(fnmatch(module, pattern) for module in MODULES)]
+
+
+def test_a_stage_imports_no_other_stage():
+    stages = [module for module in MODULES if module.startswith("compress.stages.")]
+    assert len(stages) >= 9
+    assert not [(module, name) for module in stages for name in imported(MODULES[module]) if name.startswith("compress.stages")]
+
+
+def test_export_never_imports_compress():
+    exports = [module for module in MODULES if module.split(".")[0] == "export"]
+    assert len(exports) >= 9
+    assert not [(module, name) for module in exports for name in imported(MODULES[module]) if name.split(".")[0] == "compress"]
+
+
+@pytest.mark.parametrize("module", ["export.runtime", "export.measure", "export.verify", "export"])
+def test_the_device_half_needs_numpy_and_onnxruntime_alone(module):
+    foreign = {name.split(".")[0] for name in imported(MODULES[module])} - set(sys.stdlib_module_names) - {"export"}
+    assert foreign <= {"numpy", "onnxruntime"}
+
+
+def test_optional_packages_are_imported_where_they_are_used():
+    at_the_top = {(module, name.split(".")[0]) for module in MODULES for name in imported(MODULES[module], top_level=True)}
+    heavy = {(module, name) for module, name in at_the_top if name in OPTIONAL and module.split(".")[0] == "compress"}
+    # these modules are themselves imported where photos are decoded and where a report is drawn
+    assert heavy == {("compress.data.pictures", "PIL"), ("compress.report.evidence", "PIL"), ("compress.report.plots", "matplotlib")}
+
+
+def test_no_file_shadows_a_package():
+    names = {path.name for path in MODULES.values()}
+    assert not names & {f"{name}.py" for name in (*OPTIONAL, "torch", "numpy", "rich", "click", "yaml")}
+
+
+BLOCKED = f"""
+import sys
+from importlib.abc import MetaPathFinder
+class Without(MetaPathFinder):
+    def __init__(self, finders):
+        self.finders = finders
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {OPTIONAL!r}:
+            return None
+        return next((spec for finder in self.finders if (spec := finder.find_spec(name, path, target)) is not None), None)
+sys.meta_path[:] = [Without(list(sys.meta_path))]
+import importlib.metadata
+found = importlib.metadata.version
+def version(name):
+    if name in {OPTIONAL!r}:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found(name)
+importlib.metadata.version = version
+"""
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_the_training_stages_import_without_optional_packages():
+    names = "compress.pipeline, compress.stages.data, compress.stages.teacher, compress.stages.distill, compress.stages.strip"
+    done = python(f"{BLOCKED}\nimport {names}\nprint(sorted(set(sys.modules) & set({OPTIONAL!r})))")
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+@pytest.mark.slow
+def test_until_strip_runs_with_torch_and_a_few_small_packages_alone(tmp_path):
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(
+        "data: {source: fashion, limit_train: 60, limit_test: 20, validation: 0.2}\n"
+        "teacher: {candidates: [{model: resnet8, train: {epochs: 1}}]}\nstudent: {model: shufflenet_v2, width: 0.5}\ntrain: {epochs: 1}\n"
+    )
+    code = f"{BLOCKED}\nfrom compress.cli import main\nsys.exit(main())"
+    for stage in ("distill", "strip"):
+        done = python(code, "run", str(recipe), "--artifacts", str(tmp_path / "a"), "--until", stage)
+        assert done.returncode == 0, done.stderr
+        assert f"stopped after {stage}, as asked" in done.stdout
+    done = python(code, "check", str(recipe))
+    assert done.returncode == 0 and done.stdout.endswith("tiny.yaml: ok\n"), done.stderr

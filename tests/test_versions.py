@@ -1,0 +1,109 @@
+"""A stage's version is raised when its numbers change: its source is pinned, so that a change cannot be overlooked.
+
+`python tests/test_versions.py --pin` writes the digests of the source as it is now.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compress import loading
+from compress.stages import convert, data, device, distill, quantize, strip, teacher, validate
+
+ROOT = Path(__file__).parents[1]
+PINS = Path(__file__).parent / "golden" / "stages.json"
+
+SPLITS = ("compress/data/__init__.py", "compress/data/splits.py")
+NETWORKS = tuple(f"compress/models/{name}.py" for name in ("__init__", "catalog", "checkpoints", "cifar", "count", "mobilenet", "resnet",
+                                                           "shufflenet", "taps", "vision"))  # fmt: skip
+METHODS = tuple(f"compress/methods/{name}.py" for name in ("__init__", "base", "dhkd", "kd", "plain"))
+RUNNING = (*SPLITS, *NETWORKS, "compress/data/views.py", "compress/loading.py")
+TRAINING = (*RUNNING, *METHODS, *(f"compress/{name}.py" for name in ("train", "checkpoint", "teacher_cache", "gradients", "losses")))
+
+# What decides the numbers of each stage, beside its inputs; "logits" is the disk copy of what a teacher says.
+SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
+    "data": (data.prepare.version, ("compress/stages/data.py", *SPLITS, *(f"compress/data/{name}.py" for name in (
+        "sources", "fashion", "cifar", "npz", "npy", "folder", "pictures")))),
+    "teacher": (teacher.train.version, ("compress/stages/teacher.py", *TRAINING)),
+    "logits": (loading.LOGITS_VERSION, (*RUNNING, "compress/teacher_cache.py")),
+    "distill": (distill.run.version, ("compress/stages/distill.py", *TRAINING)),
+    "strip": (strip.run.version, ("compress/stages/strip.py", *RUNNING, *METHODS, "compress/train.py")),
+    "convert": (convert.run.version, ("compress/stages/convert.py", *RUNNING, *(f"export/{name}.py" for name in ("convert", "graph", "runtime")))),
+    "quantize": (quantize.run.version, ("compress/stages/quantize.py", *SPLITS, *(
+        f"export/{name}.py" for name in ("quantize", "graph", "audit", "runtime")))),
+    "validate": (validate.run.version, ("compress/stages/validate.py", "compress/data/__init__.py", "compress/statistics.py", *(
+        f"export/{name}.py" for name in ("__init__", "runtime", "measure", "audit", "graph", "bundle", "verify")))),
+    "device": (device.run.version, ("compress/stages/device.py",)),
+}  # fmt: skip
+
+
+def normal(node: Any) -> Any:
+    """A syntax tree as plain lists: no positions, docstrings or annotations of functions, and the same on every Python version."""
+    if isinstance(node, list):
+        return [normal(item) for item in node]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    parts = {name: value for name, value in ast.iter_fields(node) if value not in (None, []) and name not in ("type_ignores", "kind", "ctx")}
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.arg)):
+        parts.pop("returns", None)
+        parts.pop("annotation", None)
+    body = parts.get("body")
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and body and ast.get_docstring(node) is not None:
+        parts["body"] = body[1:]
+    return [type(node).__name__, *([name, normal(value)] for name, value in sorted(parts.items()))]
+
+
+def digest(source: str) -> str:
+    return hashlib.sha256(json.dumps(normal(ast.parse(source))).encode()).hexdigest()[:16]
+
+
+def current() -> dict[str, dict[str, Any]]:
+    return {
+        stage: {"version": version, "modules": {name: digest((ROOT / name).read_text(encoding="utf-8")) for name in sorted(names)}}
+        for stage, (version, names) in SOURCES.items()
+    }
+
+
+@pytest.mark.parametrize("stage", SOURCES)
+def test_a_changed_stage_has_a_new_version_or_a_new_pin(stage):
+    pinned, now = json.loads(PINS.read_text()).get(stage), current()[stage]
+    assert pinned is not None, f"{stage} is not pinned: python tests/test_versions.py --pin"
+    names = pinned["modules"].keys() | now["modules"].keys()
+    changed = sorted(name for name in names if pinned["modules"].get(name) != now["modules"].get(name))
+    assert not changed and pinned["version"] == now["version"], (
+        f"{stage}: {', '.join(changed) or 'its version'} changed since version {pinned['version']} was pinned (it is {now['version']} now); "
+        "where the same inputs may now give other numbers, raise the stage's version; then pin: python tests/test_versions.py --pin"
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        ('def f(a, b=2):\n    """Other words."""\n    return a + b  # and a comment\n', True),
+        ("def f(a: int, b: int = 2) -> int:\n    return (a +\n            b)\n", True),
+        ("def f(a, b=3):\n    return a + b\n", False),
+        ("def f(a, b=2):\n    return a - b\n", False),
+        ("def f(a, b=2):\n    'a'\n    'b'\n    return a + b\n", False),
+    ],
+)
+def test_a_digest_sees_code_and_not_words(other, same):
+    assert (digest(other) == digest('def f(a, b=2):\n    """Words."""\n    return a + b\n')) is same
+
+
+def test_stage_names_are_those_of_the_store():
+    kinds = (data.prepare, teacher.train, distill.run, strip.run, convert.run, quantize.run, validate.run, device.run)
+    assert {stage.name for stage in kinds} == SOURCES.keys() - {"logits"}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--pin"]:
+        sys.exit("usage: python tests/test_versions.py --pin")
+    PINS.write_text(json.dumps(current(), indent=1) + "\n")
+    print(f"{PINS}: {len(SOURCES)} stages pinned")
