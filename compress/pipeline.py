@@ -159,7 +159,9 @@ class Workflow:
 
     def candidates(self) -> list[Trained]:
         """Every teacher candidate, each cached alone: a new student retrains no teacher."""
-        return [self._candidate(one) for one in self.settings.teacher.candidates]
+        models = [one.model for one in self.settings.teacher.candidates]
+        labels = [model if models.count(model) == 1 else f"{model} {number}" for number, model in enumerate(models, 1)]
+        return [self._candidate(one, label) for one, label in zip(self.settings.teacher.candidates, labels, strict=True)]
 
     def _prepared(self) -> Prepared:
         config = self.settings.data
@@ -205,11 +207,11 @@ class Workflow:
             return "file", File.of(path)
         return key, None
 
-    def _candidate(self, candidate: Candidate) -> Trained:
+    def _candidate(self, candidate: Candidate, label: str) -> Trained:
         key, weights = self._weights(candidate.weights, candidate.model)
         network = self._network(candidate.model, candidate.width, candidate.weights, candidate.normalize)
         result: Trained = self.store.run(
-            teacher.train, candidate.model_copy(update={"weights": key}), label=candidate.model, network=network, data=self.training, weights=weights
+            teacher.train, candidate.model_copy(update={"weights": key}), label=label, network=network, data=self.training, weights=weights
         )
         return result
 

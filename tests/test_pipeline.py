@@ -73,6 +73,11 @@ def compress(*command: str) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
 def ran(out: str) -> list[str]:
     return [" ".join(line.split()[:-1]) for line in out.splitlines() if line.endswith(" running")]
 
@@ -218,6 +223,13 @@ def test_until_teacher_stops_there_and_the_table_is_shown(artifacts, report, cap
     rows = [line for line in capsys.readouterr().out.splitlines() if re.search(r"resnet(8|14) .*%", line) and "trained here" in line]
     assert len(rows) == 2 and sum(row.startswith("*") for row in rows) == 1
     assert sorted((artifacts / "runs" / "mobilenet").iterdir()) == before
+
+
+def test_two_candidates_of_one_network_are_told_apart(artifacts, report, capsys):
+    twice = "[{model: resnet14, train: {epochs: 1}}, {model: resnet14, train: {epochs: 1, seed: 1}}]"
+    assert cli.main(arguments(artifacts, "--until", "teacher", teacher__candidates=twice)) == 0
+    out = capsys.readouterr().out
+    assert ran(out) == ["teacher resnet14 2"] and re.search(r"teacher resnet14 1 +reused", out)
 
 
 def test_verify_report_and_compare(artifacts, run_folder, report, capsys):

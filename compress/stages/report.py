@@ -210,7 +210,7 @@ def _worth(evidence: Evidence) -> dict[str, Any] | None:
     if row is None:
         return None
     drop = drop_from_counts(row["lost"], row["gained"], row["images"])
-    return {"gain_points": -drop.drop_points, "ci95": [-drop.high, -drop.low], "mcnemar_p": drop.p, "sentence": verdict.distillation_worth(drop)}
+    return {"gain_points": 0.0 - drop.drop_points, "ci95": [0.0 - drop.high, 0.0 - drop.low], "mcnemar_p": drop.p, "sentence": verdict.distillation_worth(drop)}
 
 
 def _int8(evidence: Evidence) -> dict[str, Any] | None:
@@ -238,8 +238,9 @@ def _copy_files(evidence: Evidence, folder: Path) -> None:
     histories: dict[str, File | None] = {"student": evidence.student.trained.history}
     if evidence.baseline is not None:
         histories["baseline"] = evidence.baseline.trained.history
-    for one in evidence.candidates:
-        histories[one.network.model.replace("/", "-")] = one.history
+    for number, one in enumerate(evidence.candidates, 1):
+        name = one.network.model.replace("/", "-")
+        histories[f"{name}-{number}" if name in histories else name] = one.history
     (folder / "history").mkdir(exist_ok=True)
     for name, history in histories.items():
         if history is not None:
