@@ -16,6 +16,7 @@ from compress.errors import StageError
 from compress.store import write_atomically
 
 HISTORY = "history.csv"
+CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass
@@ -65,6 +66,11 @@ def load(path: Path, student: nn.Module, method: nn.Module, optimizer: torch.opt
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise StageError(f"{path} cannot be resumed from ({reason}); start this training again: rm -r {path.parent}") from error
+
+
+def discard(folder: Path) -> None:
+    """Remove the checkpoint of a training that is done: its result stands beside it, and the optimizer's state doubles its size."""
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:

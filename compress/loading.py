@@ -13,9 +13,10 @@ from compress import models
 from compress.data import training_arrays, views
 from compress.methods import Shape
 from compress.models import catalog, checkpoints
+from compress.precision import autocast, resolve_precision
 from compress.results import File, Network, Trained, TrainingData, sha256_of
 from compress.teacher_cache import TeacherCache
-from compress.train import Pictures, autocast, resolve_precision
+from compress.train import Pictures
 
 LOGITS_VERSION = 1  # raised when the same teacher and view would give other logits
 

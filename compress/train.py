@@ -6,26 +6,27 @@ the step and the random state: a killed run goes on and ends with the same bits 
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from compress import checkpoint
+from compress import checkpoint, schedule
 from compress.checkpoint import State
 from compress.data import views
-from compress.errors import Interrupted, StageError, UsageError
+from compress.errors import Interrupted
+from compress.finite import Finite
 from compress.gradients import aligned_backward, sum_backward
 from compress.methods import Method, Signals
 from compress.models.taps import Tapped
+from compress.precision import autocast, resolve_precision
 from compress.results import Normalization
 from compress.schema import Train
 from compress.teacher_cache import TeacherCache
@@ -61,46 +62,6 @@ class Fitted:
     precision: str
     threads: int
     shipped_epoch: int
-
-
-def learning_rate(train: Train, epoch: int, progress: float) -> float:
-    """The rate at a point of training: 1-based `epoch`, `progress` in [0, 1) within it.
-
-    step: x gamma for every milestone m with epoch > m, as in the papers' code (the first reduced epoch of 150 is 151).
-    cosine: lr/2 (1 + cos(pi t)), t the share of training done after warm-up. warm-up: linear from 0.
-    """
-    assert train.lr is not None and train.epochs is not None  # resolved by recipe.resolve
-    schedule, done = train.schedule, epoch - 1 + progress
-    warmup = schedule.warmup_epochs or 0.0
-    if done < warmup:
-        return train.lr * done / warmup
-    if schedule.kind == "step":
-        return train.lr * schedule.gamma ** sum(epoch > milestone for milestone in schedule.milestones)
-    if schedule.kind == "cosine":
-        return train.lr / 2 * (1 + math.cos(math.pi * (done - warmup) / max(train.epochs - warmup, 1e-9)))
-    return train.lr
-
-
-def resolve_precision(precision: str, device: str, *, depthwise: bool) -> str:
-    """`auto` by CPU flags and network, never by a clock: bf16 pays for dense convolutions on a CPU with bf16 units, and on CUDA."""
-    if precision != "auto":
-        return precision
-    if device.startswith("cuda"):
-        return "bf16"
-    return "bf16" if not depthwise and _cpu_has_bf16() else "float32"
-
-
-def _cpu_has_bf16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
-    """Autocast to bfloat16, or nothing for float32."""
-    return torch.autocast(device.split(":")[0], torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 @torch.no_grad()
@@ -146,10 +107,10 @@ def fit(
         UsageError for a batch too small for the method.
     """
     epochs, seed = train.epochs or 1, train.seed or 0
-    smallest = max(method.smallest_batch(), _smallest_batch(student, pictures.image_size, device))
-    size = _batch_size(train.batch_size, len(pictures.train_index), smallest)
-    steps = _steps(len(pictures.train_index), size, smallest)
-    saved = folder / "checkpoint.pt"
+    smallest = max(method.smallest_batch(), schedule.smallest_batch(student, pictures.image_size, device))
+    size = schedule.batch_size(train.batch_size, len(pictures.train_index), smallest)
+    steps = schedule.steps(len(pictures.train_index), size, smallest)
+    saved = folder / checkpoint.CHECKPOINT
     parameters = [p for p in (*student.parameters(), *method.parameters()) if p.requires_grad]
     optimizer = torch.optim.SGD(
         parameters, lr=train.lr or 0.0, momentum=train.momentum, nesterov=train.nesterov, weight_decay=train.weight_decay, fused=True
@@ -161,7 +122,7 @@ def fit(
     if saved.is_file():
         state, precision = checkpoint.load(saved, student, method, optimizer)
         progress.start_at(state.epoch, state.step)
-    finite, sums, begin = _Finite(device), dict[str, Tensor](), time.monotonic()
+    finite, sums, begin = Finite(device), dict[str, Tensor](), time.monotonic()
     tapped = Tapped(student, {name: pooled for name in method.student_taps})
     try:
         with _between_steps() as stop:
@@ -169,16 +130,16 @@ def fit(
                 begin = time.monotonic()
                 student.train()
                 method.train()
-                order = _order(pictures.train_index, seed, state.epoch)
+                order = schedule.order(pictures.train_index, seed, state.epoch)
                 view = views.views_of_epoch(len(pictures.images), state.epoch, seed, pictures.augment, train.views, pictures.image_size).to(device)
                 epoch_tensor = torch.tensor(float(state.epoch), device=device)
-                sums = {}
+                sums, first = {}, state.step
                 while state.step < steps:
                     if stop.is_set():
                         raise KeyboardInterrupt
                     index = order[state.step * size : (state.step + 1) * size]
                     for group in optimizer.param_groups:
-                        group["lr"] = learning_rate(train, state.epoch, state.step / steps)
+                        group["lr"] = schedule.learning_rate(train, state.epoch, state.step / steps)
                     losses = _step(
                         tapped, method, pictures, index, view[index], epoch_tensor, normalization, teacher, optimizer, parameters, device, precision
                     )
@@ -190,7 +151,7 @@ def fit(
                     if state.step % 50 == 0:
                         finite.check(state.epoch, folder)
                 finite.check(state.epoch, folder)
-                _end_epoch(state, sums, student, method, pictures, normalization, train, begin, size * steps)
+                _end_epoch(state, sums, student, method, pictures, normalization, train, begin, first * size)
                 sums = {}
                 progress.epoch(state.history[-1])
                 # The history first: a run killed between the two writes it again, one killed behind the last checkpoint would not.
@@ -270,63 +231,6 @@ def _between_steps() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-class _Finite:
-    """Latches the first step with a loss that is not finite, without stopping the device at every step."""
-
-    def __init__(self, device: str) -> None:
-        self.step = torch.full((), -1, dtype=torch.int64, device=device)
-        self.losses: dict[str, Tensor] = {}
-
-    def note(self, losses: dict[str, Tensor], step: int) -> None:
-        total = torch.stack([loss.detach().double() for loss in losses.values()])
-        broken = (~torch.isfinite(total)).any() & (self.step < 0)
-        self.step = torch.where(broken, torch.full_like(self.step, step), self.step)
-        for name, loss in losses.items():
-            self.losses[name] = torch.where(broken | (self.step < 0), loss.detach(), self.losses.get(name, loss.detach()))
-
-    def bad(self) -> bool:
-        return int(self.step) >= 0
-
-    def check(self, epoch: int, folder: Path) -> None:
-        if self.bad():
-            values = ", ".join(f"{name} {float(loss):.4g}" for name, loss in self.losses.items())
-            kept = "the last good checkpoint is kept" if (folder / "checkpoint.pt").is_file() else "there is no checkpoint yet"
-            raise StageError(
-                f"the loss is not finite in epoch {epoch}, step {int(self.step) + 1} ({values}); {kept}: lower train.lr or the loss's weight"
-            )
-
-
-@torch.no_grad()
-def _smallest_batch(student: nn.Module, image_size: int, device: str) -> int:
-    """2 where a BatchNorm of the network sees a single value a channel of one picture (maps of one pixel), else 1."""
-    values: list[int] = []
-    layers = [module for module in student.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    hooks = [layer.register_forward_pre_hook(lambda _, args: values.append(args[0][0, 0].numel())) for layer in layers]
-    student.eval()
-    student(torch.zeros(1, 3, image_size, image_size, device=device))
-    for hook in hooks:
-        hook.remove()
-    return 2 if 1 in values else 1
-
-
-def _batch_size(size: int, pictures: int, smallest: int) -> int:
-    if min(size, pictures) < smallest:
-        raise UsageError(f"train.batch_size: batches of at least {smallest} are needed, got {min(size, pictures)} (BatchNorm over one value)")
-    return min(size, pictures)
-
-
-def _steps(pictures: int, size: int, smallest: int) -> int:
-    """Batches an epoch; a last batch too small for the method waits for another epoch's order."""
-    full, rest = divmod(pictures, size)
-    return full + (rest >= max(smallest, 1) and rest > 0)
-
-
-def _order(index: Tensor, seed: int, epoch: int) -> Tensor:
-    """The epoch's order of pictures, a function of seed and epoch alone."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    return index[torch.randperm(len(index), generator=generator).to(index.device)]
-
-
 def _carry(state: State, sums: dict[str, Tensor], begin: float) -> None:
     """Move a part of an epoch into the state, for a checkpoint in its middle."""
     for name, value in sums.items():
@@ -343,18 +247,18 @@ def _end_epoch(
     normalization: Normalization,
     train: Train,
     begin: float,
-    seen: int,
+    before: int,
 ) -> None:
-    """Validate, add the epoch's row, keep the best, move to the next epoch."""
-    rate = learning_rate(train, state.epoch, 0.0)
+    """Validate, add the epoch's row, keep the best, move to the next epoch. `before`: pictures of this epoch that an earlier process saw."""
+    rate = schedule.learning_rate(train, state.epoch, 0.0)
     trained_seconds = time.monotonic() - begin
     _carry(state, sums, begin)
-    count = min(seen, len(pictures.train_index))
+    count = min(state.step * train.batch_size, len(pictures.train_index))
     row: dict[str, float] = {"epoch": state.epoch, "lr": rate, **{name: value / count for name, value in state.sums.items()}}
     if len(pictures.validation_index):
         logits = predict(student, pictures.images[pictures.validation_index], pictures.image_size, normalization)
         row["top1_validation"] = accuracy(logits, pictures.labels[pictures.validation_index])
-    row["images_per_second"] = round(count / max(trained_seconds, 1e-9), 1)
+    row["images_per_second"] = round((count - before) / max(trained_seconds, 1e-9), 1)
     state.history.append(row)
     if train.keep == "best" and row.get("top1_validation", 0.0) >= (state.best or {"top1": -1.0})["top1"]:
         copies = [{name: value.detach().clone() for name, value in module.state_dict().items()} for module in (student, method)]

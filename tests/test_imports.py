@@ -46,12 +46,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.methods*": ("compress.errors", "compress.losses", "compress.schema", "compress.methods.*"),
     "compress.teacher_cache": ("compress.errors", "compress.store"),
     "compress.checkpoint": ("compress.errors", "compress.store"),
+    "compress.precision": (),
+    "compress.finite": ("compress.errors",),
+    "compress.schedule": ("compress.errors", "compress.schema"),
     "compress.train": (
-        *FOUNDATIONS, "compress.schema", "compress.methods", "compress.gradients", "compress.checkpoint", "compress.teacher_cache",
+        *FOUNDATIONS, "compress.schema", "compress.schedule", "compress.precision", "compress.finite", "compress.methods", "compress.gradients", "compress.checkpoint", "compress.teacher_cache",
         "compress.data.views", "compress.models.taps",
     ),
     "compress.loading": (
-        *FOUNDATIONS, "compress.data*", "compress.models*", "compress.methods", "compress.teacher_cache", "compress.train",
+        *FOUNDATIONS, "compress.precision", "compress.data*", "compress.models*", "compress.methods", "compress.teacher_cache", "compress.train",
     ),
     "compress.stages*": ABOVE_STAGES,
     "compress.report*": ("compress.errors", "compress.statistics", "compress.report.*"),

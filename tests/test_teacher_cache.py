@@ -83,7 +83,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
 def test_a_cached_run_equals_an_uncached_one_bit_for_bit(tmp_path, data, teacher, monkeypatch, bf16):
-    monkeypatch.setattr("compress.train._cpu_has_bf16", lambda: bf16)
+    monkeypatch.setattr("compress.precision.cpu_has_bf16", lambda: bf16)
     with monkeypatch.context() as patch:
         patch.setattr(teacher_cache, "MEMORY_LIMIT", 0)
         none = cache_of(teacher, data, None)
@@ -119,14 +119,14 @@ def test_other_weights_pictures_or_views_have_a_copy_of_their_own(tmp_path, data
     images = np.load(data.images.path)
     moved = dataclasses.replace(data, images=npy.write_array(tmp_path / "moved.npy", images[::-1]))
     rescaled = dataclasses.replace(teacher, network=dataclasses.replace(RESNET, normalization=Normalization((0.0,) * 3, (1.0,) * 3)))
-    monkeypatch.setattr("compress.train._cpu_has_bf16", lambda: False)
+    monkeypatch.setattr("compress.precision.cpu_has_bf16", lambda: False)
     files = [cache_of(teacher, data, tmp_path).file]
     files.append(cache_of(dataclasses.replace(teacher, weights=File.of(other)), data, tmp_path).file)
     files.append(cache_of(teacher, moved, tmp_path).file)
     files.append(cache_of(rescaled, data, tmp_path).file)
     files.append(cache_of(teacher, dataclasses.replace(data, augment="crop"), tmp_path).file)
     with monkeypatch.context() as patch:
-        patch.setattr("compress.train._cpu_has_bf16", lambda: True)
+        patch.setattr("compress.precision.cpu_has_bf16", lambda: True)
         files.append(cache_of(teacher, data, tmp_path).file)
     assert len(set(files)) == 6
     again = dataclasses.replace(teacher, seconds=7.0, origin="elsewhere")

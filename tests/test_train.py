@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress import checkpoint, train
+from compress import checkpoint, schedule, train
+from compress import precision as arithmetic
 from compress.errors import Interrupted, StageError, UsageError
 from compress.methods import Method, Shape, Signals, build_method
 from compress.methods.plain import Plain
@@ -137,28 +138,28 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 @pytest.mark.parametrize(("epoch", "rate"), [(1, 0.1), (150, 0.1), (151, 0.01), (180, 0.01), (181, 0.001), (211, 0.0001)])
 def test_step_schedule_falls_behind_its_milestones(epoch, rate):
     config = settings(epochs=240, lr=0.1, schedule=Schedule(kind="step", warmup_epochs=0.0))
-    assert train.learning_rate(config, epoch, 0.5) == pytest.approx(rate)
+    assert schedule.learning_rate(config, epoch, 0.5) == pytest.approx(rate)
 
 
 def test_cosine_begins_at_the_rate_is_half_in_the_middle_and_ends_at_zero():
     config = settings(epochs=10, lr=0.2)
-    assert train.learning_rate(config, 1, 0.0) == pytest.approx(0.2)
-    assert train.learning_rate(config, 6, 0.0) == pytest.approx(0.1)
-    assert train.learning_rate(config, 3, 0.5) == pytest.approx(0.1 * (1 + math.cos(math.pi / 4)))
-    assert train.learning_rate(config, 10, 1.0) == pytest.approx(0.0, abs=1e-12)
+    assert schedule.learning_rate(config, 1, 0.0) == pytest.approx(0.2)
+    assert schedule.learning_rate(config, 6, 0.0) == pytest.approx(0.1)
+    assert schedule.learning_rate(config, 3, 0.5) == pytest.approx(0.1 * (1 + math.cos(math.pi / 4)))
+    assert schedule.learning_rate(config, 10, 1.0) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_warmup_is_linear_from_zero_and_cosine_follows_it():
     config = settings(epochs=5, lr=0.4, schedule=Schedule(kind="cosine", warmup_epochs=1.0))
-    assert [train.learning_rate(config, 1, share) for share in (0.0, 0.25, 0.5)] == pytest.approx([0.0, 0.1, 0.2])
-    assert train.learning_rate(config, 2, 0.0) == pytest.approx(0.4)
-    assert train.learning_rate(config, 4, 0.0) == pytest.approx(0.2)
-    assert train.learning_rate(config, 5, 1.0) == pytest.approx(0.0, abs=1e-12)
+    assert [schedule.learning_rate(config, 1, share) for share in (0.0, 0.25, 0.5)] == pytest.approx([0.0, 0.1, 0.2])
+    assert schedule.learning_rate(config, 2, 0.0) == pytest.approx(0.4)
+    assert schedule.learning_rate(config, 4, 0.0) == pytest.approx(0.2)
+    assert schedule.learning_rate(config, 5, 1.0) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_constant_schedule_stays():
     config = settings(epochs=5, schedule=Schedule(kind="constant", warmup_epochs=0.0))
-    assert {train.learning_rate(config, epoch, 0.9) for epoch in range(1, 6)} == {0.05}
+    assert {schedule.learning_rate(config, epoch, 0.9) for epoch in range(1, 6)} == {0.05}
 
 
 @pytest.mark.parametrize(
@@ -173,10 +174,10 @@ def test_constant_schedule_stays():
     ],
 )
 def test_precision_follows_flags_and_network_never_a_clock(monkeypatch, precision, device, depthwise, flags, resolved):
-    monkeypatch.setattr(train, "_cpu_has_bf16", lambda: flags)
+    monkeypatch.setattr(arithmetic, "cpu_has_bf16", lambda: flags)
     for clock in ("monotonic", "perf_counter", "time", "process_time"):
         monkeypatch.setattr(train.time, clock, cut)
-    assert train.resolve_precision(precision, device, depthwise=depthwise) == resolved
+    assert arithmetic.resolve_precision(precision, device, depthwise=depthwise) == resolved
 
 
 # --- batches

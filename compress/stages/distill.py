@@ -47,6 +47,7 @@ def _run(
         )  # fmt: skip
     path = context.work / "trained.safetensors"
     save_combined(model, method, path)
+    checkpoint.discard(context.work)
     return Distilled(
         network=student,
         combined=File.of(path),

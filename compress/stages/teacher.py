@@ -59,6 +59,7 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
     _expect(config, top1, len(pictures.validation_index))
     path = context.work / "teacher.safetensors"
     checkpoints.save_state(model, path)
+    checkpoint.discard(context.work)
     return Trained(
         network=network,
         weights=File.of(path),

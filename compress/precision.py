@@ -1,0 +1,32 @@
+"""Which arithmetic a training uses: by CPU flags and network, never by a clock. Imports nothing of the project."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def resolve_precision(precision: str, device: str, *, depthwise: bool) -> str:
+    """`auto` by CPU flags and network, never by a clock: bf16 pays for dense convolutions on a CPU with bf16 units, and on CUDA."""
+    if precision != "auto":
+        return precision
+    if device.startswith("cuda"):
+        return "bf16"
+    return "bf16" if not depthwise and cpu_has_bf16() else "float32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself (AVX512-BF16 or AMX); False where /proc does not tell."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
+    """Autocast to bfloat16, or nothing for float32."""
+    return torch.autocast(device.split(":")[0], torch.bfloat16) if precision == "bf16" else nullcontext()

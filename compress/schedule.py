@@ -1,0 +1,61 @@
+"""What happens when in a training: learning rate, batch, order of pictures; functions of (seed, epoch, step) alone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import UsageError
+from compress.schema import Train
+
+
+def learning_rate(train: Train, epoch: int, progress: float) -> float:
+    """The rate at a point of training: 1-based `epoch`, `progress` in [0, 1) within it.
+
+    step: x gamma for every milestone m with epoch > m, as in the papers' code (the first reduced epoch of 150 is 151).
+    cosine: lr/2 (1 + cos(pi t)), t the share of training done after warm-up. warm-up: linear from 0.
+    """
+    assert train.lr is not None and train.epochs is not None  # resolved by recipe.resolve
+    schedule, done = train.schedule, epoch - 1 + progress
+    warmup = schedule.warmup_epochs or 0.0
+    if done < warmup:
+        return train.lr * done / warmup
+    if schedule.kind == "step":
+        return train.lr * schedule.gamma ** sum(epoch > milestone for milestone in schedule.milestones)
+    if schedule.kind == "cosine":
+        return train.lr / 2 * (1 + math.cos(math.pi * (done - warmup) / max(train.epochs - warmup, 1e-9)))
+    return train.lr
+
+
+@torch.no_grad()
+def smallest_batch(student: nn.Module, image_size: int, device: str) -> int:
+    """2 where a BatchNorm of the network sees a single value a channel of one picture (maps of one pixel), else 1."""
+    values: list[int] = []
+    layers = [module for module in student.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    hooks = [layer.register_forward_pre_hook(lambda _, args: values.append(args[0][0, 0].numel())) for layer in layers]
+    student.eval()
+    student(torch.zeros(1, 3, image_size, image_size, device=device))
+    for hook in hooks:
+        hook.remove()
+    return 2 if 1 in values else 1
+
+
+def batch_size(size: int, pictures: int, smallest: int) -> int:
+    """The batch that is used: at most all pictures. Raises UsageError where it is too small for a BatchNorm."""
+    if min(size, pictures) < smallest:
+        raise UsageError(f"train.batch_size: batches of at least {smallest} are needed, got {min(size, pictures)} (BatchNorm over one value)")
+    return min(size, pictures)
+
+
+def steps(pictures: int, size: int, smallest: int) -> int:
+    """Batches an epoch; a last batch too small for the method waits for another epoch's order."""
+    full, rest = divmod(pictures, size)
+    return full + (rest >= max(smallest, 1) and rest > 0)
+
+
+def order(index: Tensor, seed: int, epoch: int) -> Tensor:
+    """The epoch's order of pictures, a function of seed and epoch alone."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return index[torch.randperm(len(index), generator=generator).to(index.device)]
