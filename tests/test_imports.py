@@ -50,7 +50,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.finite": ("compress.errors",),
     "compress.schedule": ("compress.errors", "compress.schema"),
     "compress.train": (
-        *FOUNDATIONS, "compress.schema", "compress.schedule", "compress.precision", "compress.finite", "compress.methods", "compress.gradients", "compress.checkpoint", "compress.teacher_cache",
+        *FOUNDATIONS, "compress.schema", "compress.schedule", "compress.precision", "compress.finite",
+        "compress.methods", "compress.gradients", "compress.checkpoint", "compress.teacher_cache",
         "compress.data.views", "compress.models.taps",
     ),
     "compress.loading": (

@@ -25,7 +25,8 @@ NETWORKS = tuple(f"compress/models/{name}.py" for name in ("__init__", "catalog"
                                                            "shufflenet", "taps", "vision"))  # fmt: skip
 METHODS = tuple(f"compress/methods/{name}.py" for name in ("__init__", "base", "dhkd", "kd", "plain"))
 RUNNING = (*SPLITS, *NETWORKS, "compress/data/views.py", "compress/loading.py")
-TRAINING = (*RUNNING, *METHODS, *(f"compress/{name}.py" for name in ("train", "checkpoint", "teacher_cache", "gradients", "losses")))
+TRAINING = (*RUNNING, *METHODS, *(f"compress/{name}.py" for name in (
+    "train", "schedule", "precision", "checkpoint", "teacher_cache", "gradients", "losses")))
 
 # What decides the numbers of each stage, beside its inputs; "logits" is the disk copy of what a teacher says.
 SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
