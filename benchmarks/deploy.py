@@ -27,7 +27,6 @@ import export.measure
 from export import quantize, rewrites, search
 from export.audit import audit
 from export.convert import to_onnx
-from export.quantize import Settings
 from export.runtime import Contract, ExportError, Model, host, isa
 
 NETWORKS = ("mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0")

@@ -144,9 +144,10 @@ def _measure(ground: Ground, subjects: list[tuple[str, Choice]], report: Report)
     references: dict[str, File] = {}
     rows: list[Row] = []
     for (role, one), name in zip(subjects, names, strict=True):
-        row = _row(ground, role, one, name, {} if role == "teacher" else references)
+        drafted = _draft(ground, role, one, name)
+        row = _row(ground, role, one, name, drafted, {} if role == "teacher" else references)
         if role == "teacher":
-            references[name] = _draft(ground, role, one, name).fp32
+            references[name] = drafted.fp32
         rows.append(row if role == "teacher" else {**row, **_judged(ground, row, rows)})
         report(plantext.line(rows[-1], names))
     return rows
@@ -165,9 +166,8 @@ def _draft(ground: Ground, role: str, one: Choice, name: str) -> stages.Drafted:
     return drafted
 
 
-def _row(ground: Ground, role: str, one: Choice, name: str, references: Mapping[str, File]) -> Row:
+def _row(ground: Ground, role: str, one: Choice, name: str, drafted: stages.Drafted, references: Mapping[str, File]) -> Row:
     """The plan's row of one network; `speedups`: against each teacher, of the file that would ship."""
-    drafted = _draft(ground, role, one, name)
     timed: stages.Timed = ground.store.run(
         stages.timing, ground.recipe.validate_.threads, label=name, draft=drafted, against=dict(references), pictures=ground.pictures,
         size=ground.size, host=dict(ground.host), versions=dict(ground.versions),

@@ -23,7 +23,7 @@ import numpy as np
 
 from export import conditions
 from export.rounds import Attempt, disturbances, drift, join, two_speeds_note
-from export.runtime import OUTPUT, ExportError, MissingError, Model, isa, runs_on
+from export.runtime import OUTPUT, ExportError, MissingError, Model, isa, runs_on, session_options
 
 # Fewest samples behind a percentile. Source: MLPerf loadgen, early stopping of single-stream runs.
 P90_SAMPLES, P99_SAMPLES = 64, 662
@@ -86,7 +86,7 @@ class LatencyResult:
             "attempts": self.attempts,
             "rounds": len(rounds),
             "threads": threads,
-            "spinning": False,
+            "spinning": session_options(threads).get_session_config_entry("session.intra_op.allow_spinning") != "0",
             "governor": conditions.governor(),
             "cpu_features": conditions.cpu_features(),
             "sha256": dict(self.sha256),
