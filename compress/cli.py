@@ -15,9 +15,9 @@ import click
 
 from compress import exits
 from compress.console import Console, say
-from compress.errors import CompressError, MissingError, UsageError
+from compress.errors import CompressError, MissingError, StageError, UsageError
 
-STAGES = ("teacher", "distill", "strip", "convert", "quantize", "validate", "device", "report")
+STAGES = ("teacher", "distill", "strip", "convert", "quantize", "validate", "device", "package", "report")
 
 
 class Group(click.Group):
@@ -112,13 +112,16 @@ def check(recipe: Path, overrides: tuple[str, ...]) -> int:
 @cli.command()
 @recipe_argument
 @set_option
-def show(recipe: Path, overrides: tuple[str, ...]) -> int:
+@artifacts_option
+def show(recipe: Path, overrides: tuple[str, ...], artifacts: Path) -> int:
     """Print the resolved recipe: every key, defaults filled in."""
     from compress import recipe as recipes
 
     loaded = _load(recipe, overrides)
     for notice in loaded.notices:
         say(f"note: {notice}", sys.stderr)
+    if loaded.recipe.student.choose is not None:
+        say(f"note: {_picked(loaded, artifacts)}", sys.stderr)
     say(recipes.dump(recipes.resolve(loaded.recipe)).rstrip(), sys.stdout)
     return 0
 
@@ -184,16 +187,40 @@ def teachers(recipe: Path, overrides: tuple[str, ...], device: str, artifacts: P
 
 
 @cli.command()
+@recipe_argument
+@set_option
+@artifacts_option
+@click.option("--neighbours", type=click.IntRange(0, 20), default=6, show_default=True, help="How many other networks to try.")
+@click.option("--force", is_flag=True, help="Measure again, even if the results are there.")
+@click.option("--json", "as_json", is_flag=True, help="The plan as JSON on stdout; everything else on stderr.")
+@quiet_option
+def plan(recipe: Path, overrides: tuple[str, ...], artifacts: Path, neighbours: int, force: bool, as_json: bool, quiet: bool) -> int:
+    """Before any training: export, quantise and time the networks with random weights; judge the recipe's limits."""
+    loaded = _load(recipe, overrides)
+    from compress import pipeline
+
+    console = Console(quiet=quiet, json=as_json)
+    outcome = pipeline.plan(loaded, artifacts=artifacts, neighbours=neighbours, force=force, console=console)
+    console.result(outcome.report)
+    return outcome.exit_code
+
+
+@cli.command()
 @click.argument("run_name", metavar="RUN")
-@click.option("--target", default="local", show_default=True, help="The device.")
+@click.option(
+    "--target", default="local", show_default=True, metavar="TARGET",
+    help="The device: local, ssh://user@host[:port][/folder], or adb://SERIAL?python=/path. Options: ?python=/path (has numpy and onnxruntime), "
+    "?wheels=push (packages come from here), ?config=FILE (of ssh).",
+)  # fmt: skip
+@click.option("--preprocess", metavar="CMD", help="The application's photo decoder on the device: gets a path, writes RGB bytes to stdout.")
 @artifacts_option
 @quiet_option
-def verify(run_name: str, target: str, artifacts: Path, quiet: bool) -> int:
-    """Run a finished run's bundle on a device and merge the answer into its report."""
+def verify(run_name: str, target: str, preprocess: str | None, artifacts: Path, quiet: bool) -> int:
+    """Run a finished run's bundle on a device, merge the answer into its report, and judge its limits on time and memory there."""
     folder = find_run(run_name, artifacts)
     from compress import pipeline
 
-    return pipeline.verify(folder, target=target, console=Console(quiet=quiet)).exit_code
+    return pipeline.verify(folder, target=target, preprocess=preprocess, console=Console(quiet=quiet)).exit_code
 
 
 @cli.command()
@@ -221,14 +248,20 @@ def compare(run_names: tuple[str, ...], artifacts: Path) -> int:
 
 
 @cli.command()
+@click.option("--verdict", is_flag=True, help="Plant known faults and show that the verdict catches and names each; takes under a minute.")
 @artifacts_option
-def doctor(artifacts: Path) -> int:
+def doctor(verdict: bool, artifacts: Path) -> int:
     """Say what this machine has: packages, CUDA, runtime, int8 instructions, memory, disk, data."""
     from compress.doctor import doctor as examine
 
     rows = examine(artifacts)
+    missing = any(state == "missing" for _, state, _ in rows)
+    if verdict and not missing:
+        from compress.doctor import plant
+
+        return 0 if plant(lambda line: say(line, sys.stdout)) else StageError.exit_code
     _table(rows)
-    return MissingError.exit_code if any(state == "missing" for _, state, _ in rows) else 0
+    return MissingError.exit_code if missing else 0
 
 
 def find_run(text: str, artifacts: Path) -> Path:
@@ -283,6 +316,17 @@ def _load(path: Path, overrides: tuple[str, ...]) -> Any:
         hint = f"did you mean {named[0]}?" if named else "`compress recipes` lists those of this folder"
         raise UsageError(f"{path}: no such recipe ({hint})")
     return recipe.load(path, overrides)
+
+
+def _picked(loaded: Any, artifacts: Path) -> str:
+    """What `student.choose` picked in the recipe's last plan, where that plan was asked the same."""
+    import json
+
+    path = artifacts / "plans" / f"{loaded.name}.json"
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    if kept.get("asked") != loaded.recipe.student.model_dump(mode="json", by_alias=True):
+        return f"student.choose: nothing is picked yet; pick with: compress plan {loaded.path}"
+    return f"{kept['choose']['sentence']} ({path}, on {kept['host']['cpu']})"
 
 
 def _first_comment(path: Path) -> str:

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from compress.errors import UsageError
 from compress.models import catalog
-from compress.schema import PATTERNS, Candidate, Data, Dhkd, Kd, Recipe, Section, Student, Train
+from compress.schema import PATTERNS, Candidate, Choice, Data, Dhkd, Kd, Recipe, Section, Train
 from compress.yamltree import Keys, dotted, kind
 
 STUDENT_EPOCHS = 240  # the papers'
@@ -175,7 +175,16 @@ def wrong_networks(data: Any) -> Iterator[tuple[Keys, str]]:
     """Network names that the catalogue does not have, from raw values: so they are found beside other mistakes."""
     teacher = data.get("teacher")
     listed = teacher.get("candidates") if isinstance(teacher, dict) else None
-    places: list[tuple[Keys, Any]] = [(("student",), data.get("student"))]
+    student = data.get("student")
+    places: list[tuple[Keys, Any]] = [(("student",), student)]
+    if isinstance(student, dict) and student.get("choose") is None and student.get("model") is None:
+        yield ("student", "model"), "missing; it has no default"
+    elif isinstance(student, dict) and isinstance(student.get("choose"), dict):
+        beside = [key for key in ("model", "width", "weights") if student.get(key) not in (None, "none")]
+        if beside:
+            yield ("student", beside[0]), f"stands beside student.choose, which picks the network: put {beside[0]} into its list, or leave choose out"
+        options = student["choose"].get("from")
+        places += [(("student", "choose", "from", number), item) for number, item in enumerate(options if isinstance(options, list) else [])]
     places += [(("teacher", "candidates", number), item) for number, item in enumerate(listed if isinstance(listed, list) else [])]
     for keys, item in places:
         name = item.get("model") if isinstance(item, dict) else None
@@ -209,12 +218,13 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(("distill",), f"{' and '.join(weights)} are both 0: nothing would be learnt", sections=frozenset({"distill"}))
 
 
-def _networks(recipe: Recipe) -> list[tuple[Keys, Candidate | Student]]:
-    candidates = [(("teacher", "candidates", number), item) for number, item in enumerate(recipe.teacher.candidates)]
-    return [*candidates, (("student",), recipe.student)]
+def _networks(recipe: Recipe) -> list[tuple[Keys, Candidate | Choice]]:
+    found: list[tuple[Keys, Candidate | Choice]] = [(("teacher", "candidates", number), item) for number, item in enumerate(recipe.teacher.candidates)]
+    student: Keys = ("student",)
+    return [*found, *((student if recipe.student.choose is None else (*student, "choose", "from", n), item) for n, item in enumerate(recipe.student.networks))]
 
 
-def _network_mistakes(item: Candidate | Student, size: int) -> Iterator[tuple[Keys, str]]:
+def _network_mistakes(item: Candidate | Choice, size: int) -> Iterator[tuple[Keys, str]]:
     if item.model not in catalog.NETWORKS:
         return
     info = catalog.NETWORKS[item.model]
@@ -240,7 +250,8 @@ def _trainings(recipe: Recipe) -> list[tuple[Keys, Train, int]]:
         if candidate.train is not None:
             default = CANDIDATE_EPOCHS if candidate.weights == "none" else PRETRAINED_EPOCHS
             found.append((("teacher", "candidates", number, "train"), candidate.train, candidate.train.epochs or default))
-    default = STUDENT_EPOCHS if recipe.student.weights == "none" else PRETRAINED_EPOCHS
+    scratch = any(one.weights == "none" for one in recipe.student.networks)
+    default = STUDENT_EPOCHS if scratch else PRETRAINED_EPOCHS
     return [*found, (("train",), recipe.train, recipe.train.epochs or default)]
 
 

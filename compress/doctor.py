@@ -8,6 +8,8 @@ import importlib.util
 import platform
 import shutil
 import sys
+import time
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -96,3 +98,20 @@ def _disk(artifacts: Path) -> Row:
     free = shutil.disk_usage(place).free / 2**30
     detail = f"{free:.1f} GiB free for {artifacts}"
     return "disk", "ok" if free >= 1 else "note", detail if free >= 1 else f"{detail}; a run may need 1 GiB"
+
+
+def plant(report: Callable[[str], None]) -> bool:
+    """Plant known faults, one line each; whether the verdict caught and named every one that this machine can show."""
+    from compress import planted
+
+    states = {True: "caught", False: "MISSED", None: "note"}
+    report("a small network is trained, then one fault after the other is planted (about half a minute)")
+    begin = time.monotonic()
+
+    def tell(outcome: planted.Outcome) -> None:
+        state = {True: "ok", False: "WRONG", None: "note"}[outcome.caught] if outcome.control else states[outcome.caught]
+        report(f"{state:<7} {outcome.name:<36} {outcome.said}")
+
+    good = planted.run(tell)
+    report(f"{'every fault was caught and named' if good else 'the verdict cannot be trusted on this machine'}; {time.monotonic() - begin:.0f} s")
+    return good

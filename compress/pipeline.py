@@ -15,17 +15,17 @@ import torch
 from compress import recipe, verdict
 from compress.console import Console
 from compress.data import sources
-from compress.errors import MissingError, UsageError
+from compress.errors import MissingError, StageError, UsageError
 from compress.models import catalog
 from compress.recipe import Loaded
-from compress.results import Exported, File, ModelFile, Network, Normalization, Prepared, Trained, TrainingData, sha256_of
-from compress.schema import Candidate, Distill, Normalize, Recipe, Train
+from compress.results import Exported, File, ModelFile, Network, Normalization, Packaged, Prepared, Trained, TrainingData, sha256_of
+from compress.schema import Candidate, Distill, Normalize, Recipe, Student, Train
 from compress.stages import data, device, distill, report, strip, teacher
 from compress.store import Store
 
 # convert, quantize and validate need onnx and onnxruntime: imported where they are used, so that `--until strip` runs without.
 
-STAGES = ("teacher", "distill", "strip", "convert", "quantize", "validate", "device", "report")
+STAGES = ("teacher", "distill", "strip", "convert", "quantize", "validate", "device", "package", "report")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def run(loaded: Loaded, *, artifacts: Path, device: str, until: str | None, forc
         return Outcome(0, None, None)
     folder = _new_folder(artifacts / "runs" / loaded.name, now, sha256_of(settings)[:8])
     shutil.copyfile(loaded.path, folder / "recipe.yaml")
-    (folder / "resolved.yaml").write_text(recipe.dump(settings))
+    (folder / "resolved.yaml").write_text(recipe.dump(work.settings))
     content = report.write(evidence, folder)
     console.summary(content, folder)
     console.save_log(folder / "log.txt")
@@ -68,6 +68,29 @@ def _new_folder(parent: Path, now: datetime, key: str) -> Path:
             now += timedelta(seconds=1)
         else:
             return folder
+
+
+def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, console: Console) -> Outcome:
+    """What to expect before any training: 0, 5 where the recipe's own student fails a limit that can be judged, or 6."""
+    from compress import plan
+
+    settings = recipe.resolve(loaded.recipe)
+    store = Store(artifacts, "cpu", console, plan.STAGES if force else ())
+    prepared = None
+    try:
+        prepared = Workflow(loaded, settings, store, None).prepared
+    except MissingError as error:
+        console.notice(f"data: {error}")
+        console.notice("planned with noise instead of pictures, which changes no time and no size")
+    store.console = Console(quiet=True)  # the table says what is done
+    content = plan.run(plan.ground(settings, prepared, store, _versions(), _places(loaded)), neighbours=neighbours, report=console.line)
+    for sentence in content["sentences"]:
+        console.line(sentence)
+    for row in content["requirements"]:
+        where = "" if row["verdict"] == "passed" else f" ({row['where']})"
+        console.line(f"{row['verdict']:<11}{row['name']}: {row['sentence']}{where}", always=True)
+    content = plan.keep(content, loaded.name, loaded.recipe.student, artifacts)
+    return Outcome(verdict.exit_code(content["status"]), content, None)
 
 
 def teachers(loaded: Loaded, *, artifacts: Path, device: str, console: Console) -> list[dict[str, Any]]:
@@ -104,11 +127,14 @@ class Workflow:
         self.loaded, self.settings, self.store = loaded, settings, store
         self.until = until
         self.base = loaded.path.resolve().parent
+        root = settings.data.root
+        self.root = (self.base / Path(root).expanduser()).resolve() if root else None
         self.prepared = self._prepared()
         self.training: TrainingData = data.training(self.prepared, settings.data)
 
     def evidence(self, started: str) -> report.Evidence | None:
         """Run everything up to the report; None where `--until` ends it."""
+        planned = self._choose()
         settings, store = self.settings, self.store
         candidates = self.candidates()
         selected = teacher.select(candidates)
@@ -128,12 +154,16 @@ class Workflow:
 
         here, versions = host(), _versions()
         measured = store.run(
-            validate.run, settings.validate_, models=models, samples=settings.device.samples, test=data.test(self.prepared), host=here, versions=versions
-        )
+            validate.run, settings.validate_, models=models, samples=settings.device.samples, test=data.test(self.prepared), host=here, versions=versions,
+            photos=data.photos(settings.data, self.root), resize=sources.store_size(settings.data), keep=settings.quantize.keep,
+        )  # fmt: skip
         if self.until == "validate":
             return None
         verified = store.run(device.run, settings.device, bundle=measured.bundle, threads=settings.validate_.threads, host=here, versions=versions)
         if self.until == "device":
+            return None
+        packaged = self._packaged(report.shipping(models, measured))
+        if self.until == "package":
             return None
         return report.Evidence(
             recipe=settings,
@@ -148,14 +178,30 @@ class Workflow:
             models=models,
             measured=measured,
             verified=verified,
+            packaged=packaged,
             seconds=store.seconds,
             reused=tuple(store.reused),
             environment={**here, "torch": versions["torch"], "onnx": versions["onnx"], "compress": version("compress"), "device": store.device},
             command=f"compress run {self.loaded.path}",
             started=started,
             notices=(*self.loaded.notices, *self._data_notices()),
-            where={name: self.loaded.where(f"require.{name}") for name, limit in settings.require if limit is not None},
+            where=_places(self.loaded),
+            plan=planned,
         )
+
+    def _choose(self) -> dict[str, Any] | None:
+        """`student.choose`: from here on the settings name the network that it picked; the plan that it was picked by."""
+        if self.settings.student.choose is None:
+            return None
+        from compress import plan
+
+        console = self.store.console
+        ground = plan.ground(self.settings, self.prepared, self.store, _versions(), _places(self.loaded))
+        picked, content = plan.choose(ground, report=console.line)
+        console.line(content["choose"]["sentence"])
+        student = Student(model=picked.model, width=picked.width, weights=picked.weights)
+        self.settings = recipe.resolve(self.loaded.recipe.model_copy(update={"student": student}))
+        return plan.keep(content, self.loaded.name, self.loaded.recipe.student, self.store.root)
 
     def candidates(self) -> list[Trained]:
         """Every teacher candidate, each cached alone: a new student retrains no teacher."""
@@ -165,8 +211,7 @@ class Workflow:
 
     def _prepared(self) -> Prepared:
         config = self.settings.data
-        root = str((self.base / Path(config.root).expanduser()).resolve()) if config.root else None
-        config = config.model_copy(update={"root": root})
+        config = config.model_copy(update={"root": str(self.root) if self.root else None})
         fingerprint = sources.fingerprint(config, Path())
         # What does not change the decoded arrays stays out of the key.
         keyed = config.model_copy(update={"validation": 0.1, "calibration": 512, "normalize": None, "download": False})
@@ -178,7 +223,8 @@ class Workflow:
     def _data_notices(self) -> list[str]:
         skipped, settings = self.prepared.unreadable, self.settings
         notices = [f"{len(skipped)} unreadable pictures were skipped, the first: {skipped[0].path} ({skipped[0].reason})"] if skipped else []
-        weights = [(one.model, one.weights, one.normalize) for one in settings.teacher.candidates] + [(settings.student.model, settings.student.weights, None)]
+        weights = [(one.model, one.weights, one.normalize) for one in settings.teacher.candidates]
+        weights += [(one.model, one.weights, None) for one in settings.student.networks]
         for model, key, normalize in weights:
             if is_file(key) and normalize is None and settings.data.normalize is None:
                 notices.append(f"{model}: its checkpoint says no normalisation, so the data's is used; set `normalize` if it was trained with another")
@@ -218,8 +264,9 @@ class Workflow:
     def _branch(self, config: Distill, chosen: Trained | None, label: str) -> report.Branch | None:
         """A student from training to int8; None where `--until` ends it within."""
         settings, store = self.settings, self.store
-        start, weights = self._weights(settings.student.weights, settings.student.model)
-        network = self._network(settings.student.model, settings.student.width, settings.student.weights, None)
+        student = settings.student.networks[0]
+        start, weights = self._weights(student.weights, student.model)
+        network = self._network(student.model, student.width, student.weights, None)
         own = config.alone()  # other methods' sections are no part of the key
         train: Train = settings.train
         trained = store.run(
@@ -237,7 +284,7 @@ class Workflow:
 
         target = quantize.resolve_target(settings.quantize.target)
         int8 = store.run(
-            quantize.run, settings.quantize, label=label or "student",
+            quantize.run, settings.quantize.model_copy(update={"keep": "always"}), label=label or "student",
             model=fp32, data=data.calibration(self.prepared, settings.data), target=target, versions=_versions(),
         )
         return report.Branch(trained, stripped, fp32, int8)
@@ -246,10 +293,24 @@ class Workflow:
         """A network as ONNX."""
         from compress.stages import convert
 
+        settings = self.settings
+        config = settings.export.model_copy(update={"fixed_batch": False, "ort": False})  # the package stage's
+        told = convert.preprocessing(settings.data.source, sources.store_size(settings.data), self.prepared.image_size)
         exported: Exported = self.store.run(
-            convert.run, self.settings.export, label=label, model=model, recorded=recorded, data=self.training, versions=_versions()
+            convert.run, config, label=label, model=model, recorded=recorded, data=self.training, versions=_versions(), preprocessing=told
         )
         return exported
+
+    def _packaged(self, models: tuple[ModelFile, ...]) -> Packaged | None:
+        """Further forms of the student's files; None where none is asked for."""
+        settings = self.settings
+        if not (settings.export.fixed_batch or settings.export.ort):
+            return None
+        from compress.stages import package, quantize
+
+        target = quantize.resolve_target(settings.quantize.target)
+        packaged: Packaged = self.store.run(package.run, settings.export, models=models, target=target, versions=_versions())
+        return packaged
 
 
 def _versions() -> dict[str, str]:
@@ -260,6 +321,11 @@ def _versions() -> dict[str, str]:
 def is_file(weights: str) -> bool:
     """Whether a `weights` key names a checkpoint file."""
     return Path(weights).suffix in catalog.CHECKPOINT_SUFFIXES
+
+
+def _places(loaded: Loaded) -> dict[str, str]:
+    """Where each limit stands in the recipe."""
+    return {name: loaded.where(f"require.{name}") for name, limit in loaded.recipe.require if limit is not None}
 
 
 def _normalization(section: Normalize) -> Normalization:
@@ -278,25 +344,45 @@ def _model_files(teacher_onnx: Any, student: report.Branch, baseline: report.Bra
     return tuple(files)
 
 
-def verify(run_folder: Path, *, target: str, console: Console) -> Outcome:
-    """Run the bundle on a device and merge its answer into the run's report; requirements are judged again by the report's own rows."""
+def verify(run_folder: Path, *, target: str, preprocess: str | None = None, console: Console) -> Outcome:
+    """Run the bundle on a device, merge its answer into the run's report, and judge its limits on time and memory by that device's numbers."""
+    from compress import on_device
     from compress.report import render
+    from export.targets import Settings
+    from export.targets.verify import complaint
 
-    if target != "local":
-        raise UsageError(f"--target {target}: only local is there now; copy bundle.zip to the device and run: python -m export.verify")
     content = json.loads((run_folder / "report.json").read_text())
     bundle = run_folder / "bundle.zip"
     if not bundle.is_file():
         raise MissingError(f"{bundle} is missing; make it again: compress run {run_folder / 'recipe.yaml'}")
+    require, timing = on_device.settings_of(run_folder)
     work = run_folder / "device"
     work.mkdir(exist_ok=True)
-    verified = device.verify_local(bundle, work, threads=1)
-    content["device"] = [row for row in content["device"] if row["target"] != target] + list(verified.rows)
-    (run_folder / "report.json").write_text(json.dumps(content, indent=1) + "\n")
+    asked = Settings(name=content["recipe"], threads=timing.threads, repeats=timing.repeats, preprocess=preprocess)
+    answer = device.ask(target, bundle, work, asked, console=console)
+    name = target.partition("?")[0].rstrip("/")
+    rows = device.rows(answer, name)
+    content = on_device.merge(content, require, rows, name)
+    write_report(run_folder, content)
     render(run_folder)
-    for row in verified.rows:
-        console.line(f"{row['file']}: agreement {row['agreement']:.4f} on {row['images']} pictures, max |diff| {row['max_abs_diff']:.2e}")
+    for row in rows:
+        difference = "n/a" if row["max_abs_diff"] is None else f"{row['max_abs_diff']:.2e}"
+        console.line(f"{row['file']}: agreement {row['agreement']:.4f} on {row['images']} pictures, max |diff| {difference}")
+    console.line(answer["photos"]["sentence"])
+    for one in content["requirements"]:
+        if one["target"] == name:
+            console.line(f"{one['verdict']:<11}{one['name']} on {name}: {one['sentence']}", always=True)
+    wrong = complaint(answer)
+    if wrong:
+        raise StageError(f"{name}: {wrong}")
     return Outcome(verdict.exit_code(content["status"]), content, run_folder)
+
+
+def write_report(run_folder: Path, content: dict[str, Any]) -> None:
+    """Replace report.json in one step: a full disk must not cost the old one."""
+    partial = run_folder / "report.json.partial"
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(run_folder / "report.json")
 
 
 def rerender(run_folder: Path) -> Path:

@@ -26,8 +26,13 @@ def check(loaded: Loaded) -> list[str]:
     base = loaded.path.resolve().parent
     size = settings.data.image_size or 32
     notes = [_network(f"teacher {one.model}", one.model, one.width, size) for one in settings.teacher.candidates]
-    notes.append(_network(f"student {settings.student.model}", settings.student.model, settings.student.width, size))
-    for key, weights in [*((f"teacher.candidates.{i}", c.weights) for i, c in enumerate(settings.teacher.candidates)), ("student", settings.student.weights)]:
+    students = settings.student.networks
+    notes += [_network(f"student {one.model}", one.model, one.width, size) for one in students]
+    if settings.student.choose is not None:
+        notes.append(f"{loaded.where('student.choose')}: student.choose: picked by time on the device; see the choice with: compress plan {loaded.path}")
+    places = [f"student.choose.from.{i}" for i in range(len(students))] if settings.student.choose else ["student"]
+    starts = zip(places, (one.weights for one in students), strict=True)
+    for key, weights in [*((f"teacher.candidates.{i}", c.weights) for i, c in enumerate(settings.teacher.candidates)), *starts]:
         if Path(weights).suffix in catalog.CHECKPOINT_SUFFIXES and not (base / Path(weights).expanduser()).is_file():
             notes.append(f"{loaded.where(f'{key}.weights')}: {key}.weights: {weights} is not there yet")
     notes += _data(loaded, base)
@@ -56,9 +61,10 @@ def _data(loaded: Loaded, base: Path) -> list[str]:
     except CompressError as error:
         raise UsageError(f"{loaded.where('data')}: data: {error}") from error
     count = sources.count_training(config, base)
-    if count is not None and count < FEW_PICTURES and loaded.recipe.student.weights == "none":
+    scratch = [one.model for one in loaded.recipe.student.networks if one.weights == "none"]
+    if count is not None and count < FEW_PICTURES and scratch:
         return [
-            f"{loaded.where('student')}: student: {count:,} training pictures are few to train {loaded.recipe.student.model} from scratch; "
+            f"{loaded.where('student')}: student: {count:,} training pictures are few to train {scratch[0]} from scratch; "
             "a pretrained start (student.weights) usually does better"
         ]
     return []

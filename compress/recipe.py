@@ -79,8 +79,12 @@ def resolve(recipe: Recipe) -> Recipe:
     """The recipe with the defaults that follow from other keys filled in; what depends on the data or the machine stays null or auto."""
     data = recipe.data.model_copy(update={"image_size": crosschecks.image_size(recipe.data), "augment": crosschecks.augment(recipe.data)})
     candidates = tuple(candidate.model_copy(update={"train": _candidate_train(candidate)}) for candidate in recipe.teacher.candidates)
-    mobile, pretrained = crosschecks.network(recipe.student.model).mobile, recipe.student.weights != "none"
-    train = resolved_train(recipe.train, mobile=mobile, pretrained=pretrained, seed=recipe.seed)
+    starts = {(crosschecks.network(one.model).mobile, one.weights != "none") for one in recipe.student.networks}
+    if len(starts) == 1:
+        ((mobile, pretrained),) = starts
+        train = resolved_train(recipe.train, mobile=mobile, pretrained=pretrained, seed=recipe.seed)
+    else:  # `student.choose` among unlike networks: what follows from the network stays null until it is picked
+        train = recipe.train.model_copy(update={"seed": recipe.seed if recipe.train.seed is None else recipe.train.seed})
     return recipe.model_copy(update={"data": data, "teacher": recipe.teacher.model_copy(update={"candidates": candidates}), "train": train})
 
 

@@ -169,7 +169,8 @@ class Exported:
     max_abs_diff: float  # logits, onnxruntime against torch
     disagreements: int  # predictions that differ from the recorded ones
     pictures: int
-    rewrites: tuple[str, ...]
+    rewrites: tuple[dict[str, Any], ...]  # kept and refused, with their numbers
+    int8_source: File | None = None  # the float file that int8 is made from, where rewrites for integer kernels made it another one
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,31 @@ class Quantized:
     activation_type: str
     weight_type: str
     calibration_pictures: int
+    calibrate: str = "minmax"
+    float_layers: tuple[str, ...] = ()  # seen to run in float
+    bias_correction: bool = False
+    trials: tuple[dict[str, Any], ...] = ()  # of the search, the survivors first
+    search: str | None = None  # what it chose and why, one sentence
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A further form of a shipped file. `kind`: batch1 | ort | operators; `source`: the run folder's file that it was made from."""
+
+    name: str
+    kind: str
+    source: str
+    file: File
+    target: str | None
+    max_abs_diff: float | None  # logits against the source's, on this machine
+    operators: tuple[str, ...] | None  # of an .ort file: the kernels that a minimal onnxruntime needs
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """What `export.fixed_batch` and `export.ort` ask for."""
+
+    files: tuple[Extra, ...]
 
 
 @dataclass(frozen=True)
@@ -208,6 +234,9 @@ class Measured:
     latency_samples: File
     pictures: File
     bundle: File  # zip
+    ships: str | None = None  # the student's file that ships
+    ships_because: str | None = None  # one sentence where `keep: faster` decided
+    slices: tuple[dict[str, Any], ...] = ()  # the shipped student where the teacher is least sure
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 VERSION_PATTERN = r"^[0-9]+\.[0-9]+(\.[0-9]+)?$"
@@ -34,6 +34,11 @@ ShareOrCount = Annotated[Share | Count, BeforeValidator(_share_or_count)]  # a s
 
 MODEL = "a network's name, see `compress models`"
 WIDTH = "width multiplier, for mobilenet_v2 (0.1 to 2) and shufflenet_v2 (0.5, 1, 1.5, 2); null: the network's own (0.5 and 1)"
+
+START = (
+    "start: none (from scratch), a torchvision weights name, or the path of a .safetensors, .pt, .pth or .bin file; "
+    "another number of classes gets a fresh last layer"
+)
 
 
 class Section(BaseModel):
@@ -138,15 +143,37 @@ class Teacher(Section):
     candidates: tuple[Candidate, ...] = Field(min_length=1, description="one or more networks")
 
 
-class Student(Section):
-    """The network that ships."""
+class Choice(Section):
+    """A network that may become the student."""
 
     model: str = Field(description=MODEL)
     width: Annotated[float, Field(gt=0, le=4)] | None = Field(default=None, description=WIDTH)
-    weights: str = Field(
-        default="none", description="start: none (from scratch), a torchvision weights name, or the path of a .safetensors, .pt, .pth or .bin file; "
-        "another number of classes gets a fresh last layer"
-    )  # fmt: skip
+    weights: str = Field(default="none", description=START)
+
+
+class Choose(Section):
+    """Before any training, each network is exported with random weights and timed: the largest (MACs, then parameters) within the budget wins."""
+
+    max_latency_ms: Annotated[float, Field(gt=0)] = Field(
+        description="budget in milliseconds for one picture: the upper end of the interval of the median of the file that would ship, on the target device"
+    )
+    from_: tuple[Choice, ...] = Field(alias="from", min_length=1, description="the networks to pick from")
+
+
+class Student(Section):
+    """The network that ships."""
+
+    model: str | None = Field(default=None, description=f"{MODEL}; needed unless `choose` picks it")
+    width: Annotated[float, Field(gt=0, le=4)] | None = Field(default=None, description=WIDTH)
+    weights: str = Field(default="none", description=START)
+    choose: Choose | None = Field(default=None, description="instead of model, width and weights: pick the largest network that is fast enough")
+
+    @property
+    def networks(self) -> tuple[Choice, ...]:
+        """What may become the student: the one network, or those that `choose` picks from."""
+        if self.choose is not None:
+            return self.choose.from_
+        return () if self.model is None else (Choice(model=self.model, width=self.width, weights=self.weights),)
 
 
 class Dhkd(Section):
@@ -220,17 +247,59 @@ class Export(Section):
     min_runtime: Annotated[str, Field(pattern=VERSION_PATTERN)] = Field(
         default="1.19", description="oldest onnxruntime that must run the file; in quotes"
     )
+    fixed_batch: bool = Field(
+        default=False, description="also write copies of the student's files that take one picture at a time (NNAPI, CoreML and QNN need that)"
+    )
+    ort: bool = Field(
+        default=False, description="also write the student's files as .ort, with the list of kernels that a minimal build of onnxruntime needs"
+    )
 
 
 class Quantize(Section):
     """Post-training quantisation to int8."""
 
     scheme: Literal["static", "none"] = Field(default="static", description="static: int8 weights and activations; none: the float file ships")
-    target: Literal["auto", "x86-vnni", "x86-avx2", "arm64"] = Field(
+    target: Literal["auto", "x86-vnni", "x86-avx2", "arm64", "web"] = Field(
         default="auto", description="instruction set that the int8 file is made for; auto: this machine's"
     )
     per_channel: bool = Field(default=True, description="one weight scale an output channel; false: one a tensor, refused for x86-avx2")
-    calibrate: Literal["minmax"] = Field(default="minmax", description="how activation ranges follow from the calibration pictures")
+    calibrate: Literal["minmax", "entropy", "percentile"] = Field(
+        default="minmax",
+        description="how activation ranges follow from the calibration pictures; minmax: all that was seen; entropy: the range that changes the "
+        "histogram least; percentile: without the rarest values",
+    )
+    percentile: float = Field(default=99.99, description="of calibrate: percentile, in per cent of the values; 99.99 or more, below 100")
+    float_layers: tuple[str, ...] = Field(
+        default=(), description="layers that stay in float: first, last, or names of nodes in student.fp32.onnx; proven in the graph that runs"
+    )
+    bias_correction: bool = Field(default=False, description="take each layer's mean shift through quantisation back in its bias")
+    search: bool = Field(
+        default=False, description="try calibrators, first and last layer in float, and bias correction; rank them by KL to the float student on "
+        "32 unlabelled pictures and certify the best on the validation pictures; chooses the four keys above"
+    )  # fmt: skip
+    keep: Literal["always", "faster"] = Field(
+        default="always", description="faster: where int8 is not measurably faster than float on this target, the float file ships"
+    )
+
+    @field_validator("percentile")
+    @classmethod
+    def _cuts_off_activations(cls, value: float) -> float:
+        if not 99.99 <= value < 100:
+            raise ValueError(
+                f"must be at least 99.99 and below 100, got {value:g}: lower ones cut off real activations (measured: 99.9 gives 66.97 %, "
+                "99.99 gives 76.91 %)"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _search_chooses(self) -> Quantize:
+        chosen = [name for name in ("calibrate", "percentile", "float_layers", "bias_correction", "per_channel") if self._is_set(name)]
+        if self.search and chosen:
+            raise ValueError(f"search: true chooses {' and '.join(chosen)}; leave {'it' if len(chosen) == 1 else 'them'} out")
+        return self
+
+    def _is_set(self, name: str) -> bool:
+        return getattr(self, name) != type(self).model_fields[name].default
 
     @model_validator(mode="after")
     def _per_tensor_with_reduced_range(self) -> Quantize:
@@ -247,6 +316,10 @@ class Validate(Section):
     threads: Count = Field(default=1, description="onnxruntime's threads")
     warmup: Annotated[int, Field(ge=0)] = Field(default=50, description="runs a model before the timed ones")
     repeats: Annotated[int, Field(ge=16)] = Field(default=700, description="timed runs a model; p90 needs 64, p99 needs 662")
+    sustained_seconds: Annotated[int, Field(ge=0, le=86400)] = Field(
+        default=0, description="seconds that the file which ships runs without a pause; the first minute is held against the last (of under 600 s "
+        "the tenths); 0: not run"
+    )  # fmt: skip
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="of the order of models and pictures, of the resampling, and of the bundle's pictures")
 
 

@@ -182,9 +182,46 @@ def samples_needed(n: int, value: float, edge: float, limit: float) -> int | Non
     return math.ceil(needed * (1 - 1e-9)) if needed <= MOST_PICTURES else None
 
 
-def certifiable_margin(n: int, flips: float) -> float:
+def certifiable_margin(n: float, flips: float) -> float:
     """The smallest limit, in points, that n pictures can certify for a model without any drop that flips this many of them."""
     return 100 * difference_interval(flips / 2, flips / 2, n)[1]
+
+
+def pictures_for_margin(n: int, flips: int, margin_points: float) -> int | None:
+    """How many test pictures certify a margin for a model without any drop, should flips keep their share; None for a margin of 0.
+
+    About 1.96^2 x share of flips / margin^2: 960 pictures resolve 1 point where 2.5 % flip.
+    """
+    return _fewest(n, lambda pictures: certifiable_margin(pictures, flips * pictures / n) < margin_points) if margin_points > 0 else None
+
+
+def holm(p_values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """p values (K,) adjusted for having looked at K of them: the chance that any true null is rejected stays below the level.
+
+    Source: Holm 1979.
+    """
+    p = np.asarray(p_values, np.float64)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted
+
+
+def top_margin(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """How sure a model is, (N,) in [0, 1]: probability of its first answer less that of its second, of logits (N, K), K >= 2."""
+    shifted = np.asarray(logits, np.float64) - np.max(logits, axis=1, keepdims=True)
+    odds = np.exp(shifted)
+    two = np.partition(odds, -2, axis=1)[:, -2:]
+    return (two[:, 1] - two[:, 0]) / odds.sum(axis=1)
+
+
+def least_sure(logits: NDArray[np.floating], share: float) -> NDArray[np.bool_]:
+    """The pictures (N,) bool with the lowest `share` of `top_margin`, rounded to whole pictures, at least one; earlier ones first among equals."""
+    margin = top_margin(logits)
+    chosen = np.zeros(len(margin), bool)
+    chosen[np.argsort(margin, kind="stable")[: max(1, round(share * len(margin)))]] = True
+    return chosen
 
 
 def top_k_correct(logits: NDArray[np.floating], labels: NDArray[np.integer], k: int) -> NDArray[np.bool_]:

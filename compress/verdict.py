@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compress.schema import Require
-from compress.statistics import PairedDrop, pictures_needed, pictures_needed_top1, samples_needed, wilson
+from compress.statistics import PairedDrop, certifiable_margin, pictures_for_margin, pictures_needed, pictures_needed_top1, samples_needed, wilson
 
 Verdict = Literal["passed", "failed", "undecided", "not judged"]
 Status = Literal["passed", "failed", "undecided"]
@@ -40,6 +40,9 @@ class Facts:
     peak_memory_bytes: int | None = None
     int8_mac_share: float | None = None
     disturbed: str | None = None  # why the timing is noisy, e.g. "other processes used 40 % of a core"
+    untimed: str | None = None  # why the file could not be timed, e.g. "it is built for arm64 and this machine is x86-vnni"
+    sha256: str | None = None  # of the file
+    precision: str | None = None  # fp32 | int8
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Requirement:
     verdict: Verdict
     where: str
     sentence: str
+    sha256: str | None = None
+    precision: str | None = None
 
 
 Judgement = tuple[float | None, Interval | None, Verdict, str]
@@ -69,7 +74,8 @@ def judge(require: Require, facts: Facts, where: Mapping[str, str] | None = None
     for name, limit in require.model_dump().items():
         if limit is not None:
             value, interval, verdict, sentence = JUDGES[name](facts, limit)
-            rows.append(Requirement(name, facts.target, facts.file, limit, value, interval, verdict, (where or {}).get(name, ""), sentence))
+            place = (where or {}).get(name, "")
+            rows.append(Requirement(name, facts.target, facts.file, limit, value, interval, verdict, place, sentence, facts.sha256, facts.precision))
     return rows
 
 
@@ -105,7 +111,8 @@ def _exact(value: float | None, limit: float, what: str, show: Callable[[float],
 def _timed(value: float | None, interval: Interval | None, limit: float, facts: Facts, what: str, unit: str, at_most: bool) -> Judgement:
     """Judge a timing by its interval over rounds; when it is too wide, say how many runs would settle it."""
     if value is None:
-        return None, None, "not judged", f"{what} was not measured, so this limit is not judged."
+        why = f" ({facts.untimed})" if facts.untimed else ""
+        return None, None, "not judged", f"{what} was not measured{why}, so this limit is not judged."
     bound = f"the {'limit' if at_most else 'minimum'} is {_number(limit)}{unit}"
     if interval is None:
         why = "without rounds there is no interval to judge it by: raise validate.repeats"
@@ -119,6 +126,8 @@ def _timed(value: float | None, interval: Interval | None, limit: float, facts: 
         more = f"about {_count(needed)} timed runs would settle it" if needed and needed > (facts.timed_runs or 0) else "measure again"
         noise = f"; {facts.disturbed}" if facts.disturbed else ""
         sentence += f", inside the interval: {more} (validate.repeats), on a quiet machine{noise}"
+    elif facts.disturbed:
+        sentence += f"; {facts.disturbed}, but the interval over all rounds lies clear of the limit"
     return value, interval, verdict, sentence + "."
 
 
@@ -132,10 +141,22 @@ def _top1_drop(facts: Facts, limit: float) -> Judgement:
     numbers = f"drop {drop.drop_points:.2f} [{drop.low:.2f}, {drop.high:.2f}]"
     sentence = f"Top-1 is {abs(drop.drop_points):.2f} points {side} the teacher's ({numbers}); the limit is {_number(limit)} points"
     if verdict == "undecided":
-        needed = pictures_needed(drop, limit)
-        more = f"about {_count(needed)} would settle it" if needed else "the drop sits on the limit, so no number of them would settle it"
-        sentence += f". {drop.n:,} test pictures can certify {max(drop.high, 0.0):.2f} points here; {more}"
+        sentence += ". " + _what_pictures_can_do(drop, limit)
     return drop.drop_points, interval, verdict, sentence + "."
+
+
+def _what_pictures_can_do(drop: PairedDrop, limit: float) -> str:
+    """What the test pictures could certify for a model without a drop, how many the limit takes, how many would settle the drop seen."""
+    flips = drop.lost + drop.gained
+    margin = certifiable_margin(drop.n, flips)
+    sentence = f"Your {drop.n:,} test pictures can certify {margin:.1f} points"
+    enough = pictures_for_margin(drop.n, flips, limit) if margin > limit else None
+    if enough:
+        sentence += f"; {_count(enough)} are needed for {_number(limit)}"
+    needed = pictures_needed(drop, limit)
+    if needed:
+        return f"{sentence}; at the drop seen, about {_count(needed)} would settle it"
+    return f"{sentence}; the drop sits on the limit, so no number of them would settle it"
 
 
 def _top1(facts: Facts, limit: float) -> Judgement:

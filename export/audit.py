@@ -1,7 +1,7 @@
 """What onnxruntime really executes: the optimised graph of a default session, not what the file says.
 
 Source of the need: a layer that stands in the file between DequantizeLinear and QuantizeLinear may run in float, and one that was left
-in float may be quantised again when the session is made.
+in float may be quantised again when the session is made. Why a node runs in float is told by `export.causes`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ import onnx
 import onnxruntime
 from onnx import GraphProto, NodeProto
 
-from export import graph
-from export.runtime import SESSION_ERRORS, ExportError, Model, isa, runs_on, session_options
+from export import causes, graph
+from export.runtime import PREFIX, SESSION_ERRORS, ExportError, Model, isa, runs_on, session_options
+
+FLOAT_LAYERS = PREFIX + "float_layers"  # metadata: names of the layers that the recipe keeps in float
 
 # Operator: which of its inputs holds the weights.
 CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "NhwcFusedConv": 1, "ConvTranspose": 1, "QLinearConv": 3, "ConvInteger": 1}
@@ -34,6 +36,7 @@ INTEGER = ("QLinearConv", "ConvInteger", *INTEGER_PRODUCTS)
 class Audit:
     """`int8_mac_share` in [0, 1] of `macs` (one picture); `islands`: (node, op) that compute in float behind the first layer.
 
+    `causes`: why, by the island's node. `requantised`: layers with float weights in the file that run in integers all the same.
     `representative` is False where the file was built for another instruction set: then this machine's kernels are not the device's.
     """
 
@@ -43,6 +46,16 @@ class Audit:
     islands: tuple[tuple[str, str], ...]
     onnxruntime: str
     representative: bool
+    causes: dict[str, str] = field(default_factory=dict)
+    requantised: tuple[str, ...] = ()
+
+    def causes_counted(self) -> list[dict[str, Any]]:
+        """The islands by operator and cause, the most frequent first: [{"op", "cause", "count", "nodes"}]."""
+        groups: dict[tuple[str, str], list[str]] = {}
+        for name, op in self.islands:
+            groups.setdefault((op, self.causes[name]), []).append(name)
+        rows = [{"op": op, "cause": cause, "count": len(nodes), "nodes": nodes} for (op, cause), nodes in groups.items()]
+        return sorted(rows, key=lambda row: -row["count"])
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,10 @@ def audit(path: Path, *, threads: int = 1) -> Audit:
         raise ExportError(f"{path}: no convolution or matrix product to audit")
     executed = dict(sorted(Counter(kernel.op for kernel in kernels).items()))
     islands = tuple(_islands(kernels, optimised))
-    return Audit(integer / total, total, executed, islands, onnxruntime.__version__, runs_on(model.target, isa()))
+    kept = json.loads(model.session.get_modelmeta().custom_metadata_map.get(FLOAT_LAYERS, "[]"))
+    told = causes.explain(islands, written, optimised, kept=frozenset(kept), x86=isa().startswith("x86"))
+    again = causes.requantised(written, [(kernel.name, kernel.op) for kernel in kernels], INTEGER)
+    return Audit(integer / total, total, executed, islands, onnxruntime.__version__, runs_on(model.target, isa()), told, again)
 
 
 def _profile(
@@ -128,9 +144,14 @@ def _weight_shapes(optimised: GraphProto) -> dict[str, tuple[int, ...]]:
 
 def _islands(kernels: list[_Kernel], optimised: GraphProto) -> Iterator[tuple[str, str]]:
     behind_first = _behind_first_layer(optimised)
+    named = {node.name for node in optimised.node}
+    begun = False
     for kernel in kernels:
         computes_float = kernel.outputs and kernel.outputs[0][0] in ("float", "float16")
-        if computes_float and kernel.name in behind_first and kernel.op not in (*INTEGER, "QuantizeLinear", "DequantizeLinear"):
+        begun = begun or kernel.op in CONVOLUTIONS or kernel.op in PRODUCTS
+        # Parts of an inlined function (HardSwish) have no name in the graph; the profiler makes one up. Pixels are prepared before.
+        behind = kernel.name in behind_first or (begun and kernel.name not in named)
+        if computes_float and behind and kernel.op not in (*INTEGER, "QuantizeLinear", "DequantizeLinear"):
             yield kernel.name, kernel.op
 
 

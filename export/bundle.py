@@ -18,7 +18,7 @@ import onnxruntime
 from export import runtime
 from export.runtime import ExportError, MissingError, Model
 
-RUNTIME_FILES = ("__init__.py", "runtime.py", "measure.py", "verify.py")
+RUNTIME_FILES = ("__init__.py", "runtime.py", "conditions.py", "rounds.py", "measure.py", "photos.py", "verify.py")
 FLOAT_TOLERANCE = 1e-3  # of the largest logit, at least of 1: float kernels of two CPUs differ by far less, a wrong kernel by far more
 INT8_AGREEMENT = 0.95  # integer kernels round differently between instruction sets; a wrong kernel agrees at chance
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first moment: equal contents give equal bytes
@@ -28,7 +28,7 @@ An image classifier: {classes} classes, pictures of {size} x {size} pixels, chec
 1. `python -m pip install -r requirements.txt` (numpy and onnxruntime, nothing else; Python 3.8 or newer)
 2. `python -m export.verify` in this folder checks every file, runs the models on real pictures, compares answers and times them.
 3. Exit code 0: all answers are right; 4: changed files or wrong answers; 3: something is missing; 2: wrong usage.
-4. `python -m export.verify --json ../device.json` also writes the numbers.
+4. `python -m export.verify --json ../device.json` also writes the numbers; `--preprocess CMD` checks your own photo decoder, see `--help`.
 5. In an application: `from export.runtime import Model`, then `Model.load("{file}").run(pictures)`;
 6. pictures are RGB, uint8 (N, {size}, {size}, 3); answers are logits, float32 (N, {classes}); class names: `Model.contract.classes`.
 7. `manifest.json` lists every file with its sha256; `sha256sum -c checksums.sha256` checks them without Python.
@@ -57,11 +57,13 @@ class Bundle:
 
 
 def write(
-    folder: Path, models: Sequence[Shipped], images: np.ndarray, labels: np.ndarray, *, title: str = "model", min_runtime: str = "1.19"
+    folder: Path, models: Sequence[Shipped], images: np.ndarray, labels: np.ndarray, *, title: str = "model", min_runtime: str = "1.19",
+    resize: int | None = None,
 ) -> Bundle:
     """Write `folder` anew and `folder.zip` beside it; expected logits come from this machine's onnxruntime.
 
-    `images` uint8 (N, H, W, 3), `labels` integers (N,). Equal inputs give equal bytes. Raises ExportError.
+    `images` uint8 (N, H, W, 3), `labels` integers (N,). `resize`: what the short side of a photo is resized to before its centre is cut out,
+    at least H; None leaves the photos out. Equal inputs give equal bytes. Raises ExportError.
     """
     _check(models, images, labels)
     partial = folder.with_name(folder.name + ".partial")
@@ -70,6 +72,7 @@ def write(
     entries = [_ship(model, partial, images) for model in models]
     arrays = {f"logits/{entry['file']}": logits for entry, logits in entries}
     np.savez(partial / "samples.npz", images=images, labels=np.asarray(labels, dtype=np.int64), **arrays)  # type: ignore[arg-type]
+    photos = _photos(partial, models, images, resize) if resize is not None else None
     for name in RUNTIME_FILES:
         shutil.copyfile(Path(__file__).with_name(name), partial / "export" / name)
     contract = Model.load(models[0].path).contract
@@ -77,7 +80,7 @@ def write(
     text = _README.format(title=title, classes=len(contract.classes), size=contract.image_size, file=shipped.path.name)
     (partial / "README.md").write_text(text, encoding="utf-8")
     (partial / "requirements.txt").write_text(f"numpy>=1.21\nonnxruntime>={min_runtime}\n", encoding="utf-8")
-    _write_manifest(partial, [entry for entry, _ in entries], contract, len(images))
+    _write_manifest(partial, [entry for entry, _ in entries], contract, len(images), photos)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return _archive(folder)
@@ -92,7 +95,7 @@ def _check(models: Sequence[Shipped], images: np.ndarray, labels: np.ndarray) ->
         if (model.precision == "int8") != (model.target is not None):
             raise ExportError(f"{model.path.name}: int8 files name their target, float files have none")
     names = [model.path.name for model in models]
-    if len(set(names)) != len(names) or set(names) & {"README.md", "samples.npz", "manifest.json", "export"}:
+    if len(set(names)) != len(names) or set(names) & {"README.md", "samples.npz", "manifest.json", "export", "photos", "photos.npz"}:
         raise ExportError(f"models of a bundle need names of their own, not {', '.join(names)}")
     if len(images) == 0 or len(images) != len(labels):
         raise ExportError(f"a bundle needs as many labels as pictures, at least one; got {len(labels)} and {len(images)}")
@@ -119,6 +122,16 @@ def _ship(shipped: Shipped, folder: Path, images: np.ndarray) -> tuple[dict[str,
     return entry, logits
 
 
+def _photos(folder: Path, models: Sequence[Shipped], images: np.ndarray, resize: int) -> dict[str, Any]:
+    """Draw the photos; their manifest entry. Beside them `photos.npz`: the right pixels, what faults would give, every model's logits."""
+    from export import photoset
+
+    entry, arrays = photoset.write(folder, images, resize)
+    logits = {f"logits/{model.path.name}": Model.load(model.path).run(arrays["pixels"]) for model in models}
+    np.savez_compressed(folder / entry["file"], **arrays, **logits)  # type: ignore[arg-type]
+    return entry
+
+
 def _described(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
@@ -128,13 +141,15 @@ def _listed(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def _write_manifest(folder: Path, entries: list[dict[str, Any]], contract: runtime.Contract, pictures: int) -> None:
+def _write_manifest(folder: Path, entries: list[dict[str, Any]], contract: runtime.Contract, pictures: int, photos: dict[str, Any] | None) -> None:
     manifest = {
         "schema": 1,
         "made_by": contract.made_by,
         "classes": list(contract.classes),
         "image_size": contract.image_size,
+        "preprocessing": contract.preprocessing,
         "samples": {"file": "samples.npz", "images": pictures},
+        "photos": photos,
         "onnxruntime": onnxruntime.__version__,
         "expected_on": runtime.isa(),
         "models": entries,

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 
-from export import graph
+from export import graph, rewrites
 from export.graph import check_runtime
+from export.rewrites import Rewrite
 from export.runtime import INPUT, OUTPUT, Contract, ExportError, Model, scale_and_shift
 
 if TYPE_CHECKING:  # torch costs seconds to import
@@ -29,13 +31,13 @@ PARITY_LIMIT = 1e-3  # of logits of magnitude 1; float32 kernels of two runtimes
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. `rewrites` counts the exact rewrites by name."""
+    """What was written. `rewrites`: the float-exact rewrites, kept and refused."""
 
     opset: int
     ir_version: int
     nodes: int
     bytes: int
-    rewrites: dict[str, int]
+    rewrites: tuple[Rewrite, ...]
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,16 @@ class Parity:
     predictions: np.ndarray
 
 
-def to_onnx(model: nn.Module, path: Path, contract: Contract, *, opset: int = 18) -> Exported:
+def to_onnx(model: nn.Module, path: Path, contract: Contract, *, opset: int = 18, pictures: np.ndarray | None = None) -> Exported:
     """Export `model`, float32 (N, 3, H, W) to logits (N, K), as one file with a dynamic batch.
 
-    With `uint8_nhwc` the graph takes pixels and normalises them itself. The given module is not changed. Raises ExportError.
+    With `uint8_nhwc` the graph takes pixels and normalises them itself. `pictures` uint8 (N, H, W, 3) judge the rewrites; noise without.
+    The given module is not changed. Raises ExportError.
     """
     network = _frozen(model)
-    proto = _trace(network, contract, opset)
-    rewrites = {"ReduceMean to GlobalAveragePool": graph.pool_means(proto, graph.ranks_of(proto))}
+    traced = _trace(network, contract, opset)
+    _check_classes(network, contract)
+    proto, judged = rewrites.for_every_file(traced, contract, pictures)
     graph.clean(proto, contract.to_metadata(), made_by=contract.made_by)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = graph.save(proto, path)
@@ -69,7 +73,28 @@ def to_onnx(model: nn.Module, path: Path, contract: Contract, *, opset: int = 18
     except ExportError:
         path.unlink()
         raise
-    return Exported(opset, saved.ir_version, len(saved.graph.node), len(data), {name: count for name, count in rewrites.items() if count})
+    return Exported(opset, saved.ir_version, len(saved.graph.node), len(data), judged)
+
+
+def fixed_batch(source: Path, target: Path) -> float:
+    """Write a copy that takes one picture at a time, as NNAPI, CoreML and QNN want it; returns the largest difference of the logits.
+
+    With known shapes onnxruntime may fuse float kernels otherwise; beyond the rounding of float32 nothing may differ. Raises ExportError.
+    """
+    model = onnx.load(str(source))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    target.parent.mkdir(parents=True, exist_ok=True)
+    graph.save(model, target)
+    graph.check(target, opset=graph.opset_of(model))
+    dynamic, fixed = Model.load(source), Model.load(target)
+    images = rewrites.noise(dynamic.contract)
+    expected = dynamic.run(images, batch=1)
+    difference = float(np.abs(expected.astype(np.float64) - fixed.run(images, batch=1)).max())
+    if not difference <= rewrites.PARITY * float(np.abs(expected).max()):
+        target.unlink()
+        raise ExportError(f"{target.name}: with a fixed batch the logits differ from those of {source.name} by {difference:.3g}")
+    return difference
 
 
 def parity(model: nn.Module, path: Path, images: np.ndarray, *, batch: int = 64) -> Parity:
@@ -175,6 +200,16 @@ def _torch_logits(network: nn.Module, images: np.ndarray, contract: Contract, ba
     return np.concatenate(parts)
 
 
+def _check_classes(network: nn.Module, contract: Contract) -> None:
+    image = np.zeros((1, contract.image_size, contract.image_size, 3), dtype=np.uint8)
+    try:
+        answer = _torch_logits(network, image, contract, 1)
+    except RuntimeError as error:
+        raise ExportError(f"the network cannot run on {contract.image_size} pixels: {str(error).splitlines()[0]}") from error
+    if answer.shape != (1, len(contract.classes)):
+        raise ExportError(f"the network answers {answer.shape[1:]} for {len(contract.classes)} classes")
+
+
 def _check_batches(network: nn.Module, path: Path, contract: Contract) -> None:
     """The batch is dynamic and the file computes what the network computes: batches of 1, 3 and 8."""
     runtime = Model.load(path)
@@ -182,8 +217,6 @@ def _check_batches(network: nn.Module, path: Path, contract: Contract) -> None:
     for batch in (1, 3, 8):
         images = generator.integers(0, 256, (batch, contract.image_size, contract.image_size, 3), dtype=np.uint8)
         expected = _torch_logits(network, images, contract, batch)
-        if expected.shape != (batch, len(contract.classes)):
-            raise ExportError(f"the network answers {expected.shape[1:]} for {len(contract.classes)} classes")
         found = runtime.run(images, batch)
         difference = float(np.abs(expected - found).max())
         if not difference <= PARITY_LIMIT * max(1.0, float(np.abs(expected).max())):

@@ -1,4 +1,4 @@
-"""What is done to an ONNX graph whatever wrote it: cleaning, exact rewrites, checks, and bytes that depend on nothing else."""
+"""What is done to an ONNX graph whatever wrote it: cleaning, checks, and bytes that depend on nothing else."""
 
 from __future__ import annotations
 
@@ -62,33 +62,89 @@ def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
     return readers
 
 
-def _averages_height_and_width(node: NodeProto, constants: dict[str, np.ndarray]) -> bool:
-    if node.op_type != "ReduceMean" or len(node.input) != 2 or node.input[1] not in constants:
-        return False
-    axes = sorted(int(axis) for axis in constants[node.input[1]].ravel())
-    return axes in ([2, 3], [-2, -1])
+def normalise_by_rows(model: ModelProto) -> int:
+    """Let a file that takes uint8 (N, H, W, 3) normalise before it transposes, with constants as long as a row; returns 1 where it was done.
 
-
-def pool_means(model: ModelProto, ranks: dict[str, int]) -> int:
-    """Replace ReduceMean over height and width of a rank-4 tensor by GlobalAveragePool (and Flatten); returns how many.
-
-    Exact in float; onnxruntime has an int8 kernel for the pool and none for the mean.
+    The same products and sums. Integer convolutions have their channels last, so onnxruntime moves the transposition behind the
+    normalisation, and then multiplies three values at a time: a third of MobileNetV3's time at 224 x 224.
     """
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    nodes: list[NodeProto] = []
+    graph = model.graph
+    chain, name = [], INPUT
+    for op in ("Transpose", "Cast", "Mul", "Add"):
+        readers = consumers(graph).get(name, [])
+        if len(readers) != 1 or readers[0].op_type != op:
+            return 0
+        chain.append(readers[0])
+        name = readers[0].output[0]
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    values = [constants.get(next(part for part in node.input if part not in chain[place + 1].output)) for place, node in enumerate(chain[2:])]
+    height, width = (dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim[1:3])
+    known = [value for value in values if value is not None and value.shape == (1, 3, 1, 1)]
+    if len(known) != 2:
+        return 0
+    shapes = {"pixel_rows": [0, height, 3 * width], "pixel_columns": [0, height, width, 3]}
+    arrays = {key: np.array(shape, np.int64) for key, shape in shapes.items()}
+    arrays.update(zip(("row_scale", "row_shift"), (np.tile(value.ravel(), width) for value in known), strict=True))
+    graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in arrays.items())
+    nodes = [
+        # Cast first: a reshaped input would be copied, what a node made is not.
+        helper.make_node("Cast", [INPUT], ["float_pixels"], name="float_pixels", to=onnx.TensorProto.FLOAT),
+        helper.make_node("Reshape", ["float_pixels", "pixel_rows"], ["float_rows"], name="float_rows"),
+        helper.make_node("Mul", ["float_rows", "row_scale"], ["scaled_rows"], name="scaled_rows"),
+        helper.make_node("Add", ["scaled_rows", "row_shift"], ["normalised_rows"], name="normalised_rows"),
+        helper.make_node("Reshape", ["normalised_rows", "pixel_columns"], ["normalised_pixels"], name="normalised_pixels"),
+        helper.make_node("Transpose", ["normalised_pixels"], [name], name="channels_first", perm=[0, 3, 1, 2]),
+    ]
+    replace(graph.node, nodes + [node for node in graph.node if node not in chain])
+    return 1
+
+
+def absorb_scalar_products(model: ModelProto) -> int:
+    """Drop products of a quantised tensor with a positive scalar from a QDQ graph; returns how many.
+
+    c * scale * (q - zero_point): the product has the same integers under another scale, so that no kernel needs to compute it.
+    """
+    graph = model.graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    behind, readers = producers(graph), consumers(graph)
     count = 0
-    for node in model.graph.node:
-        if not _averages_height_and_width(node, constants) or ranks.get(node.input[0]) != 4:
-            nodes.append(node)
-            continue
-        keeps = next((attribute.i for attribute in node.attribute if attribute.name == "keepdims"), 1)
-        pooled = node.output[0] if keeps else f"{node.output[0]}_pooled"
-        nodes.append(helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=f"{node.name}_pool"))
-        if not keeps:
-            nodes.append(helper.make_node("Flatten", [pooled], [node.output[0]], name=f"{node.name}_flatten", axis=1))
-        count += 1
-    _replace(model.graph.node, nodes)
+    for node in [node for node in graph.node if node.op_type == "Mul" and node.output[0] != OUTPUT]:
+        for tensor, scalar in (node.input, reversed(node.input)):
+            source, factor = behind.get(tensor), _scalar(scalar, constants, behind)
+            reading = readers.get(node.output[0], [])
+            if factor is None or factor <= 0 or source is None or len(reading) != 1 or reading[0].op_type != "QuantizeLinear":
+                continue
+            if source.op_type != "DequantizeLinear" or source.input[0] in constants or constants[source.input[1]].size != 1:
+                continue
+            scale = f"{node.output[0]}_absorbed_scale"
+            graph.initializer.append(numpy_helper.from_array((constants[source.input[1]] * factor).astype(np.float32), scale))
+            for reader in readers[reading[0].output[0]]:
+                reader.input[0], reader.input[1], reader.input[2] = source.input[0], scale, source.input[2]
+            count += 1
+            break
+    prune(graph)
     return count
+
+
+def _scalar(name: str, constants: dict[str, np.ndarray], behind: dict[str, NodeProto]) -> float | None:
+    """The value of a constant with one element, stored as it is or as an integer behind DequantizeLinear."""
+    if name in constants:
+        return float(constants[name].item()) if constants[name].size == 1 else None
+    node = behind.get(name)
+    if node is None or node.op_type != "DequantizeLinear" or any(part not in constants or constants[part].size != 1 for part in node.input):
+        return None
+    value, scale, zero_point = (float(constants[part].item()) for part in node.input)
+    return (value - zero_point) * scale
+
+
+def prune(graph: GraphProto) -> None:
+    """Remove nodes that nothing reads."""
+    while True:
+        read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+        kept = [node for node in graph.node if read.intersection(node.output)]
+        if len(kept) == len(graph.node):
+            return
+        replace(graph.node, kept)
 
 
 def ranks_of(model: ModelProto) -> dict[str, int]:
@@ -98,7 +154,8 @@ def ranks_of(model: ModelProto) -> dict[str, int]:
     return {value.name: len(value.type.tensor_type.shape.dim) for value in values if value.type.tensor_type.HasField("shape")}
 
 
-def _replace(field: object, values: list) -> None:
+def replace(field: object, values: list) -> None:
+    """The content of a repeated field becomes `values`."""
     kept = [type(value).FromString(value.SerializeToString()) for value in values]  # copies: deleting would clear the originals
     del field[:]  # type: ignore[attr-defined]
     field.extend(kept)  # type: ignore[attr-defined]
@@ -120,9 +177,9 @@ def clean(model: ModelProto, metadata: dict[str, str], *, made_by: str) -> None:
     for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
         del part.metadata_props[:]
     read = {tensor for node in graph.node for tensor in node.input} | {value.name for value in graph.output}
-    _replace(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in read])
+    replace(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in read])
     domains = {node.domain for node in graph.node} | {"", *(function.domain for function in model.functions)}
-    _replace(model.opset_import, [entry for entry in model.opset_import if entry.domain in domains])
+    replace(model.opset_import, [entry for entry in model.opset_import if entry.domain in domains])
     helper.set_model_props(model, dict(sorted(metadata.items())))
 
 

@@ -1,30 +1,34 @@
 """Latency and memory on this machine, measured so that the numbers can be trusted or are refused.
 
 Standard library, numpy and onnxruntime only; runs on Python 3.8. `python -m export.measure --memory FILE` is the fresh process behind
-`memory`.
+`memory`. What happens to a disturbed measurement: it is repeated, `attempts` times in all; the first quiet attempt counts alone; where
+none is quiet the rounds of all of them are joined, so that intervals show how far the disturbances reach.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from export.runtime import OUTPUT, ExportError, MissingError, Model
+from export import conditions
+from export.rounds import Attempt, disturbances, drift, join, two_speeds_note
+from export.runtime import OUTPUT, ExportError, MissingError, Model, isa, runs_on, session_options
 
 # Fewest samples behind a percentile. Source: MLPerf loadgen, early stopping of single-stream runs.
 P90_SAMPLES, P99_SAMPLES = 64, 662
-BUSY_CORES = 0.05  # of one core, used by other processes: above it a measurement is contaminated
-_TICKS_OF_SLACK = 2  # /proc/stat counts whole ticks
+# Two sessions of one file lie elsewhere in memory: their ratio was up to 0.9 % from 1 (50 pairs), in every round alike.
+PLACEMENT = 0.01
 _RESAMPLES = 2000
 _MEMORY_RUNS = 10
 
@@ -52,11 +56,41 @@ class ModelLatency:
 
 @dataclass(frozen=True)
 class LatencyResult:
-    """All models, measured in the same rounds. `other_cores`: mean cores that other processes used meanwhile; None where unknown."""
+    """All models, measured in the same rounds. `other_cores`: mean cores that other processes used meanwhile; None where unknown.
+
+    `round_other_cores`: the same for each round (None: too short to tell). `drift`: for each model the median of its last third of rounds
+    over that of its first. `disturbances` and `notes` are sentences: the first kind makes absolute times doubtful.
+    """
 
     models: dict[str, ModelLatency]
     contaminated: bool | None
     other_cores: float | None
+    round_other_cores: tuple[float | None, ...] = ()
+    drift: dict[str, float] = field(default_factory=dict)
+    disturbances: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    attempts: int = 1
+    sha256: dict[str, str] = field(default_factory=dict)  # of the bytes that ran
+
+    def conditions(self) -> dict[str, Any]:
+        """The `latency` entry of a report: everything that is needed to believe the numbers, or not to."""
+        rounds = [None if cores is None else round(cores, 3) for cores in self.round_other_cores]
+        threads = next(iter(self.models.values())).threads
+        return {
+            "contaminated": self.contaminated,
+            "other_cores": self.other_cores,
+            "round_other_cores": rounds,
+            "drift": {name: round(value, 4) for name, value in self.drift.items()},
+            "disturbances": list(self.disturbances),
+            "notes": list(self.notes),
+            "attempts": self.attempts,
+            "rounds": len(rounds),
+            "threads": threads,
+            "spinning": session_options(threads).get_session_config_entry("session.intra_op.allow_spinning") != "0",
+            "governor": conditions.governor(),
+            "cpu_features": conditions.cpu_features(),
+            "sha256": dict(self.sha256),
+        }
 
 
 def latency(
@@ -68,44 +102,107 @@ def latency(
     repeats: int = 700,
     rounds: int = 20,
     seed: int = 0,
+    attempts: int = 1,
 ) -> LatencyResult:
     """Time every model at batch 1 on varying pictures, uint8 (N, H, W, 3): one process, all loaded, rounds in shuffled order.
 
-    `repeats` timed runs a model in total. What is timed is what an application does from pixels to logits. Interleaving cancels what
+    `repeats` timed runs a model and attempt. What is timed is what an application does from pixels to logits. Interleaving cancels what
     CPU accounting cannot see (frequency, neighbours on the same core). Raises ExportError.
     """
-    if not models or len(images) == 0 or repeats < 1 or warmup < 0 or rounds < 1:
+    pictures = [np.ascontiguousarray(images[index : index + 1]) for index in range(len(images))]
+    return _measure(models, pictures, lambda picture: picture, threads, warmup, repeats, rounds, seed, attempts)
+
+
+def photo_latency(
+    models: Mapping[str, str | Path],
+    photos: Sequence[bytes],
+    decode: Callable[[bytes], np.ndarray],
+    *,
+    threads: int = 1,
+    warmup: int = 3,
+    repeats: int = 64,
+    rounds: int = 8,
+    seed: int = 0,
+    attempts: int = 1,
+) -> LatencyResult:
+    """As `latency`, from the bytes of a picture file to logits; `decode` gives uint8 (H, W, 3) of the model's size."""
+    return _measure(models, list(photos), lambda photo: decode(photo)[None], threads, warmup, repeats, rounds, seed, attempts)
+
+
+def _measure(
+    models: Mapping[str, str | Path], inputs: list[Any], prepare: Callable[[Any], np.ndarray],
+    threads: int, warmup: int, repeats: int, rounds: int, seed: int, attempts: int,
+) -> LatencyResult:  # fmt: skip
+    if not models or not inputs or repeats < 1 or warmup < 0 or rounds < 1 or attempts < 1:
         raise ExportError("latency needs at least one model, one picture, one round and one run")
+    digests = {name: _sha256(path) for name, path in models.items()}
     loaded = {name: Model.load(path, threads) for name, path in models.items()}
-    for model in loaded.values():
-        model.check(images)
+    for name, model in loaded.items():
+        if not runs_on(model.target, isa()):
+            raise ExportError(f"{name} was built for {model.target} and this machine is {isa()}: how long it takes here says nothing about that device")
+        model.check(prepare(inputs[0]))
     random = np.random.default_rng(seed)
-    pictures = [np.ascontiguousarray(images[index : index + 1]) for index in random.permutation(len(images))]
-    first = {name: _time(model, pictures[:1])[0] for name, model in loaded.items()}
-    for model in loaded.values():
-        _time(model, [pictures[run % len(pictures)] for run in range(warmup)])
+    inputs = [inputs[index] for index in random.permutation(len(inputs))]
+    runs = {name: _runner(model, prepare) for name, model in loaded.items()}
+    first = {name: float(_time(run, inputs[:1])[0]) for name, run in runs.items()}
+    for run in runs.values():
+        _time(run, [inputs[number % len(inputs)] for number in range(warmup)])
+    tried: list[Attempt] = []
+    while len(tried) < attempts:
+        tried.append(_attempt(runs, inputs, repeats, rounds, random))
+        if not disturbances(tried[-1]):
+            break
+    kept = [tried[-1]] if not disturbances(tried[-1]) else tried
+    joined = join(kept)
+    medians = {name: [float(np.median(part)) for part in joined.parts[name]] for name in loaded}
+    return LatencyResult(
+        models={name: _summarise(joined.parts[name], threads, first[name], model.load_ms) for name, model in loaded.items()},
+        contaminated=joined.contaminated,
+        other_cores=None if joined.other_seconds is None else joined.other_seconds / joined.wall,
+        round_other_cores=tuple(joined.round_other_cores),
+        drift={name: value for name in loaded if (value := drift(medians[name])) is not None},
+        disturbances=disturbances(joined),
+        notes=tuple(note for name in loaded if (note := two_speeds_note(name, medians[name])) is not None),
+        attempts=len(tried),
+        sha256=digests,
+    )
 
-    samples: dict[str, list[np.ndarray]] = {name: [] for name in loaded}
-    before = _busy_seconds()
-    start = time.perf_counter()
+
+def _sha256(path: str | Path) -> str:
+    if not Path(path).is_file():
+        raise MissingError(f"{path}: no such file")
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _runner(model: Model, prepare: Callable[[Any], np.ndarray]) -> Callable[[Any], Any]:
+    outputs, run, feed = [OUTPUT], model.session.run, model.feed
+    return lambda item: run(outputs, feed(prepare(item)))
+
+
+def _attempt(runs: dict[str, Callable[[Any], Any]], inputs: list[Any], repeats: int, rounds: int, random: np.random.Generator) -> Attempt:
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in runs}
+    loads: list[float | None] = []
+    begin = before = conditions.busy_seconds()
+    start = since = time.perf_counter()
     for part in np.array_split(np.arange(repeats), min(rounds, repeats)):
-        chosen = [pictures[run % len(pictures)] for run in part]
-        for name in random.permutation(sorted(loaded)):
-            samples[str(name)].append(_time(loaded[str(name)], chosen))
-    wall = time.perf_counter() - start
-    other_cores, contaminated = _others(before, _busy_seconds(), wall)
-    results = {name: _summarise(samples[name], threads, first[name], model.load_ms) for name, model in loaded.items()}
-    return LatencyResult(results, contaminated, other_cores)
+        chosen = [inputs[number % len(inputs)] for number in part]
+        for name in random.permutation(sorted(runs)):
+            parts[str(name)].append(_time(runs[str(name)], chosen))
+        after, now = conditions.busy_seconds(), time.perf_counter()
+        loads.append(conditions.round_load(before, after, now - since))
+        before, since = after, now
+    wall = since - start
+    cores, contaminated = conditions.others(begin, before, wall)
+    return Attempt(parts, loads, None if cores is None else cores * wall, wall, contaminated)
 
 
-def _time(model: Model, pictures: list[np.ndarray]) -> np.ndarray:
+def _time(run: Callable[[Any], Any], inputs: Sequence[Any]) -> np.ndarray:
     """Milliseconds of each run."""
-    times = np.empty(len(pictures))
-    outputs = [OUTPUT]
-    run, feed, clock = model.session.run, model.feed, time.perf_counter_ns
-    for index, picture in enumerate(pictures):
+    times = np.empty(len(inputs))
+    clock = time.perf_counter_ns
+    for index, item in enumerate(inputs):
         start = clock()
-        run(outputs, feed(picture))
+        run(item)
         times[index] = clock() - start
     return times / 1e6
 
@@ -127,37 +224,17 @@ def _summarise(parts: list[np.ndarray], threads: int, first_run_ms: float, load_
     )
 
 
-def _busy_seconds() -> tuple[float, float] | None:
-    """CPU seconds used on the cores that this process may use: by everybody, by this process. None without /proc/stat."""
-    try:
-        lines = Path("/proc/stat").read_text().splitlines()
-        tick = os.sysconf("SC_CLK_TCK")
-        allowed = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-    except (OSError, AttributeError, ValueError):
-        return None
-    total = 0
-    for fields in (line.split() for line in lines):
-        if fields and fields[0] in allowed:
-            user, nice, system, _, _, irq, softirq, steal = (int(value) for value in fields[1:9])
-            total += user + nice + system + irq + softirq + steal
-    own = os.times()
-    return total / tick, own.user + own.system
-
-
-def _others(before: tuple[float, float] | None, after: tuple[float, float] | None, wall: float) -> tuple[float | None, bool | None]:
-    if before is None or after is None or wall <= 0:
-        return None, None
-    others = max(0.0, (after[0] - before[0]) - (after[1] - before[1]))
-    slack = _TICKS_OF_SLACK / os.sysconf("SC_CLK_TCK")
-    return others / wall, others > BUSY_CORES * wall + slack
-
-
 def ratio(result: LatencyResult, a: str, b: str, *, seed: int = 0) -> tuple[float, float, float]:
-    """How many times `a` takes as long as `b`: median of the per-round ratios of medians, and its 95 % interval (bootstrap over rounds)."""
+    """How many times `a` takes as long as `b`: median of the per-round ratios of medians, and its 95 % interval.
+
+    Bootstrap over rounds, widened by PLACEMENT in quadrature, so that a model against itself stays at 1 however many rounds there are.
+    """
     ratios = np.array(result.models[a].round_medians_ms) / np.array(result.models[b].round_medians_ms)
     drawn = np.random.default_rng(seed).integers(0, len(ratios), (_RESAMPLES, len(ratios)))
     low, high = np.percentile(np.median(ratios[drawn], axis=1), (2.5, 97.5))
-    return float(np.median(ratios)), float(low), float(high)
+    value = float(np.median(ratios))
+    floor = PLACEMENT * value
+    return value, value - float(np.hypot(max(value - low, 0.0), floor)), value + float(np.hypot(max(high - value, 0.0), floor))
 
 
 def p50_interval(result: LatencyResult, name: str, *, seed: int = 0) -> tuple[float, float, float]:

@@ -14,18 +14,40 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from export import graph
-from export.audit import Audit, audit
+from export import bias, graph, layers
+from export import calibrate as calibration
+from export.audit import FLOAT_LAYERS, Audit, audit
+from export.calibrate import Statistics
 from export.runtime import OUTPUT, PREFIX, TARGETS, Contract, ExportError, Model
 
-__all__ = ["Audit", "Quantized", "audit", "quantize"]
+__all__ = ["Audit", "Prepared", "Quantized", "Settings", "audit", "emit", "prepare", "quantize"]
 
-CALIBRATION_BATCH = 16
+
+@dataclass(frozen=True)
+class Settings:
+    """How a float file becomes int8. `float_layers`: node names, `first`, `last`."""
+
+    isa: str
+    per_channel: bool = True
+    calibrate: str = "minmax"
+    percentile: float = calibration.LEAST_PERCENTILE  # of `calibrate: percentile` only
+    float_layers: tuple[str, ...] = ()
+    bias_correction: bool = False
+
+    @property
+    def activations(self) -> str:
+        """Type of the activations: x86 kernels want uint8, ARM kernels int8."""
+        return "int8" if self.isa == "arm64" else "uint8"
+
+    @property
+    def reduce_range(self) -> bool:
+        """Weights of 7 bits: vpmaddubsw adds pairs of products with saturation."""
+        return self.isa == "x86-avx2"
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What was written. `nodes` counts the file's nodes by operator."""
+    """What was written. `nodes` counts the file's nodes by operator; `float_layers` are the names of the layers seen to run in float."""
 
     isa: str
     activation_type: str
@@ -35,75 +57,138 @@ class Quantized:
     calibration_images: int
     bytes: int
     nodes: dict[str, int]
+    float_layers: tuple[str, ...] = ()
 
 
-class _Pictures:
-    """Feeds calibration pictures in small batches.
+@dataclass(frozen=True)
+class Prepared:
+    """A float file ready to be quantised in several ways: its graph with shapes, and one collection of statistics."""
 
-    onnxruntime's MinMax calibration reduces every tensor to its minimum and maximum inside the graph, so what it keeps are two numbers
-    a tensor and batch and memory stays flat. (Its CalibMaxIntermediateOutputs throws ranges away before merging them: never set.)
-    """
-
-    def __init__(self, images: np.ndarray, model: Model) -> None:
-        self.batches = (model.feed(images[start : start + CALIBRATION_BATCH]) for start in range(0, len(images), CALIBRATION_BATCH))
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self.batches, None)
+    model: onnx.ModelProto
+    runtime: Model
+    images: np.ndarray
+    statistics: Statistics
+    opset: int
 
 
-def quantize(source: Path, target: Path, images: np.ndarray, *, isa: str, per_channel: bool = True, calibrate: str = "minmax") -> Quantized:
+def quantize(
+    source: Path,
+    target: Path,
+    images: np.ndarray,
+    *,
+    isa: str,
+    per_channel: bool = True,
+    calibrate: str = "minmax",
+    percentile: float = calibration.LEAST_PERCENTILE,
+    float_layers: tuple[str, ...] = (),
+    bias_correction: bool = False,
+    cache: Path | None = None,
+) -> Quantized:
     """Write the int8 form of the float file `source`, its ranges set by real pictures, uint8 (N, H, W, 3).
 
-    x86-vnni: uint8 activations, int8 weights. x86-avx2: the same with weights of 7 bits, because vpmaddubsw adds pairs of products with
-    saturation. arm64: int8 activations and weights. The last layer answers in float32. Raises ExportError.
+    x86-vnni: uint8 activations, int8 weights. x86-avx2: the same with weights of 7 bits. arm64: int8 activations and weights. The last
+    layer answers in float32. `cache`: a folder for the statistics. Raises ExportError.
     """
-    _check_settings(isa, per_channel, calibrate)
-    model = Model.load(source)
+    settings = Settings(isa, per_channel, calibrate, percentile, tuple(float_layers), bias_correction)
+    check(settings)
+    return emit(prepare(source, images, cache=cache), target, settings)
+
+
+def check(settings: Settings) -> None:
+    """Raise ExportError for settings that are not known or known to ruin networks."""
+    if settings.isa not in TARGETS:
+        raise ExportError(f"no int8 settings for {settings.isa!r}; known are {', '.join(TARGETS)}")
+    calibration.check(settings.calibrate, settings.percentile)
+    if settings.reduce_range and not settings.per_channel:
+        raise ExportError(f"{settings.isa} needs per-channel weights: with its reduced range, one scale a tensor ruins compact networks")
+
+
+def prepare(source: Path, images: np.ndarray, *, cache: Path | None = None) -> Prepared:
+    """Everything that does not depend on the settings. Raises ExportError."""
+    from onnxruntime.quantization import quant_pre_process
+    from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
+
+    runtime = Model.load(source)
     if len(images) == 0:
         raise ExportError("calibration needs at least one picture")
-    model.check(images)
+    runtime.check(images)
     opset = graph.opset_of(onnx.load(str(source)))
-    activations = "int8" if isa == "arm64" else "uint8"
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        quantized = _quantize_static(source, Path(folder), _Pictures(images, model), activations, isa == "x86-avx2", per_channel)
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)  # the symbolic pass imports torch; batches need no symbols
+        model = load_model_with_shape_infer(prepared)
+    return Prepared(model, runtime, images, calibration.collect(model, images, runtime, cache=cache), opset)
+
+
+def emit(prepared: Prepared, target: Path, settings: Settings) -> Quantized:
+    """Write one int8 file, and prove that what was to stay in float runs in float. Raises ExportError."""
+    check(settings)
+    model = onnx.ModelProto()
+    model.CopyFrom(prepared.model)
+    kept = layers.resolve(model, settings.float_layers)
+    if len(kept) == len(layers.layers(model)):
+        raise ExportError("float_layers names every layer of the network; set scheme: none to ship the float file")
+    exclude = (*layers.keep_in_float(model, kept), *_before_first_layer(model))
+    found = calibration.ranges(prepared.statistics, settings.calibrate, settings.percentile)
+    quantized = _with_qdq(model, found, settings, exclude)
+    if settings.bias_correction:
+        quantized = _with_qdq(bias.corrected(model, quantized, prepared.images, prepared.runtime), found, settings, exclude)
+    graph.normalise_by_rows(quantized)
+    graph.absorb_scalar_products(quantized)
     _float_logits(quantized)
-    _finish(quantized, target, model.contract, isa, opset)
-    saved = graph.check(target, opset=opset)
-    size = target.stat().st_size
-    return Quantized(isa, activations, "int8", isa == "x86-avx2", per_channel, len(images), size, graph.op_counts(saved))
-
-
-def _check_settings(isa: str, per_channel: bool, calibrate: str) -> None:
-    if isa not in TARGETS:
-        raise ExportError(f"no int8 settings for {isa!r}; known are {', '.join(TARGETS)}")
-    if calibrate != "minmax":
-        raise ExportError(f"calibration {calibrate!r} is not known; use minmax")
-    if isa == "x86-avx2" and not per_channel:
-        raise ExportError("x86-avx2 needs per-channel weights: with its reduced range, one scale a tensor ruins compact networks")
-
-
-def _quantize_static(
-    source: Path, folder: Path, pictures: _Pictures, activations: str, reduce_range: bool, per_channel: bool
-) -> onnx.ModelProto:
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quant_pre_process, quantize_static
-
-    prepared, result = folder / "prepared.onnx", folder / "quantized.onnx"
-    quant_pre_process(str(source), str(prepared))
-    # op_types_to_quantize stays unset: naming types leaves Clip out, and the range before a ReLU6 (seen up to 373) is quantised
-    # instead of [0, 6].
-    quantize_static(
-        str(prepared),
-        str(result),
-        pictures,
-        quant_format=QuantFormat.QDQ,
-        per_channel=per_channel,
-        reduce_range=reduce_range,
-        activation_type=QuantType.QInt8 if activations == "int8" else QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        nodes_to_exclude=_before_first_layer(onnx.load(str(prepared))),
-        calibrate_method=CalibrationMethod.MinMax,
+    _finish(quantized, target, prepared.runtime.contract, settings.isa, prepared.opset, kept)
+    saved = graph.check(target, opset=prepared.opset)
+    if kept:
+        _prove_float(target)
+    size, nodes = target.stat().st_size, graph.op_counts(saved)
+    return Quantized(
+        settings.isa, settings.activations, "int8", settings.reduce_range, settings.per_channel, len(prepared.images), size, nodes, kept
     )
-    return onnx.load(str(result))
+
+
+def _with_qdq(
+    model: onnx.ModelProto, ranges: dict[str, tuple[float, float]], settings: Settings, exclude: tuple[str, ...]
+) -> onnx.ModelProto:
+    """onnxruntime's quantiser, given our ranges."""
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    own = onnx.ModelProto()
+    own.CopyFrom(model)
+    numbers = {
+        name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in calibration.with_fused(ranges, own).items()
+    }
+    with _quiet():
+        quantizer = QDQQuantizer(
+            own,
+            settings.per_channel,
+            settings.reduce_range,
+            QuantType.QInt8,
+            QuantType.QInt8 if settings.activations == "int8" else QuantType.QUInt8,
+            TensorsData(CalibrationMethod.MinMax, numbers),
+            [],
+            list(exclude),
+            # Every type that it knows: naming a few leaves Clip out, and the range before a ReLU6 (seen up to 373) is quantised
+            # instead of [0, 6].
+            sorted({*QDQRegistry, *QLinearOpsRegistry}),
+            {},
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+    return quantizer.model.model
+
+
+def _prove_float(target: Path) -> None:
+    """Raise ExportError, and remove the file, where the session quantises a layer again that the file has in float."""
+    again = audit(target).requantised
+    if again:
+        target.unlink()
+        raise ExportError(
+            f"{target.name}: {', '.join(again)} should stay in float, but onnxruntime quantises "
+            f"{'it' if len(again) == 1 else 'them'} again when it loads the file; leave {'it' if len(again) == 1 else 'them'} out of float_layers"
+        )
 
 
 def _before_first_layer(model: onnx.ModelProto) -> list[str]:
@@ -133,10 +218,11 @@ def _float_logits(model: onnx.ModelProto) -> None:
     model.graph.node.remove(dequantize)
 
 
-def _finish(model: onnx.ModelProto, target: Path, contract: Contract, isa: str, opset: int) -> None:
+def _finish(model: onnx.ModelProto, target: Path, contract: Contract, isa: str, opset: int, kept: tuple[str, ...]) -> None:
     if graph.opset_of(model) != opset:
         raise ExportError(f"{target.name}: quantisation changed opset {opset} to {graph.opset_of(model)}")
-    graph.clean(model, {**contract.to_metadata(), PREFIX + "target": json.dumps(isa)}, made_by=contract.made_by)
+    metadata = {**contract.to_metadata(), PREFIX + "target": json.dumps(isa), **({FLOAT_LAYERS: json.dumps(kept)} if kept else {})}
+    graph.clean(model, metadata, made_by=contract.made_by)
     target.parent.mkdir(parents=True, exist_ok=True)
     graph.save(model, target)
 

@@ -20,7 +20,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 LAYOUTS = ("uint8_nhwc", "float_nchw")
-TARGETS = ("x86-vnni", "x86-avx2", "arm64")  # instruction sets that an int8 file can be built for
+TARGETS = ("x86-vnni", "x86-avx2", "arm64", "web")  # what an int8 file can be built for; web: onnxruntime-web's wasm kernels
 INPUT, OUTPUT = "image", "logits"
 PREFIX = "compress."  # of the metadata keys; values are JSON
 
@@ -46,6 +46,7 @@ class Contract:
     std: tuple[float, float, float]
     layout: str  # uint8_nhwc: pixels as they are | float_nchw: the application normalises
     made_by: str  # "name version"
+    preprocessing: dict[str, Any] | None = None  # what the application must do from a picture to the input; JSON values
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -58,14 +59,14 @@ class Contract:
 
     def to_metadata(self) -> dict[str, str]:
         """ONNX metadata: JSON strings by key."""
-        names = ("classes", "image_size", "layout", "made_by", "mean", "std")
+        names = ["classes", "image_size", "layout", "made_by", "mean", "std"] + ["preprocessing"] * (self.preprocessing is not None)
         return {PREFIX + name: json.dumps(getattr(self, name), ensure_ascii=False) for name in names}
 
     @staticmethod
     def from_metadata(metadata: dict[str, str]) -> Contract:
         """The inverse of `to_metadata`; other keys are ignored. Raises ExportError."""
         try:
-            values = {name: json.loads(metadata[PREFIX + name]) for name in Contract.__annotations__}
+            values = {name: json.loads(metadata[PREFIX + name]) for name in Contract.__annotations__ if name != "preprocessing"}
             return Contract(
                 classes=tuple(str(name) for name in values["classes"]),
                 image_size=int(values["image_size"]),
@@ -73,6 +74,7 @@ class Contract:
                 std=tuple(float(value) for value in values["std"]),  # type: ignore[arg-type]
                 layout=values["layout"],
                 made_by=values["made_by"],
+                preprocessing=json.loads(metadata.get(PREFIX + "preprocessing", "null")),  # files of before it existed have none
             )
         except KeyError as error:
             raise ExportError(f"the model's metadata has no {error.args[0]!r}: it was not exported by this product") from error
@@ -152,6 +154,8 @@ class Model:
     def run(self, images: np.ndarray, batch: int = 64) -> np.ndarray:
         """Logits float32 (N, K) of uint8 (N, H, W, 3), `batch` pictures at a time."""
         self.check(images)
+        fixed = self.session.get_inputs()[0].shape[0]
+        batch = fixed if isinstance(fixed, int) else batch
         parts = [np.zeros((0, len(self.contract.classes)), dtype=np.float32)]
         for start in range(0, len(images), batch):
             parts += self.session.run([OUTPUT], self.feed(np.ascontiguousarray(images[start : start + batch])))

@@ -1,6 +1,8 @@
 """Checks a bundle on the device that it stands on: every byte, every answer, and the time that it takes.
 
-`python -m export.verify [--json FILE] [--model NAME] [--threads N] [--repeats N] [FOLDER]`. Needs numpy and onnxruntime only.
+`python -m export.verify [--json FILE] [--model NAME] [--threads N] [--repeats N] [--preprocess CMD] [--no-latency] [FOLDER]`. Two lines:
+"kernels", tensors in and logits out, and "photos", from JPEG files to logits. Needs numpy and onnxruntime only; Pillow, where it is there,
+decodes the photos.
 Exit codes: 0 all answers right · 2 usage · 3 something is missing · 4 changed files or wrong answers.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import platform
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from export.runtime import Model
 
 MISSING, WRONG = 3, 4
+ATTEMPTS = 3  # a measurement that other processes disturb is repeated at most twice
 
 
 class Refused(Exception):
@@ -74,13 +78,15 @@ def _answers(model: Model, entry: dict[str, Any], samples: dict[str, np.ndarray]
     }
 
 
-def _judge(folder: Path, entries: list[dict[str, Any]], samples: dict[str, np.ndarray], threads: int, isa: str) -> list[dict[str, Any]]:
+def _judge(
+    models: dict[str, Model], entries: list[dict[str, Any]], samples: dict[str, np.ndarray], isa: str
+) -> list[dict[str, Any]]:
     from export import runtime
 
     rows = []
     for entry in entries:
         row = {key: entry[key] for key in ("file", "sha256", "role", "precision", "target")}
-        row.update(_answers(runtime.Model.load(folder / entry["file"], threads), entry, samples), note=None)
+        row.update(_answers(models[entry["file"]], entry, samples), note=None)
         if not runtime.runs_on(entry["target"], isa):
             # Neither its speed nor its rounding here says anything about the device that it was built for.
             row.update(ok=None, note=f"built for {entry['target']}, this is {isa}")
@@ -89,40 +95,73 @@ def _judge(folder: Path, entries: list[dict[str, Any]], samples: dict[str, np.nd
 
 
 def _time(folder: Path, rows: list[dict[str, Any]], images: np.ndarray, threads: int, repeats: int) -> None:
-    """Add latency and memory of the models that are meant for this machine."""
+    """Add latency, memory and speed ratios of the models that are meant for this machine."""
     from export import measure
 
-    for row in rows:
-        row.update(latency_ms=None, first_run_ms=None, load_ms=None, peak_memory_bytes=None)
     files = [row["file"] for row in rows if row["ok"]]
     if not files:
         return
-    result = measure.latency({name: folder / name for name in files}, images, threads=threads, repeats=repeats)
+    result = measure.latency({name: folder / name for name in files}, images, threads=threads, repeats=repeats, attempts=ATTEMPTS)
     for row in rows:
-        timed = result.models.get(row["file"])
+        name = row["file"]
+        timed = result.models.get(name)
         if timed is not None:
-            row.update(latency_ms=timed.summary(), first_run_ms=timed.first_run_ms, load_ms=timed.load_ms, contaminated=result.contaminated)
-            row["peak_memory_bytes"] = measure.memory(folder / row["file"], threads=threads)
+            row["latency_ms"] = {**timed.summary(), "p50_ci95": list(measure.p50_interval(result, name)[1:])}
+            row.update(first_run_ms=timed.first_run_ms, load_ms=timed.load_ms, contaminated=result.contaminated, disturbances=list(result.disturbances))
+            row["peak_memory_bytes"] = measure.memory(folder / name, threads=threads)
+            row["speedup_over"] = {other: list(measure.ratio(result, other, name)) for other in files if other != name}
 
 
-def verify(folder: Path, *, model: str | None = None, threads: int = 1, repeats: int = 700, report: Path | None = None) -> dict[str, Any]:
+def emulated() -> str | None:
+    """What this processor is emulated on, as far as it shows: QEMU's user mode leaves the other processor's /proc/cpuinfo and its own name."""
+    try:
+        name = Path("/proc/self/comm").read_text(encoding="utf-8", errors="replace").strip()
+        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    foreign = platform.machine().lower() in ("aarch64", "arm64", "armv7l") and "vendor_id" in processor
+    if not foreign and not name.startswith("qemu-"):
+        return None
+    model = next((line.partition(":")[2].strip() for line in processor.splitlines() if line.startswith("model name")), "another processor")
+    return f"emulated on {model}"
+
+
+def verify(
+    folder: Path, *, model: str | None = None, threads: int = 1, repeats: int = 700, report: Path | None = None,
+    preprocess: str | None = None, latency: bool = True,
+) -> dict[str, Any]:
     """Everything that is known after the checks, as JSON values. Raises Refused, or export.runtime.ExportError."""
     check_files(folder, report)
     import numpy as np
 
-    from export import runtime
+    from export import photos, runtime
 
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     entries = [entry for entry in manifest["models"] if model in (None, entry["file"], Path(entry["file"]).stem)]
     if not entries:
         raise Refused(2, f"no model {model!r} in the bundle; it has {', '.join(entry['file'] for entry in manifest['models'])}")
-    host = runtime.host()
+    host, emulation = runtime.host(), emulated()
+    if emulation:
+        host = {**host, "cpu": emulation}
     with np.load(folder / "samples.npz", allow_pickle=False) as stored:
         samples = {name: stored[name] for name in stored.files}
-    rows = _judge(folder, entries, samples, threads, host["isa"])
-    _time(folder, rows, samples["images"], threads, repeats)
+    models = {entry["file"]: runtime.Model.load(folder / entry["file"], threads) for entry in entries}
+    rows = _judge(models, entries, samples, host["isa"])
+    seen, answers = photos.check(folder, manifest, models, preprocess)
+    for row in rows:
+        row.update(latency_ms=None, first_run_ms=None, load_ms=None, peak_memory_bytes=None, speedup_over={}, photos=answers.get(row["file"]))
+    if latency and not emulation:
+        _time(folder, rows, samples["images"], threads, repeats)
     judged = [row["ok"] for row in rows if row["ok"] is not None]
-    return {"host": host, "onnxruntime": host["onnxruntime"], "models": rows, "ok": bool(judged) and all(judged)}
+    why = "emulated" if emulation else None if latency else "--no-latency"
+    return {
+        "host": host,
+        "onnxruntime": host["onnxruntime"],
+        "models": rows,
+        "photos": seen,
+        "not_timed": why,
+        "ok": bool(judged) and all(judged) and seen["ok"] is not False,
+    }
 
 
 def _table(answer: dict[str, Any]) -> str:
@@ -138,6 +177,9 @@ def _table(answer: dict[str, Any]) -> str:
         lines.append(f"{row['file']:<32}{top1:>16}{row['agreement']:>11.1%}{difference:>11}{p50:>9}{memory:>8}  {verdict}")
     if any(row.get("contaminated") for row in answer["models"]):
         lines.append("other processes were busy while the time was measured: run again on a quiet machine")
+    if answer["not_timed"]:
+        lines.append(f"time and memory were not measured ({answer['not_timed']})")
+    lines.append(answer["photos"]["sentence"])
     if not any(row["ok"] is not None for row in answer["models"]):
         lines.append("no model here is meant for this machine: nothing was verified")
     return "\n".join(lines)
@@ -150,6 +192,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", metavar="NAME", help="only this model")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=700, help="timed runs a model; p90 needs 64, p99 needs 662")
+    parser.add_argument("--preprocess", metavar="CMD", help="the application's decoder: gets a photo's path, writes RGB uint8 height x width x 3 to stdout")
+    parser.add_argument("--no-latency", action="store_true", help="do not measure time and memory")
     arguments = parser.parse_args(argv)
     if arguments.threads < 1 or arguments.repeats < 1:
         parser.error("--threads and --repeats must be at least 1")
@@ -165,8 +209,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{error.name} is not installed: python -m pip install -r requirements.txt", file=sys.stderr)
         return MISSING
     try:
-        folder, options = arguments.folder, {"threads": arguments.threads, "repeats": arguments.repeats}
-        answer = verify(folder, model=arguments.model, report=arguments.json, **options)
+        answer = verify(
+            arguments.folder, model=arguments.model, threads=arguments.threads, repeats=arguments.repeats, report=arguments.json,
+            preprocess=arguments.preprocess, latency=not arguments.no_latency,
+        )  # fmt: skip
         if arguments.json:
             arguments.json.write_text(json.dumps(answer, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except Refused as error:

@@ -254,7 +254,7 @@ def test_a_changed_bundle_is_refused(artifacts, run_folder, report, tmp_path, ca
     assert "bundle.zip is damaged" in capsys.readouterr().err
     (copy / "bundle.zip").unlink()
     assert cli.main(["verify", str(copy)]) == 3
-    assert cli.main(["verify", str(run_folder), "--target", "ssh://nowhere"]) == 2
+    assert cli.main(["verify", str(run_folder), "--target", "http://nowhere"]) == 2
 
 
 # --- killed and interrupted

@@ -66,6 +66,16 @@ APPENDED = [
     ("distill: {alpha: 0, gamma: 0}", ["6:10: distill: alpha and gamma are both 0: nothing would be learnt"]),
     ("quantize: {scheme: dynamic}", ["6:20: quantize.scheme: expected one of static, none, got 'dynamic'"]),
     (
+        "quantize: {calibrate: percentile, percentile: 99.9}",
+        ["6:47: quantize.percentile: must be at least 99.99 and below 100, got 99.9: lower ones cut off real activations "
+         "(measured: 99.9 gives 66.97 %, 99.99 gives 76.91 %)"],
+    ),
+    (
+        "quantize: {search: true, calibrate: entropy, float_layers: [first]}",
+        ["6:11: quantize: search: true chooses calibrate and float_layers; leave them out"],
+    ),
+    ("quantize: {keep: fastest}", ["6:18: quantize.keep: expected one of always, faster, got 'fastest' (did you mean 'faster'?)"]),
+    (
         "quantize: {scheme: none}\nrequire: {min_int8_mac_share: 0.5}",
         ["7:31: require.min_int8_mac_share: asks for integer kernels, but quantize.scheme is none"],
     ),

@@ -220,3 +220,24 @@ def test_per_class_counts_each_class_apart() -> None:
         (0, None, None, 0, 0),
         (4, 0.5, 0.75, 0, 1),
     ]
+
+
+def test_960_pictures_certify_a_point_where_a_fortieth_flips() -> None:
+    assert statistics.certifiable_margin(960, 24) == pytest.approx(1.96 * math.sqrt(0.025 / 960) * 100, rel=0.1)
+    needed = statistics.pictures_for_margin(200, 5, 1.0)
+    assert needed == pytest.approx(960, rel=0.15)
+    assert statistics.certifiable_margin(needed, 5 * needed / 200) < 1.0 <= statistics.certifiable_margin(needed - 1, 5 * (needed - 1) / 200)
+    assert statistics.pictures_for_margin(200, 5, 0.0) is None
+
+
+def test_holm_steps_down_and_never_falls() -> None:
+    assert statistics.holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
+    assert statistics.holm(np.array([0.6, 0.6])).tolist() == [1.0, 1.0] and statistics.holm(np.array([])).size == 0
+
+
+def test_the_margin_is_the_lead_in_probability() -> None:
+    logits = np.log(np.array([[0.7, 0.2, 0.1], [0.4, 0.35, 0.25]])) + np.array([[3.0], [900.0]])
+
+    assert statistics.top_margin(logits) == pytest.approx([0.5, 0.05])
+    assert statistics.least_sure(logits, 0.1).tolist() == [False, True]  # at least one
+    assert statistics.least_sure(np.zeros((8, 2)), 0.25).tolist() == [True, True] + [False] * 6

@@ -26,6 +26,8 @@ FACTS = Facts(
     teacher_bytes=3_600_000,
     peak_memory_bytes=60_000_000,
     int8_mac_share=0.97,
+    sha256="ab" * 32,
+    precision="int8",
 )
 
 
@@ -82,7 +84,8 @@ def test_a_row_has_the_contracts_keys_and_the_place_in_the_recipe() -> None:
     rows = judge(Require(min_speedup=2, max_bytes=10), FACTS, {"max_bytes": "recipes/a.yaml:9:12"})
 
     assert [row.name for row in rows] == ["min_speedup", "max_bytes"]
-    assert {"name", "target", "file", "limit", "value", "ci95", "verdict", "where", "sentence"} == set(vars(rows[0]))
+    assert {"name", "target", "file", "limit", "value", "ci95", "verdict", "where", "sentence", "sha256", "precision"} == set(vars(rows[0]))
+    assert {(row.target, row.file, row.sha256, row.precision) for row in rows} == {("local", "student.int8.onnx", "ab" * 32, "int8")}
     assert [row.where for row in rows] == ["", "recipes/a.yaml:9:12"]
     assert (rows[0].value, rows[0].ci95, rows[1].value, rows[1].ci95) == (3.5, (3.3, 3.6), 900_000, None)
 
@@ -92,7 +95,7 @@ def test_an_undecided_drop_says_how_many_pictures_would_settle_it() -> None:
 
     sentence = one(few, max_top1_drop=2.0).sentence
 
-    assert "drop 1.50 [" in sentence and "200 test pictures can certify" in sentence
+    assert "drop 1.50 [" in sentence and "Your 200 test pictures can certify 3.4 points; 500 are needed for 2; " in sentence
     assert "about 7,200 would settle it" in sentence  # by the rule of thumb 1.96^2 0.045 / 0.005^2, about 6,900
 
 
@@ -112,6 +115,25 @@ def test_an_undecided_timing_says_how_many_runs_and_what_disturbed_it() -> None:
 
     assert "about 2,800 timed runs" in row.sentence  # twice the half-width (0.02) over the distance (0.01), squared
     assert "other processes used 0.80 cores" in row.sentence
+
+
+def test_pictures_that_would_do_for_a_student_without_a_drop_are_not_asked_for() -> None:
+    sentence = one(max_top1_drop=1.3).sentence
+
+    assert "Your 4,000 test pictures can certify 0.4 points; at the drop seen, about" in sentence and "are needed" not in sentence
+
+
+def test_a_disturbed_timing_clear_of_its_limit_is_decided_and_says_so() -> None:
+    noisy = replace(FACTS, disturbed="other processes used 0.80 cores")
+
+    assert [one(noisy, max_latency_ms=limit).verdict for limit in (0.3, 0.1)] == ["passed", "failed"]
+    assert "other processes used 0.80 cores, but the interval over all rounds lies clear" in one(noisy, max_latency_ms=0.3).sentence
+
+
+def test_a_file_for_another_processor_is_not_judged_and_the_reason_is_named() -> None:
+    row = one(Facts("a.onnx", "local", untimed="it is built for arm64 and this machine is x86-vnni"), max_latency_ms=3)
+
+    assert row.verdict == "not judged" and "(it is built for arm64 and this machine is x86-vnni)" in row.sentence
 
 
 def test_a_timing_without_rounds_is_undecided() -> None:

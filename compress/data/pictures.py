@@ -76,6 +76,11 @@ def _read(root: Path, name: str, size: int) -> np.ndarray | Unreadable:
         return Unreadable(name, _reason(error))
 
 
+def readable(path: Path) -> bool:
+    """Whether a picture file can be decoded."""
+    return isinstance(_read(path.parent, path.name, 32), np.ndarray)
+
+
 def decode_all(
     root: Path, names: list[str], size: int, report: Callable[[str], None], what: str
 ) -> Iterator[tuple[int, np.ndarray | Unreadable]]:

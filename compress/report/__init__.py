@@ -12,13 +12,35 @@ reused, environment`). Everything below may be added; what is missing or null is
     warnings       [sentence]
     unreadable     [{"path", "reason"}]
     distill, export, quantize, latency   {setting or finding: value}: shown as they stand
+    export.rewrites   [{"name", "nodes", "kept", "reason", "files", "max_abs_diff", "limit", "images", "integer_share", "rewritten_share"}]: float-exact
+                   rewrites, kept and refused; shares of integer kernels in the int8 file without and with it
+    package        [{"file", "kind": "batch1|ort|operators", "source", "target", "sha256", "bytes", "max_abs_diff", "operators": [name] or null}]
     baseline       {"epochs", "top1_validation", "models": [rows like `models`, role "baseline"], "comparisons": [rows like `comparisons`]}
     distillation   {"gain_points", "ci95", "mcnemar_p", "model", "against", "sentence"}: the student against the baseline
     int8_against_float   {"speedup", "ci95", "sentence"}
-    per_class      [{"class", "n", "teacher", "student"}], accuracies as fractions; computed from predictions.npz where missing
-    requirements[] further keys "where" (path:line:column of the recipe), "sentence"
-    models[]       further keys in `latency_ms`: "p50_ci95" [low, high]; "islands" [name (operator)]: what runs in float inside int8
+    per_class      [{"class", "n", "teacher", "student"}], accuracies as fractions; computed from predictions.npz where missing; further keys
+                   "lost", "gained", "drop_points", "drop_ci95", "mcnemar_p", "worse" (beyond chance after Holm's correction) against the teacher;
+                   "float" and the same keys with "float_" against the float student
+    slices         [{"slice", "share", "margin_below", "model", "against", "top1", "reference", "n", "lost", "gained", "drop_points", "drop_ci95",
+                   "mcnemar_p"}]: the shipped student where the teacher's first answer is least ahead of its second
+    latency        "contaminated", "other_cores", "round_other_cores", "drift" {file: last third of rounds / first}, "disturbances" [sentence],
+                   "notes" [sentence], "attempts", "rounds", "threads", "spinning", "governor", "cpu_features", "sha256" {file: of the bytes
+                   measured}, "photo" {"pictures", "decoder", ...}, "sustained" null or {"file", "seconds", "first_p50_ms", "last_p50_ms", "ratio",
+                   "temperature_c_first", "temperature_c_last", "throttled", "slices_ms", "sentence", ...}
+    ships          {"file", "sentence"}: the student's file that ships, and what `quantize.keep: faster` decided (null: nothing to decide)
+    quantize       further keys "search" (what it chose, one sentence), "trials" [{"name", "kl", "agreement", "bytes", "kept", "chosen", "reason"; of
+                   the certified ones "drop_points", "drop_ci95", "mcnemar_p", "images"}]: KL in nats and agreement are against the float student
+    plan           {"choose": {"max_latency_ms", "chosen", "sentence"}, "networks": [{"role" (teacher, choice), "name", "model", "width", "params",
+                   "macs", "fp32", "int8": {"bytes", "latency_ms", "peak_memory_bytes", ...}, "int8_speedup", "int8_speedup_ci95", "speedups",
+                   "requirements", "status"}], "host", "sentences"}: what `student.choose` picked by, before any training
+    requirements[] further keys "where" (path:line:column of the recipe), "sentence", "sha256", "precision"
+    models[]       further key "photo_latency_ms" like `latency_ms`, from the bytes of a picture file to logits;
+                   further keys in `latency_ms`: "p50_ci95" [low, high]; "islands" [name (operator)]: what runs in float inside int8;
+                   "island_causes" [{"op", "cause", "count", "nodes"}]: why; "requantised" [name]: float layers that run in integers all the same
     comparisons[]  further keys "images", "lost", "gained", "speedup_ci95"
+    device[]       further keys "role", "images", "peak_memory_bytes", "ok", "isa", "cores", "memory_bytes", "python", "built_for", "note",
+                   "not_timed": why time is missing; "speedup_over": {file: [ratio, low, high]}; "photos": {"status", "sentence", "agreement"}
+    requirements[] one row for each device that a limit on time or memory was judged on, named by "target"
 
 Files beside it, each optional:
 
@@ -27,7 +49,8 @@ Files beside it, each optional:
     history/*.csv     student.csv, baseline.csv, <candidate>.csv (its "/" as "-"): epoch, lr, one column per loss (the task loss first),
                       top1_validation (fraction), images_per_second
     pictures.npz      what the shipped student gets wrong and the teacher right: images (M, H, W, 3) uint8 RGB, labels (M,), teacher (M,),
-                      student (M,) int: the predicted classes; total (): how many there are in all
+                      student (M,) int: the predicted classes; total (): how many there are in all; slice_images (S, H, W, 3), slice_labels,
+                      slice_student (S,) int, slice_margin (S,) float, slice_name (S,) str: the same for single slices and classes
 
 No time of rendering is written, so equal inputs give equal bytes.
 """

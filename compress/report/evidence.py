@@ -84,6 +84,11 @@ def _p50(row: dict[str, Any], report: dict[str, Any]) -> Child:
     return [milliseconds(latency.get("p50")), bracket(interval, 1, 3)] if is_number(latency.get("p50")) else NOT_MEASURED
 
 
+def _photo(row: dict[str, Any], report: dict[str, Any]) -> Child:
+    latency = row.get("photo_latency_ms") or {}
+    return [milliseconds(latency["p50"]), bracket(interval_of(latency.get("p50_ci95")), 1, 3)] if is_number(latency.get("p50")) else NOT_MEASURED
+
+
 def _pair(key: str, unit: str) -> Any:
     def cell(row: dict[str, Any], report: dict[str, Any]) -> Child:
         pair = comparison_of(report, row.get("file"), teacher_row(report).get("file"))
@@ -123,6 +128,7 @@ CELLS: list[tuple[Child, Any]] = [
     ("Latency p90", lambda row, report: milliseconds((row.get("latency_ms") or {}).get("p90"))),
     ("Latency p99", lambda row, report: milliseconds((row.get("latency_ms") or {}).get("p99"))),
     ("Faster than teacher", _pair("speedup_p50", "\u00d7")),
+    ("Photo to answer, p50", _photo),
     ("First run", _own("first_run_ms", milliseconds)),
     ("Load", _own("load_ms", milliseconds)),
     ("Peak memory", _own("peak_memory_bytes", size)),
@@ -176,8 +182,24 @@ def latency(source: Source, drawn: Mapping[str, str]) -> Html | None:
     medians = [f"{name} {significant(float(np.median(values)))} ms" for name, values in source.latency.items() if values.size]
     how = "Each shape holds every timed run; the upright line is the median. The models took turns, so a slow moment hits all of them."
     body = _figure(drawn, "latency", "Distribution of latencies; medians: " + ", ".join(medians))
-    aside = el("div", el("p", note, class_="said") if note else None, el("p", how, class_="quiet"), class_="aside")
+    further = [el("p", text, class_="quiet") for text in _circumstances(source.report)]
+    aside = el("div", el("p", note, class_="said") if note else None, el("p", how, class_="quiet"), *further, class_="aside")
     return section("latency", "Latency", el("div", body, aside, class_="plots"))
+
+
+def _circumstances(report: dict[str, Any]) -> list[str]:
+    """How the machine was while time was measured, one sentence each."""
+    timing = report.get("latency") or {}
+    photo, sustained = timing.get("photo") or {}, timing.get("sustained") or {}
+    said = []
+    if "governor" in timing:
+        load = timing.get("other_cores")
+        others = f"other processes used {load:.2f} cores" if is_number(load) else "the load of other processes is not known"
+        tries = f", measured {timing['attempts']} times because it was disturbed" if (timing.get("attempts") or 1) > 1 else ""
+        said.append(f"{timing.get('rounds')} rounds{tries}; {others}; clock governor: {timing['governor'] or 'not shown by this host'}.")
+    if photo.get("pictures"):
+        said.append(f"Photo to answer: decoding ({photo.get('decoder')}), resizing and inference of {photo['pictures']}.")
+    return said + ([str(sustained["sentence"])] if sustained.get("sentence") else [])
 
 
 def classes(source: Source) -> Html | None:
@@ -222,14 +244,14 @@ def pictures(source: Source) -> Html | None:
     figures = []
     for image, label, student in list(zip(found["images"], found["labels"], found["student"], strict=True))[:MOST_PICTURES]:
         said = (el("b", name(label)), ", the student says ", el("b", name(student)))
-        drawn = el("img", src=_thumbnail(image), alt=f"test picture of {name(label)}", class_="small" if image.shape[0] < 64 else None)
+        drawn = el("img", src=thumbnail(image), alt=f"test picture of {name(label)}", class_="small" if image.shape[0] < 64 else None)
         figures.append(el("figure", drawn, el("figcaption", said)))
     more = int(found["total"] if "total" in found else len(found["images"])) - len(figures)
     lead = f"The teacher is right, the shipped student is wrong{f' ({more:,} more not shown)' if more > 0 else ''}."
     return section("pictures", "Pictures the student lost", el("div", *figures, class_="pictures"), lead=lead)
 
 
-def _thumbnail(image: NDArray[np.uint8]) -> str:
+def thumbnail(image: NDArray[np.uint8]) -> str:
     """A picture (H, W, 3) as a data URI, made small."""
     picture = Image.fromarray(image)
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
@@ -253,12 +275,18 @@ def _device(answer: dict[str, Any]) -> Html:
     known: list[tuple[Child, Child]] = [
         ("Host", answer.get("host")),
         ("CPU", answer.get("cpu")),
+        ("Cores", answer.get("cores")),
+        ("Memory", f"{answer['memory_bytes'] / 1e9:.1f} GB" if answer.get("memory_bytes") else None),
+        ("Python", answer.get("python")),
         ("onnxruntime", answer.get("onnxruntime")),
         ("Precision", answer.get("precision")),
         ("Top-1 on the bundle's pictures", percent(answer.get("top1"))),
         ("Agreement with the expected answers", percent(answer.get("agreement"))),
         ("Largest logit difference", _difference(answer.get("max_abs_diff"))),
         ("Latency p50 / p90 / p99", join([milliseconds(latency.get(key)) for key in ("p50", "p90", "p99")], " / ")),
+        ("Not timed", answer.get("not_timed")),
+        ("Photos", str((answer.get("photos") or {}).get("sentence") or "").removeprefix("photos: ")),
+        ("Note", answer.get("note")),
         ("sha256", el("code", answer["sha256"]) if answer.get("sha256") else None),
     ]
     return join([el("h3", title), facts((name, value) for name, value in known if value)])

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from compress.report import evidence, manifest, plots, summary
+from compress.report import evidence, manifest, planned, plots, quantized, slices, summary
 from compress.report.parts import Html, el, escape, join
 from compress.report.source import Source, method_of, read
 
@@ -33,8 +33,11 @@ def page(source: Source, drawn: dict[str, str]) -> str:
         ("distillation", "Distillation", summary.distillation(source)),
         ("models", "Models", evidence.models(source)),
         ("latency", "Latency", evidence.latency(source, drawn)),
+        ("int8", "Int8", quantized.int8(source)),
+        ("plan", "Before training", planned.choice(source)),
         ("teacher", "Teacher", evidence.teacher(source)),
         ("training", "Training", evidence.training(source, drawn)),
+        ("slices", "Slices", slices.slices(source)),
         ("classes", "Classes", evidence.classes(source)),
         ("pictures", "Pictures", evidence.pictures(source)),
         ("device", "Device", evidence.devices(source)),

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from compress.report.parts import Child, Html, duration, el, facts, section, size, table
+from compress.report.parts import Child, Html, duration, el, facts, percent, section, size, table
 from compress.report.source import Source, measured_rows, model_label
 
 SETTINGS = (("distill", "Distillation"), ("export", "Export"), ("quantize", "Quantisation"), ("latency", "Timing"))
+TABLES = {  # are shown elsewhere
+    ("export", "rewrites"), ("quantize", "trials"),
+    ("latency", "sustained"), ("latency", "photo"), ("latency", "disturbances"), ("latency", "round_other_cores"),
+}  # fmt: skip
 
 
 def manifest(source: Source) -> Html:
@@ -24,7 +28,9 @@ def manifest(source: Source) -> Html:
     parts = [
         facts(top) if top else None,
         *settings,
+        _rewrites(report),
         _files(report),
+        _package(report),
         _times(report),
         _dropped(report),
         _settings(report, "environment", "Environment"),
@@ -54,7 +60,8 @@ def _settings(report: dict[str, Any], key: str, title: str) -> Html | None:
     settings = report.get(key)
     if not isinstance(settings, dict) or not settings:
         return None
-    return el("details", el("summary", title), facts((_words(name), _value(value)) for name, value in settings.items()))
+    shown = {name: value for name, value in settings.items() if (key, name) not in TABLES}
+    return el("details", el("summary", title), facts((_words(name), _value(value)) for name, value in shown.items()))
 
 
 def _files(report: dict[str, Any]) -> Html:
@@ -65,6 +72,34 @@ def _files(report: dict[str, Any]) -> Html:
     ]
     body = table("Files", ["File", "What", "Size", "sha256"], lines, ["", "", "", "text"])
     return el("details", el("summary", "Files and checksums"), body)
+
+
+def _rewrites(report: dict[str, Any]) -> Html | None:
+    """What was rewritten for integer kernels, and what was not, with the numbers that decided."""
+    rows = [row for row in (report.get("export") or {}).get("rewrites") or [] if isinstance(row, dict)]
+    if not rows:
+        return None
+    lines: list[list[Child]] = [
+        [row["name"], str(row["nodes"]), f"{'kept' if row['kept'] else 'refused'} ({row['files']})", f"{row['max_abs_diff']:.1e} of {row['limit']:.1e}",
+         f"{percent(row['integer_share'])} \u2192 {percent(row['rewritten_share'])}" if row.get("rewritten_share") is not None else "", row["reason"]]
+        for row in rows
+    ]  # fmt: skip
+    body = table("Rewrites", ["Rewrite", "Nodes", "", "Difference", "Integer kernels", "Why"], lines, ["text", "", "text", "", "", "text"])
+    return el("details", el("summary", "Float-exact rewrites"), body)
+
+
+def _package(report: dict[str, Any]) -> Html | None:
+    """Further forms of the student's files."""
+    rows = report.get("package") or []
+    if not rows:
+        return None
+    lines: list[list[Child]] = [
+        [el("code", row["file"]), row.get("target") or "any", size(row["bytes"]), ", ".join(row.get("operators") or []),
+         el("code", row["sha256"], class_="sha")]
+        for row in rows
+    ]  # fmt: skip
+    body = table("Further files", ["File", "For", "Size", "Kernels of a minimal onnxruntime", "sha256"], lines, ["", "", "", "text", "text"])
+    return el("details", el("summary", "Further files: one picture at a time, minimal onnxruntime"), body)
 
 
 def _times(report: dict[str, Any]) -> Html | None:

@@ -81,10 +81,11 @@ def read(folder: Path) -> Source:
 
 
 def shipped(report: dict[str, Any]) -> dict[str, Any]:
-    """The row of the model that ships: the one that was judged, else the int8 student, else the student."""
+    """The row of the model that ships: the one that the report names, else the one that was judged, else the int8 student, else the student."""
     students = [row for row in report["models"] if row.get("role") == "student"]
     judged = {row.get("file") for row in report["requirements"]}
-    students.sort(key=lambda row: (row.get("file") not in judged, row.get("precision") != "int8"))
+    named = (report.get("ships") or {}).get("file")
+    students.sort(key=lambda row: (row.get("file") != named, row.get("file") not in judged, row.get("precision") != "int8"))
     return students[0] if students else {}
 
 

@@ -109,7 +109,8 @@ def _requirement(row: dict[str, Any]) -> Html:
     chip = el("span", SIGNS.get(verdict, "?"), " ", verdict, class_="chip")
     limit = _quantity(name, row.get("limit"))
     title = ASKED.get(name, f"{name}: {{}}").replace("{}", limit)
-    where = [str(item) for item in (row.get("file"), row.get("target"), row.get("where")) if item]
+    digest = f"sha256 {row['sha256'][:12]}" if row.get("sha256") else None
+    where = [str(item) for item in (row.get("file"), row.get("precision"), row.get("target"), digest, row.get("where")) if item]
     place = el("p", " \u00b7 ".join(where), class_="where") if where else None
     text = el("div", el("h3", title, chip), el("p", row.get("sentence")), place)
     return el("li", text, _requirement_bar(row, name, limit), class_=_tone(verdict))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 import numpy as np
 import torch
 
 import export.convert
+import export.rewrites
 from compress import __version__, loading
 from compress.data import views
 from compress.errors import StageError
@@ -15,12 +19,37 @@ from compress.store import Context, Stage
 from export.runtime import Contract, ExportError
 
 PARITY_LIMIT = 1e-3  # largest |logit difference| between torch and onnxruntime
+REWRITE_PICTURES = 64  # validation pictures that the rewrites are judged on
 
 
-def _run(config: Export, *, context: Context, model: Trained, recorded: File | None, data: TrainingData, versions: dict[str, str]) -> Exported:
-    """One float32 ONNX file of a trained network.
+def preprocessing(source: str, resize: int, size: int) -> dict[str, Any]:
+    """What an application must do from a picture to the file's input, as JSON; the same steps as the pictures of `data.source` went through.
+
+    `resize`: what the short side is resized to; `size`: side of the square that is cut out of its middle.
+    """
+    made: list[dict[str, Any]] = [
+        {"step": "orient", "by": "EXIF orientation"},
+        {"step": "decode", "color": "RGB", "bits": 8, "transparency": "on white"},
+        {"step": "resize", "short_side": resize, "filter": "bilinear", "antialias": True},
+        {"step": "crop", "from": "centre", "size": [size, size]},
+    ]
+    if source == "fashion":
+        made = [
+            {"step": "decode", "color": "grey", "bits": 8, "size": [28, 28], "background": "black"},
+            {"step": "pad", "size": [size, size], "value": 0},
+            {"step": "repeat", "channels": 3},
+        ]
+    return {"version": 1, "steps": made, "result": {"channels": "RGB", "dtype": "uint8", "layout": "NHWC", "range": [0, 255]}}
+
+
+def _run(
+    config: Export, *, context: Context, model: Trained, recorded: File | None, data: TrainingData, versions: dict[str, str],
+    preprocessing: dict[str, Any] | None = None,
+) -> Exported:
+    """One float32 ONNX file of a trained network, and the float file that int8 is made from where that is another one (students).
 
     `recorded`: predictions (V,) on the validation pictures from the strip stage; None recomputes them (teachers).
+    `preprocessing`: what the application must do, for the file's metadata.
     `versions` (torch, onnx, onnxruntime) are part of the key only: other versions write other bytes.
     """
     network = model.network
@@ -32,14 +61,17 @@ def _run(config: Export, *, context: Context, model: Trained, recorded: File | N
         std=network.normalization.std,
         layout=config.input,
         made_by=f"compress {__version__}",
+        preprocessing=preprocessing,
     )
-    path = context.work / "model.onnx"
+    path, source = context.work / "model.onnx", context.work / "model.int8source.onnx"
     pictures = loading.pictures(data, "cpu")
     validation = views.evaluation_view(pictures.images[pictures.validation_index], network.image_size)
+    judging = validation[:REWRITE_PICTURES].numpy()
     try:
-        exported = export.convert.to_onnx(live, path, contract, opset=config.opset)
+        exported = export.convert.to_onnx(live, path, contract, opset=config.opset, pictures=judging)
         export.convert.check_runtime(path, config.min_runtime)
         parity = export.convert.parity(live, path, validation.numpy())
+        rewrites = exported.rewrites if recorded is None else (*exported.rewrites, *export.rewrites.for_integers(path, source, judging))
     except ExportError as error:
         raise StageError(f"convert {network.model}: {error}") from error
     if not parity.max_abs_diff <= PARITY_LIMIT:
@@ -59,7 +91,8 @@ def _run(config: Export, *, context: Context, model: Trained, recorded: File | N
         max_abs_diff=parity.max_abs_diff,
         disagreements=disagreements,
         pictures=len(validation),
-        rewrites=tuple(exported.rewrites),
+        rewrites=tuple(asdict(rewrite) for rewrite in rewrites),
+        int8_source=File.of(source) if source.is_file() else None,
     )
 
 
@@ -70,4 +103,4 @@ def _disagreements(predictions: np.ndarray, recorded: File | None, model: Traine
     return abs(int((predictions == labels.numpy()).sum()) - round(model.top1_validation * len(labels)))
 
 
-run = Stage("convert", 1, _run, Exported)
+run = Stage("convert", 2, _run, Exported)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.data import sources
-from compress.results import CalibrationData, Prepared, TestData, TrainingData
+from compress.data import folder, pictures, sources
+from compress.results import CalibrationData, File, Prepared, TestData, TrainingData
 from compress.schema import Data
 from compress.store import Context, Stage
 
@@ -39,3 +39,17 @@ def calibration(prepared: Prepared, config: Data) -> CalibrationData:
 def test(prepared: Prepared) -> TestData:
     """What `validate` alone may read."""
     return TestData(images=prepared.test_images, labels=prepared.test_labels, classes=prepared.classes, image_size=prepared.image_size)
+
+
+def photos(config: Data, root: Path | None, count: int = 16) -> tuple[File, ...]:
+    """Picture files of a folder of photos as they are, spread over its classes, JPEGs where there are any: to be decoded for timing alone.
+
+    Empty for sources that hold arrays; their test pictures have no file.
+    """
+    if config.source != "folder" or root is None:
+        return ()
+    layout = folder.scan(root)
+    paths = [root / picture.path for picture in layout.test or layout.train]
+    jpegs = [path for path in paths if path.suffix.lower() in (".jpg", ".jpeg")] or paths
+    readable = (path for path in jpegs[:: max(1, len(jpegs) // count)] if pictures.readable(path))
+    return tuple(File.of(path) for path, _ in zip(readable, range(count), strict=False))

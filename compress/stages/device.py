@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
-from compress.errors import StageError
+from compress.console import Console
+from compress.errors import MissingError, StageError, UsageError
 from compress.results import File, Verified
 from compress.schema import Device
 from compress.store import Context, Stage
+from export.targets import DeviceFailed, Settings, Unreachable, WrongTarget, parse
+from export.targets import verify as targets
 
 LIMIT_SECONDS = 900
 
@@ -27,51 +23,64 @@ def _run(config: Device, *, context: Context, bundle: File, threads: int, host: 
 
 def verify_local(bundle: Path, work: Path, *, threads: int = 1) -> Verified:
     """The local device: this machine's interpreter, which sees only the bundle's folder (isolated from this project)."""
-    answer = (work / "answer.json").resolve()
-    answer.unlink(missing_ok=True)  # an answer of before says nothing about this bundle
-    # PYTHONPATH and PYTHONSAFEPATH would put another `export` before the bundle's.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    with tempfile.TemporaryDirectory() as temporary:
-        try:
-            with zipfile.ZipFile(bundle) as archive:
-                archive.extractall(temporary)
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
-            raise StageError(f"device local: {bundle} is damaged ({error}); make it again with: compress run --force validate") from error
-        folder = next((path.parent for path in sorted(Path(temporary).rglob("manifest.json"))), Path(temporary))
-        command = [sys.executable, "-m", "export.verify", "--json", str(answer), "--threads", str(threads), "."]
-        try:
-            done = subprocess.run(
-                command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise StageError(f"device local: the bundle's verifier did not answer within {LIMIT_SECONDS} seconds") from error
-    if done.returncode != 0 or not answer.is_file():
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise StageError(f"device local: the bundle's verifier ended with {done.returncode}: {said[-1] if said else 'no message'}")
-    content = json.loads(answer.read_text())
-    return Verified(rows=tuple(_row(model, content, "local") for model in content["models"]), ok=bool(content["ok"]))
+    answer = ask("local", bundle, work, Settings(threads=threads), limit_seconds=LIMIT_SECONDS)
+    wrong = targets.complaint(answer)
+    if wrong:
+        raise StageError(f"device local: {wrong}")
+    return Verified(rows=rows(answer, "local"), ok=True)
+
+
+def ask(
+    target: str, bundle: Path, work: Path, settings: Settings, *, limit_seconds: float | None = None, console: Console | None = None
+) -> dict[str, Any]:
+    """A device's answer for a bundle (zip). Raises UsageError, MissingError (out of reach, no interpreter) or StageError (it failed)."""
+    tell = console.line if console else lambda text: None
+    try:
+        return targets.verify(bundle, parse(target), work, settings, limit_seconds=limit_seconds, tell=tell)
+    except WrongTarget as error:
+        raise UsageError(str(error)) from error
+    except Unreachable as error:
+        raise MissingError(str(error)) from error
+    except DeviceFailed as error:
+        raise StageError(f"device local: {error}" if target == "local" else str(error)) from error
+
+
+def rows(answer: dict[str, Any], target: str) -> tuple[dict[str, Any], ...]:
+    """report.json's `device` rows, one a model. `target` without options."""
+    return tuple(_row(model, answer, target) for model in answer["models"])
 
 
 def _row(model: dict[str, Any], answer: dict[str, Any], target: str) -> dict[str, Any]:
-    """report.json's `device` row."""
-    host = answer["host"]
+    host, photos = answer["host"], answer.get("photos") or {}
     return {
         "target": target,
         "file": model["file"],
         "sha256": model["sha256"],
         "role": model["role"],
         "precision": model["precision"],
+        "built_for": model["target"],
         "host": host.get("os") or "",
         "cpu": host.get("cpu") or "",
+        "isa": host.get("isa"),
+        "cores": host.get("cores"),
+        "memory_bytes": host.get("memory_bytes"),
+        "python": host.get("python"),
         "onnxruntime": answer["onnxruntime"],
         "images": model["images"],
         "top1": model["top1"],
         "agreement": model["agreement"],
         "max_abs_diff": model["max_abs_diff"],
         "latency_ms": model["latency_ms"],
+        "first_run_ms": model.get("first_run_ms"),
+        "load_ms": model.get("load_ms"),
         "peak_memory_bytes": model.get("peak_memory_bytes"),
+        "speedup_over": model.get("speedup_over") or {},
+        "contaminated": model.get("contaminated"),
+        "not_timed": answer.get("not_timed"),
+        "note": model.get("note"),
+        "photos": {"status": photos["status"], "sentence": photos["sentence"], **(model.get("photos") or {})} if photos else None,
         "ok": model["ok"],
     }
 
 
-run = Stage("device", 1, _run, Verified)
+run = Stage("device", 2, _run, Verified)

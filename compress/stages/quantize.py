@@ -1,14 +1,31 @@
-"""Static int8 for one target, calibrated on training pictures through the evaluation pre-processing."""
+"""Static int8 for one target, calibrated on training pictures through the evaluation pre-processing; `search` tries several ways."""
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
 import export.quantize
-from compress.data import calibration_arrays
+import export.search
+from compress import statistics
+from compress.console import Console
+from compress.data import calibration_arrays, calibration_index, centre_crop, training_arrays
+from compress.data.splits import shuffled
 from compress.errors import StageError, UsageError
 from compress.results import CalibrationData, Exported, File, Quantized
 from compress.schema import Quantize
 from compress.store import Context, Stage
+from export.quantize import Settings
 from export.runtime import ExportError, isa
+from export.search import PICTURES, Trial
+
+RANKING_STREAM = 2  # the search's pictures are drawn by other numbers than calibration's
 
 
 def resolve_target(target: str) -> str:
@@ -24,18 +41,109 @@ def resolve_target(target: str) -> str:
 def _run(config: Quantize, *, context: Context, model: Exported, data: CalibrationData, target: str, versions: dict[str, str]) -> Quantized:
     """QDQ int8, per channel; activation and weight types follow from the target."""
     images, _ = calibration_arrays(data)
-    path = context.work / "model.int8.onnx"
+    source, path = (model.int8_source or model.file).path, context.work / "model.int8.onnx"
+    cache = context.cache / "calibration"
     try:
-        made = export.quantize.quantize(model.file.path, path, images, isa=target, per_channel=config.per_channel, calibrate=config.calibrate)
+        if config.search:
+            found = _search(source, path, images, data, target, cache, context.console)
+            settings, trials, sentence = found.settings, found.trials, found.sentence
+        else:
+            settings = Settings(target, config.per_channel, config.calibrate, config.percentile, config.float_layers, config.bias_correction)
+            trials, sentence = (), None
+            options = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+            made = export.quantize.quantize(source, path, images, **options, cache=cache)
+            settings = dataclasses.replace(settings, float_layers=made.float_layers)
     except ExportError as error:
         raise StageError(f"quantize: {error}") from error
     return Quantized(
         file=File.of(path),
         target=target,
-        activation_type=made.activation_type,
-        weight_type=made.weight_type,
-        calibration_pictures=made.calibration_images,
+        activation_type=settings.activations,
+        weight_type="int8",
+        calibration_pictures=len(images),
+        calibrate=settings.calibrate,
+        float_layers=settings.float_layers,
+        bias_correction=settings.bias_correction,
+        trials=trials,
+        search=sentence,
     )
 
 
-run = Stage("quantize", 1, _run, Quantized)
+@dataclass(frozen=True)
+class _Chosen:
+    settings: Settings
+    trials: tuple[dict[str, Any], ...]
+    sentence: str
+
+
+def _search(source: Path, path: Path, images: np.ndarray, data: CalibrationData, target: str, cache: Path, console: Console) -> _Chosen:
+    """Write the best variant to `path`."""
+    ranking = _ranking_pictures(data)
+    prepared = export.quantize.prepare(source, images, cache=cache)
+    with tempfile.TemporaryDirectory() as folder:
+        trials = export.search.run(prepared, Path(folder), Settings(target), ranking, console.line)
+        validation, labels = _validation(data)
+        right = prepared.runtime.run(validation).argmax(axis=1) == labels
+        survivors = [trial for trial in trials if trial.kept]
+        console.line(f"search: {len(survivors)} of {sum(trial.kl is not None for trial in trials)} certified on {len(labels):,} validation pictures")
+        answers = [export.search.logits(_path(trial), target, validation).argmax(axis=1) == labels for trial in survivors]
+        winner = choose(answers)
+        drops = [statistics.paired_drop(right, answer) for answer in answers]
+        chosen = survivors[winner]
+        shutil.copyfile(_path(chosen), path)
+    sentence = _sentence(chosen, drops[winner])
+    console.line(f"search: {sentence}")
+    rows = [{**_row(trial), **_certified(drop, trial is chosen)} for trial, drop in zip(survivors, drops, strict=True)]
+    assert chosen.settings is not None
+    return _Chosen(chosen.settings, (*rows, *(_row(trial) for trial in trials if not trial.kept)), sentence)
+
+
+def choose(answers: list[np.ndarray]) -> int:
+    """The first variant that is not significantly worse than the most accurate one; `answers`: right or wrong, bool (V,), by rising KL.
+
+    Worse: the 95 % interval of the paired drop against the one with the most right answers lies above 0. KL orders what the labels cannot
+    tell apart, and labels only overrule it beyond chance.
+    """
+    best = max(answers, key=lambda answer: int(answer.sum()))
+    return next(number for number, answer in enumerate(answers) if answer is best or statistics.paired_drop(best, answer).low <= 0)
+
+
+def _ranking_pictures(data: CalibrationData) -> np.ndarray:
+    """uint8 (32, S, S, 3) of the train part that calibration does not use. Raises UsageError where there are too few."""
+    images, labels, train_index, _ = training_arrays(data.training)
+    left = np.setdiff1d(train_index, calibration_index(labels, train_index, data.count, data.training.split_seed))
+    if len(left) < PICTURES:
+        raise UsageError(
+            f"quantize.search needs {PICTURES} training pictures that calibration does not use, but {len(left)} are left; "
+            f"set data.calibration to {max(len(train_index) - PICTURES, 1)} or less"
+        )
+    chosen = left[shuffled(len(left), data.training.split_seed, RANKING_STREAM)[:PICTURES]]
+    return centre_crop(images[np.sort(chosen)], data.training.image_size)
+
+
+def _validation(data: CalibrationData) -> tuple[np.ndarray, np.ndarray]:
+    images, labels, _, index = training_arrays(data.training)
+    return centre_crop(images[index], data.training.image_size), labels[index]
+
+
+def _path(trial: Trial) -> Path:
+    assert trial.path is not None  # kept trials were made
+    return trial.path
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    """report.json's row of a trial."""
+    return {name: getattr(trial, name) for name in ("name", "kl", "agreement", "bytes", "kept", "reason")} | {"chosen": False}
+
+
+def _certified(drop: statistics.PairedDrop, chosen: bool) -> dict[str, Any]:
+    numbers = {"drop_points": drop.drop_points, "drop_ci95": [drop.low, drop.high], "mcnemar_p": drop.p, "images": drop.n}
+    return {**numbers, "chosen": chosen, **({"reason": "chosen: the closest to float that labels do not speak against"} if chosen else {})}
+
+
+def _sentence(trial: Trial, drop: statistics.PairedDrop) -> str:
+    numbers = f"drop {drop.drop_points:.2f} [{drop.low:.2f}, {drop.high:.2f}] points against the float student on {drop.n:,} validation pictures"
+    return f"{trial.name}: KL {trial.kl:.5f}, {numbers}"
+
+
+run = Stage("quantize", 2, _run, Quantized)

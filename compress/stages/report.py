@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import verdict
-from compress.results import Distilled, Exported, File, Measured, ModelFile, Prepared, Quantized, Stripped, Trained, Verified, to_json
+from compress.results import Distilled, Exported, File, Measured, ModelFile, Packaged, Prepared, Quantized, Stripped, Trained, Verified, to_json
 from compress.schema import Recipe
 from compress.statistics import drop_from_counts
 
@@ -53,6 +53,8 @@ class Evidence:
     started: str
     notices: tuple[str, ...]
     where: Mapping[str, str]  # requirement -> path:line:column in the recipe
+    plan: dict[str, Any] | None = None  # what `student.choose` picked by
+    packaged: Packaged | None = None
 
 
 def write(evidence: Evidence, folder: Path) -> dict[str, Any]:
@@ -100,6 +102,7 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
         "baseline": _baseline(evidence, extra),
         "distillation": _worth(evidence),
         "int8_against_float": _int8(evidence),
+        "ships": {"file": facts(evidence.measured, evidence.models).file, "sentence": evidence.measured.ships_because},
         "device": list(evidence.verified.rows),
         "requirements": [asdict(row) for row in requirements],
         "data": {
@@ -112,13 +115,16 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
         },
         "classes": list(evidence.prepared.classes),
         "per_class": list(evidence.measured.per_class),
+        "slices": list(evidence.measured.slices),
         "unreadable": to_json(evidence.prepared.unreadable),
-        "export": {key: value for key, value in to_json(evidence.student.fp32).items() if key != "file"},
+        "export": {key: value for key, value in to_json(evidence.student.fp32).items() if key not in ("file", "int8_source")},
+        "package": _package(evidence.packaged),
         "quantize": {key: value for key, value in to_json(evidence.student.int8).items() if key != "file"} if evidence.student.int8 else None,
         "latency": evidence.measured.latency,
         "warnings": [*evidence.notices, *evidence.measured.warnings],
         **_stages(evidence.seconds, evidence.reused),
         "environment": dict(evidence.environment),
+        **({"plan": evidence.plan} if evidence.plan else {}),
     }
 
 
@@ -137,7 +143,8 @@ def facts(measured: Measured, models: tuple[ModelFile, ...]) -> verdict.Facts:
     """The numbers of the file that ships, against the float teacher."""
     teacher = next(row for row in measured.models if row["role"] == "teacher")
     students = [row for row in measured.models if row["role"] == "student"]
-    shipped = next((row for row in students if row["precision"] == "int8"), students[0])
+    best = next((row for row in students if row["precision"] == "int8"), students[0])
+    shipped = next((row for row in students if row["file"] == measured.ships), best)
     pair = next(row for row in measured.comparisons if row["model"] == shipped["file"] and row["against"] == teacher["file"])
     latency = shipped["latency_ms"] or {}
     return verdict.Facts(
@@ -155,8 +162,40 @@ def facts(measured: Measured, models: tuple[ModelFile, ...]) -> verdict.Facts:
         teacher_bytes=teacher["bytes"],
         peak_memory_bytes=shipped["peak_memory_bytes"],
         int8_mac_share=shipped["int8_mac_share"],
-        disturbed=measured.warnings[0] if measured.warnings else None,
+        disturbed="; ".join(measured.latency.get("disturbances") or ()) or None,
+        sha256=shipped["sha256"],
+        precision=shipped["precision"],
+        untimed=_untimed(shipped),
     )
+
+
+def shipping(models: tuple[ModelFile, ...], measured: Measured) -> tuple[ModelFile, ...]:
+    """All files but a student's int8 file that `keep: faster` took out."""
+    return tuple(model for model in models if model.role != "student" or model.precision == "fp32" or measured.ships in (None, model.name))
+
+
+def _untimed(row: dict[str, Any]) -> str | None:
+    """Why a file has no time here."""
+    from export.runtime import isa  # onnxruntime; training alone runs without
+
+    return f"it is built for {row['target']} and this machine is {isa()}" if row["latency_ms"] is None and row["target"] else None
+
+
+def _package(packaged: Packaged | None) -> list[dict[str, Any]]:
+    """Further forms of the student's files."""
+    return [
+        {
+            "file": extra.name,
+            "kind": extra.kind,
+            "source": extra.source,
+            "target": extra.target,
+            "sha256": extra.file.sha256,
+            "bytes": extra.file.bytes,
+            "max_abs_diff": extra.max_abs_diff,
+            "operators": None if extra.operators is None else list(extra.operators),
+        }
+        for extra in (packaged.files if packaged else ())
+    ]
 
 
 def _interval(pair: list[float] | None) -> tuple[float, float] | None:
@@ -229,9 +268,11 @@ def _int8(evidence: Evidence) -> dict[str, Any] | None:
 
 def _copy_files(evidence: Evidence, folder: Path) -> None:
     """Copies, not links: a run folder can be moved, mailed and kept after the cache is cleaned."""
-    for model in evidence.models:
+    for model in shipping(evidence.models, evidence.measured):
         shutil.copyfile(model.file.path, folder / model.name)
     shutil.copyfile(evidence.student.stripped.trained.weights.path, folder / "student.safetensors")
+    for extra in evidence.packaged.files if evidence.packaged else ():
+        shutil.copyfile(extra.file.path, folder / extra.name)
     for name, file in (("predictions.npz", evidence.measured.predictions), ("latency.npz", evidence.measured.latency_samples)):
         shutil.copyfile(file.path, folder / name)
     shutil.copyfile(evidence.measured.pictures.path, folder / "pictures.npz")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
 
-from compress import checkpoint, loading
+from compress import checkpoint, faults, loading
+from compress.data import views
 from compress.errors import MissingError, StageError
 from compress.methods import build_method
 from compress.models import catalog, checkpoints
@@ -18,7 +22,7 @@ from compress.results import File, Network, Trained, TrainingData
 from compress.schema import Candidate, Distill
 from compress.statistics import wilson
 from compress.store import Context, Stage
-from compress.train import accuracy, fit, predict
+from compress.train import Pictures, accuracy, fit, predict
 
 
 def embedded_weights(model: str) -> Path:
@@ -56,7 +60,7 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
         predict(model, pictures.images[pictures.validation_index], data.image_size, network.normalization),
         pictures.labels[pictures.validation_index],
     )
-    _expect(config, top1, len(pictures.validation_index))
+    _expect(config, top1, len(pictures.validation_index), lambda: _named(config, model, pictures, network, data))
     path = context.work / "teacher.safetensors"
     checkpoints.save_state(model, path)
     checkpoint.discard(context.work)
@@ -76,16 +80,36 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
     )
 
 
-def _expect(config: Candidate, top1: float, pictures: int) -> None:
-    """A checkpoint that does not reach its known accuracy has the wrong input or the wrong weights: stop before distilling."""
+def _expect(config: Candidate, top1: float, pictures: int, named: Callable[[], str | None]) -> None:
+    """A checkpoint that does not reach its known accuracy has the wrong input or the wrong weights: stop before distilling.
+
+    `named` looks for the known mistake that explains it.
+    """
     if config.expect_top1 is None:
         return
     high = wilson(round(top1 * pictures), pictures)[1]
     if high < config.expect_top1:
         raise StageError(
             f"teacher {config.model}: expect_top1 is {config.expect_top1:.4f}, but validation gives {top1:.4f} (95 % interval ends at {high:.4f}, "
-            f"{pictures} pictures); check normalize, image_size and the order of the classes"
+            f"{pictures} pictures); {named() or 'check normalize, image_size and the order of the classes'}"
         )
+
+
+def _named(config: Candidate, model: nn.Module, pictures: Pictures, network: Network, data: TrainingData) -> str | None:
+    """Which known mistake in the input or in the order of the classes fits."""
+    images = views.evaluation_view(pictures.images[pictures.validation_index], data.image_size).cpu().numpy()
+    normalization = network.normalization
+
+    def answers(pixels: np.ndarray) -> np.ndarray:
+        batch = torch.from_numpy(pixels).to(pictures.images.device)
+        with torch.no_grad():
+            return predict(model, batch, data.image_size, normalization, batch_size=64).cpu().numpy()
+
+    labels = pictures.labels[pictures.validation_index].cpu().numpy()
+    fault = faults.name_fault(
+        answers, images, labels, config.expect_top1 or 1.0, normalization=(normalization.mean, normalization.std), classes=data.classes
+    )
+    return None if fault is None else fault.sentence()
 
 
 def _origin(config: Candidate) -> str:

@@ -16,7 +16,8 @@ import numpy as np
 import export.audit
 import export.bundle
 import export.measure
-from compress import statistics
+import export.sustained
+from compress import faults, slices, statistics, timing
 from compress.data import stratified, test_arrays
 from compress.errors import StageError
 from compress.results import File, Measured, ModelFile, TestData
@@ -30,38 +31,54 @@ BATCH = 50
 
 
 def _run(
-    config: Validate, *, context: Context, models: tuple[ModelFile, ...], samples: int, test: TestData, host: dict[str, Any], versions: dict[str, str]
-) -> Measured:
+    config: Validate, *, context: Context, models: tuple[ModelFile, ...], samples: int, test: TestData, host: dict[str, Any],
+    versions: dict[str, str], photos: tuple[File, ...] = (), resize: int | None = None, keep: str = "always",
+) -> Measured:  # fmt: skip
     """Accuracy, latency, memory and size of each file; `models` begins with the teacher, the reference of every comparison.
 
-    `samples` test pictures go into the bundle. `host` and `versions` are part of the key: a latency never crosses machines.
+    `samples` test pictures go into the bundle. `photos`: picture files of the data set, for the time from photo to answer.
+    `resize`: what a photo's short side is resized to before its centre is cut out; None: the pictures' own side.
+    `keep` faster: int8 that is not measurably faster than float does not ship.
+    `host` and `versions` are part of the key: a latency never crosses machines.
     """
     images, labels = test_arrays(test)
     try:
         logits = {model.name: _predict(model, images, context) for model in models}
         context.console.line(f"latency: {len(models)} models interleaved, {config.repeats} runs each, {config.threads} thread(s), batch 1")
         here = [model for model in models if runs_on(model.target, isa())]
-        timed = export.measure.latency(
-            {model.name: model.file.path for model in here}, images[:64], threads=config.threads, warmup=config.warmup, repeats=config.repeats, seed=config.seed
+        timed = timing.inference(
+            {model.name: model.file for model in here}, images[:64], threads=config.threads, warmup=config.warmup, repeats=config.repeats, seed=config.seed
         )
-        rows = tuple(_row(model, logits, labels, models[0].name, timed, config) for model in models)
-        bundle = _bundle(context.work, models, images, labels, samples, config.seed)
+        shown = {model.name: model.file for model in here if model.role != "baseline"}
+        photo, source = timing.photos_to_answers(shown, photos, images, resize=resize, threads=config.threads, repeats=config.repeats, seed=config.seed)
+        rows = tuple(
+            {**_row(model, logits, labels, models[0].name, timed, config), "photo_latency_ms": timing.entry(photo, model.name, config.seed)} for model in models
+        )
+        shipped, because = _ships(models, timed, keep, config.seed)
+        if because:
+            context.console.line(because)
+        sustained = _sustained(shipped, images, config, context, timed)
+        bundle = _bundle(context.work, _in_bundle(models, shipped), images, labels, samples, config.seed, resize)
     except ExportError as error:
         raise StageError(f"validate: {error}") from error
     comparisons = tuple(
         _compare(model, against, logits, labels, timed, config.seed) for model in models[1:] for against in models if _compared(model, against)
     )
-    shipped = _shipped(models)
+    floats = [model.name for model in models if model.role == "student" and model.precision == "fp32" and model is not shipped]
+    per_class = slices.class_rows(labels, logits[models[0].name], logits[shipped.name], logits[floats[0]] if floats else None, test.classes)
     return Measured(
         models=rows,
         comparisons=comparisons,
-        per_class=_per_class(labels, logits[models[0].name], logits[shipped.name], test.classes),
-        latency={"contaminated": timed.contaminated, "other_cores": timed.other_cores},
-        warnings=_warnings(timed),
+        per_class=per_class,
+        latency={**timed.conditions(), "photo": timing.photo_conditions(photo, source), "sustained": sustained},
+        warnings=(*timing.warnings(timed, sustained), *_int8_warnings(models, comparisons)),
         predictions=_save(context.work / "predictions.npz", _predictions(images, labels, logits)),
         latency_samples=_save(context.work / "latency.npz", {name: np.asarray(one.samples_ms, np.float64) for name, one in timed.models.items()}),
-        pictures=_save(context.work / "pictures.npz", _mistakes(images, labels, logits[models[0].name], logits[shipped.name])),
+        pictures=_save(context.work / "pictures.npz", _pictures(images, labels, logits[models[0].name], logits[shipped.name], per_class)),
         bundle=bundle,
+        ships=shipped.name,
+        ships_because=because,
+        slices=slices.unsure_rows(labels, logits, teacher=models[0].name, model=shipped.name, against=[models[0].name, *floats]),
     )
 
 
@@ -69,6 +86,34 @@ def _shipped(models: tuple[ModelFile, ...]) -> ModelFile:
     """The student's file that ships: int8 where there is one."""
     students = [model for model in models if model.role == "student"]
     return next((model for model in students if model.precision == "int8"), students[0])
+
+
+def _int8_warnings(models: tuple[ModelFile, ...], comparisons: tuple[dict[str, Any], ...]) -> tuple[str, ...]:
+    """What is known to ruin int8, where the student's int8 file is worse than its float file beyond chance."""
+    files = {model.name: model for model in models if model.role == "student"}
+    pairs = [row for row in comparisons if row["model"] in files and row["against"] in files and row["top1_drop_ci95"][0] > 0]
+    named = ((row, faults.name_int8_fault(files[row["model"]].file.path)) for row in pairs)
+    return tuple(f"{row['model']} is {row['top1_drop_points']:.1f} points below {row['against']}: {fault}" for row, fault in named if fault)
+
+
+def _ships(models: tuple[ModelFile, ...], times: LatencyResult, keep: str, seed: int) -> tuple[ModelFile, str | None]:
+    """The file that ships, and what `keep: faster` decided, in one sentence (None: nothing to decide)."""
+    best = _shipped(models)
+    plain = next(model for model in models if model.role == "student" and model.precision == "fp32")
+    if keep != "faster" or best is plain:
+        return best, None
+    if best.name not in times.models:
+        return best, f"{best.name} ships although keep: faster was asked for: it is built for {best.target}, so its speed could not be judged here."
+    speedup, low, high = export.measure.ratio(times, plain.name, best.name, seed=seed)
+    numbers = f"{speedup:.2f}x [{low:.2f}, {high:.2f}] its speed"
+    if low > 1:
+        return best, f"{best.name} ships: it is faster than the float student here ({numbers}), as keep: faster asks."
+    return plain, f"{plain.name} ships instead of {best.name}: int8 is not measurably faster than the float student here ({numbers}; keep: faster)."
+
+
+def _in_bundle(models: tuple[ModelFile, ...], shipped: ModelFile) -> tuple[ModelFile, ...]:
+    """All but a student's int8 file that does not ship."""
+    return tuple(model for model in models if model.role != "student" or model.precision == "fp32" or model is shipped)
 
 
 def _compared(model: ModelFile, against: ModelFile) -> bool:
@@ -86,9 +131,9 @@ def _predict(model: ModelFile, images: np.ndarray, context: Context) -> np.ndarr
     return Model.load(model.file.path, threads=cores()).run(images, batch=BATCH)
 
 
-def _row(model: ModelFile, logits: dict[str, np.ndarray], labels: np.ndarray, teacher: str, timing: LatencyResult, config: Validate) -> dict[str, Any]:
+def _row(model: ModelFile, logits: dict[str, np.ndarray], labels: np.ndarray, teacher: str, times: LatencyResult, config: Validate) -> dict[str, Any]:
     """report.json's row of a model; a file for another instruction set is neither timed nor audited here."""
-    timed = timing.models.get(model.name)
+    timed = times.models.get(model.name)
     own = logits[model.name]
     correct = int((own.argmax(axis=1) == labels).sum())
     audit = export.audit.audit(model.file.path, threads=config.threads) if timed else None
@@ -104,27 +149,34 @@ def _row(model: ModelFile, logits: dict[str, np.ndarray], labels: np.ndarray, te
         "top5": float(statistics.top_k_correct(own, labels, 5).mean()) if own.shape[1] >= 5 else None,
         "agreement_with_teacher": float((own.argmax(axis=1) == logits[teacher].argmax(axis=1)).mean()),
         "max_abs_diff_from_torch": model.max_abs_diff_from_torch,
-        "latency_ms": _latency(timing, model.name, config.seed) if timed else None,
+        "latency_ms": timing.entry(times, model.name, config.seed),
         "first_run_ms": timed.first_run_ms if timed else None,
         "load_ms": timed.load_ms if timed else None,
         "peak_memory_bytes": export.measure.memory(model.file.path, threads=config.threads) if timed else None,
         "int8_mac_share": audit.int8_mac_share if audit else None,
         "islands": [f"{name} ({op})" for name, op in audit.islands] if audit and model.precision == "int8" else None,
+        "island_causes": audit.causes_counted() if audit and model.precision == "int8" else None,
+        "requantised": list(audit.requantised) if audit and model.precision == "int8" else None,
         "target": model.target,
     }
 
 
-def _latency(timing: LatencyResult, name: str, seed: int) -> dict[str, Any]:
-    timed = timing.models[name]
-    return {**timed.summary(), "p50_ci95": list(export.measure.p50_interval(timing, name, seed=seed)[1:])}
+def _sustained(model: ModelFile, images: np.ndarray, config: Validate, context: Context, times: LatencyResult) -> dict[str, Any] | None:
+    """The file that ships, run without a pause where the recipe asks for it and it is meant for this machine."""
+    if not config.sustained_seconds or model.name not in times.models:
+        return None
+    context.console.line(f"latency: {model.name} without a pause for {config.sustained_seconds} s")
+    found = export.sustained.sustained(model.file.path, images[:64], config.sustained_seconds, threads=config.threads)
+    context.console.line(found.sentence())
+    return {"file": model.name, **found.summary()}
 
 
-def _compare(model: ModelFile, against: ModelFile, logits: dict[str, np.ndarray], labels: np.ndarray, timing: LatencyResult, seed: int) -> dict[str, Any]:
+def _compare(model: ModelFile, against: ModelFile, logits: dict[str, np.ndarray], labels: np.ndarray, times: LatencyResult, seed: int) -> dict[str, Any]:
     """report.json's paired comparison of two models on the same pictures."""
     right = {name: logits[name].argmax(axis=1) == labels for name in (model.name, against.name)}
     drop = statistics.paired_drop(right[against.name], right[model.name])
-    both = model.name in timing.models and against.name in timing.models
-    speedup, low, high = export.measure.ratio(timing, against.name, model.name, seed=seed) if both else (None, None, None)
+    both = model.name in times.models and against.name in times.models
+    speedup, low, high = export.measure.ratio(times, against.name, model.name, seed=seed) if both else (None, None, None)
     return {
         "model": model.name,
         "against": against.name,
@@ -140,24 +192,13 @@ def _compare(model: ModelFile, against: ModelFile, logits: dict[str, np.ndarray]
     }
 
 
-def _per_class(labels: np.ndarray, teacher: np.ndarray, student: np.ndarray, classes: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
-    changes = statistics.per_class(labels, teacher.argmax(axis=1) == labels, student.argmax(axis=1) == labels, len(classes))
-    return tuple({"class": classes[c.index], "n": c.n, "teacher": c.reference, "student": c.model, "lost": c.lost, "gained": c.gained} for c in changes)
-
-
-def _warnings(timing: LatencyResult) -> tuple[str, ...]:
-    if not timing.contaminated:
-        return ()
-    return (f"other processes used {timing.other_cores:.2f} cores while latency was measured; ratios are from interleaved rounds, absolute times are not",)
-
-
 def _predictions(images: np.ndarray, labels: np.ndarray, logits: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Per test picture: content hash, label, logits of every model, so that anyone can recompute every interval."""
     hashes = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in images])
     return {"sha256": hashes, "labels": labels, **{f"logits/{name}": value.astype(np.float32) for name, value in logits.items()}}
 
 
-def _bundle(work: Path, models: tuple[ModelFile, ...], images: np.ndarray, labels: np.ndarray, samples: int, seed: int) -> File:
+def _bundle(work: Path, models: tuple[ModelFile, ...], images: np.ndarray, labels: np.ndarray, samples: int, seed: int, resize: int | None) -> File:
     """The folder for the device: teacher and student with a stratified sample of test pictures. Only the student's files need to ship."""
     with tempfile.TemporaryDirectory() as temporary:
         shipped = []
@@ -167,8 +208,16 @@ def _bundle(work: Path, models: tuple[ModelFile, ...], images: np.ndarray, label
                 shutil.copyfile(model.file.path, named)
                 shipped.append(export.bundle.Shipped(named, model.role, model.precision, model.target))
         chosen = stratified(labels, min(samples, len(labels)), seed)
-        written = export.bundle.write(work / "bundle", shipped, images[chosen], labels[chosen], title=_shipped(models).name)
+        side = resize or images.shape[1]
+        written = export.bundle.write(work / "bundle", shipped, images[chosen], labels[chosen], title=_shipped(models).name, resize=side)
     return File.of(written.archive)
+
+
+def _pictures(
+    images: np.ndarray, labels: np.ndarray, teacher: np.ndarray, student: np.ndarray, per_class: tuple[dict[str, Any], ...]
+) -> dict[str, np.ndarray]:
+    """pictures.npz: the student's mistakes in all, and those of single slices."""
+    return {**_mistakes(images, labels, teacher, student), **slices.pictures(images, labels, teacher, student, per_class)}
 
 
 def _mistakes(images: np.ndarray, labels: np.ndarray, teacher: np.ndarray, student: np.ndarray) -> dict[str, np.ndarray]:
@@ -191,4 +240,4 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> File:
     return File.of(path)
 
 
-run = Stage("validate", 1, _run, Measured)
+run = Stage("validate", 2, _run, Measured)

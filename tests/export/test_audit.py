@@ -69,3 +69,59 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ExportError, match="cannot load this file"):
         audit(tmp_path / "x.onnx")
+
+
+@x86_only
+def test_every_island_has_its_cause(int8: Path, fp32: Path, calibration: np.ndarray, tmp_path: Path) -> None:
+    """One file each: float, int8 activations on x86, a layer that the recipe keeps, an operator without a kernel."""
+    assert set(audit(fp32).causes.values()) == {"the file is a float file"}
+    quantize(fp32, tmp_path / "s8.onnx", calibration, isa="arm64")
+    signed = audit(tmp_path / "s8.onnx")
+    assert signed.islands and all(cause.startswith("int8 activations on x86") for cause in signed.causes.values())
+    quantize(fp32, tmp_path / "kept.onnx", calibration, isa="x86-vnni", float_layers=("last",))
+    kept = audit(tmp_path / "kept.onnx")
+    assert {op for _, op in kept.islands} & {"Gemm", "FusedGemm"} and all("kept in float by the recipe" in cause for cause in kept.causes.values())
+    assert kept.causes_counted()[0]["count"] == len(kept.causes_counted()[0]["nodes"])
+    for op, words in (("HardSigmoid", "rewrite it to Mul, Add and Clip"), ("Sin", "no int8 kernel for Sin")):
+        _bend(int8, op, tmp_path / "bent.onnx")
+        found = audit(tmp_path / "bent.onnx")
+        assert words in found.causes["bent"]
+        assert all("not quantised in the file" in found.causes[name] for name, kind in found.islands if kind in ("Conv", "FusedConv"))
+
+
+def _bend(source: Path, op: str, target: Path) -> None:
+    """An operator of float between a DequantizeLinear and the pointwise convolution."""
+    model = onnx.load(str(source))
+    conv = [node for node in model.graph.node if node.op_type == "Conv"][2]
+    model.graph.node.insert(list(model.graph.node).index(conv), onnx.helper.make_node(op, [conv.input[0]], ["bent"], name="bent"))
+    conv.input[0] = "bent"
+    target.write_bytes(model.SerializeToString())
+
+
+def test_a_float_layer_that_runs_in_integers_is_named(int8: Path, tmp_path: Path) -> None:
+    """The weights of the pointwise layer become float again in the file; onnxruntime quantises them when it loads it."""
+    model = onnx.load(str(int8))
+    conv = [node for node in model.graph.node if node.op_type == "Conv"][2]
+    behind = {name: node for node in model.graph.node for name in node.output}
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for position in (1, 2):
+        dequantize = behind[conv.input[position]]
+        value, scale = stored[dequantize.input[0]], stored[dequantize.input[1]]
+        plain = value.astype(np.float32) * scale.reshape(-1, *[1] * (value.ndim - 1))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(plain.astype(np.float32), f"plain{position}"))
+        conv.input[position] = f"plain{position}"
+    (tmp_path / "float.onnx").write_bytes(model.SerializeToString())
+
+    assert audit(int8).requantised == ()
+    assert audit(tmp_path / "float.onnx").requantised == (conv.name,)
+
+
+@x86_only
+def test_parts_of_an_inlined_function_are_islands(int8: Path, tmp_path: Path) -> None:
+    """onnxruntime writes HardSwish out as nodes without names."""
+    _bend(int8, "HardSwish", tmp_path / "swish.onnx")
+
+    found = audit(tmp_path / "swish.onnx")
+
+    (name,) = [name for name, op in found.islands if op == "HardSigmoid"]
+    assert "rewrite it to Mul, Add and Clip" in found.causes[name]

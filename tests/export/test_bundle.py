@@ -28,8 +28,8 @@ def made(models: list[Shipped], images: np.ndarray, labels: np.ndarray, tmp_path
 
 def test_everything_that_is_needed_is_there(made: bundle.Bundle) -> None:
     assert set(made.files) == {
-        "README.md", "checksums.sha256", "export/__init__.py", "export/measure.py", "export/runtime.py", "export/verify.py",
-        "manifest.json", "requirements.txt", "samples.npz", "small.fp32.onnx", "small.int8.onnx",
+        "README.md", "checksums.sha256", *(f"export/{name}" for name in bundle.RUNTIME_FILES), "manifest.json",
+        "requirements.txt", "samples.npz", "small.fp32.onnx", "small.int8.onnx",
     }  # fmt: skip
     assert len((made.folder / "README.md").read_text().splitlines()) <= 10
     assert [line.split(">=")[0] for line in (made.folder / "requirements.txt").read_text().splitlines()] == ["numpy", "onnxruntime"]

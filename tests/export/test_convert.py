@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -17,8 +18,9 @@ import pytest
 import torch
 from torch import nn
 
-from export import convert, graph
-from export.runtime import Contract, ExportError, Model
+from export import convert, graph, rewrites
+from export.quantize import quantize
+from export.runtime import SESSION_ERRORS, Contract, ExportError, Model
 
 
 def _ops(path: Path) -> Counter:
@@ -132,8 +134,6 @@ class Branching(nn.Module):
         return x.mean([2, 3]) if x.sum() > 0 else x.amax([2, 3])
 
 
-
-
 def test_networks_that_cannot_be_exported_are_refused(network: nn.Module, contract: Contract, tmp_path: Path) -> None:
     path = tmp_path / "x.onnx"
 
@@ -215,17 +215,61 @@ def test_check_runtime_refuses_versions_it_cannot_judge(fp32: Path, version: str
         convert.check_runtime(fp32, version)
 
 
-def test_means_over_other_axes_are_left_alone() -> None:
-    def mean(axes: list[int], keepdims: int) -> onnx.ModelProto:
-        node = onnx.helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=keepdims, name="mean")
-        shapes = {"x": [1, 2, 3, 4], "y": None}
-        values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()]
-        tensor = onnx.numpy_helper.from_array(np.array(axes, np.int64), "axes")
-        made = onnx.helper.make_graph([node], "g", values[:1], values[1:], [tensor])
-        return onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 18)])
+def test_pools_are_judged_and_told(network: nn.Module, contract: Contract, images: np.ndarray, tmp_path: Path) -> None:
+    exported = convert.to_onnx(network, tmp_path / "a.onnx", contract, pictures=images[:20])
 
-    assert graph.pool_means(mean([1, 2], 1), {"x": 4}) == 0
-    assert graph.pool_means(mean([2, 3], 1), {"x": 5}) == 0
-    flat = mean([-1, -2], 0)
-    assert graph.pool_means(flat, {"x": 4}) == 1
-    assert [node.op_type for node in flat.graph.node] == ["GlobalAveragePool", "Flatten"] and flat.graph.node[1].output[0] == "y"
+    (verdict,) = exported.rewrites
+    assert (verdict.name, verdict.nodes, verdict.kept, verdict.images) == ("ReduceMean to GlobalAveragePool", 1, True, 20)
+    assert verdict.max_abs_diff <= verdict.limit and verdict.integer_share is None and verdict.reason.startswith("required")
+
+
+def test_a_pool_that_changes_answers_is_refused(
+    network: nn.Module, contract: Contract, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewrites, "PARITY", -1.0)
+
+    exported = convert.to_onnx(network, tmp_path / "a.onnx", contract, pictures=images[:20])
+
+    assert [verdict.kept for verdict in exported.rewrites] == [False] and "answer otherwise" in exported.rewrites[0].reason
+    assert _ops(tmp_path / "a.onnx")["ReduceMean"] == 1
+
+
+@pytest.mark.parametrize("kind", ["fp32", "int8"])
+def test_a_fixed_batch_answers_as_the_dynamic_file_does(kind: str, request: pytest.FixtureRequest, images: np.ndarray, tmp_path: Path) -> None:
+    source = request.getfixturevalue(kind)
+
+    difference = convert.fixed_batch(source, tmp_path / "one.onnx")
+
+    model = onnx.load(str(tmp_path / "one.onnx"))
+    for value in (model.graph.input[0], model.graph.output[0]):
+        assert value.type.tensor_type.shape.dim[0].dim_value == 1
+    dynamic, fixed = Model.load(source), Model.load(tmp_path / "one.onnx")
+    assert fixed.contract == dynamic.contract and fixed.target == dynamic.target
+    expected = dynamic.run(images[:20])
+    assert difference <= 1e-6 * np.abs(expected).max()
+    np.testing.assert_allclose(fixed.run(images[:20]), expected, atol=2e-6 * np.abs(expected).max())  # `run` feeds one by one
+    with pytest.raises(SESSION_ERRORS, match="(?i)invalid dimensions"):
+        fixed.session.run(None, fixed.feed(images[:2]))
+
+
+def test_a_fixed_batch_that_answers_otherwise_is_refused(fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewrites, "PARITY", -1.0)
+
+    with pytest.raises(ExportError, match="one.onnx: with a fixed batch the logits differ from those of small.fp32.onnx"):
+        convert.fixed_batch(fp32, tmp_path / "one.onnx")
+
+    assert not (tmp_path / "one.onnx").exists()
+
+
+def test_preprocessing_travels_in_the_file(network: nn.Module, contract: Contract, fp32: Path, calibration: np.ndarray, tmp_path: Path) -> None:
+    steps = {"version": 1, "steps": [{"step": "resize", "short_side": 18}]}
+    told = dataclasses.replace(contract, preprocessing=steps)
+    convert.to_onnx(network, tmp_path / "a.onnx", told)
+    quantize(tmp_path / "a.onnx", tmp_path / "q.onnx", calibration, isa="x86-vnni")
+
+    stored = {entry.key: entry.value for entry in onnx.load(str(tmp_path / "a.onnx")).metadata_props}
+
+    assert json.loads(stored["compress.preprocessing"]) == steps
+    assert Model.load(tmp_path / "a.onnx").contract == Model.load(tmp_path / "q.onnx").contract == told
+    assert Model.load(fp32).contract.preprocessing is None  # a file without it still loads
+    assert "compress.preprocessing" not in {entry.key for entry in onnx.load(str(fp32)).metadata_props}

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from export import measure
+from export import conditions, measure, rounds
 from export.measure import LatencyResult, ModelLatency
-from export.runtime import ExportError, MissingError
+from export.quantize import quantize
+from export.runtime import TARGETS, ExportError, MissingError, isa
+
+
+@pytest.fixture(scope="module")
+def int8(fp32: Path, calibration: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For this machine: a file for another instruction set is not timed."""
+    if isa() not in TARGETS:
+        pytest.skip(f"there is no int8 file for this machine ({isa()})")
+    path = tmp_path_factory.mktemp("here") / "small.int8.onnx"
+    quantize(fp32, path, calibration, isa=isa())
+    return path
+
+
+@pytest.mark.parametrize("target", ["web", "x86-avx2" if isa() == "arm64" else "arm64"])
+def test_a_file_for_another_instruction_set_is_not_timed(fp32: Path, calibration: np.ndarray, images: np.ndarray, tmp_path: Path, target: str) -> None:
+    quantize(fp32, tmp_path / "other.onnx", calibration, isa=target)
+
+    with pytest.raises(ExportError, match=f"other was built for {target} and this machine is {isa()}: how long it takes here says nothing"):
+        measure.latency({"fp32": fp32, "other": tmp_path / "other.onnx"}, images, warmup=0, repeats=2)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +93,7 @@ def test_ratio_is_paired_by_round() -> None:
     """The machine slows down by half between rounds; the ratio does not."""
     drifting = _result(teacher=[4.0, 6.0, 4.0, 6.0], student=[1.0, 1.5, 1.0, 1.5])
 
-    assert measure.ratio(drifting, "teacher", "student") == (4.0, 4.0, 4.0)
+    assert measure.ratio(drifting, "teacher", "student") == pytest.approx((4.0, 3.96, 4.04))  # but for the place in memory
     noisy = _result(a=[2.0, 3.0, 4.0, 5.0, 6.0], b=[1.0] * 5)
     value, low, high = measure.ratio(noisy, "a", "b", seed=1)
     assert low < value == 4.0 < high and measure.ratio(noisy, "a", "b", seed=1) == (value, low, high)
@@ -93,17 +115,109 @@ def test_p50_interval_holds_p50() -> None:
     ],
 )
 def test_contamination(before, after, wall: float, expected: tuple) -> None:
-    cores, contaminated = measure._others(before, after, wall)
+    cores, contaminated = conditions.others(before, after, wall)
 
     assert contaminated is expected[1] and cores == (None if expected[0] is None else pytest.approx(expected[0]))
 
 
 def test_without_proc_nothing_is_guessed(int8: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "_busy_seconds", lambda: None)
+    monkeypatch.setattr(conditions, "busy_seconds", lambda: None)
 
     result = measure.latency({"int8": int8}, images, warmup=0, repeats=2)
 
     assert result.contaminated is None and result.other_cores is None
+
+
+def _disturb(monkeypatch: pytest.MonkeyPatch, flags: list[bool]) -> None:
+    """Attempts that other processes disturb, or not, one flag each."""
+    left = iter(flags)
+    monkeypatch.setattr(conditions, "others", lambda before, after, wall: (0.5, True) if next(left) else (0.0, False))
+    monkeypatch.setattr(conditions, "round_load", lambda before, after, wall: None)
+    monkeypatch.setattr(rounds, "DRIFT", 1e9)
+
+
+@pytest.mark.parametrize(
+    ("flags", "attempts", "kept", "contaminated"),
+    [([False], 1, 1, False), ([True, False], 2, 1, False), ([True, True, False], 3, 1, False), ([True, True, True], 3, 3, True)],
+)
+def test_a_disturbed_measurement_is_repeated_and_rounds_are_joined_where_none_is_quiet(
+    int8: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch, flags: list[bool], attempts: int, kept: int, contaminated: bool
+) -> None:
+    _disturb(monkeypatch, flags)
+
+    result = measure.latency({"int8": int8}, images, warmup=0, repeats=30, rounds=6, attempts=3)
+
+    model = result.models["int8"]
+    assert (result.attempts, result.contaminated) == (attempts, contaminated)
+    assert (model.runs, len(model.round_medians_ms)) == (30 * kept, 6 * kept) == (len(model.samples_ms), len(set(model.rounds)))
+    assert bool(result.disturbances) is contaminated
+    if contaminated:
+        assert result.other_cores == pytest.approx(0.5)
+        assert result.disturbances == ("other processes used 0.50 cores while it was measured",)
+
+
+def test_a_drifting_machine_is_a_disturbance() -> None:
+    slowing = [np.array([value]) for value in (1.0, 1.0, 1.1, 1.2, 1.3, 1.3)]
+    steady = [np.array([1.0])] * 6
+
+    def said(**parts: list[np.ndarray]) -> tuple[str, ...]:
+        return rounds.disturbances(rounds.Attempt(parts, [None] * 6, 0.0, 1.0, False))
+
+    assert said(a=slowing, b=slowing) == ("the machine became 30% slower from the first to the last third of the rounds",)
+    assert said(a=slowing[::-1]) == ("the machine became 23% faster from the first to the last third of the rounds",)
+    assert said(a=slowing, b=steady, c=steady) == () and said(a=steady) == ()
+    assert rounds.drift([1.0] * 5) is None and rounds.drift([1.0, 1.0, 1.0, 1.0, 2.0, 2.0]) == 2.0
+
+
+def test_two_speeds_are_told_from_noise() -> None:
+    random = np.random.default_rng(0)
+    fast, slow = 2.35 + 0.05 * random.standard_normal(12), 3.6 + 0.1 * random.standard_normal(8)
+
+    found = rounds.two_speeds(np.concatenate([fast, slow]))
+
+    assert found is not None and found == (pytest.approx(2.35, abs=0.05), pytest.approx(3.6, abs=0.1), 8)
+    assert rounds.two_speeds(1 + 0.1 * random.standard_normal(20)) is None
+    assert rounds.two_speeds(random.uniform(1, 2, 20)) is None
+    assert rounds.two_speeds([1.0] * 19 + [9.0]) is None  # one slow round
+    assert rounds.two_speeds([1.0] * 20) is None and rounds.two_speeds([1.0, 2.0]) is None
+    assert "two speeds, 1 and 2 ms (10 of 20 rounds slower)" in rounds.two_speeds_note("a.onnx", [1.0, 2.0] * 10)
+
+
+def test_conditions_name_what_was_measured(timed: LatencyResult, int8: Path) -> None:
+    known = timed.conditions()
+
+    assert known["sha256"]["int8"] == hashlib.sha256(int8.read_bytes()).hexdigest()
+    assert (known["rounds"], known["threads"], known["spinning"], known["attempts"]) == (8, 1, False, 1)
+    assert set(known["drift"]) == {"fp32", "int8"} and len(known["round_other_cores"]) == 8
+    json.dumps(known)
+
+
+def test_a_model_against_itself_is_neither_faster_nor_slower(int8: Path, images: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "copy.onnx").write_bytes(int8.read_bytes())
+    for seed in range(3):  # one interval in twenty may miss
+        result = measure.latency({"a": int8, "b": tmp_path / "copy.onnx"}, images, repeats=2000, rounds=40, seed=seed)
+        value, low, high = measure.ratio(result, "a", "b")
+        if low <= 1 <= high and abs(value - 1) < 0.02:
+            return
+    raise AssertionError(f"a model against itself: {value} [{low}, {high}]")
+
+
+def test_photo_latency_includes_the_decoding(int8: Path, images: np.ndarray) -> None:
+    seen: list[bytes] = []
+
+    def decode(content: bytes) -> np.ndarray:
+        seen.append(content)
+        time.sleep(0.002)
+        return np.frombuffer(content, np.uint8).reshape(images.shape[1:])
+
+    photos = [image.tobytes() for image in images[:4]]
+
+    result = measure.photo_latency({"int8": int8}, photos, decode, warmup=1, repeats=10)
+
+    assert result.models["int8"].p50_ms > 2 and result.models["int8"].runs == 10
+    assert set(seen) == set(photos) and len(seen) == 1 + 1 + 1 + 10  # check, first run, warm-up, timed
+    with pytest.raises(ExportError, match="images must be uint8"):
+        measure.photo_latency({"int8": int8}, photos, lambda content: images[0, :4])
 
 
 def test_memory_is_that_of_a_fresh_process(int8: Path) -> None:

@@ -57,7 +57,7 @@ def _constants(path: Path) -> tuple[onnx.GraphProto, dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize(
-    ("isa", "activations", "largest"), [("x86-vnni", np.uint8, 127), ("x86-avx2", np.uint8, 64), ("arm64", np.int8, 127)]
+    ("isa", "activations", "largest"), [("x86-vnni", np.uint8, 127), ("x86-avx2", np.uint8, 64), ("arm64", np.int8, 127), ("web", np.uint8, 127)]
 )
 def test_types_and_ranges_follow_the_instruction_set(made, isa: str, activations: type, largest: int) -> None:
     made_graph, constants = _constants(made[isa][0])
@@ -84,7 +84,7 @@ def test_pixels_are_prepared_in_float(made) -> None:
     ops = [node.op_type for node in made_graph.node]
     first = ops.index("QuantizeLinear")
 
-    assert [op for op in ops[:first] if op != "DequantizeLinear"] == ["Transpose", "Cast", "Mul", "Add"]
+    assert [op for op in ops[:first] if op != "DequantizeLinear"] == ["Cast", "Reshape", "Mul", "Add", "Reshape", "Transpose"]
 
 
 def test_the_last_layer_answers_in_float(made, images: np.ndarray) -> None:
@@ -150,7 +150,8 @@ def test_float_layout_calibrates_on_normalised_pictures(
     [
         ({"isa": "x86-avx2", "per_channel": False}, "needs per-channel weights"),
         ({"isa": "sparc"}, "no int8 settings for 'sparc'"),
-        ({"calibrate": "percentile"}, "use minmax"),
+        ({"calibrate": "mean"}, "use minmax, entropy, percentile"),
+        ({"calibrate": "percentile", "percentile": 99.9}, "99.9 is refused"),
         ({"images": np.zeros((0, 16, 16, 3), np.uint8)}, "at least one picture"),
         ({"images": np.zeros((4, 3, 16, 16), np.float32)}, "images must be uint8"),
     ],

@@ -63,7 +63,7 @@ def test_a_fresh_bundle_verifies_without_torch(copied: Path, labels: np.ndarray)
     assert answer["ok"] is True and answer["onnxruntime"] == answer["host"]["onnxruntime"]
     float_row, here, other = answer["models"]
     assert float_row["images"] == 32 and float_row["agreement"] == 1.0 and float_row["max_abs_diff"] < 1e-5 and float_row["ok"] is True
-    assert float_row["top1"] > 0.8 and float_row["latency_ms"]["runs"] == 64 and float_row["latency_ms"]["p99"] is None
+    assert float_row["top1"] > 0.8 and float_row["latency_ms"]["runs"] in (64, 192) and float_row["latency_ms"]["p99"] is None
     assert float_row["first_run_ms"] > 0 and float_row["load_ms"] > 0
     if runtime.isa() in runtime.TARGETS:
         assert here["ok"] is True and here["latency_ms"]["p90"] > 0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import export.convert
+import export.rewrites
 from compress.errors import StageError
 from compress.results import File
 from compress.schema import Export
@@ -44,9 +45,9 @@ def test_a_difference_above_the_limit_fails(work, stripped, training, versions, 
 def known(monkeypatch, stripped, exported):
     """The export itself is known to work: answer with the file and parity of before, without exporting again."""
     parity = export.convert.Parity(1e-7, 1e-8, 1.0, 40, np.load(stripped.predictions.path))
-    made = export.convert.Exported(18, 8, 10, 100, {})
+    made = export.convert.Exported(18, 8, 10, 100, ())
 
-    def to_onnx(live, path, contract, *, opset):
+    def to_onnx(live, path, contract, *, opset, pictures):
         path.write_bytes(exported.file.path.read_bytes())
         return made
 
@@ -81,3 +82,39 @@ def test_what_the_exporter_refuses_is_a_stage_error(work, stripped, training, ve
     monkeypatch.setattr(export.convert, "to_onnx", refuse)
     with pytest.raises(StageError, match="convert resnet8: no such operator"):
         run(work, stripped.trained, None, training, versions)
+
+
+def test_the_file_says_what_the_application_must_do(work, stripped, training, versions, known, monkeypatch):
+    written = {}
+    made = export.convert.to_onnx
+
+    def to_onnx(live, path, contract, *, opset, pictures):
+        written["contract"] = contract
+        return made(live, path, contract, opset=opset, pictures=pictures)
+
+    monkeypatch.setattr(export.convert, "to_onnx", to_onnx)
+    told = convert.preprocessing("folder", 18, 16)
+    convert.run.run(Export(), context=work, model=stripped.trained, recorded=None, data=training, versions=versions, preprocessing=told)
+    assert written["contract"].preprocessing == told
+    assert [step["step"] for step in told["steps"]] == ["orient", "decode", "resize", "crop"]
+    assert told["steps"][2]["short_side"] == 18 and told["steps"][3]["size"] == [16, 16]
+    assert told["result"] == {"channels": "RGB", "dtype": "uint8", "layout": "NHWC", "range": [0, 255]}
+    assert [step["step"] for step in convert.preprocessing("fashion", 32, 32)["steps"]] == ["decode", "pad", "repeat"]
+
+
+def test_rewrites_for_integers_get_a_file_of_their_own(work, stripped, training, versions, known, monkeypatch):
+    """resnet8 has nothing to rewrite, so the rewrite itself is stood in for."""
+    seen = []
+
+    def for_integers(source, target, pictures):
+        seen.append(pictures.shape)
+        target.write_bytes(source.read_bytes() + b"x")
+        return (export.rewrites.Rewrite("a", 2, True, "b", "int8", 0.0, 1.0, 40, 0.1, 0.2),)
+
+    monkeypatch.setattr(export.rewrites, "for_integers", for_integers)
+    student = run(work, stripped.trained, stripped.predictions, training, versions)
+    assert student.int8_source.bytes == student.file.bytes + 1 and seen == [(40, 16, 16, 3)]
+    assert student.rewrites[0]["kept"] and student.rewrites[0]["rewritten_share"] == 0.2
+    student.int8_source.path.unlink()
+    teacher = run(work, stripped.trained, None, training, versions)
+    assert teacher.int8_source is None and len(seen) == 1  # nothing quantises a teacher

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from compress import data as arrays
 from compress.errors import UsageError
 from compress.results import File
+from compress.schema import Data
 from compress.stages import data
 
 
@@ -57,3 +61,15 @@ def test_a_source_that_is_not_laid_out_as_it_must_be_is_named(work, data_config,
     np.savez(tmp_path / "bad.npz", train_images=np.zeros((4, 16, 16, 3), np.float32))
     with pytest.raises(UsageError, match="bad.npz"):
         data.prepare.run(data_config.model_copy(update={"root": str(tmp_path / "bad.npz")}), context=work, fingerprint="x")
+
+
+def test_photos_for_timing_are_jpegs_as_they_are_spread_over_the_test_part(tmp_path):
+    for part, name, number in itertools.product(("train", "test"), ("blue", "red"), range(6)):
+        (tmp_path / part / name).mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(np.random.default_rng(number).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+        picture.save(tmp_path / part / name / f"{number}.{'png' if number == 5 else 'jpg'}")
+    (tmp_path / "test" / "blue" / "0.jpg").write_bytes(b"broken")
+    photos = data.photos(Data(source="folder", root=str(tmp_path)), tmp_path, count=4)
+    assert [photo.path.relative_to(tmp_path).as_posix() for photo in photos] == ["test/blue/2.jpg", "test/blue/4.jpg", "test/red/1.jpg", "test/red/3.jpg"]
+    assert [photo.sha256 for photo in photos] == [hashlib.sha256(photo.path.read_bytes()).hexdigest() for photo in photos]
+    assert data.photos(Data(source="fashion"), None) == ()

@@ -58,3 +58,68 @@ def test_a_file_that_is_no_model_is_a_stage_error(work, exported, prepared, data
     broken = dataclasses.replace(exported, file=File.of(work.work / "broken.onnx"))
     with pytest.raises(StageError, match="^quantize: .*cannot load this file"):
         quantize.run.run(Quantize(), context=work, model=broken, data=data.calibration(prepared, data_config), target="arm64", versions=versions)
+
+
+def _run(config, work, exported, prepared, data_config, versions, target="x86-vnni"):
+    calibration = data.calibration(prepared, data_config)
+    return quantize.run.run(config, context=work, model=exported, data=calibration, target=target, versions=versions)
+
+
+def test_the_recipes_settings_reach_the_file(work, exported, prepared, data_config, versions, quantized):
+    config = Quantize(calibrate="percentile", percentile=99.999, float_layers=("last",), bias_correction=True)
+
+    record = _run(config, work, exported, prepared, data_config, versions)
+
+    assert (record.calibrate, record.bias_correction, len(record.float_layers)) == ("percentile", True, 1)
+    assert record.file.bytes > quantized.file.bytes and record.trials == () and record.search is None
+    assert list((work.cache / "calibration").glob("*.npz"))
+
+
+def test_a_rewritten_float_file_is_what_int8_is_made_from(work, exported, prepared, data_config, versions, monkeypatch):
+    given = []
+    made = export.quantize.quantize
+    monkeypatch.setattr(export.quantize, "quantize", lambda source, *rest, **options: given.append(source) or made(source, *rest, **options))
+    copy = work.work / "source.onnx"
+    copy.write_bytes(exported.file.path.read_bytes())
+
+    _run(Quantize(), work, dataclasses.replace(exported, int8_source=File.of(copy)), prepared, data_config, versions)
+
+    assert given == [copy]
+
+
+def test_search_certifies_few_and_ships_one(work, exported, prepared, data_config, versions):
+    record = _run(Quantize(search=True), work, exported, prepared, data_config, versions)
+
+    kept = [row for row in record.trials if row["kept"]]
+    assert len(kept) == 3 and all({"drop_points", "drop_ci95", "mcnemar_p"} <= set(row) and row["images"] == 40 for row in kept)
+    (chosen,) = [row for row in record.trials if row["chosen"]]
+    assert chosen in kept and chosen["bytes"] == record.file.bytes and record.search.startswith(chosen["name"])
+    assert all(row["reason"] and not row["chosen"] for row in record.trials if not row["kept"])
+    assert Model.load(record.file.path).target == "x86-vnni"
+
+
+def test_the_searchs_pictures_set_no_range_and_select_nothing_else(prepared, data_config):
+    calibration = data.calibration(prepared, data_config)
+    found = quantize._ranking_pictures(calibration)
+    images, _, train, validation = training_arrays(calibration.training)
+    own = {images[index].tobytes() for index in (*calibration_arrays(calibration)[1], *validation)}
+
+    assert len(found) == 32 and not own & {picture.tobytes() for picture in found}
+    assert {picture.tobytes() for picture in found} <= {images[index].tobytes() for index in train}
+
+
+def test_too_few_pictures_for_a_search_say_how_many_calibration_may_use(prepared, data_config):
+    greedy = data.calibration(prepared, data_config.model_copy(update={"calibration": 150}))
+
+    with pytest.raises(UsageError, match="needs 32 training pictures that calibration does not use, but 10 are left; set data.calibration to 128 or less"):
+        quantize._ranking_pictures(greedy)
+
+
+def test_labels_overrule_divergence_only_beyond_chance():
+    right = np.ones(400, bool)
+    slightly, badly = right.copy(), right.copy()
+    slightly[:3], badly[:30] = False, False
+
+    assert quantize.choose([slightly, right]) == 0
+    assert quantize.choose([badly, slightly, right]) == 1
+    assert quantize.choose([badly]) == 0

@@ -6,10 +6,12 @@ import csv
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from compress import loading
+from compress.data import training_arrays
 from compress.errors import MissingError, StageError
 from compress.models import build, checkpoints
 from compress.models.count import macs, params
@@ -51,6 +53,38 @@ def test_a_checkpoint_below_its_known_accuracy_stops_with_a_sentence(work, train
     said = str(raised.value)
     assert said.startswith("teacher resnet8: expect_top1 is 0.9000, but validation gives 0.") and "40 pictures" in said
     assert said.endswith("check normalize, image_size and the order of the classes")
+
+
+@pytest.mark.parametrize(
+    ("normalize", "said"),
+    [
+        (None, "looks like BGR: with red and blue exchanged top-1 is "),
+        (Normalization((0.0,) * 3, (1 / 255,) * 3), "looks like another normalisation: with "),
+    ],
+)
+def test_the_mistake_behind_a_low_accuracy_is_named(work, training, network, normalize, said):
+    """A network that tells red from blue by their means, fed in another order of channels, or with pixels that nobody divided."""
+    torch.manual_seed(0)
+    images, labels, _, _ = training_arrays(training)
+    images = np.random.default_rng(3).integers(0, 120, images.shape)
+    images[..., 0] += 100 * (labels == 0)[:, None, None]
+    images[..., 2] += 100 * (labels == 2)[:, None, None]
+    images[..., 1] += 100 * (labels == 1)[:, None, None]
+    images = images.clip(0, 255).astype(np.uint8)
+    np.save(work.work / "images.npy", images if normalize else np.ascontiguousarray(images[..., ::-1]))
+    np.save(work.work / "right.npy", images)
+    right = dataclasses.replace(training, images=File.of(work.work / "right.npy"))
+    own = dataclasses.replace(network, normalization=Normalization((0.5,) * 3, (0.5,) * 3))
+    short = Train(epochs=3, batch_size=32, lr=0.1, seed=0, precision="float32", schedule=Schedule(warmup_epochs=0.0))
+    learnt = run(Candidate(model="resnet8", train=short), context=work, network=own, data=right, weights=None)
+    assert learnt.top1_validation > 0.9
+    fed = dataclasses.replace(training, images=File.of(work.work / "images.npy"))
+    wrong = dataclasses.replace(own, normalization=normalize or own.normalization)
+    (work.work / "again").mkdir()
+    again = dataclasses.replace(work, work=work.work / "again")
+    with pytest.raises(StageError) as raised:
+        run(Candidate(model="resnet8", weights="file", expect_top1=0.95), context=again, network=wrong, data=fed, weights=learnt.weights)
+    assert said in str(raised.value) and "check normalize" not in str(raised.value)
 
 
 def test_an_accuracy_within_the_interval_of_what_is_expected_passes(work, trained_teacher, training, network):

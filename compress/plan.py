@@ -1,0 +1,270 @@
+"""What to expect before any training: networks with random weights through export, int8 and timing, judged against the recipe's limits.
+
+`run` is `compress plan`; `choose` is how `student.choose` picks. Both give plain values (`compress.report`, key `plan`). Every network is
+cached alone, so that a second plan, and a run after a plan, measure nothing again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from compress import plantext, verdict
+from compress.errors import StageError, UsageError
+from compress.models import catalog
+from compress.plantext import name_of
+from compress.results import CalibrationData, File, Network, Normalization, Prepared
+from compress.schema import Choice, Choose, Recipe, Student
+from compress.stages import convert, data, quantize
+from compress.stages import neighbours as neighbours_stage
+from compress.stages import plan as stages
+from compress.store import Store, write_atomically
+from export.runtime import host, isa, runs_on
+
+STAGES = (stages.draft.name, stages.timing.name)
+JUDGED = ("max_latency_ms", "min_speedup", "max_bytes", "min_compression", "max_memory_bytes", "min_int8_mac_share")
+CLASSES = {"fashion": 10, "cifar10": 10, "cifar100": 100}  # of sources that are not here yet
+UNKNOWN_CLASSES = 10
+
+Row = dict[str, Any]
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all networks of a plan share. `pictures` None: the data are not here, seeded noise stands in; `target` None: float ships."""
+
+    recipe: Recipe
+    store: Store
+    classes: int
+    normalization: Normalization
+    pictures: CalibrationData | None
+    target: str | None
+    host: Mapping[str, Any]
+    versions: Mapping[str, Any]
+    where: Mapping[str, str]  # requirement -> path:line:column in the recipe
+
+    @property
+    def size(self) -> int:
+        """Side of the input in pixels."""
+        return self.recipe.data.image_size or 32
+
+
+def ground(settings: Recipe, prepared: Prepared | None, store: Store, versions: Mapping[str, str], where: Mapping[str, str]) -> Ground:
+    """`settings` is a resolved recipe; `prepared` None where its data are not here. Raises UsageError where int8 has no rule for this machine."""
+    config = settings.data
+    given = Normalization(config.normalize.mean, config.normalize.std) if config.normalize else Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    pictures = None if prepared is None else replace(data.calibration(prepared, config), count=min(config.calibration, stages.PICTURES))
+    return Ground(
+        recipe=settings,
+        store=store,
+        classes=len(prepared.classes) if prepared else CLASSES.get(config.source, UNKNOWN_CLASSES),
+        normalization=prepared.normalization if prepared else given,
+        pictures=pictures,
+        target=None if settings.quantize.scheme == "none" else quantize.resolve_target(settings.quantize.target),
+        host=host(),
+        versions={**versions, "convert": convert.run.version, "quantize": quantize.run.version},  # other stages would write other files
+        where=where,
+    )
+
+
+def run(ground: Ground, *, neighbours: int, report: Report) -> dict[str, Any]:
+    """Teachers, the student (or those that `choose` picks from) and up to `neighbours` other networks; one line to `report` as each is done."""
+    own, choice = ground.recipe.student.networks, ground.recipe.student.choose
+    if choice is not None and not runs_on(ground.target, isa()):
+        raise UsageError(f"student.choose: an int8 file for {ground.target} cannot be timed on this machine ({isa()}); name a network in student.model instead")
+    others = _neighbours(ground, own[0], neighbours) if choice is None else []
+    role = "choice" if choice else "student"
+    rows = _measure(ground, [*((role, one) for one in own), *(("neighbour", one) for one in others)], report)
+    mine = largest(rows, choice.max_latency_ms) if choice else next(row for row in rows if row["role"] == "student")
+    requirements = mine["requirements"] if mine else []
+    status = "failed" if mine is None else verdict_of(requirements)
+    content = {
+        "schema": 1,
+        "status": status,
+        "student": mine["name"] if mine else None,
+        "image_size": ground.size,
+        "classes": ground.classes,
+        "pictures": "training pictures" if ground.pictures else "noise",
+        "threads": ground.recipe.validate_.threads,
+        "host": dict(ground.host),
+        "networks": rows,
+        "requirements": requirements,
+        "not_judged": [name for name, limit in ground.recipe.require if limit is not None and name not in JUDGED],
+        "choose": _chosen(choice, rows, mine) if choice else None,
+    }
+    return {**content, "sentences": list(plantext.sentences(content))}
+
+
+def choose(ground: Ground, *, report: Report) -> tuple[Choice, dict[str, Any]]:
+    """What `student.choose` picks, and the plan that it was picked by. Raises StageError where no network is fast enough."""
+    content = run(ground, neighbours=0, report=report)
+    if content["choose"]["chosen"] is None:
+        raise StageError(content["choose"]["sentence"])
+    names = [name_of(one.model, one.width) for one in ground.recipe.student.networks]
+    return ground.recipe.student.networks[names.index(content["choose"]["chosen"])], content
+
+
+def keep(content: dict[str, Any], name: str, student: Student, artifacts: Path) -> dict[str, Any]:
+    """Write the plan to `artifacts`/plans/<recipe>.json with what was asked for, and give it back."""
+    content = {"recipe": name, "asked": student.model_dump(mode="json", by_alias=True), **content}
+    path = artifacts / "plans" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    return content
+
+
+def largest(rows: list[Row], budget_ms: float) -> Row | None:
+    """The largest choice (MACs, then parameters) whose whole interval of the median lies within the budget, of equal ones the first."""
+    fitting = [row for row in rows if row["role"] == "choice" and row[row["ships"]]["latency_ms"]["p50_ci95"][1] <= budget_ms]
+    return max(fitting, key=lambda row: (row["macs"], row["params"]), default=None)
+
+
+def verdict_of(requirements: list[dict[str, Any]]) -> verdict.Status:
+    """The status of judged limits: failed beats undecided; no limit at all is passed."""
+    verdicts = {row["verdict"] for row in requirements}
+    return "failed" if "failed" in verdicts else "undecided" if verdicts - {"passed"} else "passed"
+
+
+def _chosen(choice: Choose, rows: list[Row], chosen: Row | None) -> dict[str, Any]:
+    listed = [row for row in rows if row["role"] == "choice"]
+    sentence = plantext.choice(listed, chosen, choice.max_latency_ms)
+    return {"max_latency_ms": choice.max_latency_ms, "chosen": chosen["name"] if chosen else None, "sentence": sentence}
+
+
+def _measure(ground: Ground, subjects: list[tuple[str, Choice]], report: Report) -> list[Row]:
+    """One row a network; the teachers' files run in the same rounds as each network's, so that ratios hold on a noisy machine."""
+    teachers = [("teacher", Choice(model=one.model, width=one.width)) for one in ground.recipe.teacher.candidates]
+    subjects = [*dict.fromkeys(teachers), *subjects]
+    names = [name_of(one.model, one.width) for _, one in subjects]
+    report(plantext.header(names))
+    references: dict[str, File] = {}
+    rows: list[Row] = []
+    for (role, one), name in zip(subjects, names, strict=True):
+        drafted = _draft(ground, role, one, name)
+        row = _row(ground, role, one, name, drafted, {} if role == "teacher" else references)
+        if role == "teacher":
+            references[name] = drafted.fp32
+        rows.append(row if role == "teacher" else {**row, **_judged(ground, row, rows)})
+        report(plantext.line(rows[-1], names))
+    return rows
+
+
+def _draft(ground: Ground, role: str, one: Choice, name: str) -> stages.Drafted:
+    target = None if role == "teacher" else ground.target
+    # Layers named by their node are the student's own; another network has other nodes.
+    floats = tuple(layer for layer in ground.recipe.quantize.float_layers if role == "student" or layer in ("first", "last"))
+    drafted: stages.Drafted = ground.store.run(
+        stages.draft, ground.recipe.export, label=name,
+        network=Network(one.model, catalog.resolve_width(catalog.info(one.model), one.width), ground.classes, ground.size, ground.normalization),
+        target=target, per_channel=ground.recipe.quantize.per_channel, float_layers=floats if target else (),
+        pictures=ground.pictures, versions=dict(ground.versions),
+    )  # fmt: skip
+    return drafted
+
+
+def _row(ground: Ground, role: str, one: Choice, name: str, drafted: stages.Drafted, references: Mapping[str, File]) -> Row:
+    """The plan's row of one network; `speedups`: against each teacher, of the file that would ship."""
+    timed: stages.Timed = ground.store.run(
+        stages.timing, ground.recipe.validate_.threads, label=name, draft=drafted, against=dict(references), pictures=ground.pictures,
+        size=ground.size, host=dict(ground.host), versions=dict(ground.versions),
+    )  # fmt: skip
+    titles = [f"{stage} {name}" for stage in STAGES]
+    speedup = timed.speedup.get("int8", {}).get("fp32")
+    slow = ground.recipe.quantize.keep == "faster" and (speedup is None or speedup[1] <= 1)
+    ships = "fp32" if drafted.int8 is None or slow else "int8"
+    return {
+        "role": role,
+        "name": name,
+        "model": one.model,
+        "width": one.width,
+        "params": drafted.params,
+        "macs": drafted.macs,
+        "ships": ships,
+        "fp32": _file(drafted.fp32, "fp32", timed),
+        "int8": None if drafted.int8 is None else {
+            **_file(drafted.int8, "int8", timed),
+            "target": drafted.target,
+            "int8_mac_share": drafted.int8_mac_share,
+            "islands": None if drafted.islands is None else list(drafted.islands),
+        },
+        "int8_speedup": speedup[0] if speedup else None,
+        "int8_speedup_ci95": speedup[1:] if speedup else None,
+        "speedups": [{"against": key, "speedup": pair[0], "ci95": pair[1:]} for key, pair in timed.speedup.get(ships, {}).items() if key in references],
+        "other_cores": timed.other_cores,
+        "disturbances": list(timed.disturbances),
+        "seconds": round(sum(ground.store.seconds[title] for title in titles), 1),
+        "reused": all(title in ground.store.reused for title in titles),
+    }  # fmt: skip
+
+
+def _file(file: File, precision: str, timed: stages.Timed) -> Row:
+    return {
+        "bytes": file.bytes,
+        "sha256": file.sha256,
+        "latency_ms": timed.latency_ms.get(precision),
+        "peak_memory_bytes": timed.peak_memory_bytes.get(precision),
+    }
+
+
+def _judged(ground: Ground, row: Row, rows: list[Row]) -> Row:
+    """The recipe's limits on one network. Which teacher is chosen is not known yet: a limit against it must hold for every candidate."""
+    limits = ground.recipe.require.model_dump()
+    require = ground.recipe.require.model_copy(update={name: None for name in limits if name not in JUDGED})
+    by_teacher = [
+        (teacher["name"], [asdict(one) for one in verdict.judge(require, _facts(row, teacher), ground.where)])
+        for teacher in rows
+        if teacher["role"] == "teacher"
+    ]
+    requirements = [agreed([(name, judged[index]) for name, judged in by_teacher]) for index in range(len(by_teacher[0][1]))]
+    return {"requirements": requirements, "status": verdict_of(requirements)}
+
+
+def _facts(row: Row, teacher: Row) -> verdict.Facts:
+    own = row[row["ships"]]
+    latency = own["latency_ms"] or {}
+    against = next((pair for pair in row["speedups"] if pair["against"] == teacher["name"]), None)
+    return verdict.Facts(
+        file=f"{row['name']} {row['ships']}",
+        target="local",
+        latency_ms=latency.get("p50"),
+        latency_ci95=_interval(latency.get("p50_ci95")),
+        timed_runs=latency.get("runs"),
+        speedup=against["speedup"] if against else None,
+        speedup_ci95=_interval(against["ci95"]) if against else None,
+        bytes=own["bytes"],
+        teacher_bytes=teacher["fp32"]["bytes"],
+        peak_memory_bytes=own["peak_memory_bytes"],
+        int8_mac_share=row["int8"]["int8_mac_share"] if row["ships"] == "int8" else 0.0,
+        disturbed="; ".join(row["disturbances"]) or None,
+        sha256=own["sha256"],
+        precision=row["ships"],
+    )
+
+
+def _interval(pair: list[float] | None) -> tuple[float, float] | None:
+    return (pair[0], pair[1]) if pair else None
+
+
+def agreed(by_teacher: list[tuple[str, Row]]) -> Row:
+    """One verdict on a limit: the candidates' common one, of the candidate that is hardest to meet; else undecided."""
+    hardest = min(by_teacher, key=lambda pair: (pair[1]["value"] is not None, pair[1]["value"]))
+    relative = hardest[1]["name"] in ("min_speedup", "min_compression") and len(by_teacher) > 1
+    if not relative:
+        return by_teacher[0][1]
+    if len({row["verdict"] for _, row in by_teacher}) == 1:
+        return {**hardest[1], "sentence": f"Against {hardest[0]}: {hardest[1]['sentence']}"}
+    parts = "; ".join(f"{row['verdict']} against {name} ({row['value']:.3g}x)" if row["value"] else row["verdict"] for name, row in by_teacher)
+    return {**hardest[1], "verdict": "undecided", "sentence": f"It depends on which teacher is chosen: {parts}; the minimum is {hardest[1]['limit']:g}x."}
+
+
+def _neighbours(ground: Ground, student: Choice, most: int) -> list[Choice]:
+    """Other networks that the recipe could name; teachers are measured anyway."""
+    teachers = tuple(name_of(one.model, one.width) for one in ground.recipe.teacher.candidates)
+    found = ground.store.run(
+        neighbours_stage.find, student, size=ground.size, classes=ground.classes, most=most, without=teachers, known=catalog.names()
+    )
+    return [Choice(model=one.model, width=one.width) for one in found.networks]

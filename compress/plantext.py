@@ -1,0 +1,148 @@
+"""The words of a plan: its table, line by line while it is made, and its sentences. From plain values; torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from compress.models import catalog
+
+Row = dict[str, Any]
+MARKS = {"teacher": "teacher", "student": "student", "choice": "choice", "neighbour": ""}
+HEAD = ("", "MACs", "float32 p50", "int8 p50", "int8 against float32", "int8 file", "memory", "integer", "limits")
+WIDTHS = (7, 8, 22, 22, 22, 10, 9, 8, 9)
+LIMITS = {  # a requirement in words
+    "max_latency_ms": "{:g} ms",
+    "min_speedup": "{:g}x the teacher's speed",
+    "max_bytes": "{:,.0f} bytes",
+    "min_compression": "a file {:g}x smaller than the teacher's",
+    "max_memory_bytes": "{:,.0f} bytes of memory",
+    "min_int8_mac_share": "{:.0%} integer arithmetic",
+}
+
+
+def name_of(model: str, width: float | None) -> str:
+    """`shufflenet_v2 x0.5`; a network without widths is its name."""
+    width = catalog.resolve_width(catalog.info(model), width)
+    return model if width is None else f"{model} x{width:g}"
+
+
+def header(names: Sequence[str]) -> str:
+    """The head of the table for networks of these names."""
+    return _cells("network", HEAD, names)
+
+
+def line(row: Row, names: Sequence[str]) -> str:
+    """One network."""
+    int8 = row["int8"]
+    files = int8 or row["fp32"]
+    cells = (
+        MARKS[row["role"]],
+        _short(row["macs"]),
+        _time(row["fp32"]["latency_ms"]),
+        _time(int8["latency_ms"]) if int8 else "-",
+        f"{_ratio(row['int8_speedup'], row['int8_speedup_ci95'])} {_worth(row)}".strip() if row["int8_speedup"] else "-",
+        f"{_short(int8['bytes'])}B" if int8 else "-",
+        "-" if files["peak_memory_bytes"] is None else f"{_short(files['peak_memory_bytes'])}B",
+        f"{100 * int8['int8_mac_share']:.1f} %" if int8 and int8["int8_mac_share"] is not None else "-",
+        row["status"] if row.get("requirements") else "-",
+    )
+    return _cells(row["name"], cells, names)
+
+
+def _cells(name: str, cells: Sequence[str], names: Sequence[str]) -> str:
+    """The role to the left, numbers to the right."""
+    widest = max(len("network"), *(len(one) for one in names))
+    numbers = (cell.rjust(width) for cell, width in zip(cells[1:], WIDTHS[1:], strict=True))
+    return "  ".join((name.ljust(widest), cells[0].ljust(WIDTHS[0]), *numbers))
+
+
+def sentences(plan: dict[str, Any]) -> Iterator[str]:
+    """What the table says, in words: what int8 is worth, who meets which limit, what is not known before training."""
+    rows = [row for row in plan["networks"] if row["role"] != "teacher"]
+    timed = [row for row in rows if row["int8_speedup"] is not None]
+    for row in timed:
+        if _worth(row):
+            floats = f"; in float inside int8: {', '.join(row['int8']['islands'])}" if row["int8"]["islands"] else ""
+            how = "slower than float32 here" if _worth(row) == "slower" else "no faster than float32 here, within noise"
+            kept = ", so float32 would ship (quantize.keep)" if row["ships"] == "fp32" else ""
+            yield f"{row['name']}: int8 is {how}, {_ratio(row['int8_speedup'], row['int8_speedup_ci95'])} its speed{kept}{floats}."
+    faster = [row["name"] for row in timed if not _worth(row)]
+    if faster:
+        yield f"int8 is faster than float32 here: {_list(faster)}."
+    if any(row["int8"] and row["int8"]["latency_ms"] is None for row in rows):
+        yield f"int8 files for {rows[0]['int8']['target']} are not timed on this machine ({plan['host'].get('isa')}); run the plan on the device."
+    yield from _limits(rows)
+    if plan["choose"]:
+        yield plan["choose"]["sentence"]
+    if plan["not_judged"]:
+        yield f"{_list(plan['not_judged'])} cannot be judged before training."
+    disturbed = [row for row in plan["networks"] if row["disturbances"]]
+    if disturbed:
+        busiest = max(row["other_cores"] or 0.0 for row in disturbed)
+        yield (
+            f"{len(disturbed)} of {len(plan['networks'])} measurements were disturbed (other processes used up to {busiest:.2f} cores): "
+            "times may be too long, ratios come from turns within rounds and suffer less; measure again on a quiet machine with --force."
+        )
+
+
+def _limits(rows: list[Row]) -> Iterator[str]:
+    """`shufflenet_v2 x0.5 meets 3 ms (max_latency_ms); shufflenet_v2 x1 does not.`"""
+    for index, limit in enumerate(rows[0]["requirements"] if rows else []):
+        by_verdict: dict[str, list[str]] = {}
+        for row in rows:
+            by_verdict.setdefault(row["requirements"][index]["verdict"], []).append(row["name"])
+        met, missed = by_verdict.pop("passed", []), by_verdict.pop("failed", [])
+        what = f"{LIMITS[limit['name']].format(limit['limit'])} ({limit['name']})"
+        parts = [f"{_list(met)} {'meets' if len(met) == 1 else 'meet'} {what}"] if met else [f"none is sure to meet {what}"]
+        parts += [f"{_list(missed)} {'does' if len(missed) == 1 else 'do'} not"] if missed else []
+        parts += [f"{verdict}: {_list(names)}" for verdict, names in by_verdict.items()]
+        yield "; ".join(parts) + "."
+
+
+def choice(listed: list[Row], chosen: Row | None, budget_ms: float) -> str:
+    """What `student.choose` picks and why, in one sentence."""
+
+    def end(row: Row) -> float:
+        return float(row[row["ships"]]["latency_ms"]["p50_ci95"][1])
+
+    if chosen is None:
+        fastest = min(listed, key=end)
+        latency = fastest[fastest["ships"]]["latency_ms"]
+        return (
+            f"student.choose: no network of the list meets {budget_ms:,g} ms here; the fastest is {fastest['name']} with {_time(latency)} ms: "
+            "raise max_latency_ms or list smaller networks"
+        )
+    larger = [row["name"] for row in listed if (row["macs"], row["params"]) > (chosen["macs"], chosen["params"])]
+    why = f"; {_list(larger)} {'is' if len(larger) == 1 else 'are'} too slow" if larger else ""
+    latency = chosen[chosen["ships"]]["latency_ms"]
+    return f"student: {chosen['name']}, the largest of {len(listed)} within {budget_ms:,g} ms ({_time(latency)} ms){why}."
+
+
+def _worth(row: Row) -> str:
+    """`slower`, `same` or nothing for faster: int8 against float32, by the interval."""
+    low, high = row["int8_speedup_ci95"]
+    return "slower" if high < 1 else "same" if low <= 1 else ""
+
+
+def _time(latency: dict[str, Any] | None) -> str:
+    """`0.412 [0.405, 0.421]`, milliseconds."""
+    if latency is None:
+        return "not here"
+    return f"{latency['p50']:.3g} [{latency['p50_ci95'][0]:.3g}, {latency['p50_ci95'][1]:.3g}]"
+
+
+def _ratio(value: float, interval: Sequence[float]) -> str:
+    return f"{value:.2f}x [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def _short(number: float) -> str:
+    """Three digits and a unit: 6.52 M."""
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}"
+    return f"{number:g} "
+
+
+def _list(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

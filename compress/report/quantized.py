@@ -1,0 +1,68 @@
+"""How int8 was made: what the search tried, what runs in float inside the file and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compress.report.parts import NOT_MEASURED, Child, Html, bracket, el, interval_of, is_number, percent, section, signed, size, table
+from compress.report.source import Source
+
+
+def int8(source: Source) -> Html | None:
+    """The trials of the search, the islands of float, and whether int8 ships; nothing for a run that made none of it."""
+    report = source.report
+    quantize = report.get("quantize") or {}
+    row: dict[str, Any] = next((row for row in report["models"] if row.get("role") == "student" and row.get("precision") == "int8"), {})
+    said = (report.get("ships") or {}).get("sentence")
+    parts = [
+        el("p", said, class_="said") if said else None,
+        _trials(quantize.get("trials") or [], quantize.get("search")),
+        _islands(row.get("island_causes")),
+        _requantised(row.get("requantised") or []),
+    ]
+    shown = [part for part in parts if part is not None]
+    return section("int8", "Int8", *shown) if shown else None
+
+
+def _trials(trials: list[dict[str, Any]], said: str | None) -> Html | None:
+    if not trials:
+        return None
+    head = ["Variant", "KL to float", "Agrees", "Size", "Drop, validation", "Why"]
+    rows: list[list[Child]] = [
+        [_name(trial), _kl(trial), percent(trial.get("agreement")), size(trial.get("bytes")), _drop(trial), _why(trial)] for trial in trials
+    ]
+    lead = el("p", f"Search chose {said}. Variants were ranked without labels; the survivors were certified on validation pictures.", class_="quiet")
+    return el("div", el("h3", "Search"), lead if said else None, table("Trials of the int8 search", head, rows, ["", "", "", "", "", "text"]))
+
+
+def _name(trial: dict[str, Any]) -> Child:
+    return [trial.get("name"), " ", el("span", "\u2713 chosen", class_="chip passed") if trial.get("chosen") else None]
+
+
+def _kl(trial: dict[str, Any]) -> Child:
+    return f"{trial['kl']:.5f}" if is_number(trial.get("kl")) else NOT_MEASURED
+
+
+def _drop(trial: dict[str, Any]) -> Child:
+    drop = trial.get("drop_points")
+    return [signed(drop, 2).lstrip("+"), bracket(interval_of(trial.get("drop_ci95")), 1, 2)] if is_number(drop) else ""
+
+
+def _why(trial: dict[str, Any]) -> Child:
+    return trial.get("reason") or ""
+
+
+def _islands(causes: list[dict[str, Any]] | None) -> Html | None:
+    """What runs in float; an empty list is worth a sentence, no list means that this machine could not tell."""
+    if causes is None:
+        return None
+    if not causes:
+        return el("p", "Everything behind the first layer runs in integer kernels.", class_="quiet")
+    rows: list[list[Child]] = [[row.get("op"), str(row.get("count")), row.get("cause")] for row in causes]
+    return el("div", el("h3", "What runs in float inside int8"), table("Islands of float", ["Operator", "Nodes", "Cause"], rows, ["", "", "text"]))
+
+
+def _requantised(names: list[str]) -> Html | None:
+    if not names:
+        return None
+    return el("p", f"Float in the file, but quantised again by onnxruntime when it loads it: {', '.join(names)}.", class_="said")

@@ -1,0 +1,64 @@
+"""The page's part on where the shipped student got worse: the pictures of which the teacher was least sure, and single classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compress.report.evidence import thumbnail
+from compress.report.parts import Child, Html, bracket, el, interval_of, is_number, percent, section, signed, table
+from compress.report.source import Source, teacher_row
+
+
+def slices(source: Source) -> Html | None:
+    """Drops on slices and in the classes that got worse beyond chance, with pictures."""
+    rows = source.report.get("slices") or []
+    worse = [row for row in source.per_class if row.get("worse") or row.get("float_worse")]
+    if not rows and not worse:
+        return None
+    teacher = teacher_row(source.report).get("file")
+    head: list[Child] = ["Pictures", "Number", "Against", "It", "The student", "Drop, points", "Lost / gained", "p"]
+    lines = [[row.get("slice"), *_cells(row, "teacher" if row.get("against") == teacher else "float student", "reference", "top1", "")] for row in rows]
+    lines += [[f"class {row['class']}", *_cells(row, "teacher", "teacher", "student", "")] for row in worse if row.get("worse")]
+    lines += [[f"class {row['class']}", *_cells(row, "float student", "float", "student", "float_")] for row in worse if row.get("float_worse")]
+    lead = (
+        "A small drop on average may be a large one where it is hard: on the pictures whose first answer the teacher gives with the least lead over "
+        "its second, and in single classes. " + _said(source.per_class, worse) + " p is McNemar's exact one."
+    )
+    return section("slices", "Where it got worse", table("Slices", head, lines), _figures(source), lead=lead)
+
+
+def _said(per_class: list[dict[str, Any]], worse: list[dict[str, Any]]) -> str:
+    if not any("worse" in row for row in per_class):
+        return ""
+    if not worse:
+        return "No class got worse beyond chance (5 %, corrected for the number of classes)."
+    names = ", ".join(str(row["class"]) for row in worse)
+    return f"Worse beyond chance (5 %, corrected for the number of classes): {names}."
+
+
+def _cells(row: dict[str, Any], against: str, reference: str, own: str, prefix: str) -> list[Child]:
+    drop, p = row.get(f"{prefix}drop_points"), row.get(f"{prefix}mcnemar_p")
+    shown: Child = [signed(drop, 1).lstrip("+"), " ", bracket(interval_of(row.get(f"{prefix}drop_ci95")))] if is_number(drop) else None
+    flips = f"{row.get(f'{prefix}lost')} / {row.get(f'{prefix}gained')}"
+    return [str(row.get("n")), against, percent(row.get(reference)), percent(row.get(own)), shown, flips, f"{p:.2g}" if is_number(p) else None]
+
+
+def _figures(source: Source) -> Html | None:
+    """The pictures behind the rows, which the teacher gets right and the student wrong."""
+    found = source.pictures
+    if not {"slice_images", "slice_labels", "slice_student", "slice_margin", "slice_name"} <= set(found) or not len(found["slice_images"]):
+        return None
+    names = source.report.get("classes") or []
+
+    def name(index: Any) -> str:
+        return str(names[int(index)]) if 0 <= int(index) < len(names) else str(int(index))
+
+    figures = []
+    for image, label, student, margin, group in zip(
+        *(found[f"slice_{key}"] for key in ("images", "labels", "student", "margin", "name")), strict=True
+    ):
+        said = el("figcaption", el("b", name(label)), ", the student says ", el("b", name(student)), f" ({group}; the teacher's lead {margin:.2f})")
+        drawn = el("img", src=thumbnail(image), alt=f"test picture of {name(label)}", class_="small" if image.shape[0] < 64 else None)
+        figures.append(el("figure", drawn, said))
+    title = f"{len(figures)} of the pictures that were lost there"
+    return el("details", el("summary", title), el("div", *figures, class_="pictures"))

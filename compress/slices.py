@@ -1,0 +1,96 @@
+"""Where a model got worse than its reference on the same pictures: by class, and where the teacher itself was unsure.
+
+An average hides both: a class of few pictures, and the hard pictures on which a compressed model flips first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress.statistics import PairedDrop, holm, least_sure, paired_drop, top_margin
+
+SHARES = {"least sure tenth": 0.1, "least sure quarter": 0.25}  # by the teacher's top-1 margin
+LEVEL = 0.05  # of a class's p, adjusted for the number of classes: below it the class is called worse
+SHOWN = 8  # pictures of a slice in the report
+CLASSES_SHOWN = 3
+
+Logits = NDArray[np.floating]
+
+
+def drop_row(drop: PairedDrop) -> dict[str, Any]:
+    """The keys that every paired comparison has."""
+    return {
+        "n": drop.n, "lost": drop.lost, "gained": drop.gained, "drop_points": drop.drop_points, "drop_ci95": [drop.low, drop.high], "mcnemar_p": drop.p,
+    }  # fmt: skip
+
+
+def unsure_rows(labels: NDArray[np.integer], logits: Mapping[str, Logits], *, teacher: str, model: str, against: Sequence[str]) -> tuple[dict[str, Any], ...]:
+    """One row a slice and reference: `model` on the pictures of which the teacher is least sure. Slices follow logits, never labels."""
+    rows = []
+    for name, share in SHARES.items():
+        chosen = least_sure(logits[teacher], share)
+        right = {file: logits[file][chosen].argmax(axis=1) == labels[chosen] for file in {model, *against}}
+        margin = float(top_margin(logits[teacher])[chosen].max())
+        for other in against:
+            known = {"slice": name, "share": share, "margin_below": margin, "model": model, "against": other}
+            shares = {"top1": float(right[model].mean()), "reference": float(right[other].mean())}
+            rows.append({**known, **shares, **drop_row(paired_drop(right[other], right[model]))})
+    return tuple(rows)
+
+
+def class_rows(
+    labels: NDArray[np.integer], teacher: Logits, model: Logits, floats: Logits | None, classes: Sequence[str]
+) -> tuple[dict[str, Any], ...]:
+    """One row a class: `model` against the teacher, and against the float student where there is one.
+
+    `worse`: the drop is beyond chance after Holm's correction for the number of classes.
+    """
+    rows = [_class_row(labels == index, name, labels, teacher, model, floats) for index, name in enumerate(classes)]
+    for key in ("", "float_"):
+        tested = [row for row in rows if row.get(f"{key}mcnemar_p") is not None]
+        for row, p in zip(tested, holm(np.array([row[f"{key}mcnemar_p"] for row in tested])), strict=True):
+            row[f"{key}worse"] = bool(p < LEVEL and row[f"{key}lost"] > row[f"{key}gained"])
+    return tuple(rows)
+
+
+def _class_row(chosen: NDArray[np.bool_], name: str, labels: NDArray[np.integer], teacher: Logits, model: Logits, floats: Logits | None) -> dict[str, Any]:
+    if not chosen.any():
+        return {"class": name, "n": 0, "teacher": None, "student": None, "lost": 0, "gained": 0}
+    own = model[chosen].argmax(axis=1) == labels[chosen]
+    right = teacher[chosen].argmax(axis=1) == labels[chosen]
+    row = {"class": name, "teacher": float(right.mean()), "student": float(own.mean()), **drop_row(paired_drop(right, own))}
+    if floats is not None:
+        before = floats[chosen].argmax(axis=1) == labels[chosen]
+        drop = drop_row(paired_drop(before, own))
+        row |= {"float": float(before.mean()), **{f"float_{key}": value for key, value in drop.items() if key != "n"}}
+    return row
+
+
+def pictures(
+    images: NDArray[np.uint8], labels: NDArray[np.integer], teacher: Logits, model: Logits, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, NDArray[Any]]:
+    """Pictures behind the rows: right by the teacher, wrong by the model, surest mistakes first, for the unsure tenth and each worse class.
+
+    `slice_images` uint8 (M, H, W, 3), `slice_labels`, `slice_student` int, `slice_margin` float (M,), `slice_name` str (M,).
+    """
+    lost = (teacher.argmax(axis=1) == labels) & (model.argmax(axis=1) != labels)
+    gap = model.max(axis=1) - model[np.arange(len(labels)), labels]
+    groups = [(name, least_sure(teacher, SHARES[name])) for name in list(SHARES)[:1]]
+    worse = sorted((row for row in rows if row.get("worse")), key=lambda row: -row["drop_points"])[:CLASSES_SHOWN]
+    numbers = {row["class"]: index for index, row in enumerate(rows)}
+    groups += [(f"class {row['class']}", labels == numbers[row["class"]]) for row in worse]
+    index, names = [], []
+    for name, chosen in groups:
+        found = np.flatnonzero(lost & chosen)
+        found = found[np.argsort(-gap[found], kind="stable")][:SHOWN]
+        index += found.tolist()
+        names += [name] * len(found)
+    taken = np.array(index, dtype=np.int64)
+    return {
+        "slice_images": images[taken], "slice_labels": labels[taken], "slice_student": model[taken].argmax(axis=1),
+        "slice_margin": top_margin(teacher)[taken], "slice_name": np.array(names, dtype=np.str_),
+    }  # fmt: skip

@@ -1,0 +1,81 @@
+"""Which other networks are worth a look beside a student: its family in other widths, and other families of similar cost."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from compress import models
+from compress.models import catalog, count
+from compress.plantext import name_of
+from compress.schema import Choice
+from compress.store import Context, Stage
+
+WIDTHS = (0.25, 0.35, 0.5, 0.75, 1.0, 1.4)  # tried of a network that takes any width
+SIMILAR = 8.0  # a neighbour has at most so many times the student's multiply-accumulates, or the student its
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A network by name and width."""
+
+    model: str
+    width: float | None
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest first: the student's family, then the others."""
+
+    networks: tuple[Neighbour, ...]
+
+
+def _find(config: Choice, *, context: Context, size: int, classes: int, most: int, without: tuple[str, ...], known: tuple[str, ...]) -> Neighbours:
+    """Up to `most` networks by how near their MACs come to the student's, at most half of them of its family, one of each other family.
+
+    `without`: names that are measured anyway; `known`: the catalogue, which is part of the key only.
+    """
+    own = _macs(config, classes, size)
+    without = (*without, name_of(config.model, config.width))
+    near = []
+    for network in _suitable(catalog.info(config.model), size):
+        for one in _in_widths(network):
+            distance = abs(math.log(_macs(one, classes, size) / own))
+            if distance <= math.log(SIMILAR) and name_of(one.model, one.width) not in without:
+                near.append((distance, one))
+    near.sort(key=lambda pair: pair[0])
+    family = [one for _, one in near if _family(one.model) == _family(config.model)][: (most + 1) // 2]
+    others: dict[str, Choice] = {}
+    for _, one in near:
+        if _family(one.model) != _family(config.model):
+            others.setdefault(_family(one.model), one)
+    return Neighbours(tuple(Neighbour(one.model, one.width) for one in [*family, *others.values()][:most]))
+
+
+def _suitable(student: catalog.NetworkInfo, size: int) -> Iterator[catalog.NetworkInfo]:
+    """Networks for pictures of about this side, and those of the student's kind."""
+    sizes = {network.default_size for network in catalog.NETWORKS.values()}
+    nearest = min(sizes, key=lambda default: abs(math.log(default / size)))
+    for network in catalog.NETWORKS.values():
+        if network.min_size <= size and (network.family == student.family or network.default_size == nearest):
+            yield network
+
+
+def _in_widths(network: catalog.NetworkInfo) -> Iterator[Choice]:
+    widths: tuple[float | None, ...] = network.width_choices or ((None,) if network.widths is None else WIDTHS)
+    return (Choice(model=network.name, width=width) for width in widths)
+
+
+def _family(name: str) -> str:
+    """torchvision/shufflenet_v2 of torchvision/shufflenet_v2_x0_5, resnet of resnet8x4."""
+    return re.sub(r"_x\d_\d$|_small$|_large$|(?<=resnet)\d.*$", "", name)
+
+
+def _macs(one: Choice, classes: int, size: int) -> int:
+    # Not on the meta device: there, random initialisation imports torch's compiler, which takes seconds.
+    return count.macs(models.build(one.model, classes=classes, width=one.width), size)
+
+
+find = Stage("plan-neighbours", 1, _find, Neighbours)

@@ -1,0 +1,41 @@
+"""Further forms of the student's files, where the recipe asks for them: one picture at a time, and for a minimal onnxruntime."""
+
+from __future__ import annotations
+
+import export.convert
+import export.minimal
+from compress.errors import StageError
+from compress.results import Extra, File, ModelFile, Packaged
+from compress.schema import Export
+from compress.store import Context, Stage
+from export.runtime import ExportError
+
+
+def _run(config: Export, *, context: Context, models: tuple[ModelFile, ...], target: str, versions: dict[str, str]) -> Packaged:
+    """Each form is held against the file that it was made from. `target`: what the .ort files are made for; `versions`: of the key only."""
+    files: list[Extra] = []
+    try:
+        for model in (model for model in models if model.role == "student"):
+            files += _fixed(model, context) if config.fixed_batch else []
+            files += _minimal(model, context, target) if config.ort else []
+    except ExportError as error:
+        raise StageError(f"package: {error}") from error
+    return Packaged(tuple(files))
+
+
+def _fixed(model: ModelFile, context: Context) -> list[Extra]:
+    name = model.name.replace(".onnx", ".batch1.onnx")
+    difference = export.convert.fixed_batch(model.file.path, context.work / name)
+    return [Extra(name, "batch1", model.name, File.of(context.work / name), model.target, difference, None)]
+
+
+def _minimal(model: ModelFile, context: Context, target: str) -> list[Extra]:
+    ort, config = model.name.replace(".onnx", ".ort"), model.name.replace(".onnx", ".operators.config")
+    made = export.minimal.to_ort(model.file.path, context.work / ort, context.work / config, target=target)
+    return [
+        Extra(ort, "ort", model.name, File.of(context.work / ort), target, made.max_abs_diff, made.operators),
+        Extra(config, "operators", model.name, File.of(context.work / config), target, None, None),
+    ]
+
+
+run = Stage("package", 1, _run, Packaged)

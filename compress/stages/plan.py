@@ -1,0 +1,162 @@
+"""A network before any training: random weights through export and int8, then timed on this machine.
+
+Speed, size and memory follow from the architecture; accuracy does not, so nothing is said about it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import export.audit
+import export.convert
+import export.measure
+import export.quantize
+import export.rewrites
+from compress import __version__, models
+from compress.data import calibration_arrays, views
+from compress.errors import StageError
+from compress.models.count import macs, params
+from compress.results import CalibrationData, File, Network
+from compress.schema import Export
+from compress.store import Context, Stage
+from export.measure import LatencyResult
+from export.runtime import Contract, ExportError, isa, runs_on
+
+PICTURES = 32  # for the int8 ranges and the timing; neither gets better by more
+SEED = 0  # of the weights and of the noise
+ROUNDS = 20
+FEWEST, MOST = 128, 700  # timed runs a file
+BUDGET_MS = 6000.0  # of timed runs in all, as long as each file gets the fewest
+ATTEMPTS = 2  # a measurement that other processes disturbed is repeated
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """A network with random weights as files. `int8` is None where the recipe ships float, or for a teacher."""
+
+    params: int
+    macs: int  # multiply-accumulates of convolutions and linear layers, one picture
+    fp32: File
+    int8: File | None
+    target: str | None
+    int8_mac_share: float | None  # in [0, 1]; None where this machine's kernels are not the target's
+    islands: tuple[str, ...] | None  # what runs in float inside int8, the same kind and cause counted together
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Batch 1 on this machine, all files of one measurement in the same rounds; names are `fp32`, `int8` and the teachers'."""
+
+    latency_ms: dict[str, dict[str, Any]]  # by name: p50, p50_ci95, p90, runs, threads, batch
+    speedup: dict[str, dict[str, list[float]]]  # of fp32 and int8 against each other name: ratio, low, high
+    peak_memory_bytes: dict[str, int | None]  # of fp32 and int8
+    other_cores: float | None  # mean cores that other processes used meanwhile
+    disturbances: tuple[str, ...]  # why absolute times are doubtful
+
+
+def _draft(
+    config: Export, *, context: Context, network: Network, target: str | None, per_channel: bool, float_layers: tuple[str, ...],
+    pictures: CalibrationData | None, versions: dict[str, Any],
+) -> Drafted:
+    """Write the float file and, with a target, the int8 file. `pictures` None: seeded noise. `versions` are part of the key only."""
+    images = _images(pictures, network.image_size)
+    model = _random(network, images)
+    contract = Contract(
+        classes=tuple(f"class {number}" for number in range(network.classes)),
+        image_size=network.image_size,
+        mean=network.normalization.mean,
+        std=network.normalization.std,
+        layout=config.input,
+        made_by=f"compress {__version__}",
+    )
+    fp32, source, int8 = (context.work / name for name in ("model.onnx", "model.int8source.onnx", "model.int8.onnx"))
+    audit = None
+    try:
+        export.convert.to_onnx(model, fp32, contract, opset=config.opset, pictures=images)
+        if target is not None:
+            export.rewrites.for_integers(fp32, source, images)  # writes `source` where a rewrite is worth keeping
+            origin = source if source.is_file() else fp32
+            export.quantize.quantize(origin, int8, images, isa=target, per_channel=per_channel, float_layers=float_layers)
+            audit = export.audit.audit(int8) if runs_on(target, isa()) else None
+    except ExportError as error:
+        raise StageError(f"plan {network.model}: {error}") from error
+    return Drafted(
+        params=params(model),
+        macs=macs(model, network.image_size),
+        fp32=File.of(fp32),
+        int8=None if target is None else File.of(int8),
+        target=target,
+        int8_mac_share=audit.int8_mac_share if audit else None,
+        islands=tuple(f"{row['count']} {row['op']} ({row['cause']})" for row in audit.causes_counted()) if audit else None,
+    )
+
+
+def _images(pictures: CalibrationData | None, size: int) -> np.ndarray:
+    """uint8 (N, size, size, 3)."""
+    if pictures is not None:
+        return calibration_arrays(pictures)[0]
+    return np.random.default_rng(SEED).integers(0, 256, (PICTURES, size, size, 3), dtype=np.uint8)
+
+
+def _random(network: Network, images: np.ndarray) -> nn.Module:
+    """Seeded weights. BatchNorm gets the statistics of the pictures: activations neither vanish nor grow from layer to layer.
+
+    (Else a deep network computes with denormal numbers, which are slow, and int8 ranges are empty.) The classifier's bias is ten times the
+    logits: exact rewrites are held to a share of the largest logit, and random rows give small differences of large sums, whose rounding alone
+    was measured at 1.6e-6 of it. The trained network's rewrites are judged by its own logits when it is exported.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = models.build(network.model, classes=network.classes, width=network.width)
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = None  # the plain mean over batches: of one batch, the batch's own
+        pixels = views.to_float(torch.from_numpy(np.ascontiguousarray(images)), network.normalization.mean, network.normalization.std)
+        with torch.no_grad():
+            model.train()(pixels)
+            largest = model.eval()(pixels).abs().max()
+            last = model.get_submodule(models.outline(model, network.model).linear)
+            assert isinstance(last, nn.Linear)  # the catalogue says so
+            last.bias.add_(10 * largest)
+    return model
+
+
+def _time(
+    config: int, *, context: Context, draft: Drafted, against: dict[str, File], pictures: CalibrationData | None, size: int,
+    host: dict[str, Any], versions: dict[str, Any],
+) -> Timed:  # fmt: skip
+    """Float, int8 and the teachers' files in turns, with `config` threads. `host` is part of the key: a latency never crosses machines."""
+    own = {"fp32": draft.fp32}
+    if draft.int8 is not None and runs_on(draft.target, isa()):
+        own["int8"] = draft.int8
+    files = {**own, **against}
+    images = _images(pictures, size)
+    try:
+        result = _latency({name: file.path for name, file in files.items()}, images, config)
+        memory = {name: export.measure.memory(file.path, threads=config) for name, file in own.items()}
+    except ExportError as error:
+        raise StageError(f"plan: {error}") from error
+    return Timed(
+        latency_ms={name: {**result.models[name].summary(), "p50_ci95": list(export.measure.p50_interval(result, name)[1:])} for name in files},
+        speedup={mine: {name: list(export.measure.ratio(result, name, mine)) for name in files if name != mine} for mine in own},
+        peak_memory_bytes=memory,
+        other_cores=result.other_cores,
+        disturbances=result.disturbances,
+    )
+
+
+def _latency(files: dict[str, Any], images: np.ndarray, threads: int) -> LatencyResult:
+    """As many runs as fit the budget."""
+    first = export.measure.latency(files, images, threads=threads, warmup=2, repeats=3, rounds=1)
+    turn = sum(model.p50_ms for model in first.models.values())
+    repeats = min(MOST, max(FEWEST, int(BUDGET_MS / turn)))
+    return export.measure.latency(files, images, threads=threads, warmup=10, repeats=repeats, rounds=ROUNDS, attempts=ATTEMPTS)
+
+
+draft = Stage("plan", 1, _draft, Drafted)
+timing = Stage("plan-timing", 1, _time, Timed)

@@ -1,0 +1,104 @@
+"""Under which conditions something is measured: load of other processes, clock governor, temperature, throttling.
+
+Standard library only; runs on Python 3.8, because it travels inside the bundle. What a host does not show is None, never guessed.
+`root` is where /proc and /sys hang, for tests.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+ROOT = Path("/")
+BUSY_CORES = 0.05  # of one core, used by other processes: above it a measurement is contaminated
+TICKS_OF_SLACK = 2  # /proc/stat counts whole ticks
+ROUND_TICKS = 10  # a round shorter than so many ticks has no load of its own: one tick would be a tenth of a core
+# Instruction sets that decide which kernels run.
+FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "sve", "bf16")
+
+Busy = Tuple[float, float]  # CPU seconds: of everybody, of this process
+
+
+def _read(path: Path) -> Optional[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _allowed() -> List[int]:
+    """Numbers of the cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def busy_seconds(root: Path = ROOT) -> Optional[Busy]:
+    """CPU seconds used on the cores that this process may use: by everybody (steal included), by this process. None without /proc/stat."""
+    text = _read(root / "proc/stat")
+    try:
+        tick = os.sysconf("SC_CLK_TCK")
+        allowed = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+        rows = [fields for fields in map(str.split, (text or "").splitlines()) if fields and fields[0] in allowed]
+        # user, nice, system, irq, softirq, steal; idle and iowait stand between
+        total = sum(int(fields[place]) for fields in rows for place in (1, 2, 3, 6, 7, 8))
+    except (AttributeError, ValueError, IndexError):
+        return None
+    own = os.times()
+    return (total / tick, own.user + own.system) if rows else None
+
+
+def others(before: Optional[Busy], after: Optional[Busy], wall: float) -> Tuple[Optional[float], Optional[bool]]:
+    """Mean cores that other processes used in `wall` seconds, and whether that contaminates a measurement."""
+    if before is None or after is None or wall <= 0:
+        return None, None
+    used = max(0.0, (after[0] - before[0]) - (after[1] - before[1]))
+    return used / wall, used > BUSY_CORES * wall + TICKS_OF_SLACK / os.sysconf("SC_CLK_TCK")
+
+
+def round_load(before: Optional[Busy], after: Optional[Busy], wall: float) -> Optional[float]:
+    """`others` of one round; None where the round is too short for the kernel's clock ticks."""
+    if wall < ROUND_TICKS / os.sysconf("SC_CLK_TCK"):
+        return None
+    return others(before, after, wall)[0]
+
+
+def cpu_features(root: Path = ROOT) -> Optional[List[str]]:
+    """Which of FEATURES the processor has. None where /proc/cpuinfo does not say."""
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _read(root / "proc/cpuinfo") or "", re.MULTILINE)
+    return [name for name in FEATURES if name in match.group(1).split()] if match else None
+
+
+def governor(root: Path = ROOT) -> Optional[str]:
+    """How the clock is governed on the cores that this process may use, such as performance; several are joined by a comma."""
+    found = {_read(root / f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor") for core in _allowed()}
+    return ", ".join(sorted(name for name in found if name)) or None
+
+
+def temperature_c(root: Path = ROOT) -> Optional[float]:
+    """The hottest thermal zone in degrees Celsius."""
+    values = []
+    for path in root.glob("sys/class/thermal/thermal_zone*/temp"):
+        text = _read(path)
+        if text and re.fullmatch(r"-?\d+", text) and int(text) > 0:  # unused zones answer 0 or less
+            values.append(int(text) / 1000)
+    return max(values) if values else None
+
+
+def throttled(root: Path = ROOT) -> Optional[int]:
+    """How often the processor has throttled since boot, all counters together; only differences mean something."""
+    counts = [_read(path) for path in root.glob("sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count")]
+    numbers = [int(text) for text in counts if text and text.isdigit()]
+    return sum(numbers) if numbers else None
+
+
+def clock_mhz(root: Path = ROOT) -> Optional[float]:
+    """The mean clock of the cores that this process may use, now."""
+    texts = [_read(root / f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq") for core in _allowed()]
+    numbers = [int(text) / 1000 for text in texts if text and text.isdigit()]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def state(root: Path = ROOT) -> Dict[str, Any]:
+    """What can change while a model runs: temperature, throttling so far, clock."""
+    return {"temperature_c": temperature_c(root), "throttled": throttled(root), "clock_mhz": clock_mhz(root)}

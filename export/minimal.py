@@ -1,0 +1,121 @@
+"""Files for a minimal onnxruntime: the model in its own format (`.ort`) and the list of kernels that such a build needs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from export import rewrites
+from export.runtime import SESSION_ERRORS, TARGETS, ExportError, Model, isa, runs_on, session_options
+
+# Optimisations of the file are done here and stored ("Fixed"): a minimal build has no optimiser. On ARM int8 activations stay int8; elsewhere
+# the session turns them into uint8, which is what x86 and wasm kernels compute with.
+_KEEPS_INT8 = {"x86-vnni": "0", "x86-avx2": "0", "arm64": "1", "web": "0"}
+# Blocked channels are stored in a width that the converting CPU has: such a file would be right on this kind of CPU only.
+_MACHINE_SPECIFIC = ["NchwcTransformer"]
+SAME, ROUNDED = 1e-3, 0.25  # of the largest logit: the same kernels; int8 kernels that round otherwise (a wrong file is off by more than all of it)
+
+
+@dataclass(frozen=True)
+class Minimal:
+    """What was written. `operators`: (domain;version, operator), each a kernel that the build must contain."""
+
+    target: str
+    bytes: int
+    config_bytes: int
+    operators: tuple[str, ...]
+    max_abs_diff: float  # logits against the .onnx file, on this machine
+
+
+def to_ort(source: Path, ort: Path, config: Path, *, target: str) -> Minimal:
+    """Write the ONNX file `source` as `ort` for `target`, and the build's `config` (operators with their types).
+
+    `config` is what onnxruntime's build takes as `--include_ops_by_config FILE --enable_reduced_operator_type_support`. The bytes of `ort`
+    are not reproducible: onnxruntime orders its tables by addresses in memory. Raises ExportError.
+    """
+    if target not in TARGETS:
+        raise ExportError(f"no .ort file can be made for {target!r}; known are {', '.join(TARGETS)}")
+    model = Model.load(source)
+    if model.target not in (None, target):
+        raise ExportError(f"{source.name}: this int8 file was built for {model.target}; its .ort file would not be one for {target}")
+    ort.parent.mkdir(parents=True, exist_ok=True)
+    _convert(source, ort, target)
+    operators = _operators(ort, config)
+    return Minimal(target, ort.stat().st_size, config.stat().st_size, operators, _check(model, ort))
+
+
+def _convert(source: Path, ort: Path, target: str) -> None:
+    partial = ort.with_name(ort.name + ".partial")
+    options = session_options(threads=1)
+    options.optimized_model_filepath = str(partial)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.add_session_config_entry("session.qdqisint8allowed", _KEEPS_INT8[target])
+    try:
+        onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=_MACHINE_SPECIFIC)
+    except SESSION_ERRORS as error:
+        raise ExportError(f"{source.name}: onnxruntime cannot write this file as .ort: {str(error).splitlines()[0]}") from error
+    os.replace(partial, ort)
+
+
+def _operators(ort: Path, config: Path) -> tuple[str, ...]:
+    """Write the list; onnxruntime's own names the converted file's folder in a comment, which has no place in a shipped file."""
+    with tempfile.TemporaryDirectory() as folder, _logging_as_it_was():
+        from onnxruntime.tools.ort_format_model import create_config_from_models
+
+        written = Path(folder) / "operators.config"
+        create_config_from_models([ort], written, True)
+        lines = [line for line in written.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    config.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return tuple(f"{domain}:{name}" for line in lines for domain, _, entries in [line.split(";", 2)] for name in _names(entries))
+
+
+def _names(entries: str) -> Iterator[str]:
+    """Operators of `Add{"inputs": ...},Mul`: what stands outside the braces."""
+    depth, name = 0, ""
+    for letter in entries:
+        depth += {"{": 1, "}": -1}.get(letter, 0)
+        if letter == "," and depth == 0:
+            yield name
+            name = ""
+        elif depth == 0 and letter != "}":
+            name += letter
+    if name:
+        yield name
+
+
+def _check(model: Model, ort: Path) -> float:
+    """Largest difference of the logits. Raises ExportError, and removes the file, where the answers are others."""
+    converted = Model.load(ort)
+    images = rewrites.noise(model.contract)
+    expected, found = model.run(images), converted.run(images)
+    difference = float(np.abs(expected.astype(np.float64) - found).max())
+    limit = (SAME if runs_on(model.target, isa()) else ROUNDED) * float(np.abs(expected).max())
+    if converted.contract != model.contract or not difference <= limit:
+        ort.unlink()
+        raise ExportError(f"{ort.name}: the answers differ from those of the .onnx file by {difference:.3g} (limit {limit:.3g})")
+    return difference
+
+
+@contextlib.contextmanager
+def _logging_as_it_was() -> Iterator[None]:
+    """onnxruntime's tools configure the root logger when they are imported, tell what they write, and leave closing files to Python."""
+    root, disabled = logging.root, logging.root.manager.disable
+    handlers, level = list(root.handlers), root.level
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers
+        root.setLevel(level)

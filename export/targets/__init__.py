@@ -1,0 +1,101 @@
+"""Where a bundle is verified: `local`, `ssh://user@host[:port][/dir]`, `adb://SERIAL`. Runs where the model is made, never on the device."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from export.runtime import ExportError
+
+SCHEMES = ("ssh", "adb")
+OPTIONS = ("python", "wheels", "config")
+_SAFE = re.compile(r"[A-Za-z0-9_.~/][A-Za-z0-9_./~+@:=-]*")  # no character that any shell, scp or adb would read as more than a letter
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?")
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
+
+
+class WrongTarget(ExportError):
+    """The target's name is not understood."""
+
+
+class Unreachable(ExportError):
+    """The device, its interpreter or a package for it is not there."""
+
+
+class DeviceFailed(ExportError):
+    """The device was reached and could not do the work."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """A parsed target. `folder`: where the bundle lies on the device, None for the default; `python`: an interpreter that has both packages."""
+
+    name: str  # without options, as reports show it
+    scheme: str  # local | ssh | adb
+    host: str = ""  # adb: the serial
+    user: str | None = None
+    port: int | None = None
+    folder: str | None = None
+    python: str | None = None
+    wheels: str = "auto"  # auto | push: packages come from here even where the device has a network
+    config: str | None = None  # of ssh
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the verifier runs on the device. `name` separates the bundles of several recipes in one folder."""
+
+    name: str = "model"
+    threads: int = 1
+    repeats: int = 700
+    preprocess: str | None = None
+    latency: bool = True
+
+    def arguments(self) -> list[str]:
+        """Of `export.verify`, without the answer's file and the folder."""
+        more = ["--preprocess", self.preprocess] if self.preprocess else []
+        return ["--threads", str(self.threads), "--repeats", str(self.repeats), *more, *([] if self.latency else ["--no-latency"])]
+
+
+def parse(text: str) -> Address:
+    """A target's name as typed. Raises WrongTarget."""
+    if text == "local":
+        return Address("local", "local")
+    parts = urlsplit(text)
+    if parts.scheme not in SCHEMES or not parts.netloc:
+        raise WrongTarget(f"--target {text}: expected local, ssh://user@host[:port][/folder] or adb://SERIAL")
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    for name in sorted(set(options) - set(OPTIONS)):
+        raise WrongTarget(f"--target {text}: no option {name!r}; there are {', '.join(OPTIONS)}")
+    if options.get("wheels", "auto") not in ("auto", "push"):
+        raise WrongTarget(f"--target {text}: wheels is auto or push, not {options['wheels']!r}")
+    name = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+    folder = _folder(text, unquote(parts.path))
+    python = options.get("python")
+    if python is not None and not _SAFE.fullmatch(python):
+        raise WrongTarget(f"--target {text}: python={python!r} must be a plain path")
+    common = {"name": name, "scheme": parts.scheme, "folder": folder, "python": python, "wheels": options.get("wheels", "auto")}
+    if parts.scheme == "adb":
+        if not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.:-]*", parts.netloc):
+            raise WrongTarget(f"--target {text}: {parts.netloc!r} is not a serial as `adb devices` lists it")
+        return Address(host=parts.netloc, **common)  # type: ignore[arg-type]
+    try:
+        port = parts.port
+    except ValueError:
+        raise WrongTarget(f"--target {text}: the port must be a number up to 65535") from None
+    host, user = parts.hostname or "", parts.username
+    if not _HOST.fullmatch(host) or (user is not None and not _USER.fullmatch(user)) or parts.password is not None:
+        raise WrongTarget(f"--target {text}: expected ssh://user@host[:port][/folder], without a password (ssh uses your keys)")
+    return Address(host=host, user=user, port=port, config=options.get("config"), **common)  # type: ignore[arg-type]
+
+
+def _folder(text: str, path: str) -> str | None:
+    """`/dir` is absolute, `/~/dir` below the user's home."""
+    path = path.rstrip("/")
+    if not path:
+        return None
+    relative = path[3:] if path.startswith("/~/") else path
+    if not _SAFE.fullmatch(relative) or ".." in relative.split("/") or "~" in relative:
+        raise WrongTarget(f"--target {text}: the folder {path!r} may hold letters, digits and . _ - / + = @ only")
+    return relative

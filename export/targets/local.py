@@ -1,0 +1,34 @@
+"""This machine as a device: its interpreter, which sees only the unpacked bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from export.targets import DeviceFailed, Settings
+from export.targets.unpack import unpacked
+
+
+def run(bundle: Path, work: Path, settings: Settings, limit_seconds: float) -> dict[str, Any]:
+    """The answer of `python -m export.verify` inside the unpacked bundle; `work` gets answer.json. Raises DeviceFailed."""
+    answer = (work / "answer.json").resolve()
+    answer.unlink(missing_ok=True)  # an answer of before says nothing about this bundle
+    # PYTHONPATH and PYTHONSAFEPATH would put another `export` before the bundle's.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = unpacked(bundle, Path(temporary))
+        command = [sys.executable, "-m", "export.verify", "--json", str(answer), *settings.arguments(), "."]
+        try:
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=limit_seconds, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise DeviceFailed(f"the bundle's verifier did not answer within {limit_seconds} seconds") from error
+    if not answer.is_file():
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise DeviceFailed(f"the bundle's verifier ended with {done.returncode}: {said[-1] if said else 'no message'}")
+    content: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,43 @@
+"""The one way in: a bundle and the name of a target to the device's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from export.targets import Address, Settings, Unreachable, local, remote
+from export.targets.adb import FOLDER, Adb
+from export.targets.ssh import Ssh
+
+LOCAL_SECONDS, REMOTE_SECONDS = 900, 3600
+
+
+def verify(
+    bundle: Path, address: Address, work: Path, settings: Settings, *, limit_seconds: float | None = None, tell: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """What `python -m export.verify --json` says on the target about a bundle (zip). Raises Unreachable, DeviceFailed."""
+    if address.scheme == "local":
+        return local.run(bundle, work, settings, limit_seconds or LOCAL_SECONDS)
+    limit = limit_seconds or REMOTE_SECONDS
+    if address.scheme == "ssh":
+        return remote.run(Ssh(address), address, bundle, settings, limit, tell)
+    if address.python is None:
+        raise Unreachable(f"{address.name}: Android has no Python of its own; name one that has numpy and onnxruntime: --target '{address.name}?python=/path'")
+    address = replace(address, folder=address.folder or FOLDER)
+    return remote.run(Adb(address), address, bundle, settings, limit, tell)
+
+
+def complaint(answer: dict[str, Any]) -> str | None:
+    """What is wrong with an answer, in one sentence; None where nothing is."""
+    if answer["ok"]:
+        return None
+    wrong = [row for row in answer["models"] if row["ok"] is False]
+    if wrong:
+        row = wrong[0]
+        off = "" if row["max_abs_diff"] is None else f", largest logit difference {row['max_abs_diff']:.2g}"
+        return f"wrong answers from {row['file']}: it agrees on {row['agreement']:.1%} of {row['images']} pictures{off}"
+    if (answer.get("photos") or {}).get("ok") is False:
+        return str(answer["photos"]["sentence"])
+    return f"no model in the bundle is meant for {answer['host']['isa']}: nothing was verified"

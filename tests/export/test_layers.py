@@ -1,0 +1,77 @@
+"""A layer that is to stay in float stays there in the graph that onnxruntime executes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from export import graph, layers, quantize
+from export.audit import audit
+from export.quantize import Settings, emit, prepare
+from export.runtime import ExportError, Model
+
+
+@pytest.fixture(scope="module")
+def prepared(fp32: Path, calibration: np.ndarray) -> quantize.Prepared:
+    return prepare(fp32, calibration)
+
+
+@pytest.fixture(scope="module")
+def names(prepared: quantize.Prepared) -> list[str]:
+    """Layers: stem (Relu behind it), depthwise (Clip), pointwise (a sum), classifier (the logits)."""
+    return [node.name for node in layers.layers(prepared.model)]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_every_kind_of_layer_can_stay_in_float(prepared, names, number: int, images: np.ndarray, tmp_path: Path) -> None:
+    made = emit(prepared, tmp_path / "q.onnx", Settings("x86-vnni", float_layers=(names[number],)))
+    found = audit(tmp_path / "q.onnx")
+
+    assert made.float_layers == (names[number],) and found.requantised == ()
+    weights = {tensor.name: tensor.data_type for tensor in onnx.load(str(tmp_path / "q.onnx")).graph.initializer}
+    assert sum(kind == onnx.TensorProto.FLOAT for name, kind in weights.items() if name.endswith(".weight")) == 1
+    floats = [op for _, op in found.islands if op in ("Conv", "FusedConv", "Gemm", "FusedGemm")]
+    assert len(floats) == 1 and 0 < found.int8_mac_share < 1
+    assert (Model.load(tmp_path / "q.onnx").run(images).argmax(1) == prepared.runtime.run(images).argmax(1)).mean() > 0.95
+
+
+def test_first_and_last_are_places(prepared, names) -> None:
+    assert layers.resolve(prepared.model, ("last", "first")) == (names[0], names[-1])
+
+
+def test_a_plain_exclusion_is_quantised_again_and_refused(prepared, names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Max and Min behind the layer onnxruntime quantises it when it loads the file: that is seen, and the file is not kept."""
+    monkeypatch.setattr(layers, "keep_in_float", lambda model, kept: tuple(kept))
+
+    with pytest.raises(ExportError, match=f"{names[1]} should stay in float, but onnxruntime quantises it again"):
+        emit(prepared, tmp_path / "q.onnx", Settings("x86-vnni", float_layers=(names[1],)))
+
+    assert not (tmp_path / "q.onnx").exists()
+
+
+def test_max_and_min_compute_what_clip_computes(prepared, names, images: np.ndarray, tmp_path: Path) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(prepared.model)
+
+    layers.keep_in_float(model, names)
+    assert {"Max", "Min"} <= set(graph.op_counts(model)) and not {"Clip", "Relu"} & set(graph.op_counts(model))
+    onnx.helper.set_model_props(model, prepared.runtime.contract.to_metadata())
+    graph.save(model, tmp_path / "f.onnx")
+    assert Model.load(tmp_path / "f.onnx").run(images[:8]) == pytest.approx(prepared.runtime.run(images[:8]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [(("frist",), "no layer 'frist'"), (("node_conv",), "did you mean|known are first, last"), (("first", "last", "all"), "no layer 'all'")],
+)
+def test_an_unknown_layer_is_refused(prepared, wanted: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=words):
+        emit(prepared, tmp_path / "q.onnx", Settings("x86-vnni", float_layers=wanted))
+
+
+def test_every_layer_in_float_is_no_int8(prepared, names, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="set scheme: none"):
+        emit(prepared, tmp_path / "q.onnx", Settings("x86-vnni", float_layers=tuple(names)))

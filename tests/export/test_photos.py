@@ -1,0 +1,162 @@
+"""Photos from JPEG to pixels: right ones pass, and each known mistake is named."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from compress.data.pictures import decode
+from export import bundle, photos, photoset, verify
+from export.bundle import Shipped
+
+SIDE, RESIZE = 16, 18
+# A decoder in a program of its own, with one mistake; `{}` changes the pixels.
+DECODER = """
+import io, sys
+import numpy as np
+from PIL import Image, ImageOps
+image = Image.open(sys.argv[-1])
+image = {upright}.convert("RGB")
+short = min(image.size)
+box = ((image.width - short) / 2, (image.height - short) / 2, (image.width + short) / 2, (image.height + short) / 2)
+pixels = np.asarray(image.resize(({resize}, {resize}), Image.Resampling.BILINEAR, box={box}))
+offset = ({resize} - 16) // 2
+pixels = pixels[offset:offset + 16, offset:offset + 16].astype(np.float64)
+sys.stdout.buffer.write(({change}).astype(np.uint8).tobytes())
+"""
+RIGHT = {"upright": "ImageOps.exif_transpose(image)", "resize": RESIZE, "box": "box", "change": "pixels"}
+
+
+@pytest.fixture(scope="module")
+def smooth() -> np.ndarray:
+    """Coloured slopes with a bright corner: uint8 (8, 16, 16, 3)."""
+    across, down = np.meshgrid(np.linspace(0, 1, SIDE), np.linspace(0, 1, SIDE))
+    pictures = [np.stack([200 * across + 5 * i, 120 * down, 60 + 40 * (1 - across) + 90 * ((across < 0.3) & (down < 0.3))], axis=2) for i in range(8)]
+    return np.stack(pictures).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def made(smooth: np.ndarray, fp32: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    return bundle.write(folder / "bundle", [Shipped(fp32, "student", "fp32")], smooth, np.zeros(8, np.int64), resize=RESIZE).folder
+
+
+def command(tmp_path: Path, **changes: Any) -> str:
+    path = tmp_path / "decoder.py"
+    path.write_text(DECODER.format(**{**RIGHT, **changes}))
+    return shlex.join([sys.executable, str(path)])
+
+
+def answer(made: Path, preprocess: str | None) -> dict[str, Any]:
+    return verify.verify(made, preprocess=preprocess, latency=False)
+
+
+def test_the_photos_are_what_they_are_called(made: Path) -> None:
+    seen = {}
+    for path in sorted((made / "photos").iterdir()):
+        with Image.open(path) as image:
+            seen[path.stem] = (image.format, image.mode, image.size, image.getexif().get(0x0112), "progressive" in image.info)
+
+    assert len(seen) == photoset.COUNT and {row[0] for row in seen.values()} == {"JPEG"}
+    assert seen["large"][2] == (4000, 3000) and seen["portrait"][4] and not seen["landscape"][4]
+    assert (seen["cmyk"][1], seen["grey"][1]) == ("CMYK", "L")
+    assert [seen[name][3] for name in ("exif3", "exif6", "exif8", "landscape")] == [3, 6, 8, None]
+
+
+def test_the_same_pixels_as_in_training(made: Path) -> None:
+    """The device's decoding is the data set's: short side, antialiased, centre."""
+    with np.load(made / photos.ARRAYS) as stored:
+        expected = stored["pixels"]
+    offset = (RESIZE - SIDE) // 2
+    for path, pixels in zip(("landscape", "portrait", "exif6", "exif3", "exif8", "grey", "cmyk", "large"), expected, strict=True):
+        own = decode((made / "photos" / f"{path}.jpg").read_bytes(), RESIZE)[offset : offset + SIDE, offset : offset + SIDE]
+        assert (own == pixels).all(), path
+
+
+def test_equal_pictures_give_equal_photos(smooth: np.ndarray, made: Path, tmp_path: Path) -> None:
+    entry, _ = photoset.write(tmp_path, smooth, RESIZE)
+
+    for row in entry["pictures"]:
+        assert (tmp_path / row["file"]).read_bytes() == (made / row["file"]).read_bytes()
+
+
+def test_pillow_decodes_them_and_answers_agree(made: Path) -> None:
+    found = answer(made, None)
+
+    assert found["ok"] is True and found["photos"]["status"] == "ok" and found["photos"]["decoder"].startswith("Pillow ")
+    assert found["models"][0]["photos"] == {"photos": 8, "agreement": 1.0, "max_abs_diff": pytest.approx(0, abs=1e-4)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, None),
+        ({"change": "pixels[..., ::-1]"}, "looks like BGR"),
+        ({"box": "None", "resize": SIDE}, "looks like squash instead of crop"),
+        ({"upright": "image"}, "looks like EXIF rotation ignored"),
+        ({"resize": SIDE}, "looks like the whole square instead of its centre"),
+        ({"change": "pixels[:, ::-1]"}, "looks like mirrored"),
+        ({"change": "pixels / 255"}, "wrong normalisation"),
+        ({"change": "(pixels / 255 - 0.45) / 0.22"}, "wrong normalisation"),
+        ({"change": "pixels * 0.5 + 64"}, "looks like wrong normalisation (values are 0.50 x +64 of the right ones)"),
+        ({"change": "pixels[:8]"}, "the command wrote 384 bytes; 16 x 16 x 3 = 768 are one RGB picture"),
+        ({"change": "1 / 0"}, "the command ended with 1: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_each_mistake_of_a_decoder_is_named(made: Path, tmp_path: Path, changes: dict[str, Any], named: str | None) -> None:
+    found = answer(made, command(tmp_path, **changes))
+
+    if named is None:
+        assert found["ok"] is True, found["photos"]["sentence"]
+        return
+    assert found["ok"] is False and found["photos"]["status"] == "wrong"
+    assert named in found["photos"]["sentence"]
+    rotated = [row["what"] for row in found["photos"]["pictures"] if not row["ok"]]
+    if "upright" in changes:
+        assert rotated == ["EXIF orientation 6", "EXIF orientation 3", "EXIF orientation 8"]
+
+
+def test_faults_are_named_on_larger_pictures_too(smooth: np.ndarray) -> None:
+    large = np.repeat(np.repeat(smooth[0], 14, axis=0), 14, axis=1).astype(np.float32)  # 224 x 224, not a multiple of the pooled side
+    noise = np.random.default_rng(0).uniform(0, 255, large.shape).astype(np.float32)
+
+    assert photos.name_fault(large[..., ::-1], large, {}) == "looks like BGR"
+    assert photos.name_fault(large[:, ::-1], large, {}) == "looks like mirrored"
+    assert photos.name_fault(large[:, ::-1, ::-1], large, {}) == "looks like BGR and mirrored"
+    assert photos.name_fault(noise, large, {}).startswith("no known fault explains it (nearest: ")
+
+
+def test_floats_of_an_application_that_normalises(smooth: np.ndarray, contract: Any, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    floats = replace(contract, layout="float_nchw")
+    script = tmp_path / "floats.py"
+    script.write_text("import sys, numpy as np\nsys.stdout.buffer.write(np.load(sys.argv[1]).astype('<f4').tobytes())\n")
+
+    def told(values: np.ndarray) -> tuple[np.ndarray, str | None]:
+        np.save(tmp_path / "values.npy", values.transpose(2, 0, 1))
+        return photos._by_command(shlex.join([sys.executable, str(script)]), tmp_path / "values.npy", SIDE, floats)
+
+    full = smooth[0].astype(np.float64)
+    full[0, 0], full[0, 1] = 0, 255
+    right, _ = told((full / 255 - np.array(floats.mean)) / np.array(floats.std))
+    _, half = told(full / 127.5 - 1)
+    _, unit = told(full / 255)
+
+    assert np.abs(right - full).max() < 0.01 and half == "pixels scaled to [-1, 1]" and unit == "pixels divided by 255 only"
+
+
+def test_without_pillow_and_a_command_nothing_is_claimed(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photos, "pillow", lambda: None)
+
+    found = answer(made, None)
+
+    assert found["ok"] is True and found["photos"]["status"] == "not run" and found["models"][0]["photos"] is None
+    assert found["photos"]["sentence"] == "photos: not run, Pillow is not installed here and no --preprocess command was given"

@@ -1,0 +1,87 @@
+"""The page's part on slices, and what it says about the measurement."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compress.report import render
+
+SPEC = importlib.util.spec_from_file_location("report_example", Path(__file__).with_name("example.py"))
+assert SPEC is not None and SPEC.loader is not None
+example = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(example)
+
+PAIR = {"lost": 9, "gained": 2, "drop_points": 7.0, "drop_ci95": [1.0, 13.0], "mcnemar_p": 0.065}
+SLICE = {"slice": "least sure tenth", "share": 0.1, "margin_below": 0.2, "model": "student.int8.onnx", "against": "teacher.onnx", "top1": 0.43,
+         "reference": 0.5, "n": 100, **PAIR}  # fmt: skip
+TIMING = {
+    "governor": None, "rounds": 60, "attempts": 3, "other_cores": 0.42,
+    "photo": {"pictures": "16 photos of the data set, 640 x 480 pixels", "decoder": "Pillow 12"},
+    "sustained": {"sentence": "After 600 s without a pause it is 20% slower."},
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    example.build(tmp_path, n=400)
+    return tmp_path
+
+
+def page(run: Path, **keys: Any) -> str:
+    report = json.loads((run / "report.json").read_text())
+    (run / "report.json").write_text(json.dumps(report | keys))
+    return render(run).read_text(encoding="utf-8")
+
+
+def classes(run: Path, worse: bool) -> list[dict[str, Any]]:
+    rows = json.loads((run / "report.json").read_text())["per_class"]
+    return [{**row, **PAIR, "worse": worse and number == 3, "float_worse": False} for number, row in enumerate(rows)]
+
+
+def test_slices_and_worse_classes_are_shown_with_their_pictures(run: Path) -> None:
+    with np.load(run / "pictures.npz") as stored:
+        arrays = dict(stored)
+    count = 2
+    extra = {"slice_images": arrays["images"][:count], "slice_labels": np.array([3, 4]), "slice_student": np.array([4, 3]),
+             "slice_margin": np.array([0.1, 0.3]), "slice_name": np.array(["least sure tenth", "class Dress"])}  # fmt: skip
+    np.savez_compressed(run / "pictures.npz", **arrays, **extra)
+
+    html = page(run, slices=[SLICE, {**SLICE, "against": "student.fp32.onnx"}], per_class=classes(run, True))
+
+    assert 'id="slices"' in html and "Where it got worse" in html
+    assert "least sure tenth" in html and "float student" in html and "class Dress" in html and "9 / 2" in html
+    assert "Worse beyond chance (5 %, corrected for the number of classes): Dress." in html
+    assert "2 of the pictures that were lost there" in html and "the teacher&#x27;s lead 0.10" in html.replace("'", "&#x27;")
+
+
+def test_no_class_that_got_worse_is_said(run: Path) -> None:
+    assert "No class got worse beyond chance" in page(run, slices=[SLICE], per_class=classes(run, False))
+
+
+def test_without_slices_there_is_no_such_part(run: Path) -> None:
+    assert 'id="slices"' not in page(run)
+
+
+def test_the_measurement_and_the_second_latency_are_described(run: Path) -> None:
+    report = json.loads((run / "report.json").read_text())
+    rows = [{**row, "photo_latency_ms": {"p50": 12.5, "p50_ci95": [12.0, 13.0]}} for row in report["models"]]
+
+    html = page(run, latency=TIMING, models=rows)
+
+    assert "60 rounds, measured 3 times because it was disturbed; other processes used 0.42 cores; clock governor: not shown by this host." in html
+    assert "Photo to answer: decoding (Pillow 12), resizing and inference of 16 photos of the data set, 640 x 480 pixels." in html
+    assert "After 600 s without a pause it is 20% slower." in html
+    assert "Photo to answer, p50" in html and "12.5 ms" in html
+
+
+def test_a_requirement_names_its_file_precision_and_bytes(run: Path) -> None:
+    report = json.loads((run / "report.json").read_text())
+    rows = [{**row, "sha256": "cd" * 32, "precision": "int8"} for row in report["requirements"]]
+
+    assert f"student.int8.onnx · int8 · local · sha256 {'cd' * 6} · recipes/mobilenet.yaml:31:12" in page(run, requirements=rows)
