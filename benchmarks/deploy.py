@@ -27,7 +27,7 @@ import export.measure
 from export import quantize, rewrites, search
 from export.audit import audit
 from export.convert import to_onnx
-from export.runtime import Contract, ExportError, Model, host, isa
+from export.runtime import Contract, Model, host, isa
 
 NETWORKS = ("mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0")
 CALIBRATION, EVALUATION = 32, 128
@@ -155,18 +155,14 @@ def _onnxruntime_defaults(source: Path, target: Path, images: np.ndarray) -> Non
 
 def _row(path: Path, expected: np.ndarray, images: np.ndarray) -> dict[str, Any]:
     found = Model.load(path).run(images, batch=16)
-    try:
-        seen = audit(path)
-        share, islands = seen.int8_mac_share, len(seen.islands)
-    except ExportError:
-        share, islands = None, None
+    seen = audit(path)
     return {
         "bytes": path.stat().st_size,
         "peak_memory_bytes": export.measure.memory(path),
         "agreement_with_float": float((found.argmax(1) == expected.argmax(1)).mean()),
         "kl_to_float": search.divergence(expected, found),
-        "int8_mac_share": share,
-        "float_islands": islands,
+        "int8_mac_share": seen.int8_mac_share,
+        "float_islands": [{key: row[key] for key in ("op", "count", "cause")} for row in seen.causes_counted()],
     }
 
 
@@ -199,7 +195,8 @@ def _lines(row: dict[str, Any]) -> list[str]:
         lines.append(
             f"  {kind:<10} p50 {cells['p50_ms']:7.3f} ms  {cells['bytes']:>11,} bytes  "
             f"{'-' if memory is None else f'{memory / 1e6:.1f}'} MB peak  agrees {100 * cells['agreement_with_float']:5.1f} %  "
-            f"KL {cells['kl_to_float']:.5f}  integer share {100 * (cells['int8_mac_share'] or 0):5.1f} %  {cells['float_islands']} islands"
+            f"KL {cells['kl_to_float']:.5f}  integer share {100 * cells['int8_mac_share']:5.1f} %"
+            + (f"  {sum(island['count'] for island in cells['float_islands'])} islands" if kind != "float" else "")
         )
     for kind, ratios in row["ours_against"].items():
         low, high = ratios["times_faster_ci95"]
