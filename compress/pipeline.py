@@ -20,7 +20,7 @@ from compress.models import catalog
 from compress.recipe import Loaded
 from compress.results import Exported, File, ModelFile, Network, Normalization, Packaged, Prepared, Trained, TrainingData, sha256_of
 from compress.schema import Candidate, Distill, Normalize, Recipe, Student, Train
-from compress.stages import data, device, distill, report, strip, teacher
+from compress.stages import data, distill, report, strip, teacher
 from compress.store import Store
 
 # convert, quantize and validate need onnx and onnxruntime: imported where they are used, so that `--until strip` runs without.
@@ -149,7 +149,7 @@ class Workflow:
         models = _model_files(teacher_onnx, student, baseline)
         if self.until in ("convert", "quantize"):
             return None
-        from compress.stages import validate
+        from compress.stages import device, validate
         from export.runtime import host
 
         here, versions = host(), _versions()
@@ -348,6 +348,7 @@ def verify(run_folder: Path, *, target: str, preprocess: str | None = None, cons
     """Run the bundle on a device, merge its answer into the run's report, and judge its limits on time and memory by that device's numbers."""
     from compress import on_device
     from compress.report import render
+    from compress.stages import device
     from export.targets import Settings
     from export.targets.verify import complaint
 

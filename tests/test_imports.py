@@ -19,7 +19,8 @@ OPTIONAL = ("torchvision", "onnx", "onnxscript", "onnxruntime", "matplotlib", "P
 FOUNDATIONS = ("compress.errors", "compress.results")
 ABOVE_STAGES = (
     *FOUNDATIONS, "compress.schema", "compress.statistics", "compress.verdict", "compress.store", "compress.checkpoint", "compress.train",
-    "compress.loading", "compress.methods", "compress.data*", "compress.models*", "compress.report", "export.*", "compress",
+    "compress.loading", "compress.methods", "compress.data*", "compress.models*", "compress.report", "compress.console", "compress.faults",
+    "compress.slices", "compress.timing", "compress.plantext", "export.*", "compress",
 )  # fmt: skip
 ALLOWED: dict[str, tuple[str, ...]] = {
     "compress": (),
@@ -57,13 +58,25 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.loading": (
         *FOUNDATIONS, "compress.precision", "compress.data*", "compress.models*", "compress.methods", "compress.teacher_cache", "compress.train",
     ),
+    "compress.faults": ("compress.statistics",),
+    "compress.slices": ("compress.statistics",),
+    "compress.timing": (*FOUNDATIONS, "compress.data*", "export.*"),
+    "compress.plantext": ("compress.models.catalog",),
     "compress.stages*": ABOVE_STAGES,
+    "compress.plan": (
+        *FOUNDATIONS, "compress.schema", "compress.verdict", "compress.plantext", "compress.models.catalog", "compress.store", "compress.stages*",
+        "export.runtime",
+    ),
+    "compress.on_device": ("compress.errors", "compress.schema", "compress.verdict"),
+    "compress.planted_network": ("compress.data*", "compress.faults", "export.*"),
+    "compress.planted": ("compress.faults", "compress.planted_network", "compress.schema", "compress.statistics", "compress.verdict", "export.*", "compress"),
     "compress.report*": ("compress.errors", "compress.statistics", "compress.report.*"),
     "compress.probe": (*FOUNDATIONS, "compress.recipe", "compress.data.sources", "compress.methods", "compress.models*"),
-    "compress.doctor": ("export.runtime",),
+    "compress.doctor": ("export.runtime", "compress.planted"),
     "compress.pipeline": (
         *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.verdict", "compress.console", "compress.store", "compress.stages.*",
-        "compress.data.sources", "compress.models.catalog", "compress.report", "export.runtime",
+        "compress.data.sources", "compress.models.catalog", "compress.report", "compress.on_device", "compress.plan", "export.runtime",
+        "export.targets*",
     ),
     "compress.cli": (
         "compress.errors", "compress.exits", "compress.console", "compress.schema", "compress.recipe", "compress.models.catalog",
@@ -72,8 +85,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.__main__": ("compress.cli",),
     "export": (),
     "export.runtime": (),
-    "export.measure": ("export.runtime",),
-    "export.verify": ("export.runtime", "export.measure"),
+    "export.rounds": (),
+    "export.conditions": (),
+    "export.measure": ("export.runtime", "export.rounds", "export.conditions"),
+    "export.photos": ("export.runtime",),
+    "export.verify": ("export.runtime", "export.measure", "export.photos"),
     "export.*": ("export.*",),
 }  # fmt: skip
 
@@ -130,7 +146,7 @@ def test_export_never_imports_compress():
     assert not [(module, name) for module in exports for name in imported(MODULES[module]) if name.split(".")[0] == "compress"]
 
 
-@pytest.mark.parametrize("module", ["export.runtime", "export.measure", "export.verify", "export"])
+@pytest.mark.parametrize("module", ["export.runtime", "export.measure", "export.rounds", "export.conditions", "export.verify", "export"])
 def test_the_device_half_needs_numpy_and_onnxruntime_alone(module):
     foreign = {name.split(".")[0] for name in imported(MODULES[module])} - set(sys.stdlib_module_names) - {"export"}
     assert foreign <= {"numpy", "onnxruntime"}
@@ -140,7 +156,10 @@ def test_optional_packages_are_imported_where_they_are_used():
     at_the_top = {(module, name.split(".")[0]) for module in MODULES for name in imported(MODULES[module], top_level=True)}
     heavy = {(module, name) for module, name in at_the_top if name in OPTIONAL and module.split(".")[0] == "compress"}
     # these modules are themselves imported where photos are decoded and where a report is drawn
-    assert heavy == {("compress.data.pictures", "PIL"), ("compress.report.evidence", "PIL"), ("compress.report.plots", "matplotlib")}
+    assert heavy == {
+        ("compress.data.pictures", "PIL"), ("compress.timing", "PIL"), ("compress.planted_network", "PIL"),
+        ("compress.report.evidence", "PIL"), ("compress.report.plots", "matplotlib"),
+    }  # fmt: skip
 
 
 def test_no_file_shadows_a_package():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.data import folder, pictures, sources
+from compress.data import folder, sources
 from compress.results import CalibrationData, File, Prepared, TestData, TrainingData
 from compress.schema import Data
 from compress.store import Context, Stage
@@ -48,6 +48,8 @@ def photos(config: Data, root: Path | None, count: int = 16) -> tuple[File, ...]
     """
     if config.source != "folder" or root is None:
         return ()
+    from compress.data import pictures  # needs Pillow, which training on arrays does without
+
     layout = folder.scan(root)
     paths = [root / picture.path for picture in layout.test or layout.train]
     jpegs = [path for path in paths if path.suffix.lower() in (".jpg", ".jpeg")] or paths
