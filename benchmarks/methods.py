@@ -65,8 +65,7 @@ def _run(path: Path, method: str, seed: int, artifacts: Path, overrides: tuple[s
         "teacher_top1": rows["teacher", "fp32"]["top1"],
         "fp32_top1": rows["student", "fp32"]["top1"],
         "int8_top1": rows["student", "int8"]["top1"],
-        "seconds": outcome.report["student"].get("seconds"),
-        "epochs": outcome.report["student"]["epochs"],
+        **{key: outcome.report["student"][key] for key in ("epochs", "precision", "threads", "images_per_second")},
         "correct": correct["student.int8.onnx"],
         "environment": outcome.report["environment"],
     }
