@@ -63,7 +63,10 @@ from urllib.parse import urlsplit
 index = os.environ.get("PIP_INDEX_URL")
 if not index:
     said = subprocess.run([sys.executable, "-m", "pip", "config", "get", "global.index-url"], capture_output=True, text=True)
-    index = said.stdout.strip() if said.returncode == 0 else "https://pypi.org/simple"
+    index = said.stdout.strip() if said.returncode == 0 else ""
+if not index:
+    from pip._internal.models.index import PyPI  # pip's own default; a host without pip gets its wheels pushed
+    index = PyPI.simple_url
 parts = urlsplit(urllib.request.getproxies().get(urlsplit(index).scheme) or index)
 socket.create_connection((parts.hostname, parts.port or {"http": 80}.get(parts.scheme, 443)), timeout=5).close()
 """
