@@ -135,6 +135,7 @@ def test_on_a_terminal_a_bar_lives_and_epochs_stay(monkeypatch: pytest.MonkeyPat
             progress.epoch(ROW)
             console.line("said in between")
             progress.step(64, {"ce": 0.125})
+            progress.bar.progress.refresh()  # draw now, not at the next of the four refreshes a second
         terminal.flush()
         text = os.read(master, 1 << 20).decode()
     os.close(master)
