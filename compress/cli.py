@@ -218,9 +218,10 @@ def plan(recipe: Path, overrides: tuple[str, ...], artifacts: Path, neighbours: 
 def verify(run_name: str, target: str, preprocess: str | None, artifacts: Path, quiet: bool) -> int:
     """Run a finished run's bundle on a device, merge the answer into its report, and judge its limits on time and memory there."""
     folder = find_run(run_name, artifacts)
-    from compress import pipeline
+    from compress import on_device, verdict
 
-    return pipeline.verify(folder, target=target, preprocess=preprocess, console=Console(quiet=quiet)).exit_code
+    content = on_device.verify(folder, target=target, preprocess=preprocess, console=Console(quiet=quiet))
+    return verdict.exit_code(content["status"])
 
 
 @cli.command()
@@ -229,9 +230,9 @@ def verify(run_name: str, target: str, preprocess: str | None, artifacts: Path, 
 def report(run_name: str, artifacts: Path) -> int:
     """Write report.html again from a run's numbers."""
     folder = find_run(run_name, artifacts)
-    from compress import pipeline
+    from compress.report import render
 
-    say(str(pipeline.rerender(folder)), sys.stdout)
+    say(str(render(folder)), sys.stdout)
     return 0
 
 

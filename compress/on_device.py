@@ -1,7 +1,8 @@
-"""A device's answer in a run's report: its rows, and the limits on time and memory judged again by its numbers."""
+"""`compress verify`: a device's answer in a run's report, and the limits on time and memory judged again by its numbers."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,56 @@ from typing import Any
 import yaml
 
 from compress import verdict
-from compress.errors import MissingError
+from compress.console import Console
+from compress.errors import MissingError, StageError
 from compress.schema import Require, Validate
 
 LIMITS = ("max_latency_ms", "min_speedup", "max_memory_bytes")  # what another device answers differently
 Row = dict[str, Any]
+
+
+def verify(run_folder: Path, *, target: str, preprocess: str | None = None, console: Console) -> Row:
+    """Run the bundle on a device, merge its answer into the run's report, and judge its limits on time and memory by that device's numbers.
+
+    Answers the new content of report.json. Raises UsageError, MissingError (out of reach), StageError (wrong answers; the report is written).
+    """
+    from compress.report import render
+    from compress.stages import device
+    from export.targets import Settings
+    from export.targets.verify import complaint
+
+    content = json.loads((run_folder / "report.json").read_text())
+    bundle = run_folder / "bundle.zip"
+    if not bundle.is_file():
+        raise MissingError(f"{bundle} is missing; make it again: compress run {run_folder / 'recipe.yaml'}")
+    require, timing = settings_of(run_folder)
+    work = run_folder / "device"
+    work.mkdir(exist_ok=True)
+    asked = Settings(name=content["recipe"], threads=timing.threads, repeats=timing.repeats, preprocess=preprocess)
+    answer = device.ask(target, bundle, work, asked, console=console)
+    name = target.partition("?")[0].rstrip("/")
+    rows = device.rows(answer, name)
+    content = merge(content, require, rows, name)
+    write_report(run_folder, content)
+    render(run_folder)
+    for row in rows:
+        difference = "n/a" if row["max_abs_diff"] is None else f"{row['max_abs_diff']:.2e}"
+        console.line(f"{row['file']}: agreement {row['agreement']:.4f} on {row['images']} pictures, max |diff| {difference}")
+    console.line(answer["photos"]["sentence"])
+    for one in content["requirements"]:
+        if one["target"] == name:
+            console.line(f"{one['verdict']:<11}{one['name']} on {name}: {one['sentence']}", always=True)
+    wrong = complaint(answer)
+    if wrong:
+        raise StageError(f"{name}: {wrong}")
+    return content
+
+
+def write_report(run_folder: Path, content: Row) -> None:
+    """Replace report.json in one step: a full disk must not cost the old one."""
+    partial = run_folder / "report.json.partial"
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(run_folder / "report.json")
 
 
 def settings_of(run_folder: Path) -> tuple[Require, Validate]:

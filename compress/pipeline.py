@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -15,7 +14,7 @@ import torch
 from compress import recipe, verdict
 from compress.console import Console
 from compress.data import sources
-from compress.errors import MissingError, StageError, UsageError
+from compress.errors import MissingError, UsageError
 from compress.models import catalog
 from compress.recipe import Loaded
 from compress.results import Exported, File, ModelFile, Network, Normalization, Packaged, Prepared, Trained, TrainingData, sha256_of
@@ -342,52 +341,3 @@ def _model_files(teacher_onnx: Any, student: report.Branch, baseline: report.Bra
         if branch.int8 is not None:
             files.append(ModelFile(f"{role}.int8.onnx", role, "int8", branch.int8.file, branch.int8.target, None))
     return tuple(files)
-
-
-def verify(run_folder: Path, *, target: str, preprocess: str | None = None, console: Console) -> Outcome:
-    """Run the bundle on a device, merge its answer into the run's report, and judge its limits on time and memory by that device's numbers."""
-    from compress import on_device
-    from compress.report import render
-    from compress.stages import device
-    from export.targets import Settings
-    from export.targets.verify import complaint
-
-    content = json.loads((run_folder / "report.json").read_text())
-    bundle = run_folder / "bundle.zip"
-    if not bundle.is_file():
-        raise MissingError(f"{bundle} is missing; make it again: compress run {run_folder / 'recipe.yaml'}")
-    require, timing = on_device.settings_of(run_folder)
-    work = run_folder / "device"
-    work.mkdir(exist_ok=True)
-    asked = Settings(name=content["recipe"], threads=timing.threads, repeats=timing.repeats, preprocess=preprocess)
-    answer = device.ask(target, bundle, work, asked, console=console)
-    name = target.partition("?")[0].rstrip("/")
-    rows = device.rows(answer, name)
-    content = on_device.merge(content, require, rows, name)
-    write_report(run_folder, content)
-    render(run_folder)
-    for row in rows:
-        difference = "n/a" if row["max_abs_diff"] is None else f"{row['max_abs_diff']:.2e}"
-        console.line(f"{row['file']}: agreement {row['agreement']:.4f} on {row['images']} pictures, max |diff| {difference}")
-    console.line(answer["photos"]["sentence"])
-    for one in content["requirements"]:
-        if one["target"] == name:
-            console.line(f"{one['verdict']:<11}{one['name']} on {name}: {one['sentence']}", always=True)
-    wrong = complaint(answer)
-    if wrong:
-        raise StageError(f"{name}: {wrong}")
-    return Outcome(verdict.exit_code(content["status"]), content, run_folder)
-
-
-def write_report(run_folder: Path, content: dict[str, Any]) -> None:
-    """Replace report.json in one step: a full disk must not cost the old one."""
-    partial = run_folder / "report.json.partial"
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(run_folder / "report.json")
-
-
-def rerender(run_folder: Path) -> Path:
-    """Write report.html again from report.json."""
-    from compress.report import render
-
-    return render(run_folder)

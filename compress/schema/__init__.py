@@ -1,0 +1,63 @@
+"""The recipe's sections: keys, types, ranges, defaults. Torch-free, so that a wrong recipe is answered at once.
+
+Every value has a default but `data` and the two networks. `recipe.py` reads the YAML, knows positions and turns
+pydantic's errors into one line each; this package only says what is allowed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from compress.schema.base import NAME_PATTERN, PATTERNS, Normalize, Section
+from compress.schema.data import Data
+from compress.schema.methods import METHOD_SECTIONS, METHOD_SUMMARIES, Dhkd, Distill, Kd, Plain
+from compress.schema.networks import Candidate, Choice, Choose, Student, Teacher
+from compress.schema.ship import Device, Export, Quantize, Require, Validate
+from compress.schema.train import Schedule, Train
+
+__all__ = [
+    "METHOD_SECTIONS", "METHOD_SUMMARIES", "PATTERNS", "Candidate", "Choice", "Choose", "Data", "Device", "Dhkd", "Distill", "Export", "Kd",
+    "Normalize", "Plain", "Quantize", "Recipe", "Require", "Schedule", "Section", "Student", "Teacher", "Train", "Validate", "json_schema",
+]  # fmt: skip
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = Field(default=None, description="names the folder of its runs; null: the file's name")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(default=0, description="of the student's training: weights, order, views")
+    data: Data = Field(description="the pictures and their splits")
+    teacher: Teacher = Field(description="the teacher's candidates")
+    student: Student = Field(description="the network that ships")
+    distill: Distill = Field(default=Distill(), description="the method")
+    train: Train = Field(default=Train(), description="the student's training")
+    export: Export = Field(default=Export(), description="the ONNX files")
+    quantize: Quantize = Field(default=Quantize(), description="int8")
+    validate_: Validate = Field(default=Validate(), alias="validate", description="how latency is measured")
+    device: Device = Field(default=Device(), description="where the bundle is verified")
+    require: Require = Field(default=Require(), description="the limits behind the verdict")
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+    def plain(self) -> dict[str, Any]:
+        """The recipe as YAML-able values, under the names that a user writes."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe as a user writes it: with the flat keys of the selected method in `distill`."""
+    schema = Recipe.model_json_schema(by_alias=True)
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    distill = schema["$defs"]["Distill"]["properties"]
+    one = {"type": "array", "items": distill["method"], "minItems": 1, "maxItems": 1}
+    distill["method"] = {"anyOf": [distill["method"], one], "default": "dhkd"}
+    flat: dict[str, list[Any]] = {}
+    for section in METHOD_SECTIONS.values():
+        for key, value in section.model_json_schema()["properties"].items() if section.model_fields else ():
+            flat.setdefault(key, []).append({name: part for name, part in value.items() if name != "default"})
+    for key, options in flat.items():
+        options += [distill[key]] if key in distill else []
+        distill[key] = options[0] if len(options) == 1 else {"anyOf": options}
+    return schema

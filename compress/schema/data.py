@@ -1,0 +1,34 @@
+"""`data`: the pictures."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from compress.schema.base import Count, Normalize, Section, ShareOrCount
+
+
+class Data(Section):
+    """Where the pictures come from and how they are split by purpose."""
+
+    source: Literal["fashion", "cifar10", "cifar100", "folder", "npz"] = Field(
+        description="fashion: embedded; cifar10, cifar100: through torchvision; folder: photos in class sub-folders; npz: arrays in one file"
+    )
+    root: str | None = Field(
+        default=None, description="the npz file, or the folder; relative to the recipe, `~` expands; folder and npz need it; "
+        "null for cifar10 and cifar100: the user's cache folder"
+    )  # fmt: skip
+    download: bool = Field(default=False, description="let torchvision download cifar10 / cifar100 into root")
+    image_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(default=None, description="side of the input in pixels; null: 32, or 224 for folder")
+    normalize: Normalize | None = Field(default=None, description="null: published constants of a named set, else of the training pictures")
+    augment: Literal["crop_flip", "crop", "flip", "resized_crop", "none"] | None = Field(
+        default=None, description="random views in training; crops move by an eighth of the side; null: crop_flip, or resized_crop for folder"
+    )
+    validation: ShareOrCount = Field(default=0.1, description="carved from the training pictures, stratified; selects the teacher and is watched in training")
+    test: ShareOrCount = Field(default=0.2, description="folder without a test sub-folder only: what is carved off, stratified, for the final validation")
+    calibration: Count = Field(default=512, description="how many training pictures set the int8 ranges; never validation or test pictures")
+    split_seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of the splits and of the limits below")
+    max_unreadable: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.01, description="folder: share of pictures that may be unreadable; they are skipped")
+    limit_train: Count | None = Field(default=None, description="use only so many training pictures (stratified, seeded), for a quick trial; null: all")
+    limit_test: Count | None = Field(default=None, description="use only so many test pictures (stratified, seeded), for a quick trial; null: all")

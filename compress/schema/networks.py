@@ -1,0 +1,76 @@
+"""`teacher` and `student`: the networks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from compress.schema.base import Normalize, Section
+from compress.schema.train import Train
+
+MODEL = "a network's name, see `compress models`"
+WIDTH = "width multiplier, for mobilenet_v2 (0.1 to 2) and shufflenet_v2 (0.5, 1, 1.5, 2); null: the network's own (0.5 and 1)"
+
+START = (
+    "start: none (from scratch), a torchvision weights name, or the path of a .safetensors, .pt, .pth or .bin file; "
+    "another number of classes gets a fresh last layer"
+)
+
+
+class Candidate(Section):
+    """One possible teacher: a network to train here, or a checkpoint, or a checkpoint that is trained further."""
+
+    model: str = Field(description=MODEL)
+    width: Annotated[float, Field(gt=0, le=4)] | None = Field(default=None, description=WIDTH)
+    weights: str = Field(
+        default="none", description="none (train here), embedded (shipped, for fashion), a torchvision weights name, or the path of a "
+        ".safetensors, .pt, .pth or .bin file"
+    )  # fmt: skip
+    expect_top1: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="accuracy that the checkpoint must reach on the validation pictures, as a fraction; null: not checked"
+    )
+    normalize: Normalize | None = Field(default=None, description="what the checkpoint was trained with; null: that of `data`")
+    train: Train | None = Field(
+        default=None, description="train here, from `weights` where given; null: train with defaults when weights is none, else take the checkpoint as it is"
+    )
+
+
+class Teacher(Section):
+    """The possible teachers, and how one of them is chosen."""
+
+    select: Literal["best"] = Field(default="best", description="best: by accuracy on the validation pictures; equal ones by fewer MACs")
+    candidates: tuple[Candidate, ...] = Field(min_length=1, description="one or more networks")
+
+
+class Choice(Section):
+    """A network that may become the student."""
+
+    model: str = Field(description=MODEL)
+    width: Annotated[float, Field(gt=0, le=4)] | None = Field(default=None, description=WIDTH)
+    weights: str = Field(default="none", description=START)
+
+
+class Choose(Section):
+    """Before any training, each network is exported with random weights and timed: the largest (MACs, then parameters) within the budget wins."""
+
+    max_latency_ms: Annotated[float, Field(gt=0)] = Field(
+        description="budget in milliseconds for one picture: the upper end of the interval of the median of the file that would ship, on the target device"
+    )
+    from_: tuple[Choice, ...] = Field(alias="from", min_length=1, description="the networks to pick from")
+
+
+class Student(Section):
+    """The network that ships."""
+
+    model: str | None = Field(default=None, description=f"{MODEL}; needed unless `choose` picks it")
+    width: Annotated[float, Field(gt=0, le=4)] | None = Field(default=None, description=WIDTH)
+    weights: str = Field(default="none", description=START)
+    choose: Choose | None = Field(default=None, description="instead of model, width and weights: pick the largest network that is fast enough")
+
+    @property
+    def networks(self) -> tuple[Choice, ...]:
+        """What may become the student: the one network, or those that `choose` picks from."""
+        if self.choose is not None:
+            return self.choose.from_
+        return () if self.model is None else (Choice(model=self.model, width=self.width, weights=self.weights),)

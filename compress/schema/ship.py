@@ -1,0 +1,118 @@
+"""`export`, `quantize`, `validate`, `device`, `require`: from the trained student to the verdict."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from compress.schema.base import VERSION_PATTERN, Count, Section
+
+
+class Export(Section):
+    """The ONNX files."""
+
+    opset: Annotated[int, Field(ge=18, le=23)] = Field(default=18, description="version of the ONNX operators")
+    batch: Literal["dynamic"] = Field(default="dynamic", description="the file takes any number of pictures at once")
+    input: Literal["uint8_nhwc", "float_nchw"] = Field(
+        default="uint8_nhwc", description="uint8_nhwc: RGB pixels (N, H, W, 3), normalised in the file; float_nchw: (N, 3, H, W), normalised by the app"
+    )
+    min_runtime: Annotated[str, Field(pattern=VERSION_PATTERN)] = Field(
+        default="1.19", description="oldest onnxruntime that must run the file; in quotes"
+    )
+    fixed_batch: bool = Field(
+        default=False, description="also write copies of the student's files that take one picture at a time (NNAPI, CoreML and QNN need that)"
+    )
+    ort: bool = Field(
+        default=False, description="also write the student's files as .ort, with the list of kernels that a minimal build of onnxruntime needs"
+    )
+
+
+class Quantize(Section):
+    """Post-training quantisation to int8."""
+
+    scheme: Literal["static", "none"] = Field(default="static", description="static: int8 weights and activations; none: the float file ships")
+    target: Literal["auto", "x86-vnni", "x86-avx2", "arm64", "web"] = Field(
+        default="auto", description="instruction set that the int8 file is made for; auto: this machine's"
+    )
+    per_channel: bool = Field(default=True, description="one weight scale an output channel; false: one a tensor, refused for x86-avx2")
+    calibrate: Literal["minmax", "entropy", "percentile"] = Field(
+        default="minmax",
+        description="how activation ranges follow from the calibration pictures; minmax: all that was seen; entropy: the range that changes the "
+        "histogram least; percentile: without the rarest values",
+    )
+    percentile: float = Field(default=99.99, description="of calibrate: percentile, in per cent of the values; 99.99 or more, below 100")
+    float_layers: tuple[str, ...] = Field(
+        default=(), description="layers that stay in float: first, last, or names of nodes in student.fp32.onnx; proven in the graph that runs"
+    )
+    bias_correction: bool = Field(default=False, description="take each layer's mean shift through quantisation back in its bias")
+    search: bool = Field(
+        default=False, description="try calibrators, first and last layer in float, and bias correction; rank them by KL to the float student on "
+        "32 unlabelled pictures and certify the best on the validation pictures; chooses the four keys above"
+    )  # fmt: skip
+    keep: Literal["always", "faster"] = Field(
+        default="always", description="faster: where int8 is not measurably faster than float on this target, the float file ships"
+    )
+
+    @field_validator("percentile")
+    @classmethod
+    def _cuts_off_activations(cls, value: float) -> float:
+        if not 99.99 <= value < 100:
+            raise ValueError(
+                f"must be at least 99.99 and below 100, got {value:g}: lower ones cut off real activations (measured: 99.9 gives 66.97 %, "
+                "99.99 gives 76.91 %)"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _search_chooses(self) -> Quantize:
+        chosen = [name for name in ("calibrate", "percentile", "float_layers", "bias_correction", "per_channel") if self._is_set(name)]
+        if self.search and chosen:
+            raise ValueError(f"search: true chooses {' and '.join(chosen)}; leave {'it' if len(chosen) == 1 else 'them'} out")
+        return self
+
+    def _is_set(self, name: str) -> bool:
+        return getattr(self, name) != type(self).model_fields[name].default
+
+    @model_validator(mode="after")
+    def _per_tensor_with_reduced_range(self) -> Quantize:
+        if not self.per_channel and self.target == "x86-avx2":
+            raise ValueError(
+                "per_channel: false with x86-avx2's reduced range ruins compact networks (measured: 77.9 -> 48.8 %); leave it true"
+            )
+        return self
+
+
+class Validate(Section):
+    """How latency is measured: batch 1, all models interleaved in rounds."""
+
+    threads: Count = Field(default=1, description="onnxruntime's threads")
+    warmup: Annotated[int, Field(ge=0)] = Field(default=50, description="runs a model before the timed ones")
+    repeats: Annotated[int, Field(ge=16)] = Field(default=700, description="timed runs a model; p90 needs 64, p99 needs 662")
+    sustained_seconds: Annotated[int, Field(ge=0, le=86400)] = Field(
+        default=0, description="seconds that the file which ships runs without a pause; the first minute is held against the last (of under 600 s "
+        "the tenths); 0: not run"
+    )  # fmt: skip
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="of the order of models and pictures, of the resampling, and of the bundle's pictures")
+
+
+class Device(Section):
+    """Where the bundle is verified, alone, as an application would run it."""
+
+    target: Literal["local"] = Field(default="local", description="local: this machine, in a process of its own")
+    samples: Annotated[int, Field(ge=16)] = Field(default=64, description="test pictures in the bundle")
+
+
+class Require(Section):
+    """Limits on the model that ships (int8, or float with `scheme: none`), against the float teacher. null: not required."""
+
+    max_top1_drop: Annotated[float, Field(ge=0, le=100)] | None = Field(default=None, description="accuracy drop in points of per cent")
+    min_top1: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, description="accuracy as a fraction")
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = Field(default=None, description="median latency of one picture in milliseconds")
+    min_speedup: Annotated[float, Field(gt=0)] | None = Field(default=None, description="times the teacher's speed, median, one picture at a time")
+    max_bytes: Count | None = Field(default=None, description="size of the shipped file in bytes")
+    min_compression: Annotated[float, Field(gt=0)] | None = Field(default=None, description="teacher's bytes / shipped file's bytes")
+    max_memory_bytes: Count | None = Field(default=None, description="peak resident memory in bytes of a fresh process that runs it, interpreter included")
+    min_int8_mac_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="share of multiply-accumulates in integer kernels, as a fraction"
+    )

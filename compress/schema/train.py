@@ -1,0 +1,46 @@
+"""`train`: the optimisation, of the student and of a teacher candidate."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from compress.schema.base import Count, Section
+
+
+class Schedule(Section):
+    """Learning rate over epochs. step: x gamma after each milestone epoch; cosine: to zero at the end of the last epoch."""
+
+    kind: Literal["cosine", "step", "constant"] = Field(default="cosine", description="shape of the learning rate over the epochs")
+    milestones: tuple[Count, ...] = Field(default=(150, 180, 210), description="step: last epoch (1-based) at the higher rate")
+    gamma: Annotated[float, Field(gt=0, le=1)] = Field(default=0.1, description="step: factor at each milestone")
+    warmup_epochs: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="epochs in which the rate rises linearly from 0; null: 0, or 1 (at most a quarter of the epochs) from pretrained weights"
+    )
+
+
+class Train(Section):
+    """SGD as in the papers. `null` takes the default for the start: from scratch, or from pretrained weights."""
+
+    epochs: Count | None = Field(
+        default=None, description="null: 240 from scratch (the papers'; 60 for a teacher candidate), 20 from pretrained weights"
+    )
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = Field(default=64, description="pictures a step")
+    lr: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="learning rate; null: 0.05 from scratch (0.01 for Mobile- and ShuffleNets), 0.005 from pretrained weights"
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="of SGD")
+    nesterov: bool = Field(default=False, description="Nesterov's form of momentum")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=5e-4, description="on every parameter, the method's own included")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="of the cross-entropy")
+    schedule: Schedule = Field(default=Schedule(), description="learning rate over the epochs")
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        default="auto", description="auto: bf16 on CUDA, and on CPUs with bf16 units for networks without depthwise convolutions; else float32"
+    )
+    views: Count | None = Field(
+        default=None, description="limit the augmentation to so many views a picture, so that the teacher's logits are reused sooner; null: no limit"
+    )
+    keep: Literal["last", "best"] = Field(default="last", description="which epoch ships; best: by validation accuracy")
+    threads: Count | None = Field(default=None, description="CPU threads; null: as many as torch chooses; a resume keeps them")
+    seed: Annotated[int, Field(ge=0)] | None = Field(default=None, description="null: the recipe's seed (student) or 0 (teacher candidates)")
