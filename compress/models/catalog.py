@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compress.errors import UsageError
+from compress.models import roles
+from compress.models.roles import Roles
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 IMAGENET_NORMALIZATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # what torchvision's weights were trained with: mean, deviation
@@ -37,11 +39,14 @@ class NetworkInfo:
     default_width: float | None = None
     pretrained: tuple[str, ...] = ()  # torchvision's names of its weights
     mobile: bool = False  # the papers train these students at lr 0.01
+    roles: Roles | None = None  # the maps that feature methods read; None: logits and pooled vector only
     depthwise: bool = False  # float32 rather than bf16 on a CPU: depthwise convolutions have no fast bf16 kernel there
 
 
 def _cifar_resnet(name: str, counts: str) -> NetworkInfo:
-    return NetworkInfo(name, "cifar", f"CIFAR ResNet, three stages, 1x1 shortcuts: {counts}", 8, 32, "fc", "fc")
+    blocks = (int(name.removeprefix("resnet").removesuffix("x4")) - 2) // 6
+    summary = f"CIFAR ResNet, three stages, 1x1 shortcuts: {counts}"
+    return NetworkInfo(name, "cifar", summary, 8, 32, "fc", "fc", roles=roles.basic_resnet((blocks,) * 3))
 
 
 _V1, _V1_V2 = ("IMAGENET1K_V1",), ("IMAGENET1K_V1", "IMAGENET1K_V2")
@@ -78,6 +83,7 @@ _ALL = (
         widths=(0.1, 2.0),
         default_width=0.5,
         mobile=True,
+        roles=roles.MOBILENET_V2,
         depthwise=True,
     ),
     NetworkInfo(
@@ -89,6 +95,7 @@ _ALL = (
         classifier="fc",
         linear="fc",
         mobile=True,
+        roles=roles.SHUFFLENET_V1,
         depthwise=True,
     ),
     NetworkInfo(
@@ -103,6 +110,7 @@ _ALL = (
         width_choices=(0.5, 1.0, 1.5, 2.0),
         default_width=1.0,
         mobile=True,
+        roles=roles.SHUFFLENET_V2,
         depthwise=True,
     ),
     _vision_mobile("mobilenet_v2", "MobileNetV2: 3.50 M parameters, 300.8 M MACs", "classifier", "classifier.1", _V1_V2),

@@ -1,7 +1,8 @@
 """Features of an untouched network, read by forward hooks.
 
 A tap is `path:in` or `path:out`, the path of a module as in `named_modules`. A module that is called more than once in a forward
-pass (one ReLU used twice) is tapped by call number, counted from 1: `layer4.1.relu:in#2`.
+pass (one ReLU used twice) is tapped by call number, counted from 1: `layer4.1.relu:in#2`. `layer1.3:in[1/2]` is the first of two equal
+parts of the channels, `a:out + b:in` two maps side by side, `fc:weight` the module's weight itself.
 """
 
 from __future__ import annotations
@@ -19,17 +20,19 @@ from torch.utils.hooks import RemovableHandle
 from compress.errors import StageError, UsageError
 from compress.models.catalog import did_you_mean
 
-_TAP = re.compile(r"(?P<path>[^:#]+):(?P<side>in|out)(?:#(?P<call>[1-9]\d*))?")
+_TAP = re.compile(r"(?P<path>[^:#\[\]+\s]+):(?P<side>in|out|weight)(?:#(?P<call>[1-9]\d*))?(?:\[(?P<part>[1-9])/(?P<parts>[1-9])\])?")
 
 
 @dataclass(frozen=True)
 class Tap:
-    """A parsed tap; `call` counts from 1, None: the module's only call."""
+    """A parsed tap; `call` counts from 1, None: the module's only call; `part` of `parts` equal parts of the channels."""
 
     text: str
     path: str
     side: str
     call: int | None
+    part: int = 1
+    parts: int = 1
 
 
 @dataclass
@@ -41,14 +44,17 @@ class _Record:
 
 
 def parse_tap(text: str, model: nn.Module) -> Tap:
-    """Raises UsageError where the form is wrong or the network has no such module."""
+    """One tap, without `+`. Raises UsageError where the form is wrong or the network has no such module."""
     match = _TAP.fullmatch(text)
     if match is None:
         raise UsageError(f"tap {text!r}: write it as `module:in` or `module:out`, with `#2` behind it for a second call")
     paths = tuple(path for path, _ in model.named_modules() if path)
     if match["path"] not in paths:
         raise UsageError(f"tap {text!r}: {type(model).__name__} has no module {match['path']!r}{did_you_mean(match['path'], paths)}")
-    return Tap(text, match["path"], match["side"], int(match["call"]) if match["call"] else None)
+    part, parts = int(match["part"] or 1), int(match["parts"] or 1)
+    if part > parts:
+        raise UsageError(f"tap {text!r}: there is no part {part} of {parts}")
+    return Tap(text, match["path"], match["side"], int(match["call"]) if match["call"] else None, part, parts)
 
 
 class Tapped:
@@ -60,13 +66,15 @@ class Tapped:
 
     def __init__(self, model: nn.Module, taps: Mapping[str, str]) -> None:
         self.model = model
-        self.taps = {name: parse_tap(text, model) for name, text in taps.items()}
+        self.taps = {name: [parse_tap(part, model) for part in text.split(" + ")] for name, text in taps.items()}
         self._record = _Record()
         self._closed = False
         self._hooks: list[RemovableHandle] = []
-        for path, side in sorted({(tap.path, tap.side) for tap in self.taps.values()}):
+        for path, side in sorted({(tap.path, tap.side) for taps in self.taps.values() for tap in taps}):
             self._record.seen[f"{path}:{side}"] = []
             module = model.get_submodule(path)
+            if side == "weight":
+                continue
             if side == "in":
                 self._hooks.append(module.register_forward_pre_hook(_keep_input(self._record, f"{path}:in")))
             else:
@@ -83,11 +91,23 @@ class Tapped:
         self._record.active = True
         try:
             logits = self.model(x)
-            return logits, {name: _pick(tap, self._record.seen[f"{tap.path}:{tap.side}"]) for name, tap in self.taps.items()}
+            return logits, {name: self._read(taps) for name, taps in self.taps.items()}
         finally:
             self._record.active = False
             for calls in self._record.seen.values():
                 calls.clear()
+
+    def _read(self, taps: list[Tap]) -> Tensor:
+        """What a tap saw in this pass; several beside each other, along the channels."""
+        seen = []
+        for tap in taps:
+            if tap.side == "weight":
+                value = self.model.get_submodule(tap.path).weight
+                assert isinstance(value, Tensor)
+            else:
+                value = _pick(tap, self._record.seen[f"{tap.path}:{tap.side}"])
+            seen.append(value if tap.parts == 1 else value.chunk(tap.parts, dim=1)[tap.part - 1])
+        return seen[0] if len(seen) == 1 else torch.cat(seen, dim=1)
 
     def close(self) -> None:
         """Take the hooks off the model."""

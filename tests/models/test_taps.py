@@ -93,6 +93,16 @@ def test_second_call_is_tapped_by_its_number():
     assert torch.equal(features["out"], logits)
 
 
+def test_parts_of_the_channels_maps_side_by_side_and_weights_are_taps():
+    model = build("resnet8", classes=5)
+    with torch.no_grad(), Tapped(model, {"half": "layer3:out[2/2]", "both": "fc:in[1/2] + fc:in", "head": "fc:weight", "map": "layer3:out"}) as tapped:
+        _, features = tapped(torch.randn(2, 3, 16, 16))
+
+    assert torch.equal(features["half"], features["map"][:, 32:])
+    assert features["both"].shape == (2, 96) and torch.equal(features["both"][:, :32], features["both"][:, 32:64])
+    assert features["head"] is model.fc.weight
+
+
 @pytest.mark.parametrize(
     ("tap", "message"),
     [
@@ -115,6 +125,7 @@ def test_tap_that_cannot_be_read(tap: str, message: str):
         ("fcc:in", "tap 'fcc:in': ResNet has no module 'fcc' (did you mean 'fc'?)"),
         ("layer3.4:out", "tap 'layer3.4:out': ResNet has no module 'layer3.4' (did you mean 'layer3.0'?)"),
         ("fc", "tap 'fc': write it as `module:in` or `module:out`, with `#2` behind it for a second call"),
+        ("fc:in[3/2]", "tap 'fc:in[3/2]': there is no part 3 of 2"),
         ("fc:in#0", "tap 'fc:in#0': write it as `module:in` or `module:out`, with `#2` behind it for a second call"),
     ],
 )

@@ -1,0 +1,73 @@
+"""Which maps of a network the distillation methods read, by role. Torch-free: paths are text, `taps.Tapped` reads them.
+
+To give a network its roles: one `Roles` in `NetworkInfo.roles`; a test holds every table against the built network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Taps of a network's maps (N, C, H, W), stages from shallow to deep, the stem left out. The pooled vector is the classifier's input.
+
+    stages_post: a stage's output behind its last activation. Networks whose blocks begin with the activation (WRN): behind the BatchNorm
+        and ReLU of what follows, never the raw sum. MobileNetV2's stages end without an activation: their linear output.
+    stages_pre: the same maps before that activation, behind BatchNorm and residual sum; the shapes of stages_post.
+    bn_before_relu: modules: the BatchNorm that describes stages_pre[l] a channel; empty where there is none (channels of two sources).
+    pre_pool: the map whose spatial mean is the pooled vector.
+    last_stage: the map that SimKD's projector reads. It differs from pre_pool where a convolution follows the last stage.
+    after_last_stage: modules between last_stage and the pooling, in order of the forward pass; SimKD's student drops them.
+    pool: the pooling module; None where pooling is a function. SimKD's student needs it or an entry in after_last_stage.
+    """
+
+    stages_post: tuple[str, ...]
+    stages_pre: tuple[str, ...]
+    bn_before_relu: tuple[str, ...]
+    pre_pool: str
+    last_stage: str
+    after_last_stage: tuple[str, ...] = ()
+    pool: str | None = "avgpool"
+
+
+def basic_resnet(blocks: tuple[int, ...]) -> Roles:
+    """ResNets of BasicBlocks, `blocks` of them in each stage; ReLU behind the sum, which the last block's second BatchNorm approximates."""
+    last = [f"layer{stage}.{count - 1}" for stage, count in enumerate(blocks, 1)]
+    return Roles(
+        stages_post=tuple(f"layer{stage}:out" for stage in range(1, len(blocks) + 1)),
+        stages_pre=tuple(f"{block}.relu2:in" for block in last),
+        bn_before_relu=tuple(f"{block}.bn2" for block in last),
+        pre_pool="avgpool:in",
+        last_stage="avgpool:in",
+    )
+
+
+# blocks 1, 2, 4 and 6 are the benchmarks' stages; no activation follows them, so both maps are the linear output
+MOBILENET_V2 = Roles(
+    stages_post=tuple(f"blocks.{group}:out" for group in (1, 2, 4, 6)),
+    stages_pre=tuple(f"blocks.{group}:out" for group in (1, 2, 4, 6)),
+    bn_before_relu=tuple(f"blocks.{group}.{unit}.conv.7" for group, unit in ((1, 1), (2, 2), (4, 2), (6, 0))),
+    pre_pool="avgpool:in",
+    last_stage="blocks.6:out",
+    after_last_stage=("conv2",),
+)
+
+SHUFFLENET_V1 = Roles(
+    stages_post=("layer1:out", "layer2:out", "layer3:out"),
+    stages_pre=("layer1.3.relu3:in", "layer2.7.relu3:in", "layer3.3.relu3:in"),
+    bn_before_relu=("layer1.3.bn3", "layer2.7.bn3", "layer3.3.bn3"),
+    pre_pool="avgpool:in",
+    last_stage="avgpool:in",
+)
+
+# Half of a stage's channels passes its last unit untouched (behind an earlier activation), the other half is read before its ReLU. The
+# map before the activation is put together here, unshuffled as in the benchmarks: its channels are in another order than stages_post's.
+SHUFFLENET_V2 = Roles(
+    stages_post=("layer1:out", "layer2:out", "layer3:out"),
+    stages_pre=tuple(f"{unit}:in[1/2] + {unit}.relu3:in" for unit in ("layer1.3", "layer2.7", "layer3.3")),
+    bn_before_relu=(),
+    pre_pool="avgpool:in",
+    last_stage="layer3:out",
+    after_last_stage=("conv2", "bn2", "relu2"),
+)
