@@ -1,0 +1,95 @@
+"""Whether `train.precision: auto` chooses well: training steps of each network in float32 and in bf16 on this machine, in turns.
+
+    python benchmarks/precision.py
+
+The rule reads CPU flags and the network, never a clock (`compress/precision.py`); this script reads the clock and says where the rule's
+choice is not the faster one. Plain cross-entropy steps on noise at 32x32, batch 64, forward, backward and SGD.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compress import models
+from compress.models import catalog
+from compress.precision import autocast, resolve_precision
+from export.runtime import host
+
+NETWORKS = ("resnet20", "resnet56", "resnet8x4", "resnet32x4", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2")
+BATCH, SIDE, CLASSES = 64, 32, 100
+
+
+@click.command()
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(2))
+@click.option("--steps", default=3, show_default=True, type=click.IntRange(1), help="a round")
+@click.option("--network", "chosen", multiple=True, help="default: seven of the catalogue")
+@click.option("--out", default=Path(__file__).parent / "results" / "precision.json", type=click.Path(path_type=Path))
+def main(device: str, rounds: int, steps: int, chosen: tuple[str, ...], out: Path) -> None:
+    """Measure, print and write."""
+    rows = [_row(name, device, rounds, steps) for name in chosen or NETWORKS]
+    print(f"{'network':<16}{'float32':>10}{'bf16':>10}   bf16 over float32    auto")
+    for row in rows:
+        ratio = row["bf16_over_float32"]
+        note = "" if row["right"] else "   the slower one"
+        print(
+            f"{row['network']:<16}{row['float32']:>10.0f}{row['bf16']:>10.0f}   {ratio['median']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+            f"   {row['auto']}{note}"
+        )
+    content = {
+        "command": "python " + " ".join(["benchmarks/precision.py", *sys.argv[1:]]), "unit": "pictures/s, median over rounds", "batch": BATCH,
+        "rows": rows, "environment": {**host(), "torch": torch.__version__, "threads": torch.get_num_threads()},
+    }  # fmt: skip
+    out.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"written: {out}")
+
+
+def _row(name: str, device: str, rounds: int, steps: int) -> dict:
+    torch.manual_seed(0)
+    model = models.build(name, classes=CLASSES).to(device=device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
+    pixels = torch.randn(BATCH, 3, SIDE, SIDE, device=device).to(memory_format=torch.channels_last)
+    labels = torch.arange(BATCH, device=device) % CLASSES
+    speeds: dict[str, list[float]] = {"float32": [], "bf16": []}
+    for number in range(rounds + 1):
+        for precision, values in speeds.items():
+            seconds = _timed(model, optimizer, pixels, labels, device, precision, steps)
+            if number:  # the first round chooses kernels
+                values.append(steps * BATCH / seconds)
+    ratios = [bf16 / float32 for float32, bf16 in zip(speeds["float32"], speeds["bf16"], strict=True)]
+    ratio = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "n": len(ratios)}
+    auto = resolve_precision("auto", device, depthwise=catalog.info(name).depthwise)
+    right = (ratio["median"] > 1) == (auto == "bf16") or ratio["low"] <= 1 <= ratio["high"]
+    return {
+        "network": name, "float32": statistics.median(speeds["float32"]), "bf16": statistics.median(speeds["bf16"]), "bf16_over_float32": ratio,
+        "auto": auto, "right": right,
+    }  # fmt: skip
+
+
+def _timed(
+    model: nn.Module, optimizer: torch.optim.Optimizer, pixels: Tensor, labels: Tensor, device: str, precision: str, steps: int
+) -> float:
+    begin = time.perf_counter()
+    for _ in range(steps):
+        with autocast(device, precision):
+            logits = model(pixels)
+        loss = functional.cross_entropy(logits.float(), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Start-up: what a user waits for before anything is computed.
+
+    python benchmarks/startup.py recipes/mobilenet.yaml
+
+Times `compress --help`, a recipe error, `compress check` and a fully cached `compress run`, each in a process of its own, in turns.
+The cached run needs an earlier `compress run` of the recipe in --artifacts; without it that line is left out and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from export.runtime import host
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path, exists=True))
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(1))
+@click.option("--artifacts", default=Path("artifacts"), show_default=True, type=click.Path(path_type=Path))
+@click.option("--out", default=Path(__file__).parent / "results" / "startup.json", type=click.Path(path_type=Path))
+def main(path: Path, repeats: int, artifacts: Path, out: Path) -> None:
+    """Measure, print and write."""
+    commands = {
+        "help": ["--help"],
+        "recipe error": ["check", str(path), "--set", "train.epoch=1"],
+        "check": ["check", str(path)],
+        "cached run": ["run", str(path), "--artifacts", str(artifacts), "-q"],
+    }
+    expected = {"recipe error": (2,), "cached run": (0, 5, 6)}
+    if not any((artifacts / "cache" / "validate").glob("*/stage.json")):
+        print(f"cached run: left out, {artifacts} holds no finished run; make one with: compress run {path}")
+        del commands["cached run"]
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(repeats):
+        for name, arguments in commands.items():
+            begin = time.perf_counter()
+            done = subprocess.run([sys.executable, "-m", "compress", *arguments], capture_output=True, text=True, check=False)
+            seconds[name].append(time.perf_counter() - begin)
+            if done.returncode not in expected.get(name, (0,)):
+                raise SystemExit(f"{name} ended with {done.returncode}: {done.stderr.strip()}")
+    for name, values in seconds.items():
+        print(f"{name:<14}{statistics.median(values):7.2f} s  [{min(values):.2f}, {max(values):.2f}]  n = {repeats}")
+    rows = {name: {"median_seconds": statistics.median(values), "each": values} for name, values in seconds.items()}
+    command = f"python benchmarks/startup.py {path} --repeats {repeats}"
+    out.write_text(json.dumps({"command": command, "rows": rows, "environment": host()}, indent=1) + "\n")
+    print(f"written: {out}")
+
+
+if __name__ == "__main__":
+    main()
