@@ -225,18 +225,21 @@ class Workflow:
         weights = [(one.model, one.weights, one.normalize) for one in settings.teacher.candidates]
         weights += [(one.model, one.weights, None) for one in settings.student.networks]
         for model, key, normalize in weights:
-            if is_file(key) and normalize is None and settings.data.normalize is None:
+            known = catalog.info(model).family == "photos"  # published as files, all with one normalisation
+            if is_file(key) and normalize is None and settings.data.normalize is None and not known:
                 notices.append(f"{model}: its checkpoint says no normalisation, so the data's is used; set `normalize` if it was trained with another")
         return notices
 
     def _network(self, model: str, width: float | None, weights: str, normalize: Normalize | None) -> Network:
-        """A network carries its own normalisation: the recipe's word for it, else ImageNet's for torchvision's weights, else the data's."""
-        asked = normalize or self.settings.data.normalize
+        """A network carries its own normalisation: the recipe's word for it, else that of its published weights, else the data's."""
+        asked, info = normalize or self.settings.data.normalize, catalog.info(model)
+        published = weights in info.pretrained or (info.family == "photos" and is_file(weights))
         if asked is not None:
             normalization = _normalization(asked)
+        elif published and info.normalization is not None:
+            normalization = Normalization(*info.normalization)
         else:
-            published = weights in catalog.info(model).pretrained
-            normalization = Normalization(*catalog.IMAGENET_NORMALIZATION) if published else self.prepared.normalization
+            normalization = self.prepared.normalization
         return Network(model, width, len(self.prepared.classes), self.prepared.image_size, normalization)
 
     def _weights(self, key: str, model: str) -> tuple[str, File | None]:

@@ -1,7 +1,7 @@
 """What networks there are: names, sizes, options. Torch-free, so that a wrong name in a recipe is answered at once.
 
-To add a network: one `NetworkInfo` here and one builder in `cifar.py` (torchvision's need no builder).
-Counts in the summaries: parameters at 100 classes (1000 for torchvision's), multiply-accumulates of convolutions and linear layers
+To add a network: one `NetworkInfo` here and one builder in `cifar.py` or `efficientnet_lite.py` (torchvision's need no builder).
+Counts in the summaries: parameters at 100 classes (1000 for those of photos), multiply-accumulates of convolutions and linear layers
 for one picture of the default size.
 """
 
@@ -16,7 +16,11 @@ from compress.models import roles
 from compress.models.roles import Roles
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-IMAGENET_NORMALIZATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # what torchvision's weights were trained with: mean, deviation
+
+Constants = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+IMAGENET_NORMALIZATION: Constants = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+LITE_NORMALIZATION: Constants = ((127 / 255,) * 3, (128 / 255,) * 3)  # (x - 127) / 128 of pixels x in [0, 255]
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class NetworkInfo:
     """
 
     name: str
-    family: Literal["cifar", "torchvision"]
+    family: Literal["cifar", "photos", "torchvision"]
     summary: str
     min_size: int
     default_size: int
@@ -40,6 +44,7 @@ class NetworkInfo:
     pretrained: tuple[str, ...] = ()  # torchvision's names of its weights
     mobile: bool = False  # the papers train these students at lr 0.01
     roles: Roles | None = None  # the maps that feature methods read; None: logits and pooled vector only
+    normalization: Constants | None = None  # what its published weights were trained with: mean, deviation of pixels in [0, 1]
     depthwise: bool = False  # float32 rather than bf16 on a CPU: depthwise convolutions have no fast bf16 kernel there
 
 
@@ -53,13 +58,24 @@ _V1, _V1_V2 = ("IMAGENET1K_V1",), ("IMAGENET1K_V1", "IMAGENET1K_V2")
 
 
 def _vision_resnet(name: str, counts: str, pretrained: tuple[str, ...]) -> NetworkInfo:
-    return NetworkInfo(f"torchvision/{name}", "torchvision", f"ImageNet ResNet: {counts}", 32, 224, "fc", "fc", pretrained=pretrained)
+    return NetworkInfo(
+        f"torchvision/{name}", "torchvision", f"ImageNet ResNet: {counts}", 32, 224, "fc", "fc", pretrained=pretrained, normalization=IMAGENET_NORMALIZATION
+    )
 
 
 def _vision_mobile(name: str, summary: str, classifier: str, linear: str, pretrained: tuple[str, ...]) -> NetworkInfo:
     return NetworkInfo(
-        f"torchvision/{name}", "torchvision", summary, 32, 224, classifier, linear, pretrained=pretrained, mobile=True, depthwise=True
-    )
+        f"torchvision/{name}", "torchvision", summary, 32, 224, classifier, linear, pretrained=pretrained, mobile=True, depthwise=True,
+        normalization=IMAGENET_NORMALIZATION,
+    )  # fmt: skip
+
+
+def _lite(variant: int, size: int, counts: str, stages: tuple[int, int, int, int]) -> NetworkInfo:
+    """`stages`: the last block before each halving of the maps, and the last of all."""
+    return NetworkInfo(
+        f"efficientnet_lite{variant}", "photos", f"EfficientNet-Lite{variant} at {size} pixels, ReLU6: {counts}", 32, size, "classifier", "classifier.1",
+        mobile=True, depthwise=True, normalization=LITE_NORMALIZATION, roles=roles.efficientnet_lite(stages),
+    )  # fmt: skip
 
 
 _ALL = (
@@ -113,6 +129,11 @@ _ALL = (
         roles=roles.SHUFFLENET_V2,
         depthwise=True,
     ),
+    _lite(0, 224, "4.65 M parameters, 385.2 M MACs", (2, 4, 10, 15)),
+    _lite(1, 240, "5.42 M parameters, 600.2 M MACs", (3, 6, 14, 20)),
+    _lite(2, 260, "6.09 M parameters, 859.7 M MACs", (3, 6, 14, 20)),
+    _lite(3, 280, "8.20 M parameters, 1383.3 M MACs", (3, 6, 16, 23)),
+    _lite(4, 300, "13.01 M parameters, 2553.0 M MACs", (4, 8, 20, 29)),
     _vision_mobile("mobilenet_v2", "MobileNetV2: 3.50 M parameters, 300.8 M MACs", "classifier", "classifier.1", _V1_V2),
     _vision_mobile("mobilenet_v3_small", "MobileNetV3 small: 2.54 M parameters, 56.5 M MACs", "classifier", "classifier.3", _V1),
     _vision_mobile("mobilenet_v3_large", "MobileNetV3 large: 5.48 M parameters, 216.6 M MACs", "classifier", "classifier.3", _V1_V2),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import safetensors
@@ -24,6 +25,7 @@ RENAMES = (
     ("fc.", "classifier."),
     ("classifier.", "fc."),
     ("shortcut.", "downsample."),
+    ("fc.", "classifier.1."),  # EfficientNet-Lite
 )
 # what torch.load raises on damaged bytes, found by changing bytes at random
 DAMAGED = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError, struct.error)
@@ -130,9 +132,16 @@ def _renamed(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str,
     """Rename keys that the network does not have, where another name for the same layer is one that it has and lacks."""
     renamed: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        options = (key.replace(old, new, 1) for old, new in RENAMES if old in key) if key not in expected else ()
+        options = _other_names(key) if key not in expected else ()
         renamed[next((option for option in options if option in expected and option not in state and option not in renamed), key)] = tensor
     return renamed
+
+
+def _other_names(key: str) -> Iterator[str]:
+    """What a layer may be called elsewhere; some packages begin every part of a name with an underscore (`_blocks.0._bn1.weight`)."""
+    plain = re.sub(r"(^|\.)_", r"\1", key)
+    yield plain
+    yield from (plain.replace(old, new, 1) for old, new in RENAMES if old in plain)
 
 
 def _head(model: nn.Module) -> tuple[str, ...]:

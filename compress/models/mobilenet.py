@@ -56,7 +56,7 @@ class MobileNetV2(nn.Module):
         self.conv2 = _conv_bn_relu(width_in, last, kernel=1, stride=1)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(last, classes)
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> logits (N, K)."""
@@ -70,7 +70,7 @@ def _conv_bn_relu(width_in: int, width: int, *, kernel: int, stride: int) -> nn.
 
 
 @torch.no_grad()
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """Normal, deviation sqrt(2 / (k k C_out)) for convolutions (depthwise too), 0.01 for the classifier, whose bias is 0."""
     if isinstance(module, nn.Conv2d):
         module.weight.normal_(0, math.sqrt(2 / (module.kernel_size[0] * module.kernel_size[1] * module.out_channels)))

@@ -71,3 +71,16 @@ SHUFFLENET_V2 = Roles(
     last_stage="layer3:out",
     after_last_stage=("conv2", "bn2", "relu2"),
 )
+
+
+def efficientnet_lite(last: tuple[int, int, int, int]) -> Roles:
+    """`last`: the blocks of MobileNetV2's stages in one row of blocks; no activation follows them."""
+    taps = tuple(f"blocks.{block}:out" for block in last)
+    return Roles(
+        stages_post=taps,
+        stages_pre=taps,
+        bn_before_relu=tuple(f"blocks.{block}.bn2" for block in last),
+        pre_pool="avgpool:in",
+        last_stage=taps[-1],
+        after_last_stage=("conv_head", "bn1", "relu1"),
+    )

@@ -15,6 +15,7 @@ from compress.store import Context, Stage
 
 WIDTHS = (0.25, 0.35, 0.5, 0.75, 1.0, 1.4)  # tried of a network that takes any width
 SIMILAR = 8.0  # a neighbour has at most so many times the student's multiply-accumulates, or the student its
+ALIKE = 1.5  # ratio of sides up to which networks are for the same kind of picture
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ def _find(config: Choice, *, context: Context, size: int, classes: int, most: in
 
 def _suitable(student: catalog.NetworkInfo, size: int) -> Iterator[catalog.NetworkInfo]:
     """Networks for pictures of about this side, and those of the student's kind."""
-    sizes = {network.default_size for network in catalog.NETWORKS.values()}
-    nearest = min(sizes, key=lambda default: abs(math.log(default / size)))
+    apart = {network.name: abs(math.log(network.default_size / size)) for network in catalog.NETWORKS.values()}
+    nearest = min(apart.values()) + math.log(ALIKE)
     for network in catalog.NETWORKS.values():
-        if network.min_size <= size and (network.family == student.family or network.default_size == nearest):
+        if network.min_size <= size and (network.family == student.family or apart[network.name] <= nearest):
             yield network
 
 
@@ -70,7 +71,7 @@ def _in_widths(network: catalog.NetworkInfo) -> Iterator[Choice]:
 
 def _family(name: str) -> str:
     """torchvision/shufflenet_v2 of torchvision/shufflenet_v2_x0_5, resnet of resnet8x4."""
-    return re.sub(r"_x\d_\d$|_small$|_large$|(?<=resnet)\d.*$", "", name)
+    return re.sub(r"_x\d_\d$|_small$|_large$|(?<=resnet)\d.*$|(?<=_lite)\d$", "", name)
 
 
 def _macs(one: Choice, classes: int, size: int) -> int:

@@ -11,7 +11,7 @@ from compress.models.shufflenet import shuffle
 from compress.models.taps import Tapped
 
 WITH_ROLES = tuple(name for name in catalog.names() if catalog.info(name).roles is not None)
-LINEAR_STAGES = ("mobilenet_v2",)  # no activation behind the stages
+LINEAR_STAGES = ("mobilenet_v2", *(f"efficientnet_lite{variant}" for variant in range(5)))  # no activation behind the stages
 
 
 def read(name: str, *, train: bool = True) -> tuple[nn.Module, dict[str, Tensor]]:

