@@ -36,11 +36,7 @@ def build(name: str, *, classes: int, width: float | None = None) -> nn.Module:
         from compress.models import vision
 
         return vision.build(network, classes)
-    if network.family == "photos":
-        from compress.models.efficientnet_lite import BUILDERS as PHOTOS
-
-        return PHOTOS[name](classes=classes)
-    from compress.models.cifar import BUILDERS
+    from compress.models.builders import BUILDERS
 
     return BUILDERS[name](classes=classes) if width is None else BUILDERS[name](classes=classes, width=width)
 

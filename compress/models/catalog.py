@@ -1,6 +1,6 @@
 """What networks there are: names, sizes, options. Torch-free, so that a wrong name in a recipe is answered at once.
 
-To add a network: one `NetworkInfo` here and one builder in `cifar.py` or `efficientnet_lite.py` (torchvision's need no builder).
+To add a network: one `NetworkInfo` here and one builder in `builders.py` (torchvision's need no builder).
 Counts in the summaries: parameters at 100 classes (1000 for those of photos), multiply-accumulates of convolutions and linear layers
 for one picture of the default size.
 """
@@ -32,7 +32,7 @@ class NetworkInfo:
     """
 
     name: str
-    family: Literal["cifar", "photos", "torchvision"]
+    family: Literal["cifar", "photos", "torchvision"]  # for small pictures, for large ones, torchvision's
     summary: str
     min_size: int
     default_size: int
@@ -52,6 +52,18 @@ def _cifar_resnet(name: str, counts: str) -> NetworkInfo:
     blocks = (int(name.removeprefix("resnet").removesuffix("x4")) - 2) // 6
     summary = f"CIFAR ResNet, three stages, 1x1 shortcuts: {counts}"
     return NetworkInfo(name, "cifar", summary, 8, 32, "fc", "fc", roles=roles.basic_resnet((blocks,) * 3))
+
+
+def _deep_resnet(name: str, counts: str) -> NetworkInfo:
+    return NetworkInfo(name, "cifar", f"ResNet of four stages for small pictures (3x3 stem, no pooling): {counts}", 8, 32, "fc", "fc")
+
+
+def _wide_resnet(name: str, counts: str) -> NetworkInfo:
+    return NetworkInfo(name, "cifar", f"wide ResNet, pre-activation, three stages: {counts}", 8, 32, "fc", "fc")
+
+
+def _vgg(name: str, counts: str) -> NetworkInfo:
+    return NetworkInfo(name, "cifar", f"VGG with BatchNorm and one Linear, for small pictures: {counts}", 8, 32, "classifier", "classifier")
 
 
 _V1, _V1_V2 = ("IMAGENET1K_V1",), ("IMAGENET1K_V1", "IMAGENET1K_V2")
@@ -88,6 +100,31 @@ _ALL = (
     _cifar_resnet("resnet110", "1.74 M parameters, 253.2 M MACs"),
     _cifar_resnet("resnet8x4", "1.23 M parameters, 177.1 M MACs"),
     _cifar_resnet("resnet32x4", "7.43 M parameters, 1083.0 M MACs"),
+    _deep_resnet("resnet18", "11.22 M parameters, 555.5 M MACs"),
+    _deep_resnet("resnet34", "21.33 M parameters, 1159.4 M MACs"),
+    _deep_resnet("resnet50", "23.71 M parameters, 1298.0 M MACs"),
+    _wide_resnet("wrn_16_1", "0.18 M parameters, 26.7 M MACs"),
+    _wide_resnet("wrn_16_2", "0.70 M parameters, 101.1 M MACs"),
+    _wide_resnet("wrn_40_1", "0.57 M parameters, 83.3 M MACs"),
+    _wide_resnet("wrn_40_2", "2.26 M parameters, 327.6 M MACs"),
+    _vgg("vgg8", "3.97 M parameters, 96.2 M MACs"),
+    _vgg("vgg11", "9.28 M parameters, 209.4 M MACs"),
+    _vgg("vgg13", "9.46 M parameters, 284.9 M MACs"),
+    _vgg("vgg16", "14.77 M parameters, 398.2 M MACs"),
+    _vgg("vgg19", "20.09 M parameters, 511.4 M MACs"),
+    NetworkInfo(
+        "mobilenet_v1",
+        "photos",
+        "MobileNetV1: 4.23 M parameters, 568.7 M MACs",
+        min_size=32,
+        default_size=224,
+        classifier="fc",
+        linear="fc",
+        widths=(0.25, 2.0),
+        default_width=1.0,
+        mobile=True,
+        depthwise=True,
+    ),
     NetworkInfo(
         "mobilenet_v2",
         "cifar",
@@ -141,6 +178,7 @@ _ALL = (
     _vision_mobile("shufflenet_v2_x1_0", "ShuffleNetV2 1.0x: 2.28 M parameters, 144.9 M MACs", "fc", "fc", _V1),
     _vision_mobile("shufflenet_v2_x1_5", "ShuffleNetV2 1.5x: 3.50 M parameters, 295.8 M MACs", "fc", "fc", _V1),
     _vision_mobile("shufflenet_v2_x2_0", "ShuffleNetV2 2.0x: 7.39 M parameters, 583.3 M MACs", "fc", "fc", _V1),
+    _vision_mobile("efficientnet_b0", "EfficientNet-B0: 5.29 M parameters, 385.8 M MACs", "classifier", "classifier.1", _V1),
     _vision_resnet("resnet18", "11.69 M parameters, 1814.1 M MACs", _V1),
     _vision_resnet("resnet34", "21.80 M parameters, 3663.8 M MACs", _V1),
     _vision_resnet("resnet50", "25.56 M parameters, 4089.2 M MACs", _V1_V2),

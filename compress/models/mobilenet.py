@@ -1,8 +1,8 @@
-"""MobileNetV2 for small pictures, as the distillation papers use it ("mobile_half" at width 0.5).
+"""MobileNetV2 for small pictures, as the distillation papers use it ("mobile_half" at width 0.5); MobileNetV1 for their ImageNet pair.
 
-Source: Sandler et al. 2018, with the benchmarks' differences: ReLU instead of ReLU6, no dropout, a stem of stride 2 and a second group
+Source of V2: Sandler et al. 2018, with the benchmarks' differences: ReLU instead of ReLU6, no dropout, a stem of stride 2 and a second group
 that keeps its resolution (total stride 16), channels int(c * width) without rounding to 8, the expansion convolution is kept at t = 1,
-1280 last channels up to width 1.
+1280 last channels up to width 1. Source of V1: Howard et al. 2017.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 # expansion t, channels c, units n, stride s of the first unit
 SETTINGS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+# V1: channels and stride of the depthwise separable units
+V1_UNITS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
 
 
 class InvertedResidual(nn.Module):
@@ -62,6 +65,29 @@ class MobileNetV2(nn.Module):
         """(N, 3, H, W) -> logits (N, K)."""
         x = self.conv2(self.blocks(self.conv1(x)))
         return self.classifier(self.avgpool(x).flatten(1))
+
+
+class MobileNetV1(nn.Module):
+    """A stem of stride 2, 13 units of a depthwise 3x3 and a 1x1 convolution, pooling, Linear. PyTorch's own initialisation."""
+
+    def __init__(self, width: float, classes: int) -> None:
+        super().__init__()
+        stem, units = int(32 * width), [(int(base * width), stride) for base, stride in V1_UNITS]
+        self.conv1 = _conv_bn_relu(3, stem, kernel=3, stride=2)
+        before = [stem, *(channels for channels, _ in units)]
+        self.blocks = nn.Sequential(*(_separable(width_in, *unit) for width_in, unit in zip(before, units, strict=False)))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(before[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, K)."""
+        return self.fc(self.avgpool(self.blocks(self.conv1(x))).flatten(1))
+
+
+def _separable(width_in: int, width: int, stride: int) -> nn.Sequential:
+    depthwise = nn.Conv2d(width_in, width_in, 3, stride, 1, groups=width_in, bias=False)
+    pointwise = nn.Conv2d(width_in, width, 1, bias=False)
+    return nn.Sequential(depthwise, nn.BatchNorm2d(width_in), nn.ReLU(), pointwise, nn.BatchNorm2d(width), nn.ReLU())
 
 
 def _conv_bn_relu(width_in: int, width: int, *, kernel: int, stride: int) -> nn.Sequential:

@@ -19,9 +19,7 @@ class BasicBlock(nn.Module):
         self.relu1 = nn.ReLU()
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or width_in != width:
-            self.downsample = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+        self.downsample = projection(width_in, width, stride)
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,15 +42,27 @@ class ResNet(nn.Module):
         self.layer3 = _stage(widths[1], widths[2], blocks, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[2], classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> logits (N, K)."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(self.avgpool(x).flatten(1))
+
+
+def projection(width_in: int, width: int, stride: int) -> nn.Module:
+    """The shortcut of a block: a strided 1x1 convolution + BatchNorm where the shape changes, else nothing."""
+    if stride == 1 and width_in == width:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+
+def initialise(model: nn.Module) -> None:
+    """He's normal by fan out for every convolution; the rest keeps PyTorch's own."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:

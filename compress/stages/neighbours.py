@@ -70,8 +70,8 @@ def _in_widths(network: catalog.NetworkInfo) -> Iterator[Choice]:
 
 
 def _family(name: str) -> str:
-    """torchvision/shufflenet_v2 of torchvision/shufflenet_v2_x0_5, resnet of resnet8x4."""
-    return re.sub(r"_x\d_\d$|_small$|_large$|(?<=resnet)\d.*$|(?<=_lite)\d$", "", name)
+    """torchvision/shufflenet_v2 of torchvision/shufflenet_v2_x0_5, resnet of resnet8x4, wrn of wrn_16_2."""
+    return re.sub(r"_x\d_\d$|_small$|_large$|_b\d$|(?<=resnet)\d.*$|(?<=squeezenet)\d.*$|(?<=_lite)\d$|(?<=vgg)\d+$|(?<=wrn)_.*$", "", name)
 
 
 def _macs(one: Choice, classes: int, size: int) -> int:

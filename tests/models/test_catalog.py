@@ -22,7 +22,7 @@ def test_catalogue_imports_without_torch():
     [
         ("mobilenetv2", "mobilenet_v2"),
         ("ResNet56", "resnet56"),
-        ("resnet18", "torchvision/resnet18"),
+        ("mobilenet_v3_small", "torchvision/mobilenet_v3_small"),
         ("torchvision/mobilenet_v3_smal", "torchvision/mobilenet_v3_small"),
     ],
 )

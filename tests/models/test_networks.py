@@ -8,12 +8,13 @@ from torch import nn
 
 from compress.errors import UsageError
 from compress.models import Outline, build, catalog, outline
-from compress.models.cifar import BUILDERS
+from compress.models.builders import BUILDERS
 from compress.models.count import macs, params
 from compress.models.shufflenet import shuffle
 from compress.models.taps import Tapped
 
 CIFAR = tuple(name for name in catalog.names() if catalog.info(name).family == "cifar")
+OWN = (*CIFAR, *(name for name in catalog.names() if catalog.info(name).family == "photos"))
 TORCHVISION = tuple(name for name in catalog.names() if catalog.info(name).family == "torchvision")
 
 # parameters and multiply-accumulates at 100 classes and 32x32, BatchNorm layers; parameters at 10 classes where they are published.
@@ -28,14 +29,42 @@ COUNTS = {
     "resnet110": (1_736_564, 253_155_584, 111, 1_730_714),
     "resnet8x4": (1_233_540, 177_071_104, 10, None),
     "resnet32x4": (7_433_860, 1_083_040_768, 34, None),
+    "resnet18": (11_220_132, 555_468_800, 20, None),
+    "resnet34": (21_328_292, 1_159_448_576, 36, None),
+    "resnet50": (23_705_252, 1_298_014_208, 53, None),
+    "wrn_16_1": (180_916, 26_663_168, 13, None),
+    "wrn_16_2": (703_284, 101_118_464, 13, None),
+    "wrn_40_1": (569_780, 83_286_272, 37, None),
+    "wrn_40_2": (2_255_156, 327_610_880, 37, None),
+    "vgg8": (3_965_028, 96_192_512, 5, 3_918_858),
+    "vgg11": (9_277_284, 209_438_720, 8, None),
+    "vgg13": (9_462_180, 284_936_192, 10, None),
+    "vgg16": (14_774_436, 398_182_400, 13, None),
+    "vgg19": (20_086_692, 511_428_608, 16, None),
     "mobilenet_v2": (812_836, 6_523_648, 53, 697_546),
     "shufflenet_v1": (949_258, 38_691_456, 49, 862_768),
     "shufflenet_v2": (1_355_528, 44_504_448, 56, 1_263_278),
 }
 
+# parameters and multiply-accumulates at 1000 classes and 224x224, from the same source
+LARGE_COUNTS = {
+    "mobilenet_v1": (4_231_976, 568_740_352),
+    "torchvision/resnet18": (11_689_512, 1_814_073_344),
+    "torchvision/resnet34": (21_797_672, 3_663_761_408),
+    "torchvision/resnet50": (25_557_032, 4_089_184_256),
+}
+
 # stem, stages and pooled vector at 32x32: tap and (C, H, W) or (d,)
 RESNET_TAPS = ("relu:out", "layer1:out", "layer2:out", "layer3:out", "fc:in")
+DEEP_TAPS = (*RESNET_TAPS[:4], "layer4:out", "fc:in")
 SHAPES = {
+    "resnet50": (DEEP_TAPS, ((64, 32, 32), (256, 32, 32), (512, 16, 16), (1024, 8, 8), (2048, 4, 4), (2048,))),
+    "resnet18": (DEEP_TAPS, ((64, 32, 32), (64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512,))),
+    "wrn_16_2": (("conv1:out", "block1:out", "block2:out", "block3:out", "fc:in"), ((16, 32, 32), (32, 32, 32), (64, 16, 16), (128, 8, 8), (128,))),
+    "vgg8": (
+        ("relu0:out", "relu1:out", "relu2:out", "relu3:out", "relu4:out", "classifier:in"),
+        ((64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 4, 4), (512,)),
+    ),
     "resnet20": (RESNET_TAPS, ((16, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8), (64,))),
     "resnet8x4": (RESNET_TAPS, ((32, 32, 32), (64, 32, 32), (128, 16, 16), (256, 8, 8), (256,))),
     "mobilenet_v2": (
@@ -53,7 +82,8 @@ def on_meta(name: str, classes: int, width: float | None = None) -> nn.Module:
 
 
 def test_every_cifar_network_has_a_builder_and_known_counts():
-    assert set(CIFAR) == set(BUILDERS) == set(COUNTS)
+    assert set(OWN) == set(BUILDERS)
+    assert set(CIFAR) == set(COUNTS)
 
 
 @pytest.mark.parametrize("name", CIFAR)
@@ -69,11 +99,21 @@ def test_counts_at_100_and_10_classes(name: str):
     assert params_10 in (None, expected_params - 90 * (pooled + 1))
 
 
+@pytest.mark.parametrize("name", LARGE_COUNTS)
+def test_counts_of_the_imagenet_pairs(name: str):
+    model = on_meta(name, 1000)
+
+    assert (params(model), macs(model, 224)) == LARGE_COUNTS[name]
+
+
 def test_widths_change_the_channels_as_the_papers_say():
     half = on_meta("mobilenet_v2", 10)
     wide = on_meta("mobilenet_v2", 10, 1.5)
     shuffle_wide = on_meta("shufflenet_v2", 10, 1.5)
+    quarter = on_meta("mobilenet_v1", 10, 0.25)
 
+    assert [quarter.get_submodule(f"blocks.{unit}.3").out_channels for unit in (0, 1, 3, 5, 11, 12)] == [16, 32, 64, 128, 256, 256]
+    assert outline(quarter, "mobilenet_v1").width == 256
     assert [half.get_submodule(f"blocks.{group}.0.conv.6").out_channels for group in range(7)] == [8, 12, 16, 32, 48, 80, 160]
     assert outline(half, "mobilenet_v2").width == 1280
     assert outline(wide, "mobilenet_v2").width == 1920
@@ -92,8 +132,11 @@ def test_tap_shapes_at_32(name: str):
     assert [tuple(features[tap].shape[1:]) for tap in taps] == list(shapes)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2"])
-@pytest.mark.parametrize("size", ["smallest", 28, 45])
+REPRESENTATIVES = ("resnet8", "resnet18", "wrn_16_1", "vgg8", "mobilenet_v1", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2")
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVES)
+@pytest.mark.parametrize("size", ["smallest", 35, 45])
 def test_other_picture_sizes_give_one_row_a_picture(name: str, size: int | str):
     side = catalog.info(name).min_size if size == "smallest" else int(size)
     model = build(name, classes=5).train()
@@ -106,7 +149,7 @@ def test_other_picture_sizes_give_one_row_a_picture(name: str, size: int | str):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["resnet8", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2"])
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_adaptive_pooling_is_the_papers_average_pool_at_32(name: str):
     model = build(name, classes=5).eval()
     head = catalog.info(name).classifier
@@ -118,7 +161,7 @@ def test_adaptive_pooling_is_the_papers_average_pool_at_32(name: str):
     torch.testing.assert_close(features["pooled"], fixed)
 
 
-@pytest.mark.parametrize("name", CIFAR)
+@pytest.mark.parametrize("name", OWN)
 def test_no_activation_works_in_place(name: str):
     assert not any(getattr(module, "inplace", False) for module in on_meta(name, 10).modules())
 
@@ -129,6 +172,25 @@ def test_pre_activation_taps_keep_their_negative_values():
 
     assert features["pre"].min() < 0
     assert torch.equal(features["pre"].relu(), features["post"])
+
+
+def test_wide_resnets_stages_are_raw_sums_and_the_next_norm_sees_them():
+    taps = {"raw": "block2:out", "normed": "block3.0.bn1:out", "activated": "block3.0.relu1:out"}
+    model = build("wrn_16_1", classes=5).eval()
+    with torch.no_grad(), Tapped(model, taps) as tapped:
+        _, features = tapped(torch.randn(2, 3, 16, 16))
+
+    assert features["raw"].min() < 0 and features["normed"].min() < 0
+    torch.testing.assert_close(model.block3[0].bn1(features["raw"]), features["normed"])
+    assert torch.equal(features["normed"].relu(), features["activated"])
+
+
+@pytest.mark.parametrize(("size", "side"), [(32, 4), (63, 7), (64, 4), (96, 6)])
+def test_vgg_pools_once_more_for_large_pictures(size: int, side: int):
+    with torch.no_grad(), Tapped(build("vgg8", classes=5), {"last": "relu4:out"}) as tapped:
+        _, features = tapped(torch.randn(2, 3, size, size))
+
+    assert features["last"].shape == (2, 512, side, side)
 
 
 def test_shuffle_interleaves_the_groups():
@@ -186,7 +248,7 @@ def test_every_torchvision_network(name: str):
 @pytest.mark.parametrize("name", catalog.names())
 def test_counts_in_the_summary_are_true(name: str):
     network = catalog.info(name)
-    model = on_meta(name, 100 if network.family == "cifar" else 1000)
+    model = on_meta(name, 100 if network.family == "cifar" else 1000)  # as the catalogue says
 
     stated = re.search(r"([\d.]+) M parameters, ([\d.]+) M MACs", network.summary)
 

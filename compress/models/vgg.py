@@ -1,0 +1,60 @@
+"""VGG for small pictures: five blocks of 3x3 convolutions with bias and BatchNorm, global pooling and one Linear.
+
+Source: Simonyan, Zisserman 2015 (A, B, D, E), as in the distillation benchmarks: no fully connected layers of 4096 and no dropout, a shorter
+vgg8, the last ReLU of a block outside of it (`block1:out` is stage 1 before its activation, `relu1:out` behind it), and the pooling behind
+block 3 only for pictures of 64 pixels or more (theirs: of exactly 64).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+BLOCKS: dict[int, tuple[int, int, int, int, int]] = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+WIDTHS = (64, 128, 256, 512, 512)
+LARGE = 64  # pixels
+
+
+class VGG(nn.Module):
+    """Five blocks; pooling halves the map behind blocks 0, 1, 2, and behind 3 where the picture is large."""
+
+    def __init__(self, depth: int, classes: int) -> None:
+        super().__init__()
+        layers = zip((3, *WIDTHS), WIDTHS, BLOCKS[depth], strict=False)
+        self.block0, self.block1, self.block2, self.block3, self.block4 = (_block(width_in, width, count) for width_in, width, count in layers)
+        self.relu0, self.relu1, self.relu2, self.relu3, self.relu4 = (nn.ReLU() for _ in WIDTHS)
+        self.pool = nn.MaxPool2d(2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(WIDTHS[-1], classes)
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, K)."""
+        large = x.shape[2] >= LARGE
+        x = self.pool(self.relu0(self.block0(x)))
+        x = self.pool(self.relu1(self.block1(x)))
+        x = self.pool(self.relu2(self.block2(x)))
+        x = self.relu3(self.block3(x))
+        x = self.relu4(self.block4(self.pool(x) if large else x))
+        return self.classifier(self.avgpool(x).flatten(1))
+
+
+def _block(width_in: int, width: int, convolutions: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for number in range(convolutions):
+        layers += [nn.ReLU()] if number else []
+        layers += [nn.Conv2d(width if number else width_in, width, 3, 1, 1), nn.BatchNorm2d(width)]
+    return nn.Sequential(*layers)
+
+
+@torch.no_grad()
+def _initialise(module: nn.Module) -> None:
+    """Normal, deviation sqrt(2 / (k k C_out)) for convolutions, 0.01 for the classifier; biases 0."""
+    if isinstance(module, nn.Conv2d):
+        module.weight.normal_(0, math.sqrt(2 / (module.kernel_size[0] * module.kernel_size[1] * module.out_channels)))
+    elif isinstance(module, nn.Linear):
+        module.weight.normal_(0, 0.01)
+    if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+        module.bias.zero_()
