@@ -19,6 +19,7 @@ from compress.yamltree import Keys, dotted, kind
 STUDENT_EPOCHS = 240  # the papers'
 CANDIDATE_EPOCHS = 60
 PRETRAINED_EPOCHS = 20
+LARGE_PICTURES = 112  # pixels
 
 
 @dataclass(frozen=True)
@@ -268,5 +269,10 @@ def _train_mistakes(train: Train, epochs: int) -> Iterator[tuple[Keys, str]]:
 
 def remarks(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     """What is allowed and probably not meant."""
+    for keys, item in _networks(recipe):
+        wide, size = f"torchvision/{item.model}", image_size(recipe.data)
+        if size >= LARGE_PICTURES and catalog.NETWORKS[item.model].family == "cifar":
+            hint = f"; {wide} is meant for this size" if wide in catalog.NETWORKS else ""
+            yield (*keys, "model"), f"{item.model} is a network for small pictures and costs much at {size} pixels{hint}"
     if recipe.distill.method == "none" and recipe.distill.baseline:
         yield ("distill", "baseline"), "the student is trained without a teacher already (method: none), so the baseline adds nothing"

@@ -131,9 +131,9 @@ FILES = [
     ),
     (GOOD.replace("fashion", "npz"), ["1:1: data.root: missing; source: npz needs it: the .npz file"]),
     (
-        GOOD.replace("resnet20", "resnet50").replace("mobilenet_v2", "mobilenet_v2, width: 3"),
+        GOOD.replace("resnet20", "shufflenet_v2_x1_0").replace("mobilenet_v2", "mobilenet_v2, width: 3"),
         [
-            f"4:15: teacher.candidates.0.model: there is no network 'resnet50' (did you mean 'torchvision/resnet50'?); {LISTS}",
+            f"4:15: teacher.candidates.0.model: there is no network 'shufflenet_v2_x1_0' (did you mean 'torchvision/shufflenet_v2_x1_0'?); {LISTS}",
             "5:39: student.width: mobilenet_v2 takes 0.1 to 2, not 3",
         ],
     ),
@@ -244,6 +244,17 @@ def test_six_lines_make_a_recipe_and_an_empty_section_has_its_defaults(tmp_path:
     assert loaded.recipe.require.max_top1_drop is None
     assert loaded.recipe.export.min_runtime == "1.19"
     assert loaded.notices == ()
+
+
+def test_a_network_for_small_pictures_at_a_large_size_is_remarked(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace("fashion", "folder, root: photos").replace("resnet20", "resnet18"))
+    assert recipe.load(path).notices == (
+        f"{path}:4:8: resnet18 is a network for small pictures and costs much at 224 pixels; "
+        "torchvision/resnet18 is meant for this size",
+        f"{path}:5:11: mobilenet_v2 is a network for small pictures and costs much at 224 pixels; "
+        "torchvision/mobilenet_v2 is meant for this size",
+    )
+    assert recipe.load(path, ["data.image_size=64"]).notices == ()
 
 
 def test_overrides_reach_sections_lists_and_whole_values(tmp_path: Path) -> None:

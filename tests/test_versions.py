@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 PINS = Path(__file__).parent / "golden" / "stages.json"
 
 SPLITS = ("compress/data/__init__.py", "compress/data/splits.py")
-NETWORKS = tuple(f"compress/models/{name}.py" for name in ("__init__", "catalog", "checkpoints", "cifar", "count", "efficientnet_lite", "mobilenet", "resnet",
-                                                           "roles", "shufflenet", "taps", "vision"))  # fmt: skip
+NETWORKS = tuple(f"compress/models/{name}.py" for name in ("__init__", "builders", "catalog", "checkpoints", "count", "efficientnet_lite", "mobilenet",
+                                                           "resnet", "resnet4", "roles", "shufflenet", "taps", "vgg", "vision", "wrn"))  # fmt: skip
 METHODS = tuple(f"compress/methods/{name}.py" for name in ("__init__", "base", "dhkd", "kd", "plain"))
 RUNNING = (*SPLITS, *NETWORKS, "compress/data/views.py", "compress/loading.py")
 TRAINING = (*RUNNING, *METHODS, *(f"compress/{name}.py" for name in (

@@ -55,23 +55,28 @@ def _cifar_resnet(name: str, counts: str) -> NetworkInfo:
 
 
 def _deep_resnet(name: str, counts: str) -> NetworkInfo:
-    return NetworkInfo(name, "cifar", f"ResNet of four stages for small pictures (3x3 stem, no pooling): {counts}", 8, 32, "fc", "fc")
+    maps = roles.basic_resnet(roles.RESNET_BLOCKS[name]) if name != "resnet50" else roles.bottleneck_resnet(roles.RESNET_BLOCKS[name])
+    summary = f"ResNet of four stages for small pictures (3x3 stem, no pooling): {counts}"
+    return NetworkInfo(name, "cifar", summary, 8, 32, "fc", "fc", roles=maps)
 
 
 def _wide_resnet(name: str, counts: str) -> NetworkInfo:
-    return NetworkInfo(name, "cifar", f"wide ResNet, pre-activation, three stages: {counts}", 8, 32, "fc", "fc")
+    return NetworkInfo(name, "cifar", f"wide ResNet, pre-activation, three stages: {counts}", 8, 32, "fc", "fc", roles=roles.WIDE_RESNET)
 
 
 def _vgg(name: str, counts: str) -> NetworkInfo:
-    return NetworkInfo(name, "cifar", f"VGG with BatchNorm and one Linear, for small pictures: {counts}", 8, 32, "classifier", "classifier")
+    summary, maps = f"VGG with BatchNorm and one Linear, for small pictures: {counts}", roles.vgg(roles.VGG_CONVOLUTIONS[name])
+    return NetworkInfo(name, "cifar", summary, 8, 32, "classifier", "classifier", roles=maps)
 
 
 _V1, _V1_V2 = ("IMAGENET1K_V1",), ("IMAGENET1K_V1", "IMAGENET1K_V2")
 
 
 def _vision_resnet(name: str, counts: str, pretrained: tuple[str, ...]) -> NetworkInfo:
+    maps = roles.vision_resnet(roles.RESNET_BLOCKS[name], 3 if name == "resnet50" else 2)
+    summary = f"ImageNet ResNet: {counts}"
     return NetworkInfo(
-        f"torchvision/{name}", "torchvision", f"ImageNet ResNet: {counts}", 32, 224, "fc", "fc", pretrained=pretrained, normalization=IMAGENET_NORMALIZATION
+        f"torchvision/{name}", "torchvision", summary, 32, 224, "fc", "fc", pretrained=pretrained, roles=maps, normalization=IMAGENET_NORMALIZATION
     )
 
 
@@ -123,6 +128,7 @@ _ALL = (
         widths=(0.25, 2.0),
         default_width=1.0,
         mobile=True,
+        roles=roles.MOBILENET_V1,
         depthwise=True,
     ),
     NetworkInfo(

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from compress.models.resnet import BasicBlock, initialise, projection
+from compress.models.roles import RESNET_BLOCKS
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 WIDTHS = (64, 128, 256, 512)
 EXPANSION = 4  # of a bottleneck's last convolution
 
@@ -51,7 +51,7 @@ class ResNet4(nn.Module):
         self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         self.relu = nn.ReLU()
-        plan = zip((WIDTHS[0], *widths), widths, BLOCKS[depth], (1, 2, 2, 2), strict=False)
+        plan = zip((WIDTHS[0], *widths), widths, RESNET_BLOCKS[f"resnet{depth}"], (1, 2, 2, 2), strict=False)
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             nn.Sequential(block(width_in, width, stride), *(block(width, width, 1) for _ in range(count - 1))) for width_in, width, count, stride in plan
         )

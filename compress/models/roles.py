@@ -5,7 +5,11 @@ To give a network its roles: one `Roles` in `NetworkInfo.roles`; a test holds ev
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+# blocks in each of four stages; convolutions in each of five blocks
+RESNET_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
+VGG_CONVOLUTIONS = {"vgg8": (1, 1, 1, 1, 1), "vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,49 @@ def basic_resnet(blocks: tuple[int, ...]) -> Roles:
         last_stage="avgpool:in",
     )
 
+
+def bottleneck_resnet(blocks: tuple[int, ...]) -> Roles:
+    """ResNets of Bottlenecks: as `basic_resnet`, with a third convolution."""
+    last = [f"layer{stage}.{count - 1}" for stage, count in enumerate(blocks, 1)]
+    return replace(basic_resnet(blocks), stages_pre=tuple(f"{block}.relu3:in" for block in last), bn_before_relu=tuple(f"{block}.bn3" for block in last))
+
+
+def vision_resnet(blocks: tuple[int, ...], convolutions: int) -> Roles:
+    """torchvision's ResNets: one ReLU serves a block, its last call follows the sum."""
+    last = [f"layer{stage}.{count - 1}" for stage, count in enumerate(blocks, 1)]
+    pre = tuple(f"{block}.relu:in#{convolutions}" for block in last)
+    return replace(basic_resnet(blocks), stages_pre=pre, bn_before_relu=tuple(f"{block}.bn{convolutions}" for block in last))
+
+
+# what follows a stage activates it: the next stage's first block, the network's own BatchNorm behind the last
+WIDE_RESNET = Roles(
+    stages_post=("block2.0.relu1:out", "block3.0.relu1:out", "relu:out"),
+    stages_pre=("block2.0.bn1:out", "block3.0.bn1:out", "bn1:out"),
+    bn_before_relu=("block2.0.bn1", "block3.0.bn1", "bn1"),
+    pre_pool="avgpool:in",
+    last_stage="avgpool:in",
+)
+
+
+def vgg(convolutions: tuple[int, ...]) -> Roles:
+    """VGG: `convolutions` in each block, the first of which is the stem; maps before the pooling."""
+    return Roles(
+        stages_post=tuple(f"relu{block}:out" for block in (1, 2, 3, 4)),
+        stages_pre=tuple(f"relu{block}:in" for block in (1, 2, 3, 4)),
+        bn_before_relu=tuple(f"block{block}.{3 * count - 2}" for block, count in enumerate(convolutions) if block),
+        pre_pool="avgpool:in",
+        last_stage="avgpool:in",
+    )
+
+
+# the last unit of each resolution
+MOBILENET_V1 = Roles(
+    stages_post=tuple(f"blocks.{unit}:out" for unit in (2, 4, 10, 12)),
+    stages_pre=tuple(f"blocks.{unit}.5:in" for unit in (2, 4, 10, 12)),
+    bn_before_relu=tuple(f"blocks.{unit}.4" for unit in (2, 4, 10, 12)),
+    pre_pool="avgpool:in",
+    last_stage="avgpool:in",
+)
 
 # blocks 1, 2, 4 and 6 are the benchmarks' stages; no activation follows them, so both maps are the linear output
 MOBILENET_V2 = Roles(

@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-BLOCKS: dict[int, tuple[int, int, int, int, int]] = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+from compress.models.roles import VGG_CONVOLUTIONS
+
 WIDTHS = (64, 128, 256, 512, 512)
 LARGE = 64  # pixels
 
@@ -22,7 +23,7 @@ class VGG(nn.Module):
 
     def __init__(self, depth: int, classes: int) -> None:
         super().__init__()
-        layers = zip((3, *WIDTHS), WIDTHS, BLOCKS[depth], strict=False)
+        layers = zip((3, *WIDTHS), WIDTHS, VGG_CONVOLUTIONS[f"vgg{depth}"], strict=False)
         self.block0, self.block1, self.block2, self.block3, self.block4 = (_block(width_in, width, count) for width_in, width, count in layers)
         self.relu0, self.relu1, self.relu2, self.relu3, self.relu4 = (nn.ReLU() for _ in WIDTHS)
         self.pool = nn.MaxPool2d(2)

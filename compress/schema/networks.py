@@ -10,7 +10,7 @@ from compress.schema.base import Normalize, Section
 from compress.schema.train import Train
 
 MODEL = "a network's name, see `compress models`"
-WIDTH = "width multiplier, for mobilenet_v2 (0.1 to 2) and shufflenet_v2 (0.5, 1, 1.5, 2); null: the network's own (0.5 and 1)"
+WIDTH = "width multiplier, for mobilenet_v1 (0.25 to 2), mobilenet_v2 (0.1 to 2) and shufflenet_v2 (0.5, 1, 1.5, 2); null: the network's own (1, 0.5, 1)"
 
 START = (
     "start: none (from scratch), a torchvision weights name, or the path of a .safetensors, .pt, .pth or .bin file; "

@@ -52,10 +52,10 @@ def test_roles_are_what_they_say(name):
     assert bool(roles.after_last_stage) == (maps["last_stage"].shape != maps["pre_pool"].shape)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet8x4", "shufflenet_v1"])
+@pytest.mark.parametrize("name", ["resnet20", "resnet8x4", "shufflenet_v1", "resnet50", "wrn_16_2", "vgg13", "mobilenet_v1", "torchvision/resnet18"])
 def test_the_activation_of_the_map_before_it_is_the_map_behind_it(name):
     _, maps = read(name)
-    for stage in range(3):
+    for stage in range(len([key for key in maps if key.startswith("stages_pre")])):
         assert torch.equal(maps[f"stages_pre.{stage}"].relu(), maps[f"stages_post.{stage}"])
 
 
