@@ -209,8 +209,9 @@ def plan(recipe: Path, overrides: tuple[str, ...], artifacts: Path, neighbours: 
 @click.argument("run_name", metavar="RUN")
 @click.option(
     "--target", default="local", show_default=True, metavar="TARGET",
-    help="The device: local, ssh://user@host[:port][/folder], or adb://SERIAL?python=/path. Options: ?python=/path (has numpy and onnxruntime), "
-    "?wheels=push (packages come from here), ?config=FILE (of ssh).",
+    help="The device: local, browser, ssh://user@host[:port][/folder], or adb://SERIAL?python=/path. Options: ?python=/path (has numpy and "
+    "onnxruntime), ?wheels=push (packages come from here), ?config=FILE (of ssh); of browser: ?binary=/path, ?ort=/path (onnxruntime-web), "
+    "?provider=wasm or webgpu.",
 )  # fmt: skip
 @click.option("--preprocess", metavar="CMD", help="The application's photo decoder on the device: gets a path, writes RGB bytes to stdout.")
 @artifacts_option

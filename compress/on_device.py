@@ -25,7 +25,7 @@ def verify(run_folder: Path, *, target: str, preprocess: str | None = None, cons
     """
     from compress.report import render
     from compress.stages import device
-    from export.targets import Settings
+    from export.targets import Settings, parse
     from export.targets.verify import complaint
 
     content = json.loads((run_folder / "report.json").read_text())
@@ -37,15 +37,22 @@ def verify(run_folder: Path, *, target: str, preprocess: str | None = None, cons
     work.mkdir(exist_ok=True)
     asked = Settings(name=content["recipe"], threads=timing.threads, repeats=timing.repeats, preprocess=preprocess)
     answer = device.ask(target, bundle, work, asked, console=console)
-    name = target.partition("?")[0].rstrip("/")
+    name = parse(target).name
     rows = device.rows(answer, name)
     content = merge(content, require, rows, name)
+    for one in answer.get("also") or ():  # what the device could run besides; not asked for, so no limit is judged by it
+        other = f"{name}?provider={one['provider']}"
+        more = device.rows(one, other)
+        content["device"] = [row for row in content["device"] if row["target"] != other] + list(more)
+        rows += more
     write_report(run_folder, content)
     render(run_folder)
     for row in rows:
         difference = "n/a" if row["max_abs_diff"] is None else f"{row['max_abs_diff']:.2e}"
-        console.line(f"{row['file']}: agreement {row['agreement']:.4f} on {row['images']} pictures, max |diff| {difference}")
-    console.line(answer["photos"]["sentence"])
+        p50 = f", p50 {row['latency_ms']['p50']:.3g} ms" if row["latency_ms"] else f" ({row['note']})" if row["note"] else ""
+        console.line(f"{row['file']}: agreement {row['agreement']:.4f} on {row['images']} pictures, max |diff| {difference}{p50}")
+    for sentence in (answer["photos"]["sentence"], *(answer.get("remarks") or ())):
+        console.line(sentence)
     for one in content["requirements"]:
         if one["target"] == name:
             console.line(f"{one['verdict']:<11}{one['name']} on {name}: {one['sentence']}", always=True)

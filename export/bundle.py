@@ -17,8 +17,10 @@ import onnxruntime
 
 from export import runtime
 from export.runtime import ExportError, MissingError, Model
+from export.targets import ortweb
 
 RUNTIME_FILES = ("__init__.py", "runtime.py", "conditions.py", "rounds.py", "measure.py", "photos.py", "verify.py")
+PAGE, PAGE_FILES = "page", ("page.js", "photos.js", "style.css", "verify.js")  # beside index.html: the bundle's own page, for browsers
 FLOAT_TOLERANCE = 1e-3  # of the largest logit, at least of 1: float kernels of two CPUs differ by far less, a wrong kernel by far more
 INT8_AGREEMENT = 0.95  # integer kernels round differently between instruction sets; a wrong kernel agrees at chance
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first moment: equal contents give equal bytes
@@ -31,7 +33,8 @@ An image classifier: {classes} classes, pictures of {size} x {size} pixels, chec
 4. `python -m export.verify --json ../device.json` also writes the numbers; `--preprocess CMD` checks your own photo decoder, see `--help`.
 5. In an application: `from export.runtime import Model`, then `Model.load("{file}").run(pictures)`;
 6. pictures are RGB, uint8 (N, {size}, {size}, 3); answers are logits, float32 (N, {classes}); class names: `Model.contract.classes`.
-7. `manifest.json` lists every file with its sha256; `sha256sum -c checksums.sha256` checks them without Python.
+7. In a browser: `npm install onnxruntime-web@{web}`, copy its `dist` to a folder `ort` beside this one, serve the folder above both.
+8. `manifest.json` lists every file with its sha256; `sha256sum -c checksums.sha256` checks them without Python.
 """
 
 
@@ -75,9 +78,10 @@ def write(
     photos = _photos(partial, models, images, resize) if resize is not None else None
     for name in RUNTIME_FILES:
         shutil.copyfile(Path(__file__).with_name(name), partial / "export" / name)
+    _page(partial)
     contract = Model.load(models[0].path).contract
     shipped = max(models, key=lambda model: (model.role == "student", model.precision == "int8"))
-    text = _README.format(title=title, classes=len(contract.classes), size=contract.image_size, file=shipped.path.name)
+    text = _README.format(title=title, classes=len(contract.classes), size=contract.image_size, file=shipped.path.name, web=ortweb.VERSION)
     (partial / "README.md").write_text(text, encoding="utf-8")
     (partial / "requirements.txt").write_text(f"numpy>=1.21\nonnxruntime>={min_runtime}\n", encoding="utf-8")
     _write_manifest(partial, [entry for entry, _ in entries], contract, len(images), photos)
@@ -95,7 +99,7 @@ def _check(models: Sequence[Shipped], images: np.ndarray, labels: np.ndarray) ->
         if (model.precision == "int8") != (model.target is not None):
             raise ExportError(f"{model.path.name}: int8 files name their target, float files have none")
     names = [model.path.name for model in models]
-    if len(set(names)) != len(names) or set(names) & {"README.md", "samples.npz", "manifest.json", "export", "photos", "photos.npz"}:
+    if len(set(names)) != len(names) or set(names) & {"README.md", "samples.npz", "manifest.json", "index.html", "export", PAGE, "photos", "photos.npz"}:
         raise ExportError(f"models of a bundle need names of their own, not {', '.join(names)}")
     if len(images) == 0 or len(images) != len(labels):
         raise ExportError(f"a bundle needs as many labels as pictures, at least one; got {len(labels)} and {len(images)}")
@@ -132,6 +136,32 @@ def _photos(folder: Path, models: Sequence[Shipped], images: np.ndarray, resize:
     return entry
 
 
+def _page(folder: Path) -> None:
+    """index.html and what it loads."""
+    source = Path(__file__).with_name(PAGE)
+    (folder / PAGE).mkdir()
+    shutil.copyfile(source / "index.html", folder / "index.html")
+    for name in PAGE_FILES:
+        shutil.copyfile(source / name, folder / PAGE / name)
+
+
+def npz_layout(path: Path) -> dict[str, dict[str, Any]]:
+    """Where each array of an uncompressed npz lies in the file: {name: {offset, dtype, shape}}, little-endian, so that a page reads it as it is."""
+    found = {}
+    with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
+        for member in archive.infolist():
+            stream.seek(member.header_offset + 26)  # the local header's last two fields: lengths of the name and of the extra field
+            skipped = int.from_bytes(stream.read(2), "little") + int.from_bytes(stream.read(2), "little")
+            stream.seek(skipped, os.SEEK_CUR)
+            version = np.lib.format.read_magic(stream)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = header(stream)
+            if member.compress_type != zipfile.ZIP_STORED or fortran or dtype.byteorder == ">":
+                raise ExportError(f"{path.name}: {member.filename} is not stored plainly")
+            found[member.filename.removesuffix(".npy")] = {"offset": stream.tell(), "dtype": dtype.name, "shape": list(shape)}
+    return found
+
+
 def _described(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
@@ -148,7 +178,7 @@ def _write_manifest(folder: Path, entries: list[dict[str, Any]], contract: runti
         "classes": list(contract.classes),
         "image_size": contract.image_size,
         "preprocessing": contract.preprocessing,
-        "samples": {"file": "samples.npz", "images": pictures},
+        "samples": {"file": "samples.npz", "images": pictures, "arrays": npz_layout(folder / "samples.npz")},
         "photos": photos,
         "onnxruntime": onnxruntime.__version__,
         "expected_on": runtime.isa(),

@@ -152,19 +152,27 @@ def _measure(
         tried.append(_attempt(runs, inputs, repeats, rounds, random))
         if not disturbances(tried[-1]):
             break
-    kept = [tried[-1]] if not disturbances(tried[-1]) else tried
+    return conclude(tried, threads, first, {name: model.load_ms for name, model in loaded.items()}, digests)
+
+
+def conclude(
+    tried: Sequence[Attempt], threads: int, first_run_ms: Mapping[str, float], load_ms: Mapping[str, float], digests: Mapping[str, str]
+) -> LatencyResult:
+    """What the attempts at one measurement say: the last one alone if it was quiet, else all of them joined."""
+    kept = [tried[-1]] if not disturbances(tried[-1]) else list(tried)
     joined = join(kept)
-    medians = {name: [float(np.median(part)) for part in joined.parts[name]] for name in loaded}
+    names = list(joined.parts)
+    medians = {name: [float(np.median(part)) for part in joined.parts[name]] for name in names}
     return LatencyResult(
-        models={name: _summarise(joined.parts[name], threads, first[name], model.load_ms) for name, model in loaded.items()},
+        models={name: _summarise(joined.parts[name], threads, first_run_ms[name], load_ms[name]) for name in names},
         contaminated=joined.contaminated,
         other_cores=None if joined.other_seconds is None else joined.other_seconds / joined.wall,
         round_other_cores=tuple(joined.round_other_cores),
-        drift={name: value for name in loaded if (value := drift(medians[name])) is not None},
+        drift={name: value for name in names if (value := drift(medians[name])) is not None},
         disturbances=disturbances(joined),
-        notes=tuple(note for name in loaded if (note := two_speeds_note(name, medians[name])) is not None),
+        notes=tuple(note for name in names if (note := two_speeds_note(name, medians[name])) is not None),
         attempts=len(tried),
-        sha256=digests,
+        sha256=dict(digests),
     )
 
 

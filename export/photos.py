@@ -9,7 +9,7 @@ import shlex
 import subprocess
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ ANOTHER_FILTER = 15.0  # the right picture, but rougher: up to here it may be re
 VARIANTS = {"squash": "squash instead of crop", "exif": "EXIF rotation ignored", "uncropped": "the whole square instead of its centre"}
 POOLED = 64  # faults are compared on pictures of at most this side: they are coarse
 LIMIT_SECONDS = 60
+Decode = Callable[[Path], Tuple[np.ndarray, Optional[str]]]  # a photo's path -> pixels float32 (S, S, 3), 0 to 255, and a doubtful normalisation
 # (x - mean) / std of pixels in [0, 255], the same for each channel but for ImageNet's.
 _HABITS = {
     "pixels divided by 255 only": ((0.0,) * 3, (255.0,) * 3),
@@ -71,46 +72,47 @@ def pool(images: np.ndarray) -> np.ndarray:
 
 
 def check(
-    folder: Path, manifest: Dict[str, Any], models: Dict[str, Any], command: str | None = None
+    folder: Path, manifest: Dict[str, Any], models: Dict[str, Any], command: str | None = None, other: Tuple[str, Decode] | None = None
 ) -> Tuple[Dict[str, Any], Dict[str, Dict[str, float]]]:
     """Decode every photo as the application would and compare pixels and answers.
 
-    `models`: loaded models by file name. `command`: gets a photo's path as last argument, writes its pixels to stdout. Returns the photos'
-    line and, for each model, how its answers agree. `ok` is None where nothing could be decoded with.
+    `models`: loaded models by file name. `command`: gets a photo's path as last argument, writes its pixels to stdout. `other`: another decoder,
+    its name and what it makes of a path. Returns the photos' line and, for each model, how its answers agree. `ok` is None where nothing could
+    be decoded with.
     """
     listed = manifest.get("photos")
     if not listed:
         return {"status": "not run", "ok": None, "decoder": None, "sentence": "photos: not run, the bundle has none", "pictures": []}, {}
     version = pillow()
-    if command is None and version is None:
+    if command is None and other is None and version is None:
         why = "photos: not run, Pillow is not installed here and no --preprocess command was given"
         return {"status": "not run", "ok": None, "decoder": None, "sentence": why, "pictures": []}, {}
     with np.load(folder / ARRAYS, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    contract = next(iter(models.values())).contract
+    decoder, decode = other or _decoder(command, listed, next(iter(models.values())).contract)
     rows, pixels = [], []
     for index, entry in enumerate(listed["pictures"]):
-        row, got = _one(folder, entry, listed, arrays, index, contract, command)
+        row, got = _one(folder, entry, arrays, index, decode)
         rows.append(row)
         pixels.append(arrays["pixels"][index] * 0 if got is None else got)
     answers = {name: _answers(model, np.stack(pixels), arrays["logits/" + name]) for name, model in models.items()}
     ok = all(row["ok"] for row in rows)
-    decoder = f"Pillow {version}" if command is None else command
     return {"status": "ok" if ok else "wrong", "ok": ok, "decoder": decoder, "sentence": _sentence(rows, decoder), "pictures": rows}, answers
 
 
-def _one(
-    folder: Path, entry: Dict[str, Any], spec: Dict[str, Any], arrays: Dict[str, np.ndarray], index: int, contract: Contract, command: str | None
-) -> Tuple[Dict[str, Any], np.ndarray | None]:
+def _decoder(command: str | None, listed: Dict[str, Any], contract: Contract) -> Tuple[str, Decode]:
+    """The application's own decoder, or Pillow."""
+    if command is not None:
+        return command, lambda path: _by_command(command, path, listed["crop"], contract)
+    return f"Pillow {pillow()}", lambda path: (preprocess(path, listed["resize"], listed["crop"]).astype(np.float32), None)
+
+
+def _one(folder: Path, entry: Dict[str, Any], arrays: Dict[str, np.ndarray], index: int, decode: Decode) -> Tuple[Dict[str, Any], np.ndarray | None]:
     """One photo's row, and its pixels as uint8 (S, S, 3) where there are any."""
     row: Dict[str, Any] = {"file": entry["file"], "what": entry["what"], "mean_abs_diff": None, "ok": False, "looks_like": None, "note": None}
     expected = arrays["pixels"][index]
-    note = None
     try:
-        if command is None:
-            got: np.ndarray = preprocess(folder / entry["file"], spec["resize"], spec["crop"]).astype(np.float32)
-        else:
-            got, note = _by_command(command, folder / entry["file"], expected.shape[0], contract)
+        got, note = decode(folder / entry["file"])
     except (OSError, ValueError, SyntaxError, ExportError) as error:
         row["note"] = str(error)
         return row, None

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+    from export.measure import LatencyResult
     from export.runtime import Model
 
 MISSING, WRONG = 3, 4
@@ -78,9 +79,10 @@ def _answers(model: Model, entry: dict[str, Any], samples: dict[str, np.ndarray]
     }
 
 
-def _judge(
+def judge(
     models: dict[str, Model], entries: list[dict[str, Any]], samples: dict[str, np.ndarray], isa: str
 ) -> list[dict[str, Any]]:
+    """Every model's answers against the expected ones; `ok` is None where it was built for another processor than `isa`."""
     from export import runtime
 
     rows = []
@@ -102,14 +104,23 @@ def _time(folder: Path, rows: list[dict[str, Any]], images: np.ndarray, threads:
     if not files:
         return
     result = measure.latency({name: folder / name for name in files}, images, threads=threads, repeats=repeats, attempts=ATTEMPTS)
+    add_latency(rows, result)
+    for row in rows:
+        if row["file"] in result.models:
+            row["peak_memory_bytes"] = measure.memory(folder / row["file"], threads=threads)
+
+
+def add_latency(rows: list[dict[str, Any]], result: LatencyResult) -> None:
+    """Write what was measured into the rows of the measured models."""
+    from export import measure
+
     for row in rows:
         name = row["file"]
         timed = result.models.get(name)
         if timed is not None:
             row["latency_ms"] = {**timed.summary(), "p50_ci95": list(measure.p50_interval(result, name)[1:])}
             row.update(first_run_ms=timed.first_run_ms, load_ms=timed.load_ms, contaminated=result.contaminated, disturbances=list(result.disturbances))
-            row["peak_memory_bytes"] = measure.memory(folder / name, threads=threads)
-            row["speedup_over"] = {other: list(measure.ratio(result, other, name)) for other in files if other != name}
+            row["speedup_over"] = {other: list(measure.ratio(result, other, name)) for other in result.models if other != name}
 
 
 def emulated() -> str | None:
@@ -146,7 +157,7 @@ def verify(
     with np.load(folder / "samples.npz", allow_pickle=False) as stored:
         samples = {name: stored[name] for name in stored.files}
     models = {entry["file"]: runtime.Model.load(folder / entry["file"], threads) for entry in entries}
-    rows = _judge(models, entries, samples, host["isa"])
+    rows = judge(models, entries, samples, host["isa"])
     seen, answers = photos.check(folder, manifest, models, preprocess)
     for row in rows:
         row.update(latency_ms=None, first_run_ms=None, load_ms=None, peak_memory_bytes=None, speedup_over={}, photos=answers.get(row["file"]))

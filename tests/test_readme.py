@@ -66,8 +66,15 @@ def parse_command(line: str) -> None:
         parse_click(module.main, arguments[0], arguments[1:])
     elif arguments[:2] == ["-m", "compress.reference"]:
         assert (ROOT / arguments[2]).is_file()
+    elif program == "npm":
+        from export.targets import ortweb
+
+        assert arguments == ["install", f"onnxruntime-web@{ortweb.VERSION}"]  # the version that the suite runs
     else:
-        assert line in ("python3 -m venv .venv", ". .venv/bin/activate", "pip install -e .", "cd bundle", "python -m pip install -r requirements.txt")
+        assert line in (
+            "python3 -m venv .venv", ". .venv/bin/activate", "pip install -e .", "cd bundle", "python -m pip install -r requirements.txt",
+            "cp -r node_modules/onnxruntime-web/dist ort", "python3 -m http.server",
+        )  # fmt: skip
 
 
 def test_the_reference_is_the_schemas() -> None:

@@ -39,7 +39,8 @@ reused, environment`). Everything below may be added; what is missing or null is
                    "island_causes" [{"op", "cause", "count", "nodes"}]: why; "requantised" [name]: float layers that run in integers all the same
     comparisons[]  further keys "images", "lost", "gained", "speedup_ci95"
     device[]       further keys "role", "images", "peak_memory_bytes", "ok", "isa", "cores", "memory_bytes", "python", "built_for", "note",
-                   "not_timed": why time is missing; "speedup_over": {file: [ratio, low, high]}; "photos": {"status", "sentence", "agreement"}
+                   "not_timed": why time is missing; "speedup_over": {file: [ratio, low, high]}; "photos": {"status", "sentence", "agreement"};
+                   "remarks": sentences about the host, for example which WebGPU a browser has
     requirements[] one row for each device that a limit on time or memory was judged on, named by "target"
 
 Files beside it, each optional:

@@ -287,6 +287,7 @@ def _device(answer: dict[str, Any]) -> Html:
         ("Not timed", answer.get("not_timed")),
         ("Photos", str((answer.get("photos") or {}).get("sentence") or "").removeprefix("photos: ")),
         ("Note", answer.get("note")),
+        ("Remarks", " ".join(answer.get("remarks") or [])),
         ("sha256", el("code", answer["sha256"]) if answer.get("sha256") else None),
     ]
     return join([el("h3", title), facts((name, value) for name, value in known if value)])

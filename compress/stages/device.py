@@ -78,6 +78,7 @@ def _row(model: dict[str, Any], answer: dict[str, Any], target: str) -> dict[str
         "contaminated": model.get("contaminated"),
         "not_timed": answer.get("not_timed"),
         "note": model.get("note"),
+        "remarks": answer.get("remarks") or [],
         "photos": {"status": photos["status"], "sentence": photos["sentence"], **(model.get("photos") or {})} if photos else None,
         "ok": model["ok"],
     }

@@ -240,4 +240,4 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> File:
     return File.of(path)
 
 
-run = Stage("validate", 2, _run, Measured)
+run = Stage("validate", 3, _run, Measured)

@@ -1,4 +1,4 @@
-"""Where a bundle is verified: `local`, `ssh://user@host[:port][/dir]`, `adb://SERIAL`. Runs where the model is made, never on the device."""
+"""Where a bundle is verified: `local`, `browser`, `ssh://user@host[:port][/dir]`, `adb://SERIAL`. Runs where the model is made, never on the device."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from export.runtime import ExportError
 
 SCHEMES = ("ssh", "adb")
 OPTIONS = ("python", "wheels", "config")
+BROWSER_OPTIONS = ("binary", "ort", "provider")
+BROWSER_PROVIDERS = ("wasm", "webgpu")
 _SAFE = re.compile(r"[A-Za-z0-9_.~/][A-Za-z0-9_./~+@:=-]*")  # no character that any shell, scp or adb would read as more than a letter
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
@@ -32,7 +34,7 @@ class Address:
     """A parsed target. `folder`: where the bundle lies on the device, None for the default; `python`: an interpreter that has both packages."""
 
     name: str  # without options, as reports show it
-    scheme: str  # local | ssh | adb
+    scheme: str  # local | browser | ssh | adb
     host: str = ""  # adb: the serial
     user: str | None = None
     port: int | None = None
@@ -40,6 +42,9 @@ class Address:
     python: str | None = None
     wheels: str = "auto"  # auto | push: packages come from here even where the device has a network
     config: str | None = None  # of ssh
+    binary: str | None = None  # of browser: Chromium or Chrome; None: the one on PATH
+    ort: str | None = None  # of browser: a folder with onnxruntime-web; None: from npm, by the pinned lock file
+    provider: str | None = None  # of browser: wasm | webgpu; None: wasm, and WebGPU where there is a graphics card
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,11 @@ def parse(text: str) -> Address:
     if text == "local":
         return Address("local", "local")
     parts = urlsplit(text)
+    if text.partition("?")[0] == "browser":
+        return _browser(text, _options(text, parts.query, BROWSER_OPTIONS))
     if parts.scheme not in SCHEMES or not parts.netloc:
-        raise WrongTarget(f"--target {text}: expected local, ssh://user@host[:port][/folder] or adb://SERIAL")
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    for name in sorted(set(options) - set(OPTIONS)):
-        raise WrongTarget(f"--target {text}: no option {name!r}; there are {', '.join(OPTIONS)}")
+        raise WrongTarget(f"--target {text}: expected local, browser, ssh://user@host[:port][/folder] or adb://SERIAL")
+    options = _options(text, parts.query, OPTIONS)
     if options.get("wheels", "auto") not in ("auto", "push"):
         raise WrongTarget(f"--target {text}: wheels is auto or push, not {options['wheels']!r}")
     name = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
@@ -88,6 +93,21 @@ def parse(text: str) -> Address:
     if not _HOST.fullmatch(host) or (user is not None and not _USER.fullmatch(user)) or parts.password is not None:
         raise WrongTarget(f"--target {text}: expected ssh://user@host[:port][/folder], without a password (ssh uses your keys)")
     return Address(host=host, user=user, port=port, config=options.get("config"), **common)  # type: ignore[arg-type]
+
+
+def _options(text: str, query: str, known: tuple[str, ...]) -> dict[str, str]:
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    for name in sorted(set(options) - set(known)):
+        raise WrongTarget(f"--target {text}: no option {name!r}; there are {', '.join(known)}")
+    return options
+
+
+def _browser(text: str, options: dict[str, str]) -> Address:
+    provider = options.get("provider")
+    if provider is not None and provider not in BROWSER_PROVIDERS:
+        raise WrongTarget(f"--target {text}: provider is wasm or webgpu, not {provider!r}")
+    name = "browser?provider=webgpu" if provider == "webgpu" else "browser"
+    return Address(name, "browser", binary=options.get("binary"), ort=options.get("ort"), provider=provider)
 
 
 def _folder(text: str, path: str) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from export.targets import Address, Settings, Unreachable, local, remote
+from export.targets import Address, Settings, Unreachable, browser, local, remote
 from export.targets.adb import FOLDER, Adb
 from export.targets.ssh import Ssh
 
@@ -21,6 +21,8 @@ def verify(
     if address.scheme == "local":
         return local.run(bundle, work, settings, limit_seconds or LOCAL_SECONDS)
     limit = limit_seconds or REMOTE_SECONDS
+    if address.scheme == "browser":
+        return browser.run(address, bundle, settings, limit, tell)
     if address.scheme == "ssh":
         return remote.run(Ssh(address), address, bundle, settings, limit, tell)
     if address.python is None:

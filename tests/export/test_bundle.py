@@ -29,9 +29,9 @@ def made(models: list[Shipped], images: np.ndarray, labels: np.ndarray, tmp_path
 def test_everything_that_is_needed_is_there(made: bundle.Bundle) -> None:
     assert set(made.files) == {
         "README.md", "checksums.sha256", *(f"export/{name}" for name in bundle.RUNTIME_FILES), "manifest.json",
-        "requirements.txt", "samples.npz", "small.fp32.onnx", "small.int8.onnx",
+        "requirements.txt", "samples.npz", "small.fp32.onnx", "small.int8.onnx", "index.html", *(f"page/{name}" for name in bundle.PAGE_FILES),
     }  # fmt: skip
-    assert len((made.folder / "README.md").read_text().splitlines()) <= 10
+    assert len((made.folder / "README.md").read_text().splitlines()) <= 11
     assert [line.split(">=")[0] for line in (made.folder / "requirements.txt").read_text().splitlines()] == ["numpy", "onnxruntime"]
 
 
@@ -46,11 +46,23 @@ def test_checksums_cover_every_file(made: bundle.Bundle) -> None:
 def test_manifest_describes_models_and_files(made: bundle.Bundle, int8: Path, contract) -> None:
     manifest = json.loads((made.folder / "manifest.json").read_text())
 
-    assert manifest["classes"] == list(contract.classes) and manifest["samples"] == {"file": "samples.npz", "images": 32}
+    assert manifest["classes"] == list(contract.classes) and manifest["samples"]["images"] == 32
     first = manifest["models"][0]
     assert (first["file"], first["role"], first["precision"], first["target"]) == ("small.int8.onnx", "student", "int8", "x86-vnni")
     assert first["sha256"] == hashlib.sha256(int8.read_bytes()).hexdigest() and first["bytes"] == int8.stat().st_size
     assert set(manifest["files"]) == set(made.files) - {"checksums.sha256", "manifest.json"}
+
+
+def test_the_manifest_says_where_each_array_lies_in_the_file(made: bundle.Bundle, images: np.ndarray) -> None:
+    manifest = json.loads((made.folder / "manifest.json").read_text())
+    content = (made.folder / manifest["samples"]["file"]).read_bytes()
+
+    with np.load(made.folder / "samples.npz") as stored:
+        assert set(stored.files) == set(manifest["samples"]["arrays"]) == {"images", "labels", "logits/small.int8.onnx", "logits/small.fp32.onnx"}
+        for name, place in manifest["samples"]["arrays"].items():
+            read = np.frombuffer(content, place["dtype"], int(np.prod(place["shape"])), place["offset"]).reshape(place["shape"])
+            assert read.dtype == stored[name].dtype and (read == stored[name]).all()
+    assert sorted(path.name for path in Path(bundle.__file__).with_name("page").iterdir()) == sorted([*bundle.PAGE_FILES, "index.html"])
 
 
 def test_equal_inputs_give_equal_bytes(

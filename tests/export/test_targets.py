@@ -34,9 +34,9 @@ def test_addresses_are_taken_apart() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("pi@board", "expected local, ssh://user@host"),
-        ("http://board", "expected local, ssh://user@host"),
-        ("ssh://", "expected local, ssh://user@host"),
+        ("pi@board", "expected local, browser, ssh://user@host"),
+        ("http://board", "expected local, browser, ssh://user@host"),
+        ("ssh://", "expected local, browser, ssh://user@host"),
         ("ssh://-oProxyCommand=touch", "expected ssh://user@host"),
         ("ssh://a;b@board", "expected ssh://user@host"),
         ("ssh://pi:secret@board", "without a password"),

@@ -1,0 +1,79 @@
+"""onnxruntime-web here: from npm by the pinned lock file, kept in the user's cache, or in a folder that the target names."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from export.targets import Unreachable
+
+_LOCK = Path(__file__).with_name("npm")
+VERSION: str = json.loads((_LOCK / "package.json").read_text(encoding="utf-8"))["dependencies"]["onnxruntime-web"]
+# What the page loads of the package's dist: each script with the module that it fetches.
+FILES = (
+    "ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm",
+    "ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm",
+)  # fmt: skip
+SECONDS = 600
+
+
+def cache() -> Path:
+    """Where the files are kept between calls."""
+    base = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache")
+    return Path(base) / "compress" / f"onnxruntime-web-{VERSION}"
+
+
+def folder(named: str | None, tell: Callable[[str], None]) -> Path:
+    """A folder with FILES: `named`, the cache, or the cache after `npm ci`. Raises Unreachable."""
+    if named is not None:
+        given = Path(named).expanduser()
+        places = (given, given / "dist", given / "node_modules" / "onnxruntime-web" / "dist")
+        found = next((place for place in places if _whole(place)), None)
+        if found is None:
+            raise Unreachable(f"browser: {given} does not hold onnxruntime-web ({FILES[0]} and others); make it with: npm install onnxruntime-web@{VERSION}")
+        return found
+    kept = cache()
+    if not _whole(kept):
+        tell(f"browser: installing onnxruntime-web {VERSION} with npm into {kept}")
+        _install(kept)
+    return kept
+
+
+def _whole(place: Path) -> bool:
+    return all((place / name).is_file() for name in FILES)
+
+
+def _install(kept: Path) -> None:
+    """`npm ci` in a folder of its own, then FILES alone into the cache, in one step."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise Unreachable(
+            "browser: npm is not installed here, which brings onnxruntime-web; install it (Debian: apt-get install npm), or name the package's folder: "
+            "--target 'browser?ort=/path/to/onnxruntime-web'"
+        )
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent) as temporary:
+        work = Path(temporary)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copyfile(_LOCK / name, work / name)
+        command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+        try:
+            done = subprocess.run(command, cwd=work, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            raise Unreachable(f"browser: npm did not end within {SECONDS} seconds; see why with: npm install onnxruntime-web@{VERSION}") from None
+        dist = work / "node_modules" / "onnxruntime-web" / "dist"
+        if done.returncode != 0 or not _whole(dist):
+            said = [line for line in done.stderr.splitlines() if line.strip() and "complete log" not in line]
+            why = said[0].removeprefix("npm error ").strip() if said else "no message"
+            raise Unreachable(f"browser: npm could not install onnxruntime-web ({why}); see why with: npm install onnxruntime-web@{VERSION}")
+        ready = work / "ready"
+        ready.mkdir()
+        for name in FILES:
+            os.replace(dist / name, ready / name)
+        shutil.rmtree(kept, ignore_errors=True)
+        os.replace(ready, kept)
