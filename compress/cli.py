@@ -208,15 +208,15 @@ def plan(recipe: Path, overrides: tuple[str, ...], artifacts: Path, neighbours: 
 @cli.command()
 @click.argument("run_name", metavar="RUN")
 @click.option(
-    "--target", default="local", show_default=True, metavar="TARGET",
-    help="The device: local, browser, ssh://user@host[:port][/folder], or adb://SERIAL?python=/path. Options: ?python=/path (has numpy and "
-    "onnxruntime), ?wheels=push (packages come from here), ?config=FILE (of ssh); of browser: ?binary=/path, ?ort=/path (onnxruntime-web), "
-    "?provider=wasm or webgpu.",
+    "--target", metavar="TARGET",
+    help="The device (default: the one that the recipe names): local, browser, ssh://user@host[:port][/folder], or adb://SERIAL?python=/path. "
+    "Options: ?python=/path (has numpy and onnxruntime), ?wheels=push (packages come from here), ?config=FILE (of ssh); of browser: ?binary=/path, "
+    "?ort=/path (onnxruntime-web), ?provider=wasm or webgpu.",
 )  # fmt: skip
 @click.option("--preprocess", metavar="CMD", help="The application's photo decoder on the device: gets a path, writes RGB bytes to stdout.")
 @artifacts_option
 @quiet_option
-def verify(run_name: str, target: str, preprocess: str | None, artifacts: Path, quiet: bool) -> int:
+def verify(run_name: str, target: str | None, preprocess: str | None, artifacts: Path, quiet: bool) -> int:
     """Run a finished run's bundle on a device, merge the answer into its report, and judge its limits on time and memory there."""
     folder = find_run(run_name, artifacts)
     from compress import on_device, verdict

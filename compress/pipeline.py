@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -14,10 +15,10 @@ import torch
 from compress import recipe, verdict
 from compress.console import Console
 from compress.data import sources
-from compress.errors import MissingError, UsageError
+from compress.errors import MissingError, StageError, UsageError
 from compress.models import catalog
 from compress.recipe import Loaded
-from compress.results import Exported, File, ModelFile, Network, Normalization, Packaged, Prepared, Trained, TrainingData, sha256_of
+from compress.results import Exported, File, ModelFile, Network, Normalization, Packaged, Prepared, Trained, TrainingData, Verified, sha256_of
 from compress.schema import Candidate, Distill, Normalize, Recipe, Student, Train
 from compress.stages import data, distill, report, strip, teacher
 from compress.store import Store
@@ -54,7 +55,15 @@ def run(loaded: Loaded, *, artifacts: Path, device: str, until: str | None, forc
     console.summary(content, folder)
     console.save_log(folder / "log.txt")
     report.mark_latest(folder)
-    return Outcome(verdict.exit_code(content["status"]), content, folder)
+    if evidence.verified.failure is None:
+        return Outcome(verdict.exit_code(content["status"]), content, folder)
+    console.warn(f"{evidence.verified.failure}; the report is written without it; to go on: {_verify_command(loaded.name, artifacts)}")
+    return Outcome(evidence.verified.exit_code, content, folder)
+
+
+def _verify_command(name: str, artifacts: Path) -> str:
+    """What asks the recipe's device once more."""
+    return f"compress verify {name}" + ("" if artifacts == Path("artifacts") else f" --artifacts {shlex.quote(str(artifacts))}")
 
 
 def _new_folder(parent: Path, now: datetime, key: str) -> Path:
@@ -125,6 +134,7 @@ class Workflow:
     def __init__(self, loaded: Loaded, settings: Recipe, store: Store, until: str | None) -> None:
         self.loaded, self.settings, self.store = loaded, settings, store
         self.until = until
+        self.asked: str | None = None  # what int8 is made for
         self.base = loaded.path.resolve().parent
         root = settings.data.root
         self.root = (self.base / Path(root).expanduser()).resolve() if root else None
@@ -135,6 +145,8 @@ class Workflow:
         """Run everything up to the report; None where `--until` ends it."""
         planned = self._choose()
         settings, store = self.settings, self.store
+        if settings.quantize.scheme != "none" and self.until not in STAGES[: STAGES.index("quantize")]:
+            self._target()  # a device out of reach is said before hours of training
         candidates = self.candidates()
         selected = teacher.select(candidates)
         store.console.line(f"teacher: {selected.reason}")
@@ -148,17 +160,19 @@ class Workflow:
         models = _model_files(teacher_onnx, student, baseline)
         if self.until in ("convert", "quantize"):
             return None
-        from compress.stages import device, validate
+        from compress.stages import validate
         from export.runtime import host
 
         here, versions = host(), _versions()
+        distant = settings.device.distant  # then it answers what `keep: faster` and `sustained_seconds` ask
         measured = store.run(
-            validate.run, settings.validate_, models=models, samples=settings.device.samples, test=data.test(self.prepared), host=here, versions=versions,
-            photos=data.photos(settings.data, self.root), resize=sources.store_size(settings.data), keep=settings.quantize.keep,
+            validate.run, settings.validate_.model_copy(update={"sustained_seconds": 0}) if distant else settings.validate_,
+            models=models, samples=settings.device.samples, test=data.test(self.prepared), host=here, versions=versions,
+            photos=data.photos(settings.data, self.root), resize=sources.store_size(settings.data), keep="always" if distant else settings.quantize.keep,
         )  # fmt: skip
         if self.until == "validate":
             return None
-        verified = store.run(device.run, settings.device, bundle=measured.bundle, threads=settings.validate_.threads, host=here, versions=versions)
+        verified = self._verified(measured.bundle, here)
         if self.until == "device":
             return None
         packaged = self._packaged(report.shipping(models, measured))
@@ -284,10 +298,9 @@ class Workflow:
             return report.Branch(trained, stripped, fp32, None)
         from compress.stages import quantize
 
-        target = quantize.resolve_target(settings.quantize.target)
         int8 = store.run(
-            quantize.run, settings.quantize.model_copy(update={"keep": "always"}), label=label or "student",
-            model=fp32, data=data.calibration(self.prepared, settings.data), target=target, versions=_versions(),
+            quantize.run, settings.quantize.model_copy(update={"keep": "always", "target": "auto"}), label=label or "student",
+            model=fp32, data=data.calibration(self.prepared, settings.data), target=self._target(), versions=_versions(),
         )
         return report.Branch(trained, stripped, fp32, int8)
 
@@ -308,11 +321,33 @@ class Workflow:
         settings = self.settings
         if not (settings.export.fixed_batch or settings.export.ort):
             return None
-        from compress.stages import package, quantize
+        from compress.stages import package
 
-        target = quantize.resolve_target(settings.quantize.target)
-        packaged: Packaged = self.store.run(package.run, settings.export, models=models, target=target, versions=_versions())
+        packaged: Packaged = self.store.run(package.run, settings.export, models=models, target=self._target(), versions=_versions())
         return packaged
+
+    def _target(self) -> str:
+        """What int8 is made for; a distant device is asked once."""
+        from compress.stages import quantize
+
+        if self.asked is None:
+            self.asked = quantize.resolve_target(self.settings.quantize.target, self.settings.device)
+        return self.asked
+
+    def _verified(self, bundle: File, here: dict[str, Any]) -> Verified:
+        """The device's answer; of another machine always a new one, because what it is now is only known by asking."""
+        from compress.stages import device
+        from export.targets import Settings
+
+        config, timing = self.settings.device, self.settings.validate_
+        if not config.distant:
+            here_verified: Verified = self.store.run(device.run, config, bundle=bundle, threads=timing.threads, host=here, versions=_versions())
+            return here_verified
+        asked = Settings(name=self.loaded.name, threads=timing.threads, repeats=timing.repeats)
+        verified: Verified = self.store.anew(device.distant, config, bundle=bundle, settings=asked)
+        if verified.failure is not None and self.until == "device":
+            raise (MissingError if verified.exit_code == MissingError.exit_code else StageError)(verified.failure)
+        return verified
 
 
 def _versions() -> dict[str, str]:

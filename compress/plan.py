@@ -17,7 +17,7 @@ from compress.errors import StageError, UsageError
 from compress.models import catalog
 from compress.plantext import name_of
 from compress.results import CalibrationData, File, Network, Normalization, Prepared
-from compress.schema import Choice, Choose, Recipe, Student
+from compress.schema import Choice, Choose, Device, Recipe, Student
 from compress.stages import convert, data, quantize
 from compress.stages import neighbours as neighbours_stage
 from compress.stages import plan as stages
@@ -64,7 +64,7 @@ def ground(settings: Recipe, prepared: Prepared | None, store: Store, versions: 
         classes=len(prepared.classes) if prepared else CLASSES.get(config.source, UNKNOWN_CLASSES),
         normalization=prepared.normalization if prepared else given,
         pictures=pictures,
-        target=None if settings.quantize.scheme == "none" else quantize.resolve_target(settings.quantize.target),
+        target=None if settings.quantize.scheme == "none" else quantize.resolve_target(settings.quantize.target, settings.device),
         host=host(),
         versions={**versions, "convert": convert.run.version, "quantize": quantize.run.version},  # other stages would write other files
         where=where,
@@ -215,7 +215,7 @@ def _judged(ground: Ground, row: Row, rows: list[Row]) -> Row:
     limits = ground.recipe.require.model_dump()
     require = ground.recipe.require.model_copy(update={name: None for name in limits if name not in JUDGED})
     by_teacher = [
-        (teacher["name"], [asdict(one) for one in verdict.judge(require, _facts(row, teacher), ground.where)])
+        (teacher["name"], [asdict(one) for one in verdict.judge(require, _facts(row, teacher, ground.recipe.device), ground.where)])
         for teacher in rows
         if teacher["role"] == "teacher"
     ]
@@ -223,13 +223,15 @@ def _judged(ground: Ground, row: Row, rows: list[Row]) -> Row:
     return {"requirements": requirements, "status": verdict_of(requirements)}
 
 
-def _facts(row: Row, teacher: Row) -> verdict.Facts:
-    own = row[row["ships"]]
+def _facts(row: Row, teacher: Row, device: Device) -> verdict.Facts:
+    """What was measured here; this machine's time and memory say nothing about another device."""
+    own = {**row[row["ships"]], **({"latency_ms": None, "peak_memory_bytes": None} if device.distant else {})}
     latency = own["latency_ms"] or {}
-    against = next((pair for pair in row["speedups"] if pair["against"] == teacher["name"]), None)
+    against = None if device.distant else next((pair for pair in row["speedups"] if pair["against"] == teacher["name"]), None)
     return verdict.Facts(
         file=f"{row['name']} {row['ships']}",
-        target="local",
+        target=device.name,
+        untimed=f"a plan times on this machine, the device is {device.name}" if device.distant else None,
         latency_ms=latency.get("p50"),
         latency_ci95=_interval(latency.get("p50_ci95")),
         timed_runs=latency.get("runs"),

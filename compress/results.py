@@ -241,10 +241,15 @@ class Measured:
 
 @dataclass(frozen=True)
 class Verified:
-    """The device's answer: one row a model that ran there (report.json's `device`)."""
+    """The device's answer: one row a model that ran there (report.json's `device`).
+
+    `failure`: why a distant device gave no answer, or what is wrong with it, in one sentence; `exit_code`: what a run then ends with.
+    """
 
     rows: tuple[dict[str, Any], ...]
     ok: bool
+    failure: str | None = None
+    exit_code: int = 0
 
 
 def to_json(value: Any) -> Any:

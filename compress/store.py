@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,6 +78,15 @@ class Store:
             self.console.stage(title, "running")
             result = self._make(stage, config, folder, title, inputs)
         self.seconds[title] = round(time.monotonic() - begin, 3)
+        return result
+
+    def anew(self, stage: Stage, config: Any, **inputs: Any) -> Any:
+        """The result of a stage that is never reused, because its answer lies on another machine; it may hold no files."""
+        self.console.stage(stage.name, "running")
+        begin = time.monotonic()
+        with tempfile.TemporaryDirectory() as work:
+            result = stage.run(config, context=Context(Path(work), self.device, self.console, self.root / "cache"), **inputs)
+        self.seconds[stage.name] = round(time.monotonic() - begin, 3)
         return result
 
     def _find(self, stage: Stage, folder: Path, title: str) -> tuple[Any, float] | None:

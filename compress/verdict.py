@@ -99,10 +99,10 @@ def _side(interval: Interval, limit: float, *, at_most: bool) -> Verdict:
     return "passed" if high < bound else "failed" if low > bound else "undecided"
 
 
-def _exact(value: float | None, limit: float, what: str, show: Callable[[float], str], *, at_most: bool) -> Judgement:
-    """Judge a quantity without an interval."""
+def _exact(value: float | None, limit: float, what: str, show: Callable[[float], str], *, at_most: bool, untimed: str | None = None) -> Judgement:
+    """Judge a quantity without an interval. `untimed`: why it could not be measured."""
     if value is None:
-        return None, None, "not judged", f"{what} was not measured, so this limit is not judged."
+        return None, None, "not judged", f"{what} was not measured{f' ({untimed})' if untimed else ''}, so this limit is not judged."
     met = value <= limit if at_most else value >= limit
     bound = "limit" if at_most else "minimum"
     return value, None, "passed" if met else "failed", f"{what} is {show(value)}; the {bound} is {show(limit)}."
@@ -184,8 +184,10 @@ JUDGES: dict[str, Callable[[Facts, float], Judgement]] = {
     "min_speedup": lambda f, limit: _timed(f.speedup, f.speedup_ci95, limit, f, "The speed-up over the teacher", "x", False),
     "max_bytes": lambda f, limit: _exact(f.bytes, limit, "The file's size", _bytes, at_most=True),
     "min_compression": _compression,
-    "max_memory_bytes": lambda f, limit: _exact(f.peak_memory_bytes, limit, "Peak memory", _bytes, at_most=True),
-    "min_int8_mac_share": lambda f, limit: _exact(f.int8_mac_share, limit, "The integer share of the arithmetic", _percent, at_most=False),
+    "max_memory_bytes": lambda f, limit: _exact(f.peak_memory_bytes, limit, "Peak memory", _bytes, at_most=True, untimed=f.untimed),
+    "min_int8_mac_share": lambda f, limit: _exact(
+        f.int8_mac_share, limit, "The integer share of the arithmetic", _percent, at_most=False, untimed=f.untimed
+    ),
 }
 
 
@@ -198,16 +200,16 @@ def distillation_worth(drop: PairedDrop) -> str:
     return f"distillation hurt: {numbers}" if high < 0 else f"no evidence that the teacher helped: {numbers}"
 
 
-def int8_against_float(speedup: float, ci95: Sequence[float] | None) -> str:
-    """What integer arithmetic is worth on this machine, in one sentence. `speedup`: float latency / int8 latency."""
+def int8_against_float(speedup: float, ci95: Sequence[float] | None, where: str = "here") -> str:
+    """What integer arithmetic is worth on a machine, in one sentence. `speedup`: float latency / int8 latency; `where`: `here`, `on ssh://pi`."""
     if ci95 is None:
-        return f"int8 runs at {_number(speedup)}x the float student's speed here; without rounds there is no interval."
+        return f"int8 runs at {_number(speedup)}x the float student's speed {where}; without rounds there is no interval."
     numbers = f"{_number(speedup)}x [{_number(ci95[0])}, {_number(ci95[1])}]"
     if ci95[0] > 1:
-        return f"int8 is {numbers} as fast as the float student here."
+        return f"int8 is {numbers} as fast as the float student {where}."
     if ci95[1] < 1:
-        return f"int8 is slower than the float student here: {numbers} its speed; what it gains is size."
-    return f"int8 is as fast as the float student here, within noise: {numbers}; what it gains is size."
+        return f"int8 is slower than the float student {where}: {numbers} its speed; what it gains is size."
+    return f"int8 is as fast as the float student {where}, within noise: {numbers}; what it gains is size."
 
 
 def _points(value: float, *, sign: bool = False) -> str:

@@ -33,6 +33,21 @@ def _allowed() -> List[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
+def isa_of(machine: str, flags: str) -> str:
+    """The instruction set that decides about int8: x86-vnni | x86-avx2 | x86 | arm64 | the machine's own name.
+
+    `machine`: as `uname -m` says; `flags`: of /proc/cpuinfo, empty where there is none.
+    """
+    machine, found = machine.lower(), set(flags.split())
+    if machine in ("aarch64", "arm64"):
+        return "arm64"
+    if machine not in ("x86_64", "amd64", "i386", "i686"):
+        return machine
+    if found & {"avx512_vnni", "avx_vnni"}:
+        return "x86-vnni"
+    return "x86-avx2" if "avx2" in found else "x86"
+
+
 def busy_seconds(root: Path = ROOT) -> Optional[Busy]:
     """CPU seconds used on the cores that this process may use: by everybody (steal included), by this process. None without /proc/stat."""
     text = _read(root / "proc/stat")

@@ -19,6 +19,8 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
+from export import conditions
+
 LAYOUTS = ("uint8_nhwc", "float_nchw")
 TARGETS = ("x86-vnni", "x86-avx2", "arm64", "web")  # what an int8 file can be built for; web: onnxruntime-web's wasm kernels
 INPUT, OUTPUT = "image", "logits"
@@ -181,15 +183,7 @@ def _field(text: str | None, name: str) -> str | None:
 
 def isa() -> str:
     """x86-vnni | x86-avx2 | x86 | arm64 | the machine's own name. Without /proc an x86 is `x86`: nothing is guessed."""
-    machine = platform.machine().lower()
-    if machine in ("aarch64", "arm64"):
-        return "arm64"
-    if machine not in ("x86_64", "amd64", "i386", "i686"):
-        return machine
-    flags = set((_field(_read("/proc/cpuinfo"), "flags") or "").split())
-    if flags & {"avx512_vnni", "avx_vnni"}:
-        return "x86-vnni"
-    return "x86-avx2" if "avx2" in flags else "x86"
+    return conditions.isa_of(platform.machine(), _field(_read("/proc/cpuinfo"), "flags") or "")
 
 
 def cores() -> int:

@@ -20,7 +20,7 @@ FOUNDATIONS = ("compress.errors", "compress.results")
 ABOVE_STAGES = (
     *FOUNDATIONS, "compress.schema", "compress.statistics", "compress.verdict", "compress.store", "compress.checkpoint", "compress.train",
     "compress.loading", "compress.methods", "compress.data*", "compress.models*", "compress.report", "compress.console", "compress.faults",
-    "compress.slices", "compress.timing", "compress.plantext", "export.*", "compress",
+    "compress.slices", "compress.timing", "compress.plantext", "compress.device_limits", "export.*", "compress",
 )  # fmt: skip
 ALLOWED: dict[str, tuple[str, ...]] = {
     "compress": (),
@@ -29,12 +29,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.losses": (),
     "compress.gradients": (),
     "compress.statistics": (),
-    "compress.schema*": ("compress.errors", "compress.schema.*"),
+    "compress.schema*": ("compress.errors", "compress.schema.*", "export.targets"),
     "compress.yamltree": ("compress.errors",),
     "compress.crosschecks": ("compress.errors", "compress.schema", "compress.yamltree", "compress.models.catalog"),
     "compress.recipe": ("compress.errors", "compress.schema", "compress.yamltree", "compress.crosschecks"),
     "compress.reference": ("compress.schema",),  # the README's recipe reference
     "compress.verdict": ("compress.schema", "compress.statistics"),
+    "compress.device_limits": ("compress.schema", "compress.verdict"),
     "compress.summary": (),
     "compress.livebar": (),
     "compress.console": ("compress.summary", "compress.livebar"),
@@ -68,7 +69,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "export.runtime",
     ),
     "compress.on_device": (
-        "compress.console", "compress.errors", "compress.schema", "compress.verdict", "compress.report", "compress.stages.device", "export.targets*",
+        "compress.console", "compress.errors", "compress.schema", "compress.device_limits", "compress.report", "compress.stages.device",
+        "export.targets*",
     ),
     "compress.planted_network": ("compress.data*", "compress.faults", "export.*"),
     "compress.planted": ("compress.faults", "compress.planted_network", "compress.schema", "compress.statistics", "compress.verdict", "export.*", "compress"),
@@ -77,7 +79,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.doctor": ("export.runtime", "compress.planted"),
     "compress.pipeline": (
         *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.verdict", "compress.console", "compress.store", "compress.stages.*",
-        "compress.data.sources", "compress.models.catalog", "compress.report", "compress.plan", "export.runtime",
+        "compress.data.sources", "compress.models.catalog", "compress.report", "compress.plan", "export.runtime", "export.targets",
     ),
     "compress.cli": (
         "compress.errors", "compress.exits", "compress.console", "compress.schema", "compress.recipe", "compress.models.catalog",
@@ -85,7 +87,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "compress.__main__": ("compress.cli",),
     "export": (),
-    "export.runtime": (),
+    "export.runtime": ("export.conditions",),
     "export.rounds": (),
     "export.conditions": (),
     "export.measure": ("export.runtime", "export.rounds", "export.conditions"),

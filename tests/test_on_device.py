@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from compress import on_device
+from compress import device_limits, on_device
 from compress.errors import MissingError
 from compress.schema import Require
 
@@ -20,7 +20,7 @@ def requirement(name: str, verdict: str, target: str = "local") -> dict[str, Any
 
 
 def content(timed: str = "passed") -> dict[str, Any]:
-    rows = [requirement("max_top1_drop", "passed"), *(requirement(name, timed) for name in on_device.LIMITS)]
+    rows = [requirement("max_top1_drop", "passed"), *(requirement(name, timed) for name in device_limits.LIMITS)]
     models = [
         {"file": "t.onnx", "role": "teacher", "precision": "fp32"}, {"file": "s.onnx", "role": "student", "precision": "fp32"},
         {"file": "s.int8.onnx", "role": "student", "precision": "int8"},
@@ -49,19 +49,19 @@ def judged(merged: dict[str, Any], target: str) -> dict[str, str]:
 
 
 def test_the_file_built_for_the_device_is_judged_there() -> None:
-    merged = on_device.merge(content(), REQUIRE, answer(), "ssh://pi")
+    merged = device_limits.merge(content(), REQUIRE, answer(), "ssh://pi")
 
-    assert judged(merged, "ssh://pi") == dict.fromkeys(on_device.LIMITS, "passed") and merged["status"] == "passed"
+    assert judged(merged, "ssh://pi") == dict.fromkeys(device_limits.LIMITS, "passed") and merged["status"] == "passed"
     assert {one["file"] for one in merged["requirements"] if one["target"] == "ssh://pi"} == {"s.int8.arm64.onnx"}
-    assert judged(merged, "local") == {"max_top1_drop": "passed", **dict.fromkeys(on_device.LIMITS, "passed")}
+    assert judged(merged, "local") == {"max_top1_drop": "passed", **dict.fromkeys(device_limits.LIMITS, "passed")}
     assert {one["where"] for one in merged["requirements"] if one["name"] == "min_speedup"} == {"r.yaml:11:1"}
     assert [one["target"] for one in merged["device"]] == ["local"] + ["ssh://pi"] * 4
 
 
 def test_a_slow_device_fails_and_a_second_answer_replaces_the_first() -> None:
     slow = {"latency_ms": {"p50": 9.0, "p50_ci95": [8.0, 10.0], "runs": 700}, "peak_memory_bytes": 101, "speedup_over": {"t.onnx": [2.0, 1.9, 2.1]}}
-    failed = on_device.merge(content(), REQUIRE, answer(**slow), "ssh://pi")
-    again = on_device.merge(failed, REQUIRE, answer(), "ssh://pi")
+    failed = device_limits.merge(content(), REQUIRE, answer(**slow), "ssh://pi")
+    again = device_limits.merge(failed, REQUIRE, answer(), "ssh://pi")
 
     assert judged(failed, "ssh://pi") == {"max_latency_ms": "failed", "min_speedup": "undecided", "max_memory_bytes": "failed"}
     assert failed["status"] == "failed" and again["status"] == "passed"
@@ -69,7 +69,7 @@ def test_a_slow_device_fails_and_a_second_answer_replaces_the_first() -> None:
 
 
 def test_what_this_machine_could_not_judge_the_device_judges() -> None:
-    merged = on_device.merge(content("not judged"), REQUIRE, answer(), "ssh://pi")
+    merged = device_limits.merge(content("not judged"), REQUIRE, answer(), "ssh://pi")
 
     assert merged["status"] == "passed" and judged(merged, "local") == {"max_top1_drop": "passed"}
 
@@ -82,18 +82,18 @@ def test_what_this_machine_could_not_judge_the_device_judges() -> None:
     ],
 )
 def test_without_the_devices_numbers_nothing_is_passed(rows: tuple[dict[str, Any], ...], why: str) -> None:
-    merged = on_device.merge(content(), REQUIRE, rows, "ssh://pi")
+    merged = device_limits.merge(content(), REQUIRE, rows, "ssh://pi")
 
-    assert judged(merged, "ssh://pi") == dict.fromkeys(on_device.LIMITS, "not judged") and merged["status"] == "undecided"
+    assert judged(merged, "ssh://pi") == dict.fromkeys(device_limits.LIMITS, "not judged") and merged["status"] == "undecided"
     assert why in next(one["sentence"] for one in merged["requirements"] if one["target"] == "ssh://pi" and one["name"] == "max_latency_ms")
 
 
 def test_limits_and_threads_come_from_the_run(tmp_path: Path) -> None:
     (tmp_path / "resolved.yaml").write_text("require: {max_latency_ms: 3.0}\nvalidate: {threads: 2, repeats: 64}\n")
 
-    require, timing = on_device.settings_of(tmp_path)
+    require, timing, device = on_device.settings_of(tmp_path)
 
-    assert require.max_latency_ms == 3.0 and (timing.threads, timing.repeats) == (2, 64)
+    assert require.max_latency_ms == 3.0 and (timing.threads, timing.repeats, device.target) == (2, 64, "local")
     (tmp_path / "resolved.yaml").unlink()
     with pytest.raises(MissingError, match="resolved.yaml is missing, so its limits are not known"):
         on_device.settings_of(tmp_path)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from compress.schema.base import VERSION_PATTERN, Count, Section
+from export.targets import WrongTarget, parse
 
 
 class Export(Section):
@@ -99,8 +100,34 @@ class Validate(Section):
 class Device(Section):
     """Where the bundle is verified, alone, as an application would run it."""
 
-    target: Literal["local"] = Field(default="local", description="local: this machine, in a process of its own")
+    target: str = Field(
+        default="local", description="local: this machine, in a process of its own; or what `compress verify --target` takes, such as "
+        "`ssh://pi@board.local`: limits on time and memory are judged there; paths in its options are absolute or begin with `~`"
+    )  # fmt: skip
     samples: Annotated[int, Field(ge=16)] = Field(default=64, description="test pictures in the bundle")
+
+
+    @field_validator("target")
+    @classmethod
+    def _known_target(cls, value: str) -> str:
+        try:
+            address = parse(value)
+        except WrongTarget as error:
+            raise ValueError(str(error).removeprefix(f"--target {value}: ")) from error
+        for name, path in (("config", address.config), ("binary", address.binary), ("ort", address.ort)):
+            if path is not None and not path.startswith(("/", "~")):
+                raise ValueError(f"{name}={path} is a relative path; in a recipe it must be absolute or begin with ~")
+        return value
+
+    @property
+    def name(self) -> str:
+        """The target without its options, as reports name it."""
+        return parse(self.target).name
+
+    @property
+    def distant(self) -> bool:
+        """Whether it is another device than this machine."""
+        return parse(self.target).scheme != "local"
 
 
 class Require(Section):

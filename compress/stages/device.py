@@ -1,4 +1,4 @@
-"""Verification as the device does it: the bundle alone, unpacked, in a process of its own. Reads nothing else."""
+"""Verification as the device does it: the bundle alone, unpacked, in a process of its own, here or on another machine. Reads nothing else."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ LIMIT_SECONDS = 900
 def _run(config: Device, *, context: Context, bundle: File, threads: int, host: dict[str, Any], versions: dict[str, str]) -> Verified:
     """Run `python -m export.verify` inside the unpacked bundle and take its answer. Raises StageError on a wrong answer."""
     return verify_local(bundle.path, context.work, threads=threads)
+
+
+def _distant(config: Device, *, context: Context, bundle: File, settings: Settings) -> Verified:
+    """The answer of another device. One that is out of reach or fails loses nothing: the answer then says why and how to go on."""
+    try:
+        answer = ask(config.target, bundle.path, context.work, settings, console=context.console)
+    except (MissingError, StageError) as error:
+        return Verified(rows=(), ok=False, failure=str(error), exit_code=error.exit_code)
+    wrong = targets.complaint(answer)
+    failure = f"{config.name}: {wrong}" if wrong else None
+    return Verified(rows=rows(answer, config.name), ok=wrong is None, failure=failure, exit_code=StageError.exit_code if wrong else 0)
 
 
 def verify_local(bundle: Path, work: Path, *, threads: int = 1) -> Verified:
@@ -85,3 +96,4 @@ def _row(model: dict[str, Any], answer: dict[str, Any], target: str) -> dict[str
 
 
 run = Stage("device", 2, _run, Verified)
+distant = Stage("device", 2, _distant, Verified)

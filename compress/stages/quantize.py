@@ -17,25 +17,34 @@ from compress import statistics
 from compress.console import Console
 from compress.data import calibration_arrays, calibration_index, centre_crop, training_arrays
 from compress.data.splits import shuffled
-from compress.errors import StageError, UsageError
+from compress.errors import MissingError, StageError, UsageError
 from compress.results import CalibrationData, Exported, File, Quantized
-from compress.schema import Quantize
+from compress.schema import Device, Quantize
 from compress.store import Context, Stage
 from export.quantize import Settings
-from export.runtime import ExportError, isa
+from export.runtime import TARGETS, ExportError, isa
 from export.search import PICTURES, Trial
+from export.targets import DeviceFailed, Unreachable, parse
+from export.targets import verify as targets
 
 RANKING_STREAM = 2  # the search's pictures are drawn by other numbers than calibration's
 
 
-def resolve_target(target: str) -> str:
-    """`auto` is this machine, since device.target is local. Raises UsageError where int8 has no rule for it."""
+def resolve_target(target: str, device: Device) -> str:
+    """`auto` is the device's instruction set: a distant one is asked. Raises UsageError where int8 has no rule for it, MissingError out of reach."""
     if target != "auto":
         return target
-    here = isa()
-    if here not in ("x86-vnni", "x86-avx2", "arm64"):
-        raise UsageError(f"quantize.target: there is no int8 rule for this machine ({here}); name one of x86-vnni, x86-avx2, arm64, or set scheme: none")
-    return here
+    try:
+        found = targets.isa(parse(device.target)) if device.distant else isa()
+    except (Unreachable, DeviceFailed) as error:
+        raise MissingError(
+            f"quantize.target: auto is the instruction set of {device.name}, which gave no answer ({error}); go on without asking it by naming the "
+            "one that it has: --set quantize.target=arm64 (or x86-vnni, x86-avx2)"
+        ) from error
+    if found not in TARGETS:
+        where = device.name if device.distant else "this machine"
+        raise UsageError(f"quantize.target: there is no int8 rule for {where} ({found}); name one of x86-vnni, x86-avx2, arm64, or set scheme: none")
+    return found
 
 
 def _run(config: Quantize, *, context: Context, model: Exported, data: CalibrationData, target: str, versions: dict[str, str]) -> Quantized:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compress import verdict
+from compress import device_limits, verdict
 from compress.results import Distilled, Exported, File, Measured, ModelFile, Packaged, Prepared, Quantized, Stripped, Trained, Verified, to_json
 from compress.schema import Recipe
 from compress.statistics import drop_from_counts
@@ -71,12 +71,14 @@ def write(evidence: Evidence, folder: Path) -> dict[str, Any]:
 
 def assemble(evidence: Evidence) -> dict[str, Any]:
     """report.json (contract: schema 1; keys beyond the contract are documented in compress.report)."""
-    requirements = verdict.judge(evidence.recipe.require, facts(evidence.measured, evidence.models), evidence.where)
+    require, device = evidence.recipe.require, evidence.recipe.device
+    asked = device_limits.elsewhere(require) if device.distant else require
+    requirements = verdict.judge(asked, facts(evidence.measured, evidence.models), evidence.where)
     students = [row for row in evidence.measured.models if row["role"] != "baseline"]
     extra = [row for row in evidence.measured.models if row["role"] == "baseline"]
     plain = {row["file"] for row in extra}
     student, stripped = evidence.student.trained, evidence.student.stripped
-    return {
+    content = {
         "schema": 1,
         "recipe": evidence.name,
         "status": verdict.status(requirements),
@@ -103,7 +105,8 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
         "distillation": _worth(evidence),
         "int8_against_float": _int8(evidence),
         "ships": {"file": facts(evidence.measured, evidence.models).file, "sentence": evidence.measured.ships_because},
-        "device": list(evidence.verified.rows),
+        "named_device": {"target": device.name, "failure": evidence.verified.failure} if device.distant else None,
+        "device": [] if device.distant else list(evidence.verified.rows),
         "requirements": [asdict(row) for row in requirements],
         "data": {
             "source": evidence.prepared.source,
@@ -126,6 +129,9 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
         "environment": dict(evidence.environment),
         **({"plan": evidence.plan} if evidence.plan else {}),
     }
+    if not device.distant:
+        return content
+    return device_limits.merge(content, require, evidence.verified.rows, device.name, where=evidence.where, failure=evidence.verified.failure)
 
 
 def _stages(seconds: Mapping[str, float], reused: tuple[str, ...]) -> dict[str, Any]:

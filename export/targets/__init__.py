@@ -1,12 +1,13 @@
-"""Where a bundle is verified: `local`, `browser`, `ssh://user@host[:port][/dir]`, `adb://SERIAL`. Runs where the model is made, never on the device."""
+"""Where a bundle is verified: `local`, `browser`, `ssh://user@host[:port][/dir]`, `adb://SERIAL`. Runs where the model is made, never on the device.
+
+Standard library only: a recipe's target is checked where neither numpy nor onnxruntime is installed.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote, urlsplit
-
-from export.runtime import ExportError
 
 SCHEMES = ("ssh", "adb")
 OPTIONS = ("python", "wheels", "config")
@@ -17,15 +18,19 @@ _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
 
 
-class WrongTarget(ExportError):
+class TargetError(Exception):
+    """A device could not be used; the message is one sentence."""
+
+
+class WrongTarget(TargetError):
     """The target's name is not understood."""
 
 
-class Unreachable(ExportError):
+class Unreachable(TargetError):
     """The device, its interpreter or a package for it is not there."""
 
 
-class DeviceFailed(ExportError):
+class DeviceFailed(TargetError):
     """The device was reached and could not do the work."""
 
 

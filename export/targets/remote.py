@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from export.conditions import isa_of
 from export.targets import Address, DeviceFailed, Settings, Unreachable, scripts, wheels
 from export.targets.unpack import checksums, unpacked
 
@@ -46,7 +47,7 @@ class Link(Protocol):
 
 @dataclass(frozen=True)
 class Seen:
-    """What the first look found. `folder` is absolute; `python`: interpreter, version (3, 11), glibc (2, 36) or None, free bytes."""
+    """What the first look found. `folder` is absolute; `python`: interpreter, version (3, 11), glibc (2, 36) or None, free bytes; `isa`: of int8."""
 
     folder: str
     machine: str
@@ -55,6 +56,7 @@ class Seen:
     glibc: tuple[int, int] | None
     bits: int
     free: int
+    isa: str
 
 
 def run(link: Link, address: Address, bundle: Path, settings: Settings, limit_seconds: float, tell: Tell) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def look(link: Link, address: Address) -> Seen:
     about = json.loads(lines[2])
     glibc = tuple(int(part) for part in about["glibc"].split(".")[:2]) if re.match(r"\d+\.\d+", about["glibc"]) else None
     version = (about["version"][0], about["version"][1])
-    return Seen(lines[0], lines[1], about["executable"], version, glibc, about["bits"], about["free"])  # type: ignore[arg-type]
+    return Seen(lines[0], lines[1], about["executable"], version, glibc, about["bits"], about["free"], isa_of(lines[1], about["flags"]))  # type: ignore[arg-type]
 
 
 def _sync(link: Link, address: Address, seen: Seen, local: Path, sums: dict[str, str], name: str) -> int:

@@ -25,8 +25,14 @@ PYTHON = """
 import json, platform, shutil, struct, sys
 if sys.version_info < (3, 8):
     sys.exit(1)
+flags = ""
+try:
+    with open("/proc/cpuinfo") as stream:
+        flags = next((line.partition(":")[2].strip() for line in stream if line.startswith("flags")), "")
+except OSError:
+    pass
 print(json.dumps({"executable": sys.executable, "version": list(sys.version_info[:3]), "bits": 8 * struct.calcsize("P"),
-                  "glibc": platform.libc_ver()[1], "free": shutil.disk_usage(".").free}))
+                  "glibc": platform.libc_ver()[1], "free": shutil.disk_usage(".").free, "flags": flags}))
 """
 
 # Removes what does not belong to the folder (it is ours alone), names what is missing or differs; `sums` null: only the free bytes.

@@ -23,12 +23,25 @@ def verify(
     limit = limit_seconds or REMOTE_SECONDS
     if address.scheme == "browser":
         return browser.run(address, bundle, settings, limit, tell)
+    link, address = _linked(address)
+    return remote.run(link, address, bundle, settings, limit, tell)
+
+
+def isa(address: Address) -> str:
+    """The instruction set of a distant target, in the words of `quantize.target` where int8 has a rule for it. Raises Unreachable, DeviceFailed."""
+    if address.scheme == "browser":
+        return "web"
+    return remote.look(*_linked(address)).isa
+
+
+def _linked(address: Address) -> tuple[remote.Link, Address]:
+    """How a distant target is reached, and its address with the link's own defaults."""
     if address.scheme == "ssh":
-        return remote.run(Ssh(address), address, bundle, settings, limit, tell)
+        return Ssh(address), address
     if address.python is None:
         raise Unreachable(f"{address.name}: Android has no Python of its own; name one that has numpy and onnxruntime: --target '{address.name}?python=/path'")
     address = replace(address, folder=address.folder or FOLDER)
-    return remote.run(Adb(address), address, bundle, settings, limit, tell)
+    return Adb(address), address
 
 
 def complaint(answer: dict[str, Any]) -> str | None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,77 +16,18 @@ import pytest
 
 from export import bundle
 from export.bundle import Shipped
-from export.targets import Address, DeviceFailed, Settings, Unreachable, parse, scripts, wheels
+from export.targets import Address, DeviceFailed, Settings, Unreachable, scripts, wheels
 from export.targets import verify as targets
+from tests.sshd import Server, free_port, start, stop
 
-SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 QUICK = Settings(name="small", repeats=2, latency=False)
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running sshd; `target` verifies there with this interpreter."""
-
-    folder: Path
-    port: int
-    config: Path  # of the client
-
-    def target(self, device: Path, python: str | None = sys.executable, config: Path | None = None) -> Address:
-        options = f"config={config or self.config}" + (f"&python={python}" if python else "")
-        return parse(f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}{device}?{options}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _start(folder: Path, *more: str) -> tuple[subprocess.Popen[bytes], Server]:
-    """Start a server with fresh keys; skips where this machine cannot."""
-    if SSHD is None or shutil.which("ssh") is None or shutil.which("scp") is None:
-        pytest.skip("no OpenSSH server and client here; install them with: apt-get install openssh-server")
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)
-    for name in ("host", "user"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
-    port = _free_port()
-    (folder / "authorized_keys").write_text((folder / "user.pub").read_text())
-    host = " ".join((folder / "host.pub").read_text().split()[:2])
-    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {host}\n")
-    lines = [
-        f"Port {port}", "ListenAddress 127.0.0.1", f"HostKey {folder}/host", f"PidFile {folder}/pid", f"AuthorizedKeysFile {folder}/authorized_keys",
-        "UsePAM no", "StrictModes no", "PasswordAuthentication no", "KbdInteractiveAuthentication no", "Subsystem sftp internal-sftp", "LogLevel ERROR",
-        *more,
-    ]  # fmt: skip
-    (folder / "sshd_config").write_text("\n".join(lines) + "\n")
-    client = f"IdentityFile {folder}/user\nIdentitiesOnly yes\nUserKnownHostsFile {folder}/known_hosts\nGlobalKnownHostsFile /dev/null\n"
-    (folder / "ssh_config").write_text(client)
-    process = subprocess.Popen([str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")], stderr=subprocess.PIPE)
-    for _ in range(100):
-        if process.poll() is not None:
-            assert process.stderr is not None
-            pytest.skip(f"sshd does not start here: {process.stderr.read().decode().strip().splitlines()[-1]}")
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
-        except OSError:
-            time.sleep(0.05)
-    return process, Server(folder, port, folder / "ssh_config")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    process.wait(timeout=10)
-    assert process.stderr is not None
-    process.stderr.close()
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    process, server = _start(tmp_path_factory.mktemp("sshd"))
+    process, server = start(tmp_path_factory.mktemp("sshd"))
     yield server
-    _stop(process)
+    stop(process)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +116,7 @@ def test_unreachable_hosts_say_why(server: Server, ask: Callable[..., dict], tmp
     strange.write_text(server.config.read_text().replace("known_hosts\n", "nobody\n", 1))
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "other")], check=True)
     locked.write_text(server.config.read_text().replace(f"{server.folder}/user\n", f"{tmp_path}/other\n"))
-    closed = replace(server.target(tmp_path / "device"), port=_free_port())
+    closed = replace(server.target(tmp_path / "device"), port=free_port())
 
     for address, why in (
         (server.target(tmp_path / "device", config=strange), "its host key is not known here; check it and accept it with: ssh -F"),
@@ -213,13 +151,13 @@ def poor(tmp_path: Path) -> Iterator[Callable[[str], Server]]:
         (tmp_path / "bin" / "uname").write_text(f"#!/bin/sh\necho {machine}\n")
         (tmp_path / "bin" / "uname").chmod(0o755)
         (tmp_path / "sshd").mkdir()
-        process, server = _start(tmp_path / "sshd", f"SetEnv PATH={tmp_path / 'bin'} HOME={tmp_path}")
+        process, server = start(tmp_path / "sshd", f"SetEnv PATH={tmp_path / 'bin'} HOME={tmp_path}")
         started.append(process)
         return server
 
     yield make
     for process in started:
-        _stop(process)
+        stop(process)
 
 
 @pytest.mark.slow

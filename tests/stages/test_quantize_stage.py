@@ -11,7 +11,7 @@ import export.quantize
 from compress.data import calibration_arrays, training_arrays
 from compress.errors import StageError, UsageError
 from compress.results import File
-from compress.schema import Quantize
+from compress.schema import Device, Quantize
 from compress.stages import data, quantize
 from export.runtime import Model
 
@@ -19,15 +19,15 @@ from export.runtime import Model
 @pytest.mark.parametrize("here", ["x86-vnni", "x86-avx2", "arm64"])
 def test_auto_is_this_machine_and_a_named_target_stays(monkeypatch, here):
     monkeypatch.setattr(quantize, "isa", lambda: here)
-    assert quantize.resolve_target("auto") == here
-    assert quantize.resolve_target("arm64") == "arm64"
+    assert quantize.resolve_target("auto", Device()) == here
+    assert quantize.resolve_target("arm64", Device()) == "arm64"
 
 
 @pytest.mark.parametrize("here", ["x86", "riscv64"])
 def test_an_unknown_machine_is_refused_with_what_to_do(monkeypatch, here):
     monkeypatch.setattr(quantize, "isa", lambda: here)
     with pytest.raises(UsageError, match=rf"no int8 rule for this machine \({here}\); name one of x86-vnni, x86-avx2, arm64, or set scheme: none"):
-        quantize.resolve_target("auto")
+        quantize.resolve_target("auto", Device())
 
 
 def test_the_record_is_the_files(quantized, exported):
