@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from compress.errors import UsageError
 from compress.models import catalog
-from compress.schema import PATTERNS, Candidate, Choice, Data, Dhkd, Kd, Recipe, Section, Train
+from compress.schema import PATTERNS, Candidate, Choice, Data, Recipe, Section, Train
 from compress.yamltree import Keys, dotted, kind
 
 STUDENT_EPOCHS = 240  # the papers'
@@ -127,7 +127,9 @@ def _real_keys(detail: ErrorDetails, data: Any) -> Keys:
 
 
 def _options(keys: Keys) -> list[str]:
-    """The words that a key may have."""
+    """The words that a key, or an entry of its list, may have."""
+    while isinstance(keys[-1], int):
+        keys = keys[:-1]
     section = _section(keys[:-1])
     annotation = section.model_fields[_field(section, str(keys[-1]))].annotation if section else None
     parts = [annotation, *typing.get_args(annotation)]
@@ -216,10 +218,38 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     if recipe.device.distant and recipe.student.choose is not None:
         message = f"times networks on this machine, but device.target is {recipe.device.name}: name the network in student.model"
         yield Finding(("student", "choose"), message, "key", frozenset({"student", "device"}))
-    settings = recipe.distill.settings
-    weights = {Dhkd: ("alpha", "gamma"), Kd: ("ce", "kd")}.get(type(settings), ())
-    if weights and all(getattr(settings, name) == 0 for name in weights):
-        yield Finding(("distill",), f"{' and '.join(weights)} are both 0: nothing would be learnt", sections=frozenset({"distill"}))
+    yield from _method_mistakes(recipe)
+
+
+WEIGHTS = {  # of each method's losses, the cross-entropy first
+    "dhkd": ("gamma", "alpha"), "kd": ("ce", "kd"), "dkd": ("ce", "alpha", "beta"), "dist": ("ce", "inter", "intra"), "fitnet": ("ce", "hint"),
+    "at": ("ce", "at"), "rkd": ("ce", "distance", "angle"), "crd": ("ce", "crd"), "ofd": ("ce", "ofd"), "reviewkd": ("ce", "weight"),
+}  # fmt: skip
+READ_MAPS = frozenset({"fitnet", "at", "ofd", "reviewkd", "simkd", "catkd"})  # more than logits and the pooled vector
+
+
+def _method_mistakes(recipe: Recipe) -> Iterator[Finding]:
+    """What the methods ask for and do not get; what only built networks show, `check` and the start of a run find."""
+    methods = recipe.distill.method
+    named = [(method, names if place == 0 else names[1:]) for place, method in enumerate(methods) for names in [WEIGHTS.get(method, ())]]
+    if all(names and all(getattr(recipe.distill.settings(method), name) == 0 for name in names) for method, names in named):
+        names = [name if len(methods) == 1 else f"{method}.{name}" for method, names in named for name in names]
+        yield Finding(("distill",), f"{_and(names)} are {'both' if len(names) == 2 else 'all'} 0: nothing would be learnt", sections=frozenset({"distill"}))
+    readers = [method for method in methods if method in READ_MAPS]
+    for keys, item in _networks(recipe):
+        info = catalog.NETWORKS.get(item.model)
+        if readers and info is not None and info.roles is None:
+            message = f"{_and(readers)} read{'s' if len(readers) == 1 else ''} feature maps, which the catalogue does not name for {item.model}"
+            yield Finding((*keys, "model"), f"{message}; choose another network or method", sections=frozenset({str(keys[0]), "distill"}))
+    fitnet = recipe.distill.fitnet
+    epochs = recipe.train.epochs
+    if "fitnet" in methods and fitnet.mode == "two_stage" and epochs is not None and fitnet.hint_epochs >= epochs:
+        message = f"{fitnet.hint_epochs} epochs of the hint alone leave none of train.epochs ({epochs}) for the rest"
+        yield Finding(("distill", "fitnet", "hint_epochs"), message, sections=frozenset({"distill", "train"}))
+
+
+def _and(words: Iterable[str]) -> str:
+    return " and ".join(words)
 
 
 def _networks(recipe: Recipe) -> list[tuple[Keys, Candidate | Choice]]:
@@ -277,5 +307,5 @@ def remarks(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         if size >= LARGE_PICTURES and catalog.NETWORKS[item.model].family == "cifar":
             hint = f"; {wide} is meant for this size" if wide in catalog.NETWORKS else ""
             yield (*keys, "model"), f"{item.model} is a network for small pictures and costs much at {size} pixels{hint}"
-    if recipe.distill.method == "none" and recipe.distill.baseline:
+    if recipe.distill.plain and recipe.distill.baseline:
         yield ("distill", "baseline"), "the student is trained without a teacher already (method: none), so the baseline adds nothing"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,22 @@ from torch import Tensor, nn
 
 from compress import models
 from compress.data import training_arrays, views
-from compress.methods import Shape
+from compress.methods import Method, Outline
 from compress.models import catalog, checkpoints
+from compress.models.deployed import deployed
+from compress.models.outline import outline as outline_of
 from compress.precision import autocast, resolve_precision
 from compress.results import File, Network, Trained, TrainingData, sha256_of
 from compress.teacher_cache import TeacherCache
-from compress.train import Pictures
+from compress.teacher_network import TeacherNetwork
+from compress.train import Pictures, Teaching
 
 LOGITS_VERSION = 1  # raised when the same teacher and view would give other logits
 
 
 def network(record: Network, weights: File | None, device: str) -> nn.Module:
-    """The network that a record names, on the device in channels_last; fresh weights where none are given."""
-    model = models.build(record.model, classes=record.classes, width=record.width)
+    """The network that a record names, in the form that it names, on the device in channels_last; fresh weights where none are given."""
+    model = deployed(models.build(record.model, classes=record.classes, width=record.width), record.model, record.deployed)
     if weights is not None:
         checkpoints.fit(model, checkpoints.read_state(weights.path), source=str(weights.path))
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -43,15 +47,9 @@ def start(record: Network, key: str, weights: File | None, *, new_head: bool, de
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def shape(record: Network, model: nn.Module) -> Shape:
-    """What a method may know of a network."""
-    outline = models.outline(model, record.model)
-    return Shape(record.model, record.classes, outline.width)
-
-
-def pooled_tap(record: Network) -> str:
-    """Where the pooled vector is read: the input of the classifier block."""
-    return f"{catalog.info(record.model).classifier}:in"
+def outline(record: Network, model: nn.Module | None = None) -> Outline:
+    """What a method may know of a network; weights are read off `model` where it is given."""
+    return outline_of(record.model, classes=record.classes, width=record.width, image_size=record.image_size, model=model)
 
 
 def pictures(data: TrainingData, device: str) -> Pictures:
@@ -76,15 +74,46 @@ def teacher_cache(
     """
     record = teacher.network
     model = network(record, teacher.weights, device).eval().requires_grad_(False)
-    precision = resolve_precision("auto", device, depthwise=catalog.info(record.model).depthwise)
+    precision = _teacher_precision(record, device)
 
     @torch.no_grad()
     def forward(raw: Tensor) -> Tensor:
-        pixels = views.to_float(raw, record.normalization.mean, record.normalization.std)
         with autocast(device, precision):
-            return model(pixels).float()
+            return model(_prepared(record, raw)).float()
 
     scheme = [LOGITS_VERSION, teacher, data.images, data.image_size, data.augment, precision, device.split(":")[0]]
     folder = cache / "logits" / sha256_of(scheme) if cache is not None else None
     count_views = views.view_count(data.augment, data.image_size)
     return TeacherCache(forward, pictures=count, views=count_views, classes=record.classes, device=device, folder=folder, warn=warn)
+
+
+def _teacher_precision(record: Network, device: str) -> str:
+    return resolve_precision("auto", device, depthwise=catalog.info(record.model).depthwise)
+
+
+def _prepared(record: Network, raw: Tensor) -> Tensor:
+    """Raw pixels uint8 (N, H, W, 3) as the network takes them."""
+    return views.to_float(raw, record.normalization.mean, record.normalization.std)
+
+
+def teaching(
+    teacher: Trained, method: Method, taps: Mapping[str, str], data: TrainingData, count: int, *, device: str, cache: Path | None,
+    warn: Callable[[str], None],
+) -> Teaching:  # fmt: skip
+    """What the method is taught by: remembered logits where they are all that it reads, else the teacher network with taps.
+
+    `taps`: the teacher's, by name; `count`: how many pictures the indices may name.
+    """
+    batch_stats = method.teacher_mode == "batch_stats"
+    if not method.teacher_taps:
+        return teacher_cache(teacher, data, count, device=device, cache=cache, warn=warn)
+    apart = teacher_cache(teacher, data, count, device=device, cache=cache, warn=warn) if batch_stats and method.reads_logits else None
+    record = teacher.network
+    return TeacherNetwork(
+        network(record, teacher.weights, device),
+        {name: taps[name] for name in method.teacher_taps},
+        partial(_prepared, record),
+        partial(autocast, device, _teacher_precision(record, device)),
+        batch_stats=batch_stats,
+        logits=apart or ("own" if method.reads_logits else None),
+    )

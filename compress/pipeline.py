@@ -152,9 +152,10 @@ class Workflow:
         store.console.line(f"teacher: {selected.reason}")
         if self.until == "teacher":
             return None
+        with_baseline = settings.distill.baseline and not settings.distill.plain
         student = self._branch(settings.distill, selected.teacher, "")
-        baseline = self._branch(Distill(method="none"), None, "baseline") if settings.distill.baseline and settings.distill.method != "none" else None
-        if student is None or (settings.distill.baseline and settings.distill.method != "none" and baseline is None):
+        baseline = self._branch(Distill(method=("none",)), None, "baseline") if with_baseline else None
+        if student is None or (with_baseline and baseline is None):
             return None
         teacher_onnx = self._converted("teacher", selected.teacher, None)
         models = _model_files(teacher_onnx, student, baseline)

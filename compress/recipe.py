@@ -34,7 +34,7 @@ class Loaded:
     def where(self, key: str) -> str:
         """`path:line:column` of a dotted key, or its --set flag; of the nearest section around it where the recipe leaves it out."""
         keys = yamltree.split(key)
-        own = ("distill", self.recipe.distill.method, *keys[1:])
+        own = ("distill", self.recipe.distill.method[0], *keys[1:])
         return self.tree.place(own if keys[0] == "distill" and own in self.tree.places else keys).key
 
     def file(self, text: str) -> Path:
@@ -152,13 +152,13 @@ def _apply(tree: Tree, overrides: list[_Override], problems: list[Problem]) -> l
         if keys == ("distill",):
             flat = _sort_flat(tree, problems)
             base = _method(tree)
-    _unwrap_method(tree, problems)
     method = _method(tree)
     for item in overrides:
         if item.flat:
             _put_flat(tree, item, method, problems)
-    if method != base and flat and isinstance(method, str):
-        return [f"distill.method is {method}: {', '.join(flat)} belong to {base} and are not used"]
+    methods = method if isinstance(method, list) else [method]
+    if base not in methods and flat and all(isinstance(one, str) for one in methods):
+        return [f"distill.method is {' and '.join(methods)}: {', '.join(flat)} belong to {base} and are not used"]
     return []
 
 
@@ -170,18 +170,6 @@ def _method(tree: Tree) -> Any:
     distill = tree.data.get("distill")
     method = distill.get("method", "dhkd") if isinstance(distill, dict) else "dhkd"
     return method[0] if isinstance(method, list) and len(method) == 1 else method
-
-
-def _unwrap_method(tree: Tree, problems: list[Problem]) -> None:
-    """`method: [dhkd]` is `method: dhkd`."""
-    distill = tree.data.get("distill")
-    listed = distill.get("method") if isinstance(distill, dict) else None
-    if isinstance(listed, list):
-        keys: Keys = ("distill", "method")
-        place = tree.place(keys)
-        if len(listed) != 1:
-            problems.append(Problem(place.value, place.shown, f"expected one method, got a list of {len(listed)}"))
-        tree.put(keys, listed[0] if len(listed) == 1 else "dhkd", {(): place})
 
 
 def _sort_flat(tree: Tree, problems: list[Problem]) -> list[str]:
@@ -229,6 +217,9 @@ def _foreign(key: str, method: Any, where: str) -> list[Problem]:
         everyone = [field for name in METHOD_SECTIONS for field in _fields(name)]
         hint = crosschecks.did_you_mean(key, [*_OWN, *_fields(method), *_SECTIONS, *everyone])
         return [Problem(where, f"distill.{key}", f"unknown key{hint}")]
+    if isinstance(method, list) and len(method) > 1 and set(owners) & set(map(str, method)):
+        places = " or ".join(f"distill.{name}.{key}" for name in owners if name in method)
+        return [Problem(where, f"distill.{key}", f"several methods are listed, so their keys stand in their own sections: {places}")]
     if not isinstance(method, str) or method not in METHOD_SECTIONS:
         return []  # the wrong method is reported already
     return [Problem(where, f"distill.{key}", f"belongs to method {' and '.join(map(repr, owners))}, but distill.method is {method!r}")]

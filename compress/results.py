@@ -105,13 +105,14 @@ class TestData:
 
 @dataclass(frozen=True)
 class Network:
-    """How to build a network, and the normalisation that its weights expect."""
+    """How to build a network, and the normalisation that its weights expect. `deployed`: the form that ships, see `models.deployed`."""
 
     model: str
     width: float | None
     classes: int
     image_size: int
     normalization: Normalization
+    deployed: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,8 @@ class Stripped:
     trained: Trained
     dropped: tuple[str, ...]
     predictions: File  # .npy int64 (V,): float32 torch predictions on the validation pictures, which every later file is held against
+    plain_params: int | None = None  # of the student as the recipe names it; what ships may be larger
+    plain_macs: int | None = None
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,10 @@ class TeacherCache:
                 return out.float()
         return self.logits[slot.long()].float()
 
+    def answer(self, index: Tensor, view: Tensor, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits alone, as `train.Teaching` asks."""
+        return self(index, view, pixels), {}
+
     def save(self) -> None:
         """Write what is new to disk, atomically."""
         if not self.enabled or self.file is None or self.used == self.saved:

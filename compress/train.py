@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,16 @@ from compress.models.taps import Tapped
 from compress.precision import autocast, resolve_precision
 from compress.results import Normalization
 from compress.schema import Train
-from compress.teacher_cache import TeacherCache
+
+
+class Teaching(Protocol):
+    """What a method is taught by: a memory of logits, or a network."""
+
+    def answer(self, index: Tensor, view: Tensor, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Teacher's logits (N, K) and maps by name, float32, of pictures and views (N,); pixels uint8 (N, H, W, 3)."""
+
+    def save(self) -> None:
+        """Keep what later runs may use."""
 
 
 class Progress(Protocol):
@@ -89,9 +98,9 @@ def fit(
     *,
     train: Train,
     normalization: Normalization,
-    pooled: str,
+    taps: Mapping[str, str],
     depthwise: bool,
-    teacher: TeacherCache | None,
+    teacher: Teaching | None,
     device: str,
     folder: Path,
     progress: Progress,
@@ -100,8 +109,8 @@ def fit(
     """Train `student` and `method` in place; resume from `folder/checkpoint.pt` where there is one.
 
     Args:
-        train: resolved settings (no open defaults). pooled: tap of the classifier's input. depthwise: see `resolve_precision`.
-        teacher: answers logits per (picture, view), or None where the method reads none.
+        train: resolved settings (no open defaults). taps: the student's, by name; those that the method asks for are read. depthwise: see
+            `resolve_precision`. teacher: answers per (picture, view), or None where the method reads none.
         folder: holds checkpoint.pt and history.csv.
     Raises: StageError on a loss that is not finite, Interrupted after Ctrl-C (a checkpoint is written first),
         UsageError for a batch too small for the method.
@@ -123,7 +132,7 @@ def fit(
         state, precision = checkpoint.load(saved, student, method, optimizer)
         progress.start_at(state.epoch, state.step)
     finite, sums, begin = Finite(device), dict[str, Tensor](), time.monotonic()
-    tapped = Tapped(student, {name: pooled for name in method.student_taps})
+    tapped = Tapped(student, {name: taps[name] for name in method.student_taps})
     try:
         with _between_steps() as stop:
             while state.epoch <= epochs:
@@ -140,8 +149,9 @@ def fit(
                     index = order[state.step * size : (state.step + 1) * size]
                     for group in optimizer.param_groups:
                         group["lr"] = schedule.learning_rate(train, state.epoch, state.step / steps)
+                    step = torch.tensor((state.epoch - 1) * steps + state.step, device=device)
                     losses = _step(
-                        tapped, method, pictures, index, view[index], epoch_tensor, normalization, teacher, optimizer, parameters, device, precision
+                        tapped, method, pictures, index, view[index], (epoch_tensor, step), normalization, teacher, optimizer, parameters, device, precision
                     )
                     finite.note(losses, state.step)
                     for name, loss in losses.items():
@@ -185,23 +195,23 @@ def _step(
     pictures: Pictures,
     index: Tensor,
     view: Tensor,
-    epoch: Tensor,
+    now: tuple[Tensor, Tensor],
     normalization: Normalization,
-    teacher: TeacherCache | None,
+    teacher: Teaching | None,
     optimizer: torch.optim.Optimizer,
     parameters: Sequence[Tensor],
     device: str,
     precision: str,
 ) -> dict[str, Tensor]:
-    """One batch: pictures (B,) by index and view -> losses; the weights are stepped."""
+    """One batch: pictures (B,) by index and view -> losses; the weights are stepped. `now`: epoch and step as `Signals` has them."""
     raw = views.apply_views(pictures.images, index, view, pictures.augment, pictures.image_size)
     pixels = views.to_float(raw, normalization.mean, normalization.std)
-    teacher_logits = teacher(index, view, raw) if teacher is not None else None
+    teacher_logits, teacher_taps = teacher.answer(index, view, raw) if teacher is not None else (None, {})
     with autocast(device, precision):
         logits, taps = tapped(pixels)
     # Distillation losses live in float32: bf16 makes small differences of logits vanish.
     taps = {name: tap.float() for name, tap in taps.items()}
-    losses = method(Signals(pictures.labels[index], index, epoch, logits.float(), teacher_logits, taps))
+    losses = method(Signals(pictures.labels[index], index, now[0], logits.float(), teacher_logits, taps, teacher_taps, now[1]))
     optimizer.zero_grad(set_to_none=True)
     names = list(losses)
     aligned = [losses[name] for name in names if name in method.aligned]
@@ -256,7 +266,7 @@ def _end_epoch(
     count = min(state.step * train.batch_size, len(pictures.train_index))
     row: dict[str, float] = {"epoch": state.epoch, "lr": rate, **{name: value / count for name, value in state.sums.items()}}
     if len(pictures.validation_index):
-        logits = predict(student, pictures.images[pictures.validation_index], pictures.image_size, normalization)
+        logits = predict(method.deployed(student), pictures.images[pictures.validation_index], pictures.image_size, normalization)
         row["top1_validation"] = accuracy(logits, pictures.labels[pictures.validation_index])
     row["images_per_second"] = round((count - before) / max(trained_seconds, 1e-9), 1)
     state.history.append(row)

@@ -19,6 +19,7 @@ OPTIONAL = ("torchvision", "onnx", "onnxscript", "onnxruntime", "matplotlib", "P
 FOUNDATIONS = ("compress.errors", "compress.results")
 ABOVE_STAGES = (
     *FOUNDATIONS, "compress.schema", "compress.statistics", "compress.verdict", "compress.store", "compress.checkpoint", "compress.train",
+    "compress.teacher_cache",
     "compress.loading", "compress.methods", "compress.data*", "compress.models*", "compress.report", "compress.console", "compress.faults",
     "compress.slices", "compress.timing", "compress.plantext", "compress.device_limits", "export.*", "compress",
 )  # fmt: skip
@@ -26,7 +27,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress": (),
     "compress.errors": (),
     "compress.results": (),
-    "compress.losses": (),
+    "compress.losses*": ("compress.losses.*",),
+    "compress.hashing": (),
     "compress.gradients": (),
     "compress.statistics": (),
     "compress.schema*": ("compress.errors", "compress.schema.*", "export.targets"),
@@ -42,22 +44,27 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.exits": ("compress.console", "compress.errors"),
     "compress.store": (*FOUNDATIONS, "compress.console"),
     "compress.data.embedded.make_fashion": ("compress.data.*",),  # the script that made the embedded pictures
-    "compress.data*": (*FOUNDATIONS, "compress.schema", "compress.data.*"),
+    "compress.data*": (*FOUNDATIONS, "compress.schema", "compress.hashing", "compress.data.*"),
     "compress.models.weights.make": ("*",),  # the script that made the embedded teacher
-    "compress.models*": (*FOUNDATIONS, "compress.schema", "compress.models.*"),
-    "compress.methods*": ("compress.errors", "compress.losses", "compress.schema", "compress.methods.*"),
+    "compress.models*": (*FOUNDATIONS, "compress.schema", "compress.models", "compress.models.*"),
+    "compress.methods*": (
+        "compress.errors", "compress.losses", "compress.schema", "compress.hashing", "compress.methods.*", "compress.models.catalog",
+        "compress.models.outline", "compress.models.deployed",
+    ),
     "compress.teacher_cache": ("compress.errors", "compress.store"),
+    "compress.teacher_network": ("compress.teacher_cache", "compress.models.taps"),
     "compress.checkpoint": ("compress.errors", "compress.store"),
     "compress.precision": (),
     "compress.finite": ("compress.errors",),
     "compress.schedule": ("compress.errors", "compress.schema"),
     "compress.train": (
         *FOUNDATIONS, "compress.schema", "compress.schedule", "compress.precision", "compress.finite",
-        "compress.methods", "compress.gradients", "compress.checkpoint", "compress.teacher_cache",
+        "compress.methods", "compress.gradients", "compress.checkpoint",
         "compress.data.views", "compress.models.taps",
     ),
     "compress.loading": (
-        *FOUNDATIONS, "compress.precision", "compress.data*", "compress.models*", "compress.methods", "compress.teacher_cache", "compress.train",
+        *FOUNDATIONS, "compress.precision", "compress.data*", "compress.models*", "compress.methods", "compress.teacher_cache",
+        "compress.teacher_network", "compress.train",
     ),
     "compress.faults": ("compress.statistics",),
     "compress.slices": ("compress.statistics",),

@@ -1,18 +1,25 @@
-"""One contract for every method, then what is particular to DHKD."""
+"""One contract for every method, on real networks: what it reads, gives, trains and ships."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from torch import Tensor, nn
 
+from compress import models
 from compress.errors import UsageError
-from compress.methods import METHODS, Shape, Signals, build_method
-from compress.methods.dhkd import auxiliary_head
+from compress.methods import METHODS, Method, Outline, Signals, build_method
+from compress.models import catalog
 from compress.models.count import params
-from compress.schema import Dhkd, Distill, Kd
+from compress.models.deployed import deployed as deployed_as
+from compress.models.outline import outline
+from compress.models.taps import Tapped
+from compress.schema import Catkd, Crd, Dhkd, Distill, Dkd, Fitnet, Kd, ReviewKd
 
-N, K, D = 6, 5, 8
-STUDENT, TEACHER = Shape("student", K, D), Shape("teacher", K, 2 * D)
+N, K, SIDE = 6, 5, 16
+SMALL = Crd(negatives=8, width=4)
 VARIANTS = {
     "none": Distill(method="none"),
     "kd": Distill(method="kd"),
@@ -20,119 +27,218 @@ VARIANTS = {
     "dhkd": Distill(method="dhkd"),
     "dhkd-linear": Distill(method="dhkd", dhkd=Dhkd(head="linear", align="none")),
     "dhkd-one-head": Distill(method="dhkd", dhkd=Dhkd(head="none", loss="binary_kl")),
+    "dkd": Distill(method="dkd"),
+    "dist": Distill(method="dist"),
+    "fitnet": Distill(method="fitnet"),
+    "fitnet-two-stage": Distill(method="fitnet", fitnet=Fitnet(mode="two_stage")),
+    "at": Distill(method="at"),
+    "rkd": Distill(method="rkd"),
+    "crd": Distill(method="crd", crd=SMALL),
+    "ofd": Distill(method="ofd"),
+    "reviewkd": Distill(method="reviewkd"),
+    "simkd": Distill(method="simkd"),
+    "catkd": Distill(method="catkd", catkd=Catkd(side=1)),
+    "dhkd+reviewkd": Distill(method=("dhkd", "reviewkd")),
+    "kd+crd+rkd": Distill(method=("kd", "crd", "rkd"), crd=SMALL),
+    "catkd+kd": Distill(method=("catkd", "kd"), catkd=Catkd(side=1)),
 }
+LABELS = torch.arange(12) % K
 
 
-def signals(batch: int = N, classes: int = K, epoch: float = 1.0, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Signals, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    pooled = torch.randn(batch, D, generator=generator).requires_grad_()
-    logits = (pooled[:, :1] * torch.linspace(-1, 1, classes) + torch.randn(batch, classes, generator=generator)).to(dtype)
-    teacher = (3 * torch.randn(batch, classes, generator=generator)).to(dtype)
-    labels = torch.randint(classes, (batch,), generator=generator)
-    return Signals(labels, torch.arange(batch), torch.tensor(epoch), logits, teacher, {"pooled": pooled}), pooled
+class Pair:
+    """A student and a teacher with their outlines; resnet8 learns from resnet8x4."""
+
+    def __init__(self, student: str = "resnet8", teacher: str = "resnet8x4", classes: int = K) -> None:
+        torch.manual_seed(0)
+        self.names = (student, teacher)
+        self.student, self.teacher = (models.build(name, classes=classes) for name in self.names)
+        self.teacher.eval().requires_grad_(False)
+        self.outlines = [outline(name, classes=classes, width=None, image_size=SIDE, model=model)
+                         for name, model in zip(self.names, (self.student, self.teacher), strict=True)]  # fmt: skip
+
+    def build(self, distill: Distill, labels: Tensor = LABELS) -> Method:
+        torch.manual_seed(1)
+        return build_method(distill, student=self.outlines[0], teacher=self.outlines[1], train_labels=labels)
+
+    def signals(self, method: Method, batch: int = N, *, dtype: torch.dtype = torch.float32, epoch: float = 1.0, seed: int = 2) -> Signals:
+        generator = torch.Generator().manual_seed(seed)
+        pixels = torch.randn(batch, 3, SIDE, SIDE, generator=generator)
+        index = torch.arange(batch)
+        with Tapped(self.student, {name: self.outlines[0].taps[name] for name in method.student_taps}) as tapped:
+            logits, student = tapped(pixels)
+        with torch.no_grad(), Tapped(self.teacher, {name: self.outlines[1].taps[name] for name in method.teacher_taps}) as tapped:
+            known, teacher = tapped(pixels)
+        student, teacher = ({name: tap.to(dtype) for name, tap in taps.items()} for taps in (student, teacher))
+        return Signals(LABELS[index % len(LABELS)], index, torch.tensor(epoch), logits.to(dtype), known.to(dtype), student, teacher)
 
 
-def build(distill: Distill, student: Shape = STUDENT, teacher: Shape | None = TEACHER):
-    torch.manual_seed(0)
-    return build_method(distill, student=student, teacher=teacher, train_labels=torch.zeros(4, dtype=torch.int64))
+@pytest.fixture
+def pair() -> Pair:
+    return Pair()
 
 
 def test_every_method_is_in_the_contract_suite():
-    assert {distill.method for distill in VARIANTS.values()} == set(METHODS)
+    assert {method for distill in VARIANTS.values() for method in distill.method} == set(METHODS)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_losses_are_finite_scalars_with_the_task_first(name):
-    losses = build(VARIANTS[name])(signals()[0])
-    assert next(iter(losses)) == "ce"
+def test_losses_are_finite_scalars_with_the_task_first(pair, name):
+    method = pair.build(VARIANTS[name])
+    losses = method(pair.signals(method))
+    assert next(iter(losses)) == ("simkd" if name == "simkd" else "ce")
     assert all(loss.shape == () and loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
+    assert set(method.aligned) < set(losses) and list(losses).count("ce") <= 1
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_gradient_reaches_the_student_and_the_methods_own_parameters(name):
-    method, (batch, pooled) = build(VARIANTS[name]), signals()
-    sum(method(batch).values()).backward()
-    assert pooled.grad is not None and pooled.grad.abs().sum() > 0
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in method.named_parameters() if not n.endswith("0.bias"))
+def test_gradient_reaches_the_student_and_the_methods_own_parameters_and_never_the_teacher(pair, name):
+    method = pair.build(VARIANTS[name])
+    for epoch in (1.0, 9.0):  # the two stages of fitnet
+        sum(method(pair.signals(method, epoch=epoch)).values()).backward()
+    assert pair.student.conv1.weight.grad is not None and pair.student.conv1.weight.grad.abs().sum() > 0
+    silent = {name for name, p in method.named_parameters() if p.requires_grad and (p.grad is None or p.grad.abs().sum() == 0)}
+    assert all(name.endswith("0.bias") for name in silent), silent  # a bias in front of a BatchNorm
+    assert all(p.grad is None for p in (*pair.teacher.parameters(), *(p for p in method.parameters() if not p.requires_grad)))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_order_of_the_batch_does_not_matter(name):
-    method, (batch, _) = build(VARIANTS[name]).eval(), signals()
+def test_the_order_of_the_batch_does_not_matter(pair, name):
+    method = pair.build(VARIANTS[name])
+    first = pair.signals(method)
+    method(first)  # what the first batch sets, is set
+    method.eval()
     order = torch.tensor([3, 1, 5, 0, 2, 4])
-    moved = Signals(batch.labels[order], batch.index[order], batch.epoch, batch.student_logits[order], batch.teacher_logits[order],
-                    {"pooled": batch.student["pooled"][order]})  # fmt: skip
-    for one, other in zip(method(batch).values(), method(moved).values(), strict=True):
+    moved = dataclasses.replace(
+        first, labels=first.labels[order], index=first.index[order], student_logits=first.student_logits[order],
+        teacher_logits=first.teacher_logits[order],
+        **{side: {tap: value if tap == "head" else value[order] for tap, value in getattr(first, side).items()} for side in ("student", "teacher")},
+    )  # fmt: skip
+    for one, other in zip(method(first).values(), method(moved).values(), strict=True):
         torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_bf16_logits_give_float32_losses(name):
-    losses = build(VARIANTS[name])(signals(dtype=torch.bfloat16)[0])
+def test_bf16_signals_give_finite_float32_losses(pair, name):
+    method = pair.build(VARIANTS[name])
+    signals = pair.signals(method, dtype=torch.bfloat16)
+    taps = {side: {tap: value.float() for tap, value in getattr(signals, side).items()} for side in ("student", "teacher")}  # as the engine does
+    losses = method(dataclasses.replace(signals, **taps))
     assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("classes", [2, 1000])
-def test_two_and_a_thousand_classes_work(name, classes):
-    method = build(VARIANTS[name], Shape("s", classes, D), Shape("t", classes, D))
-    assert all(torch.isfinite(loss) for loss in method(signals(classes=classes)[0]).values())
+@pytest.mark.parametrize("classes", [2, 300])
+def test_two_and_many_classes_work_or_are_refused(name, classes):
+    pair = Pair(classes=classes)
+    if classes == 2 and "dkd" in VARIANTS[name].method:
+        with pytest.raises(UsageError, match="of two classes only one is left"):
+            pair.build(VARIANTS[name])
+        return
+    method = pair.build(VARIANTS[name], labels=torch.arange(12) % classes)
+    signals = pair.signals(method)
+    losses = method(dataclasses.replace(signals, labels=signals.index % classes))
+    assert all(torch.isfinite(loss) for loss in losses.values())
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_batch_of_one_works_where_the_method_says_so(name):
-    method = build(VARIANTS[name])
-    if method.smallest_batch() == 1:
-        assert all(torch.isfinite(loss) for loss in method(signals(batch=1)[0]).values())
-    else:
-        with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
-            method(signals(batch=1)[0])
+def test_the_smallest_batch_that_a_method_names_works(pair, name):
+    method = pair.build(VARIANTS[name])
+    signals = pair.signals(method, method.smallest_batch())
+    losses = method(signals)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert all(torch.isfinite(p.grad).all() for p in (*pair.student.parameters(), *method.parameters()) if p.grad is not None)
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "none"])
-def test_a_teacher_is_needed_and_its_classes_must_fit(name):
+def test_a_teacher_is_needed_and_its_classes_must_fit(pair, name):
     with pytest.raises(UsageError, match="needs a teacher"):
-        build(VARIANTS[name], teacher=None)
+        build_method(VARIANTS[name], student=pair.outlines[0], teacher=None, train_labels=LABELS)
     with pytest.raises(UsageError, match="knows 7 classes"):
-        build(VARIANTS[name], teacher=Shape("t", 7, D))
+        build_method(VARIANTS[name], student=pair.outlines[0], teacher=Pair(classes=7).outlines[1], train_labels=LABELS)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_deployed_is_the_student_itself(name):
-    student = torch.nn.Linear(D, K)
-    assert build(VARIANTS[name]).deployed(student) is student
+def test_state_is_disjoint_from_the_students_and_survives_a_round_trip(pair, name):
+    method = pair.build(VARIANTS[name])
+    method(pair.signals(method))
+    assert not {value.data_ptr() for value in method.state_dict().values()} & {value.data_ptr() for value in pair.student.state_dict().values()}
+    again = Pair().build(VARIANTS[name])
+    again.load_state_dict({key: value.clone() for key, value in method.state_dict().items()})
+    method.eval(), again.eval()
+    signals = pair.signals(method, seed=3)
+    for one, other in zip(method(signals).values(), again(signals).values(), strict=True):
+        assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(("width", "linear", "nonlinear"), [(64, 6_500, 33_500), (128, 12_900, 46_300), (1280, 128_100, 276_700), (2048, 204_900, 430_300)])
-def test_auxiliary_head_has_the_papers_parameter_counts(width, linear, nonlinear):
-    assert params(auxiliary_head("linear", width, 100, 200, 0.1)) == linear
-    assert params(auxiliary_head("nonlinear", width, 100, 200, 0.1)) == nonlinear
+@pytest.mark.parametrize("name", ["none", "dhkd", "reviewkd", "simkd", "catkd", "catkd+kd"])
+@pytest.mark.parametrize("student", ["resnet8", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2"])
+def test_what_ships_answers_as_in_training_and_can_be_built_from_its_record(name, student):
+    pair = Pair(student)
+    method = pair.build(VARIANTS[name]).eval()
+    pair.student.eval()
+    pixels = torch.randn(3, 3, SIDE, SIDE)
+    with torch.no_grad(), Tapped(pair.student, {tap: pair.outlines[0].taps[tap] for tap in method.student_taps}) as tapped:
+        logits, taps = tapped(pixels)
+        trained = method.logits(Signals(torch.zeros(3, dtype=torch.int64), torch.arange(3), torch.ones(()), logits, None, taps))
+    deployed = method.deployed(pair.student)
+    assert (deployed is pair.student) == (method.form() is None)
+    rebuilt = deployed_as(models.build(student, classes=K), student, method.form()).eval()
+    rebuilt.load_state_dict(deployed.state_dict())
+    with torch.no_grad():
+        shipped = rebuilt(pixels)
+    assert (trained - shipped).abs().max() <= 1e-5
+    if method.form() is None:
+        assert torch.equal(trained, shipped) and params(deployed) == params(pair.student)
+    elif name.startswith("catkd"):
+        assert params(deployed) == params(pair.student) - K
+    assert pair.student.get_submodule(catalog.info(student).linear).bias is not None  # the student itself stays as it is
 
 
-def test_dropout_stands_before_batchnorm():
-    assert [type(m).__name__ for m in auxiliary_head("nonlinear", 8, 3, 200, 0.1)] == ["Linear", "Dropout", "BatchNorm1d", "ReLU", "Linear"]
+def test_losses_of_several_methods_are_the_parts_with_one_task(pair):
+    both = pair.build(VARIANTS["dhkd+reviewkd"])
+    signals = pair.signals(both, epoch=5.0)
+    both.eval()
+    apart = [part.eval()(signals) for part in both.parts]
+    together = both(signals)
+    assert list(together) == ["ce", "bkl", "hcl"]
+    for key, value in {**apart[1], **apart[0]}.items():
+        assert torch.equal(together[key], value)
+    assert both.aligned == ("bkl",) and set(both.teacher_taps) == set(both.parts[1].teacher_taps) and both.reads_logits
 
 
-@pytest.mark.parametrize(("alpha", "key"), [(1.0, "DHKD_obj_gamma1_alpha1_tau2 (main head logits = zs, aux logits = zs)"), (0.1, "DHKD_obj_alpha0.1")])
-def test_dhkd_total_is_golden(alpha, key):
-    import json
-    from pathlib import Path
-
-    golden = json.loads((Path(__file__).parent / "golden" / "testvectors.json").read_text())
-    v2 = {name: torch.tensor(golden["inputs"]["V2"][name], dtype=torch.float64) for name in ("z_s", "z_t")}
-    method = build(Distill(dhkd=Dhkd(head="none", alpha=alpha)), Shape("s", 3, 2), Shape("t", 3, 2))
-    batch = Signals(torch.tensor([0, 1]), torch.arange(2), torch.tensor(1.0, dtype=torch.float64), v2["z_s"], v2["z_t"])
-    assert sum(method(batch).values()).item() == pytest.approx(golden["expected"][key], rel=1e-9)
+def test_the_first_methods_cross_entropy_counts(pair):
+    for methods, weight in ((("kd", "rkd"), 0.1), (("rkd", "kd"), 1.0)):
+        method = pair.build(Distill(method=methods))
+        signals = pair.signals(method)
+        assert method(signals)["ce"].item() == pytest.approx(weight * nn.functional.cross_entropy(signals.student_logits, signals.labels).item())
 
 
-@pytest.mark.parametrize(("epoch", "share"), [(1, 0.25), (2, 0.5), (4, 1.0), (9, 1.0), (10, 0.0), (11, 0.0)])
-def test_alpha_ramps_up_and_stops(epoch, share):
-    method = build(Distill(dhkd=Dhkd(alpha=2.0, ramp_epochs=4, stop_epoch=10)))
-    assert method.alpha(torch.tensor(float(epoch))).item() == pytest.approx(2.0 * share)
+def test_methods_that_read_the_teacher_in_two_ways_are_refused(pair):
+    with pytest.raises(UsageError, match=r"ofd reads the teacher with the batch's statistics, reviewkd with its own; choose one with teacher_bn"):
+        pair.build(Distill(method=("ofd", "reviewkd")))
+    assert pair.build(Distill(method=("ofd", "reviewkd"), reviewkd=ReviewKd(teacher_bn="batch"))).teacher_mode == "batch_stats"
 
 
-def test_alignment_names_the_auxiliary_loss():
-    assert build(Distill(dhkd=Dhkd(align="none"))).aligned == ()
-    assert build(Distill(dhkd=Dhkd(align="shared"))).scope == "shared"
-    method = build(Distill())
-    assert method.aligned == ("bkl",) and method.scope == "all" and set(method.aligned) < set(method(signals()[0]))
+@pytest.mark.parametrize("method", ["dkd", "crd"])
+def test_methods_that_need_every_label_refuse_unlabelled_pictures(pair, method):
+    with pytest.raises(UsageError, match=f"distill.method: {method} needs a label for every picture; 1 have none"):
+        pair.build(Distill(method=method), labels=torch.tensor([0, 1, -1]))
+
+
+def test_a_network_without_the_maps_is_named():
+    bare = Outline("plain", K, {"pooled": (8,)})
+    pair = Pair()
+    for method in ("fitnet", "at", "ofd", "reviewkd", "simkd", "catkd"):
+        for student, teacher in ((bare, pair.outlines[1]), (pair.outlines[0], bare)):
+            with pytest.raises(UsageError, match=rf"distill.method: {method} .*which the catalogue does not give for plain; choose another method or network"):
+                build_method(Distill(method=method), student=student, teacher=teacher, train_labels=LABELS)
+    for method in ("kd", "dkd", "dist", "dhkd", "rkd", "crd"):
+        assert build_method(Distill(method=method, crd=SMALL), student=bare, teacher=bare, train_labels=LABELS)
+
+
+def test_dkd_without_its_second_part_takes_two_classes():
+    pair = Pair(classes=2)
+    method = pair.build(Distill(method="dkd", dkd=Dkd(beta=0)), labels=LABELS % 2)
+    signals = pair.signals(method)
+    assert torch.isfinite(method(dataclasses.replace(signals, labels=signals.labels % 2))["tckd"])

@@ -59,11 +59,28 @@ APPENDED = [
         ["6:17: distill.head: expected one of linear, nonlinear, none, got 'nonliner' (did you mean 'nonlinear'?)"],
     ),
     ("distill: {standardize: true}", ["6:11: distill.standardize: belongs to method 'kd', but distill.method is 'dhkd'"]),
-    ("distill: {method: dkhd, alpha: 2}", ["6:19: distill.method: expected one of dhkd, kd, none, got 'dkhd' (did you mean 'dhkd'?)"]),
-    ("distill: {method: [dhkd, kd]}", ["6:19: distill.method: expected one method, got a list of 2"]),
+    ("distill: {method: dkhd, alpha: 2}",
+     ["6:19: distill.method: expected one of dhkd, kd, dkd, dist, fitnet, at, rkd, crd, ofd, reviewkd, simkd, catkd, none, "
+         "got 'dkhd' (did you mean 'dkd'?)"]),
+    ("distill: {method: [dhkd, dkd], alpha: 2}",
+     ["6:32: distill.alpha: several methods are listed, so their keys stand in their own sections: distill.dhkd.alpha or distill.dkd.alpha"]),
+    ("distill: {method: [dhkd, dkhd]}",
+     ["6:26: distill.method.1: expected one of dhkd, kd, dkd, dist, fitnet, at, rkd, crd, ofd, reviewkd, simkd, catkd, none, got 'dkhd' "
+      "(did you mean 'dkd'?)"]),
+    ("distill: {method: [kd, kd]}", ["6:19: distill.method: kd is named twice"]),
+    ("distill: {method: []}", ["6:19: distill.method: expected at least one method, got none"]),
+    ("distill: {method: [kd, none]}",
+     ["6:19: distill.method: none is plain cross-entropy, which every other method has already; leave it out of the list"]),
+    ("distill: {method: [simkd, kd]}",
+     ["6:19: distill.method: simkd ships the teacher's classifier and drops the student's, so nothing that trains the student's own can stand "
+      "beside it"]),
+    ("distill: {method: [kd, rkd], kd: {ce: 0, kd: 0}, rkd: {distance: 0, angle: 0}}",
+     ["6:10: distill: kd.ce and kd.kd and rkd.distance and rkd.angle are all 0: nothing would be learnt"]),
+    ("distill: {method: fitnet, mode: two_stage}\ntrain: {epochs: 5}",
+     ["6:27: distill.fitnet.hint_epochs: 5 epochs of the hint alone leave none of train.epochs (5) for the rest"]),
     ("distill: {kd: {temperature: 0}}", ["6:29: distill.kd.temperature: must be above 0, got 0"]),
     ("distill: {alpha: 1, dhkd: {alpha: 2}}", ["6:11: distill.alpha: given twice, also as distill.dhkd.alpha at {path}:6:28"]),
-    ("distill: {alpha: 0, gamma: 0}", ["6:10: distill: alpha and gamma are both 0: nothing would be learnt"]),
+    ("distill: {alpha: 0, gamma: 0}", ["6:10: distill: gamma and alpha are both 0: nothing would be learnt"]),
     ("quantize: {scheme: dynamic}", ["6:20: quantize.scheme: expected one of static, none, got 'dynamic'"]),
     (
         "quantize: {calibrate: percentile, percentile: 99.9}",
@@ -177,7 +194,7 @@ OVERRIDES = [
     (["train={epochs: 2"], "train: a bracket that is not closed, or a comma is missing"),
     (["teacher.candidates.3.model=x"], "teacher.candidates.3.model: teacher.candidates is a list of 1, counted from 0; 3 is not in it"),
     (["data.source.a=1"], "data.source.a: data.source is a single value, not a section"),
-    (["distill.method=kd", "distill.alpha=2"], "distill.alpha: belongs to method 'dhkd', but distill.method is 'kd'"),
+    (["distill.method=kd", "distill.alpha=2"], "distill.alpha: belongs to method 'dhkd' and 'dkd', but distill.method is 'kd'"),
     (["trian.seed=1"], "trian: unknown key (did you mean 'train'?)"),
     (["student.model=mobilnet_v2"], f"student.model: there is no network 'mobilnet_v2' (did you mean 'mobilenet_v2'?); {LISTS}"),
 ]
@@ -286,17 +303,17 @@ def test_where_names_the_line_of_a_key_or_of_what_is_around_it(tmp_path: Path) -
 def test_flat_keys_go_to_the_selected_method(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD + "distill: {method: [kd], temperature: 3, kd: 0.5, dhkd: {alpha: 2}}\n")
     distill = recipe.load(path).recipe.distill
-    assert (distill.method, distill.kd.temperature, distill.kd.kd, distill.dhkd.alpha) == ("kd", 3, 0.5, 2)
-    assert distill.settings == distill.kd
+    assert (distill.name, distill.kd.temperature, distill.kd.kd, distill.dhkd.alpha) == ("kd", 3, 0.5, 2)
+    assert distill.settings("kd") == distill.kd
 
 
 def test_another_method_by_flag_leaves_the_recipes_flat_keys_out_with_one_notice(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD + "distill: {temperature: 3, head: linear, kd: {ce: 0.2}}\n")
     loaded = recipe.load(path, ["distill.method=kd", "distill.kd=0.5"])
     assert loaded.notices == ("distill.method is kd: temperature, head belong to dhkd and are not used",)
-    assert loaded.recipe.distill.settings.model_dump() == {"temperature": 4.0, "ce": 0.2, "kd": 0.5, "standardize": False}
+    assert loaded.recipe.distill.kd.model_dump() == {"temperature": 4.0, "ce": 0.2, "kd": 0.5, "standardize": False}
     assert recipe.load(path, ["distill.temperature=5"]).notices == ()
-    assert recipe.load(path, ["distill.method=none"]).recipe.distill.method == "none"
+    assert recipe.load(path, ["distill.method=none"]).recipe.distill.plain
 
 
 def test_a_whole_distill_by_flag_replaces_the_recipes(tmp_path: Path) -> None:

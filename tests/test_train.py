@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from compress import checkpoint, schedule, train
 from compress import precision as arithmetic
 from compress.errors import Interrupted, StageError, UsageError
-from compress.methods import Method, Shape, Signals, build_method
+from compress.methods import Method, Outline, Setting, Signals, build_method
 from compress.methods.plain import Plain
 from compress.results import Normalization
 from compress.schema import Dhkd, Distill, Schedule, Train
@@ -27,7 +27,7 @@ from compress.teacher_cache import TeacherCache
 SIDE, CLASSES, COUNT, VALIDATION = 8, 3, 52, 12
 NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 DHKD = Distill(dhkd=Dhkd(hidden=12, dropout=0.3, head="nonlinear", align="all"))
-SHAPE = Shape("net", CLASSES, 6)
+SHAPE = Outline("net", CLASSES, {"pooled": (6,)})
 
 
 class Net(nn.Module):
@@ -119,7 +119,7 @@ def started(distill: Distill = DHKD, *, net: nn.Module | None = None) -> tuple[n
 def fit(folder: Path, student: nn.Module, method: Method, *, config: Train | None = None, data: train.Pictures | None = None,
         progress: Recorder | None = None, device: str = "cpu", depthwise: bool = False) -> train.Fitted:  # fmt: skip
     return train.fit(
-        student, method, data or pictures(), train=config or settings(), normalization=NORMALIZATION, pooled="fc:in", depthwise=depthwise,
+        student, method, data or pictures(), train=config or settings(), normalization=NORMALIZATION, taps={"pooled": "fc:in"}, depthwise=depthwise,
         teacher=teacher() if method.needs_teacher else None, device=device, folder=folder, progress=progress or Recorder(),
     )  # fmt: skip
 
@@ -258,7 +258,7 @@ def test_training_equals_steps_written_by_hand(tmp_path):
     torch.manual_seed(0)
     student = Net()
     reference = copy.deepcopy(student).train()
-    method = Recording(None, student=SHAPE, teacher=None, train_labels=torch.zeros(1))
+    method = Recording(None, Setting(SHAPE, None, torch.zeros(1), torch.zeros(1)))
     config = settings(epochs=2, momentum=0.9, weight_decay=0.01, lr=0.1)
     data = pictures(augment="none")
     fit(tmp_path, student, method, config=config, data=data)
@@ -314,7 +314,7 @@ class Exploding(Plain):
 @pytest.mark.parametrize(("value", "shown"), [(float("nan"), "nan"), (float("inf"), "inf")])
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_checkpoint(tmp_path, value, shown):
     student = Net()
-    method = Exploding(None, student=SHAPE, teacher=None, train_labels=torch.zeros(1))
+    method = Exploding(None, Setting(SHAPE, None, torch.zeros(1), torch.zeros(1)))
     method.value = value
     with pytest.raises(StageError, match=rf"not finite in epoch 2, step 2 \(ce [0-9.]+, extra {shown}\); the last good checkpoint is kept"):
         fit(tmp_path, student, method)
@@ -342,7 +342,7 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path):
     (tmp_path / "checkpoint.pt").unlink()
     fit(tmp_path, *started(Distill(method="none")), config=settings(epochs=1))
     with pytest.raises(StageError, match="cannot be resumed from"):
-        train.fit(*fit_other, pictures(), train=settings(), normalization=NORMALIZATION, pooled="0.fc:in", depthwise=False, teacher=None,
+        train.fit(*fit_other, pictures(), train=settings(), normalization=NORMALIZATION, taps={"pooled": "0.fc:in"}, depthwise=False, teacher=None,
                   device="cpu", folder=tmp_path, progress=Recorder())  # fmt: skip
 
 
@@ -447,7 +447,7 @@ def test_training_runs_on_cuda(tmp_path):
     )  # fmt: skip
     student, method = (module.cuda() for module in started())
     arguments: dict[str, Any] = {
-        "train": settings(epochs=6, lr=0.1, precision="auto"), "normalization": NORMALIZATION, "pooled": "fc:in", "depthwise": False,
+        "train": settings(epochs=6, lr=0.1, precision="auto"), "normalization": NORMALIZATION, "taps": {"pooled": "fc:in"}, "depthwise": False,
         "teacher": cache, "device": "cuda", "folder": tmp_path,
     }  # fmt: skip
     with pytest.raises(Interrupted):

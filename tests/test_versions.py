@@ -21,12 +21,13 @@ ROOT = Path(__file__).parents[1]
 PINS = Path(__file__).parent / "golden" / "stages.json"
 
 SPLITS = ("compress/data/__init__.py", "compress/data/splits.py")
-NETWORKS = tuple(f"compress/models/{name}.py" for name in ("__init__", "builders", "catalog", "checkpoints", "count", "efficientnet_lite", "mobilenet",
-                                                           "resnet", "resnet4", "roles", "shufflenet", "taps", "vgg", "vision", "wrn"))  # fmt: skip
-METHODS = tuple(f"compress/methods/{name}.py" for name in ("__init__", "base", "dhkd", "kd", "plain"))
-RUNNING = (*SPLITS, *NETWORKS, "compress/data/views.py", "compress/loading.py")
+NETWORKS = tuple(f"compress/models/{name}.py" for name in (
+    "__init__", "builders", "catalog", "checkpoints", "count", "deployed", "efficientnet_lite", "mobilenet", "outline", "resnet", "resnet4", "roles",
+    "shufflenet", "taps", "vgg", "vision", "wrn"))  # fmt: skip
+METHODS = tuple(str(path.relative_to(ROOT)) for folder in ("methods", "losses") for path in sorted((ROOT / "compress" / folder).glob("*.py")))
+RUNNING = (*SPLITS, *NETWORKS, "compress/hashing.py", "compress/data/views.py", "compress/loading.py")
 TRAINING = (*RUNNING, *METHODS, *(f"compress/{name}.py" for name in (
-    "train", "schedule", "precision", "checkpoint", "teacher_cache", "gradients", "losses")))
+    "train", "schedule", "precision", "checkpoint", "teacher_cache", "teacher_network", "gradients")))
 
 # What decides the numbers of each stage, beside its inputs; "logits" is the disk copy of what a teacher says.
 SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compress.hashing import hashed
+
 CROP_BOXES = 4096  # resized_crop draws from this many boxes, so that a view stays a small number
-MASK = (1 << 64) - 1
 
 
 def padding_of(image_size: int) -> int:
@@ -26,28 +27,6 @@ def view_count(augment: str, image_size: int = 32, padding: int | None = None) -
     """How many different views a picture has: 162 for crop_flip at 32x32 (9 x 9 offsets, flipped or not)."""
     offsets = 2 * (padding_of(image_size) if padding is None else padding) + 1
     return {"none": 1, "flip": 2, "crop": offsets**2, "crop_flip": offsets**2 * 2, "resized_crop": CROP_BOXES * 2}[augment]
-
-
-def _signed(value: int) -> int:
-    """A 64-bit pattern as torch's int64 holds it."""
-    value &= MASK
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift of an int64 (torch's is arithmetic)."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def hashed(counter: Tensor, key: int) -> Tensor:
-    """Well-mixed non-negative int64 (63 bits) of each counter int64 under an integer key.
-
-    Source: the finaliser of splitmix64 (Steele, Lea, Flood 2014), in wrapping int64 arithmetic.
-    """
-    x = (counter + _signed(key * 0xD1342543DE82EF95)) * _signed(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x = (x ^ _shift_right(x, shift)) * _signed(factor)
-    return _shift_right(x ^ _shift_right(x, 31), 1)
 
 
 def views_of(index: Tensor, epoch: int, seed: int, augment: str, limit: int | None = None, image_size: int = 32) -> Tensor:

@@ -7,20 +7,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from compress.methods.base import Method, Shape, Signals
+from compress.methods.at import AT
+from compress.methods.base import Method, Setting, Signals
+from compress.methods.catkd import CATKD
+from compress.methods.combined import Combined
+from compress.methods.crd import CRD
 from compress.methods.dhkd import DHKD
+from compress.methods.dist import DIST
+from compress.methods.dkd import DKD
+from compress.methods.fitnet import FitNet
 from compress.methods.kd import KD
+from compress.methods.ofd import OFD
 from compress.methods.plain import Plain
+from compress.methods.reviewkd import ReviewKD
+from compress.methods.rkd import RKD
+from compress.methods.simkd import SimKD
+from compress.models.outline import Outline
 from compress.schema import Distill
 
-METHODS: Mapping[str, type[Method]] = {"dhkd": DHKD, "kd": KD, "none": Plain}
+METHODS: Mapping[str, type[Method]] = {
+    "dhkd": DHKD, "kd": KD, "dkd": DKD, "dist": DIST, "fitnet": FitNet, "at": AT, "rkd": RKD, "crd": CRD, "ofd": OFD, "reviewkd": ReviewKD,
+    "simkd": SimKD, "catkd": CATKD, "none": Plain,
+}  # fmt: skip
 
-__all__ = ["METHODS", "Method", "Shape", "Signals", "build_method"]
+__all__ = ["METHODS", "Method", "Outline", "Setting", "Signals", "build_method"]
 
 
-def build_method(distill: Distill, *, student: Shape, teacher: Shape | None, train_labels: Tensor, label_smoothing: float = 0.0) -> Method:
-    """The method that a recipe's `distill` section selects, with its fresh extra modules."""
-    kind = METHODS[distill.method]
-    return kind(distill.settings, student=student, teacher=teacher, train_labels=train_labels, label_smoothing=label_smoothing)
+def build_method(
+    distill: Distill, *, student: Outline, teacher: Outline | None, train_labels: Tensor, train_index: Tensor | None = None,
+    label_smoothing: float = 0.0, seed: int = 0,
+) -> Method:  # fmt: skip
+    """What a recipe's `distill` section selects, with fresh extra modules; several methods as their sum.
+
+    train_labels (P,) int64 of all pictures; train_index (M,): those that are trained on, None: all. Raises UsageError with the reason where
+    method and networks do not fit.
+    """
+    index = torch.arange(len(train_labels), device=train_labels.device) if train_index is None else train_index
+    setting = Setting(student, teacher, train_labels, index, label_smoothing, seed)
+    kinds = [(name, METHODS[name], distill.settings(name)) for name in distill.method]
+    return kinds[0][1](kinds[0][2], setting) if len(kinds) == 1 else Combined(kinds, setting)

@@ -5,29 +5,25 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from compress.errors import UsageError
+from compress.losses import cross_entropy
+from compress.models.outline import Outline
 
-
-@dataclass(frozen=True)
-class Shape:
-    """What a method may know of a network: its classes and the length of its pooled vector (the classifier's input)."""
-
-    name: str
-    classes: int
-    pooled: int
+TASK = "ce"  # the loss on the labels; of several methods together only the first one's counts
 
 
 @dataclass(frozen=True)
 class Signals:
     """One batch, on one device; logits and features in float32.
 
-    labels (N,) int64, -1 for an unlabelled picture; index (N,) int64, position in the training set; epoch 0-dim float32 on the
-    device, 1-based (ramps: a captured graph must not bake it in); student_logits (N, K); teacher_logits (N, K) without gradient,
-    or None where no teacher is used; student: the taps the method asked for, by name.
+    labels (N,) int64, -1 for an unlabelled picture; index (N,) int64, position among all pictures; epoch 0-dim float32, 1-based, and step
+    0-dim int64, steps done since training began, both on the device (a captured graph must not bake them in); student_logits (N, K);
+    teacher_logits (N, K) without gradient, or None where no loss reads them; student, teacher: the taps that the method asked for, by name.
     """
 
     labels: Tensor
@@ -36,40 +32,86 @@ class Signals:
     student_logits: Tensor
     teacher_logits: Tensor | None = None
     student: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher: Mapping[str, Tensor] = field(default_factory=dict)
+    step: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is built for. labels (P,) int64 of all pictures, -1 unlabelled; train_index (M,) int64: those that are trained on."""
+
+    student: Outline
+    teacher: Outline | None
+    labels: Tensor
+    train_index: Tensor
+    label_smoothing: float = 0.0
+    seed: int = 0
 
 
 class Method(nn.Module):
-    """From signals to named losses. Subclasses set `student_taps` and `aligned` in `__init__`.
+    """From signals to named losses. Its parameters train with the student and never ship. Subclasses set the names in `__init__`.
 
     Attributes:
-        needs_teacher: False only where no loss reads the teacher.
-        student_taps: names of the taps to read; "pooled" is the classifier's input, (N, d).
+        needs_teacher: False only where no loss reads the teacher. reads_logits: whether a loss reads the teacher's logits.
+        needs_labels: every picture must have one.
+        student_taps, teacher_taps: names of the maps to read, see `Outline`.
+        teacher_mode: "batch_stats": the teacher's BatchNorms use the batch's statistics; its buffers never change.
         aligned: names of the losses that are projected onto the normal plane of the first loss.
         scope: of that projection, "all" or "shared" (see gradients.aligned_backward).
     """
 
     needs_teacher = True
+    reads_logits = True
+    needs_labels = False
     student_taps: tuple[str, ...] = ()
+    teacher_taps: tuple[str, ...] = ()
+    teacher_mode: Literal["eval", "batch_stats"] = "eval"
     aligned: tuple[str, ...] = ()
     scope = "all"
 
-    def __init__(self, config: Any, *, student: Shape, teacher: Shape | None, train_labels: Tensor, label_smoothing: float = 0.0) -> None:
+    def __init__(self, config: Any, setting: Setting) -> None:
         super().__init__()
         self.config = config
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = setting.label_smoothing
+        student, teacher = setting.student, setting.teacher
         if self.needs_teacher and teacher is None:
-            raise UsageError(f"distill.method: {type(self).__name__} needs a teacher; use method: none for plain cross-entropy")
+            raise UsageError(f"{self.says()} needs a teacher; use method: none for plain cross-entropy")
         if teacher is not None and teacher.classes != student.classes:
             raise UsageError(f"the teacher {teacher.name} knows {teacher.classes} classes, the student {student.name} {student.classes}")
+        unlabelled = int((setting.labels < 0).sum()) if self.needs_labels else 0
+        if unlabelled:
+            raise UsageError(f"{self.says()} needs a label for every picture; {unlabelled} have none")
+
+    @classmethod
+    def says(cls) -> str:
+        """How messages begin."""
+        return f"distill.method: {cls.__name__.lower()}"
 
     @abstractmethod
     def forward(self, signals: Signals) -> dict[str, Tensor]:
         """Named, weighted scalar losses; the task loss first where there is one."""
+
+    def logits(self, signals: Signals) -> Tensor:
+        """(N, K) of the network that ships, from what the student gives in training."""
+        return signals.student_logits
+
+    def task(self, signals: Signals, weight: float = 1.0) -> Tensor:
+        """The weighted cross-entropy."""
+        return weight * cross_entropy(signals.student_logits, signals.labels, self.label_smoothing)
 
     def smallest_batch(self) -> int:
         """The smallest training batch that the method's modules accept."""
         return 1
 
     def deployed(self, student: nn.Module) -> nn.Module:
-        """The network that ships: the student itself unless a method says otherwise."""
+        """The network that ships, sharing the student's parameters: the student itself unless `form` says otherwise."""
         return student
+
+    def form(self) -> dict[str, Any] | None:
+        """How the deployed network differs from a freshly built student, as plain values for `models.deployed`; None: not at all."""
+        return None
+
+
+def ramp(epoch: Tensor, epochs: float) -> Tensor:
+    """min(1, epoch / epochs) of the 1-based epoch; 1 where epochs is 0."""
+    return (epoch / epochs).clamp(max=1.0) if epochs > 0 else torch.ones_like(epoch)

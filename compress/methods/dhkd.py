@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.losses import binary_kl, binary_kl_norm, cross_entropy
-from compress.methods.base import Method, Shape, Signals
+from compress.losses import binary_kl, binary_kl_norm
+from compress.methods.base import Method, Setting, Signals, ramp
 from compress.schema import Dhkd
 
 
@@ -31,30 +31,29 @@ class DHKD(Method):
 
     config: Dhkd
 
-    def __init__(self, config: Any, *, student: Shape, teacher: Shape | None, train_labels: Tensor, label_smoothing: float = 0.0) -> None:
-        super().__init__(config, student=student, teacher=teacher, train_labels=train_labels, label_smoothing=label_smoothing)
+    def __init__(self, config: Any, setting: Setting) -> None:
+        super().__init__(config, setting)
+        student = setting.student
         self.auxiliary: nn.Sequential | None = None
         if config.head != "none":
-            self.auxiliary = auxiliary_head(config.head, student.pooled, student.classes, config.hidden, config.dropout)
+            self.auxiliary = auxiliary_head(config.head, student.shape("pooled", self.says())[0], student.classes, config.hidden, config.dropout)
             self.student_taps = ("pooled",)
         self.aligned = () if config.align == "none" else ("bkl",)
         self.scope = "shared" if config.align == "shared" else "all"
 
     def alpha(self, epoch: Tensor) -> Tensor:
         """The auxiliary loss's weight at a 1-based epoch: a linear ramp, then constant, then 0 from `stop_epoch` on."""
-        weight = torch.full_like(epoch, self.config.alpha)
-        if self.config.ramp_epochs > 0:
-            weight = weight * (epoch / self.config.ramp_epochs).clamp(max=1.0)
+        weight = self.config.alpha * ramp(epoch, self.config.ramp_epochs)
         if self.config.stop_epoch is not None:
             weight = torch.where(epoch >= self.config.stop_epoch, torch.zeros_like(weight), weight)
         return weight
 
     def forward(self, signals: Signals) -> dict[str, Tensor]:
-        assert signals.teacher_logits is not None  # the engine supplies them: needs_teacher
+        assert signals.teacher_logits is not None  # the engine supplies them: reads_logits
         logits = signals.student_logits if self.auxiliary is None else self.auxiliary(signals.student["pooled"])
         distance = binary_kl_norm if self.config.loss == "binary_kl_norm" else binary_kl
         return {
-            "ce": self.config.gamma * cross_entropy(signals.student_logits, signals.labels, self.label_smoothing),
+            "ce": self.task(signals, self.config.gamma),
             "bkl": self.alpha(signals.epoch) * distance(logits, signals.teacher_logits, self.config.temperature),
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compress.losses import cross_entropy, kd_kl, standardize_logits
+from compress.losses import kd_kl, standardize_logits
 from compress.methods.base import Method, Signals
 from compress.schema import Kd
 
@@ -15,11 +15,8 @@ class KD(Method):
     config: Kd
 
     def forward(self, signals: Signals) -> dict[str, Tensor]:
-        assert signals.teacher_logits is not None  # the engine supplies them: needs_teacher
+        assert signals.teacher_logits is not None  # the engine supplies them: reads_logits
         student, teacher = signals.student_logits, signals.teacher_logits
         if self.config.standardize:
             student, teacher = standardize_logits(student), standardize_logits(teacher)
-        return {
-            "ce": self.config.ce * cross_entropy(signals.student_logits, signals.labels, self.label_smoothing),
-            "kd": self.config.kd * kd_kl(student, teacher, self.config.temperature),
-        }
+        return {"ce": self.task(signals, self.config.ce), "kd": self.config.kd * kd_kl(student, teacher, self.config.temperature)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compress.losses import cross_entropy
 from compress.methods.base import Method, Signals
 
 
@@ -12,6 +11,7 @@ class Plain(Method):
     """L = CE(student, labels)."""
 
     needs_teacher = False
+    reads_logits = False
 
     def forward(self, signals: Signals) -> dict[str, Tensor]:
-        return {"ce": cross_entropy(signals.student_logits, signals.labels, self.label_smoothing)}
+        return {"ce": self.task(signals)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compress.errors import UsageError
@@ -10,17 +9,6 @@ from compress.models import catalog
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-@dataclass(frozen=True)
-class Outline:
-    """What a distillation method needs to know of a network. `pooled` is a tap, `width` its d in (N, d)."""
-
-    name: str
-    pooled: str
-    width: int
-    classes: int
-    linear: str
 
 
 def build(name: str, *, classes: int, width: float | None = None) -> nn.Module:
@@ -54,14 +42,3 @@ def pretrained(name: str, weights_name: str, classes: int) -> nn.Module:
     model = build(name, classes=classes)
     fit(model, state, source=f"{name} {weights_name}", new_head=True)
     return model
-
-
-def outline(model: nn.Module, name: str) -> Outline:
-    """Read the pooled width and the class count off a built network of that name."""
-    from torch import nn
-
-    network = catalog.info(name)
-    block, last = model.get_submodule(network.classifier), model.get_submodule(network.linear)
-    first = next(module for module in block.modules() if isinstance(module, nn.Linear))
-    assert isinstance(last, nn.Linear)  # the catalogue says so; a test builds every entry
-    return Outline(name, f"{network.classifier}:in", first.in_features, last.out_features, network.linear)

@@ -229,6 +229,16 @@ def resolve_width(network: NetworkInfo, width: float | None) -> float | None:
     return width
 
 
+def taps(network: NetworkInfo) -> dict[str, str]:
+    """Name -> tap of everything that a method may read; see `outline.Outline` for the names."""
+    found = {"pooled": f"{network.classifier}:in", "head": f"{network.linear}:weight"}
+    if network.roles is None:
+        return found
+    for role in ("stages_post", "stages_pre"):
+        found |= {f"{role}.{number}": tap for number, tap in enumerate(getattr(network.roles, role), 1)}
+    return {**found, "pre_pool": network.roles.pre_pool, "last_stage": network.roles.last_stage}
+
+
 def require_size(network: NetworkInfo, image_size: int) -> None:
     """Raises UsageError where the pictures (side in pixels) are too small for the network."""
     if image_size < network.min_size:

@@ -12,14 +12,17 @@ from pydantic import ConfigDict, Field
 
 from compress.schema.base import NAME_PATTERN, PATTERNS, Normalize, Section
 from compress.schema.data import Data
-from compress.schema.methods import METHOD_SECTIONS, METHOD_SUMMARIES, Dhkd, Distill, Kd, Plain
+from compress.schema.feature_methods import At, Catkd, Crd, Fitnet, Ofd, ReviewKd, Rkd, Simkd
+from compress.schema.logit_methods import Dhkd, Dist, Dkd, Kd, Plain
+from compress.schema.methods import METHOD_SECTIONS, METHOD_SUMMARIES, Distill
 from compress.schema.networks import Candidate, Choice, Choose, Student, Teacher
 from compress.schema.ship import Device, Export, Quantize, Require, Validate
 from compress.schema.train import Schedule, Train
 
 __all__ = [
-    "METHOD_SECTIONS", "METHOD_SUMMARIES", "PATTERNS", "Candidate", "Choice", "Choose", "Data", "Device", "Dhkd", "Distill", "Export", "Kd",
-    "Normalize", "Plain", "Quantize", "Recipe", "Require", "Schedule", "Section", "Student", "Teacher", "Train", "Validate", "json_schema",
+    "METHOD_SECTIONS", "METHOD_SUMMARIES", "PATTERNS", "At", "Candidate", "Catkd", "Choice", "Choose", "Crd", "Data", "Device", "Dhkd", "Dist",
+    "Distill", "Dkd", "Export", "Fitnet", "Kd", "Normalize", "Ofd", "Plain", "Quantize", "Recipe", "Require", "ReviewKd", "Rkd", "Schedule",
+    "Section", "Simkd", "Student", "Teacher", "Train", "Validate", "json_schema",
 ]  # fmt: skip
 
 

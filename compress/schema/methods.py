@@ -2,68 +2,100 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
-from compress.schema.base import Count, Section
+from compress.schema.base import Section
+from compress.schema.feature_methods import At, Catkd, Crd, Fitnet, Ofd, ReviewKd, Rkd, Simkd
+from compress.schema.logit_methods import Dhkd, Dist, Dkd, Kd, Plain
 
-
-class Dhkd(Section):
-    """L = gamma CE(main) + alpha BinaryKL-Norm_temperature(auxiliary, teacher). Source: Yang et al. 2024."""
-
-    alpha: Annotated[float, Field(ge=0)] = Field(default=1.0, description="weight of the auxiliary loss; about 100 / classes (it sums over classes)")
-    gamma: Annotated[float, Field(ge=0)] = Field(default=1.0, description="weight of the cross-entropy")
-    temperature: Annotated[float, Field(gt=0)] = Field(default=2.0, description="divides the difference of the logits")
-    head: Literal["linear", "nonlinear", "none"] = Field(
-        default="nonlinear", description="the auxiliary head; none: both losses on one classifier, the paper's ablation"
-    )
-    hidden: Count = Field(default=200, description="nonlinear head's hidden units")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.1, description="nonlinear head's dropout")
-    align: Literal["none", "all", "shared"] = Field(
-        default="all", description="project the auxiliary gradient where it opposes the cross-entropy's; over which parameters"
-    )
-    loss: Literal["binary_kl_norm", "binary_kl"] = Field(default="binary_kl_norm", description="the auxiliary loss; binary_kl: the ablation's")
-    ramp_epochs: Annotated[float, Field(ge=0)] = Field(default=0.0, description="alpha grows linearly over so many first epochs")
-    stop_epoch: Count | None = Field(default=None, description="from this epoch (1-based) on alpha is 0; the paper's ImageNet recipe uses 50; null: never")
-
-
-class Kd(Section):
-    """L = ce CE + kd T^2 KL(teacher || student). Source: Hinton et al. 2015; weights of RepDistiller and mdistiller."""
-
-    temperature: Annotated[float, Field(gt=0)] = Field(default=4.0, description="divides the logits of both")
-    ce: Annotated[float, Field(ge=0)] = Field(default=0.1, description="weight of the cross-entropy")
-    kd: Annotated[float, Field(ge=0)] = Field(default=0.9, description="weight of the divergence from the teacher")
-    standardize: bool = Field(default=False, description="z-score the logits of each picture first (Sun et al. 2024)")
-
-
-class Plain(Section):
-    """Plain cross-entropy: no teacher."""
-
-
-METHOD_SECTIONS: dict[str, type[Section]] = {"dhkd": Dhkd, "kd": Kd, "none": Plain}
+METHOD_SECTIONS: dict[str, type[Section]] = {
+    "dhkd": Dhkd, "kd": Kd, "dkd": Dkd, "dist": Dist, "fitnet": Fitnet, "at": At, "rkd": Rkd, "crd": Crd, "ofd": Ofd, "reviewkd": ReviewKd,
+    "simkd": Simkd, "catkd": Catkd, "none": Plain,
+}  # fmt: skip
 METHOD_SUMMARIES: dict[str, str] = {
     "dhkd": "dual-head distillation: an auxiliary head that never ships learns from the teacher's logits (Yang et al. 2024)",
     "kd": "classic distillation: cross-entropy and the KL divergence to the teacher's softened logits (Hinton et al. 2015)",
+    "dkd": "decoupled distillation: the right class and the others among themselves, weighed apart (Zhao et al. 2022)",
+    "dist": "relations between classes and between pictures, by correlation (Huang et al. 2022)",
+    "fitnet": "hints: one stage's map, through a regressor that never ships (Romero et al. 2015)",
+    "at": "attention transfer: where each stage looks (Zagoruyko and Komodakis 2017)",
+    "rkd": "relations: distances and angles between the pictures of a batch (Park et al. 2019)",
+    "crd": "contrast: a picture's embedding against a memory of all others (Tian et al. 2020)",
+    "ofd": "overhaul: every stage in front of its activation, through connectors that never ship (Heo et al. 2019)",
+    "reviewkd": "review: deep stages fused into shallow ones by modules that never ship (Chen et al. 2021)",
+    "simkd": "the teacher's classifier on projected features; projector and classifier ship and make the student larger (Chen et al. 2022)",
+    "catkd": "class activation maps; the student ships without a bias in its classifier (Guo et al. 2023)",
     "none": "plain cross-entropy without a teacher, the baseline",
 }
 
+MethodName = Literal["dhkd", "kd", "dkd", "dist", "fitnet", "at", "rkd", "crd", "ofd", "reviewkd", "simkd", "catkd", "none"]
+
+
+def _listed(value: Any) -> Any:
+    """One method is a list of one."""
+    return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, str) else value
+
+
+def _together(methods: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse what cannot be added up."""
+    if not methods:
+        raise ValueError("expected at least one method, got none")
+    twice = next((name for name in methods if methods.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"{twice} is named twice")
+    if len(methods) > 1 and "none" in methods:
+        raise ValueError("none is plain cross-entropy, which every other method has already; leave it out of the list")
+    if len(methods) > 1 and "simkd" in methods:
+        raise ValueError("simkd ships the teacher's classifier and drops the student's, so nothing that trains the student's own can stand beside it")
+    return methods
+
+
+def _short(methods: tuple[str, ...]) -> str | list[str]:
+    """As a recipe has it."""
+    return methods[0] if len(methods) == 1 else list(methods)
+
+
+Methods = Annotated[tuple[MethodName, ...], BeforeValidator(_listed), AfterValidator(_together), PlainSerializer(_short)]
+
 
 class Distill(Section):
-    """Which method, with which settings. The selected method's keys may stand flat here, or in a section named after the method."""
+    """Which method, with which settings. A single method's keys may stand flat here; each may stand in a section named after its method."""
 
     # recipe.py sorts the flat keys into the method's own section before this is built
-    method: Literal["dhkd", "kd", "none"] = Field(default="dhkd", description="see `compress methods`; none: plain cross-entropy")
+    method: Methods = Field(
+        default=("dhkd",), description="see `compress methods`; none: plain cross-entropy; a list adds the methods up, with the first one's cross-entropy"
+    )
     baseline: bool = Field(default=False, description="train the same student without a teacher too, and report the difference")
     dhkd: Dhkd = Field(default=Dhkd(), description="settings of dhkd")
     kd: Kd = Field(default=Kd(), description="settings of kd")
+    dkd: Dkd = Field(default=Dkd(), description="settings of dkd")
+    dist: Dist = Field(default=Dist(), description="settings of dist")
+    fitnet: Fitnet = Field(default=Fitnet(), description="settings of fitnet")
+    at: At = Field(default=At(), description="settings of at")
+    rkd: Rkd = Field(default=Rkd(), description="settings of rkd")
+    crd: Crd = Field(default=Crd(), description="settings of crd")
+    ofd: Ofd = Field(default=Ofd(), description="settings of ofd")
+    reviewkd: ReviewKd = Field(default=ReviewKd(), description="settings of reviewkd")
+    simkd: Simkd = Field(default=Simkd(), description="settings of simkd")
+    catkd: Catkd = Field(default=Catkd(), description="settings of catkd")
 
     @property
-    def settings(self) -> Section:
-        """The section of the selected method."""
-        return Plain() if self.method == "none" else getattr(self, self.method)
+    def name(self) -> str:
+        """`dhkd`, or `dhkd + reviewkd`."""
+        return " + ".join(self.method)
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is no distillation at all."""
+        return self.method == ("none",)
+
+    def settings(self, method: str) -> Section:
+        """A method's section."""
+        return Plain() if method == "none" else getattr(self, method)
 
     def alone(self) -> Distill:
-        """The selected method's settings and nothing else: what a training depends on."""
+        """The selected methods' settings and nothing else: what a training depends on."""
         own = Distill(method=self.method)
-        return own if self.method == "none" else own.model_copy(update={self.method: self.settings})
+        return own.model_copy(update={name: self.settings(name) for name in self.method if name != "none"})

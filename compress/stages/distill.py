@@ -10,12 +10,16 @@ from torch import nn
 
 from compress import checkpoint, loading
 from compress.data import views
-from compress.methods import build_method
+from compress.methods import Method, build_method
 from compress.models import catalog
+from compress.models.count import macs, params
 from compress.results import Distilled, File, Network, Trained, TrainingData
 from compress.schema import Distill, Train
 from compress.store import Context, Stage
+from compress.teacher_cache import TeacherCache
 from compress.train import fit
+
+LARGER = 0.1  # share by which the shipped network may exceed the plain student without a word
 
 
 def _run(
@@ -28,22 +32,27 @@ def _run(
     torch.manual_seed(train.seed or 0)
     pictures = loading.pictures(data, context.device)
     model = loading.start(student, start, weights, new_head=True, device=context.device)
+    outline = loading.outline(student, model)
+    taught_by = loading.outline(teacher.network, loading.network(teacher.network, teacher.weights, "cpu")) if teacher else None
     method = build_method(
-        config,
-        student=loading.shape(student, model),
-        teacher=loading.shape(teacher.network, loading.network(teacher.network, None, "cpu")) if teacher else None,
-        train_labels=pictures.labels,
-        label_smoothing=train.label_smoothing,
-    ).to(context.device)
-    cache = None
-    if method.needs_teacher and teacher is not None:
-        cache = loading.teacher_cache(teacher, data, len(pictures.images), device=context.device, cache=context.cache, warn=context.console.warn)
-        context.console.line(_cache_line(len(pictures.train_index), data, train, student.classes, cache.used))
+        config, student=outline, teacher=taught_by, train_labels=pictures.labels, train_index=pictures.train_index,
+        label_smoothing=train.label_smoothing, seed=train.seed or 0,
+    ).to(context.device)  # fmt: skip
+    _warn_of_size(model, method, student, context)
+    teaching = None
+    if method.needs_teacher and teacher is not None and taught_by is not None:
+        teaching = loading.teaching(
+            teacher, method, taught_by.taps, data, len(pictures.images), device=context.device, cache=context.cache, warn=context.console.warn
+        )
+        if isinstance(teaching, TeacherCache):
+            context.console.line(_cache_line(len(pictures.train_index), data, train, student.classes, teaching.used))
+        else:
+            context.console.line(f"teacher {teacher.network.model} runs on every batch: {config.name} reads its feature maps")
     steps = -(-len(pictures.train_index) // train.batch_size)
-    with context.console.training(f"student {student.model} by {config.method}", train.epochs or 1, steps) as progress:
+    with context.console.training(f"student {student.model} by {config.name}", train.epochs or 1, steps) as progress:
         fitted = fit(
-            model, method, pictures, train=train, normalization=student.normalization, pooled=loading.pooled_tap(student),
-            depthwise=catalog.info(student.model).depthwise, teacher=cache, device=context.device, folder=context.work, progress=progress,
+            model, method, pictures, train=train, normalization=student.normalization, taps=outline.taps,
+            depthwise=catalog.info(student.model).depthwise, teacher=teaching, device=context.device, folder=context.work, progress=progress,
         )  # fmt: skip
     path = context.work / "trained.safetensors"
     save_combined(model, method, path)
@@ -51,7 +60,7 @@ def _run(
     return Distilled(
         network=student,
         combined=File.of(path),
-        method=config.method,
+        method=config.name,
         epochs=len(fitted.history),
         shipped_epoch=fitted.shipped_epoch,
         seconds=round(fitted.seconds, 2),
@@ -59,6 +68,24 @@ def _run(
         precision=fitted.precision,
         threads=fitted.threads,
         history=File.of(context.work / checkpoint.HISTORY),
+    )
+
+
+def _warn_of_size(model: nn.Module, method: Method, student: Network, context: Context) -> None:
+    """Before anything is trained: a method may ship more than the student that the recipe names."""
+    plain, shipped = ((params(one), macs(one, student.image_size)) for one in (model, method.deployed(model)))
+    if sentence := larger(student.model, plain, shipped):
+        context.console.warn(sentence)
+
+
+def larger(name: str, plain: tuple[int, int], shipped: tuple[int, int]) -> str | None:
+    """A sentence where what ships has over a tenth more parameters or multiply-accumulates (each a pair) than the plain student."""
+    growth = [after / before - 1 for before, after in zip(plain, shipped, strict=True)]
+    if max(growth) <= LARGER:
+        return None
+    return (
+        f"what ships of {name} is larger than {name} itself: {shipped[0]:,} parameters instead of {plain[0]:,} ({100 * growth[0]:+.0f} %), "
+        f"{shipped[1]:,} multiply-accumulates instead of {plain[1]:,} ({100 * growth[1]:+.0f} %); compare it with students of that size"
     )
 
 

@@ -20,6 +20,7 @@ import export.rewrites
 from compress import __version__, models
 from compress.data import calibration_arrays, views
 from compress.errors import StageError
+from compress.models import catalog
 from compress.models.count import macs, params
 from compress.results import CalibrationData, File, Network
 from compress.schema import Export
@@ -120,7 +121,7 @@ def _random(network: Network, images: np.ndarray) -> nn.Module:
         with torch.no_grad():
             model.train()(pixels)
             largest = model.eval()(pixels).abs().max()
-            last = model.get_submodule(models.outline(model, network.model).linear)
+            last = model.get_submodule(catalog.info(network.model).linear)
             assert isinstance(last, nn.Linear)  # the catalogue says so
             last.bias.add_(10 * largest)
     return model

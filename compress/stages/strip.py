@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from safetensors.torch import load_file
@@ -10,7 +12,7 @@ from torch import nn
 from compress import loading, models
 from compress.data import views
 from compress.errors import StageError
-from compress.methods import build_method
+from compress.methods import Method, Signals, build_method
 from compress.models import checkpoints
 from compress.models.count import macs, params
 from compress.models.taps import Tapped
@@ -19,31 +21,36 @@ from compress.schema import Distill
 from compress.store import Context, Stage
 from compress.train import accuracy, predict
 
+FORM_LIMIT = 1e-5  # largest |logit difference| of a student that ships in another form than it was trained in (folding rounds)
+
 
 def _run(config: Distill, *, context: Context, student: Network, teacher: Trained | None, trained: Distilled, data: TrainingData) -> Stripped:
     """Keep `method.deployed(student)`; assert it bit for bit against the trained main head; record its float32 accuracy."""
     state = load_file(trained.combined.path)
-    dropped = tuple(sorted(name.removeprefix("method.") for name in state if name.startswith("method.")))
     pictures = loading.pictures(data, "cpu")
     model = models.build(student.model, classes=student.classes, width=student.width).to(memory_format=torch.channels_last)
     checkpoints.fit(model, {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")}, source="distill")
     method = build_method(
         config,
-        student=loading.shape(student, model),
-        teacher=loading.shape(teacher.network, loading.network(teacher.network, None, "cpu")) if teacher else None,
+        student=loading.outline(student, model),
+        teacher=loading.outline(teacher.network, loading.network(teacher.network, teacher.weights, "cpu")) if teacher else None,
         train_labels=pictures.labels,
+        train_index=pictures.train_index,
     )
     checkpoints.fit(method, {name.removeprefix("method."): value for name, value in state.items() if name.startswith("method.")}, source="distill")
 
     path = context.work / "student.safetensors"
+    kept = {value.data_ptr() for value in method.deployed(model).state_dict().values()}
+    dropped = tuple(sorted(name for part in (model, method) for name, value in part.state_dict().items() if value.data_ptr() not in kept))
     checkpoints.save_state(method.deployed(model), path)
-    deployed = loading.network(student, File.of(path), "cpu")
-    _prove(model, deployed, method, student, pictures.images[pictures.validation_index[:64]], set(dropped))
+    ships = replace(student, deployed=method.form())
+    deployed = loading.network(ships, File.of(path), "cpu")
+    _prove(model, deployed, method, student, pictures.images[pictures.validation_index[:64]])
 
     logits = predict(deployed, pictures.images[pictures.validation_index], data.image_size, student.normalization)
     np.save(context.work / "predictions.npy", logits.argmax(dim=1).numpy())
     result = Trained(
-        network=student,
+        network=ships,
         weights=File.of(path),
         top1_validation=accuracy(logits, pictures.labels[pictures.validation_index]),
         params=params(deployed),
@@ -55,22 +62,31 @@ def _run(config: Distill, *, context: Context, student: Network, teacher: Traine
         threads=trained.threads,
         origin=f"distilled by {trained.method}" if trained.method != "none" else "trained without a teacher",
     )
-    return Stripped(result, dropped, File.of(context.work / "predictions.npy"))
+    return Stripped(result, dropped, File.of(context.work / "predictions.npy"), params(model), macs(model, student.image_size))
 
 
 @torch.no_grad()
-def _prove(model: nn.Module, deployed: nn.Module, method: nn.Module, student: Network, images: torch.Tensor, dropped: set[str]) -> None:
-    """The file holds the student alone, and answers as the main head did in training. Raises StageError where it does not."""
+def _prove(model: nn.Module, deployed: nn.Module, method: Method, student: Network, images: torch.Tensor) -> None:
+    """The file answers as the network did in training, bit for bit where it is the plain student, and holds nothing else.
+
+    Raises StageError where it does not.
+    """
     pixels = views.to_float(views.evaluation_view(images, student.image_size), student.normalization.mean, student.normalization.std)
-    tapped = Tapped(model.eval(), {"pooled": loading.pooled_tap(student)})
-    main = tapped(pixels)[0]
-    tapped.close()
-    if not torch.equal(main, deployed.eval()(pixels)):
+    outline = loading.outline(student)
+    with Tapped(model.eval(), {name: outline.taps[name] for name in method.eval().student_taps}) as tapped:
+        logits, taps = tapped(pixels)
+    nothing = torch.zeros(len(pixels), dtype=torch.int64)
+    trained = method.logits(Signals(nothing, nothing, torch.ones(()), logits, None, taps))
+    shipped = deployed.eval()(pixels)
+    if method.form() is None and not torch.equal(trained, shipped):
         raise StageError(f"strip: the stripped {student.model} does not answer bit for bit like the trained main head")
-    fresh = params(models.build(student.model, classes=student.classes, width=student.width))
-    if params(deployed) != fresh:
-        raise StageError(f"strip: the stripped {student.model} has {params(deployed):,} parameters, a fresh one {fresh:,}")
-    left = dropped & set(deployed.state_dict())
+    if not float((trained - shipped).abs().max()) <= FORM_LIMIT:
+        raise StageError(f"strip: what ships of {student.model} answers {float((trained - shipped).abs().max()):.1e} away from what was trained")
+    ours = {parameter.data_ptr() for parameter in method.deployed(model).parameters()}
+    expected = sum(parameter.numel() for part in (model, method) for parameter in part.parameters() if parameter.data_ptr() in ours)
+    if params(deployed) != expected:
+        raise StageError(f"strip: the stripped {student.model} has {params(deployed):,} parameters, it should have {expected:,}")
+    left = set(deployed.state_dict()) - set(model.state_dict()) if method.form() is None else set()
     if left:
         raise StageError(f"strip: keys of the method remain in the student: {', '.join(sorted(left))}")
 

@@ -42,9 +42,10 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
     model = loading.start(network, config.weights, weights, new_head=config.train is not None, device=context.device)
     fitted = None
     if config.train is not None:
+        outline = loading.outline(network)
         method = build_method(
-            Distill(method="none"),
-            student=loading.shape(network, model),
+            Distill(method=("none",)),
+            student=outline,
             teacher=None,
             train_labels=pictures.labels,
             label_smoothing=config.train.label_smoothing,
@@ -53,7 +54,7 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
         steps = -(-len(pictures.train_index) // config.train.batch_size)
         with context.console.training(f"teacher {network.model}", config.train.epochs or 1, steps) as progress:
             fitted = fit(
-                model, method, pictures, train=config.train, normalization=network.normalization, pooled=loading.pooled_tap(network),
+                model, method, pictures, train=config.train, normalization=network.normalization, taps=outline.taps,
                 depthwise=info.depthwise, teacher=None, device=context.device, folder=context.work, progress=progress,
             )  # fmt: skip
     top1 = accuracy(

@@ -1,0 +1,29 @@
+"""Random numbers without a state: a draw is a function of what it is for. Imports nothing of the project."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+MASK = (1 << 64) - 1
+
+
+def _signed(value: int) -> int:
+    """A 64-bit pattern as torch's int64 holds it."""
+    value &= MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift of an int64 (torch's is arithmetic)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def hashed(counter: Tensor, key: int) -> Tensor:
+    """Well-mixed non-negative int64 (63 bits) of each counter int64 under an integer key.
+
+    Source: the finaliser of splitmix64 (Steele, Lea, Flood 2014), in wrapping int64 arithmetic.
+    """
+    x = (counter + _signed(key * 0xD1342543DE82EF95)) * _signed(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ _shift_right(x, shift)) * _signed(factor)
+    return _shift_right(x ^ _shift_right(x, 31), 1)

@@ -1,0 +1,109 @@
+"""Losses of logits (N, K) and labels (N,) int64."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compress.losses.precision import wide
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy over the batch; pictures with label -1 (unlabelled) are ignored."""
+    return F.cross_entropy(wide(logits), labels, ignore_index=-1, label_smoothing=label_smoothing)
+
+
+def binary_kl_norm(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """tau^2 / N * sum_nk KL( Bern(1/2) || Bern(sigmoid((s - t) / tau)) ), the BinaryKL-Norm of DHKD.
+
+    Closed form: with d = (s - t) / tau each term is ln cosh(d / 2) = |d|/2 + ln(1 + exp(-|d|)) - ln 2, finite for every finite d
+    and with gradient tau / (2N) tanh(d / 2). The usual sigmoid-clamp-log form is inf in float32 from a difference of 34 on.
+
+    Source: Yang et al. 2024 (arXiv 2411.08937), eq. of BinaryKL-Norm.
+    """
+    d = (wide(student) - wide(teacher)) / temperature
+    # softplus(-|d|) has the exact gradient at 0 too: |d| contributes sign(0) = 0 twice.
+    terms = d.abs() / 2 + F.softplus(-d.abs()) - math.log(2)
+    return temperature**2 * terms.sum() / d.shape[0]
+
+
+def binary_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """tau^2 / N * sum_nk KL( Bern(sigmoid(t / tau)) || Bern(sigmoid(s / tau)) ), the un-normalised BinaryKL of the ablation.
+
+    Gradient with respect to s: tau / N (sigmoid(s / tau) - sigmoid(t / tau)).
+
+    Source: Yang et al. 2024 (arXiv 2411.08937), eq. of BinaryKL.
+    """
+    s, t = wide(student) / temperature, wide(teacher) / temperature
+    terms = torch.sigmoid(t) * (t - s) + F.softplus(s) - F.softplus(t)
+    return temperature**2 * terms.sum() / s.shape[0]
+
+
+def kd_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 / N * sum_n KL( softmax(t / T) || softmax(s / T) ).
+
+    Source: Hinton et al. 2015 (arXiv 1503.02531); mean over the batch, sum over classes.
+    """
+    log_s = F.log_softmax(wide(student) / temperature, dim=1)
+    log_t = F.log_softmax(wide(teacher) / temperature, dim=1)
+    return temperature**2 * F.kl_div(log_s, log_t, reduction="sum", log_target=True) / log_s.shape[0]
+
+
+def standardize_logits(logits: Tensor) -> Tensor:
+    """z-score of each picture's logits (unbiased deviation + 1e-7), before the softmax of KD.
+
+    Source: Sun et al. 2024 (arXiv 2403.01427), logit standardisation.
+    """
+    logits = wide(logits)
+    return (logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True) + 1e-7)
+
+
+def decoupled_kd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """DKD's two parts (TCKD, NCKD), each times T^2, mean over the labelled pictures.
+
+    TCKD = KL of the two-way distributions (p_y, 1 - p_y); NCKD = KL over the other classes, renormalised among themselves.
+    With u = z_y / T - logsumexp_{j != y}(z_j / T) the first is sigmoid(u_t) (u_t - u_s) + softplus(u_s) - softplus(u_t): finite where
+    the logarithm of a summed softmax is log 0. With two classes NCKD is identically 0.
+
+    Source: Zhao et al. 2022 (arXiv 2203.08679), eq. 7 and 8.
+    """
+    labelled = labels >= 0
+    target = torch.zeros_like(student, dtype=torch.bool).scatter(1, labels.clamp(min=0)[:, None], True)
+    s, t = wide(student) / temperature, wide(teacher) / temperature
+    # a finite mask: the target's own share is exactly 0, without the inf - inf of a difference of logarithms
+    others_s, others_t = s.masked_fill(target, -1e30), t.masked_fill(target, -1e30)
+    u_s = s[target] - others_s.logsumexp(1)
+    u_t = t[target] - others_t.logsumexp(1)
+    tckd = torch.sigmoid(u_t) * (u_t - u_s) + F.softplus(u_s) - F.softplus(u_t)
+    log_s, log_t = F.log_softmax(others_s, dim=1), F.log_softmax(others_t, dim=1)
+    nckd = (log_t.exp() * (log_t - log_s)).masked_fill(target, 0).sum(1)
+    count = labelled.sum().clamp(min=1)
+    return temperature**2 * (tckd * labelled).sum() / count, temperature**2 * (nckd * labelled).sum() / count
+
+
+def _one_minus_pearson(a: Tensor, b: Tensor) -> Tensor:
+    """1 - mean over rows of the correlation within a row; 1e-8 is added to the product of the norms."""
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    return 1 - ((a * b).sum(1) / (_norm(a) * _norm(b) + 1e-8)).mean()
+
+
+def _norm(a: Tensor) -> Tensor:
+    """Euclidean norm of rows, with gradient 0 (not NaN) at 0."""
+    square = (a * a).sum(1)
+    zero = square == 0
+    return square.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
+
+
+def dist_relations(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """DIST's two relations (inter, intra) of softened probabilities: 1 - correlation over a picture's classes, over a class's pictures.
+
+    One picture alone has no correlation over pictures: intra is then 0 (the plain formula gives the constant 1).
+
+    Source: Huang et al. 2022 (arXiv 2205.10536), eq. 6 to 9.
+    """
+    p, q = F.softmax(wide(student) / temperature, dim=1), F.softmax(wide(teacher) / temperature, dim=1)
+    intra = _one_minus_pearson(p.t(), q.t()) if len(p) > 1 else p.new_zeros(())
+    return _one_minus_pearson(p, q), intra

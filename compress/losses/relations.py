@@ -1,0 +1,76 @@
+"""Losses of pooled vectors (N, d) that compare pictures with each other."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compress.losses.precision import wide
+
+
+def _squared_distances(e: Tensor) -> tuple[Tensor, Tensor]:
+    """Gram matrix (N, N) of the centred rows, and squared distances with an exact 0 on the diagonal; no (N, N, d) difference is made."""
+    e = e - e.mean(0)  # distances do not change, and rounding is least near the origin
+    gram = e @ e.t()
+    square = gram.diagonal()[:, None] + gram.diagonal()[None, :] - 2 * gram
+    apart = ~torch.eye(len(e), dtype=torch.bool, device=e.device)
+    return gram, square.clamp(min=0) * apart
+
+
+def _root(square: Tensor) -> Tensor:
+    """Square root with gradient 0 where the distance is 0 (two equal pictures, the diagonal)."""
+    near = square <= 1e-12
+    return square.masked_fill(near, 1.0).sqrt().masked_fill(near, 0.0)
+
+
+def _relative_distances(e: Tensor) -> Tensor:
+    """Distances (N, N) over the mean of the positive ones."""
+    distance = _root(_squared_distances(wide(e))[1])
+    positive = distance > 0
+    return distance / (distance.sum() / positive.sum().clamp(min=1)).clamp(min=torch.finfo(distance.dtype).tiny)
+
+
+def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Smooth L1 between the distances of all pairs, each network's divided by its mean distance; mean over N^2, the diagonal counted.
+
+    A pair alone is always 0: its one distance is its own mean.
+
+    Source: Park et al. 2019 (arXiv 1904.05068), eq. 5 to 7.
+    """
+    return F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
+
+
+def _angles(e: Tensor) -> Tensor:
+    """Cosines (N, N, N) of the angle at i between j and k, 0 where a side has no length. From the Gram matrix: O(N^2 d + N^3)."""
+    gram, square = _squared_distances(wide(e))
+    distance = _root(square)
+    inverse = torch.where(distance > 0, 1 / distance.masked_fill(distance == 0, 1.0), 0.0)
+    own = gram.diagonal()
+    dots = gram[None, :, :] - gram[:, :, None] - gram[:, None, :] + own[:, None, None]
+    return dots * inverse[:, :, None] * inverse[:, None, :]
+
+
+def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
+    """Smooth L1 between the cosines at every picture towards every pair; mean over N^3.
+
+    Source: Park et al. 2019 (arXiv 1904.05068), eq. 8 to 10.
+    """
+    return F.smooth_l1_loss(_angles(student), _angles(teacher))
+
+
+def contrastive_nce(scores: Tensor, log_z: Tensor, pictures: int) -> Tensor:
+    """CRD's noise-contrastive loss of one side, mean over the batch.
+
+    scores: (N, 1 + K) dot products over the temperature, the picture's own entry first. With c = K / n and a = exp(score) / Z it is
+    -(log a_0 / (a_0 + c + 1e-7) + sum_j log c / (a_j + c + 1e-7)), here by logsigmoid: exp overflows float16 at temperature 0.07.
+
+    Source: Tian et al. 2020 (arXiv 1910.10699), eq. 17 and 18; the 1e-7 is the authors' code's.
+    """
+    scores = wide(scores)
+    share = (scores.shape[1] - 1) / pictures
+    levels = scores - log_z - math.log(share + 1e-7)
+    others = F.logsigmoid(-levels[:, 1:]) + (math.log(share) - math.log(share + 1e-7))
+    return -(F.logsigmoid(levels[:, 0]) + others.sum(1)).mean()

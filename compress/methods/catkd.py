@@ -1,0 +1,57 @@
+"""`catkd`: class activation maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import UsageError
+from compress.losses import class_activation, cross_entropy
+from compress.methods.base import Method, Setting, Signals
+from compress.models import catalog
+from compress.models.deployed import without_bias
+from compress.schema import Catkd
+
+
+def activation_maps(map_: Tensor, head: Tensor) -> Tensor:
+    """A classifier's weight (K, d) applied at each place of (N, d, H, W): (N, K, H, W). Their spatial mean is the logits without bias."""
+    return torch.nn.functional.conv2d(map_, head.to(map_.dtype)[:, :, None, None])
+
+
+class CATKD(Method):
+    """L = ce CE + cat MSE of pooled class activation maps. Source: Guo et al. 2023 (CVPR).
+
+    Both classifiers count without their bias: pooling and a 1x1 convolution commute, so the student ships as a plain Linear without one.
+    """
+
+    config: Catkd
+    reads_logits = False
+    student_taps = ("pre_pool", "head")
+    teacher_taps = ("pre_pool", "head")
+
+    def __init__(self, config: Any, setting: Setting) -> None:
+        super().__init__(config, setting)
+        assert setting.teacher is not None  # needs_teacher
+        for network in (setting.student, setting.teacher):
+            network.shape("head", self.says())
+            side = network.shape("pre_pool", self.says())[1]
+            if side < config.side:
+                raise UsageError(f"distill.catkd.side: {config.side} is larger than the last map of {network.name} ({side}x{side}); lower it")
+        self.student = setting.student.name
+
+    def logits(self, signals: Signals) -> Tensor:
+        return activation_maps(signals.student["pre_pool"], signals.student["head"]).mean((2, 3))
+
+    def forward(self, signals: Signals) -> dict[str, Tensor]:
+        config = self.config
+        student, teacher = (activation_maps(side["pre_pool"], side["head"]) for side in (signals.student, signals.teacher))
+        task = config.ce * cross_entropy(student.mean((2, 3)), signals.labels, self.label_smoothing)
+        return {"ce": task, "cat": config.cat * class_activation(student, teacher, config.side, normalize=config.normalize)}
+
+    def deployed(self, student: nn.Module) -> nn.Module:
+        return without_bias(student, catalog.info(self.student))
+
+    def form(self) -> dict[str, Any]:
+        return {"kind": "catkd"}

@@ -1,0 +1,124 @@
+"""`crd`: contrastive representation distillation, with memories of both networks' embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.errors import UsageError
+from compress.hashing import hashed
+from compress.losses import contrastive_nce
+from compress.methods.base import Method, Setting, Signals
+from compress.schema import Crd
+
+
+class CRD(Method):
+    """L = ce CE + crd (NCE of the student's embeddings against the teacher's memory + the reverse). Source: Tian et al. 2020.
+
+    The memories are buffers, so that a resumed training goes on with them. Their rows are the training pictures sorted by class: the
+    pictures of other classes are all rows outside one range, and a negative is one draw, a function of (seed, step, picture), never of
+    the process. Several processes exchange their batch's embeddings and so keep one and the same memory.
+    """
+
+    config: Crd
+    reads_logits = False
+    needs_labels = True
+    student_taps = ("pooled",)
+    teacher_taps = ("pooled",)
+    memory_student: Tensor
+    memory_teacher: Tensor
+    log_z: Tensor
+    row: Tensor
+    begin: Tensor
+    end: Tensor
+
+    def __init__(self, config: Any, setting: Setting) -> None:
+        super().__init__(config, setting)
+        assert setting.teacher is not None  # needs_teacher
+        self.seed = setting.seed
+        self.embed_student = nn.Linear(setting.student.shape("pooled", self.says())[0], config.width)
+        self.embed_teacher = nn.Linear(setting.teacher.shape("pooled", self.says())[0], config.width)
+        labels = setting.labels[setting.train_index]
+        if len(labels.unique()) < 2:
+            raise UsageError(f"{self.says()} needs training pictures of at least two classes")
+        order = torch.argsort(labels, stable=True)
+        row = torch.full((len(setting.labels),), -1, dtype=torch.int64, device=labels.device)
+        row[setting.train_index[order]] = torch.arange(len(labels), device=labels.device)
+        counts = torch.bincount(labels, minlength=setting.student.classes)
+        bound = 1 / (config.width / 3) ** 0.5
+        for name, value in (
+            ("memory_student", torch.empty(len(labels), config.width).uniform_(-bound, bound)),
+            ("memory_teacher", torch.empty(len(labels), config.width).uniform_(-bound, bound)),
+            ("log_z", torch.full((2,), float("nan"))),  # of the first batch; it never changes
+            ("row", row),
+            ("end", counts.cumsum(0)),
+            ("begin", counts.cumsum(0) - counts),
+        ):
+            self.register_buffer(name, value)
+
+    def draws(self, signals: Signals) -> Tensor:
+        """Memory rows (N, 1 + K): the picture's own (or one of its class), then K of other classes, with replacement."""
+        labels, count = signals.labels, self.config.negatives
+        begin, end = self.begin[labels][:, None], self.end[labels][:, None]
+        place = torch.arange(count + 1, device=labels.device)
+        numbers = hashed(hashed(signals.index + (signals.step << 32), self.seed)[:, None] + place, 7)
+        negative = numbers[:, 1:] % (len(self.memory_student) - (end - begin))
+        negative = negative + (end - begin) * (negative >= begin)
+        own = self.row[signals.index][:, None] if self.config.positive == "own" else begin + numbers[:, :1] % (end - begin)
+        return torch.cat([own, negative], dim=1)
+
+    def forward(self, signals: Signals) -> dict[str, Tensor]:
+        student = F.normalize(self.embed_student(signals.student["pooled"]), dim=1)
+        teacher = F.normalize(self.embed_teacher(signals.teacher["pooled"]), dim=1)
+        rows = self.draws(signals)
+        total = self.contrast(student, self.memory_teacher, rows, 0) + self.contrast(teacher, self.memory_student, rows, 1)
+        if self.training:
+            self.remember(self.row[signals.index], student.detach(), teacher.detach())
+        return {"ce": self.task(signals, self.config.ce), "crd": self.config.crd * total}
+
+    def contrast(self, embedding: Tensor, memory: Tensor, rows: Tensor, side: int) -> Tensor:
+        """The loss of one network's embeddings (N, width) against the other's memory."""
+        # all products, then a choice of them: a matrix product is cheaper than gathering N (1 + K) rows of the memory
+        scores = torch.gather(embedding @ memory.to(embedding.dtype).t(), 1, rows) / self.config.temperature
+        log_z = self.log_z[side]
+        if bool(log_z.isnan()):
+            log_z = self._first_z(scores.detach())
+            self.log_z[side] = log_z
+        return contrastive_nce(scores, log_z, len(memory))
+
+    def _first_z(self, scores: Tensor) -> Tensor:
+        """Log of mean(exp(scores)) times the number of pictures, over all processes."""
+        level = torch.logsumexp(scores.double().flatten(), 0) - torch.log(torch.tensor(float(scores.numel()), dtype=torch.float64, device=scores.device))
+        if distributed.is_available() and distributed.is_initialized():
+            parts = [torch.zeros_like(level) for _ in range(distributed.get_world_size())]
+            distributed.all_gather(parts, level)
+            level = torch.logsumexp(torch.stack(parts), 0) - torch.log(torch.tensor(float(len(parts)), dtype=torch.float64, device=level.device))
+        return (level + torch.log(torch.tensor(float(len(self.memory_student)), dtype=torch.float64, device=level.device))).to(self.log_z.dtype)
+
+    @torch.no_grad()
+    def remember(self, rows: Tensor, student: Tensor, teacher: Tensor) -> None:
+        """Move the batch's rows of both memories towards its embeddings. New tensors: the backward pass still needs the old ones."""
+        rows, student, teacher = _everywhere(rows), _everywhere(student), _everywhere(teacher)
+        momentum = self.config.momentum
+        for name, value in (("memory_student", student), ("memory_teacher", teacher)):
+            memory = self.get_buffer(name)
+            moved = F.normalize(momentum * memory[rows] + (1 - momentum) * value.to(memory.dtype), dim=1)
+            setattr(self, name, memory.index_copy(0, rows, moved))
+
+
+def _everywhere(mine: Tensor) -> Tensor:
+    """The rows of all processes, in the order of their ranks; their batches may differ in length."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return mine
+    count = torch.tensor([len(mine)], device=mine.device)
+    counts = [torch.zeros_like(count) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(counts, count)
+    longest = max(int(one) for one in counts)
+    padded = torch.cat([mine, mine.new_zeros(longest - len(mine), *mine.shape[1:])])
+    parts = [torch.zeros_like(padded) for _ in counts]
+    distributed.all_gather(parts, padded)
+    return torch.cat([part[: int(one)] for part, one in zip(parts, counts, strict=True)])

@@ -1,0 +1,59 @@
+"""`fitnet`: hints from a stage in the middle of the teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.losses import hint, kd_kl, same_size
+from compress.methods.base import Method, Setting, Signals
+from compress.schema import Fitnet
+
+
+def regressor(student: tuple[int, ...], teacher: tuple[int, ...], *, activation: bool = True) -> nn.Sequential:
+    """From the student's map (C, H, W) to the teacher's: a convolution with bias, BatchNorm, ReLU.
+
+    3x3 of stride 2 from twice the teacher's side; 4x4 transposed of stride 2 from half of it; else a kernel of 1 + H_s - H_t where the
+    student's map is not the smaller one. A smaller one by another factor gets 1x1, and the teacher's map is pooled to it.
+    """
+    (width_in, side_s, _), (width, side_t, _) = student, teacher
+    if side_s == 2 * side_t:
+        conv: nn.Module = nn.Conv2d(width_in, width, 3, stride=2, padding=1)
+    elif 2 * side_s == side_t:
+        conv = nn.ConvTranspose2d(width_in, width, 4, stride=2, padding=1)
+    else:
+        conv = nn.Conv2d(width_in, width, max(1 + side_s - side_t, 1))
+    return nn.Sequential(conv, nn.BatchNorm2d(width), *((nn.ReLU(),) if activation else ()))
+
+
+class FitNet(Method):
+    """joint: L = ce CE + hint MSE(regressor(F_s), F_t). two_stage: first the hint alone, then ce CE + kd T^2 KL. Source: Romero et al. 2015."""
+
+    config: Fitnet
+
+    def __init__(self, config: Any, setting: Setting) -> None:
+        super().__init__(config, setting)
+        assert setting.teacher is not None  # needs_teacher
+        tap = f"stages_post.{config.stage}"
+        student, teacher = (network.shape(tap, f"{self.says()} with stage {config.stage}") for network in (setting.student, setting.teacher))
+        self.regressor = regressor(student, teacher, activation=not config.signed)
+        self.student_taps = self.teacher_taps = (tap,)
+        self.reads_logits = config.mode == "two_stage"
+
+    def forward(self, signals: Signals) -> dict[str, Tensor]:
+        config, (tap,) = self.config, self.student_taps
+        if config.mode == "two_stage" and bool(signals.epoch > config.hint_epochs):
+            assert signals.teacher_logits is not None  # the engine supplies them: reads_logits
+            kd = config.kd * kd_kl(signals.student_logits, signals.teacher_logits, config.temperature)
+            return {"ce": self.task(signals, config.ce), "kd": kd, "hint": torch.zeros_like(kd.detach())}
+        distance = config.hint * hint(*same_size(self.regressor(signals.student[tap]), signals.teacher[tap]))
+        if config.mode == "joint":
+            return {"ce": self.task(signals, config.ce), "hint": distance}
+        # zeros without a graph: what lies above the hint has no gradient, so neither momentum nor weight decay moves it
+        nothing = torch.zeros_like(distance.detach())
+        return {"ce": nothing, "kd": nothing, "hint": distance}
+
+    def smallest_batch(self) -> int:
+        return 2

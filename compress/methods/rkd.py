@@ -1,0 +1,29 @@
+"""`rkd`: relational knowledge distillation."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from compress.losses import rkd_angle, rkd_distance
+from compress.methods.base import Method, Signals
+from compress.schema import Rkd
+
+
+class RKD(Method):
+    """L = ce CE + distance D + angle A: relations of the pooled vectors within the batch. Source: Park et al. 2019."""
+
+    config: Rkd
+    reads_logits = False
+    student_taps = ("pooled",)
+    teacher_taps = ("pooled",)
+
+    def forward(self, signals: Signals) -> dict[str, Tensor]:
+        student, teacher, config = signals.student["pooled"], signals.teacher["pooled"], self.config
+        return {
+            "ce": self.task(signals, config.ce),
+            "distance": config.distance * rkd_distance(student, teacher),
+            "angle": config.angle * rkd_angle(student, teacher),
+        }
+
+    def smallest_batch(self) -> int:
+        return 3  # the one distance of a pair is its own mean: two pictures give 0, one gives nothing

@@ -1,0 +1,60 @@
+"""`simkd`: the teacher's own classifier on projected features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.errors import UsageError
+from compress.losses import hint
+from compress.methods.base import Method, Setting, Signals
+from compress.models import catalog
+from compress.models.deployed import projected, projector
+from compress.schema import Simkd
+
+
+class SimKD(Method):
+    """L = simkd MSE(projector(F_s), F_t), no labels. What ships is encoder, projector and the teacher's classifier. Source: Chen et al. 2022."""
+
+    config: Simkd
+    reads_logits = False
+    student_taps = ("last_stage",)
+    teacher_taps = ("pre_pool",)
+
+    def __init__(self, config: Any, setting: Setting) -> None:
+        super().__init__(config, setting)
+        assert setting.teacher is not None  # needs_teacher
+        student, teacher = setting.student, setting.teacher
+        ours, theirs = student.shape("last_stage", self.says()), teacher.shape("pre_pool", self.says())
+        head = teacher.shape("head", f"{self.says()} ships the teacher's classifier and")
+        if theirs[0] % config.factor:
+            raise UsageError(f"distill.simkd.factor: {config.factor} does not divide the {theirs[0]} channels of {teacher.name}")
+        self.student = student.name
+        self._form = {
+            "kind": "simkd", "width_in": ours[0], "width": theirs[0], "factor": config.factor, "pool": theirs[1] if ours[1] > theirs[1] else None,
+            "classes": teacher.classes,
+        }  # fmt: skip
+        self.projector = projector(ours[0], theirs[0], config.factor, self._form["pool"])
+        self.classifier = nn.Linear(head[1], head[0]).requires_grad_(False)
+        assert teacher.classifier is not None  # it has a head
+        self.classifier.load_state_dict(dict(zip(("weight", "bias"), teacher.classifier, strict=True)))
+
+    def forward(self, signals: Signals) -> dict[str, Tensor]:
+        student, teacher = self.projector(signals.student["last_stage"]), signals.teacher["pre_pool"]
+        if teacher.shape[2:] != student.shape[2:]:
+            teacher = F.adaptive_avg_pool2d(teacher, student.shape[2:])
+        return {"simkd": self.config.simkd * hint(student, teacher)}
+
+    def logits(self, signals: Signals) -> Tensor:
+        return self.classifier(self.projector(signals.student["last_stage"]).mean((2, 3)))
+
+    def smallest_batch(self) -> int:
+        return 2
+
+    def deployed(self, student: nn.Module) -> nn.Module:
+        return projected(student, catalog.info(self.student), self.projector, self.classifier)
+
+    def form(self) -> dict[str, Any]:
+        return self._form

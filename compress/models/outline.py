@@ -1,0 +1,67 @@
+"""What a distillation method may know of a network: its classes, the maps that can be read, their shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import UsageError
+from compress.models import build, catalog
+from compress.models.taps import Tapped
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A network's maps by name, without the batch dimension: (C, H, W), (d,) or, of "head", the classifier's weight (K, d).
+
+    Names: "pooled" (the classifier's input), "head", "pre_pool", "last_stage", "stages_post.1" and so on, "stages_pre.1" and so on (see
+    `roles.Roles`). A network without a table of roles has "pooled" and, where one Linear is its classifier, "head" alone.
+    `taps`: where `Tapped` reads each. `classifier`: weight (K, d) and bias (K,); `norms`: gamma and beta (C,) of the BatchNorm behind each of
+    stages_pre; both detached.
+    """
+
+    name: str
+    classes: int
+    shapes: Mapping[str, tuple[int, ...]]
+    taps: Mapping[str, str] = field(default_factory=dict)
+    classifier: tuple[Tensor, Tensor] | None = None
+    norms: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def shape(self, name: str, why: str) -> tuple[int, ...]:
+        """The shape of a map. Raises UsageError, naming the network and `why` it is needed."""
+        if name not in self.shapes:
+            what = "a single Linear as classifier" if name == "head" else f"the map {name!r}"
+            raise UsageError(f"{why} needs {what}, which the catalogue does not give for {self.name}; choose another method or network")
+        return self.shapes[name]
+
+    def stages(self, role: str, why: str) -> list[tuple[int, ...]]:
+        """Shapes (C, H, W) of all of "stages_post" or "stages_pre", shallow to deep. Raises UsageError where there are none."""
+        self.shape(f"{role}.1", why)
+        return [self.shapes[f"{role}.{number}"] for number in range(1, 1 + sum(name.startswith(f"{role}.") for name in self.shapes))]
+
+
+def outline(name: str, *, classes: int, width: float | None, image_size: int, model: nn.Module | None = None) -> Outline:
+    """The outline of a catalogue's network, probed on the meta device; weights are read off `model` where it is given."""
+    info = catalog.info(name)
+    with torch.device("meta"):
+        empty = build(name, classes=classes, width=width).eval()
+        block, last = empty.get_submodule(info.classifier), empty.get_submodule(info.linear)
+        assert isinstance(last, nn.Linear)  # the catalogue says so; a test builds every entry
+        single = [module for module in block.modules() if isinstance(module, nn.Linear)] == [last]
+        taps = {tap: text for tap, text in catalog.taps(info).items() if tap != "head" or single}
+        with Tapped(empty, taps) as tapped, torch.no_grad():
+            _, seen = tapped(torch.empty(2, 3, image_size, image_size))
+    shapes = {tap: tuple(value.shape) if tap == "head" else tuple(value.shape[1:]) for tap, value in seen.items()}
+    model = model or empty
+    return Outline(name, classes, shapes, taps, _affine(model, info.linear) if single else None,
+                   tuple(_affine(model, path) for path in (info.roles.bn_before_relu if info.roles else ())))  # fmt: skip
+
+
+def _affine(model: nn.Module, path: str) -> tuple[Tensor, Tensor]:
+    module = model.get_submodule(path)
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
+    return weight.detach().clone(), bias.detach().clone()

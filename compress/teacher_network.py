@@ -1,0 +1,50 @@
+"""A teacher that runs on every batch: feature maps are too large to remember."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from compress.models.taps import Tapped
+from compress.teacher_cache import TeacherCache
+
+
+class TeacherNetwork:
+    """Answers a batch with the teacher's logits and maps, without gradient. It never changes, buffers included.
+
+    Args:
+        model: on the device. taps: name -> tap. prepare: raw pixels uint8 (N, H, W, 3) -> what the network takes, float32.
+        autocast: makes the context that it runs in. batch_stats: BatchNorms use the batch's statistics.
+        logits: "own" (of the same pass), a cache that answers with them (for batch_stats), or None where no loss reads them.
+    """
+
+    def __init__(
+        self, model: nn.Module, taps: Mapping[str, str], prepare: Callable[[Tensor], Tensor], autocast: Callable[[], AbstractContextManager[Any]],
+        *, batch_stats: bool, logits: TeacherCache | Literal["own"] | None,
+    ) -> None:  # fmt: skip
+        self.model = model.eval().requires_grad_(False)
+        self.tapped, self.prepare, self.autocast, self.logits = Tapped(model, taps), prepare, autocast, logits
+        if batch_stats:
+            for module in model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.train()
+                    module.track_running_stats = False  # in training mode: the running statistics are neither read nor written
+
+    @torch.no_grad()
+    def answer(self, index: Tensor, view: Tensor, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Logits (N, K), rounded to float16 as the cache does, and the maps by name, all float32."""
+        with self.autocast():
+            logits, maps = self.tapped(self.prepare(pixels))
+        named = {name: value.float() for name, value in maps.items()}
+        if self.logits is None or self.logits == "own":
+            return (logits.to(torch.float16).float() if self.logits else None), named
+        return self.logits(index, view, pixels), named
+
+    def save(self) -> None:
+        """Keep what was learnt of the teacher's logits for later runs."""
+        if isinstance(self.logits, TeacherCache):
+            self.logits.save()
