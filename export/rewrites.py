@@ -1,6 +1,7 @@
 """Float-exact rewrites: the same function in operators that integer kernels exist for; each is tried on a copy and judged by numbers.
 
-onnxruntime has no integer kernel for ReduceMean, HardSwish and HardSigmoid: between int8 layers each becomes an island of float.
+onnxruntime has no integer kernel for ReduceMean, HardSwish and HardSigmoid: between int8 layers each becomes an island of float. Whether a rewrite
+is exact is judged in float64 (`export.exact`): in float32 the order of sums alone changes logits by more than the limit.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from export import graph
+from export import exact, graph
 from export.audit import INTEGER, audit
 from export.quantize import quantize
 from export.runtime import Contract, Model, isa
 
 PARITY = 1e-6  # of the largest |logit|
 POOLS = "ReduceMean to GlobalAveragePool"
+PADS = "Pad into the convolution behind it"
 HARD = "HardSwish and HardSigmoid to Mul, Add, Clip"
+REASONS = {PADS: "one kernel less for each", POOLS: "required: the operator has no integer kernel"}  # of what every file gets
 _NOISE = 8  # pictures, where no real ones are given
 _CALIBRATION = 16  # pictures: the share of integer kernels does not depend on the ranges
 
@@ -30,7 +33,8 @@ _CALIBRATION = 16  # pictures: the share of integer kernels does not depend on t
 class Rewrite:
     """One rewrite of a network's graph: `nodes` replaced, kept or refused, and why.
 
-    `max_abs_diff`: logits of the float file with it against without, on `images` pictures; `limit`: 1e-6 of the largest |logit|.
+    `max_abs_diff`: logits in float64 with it against without, on `images` pictures; `limit`: 1e-6 of the largest |logit|. `float32_diff`: the same
+    difference of the files as onnxruntime runs them, which holds the rounding of float32 too and decides nothing.
     `integer_share`, `rewritten_share`: of the kernels that the int8 file executes, in [0, 1]; None where it was not asked.
     `files`: the files that have it.
     """
@@ -45,6 +49,46 @@ class Rewrite:
     images: int
     integer_share: float | None = None
     rewritten_share: float | None = None
+    float32_diff: float | None = None
+
+
+def fold_pads(model: ModelProto) -> int:
+    """Move zeros that a Pad puts around height and width into the `pads` of the convolutions that alone read it; returns how many Pads went.
+
+    A float session does the same when it loads the file; between int8 layers it does not, and the Pad costs a copy of the map.
+    """
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    readers = graph.consumers(model.graph)
+    gone = []
+    for node in model.graph.node:
+        around = _zeros_around(node, constants)
+        behind = readers.get(node.output[0], [])
+        if around is None or not behind or any(reader.op_type != "Conv" or reader.input[0] != node.output[0] or _pads_itself(reader) for reader in behind):
+            continue
+        for reader in behind:
+            own = next((list(attribute.ints) for attribute in reader.attribute if attribute.name == "pads"), [0] * 4)
+            graph.replace(reader.attribute, [attribute for attribute in reader.attribute if attribute.name != "pads"])
+            reader.attribute.append(helper.make_attribute("pads", [mine + more for mine, more in zip(own, around, strict=True)]))
+            reader.input[0] = node.input[0]
+        gone.append(node)
+    graph.replace(model.graph.node, [node for node in model.graph.node if node not in gone])
+    return len(gone)
+
+
+def _zeros_around(node: NodeProto, constants: dict[str, np.ndarray]) -> list[int] | None:
+    """[top, left, bottom, right] of a Pad with zeros that leaves batch and channels alone; None for anything else."""
+    if node.op_type != "Pad" or node.input[1] not in constants or (len(node.input) > 3 and node.input[3]):
+        return None
+    mode = next((attribute.s for attribute in node.attribute if attribute.name == "mode"), b"constant")
+    value = constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
+    pads = constants[node.input[1]].tolist()
+    if mode != b"constant" or value is None or value.any() or len(pads) != 8 or any(pads[place] for place in (0, 1, 4, 5)) or min(pads) < 0:
+        return None
+    return [pads[2], pads[3], pads[6], pads[7]]
+
+
+def _pads_itself(convolution: NodeProto) -> bool:
+    return any(attribute.name == "auto_pad" and attribute.s not in (b"", b"NOTSET") for attribute in convolution.attribute)
 
 
 def pool_means(model: ModelProto) -> int:
@@ -128,8 +172,9 @@ def _constant(model: ModelProto, constants: dict[tuple[float, int], str], value:
 
 def for_every_file(model: ModelProto, contract: Contract, pictures: np.ndarray | None) -> tuple[ModelProto, tuple[Rewrite, ...]]:
     """Rewrites that cost the float file nothing and that int8 cannot do without; `pictures` uint8 (N, H, W, 3), else noise."""
-    rewritten, verdict = _try(model, contract, pictures, POOLS, pool_means, files="float and int8")
-    return rewritten, verdict
+    padded, first = _try(model, contract, pictures, PADS, fold_pads, files="float and int8")
+    pooled, second = _try(padded, contract, pictures, POOLS, pool_means, files="float and int8")
+    return pooled, (*first, *second)
 
 
 def for_integers(source: Path, target: Path, pictures: np.ndarray | None) -> tuple[Rewrite, ...]:
@@ -157,24 +202,27 @@ def _try(
     if nodes == 0:
         return model, ()
     images = pictures if pictures is not None and len(pictures) else noise(contract)
+    judged = images[: exact.PICTURES]
+    wanted, got = (exact.logits(one, contract, judged) for one in (model, candidate))
+    difference, limit = float(np.abs(wanted - got).max()), PARITY * float(np.abs(wanted).max())
+    equal = difference <= limit
     with tempfile.TemporaryDirectory() as folder:
         before, after = (_write(one, contract, Path(folder) / f"{part}.onnx") for part, one in (("before", model), ("after", candidate)))
         expected, found = (Model.load(path).run(images) for path in (before, after))
-        difference = float(np.abs(expected.astype(np.float64) - found).max())
-        limit = PARITY * float(np.abs(expected).max())
-        exact = difference <= limit
+        rounded = float(np.abs(expected.astype(np.float64) - found).max())
         # What every file needs is not asked for its worth: onnxruntime has no other integer kernel for it.
-        shares = [_integer_share(path, images[:_CALIBRATION]) for path in (before, after)] if exact and files == "int8" else [None, None]
-    kept, reason = _judge(exact, *shares)
-    verdict = Rewrite(name, nodes, kept, reason, files, difference, limit, len(images), *shares)
+        asked = equal and files == "int8"
+        plain, better = (_integer_share(path, images[:_CALIBRATION]) if asked else None for path in (before, after))
+    kept, reason = _judge(equal, plain, better, always=REASONS.get(name, ""))
+    verdict = Rewrite(name, nodes, kept, reason, files, difference, limit, len(judged), plain, better, rounded)
     return (candidate if kept else model), (verdict,)
 
 
-def _judge(exact: bool, before: float | None, after: float | None) -> tuple[bool, str]:
-    if not exact:
+def _judge(equal: bool, before: float | None, after: float | None, *, always: str) -> tuple[bool, str]:
+    if not equal:
         return False, "the float file would answer otherwise: the logits' difference is above the limit"
     if before is None or after is None:
-        return True, "required: the operator has no integer kernel"
+        return True, always
     if after <= before:
         return False, "not one more kernel of the int8 file would be an integer kernel"
     return True, "more kernels of the int8 file are integer kernels"

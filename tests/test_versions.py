@@ -37,7 +37,8 @@ SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
     "logits": (loading.LOGITS_VERSION, (*RUNNING, "compress/teacher_cache.py")),
     "distill": (distill.run.version, ("compress/stages/distill.py", *TRAINING)),
     "strip": (strip.run.version, ("compress/stages/strip.py", *RUNNING, *METHODS, "compress/train.py")),
-    "convert": (convert.run.version, ("compress/stages/convert.py", *RUNNING, *(f"export/{name}.py" for name in ("convert", "graph", "runtime")))),
+    "convert": (convert.run.version, ("compress/stages/convert.py", *RUNNING, *(
+        f"export/{name}.py" for name in ("convert", "exact", "graph", "rewrites", "runtime")))),
     "quantize": (quantize.run.version, ("compress/stages/quantize.py", *SPLITS, *(
         f"export/{name}.py" for name in ("quantize", "graph", "audit", "runtime")))),
     "validate": (validate.run.version, ("compress/stages/validate.py", "compress/data/__init__.py", "compress/statistics.py", *(

@@ -103,4 +103,4 @@ def _disagreements(predictions: np.ndarray, recorded: File | None, model: Traine
     return abs(int((predictions == labels.numpy()).sum()) - round(model.top1_validation * len(labels)))
 
 
-run = Stage("convert", 2, _run, Exported)
+run = Stage("convert", 3, _run, Exported)

@@ -20,7 +20,6 @@ import export.rewrites
 from compress import __version__, models
 from compress.data import calibration_arrays, views
 from compress.errors import StageError
-from compress.models import catalog
 from compress.models.count import macs, params
 from compress.results import CalibrationData, File, Network
 from compress.schema import Export
@@ -107,9 +106,7 @@ def _images(pictures: CalibrationData | None, size: int) -> np.ndarray:
 def _random(network: Network, images: np.ndarray) -> nn.Module:
     """Seeded weights. BatchNorm gets the statistics of the pictures: activations neither vanish nor grow from layer to layer.
 
-    (Else a deep network computes with denormal numbers, which are slow, and int8 ranges are empty.) The classifier's bias is ten times the
-    logits: exact rewrites are held to a share of the largest logit, and random rows give small differences of large sums, whose rounding alone
-    was measured at 1.6e-6 of it. The trained network's rewrites are judged by its own logits when it is exported.
+    (Else a deep network computes with denormal numbers, which are slow, and int8 ranges are empty.)
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
@@ -120,11 +117,7 @@ def _random(network: Network, images: np.ndarray) -> nn.Module:
         pixels = views.to_float(torch.from_numpy(np.ascontiguousarray(images)), network.normalization.mean, network.normalization.std)
         with torch.no_grad():
             model.train()(pixels)
-            largest = model.eval()(pixels).abs().max()
-            last = model.get_submodule(catalog.info(network.model).linear)
-            assert isinstance(last, nn.Linear)  # the catalogue says so
-            last.bias.add_(10 * largest)
-    return model
+    return model.eval()
 
 
 def _time(
@@ -159,5 +152,5 @@ def _latency(files: dict[str, Any], images: np.ndarray, threads: int) -> Latency
     return export.measure.latency(files, images, threads=threads, warmup=10, repeats=repeats, rounds=ROUNDS, attempts=ATTEMPTS)
 
 
-draft = Stage("plan", 1, _draft, Drafted)
+draft = Stage("plan", 2, _draft, Drafted)
 timing = Stage("plan-timing", 1, _time, Timed)
