@@ -134,7 +134,7 @@ class Workflow:
     def __init__(self, loaded: Loaded, settings: Recipe, store: Store, until: str | None) -> None:
         self.loaded, self.settings, self.store = loaded, settings, store
         self.until = until
-        self.asked: str | None = None  # what int8 is made for
+        self.asked: tuple[str, ...] = ()  # what int8 is made for
         self.base = loaded.path.resolve().parent
         root = settings.data.root
         self.root = (self.base / Path(root).expanduser()).resolve() if root else None
@@ -146,7 +146,7 @@ class Workflow:
         planned = self._choose()
         settings, store = self.settings, self.store
         if settings.quantize.scheme != "none" and self.until not in STAGES[: STAGES.index("quantize")]:
-            self._target()  # a device out of reach is said before hours of training
+            self._targets()  # a device out of reach is said before hours of training
         candidates = self.candidates()
         selected = teacher.select(candidates)
         store.console.line(f"teacher: {selected.reason}")
@@ -299,11 +299,15 @@ class Workflow:
             return report.Branch(trained, stripped, fp32, None)
         from compress.stages import quantize
 
-        int8 = store.run(
-            quantize.run, settings.quantize.model_copy(update={"keep": "always", "target": "auto"}), label=label or "student",
-            model=fp32, data=data.calibration(self.prepared, settings.data), target=self._target(), versions=_versions(),
-        )
-        return report.Branch(trained, stripped, fp32, int8)
+        config_int8 = settings.quantize.model_copy(update={"keep": "always", "target": "auto"})
+        int8, *further = [
+            store.run(
+                quantize.run, config_int8, label=f"{label or 'student'}{f' {target}' if number else ''}", model=fp32,
+                data=data.calibration(self.prepared, settings.data), target=target, versions=_versions(),
+            )
+            for number, target in enumerate(self._targets() if label == "" else self._targets()[:1])
+        ]  # fmt: skip
+        return report.Branch(trained, stripped, fp32, int8, tuple(further))
 
     def _converted(self, label: str, model: Trained, recorded: File | None) -> Exported:
         """A network as ONNX."""
@@ -324,15 +328,14 @@ class Workflow:
             return None
         from compress.stages import package
 
-        packaged: Packaged = self.store.run(package.run, settings.export, models=models, target=self._target(), versions=_versions())
+        packaged: Packaged = self.store.run(package.run, settings.export, models=models, target=self._targets()[0], versions=_versions())
         return packaged
 
-    def _target(self) -> str:
-        """What int8 is made for; a distant device is asked once."""
+    def _targets(self) -> tuple[str, ...]:
+        """What int8 files are made for, the device's first; a distant device is asked once."""
         from compress.stages import quantize
 
-        if self.asked is None:
-            self.asked = quantize.resolve_target(self.settings.quantize.target, self.settings.device)
+        self.asked = self.asked or quantize.resolve_targets(self.settings.quantize, self.settings.device)
         return self.asked
 
     def _verified(self, bundle: File, here: dict[str, Any]) -> Verified:
@@ -379,4 +382,5 @@ def _model_files(teacher_onnx: Any, student: report.Branch, baseline: report.Bra
         files.append(ModelFile(f"{role}.fp32.onnx", role, "fp32", branch.fp32.file, None, branch.fp32.max_abs_diff))
         if branch.int8 is not None:
             files.append(ModelFile(f"{role}.int8.onnx", role, "int8", branch.int8.file, branch.int8.target, None))
+        files += [ModelFile(f"{role}.int8.{one.target}.onnx", role, "int8", one.file, one.target, None) for one in branch.further]
     return tuple(files)

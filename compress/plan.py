@@ -64,7 +64,7 @@ def ground(settings: Recipe, prepared: Prepared | None, store: Store, versions: 
         classes=len(prepared.classes) if prepared else CLASSES.get(config.source, UNKNOWN_CLASSES),
         normalization=prepared.normalization if prepared else given,
         pictures=pictures,
-        target=None if settings.quantize.scheme == "none" else quantize.resolve_target(settings.quantize.target, settings.device),
+        target=None if settings.quantize.scheme == "none" else quantize.resolve_targets(settings.quantize, settings.device)[0],
         host=host(),
         versions={**versions, "convert": convert.run.version, "quantize": quantize.run.version},  # other stages would write other files
         where=where,

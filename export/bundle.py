@@ -28,7 +28,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first moment: equal contents 
 _README = """# {title}
 An image classifier: {classes} classes, pictures of {size} x {size} pixels, checked by the files beside it.
 1. `python -m pip install -r requirements.txt` (numpy and onnxruntime, nothing else; Python 3.8 or newer)
-2. `python -m export.verify` in this folder checks every file, runs the models on real pictures, compares answers and times them.
+2. `python -m export.verify` in this folder checks every file, runs the models on real pictures, compares answers, times them, names the one for this machine.
 3. Exit code 0: all answers are right; 4: changed files or wrong answers; 3: something is missing; 2: wrong usage.
 4. `python -m export.verify --json ../device.json` also writes the numbers; `--preprocess CMD` checks your own photo decoder, see `--help`.
 5. In an application: `from export.runtime import Model`, then `Model.load("{file}").run(pictures)`;

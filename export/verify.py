@@ -171,8 +171,16 @@ def verify(
         "models": rows,
         "photos": seen,
         "not_timed": why,
+        "file": fitting(rows, host["isa"]),
         "ok": bool(judged) and all(judged) and seen["ok"] is not False,
     }
+
+
+def fitting(rows: list[dict[str, Any]], isa: str) -> str | None:
+    """The student's file for this machine: int8 before float, of several the one that was made for exactly this; None where there is none."""
+    students = [row for row in rows if row["role"] == "student" and row["ok"] is not None]
+    best = max(students, key=lambda row: (row["precision"] == "int8", row["target"] == isa), default=None)
+    return best["file"] if best else None
 
 
 def _table(answer: dict[str, Any]) -> str:
@@ -191,6 +199,8 @@ def _table(answer: dict[str, Any]) -> str:
     if answer["not_timed"]:
         lines.append(f"time and memory were not measured ({answer['not_timed']})")
     lines.append(answer["photos"]["sentence"])
+    if answer["file"]:
+        lines.append(f"the file for this machine: {answer['file']}")
     if not any(row["ok"] is not None for row in answer["models"]):
         lines.append("no model here is meant for this machine: nothing was verified")
     return "\n".join(lines)

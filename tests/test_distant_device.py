@@ -139,3 +139,22 @@ def test_a_file_for_another_architecture_is_not_timed_there(folder, name, unreac
     assert all(f"(the bundle's int8 file is built for {other} and {name} is {isa()})" in row["sentence"] for row in rows)
     int8 = next(row for row in content["device"] if row["precision"] == "int8")
     assert int8["latency_ms"] is None and int8["agreement"] > 0.5 and content["models"][-1]["top1"] > 0
+
+
+def test_one_file_for_each_target_in_the_run_the_bundle_and_the_package(folder, name, unreached, server):
+    other = "arm64" if isa() != "arm64" else "x86-vnni"
+    assert compress(folder, "run", "--set", f"quantize.target=[{other}, auto]", "--set", "export.ort=true") == 0
+
+    latest, content = folder / "artifacts/runs/tiny/latest", report_of(folder)
+    files = {"student.int8.onnx": isa(), f"student.int8.{other}.onnx": other}
+    rows = {row["file"]: row for row in content["models"]}
+    assert {file: rows[file]["target"] for file in files} == files == {row["file"]: row["built_for"] for row in content["device"] if row["built_for"]}
+    assert {row["file"] for row in content["requirements"]} == {"student.int8.onnx"} and content["ships"]["file"] == "student.int8.onnx"
+    away = rows[f"student.int8.{other}.onnx"]
+    assert away["latency_ms"] is None and away["note"].startswith(f"built for {other}, this machine is {isa()}") and away["top1"] > 0
+    assert away["int8_mac_share"] is None and rows["student.int8.onnx"]["int8_mac_share"] > 0 and rows["student.int8.onnx"]["note"] is None
+    assert {extra["file"]: extra["target"] for extra in content["package"] if extra["kind"] == "ort"} == {
+        "student.fp32.ort": isa(), "student.int8.ort": isa(), f"student.int8.{other}.ort": other,
+    }  # fmt: skip
+    assert all((latest / part).is_file() for file in files for part in (file, f"bundle/{file}", file.replace(".onnx", ".ort")))
+    assert [one["target"] for one in content["quantize"]["further"]] == [other]

@@ -91,6 +91,19 @@ APPENDED = [
         "quantize: {search: true, calibrate: entropy, float_layers: [first]}",
         ["6:11: quantize: search: true chooses calibrate and float_layers; leave them out"],
     ),
+    (
+        "quantize: {target: x86}",
+        ["6:20: quantize.target: expected one of auto, x86-vnni, x86-avx2, arm64, web, or a list of them, got 'x86'"],
+    ),
+    ("quantize: {target: [arm64, web, arm64]}", ["6:20: quantize.target: names a target twice"]),
+    (
+        "device: {target: ssh://}",
+        ["6:18: device.target: expected local, browser, ssh://user@host[:port][/folder] or adb://SERIAL"],
+    ),
+    (
+        "device: {target: 'ssh://pi@board?config=here'}",
+        ["6:18: device.target: config=here is a relative path; in a recipe it must be absolute or begin with ~"],
+    ),
     ("quantize: {keep: fastest}", ["6:18: quantize.keep: expected one of always, faster, got 'fastest' (did you mean 'faster'?)"]),
     (
         "quantize: {scheme: none}\nrequire: {min_int8_mac_share: 0.5}",
@@ -104,7 +117,7 @@ APPENDED = [
     ),
     ("seed:", ["6:6: seed: expected a whole number, got nothing"]),
     ("seed: 1\nseed: 2", ["7:1: seed: given twice, first at {path}:6:1"]),
-    ("device: {target: lokal}", ["6:18: device.target: expected local, got 'lokal' (did you mean 'local'?)"]),
+    ("device: {target: lokal}", ["6:18: device.target: expected local, browser, ssh://user@host[:port][/folder] or adb://SERIAL (did you mean 'local'?)"]),
     (
         "validate: {repeats: 3}\nvalidate_: {}",
         ["6:21: validate.repeats: must be at least 16, got 3", "7:1: validate_: unknown key (did you mean 'validate'?)"],

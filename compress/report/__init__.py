@@ -29,12 +29,13 @@ reused, environment`). Everything below may be added; what is missing or null is
                    "temperature_c_first", "temperature_c_last", "throttled", "slices_ms", "sentence", ...}
     ships          {"file", "sentence"}: the student's file that ships, and what `quantize.keep: faster` decided (null: nothing to decide)
     quantize       further keys "search" (what it chose, one sentence), "trials" [{"name", "kl", "agreement", "bytes", "kept", "chosen", "reason"; of
-                   the certified ones "drop_points", "drop_ci95", "mcnemar_p", "images"}]: KL in nats and agreement are against the float student
+                   the certified ones "drop_points", "drop_ci95", "mcnemar_p", "images"}]: KL in nats and agreement are against the float student;
+                   "further" [the same for each other target]
     plan           {"choose": {"max_latency_ms", "chosen", "sentence"}, "networks": [{"role" (teacher, choice), "name", "model", "width", "params",
                    "macs", "fp32", "int8": {"bytes", "latency_ms", "peak_memory_bytes", ...}, "int8_speedup", "int8_speedup_ci95", "speedups",
                    "requirements", "status"}], "host", "sentences"}: what `student.choose` picked by, before any training
     requirements[] further keys "where" (path:line:column of the recipe), "sentence", "sha256", "precision"
-    models[]       further key "photo_latency_ms" like `latency_ms`, from the bytes of a picture file to logits;
+    models[]       further key "photo_latency_ms" like `latency_ms`, from the bytes of a picture file to logits; "note": why a file was not timed here;
                    further keys in `latency_ms`: "p50_ci95" [low, high]; "islands" [name (operator)]: what runs in float inside int8;
                    "island_causes" [{"op", "cause", "count", "nodes"}]: why; "requantised" [name]: float layers that run in integers all the same
     comparisons[]  further keys "images", "lost", "gained", "speedup_ci95"
@@ -42,6 +43,7 @@ reused, environment`). Everything below may be added; what is missing or null is
                    "not_timed": why time is missing; "speedup_over": {file: [ratio, low, high]}; "photos": {"status", "sentence", "agreement"};
                    "remarks": sentences about the host, for example which WebGPU a browser has
     requirements[] one row for each device that a limit on time or memory was judged on, named by "target"
+    named_device   null, or {"target", "failure"}: the other device that the recipe names, and why it gave no answer (one sentence) or null
 
 Files beside it, each optional:
 

@@ -58,7 +58,7 @@ def models(source: Source) -> Html:
 
 def _under(row: dict[str, Any], ship: dict[str, Any]) -> list[Html]:
     """What stands under a model's name: whether it ships, and for which processors it is."""
-    return [el("small", text) for text in ("ships" if row is ship else None, row.get("target")) if text]
+    return [el("small", text) for text in ("ships" if row is ship else None, row.get("target"), "not timed here" if row.get("note") else None) if text]
 
 
 def _conditions(timing: Mapping[str, Any]) -> str | None:

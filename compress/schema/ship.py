@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import difflib
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from compress.schema.base import VERSION_PATTERN, Count, Section
 from export.targets import WrongTarget, parse
@@ -29,13 +31,34 @@ class Export(Section):
     )
 
 
+Target = Literal["auto", "x86-vnni", "x86-avx2", "arm64", "web"]
+
+
+def _hint(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _target_or_list(value: Any) -> Any:
+    """Pass a target or a list of different ones; one message for both branches of the union."""
+    known = get_args(Target)
+    listed = value if isinstance(value, (list, tuple)) else [value]
+    wrong = [item for item in listed if not isinstance(item, str) or item not in known]
+    if wrong:
+        raise ValueError(f"expected one of {', '.join(known)}, or a list of them, got {wrong[0]!r}{_hint(str(wrong[0]), known)}")
+    if not listed or len(set(listed)) != len(listed):
+        raise ValueError("names a target twice" if listed else "expected at least one entry, got none")
+    return tuple(value) if isinstance(value, list) else value
+
+
 class Quantize(Section):
     """Post-training quantisation to int8."""
 
     scheme: Literal["static", "none"] = Field(default="static", description="static: int8 weights and activations; none: the float file ships")
-    target: Literal["auto", "x86-vnni", "x86-avx2", "arm64", "web"] = Field(
-        default="auto", description="instruction set that the int8 file is made for; auto: this machine's"
-    )
+    target: Annotated[Target | Annotated[tuple[Target, ...], Field(min_length=1)], BeforeValidator(_target_or_list)] = Field(
+        default="auto", description="instruction set that the int8 file is made for; auto: that of `device.target`; a list makes one file for each: the "
+        "first that is meant for the device (auto, where the list has it) is student.int8.onnx, others are student.int8.<target>.onnx"
+    )  # fmt: skip
     per_channel: bool = Field(default=True, description="one weight scale an output channel; false: one a tensor, refused for x86-avx2")
     calibrate: Literal["minmax", "entropy", "percentile"] = Field(
         default="minmax",
@@ -72,12 +95,17 @@ class Quantize(Section):
             raise ValueError(f"search: true chooses {' and '.join(chosen)}; leave {'it' if len(chosen) == 1 else 'them'} out")
         return self
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What was asked for, as a list."""
+        return (self.target,) if isinstance(self.target, str) else self.target
+
     def _is_set(self, name: str) -> bool:
         return getattr(self, name) != type(self).model_fields[name].default
 
     @model_validator(mode="after")
     def _per_tensor_with_reduced_range(self) -> Quantize:
-        if not self.per_channel and self.target == "x86-avx2":
+        if not self.per_channel and "x86-avx2" in self.targets:
             raise ValueError(
                 "per_channel: false with x86-avx2's reduced range ruins compact networks (measured: 77.9 -> 48.8 %); leave it true"
             )
@@ -106,14 +134,13 @@ class Device(Section):
     )  # fmt: skip
     samples: Annotated[int, Field(ge=16)] = Field(default=64, description="test pictures in the bundle")
 
-
     @field_validator("target")
     @classmethod
     def _known_target(cls, value: str) -> str:
         try:
             address = parse(value)
         except WrongTarget as error:
-            raise ValueError(str(error).removeprefix(f"--target {value}: ")) from error
+            raise ValueError(f"{str(error).removeprefix(f'--target {value}: ')}{_hint(value, ('local', 'browser'))}") from error
         for name, path in (("config", address.config), ("binary", address.binary), ("ort", address.ort)):
             if path is not None and not path.startswith(("/", "~")):
                 raise ValueError(f"{name}={path} is a relative path; in a recipe it must be absolute or begin with ~")

@@ -12,12 +12,12 @@ from export.runtime import ExportError
 
 
 def _run(config: Export, *, context: Context, models: tuple[ModelFile, ...], target: str, versions: dict[str, str]) -> Packaged:
-    """Each form is held against the file that it was made from. `target`: what the .ort files are made for; `versions`: of the key only."""
+    """Each form is held against the file that it was made from. `target`: what the float .ort file is made for; `versions`: of the key only."""
     files: list[Extra] = []
     try:
         for model in (model for model in models if model.role == "student"):
             files += _fixed(model, context) if config.fixed_batch else []
-            files += _minimal(model, context, target) if config.ort else []
+            files += _minimal(model, context, model.target or target) if config.ort else []
     except ExportError as error:
         raise StageError(f"package: {error}") from error
     return Packaged(tuple(files))

@@ -22,7 +22,7 @@ from compress.results import CalibrationData, Exported, File, Quantized
 from compress.schema import Device, Quantize
 from compress.store import Context, Stage
 from export.quantize import Settings
-from export.runtime import TARGETS, ExportError, isa
+from export.runtime import TARGETS, ExportError, isa, runs_on
 from export.search import PICTURES, Trial
 from export.targets import DeviceFailed, Unreachable, parse
 from export.targets import verify as targets
@@ -45,6 +45,18 @@ def resolve_target(target: str, device: Device) -> str:
         where = device.name if device.distant else "this machine"
         raise UsageError(f"quantize.target: there is no int8 rule for {where} ({found}); name one of x86-vnni, x86-avx2, arm64, or set scheme: none")
     return found
+
+
+def resolve_targets(config: Quantize, device: Device) -> tuple[str, ...]:
+    """What int8 files are made for, each once, the device's own first: `auto` where it is listed, else the first that a known device runs.
+
+    Raises as `resolve_target`.
+    """
+    listed = sorted(config.targets, key=lambda target: target != "auto")
+    found = list(dict.fromkeys(resolve_target(target, device) for target in listed))
+    if "auto" not in listed and not device.distant:
+        found.sort(key=lambda target: not runs_on(target, isa()))
+    return tuple(found)
 
 
 def _run(config: Quantize, *, context: Context, model: Exported, data: CalibrationData, target: str, versions: dict[str, str]) -> Quantized:

@@ -28,6 +28,7 @@ class Branch:
     stripped: Stripped
     fp32: Exported
     int8: Quantized | None
+    further: tuple[Quantized, ...] = ()  # int8 for other targets than the device's
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
         "unreadable": to_json(evidence.prepared.unreadable),
         "export": {key: value for key, value in to_json(evidence.student.fp32).items() if key not in ("file", "int8_source")},
         "package": _package(evidence.packaged),
-        "quantize": {key: value for key, value in to_json(evidence.student.int8).items() if key != "file"} if evidence.student.int8 else None,
+        "quantize": _quantized(evidence.student),
         "latency": evidence.measured.latency,
         "warnings": [*evidence.notices, *evidence.measured.warnings],
         **_stages(evidence.seconds, evidence.reused),
@@ -132,6 +133,14 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
     if not device.distant:
         return content
     return device_limits.merge(content, require, evidence.verified.rows, device.name, where=evidence.where, failure=evidence.verified.failure)
+
+
+def _quantized(branch: Branch) -> dict[str, Any] | None:
+    """How the student's int8 file was made; `further`: those for other targets."""
+    if branch.int8 is None:
+        return None
+    made = [{key: value for key, value in to_json(one).items() if key != "file"} for one in (branch.int8, *branch.further)]
+    return {**made[0], **({"further": made[1:]} if branch.further else {})}
 
 
 def _stages(seconds: Mapping[str, float], reused: tuple[str, ...]) -> dict[str, Any]:
@@ -176,8 +185,9 @@ def facts(measured: Measured, models: tuple[ModelFile, ...]) -> verdict.Facts:
 
 
 def shipping(models: tuple[ModelFile, ...], measured: Measured) -> tuple[ModelFile, ...]:
-    """All files but a student's int8 file that `keep: faster` took out."""
-    return tuple(model for model in models if model.role != "student" or model.precision == "fp32" or measured.ships in (None, model.name))
+    """All files but a student's int8 file that `keep: faster` took out; it judges the device's file, not those for other targets."""
+    best = next((model.name for model in models if model.role == "student" and model.precision == "int8"), None)
+    return tuple(model for model in models if model.name != best or measured.ships in (None, best))
 
 
 def _untimed(row: dict[str, Any]) -> str | None:
@@ -231,7 +241,7 @@ def _comparison(evidence: Evidence, model_role: str, against_role: str) -> dict[
     """The paired comparison of the shipped precision between two roles."""
     shipped = facts(evidence.measured, evidence.models).file
     precision = next(model.precision for model in evidence.models if model.name == shipped)
-    names = {(model.role, model.precision): model.name for model in evidence.models}
+    names = {(model.role, model.precision): model.name for model in reversed(evidence.models)}  # of several int8 files the device's, the first
     wanted = names.get((model_role, precision)), names.get((against_role, precision))
     return next((row for row in evidence.measured.comparisons if (row["model"], row["against"]) == wanted), None)
 
@@ -259,7 +269,7 @@ def _worth(evidence: Evidence) -> dict[str, Any] | None:
 
 
 def _int8(evidence: Evidence) -> dict[str, Any] | None:
-    names = {model.precision: model.name for model in evidence.models if model.role == "student"}
+    names = {model.precision: model.name for model in reversed(evidence.models) if model.role == "student"}
     row = next((r for r in evidence.measured.comparisons if r["model"] == names.get("int8") and r["against"] == names["fp32"]), None)
     if row is None or row["speedup_p50"] is None:
         return None

@@ -83,7 +83,7 @@ def _run(
 
 
 def _shipped(models: tuple[ModelFile, ...]) -> ModelFile:
-    """The student's file that ships: int8 where there is one."""
+    """The student's file that ships: int8 where there is one, of several the device's, which comes first."""
     students = [model for model in models if model.role == "student"]
     return next((model for model in students if model.precision == "int8"), students[0])
 
@@ -112,8 +112,9 @@ def _ships(models: tuple[ModelFile, ...], times: LatencyResult, keep: str, seed:
 
 
 def _in_bundle(models: tuple[ModelFile, ...], shipped: ModelFile) -> tuple[ModelFile, ...]:
-    """All but a student's int8 file that does not ship."""
-    return tuple(model for model in models if model.role != "student" or model.precision == "fp32" or model is shipped)
+    """All but the student's int8 file for the device where the float file ships instead."""
+    best = _shipped(models)
+    return tuple(model for model in models if model is not best or model is shipped or model.precision == "fp32")
 
 
 def _compared(model: ModelFile, against: ModelFile) -> bool:
@@ -122,7 +123,7 @@ def _compared(model: ModelFile, against: ModelFile) -> bool:
         return True
     if model.role == against.role:
         return model.precision == "int8" and against.precision == "fp32"
-    return model.role == "student" and against.role == "baseline" and model.precision == against.precision
+    return model.role == "student" and against.role == "baseline" and (model.precision, model.target) == (against.precision, against.target)
 
 
 def _predict(model: ModelFile, images: np.ndarray, context: Context) -> np.ndarray:
@@ -158,6 +159,7 @@ def _row(model: ModelFile, logits: dict[str, np.ndarray], labels: np.ndarray, te
         "island_causes": audit.causes_counted() if audit and model.precision == "int8" else None,
         "requantised": list(audit.requantised) if audit and model.precision == "int8" else None,
         "target": model.target,
+        "note": None if timed else f"built for {model.target}, this machine is {isa()}: answers by this machine's kernels, not timed",
     }
 
 

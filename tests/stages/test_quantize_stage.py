@@ -23,6 +23,21 @@ def test_auto_is_this_machine_and_a_named_target_stays(monkeypatch, here):
     assert quantize.resolve_target("arm64", Device()) == "arm64"
 
 
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [("auto", ["x86-vnni"]), (["arm64", "auto"], ["x86-vnni", "arm64"]), (["auto", "x86-vnni"], ["x86-vnni"]), (["arm64", "x86-avx2"], ["x86-avx2", "arm64"])],
+)
+def test_the_devices_file_is_the_first_of_several(monkeypatch, asked, found):
+    monkeypatch.setattr(quantize, "isa", lambda: "x86-vnni")
+    assert list(quantize.resolve_targets(Quantize(target=asked), Device())) == found
+
+
+def test_a_distant_device_gets_the_first_that_is_named():
+    device = Device(target="ssh://pi@nowhere")
+    assert quantize.resolve_targets(Quantize(target=["arm64", "web"]), device) == ("arm64", "web")
+    assert quantize.resolve_targets(Quantize(), Device(target="browser")) == ("web",)
+
+
 @pytest.mark.parametrize("here", ["x86", "riscv64"])
 def test_an_unknown_machine_is_refused_with_what_to_do(monkeypatch, here):
     monkeypatch.setattr(quantize, "isa", lambda: here)

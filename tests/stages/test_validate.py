@@ -20,7 +20,7 @@ from export.measure import LatencyResult, ModelLatency
 MODEL_KEYS = {  # the contract's, then those that the report documents beyond it
     "role", "precision", "file", "sha256", "bytes", "images", "top1", "top1_ci95", "top5", "agreement_with_teacher", "max_abs_diff_from_torch",
     "latency_ms", "first_run_ms", "load_ms", "peak_memory_bytes", "int8_mac_share", "target",
-} | {"islands", "island_causes", "requantised", "photo_latency_ms"}  # fmt: skip
+} | {"islands", "island_causes", "requantised", "photo_latency_ms", "note"}  # fmt: skip
 LATENCY_KEYS = {"p50", "p90", "p99", "runs", "threads", "batch"} | {"p50_ci95"}
 COMPARISON_KEYS = {
     "model", "against", "top1_drop_points", "top1_drop_ci95", "mcnemar_p", "speedup_p50", "size_ratio",
