@@ -26,6 +26,9 @@ RENAMES = (
     ("classifier.", "fc."),
     ("shortcut.", "downsample."),
     ("fc.", "classifier.1."),  # EfficientNet-Lite
+    ("convShortcut.", "shortcut."),  # wide ResNets
+    (".layer.", "."),
+    ("model.", "blocks."),  # MobileNetV1
 )
 # what torch.load raises on damaged bytes, found by changing bytes at random
 DAMAGED = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError, struct.error)
@@ -138,10 +141,15 @@ def _renamed(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str,
 
 
 def _other_names(key: str) -> Iterator[str]:
-    """What a layer may be called elsewhere; some packages begin every part of a name with an underscore (`_blocks.0._bn1.weight`)."""
+    """What a layer may be called elsewhere; some packages begin every part of a name with an underscore (`_blocks.0._bn1.weight`).
+
+    Up to two renames: wide ResNets have `block1.layer.0.convShortcut`.
+    """
     plain = re.sub(r"(^|\.)_", r"\1", key)
     yield plain
-    yield from (plain.replace(old, new, 1) for old, new in RENAMES if old in plain)
+    once = [plain.replace(old, new, 1) for old, new in RENAMES if old in plain]
+    yield from once
+    yield from (name.replace(old, new, 1) for name in once for old, new in RENAMES if old in name)
 
 
 def _head(model: nn.Module) -> tuple[str, ...]:

@@ -73,15 +73,15 @@ class MobileNetV1(nn.Module):
     def __init__(self, width: float, classes: int) -> None:
         super().__init__()
         stem, units = int(32 * width), [(int(base * width), stride) for base, stride in V1_UNITS]
-        self.conv1 = _conv_bn_relu(3, stem, kernel=3, stride=2)
         before = [stem, *(channels for channels, _ in units)]
-        self.blocks = nn.Sequential(*(_separable(width_in, *unit) for width_in, unit in zip(before, units, strict=False)))
+        made = (_separable(width_in, *unit) for width_in, unit in zip(before, units, strict=False))
+        self.blocks = nn.Sequential(_conv_bn_relu(3, stem, kernel=3, stride=2), *made)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(before[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> logits (N, K)."""
-        return self.fc(self.avgpool(self.blocks(self.conv1(x))).flatten(1))
+        return self.fc(self.avgpool(self.blocks(x)).flatten(1))
 
 
 def _separable(width_in: int, width: int, stride: int) -> nn.Sequential:

@@ -81,11 +81,11 @@ def vgg(convolutions: tuple[int, ...]) -> Roles:
     )
 
 
-# the last unit of each resolution
+# the last unit of each resolution; block 0 is the stem
 MOBILENET_V1 = Roles(
-    stages_post=tuple(f"blocks.{unit}:out" for unit in (2, 4, 10, 12)),
-    stages_pre=tuple(f"blocks.{unit}.5:in" for unit in (2, 4, 10, 12)),
-    bn_before_relu=tuple(f"blocks.{unit}.4" for unit in (2, 4, 10, 12)),
+    stages_post=tuple(f"blocks.{unit}:out" for unit in (3, 5, 11, 13)),
+    stages_pre=tuple(f"blocks.{unit}.5:in" for unit in (3, 5, 11, 13)),
+    bn_before_relu=tuple(f"blocks.{unit}.4" for unit in (3, 5, 11, 13)),
     pre_pool="avgpool:in",
     last_stage="avgpool:in",
 )

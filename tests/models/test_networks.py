@@ -113,7 +113,7 @@ def test_widths_change_the_channels_as_the_papers_say():
     shuffle_wide = on_meta("shufflenet_v2", 10, 1.5)
     quarter = on_meta("mobilenet_v1", 10, 0.25)
 
-    assert [quarter.get_submodule(f"blocks.{unit}.3").out_channels for unit in (0, 1, 3, 5, 11, 12)] == [16, 32, 64, 128, 256, 256]
+    assert [quarter.get_submodule(f"blocks.{unit}.3").out_channels for unit in (1, 2, 4, 6, 12, 13)] == [16, 32, 64, 128, 256, 256]
     assert outline("mobilenet_v1", classes=10, width=0.25, image_size=32).shapes["pooled"] == (256,)
     assert [half.get_submodule(f"blocks.{group}.0.conv.6").out_channels for group in range(7)] == [8, 12, 16, 32, 48, 80, 160]
     assert half.classifier.in_features == 1280
