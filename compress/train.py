@@ -124,6 +124,8 @@ def fit(
     optimizer = torch.optim.SGD(
         parameters, lr=train.lr or 0.0, momentum=train.momentum, nesterov=train.nesterov, weight_decay=train.weight_decay, fused=True
     )
+    if train.momentum:  # from the start: fused SGD cannot add a buffer when a later stage of the method reaches a parameter first
+        optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in parameters})
     torch.manual_seed(seed)  # dropout; everything else has a stateless source
     threads_before = torch.get_num_threads()
     torch.set_num_threads(train.threads or threads_before)
