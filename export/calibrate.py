@@ -114,23 +114,22 @@ def activations(model: ModelProto) -> tuple[str, ...]:
 
     What only a Clip or Relu reads is left out: one kernel computes both, and the range behind it counts (`with_fused`).
     """
-    fused = {inner for inner, _ in _fused(model)}
+    merged = fused(model)
     known = {value.name: value for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)}
     weights = {tensor.name for tensor in model.graph.initializer}
     names = dict.fromkeys(name for node in model.graph.node for name in (*node.input, *node.output))
     return tuple(
         name
         for name in names
-        if name in known and name not in weights and name not in fused and known[name].type.tensor_type.elem_type == TensorProto.FLOAT
+        if name in known and name not in weights and name not in merged and known[name].type.tensor_type.elem_type == TensorProto.FLOAT
     )
 
 
-def _fused(model: ModelProto) -> Iterator[tuple[str, str]]:
-    """(before, behind) each Clip or Relu that is the only reader of what it reads."""
+def fused(model: ModelProto) -> dict[str, str]:
+    """Tensors that only a Clip or Relu reads -> the tensor behind it, whose range they are given."""
     readers = graph.consumers(model.graph)
-    for node in model.graph.node:
-        if node.op_type in ("Clip", "Relu") and len(readers[node.input[0]]) == 1:
-            yield node.input[0], node.output[0]
+    nodes = (node for node in model.graph.node if node.op_type in ("Clip", "Relu"))
+    return {node.input[0]: node.output[0] for node in nodes if len(readers[node.input[0]]) == 1}
 
 
 def _batch_size(model: ModelProto) -> int:
@@ -261,4 +260,4 @@ def _save(path: Path, made: Statistics) -> None:
 
 def with_fused(found: dict[str, tuple[float, float]], model: ModelProto) -> dict[str, tuple[float, float]]:
     """The ranges, those of tensors in front of a Clip or Relu filled in from behind it."""
-    return {**found, **{before: found[behind] for before, behind in _fused(model) if behind in found}}
+    return {**found, **{before: found[behind] for before, behind in fused(model).items() if behind in found}}

@@ -62,6 +62,24 @@ def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
     return readers
 
 
+def _normalisation(graph: GraphProto) -> list[NodeProto]:
+    """The nodes that make normalised pixels (N, 3, H, W) of a file's uint8 input; none where it takes floats."""
+    chain, name = [], INPUT
+    for op in ("Transpose", "Cast", "Mul", "Add"):
+        readers = consumers(graph).get(name, [])
+        if len(readers) != 1 or readers[0].op_type != op:
+            return []
+        chain.append(readers[0])
+        name = readers[0].output[0]
+    return chain
+
+
+def normalised_pixels(graph: GraphProto) -> str:
+    """The name of the tensor that holds the normalised pixels (N, 3, H, W)."""
+    chain = _normalisation(graph)
+    return chain[-1].output[0] if chain else INPUT
+
+
 def normalise_by_rows(model: ModelProto) -> int:
     """Let a file that takes uint8 (N, H, W, 3) normalise before it transposes, with constants as long as a row; returns 1 where it was done.
 
@@ -69,13 +87,10 @@ def normalise_by_rows(model: ModelProto) -> int:
     normalisation, and then multiplies three values at a time: a third of MobileNetV3's time at 224 x 224.
     """
     graph = model.graph
-    chain, name = [], INPUT
-    for op in ("Transpose", "Cast", "Mul", "Add"):
-        readers = consumers(graph).get(name, [])
-        if len(readers) != 1 or readers[0].op_type != op:
-            return 0
-        chain.append(readers[0])
-        name = readers[0].output[0]
+    chain = _normalisation(graph)
+    if not chain:
+        return 0
+    name = chain[-1].output[0]
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     values = [constants.get(next(part for part in node.input if part not in chain[place + 1].output)) for place, node in enumerate(chain[2:])]
     height, width = (dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim[1:3])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -97,3 +97,15 @@ def _constant(model: ModelProto, name: str, value: float) -> str:
 def stored(model: ModelProto) -> dict[str, TensorProto]:
     """The file's constants by name."""
     return {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+def with_weights(model: ModelProto, values: Mapping[str, np.ndarray]) -> ModelProto:
+    """A copy with other numbers, float32, in the initializers of these names. Raises ExportError where name or shape is another."""
+    changed = ModelProto()
+    changed.CopyFrom(model)
+    tensors = stored(changed)
+    for name, value in values.items():
+        if name not in tensors or tuple(tensors[name].dims) != value.shape:
+            raise ExportError(f"the network has no weight {name} of shape {tuple(value.shape)}")
+        tensors[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value, dtype=np.float32), name))
+    return changed

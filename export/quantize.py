@@ -120,8 +120,24 @@ def prepare(source: Path, images: np.ndarray, *, cache: Path | None = None) -> P
     return Prepared(model, runtime, images, calibration.collect(model, images, runtime, cache=cache), opset)
 
 
-def emit(prepared: Prepared, target: Path, settings: Settings) -> Quantized:
-    """Write one int8 file, and prove that what was to stay in float runs in float. Raises ExportError."""
+@dataclass(frozen=True)
+class Pairs:
+    """The two graphs behind an int8 file, before its pixels are normalised by rows: `model` float, `quantized` its QDQ form.
+
+    `ranges`: what the quantiser was given; `sharing`: tensors that take another's range; `levels`: the largest integer of a weight;
+    `kept`: the layers that stay in float.
+    """
+
+    model: onnx.ModelProto
+    quantized: onnx.ModelProto
+    ranges: dict[str, tuple[float, float]]
+    sharing: dict[str, str]
+    levels: int
+    kept: tuple[str, ...]
+
+
+def pairs(prepared: Prepared, settings: Settings, ranges: dict[str, tuple[float, float]] | None = None) -> Pairs:
+    """Put Q/DQ pairs into the float graph. `ranges` replaces those of the calibration where they were learned. Raises ExportError."""
     check(settings)
     model = onnx.ModelProto()
     model.CopyFrom(prepared.model)
@@ -129,13 +145,21 @@ def emit(prepared: Prepared, target: Path, settings: Settings) -> Quantized:
     if len(kept) == len(layers.layers(model)):
         raise ExportError("float_layers names every layer of the network; set scheme: none to ship the float file")
     exclude = (*layers.keep_in_float(model, kept), *_before_first_layer(model))
-    found = calibration.ranges(prepared.statistics, settings.calibrate, settings.percentile)
+    found = {**calibration.ranges(prepared.statistics, settings.calibrate, settings.percentile), **(ranges or {})}
     quantized = _with_qdq(model, found, settings, exclude)
     if settings.bias_correction:
         quantized = _with_qdq(bias.corrected(model, quantized, prepared.images, prepared.runtime), found, settings, exclude)
-    graph.normalise_by_rows(quantized)
     graph.absorb_scalar_products(quantized)
     _float_logits(quantized)
+    levels = 64 if settings.reduce_range else 127
+    return Pairs(model, quantized, calibration.with_fused(found, model), calibration.fused(model), levels, kept)
+
+
+def emit(prepared: Prepared, target: Path, settings: Settings, ranges: dict[str, tuple[float, float]] | None = None) -> Quantized:
+    """Write one int8 file, and prove that what was to stay in float runs in float. `ranges`: see `pairs`. Raises ExportError."""
+    made = pairs(prepared, settings, ranges)
+    quantized, kept = made.quantized, made.kept
+    graph.normalise_by_rows(quantized)
     _finish(quantized, target, prepared.runtime.contract, settings.isa, prepared.opset, kept)
     saved = graph.check(target, opset=prepared.opset)
     if kept:
