@@ -210,8 +210,9 @@ def plan(recipe: Path, overrides: tuple[str, ...], artifacts: Path, neighbours: 
 @click.option(
     "--target", metavar="TARGET",
     help="The device (default: the one that the recipe names): local, browser, ssh://user@host[:port][/folder], or adb://SERIAL?python=/path. "
-    "Options: ?python=/path (has numpy and onnxruntime), ?wheels=push (packages come from here), ?config=FILE (of ssh); of browser: ?binary=/path, "
-    "?ort=/path (onnxruntime-web), ?provider=wasm or webgpu.",
+    "Options: ?python=/path (has numpy and onnxruntime), ?wheels=push (packages come from here), ?config=FILE (of ssh), "
+    "?provider=NAME (an execution provider that the device's onnxruntime has); of browser: ?binary=/path, ?ort=/path (onnxruntime-web), "
+    "?provider=wasm or webgpu.",
 )  # fmt: skip
 @click.option("--preprocess", metavar="CMD", help="The application's photo decoder on the device: gets a path, writes RGB bytes to stdout.")
 @artifacts_option

@@ -68,8 +68,7 @@ def _accelerator() -> Row:
 
 
 def _runtime() -> list[Row]:
-    import onnxruntime
-
+    from export import provider
     from export.runtime import host
 
     here = host()
@@ -77,7 +76,7 @@ def _runtime() -> list[Row]:
     int8 = here["isa"] if fast else f"{here['isa']}: no int8 dot product, so int8 is smaller and hardly faster here"
     memory = "unknown" if here["memory_bytes"] is None else f"{here['memory_bytes'] / 2**30:.1f} GiB"
     return [
-        ("runtime providers", "ok", ", ".join(onnxruntime.get_available_providers())),
+        ("runtime providers", "ok", ", ".join(f"{name} {provider.known(name)}" for name in provider.available())),
         ("cpu", "ok", f"{here['cpu'] or 'unknown'}, {here['cores']} cores for this process"),
         ("int8 target", "ok" if fast else "note", int8),
         ("memory", "ok", memory),

@@ -37,7 +37,7 @@ def verify(run_folder: Path, *, target: str | None, preprocess: str | None = Non
     work.mkdir(exist_ok=True)
     asked = Settings(name=content["recipe"], threads=timing.threads, repeats=timing.repeats, preprocess=preprocess)
     answer = device.ask(target, bundle, work, asked, console=console)
-    name, wrong = parse(target).name, complaint(answer)
+    name, wrong = parse(target).shown, complaint(answer)
     rows = device.rows(answer, name)
     content = merge(content, require, rows, name, failure=f"{name}: {wrong}" if wrong else None)
     for one in answer.get("also") or ():  # what the device could run besides; not asked for, so no limit is judged by it
@@ -51,6 +51,8 @@ def verify(run_folder: Path, *, target: str | None, preprocess: str | None = Non
         difference = "n/a" if row["max_abs_diff"] is None else f"{row['max_abs_diff']:.2e}"
         p50 = f", p50 {row['latency_ms']['p50']:.3g} ms" if row["latency_ms"] else f" ({row['note']})" if row["note"] else ""
         console.line(f"{row['file']}: agreement {row['agreement']:.4f} on {row['images']} pictures, max |diff| {difference}{p50}")
+        if row["provider"]:
+            console.line(f"{row['file']}: {row['provider']['sentence']}")
     for sentence in (answer["photos"]["sentence"], *(answer.get("remarks") or ())):
         console.line(sentence)
     for one in content["requirements"]:

@@ -103,14 +103,15 @@ def latency(
     rounds: int = 20,
     seed: int = 0,
     attempts: int = 1,
+    provider: str | None = None,
 ) -> LatencyResult:
     """Time every model at batch 1 on varying pictures, uint8 (N, H, W, 3): one process, all loaded, rounds in shuffled order.
 
     `repeats` timed runs a model and attempt. What is timed is what an application does from pixels to logits. Interleaving cancels what
-    CPU accounting cannot see (frequency, neighbours on the same core). Raises ExportError.
+    CPU accounting cannot see (frequency, neighbours on the same core). `provider`: an execution provider. Raises ExportError.
     """
     pictures = [np.ascontiguousarray(images[index : index + 1]) for index in range(len(images))]
-    return _measure(models, pictures, lambda picture: picture, threads, warmup, repeats, rounds, seed, attempts)
+    return _measure(models, pictures, lambda picture: picture, threads, warmup, repeats, rounds, seed, attempts, provider)
 
 
 def photo_latency(
@@ -131,12 +132,12 @@ def photo_latency(
 
 def _measure(
     models: Mapping[str, str | Path], inputs: list[Any], prepare: Callable[[Any], np.ndarray],
-    threads: int, warmup: int, repeats: int, rounds: int, seed: int, attempts: int,
+    threads: int, warmup: int, repeats: int, rounds: int, seed: int, attempts: int, provider: str | None = None,
 ) -> LatencyResult:  # fmt: skip
     if not models or not inputs or repeats < 1 or warmup < 0 or rounds < 1 or attempts < 1:
         raise ExportError("latency needs at least one model, one picture, one round and one run")
     digests = {name: _sha256(path) for name, path in models.items()}
-    loaded = {name: Model.load(path, threads) for name, path in models.items()}
+    loaded = {name: Model.load(path, threads, provider) for name, path in models.items()}
     for name, model in loaded.items():
         if not runs_on(model.target, isa()):
             raise ExportError(f"{name} was built for {model.target} and this machine is {isa()}: how long it takes here says nothing about that device")
@@ -255,7 +256,7 @@ def p50_interval(result: LatencyResult, name: str, *, seed: int = 0) -> tuple[fl
     return model.p50_ms, float(low), float(high)
 
 
-def memory(path: str | Path, *, threads: int = 1) -> int | None:
+def memory(path: str | Path, *, threads: int = 1, provider: str | None = None) -> int | None:
     """Peak resident bytes of a fresh process that loads the model and runs it ten times, interpreter and onnxruntime included.
 
     None where the kernel does not tell (VmHWM after a reset). Raises ExportError where the child fails.
@@ -264,13 +265,14 @@ def memory(path: str | Path, *, threads: int = 1) -> int | None:
         raise MissingError(f"{path}: no such file")
     package = str(Path(__file__).resolve().parent.parent)
     command = [sys.executable, "-B", "-m", "export.measure", "--memory", str(Path(path).resolve()), "--threads", str(threads)]
+    command += ["--provider", provider] if provider else []
     child = subprocess.run(command, cwd=package, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": package})
     if child.returncode != 0:
         raise ExportError(f"{path}: the process that measures memory failed: {(child.stderr.strip().splitlines() or ['no message'])[-1]}")
     return json.loads(child.stdout)["peak_memory_bytes"]
 
 
-def _peak_memory(path: str, threads: int) -> int | None:
+def _peak_memory(path: str, threads: int, provider: str | None) -> int | None:
     """Peak resident bytes of this process while it loads and runs a model.
 
     Not ru_maxrss: it survives fork and exec, so every child seems to need what its parent needed.
@@ -279,7 +281,7 @@ def _peak_memory(path: str, threads: int) -> int | None:
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to what is resident now
     except OSError:
         return None
-    model = Model.load(path, threads)
+    model = Model.load(path, threads, provider)
     size = model.contract.image_size
     random = np.random.default_rng(0)
     for _ in range(_MEMORY_RUNS):
@@ -295,9 +297,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m export.measure", description="peak resident memory of this process with one model")
     parser.add_argument("--memory", metavar="FILE", required=True)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--provider")
     arguments = parser.parse_args()
     try:
-        print(json.dumps({"peak_memory_bytes": _peak_memory(arguments.memory, arguments.threads)}))
+        print(json.dumps({"peak_memory_bytes": _peak_memory(arguments.memory, arguments.threads, arguments.provider)}))
     except ExportError as error:
         print(error, file=sys.stderr)
         return 4

@@ -24,6 +24,7 @@ from export import conditions
 LAYOUTS = ("uint8_nhwc", "float_nchw")
 TARGETS = ("x86-vnni", "x86-avx2", "arm64", "web")  # what an int8 file can be built for; web: onnxruntime-web's wasm kernels
 INPUT, OUTPUT = "image", "logits"
+CPU = "CPUExecutionProvider"
 PREFIX = "compress."  # of the metadata keys; values are JSON
 
 # onnxruntime's exceptions share no base class of their own.
@@ -113,7 +114,7 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
 
 
 class Model:
-    """An ONNX file with a contract, loaded on the CPU."""
+    """An ONNX file with a contract, loaded on the CPU, or in another execution provider with the CPU behind it."""
 
     def __init__(self, session: onnxruntime.InferenceSession, contract: Contract, target: str | None, load_ms: float) -> None:
         self.session = session
@@ -122,15 +123,22 @@ class Model:
         self.load_ms = load_ms
 
     @staticmethod
-    def load(path: str | Path, threads: int = 1) -> Model:
-        """Raises MissingError, or ExportError where onnxruntime refuses the file or the contract is absent."""
+    def load(path: str | Path, threads: int = 1, provider: str | None = None, *, profile: str | None = None) -> Model:
+        """Raises MissingError, or ExportError where onnxruntime refuses the file or the contract is absent.
+
+        `provider`: onnxruntime's name of an execution provider. `profile`: where the names of files with times of single nodes begin.
+        """
         if threads < 1:
             raise ExportError(f"threads must be at least 1, not {threads}")
         if not Path(path).is_file():
             raise MissingError(f"{path}: no such file")
+        options = session_options(threads)
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, profile
+        providers = list(dict.fromkeys([provider or CPU, CPU]))
         start = time.perf_counter()
         try:
-            session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except SESSION_ERRORS as error:
             reason = str(error).splitlines()[0]
             raise ExportError(f"{path}: onnxruntime {onnxruntime.__version__} cannot load this file: {reason}") from error

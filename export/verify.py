@@ -1,8 +1,8 @@
 """Checks a bundle on the device that it stands on: every byte, every answer, and the time that it takes.
 
-`python -m export.verify [--json FILE] [--model NAME] [--threads N] [--repeats N] [--preprocess CMD] [--no-latency] [FOLDER]`. Two lines:
-"kernels", tensors in and logits out, and "photos", from JPEG files to logits. Needs numpy and onnxruntime only; Pillow, where it is there,
-decodes the photos.
+`python -m export.verify [--json FILE] [--model NAME] [--threads N] [--repeats N] [--preprocess CMD] [--provider NAME]
+[--no-latency] [FOLDER]`. Two lines: "kernels", tensors in and logits out, and "photos", from JPEG files to logits. Needs numpy and onnxruntime
+only; Pillow, where it is there, decodes the photos.
 Exit codes: 0 all answers right · 2 usage · 3 something is missing · 4 changed files or wrong answers.
 """
 
@@ -96,18 +96,29 @@ def judge(
     return rows
 
 
-def _time(folder: Path, rows: list[dict[str, Any]], images: np.ndarray, threads: int, repeats: int) -> None:
+def _place(folder: Path, rows: list[dict[str, Any]], images: np.ndarray, asked: str, threads: int) -> None:
+    """Say of every model how much of it runs in the execution provider that was asked for; none of it is not what was asked for."""
+    from export import provider
+
+    for row in rows:
+        found = provider.place(folder / row["file"], images, asked, threads)
+        row["provider"] = found.as_json()
+        if found.nodes == 0 and row["ok"]:
+            row.update(ok=False, note=found.sentence)
+
+
+def _time(folder: Path, rows: list[dict[str, Any]], images: np.ndarray, threads: int, repeats: int, asked: str | None) -> None:
     """Add latency, memory and speed ratios of the models that are meant for this machine."""
     from export import measure
 
     files = [row["file"] for row in rows if row["ok"]]
     if not files:
         return
-    result = measure.latency({name: folder / name for name in files}, images, threads=threads, repeats=repeats, attempts=ATTEMPTS)
+    result = measure.latency({name: folder / name for name in files}, images, threads=threads, repeats=repeats, attempts=ATTEMPTS, provider=asked)
     add_latency(rows, result)
     for row in rows:
         if row["file"] in result.models:
-            row["peak_memory_bytes"] = measure.memory(folder / row["file"], threads=threads)
+            row["peak_memory_bytes"] = measure.memory(folder / row["file"], threads=threads, provider=asked)
 
 
 def add_latency(rows: list[dict[str, Any]], result: LatencyResult) -> None:
@@ -139,14 +150,15 @@ def emulated() -> str | None:
 
 def verify(
     folder: Path, *, model: str | None = None, threads: int = 1, repeats: int = 700, report: Path | None = None,
-    preprocess: str | None = None, latency: bool = True,
+    preprocess: str | None = None, latency: bool = True, asked: str | None = None,
 ) -> dict[str, Any]:
-    """Everything that is known after the checks, as JSON values. Raises Refused, or export.runtime.ExportError."""
+    """Everything that is known after the checks, as JSON values. `asked`: an execution provider. Raises Refused, or export.runtime.ExportError."""
     check_files(folder, report)
     import numpy as np
 
-    from export import photos, runtime
+    from export import photos, provider, runtime
 
+    asked = provider.resolve(asked) if asked else None
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     entries = [entry for entry in manifest["models"] if model in (None, entry["file"], Path(entry["file"]).stem)]
     if not entries:
@@ -156,15 +168,20 @@ def verify(
         host = {**host, "cpu": emulation}
     with np.load(folder / "samples.npz", allow_pickle=False) as stored:
         samples = {name: stored[name] for name in stored.files}
-    models = {entry["file"]: runtime.Model.load(folder / entry["file"], threads) for entry in entries}
+    models = {entry["file"]: runtime.Model.load(folder / entry["file"], threads, asked) for entry in entries}
     rows = judge(models, entries, samples, host["isa"])
     seen, answers = photos.check(folder, manifest, models, preprocess)
     for row in rows:
         row.update(latency_ms=None, first_run_ms=None, load_ms=None, peak_memory_bytes=None, speedup_over={}, photos=answers.get(row["file"]))
+        row["provider"] = None
+    if asked:
+        _place(folder, rows, samples["images"], asked, threads)
     if latency and not emulation:
-        _time(folder, rows, samples["images"], threads, repeats)
+        _time(folder, rows, samples["images"], threads, repeats, asked)
     judged = [row["ok"] for row in rows if row["ok"] is not None]
     why = "emulated" if emulation else None if latency else "--no-latency"
+    if asked and not why and not any((row["provider"] or {})["nodes"] for row in rows):
+        why = f"no node ran in {asked}"
     return {
         "host": host,
         "onnxruntime": host["onnxruntime"],
@@ -172,6 +189,7 @@ def verify(
         "photos": seen,
         "not_timed": why,
         "file": fitting(rows, host["isa"]),
+        "remarks": [f"{asked} {provider.known(asked)}"] if asked else [],
         "ok": bool(judged) and all(judged) and seen["ok"] is not False,
     }
 
@@ -193,12 +211,13 @@ def _table(answer: dict[str, Any]) -> str:
         p50 = "n/a" if row["latency_ms"] is None else f"{row['latency_ms']['p50']:.3f}"
         memory = "n/a" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 1e6:.0f}"
         verdict = row["note"] or ("ok" if row["ok"] else "WRONG ANSWERS")
+        verdict += f"; {row['provider']['sentence']}" if row["provider"] and row["provider"]["nodes"] else ""
         lines.append(f"{row['file']:<32}{top1:>16}{row['agreement']:>11.1%}{difference:>11}{p50:>9}{memory:>8}  {verdict}")
     if any(row.get("contaminated") for row in answer["models"]):
         lines.append("other processes were busy while the time was measured: run again on a quiet machine")
     if answer["not_timed"]:
         lines.append(f"time and memory were not measured ({answer['not_timed']})")
-    lines.append(answer["photos"]["sentence"])
+    lines += [answer["photos"]["sentence"], *answer["remarks"]]
     if answer["file"]:
         lines.append(f"the file for this machine: {answer['file']}")
     if not any(row["ok"] is not None for row in answer["models"]):
@@ -214,6 +233,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=700, help="timed runs a model; p90 needs 64, p99 needs 662")
     parser.add_argument("--preprocess", metavar="CMD", help="the application's decoder: gets a photo's path, writes RGB uint8 height x width x 3 to stdout")
+    parser.add_argument("--provider", metavar="NAME", help="an execution provider of the installed onnxruntime, such as openvino; default: the CPU")
     parser.add_argument("--no-latency", action="store_true", help="do not measure time and memory")
     arguments = parser.parse_args(argv)
     if arguments.threads < 1 or arguments.repeats < 1:
@@ -232,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         answer = verify(
             arguments.folder, model=arguments.model, threads=arguments.threads, repeats=arguments.repeats, report=arguments.json,
-            preprocess=arguments.preprocess, latency=not arguments.no_latency,
+            preprocess=arguments.preprocess, latency=not arguments.no_latency, asked=arguments.provider,
         )  # fmt: skip
         if arguments.json:
             arguments.json.write_text(json.dumps(answer, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

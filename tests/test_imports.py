@@ -83,7 +83,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.planted": ("compress.faults", "compress.planted_network", "compress.schema", "compress.statistics", "compress.verdict", "export.*", "compress"),
     "compress.report*": ("compress.errors", "compress.statistics", "compress.report.*"),
     "compress.probe": (*FOUNDATIONS, "compress.recipe", "compress.data.sources", "compress.methods", "compress.models*"),
-    "compress.doctor": ("export.runtime", "compress.planted"),
+    "compress.doctor": ("export.runtime", "export.provider", "compress.planted"),
     "compress.pipeline": (
         *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.verdict", "compress.console", "compress.store", "compress.stages.*",
         "compress.data.sources", "compress.models.catalog", "compress.report", "compress.plan", "export.runtime", "export.targets",
@@ -99,7 +99,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "export.conditions": (),
     "export.measure": ("export.runtime", "export.rounds", "export.conditions"),
     "export.photos": ("export.runtime",),
-    "export.verify": ("export.runtime", "export.measure", "export.photos"),
+    "export.provider": ("export.runtime",),
+    "export.verify": ("export.runtime", "export.measure", "export.photos", "export.provider"),
     "export.*": ("export.*",),
 }  # fmt: skip
 
@@ -156,7 +157,7 @@ def test_export_never_imports_compress():
     assert not [(module, name) for module in exports for name in imported(MODULES[module]) if name.split(".")[0] == "compress"]
 
 
-@pytest.mark.parametrize("module", ["export.runtime", "export.measure", "export.rounds", "export.conditions", "export.verify", "export"])
+@pytest.mark.parametrize("module", ["export.runtime", "export.measure", "export.rounds", "export.conditions", "export.provider", "export.verify", "export"])
 def test_the_device_half_needs_numpy_and_onnxruntime_alone(module):
     foreign = {name.split(".")[0] for name in imported(MODULES[module])} - set(sys.stdlib_module_names) - {"export"}
     assert foreign <= {"numpy", "onnxruntime"}

@@ -279,6 +279,7 @@ def _device(answer: dict[str, Any]) -> Html:
         ("Memory", f"{answer['memory_bytes'] / 1e9:.1f} GB" if answer.get("memory_bytes") else None),
         ("Python", answer.get("python")),
         ("onnxruntime", answer.get("onnxruntime")),
+        ("Execution provider", (answer.get("provider") or {}).get("sentence")),
         ("Precision", answer.get("precision")),
         ("Top-1 on the bundle's pictures", percent(answer.get("top1"))),
         ("Agreement with the expected answers", percent(answer.get("agreement"))),

@@ -141,20 +141,21 @@ class Device(Section):
             address = parse(value)
         except WrongTarget as error:
             raise ValueError(f"{str(error).removeprefix(f'--target {value}: ')}{_hint(value, ('local', 'browser'))}") from error
-        for name, path in (("config", address.config), ("binary", address.binary), ("ort", address.ort)):
+        here = address.python if address.scheme == "local" else None  # elsewhere it is a path of the device
+        for name, path in (("python", here), ("config", address.config), ("binary", address.binary), ("ort", address.ort)):
             if path is not None and not path.startswith(("/", "~")):
                 raise ValueError(f"{name}={path} is a relative path; in a recipe it must be absolute or begin with ~")
         return value
 
     @property
     def name(self) -> str:
-        """The target without its options, as reports name it."""
-        return parse(self.target).name
+        """The target as reports name it."""
+        return parse(self.target).shown
 
     @property
     def distant(self) -> bool:
-        """Whether it is another device than this machine."""
-        return parse(self.target).scheme != "local"
+        """Whether it is another device than this machine as it is: with other options this machine answers apart, too."""
+        return self.target != "local"
 
 
 class Require(Section):

@@ -53,7 +53,7 @@ def ask(
     except Unreachable as error:
         raise MissingError(str(error)) from error
     except DeviceFailed as error:
-        raise StageError(f"device local: {error}" if target == "local" else str(error)) from error
+        raise StageError(f"device local: {error}" if target.startswith("local") else str(error)) from error
 
 
 def rows(answer: dict[str, Any], target: str) -> tuple[dict[str, Any], ...]:
@@ -89,6 +89,7 @@ def _row(model: dict[str, Any], answer: dict[str, Any], target: str) -> dict[str
         "contaminated": model.get("contaminated"),
         "not_timed": answer.get("not_timed"),
         "note": model.get("note"),
+        "provider": model.get("provider"),
         "remarks": answer.get("remarks") or [],
         "photos": {"status": photos["status"], "sentence": photos["sentence"], **(model.get("photos") or {})} if photos else None,
         "ok": model["ok"],

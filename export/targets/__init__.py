@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 SCHEMES = ("ssh", "adb")
-OPTIONS = ("python", "wheels", "config")
+LOCAL_OPTIONS = ("python", "provider")
+OPTIONS = ("python", "wheels", "config", "provider")
 BROWSER_OPTIONS = ("binary", "ort", "provider")
 BROWSER_PROVIDERS = ("wasm", "webgpu")
 _SAFE = re.compile(r"[A-Za-z0-9_.~/][A-Za-z0-9_./~+@:=-]*")  # no character that any shell, scp or adb would read as more than a letter
@@ -49,7 +50,12 @@ class Address:
     config: str | None = None  # of ssh
     binary: str | None = None  # of browser: Chromium or Chrome; None: the one on PATH
     ort: str | None = None  # of browser: a folder with onnxruntime-web; None: from npm, by the pinned lock file
-    provider: str | None = None  # of browser: wasm | webgpu; None: wasm, and WebGPU where there is a graphics card
+    provider: str | None = None  # an execution provider; of browser: wasm | webgpu, None: wasm, and WebGPU where there is a graphics card
+
+    @property
+    def shown(self) -> str:
+        """As reports show it: another execution provider answers, and is timed, as another device would."""
+        return self.name if self.provider in (None, "wasm") else f"{self.name}?provider={self.provider}"
 
 
 @dataclass(frozen=True)
@@ -61,18 +67,21 @@ class Settings:
     repeats: int = 700
     preprocess: str | None = None
     latency: bool = True
+    provider: str | None = None
 
     def arguments(self) -> list[str]:
         """Of `export.verify`, without the answer's file and the folder."""
         more = ["--preprocess", self.preprocess] if self.preprocess else []
+        more += ["--provider", self.provider] if self.provider else []
         return ["--threads", str(self.threads), "--repeats", str(self.repeats), *more, *([] if self.latency else ["--no-latency"])]
 
 
 def parse(text: str) -> Address:
     """A target's name as typed. Raises WrongTarget."""
-    if text == "local":
-        return Address("local", "local")
     parts = urlsplit(text)
+    if text.partition("?")[0] == "local":
+        local = _options(text, parts.query, LOCAL_OPTIONS)
+        return Address("local", "local", python=local.get("python"), provider=_provider(text, local))
     if text.partition("?")[0] == "browser":
         return _browser(text, _options(text, parts.query, BROWSER_OPTIONS))
     if parts.scheme not in SCHEMES or not parts.netloc:
@@ -86,6 +95,7 @@ def parse(text: str) -> Address:
     if python is not None and not _SAFE.fullmatch(python):
         raise WrongTarget(f"--target {text}: python={python!r} must be a plain path")
     common = {"name": name, "scheme": parts.scheme, "folder": folder, "python": python, "wheels": options.get("wheels", "auto")}
+    common["provider"] = _provider(text, options)
     if parts.scheme == "adb":
         if not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.:-]*", parts.netloc):
             raise WrongTarget(f"--target {text}: {parts.netloc!r} is not a serial as `adb devices` lists it")
@@ -107,12 +117,18 @@ def _options(text: str, query: str, known: tuple[str, ...]) -> dict[str, str]:
     return options
 
 
+def _provider(text: str, options: dict[str, str]) -> str | None:
+    provider = options.get("provider")
+    if provider is not None and not re.fullmatch(r"[A-Za-z0-9_]+", provider):
+        raise WrongTarget(f"--target {text}: provider is the name of an execution provider, such as openvino, not {provider!r}")
+    return provider
+
+
 def _browser(text: str, options: dict[str, str]) -> Address:
     provider = options.get("provider")
     if provider is not None and provider not in BROWSER_PROVIDERS:
         raise WrongTarget(f"--target {text}: provider is wasm or webgpu, not {provider!r}")
-    name = "browser?provider=webgpu" if provider == "webgpu" else "browser"
-    return Address(name, "browser", binary=options.get("binary"), ort=options.get("ort"), provider=provider)
+    return Address("browser", "browser", binary=options.get("binary"), ort=options.get("ort"), provider=provider)
 
 
 def _folder(text: str, path: str) -> str | None:

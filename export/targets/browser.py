@@ -216,6 +216,7 @@ def _answer(said: dict[str, Any], heard: Heard, folder: Path, manifest: dict[str
         "models": rows,
         "photos": seen,
         "not_timed": why,
+        "file": verify.fitting(rows, "web"),
         "remarks": _remarks(provider, webgpu, manifest),
         "ok": bool(judged) and all(judged) and seen["ok"] is not False,
     }  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from export import runtime
 from export.targets import Address, Settings, Unreachable, browser, local, remote
 from export.targets.adb import FOLDER, Adb
 from export.targets.ssh import Ssh
@@ -18,8 +19,10 @@ def verify(
     bundle: Path, address: Address, work: Path, settings: Settings, *, limit_seconds: float | None = None, tell: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
     """What `python -m export.verify --json` says on the target about a bundle (zip). Raises Unreachable, DeviceFailed."""
+    if address.scheme != "browser":
+        settings = replace(settings, provider=address.provider)
     if address.scheme == "local":
-        return local.run(bundle, work, settings, limit_seconds or LOCAL_SECONDS)
+        return local.run(bundle, work, settings, limit_seconds or LOCAL_SECONDS, address.python)
     limit = limit_seconds or REMOTE_SECONDS
     if address.scheme == "browser":
         return browser.run(address, bundle, settings, limit, tell)
@@ -28,9 +31,11 @@ def verify(
 
 
 def isa(address: Address) -> str:
-    """The instruction set of a distant target, in the words of `quantize.target` where int8 has a rule for it. Raises Unreachable, DeviceFailed."""
+    """The instruction set of a target, in the words of `quantize.target` where int8 has a rule for it. Raises Unreachable, DeviceFailed."""
     if address.scheme == "browser":
         return "web"
+    if address.scheme == "local":
+        return runtime.isa()
     return remote.look(*_linked(address)).isa
 
 
@@ -51,6 +56,8 @@ def complaint(answer: dict[str, Any]) -> str | None:
     wrong = [row for row in answer["models"] if row["ok"] is False]
     if wrong:
         row = wrong[0]
+        if (row.get("provider") or {}).get("nodes") == 0:
+            return f"{row['file']}: {row['provider']['sentence']}"
         off = "" if row["max_abs_diff"] is None else f", largest logit difference {row['max_abs_diff']:.2g}"
         return f"wrong answers from {row['file']}: it agrees on {row['agreement']:.1%} of {row['images']} pictures{off}"
     if (answer.get("photos") or {}).get("ok") is False:

@@ -116,3 +116,7 @@ def test_the_bundle_verifies_itself_in_the_oldest_runtime(old: Path, files: Path
     assert done.returncode == 0, done.stderr
     answer = json.loads((tmp_path / "answer.json").read_text())
     assert answer["ok"] and answer["onnxruntime"] == OLDEST
+    done = subprocess.run([*command, "--no-latency", "--provider", "cpu"], cwd=made.folder, capture_output=True, text=True, env=_environment())
+    assert done.returncode == 0, done.stderr
+    for row in json.loads((tmp_path / "answer.json").read_text())["models"]:  # what ran where is read from a profile: its form must be the same
+        assert row["provider"]["nodes"] == row["provider"]["of"] > 3

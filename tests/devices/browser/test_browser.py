@@ -124,7 +124,7 @@ def test_a_browser_answers_as_the_machine_that_made_the_bundle(chromium: str, or
     assert timed["first_run_ms"] > 0 and timed["load_ms"] > 0 and timed["contaminated"] in (True, False)
     assert answer["photos"]["status"] == "ok" and answer["photos"]["decoder"] == "the browser" and len(answer["photos"]["pictures"]) == 8
     assert max(picture["mean_abs_diff"] for picture in answer["photos"]["pictures"]) < 1.0  # the page resizes as training did
-    assert [row["target"] for row in device.rows(answer, "browser")] == ["browser"] * 4
+    assert [row["target"] for row in device.rows(answer, "browser")] == ["browser"] * 4 and answer["file"] == "web.onnx"
     if answer["host"]["webgpu"] is None:
         assert answer["remarks"][0].startswith("WebGPU: this browser gives no adapter")
     elif answer["host"]["webgpu"]["software"]:
@@ -243,7 +243,7 @@ def test_what_is_missing_is_exit_3_and_ends_with_what_to_do(shipped: bundle.Bund
 def test_targets_that_are_understood() -> None:
     whole = parse("browser?binary=/opt/chrome&ort=~/ort&provider=wasm")
     assert (whole.name, whole.scheme, whole.binary, whole.ort, whole.provider) == ("browser", "browser", "/opt/chrome", "~/ort", "wasm")
-    assert parse("browser?provider=webgpu").name == "browser?provider=webgpu" and parse("browser").provider is None
+    assert parse("browser?provider=webgpu").shown == "browser?provider=webgpu" and parse("browser").provider is None
     for wrong, why in (("browser?wheels=push", "no option 'wheels'; there are binary, ort, provider"), ("browser?provider=gl", "provider is wasm or webgpu")):
         with pytest.raises(WrongTarget, match=why):
             parse(wrong)
