@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from compress import recipe, verdict
+from compress import compatible, recipe, verdict
 from compress.console import Console
 from compress.data import sources
 from compress.errors import MissingError, StageError, UsageError
@@ -90,6 +90,9 @@ def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, conso
     except MissingError as error:
         console.notice(f"data: {error}")
         console.notice("planned with noise instead of pictures, which changes no time and no size")
+    classes, size = (len(prepared.classes), prepared.image_size) if prepared else (10, settings.data.image_size or 32)
+    for sentence in compatible.check(loaded, settings, classes=classes, image_size=size):
+        console.notice(f"this plan times the student without what the method adds to it: {sentence}")
     store.console = Console(quiet=True)  # the table says what is done
     content = plan.run(plan.ground(settings, prepared, store, _versions(), _places(loaded)), neighbours=neighbours, report=console.line)
     for sentence in content["sentences"]:
@@ -143,6 +146,7 @@ class Workflow:
 
     def evidence(self, started: str) -> report.Evidence | None:
         """Run everything up to the report; None where `--until` ends it."""
+        compatible.check(self.loaded, self.settings, classes=len(self.prepared.classes), image_size=self.prepared.image_size)
         planned = self._choose()
         settings, store = self.settings, self.store
         if settings.quantize.scheme != "none" and self.until not in STAGES[: STAGES.index("quantize")]:

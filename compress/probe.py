@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from compress import models, recipe
+from compress import compatible, models, recipe
 from compress.data import sources
 from compress.errors import CompressError, MissingError, UsageError
 from compress.models import catalog
@@ -14,6 +14,7 @@ from compress.models.count import macs, params
 from compress.models.taps import Tapped
 from compress.recipe import Loaded
 
+CLASSES = 10  # where the data may not be there yet
 FEW_PICTURES = 2000  # below this, training a student from scratch is a poor start
 
 
@@ -28,6 +29,7 @@ def check(loaded: Loaded) -> list[str]:
     notes = [_network(f"teacher {one.model}", one.model, one.width, size) for one in settings.teacher.candidates]
     students = settings.student.networks
     notes += [_network(f"student {one.model}", one.model, one.width, size) for one in students]
+    notes += compatible.check(loaded, settings, classes=CLASSES, image_size=size)
     if settings.student.choose is not None:
         notes.append(f"{loaded.where('student.choose')}: student.choose: picked by time on the device; see the choice with: compress plan {loaded.path}")
     places = [f"student.choose.from.{i}" for i in range(len(students))] if settings.student.choose else ["student"]
@@ -44,12 +46,12 @@ def _network(title: str, name: str, width: float | None, size: int) -> str:
     info = catalog.info(name)
     catalog.require_size(info, size)
     with torch.device("meta"):
-        model = models.build(name, classes=10, width=width).eval()
+        model = models.build(name, classes=CLASSES, width=width).eval()
         with Tapped(model, {"pooled": f"{info.classifier}:in"}) as tapped, torch.no_grad():
             logits, taps = tapped(torch.empty(2, 3, size, size))
-    if taps["pooled"].ndim != 2 or logits.shape != (2, 10):
+    if taps["pooled"].ndim != 2 or logits.shape != (2, CLASSES):
         raise UsageError(f"{title}: expected a pooled vector (N, d) and logits (N, K), found {tuple(taps['pooled'].shape)} and {tuple(logits.shape)}")
-    return f"{title}: {params(model):,} parameters, {macs(model, size):,} multiply-accumulates at {size}x{size} (10 classes)"
+    return f"{title}: {params(model):,} parameters, {macs(model, size):,} multiply-accumulates at {size}x{size} ({CLASSES} classes)"
 
 
 def _data(loaded: Loaded, base: Path) -> list[str]:

@@ -46,6 +46,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.data.embedded.make_fashion": ("compress.data.*",),  # the script that made the embedded pictures
     "compress.data*": (*FOUNDATIONS, "compress.schema", "compress.hashing", "compress.data.*"),
     "compress.models.weights.make": ("*",),  # the script that made the embedded teacher
+    "compress.models.growth": (),
     "compress.models*": (*FOUNDATIONS, "compress.schema", "compress.models", "compress.models.*"),
     "compress.methods*": (
         "compress.errors", "compress.losses", "compress.schema", "compress.hashing", "compress.methods.*", "compress.models.catalog",
@@ -82,11 +83,12 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.planted_network": ("compress.data*", "compress.faults", "export.*"),
     "compress.planted": ("compress.faults", "compress.planted_network", "compress.schema", "compress.statistics", "compress.verdict", "export.*", "compress"),
     "compress.report*": ("compress.errors", "compress.statistics", "compress.report.*"),
-    "compress.probe": (*FOUNDATIONS, "compress.recipe", "compress.data.sources", "compress.methods", "compress.models*"),
+    "compress.probe": (*FOUNDATIONS, "compress.recipe", "compress.compatible", "compress.data.sources", "compress.methods", "compress.models*"),
+    "compress.compatible": ("compress.errors", "compress.recipe", "compress.schema", "compress.methods", "compress.models*"),
     "compress.doctor": ("export.runtime", "export.provider", "compress.planted"),
     "compress.pipeline": (
-        *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.verdict", "compress.console", "compress.store", "compress.stages.*",
-        "compress.data.sources", "compress.models.catalog", "compress.report", "compress.plan", "export.runtime", "export.targets",
+        *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.compatible", "compress.verdict", "compress.console", "compress.store",
+        "compress.stages.*", "compress.data.sources", "compress.models.catalog", "compress.report", "compress.plan", "export.runtime", "export.targets",
     ),
     "compress.cli": (
         "compress.errors", "compress.exits", "compress.console", "compress.schema", "compress.recipe", "compress.models.catalog",

@@ -13,13 +13,12 @@ from compress.data import views
 from compress.methods import Method, build_method
 from compress.models import catalog
 from compress.models.count import macs, params
+from compress.models.growth import larger
 from compress.results import Distilled, File, Network, Trained, TrainingData
 from compress.schema import Distill, Train
 from compress.store import Context, Stage
 from compress.teacher_cache import TeacherCache
 from compress.train import fit
-
-LARGER = 0.1  # share by which the shipped network may exceed the plain student without a word
 
 
 def _run(
@@ -76,17 +75,6 @@ def _warn_of_size(model: nn.Module, method: Method, student: Network, context: C
     plain, shipped = ((params(one), macs(one, student.image_size)) for one in (model, method.deployed(model)))
     if sentence := larger(student.model, plain, shipped):
         context.console.warn(sentence)
-
-
-def larger(name: str, plain: tuple[int, int], shipped: tuple[int, int]) -> str | None:
-    """A sentence where what ships has over a tenth more parameters or multiply-accumulates (each a pair) than the plain student."""
-    growth = [after / before - 1 for before, after in zip(plain, shipped, strict=True)]
-    if max(growth) <= LARGER:
-        return None
-    return (
-        f"what ships of {name} is larger than {name} itself: {shipped[0]:,} parameters instead of {plain[0]:,} ({100 * growth[0]:+.0f} %), "
-        f"{shipped[1]:,} multiply-accumulates instead of {plain[1]:,} ({100 * growth[1]:+.0f} %); compare it with students of that size"
-    )
 
 
 def _cache_line(pictures: int, data: TrainingData, train: Train, classes: int, known: int) -> str:

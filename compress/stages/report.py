@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import device_limits, verdict
+from compress.models.growth import larger
 from compress.results import Distilled, Exported, File, Measured, ModelFile, Packaged, Prepared, Quantized, Stripped, Trained, Verified, to_json
 from compress.schema import Recipe
 from compress.statistics import drop_from_counts
@@ -91,6 +92,8 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
             "width": student.network.width,
             "params": stripped.trained.params,
             "macs": stripped.trained.macs,
+            "plain_params": stripped.plain_params,
+            "plain_macs": stripped.plain_macs,
             "dropped": list(stripped.dropped),
             "epochs": student.epochs,
             "shipped_epoch": student.shipped_epoch,
@@ -125,7 +128,7 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
         "package": _package(evidence.packaged),
         "quantize": _quantized(evidence.student),
         "latency": evidence.measured.latency,
-        "warnings": [*evidence.notices, *evidence.measured.warnings],
+        "warnings": [*evidence.notices, *_grown(stripped), *evidence.measured.warnings],
         **_stages(evidence.seconds, evidence.reused),
         "environment": dict(evidence.environment),
         **({"plan": evidence.plan} if evidence.plan else {}),
@@ -216,6 +219,15 @@ def _package(packaged: Packaged | None) -> list[dict[str, Any]]:
 
 def _interval(pair: list[float] | None) -> tuple[float, float] | None:
     return (pair[0], pair[1]) if pair else None
+
+
+def _grown(stripped: Stripped) -> list[str]:
+    """A sentence where what ships is larger than the student that the recipe names."""
+    if stripped.plain_params is None or stripped.plain_macs is None:
+        return []
+    one = stripped.trained
+    sentence = larger(one.network.model, (stripped.plain_params, stripped.plain_macs), (one.params, one.macs))
+    return [sentence] if sentence else []
 
 
 def _teacher(evidence: Evidence) -> dict[str, Any]:
