@@ -118,7 +118,7 @@ def test_schema_methods_models_and_recipes(capsys: pytest.CaptureFixture[str], m
     monkeypatch.chdir(ROOT)
     assert cli.main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "Recipe"
-    for command, first in (("methods", "dhkd"), ("models", "resnet8"), ("recipes", "recipes/folder.yaml")):
+    for command, first in (("methods", "dhkd"), ("models", "resnet8"), ("recipes", "recipes/cifar100/resnet110-resnet32.yaml")):
         assert cli.main([command]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[0].startswith(f"{first} ")
