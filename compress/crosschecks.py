@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from compress import method_rules
 from compress.errors import UsageError
 from compress.models import catalog
 from compress.schema import PATTERNS, Candidate, Choice, Data, Recipe, Section, Train
@@ -218,38 +219,8 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     if recipe.device.distant and recipe.student.choose is not None:
         message = f"times networks on this machine, but device.target is {recipe.device.name}: name the network in student.model"
         yield Finding(("student", "choose"), message, "key", frozenset({"student", "device"}))
-    yield from _method_mistakes(recipe)
-
-
-WEIGHTS = {  # of each method's losses, the cross-entropy first
-    "dhkd": ("gamma", "alpha"), "kd": ("ce", "kd"), "dkd": ("ce", "alpha", "beta"), "dist": ("ce", "inter", "intra"), "fitnet": ("ce", "hint"),
-    "at": ("ce", "at"), "rkd": ("ce", "distance", "angle"), "crd": ("ce", "crd"), "ofd": ("ce", "ofd"), "reviewkd": ("ce", "weight"),
-}  # fmt: skip
-READ_MAPS = frozenset({"fitnet", "at", "ofd", "reviewkd", "simkd", "catkd"})  # more than logits and the pooled vector
-
-
-def _method_mistakes(recipe: Recipe) -> Iterator[Finding]:
-    """What the methods ask for and do not get; what only built networks show, `check` and the start of a run find."""
-    methods = recipe.distill.method
-    named = [(method, names if place == 0 else names[1:]) for place, method in enumerate(methods) for names in [WEIGHTS.get(method, ())]]
-    if all(names and all(getattr(recipe.distill.settings(method), name) == 0 for name in names) for method, names in named):
-        names = [name if len(methods) == 1 else f"{method}.{name}" for method, names in named for name in names]
-        yield Finding(("distill",), f"{_and(names)} are {'both' if len(names) == 2 else 'all'} 0: nothing would be learnt", sections=frozenset({"distill"}))
-    readers = [method for method in methods if method in READ_MAPS]
-    for keys, item in _networks(recipe):
-        info = catalog.NETWORKS.get(item.model)
-        if readers and info is not None and info.roles is None:
-            message = f"{_and(readers)} read{'s' if len(readers) == 1 else ''} feature maps, which the catalogue does not name for {item.model}"
-            yield Finding((*keys, "model"), f"{message}; choose another network or method", sections=frozenset({str(keys[0]), "distill"}))
-    fitnet = recipe.distill.fitnet
-    epochs = recipe.train.epochs
-    if "fitnet" in methods and fitnet.mode == "two_stage" and epochs is not None and fitnet.hint_epochs >= epochs:
-        message = f"{fitnet.hint_epochs} epochs of the hint alone leave none of train.epochs ({epochs}) for the rest"
-        yield Finding(("distill", "fitnet", "hint_epochs"), message, sections=frozenset({"distill", "train"}))
-
-
-def _and(words: Iterable[str]) -> str:
-    return " and ".join(words)
+    for keys, message, judged in method_rules.mistakes(recipe.distill, recipe.train, _networks(recipe)):
+        yield Finding(keys, message, sections=judged)
 
 
 def _networks(recipe: Recipe) -> list[tuple[Keys, Candidate | Choice]]:

@@ -33,7 +33,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.statistics": (),
     "compress.schema*": ("compress.errors", "compress.schema.*", "export.targets"),
     "compress.yamltree": ("compress.errors",),
-    "compress.crosschecks": ("compress.errors", "compress.schema", "compress.yamltree", "compress.models.catalog"),
+    "compress.crosschecks": ("compress.errors", "compress.schema", "compress.yamltree", "compress.method_rules", "compress.models.catalog"),
+    "compress.method_rules": ("compress.schema", "compress.yamltree", "compress.models.catalog"),
     "compress.recipe": ("compress.errors", "compress.schema", "compress.yamltree", "compress.crosschecks"),
     "compress.reference": ("compress.schema",),  # the README's recipe reference
     "compress.verdict": ("compress.schema", "compress.statistics"),

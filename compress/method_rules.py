@@ -1,0 +1,34 @@
+"""What a recipe's methods ask of its other keys. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from compress.models import catalog
+from compress.schema import Candidate, Choice, Distill, Train
+from compress.yamltree import Keys
+
+WEIGHTS = {  # of each method's losses, the cross-entropy first
+    "dhkd": ("gamma", "alpha"), "kd": ("ce", "kd"), "dkd": ("ce", "alpha", "beta"), "dist": ("ce", "inter", "intra"), "fitnet": ("ce", "hint"),
+    "at": ("ce", "at"), "rkd": ("ce", "distance", "angle"), "crd": ("ce", "crd"), "ofd": ("ce", "ofd"), "reviewkd": ("ce", "weight"),
+}  # fmt: skip
+READ_MAPS = frozenset({"fitnet", "at", "ofd", "reviewkd", "simkd", "catkd"})  # more than logits and the pooled vector
+
+
+def mistakes(distill: Distill, train: Train, networks: Iterable[tuple[Keys, Candidate | Choice]]) -> Iterator[tuple[Keys, str, frozenset[str]]]:
+    """(key, sentence, sections that it was judged from); what only built networks show, `compatible.check` finds."""
+    methods = distill.method
+    named = [(method, names if place == 0 else names[1:]) for place, method in enumerate(methods) for names in [WEIGHTS.get(method, ())]]
+    if all(names and all(getattr(distill.settings(method), name) == 0 for name in names) for method, names in named):
+        names = [name if len(methods) == 1 else f"{method}.{name}" for method, names in named for name in names]
+        yield ("distill",), f"{' and '.join(names)} are {'both' if len(names) == 2 else 'all'} 0: nothing would be learnt", frozenset({"distill"})
+    readers = [method for method in methods if method in READ_MAPS]
+    for keys, item in networks:
+        info = catalog.NETWORKS.get(item.model)
+        if readers and info is not None and info.roles is None:
+            message = f"{' and '.join(readers)} read{'s' if len(readers) == 1 else ''} feature maps, which the catalogue does not name for {item.model}"
+            yield (*keys, "model"), f"{message}; choose another network or method", frozenset({str(keys[0]), "distill"})
+    fitnet, epochs = distill.fitnet, train.epochs
+    if "fitnet" in methods and fitnet.mode == "two_stage" and epochs is not None and fitnet.hint_epochs >= epochs:
+        message = f"{fitnet.hint_epochs} epochs of the hint alone leave none of train.epochs ({epochs}) for the rest"
+        yield ("distill", "fitnet", "hint_epochs"), message, frozenset({"distill", "train"})
