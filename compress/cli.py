@@ -215,14 +215,15 @@ def plan(recipe: Path, overrides: tuple[str, ...], artifacts: Path, neighbours: 
     "?provider=wasm or webgpu.",
 )  # fmt: skip
 @click.option("--preprocess", metavar="CMD", help="The application's photo decoder on the device: gets a path, writes RGB bytes to stdout.")
+@click.option("--sustained", type=click.IntRange(1, 86400), metavar="SECONDS", help="Also run the file for the device so long without a pause.")
 @artifacts_option
 @quiet_option
-def verify(run_name: str, target: str | None, preprocess: str | None, artifacts: Path, quiet: bool) -> int:
+def verify(run_name: str, target: str | None, preprocess: str | None, sustained: int | None, artifacts: Path, quiet: bool) -> int:
     """Run a finished run's bundle on a device, merge the answer into its report, and judge its limits on time and memory there."""
     folder = find_run(run_name, artifacts)
     from compress import on_device, verdict
 
-    content = on_device.verify(folder, target=target, preprocess=preprocess, console=Console(quiet=quiet))
+    content = on_device.verify(folder, target=target, preprocess=preprocess, sustained=sustained, console=Console(quiet=quiet))
     return verdict.exit_code(content["status"])
 
 

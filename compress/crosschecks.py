@@ -216,6 +216,9 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     if recipe.quantize.scheme == "none" and recipe.require.min_int8_mac_share is not None:
         message = "asks for integer kernels, but quantize.scheme is none"
         yield Finding(("require", "min_int8_mac_share"), message, sections=frozenset({"quantize", "require"}))
+    if recipe.device.name.startswith("browser") and recipe.validate_.sustained_seconds:
+        message = "is not run in a browser, which device.target names; leave it out"
+        yield Finding(("validate", "sustained_seconds"), message, sections=frozenset({"validate", "device"}))
     if recipe.device.distant and recipe.student.choose is not None:
         message = f"times networks on this machine, but device.target is {recipe.device.name}: name the network in student.model"
         yield Finding(("student", "choose"), message, "key", frozenset({"student", "device"}))

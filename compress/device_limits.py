@@ -64,7 +64,7 @@ def facts(content: Row, rows: tuple[Row, ...], target: str) -> verdict.Facts:
         speedup=ratio[0] if ratio else None,
         speedup_ci95=_pair(ratio[1:] if ratio else None),
         peak_memory_bytes=row["peak_memory_bytes"],
-        disturbed="other processes were busy on the device" if row["contaminated"] else None,
+        disturbed="; ".join(row.get("disturbances") or ()) or ("other processes were busy on the device" if row["contaminated"] else None),
         sha256=row["sha256"],
         precision=row["precision"],
         untimed=untimed,

@@ -16,11 +16,11 @@ from compress.schema import Device, Require, Validate
 Row = dict[str, Any]
 
 
-def verify(run_folder: Path, *, target: str | None, preprocess: str | None = None, console: Console) -> Row:
+def verify(run_folder: Path, *, target: str | None, preprocess: str | None = None, sustained: int | None = None, console: Console) -> Row:
     """Run the bundle on a device, merge its answer into the run's report, and judge its limits on time and memory by that device's numbers.
 
-    `target` None: the device that the recipe names. Answers the new content of report.json. Raises UsageError, MissingError (out of reach),
-    StageError (wrong answers; the report is written).
+    `target` None: the device that the recipe names. `sustained`: seconds without a pause; None: the recipe's. Answers the new content of
+    report.json. Raises UsageError, MissingError (out of reach), StageError (wrong answers; the report is written).
     """
     from compress.report import render
     from compress.stages import device
@@ -33,9 +33,11 @@ def verify(run_folder: Path, *, target: str | None, preprocess: str | None = Non
         raise MissingError(f"{bundle} is missing; make it again: compress run {run_folder / 'recipe.yaml'}")
     require, timing, named = settings_of(run_folder)
     target = target or named.target
+    if sustained is None:  # what the recipe asks for is asked of the recipe's device; of this machine `validate` did it
+        sustained = timing.sustained_seconds if named.distant and target == named.target else 0
     work = run_folder / "device"
     work.mkdir(exist_ok=True)
-    asked = Settings(name=content["recipe"], threads=timing.threads, repeats=timing.repeats, preprocess=preprocess)
+    asked = Settings(name=content["recipe"], threads=timing.threads, repeats=timing.repeats, preprocess=preprocess, sustained=sustained)
     answer = device.ask(target, bundle, work, asked, console=console)
     name, wrong = parse(target).shown, complaint(answer)
     rows = device.rows(answer, name)
@@ -53,6 +55,10 @@ def verify(run_folder: Path, *, target: str | None, preprocess: str | None = Non
         console.line(f"{row['file']}: agreement {row['agreement']:.4f} on {row['images']} pictures, max |diff| {difference}{p50}")
         if row["provider"]:
             console.line(f"{row['file']}: {row['provider']['sentence']}")
+        if row["photo_to_answer"]:
+            console.line(f"{row['file']}: photo to answer: {row['photo_to_answer']}")
+        if row["sustained"]:
+            console.line(f"{row['file']}: {row['sustained']['sentence']}")
     for sentence in (answer["photos"]["sentence"], *(answer.get("remarks") or ())):
         console.line(sentence)
     for one in content["requirements"]:

@@ -174,6 +174,7 @@ class Workflow:
             validate.run, settings.validate_.model_copy(update={"sustained_seconds": 0}) if distant else settings.validate_,
             models=models, samples=settings.device.samples, test=data.test(self.prepared), host=here, versions=versions,
             photos=data.photos(settings.data, self.root), resize=sources.store_size(settings.data), keep="always" if distant else settings.quantize.keep,
+            own=data.photos(settings.data, self.root, settings.device.photos),
         )  # fmt: skip
         if self.until == "validate":
             return None
@@ -351,7 +352,7 @@ class Workflow:
         if not config.distant:
             here_verified: Verified = self.store.run(device.run, config, bundle=bundle, threads=timing.threads, host=here, versions=_versions())
             return here_verified
-        asked = Settings(name=self.loaded.name, threads=timing.threads, repeats=timing.repeats)
+        asked = Settings(name=self.loaded.name, threads=timing.threads, repeats=timing.repeats, sustained=timing.sustained_seconds)
         verified: Verified = self.store.anew(device.distant, config, bundle=bundle, settings=asked)
         if verified.failure is not None and self.until == "device":
             raise (MissingError if verified.exit_code == MissingError.exit_code else StageError)(verified.failure)

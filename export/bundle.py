@@ -19,7 +19,7 @@ from export import runtime
 from export.runtime import ExportError, MissingError, Model
 from export.targets import ortweb
 
-RUNTIME_FILES = ("__init__.py", "runtime.py", "conditions.py", "rounds.py", "measure.py", "photos.py", "provider.py", "verify.py")
+RUNTIME_FILES = ("__init__.py", "runtime.py", "conditions.py", "rounds.py", "measure.py", "photos.py", "provider.py", "sustained.py", "verify.py")
 PAGE, PAGE_FILES = "page", ("page.js", "photos.js", "style.css", "verify.js")  # beside index.html: the bundle's own page, for browsers
 FLOAT_TOLERANCE = 1e-3  # of the largest logit, at least of 1: float kernels of two CPUs differ by far less, a wrong kernel by far more
 INT8_AGREEMENT = 0.95  # integer kernels round differently between instruction sets; a wrong kernel agrees at chance
@@ -61,12 +61,13 @@ class Bundle:
 
 def write(
     folder: Path, models: Sequence[Shipped], images: np.ndarray, labels: np.ndarray, *, title: str = "model", min_runtime: str = "1.19",
-    resize: int | None = None,
+    resize: int | None = None, own: Sequence[Path] = (),
 ) -> Bundle:
     """Write `folder` anew and `folder.zip` beside it; expected logits come from this machine's onnxruntime.
 
     `images` uint8 (N, H, W, 3), `labels` integers (N,). `resize`: what the short side of a photo is resized to before its centre is cut out,
-    at least H; None leaves the photos out. Equal inputs give equal bytes. Raises ExportError.
+    at least H; None leaves the photos out. `own`: picture files of the user that go along with
+    the drawn photos, byte for byte. Equal inputs give equal bytes. Raises ExportError.
     """
     _check(models, images, labels)
     partial = folder.with_name(folder.name + ".partial")
@@ -75,7 +76,7 @@ def write(
     entries = [_ship(model, partial, images) for model in models]
     arrays = {f"logits/{entry['file']}": logits for entry, logits in entries}
     np.savez(partial / "samples.npz", images=images, labels=np.asarray(labels, dtype=np.int64), **arrays)  # type: ignore[arg-type]
-    photos = _photos(partial, models, images, resize) if resize is not None else None
+    photos = _photos(partial, models, images, resize, own) if resize is not None else None
     for name in RUNTIME_FILES:
         shutil.copyfile(Path(__file__).with_name(name), partial / "export" / name)
     _page(partial)
@@ -126,11 +127,11 @@ def _ship(shipped: Shipped, folder: Path, images: np.ndarray) -> tuple[dict[str,
     return entry, logits
 
 
-def _photos(folder: Path, models: Sequence[Shipped], images: np.ndarray, resize: int) -> dict[str, Any]:
+def _photos(folder: Path, models: Sequence[Shipped], images: np.ndarray, resize: int, own: Sequence[Path]) -> dict[str, Any]:
     """Draw the photos; their manifest entry. Beside them `photos.npz`: the right pixels, what faults would give, every model's logits."""
     from export import photoset
 
-    entry, arrays = photoset.write(folder, images, resize)
+    entry, arrays = photoset.write(folder, images, resize, own)
     logits = {f"logits/{model.path.name}": Model.load(model.path).run(arrays["pixels"]) for model in models}
     np.savez_compressed(folder / entry["file"], **arrays, **logits)  # type: ignore[arg-type]
     return entry

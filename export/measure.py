@@ -125,9 +125,10 @@ def photo_latency(
     rounds: int = 8,
     seed: int = 0,
     attempts: int = 1,
+    provider: str | None = None,
 ) -> LatencyResult:
     """As `latency`, from the bytes of a picture file to logits; `decode` gives uint8 (H, W, 3) of the model's size."""
-    return _measure(models, list(photos), lambda photo: decode(photo)[None], threads, warmup, repeats, rounds, seed, attempts)
+    return _measure(models, list(photos), lambda photo: decode(photo)[None], threads, warmup, repeats, rounds, seed, attempts, provider)
 
 
 def _measure(

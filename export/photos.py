@@ -5,6 +5,7 @@ Standard library and numpy, Pillow only where it is installed; runs on Python 3.
 
 from __future__ import annotations
 
+import io
 import shlex
 import subprocess
 from collections import Counter
@@ -22,6 +23,7 @@ ANOTHER_FILTER = 15.0  # the right picture, but rougher: up to here it may be re
 VARIANTS = {"squash": "squash instead of crop", "exif": "EXIF rotation ignored", "uncropped": "the whole square instead of its centre"}
 POOLED = 64  # faults are compared on pictures of at most this side: they are coarse
 LIMIT_SECONDS = 60
+PHOTO_REPEATS = 64  # enough for p90
 Decode = Callable[[Path], Tuple[np.ndarray, Optional[str]]]  # a photo's path -> pixels float32 (S, S, 3), 0 to 255, and a doubtful normalisation
 # (x - mean) / std of pixels in [0, 255], the same for each channel but for ImageNet's.
 _HABITS = {
@@ -42,7 +44,12 @@ def preprocess(content: Any, resize: int, crop: int, *, squash: bool = False, up
     bilinear = getattr(Image, "Resampling", Image).BILINEAR  # Pillow before 9.1 has it in the module
     with Image.open(content) as opened:
         opened.draft(None, (2 * resize, 2 * resize))  # JPEG: decoded at a half, a quarter or an eighth where twice the size is left
-        image = (ImageOps.exif_transpose(opened) if upright else opened.copy()).convert("RGB")
+        image = ImageOps.exif_transpose(opened) if upright else opened.copy()
+    if image.mode.startswith("I"):  # 16 bits of grey
+        image = Image.fromarray((np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8).astype(np.uint8))
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    image = image.convert("RGB")
     if squash:
         return np.asarray(image.resize((crop, crop), bilinear))
     short = min(image.size)
@@ -59,6 +66,32 @@ def pillow() -> str | None:
     except ImportError:
         return None
     return str(PIL.__version__)
+
+
+def time_to_answer(
+    folder: Path, manifest: Dict[str, Any], file: str, *, threads: int, repeats: int, provider: str | None = None
+) -> Tuple[Dict[str, Any] | None, str]:
+    """Milliseconds from the bytes of the bundle's photos to logits: decoding by Pillow, resizing, inference; and what was timed, in words.
+
+    The user's own photos where the bundle has some, else the drawn ones; `provider`: an execution provider. None where nothing can be timed.
+    """
+    from export import measure
+
+    listed, version = manifest.get("photos"), pillow()
+    if not listed:
+        return None, "not timed, the bundle has no photos"
+    if version is None:
+        return None, "not timed, Pillow is not installed here"
+    own = [entry["file"] for entry in listed["pictures"] if entry.get("own")]
+    chosen = own or [entry["file"] for entry in listed["pictures"]]
+    contents = [(folder / name).read_bytes() for name in chosen]
+    timed = measure.photo_latency(
+        {file: folder / file}, contents, lambda content: preprocess(io.BytesIO(content), listed["resize"], listed["crop"]),
+        threads=threads, repeats=min(repeats, PHOTO_REPEATS), attempts=2, provider=provider,
+    )  # fmt: skip
+    summary = {**timed.models[file].summary(), "p50_ci95": list(measure.p50_interval(timed, file)[1:]), "contaminated": timed.contaminated}
+    kind = "of your own photos" if own else "drawn photos"
+    return summary, f"{summary['p50']:.3g} ms (median of {summary['runs']} runs), Pillow {version}, {len(chosen)} {kind}"
 
 
 def pool(images: np.ndarray) -> np.ndarray:

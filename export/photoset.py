@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +30,44 @@ _WARM = np.array([1.0, 0.85, 0.65])  # of a grey picture, on which swapped chann
 _STORED = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
 
-def write(folder: Path, images: np.ndarray, resize: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Write `folder/photos/*.jpg` around pictures uint8 (N, S, S, 3), one of each kind; returns the manifest's entry and the arrays.
+def write(folder: Path, images: np.ndarray, resize: int, own: Sequence[Path] = ()) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Write `folder/photos/*.jpg` around pictures uint8 (N, S, S, 3), one of each kind, and copy the user's `own` photos beside them.
+
+    Own photos keep every byte, EXIF included, but not their names. Returns the manifest's entry and the arrays.
 
     Arrays: `pixels` uint8 (M, S, S, 3), what the right decoding gives, and pooled (M, P, P, 3) what each fault of `photos.VARIANTS` would.
     """
     (folder / photos.FOLDER).mkdir()
     crop = images.shape[1]
-    rows, pixels = [], []
+    rows: list[dict[str, Any]] = []
+    pixels: list[np.ndarray] = []
     faulty: dict[str, list[np.ndarray]] = {"squash": [], "exif": [], **({"uncropped": []} if resize != crop else {})}
     for index, (name, what, orientation, mode, shape, options) in enumerate(_KINDS):
         path = folder / photos.FOLDER / f"{name}.jpg"
         drawn = _draw(images[index % len(images)], _size(shape, resize), resize / crop)
         _save(drawn.convert(mode), path, orientation, options)
+        rows.append({"file": f"{photos.FOLDER}/{name}.jpg", "what": what, "picture": index % len(images), "own": False})
+    for number, source in enumerate(own, 1):
+        path = folder / photos.FOLDER / f"own{number}{source.suffix.lower()}"
+        shutil.copyfile(source, path)
+        rows.append({"file": f"{photos.FOLDER}/{path.name}", "what": _described(path, number), "picture": None, "own": True})
+    for row in rows:
+        path = folder / row["file"]
         pixels.append(photos.preprocess(path, resize, crop))
         faulty["squash"].append(photos.preprocess(path, resize, crop, squash=True))
         faulty["exif"].append(photos.preprocess(path, resize, crop, upright=False))
         if "uncropped" in faulty:
             faulty["uncropped"].append(photos.preprocess(path, crop, crop))
-        rows.append({"file": f"{photos.FOLDER}/{name}.jpg", "what": what, "picture": index % len(images)})
     spec = {"file": photos.ARRAYS, "resize": resize, "crop": crop, "filter": "bilinear, antialiased", "upright": "EXIF", "colour": "RGB"}
     pooled = {name: np.rint(photos.pool(np.stack(pictures))).astype(np.uint8) for name, pictures in faulty.items()}
     return {**spec, "pictures": rows}, {"pixels": np.stack(pixels), **pooled}
+
+
+def _described(path: Path, number: int) -> str:
+    with Image.open(path) as picture:
+        turned = picture.getexif().get(_ORIENTATION, 1)
+        mode = "" if picture.mode == "RGB" else f", {picture.mode}"
+        return f"own photo {number}: {picture.width} x {picture.height}{mode}" + (f", EXIF orientation {turned}" if turned != 1 else "")
 
 
 def _size(shape: tuple[float, float], resize: int) -> tuple[int, int]:

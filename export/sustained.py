@@ -69,11 +69,11 @@ class Sustained:
         return {**{name: getattr(self, name) for name in names}, **states, "slices_ms": list(self.slices_ms), "sentence": self.sentence()}
 
 
-def sustained(path: str | Path, images: np.ndarray, seconds: float, *, threads: int = 1) -> Sustained:
-    """Run a model at batch 1 on uint8 (N, H, W, 3) for so many seconds. Raises ExportError."""
+def sustained(path: str | Path, images: np.ndarray, seconds: float, *, threads: int = 1, provider: str | None = None) -> Sustained:
+    """Run a model at batch 1 on uint8 (N, H, W, 3) for so many seconds. `provider`: an execution provider. Raises ExportError."""
     if seconds <= 0 or len(images) == 0:
         raise ExportError("a sustained run needs at least one picture and more than 0 seconds")
-    model = Model.load(path, threads)
+    model = Model.load(path, threads, provider)
     model.check(images)
     pictures = [np.ascontiguousarray(images[index : index + 1]) for index in range(len(images))]
     window = min(WINDOW_SECONDS, seconds / 10)

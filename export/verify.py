@@ -1,8 +1,8 @@
 """Checks a bundle on the device that it stands on: every byte, every answer, and the time that it takes.
 
 `python -m export.verify [--json FILE] [--model NAME] [--threads N] [--repeats N] [--preprocess CMD] [--provider NAME]
-[--no-latency] [FOLDER]`. Two lines: "kernels", tensors in and logits out, and "photos", from JPEG files to logits. Needs numpy and onnxruntime
-only; Pillow, where it is there, decodes the photos.
+[--no-latency] [--sustained SECONDS] [FOLDER]`. Two lines: "kernels", tensors in and logits out, and "photos", from JPEG files to logits. Needs
+numpy and onnxruntime only; Pillow, where it is there, decodes the photos.
 Exit codes: 0 all answers right · 2 usage · 3 something is missing · 4 changed files or wrong answers.
 """
 
@@ -121,6 +121,22 @@ def _time(folder: Path, rows: list[dict[str, Any]], images: np.ndarray, threads:
             row["peak_memory_bytes"] = measure.memory(folder / row["file"], threads=threads, provider=asked)
 
 
+def _time_shipped(
+    folder: Path, shipped: list[dict[str, Any]], manifest: dict[str, Any], images: np.ndarray, threads: int, repeats: int, seconds: int, asked: str | None
+) -> str:
+    """From a photo's bytes to the answer, and a run without a pause, of the file for this machine; what was timed of the first, in words."""
+    from export import photos
+    from export.sustained import sustained
+
+    if not shipped or not shipped[0]["ok"]:
+        return "not timed, no right answers"
+    (row,) = shipped
+    if seconds:
+        row["sustained"] = sustained(folder / row["file"], images, seconds, threads=threads, provider=asked).summary()
+    row["photo_latency_ms"], said = photos.time_to_answer(folder, manifest, row["file"], threads=threads, repeats=repeats, provider=asked)
+    return said
+
+
 def add_latency(rows: list[dict[str, Any]], result: LatencyResult) -> None:
     """Write what was measured into the rows of the measured models."""
     from export import measure
@@ -150,7 +166,7 @@ def emulated() -> str | None:
 
 def verify(
     folder: Path, *, model: str | None = None, threads: int = 1, repeats: int = 700, report: Path | None = None,
-    preprocess: str | None = None, latency: bool = True, asked: str | None = None,
+    preprocess: str | None = None, latency: bool = True, asked: str | None = None, sustained: int = 0,
 ) -> dict[str, Any]:
     """Everything that is known after the checks, as JSON values. `asked`: an execution provider. Raises Refused, or export.runtime.ExportError."""
     check_files(folder, report)
@@ -173,11 +189,13 @@ def verify(
     seen, answers = photos.check(folder, manifest, models, preprocess)
     for row in rows:
         row.update(latency_ms=None, first_run_ms=None, load_ms=None, peak_memory_bytes=None, speedup_over={}, photos=answers.get(row["file"]))
-        row["provider"] = None
+        row.update(provider=None, photo_latency_ms=None, sustained=None)
+    file, photo = fitting(rows, host["isa"]), "not timed"
     if asked:
         _place(folder, rows, samples["images"], asked, threads)
     if latency and not emulation:
         _time(folder, rows, samples["images"], threads, repeats, asked)
+        photo = _time_shipped(folder, [row for row in rows if row["file"] == file], manifest, samples["images"], threads, repeats, sustained, asked)
     judged = [row["ok"] for row in rows if row["ok"] is not None]
     why = "emulated" if emulation else None if latency else "--no-latency"
     if asked and not why and not any((row["provider"] or {})["nodes"] for row in rows):
@@ -188,7 +206,8 @@ def verify(
         "models": rows,
         "photos": seen,
         "not_timed": why,
-        "file": fitting(rows, host["isa"]),
+        "file": file,
+        "photo_to_answer": photo,
         "remarks": [f"{asked} {provider.known(asked)}"] if asked else [],
         "ok": bool(judged) and all(judged) and seen["ok"] is not False,
     }
@@ -217,7 +236,8 @@ def _table(answer: dict[str, Any]) -> str:
         lines.append("other processes were busy while the time was measured: run again on a quiet machine")
     if answer["not_timed"]:
         lines.append(f"time and memory were not measured ({answer['not_timed']})")
-    lines += [answer["photos"]["sentence"], *answer["remarks"]]
+    lines += [answer["photos"]["sentence"], f"photo to answer: {answer['photo_to_answer']}", *answer["remarks"]]
+    lines += [f"{row['file']}: {row['sustained']['sentence']}" for row in answer["models"] if row["sustained"]]
     if answer["file"]:
         lines.append(f"the file for this machine: {answer['file']}")
     if not any(row["ok"] is not None for row in answer["models"]):
@@ -235,9 +255,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--preprocess", metavar="CMD", help="the application's decoder: gets a photo's path, writes RGB uint8 height x width x 3 to stdout")
     parser.add_argument("--provider", metavar="NAME", help="an execution provider of the installed onnxruntime, such as openvino; default: the CPU")
     parser.add_argument("--no-latency", action="store_true", help="do not measure time and memory")
+    parser.add_argument("--sustained", type=int, default=0, metavar="SECONDS", help="also run the file for this machine so long without a pause")
     arguments = parser.parse_args(argv)
-    if arguments.threads < 1 or arguments.repeats < 1:
-        parser.error("--threads and --repeats must be at least 1")
+    if arguments.threads < 1 or arguments.repeats < 1 or arguments.sustained < 0:
+        parser.error("--threads and --repeats must be at least 1, --sustained at least 0")
     return arguments
 
 
@@ -252,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         answer = verify(
             arguments.folder, model=arguments.model, threads=arguments.threads, repeats=arguments.repeats, report=arguments.json,
-            preprocess=arguments.preprocess, latency=not arguments.no_latency, asked=arguments.provider,
+            preprocess=arguments.preprocess, latency=not arguments.no_latency, asked=arguments.provider, sustained=arguments.sustained,
         )  # fmt: skip
         if arguments.json:
             arguments.json.write_text(json.dumps(answer, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -108,8 +108,18 @@ def test_verify_asks_the_recipes_device_and_judges_again(folder, name, unreached
     merged = report_of(folder)
     assert merged["status"] == "passed" and verdicts(merged) == {("max_top1_drop", "local"): "passed", **{(limit, name): "passed" for limit in TIMED}}
     assert {row["target"] for row in merged["device"]} == {name} and merged["named_device"]["failure"] is None
+    (int8,) = [row for row in merged["device"] if row["precision"] == "int8"]
+    assert int8["photo_latency_ms"]["p50"] > int8["latency_ms"]["p50"] and "drawn photos" in int8["photo_to_answer"] and int8["sustained"] is None
     assert f"on {name}" in merged["int8_against_float"]["sentence"]
     assert f"passed     max_latency_ms on {name}" in capsys.readouterr().out
+
+
+def test_a_run_without_a_pause_on_the_device_is_in_the_report(folder, name, unreached, server):
+    assert compress(folder, "verify", "--sustained", "1") == 0
+
+    found = {row["file"]: row["sustained"] for row in report_of(folder)["device"]}
+    assert found["student.int8.onnx"]["runs"] > 10 and found["student.fp32.onnx"] is None and found["teacher.onnx"] is None
+    assert found["student.int8.onnx"]["sentence"][:30] in (folder / "artifacts/runs/tiny/latest/report.html").read_text()
 
 
 def test_this_machine_cannot_stand_in_for_the_device(folder, name, unreached, capsys):

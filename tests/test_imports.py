@@ -101,9 +101,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "export.rounds": (),
     "export.conditions": (),
     "export.measure": ("export.runtime", "export.rounds", "export.conditions"),
-    "export.photos": ("export.runtime",),
+    "export.photos": ("export.runtime", "export.measure"),
     "export.provider": ("export.runtime",),
-    "export.verify": ("export.runtime", "export.measure", "export.photos", "export.provider"),
+    "export.sustained": ("export.runtime", "export.conditions"),
+    "export.verify": ("export.runtime", "export.measure", "export.photos", "export.provider", "export.sustained"),
     "export.*": ("export.*",),
 }  # fmt: skip
 
@@ -160,7 +161,10 @@ def test_export_never_imports_compress():
     assert not [(module, name) for module in exports for name in imported(MODULES[module]) if name.split(".")[0] == "compress"]
 
 
-@pytest.mark.parametrize("module", ["export.runtime", "export.measure", "export.rounds", "export.conditions", "export.provider", "export.verify", "export"])
+@pytest.mark.parametrize(
+    "module",
+    ["export.runtime", "export.measure", "export.rounds", "export.conditions", "export.provider", "export.sustained", "export.verify", "export"],
+)
 def test_the_device_half_needs_numpy_and_onnxruntime_alone(module):
     foreign = {name.split(".")[0] for name in imported(MODULES[module])} - set(sys.stdlib_module_names) - {"export"}
     assert foreign <= {"numpy", "onnxruntime"}

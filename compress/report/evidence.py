@@ -285,6 +285,8 @@ def _device(answer: dict[str, Any]) -> Html:
         ("Agreement with the expected answers", percent(answer.get("agreement"))),
         ("Largest logit difference", _difference(answer.get("max_abs_diff"))),
         ("Latency p50 / p90 / p99", join([milliseconds(latency.get(key)) for key in ("p50", "p90", "p99")], " / ")),
+        ("Photo to answer", answer.get("photo_to_answer")),
+        ("Without a pause", (answer.get("sustained") or {}).get("sentence")),
         ("Not timed", answer.get("not_timed")),
         ("Photos", str((answer.get("photos") or {}).get("sentence") or "").removeprefix("photos: ")),
         ("Note", answer.get("note")),

@@ -133,6 +133,10 @@ class Device(Section):
         "`ssh://pi@board.local`: limits on time and memory are judged there; paths in its options are absolute or begin with `~`"
     )  # fmt: skip
     samples: Annotated[int, Field(ge=16)] = Field(default=64, description="test pictures in the bundle")
+    photos: Annotated[int, Field(ge=0, le=64)] = Field(
+        default=16, description="picture files of a folder of photos that go into the bundle as they are, EXIF and all, 20 MB at most, to check an "
+        "application's decoder; 0: none"
+    )  # fmt: skip
 
     @field_validator("target")
     @classmethod

@@ -42,11 +42,12 @@ def test(prepared: Prepared) -> TestData:
 
 
 def photos(config: Data, root: Path | None, count: int = 16) -> tuple[File, ...]:
-    """Picture files of a folder of photos as they are, spread over its classes, JPEGs where there are any: to be decoded for timing alone.
+    """Picture files of a folder of photos as they are, spread over its classes, JPEGs where there are any: to be decoded for timing
+    and on the device.
 
     Empty for sources that hold arrays; their test pictures have no file.
     """
-    if config.source != "folder" or root is None:
+    if config.source != "folder" or root is None or count == 0:
         return ()
     from compress.data import pictures  # needs Pillow, which training on arrays does without
 

@@ -28,16 +28,19 @@ from export.runtime import ExportError, Model, cores, isa, runs_on
 
 SHOWN = 24  # pictures in the report that the student gets wrong and the teacher right
 BATCH = 50
+OWN_BYTES = 20_000_000  # of the user's photos in the bundle
 
 
 def _run(
     config: Validate, *, context: Context, models: tuple[ModelFile, ...], samples: int, test: TestData, host: dict[str, Any],
     versions: dict[str, str], photos: tuple[File, ...] = (), resize: int | None = None, keep: str = "always",
+    own: tuple[File, ...] = (),
 ) -> Measured:  # fmt: skip
     """Accuracy, latency, memory and size of each file; `models` begins with the teacher, the reference of every comparison.
 
     `samples` test pictures go into the bundle. `photos`: picture files of the data set, for the time from photo to answer.
     `resize`: what a photo's short side is resized to before its centre is cut out; None: the pictures' own side.
+    `own`: picture files that go into the bundle as they are.
     `keep` faster: int8 that is not measurably faster than float does not ship.
     `host` and `versions` are part of the key: a latency never crosses machines.
     """
@@ -58,7 +61,7 @@ def _run(
         if because:
             context.console.line(because)
         sustained = _sustained(shipped, images, config, context, timed)
-        bundle = _bundle(context.work, _in_bundle(models, shipped), images, labels, samples, config.seed, resize)
+        bundle = _bundle(context, _in_bundle(models, shipped), images, labels, samples, config.seed, resize, [file.path for file in _within(own)])
     except ExportError as error:
         raise StageError(f"validate: {error}") from error
     comparisons = tuple(
@@ -200,7 +203,18 @@ def _predictions(images: np.ndarray, labels: np.ndarray, logits: dict[str, np.nd
     return {"sha256": hashes, "labels": labels, **{f"logits/{name}": value.astype(np.float32) for name, value in logits.items()}}
 
 
-def _bundle(work: Path, models: tuple[ModelFile, ...], images: np.ndarray, labels: np.ndarray, samples: int, seed: int, resize: int | None) -> File:
+def _within(own: tuple[File, ...], most: int = OWN_BYTES) -> list[File]:
+    """The photos, in order, that fit into so many bytes."""
+    kept: list[File] = []
+    for file in own:
+        if file.bytes + sum(one.bytes for one in kept) <= most:
+            kept.append(file)
+    return kept
+
+
+def _bundle(
+    context: Context, models: tuple[ModelFile, ...], images: np.ndarray, labels: np.ndarray, samples: int, seed: int, resize: int | None, own: list[Path]
+) -> File:
     """The folder for the device: teacher and student with a stratified sample of test pictures. Only the student's files need to ship."""
     with tempfile.TemporaryDirectory() as temporary:
         shipped = []
@@ -211,7 +225,10 @@ def _bundle(work: Path, models: tuple[ModelFile, ...], images: np.ndarray, label
                 shipped.append(export.bundle.Shipped(named, model.role, model.precision, model.target))
         chosen = stratified(labels, min(samples, len(labels)), seed)
         side = resize or images.shape[1]
-        written = export.bundle.write(work / "bundle", shipped, images[chosen], labels[chosen], title=_shipped(models).name, resize=side)
+        if own:
+            context.console.line(f"bundle: {len(own)} of your photos go along as they are, metadata included (device.photos: 0 leaves them out)")
+        title = _shipped(models).name
+        written = export.bundle.write(context.work / "bundle", shipped, images[chosen], labels[chosen], title=title, resize=side, own=own)
     return File.of(written.archive)
 
 
@@ -242,4 +259,4 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> File:
     return File.of(path)
 
 
-run = Stage("validate", 3, _run, Measured)
+run = Stage("validate", 4, _run, Measured)

@@ -68,11 +68,13 @@ class Settings:
     preprocess: str | None = None
     latency: bool = True
     provider: str | None = None
+    sustained: int = 0  # seconds without a pause
 
     def arguments(self) -> list[str]:
         """Of `export.verify`, without the answer's file and the folder."""
         more = ["--preprocess", self.preprocess] if self.preprocess else []
         more += ["--provider", self.provider] if self.provider else []
+        more += ["--sustained", str(self.sustained)] if self.sustained else []
         return ["--threads", str(self.threads), "--repeats", str(self.repeats), *more, *([] if self.latency else ["--no-latency"])]
 
 

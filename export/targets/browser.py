@@ -53,6 +53,8 @@ class Heard:
 
 def run(address: Address, bundle: Path, settings: Settings, limit_seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
     """The browser's answer for a bundle (zip). Raises Unreachable, DeviceFailed, WrongTarget."""
+    if settings.sustained:
+        raise WrongTarget("--target browser: a run without a pause (--sustained) is not made in a browser; leave it out")
     if settings.preprocess:
         raise WrongTarget("--target browser: the page decodes photos with the browser's own decoder, --preprocess has no place there")
     binary = _binary(address)

@@ -76,7 +76,7 @@ def run(link: Link, address: Address, bundle: Path, settings: Settings, limit_se
         tell(f"{address.name}: {copied} of {len(sums)} files copied, the others were there")
         python = _given(link, address) if address.python else _installed(link, address, seen, local / "requirements.txt", tell)
     arguments = [python, "-E", "-B", "-m", "export.verify", "--json", "../answer.json", *settings.arguments(), "."]
-    tell(f"{address.name}: verifying")
+    tell(f"{address.name}: verifying" + (f", {settings.sustained} s of it without a pause" if settings.sustained else ""))
     order = {"argv": arguments, "cwd": f"{seen.folder}/{folder}", "answer": f"{seen.folder}/answer.json", "limit": limit_seconds}
     said = _python(link, address, seen.python, scripts.VERIFY, order, limit_seconds + QUICK)
     if said["answer"] is not None:

@@ -22,8 +22,8 @@ def verify(
     if address.scheme != "browser":
         settings = replace(settings, provider=address.provider)
     if address.scheme == "local":
-        return local.run(bundle, work, settings, limit_seconds or LOCAL_SECONDS, address.python)
-    limit = limit_seconds or REMOTE_SECONDS
+        return local.run(bundle, work, settings, limit_seconds or LOCAL_SECONDS + settings.sustained, address.python)
+    limit = limit_seconds or REMOTE_SECONDS + settings.sustained
     if address.scheme == "browser":
         return browser.run(address, bundle, settings, limit, tell)
     link, address = _linked(address)

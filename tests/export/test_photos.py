@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -77,6 +78,51 @@ def test_the_same_pixels_as_in_training(made: Path) -> None:
     for path, pixels in zip(("landscape", "portrait", "exif6", "exif3", "exif8", "grey", "cmyk", "large"), expected, strict=True):
         own = decode((made / "photos" / f"{path}.jpg").read_bytes(), RESIZE)[offset : offset + SIDE, offset : offset + SIDE]
         assert (own == pixels).all(), path
+
+
+@pytest.fixture(scope="module")
+def owned(smooth: np.ndarray, fp32: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    """A bundle with two photos of its maker's own, one turned by EXIF and with a comment, one half transparent."""
+    folder = tmp_path_factory.mktemp("own")
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "my dog"
+    Image.fromarray(np.kron(smooth[0], np.ones((4, 6, 1), np.uint8))).save(folder / "IMG_1.JPG", exif=exif.tobytes(), quality=95)
+    clear = np.dstack([smooth[1], np.full(smooth[1].shape[:2], 90, np.uint8)])
+    Image.fromarray(np.kron(clear, np.ones((3, 2, 1), np.uint8))).save(folder / "clear.png")
+    own = [folder / "IMG_1.JPG", folder / "clear.png"]
+    write = bundle.write(folder / "bundle", [Shipped(fp32, "student", "fp32")], smooth, np.zeros(8, np.int64), resize=RESIZE, own=own)
+    return write.folder, own
+
+
+def test_own_photos_travel_as_they_are_and_are_decoded_like_the_data_set(owned: tuple[Path, list[Path]]) -> None:
+    folder, own = owned
+    listed = json.loads((folder / "manifest.json").read_text())["photos"]["pictures"]
+    mine = [row for row in listed if row["own"]]
+
+    assert [row["file"] for row in mine] == ["photos/own1.jpg", "photos/own2.png"] and len(listed) == photoset.COUNT + 2
+    assert mine[0]["what"] == "own photo 1: 96 x 64, EXIF orientation 6" and mine[1]["what"] == "own photo 2: 32 x 48, RGBA"
+    assert [(folder / row["file"]).read_bytes() for row in mine] == [path.read_bytes() for path in own]
+    with np.load(folder / photos.ARRAYS) as stored:
+        expected = stored["pixels"][photoset.COUNT :]
+    offset = (RESIZE - SIDE) // 2
+    for path, pixels in zip(own, expected, strict=True):
+        assert (decode(path.read_bytes(), RESIZE)[offset : offset + SIDE, offset : offset + SIDE] == pixels).all()
+
+
+def test_own_photos_are_checked_and_timed(owned: tuple[Path, list[Path]]) -> None:
+    found = verify.verify(owned[0], repeats=64)
+
+    assert found["ok"] is True and found["models"][0]["photos"]["photos"] == photoset.COUNT + 2
+    timed = found["models"][0]["photo_latency_ms"]
+    assert timed["p50"] > found["models"][0]["latency_ms"]["p50"] > 0 and timed["runs"] in (64, 128)
+    assert "2 of your own photos" in found["photo_to_answer"] and f"{timed['p50']:.3g} ms" in found["photo_to_answer"]
+
+
+def test_a_decoder_that_ignores_exif_is_caught_on_an_own_photo(owned: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    found = answer(owned[0], command(tmp_path, upright="image"))
+
+    wrong = {row["what"] for row in found["photos"]["pictures"] if row["looks_like"] and "EXIF" in row["looks_like"]}
+    assert "own photo 1: 96 x 64, EXIF orientation 6" in wrong
 
 
 def test_equal_pictures_give_equal_photos(smooth: np.ndarray, made: Path, tmp_path: Path) -> None:
@@ -160,3 +206,5 @@ def test_without_pillow_and_a_command_nothing_is_claimed(made: Path, monkeypatch
 
     assert found["ok"] is True and found["photos"]["status"] == "not run" and found["models"][0]["photos"] is None
     assert found["photos"]["sentence"] == "photos: not run, Pillow is not installed here and no --preprocess command was given"
+    timed = verify.verify(made, repeats=2)
+    assert timed["photo_to_answer"] == "not timed, Pillow is not installed here" and timed["models"][0]["photo_latency_ms"] is None

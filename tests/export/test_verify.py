@@ -72,6 +72,18 @@ def test_a_fresh_bundle_verifies_without_torch(copied: Path, labels: np.ndarray)
     assert "small.fp32.onnx" in done.stdout
 
 
+def test_the_file_for_this_machine_runs_without_a_pause(copied: Path) -> None:
+    done = _run(copied, "--json", "../answer.json", "--repeats", "2", "--sustained", "1")
+
+    answer = json.loads((copied.parent / "answer.json").read_text())
+    assert done.returncode == 0 and [row["file"] for row in answer["models"] if row["sustained"]] == [answer["file"]]
+    assert answer["file"] == ("here.onnx" if runtime.isa() in runtime.TARGETS else "small.fp32.onnx")
+    assert f"the file for this machine: {answer['file']}" in done.stdout
+    found = next(row["sustained"] for row in answer["models"] if row["sustained"])
+    assert found["runs"] > 10 and found["seconds"] >= 1 and found["sentence"] in done.stdout and found["sentence"].startswith("After 1")
+    assert _run(copied, "--sustained", "-1").returncode == 2
+
+
 def test_verifying_twice_changes_nothing(copied: Path) -> None:
     first = _run(copied, "--json", "answer.json", "--repeats", "2", "--model", "small.fp32")
     second = _run(copied, "--json", "answer.json", "--repeats", "2", "--model", "small.fp32.onnx")

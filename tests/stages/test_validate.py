@@ -247,3 +247,11 @@ def test_what_does_not_ship_is_not_in_the_bundle_and_not_judged(work, models, pr
     assert report.facts(found, models).file == "student.fp32.onnx"
     assert [model.name for model in report.shipping(models, found)] == ["teacher.onnx", "student.fp32.onnx"]
     assert [row["file"] for row in found.models] == ["teacher.onnx", "student.fp32.onnx", "student.int8.onnx"]  # measured all the same
+
+
+def test_own_photos_fit_into_a_limit(tmp_path):
+    files = []
+    for number, size in enumerate((30, 90, 40, 31)):
+        (tmp_path / f"{number}.jpg").write_bytes(bytes(size))
+        files.append(File.of(tmp_path / f"{number}.jpg"))
+    assert [file.bytes for file in validate._within(tuple(files), most=101)] == [30, 40, 31]
