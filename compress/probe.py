@@ -47,7 +47,7 @@ def _network(title: str, name: str, width: float | None, size: int) -> str:
     catalog.require_size(info, size)
     with torch.device("meta"):
         model = models.build(name, classes=CLASSES, width=width).eval()
-        with Tapped(model, {"pooled": f"{info.classifier}:in"}) as tapped, torch.no_grad():
+        with Tapped(model, {"pooled": catalog.taps(info)["pooled"]}) as tapped, torch.no_grad():
             logits, taps = tapped(torch.empty(2, 3, size, size))
     if taps["pooled"].ndim != 2 or logits.shape != (2, CLASSES):
         raise UsageError(f"{title}: expected a pooled vector (N, d) and logits (N, K), found {tuple(taps['pooled'].shape)} and {tuple(logits.shape)}")

@@ -28,7 +28,8 @@ class NetworkInfo:
     """A network that `build` can make.
 
     `min_size` and `default_size` are image sides in pixels; min_size is at least the total stride: the last map holds a whole cell.
-    `classifier` is the path of the block whose input is the pooled vector, `linear` the path of the Linear that gives the logits.
+    `classifier` is the path of the block whose input is the pooled vector, `linear` the path of the Linear (SqueezeNet: of the 1x1
+    convolution) that gives the logits; `pooled` where that vector is read if it is not the classifier's input itself.
     """
 
     name: str
@@ -38,6 +39,7 @@ class NetworkInfo:
     default_size: int
     classifier: str
     linear: str
+    pooled: str = ""
     widths: tuple[float, float] | None = None  # lowest and highest width multiplier; None: the network has no such option
     width_choices: tuple[float, ...] = ()  # empty: every width in the range
     default_width: float | None = None
@@ -92,6 +94,14 @@ def _lite(variant: int, size: int, counts: str, stages: tuple[int, int, int, int
     return NetworkInfo(
         f"efficientnet_lite{variant}", "photos", f"EfficientNet-Lite{variant} at {size} pixels, ReLU6: {counts}", 32, size, "classifier", "classifier.1",
         mobile=True, depthwise=True, normalization=LITE_NORMALIZATION, roles=roles.efficientnet_lite(stages),
+    )  # fmt: skip
+
+
+def _squeezenet(name: str, counts: str) -> NetworkInfo:
+    """Its classifier convolves and then pools: the vector that stands for a picture is the mean of the map in front of it."""
+    return NetworkInfo(
+        f"torchvision/{name}", "torchvision", f"SqueezeNet without BatchNorm: {counts}", 32, 224, "classifier", "classifier.1",
+        pooled="features:out[mean]", pretrained=_V1, mobile=True, normalization=IMAGENET_NORMALIZATION,
     )  # fmt: skip
 
 
@@ -185,6 +195,8 @@ _ALL = (
     _vision_mobile("shufflenet_v2_x1_5", "ShuffleNetV2 1.5x: 3.50 M parameters, 295.8 M MACs", "fc", "fc", _V1),
     _vision_mobile("shufflenet_v2_x2_0", "ShuffleNetV2 2.0x: 7.39 M parameters, 583.3 M MACs", "fc", "fc", _V1),
     _vision_mobile("efficientnet_b0", "EfficientNet-B0: 5.29 M parameters, 385.8 M MACs", "classifier", "classifier.1", _V1),
+    _squeezenet("squeezenet1_0", "1.25 M parameters, 818.9 M MACs"),
+    _squeezenet("squeezenet1_1", "1.24 M parameters, 349.2 M MACs"),
     _vision_resnet("resnet18", "11.69 M parameters, 1814.1 M MACs", _V1),
     _vision_resnet("resnet34", "21.80 M parameters, 3663.8 M MACs", _V1),
     _vision_resnet("resnet50", "25.56 M parameters, 4089.2 M MACs", _V1_V2),
@@ -231,7 +243,7 @@ def resolve_width(network: NetworkInfo, width: float | None) -> float | None:
 
 def taps(network: NetworkInfo) -> dict[str, str]:
     """Name -> tap of everything that a method may read; see `outline.Outline` for the names."""
-    found = {"pooled": f"{network.classifier}:in", "head": f"{network.linear}:weight"}
+    found = {"pooled": network.pooled or f"{network.classifier}:in", "head": f"{network.linear}:weight"}
     if network.roles is None:
         return found
     for role in ("stages_post", "stages_pre"):

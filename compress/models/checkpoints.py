@@ -153,8 +153,9 @@ def _other_names(key: str) -> Iterator[str]:
 
 
 def _head(model: nn.Module) -> tuple[str, ...]:
-    """The keys of the last Linear: the one that gives the logits, in every network here."""
-    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    """The keys of the last Linear, the one that gives the logits; of SqueezeNet, which has none, those of the last convolution."""
+    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    paths = [path for path, module in layers if isinstance(module, nn.Linear)] or [path for path, _ in layers]
     return (f"{paths[-1]}.weight", f"{paths[-1]}.bias") if paths else ()
 
 

@@ -49,7 +49,7 @@ def outline(name: str, *, classes: int, width: float | None, image_size: int, mo
     with torch.device("meta"):
         empty = build(name, classes=classes, width=width).eval()
         block, last = empty.get_submodule(info.classifier), empty.get_submodule(info.linear)
-        assert isinstance(last, nn.Linear)  # the catalogue says so; a test builds every entry
+        assert isinstance(last, (nn.Linear, nn.Conv2d))  # the catalogue says so; a test builds every entry
         single = [module for module in block.modules() if isinstance(module, nn.Linear)] == [last]
         taps = {tap: text for tap, text in catalog.taps(info).items() if tap != "head" or single}
         with Tapped(empty, taps) as tapped, torch.no_grad():

@@ -2,7 +2,8 @@
 
 A tap is `path:in` or `path:out`, the path of a module as in `named_modules`. A module that is called more than once in a forward
 pass (one ReLU used twice) is tapped by call number, counted from 1: `layer4.1.relu:in#2`. `layer1.3:in[1/2]` is the first of two equal
-parts of the channels, `a:out + b:in` two maps side by side, `fc:weight` the module's weight itself.
+parts of the channels, `features:out[mean]` the mean over the map's places, `a:out + b:in` two maps side by side, `fc:weight` the module's
+weight itself.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from torch.utils.hooks import RemovableHandle
 from compress.errors import StageError, UsageError
 from compress.models.catalog import did_you_mean
 
-_TAP = re.compile(r"(?P<path>[^:#\[\]+\s]+):(?P<side>in|out|weight)(?:#(?P<call>[1-9]\d*))?(?:\[(?P<part>[1-9])/(?P<parts>[1-9])\])?")
+_TAP = re.compile(r"(?P<path>[^:#\[\]+\s]+):(?P<side>in|out|weight)(?:#(?P<call>[1-9]\d*))?(?:\[(?P<part>[1-9])/(?P<parts>[1-9])\])?(?P<mean>\[mean\])?")
 
 
 @dataclass(frozen=True)
 class Tap:
-    """A parsed tap; `call` counts from 1, None: the module's only call; `part` of `parts` equal parts of the channels."""
+    """A parsed tap; `call` counts from 1, None: the module's only call; `part` of `parts` equal parts of the channels; `mean`: over places."""
 
     text: str
     path: str
@@ -33,6 +34,7 @@ class Tap:
     call: int | None
     part: int = 1
     parts: int = 1
+    mean: bool = False
 
 
 @dataclass
@@ -54,7 +56,7 @@ def parse_tap(text: str, model: nn.Module) -> Tap:
     part, parts = int(match["part"] or 1), int(match["parts"] or 1)
     if part > parts:
         raise UsageError(f"tap {text!r}: there is no part {part} of {parts}")
-    return Tap(text, match["path"], match["side"], int(match["call"]) if match["call"] else None, part, parts)
+    return Tap(text, match["path"], match["side"], int(match["call"]) if match["call"] else None, part, parts, bool(match["mean"]))
 
 
 class Tapped:
@@ -106,7 +108,8 @@ class Tapped:
                 assert isinstance(value, Tensor)
             else:
                 value = _pick(tap, self._record.seen[f"{tap.path}:{tap.side}"])
-            seen.append(value if tap.parts == 1 else value.chunk(tap.parts, dim=1)[tap.part - 1])
+            value = value if tap.parts == 1 else value.chunk(tap.parts, dim=1)[tap.part - 1]
+            seen.append(value.mean((2, 3)) if tap.mean else value)
         return seen[0] if len(seen) == 1 else torch.cat(seen, dim=1)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from export.runtime import Contract, Model
 
 CLASSES = tuple("abcde")
 LIGHT = ("wrn_16_1", "vgg8", "mobilenet_v1")
-LARGER = ("resnet50", "wrn_40_2", "vgg13")
+LARGER = ("resnet50", "wrn_40_2", "vgg13", "torchvision/squeezenet1_1")
 
 
 def logits(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
