@@ -176,10 +176,12 @@ def teachers(recipe: Path, overrides: tuple[str, ...], device: str, artifacts: P
     from compress import pipeline
 
     rows = pipeline.teachers(loaded, artifacts=artifacts, device=device, console=Console(quiet=quiet))
-    header = ("", "model", "validation", "parameters", "MACs", "time", "origin")
+    proxy = rows[0]["proxy_rank"] is not None
+    header = ("", "model", "validation", *(("rank", "student, proxy", "rank by proxy") if proxy else ()), "parameters", "MACs", "time", "origin")
     cells = [
-        ("*" if row["chosen"] else "", row["model"], f"{100 * row['top1_validation']:.2f} %", f"{row['params']:,}", f"{row['macs']:,}",
-         f"{row['seconds']:.1f} s", row["origin"])
+        ("*" if row["chosen"] else "", row["model"], f"{100 * row['top1_validation']:.2f} %",
+         *((str(row["rank"]), f"{100 * row['proxy_top1_validation']:.2f} %", str(row["proxy_rank"])) if proxy else ()),
+         f"{row['params']:,}", f"{row['macs']:,}", f"{row['seconds']:.1f} s", row["origin"])
         for row in rows
     ]  # fmt: skip
     _table([header, *cells])

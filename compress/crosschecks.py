@@ -224,6 +224,10 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(("student", "choose"), message, "key", frozenset({"student", "device"}))
     for keys, message, judged in method_rules.mistakes(recipe.distill, recipe.train, _networks(recipe)):
         yield Finding(keys, message, sections=judged)
+    proxy, fitnet = recipe.teacher.proxy, recipe.distill.fitnet
+    if recipe.teacher.select == "proxy" and "fitnet" in recipe.distill.method and fitnet.mode == "two_stage" and fitnet.hint_epochs >= proxy.epochs:
+        message = f"the proxy's {proxy.epochs} epochs are all spent on fitnet's hint (hint_epochs: {fitnet.hint_epochs})"
+        yield Finding(("teacher", "proxy", "epochs"), message, sections=frozenset({"distill", "teacher"}))
 
 
 def _networks(recipe: Recipe) -> list[tuple[Keys, Candidate | Choice]]:
@@ -281,5 +285,7 @@ def remarks(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         if size >= LARGE_PICTURES and catalog.NETWORKS[item.model].family == "cifar":
             hint = f"; {wide} is meant for this size" if wide in catalog.NETWORKS else ""
             yield (*keys, "model"), f"{item.model} is a network for small pictures and costs much at {size} pixels{hint}"
+    if recipe.teacher.select == "proxy" and recipe.distill.plain and len(recipe.teacher.candidates) > 1:
+        yield ("teacher", "select"), "no teacher is needed (distill.method: none), so the candidates are compared by their own accuracy, not by proxy"
     if recipe.distill.plain and recipe.distill.baseline:
         yield ("distill", "baseline"), "the student is trained without a teacher already (method: none), so the baseline adds nothing"

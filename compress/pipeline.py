@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from compress import compatible, recipe, verdict
+from compress import compatible, recipe, selection, verdict
 from compress.console import Console
 from compress.data import sources
 from compress.errors import MissingError, StageError, UsageError
 from compress.models import catalog
 from compress.recipe import Loaded
 from compress.results import Exported, File, ModelFile, Network, Normalization, Packaged, Prepared, Trained, TrainingData, Verified, sha256_of
-from compress.schema import Candidate, Distill, Normalize, Recipe, Student, Train
+from compress.schema import Candidate, Distill, Normalize, Recipe, Schedule, Student, Train
 from compress.stages import data, distill, report, strip, teacher
 from compress.store import Store
 
@@ -107,13 +107,11 @@ def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, conso
 def teachers(loaded: Loaded, *, artifacts: Path, device: str, console: Console) -> list[dict[str, Any]]:
     """The teacher-selection table alone: one row a candidate."""
     work = Workflow(loaded, recipe.resolve(loaded.recipe), Store(artifacts, resolve_device(device), console), "teacher")
-    candidates = work.candidates()
-    chosen = teacher.select(candidates)
-    return [
-        {"model": one.network.model, "top1_validation": one.top1_validation, "params": one.params, "macs": one.macs,
-         "seconds": one.seconds, "origin": one.origin, "chosen": index == chosen.index}
-        for index, one in enumerate(candidates)
-    ]  # fmt: skip
+    if work.settings.teacher.select == "proxy":
+        work.choose()
+    candidates, selected = work.selected()
+    console.line(f"teacher: {selected.reason}")
+    return selection.rows(candidates, selected)
 
 
 def resolve_device(name: str) -> str:
@@ -147,12 +145,13 @@ class Workflow:
     def evidence(self, started: str) -> report.Evidence | None:
         """Run everything up to the report; None where `--until` ends it."""
         compatible.check(self.loaded, self.settings, classes=len(self.prepared.classes), image_size=self.prepared.image_size)
-        planned = self._choose()
+        planned = self.choose()
         settings, store = self.settings, self.store
         if settings.quantize.scheme != "none" and self.until not in STAGES[: STAGES.index("quantize")]:
             self._targets()  # a device out of reach is said before hours of training
-        candidates = self.candidates()
-        selected = teacher.select(candidates)
+        candidates, selected = self.selected()
+        for row in selection.rows(candidates, selected) if selected.proxies else ():
+            store.console.line(selection.proxy_line(row))
         store.console.line(f"teacher: {selected.reason}")
         if self.until == "teacher":
             return None
@@ -189,8 +188,7 @@ class Workflow:
             name=self.loaded.name,
             prepared=self.prepared,
             candidates=tuple(candidates),
-            chosen=selected.index,
-            reason=selected.reason,
+            selected=selected,
             teacher=selected.teacher,
             student=student,
             baseline=baseline,
@@ -208,7 +206,7 @@ class Workflow:
             plan=planned,
         )
 
-    def _choose(self) -> dict[str, Any] | None:
+    def choose(self) -> dict[str, Any] | None:
         """`student.choose`: from here on the settings name the network that it picked; the plan that it was picked by."""
         if self.settings.student.choose is None:
             return None
@@ -222,11 +220,35 @@ class Workflow:
         self.settings = recipe.resolve(self.loaded.recipe.model_copy(update={"student": student}))
         return plan.keep(content, self.loaded.name, self.loaded.recipe.student, self.store.root)
 
+    def selected(self) -> tuple[list[Trained], selection.Selected]:
+        """The candidates and the one among them that teaches; a single one is not compared with anything."""
+        candidates, settings = self.candidates(), self.settings
+        if settings.teacher.select != "proxy" or len(candidates) == 1 or settings.distill.plain:
+            return candidates, selection.select(candidates)
+        from compress.stages import proxy
+
+        asked, student = settings.teacher.proxy, settings.student.networks[0]
+        start, weights = self._weights(student.weights, student.model)
+        network = self._network(student.model, student.width, student.weights, None)
+        schedule = Schedule(kind="cosine", warmup_epochs=min(settings.train.schedule.warmup_epochs or 0.0, asked.epochs / 4))
+        train = settings.train.model_copy(update={"epochs": asked.epochs, "schedule": schedule, "keep": "last"})
+        proxies = tuple(
+            self.store.run(
+                proxy.run, settings.distill.alone(), label=label, student=network, start=start, weights=weights, teacher=one, data=self.training,
+                train=train, share=asked.share,
+            )
+            for one, label in zip(candidates, self._labels(), strict=True)
+        )  # fmt: skip
+        return candidates, selection.select(candidates, proxies)
+
+    def _labels(self) -> list[str]:
+        """The candidates' names, with a number where one is there twice."""
+        models = [one.model for one in self.settings.teacher.candidates]
+        return [model if models.count(model) == 1 else f"{model} {number}" for number, model in enumerate(models, 1)]
+
     def candidates(self) -> list[Trained]:
         """Every teacher candidate, each cached alone: a new student retrains no teacher."""
-        models = [one.model for one in self.settings.teacher.candidates]
-        labels = [model if models.count(model) == 1 else f"{model} {number}" for number, model in enumerate(models, 1)]
-        return [self._candidate(one, label) for one, label in zip(self.settings.teacher.candidates, labels, strict=True)]
+        return [self._candidate(one, label) for one, label in zip(self.settings.teacher.candidates, self._labels(), strict=True)]
 
     def _prepared(self) -> Prepared:
         config = self.settings.data

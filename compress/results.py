@@ -150,6 +150,17 @@ class Distilled:
 
 
 @dataclass(frozen=True)
+class Proxied:
+    """What a short distillation from a teacher made of the student."""
+
+    top1_validation: float
+    pictures: int  # that judged it
+    epochs: int
+    share: float  # of the training pictures
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Stripped:
     """What deploys: the network alone, and which keys of the training were dropped."""
 

@@ -20,7 +20,8 @@ FOUNDATIONS = ("compress.errors", "compress.results")
 ABOVE_STAGES = (
     *FOUNDATIONS, "compress.schema", "compress.statistics", "compress.verdict", "compress.store", "compress.checkpoint", "compress.train",
     "compress.teacher_cache",
-    "compress.loading", "compress.methods", "compress.data*", "compress.models*", "compress.report", "compress.console", "compress.faults",
+    "compress.loading", "compress.distilling", "compress.selection", "compress.methods", "compress.data*", "compress.models*",
+    "compress.report", "compress.console", "compress.faults",
     "compress.slices", "compress.timing", "compress.plantext", "compress.device_limits", "export.*", "compress",
 )  # fmt: skip
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -68,6 +69,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *FOUNDATIONS, "compress.precision", "compress.data*", "compress.models*", "compress.methods", "compress.teacher_cache",
         "compress.teacher_network", "compress.train",
     ),
+    "compress.distilling": (*FOUNDATIONS, "compress.schema", "compress.store", "compress.loading", "compress.data*", "compress.methods", "compress.models*",
+                            "compress.teacher_cache", "compress.train"),
+    "compress.selection": ("compress.results",),
     "compress.faults": ("compress.statistics",),
     "compress.slices": ("compress.statistics",),
     "compress.timing": (*FOUNDATIONS, "compress.data*", "export.*"),
@@ -88,7 +92,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.compatible": ("compress.errors", "compress.recipe", "compress.schema", "compress.methods", "compress.models*"),
     "compress.doctor": ("export.runtime", "export.provider", "compress.planted"),
     "compress.pipeline": (
-        *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.compatible", "compress.verdict", "compress.console", "compress.store",
+        *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.compatible", "compress.verdict", "compress.console", "compress.store", "compress.selection",
         "compress.stages.*", "compress.data.sources", "compress.models.catalog", "compress.report", "compress.plan", "export.runtime", "export.targets",
     ),
     "compress.cli": (

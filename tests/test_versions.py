@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from compress import loading
-from compress.stages import convert, data, device, distill, quantize, strip, teacher, validate
+from compress.stages import convert, data, device, distill, proxy, quantize, strip, teacher, validate
 
 ROOT = Path(__file__).parents[1]
 PINS = Path(__file__).parent / "golden" / "stages.json"
@@ -35,7 +35,8 @@ SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
         "sources", "fashion", "cifar", "npz", "npy", "folder", "pictures")))),
     "teacher": (teacher.train.version, ("compress/stages/teacher.py", *TRAINING)),
     "logits": (loading.LOGITS_VERSION, (*RUNNING, "compress/teacher_cache.py")),
-    "distill": (distill.run.version, ("compress/stages/distill.py", *TRAINING)),
+    "distill": (distill.run.version, ("compress/stages/distill.py", "compress/distilling.py", *TRAINING)),
+    "proxy": (proxy.run.version, ("compress/stages/proxy.py", "compress/distilling.py", *TRAINING)),
     "strip": (strip.run.version, ("compress/stages/strip.py", *RUNNING, *METHODS, "compress/train.py")),
     "convert": (convert.run.version, ("compress/stages/convert.py", *RUNNING, *(
         f"export/{name}.py" for name in ("convert", "exact", "graph", "rewrites", "runtime")))),

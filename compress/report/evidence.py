@@ -143,11 +143,15 @@ def teacher(source: Source) -> Html | None:
     candidates = report["teacher"].get("candidates") or []
     if not candidates:
         return None
-    head = ["Candidate", "Top-1, validation", "Parameters", "MACs", "Epochs", "Time", "From"]
+    proxy = any(row.get("proxy_top1_validation") is not None for row in candidates)
+    ranking = ["Rank", "Student's top-1, proxy", "Rank by proxy"] if proxy else []
+    head = ["Candidate", "Top-1, validation", *ranking, "Parameters", "MACs", "Epochs", "Time", "From"]
     rows = [
         [
             [row.get("model"), " ", el("span", "\u2713 chosen", class_="chip passed") if row.get("chosen") else None],
-            percent(row.get("top1_validation"), 2), count(row.get("params")), count(row.get("macs")), count(row.get("epochs")),
+            percent(row.get("top1_validation"), 2),
+            *([count(row.get("rank")), percent(row.get("proxy_top1_validation"), 2), count(row.get("proxy_rank"))] if proxy else []),
+            count(row.get("params")), count(row.get("macs")), count(row.get("epochs")),
             duration(row.get("seconds")), row.get("origin") or NOT_MEASURED,
         ]
         for row in candidates

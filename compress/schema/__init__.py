@@ -15,14 +15,14 @@ from compress.schema.data import Data
 from compress.schema.feature_methods import At, Catkd, Crd, Fitnet, Ofd, ReviewKd, Rkd, Simkd
 from compress.schema.logit_methods import Dhkd, Dist, Dkd, Kd, Plain
 from compress.schema.methods import METHOD_SECTIONS, METHOD_SUMMARIES, Distill
-from compress.schema.networks import Candidate, Choice, Choose, Student, Teacher
+from compress.schema.networks import Candidate, Choice, Choose, Proxy, Student, Teacher
 from compress.schema.ship import Device, Export, Quantize, Require, Validate
 from compress.schema.train import Schedule, Train
 
 __all__ = [
     "METHOD_SECTIONS", "METHOD_SUMMARIES", "PATTERNS", "At", "Candidate", "Catkd", "Choice", "Choose", "Crd", "Data", "Device", "Dhkd", "Dist",
-    "Distill", "Dkd", "Export", "Fitnet", "Kd", "Normalize", "Ofd", "Plain", "Quantize", "Recipe", "Require", "ReviewKd", "Rkd", "Schedule",
-    "Section", "Simkd", "Student", "Teacher", "Train", "Validate", "json_schema",
+    "Distill", "Dkd", "Export", "Fitnet", "Kd", "Normalize", "Ofd", "Plain", "Proxy", "Quantize", "Recipe", "Require", "ReviewKd", "Rkd",
+    "Schedule", "Section", "Simkd", "Student", "Teacher", "Train", "Validate", "json_schema",
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compress.schema.base import Normalize, Section
+from compress.schema.base import Count, Normalize, Section
 from compress.schema.train import Train
 
 MODEL = "a network's name, see `compress models`"
@@ -36,10 +36,21 @@ class Candidate(Section):
     )
 
 
+class Proxy(Section):
+    """`select: proxy`: a short distillation of the student from each candidate, by the recipe's method and `train`, with a cosine schedule."""
+
+    epochs: Count = Field(default=5, description="epochs of each short distillation")
+    share: Annotated[float, Field(gt=0, le=1)] = Field(default=0.5, description="share of the training pictures, of every class alike")
+
+
 class Teacher(Section):
     """The possible teachers, and how one of them is chosen."""
 
-    select: Literal["best"] = Field(default="best", description="best: by accuracy on the validation pictures; equal ones by fewer MACs")
+    select: Literal["best", "proxy"] = Field(
+        default="best", description="best: by accuracy on the validation pictures, equal ones by fewer MACs; proxy: by the accuracy of this student after a "
+        "short distillation from each; the table shows both rankings"
+    )  # fmt: skip
+    proxy: Proxy = Field(default=Proxy(), description="the short distillations")
     candidates: tuple[Candidate, ...] = Field(min_length=1, description="one or more networks")
 
 

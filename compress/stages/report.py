@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compress import device_limits, verdict
+from compress import device_limits, selection, verdict
 from compress.models.growth import larger
 from compress.results import Distilled, Exported, File, Measured, ModelFile, Packaged, Prepared, Quantized, Stripped, Trained, Verified, to_json
 from compress.schema import Recipe
+from compress.selection import Selected
 from compress.statistics import drop_from_counts
 
 
@@ -40,8 +41,7 @@ class Evidence:
     name: str
     prepared: Prepared
     candidates: tuple[Trained, ...]
-    chosen: int
-    reason: str
+    selected: Selected
     teacher: Trained
     student: Branch
     baseline: Branch | None
@@ -231,22 +231,9 @@ def _grown(stripped: Stripped) -> list[str]:
 
 
 def _teacher(evidence: Evidence) -> dict[str, Any]:
-    rows = [
-        {
-            "model": one.network.model,
-            "width": one.network.width,
-            "top1_validation": one.top1_validation,
-            "params": one.params,
-            "macs": one.macs,
-            "seconds": one.seconds,
-            "epochs": one.epochs,
-            "origin": one.origin,
-            "chosen": index == evidence.chosen,
-        }
-        for index, one in enumerate(evidence.candidates)
-    ]
-    chosen = {key: value for key, value in rows[evidence.chosen].items() if key != "chosen"}
-    return {**chosen, "reason": evidence.reason, "candidates": rows}
+    candidates = selection.rows(list(evidence.candidates), evidence.selected)
+    chosen = {key: value for key, value in candidates[evidence.selected.index].items() if key != "chosen"}
+    return {**chosen, "reason": evidence.selected.reason, "candidates": candidates}
 
 
 def _comparison(evidence: Evidence, model_role: str, against_role: str) -> dict[str, Any] | None:

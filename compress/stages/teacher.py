@@ -1,10 +1,9 @@
-"""Teacher selection: every candidate trained or loaded (each cached by itself), the best on validation chosen."""
+"""The teacher's candidates: each trained or loaded, and judged on validation, by itself."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -121,30 +120,3 @@ def _origin(config: Candidate) -> str:
 
 
 train = Stage("teacher", 1, _train, Trained)
-
-
-@dataclass(frozen=True)
-class Selected:
-    """The teacher, its place among the candidates and why it won."""
-
-    teacher: Trained
-    index: int
-    reason: str
-
-
-def select(candidates: list[Trained]) -> Selected:
-    """The best candidate by validation accuracy; equal ones by fewer multiply-accumulates."""
-    index = min(range(len(candidates)), key=lambda i: (-candidates[i].top1_validation, candidates[i].macs))
-    best = candidates[index]
-    if len(candidates) == 1:
-        return Selected(best, index, f"{best.network.model} is the only candidate")
-    second = max((c for i, c in enumerate(candidates) if i != index), key=lambda c: c.top1_validation)
-    lead = 100 * (best.top1_validation - second.top1_validation)
-    if lead == 0:
-        return Selected(best, index, f"{best.network.model} ties with {second.network.model} on validation and needs fewer multiply-accumulates")
-    return Selected(
-        best,
-        index,
-        f"{best.network.model} has the best validation accuracy: {100 * best.top1_validation:.2f} %, "
-        f"{lead:.2f} points ahead of {second.network.model} ({100 * second.top1_validation:.2f} %)",
-    )

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from compress import loading
+from compress import loading, selection
 from compress.data import training_arrays
+from compress.distilling import distil
 from compress.errors import MissingError, StageError
 from compress.models import build, checkpoints
 from compress.models.count import macs, params
-from compress.results import File, Network, Normalization, Trained
+from compress.results import File, Network, Normalization, Proxied, Trained
 from compress.schema import Candidate, Schedule, Train
-from compress.stages import teacher
+from compress.stages import proxy, teacher
 
 
 def run(config: Candidate, **inputs: Any) -> Trained:
@@ -127,16 +128,52 @@ def candidate(model: str, top1: float, macs_: int) -> Trained:
 
 
 def test_the_best_on_validation_wins_and_the_reason_says_by_how_much():
-    selected = teacher.select([candidate("resnet8", 0.70, 5), candidate("resnet20", 0.825, 50), candidate("resnet56", 0.81, 500)])
+    selected = selection.select([candidate("resnet8", 0.70, 5), candidate("resnet20", 0.825, 50), candidate("resnet56", 0.81, 500)])
     assert (selected.index, selected.teacher.network.model) == (1, "resnet20")
     assert selected.reason == "resnet20 has the best validation accuracy: 82.50 %, 1.50 points ahead of resnet56 (81.00 %)"
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_tie_goes_to_the_cheaper_network(order):
-    selected = teacher.select([candidate("resnet56", 0.8, 500), candidate("resnet20", 0.8, 50)][::order])
+    selected = selection.select([candidate("resnet56", 0.8, 500), candidate("resnet20", 0.8, 50)][::order])
     assert selected.reason == "resnet20 ties with resnet56 on validation and needs fewer multiply-accumulates"
 
 
 def test_a_single_candidate_is_called_so():
-    assert teacher.select([candidate("resnet8", 0.1, 5)]).reason == "resnet8 is the only candidate"
+    assert selection.select([candidate("resnet8", 0.1, 5)]).reason == "resnet8 is the only candidate"
+
+
+def test_the_proxy_decides_and_both_rankings_are_told():
+    candidates = [candidate("resnet8", 0.70, 5), candidate("resnet20", 0.80, 50), candidate("resnet56", 0.81, 500)]
+    proxies = tuple(Proxied(top1, 40, 2, 0.5, 1.0) for top1 in (0.40, 0.45, 0.42))
+
+    selected = selection.select(candidates, proxies)
+    rows = selection.rows(candidates, selected)
+
+    assert (selected.teacher, selected.index) == (candidates[1], 1)
+    assert selected.reason == (
+        "the student reaches 45.00 % on 40 validation pictures after 2 epochs on 50 % of the pictures with resnet20, 3.00 points more than with resnet56, "
+        "although resnet56 is stronger by itself (81.00 %)"
+    )
+    assert [(row["rank"], row["proxy_rank"], row["chosen"]) for row in rows] == [(3, 3, False), (2, 1, True), (1, 2, False)]
+    assert selection.proxy_line(rows[0]) == "teacher resnet8: 70.00 % by itself (rank 3), the student 40.00 % with it (rank 3)"
+
+
+def test_equal_proxies_go_to_the_stronger_teacher_and_without_any_there_is_no_second_ranking():
+    candidates = [candidate("resnet8", 0.70, 5), candidate("resnet20", 0.80, 50)]
+
+    assert selection.select(candidates, (Proxied(0.4, 40, 2, 0.5, 1.0),) * 2).index == 1
+    assert [row["proxy_rank"] for row in selection.rows(candidates, selection.select(candidates))] == [None, None]
+
+
+def test_a_short_distillation_sees_its_share_and_is_judged_on_validation(work, network, training, trained_teacher, dhkd):
+    train = Train(epochs=1, batch_size=16, lr=0.05, seed=0, precision="float32", schedule=Schedule(warmup_epochs=0.0))
+    inputs = {"student": network, "start": "none", "weights": None, "teacher": trained_teacher, "data": training, "train": train}
+    short = proxy.run.run(dhkd, context=work, share=0.5, **inputs)
+    assert not list(work.work.glob("checkpoint*"))
+
+    trained = distil(dhkd, context=work, **inputs, share=0.5)
+
+    assert (short.pictures, short.epochs, short.share) == (40, 1, 0.5)
+    assert short.top1_validation == trained.fitted.history[-1]["top1_validation"]
+    assert len(list((work.cache / "logits").glob("*/logits.npz"))) == 1  # the real distillation will find these logits

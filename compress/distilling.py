@@ -1,0 +1,93 @@
+"""One student trained by one method: the distillation itself, and the short ones that teachers are compared by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from compress import loading
+from compress.data import stratified, views
+from compress.methods import Method, build_method
+from compress.models import catalog
+from compress.models.count import macs, params
+from compress.models.growth import larger
+from compress.results import File, Network, Trained, TrainingData
+from compress.schema import Distill, Train
+from compress.store import Context
+from compress.teacher_cache import TeacherCache
+from compress.train import Fitted, Pictures, fit
+
+SHARE_STREAM = 3  # other numbers than those of the validation split, calibration and limit_test
+
+
+@dataclass(frozen=True)
+class Student:
+    """After training: the network, the method with its own modules, and how it went. `pictures`: how many validation pictures judged it."""
+
+    model: nn.Module
+    method: Method
+    fitted: Fitted
+    pictures: int
+
+
+def distil(
+    config: Distill, *, context: Context, student: Network, start: str, weights: File | None, teacher: Trained | None, data: TrainingData,
+    train: Train, share: float = 1.0, title: str = "",
+) -> Student:  # fmt: skip
+    """Train the student by the configured method.
+
+    `start` is the student's `weights` key ("none", "file" or a torchvision weights name), `weights` the file where it is one. `share`: of
+    the training pictures, by class. `title` names the training where it is not the distillation itself.
+    """
+    torch.manual_seed(train.seed or 0)
+    pictures = _share(loading.pictures(data, context.device), share, data.split_seed)
+    model = loading.start(student, start, weights, new_head=True, device=context.device)
+    outline = loading.outline(student, model)
+    taught_by = loading.outline(teacher.network, loading.network(teacher.network, teacher.weights, "cpu")) if teacher else None
+    method = build_method(
+        config, student=outline, teacher=taught_by, train_labels=pictures.labels, train_index=pictures.train_index,
+        label_smoothing=train.label_smoothing, seed=train.seed or 0,
+    ).to(context.device)  # fmt: skip
+    _warn_of_size(model, method, student, context)
+    teaching = None
+    if method.needs_teacher and teacher is not None and taught_by is not None:
+        teaching = loading.teaching(
+            teacher, method, taught_by.taps, data, len(pictures.images), device=context.device, cache=context.cache, warn=context.console.warn
+        )
+        if isinstance(teaching, TeacherCache):
+            context.console.line(_cache_line(len(pictures.train_index), data, train, student.classes, teaching.used))
+        else:
+            context.console.line(f"teacher {teacher.network.model} runs on every batch: {config.name} reads its feature maps")
+    steps = -(-len(pictures.train_index) // train.batch_size)
+    with context.console.training(title or f"student {student.model} by {config.name}", train.epochs or 1, steps) as progress:
+        fitted = fit(
+            model, method, pictures, train=train, normalization=student.normalization, taps=outline.taps,
+            depthwise=catalog.info(student.model).depthwise, teacher=teaching, device=context.device, folder=context.work, progress=progress,
+        )  # fmt: skip
+    return Student(model, method, fitted, len(pictures.validation_index))
+
+
+def _share(pictures: Pictures, share: float, seed: int) -> Pictures:
+    """The same pictures, so many of them trained on, every class in proportion."""
+    if share == 1.0:
+        return pictures
+    index = pictures.train_index
+    chosen = stratified(pictures.labels[index].cpu().numpy(), max(1, round(len(index) * share)), seed, SHARE_STREAM)
+    return replace(pictures, train_index=index[torch.from_numpy(chosen).to(index.device)])
+
+
+def _warn_of_size(model: nn.Module, method: Method, student: Network, context: Context) -> None:
+    """Before anything is trained: a method may ship more than the student that the recipe names."""
+    plain, shipped = ((params(one), macs(one, student.image_size)) for one in (model, method.deployed(model)))
+    if sentence := larger(student.model, plain, shipped):
+        context.console.warn(sentence)
+
+
+def _cache_line(pictures: int, data: TrainingData, train: Train, classes: int, known: int) -> str:
+    """What remembering the teacher's logits can cost, said before it is spent."""
+    every = views.view_count(data.augment, data.image_size)
+    count = min(every, train.views or every, train.epochs or 1)
+    size = pictures * count * classes * 2 / 2**20
+    return f"teacher logits: at most {pictures * count:,} rows ({size:.1f} MiB) for {count} views a picture; {known:,} known from earlier runs"

@@ -1,0 +1,29 @@
+"""A short distillation of the student from one candidate teacher, judged on validation: what `teacher.select: proxy` compares."""
+
+from __future__ import annotations
+
+from compress import checkpoint
+from compress.distilling import distil
+from compress.results import File, Network, Proxied, Trained, TrainingData
+from compress.schema import Distill, Train
+from compress.store import Context, Stage
+
+
+def _run(
+    config: Distill, *, context: Context, student: Network, start: str, weights: File | None, teacher: Trained, data: TrainingData, train: Train,
+    share: float,
+) -> Proxied:  # fmt: skip
+    """Inputs as of the distill stage; `train` is the short one, `share` how much of the training pictures it sees."""
+    title = f"proxy: {student.model} from {teacher.network.model}"
+    short = distil(config, context=context, student=student, start=start, weights=weights, teacher=teacher, data=data, train=train, share=share, title=title)
+    checkpoint.discard(context.work)
+    return Proxied(
+        top1_validation=short.fitted.history[-1]["top1_validation"],
+        pictures=short.pictures,
+        epochs=len(short.fitted.history),
+        share=share,
+        seconds=round(short.fitted.seconds, 2),
+    )
+
+
+run = Stage("proxy", 1, _run, Proxied)

@@ -1,0 +1,48 @@
+"""`teacher.select: proxy` through the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compress import cli, recipe
+
+ROOT = Path(__file__).parents[1]
+FLAGSHIP = str(ROOT / "recipes" / "mobilenet.yaml")
+SMALL = {
+    "data.limit_train": 300, "data.limit_test": 200, "teacher.select": "proxy", "teacher.proxy.epochs": 1, "teacher.proxy.share": 0.5,
+    "teacher.candidates": "[{model: resnet8, train: {epochs: 1}}, {model: resnet8, train: {epochs: 2}}]", "train.precision": "float32",
+}  # fmt: skip
+
+
+def sets(**changes: object) -> list[str]:
+    keys = {**SMALL, **{name.replace("__", "."): value for name, value in changes.items()}}
+    return [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
+
+
+@pytest.mark.slow
+def test_the_table_has_both_rankings_and_a_second_time_nothing_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["teachers", FLAGSHIP, *sets(), "--artifacts", str(tmp_path), "--device", "cpu"]
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "proxy resnet8 1" in said and "proxy resnet8 2" in said and "rank by proxy" in said
+    chosen = [line for line in said.splitlines() if line.startswith("*")]
+    assert len(chosen) == 1 and chosen[0].split()[7] == "1"  # * model accuracy % rank accuracy % rank
+
+    assert cli.main([*arguments, "--set", "teacher.proxy.epochs=1"]) == 0
+    again = capsys.readouterr().out
+    assert "running" not in again and again.splitlines()[-3:] == said.splitlines()[-3:]
+
+
+@pytest.mark.slow
+def test_a_single_candidate_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = sets(teacher__candidates="[{model: resnet8, train: {epochs: 1}}]")
+    assert cli.main(["teachers", FLAGSHIP, *changes, "--artifacts", str(tmp_path), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "resnet8 is the only candidate" in said and "proxy" not in said
+
+
+def test_without_a_teacher_the_proxy_is_remarked() -> None:
+    said = recipe.load(Path(FLAGSHIP), ["teacher.select=proxy", "distill.method=none"]).notices
+    assert any("so the candidates are compared by their own accuracy, not by proxy" in line for line in said)
