@@ -92,7 +92,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.compatible": ("compress.errors", "compress.recipe", "compress.schema", "compress.methods", "compress.models*"),
     "compress.doctor": ("export.runtime", "export.provider", "compress.planted"),
     "compress.pipeline": (
-        *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.compatible", "compress.verdict", "compress.console", "compress.store", "compress.selection",
+        *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.compatible", "compress.verdict", "compress.console", "compress.store",
+        "compress.selection",
         "compress.stages.*", "compress.data.sources", "compress.models.catalog", "compress.report", "compress.plan", "export.runtime", "export.targets",
     ),
     "compress.cli": (
