@@ -102,7 +102,7 @@ def test_a_digest_sees_code_and_not_words(other, same):
 
 
 def test_stage_names_are_those_of_the_store():
-    kinds = (data.prepare, teacher.train, distill.run, strip.run, convert.run, quantize.run, validate.run, device.run)
+    kinds = (data.prepare, teacher.train, distill.run, proxy.run, strip.run, convert.run, quantize.run, validate.run, device.run)
     assert {stage.name for stage in kinds} == SOURCES.keys() - {"logits"}
 
 
