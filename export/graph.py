@@ -80,11 +80,12 @@ def normalised_pixels(graph: GraphProto) -> str:
     return chain[-1].output[0] if chain else INPUT
 
 
-def normalise_by_rows(model: ModelProto) -> int:
+def normalise_by_rows(model: ModelProto, channels: int = 3) -> int:
     """Let a file that takes uint8 (N, H, W, 3) normalise before it transposes, with constants as long as a row; returns 1 where it was done.
 
     The same products and sums. Integer convolutions have their channels last, so onnxruntime moves the transposition behind the
-    normalisation, and then multiplies three values at a time: a third of MobileNetV3's time at 224 x 224.
+    normalisation, and then multiplies three values at a time: a third of MobileNetV3's time at 224 x 224. The pixels come out as
+    (N, channels, H, 3 W / channels): with more than 3 channels, several pixels of a row beside each other.
     """
     graph = model.graph
     chain = _normalisation(graph)
@@ -97,7 +98,7 @@ def normalise_by_rows(model: ModelProto) -> int:
     known = [value for value in values if value is not None and value.shape == (1, 3, 1, 1)]
     if len(known) != 2:
         return 0
-    shapes = {"pixel_rows": [0, height, 3 * width], "pixel_columns": [0, height, width, 3]}
+    shapes = {"pixel_rows": [0, height, 3 * width], "pixel_columns": [0, height, 3 * width // channels, channels]}
     arrays = {key: np.array(shape, np.int64) for key, shape in shapes.items()}
     arrays.update(zip(("row_scale", "row_shift"), (np.tile(value.ravel(), width) for value in known), strict=True))
     graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in arrays.items())

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from export import bias, graph, layers
+from export import bias, graph, layers, layout
 from export import calibrate as calibration
 from export.audit import FLOAT_LAYERS, Audit, audit
 from export.calibrate import Statistics
@@ -69,6 +69,7 @@ class Prepared:
     images: np.ndarray
     statistics: Statistics
     opset: int
+    layout: tuple[str, ...]  # steps of `export.layout` that change no answer
 
 
 def quantize(
@@ -117,7 +118,8 @@ def prepare(source: Path, images: np.ndarray, *, cache: Path | None = None) -> P
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)  # the symbolic pass imports torch; batches need no symbols
         model = load_model_with_shape_infer(prepared)
-    return Prepared(model, runtime, images, calibration.collect(model, images, runtime, cache=cache), opset)
+    steps = layout.exact_steps(model, runtime.contract, images)
+    return Prepared(model, runtime, images, calibration.collect(model, images, runtime, cache=cache), opset, steps)
 
 
 @dataclass(frozen=True)
@@ -136,16 +138,24 @@ class Pairs:
     kept: tuple[str, ...]
 
 
-def pairs(prepared: Prepared, settings: Settings, ranges: dict[str, tuple[float, float]] | None = None) -> Pairs:
-    """Put Q/DQ pairs into the float graph. `ranges` replaces those of the calibration where they were learned. Raises ExportError."""
+def pairs(
+    prepared: Prepared, settings: Settings, ranges: dict[str, tuple[float, float]] | None = None, *, for_kernels: bool = False
+) -> Pairs:
+    """Put Q/DQ pairs into the float graph. `ranges` replaces those of the calibration where they were learned.
+
+    `for_kernels`: in the layout that the target's kernels want, with the same answers; its weights hold zeros that must stay zero.
+    Raises ExportError.
+    """
     check(settings)
     model = onnx.ModelProto()
     model.CopyFrom(prepared.model)
     kept = layers.resolve(model, settings.float_layers)
+    alike = _lay_out(model, prepared.layout, settings, kept) if for_kernels else {}
     if len(kept) == len(layers.layers(model)):
         raise ExportError("float_layers names every layer of the network; set scheme: none to ship the float file")
     exclude = (*layers.keep_in_float(model, kept), *_before_first_layer(model))
     found = {**calibration.ranges(prepared.statistics, settings.calibrate, settings.percentile), **(ranges or {})}
+    found |= {name: found[other] for name, other in alike.items()}
     quantized = _with_qdq(model, found, settings, exclude)
     if settings.bias_correction:
         quantized = _with_qdq(bias.corrected(model, quantized, prepared.images, prepared.runtime), found, settings, exclude)
@@ -157,7 +167,7 @@ def pairs(prepared: Prepared, settings: Settings, ranges: dict[str, tuple[float,
 
 def emit(prepared: Prepared, target: Path, settings: Settings, ranges: dict[str, tuple[float, float]] | None = None) -> Quantized:
     """Write one int8 file, and prove that what was to stay in float runs in float. `ranges`: see `pairs`. Raises ExportError."""
-    made = pairs(prepared, settings, ranges)
+    made = pairs(prepared, settings, ranges, for_kernels=True)
     quantized, kept = made.quantized, made.kept
     graph.normalise_by_rows(quantized)
     _finish(quantized, target, prepared.runtime.contract, settings.isa, prepared.opset, kept)
@@ -168,6 +178,17 @@ def emit(prepared: Prepared, target: Path, settings: Settings, ranges: dict[str,
     return Quantized(
         settings.isa, settings.activations, "int8", settings.reduce_range, settings.per_channel, len(prepared.images), size, nodes, kept
     )
+
+
+def _lay_out(model: onnx.ModelProto, steps: tuple[str, ...], settings: Settings, kept: tuple[str, ...]) -> dict[str, str]:
+    """Lay the graph out as the target's kernels want it; returns its new tensors with the known ones of equal values.
+
+    Measured on x86 only, so others keep the plain one; a stem that stays in float keeps its three channels, which float kernels like better.
+    """
+    if not settings.isa.startswith("x86"):
+        return {}
+    stem = layers.layers(model)[0].name
+    return layout.apply(model, tuple(step for step in steps if step != layout.FOURS or stem not in kept))[0]
 
 
 def _with_qdq(

@@ -22,9 +22,7 @@ from export.runtime import Contract, Model, isa
 
 PARITY = 1e-6  # of the largest |logit|
 POOLS = "ReduceMean to GlobalAveragePool"
-PADS = "Pad into the convolution behind it"
 HARD = "HardSwish and HardSigmoid to Mul, Add, Clip"
-REASONS = {PADS: "one kernel less for each", POOLS: "required: the operator has no integer kernel"}  # of what every file gets
 _NOISE = 8  # pictures, where no real ones are given
 _CALIBRATION = 16  # pictures: the share of integer kernels does not depend on the ranges
 
@@ -50,45 +48,6 @@ class Rewrite:
     integer_share: float | None = None
     rewritten_share: float | None = None
     float32_diff: float | None = None
-
-
-def fold_pads(model: ModelProto) -> int:
-    """Move zeros that a Pad puts around height and width into the `pads` of the convolutions that alone read it; returns how many Pads went.
-
-    A float session does the same when it loads the file; between int8 layers it does not, and the Pad costs a copy of the map.
-    """
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    readers = graph.consumers(model.graph)
-    gone = []
-    for node in model.graph.node:
-        around = _zeros_around(node, constants)
-        behind = readers.get(node.output[0], [])
-        if around is None or not behind or any(reader.op_type != "Conv" or reader.input[0] != node.output[0] or _pads_itself(reader) for reader in behind):
-            continue
-        for reader in behind:
-            own = next((list(attribute.ints) for attribute in reader.attribute if attribute.name == "pads"), [0] * 4)
-            graph.replace(reader.attribute, [attribute for attribute in reader.attribute if attribute.name != "pads"])
-            reader.attribute.append(helper.make_attribute("pads", [mine + more for mine, more in zip(own, around, strict=True)]))
-            reader.input[0] = node.input[0]
-        gone.append(node)
-    graph.replace(model.graph.node, [node for node in model.graph.node if node not in gone])
-    return len(gone)
-
-
-def _zeros_around(node: NodeProto, constants: dict[str, np.ndarray]) -> list[int] | None:
-    """[top, left, bottom, right] of a Pad with zeros that leaves batch and channels alone; None for anything else."""
-    if node.op_type != "Pad" or node.input[1] not in constants or (len(node.input) > 3 and node.input[3]):
-        return None
-    mode = next((attribute.s for attribute in node.attribute if attribute.name == "mode"), b"constant")
-    value = constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
-    pads = constants[node.input[1]].tolist()
-    if mode != b"constant" or value is None or value.any() or len(pads) != 8 or any(pads[place] for place in (0, 1, 4, 5)) or min(pads) < 0:
-        return None
-    return [pads[2], pads[3], pads[6], pads[7]]
-
-
-def _pads_itself(convolution: NodeProto) -> bool:
-    return any(attribute.name == "auto_pad" and attribute.s not in (b"", b"NOTSET") for attribute in convolution.attribute)
 
 
 def pool_means(model: ModelProto) -> int:
@@ -172,9 +131,7 @@ def _constant(model: ModelProto, constants: dict[tuple[float, int], str], value:
 
 def for_every_file(model: ModelProto, contract: Contract, pictures: np.ndarray | None) -> tuple[ModelProto, tuple[Rewrite, ...]]:
     """Rewrites that cost the float file nothing and that int8 cannot do without; `pictures` uint8 (N, H, W, 3), else noise."""
-    padded, first = _try(model, contract, pictures, PADS, fold_pads, files="float and int8")
-    pooled, second = _try(padded, contract, pictures, POOLS, pool_means, files="float and int8")
-    return pooled, (*first, *second)
+    return _try(model, contract, pictures, POOLS, pool_means, files="float and int8")
 
 
 def for_integers(source: Path, target: Path, pictures: np.ndarray | None) -> tuple[Rewrite, ...]:
@@ -213,16 +170,16 @@ def _try(
         # What every file needs is not asked for its worth: onnxruntime has no other integer kernel for it.
         asked = equal and files == "int8"
         plain, better = (_integer_share(path, images[:_CALIBRATION]) if asked else None for path in (before, after))
-    kept, reason = _judge(equal, plain, better, always=REASONS.get(name, ""))
+    kept, reason = _judge(equal, plain, better)
     verdict = Rewrite(name, nodes, kept, reason, files, difference, limit, len(judged), plain, better, rounded)
     return (candidate if kept else model), (verdict,)
 
 
-def _judge(equal: bool, before: float | None, after: float | None, *, always: str) -> tuple[bool, str]:
+def _judge(equal: bool, before: float | None, after: float | None) -> tuple[bool, str]:
     if not equal:
         return False, "the float file would answer otherwise: the logits' difference is above the limit"
     if before is None or after is None:
-        return True, always
+        return True, "required: the operator has no integer kernel"
     if after <= before:
         return False, "not one more kernel of the int8 file would be an integer kernel"
     return True, "more kernels of the int8 file are integer kernels"

@@ -41,7 +41,7 @@ SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
     "convert": (convert.run.version, ("compress/stages/convert.py", *RUNNING, *(
         f"export/{name}.py" for name in ("convert", "exact", "graph", "rewrites", "runtime")))),
     "quantize": (quantize.run.version, ("compress/stages/quantize.py", *SPLITS, *(
-        f"export/{name}.py" for name in ("quantize", "graph", "audit", "runtime")))),
+        f"export/{name}.py" for name in ("quantize", "layout", "graph", "audit", "runtime")))),
     "validate": (validate.run.version, ("compress/stages/validate.py", "compress/data/__init__.py", "compress/statistics.py", *(
         f"export/{name}.py" for name in ("__init__", "runtime", "measure", "audit", "graph", "bundle", "verify")))),
     "device": (device.run.version, ("compress/stages/device.py",)),

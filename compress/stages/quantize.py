@@ -167,4 +167,4 @@ def _sentence(trial: Trial, drop: statistics.PairedDrop) -> str:
     return f"{trial.name}: KL {trial.kl:.5f}, {numbers}"
 
 
-run = Stage("quantize", 2, _run, Quantized)
+run = Stage("quantize", 3, _run, Quantized)

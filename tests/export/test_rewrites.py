@@ -104,35 +104,6 @@ def test_pools_are_in_the_float_file_and_activations_in_the_source_of_int8(hard:
     assert difference <= 2e-6 * np.abs(Model.load(hard).run(images)).max()
 
 
-def _pad(pads: list[int], convolutions: int = 1, **attributes: str) -> onnx.ModelProto:
-    """Pad, then convolutions of 2 x 2 that have a row of padding of their own, then their sum."""
-    weights = {"pads": np.array(pads, np.int64), "w": np.arange(8, dtype=np.float32).reshape(2, 1, 2, 2)}
-    nodes = [onnx.helper.make_node("Pad", ["x", "pads"], ["padded"], name="pad", **attributes)]
-    for number in range(convolutions):
-        nodes.append(onnx.helper.make_node("Conv", ["padded", "w"], [f"c{number}"], name=f"conv{number}", pads=[1, 0, 0, 0]))
-    nodes.append(onnx.helper.make_node("Sum", [f"c{number}" for number in range(convolutions)], ["y"], name="sum"))
-    return _model(nodes, weights, [1, 1, 4, 5])
-
-
-@pytest.mark.parametrize("convolutions", [1, 2])
-def test_pads_move_into_the_convolutions_behind_them(convolutions: int) -> None:
-    model = _pad([0, 0, 0, 1, 0, 0, 2, 3], convolutions)
-    before = _run(model, x := np.arange(20, dtype=np.float32).reshape(1, 1, 4, 5) + 1)
-
-    assert rewrites.fold_pads(model) == 1
-
-    assert [list(attribute.ints) for attribute in model.graph.node[0].attribute if attribute.name == "pads"] == [[1, 1, 2, 3]]
-    assert "Pad" not in {node.op_type for node in model.graph.node}
-    np.testing.assert_array_equal(_run(model, x), before)
-
-
-def test_other_pads_are_left_alone() -> None:
-    others = [_pad([0, 0, 1, 1, 0, 0, 1, 1], mode="edge"), _pad([0, 0, -1, 0, 0, 0, 0, 0]), _pad([0, 0, 1, 1, 0, 0, 1, 1])]
-    onnx.helper.set_model_props(others[2], {})
-    others[2].graph.node[2].input.append("padded")  # something else reads it
-    assert [rewrites.fold_pads(model) for model in others] == [0, 0, 0]
-
-
 def test_exactness_is_judged_in_double_precision(hard: Path, images: np.ndarray) -> None:
     model, contract = onnx.load(str(hard)), Model.load(hard).contract
     reference = exact.logits(model, contract, images[:2])
