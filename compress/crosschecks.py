@@ -6,6 +6,7 @@ import difflib
 import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -240,8 +241,12 @@ def _network_mistakes(item: Candidate | Choice, size: int) -> Iterator[tuple[Key
     if item.model not in catalog.NETWORKS:
         return
     info = catalog.NETWORKS[item.model]
-    if info.min_size > size:
-        yield ("model",), f"{info.name} needs pictures of at least {info.min_size} pixels, but data.image_size is {size}"
+    own = item.image_size if isinstance(item, Candidate) else None
+    if info.min_size > (own or size):
+        told = f"its image_size is {own}" if own else f"data.image_size is {size}"
+        yield ("model",), f"{info.name} needs pictures of at least {info.min_size} pixels, but {told}"
+    if isinstance(item, Candidate):
+        yield from _contract_mistakes(item)
     try:
         catalog.resolve_width(info, item.width)
     except UsageError as error:
@@ -253,6 +258,17 @@ def _network_mistakes(item: Candidate | Choice, size: int) -> Iterator[tuple[Key
         yield ("weights",), f"expected {known} or a file ({', '.join(catalog.CHECKPOINT_SUFFIXES)}), got {item.weights!r}{hint}"
     if isinstance(item, Candidate) and item.expect_top1 is not None and item.weights == "none":
         yield ("expect_top1",), "says what a checkpoint must reach, but weights is none"
+
+
+def _contract_mistakes(item: Candidate) -> Iterator[tuple[Keys, str]]:
+    """What a candidate says of its outputs."""
+    if item.classes is None:
+        return
+    if item.train is not None or item.weights in ("none", "embedded"):
+        yield ("classes",), "says what a finished checkpoint's outputs are; a network that is trained here has the data's classes"
+    twice = next((name for name in item.classes if item.classes.count(name) > 1), None)
+    if twice is not None:
+        yield ("classes",), f"{twice!r} is there twice"
 
 
 def _trainings(recipe: Recipe) -> list[tuple[Keys, Train, int]]:
@@ -281,7 +297,10 @@ def _train_mistakes(train: Train, epochs: int) -> Iterator[tuple[Keys, str]]:
 def remarks(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     """What is allowed and probably not meant."""
     for keys, item in _networks(recipe):
-        wide, size = f"torchvision/{item.model}", image_size(recipe.data)
+        wide, size = f"torchvision/{item.model}", (item.image_size if isinstance(item, Candidate) else None) or image_size(recipe.data)
+        if isinstance(item, Candidate) and item.weights.endswith(catalog.CHECKPOINT_SUFFIXES) and item.expect_top1 is None and item.train is None:
+            known = f"say what accuracy {Path(item.weights).name} is known to reach (expect_top1)"
+            yield (*keys, "weights"), f"{known}, so that a wrong input is noticed before hours of training"
         if size >= LARGE_PICTURES and catalog.NETWORKS[item.model].family == "cifar":
             hint = f"; {wide} is meant for this size" if wide in catalog.NETWORKS else ""
             yield (*keys, "model"), f"{item.model} is a network for small pictures and costs much at {size} pixels{hint}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from compress import models
 from compress.data import training_arrays, views
 from compress.methods import Method, Outline
 from compress.models import catalog, checkpoints
+from compress.models.contracted import Contracted, inner
 from compress.models.deployed import deployed
 from compress.models.outline import outline as outline_of
 from compress.precision import autocast, resolve_precision
@@ -27,10 +29,10 @@ LOGITS_VERSION = 1  # raised when the same teacher and view would give other log
 
 def network(record: Network, weights: File | None, device: str) -> nn.Module:
     """The network that a record names, in the form that it names, on the device in channels_last; fresh weights where none are given."""
-    model = deployed(models.build(record.model, classes=record.classes, width=record.width), record.model, record.deployed)
+    model = deployed(models.build(record.model, classes=record.outputs or record.classes, width=record.width), record.model, record.deployed)
     if weights is not None:
         checkpoints.fit(model, checkpoints.read_state(weights.path), source=str(weights.path))
-    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _contracted(record, model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def start(record: Network, key: str, weights: File | None, *, new_head: bool, device: str) -> nn.Module:
@@ -39,17 +41,33 @@ def start(record: Network, key: str, weights: File | None, *, new_head: bool, de
     `new_head`: a classifier for another number of classes is left fresh (the network is trained further).
     """
     if weights is None and key not in ("none", "file"):
-        model = models.pretrained(record.model, key, record.classes)
+        model = models.pretrained(record.model, key, record.outputs or record.classes)
     else:
-        model = models.build(record.model, classes=record.classes, width=record.width)
+        model = models.build(record.model, classes=record.outputs or record.classes, width=record.width)
     if weights is not None:
         checkpoints.fit(model, checkpoints.read_state(weights.path), source=str(weights.path), new_head=new_head)
-    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _contracted(record, model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _contracted(record: Network, model: nn.Module) -> nn.Module:
+    """The network behind its own input contract, where it has one."""
+    if not record.contracted:
+        return model
+    return Contracted(model, size=record.own_size, bgr=record.channels == "bgr", order=record.order)
 
 
 def outline(record: Network, model: nn.Module | None = None) -> Outline:
     """What a method may know of a network; weights are read off `model` where it is given."""
-    return outline_of(record.model, classes=record.classes, width=record.width, image_size=record.image_size, model=model)
+    size, own = record.own_size or record.image_size, None if model is None else inner(model)
+    found = outline_of(record.model, classes=record.outputs or record.classes, width=record.width, image_size=size, model=own)
+    if not record.contracted:
+        return found
+    taps = {name: " + ".join(f"network.{part}" for part in tap.split(" + ")) for name, tap in found.taps.items()}
+    if record.order is None:
+        return replace(found, taps=taps)
+    # its classifier answers in another order: methods that work on the classifier itself do not get it
+    shapes = {name: shape for name, shape in found.shapes.items() if name != "head"}
+    return replace(found, classes=record.classes, shapes=shapes, taps={name: taps[name] for name in taps if name != "head"}, classifier=None)
 
 
 def pictures(data: TrainingData, device: str) -> Pictures:

@@ -300,10 +300,27 @@ class Workflow:
     def _candidate(self, candidate: Candidate, label: str) -> Trained:
         key, weights = self._weights(candidate.weights, candidate.model)
         network = self._network(candidate.model, candidate.width, candidate.weights, candidate.normalize)
+        order = self._order(candidate.classes, label)
+        network = replace(
+            network, own_size=candidate.image_size, channels=candidate.channels, order=order, outputs=len(candidate.classes) if candidate.classes else None
+        )
         result: Trained = self.store.run(
             teacher.train, candidate.model_copy(update={"weights": key}), label=label, network=network, data=self.training, weights=weights
         )
         return result
+
+    def _order(self, names: tuple[str, ...] | None, label: str) -> tuple[int, ...] | None:
+        """Where each of the data's classes stands among a candidate's; None: the same classes in the same order. Raises UsageError."""
+        wanted = self.prepared.classes
+        if names is None or names == wanted:
+            return None
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            raise UsageError(
+                f"teacher {label}: classes: it has no {missing[0]!r}{f' and {len(missing) - 1} others' if missing[1:] else ''}; the data's classes are "
+                f"{', '.join(wanted[:5])}{', ...' if wanted[5:] else ''}"
+            )
+        return tuple(names.index(name) for name in wanted)
 
     def _branch(self, config: Distill, chosen: Trained | None, label: str) -> report.Branch | None:
         """A student from training to int8; None where `--until` ends it within."""

@@ -26,7 +26,7 @@ def check(loaded: Loaded) -> list[str]:
     settings = recipe.resolve(loaded.recipe)
     base = loaded.path.resolve().parent
     size = settings.data.image_size or 32
-    notes = [_network(f"teacher {one.model}", one.model, one.width, size) for one in settings.teacher.candidates]
+    notes = [_network(f"teacher {one.model}", one.model, one.width, one.image_size or size) for one in settings.teacher.candidates]
     students = settings.student.networks
     notes += [_network(f"student {one.model}", one.model, one.width, size) for one in students]
     notes += compatible.check(loaded, settings, classes=CLASSES, image_size=size)

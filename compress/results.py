@@ -113,6 +113,15 @@ class Network:
     image_size: int
     normalization: Normalization
     deployed: dict[str, Any] | None = None
+    own_size: int | None = None  # side in pixels that the network itself takes; None: image_size, the recipe's
+    channels: str = "rgb"  # rgb | bgr
+    order: tuple[int, ...] | None = None  # which of the network's outputs stands for each class; None: all, in order
+    outputs: int | None = None  # how many it has, where that is not `classes`
+
+    @property
+    def contracted(self) -> bool:
+        """Whether it takes other pictures or gives other logits than the recipe's."""
+        return self.own_size not in (None, self.image_size) or self.channels != "rgb" or self.order is not None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from compress import cli, recipe
+from compress.errors import RecipeError
 
 ROOT = Path(__file__).parents[1]
 FLAGSHIP = str(ROOT / "recipes" / "mobilenet.yaml")
@@ -46,3 +47,33 @@ def test_a_single_candidate_is_not_compared(tmp_path: Path, capsys: pytest.Captu
 def test_without_a_teacher_the_proxy_is_remarked() -> None:
     said = recipe.load(Path(FLAGSHIP), ["teacher.select=proxy", "distill.method=none"]).notices
     assert any("so the candidates are compared by their own accuracy, not by proxy" in line for line in said)
+
+
+WITH_FILE = "[{model: resnet8, weights: x.pt, expect_top1: 0.5, classes: [a, b]}]"
+
+
+def test_a_checkpoint_that_lacks_one_of_the_classes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.pt").write_bytes(b"")
+    changes = sets(teacher__candidates=WITH_FILE.replace("x.pt", str(tmp_path / "x.pt")), teacher__select="best")
+
+    assert cli.main(["teachers", FLAGSHIP, *changes, "--artifacts", str(tmp_path), "--device", "cpu"]) == 2
+    assert "teacher resnet8: classes: it has no 'T-shirt/top' and 9 others" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("candidate", "said"),
+    [
+        ("{model: resnet8, classes: [a, b]}", "says what a finished checkpoint's outputs are"),
+        ("{model: resnet8, weights: x.pt, train: {epochs: 1}, classes: [a, b]}", "says what a finished checkpoint's outputs are"),
+        ("{model: resnet8, weights: x.pt, classes: [a, a]}", "'a' is there twice"),
+        ("{model: torchvision/resnet18, weights: x.pt, image_size: 16}", "needs pictures of at least 32 pixels, but its image_size is 16"),
+    ],
+)
+def test_a_contract_that_cannot_be(candidate: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        recipe.load(Path(FLAGSHIP), [f"teacher.candidates=[{candidate}]"])
+
+
+def test_a_file_without_a_known_accuracy_is_remarked() -> None:
+    said = recipe.load(Path(FLAGSHIP), ["teacher.candidates=[{model: resnet8, weights: some/x.pt}]"]).notices
+    assert any("say what accuracy x.pt is known to reach (expect_top1)" in line for line in said)

@@ -16,12 +16,18 @@ from compress.data import views
 from compress.errors import MissingError, StageError
 from compress.methods import build_method
 from compress.models import catalog, checkpoints
+from compress.models.contracted import inner
 from compress.models.count import macs, params
 from compress.results import File, Network, Trained, TrainingData
 from compress.schema import Candidate, Distill
 from compress.statistics import wilson
 from compress.store import Context, Stage
 from compress.train import Pictures, accuracy, fit, predict
+
+REMEDIES = {  # what the candidate's section should say
+    "BGR": "; say channels: bgr", "normalisation": "; say so in normalize", "range": "; say so in normalize",
+    "swapped classes": "; name its classes in their order", "classes": "; name its classes in their order",
+}  # fmt: skip
 
 
 def embedded_weights(model: str) -> Path:
@@ -62,7 +68,7 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
     )
     _expect(config, top1, len(pictures.validation_index), lambda: _named(config, model, pictures, network, data))
     path = context.work / "teacher.safetensors"
-    checkpoints.save_state(model, path)
+    checkpoints.save_state(inner(model), path)
     checkpoint.discard(context.work)
     return Trained(
         network=network,
@@ -109,7 +115,7 @@ def _named(config: Candidate, model: nn.Module, pictures: Pictures, network: Net
     fault = faults.name_fault(
         answers, images, labels, config.expect_top1 or 1.0, normalization=(normalization.mean, normalization.std), classes=data.classes
     )
-    return None if fault is None else fault.sentence()
+    return None if fault is None else fault.sentence() + REMEDIES.get(fault.kind, "")
 
 
 def _origin(config: Candidate) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from compress.errors import MissingError, StageError
 from compress.models import build, checkpoints
 from compress.models.count import macs, params
 from compress.results import File, Network, Normalization, Proxied, Trained
-from compress.schema import Candidate, Schedule, Train
-from compress.stages import proxy, teacher
+from compress.schema import Candidate, Distill, Export, Schedule, Train
+from compress.stages import convert, proxy, teacher
 
 
 def run(config: Candidate, **inputs: Any) -> Trained:
@@ -177,3 +178,60 @@ def test_a_short_distillation_sees_its_share_and_is_judged_on_validation(work, n
     assert (short.pictures, short.epochs, short.share) == (40, 1, 0.5)
     assert short.top1_validation == trained.fitted.history[-1]["top1_validation"]
     assert len(list((work.cache / "logits").glob("*/logits.npz"))) == 1  # the real distillation will find these logits
+
+
+def foreign(trained: Trained, path: Path) -> tuple[File, tuple[str, ...]]:
+    """The same network as another project would have it: blue first, classes in another order, one class more."""
+    state = checkpoints.read_state(trained.weights.path)
+    state["conv1.weight"] = state["conv1.weight"].flip(1)
+    state["fc.weight"] = torch.cat([state["fc.weight"], torch.randn(1, 64)])[[3, 4, 0, 2, 1]]
+    state["fc.bias"] = torch.cat([state["fc.bias"], torch.full((1,), 50.0)])[[3, 4, 0, 2, 1]]  # would win everywhere if it were not left out
+    torch.save({"state_dict": state}, path)
+    return File.of(path), ("grey", "purple", "red", "blue", "green")
+
+
+def test_a_foreign_teacher_answers_through_its_own_contract(context, network, training, trained_teacher):
+    work = context("foreign")
+    weights, names = foreign(trained_teacher, work.work / "foreign.pt")
+    order = tuple(names.index(name) for name in training.classes)
+    own = dataclasses.replace(network, channels="bgr", order=order, outputs=5)
+    result = run(Candidate(model="resnet8", weights="file"), context=work, network=own, data=training, weights=weights)
+
+    theirs, ours = (loading.network(one.network, one.weights, "cpu").eval() for one in (result, trained_teacher))
+    x = torch.randn(3, 3, 16, 16)
+    assert (order, result.top1_validation) == ((2, 4, 3, 0), trained_teacher.top1_validation)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x), ours(x))
+
+
+def test_blue_first_is_named_before_anything_is_distilled(work, network, training, trained_teacher):
+    state = checkpoints.read_state(trained_teacher.weights.path)
+    state["conv1.weight"] = state["conv1.weight"].flip(1)
+    torch.save(state, work.work / "bgr.pt")
+    config = Candidate(model="resnet8", weights="file", expect_top1=trained_teacher.top1_validation)
+
+    with pytest.raises(StageError, match="looks like BGR: with red and blue exchanged .*; say channels: bgr$"):
+        run(config, context=work, network=network, data=training, weights=File.of(work.work / "bgr.pt"))
+
+
+def test_a_teacher_of_another_size_sees_resized_views_teaches_by_its_maps_and_exports(context, network, training, trained_teacher):
+    larger = dataclasses.replace(network, own_size=24, channels="bgr")
+    teacher_of_24 = dataclasses.replace(trained_teacher, network=larger)
+    model = loading.network(larger, trained_teacher.weights, "cpu").eval()
+    plain = loading.network(network, trained_teacher.weights, "cpu").eval()
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        wanted = plain(torch.nn.functional.interpolate(x, size=24, mode="bilinear", align_corners=False).flip(1))
+        torch.testing.assert_close(model(x), wanted)
+
+    train = Train(epochs=1, batch_size=40, lr=0.05, seed=0, precision="float32", schedule=Schedule(warmup_epochs=0.0))
+    taught = distil(
+        Distill(method=("at",)), context=context("at 24"), student=network, start="none", weights=None, teacher=teacher_of_24, data=training, train=train
+    )
+    logits = teacher.predict(model, loading.pictures(training, "cpu").images, 16, network.normalization)
+    index = loading.pictures(training, "cpu").validation_index
+    measured = dataclasses.replace(teacher_of_24, top1_validation=teacher.accuracy(logits[index], loading.pictures(training, "cpu").labels[index]))
+    exported = convert.run.run(Export(), context=context("24"), model=measured, recorded=None, data=training, versions={})
+
+    assert taught.fitted.history[-1]["at"] > 0
+    assert exported.max_abs_diff < 1e-3 and exported.disagreements <= 1
