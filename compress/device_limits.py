@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -109,6 +109,20 @@ def _int8(content: Row, rows: tuple[Row, ...], target: str) -> Row | None:
         "target": target,
         "sentence": verdict.int8_against_float(speedup, (low, high), f"on {target}"),
     }
+
+
+def keeps_int8(int8: str, floats: str, rows: Sequence[Row], target: str) -> tuple[bool, str]:
+    """What `quantize.keep: faster` decides by a device's times, and why, in one sentence; without them int8 ships.
+
+    `int8`, `floats`: the student's files. Faster means that the whole interval of the ratio lies above 1.
+    """
+    ratio = next((row["speedup_over"].get(floats) for row in rows if row["file"] == int8), None)
+    if ratio is None:
+        return True, f"{int8} ships although keep: faster was asked for: {target} gave no times to judge it by."
+    numbers = f"{ratio[0]:.2f}x [{ratio[1]:.2f}, {ratio[2]:.2f}] its speed"
+    if ratio[1] > 1:
+        return True, f"{int8} ships: it is faster than the float student on {target} ({numbers}), as keep: faster asks."
+    return False, f"{floats} ships instead of {int8}: int8 is not measurably faster than the float student on {target} ({numbers}; keep: faster)."
 
 
 def _pair(values: list[float] | None) -> tuple[float, float] | None:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from compress.console import Console
-from compress.device_limits import merge
+from compress.device_limits import keeps_int8, merge
 from compress.errors import MissingError, StageError
 from compress.schema import Device, Require, Validate
 
@@ -47,6 +47,7 @@ def verify(run_folder: Path, *, target: str | None, preprocess: str | None = Non
         more = device.rows(one, other)
         content["device"] = [row for row in content["device"] if row["target"] != other] + list(more)
         rows += more
+    said = _keep_again(run_folder, content, rows, name)
     write_report(run_folder, content)
     render(run_folder)
     for row in rows:
@@ -64,9 +65,25 @@ def verify(run_folder: Path, *, target: str | None, preprocess: str | None = Non
     for one in content["requirements"]:
         if one["target"] == name:
             console.line(f"{one['verdict']:<11}{one['name']} on {name}: {one['sentence']}", always=True)
+    if said:
+        console.notice(said)
     if wrong:
         raise StageError(f"{name}: {wrong}")
     return content
+
+
+def _keep_again(run_folder: Path, content: Row, rows: tuple[Row, ...], name: str) -> str | None:
+    """What `keep: faster` would decide by this answer of the recipe's device, where that is not what ships; the run folder stays as it is."""
+    settings = yaml.safe_load((run_folder / "resolved.yaml").read_text(encoding="utf-8"))["quantize"]
+    if settings.get("keep") != "faster" or (content.get("named_device") or {}).get("target") != name:
+        return None
+    files = {row["precision"]: row["file"] for row in reversed(content["models"]) if row["role"] == "student"}
+    kept, sentence = keeps_int8(files["int8"], files["fp32"], rows, name)
+    ships = content["ships"]["file"] == files["int8"]
+    if kept == ships:
+        content["ships"] = {**content["ships"], "sentence": sentence}
+        return None
+    return f"by this answer another file would ship; make the run again for that: compress run {run_folder / 'recipe.yaml'} ({sentence})"
 
 
 def write_report(run_folder: Path, content: Row) -> None:

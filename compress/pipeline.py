@@ -18,7 +18,7 @@ from compress.data import sources
 from compress.errors import MissingError, StageError, UsageError
 from compress.models import catalog
 from compress.recipe import Loaded
-from compress.results import Exported, File, ModelFile, Network, Normalization, Packaged, Prepared, Trained, TrainingData, Verified, sha256_of
+from compress.results import Exported, File, Measured, ModelFile, Network, Normalization, Packaged, Prepared, Trained, TrainingData, Verified, sha256_of
 from compress.schema import Candidate, Distill, Normalize, Recipe, Schedule, Student, Train
 from compress.stages import data, distill, report, strip, teacher
 from compress.store import Store
@@ -180,6 +180,7 @@ class Workflow:
         verified = self._verified(measured.bundle, here)
         if self.until == "device":
             return None
+        measured = self._settled(measured, verified)
         packaged = self._packaged(report.shipping(models, measured))
         if self.until == "package":
             return None
@@ -381,6 +382,21 @@ class Workflow:
 
         self.asked = self.asked or quantize.resolve_targets(self.settings.quantize, self.settings.device)
         return self.asked
+
+    def _settled(self, measured: Measured, verified: Verified) -> Measured:
+        """`keep: faster` by the times of the device that the recipe names, where `validate` could not ask."""
+        config = self.settings.device
+        if self.settings.quantize.keep == "always" or self.settings.quantize.scheme == "none" or not config.distant:
+            return measured
+        from compress import device_limits
+        from compress.stages import settle
+
+        int8, floats = (next(row["file"] for row in measured.models if row["role"] == "student" and row["precision"] == kind) for kind in ("int8", "fp32"))
+        kept, because = device_limits.keeps_int8(int8, floats, verified.rows, config.name)
+        self.store.console.line(because)
+        if not kept:
+            measured = self.store.run(settle.run, floats, measured=measured, test=data.test(self.prepared))
+        return replace(measured, ships=int8 if kept else floats, ships_because=because)
 
     def _verified(self, bundle: File, here: dict[str, Any]) -> Verified:
         """The device's answer; of another machine always a new one, because what it is now is only known by asking."""

@@ -6,6 +6,7 @@ An average hides both: a class of few pictures, and the hard pictures on which a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,44 @@ LEVEL = 0.05  # of a class's p, adjusted for the number of classes: below it the
 SHOWN = 8  # pictures of a slice in the report
 CLASSES_SHOWN = 3
 
+MISTAKES_SHOWN = 24
+
 Logits = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Where one model differs from the teacher: rows a class, rows a slice, and the arrays of pictures.npz."""
+
+    per_class: tuple[dict[str, Any], ...]
+    unsure: tuple[dict[str, Any], ...]
+    pictures: dict[str, NDArray[Any]]
+
+
+def changes(
+    images: NDArray[np.uint8], labels: NDArray[np.integer], logits: Mapping[str, Logits], *, teacher: str, model: str, floats: str | None,
+    classes: Sequence[str],
+) -> Changes:  # fmt: skip
+    """Of the model that ships, on all test pictures uint8 (N, H, W, 3). `floats`: the float student, where another file ships."""
+    rows = class_rows(labels, logits[teacher], logits[model], logits[floats] if floats else None, classes)
+    unsure = unsure_rows(labels, logits, teacher=teacher, model=model, against=[teacher, *([floats] if floats else [])])
+    shown = {**mistakes(images, labels, logits[teacher], logits[model]), **pictures(images, labels, logits[teacher], logits[model], rows)}
+    return Changes(rows, unsure, shown)
+
+
+def mistakes(images: NDArray[np.uint8], labels: NDArray[np.integer], teacher: Logits, student: Logits) -> dict[str, NDArray[Any]]:
+    """Pictures that the student gets wrong and the teacher right, the student's surest mistakes first."""
+    wrong = np.flatnonzero((teacher.argmax(axis=1) == labels) & (student.argmax(axis=1) != labels))
+    gap = student[wrong].max(axis=1) - student[wrong, labels[wrong]]
+    chosen = wrong[np.argsort(-gap, kind="stable")][:MISTAKES_SHOWN]
+    return {
+        "images": images[chosen],
+        "labels": labels[chosen],
+        "teacher": teacher[chosen].argmax(axis=1),
+        "student": student[chosen].argmax(axis=1),
+        "index": chosen,
+        "total": np.array(len(wrong)),
+    }
 
 
 def drop_row(drop: PairedDrop) -> dict[str, Any]:

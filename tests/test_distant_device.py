@@ -168,3 +168,16 @@ def test_one_file_for_each_target_in_the_run_the_bundle_and_the_package(folder, 
     }  # fmt: skip
     assert all((latest / part).is_file() for file in files for part in (file, f"bundle/{file}", file.replace(".onnx", ".ort")))
     assert [one["target"] for one in content["quantize"]["further"]] == [other]
+
+
+def test_keep_faster_is_decided_by_the_devices_times(folder, name, unreached, server, capsys):
+    assert compress(folder, "run", "--set", "quantize.keep=faster") == 0
+
+    content = report_of(folder)
+    int8 = next(row for row in content["device"] if row["precision"] == "int8")
+    faster = int8["speedup_over"]["student.fp32.onnx"][1] > 1
+    assert content["ships"]["file"] == ("student.int8.onnx" if faster else "student.fp32.onnx") and f" on {name} (" in content["ships"]["sentence"]
+    assert {row["file"] for row in content["requirements"]} == {content["ships"]["file"]}
+    assert (folder / "artifacts/runs/tiny/latest/student.int8.onnx").is_file() is faster
+    assert content["ships"]["sentence"] in capsys.readouterr().out
+    assert compress(folder, "verify") == 0

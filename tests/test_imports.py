@@ -94,7 +94,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.pipeline": (
         *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.compatible", "compress.verdict", "compress.console", "compress.store",
         "compress.selection",
-        "compress.stages.*", "compress.data.sources", "compress.models.catalog", "compress.report", "compress.plan", "export.runtime", "export.targets",
+        "compress.stages.*", "compress.data.sources", "compress.models.catalog", "compress.report", "compress.plan", "compress.device_limits",
+        "export.runtime", "export.targets",
     ),
     "compress.cli": (
         "compress.errors", "compress.exits", "compress.console", "compress.schema", "compress.recipe", "compress.models.catalog",

@@ -97,3 +97,19 @@ def test_limits_and_threads_come_from_the_run(tmp_path: Path) -> None:
     (tmp_path / "resolved.yaml").unlink()
     with pytest.raises(MissingError, match="resolved.yaml is missing, so its limits are not known"):
         on_device.settings_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "kept", "said"),
+    [
+        ([1.3, 1.2, 1.4], True, "it is faster than the float student on ssh://pi (1.30x [1.20, 1.40] its speed)"),
+        ([1.1, 0.9, 1.3], False, "int8 is not measurably faster than the float student on ssh://pi (1.10x [0.90, 1.30] its speed; keep: faster)"),
+        (None, True, "ssh://pi gave no times to judge it by"),
+    ],
+)
+def test_keep_faster_follows_the_devices_times(ratio: list[float] | None, kept: bool, said: str) -> None:
+    rows = answer(speedup_over={"s.onnx": ratio} if ratio else {})
+
+    found, sentence = device_limits.keeps_int8("s.int8.arm64.onnx", "s.onnx", rows, "ssh://pi")
+
+    assert found is kept and said in sentence and sentence.startswith("s.int8.arm64.onnx ships" if kept else "s.onnx ships instead of")

@@ -26,7 +26,6 @@ from compress.store import Context, Stage
 from export.measure import LatencyResult
 from export.runtime import ExportError, Model, cores, isa, runs_on
 
-SHOWN = 24  # pictures in the report that the student gets wrong and the teacher right
 BATCH = 50
 OWN_BYTES = 20_000_000  # of the user's photos in the bundle
 
@@ -67,21 +66,21 @@ def _run(
     comparisons = tuple(
         _compare(model, against, logits, labels, timed, config.seed) for model in models[1:] for against in models if _compared(model, against)
     )
-    floats = [model.name for model in models if model.role == "student" and model.precision == "fp32" and model is not shipped]
-    per_class = slices.class_rows(labels, logits[models[0].name], logits[shipped.name], logits[floats[0]] if floats else None, test.classes)
+    floats = next((model.name for model in models if model.role == "student" and model.precision == "fp32" and model is not shipped), None)
+    changes = slices.changes(images, labels, logits, teacher=models[0].name, model=shipped.name, floats=floats, classes=test.classes)
     return Measured(
         models=rows,
         comparisons=comparisons,
-        per_class=per_class,
+        per_class=changes.per_class,
         latency={**timed.conditions(), "photo": timing.photo_conditions(photo, source), "sustained": sustained},
         warnings=(*timing.warnings(timed, sustained), *_int8_warnings(models, comparisons)),
         predictions=_save(context.work / "predictions.npz", _predictions(images, labels, logits)),
         latency_samples=_save(context.work / "latency.npz", {name: np.asarray(one.samples_ms, np.float64) for name, one in timed.models.items()}),
-        pictures=_save(context.work / "pictures.npz", _pictures(images, labels, logits[models[0].name], logits[shipped.name], per_class)),
+        pictures=_save(context.work / "pictures.npz", changes.pictures),
         bundle=bundle,
         ships=shipped.name,
         ships_because=because,
-        slices=slices.unsure_rows(labels, logits, teacher=models[0].name, model=shipped.name, against=[models[0].name, *floats]),
+        slices=changes.unsure,
     )
 
 
@@ -230,28 +229,6 @@ def _bundle(
         title = _shipped(models).name
         written = export.bundle.write(context.work / "bundle", shipped, images[chosen], labels[chosen], title=title, resize=side, own=own)
     return File.of(written.archive)
-
-
-def _pictures(
-    images: np.ndarray, labels: np.ndarray, teacher: np.ndarray, student: np.ndarray, per_class: tuple[dict[str, Any], ...]
-) -> dict[str, np.ndarray]:
-    """pictures.npz: the student's mistakes in all, and those of single slices."""
-    return {**_mistakes(images, labels, teacher, student), **slices.pictures(images, labels, teacher, student, per_class)}
-
-
-def _mistakes(images: np.ndarray, labels: np.ndarray, teacher: np.ndarray, student: np.ndarray) -> dict[str, np.ndarray]:
-    """Pictures that the student gets wrong and the teacher right, the student's surest mistakes first."""
-    wrong = np.flatnonzero((teacher.argmax(axis=1) == labels) & (student.argmax(axis=1) != labels))
-    gap = student[wrong].max(axis=1) - student[wrong, labels[wrong]]
-    chosen = wrong[np.argsort(-gap, kind="stable")][:SHOWN]
-    return {
-        "images": images[chosen],
-        "labels": labels[chosen],
-        "teacher": teacher[chosen].argmax(axis=1),
-        "student": student[chosen].argmax(axis=1),
-        "index": chosen,
-        "total": np.array(len(wrong)),
-    }
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> File:

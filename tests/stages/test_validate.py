@@ -14,7 +14,7 @@ from PIL import Image
 from compress.errors import StageError
 from compress.results import File, ModelFile
 from compress.schema import Validate
-from compress.stages import data, report, validate
+from compress.stages import data, report, settle, validate
 from export.measure import LatencyResult, ModelLatency
 
 MODEL_KEYS = {  # the contract's, then those that the report documents beyond it
@@ -255,3 +255,18 @@ def test_own_photos_fit_into_a_limit(tmp_path):
         (tmp_path / f"{number}.jpg").write_bytes(bytes(size))
         files.append(File.of(tmp_path / f"{number}.jpg"))
     assert [file.bytes for file in validate._within(tuple(files), most=101)] == [30, 40, 31]
+
+
+def test_where_the_device_decided_for_float_everything_speaks_of_the_float_file(work, measured, prepared, models, predictions):
+    settled = settle.run.run("student.fp32.onnx", context=work, measured=measured, test=data.test(prepared))
+
+    logits, labels = predictions["logits/student.fp32.onnx"], predictions["labels"]
+    right = sum(row["student"] * row["n"] for row in settled.per_class)
+    assert settled.ships == "student.fp32.onnx" and right == pytest.approx((logits.argmax(axis=1) == labels).sum())
+    assert not any("float" in row for row in settled.per_class) and {row["model"] for row in settled.slices} == {"student.fp32.onnx"}
+    with np.load(settled.pictures.path) as stored:
+        assert (stored["student"] == logits[stored["index"]].argmax(axis=1)).all() and stored["total"] >= len(stored["images"])
+    again = settle.run.run(measured.ships, context=work, measured=settled, test=data.test(prepared))
+    assert again.per_class == measured.per_class and again.slices == measured.slices
+    assert report.facts(settled, models).file == "student.fp32.onnx"
+    assert [model.name for model in report.shipping(models, settled)] == ["teacher.onnx", "student.fp32.onnx"]

@@ -1,0 +1,28 @@
+"""Another file ships than `validate` took for it, because the device that the recipe names was asked: what the report says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from compress import slices
+from compress.data import test_arrays
+from compress.results import File, Measured, TestData
+from compress.store import Context, Stage
+
+
+def _run(config: str, *, context: Context, measured: Measured, test: TestData) -> Measured:
+    """`measured` for `config`, the file that ships: its classes, slices and pictures, from the logits of `validate`. Runs no model."""
+    images, labels = test_arrays(test)
+    with np.load(measured.predictions.path) as stored:
+        logits = {name.removeprefix("logits/"): stored[name] for name in stored.files if name.startswith("logits/")}
+    teacher = next(row["file"] for row in measured.models if row["role"] == "teacher")
+    floats = next(row["file"] for row in measured.models if row["role"] == "student" and row["precision"] == "fp32")
+    found = slices.changes(images, labels, logits, teacher=teacher, model=config, floats=None if config == floats else floats, classes=test.classes)
+    path = context.work / "pictures.npz"
+    np.savez_compressed(path, **found.pictures)  # type: ignore[arg-type]
+    return dataclasses.replace(measured, per_class=found.per_class, slices=found.unsure, pictures=File.of(path), ships=config)
+
+
+run = Stage("settle", 1, _run, Measured)
