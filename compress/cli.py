@@ -214,7 +214,7 @@ def plan(recipe: Path, overrides: tuple[str, ...], artifacts: Path, neighbours: 
     help="The device (default: the one that the recipe names): local, browser, ssh://user@host[:port][/folder], or adb://SERIAL?python=/path. "
     "Options: ?python=/path (has numpy and onnxruntime), ?wheels=push (packages come from here), ?config=FILE (of ssh), "
     "?provider=NAME (an execution provider that the device's onnxruntime has); of browser: ?binary=/path, ?ort=/path (onnxruntime-web), "
-    "?provider=wasm or webgpu.",
+    "?provider=wasm, webgpu or all.",
 )  # fmt: skip
 @click.option("--preprocess", metavar="CMD", help="The application's photo decoder on the device: gets a path, writes RGB bytes to stdout.")
 @click.option("--sustained", type=click.IntRange(1, 86400), metavar="SECONDS", help="Also run the file for the device so long without a pause.")

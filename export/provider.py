@@ -34,13 +34,14 @@ _RUNS = 3  # the first one compiles in some providers; the last one counts
 class Placement:
     """Where the nodes of one model ran. `asked`: the provider; `nodes` of `of` ran there (a compiled part of the graph is one node).
 
-    `time_share`: of the time of all nodes, as the profile of the host shows it; `elsewhere`: operators that ran on the CPU, with their number.
+    `time_share`: of the time of all nodes, as the profile of the host shows it (None: no profile); `elsewhere`: operators that ran on the CPU
+    and their number.
     """
 
     asked: str
     nodes: int
     of: int
-    time_share: float
+    time_share: float | None
     elsewhere: Dict[str, int]
     sentence: str
 
@@ -96,14 +97,21 @@ def counted(events: List[Dict[str, Any]], provider: str, started: bool) -> Place
     elsewhere = Counter(operator for place_, operator, _ in ran.values() if place_ != provider)
     whole = sum(one[2] for one in ran.values())
     share = sum(one[2] for one in there) / whole if whole else 0.0
-    return Placement(provider, len(there), len(ran), share, dict(elsewhere.most_common()), _sentence(provider, len(there), len(ran), share, elsewhere, started))
+    return told(provider, len(there), len(ran), share, elsewhere, started)
 
 
-def _sentence(provider: str, nodes: int, of: int, share: float, elsewhere: Counter, started: bool) -> str:
+def told(provider: str, nodes: int, of: int, share: float | None, elsewhere: Dict[str, int], started: bool = True) -> Placement:
+    """The placement with its sentence."""
+    ordered = Counter(elsewhere)
+    return Placement(provider, nodes, of, share, dict(ordered.most_common()), _sentence(provider, nodes, of, share, ordered, started))
+
+
+def _sentence(provider: str, nodes: int, of: int, share: float | None, elsewhere: Counter, started: bool) -> str:
     if nodes == 0:
         why = "it took none of them" if started else "it could not be started"
         return f"asked for {provider}: 0 of {of} nodes ran there, all fell back to the CPU ({why})"
     if nodes == of:
         return f"asked for {provider}: all {of} nodes ran there" if of > 1 else f"asked for {provider}: the whole graph ran there, as one node"
     rest = ", ".join(f"{operator} x{count}" if count > 1 else operator for operator, count in elsewhere.most_common(5))
-    return f"asked for {provider}: {nodes} of {of} nodes ran there, {share:.0%} of the time; on the CPU: {rest}{', ...' if len(elsewhere) > 5 else ''}"
+    time = "" if share is None else f", {share:.0%} of the time"
+    return f"asked for {provider}: {nodes} of {of} nodes ran there{time}; on the CPU: {rest}{', ...' if len(elsewhere) > 5 else ''}"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from export.measure import LatencyResult
+    from export.provider import Placement
     from export.runtime import Model
 
 MISSING, WRONG = 3, 4
@@ -101,10 +102,14 @@ def _place(folder: Path, rows: list[dict[str, Any]], images: np.ndarray, asked: 
     from export import provider
 
     for row in rows:
-        found = provider.place(folder / row["file"], images, asked, threads)
-        row["provider"] = found.as_json()
-        if found.nodes == 0 and row["ok"]:
-            row.update(ok=False, note=found.sentence)
+        add_placement(row, provider.place(folder / row["file"], images, asked, threads))
+
+
+def add_placement(row: dict[str, Any], found: Placement) -> None:
+    """Write into a row what ran where."""
+    row["provider"] = found.as_json()
+    if found.nodes == 0 and row["ok"]:
+        row.update(ok=False, note=found.sentence)
 
 
 def _time(folder: Path, rows: list[dict[str, Any]], images: np.ndarray, threads: int, repeats: int, asked: str | None) -> None:

@@ -1,6 +1,6 @@
 // The page around verify.js: by hand it shows what it finds; started by `compress verify --target browser` (?auto) it also says so to its server.
 
-import {adapter, argmax, clockStep, judge, load, open, run, runtime, time} from "./verify.js";
+import {adapter, argmax, clockStep, judge, load, open, placement, run, runtime, time} from "./verify.js";
 import {decode, draw} from "./photos.js";
 
 const query = new URLSearchParams(location.search), auto = query.has("auto");
@@ -38,7 +38,8 @@ async function answers(bundle, provider, threads) {
     const model = await open(ort, manifest, entry, provider);
     const logits = await run(model, samples.images.data, count, classes, (share) => step(`${entry.file}: answering`, share));
     await post("logits", logits, {provider, file: entry.file});
-    found.push({provider, model, entry, logits, ...judge(entry, logits, samples[`logits/${entry.file}`].data, samples.labels.data, classes)});
+    const placed = provider === "wasm" ? null : await placement(ort, manifest, entry, provider); // all of onnxruntime-web's wasm is the CPU
+    found.push({provider, model, entry, logits, placed, ...judge(entry, logits, samples[`logits/${entry.file}`].data, samples.labels.data, classes)});
   }
   return {ort, found};
 }
@@ -109,8 +110,15 @@ async function host(ort, gpu, threads) {
 
 const milliseconds = (value) => (value >= 100 ? value.toFixed(0) : value.toPrecision(3));
 
+/** How much of a model runs on WebGPU, where that is not all. */
+function partly({placed}) {
+  if (!placed) return null;
+  const there = placed.nodes.WebGpuExecutionProvider ?? 0, all = Object.values(placed.nodes).reduce((a, b) => a + b, 0);
+  return there === all ? null : `${there} of ${all} nodes on WebGPU, the rest on the CPU`;
+}
+
 function card(one, rounds, choose) {
-  const samples = rounds[one.entry.file]?.flat() ?? [], count = one.logits.length / one.classes;
+  const samples = rounds[one.entry.file]?.flat() ?? [], count = one.logits.length / one.classes, placed = partly(one);
   const tone = one.ok === null ? "other" : one.ok ? "good" : "bad";
   const number = samples.length ? el("b", {}, milliseconds(median(samples)), el("small", {}, " ms")) : el("b", {}, "–");
   const same = Math.round(one.agreement * count);
@@ -118,6 +126,7 @@ function card(one, rounds, choose) {
     el("span", {className: "name"}, one.entry.file, el("span", {className: "chip"}, NAMES[one.provider])),
     number,
     el("span", {className: "quiet"}, samples.length ? `median of ${samples.length} runs, one picture at a time` : one.note ?? "not timed"),
+    placed && el("span", {className: "quiet"}, placed),
     el("span", {className: "said"}, `${same} of ${count} pictures as expected`, el("span", {className: "quiet"}, `, ${(one.top1 * 100).toFixed(1)} % right`)));
   node.addEventListener("click", () => choose(one));
   return node;
@@ -163,7 +172,8 @@ function show(bundle, results, about) {
     guessing(bundle, one);
   };
   for (const {found, rounds} of results) for (const one of found) cards.set(one, card({...one, classes: bundle.manifest.classes.length}, rounds, () => choose(one)));
-  at("models").replaceChildren(...cards.values());
+  const first = ({entry}) => (entry.role === "student" ? 0 : 2) + (entry.precision === "int8" ? 0 : 1); // what ships comes first
+  at("models").replaceChildren(...[...cards.keys()].sort((a, b) => first(a) - first(b)).map((one) => cards.get(one)));
   const students = all.filter((one) => one.entry.role === "student" && one.ok !== null);
   choose(students.find((one) => one.entry.precision === "int8") ?? students[0] ?? all[0]);
   const judged = all.filter((one) => one.ok !== null), wrong = judged.filter((one) => !one.ok);
@@ -190,7 +200,8 @@ async function main() {
   const gpu = await adapter(), asked = query.get("provider");
   if (asked === "webgpu" && !gpu) throw new Error("this browser gives no WebGPU adapter");
   const results = [];
-  for (const provider of asked ? [asked] : ["wasm", ...(gpu && !gpu.software ? ["webgpu"] : [])]) {
+  const worth = gpu && (!gpu.software || asked === "all");
+  for (const provider of asked && asked !== "all" ? [asked] : ["wasm", ...(worth ? ["webgpu"] : [])]) {
     const {ort, found} = await answers(bundle, provider, threads);
     await photos(bundle, provider, found);
     const slow = provider === "webgpu" && gpu.software; // a processor that plays a graphics card: its time is nobody's
@@ -198,8 +209,8 @@ async function main() {
     results.push({provider, found, rounds, about: await host(ort, gpu, threads)});
   }
   show(bundle, results, results[0].about);
-  const rows = ({found}) => found.map(({entry, model, ok, top1, agreement, max_abs_diff}) =>
-    ({file: entry.file, ok, top1, agreement, max_abs_diff, load_ms: model.load_ms, first_run_ms: model.first_run_ms}));
+  const rows = ({found}) => found.map(({entry, model, placed, ok, top1, agreement, max_abs_diff}) =>
+    ({file: entry.file, placed, ok, top1, agreement, max_abs_diff, load_ms: model.load_ms, first_run_ms: model.first_run_ms}));
   await post("answer", JSON.stringify(results.map((one) => ({provider: one.provider, host: one.about, models: rows(one)}))));
 }
 

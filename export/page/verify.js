@@ -38,9 +38,20 @@ export async function load() {
   return {manifest, samples};
 }
 
+let listener = null; // takes what onnxruntime logs instead of the console
+
+/** onnxruntime takes hold of the console when it is loaded, so it is wrapped before. */
+function wrapConsole() {
+  for (const name of ["log", "info", "warn", "error", "debug"]) {
+    const kept = console[name].bind(console);
+    console[name] = (...parts) => (listener ? listener(parts.join(" ")) : kept(...parts));
+  }
+}
+
 /** onnxruntime-web for a provider, wasm or webgpu. */
 export async function runtime(provider, threads) {
   let ort;
+  wrapConsole();
   try {
     ort = await import(new URL(SCRIPTS[provider], ORT).href);
   } catch {
@@ -80,6 +91,26 @@ export async function open(ort, manifest, entry, provider) {
     return {image: new ort.Tensor("float32", values, [count, 3, size, size])};
   };
   return {entry, session, feed, load_ms, first_run_ms: null};
+}
+
+/** What runs where, from onnxruntime's own log: {nodes: {provider: number}, elsewhere: {operator: number}}, the latter of what the CPU runs. */
+export async function placement(ort, manifest, entry, provider) {
+  const file = new Uint8Array(await checked(manifest, entry.file)), lines = [];
+  listener = (line) => lines.push(line);
+  try {
+    const options = {executionProviders: [provider], graphOptimizationLevel: "all", logSeverityLevel: 0};
+    await (await ort.InferenceSession.create(file, options)).release();
+  } finally {
+    listener = null;
+  }
+  const nodes = {}, elsewhere = {};
+  let place = null;
+  for (const line of lines.filter((one) => one.includes("VerifyEachNodeIsAssignedToAnEp"))) {
+    const group = /placed on \[(\w+)\]\. Number of nodes: (\d+)/.exec(line), node = /\]\s+(\w+) \(/.exec(line);
+    if (group) nodes[place = group[1]] = Number(group[2]);
+    else if (node && place === "CPUExecutionProvider") elsewhere[node[1]] = (elsewhere[node[1]] ?? 0) + 1;
+  }
+  return {nodes, elsewhere};
 }
 
 /** Logits, Float32Array (count x classes), of uint8 pictures. */

@@ -13,7 +13,7 @@ SCHEMES = ("ssh", "adb")
 LOCAL_OPTIONS = ("python", "provider")
 OPTIONS = ("python", "wheels", "config", "provider")
 BROWSER_OPTIONS = ("binary", "ort", "provider")
-BROWSER_PROVIDERS = ("wasm", "webgpu")
+BROWSER_PROVIDERS = ("wasm", "webgpu", "all")
 _SAFE = re.compile(r"[A-Za-z0-9_.~/][A-Za-z0-9_./~+@:=-]*")  # no character that any shell, scp or adb would read as more than a letter
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
@@ -50,12 +50,12 @@ class Address:
     config: str | None = None  # of ssh
     binary: str | None = None  # of browser: Chromium or Chrome; None: the one on PATH
     ort: str | None = None  # of browser: a folder with onnxruntime-web; None: from npm, by the pinned lock file
-    provider: str | None = None  # an execution provider; of browser: wasm | webgpu, None: wasm, and WebGPU where there is a graphics card
+    provider: str | None = None  # an execution provider; of browser: wasm | webgpu | all; None: wasm, and WebGPU where a graphics card is
 
     @property
     def shown(self) -> str:
         """As reports show it: another execution provider answers, and is timed, as another device would."""
-        return self.name if self.provider in (None, "wasm") else f"{self.name}?provider={self.provider}"
+        return self.name if self.provider in (None, "wasm", "all") else f"{self.name}?provider={self.provider}"
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _provider(text: str, options: dict[str, str]) -> str | None:
 def _browser(text: str, options: dict[str, str]) -> Address:
     provider = options.get("provider")
     if provider is not None and provider not in BROWSER_PROVIDERS:
-        raise WrongTarget(f"--target {text}: provider is wasm or webgpu, not {provider!r}")
+        raise WrongTarget(f"--target {text}: provider is wasm, webgpu or all, not {provider!r}")
     return Address("browser", "browser", binary=options.get("binary"), ort=options.get("ort"), provider=provider)
 
 

@@ -23,6 +23,7 @@ from urllib.parse import urlencode
 import numpy as np
 
 from export import measure, photos, runtime, verify
+from export.provider import told
 from export.rounds import Attempt
 from export.targets import Address, DeviceFailed, Settings, Unreachable, WrongTarget, loopback, ortweb, webtimes
 from export.targets.unpack import unpacked
@@ -36,6 +37,8 @@ FLAGS = (
     "--disable-component-update", "--disable-sync", "--disable-default-apps", "--metrics-recording-only", "--mute-audio", "--disable-dev-shm-usage",
     "--password-store=basic", "--enable-unsafe-webgpu",  # the last: Linux keeps WebGPU behind it
 )  # fmt: skip
+
+WEBGPU = "WebGpuExecutionProvider"  # onnxruntime's name
 
 
 @dataclass
@@ -197,6 +200,12 @@ def _answer(said: dict[str, Any], heard: Heard, folder: Path, manifest: dict[str
     seen, decoded = _photos(heard, provider, folder, manifest)
     for row in rows:
         row.update(latency_ms=None, first_run_ms=None, load_ms=None, peak_memory_bytes=None, speedup_over={}, photos=decoded.get(row["file"]))
+        row["provider"] = None
+    placed = {one["file"]: one["placed"] for one in said["models"]}
+    for row in rows:
+        if provider == "webgpu" and placed[row["file"]]["nodes"]:  # empty: onnxruntime-web's log did not say
+            nodes, elsewhere = placed[row["file"]]["nodes"], placed[row["file"]]["elsewhere"]
+            verify.add_placement(row, told(WEBGPU, nodes.get(WEBGPU, 0), sum(nodes.values()), None, elsewhere))
     attempts = heard.attempts.get(provider, [])
     if attempts:
         first = {one["file"]: one["first_run_ms"] for one in said["models"]}

@@ -1,0 +1,92 @@
+"""int8 for `web` against float in a browser's WebAssembly: answers and time, by the same way as `compress verify --target browser`.
+
+    python benchmarks/browser.py [--run RUN_FOLDER]
+
+torchvision's networks at 224 pixels with the random weights of benchmarks/deploy.py, and the bundle of a finished run. One picture at a time, one thread.
+Differences are those of the browser's logits from this machine's, for the same file. Writes benchmarks/results/browser.json.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from export import bundle, quantize, rewrites
+from export.bundle import Shipped
+from export.convert import to_onnx
+from export.runtime import Contract, host
+from export.targets import Settings, parse
+from export.targets import verify as targets
+
+PICTURES = 32
+
+
+@click.command()
+@click.option("--run", type=click.Path(exists=True, path_type=Path), help="a finished run's folder, whose bundle has an int8 file for web")
+@click.option("--target", default="browser", show_default=True, help="as of `compress verify`")
+@click.option("--repeats", default=200, show_default=True, type=click.IntRange(min=64))
+@click.option("--out", default=Path(__file__).parent / "results" / "browser.json", type=click.Path(path_type=Path))
+def main(run: Path | None, target: str, repeats: int, out: Path) -> None:
+    """Measure every network and print what int8 is worth there."""
+    import deploy  # beside this script
+
+    rows = []
+    pictures = deploy._shapes(deploy.CALIBRATION + PICTURES)
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in deploy.NETWORKS:
+            rows.append(_row(name, _bundle(deploy, name, pictures, Path(temporary) / name), target, repeats))
+        if run is not None:
+            rows.append(_row("student of a run", run / "bundle.zip", target, repeats))
+    content = {
+        "command": "python benchmarks/browser.py" + (" --run RUN_FOLDER" if run else ""),
+        "weights": "random but for the run's student, which is trained; agreement is between the browser and this machine, for the same file",
+        "networks": rows,
+        "environment": {**host(), **{name: version(name) for name in ("torch", "torchvision", "onnx")}},
+    }
+    out.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"written: {out}")
+
+
+def _bundle(deploy: Any, name: str, pictures: np.ndarray, folder: Path) -> Path:
+    """A bundle with one network in float and in int8 for web."""
+    folder.mkdir()
+    calibration, shown = pictures[: deploy.CALIBRATION], pictures[deploy.CALIBRATION :]
+    classes = tuple(f"class {number}" for number in range(deploy.CLASSES))
+    contract = Contract(classes, deploy.SIZE, deploy.MEAN, deploy.STD, "uint8_nhwc", f"compress {version('compress')}")
+    plain, source, int8 = folder / "float.onnx", folder / "source.onnx", folder / "int8.onnx"
+    to_onnx(deploy._random(name, calibration), plain, contract, pictures=calibration[:16])
+    rewrites.for_integers(plain, source, calibration[:16])
+    quantize.quantize(source if source.is_file() else plain, int8, calibration, isa="web")
+    models = [Shipped(plain, "student", "fp32"), Shipped(int8, "student", "int8", "web")]
+    return bundle.write(folder / "bundle", models, shown, np.zeros(len(shown), dtype=np.int64), title=name).archive
+
+
+def _row(name: str, zipped: Path, target: str, repeats: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as work:
+        answer = targets.verify(zipped, parse(target), Path(work), Settings(repeats=repeats), limit_seconds=280, tell=print)
+    files = {row["file"]: row for row in answer["models"]}
+    plain = next(row for row in files.values() if row["role"] == "student" and row["precision"] == "fp32")
+    int8 = next(row for row in files.values() if row["role"] == "student" and row["target"] == "web")
+    speed, low, high = int8["speedup_over"][plain["file"]]
+    print(f"{name}: float {plain['latency_ms']['p50']:.3g} ms, int8 {int8['latency_ms']['p50']:.3g} ms, {speed:.2f}x [{low:.2f}, {high:.2f}] as fast; "
+          f"int8 differs from this machine's by {int8['max_abs_diff']:.2g}, agreement {int8['agreement']:.3f}", flush=True)  # fmt: skip
+    keys = ("role", "precision", "target", "images", "agreement", "max_abs_diff", "latency_ms", "first_run_ms", "load_ms", "speedup_over", "contaminated", "ok")
+    return {
+        "network": name,
+        "files": {file: {key: row[key] for key in keys} for file, row in files.items()},
+        "int8_times_as_fast_as_float": speed,
+        "ci95": [low, high],
+        "browser": {key: answer["host"][key] for key in ("os", "cpu", "cores", "isolated", "clock_step_ms", "webgpu")},
+        "onnxruntime": answer["onnxruntime"],
+        "ok": answer["ok"],
+    }
+
+
+if __name__ == "__main__":
+    main()
