@@ -48,21 +48,23 @@ def save(path: Path, student: nn.Module, method: nn.Module, optimizer: torch.opt
     write_atomically(path, buffer.getvalue())
 
 
-def load(path: Path, student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, str]:
-    """Restore a checkpoint -> (state, precision); thread count and precision of the first part are kept, since both change bits.
+def load(
+    content: bytes, path: Path, student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[State, str]:
+    """Restore a checkpoint's bytes -> (state, precision); `path`: for messages. Thread count and precision of the first part are kept, since both change bits.
 
     Raises StageError where the file is damaged or of another network.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        student.load_state_dict(content["student"])
-        method.load_state_dict(content["method"])
-        optimizer.load_state_dict(content["optimizer"])
-        torch.set_rng_state(content["rng"])
-        if content["rng_cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(content["rng_cuda"])
-        torch.set_num_threads(content["threads"])
-        return State(**content["state"]), content["precision"]
+        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        student.load_state_dict(found["student"])
+        method.load_state_dict(found["method"])
+        optimizer.load_state_dict(found["optimizer"])
+        torch.set_rng_state(found["rng"])
+        if found["rng_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(found["rng_cuda"])
+        torch.set_num_threads(found["threads"])
+        return State(**found["state"]), found["precision"]
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise StageError(f"{path} cannot be resumed from ({reason}); start this training again: rm -r {path.parent}") from error

@@ -310,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if traceback:
             sys.excepthook(type(error), error, error.__traceback__)
         code, message = exits.explain(error, arguments)
-        if message:
+        if message and not exits.said_by_another(error):
             say(message, sys.stderr)
         return code
 

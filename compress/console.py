@@ -18,11 +18,12 @@ HEARTBEAT_SECONDS = 10.0  # how often a step may print a plain line
 class Console:
     """Human output goes to stdout, or to stderr with --json, so that stdout holds one JSON document; warnings go to stderr.
 
-    quiet leaves warnings and the verdict. The log has everything; lines from before `log_to` are kept for it.
+    quiet leaves warnings and the verdict, silent (of processes beside the first) nothing. The log has everything; lines from before
+    `log_to` are kept for it.
     """
 
-    def __init__(self, quiet: bool = False, json: bool = False, log: Path | None = None) -> None:
-        self.quiet, self.json = quiet, json
+    def __init__(self, quiet: bool = False, json: bool = False, log: Path | None = None, silent: bool = False) -> None:
+        self.quiet, self.json, self.silent = quiet or silent, json, silent
         self._kept: list[str] = []
         self._log: TextIO | None = None
         if log is not None:
@@ -36,7 +37,7 @@ class Console:
     def line(self, text: str, *, always: bool = False) -> None:
         """Print one plain line; `always`: even when quiet."""
         self._record(text)
-        if always or not self.quiet:
+        if (always and not self.silent) or not self.quiet:
             say(text, self.out)
 
     def notice(self, text: str) -> None:
@@ -46,7 +47,8 @@ class Console:
     def warn(self, text: str) -> None:
         """Something that is probably wrong; on stderr, even when quiet."""
         self._record(f"warning: {text}")
-        say(f"warning: {text}", sys.stderr)
+        if not self.silent:
+            say(f"warning: {text}", sys.stderr)
 
     def stage(self, name: str, state: str, seconds: float | None = None) -> None:
         """The heading of a stage: `teacher resnet20    reused (0.1 s)`."""
@@ -120,6 +122,10 @@ class Training:
     def start_at(self, epoch: int, step: int) -> None:
         """A resume: the 1-based epoch that goes on and its steps that are done."""
         self.epoch_number, self.steps_done = epoch, step
+
+    def warn(self, text: str) -> None:
+        """Something that the user should know, once."""
+        self.console.warn(text)
 
     def step(self, images: int, losses: Mapping[str, SupportsFloat]) -> None:
         """One batch is done."""

@@ -65,6 +65,7 @@ def distil(
         fitted = fit(
             model, method, pictures, train=train, normalization=student.normalization, taps=outline.taps,
             depthwise=catalog.info(student.model).depthwise, teacher=teaching, device=context.device, folder=context.work, progress=progress,
+            group=context.group,
         )  # fmt: skip
     return Student(model, method, fitted, len(pictures.validation_index))
 

@@ -19,6 +19,11 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 RESUMABLE = ("run", "teachers")
 
 
+def said_by_another(error: BaseException) -> bool:
+    """Whether torchrun started this process beside a first one, which says the same."""
+    return os.environ.get("RANK", "0") != "0" and "WORLD_SIZE" in os.environ and not isinstance(error, StageError)
+
+
 def explain(error: BaseException, arguments: Sequence[str]) -> tuple[int, str]:
     """Exit code and sentence of an expected error; any other is raised again."""
     command = shlex.join(["compress", *arguments])

@@ -1,32 +1,46 @@
-"""Two losses, one step: the plain sum, or the auxiliary gradient projected where it opposes the task's. Imports nothing of the project."""
+"""Losses to gradients: the plain sum, or the auxiliary gradient projected where it opposes the task's. Imports nothing of the project."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+# Averages gradients over processes, in place; a group is what one message carries.
+Reduce = Callable[[list[Tensor]], None]
 
-def sum_backward(losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
-    """Add d(sum of losses)/dp into `p.grad` of every parameter."""
+
+def sum_backward(losses: Sequence[Tensor], parameters: Sequence[Tensor], *, reduce: Reduce | None = None) -> None:
+    """Set `p.grad` to d(sum of losses)/dp of every parameter that a loss reaches. `reduce`: averages over processes."""
     total = losses[0]
     for loss in losses[1:]:
         total = total + loss
-    total.backward(inputs=list(parameters))
+    if reduce is None:
+        total.backward(inputs=list(parameters))
+        return
+    found = torch.autograd.grad(total, list(parameters), allow_unused=True)
+    reduce([grad for grad in found if grad is not None])
+    for p, grad in zip(parameters, found, strict=True):
+        if grad is not None:
+            _add(p, grad)
 
 
-def aligned_backward(task: Tensor, auxiliary: Tensor, parameters: Sequence[Tensor], *, scope: str, free: Tensor | None = None) -> None:
+def aligned_backward(
+    task: Tensor, auxiliary: Tensor, parameters: Sequence[Tensor], *, scope: str, free: Tensor | None = None, reduce: Reduce | None = None
+) -> None:
     """Set `p.grad` to g_task + g_auxiliary (+ g_free), the auxiliary gradient first projected where the two conflict.
 
     Where <g_aux, g_task> < 0:  g_aux <- g_aux - <g_aux, g_task> / ||g_task||^2 g_task.  The task's gradient is never altered.
-    Works on lists of tensors: no flattened copy is made, and the two losses share one forward pass.
+    Works on lists of tensors: no flattened copy is made, and the losses share one forward pass; a loss costs a backward pass through what
+    it reaches, which for two heads is the backbone and its own head. Never waits for the device.
 
     Args:
         task: scalar, the cross-entropy. auxiliary: scalar, the loss to project. free: scalar added unprojected, or None.
         parameters: everything that the optimizer steps; a parameter that a loss does not reach counts as zero.
         scope: "all", the norm and the projection run over all parameters, as the authors' OptimGradAlign does (the correction then
             also reaches the classifier); "shared", only over parameters that both losses reach: a true projection in the backbone.
+        reduce: averages gradients over processes, all losses' in one message; the projection, which is not linear, comes after it.
 
     Source: Yang et al. 2024 (arXiv 2411.08937), gradient alignment; one-directional PCGrad (Yu et al. 2020).
     """
@@ -36,12 +50,15 @@ def aligned_backward(task: Tensor, auxiliary: Tensor, parameters: Sequence[Tenso
     g_task = torch.autograd.grad(task, parameters, retain_graph=True, allow_unused=True)
     g_aux = torch.autograd.grad(auxiliary, parameters, retain_graph=free is not None, allow_unused=True)
     g_free = torch.autograd.grad(free, parameters, allow_unused=True) if free is not None else (None,) * len(parameters)
+    if reduce is not None:
+        reduce([grad for grads in (g_task, g_aux, g_free) for grad in grads if grad is not None])
 
     both = [(t, a) for t, a in zip(g_task, g_aux, strict=True) if t is not None and a is not None]
+    correction: Tensor | None = None
     if both:
-        dot = torch.stack([(t * a).sum() for t, a in both]).sum()
         spread = [t for t, _ in both] if scope == "shared" else [t for t in g_task if t is not None]
-        norm2 = torch.stack([(t * t).sum() for t in spread]).sum()
+        dot = _sum_of_products([t for t, _ in both], [a for _, a in both])
+        norm2 = _sum_of_products(spread, spread)
         # A clamped dot keeps the step free of a branch: nothing to remove where the gradients agree (or the task's is zero).
         correction = dot.clamp(max=0) / norm2.clamp(min=torch.finfo(norm2.dtype).tiny)
     for p, t, a, f in zip(parameters, g_task, g_aux, g_free, strict=True):
@@ -51,6 +68,22 @@ def aligned_backward(task: Tensor, auxiliary: Tensor, parameters: Sequence[Tenso
         grad = parts[0].clone()
         for part in parts[1:]:
             grad += part
-        if both and t is not None and (scope == "all" or a is not None):
+        if correction is not None and t is not None and (scope == "all" or a is not None):
             grad -= correction * t
-        p.grad = grad if p.grad is None else p.grad + grad
+        _add(p, grad)
+
+
+def _add(p: Tensor, grad: Tensor) -> None:
+    """Add to `p.grad`, laid out in memory as `p` is.
+
+    torch's fused optimizers read both as plain memory: a gradient of other strides (a convolution's, behind a channels_last map) would step
+    the wrong elements without a word (torch 2.15, SGD, CPU). `backward` sees to it by itself, `autograd.grad` does not.
+    """
+    if grad.stride() != p.stride():
+        grad = torch.empty_like(p).copy_(grad)
+    p.grad = grad if p.grad is None else p.grad + grad
+
+
+def _sum_of_products(left: list[Tensor], right: list[Tensor]) -> Tensor:
+    """The dot product of two lists of tensors, as if each were one vector: a scalar on their device."""
+    return torch.stack([product.sum() for product in torch._foreach_mul(left, right)]).sum()

@@ -20,9 +20,10 @@ from compress.models.deployed import deployed
 from compress.models.outline import outline as outline_of
 from compress.precision import autocast, resolve_precision
 from compress.results import File, Network, Trained, TrainingData, sha256_of
+from compress.step import Teaching
 from compress.teacher_cache import TeacherCache
 from compress.teacher_network import TeacherNetwork
-from compress.train import Pictures, Teaching
+from compress.train import Pictures
 
 LOGITS_VERSION = 1  # raised when the same teacher and view would give other logits
 
@@ -92,12 +93,12 @@ def teacher_cache(
     """
     record = teacher.network
     model = network(record, teacher.weights, device).eval().requires_grad_(False)
-    precision = _teacher_precision(record, device)
+    precision, prepare = _teacher_precision(record, device), _preparing(record, device)
 
     @torch.no_grad()
     def forward(raw: Tensor) -> Tensor:
         with autocast(device, precision):
-            return model(_prepared(record, raw)).float()
+            return model(prepare(raw)).float()
 
     scheme = [LOGITS_VERSION, teacher, data.images, data.image_size, data.augment, precision, device.split(":")[0]]
     folder = cache / "logits" / sha256_of(scheme) if cache is not None else None
@@ -109,9 +110,10 @@ def _teacher_precision(record: Network, device: str) -> str:
     return resolve_precision("auto", device, depthwise=catalog.info(record.model).depthwise)
 
 
-def _prepared(record: Network, raw: Tensor) -> Tensor:
-    """Raw pixels uint8 (N, H, W, 3) as the network takes them."""
-    return views.to_float(raw, record.normalization.mean, record.normalization.std)
+def _preparing(record: Network, device: str) -> Callable[[Tensor], Tensor]:
+    """Raw pixels uint8 (N, H, W, 3) -> what the network takes; its constants lie on the device."""
+    mean, std = (torch.tensor(values, device=device) for values in (record.normalization.mean, record.normalization.std))
+    return lambda raw: views.to_float(raw, mean, std)
 
 
 def teaching(
@@ -130,7 +132,7 @@ def teaching(
     return TeacherNetwork(
         network(record, teacher.weights, device),
         {name: taps[name] for name in method.teacher_taps},
-        partial(_prepared, record),
+        _preparing(record, device),
         partial(autocast, device, _teacher_precision(record, device)),
         batch_stats=batch_stats,
         logits=apart or ("own" if method.reads_logits else None),

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from compress import compatible, recipe, selection, verdict
+from compress import compatible, distributed, recipe, selection, verdict
 from compress.console import Console
 from compress.data import sources
 from compress.errors import MissingError, StageError, UsageError
@@ -38,15 +38,23 @@ class Outcome:
 
 
 def run(loaded: Loaded, *, artifacts: Path, device: str, until: str | None, force: tuple[str, ...], console: Console) -> Outcome:
-    """Run a recipe from teacher to verdict; every stage that is whole already is reused."""
+    """Run a recipe from teacher to verdict; every stage that is whole already is reused. Under torchrun the processes share the trainings."""
+    with distributed.joined(resolve_device(device)) as (group, own):
+        return _run(loaded, Store(artifacts, own, console if group.first else Console(silent=True), force, group), until)
+
+
+def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
     now = datetime.now(UTC)
     settings = recipe.resolve(loaded.recipe)
-    work = Workflow(loaded, settings, Store(artifacts, resolve_device(device), console, force), until)
+    artifacts, console = store.root, store.console
+    work = Workflow(loaded, settings, store, until)
     for notice in loaded.notices:
         console.notice(notice)
     evidence = work.evidence(started=f"{now:%Y-%m-%d %H:%M:%S} UTC")
     if evidence is None:
         console.line(f"stopped after {until}, as asked; run again without --until to go on")
+        return Outcome(0, None, None)
+    if not store.group.first:
         return Outcome(0, None, None)
     folder = _new_folder(artifacts / "runs" / loaded.name, now, sha256_of(settings)[:8])
     shutil.copyfile(loaded.path, folder / "recipe.yaml")
@@ -219,6 +227,8 @@ class Workflow:
         console.line(content["choose"]["sentence"])
         student = Student(model=picked.model, width=picked.width, weights=picked.weights)
         self.settings = recipe.resolve(self.loaded.recipe.model_copy(update={"student": student}))
+        if not self.store.group.first:
+            return content
         return plan.keep(content, self.loaded.name, self.loaded.recipe.student, self.store.root)
 
     def selected(self) -> tuple[list[Trained], selection.Selected]:

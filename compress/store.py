@@ -22,18 +22,23 @@ from pathlib import Path
 from typing import Any
 
 from compress.console import Console
+from compress.distributed import ALONE, Group
 from compress.errors import StageError
 from compress.results import File, from_json, sha256_of, to_json
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: `run(config, *, context, **inputs) -> result`. `version` is raised when the numbers that it makes change."""
+    """A stage: `run(config, *, context, **inputs) -> result`. `version` is raised when the numbers that it makes change.
+
+    `together`: all processes of a run work on it (a training); any other is the first process's alone.
+    """
 
     name: str
     version: int
     run: Callable[..., Any]
     result: type
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Context:
     device: str
     console: Console
     cache: Path  # the store's root, for content-addressed side caches (teacher logits)
+    group: Group = ALONE
 
 
 @dataclass
@@ -57,6 +63,7 @@ class Store:
     device: str
     console: Console
     force: tuple[str, ...] = ()
+    group: Group = ALONE
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     reused: list[str] = dataclasses.field(default_factory=list)
 
@@ -64,12 +71,21 @@ class Store:
         self.root = self.root.absolute()  # records name files by where they stand, whatever the working folder is later
 
     def run(self, stage: Stage, config: Any, *, label: str = "", **inputs: Any) -> Any:
-        """The stage's result: from the cache where it is whole, else by running it."""
+        """The stage's result: from the cache where it is whole, else by running it. The same in every process of a run."""
+        if self.group.first:
+            return self.group.word(self._run(stage, config, label, inputs))
+        if stage.together and self.group.word(None):  # the first process did not find it
+            self._apart(stage, config, inputs)
+        return self.group.word(None)
+
+    def _run(self, stage: Stage, config: Any, label: str, inputs: dict[str, Any]) -> Any:
         title = f"{stage.name} {label}".strip()
         folder = self.root / "cache" / stage.name / sha256_of([stage.name, stage.version, config, inputs])
         begin = time.monotonic()
         with locked(folder.with_suffix(".lock")):
             found = None if stage.name in self.force else self._find(stage, folder, title)
+            if stage.together:
+                self.group.word(found is None)
             if found is not None:
                 result, self.seconds[title] = found
                 self.reused.append(title)
@@ -82,12 +98,21 @@ class Store:
 
     def anew(self, stage: Stage, config: Any, **inputs: Any) -> Any:
         """The result of a stage that is never reused, because its answer lies on another machine; it may hold no files."""
+        if not self.group.first:
+            return self.group.word(None)
         self.console.stage(stage.name, "running")
         begin = time.monotonic()
-        with tempfile.TemporaryDirectory() as work:
-            result = stage.run(config, context=Context(Path(work), self.device, self.console, self.root / "cache"), **inputs)
+        result = self._apart(stage, config, inputs)
         self.seconds[stage.name] = round(time.monotonic() - begin, 3)
-        return result
+        return self.group.word(result)
+
+    def _apart(self, stage: Stage, config: Any, inputs: dict[str, Any]) -> Any:
+        """Run a stage in a folder that nobody keeps."""
+        with tempfile.TemporaryDirectory() as work:
+            return stage.run(config, context=self._context(Path(work)), **inputs)
+
+    def _context(self, work: Path) -> Context:
+        return Context(work, self.device, self.console, self.root / "cache", self.group)
 
     def _find(self, stage: Stage, folder: Path, title: str) -> tuple[Any, float] | None:
         """The stored result and the seconds that it took; None where there is none or it is not whole."""
@@ -113,7 +138,7 @@ class Store:
         begin = time.monotonic()
         try:
             partial.mkdir(parents=True, exist_ok=True)
-            result = stage.run(config, context=Context(partial, self.device, self.console, self.root / "cache"), **inputs)
+            result = stage.run(config, context=self._context(partial), **inputs)
             record = {
                 "stage": stage.name,
                 "version": stage.version,

@@ -34,15 +34,24 @@ class TeacherNetwork:
                     module.train()
                     module.track_running_stats = False  # in training mode: the running statistics are neither read nor written
 
+    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+        """Logits float16 (M, K) of steps to come, where a cache answers with them."""
+        return self.logits.ahead(index, view, pixels) if isinstance(self.logits, TeacherCache) else None
+
     @torch.no_grad()
-    def answer(self, index: Tensor, view: Tensor, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def answer(self, known: Tensor | None, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Logits (N, K), rounded to float16 as the cache does, and the maps by name, all float32."""
         with self.autocast():
             logits, maps = self.tapped(self.prepare(pixels))
         named = {name: value.float() for name, value in maps.items()}
-        if self.logits is None or self.logits == "own":
-            return (logits.to(torch.float16).float() if self.logits else None), named
-        return self.logits(index, view, pixels), named
+        if isinstance(self.logits, TeacherCache):
+            return self.logits.answer(known, pixels)[0], named
+        return (logits.to(torch.float16).float() if self.logits else None), named
+
+    def merge(self, gather: Callable[[Tensor], Tensor]) -> None:
+        """Learn what the other processes' teachers said."""
+        if isinstance(self.logits, TeacherCache):
+            self.logits.merge(gather)
 
     def save(self) -> None:
         """Keep what was learnt of the teacher's logits for later runs."""

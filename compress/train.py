@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,30 +21,24 @@ from torch import Tensor, nn
 from compress import checkpoint, schedule
 from compress.checkpoint import State
 from compress.data import views
+from compress.distributed import ALONE, Group, gather
 from compress.errors import Interrupted
 from compress.finite import Finite
-from compress.gradients import aligned_backward, sum_backward
-from compress.methods import Method, Signals
+from compress.methods import Method
 from compress.models.taps import Tapped
-from compress.precision import autocast, resolve_precision
+from compress.precision import resolve_precision
 from compress.results import Normalization
 from compress.schema import Train
+from compress.step import Batch, Rate, Step, Teaching, engine, trainable
 
-
-class Teaching(Protocol):
-    """What a method is taught by: a memory of logits, or a network."""
-
-    def answer(self, index: Tensor, view: Tensor, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Teacher's logits (N, K) and maps by name, float32, of pictures and views (N,); pixels uint8 (N, H, W, 3)."""
-
-    def save(self) -> None:
-        """Keep what later runs may use."""
+WINDOW = {"cpu": 1, "cuda": 64}  # steps that the teacher runs ahead
 
 
 class Progress(Protocol):
     """What the loop tells while it runs."""
 
     def start_at(self, epoch: int, step: int) -> None: ...
+    def warn(self, text: str) -> None: ...
     def step(self, images: int, losses: dict[str, Tensor]) -> None: ...
     def epoch(self, row: dict[str, float]) -> None: ...
 
@@ -104,6 +98,7 @@ def fit(
     device: str,
     folder: Path,
     progress: Progress,
+    group: Group = ALONE,
     resume_hint: str = "run the same command again to resume",
 ) -> Fitted:
     """Train `student` and `method` in place; resume from `folder/checkpoint.pt` where there is one.
@@ -111,16 +106,16 @@ def fit(
     Args:
         train: resolved settings (no open defaults). taps: the student's, by name; those that the method asks for are read. depthwise: see
             `resolve_precision`. teacher: answers per (picture, view), or None where the method reads none.
-        folder: holds checkpoint.pt and history.csv.
-    Raises: StageError on a loss that is not finite, Interrupted after Ctrl-C (a checkpoint is written first),
-        UsageError for a batch too small for the method.
+        folder: holds checkpoint.pt and history.csv (of the first process). group: the processes that share each batch.
+    Raises: StageError on a loss that is not finite or a process that is gone, Interrupted after Ctrl-C (a checkpoint is written first),
+        UsageError for a batch too small for the method or the processes.
     """
     epochs, seed = train.epochs or 1, train.seed or 0
-    smallest = max(method.smallest_batch(), schedule.smallest_batch(student, pictures.image_size, device))
+    smallest = max(method.smallest_batch(), schedule.smallest_batch(student, pictures.image_size, device)) * group.size
     size = schedule.batch_size(train.batch_size, len(pictures.train_index), smallest)
     steps = schedule.steps(len(pictures.train_index), size, smallest)
     saved = folder / checkpoint.CHECKPOINT
-    parameters = [p for p in (*student.parameters(), *method.parameters()) if p.requires_grad]
+    parameters = trainable(student, method)
     optimizer = torch.optim.SGD(
         parameters, lr=train.lr or 0.0, momentum=train.momentum, nesterov=train.nesterov, weight_decay=train.weight_decay, fused=True
     )
@@ -130,49 +125,59 @@ def fit(
     threads_before = torch.get_num_threads()
     torch.set_num_threads(train.threads or threads_before)
     state, precision = State(), resolve_precision(train.precision, device, depthwise=depthwise)
-    if saved.is_file():
-        state, precision = checkpoint.load(saved, student, method, optimizer)
+    content = group.word(saved.read_bytes() if group.first and saved.is_file() else None)
+    if content is not None:
+        state, precision = checkpoint.load(content, saved, student, method, optimizer)
         progress.start_at(state.epoch, state.step)
-    finite, sums, begin = Finite(device), dict[str, Tensor](), time.monotonic()
+    group.spread(student, method)
+    rate, finite, sums, begin = Rate(optimizer, device), Finite(device), dict[str, Tensor](), time.monotonic()
     tapped = Tapped(student, {name: taps[name] for name in method.student_taps})
+    step = Step(
+        tapped, method, pictures.images, pictures.labels, pictures.augment, pictures.image_size, torch.tensor(normalization.mean, device=device),
+        torch.tensor(normalization.std, device=device), teacher, optimizer, parameters, precision, group,
+    )  # fmt: skip
+    run = engine(train.engine, step, size, progress.warn)
     try:
         with _between_steps() as stop:
             while state.epoch <= epochs:
                 begin = time.monotonic()
                 student.train()
                 method.train()
+                method.start_epoch(state.epoch)
                 order = schedule.order(pictures.train_index, seed, state.epoch)
                 view = views.views_of_epoch(len(pictures.images), state.epoch, seed, pictures.augment, train.views, pictures.image_size).to(device)
                 epoch_tensor = torch.tensor(float(state.epoch), device=device)
+                number = torch.tensor((state.epoch - 1) * steps + state.step, device=device)
                 sums, first = {}, state.step
-                while state.step < steps:
-                    if stop.is_set():
+                for at, index, known in _batches(order, view, state.step, size, steps, step):
+                    if group.agree(stop.is_set(), at):
                         raise KeyboardInterrupt
-                    index = order[state.step * size : (state.step + 1) * size]
-                    for group in optimizer.param_groups:
-                        group["lr"] = schedule.learning_rate(train, state.epoch, state.step / steps)
-                    step = torch.tensor((state.epoch - 1) * steps + state.step, device=device)
-                    losses = _step(
-                        tapped, method, pictures, index, view[index], (epoch_tensor, step), normalization, teacher, optimizer, parameters, device, precision
-                    )
-                    finite.note(losses, state.step)
+                    rate.set(schedule.learning_rate(train, state.epoch, at / steps))
+                    mine = group.share(index)
+                    losses = run(Batch(mine, view[mine], known, epoch_tensor, number, len(index)))
+                    number += 1
+                    finite.note(losses, at)
                     for name, loss in losses.items():
-                        sums[name] = sums.get(name, torch.zeros((), device=device)) + loss.detach() * len(index)
+                        sums[name] = sums.get(name, torch.zeros((), device=device)) + loss * len(mine)
                     state.step += 1
-                    progress.step(len(index), {name: loss.detach() for name, loss in losses.items()})
+                    progress.step(len(index), losses)
                     if state.step % 50 == 0:
                         finite.check(state.epoch, folder)
                 finite.check(state.epoch, folder)
-                _end_epoch(state, sums, student, method, pictures, normalization, train, begin, first * size)
+                sums = group.total(sums)
+                _end_epoch(state, sums, student, method, pictures, normalization, train, begin, first * size, validate=group.first)
                 sums = {}
                 progress.epoch(state.history[-1])
                 # The history first: a run killed between the two writes it again, one killed behind the last checkpoint would not.
                 checkpoint.write_history(folder / checkpoint.HISTORY, state.history)
-                checkpoint.save(saved, student, method, optimizer, state, precision)
+                if group.first:
+                    checkpoint.save(saved, student, method, optimizer, state, precision)
             if stop.is_set():  # during the last validation: nothing may swallow a Ctrl-C
                 raise KeyboardInterrupt
+        if teacher is not None and group.size > 1:
+            teacher.merge(gather)
     except KeyboardInterrupt:
-        if not finite.bad():
+        if not finite.bad() and group.first:
             _carry(state, sums, begin)
             checkpoint.save(saved, student, method, optimizer, state, precision)
         raise Interrupted(f"interrupted in epoch {min(state.epoch, epochs)} of {epochs}, checkpoint kept; {resume_hint}") from None
@@ -180,7 +185,7 @@ def fit(
         threads = torch.get_num_threads()
         torch.set_num_threads(threads_before)
         tapped.close()
-        if teacher is not None:
+        if teacher is not None and group.first:
             teacher.save()
     shipped = epochs
     if train.keep == "best" and state.best is not None:
@@ -191,41 +196,19 @@ def fit(
     return Fitted(state.history, state.seconds, seen / max(state.seconds, 1e-9), precision, threads, shipped)
 
 
-def _step(
-    tapped: Tapped,
-    method: Method,
-    pictures: Pictures,
-    index: Tensor,
-    view: Tensor,
-    now: tuple[Tensor, Tensor],
-    normalization: Normalization,
-    teacher: Teaching | None,
-    optimizer: torch.optim.Optimizer,
-    parameters: Sequence[Tensor],
-    device: str,
-    precision: str,
-) -> dict[str, Tensor]:
-    """One batch: pictures (B,) by index and view -> losses; the weights are stepped. `now`: epoch and step as `Signals` has them."""
-    raw = views.apply_views(pictures.images, index, view, pictures.augment, pictures.image_size)
-    pixels = views.to_float(raw, normalization.mean, normalization.std)
-    teacher_logits, teacher_taps = teacher.answer(index, view, raw) if teacher is not None else (None, {})
-    with autocast(device, precision):
-        logits, taps = tapped(pixels)
-    # Distillation losses live in float32: bf16 makes small differences of logits vanish.
-    taps = {name: tap.float() for name, tap in taps.items()}
-    losses = method(Signals(pictures.labels[index], index, now[0], logits.float(), teacher_logits, taps, teacher_taps, now[1]))
-    optimizer.zero_grad(set_to_none=True)
-    names = list(losses)
-    aligned = [losses[name] for name in names if name in method.aligned]
-    if aligned:
-        free = [losses[name] for name in names[1:] if name not in method.aligned]
-        aligned_backward(
-            losses[names[0]], sum(aligned[1:], aligned[0]), parameters, scope=method.scope, free=sum(free[1:], free[0]) if free else None
-        )
-    else:
-        sum_backward([losses[name] for name in names], parameters)
-    optimizer.step()
-    return losses
+def _batches(order: Tensor, view: Tensor, first: int, size: int, steps: int, step: Step) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """(step in the epoch, pictures (B,), the teacher's logits of this process's share or None) from step `first` on.
+
+    The teacher runs ahead by a window of steps, so that a GPU is asked for what it does not know once in a window, and not in every step.
+    """
+    window = WINDOW.get(order.device.type, 1)
+    for begin in range(first, steps, window):
+        batches = [order[at * size : (at + 1) * size] for at in range(begin, min(begin + window, steps))]
+        shares = [step.group.share(batch) for batch in batches]
+        index = torch.cat(shares)
+        ahead = step.teacher.ahead(index, view[index], step.pixels) if step.teacher is not None else None
+        known = [None] * len(batches) if ahead is None else ahead.split([len(share) for share in shares])
+        yield from zip(range(begin, begin + len(batches)), batches, known, strict=True)
 
 
 @contextmanager
@@ -260,6 +243,8 @@ def _end_epoch(
     train: Train,
     begin: float,
     before: int,
+    *,
+    validate: bool = True,
 ) -> None:
     """Validate, add the epoch's row, keep the best, move to the next epoch. `before`: pictures of this epoch that an earlier process saw."""
     rate = schedule.learning_rate(train, state.epoch, 0.0)
@@ -267,7 +252,7 @@ def _end_epoch(
     _carry(state, sums, begin)
     count = min(state.step * train.batch_size, len(pictures.train_index))
     row: dict[str, float] = {"epoch": state.epoch, "lr": rate, **{name: value / count for name, value in state.sums.items()}}
-    if len(pictures.validation_index):
+    if len(pictures.validation_index) and validate:
         logits = predict(method.deployed(student), pictures.images[pictures.validation_index], pictures.image_size, normalization)
         row["top1_validation"] = accuracy(logits, pictures.labels[pictures.validation_index])
     row["images_per_second"] = round((count - before) / max(trained_seconds, 1e-9), 1)

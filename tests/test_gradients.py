@@ -103,3 +103,21 @@ def test_unknown_scope_is_refused():
     w = torch.tensor([1.0], requires_grad=True)
     with pytest.raises(ValueError, match="'all' or 'shared'"):
         aligned_backward(w.sum(), w.sum(), [w], scope="some")
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_a_fused_optimizer_steps_the_elements_that_the_gradient_names(aligned):
+    # a convolution in torch's default layout behind a channels_last map: autograd.grad answers with other strides than the weight's
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(3, 4, 3)
+    pixels = torch.randn(2, 3, 6, 6).to(memory_format=torch.channels_last)
+    before, losses = conv.weight.detach().clone(), lambda: (conv(pixels).square().mean(), conv(pixels).mean())
+    expected = torch.autograd.grad(sum(losses()), [conv.weight])[0]
+    assert expected.stride() != conv.weight.stride()
+    optimizer = torch.optim.SGD(conv.parameters(), lr=1.0, fused=True)
+    if aligned:
+        aligned_backward(losses()[0], 0 * losses()[0], list(conv.parameters()), scope="all", free=losses()[1])
+    else:
+        sum_backward(losses(), list(conv.parameters()), reduce=lambda gradients: None)
+    optimizer.step()
+    torch.testing.assert_close(conv.weight.detach(), before - expected)

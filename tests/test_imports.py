@@ -44,7 +44,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.livebar": (),
     "compress.console": ("compress.summary", "compress.livebar"),
     "compress.exits": ("compress.console", "compress.errors"),
-    "compress.store": (*FOUNDATIONS, "compress.console"),
+    "compress.distributed": ("compress.errors",),
+    "compress.store": (*FOUNDATIONS, "compress.console", "compress.distributed"),
     "compress.data.embedded.make_fashion": ("compress.data.*",),  # the script that made the embedded pictures
     "compress.data*": (*FOUNDATIONS, "compress.schema", "compress.hashing", "compress.data.*"),
     "compress.models.weights.make": ("*",),  # the script that made the embedded teacher
@@ -52,7 +53,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.models*": (*FOUNDATIONS, "compress.schema", "compress.models", "compress.models.*"),
     "compress.methods*": (
         "compress.errors", "compress.losses", "compress.schema", "compress.hashing", "compress.methods.*", "compress.models.catalog",
-        "compress.models.outline", "compress.models.deployed",
+        "compress.models.outline", "compress.models.deployed", "compress.distributed",
+    ),
+    "compress.step": (
+        "compress.data.views", "compress.distributed", "compress.gradients", "compress.losses.precision", "compress.methods",
+        "compress.models.taps", "compress.precision",
     ),
     "compress.teacher_cache": ("compress.errors", "compress.store"),
     "compress.teacher_network": ("compress.teacher_cache", "compress.models.taps"),
@@ -62,12 +67,12 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.schedule": ("compress.errors", "compress.schema"),
     "compress.train": (
         *FOUNDATIONS, "compress.schema", "compress.schedule", "compress.precision", "compress.finite",
-        "compress.methods", "compress.gradients", "compress.checkpoint",
+        "compress.methods", "compress.step", "compress.distributed", "compress.checkpoint",
         "compress.data.views", "compress.models.taps",
     ),
     "compress.loading": (
         *FOUNDATIONS, "compress.precision", "compress.data*", "compress.models*", "compress.methods", "compress.teacher_cache",
-        "compress.teacher_network", "compress.train",
+        "compress.teacher_network", "compress.step", "compress.train",
     ),
     "compress.distilling": (*FOUNDATIONS, "compress.schema", "compress.store", "compress.loading", "compress.data*", "compress.methods", "compress.models*",
                             "compress.teacher_cache", "compress.train"),
@@ -93,7 +98,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.doctor": ("export.runtime", "export.provider", "compress.planted"),
     "compress.pipeline": (
         *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.compatible", "compress.verdict", "compress.console", "compress.store",
-        "compress.selection",
+        "compress.selection", "compress.distributed",
         "compress.stages.*", "compress.data.sources", "compress.models.catalog", "compress.report", "compress.plan", "compress.device_limits",
         "export.runtime", "export.targets",
     ),

@@ -56,6 +56,9 @@ class Recorder:
     def start_at(self, epoch: int, step: int) -> None:
         self.started = (epoch, step)
 
+    def warn(self, text: str) -> None:
+        raise AssertionError(text)
+
     def step(self, images: int, losses: dict[str, Tensor]) -> None:
         self.steps.append(images)
         if len(self.steps) == self.after and self.action is not None:
@@ -320,7 +323,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_checkpoint(tmp_path,
         fit(tmp_path, student, method)
     again = Net()
     optimizer = torch.optim.SGD(again.parameters(), lr=0.1, momentum=0.9)
-    state, _ = checkpoint.load(tmp_path / "checkpoint.pt", again, nn.Module(), optimizer)
+    state, _ = checkpoint.load((tmp_path / "checkpoint.pt").read_bytes(), tmp_path / "checkpoint.pt", again, nn.Module(), optimizer)
     assert (state.epoch, state.step) == (2, 0)
     assert all(torch.isfinite(value).all() for value in again.state_dict().values())
 
@@ -457,3 +460,31 @@ def test_training_runs_on_cuda(tmp_path):
     assert fitted.precision == "bf16" and len(fitted.history) == 6
     assert fitted.history[-1]["ce"] < fitted.history[0]["ce"]
     assert all(value.is_cuda and torch.isfinite(value).all() for value in student.state_dict().values())
+
+
+@pytest.mark.gpu
+def test_a_recorded_step_trains_what_a_plain_one_trains(tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    data = pictures(count=200)
+    there = train.Pictures(*(part.cuda() for part in (data.images, data.labels, data.train_index, data.validation_index)), "crop_flip", SIDE)
+    states, replayed = [], []
+    for engine in ("eager", "auto"):
+        (tmp_path / engine).mkdir()
+        torch.manual_seed(11)
+        net = Net().eval().requires_grad_(False).cuda()
+        cache = TeacherCache(
+            lambda raw, net=net: net(train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
+            pictures=200, views=18, classes=CLASSES, device="cuda", folder=None, warn=lambda text: None,
+        )  # fmt: skip
+        student, method = (module.cuda() for module in started(Distill(method=("dhkd",), dhkd=Dhkd(hidden=12, dropout=0.0))))
+        recorder = Recorder()
+        train.fit(
+            student, method, there, train=settings(epochs=2, engine=engine), normalization=NORMALIZATION, taps={"pooled": "fc:in"}, depthwise=False,
+            teacher=cache, device="cuda", folder=tmp_path / engine, progress=recorder,
+        )  # fmt: skip
+        states.append(state_of(student, method))
+        replayed.append(recorder.rows[-1]["ce"])
+    assert replayed[0] == pytest.approx(replayed[1], rel=1e-3)
+    for one, other in zip(*states, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

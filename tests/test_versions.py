@@ -27,7 +27,7 @@ NETWORKS = tuple(f"compress/models/{name}.py" for name in (
 METHODS = tuple(str(path.relative_to(ROOT)) for folder in ("methods", "losses") for path in sorted((ROOT / "compress" / folder).glob("*.py")))
 RUNNING = (*SPLITS, *NETWORKS, "compress/hashing.py", "compress/data/views.py", "compress/loading.py")
 TRAINING = (*RUNNING, *METHODS, *(f"compress/{name}.py" for name in (
-    "train", "schedule", "precision", "checkpoint", "teacher_cache", "teacher_network", "gradients")))
+    "train", "step", "distributed", "schedule", "precision", "checkpoint", "teacher_cache", "teacher_network", "gradients")))
 
 # What decides the numbers of each stage, beside its inputs; "logits" is the disk copy of what a teacher says.
 SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {

@@ -58,6 +58,8 @@ class Method(nn.Module):
         teacher_mode: "batch_stats": the teacher's BatchNorms use the batch's statistics; its buffers never change.
         aligned: names of the losses that are projected onto the normal plane of the first loss.
         scope: of that projection, "all" or "shared" (see gradients.aligned_backward).
+        recordable: a step may be recorded once and replayed: it neither waits for the device nor puts new tensors in place of old ones.
+        phase: changes, in `start_epoch` only, where from then on other losses are computed.
     """
 
     needs_teacher = True
@@ -68,6 +70,8 @@ class Method(nn.Module):
     teacher_mode: Literal["eval", "batch_stats"] = "eval"
     aligned: tuple[str, ...] = ()
     scope = "all"
+    recordable = True
+    phase: int = 0
 
     def __init__(self, config: Any, setting: Setting) -> None:
         super().__init__()
@@ -98,6 +102,9 @@ class Method(nn.Module):
     def task(self, signals: Signals, weight: float = 1.0) -> Tensor:
         """The weighted cross-entropy."""
         return weight * cross_entropy(signals.student_logits, signals.labels, self.label_smoothing)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Told before each 1-based epoch."""
 
     def smallest_batch(self) -> int:
         """The smallest training batch that the method's modules accept."""

@@ -31,6 +31,7 @@ class Combined(Method):
         self.teacher_mode = next(iter(modes), "eval")
         self.aligned = tuple(name for part in parts for name in part.aligned)
         self.scope = next((part.scope for part in parts if part.aligned), "all")
+        self.recordable = all(part.recordable for part in parts)
         self.shipping = next((part for part in parts if part.form() is not None), parts[0])
 
     def _parts(self) -> list[Method]:
@@ -45,6 +46,11 @@ class Combined(Method):
 
     def logits(self, signals: Signals) -> Tensor:
         return self.shipping.logits(signals)
+
+    def start_epoch(self, epoch: int) -> None:
+        for part in self._parts():
+            part.start_epoch(epoch)
+        self.phase = sum(part.phase << place for place, part in enumerate(self._parts()))
 
     def smallest_batch(self) -> int:
         return max(part.smallest_batch() for part in self._parts())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-import torch.distributed as distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compress.distributed import gather
 from compress.errors import UsageError
 from compress.hashing import hashed
 from compress.losses import contrastive_nce
@@ -27,6 +28,7 @@ class CRD(Method):
     config: Crd
     reads_logits = False
     needs_labels = True
+    recordable = False  # its memories are new tensors after every step
     student_taps = ("pooled",)
     teacher_taps = ("pooled",)
     memory_student: Tensor
@@ -91,34 +93,18 @@ class CRD(Method):
         return contrastive_nce(scores, log_z, len(memory))
 
     def _first_z(self, scores: Tensor) -> Tensor:
-        """Log of mean(exp(scores)) times the number of pictures, over all processes."""
-        level = torch.logsumexp(scores.double().flatten(), 0) - torch.log(torch.tensor(float(scores.numel()), dtype=torch.float64, device=scores.device))
-        if distributed.is_available() and distributed.is_initialized():
-            parts = [torch.zeros_like(level) for _ in range(distributed.get_world_size())]
-            distributed.all_gather(parts, level)
-            level = torch.logsumexp(torch.stack(parts), 0) - torch.log(torch.tensor(float(len(parts)), dtype=torch.float64, device=level.device))
-        return (level + torch.log(torch.tensor(float(len(self.memory_student)), dtype=torch.float64, device=level.device))).to(self.log_z.dtype)
+        """Log of mean(exp(scores)) times the number of pictures, over the batches (N, 1 + K) of all processes."""
+        levels = gather(torch.logsumexp(scores.double(), dim=1))
+        share = len(self.memory_student) / (len(levels) * scores.shape[1])
+        return (torch.logsumexp(levels, 0) + math.log(share)).to(self.log_z.dtype)
 
     @torch.no_grad()
     def remember(self, rows: Tensor, student: Tensor, teacher: Tensor) -> None:
         """Move the batch's rows of both memories towards its embeddings. New tensors: the backward pass still needs the old ones."""
-        rows, student, teacher = _everywhere(rows), _everywhere(student), _everywhere(teacher)
+        rows, student, teacher = gather(rows), gather(student), gather(teacher)
         momentum = self.config.momentum
         for name, value in (("memory_student", student), ("memory_teacher", teacher)):
             memory = self.get_buffer(name)
             moved = F.normalize(momentum * memory[rows] + (1 - momentum) * value.to(memory.dtype), dim=1)
             setattr(self, name, memory.index_copy(0, rows, moved))
 
-
-def _everywhere(mine: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks; their batches may differ in length."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return mine
-    count = torch.tensor([len(mine)], device=mine.device)
-    counts = [torch.zeros_like(count) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(counts, count)
-    longest = max(int(one) for one in counts)
-    padded = torch.cat([mine, mine.new_zeros(longest - len(mine), *mine.shape[1:])])
-    parts = [torch.zeros_like(padded) for _ in counts]
-    distributed.all_gather(parts, padded)
-    return torch.cat([part[: int(one)] for part, one in zip(parts, counts, strict=True)])

@@ -44,7 +44,7 @@ class FitNet(Method):
 
     def forward(self, signals: Signals) -> dict[str, Tensor]:
         config, (tap,) = self.config, self.student_taps
-        if config.mode == "two_stage" and bool(signals.epoch > config.hint_epochs):
+        if self.phase == 1:
             assert signals.teacher_logits is not None  # the engine supplies them: reads_logits
             kd = config.kd * kd_kl(signals.student_logits, signals.teacher_logits, config.temperature)
             return {"ce": self.task(signals, config.ce), "kd": kd, "hint": torch.zeros_like(kd.detach())}
@@ -54,6 +54,10 @@ class FitNet(Method):
         # zeros without a graph: what lies above the hint has no gradient, so neither momentum nor weight decay moves it
         nothing = torch.zeros_like(distance.detach())
         return {"ce": nothing, "kd": nothing, "hint": distance}
+
+    def start_epoch(self, epoch: int) -> None:
+        """Two stages: the hint alone up to `hint_epochs`, then the labels and the teacher's logits."""
+        self.phase = int(self.config.mode == "two_stage" and epoch > self.config.hint_epochs)
 
     def smallest_batch(self) -> int:
         return 2

@@ -38,6 +38,9 @@ class Train(Section):
     precision: Literal["auto", "float32", "bf16"] = Field(
         default="auto", description="auto: bf16 on CUDA, and on CPUs with bf16 units for networks without depthwise convolutions; else float32"
     )
+    engine: Literal["auto", "eager"] = Field(
+        default="auto", description="auto: on CUDA a step is recorded once as a graph and replayed, where the method allows it; eager: never"
+    )
     views: Count | None = Field(
         default=None, description="limit the augmentation to so many views a picture, so that the teacher's logits are reused sooner; null: no limit"
     )

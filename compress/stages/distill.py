@@ -48,4 +48,4 @@ def save_combined(model: nn.Module, method: nn.Module, path: Path) -> None:
     path.write_bytes(save(tensors, metadata={"format": "pt"}))  # not save_file: a full disk is then an OSError, which the store explains
 
 
-run = Stage("distill", 1, _run, Distilled)
+run = Stage("distill", 2, _run, Distilled, together=True)

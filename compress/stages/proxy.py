@@ -26,4 +26,4 @@ def _run(
     )
 
 
-run = Stage("proxy", 1, _run, Proxied)
+run = Stage("proxy", 1, _run, Proxied, together=True)

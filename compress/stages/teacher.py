@@ -61,6 +61,7 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
             fitted = fit(
                 model, method, pictures, train=config.train, normalization=network.normalization, taps=outline.taps,
                 depthwise=info.depthwise, teacher=None, device=context.device, folder=context.work, progress=progress,
+                group=context.group,
             )  # fmt: skip
     top1 = accuracy(
         predict(model, pictures.images[pictures.validation_index], data.image_size, network.normalization),
@@ -125,4 +126,4 @@ def _origin(config: Candidate) -> str:
     return f"{source}, trained further here" if config.train else source
 
 
-train = Stage("teacher", 1, _train, Trained)
+train = Stage("teacher", 1, _train, Trained, together=True)

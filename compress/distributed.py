@@ -1,0 +1,172 @@
+"""Several processes, one training: `torchrun --nproc-per-node N -m compress run recipe.yaml`. Nothing here in an ordinary run.
+
+A training's batch is the recipe's batch whatever the number of processes: each takes its share of every batch, gradients are averaged by
+share, and every process steps the same weights. All other work is done by the first process, while the others wait for its word.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import StageError, UsageError
+
+if TYPE_CHECKING:  # torch is imported where there is more than one process, or a tensor: the store knows groups, and is needed without torch
+    from torch import Tensor, nn
+
+AGREE = 10  # steps between two questions whether to stop
+WAIT = timedelta(hours=48)  # the first process may train teachers, quantise and measure while the others wait
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of one run: `rank` in [0, size)."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process does what only one may do."""
+        return self.rank == 0
+
+    def share(self, batch: Tensor) -> Tensor:
+        """This process's part of a batch's pictures (B,): contiguous, sizes differ by one at most. Raises UsageError where it is empty."""
+        if self.size == 1:
+            return batch
+        if len(batch) < self.size:
+            raise UsageError(f"train.batch_size: a batch of {len(batch)} cannot be shared by {self.size} processes")
+        return batch.tensor_split(self.size)[self.rank]
+
+    def averaging(self, own: int, batch: int) -> Callable[[list[Tensor]], None] | None:
+        """How gradients of means over `own` of a batch's `batch` pictures become the gradient of the batch's mean; None for one process."""
+        if self.size == 1:
+            return None
+        return lambda gradients: self._average(gradients, own / batch)
+
+    def _average(self, gradients: list[Tensor], weight: float) -> None:
+        """Weighted sum over all processes, in place, in one message for each type."""
+        import torch
+
+        for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
+            group = [gradient for gradient in gradients if gradient.dtype == dtype]
+            flat = torch.cat([gradient.reshape(-1) for gradient in group]).mul_(weight)
+            with _named():
+                torch.distributed.all_reduce(flat)
+            parts = flat.split([gradient.numel() for gradient in group])
+            for gradient, part in zip(group, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def total(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars -> their sums over all processes."""
+        if self.size == 1 or not sums:
+            return sums
+        import torch
+
+        stacked = torch.stack(list(sums.values()))
+        with _named():
+            torch.distributed.all_reduce(stacked)
+        return dict(zip(sums, stacked.unbind(), strict=True))
+
+    def agree(self, stop: bool, step: int) -> bool:
+        """Whether any process wants to stop, asked every AGREE steps: all must leave the loop at the same step."""
+        import torch
+
+        if self.size == 1 or step % AGREE:
+            return stop and self.size == 1
+        flag = torch.tensor(float(stop), device=_device())
+        with _named():
+            torch.distributed.all_reduce(flag)
+        return bool(flag > 0)
+
+    def spread(self, *modules: nn.Module) -> None:
+        """The first process's weights and buffers, in every process; other processes draw other dropout from here on."""
+        if self.size == 1:
+            return
+        import torch
+
+        with _named():
+            for value in (value for module in modules for value in module.state_dict().values()):
+                torch.distributed.broadcast(value, src=0)
+        torch.manual_seed(torch.initial_seed() + self.rank)
+
+    def word(self, value: Any) -> Any:
+        """The first process's value, in every process."""
+        if self.size == 1:
+            return value
+        import torch
+
+        box = [value]
+        with _named():
+            torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+ALONE = Group()
+
+
+def gather(own: Tensor) -> Tensor:
+    """Every process's rows (M_r, ...), in the order of ranks: (sum of M_r, ...). Row counts may differ. Alone: `own`."""
+    import torch
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return own
+    size = torch.distributed.get_world_size()
+    counts = [torch.zeros((), dtype=torch.int64, device=own.device) for _ in range(size)]
+    with _named():
+        torch.distributed.all_gather(counts, torch.tensor(len(own), device=own.device))
+        most = max(int(count) for count in counts)
+        padded = torch.cat([own, own.new_zeros((most - len(own), *own.shape[1:]))])
+        parts = [torch.empty_like(padded) for _ in range(size)]
+        torch.distributed.all_gather(parts, padded)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
+
+def _device() -> str:
+    """Where small messages stand: nccl sends none from the CPU."""
+    import torch
+
+    return "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """A process that is gone is one sentence, not a socket's message."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+        raise StageError(f"another process of this run is gone ({reason}); run the same command again to resume") from error
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun started this process beside others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def joined(device: str) -> Iterator[tuple[Group, str]]:
+    """(the group, this process's device) while the processes are connected: nccl on CUDA, gloo on the CPU.
+
+    `cuda` becomes this process's own card (LOCAL_RANK). Raises UsageError where a card is named for all processes.
+    """
+    if not under_torchrun():
+        yield ALONE, device
+        return
+    import torch
+
+    if device.startswith("cuda:"):
+        raise UsageError(f"--device {device}: under torchrun every process takes its own card; say cuda or cpu")
+    cuda = device == "cuda"
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if cuda:
+        torch.cuda.set_device(local)
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=WAIT)
+    try:
+        yield Group(torch.distributed.get_rank(), torch.distributed.get_world_size()), f"cuda:{local}" if cuda else device
+    finally:
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,103 @@
+"""What `test_distributed.py` runs, alone or under torchrun: two epochs of one method in float64; the first process writes the weights.
+
+Arguments: method, file to write, working folder, the rank that dies in the second epoch (-1: none).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from compress import distributed
+from compress.errors import CompressError
+from compress.methods import Outline, build_method
+from compress.results import Normalization
+from compress.schema import Crd, Dhkd, Distill, Schedule, Train
+from compress.train import Pictures, fit
+
+CLASSES, COUNT, SIDE, WIDTH = 4, 36, 8, 6
+METHODS = {
+    "dhkd": Distill(method=("dhkd",), dhkd=Dhkd(head="linear", align="all")),
+    "kd": Distill(method=("kd",)),
+    "crd": Distill(method=("crd",), crd=Crd(negatives=16, width=8)),
+}
+STUDENT = Outline("net", CLASSES, {"pooled": (WIDTH,)}, {"pooled": "fc:in"})
+TEACHER = Outline("teacher", CLASSES, {"pooled": (WIDTH,)}, {"pooled": "fc:in"})
+
+
+class Net(nn.Module):
+    """No BatchNorm: its statistics are of one process's share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, WIDTH, 3, padding=1)
+        self.fc = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.conv(x.to(self.fc.weight.dtype))).mean((2, 3)))
+
+
+class Teacher:
+    """Logits and a map that are functions of the pixels."""
+
+    def ahead(self, index: Tensor, view: Tensor, pixels: Any) -> Tensor | None:
+        return None
+
+    def answer(self, known: Tensor | None, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        flat = pixels.double().mean((1, 2)) / 255
+        return torch.cat([flat, flat[:, :1]], 1) * 3, {"pooled": torch.cat([flat, flat**2], 1)}
+
+    def merge(self, gather: Any) -> None: ...
+    def save(self) -> None: ...
+
+
+class Progress:
+    """Says nothing; `dies`: the process is gone in the middle of the second epoch."""
+
+    def __init__(self, dies: bool) -> None:
+        self.dies, self.steps = dies, 0
+
+    def start_at(self, epoch: int, step: int) -> None:
+        print(f"goes on in epoch {epoch}", flush=True)
+
+    def warn(self, text: str) -> None: ...
+    def epoch(self, row: dict[str, float]) -> None: ...
+
+    def step(self, images: int, losses: dict[str, Tensor]) -> None:
+        self.steps += 1
+        if self.dies and self.steps == 4:
+            os._exit(9)
+
+
+def main(name: str, out: Path, folder: Path, dying: int) -> None:
+    torch.set_num_threads(1)
+    with distributed.joined("cpu") as (group, device):
+        torch.manual_seed(5 + group.rank)  # the first process's weights count
+        generator = torch.Generator().manual_seed(3)
+        images = torch.randint(0, 256, (COUNT, SIDE, SIDE, 3), generator=generator).to(torch.uint8)
+        labels = torch.arange(COUNT) % CLASSES
+        student = Net().double()
+        method = build_method(METHODS[name], student=STUDENT, teacher=TEACHER, train_labels=labels, seed=1).double()
+        fit(
+            student, method, Pictures(images, labels, torch.arange(COUNT), torch.arange(0), "crop_flip", SIDE),
+            train=Train(epochs=2, batch_size=15, lr=0.5, precision="float32", schedule=Schedule(warmup_epochs=0.0)),
+            normalization=Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), taps={"pooled": "fc:in"}, depthwise=False, teacher=Teacher(),
+            device=device, folder=folder, progress=Progress(group.rank == dying), group=group,
+        )  # fmt: skip
+        if group.first:
+            state = {**student.state_dict(), **{f"method.{key}": value for key, value in method.state_dict().items()}}
+            save_file({key: value.contiguous().clone() for key, value in state.items()}, out)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+    except CompressError as error:
+        print(f"said: {error}", flush=True)
+        sys.exit(error.exit_code)
