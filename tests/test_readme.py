@@ -43,6 +43,9 @@ def parse_click(command: click.Command, name: str, arguments: list[str]) -> None
 def parse_command(line: str) -> None:
     """Parse one console line by the program that it names; an unknown program fails."""
     program, *arguments = shlex.split(line)
+    if program == "torchrun":
+        assert arguments[:4] == ["--nproc-per-node", "2", "-m", "compress"]  # as the suite starts it
+        program, arguments = arguments[3], arguments[4:]
     if program == "compress":
         assert arguments[0] in cli.cli.commands, arguments[0]
         parse_click(cli.cli.commands[arguments[0]], arguments[0], arguments[1:])
@@ -62,7 +65,9 @@ def parse_command(line: str) -> None:
         spec = importlib.util.spec_from_file_location("benchmark", ROOT / arguments[0])
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        sys.path.insert(0, str(ROOT / "benchmarks"))  # where a script looks for its neighbours
         spec.loader.exec_module(module)
+        sys.path.pop(0)
         parse_click(module.main, arguments[0], arguments[1:])
     elif arguments[:2] == ["-m", "compress.reference"]:
         assert (ROOT / arguments[2]).is_file()
