@@ -181,7 +181,7 @@ def teachers(recipe: Path, overrides: tuple[str, ...], device: str, artifacts: P
     cells = [
         ("*" if row["chosen"] else "", row["model"], f"{100 * row['top1_validation']:.2f} %",
          *((str(row["rank"]), f"{100 * row['proxy_top1_validation']:.2f} %", str(row["proxy_rank"])) if proxy else ()),
-         f"{row['params']:,}", f"{row['macs']:,}", f"{row['seconds']:.1f} s", row["origin"])
+         f"{row['params']:,}", "-" if row["macs"] is None else f"{row['macs']:,}", f"{row['seconds']:.1f} s", row["origin"])
         for row in rows
     ]  # fmt: skip
     _table([header, *cells])

@@ -43,6 +43,8 @@ def check(loaded: Loaded, settings: Recipe, *, classes: int, image_size: int) ->
 
 
 def _outline(one: Choice | Candidate, classes: int, image_size: int) -> Outline:
+    if isinstance(one, Candidate) and one.onnx is not None:
+        return Outline(one.title, classes, {})
     size = (one.image_size if isinstance(one, Candidate) else None) or image_size
     catalog.require_size(catalog.info(one.model), size)
     return outline(one.model, classes=classes, width=one.width, image_size=size)

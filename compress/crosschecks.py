@@ -193,6 +193,13 @@ def wrong_networks(data: Any) -> Iterator[tuple[Keys, str]]:
     places += [(("teacher", "candidates", number), item) for number, item in enumerate(listed if isinstance(listed, list) else [])]
     for keys, item in places:
         name = item.get("model") if isinstance(item, dict) else None
+        if isinstance(item, dict) and keys[0] == "teacher" and not name and item.get("onnx") is None:
+            yield (*keys, "model"), "missing; it has no default"
+        elif isinstance(item, dict) and keys[0] == "teacher" and item.get("onnx") is not None:
+            beside = [key for key in ("model", "width", "weights", "train") if item.get(key) not in (None, "", "none")]
+            if beside:
+                yield (*keys, beside[0]), f"stands beside onnx, which is the whole teacher: leave {beside[0]} out"
+            continue
         if isinstance(name, str) and name not in catalog.NETWORKS:
             wide = f"torchvision/{name}"
             hint = f" (did you mean {wide!r}?)" if wide in catalog.NETWORKS else did_you_mean(name, catalog.NETWORKS)
@@ -238,6 +245,11 @@ def _networks(recipe: Recipe) -> list[tuple[Keys, Candidate | Choice]]:
 
 
 def _network_mistakes(item: Candidate | Choice, size: int) -> Iterator[tuple[Keys, str]]:
+    if isinstance(item, Candidate) and item.onnx is not None:
+        if item.image_size not in (None, size):
+            yield ("image_size",), f"an ONNX teacher takes the recipe's pictures, {size} pixels here, not {item.image_size}"
+        if item.classes is not None and len(set(item.classes)) < len(item.classes):
+            yield ("classes",), "a name is there twice"
     if item.model not in catalog.NETWORKS:
         return
     info = catalog.NETWORKS[item.model]
@@ -275,7 +287,7 @@ def _trainings(recipe: Recipe) -> list[tuple[Keys, Train, int]]:
     """Every training with its number of epochs."""
     found: list[tuple[Keys, Train, int]] = []
     for number, candidate in enumerate(recipe.teacher.candidates):
-        if candidate.train is not None:
+        if candidate.onnx is None and candidate.train is not None:
             default = CANDIDATE_EPOCHS if candidate.weights == "none" else PRETRAINED_EPOCHS
             found.append((("teacher", "candidates", number, "train"), candidate.train, candidate.train.epochs or default))
     scratch = any(one.weights == "none" for one in recipe.student.networks)
@@ -298,10 +310,11 @@ def remarks(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     """What is allowed and probably not meant."""
     for keys, item in _networks(recipe):
         wide, size = f"torchvision/{item.model}", (item.image_size if isinstance(item, Candidate) else None) or image_size(recipe.data)
-        if isinstance(item, Candidate) and item.weights.endswith(catalog.CHECKPOINT_SUFFIXES) and item.expect_top1 is None and item.train is None:
-            known = f"say what accuracy {Path(item.weights).name} is known to reach (expect_top1)"
-            yield (*keys, "weights"), f"{known}, so that a wrong input is noticed before hours of training"
-        if size >= LARGE_PICTURES and catalog.NETWORKS[item.model].family == "cifar":
+        file = (item.onnx or (item.weights if item.weights.endswith(catalog.CHECKPOINT_SUFFIXES) else "")) if isinstance(item, Candidate) else ""
+        if isinstance(item, Candidate) and file and item.expect_top1 is None and item.train is None:
+            known = f"say what accuracy {Path(file).name} is known to reach (expect_top1)"
+            yield (*keys, "onnx" if item.onnx else "weights"), f"{known}, so that a wrong input is noticed before hours of training"
+        if item.model in catalog.NETWORKS and size >= LARGE_PICTURES and catalog.NETWORKS[item.model].family == "cifar":
             hint = f"; {wide} is meant for this size" if wide in catalog.NETWORKS else ""
             yield (*keys, "model"), f"{item.model} is a network for small pictures and costs much at {size} pixels{hint}"
     if recipe.teacher.select == "proxy" and recipe.distill.plain and len(recipe.teacher.candidates) > 1:

@@ -17,6 +17,7 @@ from compress.methods import Method, Outline
 from compress.models import catalog, checkpoints
 from compress.models.contracted import Contracted, inner
 from compress.models.deployed import deployed
+from compress.models.onnx_network import OnnxNetwork
 from compress.models.outline import outline as outline_of
 from compress.precision import autocast, resolve_precision
 from compress.results import File, Network, Trained, TrainingData, sha256_of
@@ -30,6 +31,9 @@ LOGITS_VERSION = 1  # raised when the same teacher and view would give other log
 
 def network(record: Network, weights: File | None, device: str) -> nn.Module:
     """The network that a record names, in the form that it names, on the device in channels_last; fresh weights where none are given."""
+    if record.black_box:
+        assert weights is not None  # the file is the network
+        return _contracted(record, OnnxNetwork(weights.path, torch.get_num_threads()))
     model = deployed(models.build(record.model, classes=record.outputs or record.classes, width=record.width), record.model, record.deployed)
     if weights is not None:
         checkpoints.fit(model, checkpoints.read_state(weights.path), source=str(weights.path))
@@ -59,6 +63,8 @@ def _contracted(record: Network, model: nn.Module) -> nn.Module:
 
 def outline(record: Network, model: nn.Module | None = None) -> Outline:
     """What a method may know of a network; weights are read off `model` where it is given."""
+    if record.black_box:
+        return Outline(record.model, record.classes, {})
     size, own = record.own_size or record.image_size, None if model is None else inner(model)
     found = outline_of(record.model, classes=record.outputs or record.classes, width=record.width, image_size=size, model=own)
     if not record.contracted:
@@ -107,6 +113,8 @@ def teacher_cache(
 
 
 def _teacher_precision(record: Network, device: str) -> str:
+    if record.black_box:
+        return "float32"
     return resolve_precision("auto", device, depthwise=catalog.info(record.model).depthwise)
 
 

@@ -254,7 +254,7 @@ class Workflow:
 
     def _labels(self) -> list[str]:
         """The candidates' names, with a number where one is there twice."""
-        models = [one.model for one in self.settings.teacher.candidates]
+        models = [one.title for one in self.settings.teacher.candidates]
         return [model if models.count(model) == 1 else f"{model} {number}" for number, model in enumerate(models, 1)]
 
     def candidates(self) -> list[Trained]:
@@ -275,7 +275,10 @@ class Workflow:
     def _data_notices(self) -> list[str]:
         skipped, settings = self.prepared.unreadable, self.settings
         notices = [f"{len(skipped)} unreadable pictures were skipped, the first: {skipped[0].path} ({skipped[0].reason})"] if skipped else []
-        weights = [(one.model, one.weights, one.normalize) for one in settings.teacher.candidates]
+        weights = [(one.model, one.weights, one.normalize) for one in settings.teacher.candidates if one.onnx is None]
+        for one in settings.teacher.candidates:
+            if one.onnx is not None and one.normalize is None and settings.data.normalize is None:
+                notices.append(f"{one.title}: it says no normalisation, so the data's is used; set `normalize` if it was trained with another")
         weights += [(one.model, one.weights, None) for one in settings.student.networks]
         for model, key, normalize in weights:
             known = catalog.info(model).family == "photos"  # published as files, all with one normalisation
@@ -309,8 +312,18 @@ class Workflow:
         return key, None
 
     def _candidate(self, candidate: Candidate, label: str) -> Trained:
-        key, weights = self._weights(candidate.weights, candidate.model)
-        network = self._network(candidate.model, candidate.width, candidate.weights, candidate.normalize)
+        weights: File | None
+        if candidate.onnx is not None:
+            path = self.base / Path(candidate.onnx).expanduser()
+            if not path.is_file():
+                raise MissingError(f"onnx: {path} does not exist; put the file there, or see it with: ls {path.parent}")
+            asked = candidate.normalize or self.settings.data.normalize
+            normalization = _normalization(asked) if asked else self.prepared.normalization
+            key, weights = "none", File.of(path)
+            network = Network(candidate.title, None, len(self.prepared.classes), self.prepared.image_size, normalization, black_box=True)
+        else:
+            key, weights = self._weights(candidate.weights, candidate.model)
+            network = self._network(candidate.model, candidate.width, candidate.weights, candidate.normalize)
         order = self._order(candidate.classes, label)
         network = replace(
             network, own_size=candidate.image_size, channels=candidate.channels, order=order, outputs=len(candidate.classes) if candidate.classes else None
@@ -445,7 +458,7 @@ def _normalization(section: Normalize) -> Normalization:
 
 def _model_files(teacher_onnx: Any, student: report.Branch, baseline: report.Branch | None) -> tuple[ModelFile, ...]:
     """What validate measures, the teacher first; names are those in the run folder."""
-    files = [ModelFile("teacher.onnx", "teacher", "fp32", teacher_onnx.file, None, teacher_onnx.max_abs_diff)]
+    files = [ModelFile("teacher.onnx", "teacher", "fp32", teacher_onnx.file, None, teacher_onnx.max_abs_diff, teacher_onnx.contract)]
     for role, branch in (("student", student), ("baseline", baseline)):
         if branch is None:
             continue

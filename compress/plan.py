@@ -137,7 +137,7 @@ def _chosen(choice: Choose, rows: list[Row], chosen: Row | None) -> dict[str, An
 
 def _measure(ground: Ground, subjects: list[tuple[str, Choice]], report: Report) -> list[Row]:
     """One row a network; the teachers' files run in the same rounds as each network's, so that ratios hold on a noisy machine."""
-    teachers = [("teacher", Choice(model=one.model, width=one.width)) for one in ground.recipe.teacher.candidates]
+    teachers = [("teacher", Choice(model=one.model, width=one.width)) for one in ground.recipe.teacher.candidates if one.onnx is None]
     subjects = [*dict.fromkeys(teachers), *subjects]
     names = [name_of(one.model, one.width) for _, one in subjects]
     report(plantext.header(names))
@@ -265,7 +265,7 @@ def agreed(by_teacher: list[tuple[str, Row]]) -> Row:
 
 def _neighbours(ground: Ground, student: Choice, most: int) -> list[Choice]:
     """Other networks that the recipe could name; teachers are measured anyway."""
-    teachers = tuple(name_of(one.model, one.width) for one in ground.recipe.teacher.candidates)
+    teachers = tuple(name_of(one.model, one.width) for one in ground.recipe.teacher.candidates if one.onnx is None)
     found = ground.store.run(
         neighbours_stage.find, student, size=ground.size, classes=ground.classes, most=most, without=teachers, known=catalog.names()
     )

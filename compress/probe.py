@@ -13,6 +13,7 @@ from compress.models import catalog
 from compress.models.count import macs, params
 from compress.models.taps import Tapped
 from compress.recipe import Loaded
+from compress.schema import Candidate
 
 CLASSES = 10  # where the data may not be there yet
 FEW_PICTURES = 2000  # below this, training a student from scratch is a poor start
@@ -26,7 +27,8 @@ def check(loaded: Loaded) -> list[str]:
     settings = recipe.resolve(loaded.recipe)
     base = loaded.path.resolve().parent
     size = settings.data.image_size or 32
-    notes = [_network(f"teacher {one.model}", one.model, one.width, one.image_size or size) for one in settings.teacher.candidates]
+    notes = [_network(f"teacher {one.model}", one.model, one.width, one.image_size or size) for one in settings.teacher.candidates if one.onnx is None]
+    notes += [note for number, one in enumerate(settings.teacher.candidates) if one.onnx for note in _file(loaded, number, one, base, size)]
     students = settings.student.networks
     notes += [_network(f"student {one.model}", one.model, one.width, size) for one in students]
     notes += compatible.check(loaded, settings, classes=CLASSES, image_size=size)
@@ -39,6 +41,22 @@ def check(loaded: Loaded) -> list[str]:
             notes.append(f"{loaded.where(f'{key}.weights')}: {key}.weights: {weights} is not there yet")
     notes += _data(loaded, base)
     return notes
+
+
+def _file(loaded: Loaded, number: int, one: Candidate, base: Path, size: int) -> list[str]:
+    """Another project's ONNX file: its input and output, where it is there already. Raises UsageError where they are others."""
+    from export.blackbox import BlackBox, inspect
+    from export.runtime import ExportError
+
+    path, place = base / Path(one.onnx or "").expanduser(), f"teacher.candidates.{number}.onnx"
+    if not path.is_file():
+        return [f"{loaded.where(place)}: {place}: {one.onnx} is not there yet"]
+    try:
+        found: BlackBox = inspect(path, image_size=size, outputs=len(one.classes) if one.classes else None)
+    except ExportError as error:
+        raise UsageError(f"{loaded.where(place)}: {place}: {error}") from error
+    cost = "an unknown number of" if found.macs is None else f"{found.macs:,}"
+    return [f"teacher {one.title}: {found.params:,} parameters, {cost} multiply-accumulates, {found.outputs} classes, {found.layout}"]
 
 
 def _network(title: str, name: str, width: float | None, size: int) -> str:

@@ -91,7 +91,7 @@ def resolve(recipe: Recipe) -> Recipe:
 def _candidate_train(candidate: Candidate) -> Train | None:
     """null stays null where a checkpoint is taken as it is."""
     pretrained = candidate.weights != "none"
-    if pretrained and candidate.train is None:
+    if candidate.onnx is not None or (pretrained and candidate.train is None):
         return None
     mobile = crosschecks.network(candidate.model).mobile
     return resolved_train(candidate.train, mobile=mobile, pretrained=pretrained, seed=0, scratch_epochs=crosschecks.CANDIDATE_EPOCHS)

@@ -91,7 +91,7 @@ def _default(value: Any) -> str:
     """A default as a recipe would have it; a section's is its own table."""
     if isinstance(value, dict):
         return "see its keys"
-    plain = isinstance(value, str) and not value[0].isdigit()  # "1.19" without quotes would be a number
+    plain = isinstance(value, str) and value != "" and not value[0].isdigit()  # "1.19" without quotes would be a number
     return f"`{value if plain else json.dumps(value)}`"
 
 

@@ -116,6 +116,7 @@ class Network:
     own_size: int | None = None  # side in pixels that the network itself takes; None: image_size, the recipe's
     channels: str = "rgb"  # rgb | bgr
     order: tuple[int, ...] | None = None  # which of the network's outputs stands for each class; None: all, in order
+    black_box: bool = False  # an ONNX file of another project: `model` is its name, the weights are the file
     outputs: int | None = None  # how many it has, where that is not `classes`
 
     @property
@@ -132,7 +133,7 @@ class Trained:
     weights: File
     top1_validation: float  # fraction, float32 eval
     params: int
-    macs: int  # multiply-accumulates of convolutions and linear layers, one picture
+    macs: int | None  # multiply-accumulates of convolutions and linear layers, one picture; None: an ONNX file that does not show it
     epochs: int
     seconds: float
     images_per_second: float | None = None
@@ -189,10 +190,11 @@ class Exported:
     ir_version: int
     nodes: int
     input: str
-    max_abs_diff: float  # logits, onnxruntime against torch
+    max_abs_diff: float | None  # logits, onnxruntime against torch; None: there is no torch network
     disagreements: int  # predictions that differ from the recorded ones
     pictures: int
     rewrites: tuple[dict[str, Any], ...]  # kept and refused, with their numbers
+    contract: File | None = None  # beside a file of another project, which has none inside
     int8_source: File | None = None  # the float file that int8 is made from, where rewrites for integer kernels made it another one
 
 
@@ -242,6 +244,7 @@ class ModelFile:
     file: File
     target: str | None
     max_abs_diff_from_torch: float | None
+    contract: File | None = None  # beside `file`, of another project's file
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def select(candidates: list[Trained], proxies: tuple[Proxied, ...] = ()) -> Sele
 
     Equal ones by their own accuracy on validation, then by fewer multiply-accumulates.
     """
-    index = min(range(len(candidates)), key=lambda i: (-(proxies[i].top1_validation if proxies else 0), -candidates[i].top1_validation, candidates[i].macs))
+    index = min(range(len(candidates)), key=lambda i: (-(proxies[i].top1_validation if proxies else 0), -candidates[i].top1_validation, _cost(candidates[i])))
     best = candidates[index]
     if len(candidates) == 1:
         return Selected(best, index, f"{best.network.model} is the only candidate")
@@ -39,6 +39,11 @@ def select(candidates: list[Trained], proxies: tuple[Proxied, ...] = ()) -> Sele
         f"{best.network.model} has the best validation accuracy: {100 * best.top1_validation:.2f} %, "
         f"{lead:.2f} points ahead of {second.network.model} ({100 * second.top1_validation:.2f} %)",
     )
+
+
+def _cost(one: Trained) -> float:
+    """Multiply-accumulates; a file that does not show them counts as the largest."""
+    return float("inf") if one.macs is None else one.macs
 
 
 def _proxy_reason(candidates: list[Trained], proxies: tuple[Proxied, ...], index: int) -> str:

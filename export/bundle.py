@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 
 from export import runtime
-from export.runtime import ExportError, MissingError, Model
+from export.runtime import FOREIGN, ExportError, MissingError, Model, copy_model
 from export.targets import ortweb
 
 RUNTIME_FILES = ("__init__.py", "runtime.py", "conditions.py", "rounds.py", "measure.py", "photos.py", "provider.py", "sustained.py", "verify.py")
@@ -80,8 +80,8 @@ def write(
     for name in RUNTIME_FILES:
         shutil.copyfile(Path(__file__).with_name(name), partial / "export" / name)
     _page(partial)
-    contract = Model.load(models[0].path).contract
     shipped = max(models, key=lambda model: (model.role == "student", model.precision == "int8"))
+    contract = Model.load(shipped.path).contract  # not the teacher's: that may be a file of another project
     text = _README.format(title=title, classes=len(contract.classes), size=contract.image_size, file=shipped.path.name, web=ortweb.VERSION)
     (partial / "README.md").write_text(text, encoding="utf-8")
     (partial / "requirements.txt").write_text(f"numpy>=1.21\nonnxruntime>={min_runtime}\n", encoding="utf-8")
@@ -108,7 +108,7 @@ def _check(models: Sequence[Shipped], images: np.ndarray, labels: np.ndarray) ->
 
 def _ship(shipped: Shipped, folder: Path, images: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
     """Copy one model; its manifest entry and expected logits float32 (N, K)."""
-    shutil.copyfile(shipped.path, folder / shipped.path.name)
+    copy_model(shipped.path, folder / shipped.path.name)
     model = Model.load(shipped.path)
     if model.target != shipped.target:
         raise ExportError(f"{shipped.path.name}: the file says that it was built for {model.target}, not for {shipped.target}")
@@ -121,6 +121,7 @@ def _ship(shipped: Shipped, folder: Path, images: np.ndarray) -> tuple[dict[str,
         **_described(folder / shipped.path.name),
         "normalize": {"mean": list(model.contract.mean), "std": list(model.contract.std)},
         "layout": model.contract.layout,
+        **({"channels": model.contract.channels, "order": model.contract.order} if model.contract.made_by == FOREIGN else {}),
         "max_abs_diff": FLOAT_TOLERANCE * max(1.0, float(np.abs(logits).max())) if shipped.precision == "fp32" else None,
         "min_agreement": 1.0 if shipped.precision == "fp32" else INT8_AGREEMENT,
     }

@@ -23,7 +23,7 @@ import numpy as np
 
 from export import conditions
 from export.rounds import Attempt, disturbances, drift, join, two_speeds_note
-from export.runtime import OUTPUT, ExportError, MissingError, Model, isa, runs_on, session_options
+from export.runtime import ExportError, MissingError, Model, isa, runs_on, session_options
 
 # Fewest samples behind a percentile. Source: MLPerf loadgen, early stopping of single-stream runs.
 P90_SAMPLES, P99_SAMPLES = 64, 662
@@ -185,7 +185,7 @@ def _sha256(path: str | Path) -> str:
 
 
 def _runner(model: Model, prepare: Callable[[Any], np.ndarray]) -> Callable[[Any], Any]:
-    outputs, run, feed = [OUTPUT], model.session.run, model.feed
+    outputs, run, feed = [model.output], model.session.run, model.feed
     return lambda item: run(outputs, feed(prepare(item)))
 
 

@@ -10,8 +10,9 @@ import math
 import os
 import platform
 import re
+import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from export import conditions
 
-LAYOUTS = ("uint8_nhwc", "float_nchw")
+LAYOUTS = ("uint8_nhwc", "float_nchw", "float_nhwc")
 TARGETS = ("x86-vnni", "x86-avx2", "arm64", "web")  # what an int8 file can be built for; web: onnxruntime-web's wasm kernels
 INPUT, OUTPUT = "image", "logits"
+FOREIGN = "another project"  # who made such a file
+BESIDE = ".contract.json"  # a file of another project has its contract beside it, in a file of its name with this behind it
 CPU = "CPUExecutionProvider"
 PREFIX = "compress."  # of the metadata keys; values are JSON
 
@@ -47,9 +50,11 @@ class Contract:
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    layout: str  # uint8_nhwc: pixels as they are | float_nchw: the application normalises
+    layout: str  # uint8_nhwc: pixels as they are | float_nchw, float_nhwc: the application normalises
     made_by: str  # "name version"
     preprocessing: dict[str, Any] | None = None  # what the application must do from a picture to the input; JSON values
+    channels: str = "rgb"  # rgb | bgr; only a file of another project may have blue first
+    order: tuple[int, ...] | None = None  # which of such a file's outputs stands for each class; None: all, in order
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -69,7 +74,7 @@ class Contract:
     def from_metadata(metadata: dict[str, str]) -> Contract:
         """The inverse of `to_metadata`; other keys are ignored. Raises ExportError."""
         try:
-            values = {name: json.loads(metadata[PREFIX + name]) for name in Contract.__annotations__ if name != "preprocessing"}
+            values = {name: json.loads(metadata[PREFIX + name]) for name in NAMES}
             return Contract(
                 classes=tuple(str(name) for name in values["classes"]),
                 image_size=int(values["image_size"]),
@@ -83,6 +88,37 @@ class Contract:
             raise ExportError(f"the model's metadata has no {error.args[0]!r}: it was not exported by this product") from error
         except (TypeError, ValueError) as error:
             raise ExportError(f"the model's metadata cannot be read: {error}") from error
+
+
+NAMES = ("classes", "image_size", "layout", "made_by", "mean", "std")
+
+
+def read_beside(path: Path) -> Contract | None:
+    """The contract that lies beside a file of another project; None where there is none. Raises ExportError."""
+    try:
+        values = json.loads(Path(str(path) + BESIDE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ExportError(f"{path}{BESIDE}: not readable ({error})") from error
+    contract = Contract.from_metadata({PREFIX + name: json.dumps(values.get(name)) for name in NAMES})
+    order = values.get("order")
+    return replace(contract, channels=values.get("channels", "rgb"), order=None if order is None else tuple(order))
+
+
+def write_beside(path: Path, contract: Contract) -> Path:
+    """Write a contract beside a file that has none inside; equal contracts give equal bytes."""
+    values = {name: getattr(contract, name) for name in (*NAMES, "channels", "order")}
+    beside = Path(str(path) + BESIDE)
+    beside.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return beside
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """A file, byte for byte, and the contract beside it where there is one."""
+    shutil.copyfile(source, target)
+    if Path(str(source) + BESIDE).is_file():
+        shutil.copyfile(str(source) + BESIDE, str(target) + BESIDE)
 
 
 def scale_and_shift(contract: Contract) -> tuple[np.ndarray, np.ndarray]:
@@ -121,6 +157,7 @@ class Model:
         self.contract = contract
         self.target = target  # the instruction set that an int8 file was built for; None for float
         self.load_ms = load_ms
+        self.input, self.output = session.get_inputs()[0].name, session.get_outputs()[0].name
 
     @staticmethod
     def load(path: str | Path, threads: int = 1, provider: str | None = None, *, profile: str | None = None) -> Model:
@@ -144,16 +181,22 @@ class Model:
             raise ExportError(f"{path}: onnxruntime {onnxruntime.__version__} cannot load this file: {reason}") from error
         load_ms = (time.perf_counter() - start) * 1e3
         metadata = session.get_modelmeta().custom_metadata_map
-        contract = Contract.from_metadata(metadata)
+        foreign = read_beside(Path(path))
+        contract = foreign or Contract.from_metadata(metadata)
         names = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
-        if names != ([INPUT], [OUTPUT]):
+        if foreign is None and names != ([INPUT], [OUTPUT]):
             raise ExportError(f"{path}: expected one input {INPUT!r} and one output {OUTPUT!r}, found {names[0]} and {names[1]}")
         target = metadata.get(PREFIX + "target")
         return Model(session, contract, None if target is None else json.loads(target), load_ms)
 
     def feed(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """The session's input for uint8 (N, H, W, 3)."""
-        return {INPUT: images if self.contract.layout == "uint8_nhwc" else normalize(images, self.contract)}
+        if self.contract.layout == "uint8_nhwc":
+            return {self.input: images}
+        pixels = normalize(images, self.contract)
+        if self.contract.channels == "bgr":
+            pixels = np.ascontiguousarray(pixels[:, ::-1])
+        return {self.input: np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)) if self.contract.layout == "float_nhwc" else pixels}
 
     def check(self, images: np.ndarray) -> None:
         """Raises ExportError unless `images` is uint8 (N, image_size, image_size, 3)."""
@@ -167,8 +210,13 @@ class Model:
         fixed = self.session.get_inputs()[0].shape[0]
         batch = fixed if isinstance(fixed, int) else batch
         parts = [np.zeros((0, len(self.contract.classes)), dtype=np.float32)]
+        order = self.contract.order
         for start in range(0, len(images), batch):
-            parts += self.session.run([OUTPUT], self.feed(np.ascontiguousarray(images[start : start + batch])))
+            part = np.ascontiguousarray(images[start : start + batch])
+            short = batch - len(part) if isinstance(fixed, int) else 0  # such a file takes whole batches only
+            padded = np.concatenate([part, np.repeat(part[-1:], short, axis=0)]) if short else part
+            (logits,) = self.session.run([self.output], self.feed(padded))
+            parts.append((logits if order is None else logits[:, list(order)])[: len(part)])
         return np.concatenate(parts)
 
 

@@ -50,6 +50,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.data*": (*FOUNDATIONS, "compress.schema", "compress.hashing", "compress.data.*"),
     "compress.models.weights.make": ("*",),  # the script that made the embedded teacher
     "compress.models.growth": (),
+    "compress.models.onnx_network": ("export.runtime",),
     "compress.models*": (*FOUNDATIONS, "compress.schema", "compress.models", "compress.models.*"),
     "compress.methods*": (
         "compress.errors", "compress.losses", "compress.schema", "compress.hashing", "compress.methods.*", "compress.models.catalog",
@@ -93,7 +94,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.planted_network": ("compress.data*", "compress.faults", "export.*"),
     "compress.planted": ("compress.faults", "compress.planted_network", "compress.schema", "compress.statistics", "compress.verdict", "export.*", "compress"),
     "compress.report*": ("compress.errors", "compress.statistics", "compress.report.*"),
-    "compress.probe": (*FOUNDATIONS, "compress.recipe", "compress.compatible", "compress.data.sources", "compress.methods", "compress.models*"),
+    "compress.probe": (*FOUNDATIONS, "compress.recipe", "compress.compatible", "compress.data.sources", "compress.methods", "compress.models*",
+                       "compress.schema", "export.blackbox", "export.runtime"),
     "compress.compatible": ("compress.errors", "compress.recipe", "compress.schema", "compress.methods", "compress.models*"),
     "compress.doctor": ("export.runtime", "export.provider", "compress.planted"),
     "compress.pipeline": (

@@ -77,3 +77,18 @@ def test_a_contract_that_cannot_be(candidate: str, said: str) -> None:
 def test_a_file_without_a_known_accuracy_is_remarked() -> None:
     said = recipe.load(Path(FLAGSHIP), ["teacher.candidates=[{model: resnet8, weights: some/x.pt}]"]).notices
     assert any("say what accuracy x.pt is known to reach (expect_top1)" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "said"),
+    [
+        ("{expect_top1: 0.5}", "model: missing; it has no default"),
+        ("{onnx: x.onnx, model: resnet8}", "stands beside onnx, which is the whole teacher: leave model out"),
+        ("{onnx: x.onnx, train: {epochs: 1}}", "leave train out"),
+        ("{onnx: x.onnx, image_size: 64}", "an ONNX teacher takes the recipe's pictures, 32 pixels here, not 64"),
+        ("{onnx: x.onnx, classes: [a, a]}", "a name is there twice"),
+    ],
+)
+def test_an_onnx_teacher_that_cannot_be(candidate: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        recipe.load(Path(FLAGSHIP), [f"teacher.candidates=[{candidate}]"])

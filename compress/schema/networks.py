@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -21,7 +22,11 @@ START = (
 class Candidate(Section):
     """One possible teacher: a network to train here, or a checkpoint, or a checkpoint that is trained further."""
 
-    model: str = Field(description=MODEL)
+    model: str = Field(default="", description=f"{MODEL}; needed unless `onnx` is given")
+    onnx: str | None = Field(
+        default=None, description="instead of model and weights: the path of an ONNX file with one float input (N, 3, S, S) or (N, S, S, 3), normalised by "
+        "`normalize`, and logits; it teaches by its logits only and goes into the run byte for byte"
+    )  # fmt: skip
     width: Annotated[float, Field(gt=0, le=4)] | None = Field(default=None, description=WIDTH)
     weights: str = Field(
         default="none", description="none (train here), embedded (shipped, for fashion), a torchvision weights name, or the path of a "
@@ -41,6 +46,11 @@ class Candidate(Section):
     train: Train | None = Field(
         default=None, description="train here, from `weights` where given; null: train with defaults when weights is none, else take the checkpoint as it is"
     )
+
+    @property
+    def title(self) -> str:
+        """What messages and tables call it."""
+        return self.model if self.onnx is None else PurePath(self.onnx).name
 
 
 class Proxy(Section):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
+import export.blackbox
 import export.convert
 import export.rewrites
 from compress import __version__, loading
@@ -16,7 +18,7 @@ from compress.errors import StageError
 from compress.results import Exported, File, Trained, TrainingData
 from compress.schema import Export
 from compress.store import Context, Stage
-from export.runtime import Contract, ExportError
+from export.runtime import FOREIGN, Contract, ExportError, Model, write_beside
 
 PARITY_LIMIT = 1e-3  # largest |logit difference| between torch and onnxruntime
 REWRITE_PICTURES = 64  # validation pictures that the rewrites are judged on
@@ -53,6 +55,8 @@ def _run(
     `versions` (torch, onnx, onnxruntime) are part of the key only: other versions write other bytes.
     """
     network = model.network
+    if network.black_box:
+        return _copied(context, model, data)
     live = loading.network(network, model.weights, "cpu").eval()
     contract = Contract(
         classes=data.classes,
@@ -94,6 +98,28 @@ def _run(
         rewrites=tuple(asdict(rewrite) for rewrite in rewrites),
         int8_source=File.of(source) if source.is_file() else None,
     )
+
+
+def _copied(context: Context, model: Trained, data: TrainingData) -> Exported:
+    """Another project's ONNX file, byte for byte, with its contract beside it; held against the accuracy that was recorded."""
+    network, path = model.network, context.work / "model.onnx"
+    shutil.copyfile(model.weights.path, path)
+    pictures = loading.pictures(data, "cpu")
+    validation = views.evaluation_view(pictures.images[pictures.validation_index], network.image_size)
+    try:
+        found = export.blackbox.inspect(path, image_size=network.image_size, outputs=network.outputs or network.classes)
+        contract = Contract(
+            data.classes, network.image_size, network.normalization.mean, network.normalization.std, found.layout, FOREIGN,
+            channels=network.channels, order=network.order,
+        )  # fmt: skip
+        beside = write_beside(path, contract)
+        predictions = Model.load(path).run(validation.numpy()).argmax(axis=1)
+    except ExportError as error:
+        raise StageError(f"convert {network.model}: {error}") from error
+    lost = _disagreements(predictions, None, model, pictures.labels[pictures.validation_index])
+    if lost > max(1, len(validation) // 1000):
+        raise StageError(f"convert {network.model}: {lost} of {len(validation)} pictures are answered otherwise than when its accuracy was recorded")
+    return Exported(File.of(path), found.opset, found.ir_version, found.nodes, found.layout, None, lost, len(validation), (), File.of(beside))
 
 
 def _disagreements(predictions: np.ndarray, recorded: File | None, model: Trained, labels: torch.Tensor) -> int:

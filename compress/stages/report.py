@@ -226,7 +226,7 @@ def _grown(stripped: Stripped) -> list[str]:
     if stripped.plain_params is None or stripped.plain_macs is None:
         return []
     one = stripped.trained
-    sentence = larger(one.network.model, (stripped.plain_params, stripped.plain_macs), (one.params, one.macs))
+    sentence = larger(one.network.model, (stripped.plain_params, stripped.plain_macs), (one.params, one.macs or 0))
     return [sentence] if sentence else []
 
 
@@ -285,6 +285,8 @@ def _copy_files(evidence: Evidence, folder: Path) -> None:
     """Copies, not links: a run folder can be moved, mailed and kept after the cache is cleaned."""
     for model in shipping(evidence.models, evidence.measured):
         shutil.copyfile(model.file.path, folder / model.name)
+        if model.contract is not None:
+            shutil.copyfile(model.contract.path, folder / f"{model.name}.contract.json")
     shutil.copyfile(evidence.student.stripped.trained.weights.path, folder / "student.safetensors")
     for extra in evidence.packaged.files if evidence.packaged else ():
         shutil.copyfile(extra.file.path, folder / extra.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from importlib import resources
@@ -44,7 +45,10 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
     begin = time.monotonic()
     torch.manual_seed((config.train.seed if config.train else 0) or 0)
     pictures = loading.pictures(data, context.device)
-    model = loading.start(network, config.weights, weights, new_head=config.train is not None, device=context.device)
+    if network.black_box:
+        model = loading.network(network, weights, context.device)
+    else:
+        model = loading.start(network, config.weights, weights, new_head=config.train is not None, device=context.device)
     fitted = None
     if config.train is not None:
         outline = loading.outline(network)
@@ -68,15 +72,19 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
         pictures.labels[pictures.validation_index],
     )
     _expect(config, top1, len(pictures.validation_index), lambda: _named(config, model, pictures, network, data))
-    path = context.work / "teacher.safetensors"
-    checkpoints.save_state(inner(model), path)
+    if network.black_box and weights is not None:
+        path, counted = context.work / "teacher.onnx", _inspected(network, weights)
+        shutil.copyfile(weights.path, path)
+    else:
+        path, counted = context.work / "teacher.safetensors", (params(model), macs(model, network.image_size))
+        checkpoints.save_state(inner(model), path)
     checkpoint.discard(context.work)
     return Trained(
         network=network,
         weights=File.of(path),
         top1_validation=top1,
-        params=params(model),
-        macs=macs(model, network.image_size),
+        params=counted[0],
+        macs=counted[1],
         epochs=len(fitted.history) if fitted else 0,
         seconds=round(time.monotonic() - begin, 2),
         images_per_second=fitted.images_per_second if fitted else None,
@@ -85,6 +93,14 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
         history=File.of(context.work / checkpoint.HISTORY) if fitted else None,
         origin=_origin(config),
     )
+
+
+def _inspected(network: Network, file: File) -> tuple[int, int | None]:
+    """Parameters and multiply-accumulates of another project's ONNX file."""
+    from export.blackbox import inspect
+
+    found = inspect(file.path, image_size=network.image_size, outputs=network.outputs or network.classes)
+    return found.params, found.macs
 
 
 def _expect(config: Candidate, top1: float, pictures: int, named: Callable[[], str | None]) -> None:
@@ -97,7 +113,7 @@ def _expect(config: Candidate, top1: float, pictures: int, named: Callable[[], s
     high = wilson(round(top1 * pictures), pictures)[1]
     if high < config.expect_top1:
         raise StageError(
-            f"teacher {config.model}: expect_top1 is {config.expect_top1:.4f}, but validation gives {top1:.4f} (95 % interval ends at {high:.4f}, "
+            f"teacher {config.title}: expect_top1 is {config.expect_top1:.4f}, but validation gives {top1:.4f} (95 % interval ends at {high:.4f}, "
             f"{pictures} pictures); {named() or 'check normalize, image_size and the order of the classes'}"
         )
 
@@ -120,6 +136,8 @@ def _named(config: Candidate, model: nn.Module, pictures: Pictures, network: Net
 
 
 def _origin(config: Candidate) -> str:
+    if config.onnx is not None:
+        return "an ONNX file as it is"
     if config.weights == "none":
         return "trained here"
     source = {"embedded": "shipped with the package", "file": "checkpoint"}.get(config.weights, config.weights)

@@ -6,7 +6,6 @@ The only stage that reads the test split.
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from compress.results import File, Measured, ModelFile, TestData
 from compress.schema import Validate
 from compress.store import Context, Stage
 from export.measure import LatencyResult
-from export.runtime import ExportError, Model, cores, isa, runs_on
+from export.runtime import ExportError, Model, copy_model, cores, isa, runs_on
 
 BATCH = 50
 OWN_BYTES = 20_000_000  # of the user's photos in the bundle
@@ -220,7 +219,7 @@ def _bundle(
         for model in models:
             if model.role != "baseline":  # the baseline is evidence, not a product
                 named = Path(temporary) / model.name
-                shutil.copyfile(model.file.path, named)
+                copy_model(model.file.path, named)
                 shipped.append(export.bundle.Shipped(named, model.role, model.precision, model.target))
         chosen = stratified(labels, min(samples, len(labels)), seed)
         side = resize or images.shape[1]

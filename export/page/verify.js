@@ -77,18 +77,20 @@ export async function open(ort, manifest, entry, provider) {
   const start = performance.now();
   const session = await ort.InferenceSession.create(file, {executionProviders: [provider], graphOptimizationLevel: "all"});
   const load_ms = performance.now() - start;
-  const size = manifest.image_size, plane = size * size, {mean, std} = entry.normalize;
+  const size = manifest.image_size, plane = size * size, {mean, std} = entry.normalize, input = session.inputNames[0];
+  const last = entry.layout === "float_nhwc", place = entry.channels === "bgr" ? [2, 1, 0] : [0, 1, 2]; // only files of other projects
   const feed = (images, from, count) => {
     const pixels = images.subarray(from * plane * 3, (from + count) * plane * 3);
-    if (entry.layout === "uint8_nhwc") return {image: new ort.Tensor("uint8", pixels, [count, size, size, 3])};
+    if (entry.layout === "uint8_nhwc") return {[input]: new ort.Tensor("uint8", pixels, [count, size, size, 3])};
     const values = new Float32Array(pixels.length);
     for (let n = 0; n < count; n++) {
       for (let c = 0; c < 3; c++) {
-        const scale = 1 / (255 * std[c]), shift = -mean[c] / std[c], out = (n * 3 + c) * plane;
-        for (let i = 0; i < plane; i++) values[out + i] = pixels[(n * plane + i) * 3 + c] * scale + shift;
+        const scale = 1 / (255 * std[c]), shift = -mean[c] / std[c];
+        const out = last ? n * plane * 3 + place[c] : (n * 3 + place[c]) * plane, step = last ? 3 : 1;
+        for (let i = 0; i < plane; i++) values[out + i * step] = pixels[(n * plane + i) * 3 + c] * scale + shift;
       }
     }
-    return {image: new ort.Tensor("float32", values, [count, 3, size, size])};
+    return {[input]: new ort.Tensor("float32", values, last ? [count, size, size, 3] : [count, 3, size, size])};
   };
   return {entry, session, feed, load_ms, first_run_ms: null};
 }
@@ -126,7 +128,9 @@ export async function run(model, images, count, classes, tell = () => {}) {
       from -= BATCH; // and counts again
       continue;
     }
-    logits.set(out.logits.data, from * classes);
+    const {data, dims} = out[model.session.outputNames[0]], order = model.entry.order;
+    if (!order) logits.set(data, from * classes);
+    else for (let row = 0; row < here; row++) for (let k = 0; k < classes; k++) logits[(from + row) * classes + k] = data[row * dims[1] + order[k]];
     tell((from + here) / count);
   }
   return logits;

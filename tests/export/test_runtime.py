@@ -27,7 +27,7 @@ def test_contract_survives_its_metadata(contract: Contract) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"layout": "float_nhwc"}, "layout 'float_nhwc' is not one of"),
+        ({"layout": "uint8_nchw"}, "layout 'uint8_nchw' is not one of"),
         ({"classes": ()}, "at least one class"),
         ({"std": (0.2, 0.0, 0.2)}, "std above 0"),
         ({"mean": (0.2, float("nan"), 0.2)}, "finite"),

@@ -1,0 +1,38 @@
+"""A teacher that is an ONNX file: it runs in onnxruntime and gives logits, nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class OnnxNetwork(nn.Module):
+    """Normalised RGB (N, 3, S, S) on any device -> float32 (N, K) on the same, without gradient. It has no parameters of torch's own."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        super().__init__()
+        import onnxruntime  # training alone runs without
+
+        from export.runtime import session_options
+
+        self.session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=["CPUExecutionProvider"])
+        value = self.session.get_inputs()[0]
+        self.input, self.last = value.name, value.shape[3] == 3  # channels stand last
+        self.batch = value.shape[0] if isinstance(value.shape[0], int) else None
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, S, S) -> (N, K); a file for a fixed number of pictures gets the last one padded."""
+        pixels = x.float().cpu().numpy()
+        pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1) if self.last else pixels)
+        step = self.batch or max(len(pixels), 1)
+        parts = []
+        for start in range(0, len(pixels), step):
+            part = pixels[start : start + step]
+            short = (self.batch or len(part)) - len(part)
+            fed = np.concatenate([part, np.repeat(part[-1:], short, axis=0)]) if short else part
+            parts.append(self.session.run(None, {self.input: fed})[0][: len(part)])
+        return torch.from_numpy(np.concatenate(parts)).to(x.device)

@@ -1,0 +1,114 @@
+"""An ONNX file that another project wrote: what it takes and gives, checked before anything relies on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, numpy_helper
+
+from export.layers import layers
+from export.runtime import SESSION_ERRORS, ExportError, MissingError, session_options
+
+
+@dataclass(frozen=True)
+class BlackBox:
+    """What is known of such a file. `layout`: float_nchw | float_nhwc; `macs`: None where the file's shapes cannot be inferred."""
+
+    layout: str
+    outputs: int
+    opset: int
+    ir_version: int
+    nodes: int
+    params: int
+    macs: int | None
+
+
+def inspect(path: Path, *, image_size: int, outputs: int | None) -> BlackBox:
+    """One float input of pictures of `image_size` pixels, one output (N, outputs), all in one file. Raises ExportError where it is not so.
+
+    `outputs` None: any number.
+    """
+    if not path.is_file():
+        raise MissingError(f"{path}: no such file")
+    session = _session(path)  # refuses what is no ONNX file
+    model = onnx.load(str(path), load_external_data=False)
+    outside = [tensor.name for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+    if outside:
+        raise ExportError(f"{path}: keeps its weights in other files ({outside[0]} ...); save it as one file: onnx.save(onnx.load(PATH), ONE_FILE)")
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]
+    if len(inputs) != 1 or len(model.graph.output) != 1:
+        names = [value.name for value in (*inputs, *model.graph.output)]
+        raise ExportError(f"{path}: expected one input and one output, found {len(inputs)} and {len(model.graph.output)} ({', '.join(names)})")
+    layout = _layout(path, inputs[0], image_size)
+    found = _answers(path, session, layout, image_size)
+    if outputs is not None and found != outputs:
+        raise ExportError(f"{path}: answers {found} values a picture, but {outputs} classes are expected; name them in their order in `classes`")
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    params = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16))
+    return BlackBox(layout, found, opset, model.ir_version, len(model.graph.node), params, _macs(model, inputs[0].name, layout, image_size))
+
+
+def _layout(path: Path, value: onnx.ValueInfoProto, size: int) -> str:
+    """Which of the two layouts the input's shape fits."""
+    tensor = value.type.tensor_type
+    if tensor.elem_type != TensorProto.FLOAT:
+        kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+        raise ExportError(f"{path}: its input {value.name!r} is {kind}, expected float (N, 3, {size}, {size}) or (N, {size}, {size}, 3)")
+    shape = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
+    for layout, wanted in (("float_nchw", (3, size, size)), ("float_nhwc", (size, size, 3))):
+        if len(shape) == 4 and all(have in (None, want) for have, want in zip(shape[1:], wanted, strict=True)):
+            return layout
+    told = ", ".join("?" if side is None else str(side) for side in shape)
+    raise ExportError(f"{path}: its input is ({told}), expected (N, 3, {size}, {size}) or (N, {size}, {size}, 3); say its size in image_size")
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    try:
+        return onnxruntime.InferenceSession(str(path), session_options(1), providers=["CPUExecutionProvider"])
+    except SESSION_ERRORS as error:
+        raise ExportError(f"{path}: onnxruntime {onnxruntime.__version__} cannot load this file: {str(error).splitlines()[0]}") from error
+
+
+def _answers(path: Path, session: onnxruntime.InferenceSession, layout: str, size: int) -> int:
+    """How many values one picture gives, by running it."""
+    try:
+        value = session.get_inputs()[0]
+        count = value.shape[0] if isinstance(value.shape[0], int) else 1
+        shape = (count, 3, size, size) if layout == "float_nchw" else (count, size, size, 3)
+        (answer,) = session.run(None, {value.name: np.zeros(shape, np.float32)})
+    except SESSION_ERRORS as error:
+        raise ExportError(f"{path}: onnxruntime {onnxruntime.__version__} cannot run this file: {str(error).splitlines()[0]}") from error
+    if answer.ndim != 2 or len(answer) != count or answer.dtype != np.float32:
+        raise ExportError(f"{path}: its output is {answer.dtype} {answer.shape}, expected float logits (N, K)")
+    return int(answer.shape[1])
+
+
+def _macs(model: onnx.ModelProto, name: str, layout: str, size: int) -> int | None:
+    """Multiply-accumulates of convolutions and matrix products with stored weights, for one picture."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    shape = (1, 3, size, size) if layout == "float_nchw" else (1, size, size, 3)
+    for value in fixed.graph.input:
+        if value.name == name:
+            for dim, side in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+                dim.dim_value = side
+    inferred = onnx.shape_inference.infer_shapes(fixed).graph
+    sides = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in (*inferred.value_info, *inferred.output)}
+    weights = {tensor.name: numpy_helper.to_array(tensor).shape for tensor in model.graph.initializer}
+    total = 0
+    for node in layers(model):
+        out, weight = sides.get(node.output[0]), weights[node.input[1]]
+        if not out or 0 in out:
+            return None
+        if node.op_type == "Conv":
+            total += int(np.prod(out)) * int(np.prod(weight[1:]))
+        elif node.op_type == "ConvTranspose":
+            return None
+        else:
+            total += int(np.prod(out)) * int(np.prod(weight)) // out[-1]
+    return total

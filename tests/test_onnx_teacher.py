@@ -1,0 +1,173 @@
+"""A teacher that is another project's ONNX file: checked, taught by, measured, and copied byte for byte into the run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from compress import cli
+from compress.data import fashion
+from export.blackbox import inspect
+from export.runtime import Contract, ExportError, Model, write_beside
+
+ROOT = Path(__file__).parents[1]
+FLAGSHIP = str(ROOT / "recipes" / "mobilenet.yaml")
+ORDER = [3, 9, 0, 1, 2, 4, 5, 6, 7, 8, 10]  # of the file's outputs: its eleventh, number 10, is no class of ours
+
+
+def scorer(weights: np.ndarray, *, size: int = 32, batch: int | str = "N", last: bool = False) -> onnx.ModelProto:
+    """A linear classifier (K, 3) on the mean colour and a convolution that keeps it: (N, 3, S, S) or (N, S, S, 3) -> (N, K)."""
+    shape = [batch, size, size, 3] if last else [batch, 3, size, size]
+    nodes = [helper.make_node("Transpose", ["pixels"], ["channels_first"], perm=[0, 3, 1, 2])] if last else []
+    nodes += [
+        helper.make_node("Conv", ["channels_first" if last else "pixels", "identity"], ["kept"]),
+        helper.make_node("GlobalAveragePool", ["kept"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["vector"]),
+        helper.make_node("Gemm", ["vector", "weights"], ["scores"], transB=1),
+    ]
+    stored = {"identity": np.eye(3, dtype=np.float32)[:, :, None, None], "weights": weights.astype(np.float32)}
+    graph = helper.make_graph(
+        nodes, "scorer", [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch, len(weights)])],
+        [numpy_helper.from_array(value, name) for name, value in stored.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[[onnx.ModelProto], Path]:
+    def write(model: onnx.ModelProto) -> Path:
+        onnx.save(model, str(tmp_path / "teacher.onnx"))
+        return tmp_path / "teacher.onnx"
+
+    return write
+
+
+def test_a_file_is_described(save):
+    found = inspect(save(scorer(np.ones((4, 3)))), image_size=32, outputs=4)
+
+    assert (found.layout, found.outputs, found.opset, found.nodes) == ("float_nchw", 4, 17, 4)
+    assert (found.params, found.macs) == (9 + 12, 9 * 32 * 32 + 12)
+    assert inspect(save(scorer(np.ones((4, 3)), last=True)), image_size=32, outputs=None).layout == "float_nhwc"
+
+
+def another_input(model: onnx.ModelProto) -> onnx.ModelProto:
+    model.graph.input.append(helper.make_tensor_value_info("scale", TensorProto.FLOAT, [1]))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "outputs", "said"),
+    [
+        (scorer(np.ones((4, 3)), size=16), 4, r"its input is \(\?, 3, 16, 16\), expected \(N, 3, 32, 32\)"),
+        (scorer(np.ones((4, 3))), 5, "answers 4 values a picture, but 5 classes are expected"),
+        (another_input(scorer(np.ones((4, 3)))), 4, r"found 2 and 1 \(pixels, scale, scores\)"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(save, model: onnx.ModelProto, outputs: int, said: str):
+    with pytest.raises(ExportError, match=said):
+        inspect(save(model), image_size=32, outputs=outputs)
+
+
+def test_weights_in_another_file_and_no_onnx_are_refused(tmp_path: Path):
+    onnx.save(scorer(np.ones((4, 3))), str(tmp_path / "t.onnx"), save_as_external_data=True, location="t.bin", size_threshold=0)
+    with pytest.raises(ExportError, match="keeps its weights in other files"):
+        inspect(tmp_path / "t.onnx", image_size=32, outputs=4)
+    (tmp_path / "t.onnx").write_bytes(b"nothing")
+    with pytest.raises(ExportError, match="cannot load this file"):
+        inspect(tmp_path / "t.onnx", image_size=32, outputs=4)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("batch", ["N", 3])
+def test_a_contract_beside_the_file_makes_it_answer_like_any_other(save, last: bool, batch: int | str):
+    weights = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+    path = save(scorer(weights, last=last, batch=batch))
+    contract = Contract(("a", "b"), 32, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), "float_nhwc" if last else "float_nchw", "x", channels="bgr", order=(2, 0))
+    write_beside(path, contract)
+    images = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+
+    model = Model.load(path)
+
+    mean = ((images / 255 - contract.mean) / contract.std).mean((1, 2))[:, ::-1]
+    assert model.contract == contract
+    np.testing.assert_allclose(model.run(images), (mean @ weights.T)[:, [2, 0]], rtol=1e-3, atol=1e-4)
+
+
+def sets(candidate: str, **more: object) -> list[str]:
+    keys = {
+        "data.limit_train": 300, "data.limit_test": 200, "data.validation": 100, "teacher.candidates": f"[{candidate}]", "distill.baseline": False,
+        "student.model": "resnet8", "student.width": "null", "train.epochs": 1, "validate.repeats": 64, "validate.warmup": 2,
+        "require": "{max_top1_drop: 100}", **more,
+    }  # fmt: skip
+    return [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our own embedded teacher, exported by torch as another project would: blue first, float input, an output too many, another order."""
+    from compress.models import build, checkpoints
+    from compress.stages.teacher import embedded_weights
+
+    network = build("resnet8x4", classes=10)
+    checkpoints.fit(network, checkpoints.read_state(embedded_weights("resnet8x4")), source="embedded")
+
+    class Foreign(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network.eval()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits = self.network(x.flip(1))
+            return torch.cat([logits, logits[:, :1] * 0 + 99], 1)[:, torch.tensor(ORDER)]
+
+    path = tmp_path_factory.mktemp("foreign") / "theirs.onnx"
+    torch.onnx.export(Foreign().eval(), (torch.zeros(2, 3, 32, 32),), str(path), dynamo=True, external_data=False, verbose=False,
+                      dynamic_shapes={"x": {0: torch.export.Dim("N")}}, input_names=["x"], output_names=["y"])  # fmt: skip
+    return path
+
+
+def theirs(path: Path) -> str:
+    names = [*fashion.CLASSES, "none of these"]
+    listed = ", ".join(json.dumps(names[index]) for index in ORDER)
+    return f"{{onnx: {path}, channels: bgr, expect_top1: 0.85, classes: [{listed}], normalize: {{mean: [0.286, 0.286, 0.286], std: [0.353, 0.353, 0.353]}}}}"
+
+
+@pytest.mark.slow
+def test_the_whole_workflow_with_an_onnx_teacher(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["run", FLAGSHIP, *sets(theirs(trained)), "--artifacts", str(tmp_path), "--device", "cpu"]
+    assert cli.main(arguments) in (0, 6), capsys.readouterr().err
+    run = (tmp_path / "runs" / "mobilenet" / "latest").resolve()
+    report = json.loads((run / "report.json").read_text())
+
+    assert (run / "teacher.onnx").read_bytes() == trained.read_bytes()
+    teacher = report["models"][0]
+    assert (teacher["file"], teacher["max_abs_diff_from_torch"]) == ("teacher.onnx", None)
+    assert teacher["top1"] > 0.8 and report["teacher"]["model"] == "theirs.onnx" and report["teacher"]["origin"] == "an ONNX file as it is"
+    assert report["teacher"]["top1_validation"] > 0.8 and report["teacher"]["macs"] == 177_071_104 - 90 * 256
+    moved = tmp_path / "moved"
+    shutil.copytree(run / "bundle", moved)  # on the device: numpy and onnxruntime alone
+    done = subprocess.run([sys.executable, "-m", "export.verify", ".", "--no-latency"], cwd=moved, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_features_are_refused_by_name_and_a_wrong_input_stops_the_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    common = ["--artifacts", str(tmp_path), "--device", "cpu"]
+    assert cli.main(["check", FLAGSHIP, *sets(theirs(trained), **{"distill.method": "at"})]) == 2
+    assert "theirs.onnx" in capsys.readouterr().err
+    upright = theirs(trained).replace("channels: bgr, ", "")
+    assert cli.main(["check", FLAGSHIP, *sets(upright)]) == 0
+    assert "theirs.onnx: " in capsys.readouterr().out
+    assert cli.main(["teachers", FLAGSHIP, *sets(theirs(trained).replace("0.286, 0.286, 0.286", "0.9, 0.9, 0.9")), *common]) == 4
+    assert "teacher theirs.onnx: expect_top1 is 0.8500" in capsys.readouterr().err
