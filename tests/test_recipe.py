@@ -453,7 +453,7 @@ def test_the_json_schema_allows_flat_keys_and_no_others() -> None:
 
 def test_every_shipped_recipe_loads() -> None:
     paths = sorted(RECIPES.rglob("*.yaml"))
-    assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == ["folder", "mobilenet", "shufflenet"]
+    assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == ["folder", "mobilenet", "photos", "shufflenet"]
     for path in paths:
         loaded = recipe.load(path)
         assert loaded.notices == ()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from compress import faults, models
+from compress import faults, models, statistics
 from compress.errors import StageError
 from compress.models import catalog
 from compress.models.checkpoints import fit, read_state
@@ -22,8 +22,9 @@ from compress.models.count import params
 from compress.models.efficientnet_lite import BUILDERS, SameConv2d, channels_of, depths
 from compress.schema import Candidate
 from compress.stages import teacher
+from export import quantize, search
 from export.convert import to_onnx
-from export.runtime import Contract, Model
+from export.runtime import Contract, Model, isa
 
 DATA = os.environ.get("COMPRESS_TEST_DATA")
 LITE = tuple(BUILDERS)
@@ -141,3 +142,29 @@ def test_a_wrong_normalisation_is_caught_by_expect_top1_and_named(lite0: Model, 
     with pytest.raises(StageError, match=r"expect_top1 is 0.8740, but validation gives 0.7\d+ .* looks like another normalisation: with \(x"):
         teacher._expect(candidate, top1, len(labels), named)
     teacher._expect(candidate, 0.874, len(labels), named)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not isa().startswith("x86"), reason="the int8 file is for x86, and this machine's kernels are others")
+def test_searched_int8_loses_at_most_six_tenths_of_a_point(photos: tuple[np.ndarray, np.ndarray], tmp_path: Path):
+    """Every eighth photo quantises (32 of them rank, 93 calibrate, without labels); the other 875 are classified once, by the winner."""
+    images, labels = photos
+    eighth = np.arange(0, 1000, 8)
+    ranking = eighth[np.linspace(0, 124, 32).round().astype(int)]
+    calibration, evaluation = np.setdiff1d(eighth, ranking), np.setdiff1d(np.arange(1000), eighth)
+    network = models.build("efficientnet_lite0", classes=1000)
+    fit(network, read_state(weights(0)), source="published")
+    contract = Contract(tuple(map(str, range(1000))), 224, *catalog.LITE_NORMALIZATION, "uint8_nhwc", "compress 1")
+    to_onnx(network.eval(), tmp_path / "lite0.onnx", contract)
+
+    prepared = quantize.prepare(tmp_path / "lite0.onnx", images[calibration])
+    trials = search.run(prepared, tmp_path, quantize.Settings("x86-vnni"), images[ranking], lambda line: None)
+    winner = next(trial for trial in trials if trial.kept)
+    right, found = (
+        answers.argmax(1) == labels[evaluation]
+        for answers in (prepared.runtime.run(images[evaluation]), search.logits(winner.path, "x86-vnni", images[evaluation]))
+    )
+
+    drop = statistics.paired_drop(right, found)
+    assert drop.n == 875 and right.mean() > 0.86
+    assert drop.drop_points <= 0.6, f"{winner.name}: {drop}"
