@@ -182,6 +182,7 @@ function show(bundle, results, about) {
   at("stamp").firstElementChild.textContent = tone === "good" ? "✓" : tone === "bad" ? "✗" : "–";
   at("verdict").textContent = wrong.length ? `Wrong answers from ${wrong[0].entry.file}` : judged.length ? "The answers are right" : "No file here is meant for a browser";
   at("progress").hidden = true;
+  for (const section of document.querySelectorAll(".found")) section.hidden = false;
   const webgpu = about.webgpu ? `${about.webgpu.vendor} ${about.webgpu.architecture}${about.webgpu.software ? " (software)" : ""}` : "none";
   const facts = {
     Browser: about.browser ?? about.user_agent, System: about.platform, Cores: about.cores, Threads: about.threads,
