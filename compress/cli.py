@@ -44,6 +44,9 @@ recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe, such as train.epochs=2."
 )
+code_option = click.option(
+    "--allow-code", is_flag=True, help="Let the recipe name networks of your own (package.module:function), whose code is then run."
+)
 artifacts_option = click.option(
     "--artifacts",
     type=click.Path(path_type=Path, file_okay=False),
@@ -72,6 +75,7 @@ def cli(traceback: bool) -> None:
 @cli.command()
 @recipe_argument
 @set_option
+@code_option
 @device_option
 @artifacts_option
 @click.option("--until", type=click.Choice(STAGES), metavar="STAGE", help=f"Stop after this stage: {', '.join(STAGES)}.")
@@ -81,11 +85,11 @@ def cli(traceback: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The content of report.json on stdout; everything else on stderr.")
 @quiet_option
 def run(
-    recipe: Path, overrides: tuple[str, ...], device: str, artifacts: Path,
+    recipe: Path, overrides: tuple[str, ...], allow_code: bool, device: str, artifacts: Path,
     until: str | None, force: tuple[str, ...], as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Run a recipe from teacher to verdict; what is done already is reused."""
-    loaded = _load(recipe, overrides)
+    loaded = _load(recipe, overrides, allow_code)
     from compress import pipeline
 
     console = Console(quiet=quiet, json=as_json)
@@ -97,9 +101,10 @@ def run(
 @cli.command()
 @recipe_argument
 @set_option
-def check(recipe: Path, overrides: tuple[str, ...]) -> int:
+@code_option
+def check(recipe: Path, overrides: tuple[str, ...], allow_code: bool) -> int:
     """Say every mistake of a recipe at once; build its networks without memory for weights."""
-    loaded = _load(recipe, overrides)
+    loaded = _load(recipe, overrides, allow_code)
     from compress import probe
 
     console = Console()
@@ -112,12 +117,13 @@ def check(recipe: Path, overrides: tuple[str, ...]) -> int:
 @cli.command()
 @recipe_argument
 @set_option
+@code_option
 @artifacts_option
-def show(recipe: Path, overrides: tuple[str, ...], artifacts: Path) -> int:
+def show(recipe: Path, overrides: tuple[str, ...], allow_code: bool, artifacts: Path) -> int:
     """Print the resolved recipe: every key, defaults filled in."""
     from compress import recipe as recipes
 
-    loaded = _load(recipe, overrides)
+    loaded = _load(recipe, overrides, allow_code)
     for notice in loaded.notices:
         say(f"note: {notice}", sys.stderr)
     if loaded.recipe.student.choose is not None:
@@ -167,12 +173,13 @@ def models() -> int:
 @cli.command()
 @recipe_argument
 @set_option
+@code_option
 @device_option
 @artifacts_option
 @quiet_option
-def teachers(recipe: Path, overrides: tuple[str, ...], device: str, artifacts: Path, quiet: bool) -> int:
+def teachers(recipe: Path, overrides: tuple[str, ...], allow_code: bool, device: str, artifacts: Path, quiet: bool) -> int:
     """Train or load the teacher candidates alone; print the table that one is chosen from."""
-    loaded = _load(recipe, overrides)
+    loaded = _load(recipe, overrides, allow_code)
     from compress import pipeline
 
     rows = pipeline.teachers(loaded, artifacts=artifacts, device=device, console=Console(quiet=quiet))
@@ -191,14 +198,15 @@ def teachers(recipe: Path, overrides: tuple[str, ...], device: str, artifacts: P
 @cli.command()
 @recipe_argument
 @set_option
+@code_option
 @artifacts_option
 @click.option("--neighbours", type=click.IntRange(0, 20), default=6, show_default=True, help="How many other networks to try.")
 @click.option("--force", is_flag=True, help="Measure again, even if the results are there.")
 @click.option("--json", "as_json", is_flag=True, help="The plan as JSON on stdout; everything else on stderr.")
 @quiet_option
-def plan(recipe: Path, overrides: tuple[str, ...], artifacts: Path, neighbours: int, force: bool, as_json: bool, quiet: bool) -> int:
+def plan(recipe: Path, overrides: tuple[str, ...], allow_code: bool, artifacts: Path, neighbours: int, force: bool, as_json: bool, quiet: bool) -> int:
     """Before any training: export, quantise and time the networks with random weights; judge the recipe's limits."""
-    loaded = _load(recipe, overrides)
+    loaded = _load(recipe, overrides, allow_code)
     from compress import pipeline
 
     console = Console(quiet=quiet, json=as_json)
@@ -315,7 +323,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
-def _load(path: Path, overrides: tuple[str, ...]) -> Any:
+def _load(path: Path, overrides: tuple[str, ...], allow_code: bool) -> Any:
     from compress import recipe
 
     if not path.exists():
@@ -323,7 +331,9 @@ def _load(path: Path, overrides: tuple[str, ...]) -> Any:
         named = [text for text in known if Path(text).stem == path.stem] or difflib.get_close_matches(str(path), known, n=1)
         hint = f"did you mean {named[0]}?" if named else "`compress recipes` lists those of this folder"
         raise UsageError(f"{path}: no such recipe ({hint})")
-    return recipe.load(path, overrides)
+    if allow_code:  # a network of one's own is looked for beside the recipe and in the working folder
+        sys.path += [folder for folder in (str(path.resolve().parent), str(Path.cwd())) if folder not in sys.path]
+    return recipe.load(path, overrides, allow_code=allow_code)
 
 
 def _picked(loaded: Any, artifacts: Path) -> str:

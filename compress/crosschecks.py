@@ -176,7 +176,7 @@ def _unknown_key(keys: Keys) -> str:
     return f"unknown key here (did you mean '{homes[0]}'?)" if homes else f"unknown key; known are {', '.join(names)}"
 
 
-def wrong_networks(data: Any) -> Iterator[tuple[Keys, str]]:
+def wrong_networks(data: Any, *, allow_code: bool) -> Iterator[tuple[Keys, str]]:
     """Network names that the catalogue does not have, from raw values: so they are found beside other mistakes."""
     teacher = data.get("teacher")
     listed = teacher.get("candidates") if isinstance(teacher, dict) else None
@@ -200,7 +200,10 @@ def wrong_networks(data: Any) -> Iterator[tuple[Keys, str]]:
             if beside:
                 yield (*keys, beside[0]), f"stands beside onnx, which is the whole teacher: leave {beside[0]} out"
             continue
-        if isinstance(name, str) and name not in catalog.NETWORKS:
+        if isinstance(name, str) and catalog.is_own(name):
+            if not allow_code:
+                yield (*keys, "model"), f"{name} is Python code that would be run; read it, then allow it on the command line: --allow-code"
+        elif isinstance(name, str) and name not in catalog.NETWORKS:
             wide = f"torchvision/{name}"
             hint = f" (did you mean {wide!r}?)" if wide in catalog.NETWORKS else did_you_mean(name, catalog.NETWORKS)
             yield (*keys, "model"), f"there is no network {name!r}{hint}; `compress models` lists all"

@@ -16,7 +16,7 @@ from compress import compatible, distributed, recipe, selection, verdict
 from compress.console import Console
 from compress.data import sources
 from compress.errors import MissingError, StageError, UsageError
-from compress.models import catalog
+from compress.models import catalog, own
 from compress.recipe import Loaded
 from compress.results import Exported, File, Measured, ModelFile, Network, Normalization, Packaged, Prepared, Trained, TrainingData, Verified, sha256_of
 from compress.schema import Candidate, Distill, Normalize, Recipe, Schedule, Student, Train
@@ -296,7 +296,8 @@ class Workflow:
             normalization = Normalization(*info.normalization)
         else:
             normalization = self.prepared.normalization
-        return Network(model, width, len(self.prepared.classes), self.prepared.image_size, normalization)
+        source = own.source(model) if catalog.is_own(model) else None
+        return Network(model, width, len(self.prepared.classes), self.prepared.image_size, normalization, source=source)
 
     def _weights(self, key: str, model: str) -> tuple[str, File | None]:
         """A `weights` key -> (what the stage's config says, the file where it is one). Raises MissingError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from compress.data import sources
 from compress.errors import CompressError, MissingError, UsageError
 from compress.models import catalog
 from compress.models.count import macs, params
+from compress.models.outline import outline
 from compress.models.taps import Tapped
 from compress.recipe import Loaded
 from compress.schema import Candidate
@@ -63,6 +65,8 @@ def _network(title: str, name: str, width: float | None, size: int) -> str:
     """Build on the meta device, probe the pooled tap, count."""
     info = catalog.info(name)
     catalog.require_size(info, size)
+    if info.family == "own":
+        return _own(title, name, size)
     with torch.device("meta"):
         model = models.build(name, classes=CLASSES, width=width).eval()
         with Tapped(model, {"pooled": catalog.taps(info)["pooled"]}) as tapped, torch.no_grad():
@@ -70,6 +74,35 @@ def _network(title: str, name: str, width: float | None, size: int) -> str:
     if taps["pooled"].ndim != 2 or logits.shape != (2, CLASSES):
         raise UsageError(f"{title}: expected a pooled vector (N, d) and logits (N, K), found {tuple(taps['pooled'].shape)} and {tuple(logits.shape)}")
     return f"{title}: {params(model):,} parameters, {macs(model, size):,} multiply-accumulates at {size}x{size} ({CLASSES} classes)"
+
+
+def _own(title: str, name: str, size: int) -> str:
+    """A network of one's own: its logits, the vector in front of its last Linear, and whether its file answers as it does."""
+    import numpy as np
+
+    from export.convert import parity, to_onnx
+    from export.runtime import Contract, ExportError
+
+    shape = outline(name, classes=CLASSES, width=None, image_size=size).shapes["pooled"]
+    if len(shape) != 1:
+        raise UsageError(f"{title}: the input of its last Linear is {shape} a picture, expected a vector (d,)")
+    model = models.build(name, classes=CLASSES, width=None).eval()
+    with torch.no_grad():
+        logits = model(torch.zeros(2, 3, size, size))
+    if logits.shape != (2, CLASSES):
+        raise UsageError(f"{title}: expected logits (N, K), (2, {CLASSES}) for two pictures, found {tuple(logits.shape)}")
+    pictures = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
+    contract = Contract(tuple(map(str, range(CLASSES))), size, (0.5,) * 3, (0.25,) * 3, "uint8_nhwc", "compress")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            to_onnx(model, Path(folder) / "own.onnx", contract)
+            difference = parity(model, Path(folder) / "own.onnx", pictures).max_abs_diff
+    except ExportError as error:
+        raise UsageError(f"{title}: does not export to ONNX ({error})") from error
+    return (
+        f"{title}: {params(model):,} parameters, {macs(model, size):,} multiply-accumulates at {size}x{size} ({CLASSES} classes); "
+        f"exported, onnxruntime and torch differ by {difference:.1e}"
+    )
 
 
 def _data(loaded: Loaded, base: Path) -> list[str]:

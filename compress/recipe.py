@@ -57,8 +57,8 @@ class _Override:
         return self.keys[0] == "distill" and len(self.keys) == 2 and self.keys[1] not in _OWN and not _is_section(self.keys[1], self.data)
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
-    """Read, override and check a recipe.
+def load(path: Path, overrides: Sequence[str] = (), *, allow_code: bool = False) -> Loaded:
+    """Read, override and check a recipe. `allow_code`: networks may be Python code of the user's own.
 
     Raises: UsageError where there is no such file, RecipeError with all mistakes.
     """
@@ -67,7 +67,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     parsed = [item for number, text in enumerate(overrides, 1) if (item := _parse_override(text, number, problems))]
     notices = _apply(tree, parsed, problems)
     _fill_empty(tree.data, Recipe)
-    recipe = _validate(tree, problems, notices)
+    recipe = _validate(tree, problems, notices, allow_code=allow_code)
     if problems or recipe is None:
         raise RecipeError(sorted(problems, key=_position))
     name = recipe.name or re.sub(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]", "-", path.stem).strip("-") or "recipe"
@@ -234,7 +234,7 @@ def _fill_empty(data: Any, section: type[Section]) -> None:
             _fill_empty(data[key], info.annotation)
 
 
-def _validate(tree: Tree, problems: list[Problem], notices: list[str]) -> Recipe | None:
+def _validate(tree: Tree, problems: list[Problem], notices: list[str], *, allow_code: bool) -> Recipe | None:
     """Schema, then what holds between keys; None where the schema alone is broken."""
     wrong: list[Keys] = []
     if "validate_" in tree.data:  # the field's Python name is no key
@@ -249,7 +249,7 @@ def _validate(tree: Tree, problems: list[Problem], notices: list[str]) -> Recipe
         problems += [_problem(tree, item.keys, item.message, item.at) for item in found]
         wrong = [item.keys for item in found]
         recipe = _without(tree.data, wrong)
-    for keys, message in crosschecks.wrong_networks(tree.data):
+    for keys, message in crosschecks.wrong_networks(tree.data, allow_code=allow_code):
         problems.append(_problem(tree, keys, message))
         wrong.append(keys)
     if recipe is not None:

@@ -116,6 +116,7 @@ class Network:
     own_size: int | None = None  # side in pixels that the network itself takes; None: image_size, the recipe's
     channels: str = "rgb"  # rgb | bgr
     order: tuple[int, ...] | None = None  # which of the network's outputs stands for each class; None: all, in order
+    source: str | None = None  # sha256 of the code of a network of one's own
     black_box: bool = False  # an ONNX file of another project: `model` is its name, the weights are the file
     outputs: int | None = None  # how many it has, where that is not `classes`
 

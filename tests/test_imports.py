@@ -95,13 +95,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.planted": ("compress.faults", "compress.planted_network", "compress.schema", "compress.statistics", "compress.verdict", "export.*", "compress"),
     "compress.report*": ("compress.errors", "compress.statistics", "compress.report.*"),
     "compress.probe": (*FOUNDATIONS, "compress.recipe", "compress.compatible", "compress.data.sources", "compress.methods", "compress.models*",
-                       "compress.schema", "export.blackbox", "export.runtime"),
+                       "compress.schema", "export.blackbox", "export.convert", "export.runtime"),
     "compress.compatible": ("compress.errors", "compress.recipe", "compress.schema", "compress.methods", "compress.models*"),
     "compress.doctor": ("export.runtime", "export.provider", "compress.planted"),
     "compress.pipeline": (
         *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.compatible", "compress.verdict", "compress.console", "compress.store",
         "compress.selection", "compress.distributed",
-        "compress.stages.*", "compress.data.sources", "compress.models.catalog", "compress.report", "compress.plan", "compress.device_limits",
+        "compress.stages.*", "compress.data.sources", "compress.models.catalog", "compress.models.own",
+        "compress.report", "compress.plan", "compress.device_limits",
         "export.runtime", "export.targets",
     ),
     "compress.cli": (

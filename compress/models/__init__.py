@@ -24,6 +24,10 @@ def build(name: str, *, classes: int, width: float | None = None) -> nn.Module:
         from compress.models import vision
 
         return vision.build(network, classes)
+    if network.family == "own":
+        from compress.models import own
+
+        return own.build(name, classes)
     from compress.models.builders import BUILDERS
 
     return BUILDERS[name](classes=classes) if width is None else BUILDERS[name](classes=classes, width=width)

@@ -8,6 +8,7 @@ for one picture of the default size.
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,7 +34,7 @@ class NetworkInfo:
     """
 
     name: str
-    family: Literal["cifar", "photos", "torchvision"]  # for small pictures, for large ones, torchvision's
+    family: Literal["cifar", "photos", "torchvision", "own"]  # for small pictures, for large ones, torchvision's, the user's
     summary: str
     min_size: int
     default_size: int
@@ -202,6 +203,8 @@ _ALL = (
     _vision_resnet("resnet50", "25.56 M parameters, 4089.2 M MACs", _V1_V2),
 )
 
+_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
 NETWORKS: dict[str, NetworkInfo] = {network.name: network for network in _ALL}
 
 
@@ -217,10 +220,17 @@ def did_you_mean(name: str, known: tuple[str, ...]) -> str:
     return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
 
 
+def is_own(name: str) -> bool:
+    """Whether a name is `package.module:function`, code of the user's own."""
+    return _OWN.fullmatch(name) is not None
+
+
 def info(name: str) -> NetworkInfo:
-    """The catalogue's entry. Raises UsageError for an unknown name."""
+    """The catalogue's entry; of a network of one's own what is known before it is built. Raises UsageError for an unknown name."""
     if name in NETWORKS:
         return NETWORKS[name]
+    if is_own(name):
+        return NetworkInfo(name, "own", "a network of one's own", 8, 32, "", "")
     in_torchvision = f"torchvision/{name}"
     hint = f" (did you mean {in_torchvision!r}?)" if in_torchvision in NETWORKS else did_you_mean(name, names())
     raise UsageError(f"model: there is no network {name!r}{hint}; `compress models` lists all")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from compress.errors import UsageError
-from compress.models import build, catalog
+from compress.models import build, catalog, own
 from compress.models.taps import Tapped
 
 
@@ -48,9 +48,13 @@ def outline(name: str, *, classes: int, width: float | None, image_size: int, mo
     info = catalog.info(name)
     with torch.device("meta"):
         empty = build(name, classes=classes, width=width).eval()
+        if info.family == "own":
+            last_linear = own.head(empty, name)
+            info = replace(info, classifier=last_linear, linear=last_linear)
         block, last = empty.get_submodule(info.classifier), empty.get_submodule(info.linear)
         assert isinstance(last, (nn.Linear, nn.Conv2d))  # the catalogue says so; a test builds every entry
-        single = [module for module in block.modules() if isinstance(module, nn.Linear)] == [last]
+        # the catalogue's networks alone: what ships in another form is built from its entry
+        single = info.family != "own" and [module for module in block.modules() if isinstance(module, nn.Linear)] == [last]
         taps = {tap: text for tap, text in catalog.taps(info).items() if tap != "head" or single}
         with Tapped(empty, taps) as tapped, torch.no_grad():
             _, seen = tapped(torch.empty(2, 3, image_size, image_size))
