@@ -78,7 +78,8 @@ def discard(folder: Path) -> None:
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
     """history.csv: one row an epoch."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(history[0]), lineterminator="\n")
+    names = list(dict.fromkeys(name for row in history for name in row))  # a method's later stage may have a column more
+    writer = csv.DictWriter(buffer, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     write_atomically(path, buffer.getvalue().encode())

@@ -222,6 +222,10 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
         for below, message in _train_mistakes(train, epochs):
             excuse = (*keys, "epochs") if below[-1] == "milestones" else ()
             yield Finding((*keys, *below), message, sections=frozenset({str(keys[0])}), excuse=excuse)
+        alone = keys[0] == "teacher" or recipe.distill.method in (("none",), ("simkd",))
+        if train.trace_gradients is not None and alone:
+            message = "compares the gradients of two losses, but this training has one loss alone"
+            yield Finding((*keys, "trace_gradients"), message, sections=frozenset({str(keys[0]), "distill"}))
         if train.views is not None and augment(recipe.data) == "none":
             yield Finding((*keys, "views"), "limits the augmentation, but data.augment is none", sections=frozenset({str(keys[0]), "data"}))
     if recipe.quantize.scheme == "none" and recipe.require.min_int8_mac_share is not None:

@@ -26,6 +26,22 @@ def sum_backward(losses: Sequence[Tensor], parameters: Sequence[Tensor], *, redu
             _add(p, grad)
 
 
+def cosine(task: Tensor, other: Tensor, parameters: Sequence[Tensor]) -> Tensor | None:
+    """Cosine between two losses' gradients over the parameters that both reach; None where there are none, 0 where a gradient is 0.
+
+    The graph is kept: the step's own backward pass follows.
+    """
+    parameters = list(parameters)
+    if not (task.requires_grad and other.requires_grad):
+        return None
+    pairs = zip(*(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in (task, other)), strict=True)
+    both = [(t, o) for t, o in pairs if t is not None and o is not None]
+    if not both:
+        return None
+    dot, task2, other2 = (torch.stack([(a * b).sum() for a, b in chosen]).sum() for chosen in (both, [(t, t) for t, _ in both], [(o, o) for _, o in both]))
+    return dot / (task2.sqrt() * other2.sqrt()).clamp(min=torch.finfo(dot.dtype).tiny)
+
+
 def aligned_backward(
     task: Tensor, auxiliary: Tensor, parameters: Sequence[Tensor], *, scope: str, free: Tensor | None = None, reduce: Reduce | None = None
 ) -> None:

@@ -6,8 +6,8 @@ one graph: what changes from step to step (pictures, views, learning rate, epoch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from compress.data import views
 from compress.distributed import Group
-from compress.gradients import aligned_backward, sum_backward
+from compress.gradients import aligned_backward, cosine, sum_backward
 from compress.losses.precision import wide
 from compress.methods import Method, Signals
 from compress.models.taps import Tapped
 from compress.precision import autocast
 
+TRACED = ("cos_classifier", "cos_backbone")
 WARM_UP = 3  # steps before a graph is recorded: they choose kernels and make the optimizer's state
 
 
@@ -69,13 +70,17 @@ class Step:
     parameters: Sequence[Tensor]
     precision: str
     group: Group
+    traced: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
 
     def pixels(self, index: Tensor, view: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) of pictures and views (N,)."""
         return views.apply_views(self.images, index, view, self.augment, self.image_size)
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """Step the weights; the losses by name, without gradient, means over this process's pictures."""
+    def __call__(self, batch: Batch, *, trace: bool = False) -> dict[str, Tensor]:
+        """Step the weights; the losses by name, without gradient, means over this process's pictures.
+
+        `trace`: and the cosines between the first loss's gradient and that of the others, over each of the `traced` groups that both reach.
+        """
         raw = self.pixels(batch.index, batch.view)
         teacher_logits, teacher_taps = self.teacher.answer(batch.known, raw) if self.teacher is not None else (None, {})
         with autocast(str(raw.device), self.precision):
@@ -85,9 +90,16 @@ class Step:
         signals = Signals(self.labels[batch.index], batch.index, batch.epoch, wide(logits), teacher_logits, taps, teacher_taps, batch.step)
         losses = self.method(signals)
         self.optimizer.zero_grad(set_to_none=True)
+        cosines = self._cosines(list(losses.values())) if trace else {}
         self._backward(losses, self.group.averaging(len(batch.index), batch.total))
         self.optimizer.step()
-        return {name: loss.detach() for name, loss in losses.items()}
+        return {**{name: loss.detach() for name, loss in losses.items()}, **cosines}
+
+    def _cosines(self, losses: list[Tensor]) -> dict[str, Tensor]:
+        if len(losses) < 2:
+            return {}
+        found = {name: cosine(losses[0], torch.stack(losses[1:]).sum(), group) for name, group in self.traced.items()}
+        return {name: value for name, value in found.items() if value is not None}
 
     def _backward(self, losses: dict[str, Tensor], reduce: Callable[[list[Tensor]], None] | None) -> None:
         names, method = list(losses), self.method
@@ -191,3 +203,10 @@ def engine(name: str, step: Step, size: int, warn: Callable[[str], None]) -> Cal
 def trainable(*modules: nn.Module) -> list[Tensor]:
     """What the optimizer steps."""
     return [p for module in modules for p in module.parameters() if p.requires_grad]
+
+
+def traced(student: nn.Module, taps: Mapping[str, str]) -> dict[str, Sequence[Tensor]]:
+    """The student's parameters in two groups: the classifier block, which reads the pooled vector, and all before it."""
+    head = trainable(student.get_submodule(taps["pooled"].split(":")[0]))
+    known = {id(parameter) for parameter in head}
+    return dict(zip(TRACED, (head, [parameter for parameter in trainable(student) if id(parameter) not in known]), strict=True))

@@ -29,7 +29,7 @@ from compress.models.taps import Tapped
 from compress.precision import resolve_precision
 from compress.results import Normalization
 from compress.schema import Train
-from compress.step import Batch, Rate, Step, Teaching, engine, trainable
+from compress.step import TRACED, Batch, Rate, Step, Teaching, engine, traced, trainable
 
 WINDOW = {"cpu": 1, "cuda": 64}  # steps that the teacher runs ahead
 
@@ -135,7 +135,10 @@ def fit(
     step = Step(
         tapped, method, pictures.images, pictures.labels, pictures.augment, pictures.image_size, torch.tensor(normalization.mean, device=device),
         torch.tensor(normalization.std, device=device), teacher, optimizer, parameters, precision, group,
+        traced(student, taps) if train.trace_gradients else {},
     )  # fmt: skip
+    # a traced cosine is summed like a loss: an epoch's mean over its traced steps and the processes then survives an interruption
+    cosine_share = min(steps * size, len(pictures.train_index)) / -(-steps // (train.trace_gradients or 1)) / group.size
     run = engine(train.engine, step, size, progress.warn)
     try:
         with _between_steps() as stop:
@@ -154,11 +157,12 @@ def fit(
                         raise KeyboardInterrupt
                     rate.set(schedule.learning_rate(train, state.epoch, at / steps))
                     mine = group.share(index)
-                    losses = run(Batch(mine, view[mine], known, epoch_tensor, number, len(index)))
+                    batch = Batch(mine, view[mine], known, epoch_tensor, number, len(index))
+                    losses = step(batch, trace=True) if train.trace_gradients and at % train.trace_gradients == 0 else run(batch)
                     number += 1
                     finite.note(losses, at)
                     for name, loss in losses.items():
-                        sums[name] = sums.get(name, torch.zeros((), device=device)) + loss * len(mine)
+                        sums[name] = sums.get(name, torch.zeros((), device=device)) + loss * (cosine_share if name in TRACED else len(mine))
                     state.step += 1
                     progress.step(len(index), losses)
                     if state.step % 50 == 0:

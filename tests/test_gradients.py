@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.gradients import aligned_backward, sum_backward
+from compress.gradients import aligned_backward, cosine, sum_backward
 from compress.losses import binary_kl_norm, cross_entropy
 
 DATA = json.loads((Path(__file__).parent / "golden" / "testvectors.json").read_text())
@@ -121,3 +121,19 @@ def test_a_fused_optimizer_steps_the_elements_that_the_gradient_names(aligned):
         sum_backward(losses(), list(conv.parameters()), reduce=lambda gradients: None)
     optimizer.step()
     torch.testing.assert_close(conv.weight.detach(), before - expected)
+
+
+def test_the_cosine_is_over_what_both_losses_reach():
+    a, b, c = (torch.tensor(values, requires_grad=True) for values in ([1.0, 0.0], [1.0, 2.0], [3.0]))
+    task, other = (a * torch.tensor([3.0, 4.0])).sum() + c.sum(), (a * torch.tensor([-4.0, -3.0])).sum() + b.sum()
+    assert cosine(task, other, [a, b, c]).item() == pytest.approx(-24 / 25)
+    assert cosine(task, other, [b, c]) is None
+    assert cosine(torch.zeros(()), other, [a]) is None  # a stage of a method without its task loss
+    assert cosine(task, a.sum() * 0, [a]).item() == 0
+    (task + other).backward()  # the graph is still there
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+def test_the_cosine_of_tiny_and_huge_gradients_is_one(scale):
+    a = torch.tensor([1.0, 2.0], requires_grad=True)
+    assert cosine((a * scale).sum(), a.sum(), [a]).item() == pytest.approx(1.0)

@@ -53,6 +53,10 @@ APPENDED = [
         "train: {epochs: 3, schedule: {warmup_epochs: 5}}",
         ["6:46: train.schedule.warmup_epochs: the warm-up (5 epochs) must be shorter than the training (3)"],
     ),
+    (
+        "train: {trace_gradients: 5}\ndistill: {method: none}",
+        ["6:26: train.trace_gradients: compares the gradients of two losses, but this training has one loss alone"],
+    ),
     ("distill: {temprature: 3}", ["6:11: distill.temprature: unknown key (did you mean 'temperature'?)"]),
     (
         "distill: {head: nonliner}",

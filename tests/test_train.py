@@ -488,3 +488,27 @@ def test_a_recorded_step_trains_what_a_plain_one_trains(tmp_path):
     assert replayed[0] == pytest.approx(replayed[1], rel=1e-3)
     for one, other in zip(*states, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+# --- traced gradients
+
+
+def test_traced_gradients_change_no_bit_and_survive_an_interrupt(tmp_path):
+    one_head = Distill(dhkd=Dhkd(head="none", loss="binary_kl", align="none"))
+    for name in ("plain", "whole", "parts"):
+        (tmp_path / name).mkdir()
+    plain, whole, parts = (started(one_head) for _ in range(3))
+    fit(tmp_path / "plain", *plain)
+    traced = fit(tmp_path / "whole", *whole, config=settings(trace_gradients=2))
+    assert same(state_of(*plain), state_of(*whole))
+    with pytest.raises(Interrupted):
+        fit(tmp_path / "parts", *started(one_head), config=settings(trace_gradients=2), progress=Recorder(5, interrupt))
+    resumed = fit(tmp_path / "parts", *parts, config=settings(trace_gradients=2))
+    for row, again in zip(traced.history, resumed.history, strict=True):
+        assert -1 <= row["cos_classifier"] <= 1 and -1 <= row["cos_backbone"] <= 1
+        assert [again[name] for name in ("cos_classifier", "cos_backbone")] == pytest.approx([row["cos_classifier"], row["cos_backbone"]])
+
+
+def test_a_loss_with_a_head_of_its_own_reaches_the_backbone_alone(tmp_path):
+    history = fit(tmp_path, *started(), config=settings(trace_gradients=1, epochs=1)).history
+    assert "cos_backbone" in history[0] and "cos_classifier" not in history[0]

@@ -53,7 +53,8 @@ Files beside it, each optional:
 
     predictions.npz   labels (N,) int, sha256 (N,) str, `logits/<file>` (N, K) float for each model file
     latency.npz       `<file>`: raw samples in ms, (R,) float
-    history/*.csv     student.csv, baseline.csv, <candidate>.csv (its "/" as "-"): epoch, lr, one column per loss (the task loss first),
+    history/*.csv     student.csv, baseline.csv, <candidate>.csv (its "/" as "-"): epoch, lr, one column per loss (the task loss first), with
+                      train.trace_gradients cos_classifier and cos_backbone (cosines of gradients, mean over the traced steps),
                       top1_validation (fraction), images_per_second
     pictures.npz      what the shipped student gets wrong and the teacher right: images (M, H, W, 3) uint8 RGB, labels (M,), teacher (M,),
                       student (M,) int: the predicted classes; total (): how many there are in all; slice_images (S, H, W, 3), slice_labels,

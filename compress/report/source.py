@@ -159,7 +159,7 @@ def _curve(path: Path) -> Curve | None:
         return None
     columns = {name: np.array([_number(row.get(name)) for row in rows]) for name in rows[0] if name}
     known = {"epoch", "lr", "top1_validation", "images_per_second", "seconds"}
-    losses = {name: values for name, values in columns.items() if name not in known and np.isfinite(values).any()}
+    losses = {name: values for name, values in columns.items() if name not in known and not name.startswith("cos_") and np.isfinite(values).any()}
     return Curve(path.stem, columns["epoch"], columns.get("top1_validation"), losses)
 
 

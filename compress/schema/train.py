@@ -44,6 +44,10 @@ class Train(Section):
     views: Count | None = Field(
         default=None, description="limit the augmentation to so many views a picture, so that the teacher's logits are reused sooner; null: no limit"
     )
+    trace_gradients: Count | None = Field(
+        default=None, description="every so many steps, record in the history the cosine between the gradients of the cross-entropy and of the "
+        "distillation losses, for the classifier and for the backbone; null: not at all"
+    )  # fmt: skip
     keep: Literal["last", "best"] = Field(default="last", description="which epoch ships; best: by validation accuracy")
     threads: Count | None = Field(default=None, description="CPU threads; null: as many as torch chooses; a resume keeps them")
     seed: Annotated[int, Field(ge=0)] | None = Field(default=None, description="null: the recipe's seed (student) or 0 (teacher candidates)")
