@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from functools import cache
 
 import pytest
 import torch
@@ -72,9 +74,19 @@ class Pair:
         return Signals(LABELS[index % len(LABELS)], index, torch.tensor(epoch), logits.to(dtype), known.to(dtype), student, teacher)
 
 
+@cache
+def prototype(student: str, teacher: str, classes: int) -> Pair:
+    return Pair(student, teacher, classes)
+
+
+def fresh(student: str = "resnet8", teacher: str = "resnet8x4", classes: int = K) -> Pair:
+    """A pair of one's own; building networks and reading their outlines costs more than a copy."""
+    return copy.deepcopy(prototype(student, teacher, classes))
+
+
 @pytest.fixture
 def pair() -> Pair:
-    return Pair()
+    return fresh()
 
 
 def test_every_method_is_in_the_contract_suite():
@@ -94,6 +106,7 @@ def test_losses_are_finite_scalars_with_the_task_first(pair, name):
 def test_gradient_reaches_the_student_and_the_methods_own_parameters_and_never_the_teacher(pair, name):
     method = pair.build(VARIANTS[name])
     for epoch in (1.0, 9.0):  # the two stages of fitnet
+        method.start_epoch(int(epoch))
         sum(method(pair.signals(method, epoch=epoch)).values()).backward()
     assert pair.student.conv1.weight.grad is not None and pair.student.conv1.weight.grad.abs().sum() > 0
     silent = {name for name, p in method.named_parameters() if p.requires_grad and (p.grad is None or p.grad.abs().sum() == 0)}
@@ -129,7 +142,7 @@ def test_bf16_signals_give_finite_float32_losses(pair, name):
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("classes", [2, 300])
 def test_two_and_many_classes_work_or_are_refused(name, classes):
-    pair = Pair(classes=classes)
+    pair = fresh(classes=classes)
     if classes == 2 and "dkd" in VARIANTS[name].method:
         with pytest.raises(UsageError, match="of two classes only one is left"):
             pair.build(VARIANTS[name])
@@ -155,7 +168,7 @@ def test_a_teacher_is_needed_and_its_classes_must_fit(pair, name):
     with pytest.raises(UsageError, match="needs a teacher"):
         build_method(VARIANTS[name], student=pair.outlines[0], teacher=None, train_labels=LABELS)
     with pytest.raises(UsageError, match="knows 7 classes"):
-        build_method(VARIANTS[name], student=pair.outlines[0], teacher=Pair(classes=7).outlines[1], train_labels=LABELS)
+        build_method(VARIANTS[name], student=pair.outlines[0], teacher=fresh(classes=7).outlines[1], train_labels=LABELS)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -163,7 +176,7 @@ def test_state_is_disjoint_from_the_students_and_survives_a_round_trip(pair, nam
     method = pair.build(VARIANTS[name])
     method(pair.signals(method))
     assert not {value.data_ptr() for value in method.state_dict().values()} & {value.data_ptr() for value in pair.student.state_dict().values()}
-    again = Pair().build(VARIANTS[name])
+    again = fresh().build(VARIANTS[name])
     again.load_state_dict({key: value.clone() for key, value in method.state_dict().items()})
     method.eval(), again.eval()
     signals = pair.signals(method, seed=3)
@@ -174,7 +187,7 @@ def test_state_is_disjoint_from_the_students_and_survives_a_round_trip(pair, nam
 @pytest.mark.parametrize("name", ["none", "dhkd", "reviewkd", "simkd", "catkd", "catkd+kd"])
 @pytest.mark.parametrize("student", ["resnet8", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2"])
 def test_what_ships_answers_as_in_training_and_can_be_built_from_its_record(name, student):
-    pair = Pair(student)
+    pair = fresh(student)
     method = pair.build(VARIANTS[name]).eval()
     pair.student.eval()
     pixels = torch.randn(3, 3, SIDE, SIDE)
@@ -228,7 +241,7 @@ def test_methods_that_need_every_label_refuse_unlabelled_pictures(pair, method):
 
 def test_a_network_without_the_maps_is_named():
     bare = Outline("plain", K, {"pooled": (8,)})
-    pair = Pair()
+    pair = fresh()
     for method in ("fitnet", "at", "ofd", "reviewkd", "simkd", "catkd"):
         for student, teacher in ((bare, pair.outlines[1]), (pair.outlines[0], bare)):
             with pytest.raises(UsageError, match=rf"distill.method: {method} .*which the catalogue does not give for plain; choose another method or network"):
@@ -238,7 +251,7 @@ def test_a_network_without_the_maps_is_named():
 
 
 def test_dkd_without_its_second_part_takes_two_classes():
-    pair = Pair(classes=2)
+    pair = fresh(classes=2)
     method = pair.build(Distill(method="dkd", dkd=Dkd(beta=0)), labels=LABELS % 2)
     signals = pair.signals(method)
     assert torch.isfinite(method(dataclasses.replace(signals, labels=signals.labels % 2))["tckd"])
