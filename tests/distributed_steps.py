@@ -1,6 +1,6 @@
-"""What `test_distributed.py` runs, alone or under torchrun: two epochs of one method in float64; the first process writes the weights.
+"""What `test_distributed.py` runs, alone or under torchrun: two epochs of each method in float64; the first process writes the weights.
 
-Arguments: method, file to write, working folder, the rank that dies in the second epoch (-1: none).
+Arguments: working folder, the rank that dies in the second epoch (-1: none), methods.
 """
 
 from __future__ import annotations
@@ -75,29 +75,36 @@ class Progress:
             os._exit(9)
 
 
-def main(name: str, out: Path, folder: Path, dying: int) -> None:
+def main(folder: Path, dying: int, names: list[str]) -> None:
     torch.set_num_threads(1)
     with distributed.joined("cpu") as (group, device):
-        torch.manual_seed(5 + group.rank)  # the first process's weights count
-        generator = torch.Generator().manual_seed(3)
-        images = torch.randint(0, 256, (COUNT, SIDE, SIDE, 3), generator=generator).to(torch.uint8)
-        labels = torch.arange(COUNT) % CLASSES
-        student = Net().double()
-        method = build_method(METHODS[name], student=STUDENT, teacher=TEACHER, train_labels=labels, seed=1).double()
-        fit(
-            student, method, Pictures(images, labels, torch.arange(COUNT), torch.arange(0), "crop_flip", SIDE),
-            train=Train(epochs=2, batch_size=15, lr=0.5, precision="float32", schedule=Schedule(warmup_epochs=0.0)),
-            normalization=Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), taps={"pooled": "fc:in"}, depthwise=False, teacher=Teacher(),
-            device=device, folder=folder, progress=Progress(group.rank == dying), group=group,
-        )  # fmt: skip
-        if group.first:
-            state = {**student.state_dict(), **{f"method.{key}": value for key, value in method.state_dict().items()}}
-            save_file({key: value.contiguous().clone() for key, value in state.items()}, out)
+        for name in names:
+            own = folder / (name if group.first else f"{name}.beside")  # as the store gives each process a folder of its own
+            own.mkdir(exist_ok=True)
+            train(name, own, dying, group, device)
+
+
+def train(name: str, folder: Path, dying: int, group: distributed.Group, device: str) -> None:
+    torch.manual_seed(5 + group.rank)  # the first process's weights count
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (COUNT, SIDE, SIDE, 3), generator=generator).to(torch.uint8)
+    labels = torch.arange(COUNT) % CLASSES
+    student = Net().double()
+    method = build_method(METHODS[name], student=STUDENT, teacher=TEACHER, train_labels=labels, seed=1).double()
+    fit(
+        student, method, Pictures(images, labels, torch.arange(COUNT), torch.arange(0), "crop_flip", SIDE),
+        train=Train(epochs=2, batch_size=15, lr=0.5, precision="float32", schedule=Schedule(warmup_epochs=0.0)),
+        normalization=Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), taps={"pooled": "fc:in"}, depthwise=False, teacher=Teacher(),
+        device=device, folder=folder, progress=Progress(group.rank == dying), group=group,
+    )  # fmt: skip
+    if group.first:
+        state = {**student.state_dict(), **{f"method.{key}": value for key, value in method.state_dict().items()}}
+        save_file({key: value.contiguous().clone() for key, value in state.items()}, folder / "weights.safetensors")
 
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+        main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
     except CompressError as error:
         print(f"said: {error}", flush=True)
         sys.exit(error.exit_code)

@@ -20,42 +20,42 @@ SCRIPT = Path(__file__).parent / "distributed_steps.py"
 ROOT = Path(__file__).parents[1]
 
 
-def torchrun(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *arguments]
+def started(*command: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=200, check=False)
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300, check=False)
 
 
-def steps(folder: Path, method: str, *, processes: int, dying: int = -1) -> subprocess.CompletedProcess[str]:
-    folder.mkdir(exist_ok=True)
-    return torchrun(str(SCRIPT), method, str(folder / "weights.safetensors"), str(folder), str(dying), processes=processes)
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return started("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dhkd", "kd", "crd"])
-def test_two_processes_train_what_one_trains(tmp_path, method):
+def test_two_processes_train_what_one_trains(tmp_path):
     # batches of 15 and a last one of 6: shares of 8 and 7, and of 3 and 3
-    states = []
-    for processes in (1, 2):
-        done = steps(tmp_path / str(processes), method, processes=processes)
+    methods = ("dhkd", "kd", "crd")
+    for run, name in ((started, "one"), (torchrun, "two")):
+        (tmp_path / name).mkdir()
+        done = run(str(SCRIPT), str(tmp_path / name), "-1", *methods)
         assert done.returncode == 0, done.stderr
-        states.append(load_file(tmp_path / str(processes) / "weights.safetensors"))
-    one, two = states
-    assert one.keys() == two.keys() and any(key.startswith("method.") for key in one) == (method != "kd")
-    for key in one:
-        torch.testing.assert_close(two[key], one[key], rtol=1e-9, atol=1e-11, msg=lambda text, key=key: f"{key}: {text}")
+    for method in methods:
+        one, two = (load_file(tmp_path / name / method / "weights.safetensors") for name in ("one", "two"))
+        assert one.keys() == two.keys() and any(key.startswith("method.") for key in one) == (method != "kd")
+        for key in one:
+            torch.testing.assert_close(two[key], one[key], rtol=1e-9, atol=1e-11, msg=lambda text, name=f"{method} {key}": f"{name}: {text}")
 
 
 @pytest.mark.slow
 def test_a_lost_process_ends_the_job_and_the_job_resumes(tmp_path):
-    whole = steps(tmp_path / "whole", "kd", processes=2)
-    lost = steps(tmp_path / "lost", "kd", processes=2, dying=1)
-    assert lost.returncode != 0 and not (tmp_path / "lost" / "weights.safetensors").exists()
+    for name in ("whole", "lost"):
+        (tmp_path / name).mkdir()
+    whole = torchrun(str(SCRIPT), str(tmp_path / "whole"), "-1", "kd")
+    lost = torchrun(str(SCRIPT), str(tmp_path / "lost"), "1", "kd")
+    assert lost.returncode != 0 and not (tmp_path / "lost" / "kd" / "weights.safetensors").exists()
     assert "another process of this run is gone" in lost.stdout and "run the same command again to resume" in lost.stdout
-    again = steps(tmp_path / "lost", "kd", processes=2)
+    again = torchrun(str(SCRIPT), str(tmp_path / "lost"), "-1", "kd")
     assert (whole.returncode, again.returncode) == (0, 0), again.stderr
     assert "goes on in epoch 2" in again.stdout
-    expected, found = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "lost"))
+    expected, found = (load_file(tmp_path / name / "kd" / "weights.safetensors") for name in ("whole", "lost"))
     for key in expected:
         assert torch.equal(expected[key], found[key]), key
 
