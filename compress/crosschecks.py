@@ -228,9 +228,10 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
             yield Finding((*keys, "trace_gradients"), message, sections=frozenset({str(keys[0]), "distill"}))
         if train.views is not None and augment(recipe.data) == "none":
             yield Finding((*keys, "views"), "limits the augmentation, but data.augment is none", sections=frozenset({str(keys[0]), "data"}))
-    if recipe.quantize.scheme == "none" and recipe.require.min_int8_mac_share is not None:
-        message = "asks for integer kernels, but quantize.scheme is none"
-        yield Finding(("require", "min_int8_mac_share"), message, sections=frozenset({"quantize", "require"}))
+    for name, asked in (("min_int8_mac_share", "integer kernels"), ("min_int8_speedup", "int8")):
+        if recipe.quantize.scheme == "none" and getattr(recipe.require, name) is not None:
+            message = f"asks for {asked}, but quantize.scheme is none"
+            yield Finding(("require", name), message, sections=frozenset({"quantize", "require"}))
     if recipe.device.name.startswith("browser") and recipe.validate_.sustained_seconds:
         message = "is not run in a browser, which device.target names; leave it out"
         yield Finding(("validate", "sustained_seconds"), message, sections=frozenset({"validate", "device"}))

@@ -9,7 +9,7 @@ from typing import Any
 from compress import verdict
 from compress.schema import Require
 
-LIMITS = ("max_latency_ms", "min_speedup", "max_memory_bytes")  # what another device answers differently
+LIMITS = ("max_latency_ms", "min_speedup", "min_int8_speedup", "max_memory_bytes")  # what another device answers differently
 Row = dict[str, Any]
 
 
@@ -55,6 +55,7 @@ def facts(content: Row, rows: tuple[Row, ...], target: str) -> verdict.Facts:
     latency = row["latency_ms"] or {}
     teacher = next((other["file"] for other in rows if other["role"] == "teacher"), None)
     ratio = row["speedup_over"].get(teacher)
+    integers = _int8(content, rows, target)
     return verdict.Facts(
         file=row["file"],
         target=target,
@@ -63,6 +64,8 @@ def facts(content: Row, rows: tuple[Row, ...], target: str) -> verdict.Facts:
         timed_runs=latency.get("runs"),
         speedup=ratio[0] if ratio else None,
         speedup_ci95=_pair(ratio[1:] if ratio else None),
+        int8_speedup=integers["speedup"] if integers else None,
+        int8_speedup_ci95=_pair(integers["ci95"] if integers else None),
         peak_memory_bytes=row["peak_memory_bytes"],
         disturbed="; ".join(row.get("disturbances") or ()) or ("other processes were busy on the device" if row["contaminated"] else None),
         sha256=row["sha256"],
@@ -100,7 +103,7 @@ def _int8(content: Row, rows: tuple[Row, ...], target: str) -> Row | None:
         return None
     row = min(timed, key=lambda row: row["built_for"] != row["isa"])
     speedup, low, high = row["speedup_over"][floats]
-    pair: Row = next((one for one in content["comparisons"] if (one["model"], one["against"]) == (row["file"], floats)), {})
+    pair: Row = next((one for one in content.get("comparisons") or () if (one["model"], one["against"]) == (row["file"], floats)), {})
     return {
         "speedup": speedup,
         "ci95": [low, high],

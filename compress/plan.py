@@ -25,7 +25,7 @@ from compress.store import Store, write_atomically
 from export.runtime import host, isa, runs_on
 
 STAGES = (stages.draft.name, stages.timing.name)
-JUDGED = ("max_latency_ms", "min_speedup", "max_bytes", "min_compression", "max_memory_bytes", "min_int8_mac_share")
+JUDGED = ("max_latency_ms", "min_speedup", "min_int8_speedup", "max_bytes", "min_compression", "max_memory_bytes", "min_int8_mac_share")
 CLASSES = {"fashion": 10, "cifar10": 10, "cifar100": 100}  # of sources that are not here yet
 UNKNOWN_CLASSES = 10
 
@@ -237,6 +237,8 @@ def _facts(row: Row, teacher: Row, device: Device) -> verdict.Facts:
         timed_runs=latency.get("runs"),
         speedup=against["speedup"] if against else None,
         speedup_ci95=_interval(against["ci95"]) if against else None,
+        int8_speedup=None if device.distant else row["int8_speedup"],
+        int8_speedup_ci95=None if device.distant else _interval(row["int8_speedup_ci95"]),
         bytes=own["bytes"],
         teacher_bytes=teacher["fp32"]["bytes"],
         peak_memory_bytes=own["peak_memory_bytes"],

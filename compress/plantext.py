@@ -14,6 +14,7 @@ WIDTHS = (7, 8, 23, 23, 22, 10, 9, 8, 9)
 LIMITS = {  # a requirement in words
     "max_latency_ms": "{:g} ms",
     "min_speedup": "{:g}x the teacher's speed",
+    "min_int8_speedup": "int8 {:g}x as fast as float",
     "max_bytes": "{:,.0f} bytes",
     "min_compression": "a file {:g}x smaller than the teacher's",
     "max_memory_bytes": "{:,.0f} bytes of memory",

@@ -35,6 +35,8 @@ class Facts:
     timed_runs: int | None = None
     speedup: float | None = None  # x teacher, from ratios within rounds
     speedup_ci95: Interval | None = None
+    int8_speedup: float | None = None  # of the int8 file, x float student, from ratios within rounds
+    int8_speedup_ci95: Interval | None = None
     bytes: int | None = None
     teacher_bytes: int | None = None
     peak_memory_bytes: int | None = None
@@ -182,6 +184,7 @@ JUDGES: dict[str, Callable[[Facts, float], Judgement]] = {
     "min_top1": _top1,
     "max_latency_ms": lambda f, limit: _timed(f.latency_ms, f.latency_ci95, limit, f, "The median latency of one picture", " ms", True),
     "min_speedup": lambda f, limit: _timed(f.speedup, f.speedup_ci95, limit, f, "The speed-up over the teacher", "x", False),
+    "min_int8_speedup": lambda f, limit: _timed(f.int8_speedup, f.int8_speedup_ci95, limit, f, "The speed-up of int8 over the float student", "x", False),
     "max_bytes": lambda f, limit: _exact(f.bytes, limit, "The file's size", _bytes, at_most=True),
     "min_compression": _compression,
     "max_memory_bytes": lambda f, limit: _exact(f.peak_memory_bytes, limit, "Peak memory", _bytes, at_most=True, untimed=f.untimed),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from export.runtime import Model
 
 MISSING, WRONG = 3, 4
+CONDITIONS = ("threads", "spinning", "governor", "cpu_features", "rounds", "attempts", "other_cores")  # of a measurement, in each timed row
 ATTEMPTS = 3  # a measurement that other processes disturb is repeated at most twice
 
 
@@ -146,6 +147,7 @@ def add_latency(rows: list[dict[str, Any]], result: LatencyResult) -> None:
     """Write what was measured into the rows of the measured models."""
     from export import measure
 
+    known = result.conditions()
     for row in rows:
         name = row["file"]
         timed = result.models.get(name)
@@ -153,6 +155,7 @@ def add_latency(rows: list[dict[str, Any]], result: LatencyResult) -> None:
             row["latency_ms"] = {**timed.summary(), "p50_ci95": list(measure.p50_interval(result, name)[1:])}
             row.update(first_run_ms=timed.first_run_ms, load_ms=timed.load_ms, contaminated=result.contaminated, disturbances=list(result.disturbances))
             row["speedup_over"] = {other: list(measure.ratio(result, other, name)) for other in result.models if other != name}
+            row["conditions"] = {**{key: known[key] for key in CONDITIONS}, "drift": result.drift.get(name)}
 
 
 def emulated() -> str | None:

@@ -11,7 +11,7 @@ from compress import device_limits, on_device
 from compress.errors import MissingError
 from compress.schema import Require
 
-REQUIRE = Require(max_top1_drop=2.0, max_latency_ms=3.0, min_speedup=2.0, max_memory_bytes=100)
+REQUIRE = Require(max_top1_drop=2.0, max_latency_ms=3.0, min_speedup=2.0, min_int8_speedup=1.0, max_memory_bytes=100)
 
 
 def requirement(name: str, verdict: str, target: str = "local") -> dict[str, Any]:
@@ -32,7 +32,8 @@ def row(file: str, role: str, precision: str, **more: Any) -> dict[str, Any]:
     latency = {"p50": 2.0, "p50_ci95": [1.9, 2.1], "runs": 700}
     return {
         "target": "ssh://pi", "file": file, "sha256": "0", "role": role, "precision": precision, "built_for": None, "isa": "arm64", "ok": True,
-        "latency_ms": latency, "speedup_over": {"t.onnx": [2.5, 2.4, 2.6]}, "peak_memory_bytes": 90, "contaminated": False, "not_timed": None, **more,
+        "latency_ms": latency, "speedup_over": {"t.onnx": [2.5, 2.4, 2.6], "s.onnx": [1.2, 1.1, 1.3]}, "peak_memory_bytes": 90,
+        "contaminated": False, "not_timed": None, **more,
     }  # fmt: skip
 
 
@@ -59,11 +60,14 @@ def test_the_file_built_for_the_device_is_judged_there() -> None:
 
 
 def test_a_slow_device_fails_and_a_second_answer_replaces_the_first() -> None:
-    slow = {"latency_ms": {"p50": 9.0, "p50_ci95": [8.0, 10.0], "runs": 700}, "peak_memory_bytes": 101, "speedup_over": {"t.onnx": [2.0, 1.9, 2.1]}}
+    ratios = {"t.onnx": [2.0, 1.9, 2.1], "s.onnx": [0.9, 0.8, 0.95]}
+    slow = {"latency_ms": {"p50": 9.0, "p50_ci95": [8.0, 10.0], "runs": 700}, "peak_memory_bytes": 101, "speedup_over": ratios}
     failed = device_limits.merge(content(), REQUIRE, answer(**slow), "ssh://pi")
     again = device_limits.merge(failed, REQUIRE, answer(), "ssh://pi")
 
-    assert judged(failed, "ssh://pi") == {"max_latency_ms": "failed", "min_speedup": "undecided", "max_memory_bytes": "failed"}
+    assert judged(failed, "ssh://pi") == {
+        "max_latency_ms": "failed", "min_speedup": "undecided", "min_int8_speedup": "failed", "max_memory_bytes": "failed",
+    }  # fmt: skip
     assert failed["status"] == "failed" and again["status"] == "passed"
     assert len(again["requirements"]) == len(failed["requirements"]) and len(again["device"]) == len(failed["device"])
 

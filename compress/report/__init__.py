@@ -44,7 +44,8 @@ reused, environment`). Everything below may be added; what is missing or null is
                    "not_timed": why time is missing; "speedup_over": {file: [ratio, low, high]}; "photos": {"status", "sentence", "agreement"};
                    "provider" {"asked", "nodes", "of", "time_share", "elsewhere", "sentence"}: what ran in the execution provider (null: the CPU);
                    "photo_latency_ms" like `latency_ms` and "photo_to_answer" (what was timed, or why not) of the file for this device; "sustained" like
-                   `latency.sustained`; "disturbances" [sentence];
+                   `latency.sustained`; "disturbances" [sentence]; "conditions" of the
+                   measurement: "threads", "spinning", "governor", "cpu_features", "rounds", "attempts", "other_cores", "drift";
                    "remarks": sentences about the host, for example which WebGPU a browser has
     requirements[] one row for each device that a limit on time or memory was judged on, named by "target"
     named_device   null, or {"target", "failure"}: the other device that the recipe names, and why it gave no answer (one sentence) or null

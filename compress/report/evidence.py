@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,8 @@ from compress.report.parts import (
     duration,
     el,
     escape,
-    facts,
     interval_of,
     is_number,
-    join,
     milliseconds,
     percent,
     section,
@@ -78,6 +76,28 @@ def _drop(row: dict[str, Any], report: dict[str, Any]) -> Child:
     return [signed(drop, 2).lstrip("+"), bracket(interval_of(pair.get("top1_drop_ci95")), 1, 2)] if is_number(drop) else NOT_MEASURED
 
 
+def _flips(against: Callable[[dict[str, Any]], Any]) -> Any:
+    """Pictures that the model lost and gained against another on the same ones, and McNemar's exact p."""
+
+    def cell(row: dict[str, Any], report: dict[str, Any]) -> Child:
+        pair = comparison_of(report, row.get("file"), against(report))
+        if not is_number(pair.get("lost")) or not is_number(pair.get("mcnemar_p")):
+            return NOT_MEASURED
+        return [f"{pair['lost']} / {pair.get('gained')}", el("small", f"p {pair['mcnemar_p']:.2g}")]
+
+    return cell
+
+
+def _float_drop(row: dict[str, Any], report: dict[str, Any]) -> Child:
+    pair = comparison_of(report, row.get("file"), _float_file(report))
+    drop = pair.get("top1_drop_points")
+    return [signed(drop, 2).lstrip("+"), bracket(interval_of(pair.get("top1_drop_ci95")), 1, 2)] if is_number(drop) else NOT_MEASURED
+
+
+def _float_file(report: dict[str, Any]) -> Any:
+    return next((row.get("file") for row in report["models"] if row.get("role") == "student" and row.get("precision") == "fp32"), None)
+
+
 def _p50(row: dict[str, Any], report: dict[str, Any]) -> Child:
     latency = row.get("latency_ms") or {}
     interval = interval_of(latency.get("p50_ci95"))
@@ -108,7 +128,8 @@ def _network(key: str) -> Any:
     return lambda row, report: count((report["teacher"] if row.get("role") == "teacher" else report["student"]).get(key))
 
 
-def _difference(value: Any) -> Child:
+def difference(value: Any) -> Child:
+    """A small number as mantissa and power of ten."""
     if not is_number(value):
         return NOT_MEASURED
     mantissa, exponent = f"{value:.1e}".split("e")
@@ -118,6 +139,9 @@ def _difference(value: Any) -> Child:
 CELLS: list[tuple[Child, Any]] = [
     ("Top-1", _top1),
     ("Drop against teacher, points", _drop),
+    ("Lost / gained against teacher", _flips(lambda report: teacher_row(report).get("file"))),
+    ("Drop against float student, points", _float_drop),
+    ("Lost / gained against float student", _flips(_float_file)),
     ("Top-5", _own("top5", percent)),
     ("Agrees with teacher", _own("agreement_with_teacher", percent)),
     ("File", _own("bytes", size)),
@@ -133,7 +157,7 @@ CELLS: list[tuple[Child, Any]] = [
     ("Load", _own("load_ms", milliseconds)),
     ("Peak memory", _own("peak_memory_bytes", size)),
     ("Integer share", _own("int8_mac_share", percent)),
-    ("Largest logit difference from torch", _own("max_abs_diff_from_torch", _difference)),
+    ("Largest logit difference from torch", _own("max_abs_diff_from_torch", difference)),
 ]
 
 
@@ -262,42 +286,6 @@ def thumbnail(image: NDArray[np.uint8]) -> str:
     stream = io.BytesIO()
     picture.save(stream, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-
-
-def devices(source: Source) -> Html | None:
-    """What each device answered for the bundle."""
-    answers = source.report.get("device") or []
-    if not answers:
-        return None
-    lead = "The bundle, run by its own verifier, without this program."
-    return section("device", "Verified on the device", *(_device(answer) for answer in answers), lead=lead)
-
-
-def _device(answer: dict[str, Any]) -> Html:
-    latency = answer.get("latency_ms") or {}
-    title = f"{answer.get('target', 'device')}, {answer['file']}" if answer.get("file") else str(answer.get("target", "device"))
-    known: list[tuple[Child, Child]] = [
-        ("Host", answer.get("host")),
-        ("CPU", answer.get("cpu")),
-        ("Cores", answer.get("cores")),
-        ("Memory", f"{answer['memory_bytes'] / 1e9:.1f} GB" if answer.get("memory_bytes") else None),
-        ("Python", answer.get("python")),
-        ("onnxruntime", answer.get("onnxruntime")),
-        ("Execution provider", (answer.get("provider") or {}).get("sentence")),
-        ("Precision", answer.get("precision")),
-        ("Top-1 on the bundle's pictures", percent(answer.get("top1"))),
-        ("Agreement with the expected answers", percent(answer.get("agreement"))),
-        ("Largest logit difference", _difference(answer.get("max_abs_diff"))),
-        ("Latency p50 / p90 / p99", join([milliseconds(latency.get(key)) for key in ("p50", "p90", "p99")], " / ")),
-        ("Photo to answer", answer.get("photo_to_answer")),
-        ("Without a pause", (answer.get("sustained") or {}).get("sentence")),
-        ("Not timed", answer.get("not_timed")),
-        ("Photos", str((answer.get("photos") or {}).get("sentence") or "").removeprefix("photos: ")),
-        ("Note", answer.get("note")),
-        ("Remarks", " ".join(answer.get("remarks") or [])),
-        ("sha256", el("code", answer["sha256"]) if answer.get("sha256") else None),
-    ]
-    return join([el("h3", title), facts((name, value) for name, value in known if value)])
 
 
 def warnings(source: Source) -> Html | None:

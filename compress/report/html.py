@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from compress.report import evidence, manifest, planned, plots, quantized, slices, summary
+from compress.report import devices, evidence, manifest, planned, plots, quantized, slices, summary
 from compress.report.parts import Html, el, escape, join
 from compress.report.source import Source, method_of, read
 
@@ -40,7 +40,7 @@ def page(source: Source, drawn: dict[str, str]) -> str:
         ("slices", "Slices", slices.slices(source)),
         ("classes", "Classes", evidence.classes(source)),
         ("pictures", "Pictures", evidence.pictures(source)),
-        ("device", "Device", evidence.devices(source)),
+        ("device", "Device", devices.devices(source)),
         ("warnings", "Warnings", evidence.warnings(source)),
         ("repeat", "Repeat", manifest.manifest(source)),
     ]

@@ -33,6 +33,7 @@ ASKED = {
     "min_top1": "Top-1 at least {}",
     "max_latency_ms": "Median latency at most {}",
     "min_speedup": "At least {} faster than the teacher",
+    "min_int8_speedup": "int8 at least {} as fast as the float student",
     "max_bytes": "File at most {}",
     "min_compression": "At least {} smaller than the teacher",
     "max_memory_bytes": "Peak memory at most {}",
@@ -78,7 +79,10 @@ def _tiles(report: dict[str, Any], ship: dict[str, Any]) -> Html | None:
         drop, interval = pair.get("top1_drop_points"), interval_of(pair.get("top1_drop_ci95"))
         against = ["drop ", signed(drop).lstrip("+"), " ", bracket(interval), " points"] if is_number(drop) else None
         tiles.append(("Top-1", percent(ship["top1"]), against))
-    if is_number(pair.get("speedup_p50")):
+    named = (report.get("named_device") or {}).get("target")
+    if named:
+        tiles += _device_tiles(report, ship, teacher, named)
+    elif is_number(pair.get("speedup_p50")):
         latency = (ship.get("latency_ms") or {}).get("p50")
         each = [milliseconds(latency), " a picture"] if latency else None
         tiles.append(("Speed", f"{significant(pair['speedup_p50'])}\u00d7 faster", each))
@@ -93,6 +97,17 @@ def _tiles(report: dict[str, Any], ship: dict[str, Any]) -> Html | None:
         return None
     pairs = [el("div", el("dt", name), el("dd", value, el("small", more) if more else None)) for name, value, more in tiles]
     return el("dl", *pairs, class_="tiles")
+
+
+def _device_tiles(report: dict[str, Any], ship: dict[str, Any], teacher: dict[str, Any], named: str) -> list[tuple[str, Child, Child]]:
+    """The speed on the device that the recipe names; this machine's says nothing about it."""
+    rows = [row for row in report.get("device") or [] if row.get("target") == named]
+    students = [row for row in rows if row.get("role") == "student" and row.get("precision") == ship.get("precision") and row.get("latency_ms")]
+    row = min(students, key=lambda row: row.get("built_for") != row.get("isa"), default=None)
+    ratio = (row.get("speedup_over") or {}).get(teacher.get("file")) if row else None
+    if row is None or not ratio:
+        return [("Speed", "not measured", [f"on {named}"])]
+    return [("Speed", f"{significant(ratio[0])}\u00d7 faster", [milliseconds(row["latency_ms"].get("p50")), f" a picture on {named}"])]
 
 
 def requirements(source: Source) -> Html | None:
@@ -145,7 +160,7 @@ def _quantity(name: str, value: Any) -> str:
         return f"{_short(100 * value)} %"
     if name.endswith("_bytes"):
         return str(size(value))
-    return _short(value) + {"max_latency_ms": " ms", "min_speedup": "\u00d7", "min_compression": "\u00d7"}.get(name, "")
+    return _short(value) + {"max_latency_ms": " ms", "min_speedup": "\u00d7", "min_int8_speedup": "\u00d7", "min_compression": "\u00d7"}.get(name, "")
 
 
 def _short(value: float) -> str:

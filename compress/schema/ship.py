@@ -172,6 +172,9 @@ class Require(Section):
     max_bytes: Count | None = Field(default=None, description="size of the shipped file in bytes")
     min_compression: Annotated[float, Field(gt=0)] | None = Field(default=None, description="teacher's bytes / shipped file's bytes")
     max_memory_bytes: Count | None = Field(default=None, description="peak resident memory in bytes of a fresh process that runs it, interpreter included")
+    min_int8_speedup: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="times the float student's speed that the int8 file must have, median, one picture at a time"
+    )
     min_int8_mac_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, description="share of multiply-accumulates in integer kernels, as a fraction"
     )

@@ -94,6 +94,7 @@ def _row(model: dict[str, Any], answer: dict[str, Any], target: str) -> dict[str
         "photo_to_answer": answer.get("photo_to_answer") if model["file"] == answer.get("file") else None,
         "sustained": model.get("sustained"),
         "disturbances": model.get("disturbances") or [],
+        "conditions": model.get("conditions"),
         "remarks": answer.get("remarks") or [],
         "photos": {"status": photos["status"], "sentence": photos["sentence"], **(model.get("photos") or {})} if photos else None,
         "ok": model["ok"],

@@ -165,6 +165,8 @@ def facts(measured: Measured, models: tuple[ModelFile, ...]) -> verdict.Facts:
     shipped = next((row for row in students if row["file"] == measured.ships), best)
     pair = next(row for row in measured.comparisons if row["model"] == shipped["file"] and row["against"] == teacher["file"])
     latency = shipped["latency_ms"] or {}
+    floats = next(row["file"] for row in students if row["precision"] == "fp32")
+    integers = next((row for row in measured.comparisons if (row["model"], row["against"]) == (best["file"], floats)), {})
     return verdict.Facts(
         file=shipped["file"],
         target="local",
@@ -176,6 +178,8 @@ def facts(measured: Measured, models: tuple[ModelFile, ...]) -> verdict.Facts:
         timed_runs=latency.get("runs"),
         speedup=pair["speedup_p50"],
         speedup_ci95=_interval(pair["speedup_ci95"]),
+        int8_speedup=integers.get("speedup_p50"),
+        int8_speedup_ci95=_interval(integers.get("speedup_ci95")),
         bytes=shipped["bytes"],
         teacher_bytes=teacher["bytes"],
         peak_memory_bytes=shipped["peak_memory_bytes"],

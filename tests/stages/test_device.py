@@ -22,7 +22,7 @@ DEVICE_KEYS = {
     "target", "file", "sha256", "precision", "host", "cpu", "onnxruntime", "top1", "agreement", "max_abs_diff", "latency_ms",
 } | {
     "role", "images", "peak_memory_bytes", "ok", "isa", "cores", "memory_bytes", "python", "built_for", "note", "not_timed", "speedup_over", "photos",
-    "first_run_ms", "load_ms", "contaminated", "disturbances", "photo_latency_ms", "photo_to_answer", "sustained", "remarks", "provider",
+    "first_run_ms", "load_ms", "contaminated", "disturbances", "conditions", "photo_latency_ms", "photo_to_answer", "sustained", "remarks", "provider",
 }  # fmt: skip
 ROOT = Path(__file__).parents[2]
 

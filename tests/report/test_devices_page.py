@@ -1,0 +1,66 @@
+"""The page says what each device answered, what was not judged and why, and which pictures flipped."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compress.report import render
+
+SPEC = importlib.util.spec_from_file_location("report_example_devices", Path(__file__).with_name("example.py"))
+assert SPEC is not None and SPEC.loader is not None
+example = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(example)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    example.build(tmp_path / "run", n=400)
+    return tmp_path / "run"
+
+
+def page(folder: Path, **keys: Any) -> str:
+    report = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps(report | keys))
+    return render(folder).read_text(encoding="utf-8")
+
+
+def answer(**more: Any) -> dict[str, Any]:
+    conditions = {"threads": 1, "spinning": False, "governor": "ondemand", "cpu_features": ["asimd", "asimddp"], "rounds": 20, "attempts": 2,
+                  "other_cores": 0.013, "drift": 1.0}  # fmt: skip
+    return {
+        "target": "ssh://pi", "file": "student.int8.onnx", "role": "student", "precision": "int8", "built_for": "arm64", "isa": "arm64",
+        "latency_ms": {"p50": 3.21}, "speedup_over": {"teacher.onnx": [4.5, 4.4, 4.6]}, "first_run_ms": 9.87, "load_ms": 54.3,
+        "peak_memory_bytes": 61_000_000, "conditions": conditions, "photo_to_answer": "7.1 ms, 8 drawn photos",
+        "sustained": {"sentence": "After 600 s it is 12% slower"}, **more,
+    }  # fmt: skip
+
+
+def test_a_devices_times_and_their_conditions(run: Path) -> None:
+    text = page(run, device=[answer()], named_device={"target": "ssh://pi", "failure": None})
+
+    for said in ("9.87 ms", "54.3 ms", "61.0 MB", "7.1 ms, 8 drawn photos", "After 600 s it is 12% slower", "4.50\u00d7 faster", "a picture on ssh://pi",
+                 "1 thread, not spinning; 20 rounds in 2 attempts; clock governor ondemand; others used 0.01 cores; asimd, asimddp"):  # fmt: skip
+        assert said in text
+
+
+def test_a_device_that_gave_no_answer_is_named_and_this_machine_does_not_stand_in(run: Path) -> None:
+    text = page(run, device=[], named_device={"target": "ssh://pi", "failure": "ssh://pi cannot be reached"})
+
+    assert "gave no good answer: ssh://pi cannot be reached." in text
+    assert "<dt>Speed</dt><dd>not measured<small>on ssh://pi</small></dd>" in text
+
+
+def test_flips_and_mcnemars_p_against_teacher_and_float_student(run: Path) -> None:
+    report = json.loads((run / "report.json").read_text())
+    text = page(run)
+
+    pairs = {(pair["model"], pair["against"]): pair for pair in report["comparisons"]}
+    for against in ("teacher.onnx", "student.fp32.onnx"):
+        pair = pairs["student.int8.onnx", against]
+        assert f"{pair['lost']} / {pair['gained']}<small>p {pair['mcnemar_p']:.2g}</small>" in text
+    assert "Drop against float student, points" in text
