@@ -93,7 +93,7 @@ def run(ground: Ground, *, neighbours: int, report: Report) -> dict[str, Any]:
         "host": dict(ground.host),
         "networks": rows,
         "requirements": requirements,
-        "not_judged": [name for name, limit in ground.recipe.require if limit is not None and name not in JUDGED],
+        "not_judged": [name for name, limit in ground.recipe.require if limit is not None and name not in judged(ground.recipe)],
         "choose": _chosen(choice, rows, mine) if choice else None,
     }
     return {**content, "sentences": list(plantext.sentences(content))}
@@ -210,24 +210,30 @@ def _file(file: File, precision: str, timed: stages.Timed) -> Row:
     }
 
 
+def judged(recipe: Recipe) -> tuple[str, ...]:
+    """The limits that a plan can judge; an ONNX teacher is not timed here, so none against the teacher is then."""
+    black_box = any(one.onnx is not None for one in recipe.teacher.candidates)
+    return tuple(name for name in JUDGED if not (black_box and name in ("min_speedup", "min_compression")))
+
+
 def _judged(ground: Ground, row: Row, rows: list[Row]) -> Row:
     """The recipe's limits on one network. Which teacher is chosen is not known yet: a limit against it must hold for every candidate."""
     limits = ground.recipe.require.model_dump()
-    require = ground.recipe.require.model_copy(update={name: None for name in limits if name not in JUDGED})
+    require = ground.recipe.require.model_copy(update={name: None for name in limits if name not in judged(ground.recipe)})
+    teachers: list[Row | None] = [one for one in rows if one["role"] == "teacher"] or [None]
     by_teacher = [
-        (teacher["name"], [asdict(one) for one in verdict.judge(require, _facts(row, teacher, ground.recipe.device), ground.where)])
-        for teacher in rows
-        if teacher["role"] == "teacher"
+        (teacher["name"] if teacher else "", [asdict(one) for one in verdict.judge(require, _facts(row, teacher, ground.recipe.device), ground.where)])
+        for teacher in teachers
     ]
     requirements = [agreed([(name, judged[index]) for name, judged in by_teacher]) for index in range(len(by_teacher[0][1]))]
     return {"requirements": requirements, "status": verdict_of(requirements)}
 
 
-def _facts(row: Row, teacher: Row, device: Device) -> verdict.Facts:
+def _facts(row: Row, teacher: Row | None, device: Device) -> verdict.Facts:
     """What was measured here; this machine's time and memory say nothing about another device."""
     own = {**row[row["ships"]], **({"latency_ms": None, "peak_memory_bytes": None} if device.distant else {})}
     latency = own["latency_ms"] or {}
-    against = None if device.distant else next((pair for pair in row["speedups"] if pair["against"] == teacher["name"]), None)
+    against = None if device.distant or teacher is None else next((pair for pair in row["speedups"] if pair["against"] == teacher["name"]), None)
     return verdict.Facts(
         file=f"{row['name']} {row['ships']}",
         target=device.name,
@@ -240,7 +246,7 @@ def _facts(row: Row, teacher: Row, device: Device) -> verdict.Facts:
         int8_speedup=None if device.distant else row["int8_speedup"],
         int8_speedup_ci95=None if device.distant else _interval(row["int8_speedup_ci95"]),
         bytes=own["bytes"],
-        teacher_bytes=teacher["fp32"]["bytes"],
+        teacher_bytes=teacher["fp32"]["bytes"] if teacher else None,
         peak_memory_bytes=own["peak_memory_bytes"],
         int8_mac_share=row["int8"]["int8_mac_share"] if row["ships"] == "int8" else 0.0,
         disturbed="; ".join(row["disturbances"]) or None,

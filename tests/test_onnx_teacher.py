@@ -15,7 +15,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compress import cli
+from compress import cli, plan, recipe
 from compress.data import fashion
 from export.blackbox import inspect
 from export.runtime import Contract, ExportError, Model, write_beside
@@ -102,6 +102,13 @@ def test_a_contract_beside_the_file_makes_it_answer_like_any_other(save, last: b
     mean = ((images / 255 - contract.mean) / contract.std).mean((1, 2))[:, ::-1]
     assert model.contract == contract
     np.testing.assert_allclose(model.run(images), (mean @ weights.T)[:, [2, 0]], rtol=1e-3, atol=1e-4)
+
+
+def test_a_plan_judges_no_limit_against_an_onnx_teacher():
+    with_file = recipe.load(Path(FLAGSHIP), ["teacher.candidates=[{onnx: x.onnx}, {model: resnet8}]"]).recipe
+
+    assert set(plan.JUDGED) - set(plan.judged(with_file)) == {"min_speedup", "min_compression"}
+    assert plan.judged(recipe.load(Path(FLAGSHIP)).recipe) == plan.JUDGED
 
 
 def sets(candidate: str, **more: object) -> list[str]:
