@@ -85,4 +85,6 @@ class Catkd(Section):
     ce: Weight = Field(default=1.0, description=CE)
     cat: Annotated[float, Field(gt=0)] = Field(default=15.0, description="weight of the maps' difference; the papers' pairs take 0.5 to 600")
     side: Count = Field(default=2, description="maps are averaged to side x side first")
-    normalize: bool = Field(default=False, description="scale each map to norm 1; the papers do so for mobile students")
+    normalize: bool = Field(
+        default=True, description="scale each map to norm 1, which bounds the loss; the papers do so for mobile students and not for ResNets, WRNs and VGGs"
+    )
