@@ -24,6 +24,7 @@ from export.runtime import Contract, host
 from export.targets import Settings, parse
 from export.targets import verify as targets
 
+NETWORKS = ("mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0")
 PICTURES = 32
 
 
@@ -39,7 +40,7 @@ def main(run: Path | None, target: str, repeats: int, out: Path) -> None:
     rows = []
     pictures = deploy._shapes(deploy.CALIBRATION + PICTURES)
     with tempfile.TemporaryDirectory() as temporary:
-        for name in deploy.NETWORKS:
+        for name in NETWORKS:
             rows.append(_row(name, _bundle(deploy, name, pictures, Path(temporary) / name), target, repeats))
         if run is not None:
             rows.append(_row("student of a run", run / "bundle.zip", target, repeats))

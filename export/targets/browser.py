@@ -201,7 +201,7 @@ def _answer(said: dict[str, Any], heard: Heard, folder: Path, manifest: dict[str
     for row in rows:
         row.update(latency_ms=None, first_run_ms=None, load_ms=None, peak_memory_bytes=None, speedup_over={}, photos=decoded.get(row["file"]))
         row["provider"] = None
-    placed = {one["file"]: one["placed"] for one in said["models"]}
+    placed = {one["file"]: one.get("placed") or {"nodes": {}} for one in said["models"]}  # pages of before it existed do not say
     for row in rows:
         if provider == "webgpu" and placed[row["file"]]["nodes"]:  # empty: onnxruntime-web's log did not say
             nodes, elsewhere = placed[row["file"]]["nodes"], placed[row["file"]]["elsewhere"]
