@@ -232,6 +232,11 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
         if recipe.quantize.scheme == "none" and getattr(recipe.require, name) is not None:
             message = f"asks for {asked}, but quantize.scheme is none"
             yield Finding(("require", name), message, sections=frozenset({"quantize", "require"}))
+    elsewhere = [method for method in recipe.distill.method if method in method_rules.SHIP_ANOTHER]
+    if recipe.quantize.scheme == "qat" and elsewhere:
+        message = f"qat trains the network that ships, but {' and '.join(elsewhere)} compares another one with the teacher"
+        message += "; use scheme: static, or another method"
+        yield Finding(("quantize", "scheme"), message, sections=frozenset({"quantize", "distill"}))
     if recipe.device.name.startswith("browser") and recipe.validate_.sustained_seconds:
         message = "is not run in a browser, which device.target names; leave it out"
         yield Finding(("validate", "sustained_seconds"), message, sections=frozenset({"validate", "device"}))

@@ -12,6 +12,7 @@ WEIGHTS = {  # of each method's losses, the cross-entropy first
     "dhkd": ("gamma", "alpha"), "kd": ("ce", "kd"), "dkd": ("ce", "alpha", "beta"), "dist": ("ce", "inter", "intra"), "fitnet": ("ce", "hint"),
     "at": ("ce", "at"), "rkd": ("ce", "distance", "angle"), "crd": ("ce", "crd"), "ofd": ("ce", "ofd"), "reviewkd": ("ce", "weight"),
 }  # fmt: skip
+SHIP_ANOTHER = frozenset({"simkd", "catkd"})  # another form of the student than the one that is trained
 READ_MAPS = frozenset({"fitnet", "at", "ofd", "reviewkd", "simkd", "catkd"})  # more than logits and the pooled vector
 
 

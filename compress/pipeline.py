@@ -18,14 +18,14 @@ from compress.data import sources
 from compress.errors import MissingError, StageError, UsageError
 from compress.models import catalog, own
 from compress.recipe import Loaded
-from compress.results import Exported, File, Measured, ModelFile, Network, Normalization, Packaged, Prepared, Trained, TrainingData, Verified, sha256_of
+from compress.results import Exported, File, Measured, ModelFile, Network, Normalization, Packaged, Prepared, Trained, TrainingData, Tuned, Verified, sha256_of
 from compress.schema import Candidate, Distill, Normalize, Recipe, Schedule, Student, Train
 from compress.stages import data, distill, report, strip, teacher
 from compress.store import Store
 
 # convert, quantize and validate need onnx and onnxruntime: imported where they are used, so that `--until strip` runs without.
 
-STAGES = ("teacher", "distill", "strip", "convert", "quantize", "validate", "device", "package", "report")
+STAGES = ("teacher", "distill", "strip", "convert", "tune", "quantize", "validate", "device", "package", "report")
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Workflow:
             return None
         teacher_onnx = self._converted("teacher", selected.teacher, None)
         models = _model_files(teacher_onnx, student, baseline)
-        if self.until in ("convert", "quantize"):
+        if self.until in ("convert", "tune", "quantize"):
             return None
         from compress.stages import validate
         from export.runtime import host
@@ -366,17 +366,24 @@ class Workflow:
         fp32 = self._converted(label or "student", stripped.trained, stripped.predictions)
         if settings.quantize.scheme == "none" or self.until == "convert":
             return report.Branch(trained, stripped, fp32, None)
-        from compress.stages import quantize
+        from compress.stages import quantize, tune
 
-        config_int8 = settings.quantize.model_copy(update={"keep": "always", "target": "auto"})
-        int8, *further = [
-            store.run(
-                quantize.run, config_int8, label=f"{label or 'student'}{f' {target}' if number else ''}", model=fp32,
-                data=data.calibration(self.prepared, settings.data), target=target, versions=_versions(),
-            )
-            for number, target in enumerate(self._targets() if label == "" else self._targets()[:1])
-        ]  # fmt: skip
-        return report.Branch(trained, stripped, fp32, int8, tuple(further))
+        told: dict[str, Any] = {"model": fp32, "data": data.calibration(self.prepared, settings.data), "versions": _versions()}
+        int8 = settings.quantize.model_copy(update={"keep": "always", "target": "auto"})
+        targets = self._targets() if label == "" else self._targets()[:1]
+        titles = [f"{label or 'student'}{f' {target}' if number else ''}" for number, target in enumerate(targets)]
+        tuned: list[Tuned] = []
+        if int8.scheme == "qat":
+            more = {**told, "method": own, "trained": trained, "stripped": stripped, "teacher": chosen, "train": train}
+            tuned = [store.run(tune.run, int8, label=title, target=target, **more) for target, title in zip(targets, titles, strict=True)]
+        if self.until == "tune":
+            return None
+        files = [
+            store.run(quantize.run, int8, label=title, target=target, **told, **({"tuned": tuned[number]} if tuned else {}))
+            for number, (target, title) in enumerate(zip(targets, titles, strict=True))
+        ]
+        static = store.run(quantize.run, int8.static, label="student static", target=targets[0], **told) if tuned and not label else None
+        return report.Branch(trained, stripped, fp32, files[0], tuple(files[1:]), tuned[0] if tuned else None, static)
 
     def _converted(self, label: str, model: Trained, recorded: File | None) -> Exported:
         """A network as ONNX."""
@@ -466,5 +473,7 @@ def _model_files(teacher_onnx: Any, student: report.Branch, baseline: report.Bra
         files.append(ModelFile(f"{role}.fp32.onnx", role, "fp32", branch.fp32.file, None, branch.fp32.max_abs_diff))
         if branch.int8 is not None:
             files.append(ModelFile(f"{role}.int8.onnx", role, "int8", branch.int8.file, branch.int8.target, None))
+        if branch.static is not None:
+            files.append(ModelFile(f"{role}.static.int8.onnx", "static", "int8", branch.static.file, branch.static.target, None))
         files += [ModelFile(f"{role}.int8.{one.target}.onnx", role, "int8", one.file, one.target, None) for one in branch.further]
     return tuple(files)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from compress import crosschecks, yamltree
 from compress.errors import Problem, RecipeError
-from compress.schema import METHOD_SECTIONS, Candidate, Recipe, Section, Train
+from compress.schema import METHOD_SECTIONS, Candidate, Quantize, Recipe, Section, Train
 from compress.yamltree import Keys, Place, Tree, dotted
 
 _OWN = ("method", "baseline")  # distill's keys that belong to no method
@@ -85,7 +85,16 @@ def resolve(recipe: Recipe) -> Recipe:
         train = resolved_train(recipe.train, mobile=mobile, pretrained=pretrained, seed=recipe.seed)
     else:  # `student.choose` among unlike networks: what follows from the network stays null until it is picked
         train = recipe.train.model_copy(update={"seed": recipe.seed if recipe.train.seed is None else recipe.train.seed})
-    return recipe.model_copy(update={"data": data, "teacher": recipe.teacher.model_copy(update={"candidates": candidates}), "train": train})
+    teacher = recipe.teacher.model_copy(update={"candidates": candidates})
+    return recipe.model_copy(update={"data": data, "teacher": teacher, "train": train, "quantize": _resolved_quantize(recipe.quantize, train)})
+
+
+def _resolved_quantize(quantize: Quantize, train: Train) -> Quantize:
+    """Tuning lasts a tenth of the training, at a tenth of its rate, where the recipe does not say otherwise."""
+    if quantize.scheme != "qat" or train.epochs is None or train.lr is None:
+        return quantize
+    epochs = max(2, round(train.epochs / 10)) if quantize.epochs is None else quantize.epochs
+    return quantize.model_copy(update={"epochs": epochs, "lr": train.lr / 10 if quantize.lr is None else quantize.lr})
 
 
 def _candidate_train(candidate: Candidate) -> Train | None:

@@ -200,6 +200,26 @@ class Exported:
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """A student trained further as the int8 file for one target will compute it. Accuracies are fractions, on the validation pictures."""
+
+    target: str
+    weights: File  # .safetensors float32: initializers of the graph that int8 is made from
+    ranges: File  # .json: tensor -> [low, high] of the activations
+    history: File
+    epochs: int
+    lr: float
+    top1_float: float  # of the float student that it began with
+    top1_static: float  # of static int8 of the same student
+    top1_validation: float  # after tuning
+    agreement: float  # share of predictions that the simulation and the file have in common
+    mean_abs_diff: float  # of their logits
+    seconds: float
+    images_per_second: float
+    threads: int
+
+
+@dataclass(frozen=True)
 class Quantized:
     """An int8 ONNX file (QDQ) for one target."""
 
@@ -209,6 +229,7 @@ class Quantized:
     weight_type: str
     calibration_pictures: int
     calibrate: str = "minmax"
+    scheme: str = "static"  # static | qat
     float_layers: tuple[str, ...] = ()  # seen to run in float
     bias_correction: bool = False
     trials: tuple[dict[str, Any], ...] = ()  # of the search, the survivors first
@@ -240,12 +261,17 @@ class ModelFile:
     """A file to validate. `name` is what it is called in the run folder and the bundle."""
 
     name: str
-    role: str  # teacher | student | baseline
+    role: str  # teacher | student | baseline | static (int8 of a student before it was tuned)
     precision: str  # fp32 | int8
     file: File
     target: str | None
     max_abs_diff_from_torch: float | None
     contract: File | None = None  # beside `file`, of another project's file
+
+    @property
+    def evidence(self) -> bool:
+        """Whether it is measured for comparison alone and goes to no device."""
+        return self.role in ("baseline", "static")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ def summary_lines(report: Mapping[str, Any], folder: Path) -> Iterator[tuple[str
     yield "", False
     for row in _table(report):
         yield row, False
-    for key in ("distillation", "int8_against_float", "ships"):
+    for key in ("distillation", "tuning", "int8_against_float", "ships"):
         sentence = (report.get(key) or {}).get("sentence")
         if sentence:
             yield sentence, False

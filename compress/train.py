@@ -99,6 +99,7 @@ def fit(
     folder: Path,
     progress: Progress,
     group: Group = ALONE,
+    before: int = 0,
     resume_hint: str = "run the same command again to resume",
 ) -> Fitted:
     """Train `student` and `method` in place; resume from `folder/checkpoint.pt` where there is one.
@@ -106,7 +107,8 @@ def fit(
     Args:
         train: resolved settings (no open defaults). taps: the student's, by name; those that the method asks for are read. depthwise: see
             `resolve_precision`. teacher: answers per (picture, view), or None where the method reads none.
-        folder: holds checkpoint.pt and history.csv (of the first process). group: the processes that share each batch.
+        folder: holds checkpoint.pt and history.csv (of the first process). group: the processes that share each batch. before:
+            epochs that the method has behind it; its ramps and steps go on from there, while pictures, views and learning rate begin anew.
     Raises: StageError on a loss that is not finite or a process that is gone, Interrupted after Ctrl-C (a checkpoint is written first),
         UsageError for a batch too small for the method or the processes.
     """
@@ -146,11 +148,11 @@ def fit(
                 begin = time.monotonic()
                 student.train()
                 method.train()
-                method.start_epoch(state.epoch)
+                method.start_epoch(before + state.epoch)
                 order = schedule.order(pictures.train_index, seed, state.epoch)
                 view = views.views_of_epoch(len(pictures.images), state.epoch, seed, pictures.augment, train.views, pictures.image_size).to(device)
-                epoch_tensor = torch.tensor(float(state.epoch), device=device)
-                number = torch.tensor((state.epoch - 1) * steps + state.step, device=device)
+                epoch_tensor = torch.tensor(float(before + state.epoch), device=device)
+                number = torch.tensor((before + state.epoch - 1) * steps + state.step, device=device)
                 sums, first = {}, state.step
                 for at, index, known in _batches(order, view, state.step, size, steps, step):
                     if group.agree(stop.is_set(), at):

@@ -203,6 +203,15 @@ def distillation_worth(drop: PairedDrop) -> str:
     return f"distillation hurt: {numbers}" if high < 0 else f"no evidence that the teacher helped: {numbers}"
 
 
+def tuning_worth(drop: PairedDrop) -> str:
+    """What training with fake quantisation was worth. `drop`: the tuned int8 file against the static one (reference: the static one)."""
+    gain, low, high = -drop.drop_points, -drop.high, -drop.low
+    numbers = f"{_points(gain, sign=True)} [{_points(low)}, {_points(high)}] points"
+    if low > 0:
+        return f"tuning {numbers} over static int8"
+    return f"tuning hurt: {numbers} against static int8" if high < 0 else f"no evidence that tuning helped: {numbers} against static int8"
+
+
 def int8_against_float(speedup: float, ci95: Sequence[float] | None, where: str = "here") -> str:
     """What integer arithmetic is worth on a machine, in one sentence. `speedup`: float latency / int8 latency; `where`: `here`, `on ssh://pi`."""
     if ci95 is None:

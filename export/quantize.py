@@ -7,8 +7,8 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +163,11 @@ def pairs(
     _float_logits(quantized)
     levels = 64 if settings.reduce_range else 127
     return Pairs(model, quantized, calibration.with_fused(found, model), calibration.fused(model), levels, kept)
+
+
+def with_weights(prepared: Prepared, weights: Mapping[str, np.ndarray]) -> Prepared:
+    """The same graph and statistics with other weights, by the initializers' names. Raises ExportError."""
+    return replace(prepared, model=layers.with_weights(prepared.model, weights))
 
 
 def emit(prepared: Prepared, target: Path, settings: Settings, ranges: dict[str, tuple[float, float]] | None = None) -> Quantized:

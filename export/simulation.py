@@ -79,6 +79,7 @@ class Simulation(nn.Module):
         self.weights = nn.ParameterList(_parameter(numpy_helper.to_array(tensors[name])) for name in names)
         self._weights = dict(zip(names, range(len(names)), strict=True))
         self._constants: dict[str, str] = {}
+        self._shapes: dict[str, Tensor] = {}
         for tensor in chosen.initializer:
             if tensor.name not in self._weights:
                 self._keep(tensor.name, numpy_helper.to_array(tensor))
@@ -122,10 +123,15 @@ class Simulation(nn.Module):
         return {name: self.weights[place].detach().cpu().contiguous().numpy() for name, place in self._weights.items()}
 
     def _keep(self, name: str, array: np.ndarray) -> None:
+        if array.dtype == np.int64:  # shapes and axes are read by Python: they stay where it is
+            self._shapes[name] = constant(array)
+            return
         self._constants[name] = f"constant{len(self._constants)}"
         self.register_buffer(self._constants[name], constant(array), persistent=False)
 
     def _constant(self, name: str) -> Tensor:
+        if name in self._shapes:
+            return self._shapes[name]
         found: Tensor = getattr(self, self._constants[name])
         return found
 

@@ -85,7 +85,13 @@ APPENDED = [
     ("distill: {kd: {temperature: 0}}", ["6:29: distill.kd.temperature: must be above 0, got 0"]),
     ("distill: {alpha: 1, dhkd: {alpha: 2}}", ["6:11: distill.alpha: given twice, also as distill.dhkd.alpha at {path}:6:28"]),
     ("distill: {alpha: 0, gamma: 0}", ["6:10: distill: gamma and alpha are both 0: nothing would be learnt"]),
-    ("quantize: {scheme: dynamic}", ["6:20: quantize.scheme: expected one of static, none, got 'dynamic'"]),
+    ("quantize: {scheme: dynamic}", ["6:20: quantize.scheme: expected one of static, qat, none, got 'dynamic'"]),
+    ("quantize: {epochs: 2, lr: 0.1}", ["6:11: quantize: epochs and lr belong to scheme: qat, but scheme is static"]),
+    ("quantize: {scheme: qat, search: true}",
+     ["6:11: quantize: search: true looks for the best int8 without training, scheme: qat trains; leave one of them out"]),
+    ("quantize: {scheme: qat, bias_correction: true}", ["6:11: quantize: bias_correction: true corrects what scheme: qat learns; leave it out"]),
+    ("distill: {method: simkd}\nquantize: {scheme: qat}",
+     ["7:20: quantize.scheme: qat trains the network that ships, but simkd compares another one with the teacher; use scheme: static, or another method"]),
     (
         "quantize: {calibrate: percentile, percentile: 99.9}",
         ["6:47: quantize.percentile: must be at least 99.99 and below 100, got 99.9: lower ones cut off real activations "

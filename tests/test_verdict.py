@@ -9,7 +9,7 @@ import pytest
 
 from compress.schema import Require
 from compress.statistics import PairedDrop, drop_from_counts
-from compress.verdict import Facts, Requirement, distillation_worth, exit_code, int8_against_float, judge, status
+from compress.verdict import Facts, Requirement, distillation_worth, exit_code, int8_against_float, judge, status, tuning_worth
 
 FACTS = Facts(
     file="student.int8.onnx",
@@ -161,6 +161,18 @@ def test_failed_beats_undecided(verdicts: list[Any], answer: str, code: int) -> 
 
 def worth(gain: float, low: float, high: float) -> str:
     return distillation_worth(PairedDrop(4000, 0, 0, -gain, -high, -low, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("gain", "low", "high", "sentence"),
+    [
+        (1.4, 0.2, 2.6, "tuning +1.4 [0.2, 2.6] points over static int8"),
+        (0.3, -0.5, 1.1, "no evidence that tuning helped: +0.3 [-0.5, 1.1] points against static int8"),
+        (-1.2, -2.0, -0.4, "tuning hurt: -1.2 [-2.0, -0.4] points against static int8"),
+    ],
+)
+def test_what_tuning_was_worth(gain: float, low: float, high: float, sentence: str) -> None:
+    assert tuning_worth(PairedDrop(4000, 0, 0, -gain, -high, -low, 1.0)) == sentence
 
 
 def test_what_distillation_was_worth() -> None:

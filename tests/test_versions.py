@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from compress import loading
-from compress.stages import convert, data, device, distill, proxy, quantize, settle, strip, teacher, validate
+from compress.stages import convert, data, device, distill, proxy, quantize, settle, strip, teacher, tune, validate
 
 ROOT = Path(__file__).parents[1]
 PINS = Path(__file__).parent / "golden" / "stages.json"
@@ -42,6 +42,8 @@ SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
         f"export/{name}.py" for name in ("convert", "exact", "graph", "rewrites", "runtime")))),
     "quantize": (quantize.run.version, ("compress/stages/quantize.py", *SPLITS, *(
         f"export/{name}.py" for name in ("quantize", "layout", "graph", "audit", "runtime")))),
+    "tune": (tune.run.version, ("compress/stages/tune.py", *TRAINING, *(f"export/{name}.py" for name in (
+        "quantize", "calibrate", "simulation", "operators", "fakequant")))),
     "validate": (validate.run.version, ("compress/stages/validate.py", "compress/slices.py", "compress/data/__init__.py", "compress/statistics.py", *(
         f"export/{name}.py" for name in ("__init__", "runtime", "measure", "audit", "graph", "bundle", "verify")))),
     "settle": (settle.run.version, ("compress/stages/settle.py", "compress/slices.py", "compress/data/__init__.py", "compress/statistics.py")),
@@ -103,7 +105,7 @@ def test_a_digest_sees_code_and_not_words(other, same):
 
 
 def test_stage_names_are_those_of_the_store():
-    kinds = (data.prepare, teacher.train, distill.run, proxy.run, strip.run, convert.run, quantize.run, validate.run, device.run, settle.run)
+    kinds = (data.prepare, teacher.train, distill.run, proxy.run, strip.run, convert.run, tune.run, quantize.run, validate.run, device.run, settle.run)
     assert {stage.name for stage in kinds} == SOURCES.keys() - {"logits"}
 
 

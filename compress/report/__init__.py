@@ -19,6 +19,9 @@ reused, environment`). Everything below may be added; what is missing or null is
     baseline       {"epochs", "top1_validation", "models": [rows like `models`, role "baseline"], "comparisons": [rows like `comparisons`]}
     distillation   {"gain_points", "ci95", "mcnemar_p", "model", "against", "sentence"}: the student against the baseline
     int8_against_float   {"speedup", "ci95", "sentence"}
+    tuning         {"gain_points", "ci95", "mcnemar_p", "model", "against", "sentence": the tuned int8 file against static int8 of the same student;
+                   "epochs", "lr", "top1_float", "top1_static", "top1_validation" (on validation pictures), "agreement", "mean_abs_diff": of the file
+                   and what training simulated}; null without `quantize.scheme: qat`
     per_class      [{"class", "n", "teacher", "student"}], accuracies as fractions; computed from predictions.npz where missing; further keys
                    "lost", "gained", "drop_points", "drop_ci95", "mcnemar_p", "worse" (beyond chance after Holm's correction) against the teacher;
                    "float" and the same keys with "float_" against the float student
@@ -36,7 +39,8 @@ reused, environment`). Everything below may be added; what is missing or null is
                    "macs", "fp32", "int8": {"bytes", "latency_ms", "peak_memory_bytes", ...}, "int8_speedup", "int8_speedup_ci95", "speedups",
                    "requirements", "status"}], "host", "sentences"}: what `student.choose` picked by, before any training
     requirements[] further keys "where" (path:line:column of the recipe), "sentence", "sha256", "precision"
-    models[]       further key "photo_latency_ms" like `latency_ms`, from the bytes of a picture file to logits; "note": why a file was not timed here;
+    models[]       further keys "variant": "static" is int8 of a student before it was tuned, for comparison, it does not ship;
+                   "photo_latency_ms" like `latency_ms`, from the bytes of a picture file to logits; "note": why a file was not timed here;
                    further keys in `latency_ms`: "p50_ci95" [low, high]; "islands" [name (operator)]: what runs in float inside int8;
                    "island_causes" [{"op", "cause", "count", "nodes"}]: why; "requantised" [name]: float layers that run in integers all the same
     comparisons[]  further keys "images", "lost", "gained", "speedup_ci95"

@@ -31,7 +31,7 @@ from compress.report.parts import (
     size,
     table,
 )
-from compress.report.source import Source, comparison_of, measured_rows, method_of, shipped, teacher_row
+from compress.report.source import Source, comparison_of, measured_rows, method_of, model_label, shipped, teacher_row
 
 MOST_PICTURES = 24
 MOST_CLASSES = 20
@@ -43,7 +43,7 @@ def models(source: Source) -> Html:
     report = source.report
     rows = measured_rows(report)
     ship = shipped(report)
-    head: list[Child] = [""] + [[row.get("role"), " ", row.get("precision"), _under(row, ship)] for row in rows]
+    head: list[Child] = [""] + [[model_label(row), _under(row, ship)] for row in rows]
     lines = [[name, *(cell(row, report) for row in rows)] for name, cell in CELLS]
     lines = [line for line in lines if any(cell is not NOT_MEASURED for cell in line[1:])]
     kinds = ["", *("ship" if row is ship else "" for row in rows)]

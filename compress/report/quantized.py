@@ -16,12 +16,27 @@ def int8(source: Source) -> Html | None:
     said = (report.get("ships") or {}).get("sentence")
     parts = [
         el("p", said, class_="said") if said else None,
+        _tuning(report.get("tuning") or {}),
         _trials(quantize.get("trials") or [], quantize.get("search")),
         _islands(row.get("island_causes")),
         _requantised(row.get("requantised") or []),
     ]
     shown = [part for part in parts if part is not None]
     return section("int8", "Int8", *shown) if shown else None
+
+
+def _tuning(tuning: dict[str, Any]) -> Html | None:
+    """What training with fake quantisation was worth, and how closely the file answers like what was trained."""
+    if not tuning.get("sentence"):
+        return None
+    said = str(tuning["sentence"])
+    top1 = [percent(tuning.get(f"top1_{name}"), 2) for name in ("float", "static", "validation")]
+    p = f"; McNemar's exact p {tuning['mcnemar_p']:.2g}" if is_number(tuning.get("mcnemar_p")) else ""
+    how: list[Child] = [
+        f"{tuning.get('epochs')} further epochs as int8 computes, by the same method and teacher", p, ". On validation pictures: float ", top1[0],
+        ", static int8 ", top1[1], ", tuned ", top1[2], ". The file agrees with what training simulated on ", percent(tuning.get("agreement")), ".",
+    ]  # fmt: skip
+    return el("div", el("h3", "Tuning"), el("p", said[:1].upper() + said[1:] + ".", class_="said"), el("p", *how, class_="quiet"))
 
 
 def _trials(trials: list[dict[str, Any]], said: str | None) -> Html | None:

@@ -112,8 +112,8 @@ def method_of(report: dict[str, Any]) -> str | None:
 
 
 def model_label(row: dict[str, Any]) -> str:
-    """How the report calls a model: its role and precision."""
-    return f"{row.get('role', 'model')} {row.get('precision', '')}".strip()
+    """How the report calls a model: its role and precision, and whether it is the static form of a tuned student."""
+    return " ".join(str(part) for part in (row.get("role", "model"), row.get("precision"), row.get("variant")) if part)
 
 
 def _arrays(path: Path) -> Arrays:

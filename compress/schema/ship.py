@@ -52,9 +52,16 @@ def _target_or_list(value: Any) -> Any:
 
 
 class Quantize(Section):
-    """Post-training quantisation to int8."""
+    """Int8, after training or by training further."""
 
-    scheme: Literal["static", "none"] = Field(default="static", description="static: int8 weights and activations; none: the float file ships")
+    scheme: Literal["static", "qat", "none"] = Field(
+        default="static", description="static: int8 weights and activations, ranges from calibration; qat: the student trains further, by the recipe's own "
+        "method, as int8 will compute it, and its learned ranges are the file's; none: the float file ships"
+    )  # fmt: skip
+    epochs: Count | None = Field(default=None, description="of scheme: qat; null: a tenth of `train.epochs`, at least 2")
+    lr: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="of scheme: qat, falling to zero along a cosine; null: a tenth of `train.lr`"
+    )
     target: Annotated[Target | Annotated[tuple[Target, ...], Field(min_length=1)], BeforeValidator(_target_or_list)] = Field(
         default="auto", description="instruction set that the int8 file is made for; auto: that of `device.target`; a list makes one file for each: the "
         "first that is meant for the device (auto, where the list has it) is student.int8.onnx, others are student.int8.<target>.onnx"
@@ -94,6 +101,22 @@ class Quantize(Section):
         if self.search and chosen:
             raise ValueError(f"search: true chooses {' and '.join(chosen)}; leave {'it' if len(chosen) == 1 else 'them'} out")
         return self
+
+    @model_validator(mode="after")
+    def _tuning(self) -> Quantize:
+        given = [name for name in ("epochs", "lr") if self._is_set(name)]
+        if given and self.scheme != "qat":
+            raise ValueError(f"{' and '.join(given)} {'belongs' if len(given) == 1 else 'belong'} to scheme: qat, but scheme is {self.scheme}")
+        if self.scheme == "qat" and self.search:
+            raise ValueError("search: true looks for the best int8 without training, scheme: qat trains; leave one of them out")
+        if self.scheme == "qat" and self.bias_correction:
+            raise ValueError("bias_correction: true corrects what scheme: qat learns; leave it out")
+        return self
+
+    @property
+    def static(self) -> Quantize:
+        """The same without training further."""
+        return self.model_copy(update={"scheme": "static", "epochs": None, "lr": None}) if self.scheme == "qat" else self
 
     @property
     def targets(self) -> tuple[str, ...]:

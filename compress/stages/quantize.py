@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
 import export.quantize
 import export.search
@@ -18,10 +20,10 @@ from compress.console import Console
 from compress.data import calibration_arrays, calibration_index, centre_crop, training_arrays
 from compress.data.splits import shuffled
 from compress.errors import MissingError, StageError, UsageError
-from compress.results import CalibrationData, Exported, File, Quantized
+from compress.results import CalibrationData, Exported, File, Quantized, Tuned
 from compress.schema import Device, Quantize
 from compress.store import Context, Stage
-from export.quantize import Settings
+from export.quantize import Prepared, Settings
 from export.runtime import TARGETS, ExportError, isa, runs_on
 from export.search import PICTURES, Trial
 from export.targets import DeviceFailed, Unreachable, parse
@@ -59,8 +61,10 @@ def resolve_targets(config: Quantize, device: Device) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _run(config: Quantize, *, context: Context, model: Exported, data: CalibrationData, target: str, versions: dict[str, str]) -> Quantized:
-    """QDQ int8, per channel; activation and weight types follow from the target."""
+def _run(
+    config: Quantize, *, context: Context, model: Exported, data: CalibrationData, target: str, versions: dict[str, str], tuned: Tuned | None = None
+) -> Quantized:
+    """QDQ int8, per channel; activation and weight types follow from the target. `tuned`: weights and ranges that training left."""
     images, _ = calibration_arrays(data)
     source, path = (model.int8_source or model.file).path, context.work / "model.int8.onnx"
     cache = context.cache / "calibration"
@@ -72,7 +76,10 @@ def _run(config: Quantize, *, context: Context, model: Exported, data: Calibrati
             settings = Settings(target, config.per_channel, config.calibrate, config.percentile, config.float_layers, config.bias_correction)
             trials, sentence = (), None
             options = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-            made = export.quantize.quantize(source, path, images, **options, cache=cache)
+            if tuned is None:
+                made = export.quantize.quantize(source, path, images, **options, cache=cache)
+            else:
+                made = _tuned(export.quantize.prepare(source, images, cache=cache), tuned, path, settings)
             settings = dataclasses.replace(settings, float_layers=made.float_layers)
     except ExportError as error:
         raise StageError(f"quantize: {error}") from error
@@ -83,11 +90,18 @@ def _run(config: Quantize, *, context: Context, model: Exported, data: Calibrati
         weight_type="int8",
         calibration_pictures=len(images),
         calibrate=settings.calibrate,
+        scheme="static" if tuned is None else "qat",
         float_layers=settings.float_layers,
         bias_correction=settings.bias_correction,
         trials=trials,
         search=sentence,
     )
+
+
+def _tuned(prepared: Prepared, tuned: Tuned, path: Path, settings: Settings) -> export.quantize.Quantized:
+    """The same file with what training left in it."""
+    ranges = {name: (low, high) for name, (low, high) in json.loads(tuned.ranges.path.read_text()).items()}
+    return export.quantize.emit(export.quantize.with_weights(prepared, load_file(tuned.weights.path)), path, settings, ranges)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from compress import device_limits, selection, verdict
 from compress.models.growth import larger
-from compress.results import Distilled, Exported, File, Measured, ModelFile, Packaged, Prepared, Quantized, Stripped, Trained, Verified, to_json
+from compress.results import Distilled, Exported, File, Measured, ModelFile, Packaged, Prepared, Quantized, Stripped, Trained, Tuned, Verified, to_json
 from compress.schema import Recipe
 from compress.selection import Selected
 from compress.statistics import drop_from_counts
@@ -31,6 +31,8 @@ class Branch:
     fp32: Exported
     int8: Quantized | None
     further: tuple[Quantized, ...] = ()  # int8 for other targets than the device's
+    tuned: Tuned | None = None  # with `quantize.scheme: qat`
+    static: Quantized | None = None  # int8 of the student before it was tuned: evidence, it does not ship
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
         "baseline": _baseline(evidence, extra),
         "distillation": _worth(evidence),
         "int8_against_float": _int8(evidence),
+        "tuning": _tuning(evidence),
         "ships": {"file": facts(evidence.measured, evidence.models).file, "sentence": evidence.measured.ships_because},
         "named_device": {"target": device.name, "failure": evidence.verified.failure} if device.distant else None,
         "device": [] if device.distant else list(evidence.verified.rows),
@@ -271,6 +274,19 @@ def _worth(evidence: Evidence) -> dict[str, Any] | None:
     return {"gain_points": 0.0 - drop.drop_points, "ci95": [0.0 - drop.high, 0.0 - drop.low], "mcnemar_p": drop.p, "sentence": verdict.distillation_worth(drop)}
 
 
+def _tuning(evidence: Evidence) -> dict[str, Any] | None:
+    """What training with fake quantisation was worth: the tuned int8 file against static int8 of the same student."""
+    tuned = evidence.student.tuned
+    static = next((model for model in evidence.models if model.role == "static"), None)
+    if tuned is None or static is None:
+        return None
+    row = next(row for row in evidence.measured.comparisons if row["against"] == static.name)
+    drop = drop_from_counts(row["lost"], row["gained"], row["images"])
+    own = {key: value for key, value in to_json(tuned).items() if key not in ("weights", "ranges", "history", "target")}
+    gain = {"gain_points": 0.0 - drop.drop_points, "ci95": [0.0 - drop.high, 0.0 - drop.low], "mcnemar_p": drop.p, "sentence": verdict.tuning_worth(drop)}
+    return {**gain, "model": row["model"], "against": static.name, **own}
+
+
 def _int8(evidence: Evidence) -> dict[str, Any] | None:
     names = {model.precision: model.name for model in reversed(evidence.models) if model.role == "student"}
     row = next((r for r in evidence.measured.comparisons if r["model"] == names.get("int8") and r["against"] == names["fp32"]), None)
@@ -298,6 +314,9 @@ def _copy_files(evidence: Evidence, folder: Path) -> None:
         shutil.copyfile(file.path, folder / name)
     shutil.copyfile(evidence.measured.pictures.path, folder / "pictures.npz")
     histories: dict[str, File | None] = {"student": evidence.student.trained.history}
+    for name, branch in (("student", evidence.student), ("baseline", evidence.baseline)):
+        if branch is not None and branch.tuned is not None:
+            histories[f"{name}-tuning"] = branch.tuned.history
     if evidence.baseline is not None:
         histories["baseline"] = evidence.baseline.trained.history
     for number, one in enumerate(evidence.candidates, 1):

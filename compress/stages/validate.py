@@ -50,7 +50,7 @@ def _run(
         timed = timing.inference(
             {model.name: model.file for model in here}, images[:64], threads=config.threads, warmup=config.warmup, repeats=config.repeats, seed=config.seed
         )
-        shown = {model.name: model.file for model in here if model.role != "baseline"}
+        shown = {model.name: model.file for model in here if not model.evidence}
         photo, source = timing.photos_to_answers(shown, photos, images, resize=resize, threads=config.threads, repeats=config.repeats, seed=config.seed)
         rows = tuple(
             {**_row(model, logits, labels, models[0].name, timed, config), "photo_latency_ms": timing.entry(photo, model.name, config.seed)} for model in models
@@ -119,9 +119,14 @@ def _in_bundle(models: tuple[ModelFile, ...], shipped: ModelFile) -> tuple[Model
 
 
 def _compared(model: ModelFile, against: ModelFile) -> bool:
-    """Every model against the teacher; int8 against its own float file; the student against the baseline of the same precision."""
+    """Every model against the teacher; int8 against its own float file; the student against the baseline of the same precision; the tuned
+    int8 file against the static one for the same processor, and that against the float student."""
     if against.role == "teacher":
         return True
+    if model.role == "static":
+        return against.role == "student" and against.precision == "fp32"
+    if against.role == "static":
+        return model.role == "student" and (model.precision, model.target) == (against.precision, against.target)
     if model.role == against.role:
         return model.precision == "int8" and against.precision == "fp32"
     return model.role == "student" and against.role == "baseline" and (model.precision, model.target) == (against.precision, against.target)
@@ -140,7 +145,8 @@ def _row(model: ModelFile, logits: dict[str, np.ndarray], labels: np.ndarray, te
     correct = int((own.argmax(axis=1) == labels).sum())
     audit = export.audit.audit(model.file.path, threads=config.threads) if timed else None
     return {
-        "role": model.role,
+        "role": "student" if model.role == "static" else model.role,
+        "variant": "static" if model.role == "static" else None,
         "precision": model.precision,
         "file": model.name,
         "sha256": model.file.sha256,
@@ -217,7 +223,7 @@ def _bundle(
     with tempfile.TemporaryDirectory() as temporary:
         shipped = []
         for model in models:
-            if model.role != "baseline":  # the baseline is evidence, not a product
+            if not model.evidence:
                 named = Path(temporary) / model.name
                 copy_model(model.file.path, named)
                 shipped.append(export.bundle.Shipped(named, model.role, model.precision, model.target))

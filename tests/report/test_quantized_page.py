@@ -51,6 +51,16 @@ def test_trials_islands_and_what_ships_are_shown(run: Path) -> None:
     assert shipped(read_report(run))["file"] == "student.fp32.onnx"
 
 
+def test_what_tuning_was_worth_is_shown(run: Path) -> None:
+    tuning = {"sentence": "tuning +0.9 [0.4, 1.4] points over static int8", "mcnemar_p": 0.0004, "epochs": 2, "top1_float": 0.9, "top1_static": 0.88,
+              "top1_validation": 0.893, "agreement": 0.999}  # fmt: skip
+
+    page = _page(run, tuning=tuning, row={"variant": None})
+
+    for text in ("Tuning +0.9 [0.4, 1.4] points over static int8.", "2 further epochs", "p 0.0004", "88.00", "99.9"):
+        assert text in page
+
+
 def test_an_integer_file_is_said_to_be_one(run: Path) -> None:
     assert "Everything behind the first layer runs in integer kernels." in _page(run, row={"island_causes": []})
 

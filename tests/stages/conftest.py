@@ -137,6 +137,11 @@ def work(tmp_path: Path) -> Context:
 
 
 @pytest.fixture(scope="session")
+def train() -> Train:
+    return TRAIN
+
+
+@pytest.fixture(scope="session")
 def dhkd() -> Distill:
     return DHKD
 

@@ -18,7 +18,7 @@ from compress.stages import data, report, settle, validate
 from export.measure import LatencyResult, ModelLatency
 
 MODEL_KEYS = {  # the contract's, then those that the report documents beyond it
-    "role", "precision", "file", "sha256", "bytes", "images", "top1", "top1_ci95", "top5", "agreement_with_teacher", "max_abs_diff_from_torch",
+    "role", "variant", "precision", "file", "sha256", "bytes", "images", "top1", "top1_ci95", "top5", "agreement_with_teacher", "max_abs_diff_from_torch",
     "latency_ms", "first_run_ms", "load_ms", "peak_memory_bytes", "int8_mac_share", "target",
 } | {"islands", "island_causes", "requantised", "photo_latency_ms", "note"}  # fmt: skip
 LATENCY_KEYS = {"p50", "p90", "p99", "runs", "threads", "batch"} | {"p50_ci95"}
@@ -249,6 +249,17 @@ def test_what_does_not_ship_is_not_in_the_bundle_and_not_judged(work, models, pr
     assert [row["file"] for row in found.models] == ["teacher.onnx", "student.fp32.onnx", "student.int8.onnx"]  # measured all the same
 
 
+def test_static_int8_of_a_tuned_student_is_compared_and_not_shipped(models, quantized):
+    static = ModelFile("student.static.int8.onnx", "static", "int8", quantized.file, quantized.target, None)
+    arm = ModelFile("student.int8.arm64.onnx", "student", "int8", quantized.file, "arm64", None)
+    every = (*models, static, arm)
+
+    pairs = {(one.name, other.name) for one in every[1:] for other in every if one is not other and validate._compared(one, other)}
+
+    assert {pair for pair in pairs if static.name in pair} == {
+        (static.name, "teacher.onnx"), (static.name, "student.fp32.onnx"), ("student.int8.onnx", static.name),
+    }  # fmt: skip
+    assert validate._shipped(every).name == "student.int8.onnx" and static.evidence and not arm.evidence
 def test_own_photos_fit_into_a_limit(tmp_path):
     files = []
     for number, size in enumerate((30, 90, 40, 31)):

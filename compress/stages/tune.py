@@ -1,0 +1,173 @@
+"""Quantisation-aware distillation: the student trains further as its int8 file will compute it, by the same method and teacher.
+
+What is trained is the graph that deploys: BatchNorms folded, rewritten for integers, fake quantisation where the quantiser puts its pairs.
+Its weights and ranges then go through the same quantiser as calibrated ones, and the file is held against the simulation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import nn
+
+import export.quantize
+import export.search
+from compress import checkpoint, loading
+from compress.data import calibration_arrays, views
+from compress.errors import StageError
+from compress.methods import Method, build_method
+from compress.models import checkpoints
+from compress.models.taps import Tapped
+from compress.results import CalibrationData, Distilled, Exported, File, Stripped, Trained, Tuned
+from compress.schema import Distill, Quantize, Schedule, Train
+from compress.store import Context, Stage
+from compress.train import Pictures, Teaching, accuracy, fit, predict
+from export.quantize import Prepared, Settings
+from export.runtime import ExportError
+from export.simulation import Simulation
+
+LEAST_AGREEMENT = 0.98  # of the predictions of simulation and file; they differ where a sum ends between two levels
+CHECKED = 1000  # validation pictures that both are held against each other on
+PROBE = 8  # pictures that the method's taps are found by
+TAP_LIMIT = 1e-3  # largest difference of a tap in the two graphs, of its largest value
+
+
+def _run(
+    config: Quantize, *, context: Context, method: Distill, trained: Distilled, stripped: Stripped, model: Exported, teacher: Trained | None,
+    data: CalibrationData, train: Train, target: str, versions: dict[str, str],
+) -> Tuned:  # fmt: skip
+    """Train the exported student further with fake quantisation for `target`.
+
+    `method`, `train`: what the student was distilled by; `trained` holds the method's own modules, which go on where they were.
+    """
+    images, _ = calibration_arrays(data)
+    settings = Settings(target, config.per_channel, config.calibrate, config.percentile, config.float_layers)
+    pictures, live = loading.pictures(data.training, context.device), _student(stripped)
+    teaching_method, teaching = _taught(method, trained, live, teacher, pictures, data, train, context)
+    try:
+        prepared = export.quantize.prepare((model.int8_source or model.file).path, images, cache=context.cache / "calibration")
+        shown = _tensors(teaching_method.student_taps, stripped.trained, live, prepared, pictures)
+        pairs = export.quantize.pairs(prepared, settings)
+        simulation = Simulation(pairs.model, pairs, shown=shown).to(context.device)
+    except ExportError as error:
+        raise StageError(f"tune: {error}") from error
+    static = _accuracy(simulation, stripped.trained, pictures)
+    own = train.model_copy(update={
+        "epochs": config.epochs, "lr": config.lr, "schedule": Schedule(warmup_epochs=0.0), "precision": "float32", "keep": "last",
+    })  # fmt: skip
+    steps = -(-len(pictures.train_index) // train.batch_size)
+    with context.console.training(f"int8 of {stripped.trained.network.model} by {method.name}", own.epochs or 1, steps) as progress:
+        fitted = fit(
+            simulation, teaching_method, pictures, train=own, normalization=stripped.trained.network.normalization,
+            taps={name: f"taps.{name}:out" for name in shown}, depthwise=False, teacher=teaching, device=context.device, folder=context.work,
+            progress=progress, before=trained.epochs,
+        )  # fmt: skip
+    try:
+        agreement, difference = _hold_against_file(simulation.cpu().eval(), prepared, settings, stripped.trained, data, context.work / "check.onnx")
+    except ExportError as error:
+        raise StageError(f"tune: {error}") from error
+    weights, ranges = context.work / "tuned.safetensors", context.work / "ranges.json"
+    weights.write_bytes(save({name: torch.from_numpy(value) for name, value in simulation.learned_weights().items()}, metadata={"format": "pt"}))
+    ranges.write_text(json.dumps(simulation.learned_ranges(), indent=1) + "\n")
+    checkpoint.discard(context.work)
+    return Tuned(
+        target=target,
+        weights=File.of(weights),
+        ranges=File.of(ranges),
+        history=File.of(context.work / checkpoint.HISTORY),
+        epochs=len(fitted.history),
+        lr=own.lr or 0.0,
+        top1_float=stripped.trained.top1_validation,
+        top1_static=static,
+        top1_validation=fitted.history[-1].get("top1_validation", static),
+        agreement=agreement,
+        mean_abs_diff=difference,
+        seconds=round(fitted.seconds, 2),
+        images_per_second=round(fitted.images_per_second, 1),
+        threads=fitted.threads,
+    )
+
+
+def _student(stripped: Stripped) -> nn.Module:
+    """The float student in torch, which the method's taps are named in."""
+    if stripped.trained.network.deployed is not None:
+        raise StageError("tune: the method ships another network than it compares with the teacher, so its loss cannot go on; use quantize.scheme: static")
+    return loading.network(stripped.trained.network, stripped.trained.weights, "cpu").eval()
+
+
+def _taught(
+    config: Distill, trained: Distilled, live: nn.Module, teacher: Trained | None, pictures: Pictures, data: CalibrationData, train: Train, context: Context
+) -> tuple[Method, Teaching | None]:
+    """The method with its own modules as distillation left them, and what it is taught by."""
+    state = {name.removeprefix("method."): value for name, value in load_file(trained.combined.path).items() if name.startswith("method.")}
+    taught_by = loading.outline(teacher.network, loading.network(teacher.network, teacher.weights, "cpu")) if teacher else None
+    method = build_method(
+        config, student=loading.outline(trained.network, live), teacher=taught_by, train_labels=pictures.labels, train_index=pictures.train_index,
+        label_smoothing=train.label_smoothing, seed=train.seed or 0,
+    )  # fmt: skip
+    checkpoints.fit(method, state, source="distill")
+    method.to(context.device)
+    if teacher is None or taught_by is None or not method.needs_teacher:
+        return method, None
+    teaching = loading.teaching(
+        teacher, method, taught_by.taps, data.training, len(pictures.images), device=context.device, cache=context.cache, warn=context.console.warn
+    )
+    return method, teaching
+
+
+@torch.no_grad()
+def _tensors(wanted: tuple[str, ...], student: Trained, live: nn.Module, prepared: Prepared, pictures: Pictures) -> dict[str, str]:
+    """For each tap the graph's tensor with the same values on a few pictures. Raises StageError where there is none."""
+    if not wanted:
+        return {}
+    size, normalization = student.network.image_size, student.network.normalization
+    raw = views.evaluation_view(pictures.images[pictures.train_index[:PROBE]].cpu(), size)
+    pixels = views.to_float(raw, normalization.mean, normalization.std)
+    taps = loading.outline(student.network, live).taps
+    with Tapped(live, {name: taps[name] for name in wanted}) as tapped:
+        _, expected = tapped(pixels)
+    values = Simulation(prepared.model).tensors(pixels)
+    return {name: _same(name, expected[name], values) for name in wanted}
+
+
+def _same(tap: str, expected: torch.Tensor, values: Mapping[str, torch.Tensor]) -> str:
+    limit = TAP_LIMIT * float(expected.abs().max())
+    found = [name for name, value in values.items() if value.shape == expected.shape and float((value - expected).abs().max()) <= limit]
+    if not found:
+        raise StageError(
+            f"tune: the method reads the map {tap!r}, which the exported graph does not hold; use quantize.scheme: static, or a method that reads other maps"
+        )
+    return found[-1]  # of equal ones the last: what the next layer reads
+
+
+def _accuracy(simulation: nn.Module, student: Trained, pictures: Pictures) -> float:
+    index = pictures.validation_index
+    return accuracy(predict(simulation, pictures.images[index], pictures.image_size, student.network.normalization), pictures.labels[index])
+
+
+def _hold_against_file(
+    simulation: Simulation, prepared: Prepared, settings: Settings, student: Trained, data: CalibrationData, path: Path
+) -> tuple[float, float]:
+    """Share of equal predictions and mean |logit difference| of the simulation and the int8 file. Raises StageError where they answer otherwise."""
+    pictures = loading.pictures(data.training, "cpu")
+    chosen = pictures.images[pictures.validation_index[:CHECKED]]
+    tuned = export.quantize.with_weights(prepared, simulation.learned_weights())
+    export.quantize.emit(tuned, path, settings, simulation.learned_ranges())
+    written = export.search.logits(path, settings.isa, np.ascontiguousarray(views.evaluation_view(chosen, pictures.image_size).numpy()))
+    path.unlink()
+    simulated = predict(simulation, chosen, pictures.image_size, student.network.normalization).numpy()
+    agreement = float((simulated.argmax(1) == written.argmax(1)).mean())
+    if agreement < LEAST_AGREEMENT:
+        raise StageError(
+            f"tune: the int8 file gives {100 * agreement:.1f} % of the predictions that training simulated (at least {100 * LEAST_AGREEMENT:g} %): "
+            "it is not what was trained"
+        )
+    return agreement, float(np.abs(simulated - written).mean())
+
+
+run = Stage("tune", 1, _run, Tuned)
