@@ -217,6 +217,7 @@ def test_losses_of_several_methods_are_the_parts_with_one_task(pair):
     assert list(together) == ["ce", "bkl", "hcl"]
     for key, value in {**apart[1], **apart[0]}.items():
         assert torch.equal(together[key], value)
+    assert all(key.startswith("parts.") for key in both.state_dict()) and both.shipping is both.parts[0]
     assert both.aligned == ("bkl",) and set(both.teacher_taps) == set(both.parts[1].teacher_taps) and both.reads_logits
 
 

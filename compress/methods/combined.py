@@ -32,10 +32,15 @@ class Combined(Method):
         self.aligned = tuple(name for part in parts for name in part.aligned)
         self.scope = next((part.scope for part in parts if part.aligned), "all")
         self.recordable = all(part.recordable for part in parts)
-        self.shipping = next((part for part in parts if part.form() is not None), parts[0])
+        self.ships = next((place for place, part in enumerate(parts) if part.form() is not None), 0)
 
     def _parts(self) -> list[Method]:
         return [cast(Method, part) for part in self.parts]
+
+    @property
+    def shipping(self) -> Method:
+        """The part that says what ships; a property, for a second name would put its state into the checkpoint twice."""
+        return self._parts()[self.ships]
 
     def forward(self, signals: Signals) -> dict[str, Tensor]:
         signals = replace(signals, student_logits=self.logits(signals))
