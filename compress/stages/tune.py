@@ -75,6 +75,8 @@ def _run(
     weights.write_bytes(save({name: torch.from_numpy(value) for name, value in simulation.learned_weights().items()}, metadata={"format": "pt"}))
     ranges.write_text(json.dumps(simulation.learned_ranges(), indent=1) + "\n")
     checkpoint.discard(context.work)
+    if sentence := worse(static, fitted.history[-1].get("top1_validation", static)):
+        context.console.warn(sentence)
     return Tuned(
         target=target,
         weights=File.of(weights),
@@ -90,6 +92,16 @@ def _run(
         seconds=round(fitted.seconds, 2),
         images_per_second=round(fitted.images_per_second, 1),
         threads=fitted.threads,
+    )
+
+
+def worse(static: float, tuned: float) -> str | None:
+    """A sentence where training for int8 lost what it should win."""
+    if tuned >= static:
+        return None
+    return (
+        f"tuning made it worse: {100 * tuned:.2f} % on validation pictures, static int8 of the same student has {100 * static:.2f} %; "
+        "lower quantize.lr, or use quantize.scheme: static"
     )
 
 
