@@ -198,10 +198,10 @@ def _ours(case: Case, fp32: Path, int8: Path, folder: Path) -> tuple[tuple[rewri
     return judged, best.name
 
 
-def _random(name: str, images: np.ndarray) -> torch.nn.Module:
+def _random(name: str, images: np.ndarray, classes: int = CLASSES) -> torch.nn.Module:
     """Seeded weights; BatchNorm has the statistics of the pictures, so that activations neither vanish nor explode."""
     torch.manual_seed(0)
-    network = getattr(torchvision.models, name)(weights=None, num_classes=CLASSES)
+    network = getattr(torchvision.models, name)(weights=None, num_classes=classes)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
