@@ -240,9 +240,6 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     if recipe.device.name.startswith("browser") and recipe.validate_.sustained_seconds:
         message = "is not run in a browser, which device.target names; leave it out"
         yield Finding(("validate", "sustained_seconds"), message, sections=frozenset({"validate", "device"}))
-    if recipe.device.distant and recipe.student.choose is not None:
-        message = f"times networks on this machine, but device.target is {recipe.device.name}: name the network in student.model"
-        yield Finding(("student", "choose"), message, "key", frozenset({"student", "device"}))
     for keys, message, judged in method_rules.mistakes(recipe.distill, recipe.train, _networks(recipe)):
         yield Finding(keys, message, sections=judged)
     proxy, fitnet = recipe.teacher.proxy, recipe.distill.fitnet

@@ -22,6 +22,7 @@ def verify(run_folder: Path, *, target: str | None, preprocess: str | None = Non
     `target` None: the device that the recipe names. `sustained`: seconds without a pause; None: the recipe's. Answers the new content of
     report.json. Raises UsageError, MissingError (out of reach), StageError (wrong answers; the report is written).
     """
+    from compress import asking
     from compress.report import render
     from compress.stages import device
     from export.targets import Settings, parse
@@ -38,7 +39,7 @@ def verify(run_folder: Path, *, target: str | None, preprocess: str | None = Non
     work = run_folder / "device"
     work.mkdir(exist_ok=True)
     asked = Settings(name=content["recipe"], threads=timing.threads, repeats=timing.repeats, preprocess=preprocess, sustained=sustained)
-    answer = device.ask(target, bundle, work, asked, console=console)
+    answer = asking.ask(target, bundle, work, asked, console=console)
     name, wrong = parse(target).shown, complaint(answer)
     rows = device.rows(answer, name)
     content = merge(content, require, rows, name, failure=f"{name}: {wrong}" if wrong else None)

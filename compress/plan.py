@@ -74,7 +74,7 @@ def ground(settings: Recipe, prepared: Prepared | None, store: Store, versions: 
 def run(ground: Ground, *, neighbours: int, report: Report) -> dict[str, Any]:
     """Teachers, the student (or those that `choose` picks from) and up to `neighbours` other networks; one line to `report` as each is done."""
     own, choice = ground.recipe.student.networks, ground.recipe.student.choose
-    if choice is not None and not runs_on(ground.target, isa()):
+    if choice is not None and not ground.recipe.device.distant and not runs_on(ground.target, isa()):
         raise UsageError(f"student.choose: an int8 file for {ground.target} cannot be timed on this machine ({isa()}); name a network in student.model instead")
     others = _neighbours(ground, own[0], neighbours) if choice is None else []
     role = "choice" if choice else "student"
@@ -90,11 +90,12 @@ def run(ground: Ground, *, neighbours: int, report: Report) -> dict[str, Any]:
         "classes": ground.classes,
         "pictures": "training pictures" if ground.pictures else "noise",
         "threads": ground.recipe.validate_.threads,
+        "device": ground.recipe.device.name,
         "host": dict(ground.host),
         "networks": rows,
         "requirements": requirements,
         "not_judged": [name for name, limit in ground.recipe.require if limit is not None and name not in judged(ground.recipe)],
-        "choose": _chosen(choice, rows, mine) if choice else None,
+        "choose": _chosen(choice, rows, mine, plantext.place(ground.recipe.device.name)) if choice else None,
     }
     return {**content, "sentences": list(plantext.sentences(content))}
 
@@ -129,9 +130,9 @@ def verdict_of(requirements: list[dict[str, Any]]) -> verdict.Status:
     return "failed" if "failed" in verdicts else "undecided" if verdicts - {"passed"} else "passed"
 
 
-def _chosen(choice: Choose, rows: list[Row], chosen: Row | None) -> dict[str, Any]:
+def _chosen(choice: Choose, rows: list[Row], chosen: Row | None, where: str) -> dict[str, Any]:
     listed = [row for row in rows if row["role"] == "choice"]
-    sentence = plantext.choice(listed, chosen, choice.max_latency_ms)
+    sentence = plantext.choice(listed, chosen, choice.max_latency_ms, where)
     return {"max_latency_ms": choice.max_latency_ms, "chosen": chosen["name"] if chosen else None, "sentence": sentence}
 
 
@@ -168,10 +169,7 @@ def _draft(ground: Ground, role: str, one: Choice, name: str) -> stages.Drafted:
 
 def _row(ground: Ground, role: str, one: Choice, name: str, drafted: stages.Drafted, references: Mapping[str, File]) -> Row:
     """The plan's row of one network; `speedups`: against each teacher, of the file that would ship."""
-    timed: stages.Timed = ground.store.run(
-        stages.timing, ground.recipe.validate_.threads, label=name, draft=drafted, against=dict(references), pictures=ground.pictures,
-        size=ground.size, host=dict(ground.host), versions=dict(ground.versions),
-    )  # fmt: skip
+    timed = _timed(ground, name, drafted, references)
     titles = [f"{stage} {name}" for stage in STAGES]
     speedup = timed.speedup.get("int8", {}).get("fp32")
     slow = ground.recipe.quantize.keep == "faster" and (speedup is None or speedup[1] <= 1)
@@ -199,6 +197,22 @@ def _row(ground: Ground, role: str, one: Choice, name: str, drafted: stages.Draf
         "seconds": round(sum(ground.store.seconds[title] for title in titles), 1),
         "reused": all(title in ground.store.reused for title in titles),
     }  # fmt: skip
+
+
+def _timed(ground: Ground, name: str, drafted: stages.Drafted, references: Mapping[str, File]) -> stages.Timed:
+    """On the recipe's device; another one than this machine is asked anew each time, and times no teacher by itself."""
+    device, threads = ground.recipe.device, ground.recipe.validate_.threads
+    timed: stages.Timed
+    if device.distant:
+        timed = ground.store.anew(
+            stages.there, device, label=name, draft=drafted, against=dict(references), pictures=ground.pictures, size=ground.size, threads=threads
+        )
+    else:
+        timed = ground.store.run(
+            stages.timing, threads, label=name, draft=drafted, against=dict(references), pictures=ground.pictures, size=ground.size,
+            host=dict(ground.host), versions=dict(ground.versions),
+        )  # fmt: skip
+    return timed
 
 
 def _file(file: File, precision: str, timed: stages.Timed) -> Row:
@@ -230,21 +244,20 @@ def _judged(ground: Ground, row: Row, rows: list[Row]) -> Row:
 
 
 def _facts(row: Row, teacher: Row | None, device: Device) -> verdict.Facts:
-    """What was measured here; this machine's time and memory say nothing about another device."""
-    own = {**row[row["ships"]], **({"latency_ms": None, "peak_memory_bytes": None} if device.distant else {})}
+    """What was measured on the recipe's device."""
+    own = row[row["ships"]]
     latency = own["latency_ms"] or {}
-    against = None if device.distant or teacher is None else next((pair for pair in row["speedups"] if pair["against"] == teacher["name"]), None)
+    against = None if teacher is None else next((pair for pair in row["speedups"] if pair["against"] == teacher["name"]), None)
     return verdict.Facts(
         file=f"{row['name']} {row['ships']}",
         target=device.name,
-        untimed=f"a plan times on this machine, the device is {device.name}" if device.distant else None,
         latency_ms=latency.get("p50"),
         latency_ci95=_interval(latency.get("p50_ci95")),
         timed_runs=latency.get("runs"),
         speedup=against["speedup"] if against else None,
         speedup_ci95=_interval(against["ci95"]) if against else None,
-        int8_speedup=None if device.distant else row["int8_speedup"],
-        int8_speedup_ci95=None if device.distant else _interval(row["int8_speedup_ci95"]),
+        int8_speedup=row["int8_speedup"],
+        int8_speedup_ci95=_interval(row["int8_speedup_ci95"]),
         bytes=own["bytes"],
         teacher_bytes=teacher["fp32"]["bytes"] if teacher else None,
         peak_memory_bytes=own["peak_memory_bytes"],

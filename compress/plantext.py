@@ -61,18 +61,20 @@ def _cells(name: str, cells: Sequence[str], names: Sequence[str]) -> str:
 def sentences(plan: dict[str, Any]) -> Iterator[str]:
     """What the table says, in words: what int8 is worth, who meets which limit, what is not known before training."""
     rows = [row for row in plan["networks"] if row["role"] != "teacher"]
+    where = place(plan["device"])
     timed = [row for row in rows if row["int8_speedup"] is not None]
     for row in timed:
         if _worth(row):
             floats = f"; in float inside int8: {', '.join(row['int8']['islands'])}" if row["int8"]["islands"] else ""
-            how = "slower than float32 here" if _worth(row) == "slower" else "no faster than float32 here, within noise"
+            how = f"slower than float32 {where}" if _worth(row) == "slower" else f"no faster than float32 {where}, within noise"
             kept = ", so float32 would ship (quantize.keep)" if row["ships"] == "fp32" else ""
             yield f"{row['name']}: int8 is {how}, {_ratio(row['int8_speedup'], row['int8_speedup_ci95'])} its speed{kept}{floats}."
     faster = [row["name"] for row in timed if not _worth(row)]
     if faster:
-        yield f"int8 is faster than float32 here: {_list(faster)}."
+        yield f"int8 is faster than float32 {where}: {_list(faster)}."
     if any(row["int8"] and row["int8"]["latency_ms"] is None for row in rows):
-        yield f"int8 files for {rows[0]['int8']['target']} are not timed on this machine ({plan['host'].get('isa')}); run the plan on the device."
+        here = plan["host"].get("isa")
+        yield f"int8 files for {rows[0]['int8']['target']} are not timed on this machine ({here}); name the device in device.target, or run the plan on it."
     yield from _limits(rows)
     if plan["choose"]:
         yield plan["choose"]["sentence"]
@@ -101,8 +103,13 @@ def _limits(rows: list[Row]) -> Iterator[str]:
         yield "; ".join(parts) + "."
 
 
-def choice(listed: list[Row], chosen: Row | None, budget_ms: float) -> str:
-    """What `student.choose` picks and why, in one sentence."""
+def place(device: str) -> str:
+    """`here`, or `on ssh://pi@board.local`."""
+    return "here" if device == "local" else f"on {device}"
+
+
+def choice(listed: list[Row], chosen: Row | None, budget_ms: float, where: str = "here") -> str:
+    """What `student.choose` picks and why, in one sentence; `where`: see `place`."""
 
     def end(row: Row) -> float:
         return float(row[row["ships"]]["latency_ms"]["p50_ci95"][1])
@@ -111,13 +118,14 @@ def choice(listed: list[Row], chosen: Row | None, budget_ms: float) -> str:
         fastest = min(listed, key=end)
         latency = fastest[fastest["ships"]]["latency_ms"]
         return (
-            f"student.choose: no network of the list meets {budget_ms:,g} ms here; the fastest is {fastest['name']} with {_time(latency)} ms: "
+            f"student.choose: no network of the list meets {budget_ms:,g} ms {where}; the fastest is {fastest['name']} with {_time(latency)} ms: "
             "raise max_latency_ms or list smaller networks"
         )
     larger = [row["name"] for row in listed if (row["macs"], row["params"]) > (chosen["macs"], chosen["params"])]
     why = f"; {_list(larger)} {'is' if len(larger) == 1 else 'are'} too slow" if larger else ""
     latency = chosen[chosen["ships"]]["latency_ms"]
-    return f"student: {chosen['name']}, the largest of {len(listed)} within {budget_ms:,g} ms ({_time(latency)} ms){why}."
+    there = "" if where == "here" else f" {where}"
+    return f"student: {chosen['name']}, the largest of {len(listed)} within {budget_ms:,g} ms{there} ({_time(latency)} ms){why}."
 
 
 def _worth(row: Row) -> str:

@@ -96,14 +96,15 @@ class Store:
         self.seconds[title] = round(time.monotonic() - begin, 3)
         return result
 
-    def anew(self, stage: Stage, config: Any, **inputs: Any) -> Any:
+    def anew(self, stage: Stage, config: Any, *, label: str = "", **inputs: Any) -> Any:
         """The result of a stage that is never reused, because its answer lies on another machine; it may hold no files."""
         if not self.group.first:
             return self.group.word(None)
-        self.console.stage(stage.name, "running")
+        title = f"{stage.name} {label}".strip()
+        self.console.stage(title, "running")
         begin = time.monotonic()
         result = self._apart(stage, config, inputs)
-        self.seconds[stage.name] = round(time.monotonic() - begin, 3)
+        self.seconds[title] = round(time.monotonic() - begin, 3)
         return self.group.word(result)
 
     def _apart(self, stage: Stage, config: Any, inputs: dict[str, Any]) -> Any:

@@ -181,3 +181,20 @@ def test_keep_faster_is_decided_by_the_devices_times(folder, name, unreached, se
     assert (folder / "artifacts/runs/tiny/latest/student.int8.onnx").is_file() is faster
     assert content["ships"]["sentence"] in capsys.readouterr().out
     assert compress(folder, "verify") == 0
+
+
+def test_the_student_is_picked_by_the_devices_time_and_a_plan_is_judged_there(folder, name, server, stopped, capsys):
+    options = "{choose: {max_latency_ms: 1000, from: [{model: resnet8}, {model: resnet14}]}}"
+    chosen = (folder / "tiny.yaml").read_text().replace("{model: resnet8}\ndistill", f"{options}\ndistill").replace("tiny", "chosen")
+    (folder / "chosen.yaml").write_text(chosen)
+
+    assert cli.main(["plan", str(folder / "chosen.yaml"), "--artifacts", str(folder / "artifacts"), "--json"]) == 0
+
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["choose"]["chosen"] == "resnet14" and f"within 1,000 ms on {name}" in plan["choose"]["sentence"] and plan["device"] == name
+    judged = {row["name"]: (row["target"], row["verdict"]) for row in plan["requirements"]}
+    assert judged == {limit: (name, "passed") for limit in TIMED}
+    assert any(path.name == "bundle-plan" for path in (folder / "device").iterdir())  # it ran there
+
+    stop_server = cli.main(["plan", str(folder / "chosen.yaml"), "--artifacts", str(folder / "elsewhere"), "--set", "device.target=ssh://nobody@127.0.0.1:1"])
+    assert stop_server == 3 and "cannot be reached" in capsys.readouterr().err

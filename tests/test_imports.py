@@ -82,13 +82,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.slices": ("compress.statistics",),
     "compress.timing": (*FOUNDATIONS, "compress.data*", "export.*"),
     "compress.plantext": ("compress.models.catalog",),
-    "compress.stages*": ABOVE_STAGES,
+    "compress.asking": ("compress.console", "compress.errors", "export.targets*"),
+    "compress.stages*": (*ABOVE_STAGES, "compress.asking"),
     "compress.plan": (
         *FOUNDATIONS, "compress.schema", "compress.verdict", "compress.plantext", "compress.models.catalog", "compress.store", "compress.stages*",
         "export.runtime",
     ),
     "compress.on_device": (
-        "compress.console", "compress.errors", "compress.schema", "compress.device_limits", "compress.report", "compress.stages.device",
+        "compress.asking", "compress.console", "compress.errors", "compress.schema", "compress.device_limits", "compress.report", "compress.stages.device",
         "export.targets*",
     ),
     "compress.planted_network": ("compress.data*", "compress.faults", "export.*"),

@@ -16,8 +16,9 @@ def choice(source: Source) -> Html | None:
     chosen = plan.get("choose") or {}
     if not chosen.get("sentence"):
         return None
-    host = plan.get("host") or {}
-    where = f" Timed with random weights on {host['cpu']}." if host.get("cpu") else " Timed with random weights."
+    device = plan.get("device") or "local"
+    place = (plan.get("host") or {}).get("cpu") if device == "local" else device
+    where = f" Timed with random weights on {place}." if place else " Timed with random weights."
     rows = [_row(row, chosen.get("chosen")) for row in plan.get("networks") or []]
     return section("plan", "Before training", table("Networks tried before training", HEAD, rows), lead=chosen["sentence"] + where)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compress.console import Console
-from compress.errors import MissingError, StageError, UsageError
+from compress.asking import ask
+from compress.errors import MissingError, StageError
 from compress.results import File, Verified
 from compress.schema import Device
 from compress.store import Context, Stage
-from export.targets import DeviceFailed, Settings, Unreachable, WrongTarget, parse
+from export.targets import Settings
 from export.targets import verify as targets
 
 LIMIT_SECONDS = 900
@@ -39,21 +39,6 @@ def verify_local(bundle: Path, work: Path, *, threads: int = 1) -> Verified:
     if wrong:
         raise StageError(f"device local: {wrong}")
     return Verified(rows=rows(answer, "local"), ok=True)
-
-
-def ask(
-    target: str, bundle: Path, work: Path, settings: Settings, *, limit_seconds: float | None = None, console: Console | None = None
-) -> dict[str, Any]:
-    """A device's answer for a bundle (zip). Raises UsageError, MissingError (out of reach, no interpreter) or StageError (it failed)."""
-    tell = console.line if console else lambda text: None
-    try:
-        return targets.verify(bundle, parse(target), work, settings, limit_seconds=limit_seconds, tell=tell)
-    except WrongTarget as error:
-        raise UsageError(str(error)) from error
-    except Unreachable as error:
-        raise MissingError(str(error)) from error
-    except DeviceFailed as error:
-        raise StageError(f"device local: {error}" if target.startswith("local") else str(error)) from error
 
 
 def rows(answer: dict[str, Any], target: str) -> tuple[dict[str, Any], ...]:

@@ -1,10 +1,11 @@
-"""A network before any training: random weights through export and int8, then timed on this machine.
+"""A network before any training: random weights through export and int8, then timed on the recipe's device.
 
 Speed, size and memory follow from the architecture; accuracy does not, so nothing is said about it.
 """
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +14,24 @@ import torch
 from torch import nn
 
 import export.audit
+import export.bundle
 import export.convert
 import export.measure
 import export.quantize
 import export.rewrites
 from compress import __version__, models
+from compress.asking import ask
 from compress.data import calibration_arrays, views
 from compress.errors import StageError
 from compress.models.count import macs, params
 from compress.results import CalibrationData, File, Network
-from compress.schema import Export
+from compress.schema import Device, Export
 from compress.store import Context, Stage
+from export.bundle import Shipped
 from export.measure import LatencyResult
 from export.runtime import Contract, ExportError, isa, runs_on
+from export.targets import Settings
+from export.targets import verify as targets
 
 PICTURES = 32  # for the int8 ranges and the timing; neither gets better by more
 SEED = 0  # of the weights and of the noise
@@ -50,7 +56,7 @@ class Drafted:
 
 @dataclass(frozen=True)
 class Timed:
-    """Batch 1 on this machine, all files of one measurement in the same rounds; names are `fp32`, `int8` and the teachers'."""
+    """Batch 1 on one machine, all files of one measurement in the same rounds; names are `fp32`, `int8` and the teachers'."""
 
     latency_ms: dict[str, dict[str, Any]]  # by name: p50, p50_ci95, p90, runs, threads, batch
     speedup: dict[str, dict[str, list[float]]]  # of fp32 and int8 against each other name: ratio, low, high
@@ -152,5 +158,39 @@ def _latency(files: dict[str, Any], images: np.ndarray, threads: int) -> Latency
     return export.measure.latency(files, images, threads=threads, warmup=10, repeats=repeats, rounds=ROUNDS, attempts=ATTEMPTS)
 
 
+def _there(
+    config: Device, *, context: Context, draft: Drafted, against: dict[str, File], pictures: CalibrationData | None, size: int, threads: int
+) -> Timed:
+    """The same on another device: a bundle of the files, verified and timed there. Raises MissingError out of reach, StageError on wrong answers."""
+    own = {"fp32": draft.fp32, **({"int8": draft.int8} if draft.int8 is not None else {})}
+    names = {f"{number}.onnx": name for number, name in enumerate((*own, *against))}
+    files = {**own, **against}
+    models = []
+    for file, name in names.items():
+        shutil.copyfile(files[name].path, context.work / file)
+        role, int8 = "teacher" if name in against else "student", name == "int8"
+        models.append(Shipped(context.work / file, role, "int8" if int8 else "fp32", draft.target if int8 else None))
+    images = _images(pictures, size)[:PICTURES]
+    try:
+        bundle = export.bundle.write(context.work / "bundle", models, images, np.zeros(len(images), np.int64), title="plan")
+    except ExportError as error:
+        raise StageError(f"plan: {error}") from error
+    answer = ask(config.target, bundle.archive, context.work, Settings(name="plan", threads=threads, repeats=FEWEST), console=context.console)
+    rows = {names[row["file"]]: row for row in answer["models"]}
+    untimed = next((name for name in own if not rows[name].get("latency_ms")), None)
+    if untimed is not None:
+        why = answer.get("not_timed") or rows[untimed].get("note") or targets.complaint(answer) or "no reason given"
+        raise StageError(f"plan: {config.name} did not time {untimed}: {why}")
+    timed = {name: row for name, row in rows.items() if row.get("latency_ms")}
+    return Timed(
+        latency_ms={name: row["latency_ms"] for name, row in timed.items()},
+        speedup={mine: {names[other]: ratio for other, ratio in timed[mine]["speedup_over"].items()} for mine in own},
+        peak_memory_bytes={name: rows[name].get("peak_memory_bytes") for name in own},
+        other_cores=None,
+        disturbances=tuple(next(iter(timed.values())).get("disturbances") or ()),
+    )
+
+
 draft = Stage("plan", 2, _draft, Drafted)
 timing = Stage("plan-timing", 1, _time, Timed)
+there = Stage("plan-timing", 2, _there, Timed)

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from compress import asking
 from compress.errors import MissingError, StageError
 from compress.stages import device
 from export import bundle, provider, runtime, verify
@@ -58,7 +59,7 @@ def test_a_silent_fallback_is_named_and_fails(azure: str, shipped: bundle.Bundle
 
 
 def test_the_same_over_a_target(azure: str, shipped: bundle.Bundle, tmp_path: Path) -> None:
-    answer = device.ask("local?provider=Azure", shipped.archive, tmp_path, Settings(repeats=16))
+    answer = asking.ask("local?provider=Azure", shipped.archive, tmp_path, Settings(repeats=16))
 
     assert targets.complaint(answer) == f"small.fp32.onnx: {answer['models'][0]['provider']['sentence']}"
     rows = device.rows(answer, parse("local?provider=Azure").shown)
@@ -73,13 +74,13 @@ def test_one_that_is_not_there_is_exit_3(shipped: bundle.Bundle, tmp_path: Path,
     said = f"no execution provider 'nonsense' in onnxruntime {onnxruntime.__version__} here, which has {there}; it needs a build of onnxruntime that has it"
     assert capsys.readouterr().err.strip() == said
     with pytest.raises(MissingError, match=f"^local: no {absent} in onnxruntime .* here, which has {there}; it needs") as raised:
-        device.ask(f"local?provider={absent}", shipped.archive, tmp_path, Settings())
+        asking.ask(f"local?provider={absent}", shipped.archive, tmp_path, Settings())
     assert raised.value.exit_code == 3
     if OPENVINO not in provider.available():
         with pytest.raises(runtime.MissingError, match="install it with: python -m pip install onnxruntime-openvino$"):
             provider.resolve("openvino")
     with pytest.raises(MissingError, match="local: /no/python cannot be run"):
-        device.ask("local?python=/no/python", shipped.archive, tmp_path, Settings())
+        asking.ask("local?python=/no/python", shipped.archive, tmp_path, Settings())
 
 
 def test_names_and_addresses() -> None:
@@ -122,7 +123,7 @@ def test_openvino_runs_and_is_seen_to_run(shipped: bundle.Bundle, tmp_path: Path
     if done.returncode != 0:
         pytest.skip(f"{OPENVINO_PACKAGE} cannot be installed here: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
 
-    answer = device.ask(f"local?python={python}&provider=openvino", shipped.archive, tmp_path, Settings(repeats=64), limit_seconds=200)
+    answer = asking.ask(f"local?python={python}&provider=openvino", shipped.archive, tmp_path, Settings(repeats=64), limit_seconds=200)
 
     row = answer["models"][0]
     assert row["provider"]["asked"] == OPENVINO and row["provider"]["nodes"] >= 1 and row["provider"]["time_share"] > 0.5
@@ -131,4 +132,4 @@ def test_openvino_runs_and_is_seen_to_run(shipped: bundle.Bundle, tmp_path: Path
     if runtime.isa() == "x86-vnni":
         assert answer["models"][1]["provider"]["nodes"] >= 1 and answer["models"][1]["ok"] is not None
     with pytest.raises(StageError, match="did not answer within"):
-        device.ask(f"local?python={python}&provider=openvino", shipped.archive, tmp_path, Settings(), limit_seconds=0.05)
+        asking.ask(f"local?python={python}&provider=openvino", shipped.archive, tmp_path, Settings(), limit_seconds=0.05)

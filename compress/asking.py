@@ -1,0 +1,26 @@
+"""A bundle to a device, and the device's answer; what goes wrong on the way as the errors of this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compress.console import Console
+from compress.errors import MissingError, StageError, UsageError
+from export.targets import DeviceFailed, Settings, Unreachable, WrongTarget, parse
+from export.targets import verify as targets
+
+
+def ask(
+    target: str, bundle: Path, work: Path, settings: Settings, *, limit_seconds: float | None = None, console: Console | None = None
+) -> dict[str, Any]:
+    """A device's answer for a bundle (zip). Raises UsageError, MissingError (out of reach, no interpreter) or StageError (it failed)."""
+    tell = console.line if console else lambda text: None
+    try:
+        return targets.verify(bundle, parse(target), work, settings, limit_seconds=limit_seconds, tell=tell)
+    except WrongTarget as error:
+        raise UsageError(str(error)) from error
+    except Unreachable as error:
+        raise MissingError(str(error)) from error
+    except DeviceFailed as error:
+        raise StageError(f"device local: {error}" if target.startswith("local") else str(error)) from error
