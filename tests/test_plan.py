@@ -147,7 +147,7 @@ def test_the_words_of_a_plan() -> None:
     slow["int8"] = {**slow["int8"], "islands": ["28 HardSigmoid"]}
     same = row("same", 2, 3.0, 3.1, int8_speedup=1.0, int8_speedup_ci95=[0.9, 1.1], requirements=[{**limit, "verdict": "undecided"}])
     fast = row("fast", 2, 1.0, 1.1, requirements=[{**limit, "verdict": "passed"}])
-    said = list(plantext.sentences({"networks": [slow, same, fast], "choose": None, "not_judged": ["min_top1"], "host": {}}))
+    said = list(plantext.sentences({"networks": [slow, same, fast], "choose": None, "not_judged": ["min_top1"], "device": "local", "host": {}}))
     assert said == [
         "slow: int8 is slower than float32 here, 0.80x [0.70, 0.90] its speed; in float inside int8: 28 HardSigmoid.",
         "same: int8 is no faster than float32 here, within noise, 1.00x [0.90, 1.10] its speed.",
