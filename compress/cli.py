@@ -17,7 +17,7 @@ from compress import exits
 from compress.console import Console, say
 from compress.errors import CompressError, MissingError, StageError, UsageError
 
-STAGES = ("teacher", "distill", "strip", "convert", "quantize", "validate", "device", "package", "report")
+STAGES = ("teacher", "distill", "strip", "convert", "tune", "quantize", "validate", "device", "package", "report")
 
 
 class Group(click.Group):

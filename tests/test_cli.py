@@ -199,7 +199,7 @@ def test_another_command_does_not_offer_to_resume() -> None:
 BUG = """
 import sys
 from compress import cli, recipe
-def broken(*_):
+def broken(*_, **__):
     raise ZeroDivisionError("two\\nlines")
 recipe.load = broken
 sys.exit(cli.main({arguments!r}))
@@ -207,7 +207,7 @@ sys.exit(cli.main({arguments!r}))
 WAIT = """
 import sys, time
 from compress import cli, recipe
-def wait(*_):
+def wait(*_, **__):
     print("ready", flush=True)
     time.sleep(30)
 recipe.load = wait

@@ -99,12 +99,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
                        "compress.schema", "export.blackbox", "export.convert", "export.runtime"),
     "compress.compatible": ("compress.errors", "compress.recipe", "compress.schema", "compress.methods", "compress.models*"),
     "compress.doctor": ("export.runtime", "export.provider", "compress.planted"),
-    "compress.pipeline": (
-        *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.compatible", "compress.verdict", "compress.console", "compress.store",
-        "compress.selection", "compress.distributed",
-        "compress.stages.*", "compress.data.sources", "compress.models.catalog", "compress.models.own",
-        "compress.report", "compress.plan", "compress.device_limits",
+    "compress.networks": (*FOUNDATIONS, "compress.schema", "compress.models.catalog", "compress.models.own", "compress.stages.teacher"),
+    "compress.workflow": (
+        *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.compatible", "compress.networks", "compress.selection", "compress.store",
+        "compress.stages.*", "compress.data.sources", "compress.report", "compress.plan", "compress.device_limits", "compress.models.catalog",
         "export.runtime", "export.targets",
+    ),
+    "compress.pipeline": (
+        *FOUNDATIONS, "compress.recipe", "compress.compatible", "compress.verdict", "compress.console", "compress.store", "compress.selection",
+        "compress.distributed", "compress.stages.report", "compress.plan", "compress.workflow", "compress.device_limits",
     ),
     "compress.cli": (
         "compress.errors", "compress.exits", "compress.console", "compress.schema", "compress.recipe", "compress.models.catalog",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from compress import loading, pipeline, recipe
+from compress import loading, pipeline, recipe, workflow
 from compress.console import Console
 from compress.models import checkpoints
 from compress.store import Store
@@ -24,7 +24,7 @@ def main(artifacts: Path) -> None:
     """Train, then write the weights and the log beside this file."""
     loaded = recipe.load(HERE / "resnet8x4-fashion.yaml")
     console = Console()
-    work = pipeline.Workflow(loaded, recipe.resolve(loaded.recipe), Store(artifacts, pipeline.resolve_device("cpu"), console), "teacher")
+    work = workflow.Workflow(loaded, recipe.resolve(loaded.recipe), Store(artifacts, pipeline.resolve_device("cpu"), console), "teacher")
     trained = work.candidates()[0]
     path = HERE / "resnet8x4-fashion.safetensors"
     checkpoints.save_state(loading.network(trained.network, trained.weights, "cpu"), path, half=True)

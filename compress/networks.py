@@ -1,0 +1,105 @@
+"""The networks that a recipe names, as records: how to build each, what its weights expect, which file they are in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from compress.errors import MissingError, UsageError
+from compress.models import catalog, own
+from compress.results import File, Network, Normalization, Prepared
+from compress.schema import Candidate, Normalize, Recipe
+from compress.stages import teacher
+
+
+def is_file(weights: str) -> bool:
+    """Whether a `weights` key names a checkpoint file."""
+    return Path(weights).suffix in catalog.CHECKPOINT_SUFFIXES
+
+
+def normalized(section: Normalize) -> Normalization:
+    """The record of a recipe's section."""
+    return Normalization(section.mean, section.std)
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Of one recipe. `settings` is resolved; `base`: where its relative paths begin."""
+
+    settings: Recipe
+    prepared: Prepared
+    base: Path
+
+    def notices(self) -> list[str]:
+        """What a user may want to know of pictures and checkpoints."""
+        skipped, settings = self.prepared.unreadable, self.settings
+        notices = [f"{len(skipped)} unreadable pictures were skipped, the first: {skipped[0].path} ({skipped[0].reason})"] if skipped else []
+        weights = [(one.model, one.weights, one.normalize) for one in settings.teacher.candidates if one.onnx is None]
+        for one in settings.teacher.candidates:
+            if one.onnx is not None and one.normalize is None and settings.data.normalize is None:
+                notices.append(f"{one.title}: it says no normalisation, so the data's is used; set `normalize` if it was trained with another")
+        weights += [(one.model, one.weights, None) for one in settings.student.networks]
+        for model, key, normalize in weights:
+            known = catalog.info(model).family == "photos"  # published as files, all with one normalisation
+            if is_file(key) and normalize is None and settings.data.normalize is None and not known:
+                notices.append(f"{model}: its checkpoint says no normalisation, so the data's is used; set `normalize` if it was trained with another")
+        return notices
+
+    def network(self, model: str, width: float | None, weights: str, normalize: Normalize | None) -> Network:
+        """A network carries its own normalisation: the recipe's word for it, else that of its published weights, else the data's."""
+        asked, info = normalize or self.settings.data.normalize, catalog.info(model)
+        published = weights in info.pretrained or (info.family == "photos" and is_file(weights))
+        if asked is not None:
+            normalization = normalized(asked)
+        elif published and info.normalization is not None:
+            normalization = Normalization(*info.normalization)
+        else:
+            normalization = self.prepared.normalization
+        source = own.source(model) if catalog.is_own(model) else None
+        return Network(model, width, len(self.prepared.classes), self.prepared.image_size, normalization, source=source)
+
+    def weights(self, key: str, model: str) -> tuple[str, File | None]:
+        """A `weights` key -> (what the stage's config says, the file where it is one). Raises MissingError."""
+        if key == "embedded":
+            return key, File.of(teacher.embedded_weights(model))
+        if key.startswith(("http://", "https://")):
+            raise MissingError(f"weights: {key} is not downloaded by a run; fetch it first and name the file: curl -LO {key}")
+        if is_file(key):
+            path = self.base / Path(key).expanduser()
+            if not path.is_file():
+                raise MissingError(f"weights: {path} does not exist; put the checkpoint there, or see it with: ls {path.parent}")
+            return "file", File.of(path)
+        return key, None
+
+    def candidate(self, candidate: Candidate, label: str) -> tuple[Candidate, Network, File | None]:
+        """What a teacher candidate names: its section as a stage is given it, the network, the file. Raises UsageError, MissingError."""
+        weights: File | None
+        if candidate.onnx is not None:
+            path = self.base / Path(candidate.onnx).expanduser()
+            if not path.is_file():
+                raise MissingError(f"onnx: {path} does not exist; put the file there, or see it with: ls {path.parent}")
+            asked = candidate.normalize or self.settings.data.normalize
+            normalization = normalized(asked) if asked else self.prepared.normalization
+            key, weights = "none", File.of(path)
+            network = Network(candidate.title, None, len(self.prepared.classes), self.prepared.image_size, normalization, black_box=True)
+        else:
+            key, weights = self.weights(candidate.weights, candidate.model)
+            network = self.network(candidate.model, candidate.width, candidate.weights, candidate.normalize)
+        order = self._order(candidate.classes, label)
+        network = replace(
+            network, own_size=candidate.image_size, channels=candidate.channels, order=order, outputs=len(candidate.classes) if candidate.classes else None
+        )
+        return candidate.model_copy(update={"weights": key}), network, weights
+
+    def _order(self, names: tuple[str, ...] | None, label: str) -> tuple[int, ...] | None:
+        """Where each of the data's classes stands among a candidate's; None: the same classes in the same order. Raises UsageError."""
+        wanted = self.prepared.classes
+        if names is None or names == wanted:
+            return None
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            raise UsageError(
+                f"teacher {label}: classes: it has no {missing[0]!r}{f' and {len(missing) - 1} others' if missing[1:] else ''}; the data's classes are "
+                f"{', '.join(wanted[:5])}{', ...' if wanted[5:] else ''}"
+            )
+        return tuple(names.index(name) for name in wanted)

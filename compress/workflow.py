@@ -1,0 +1,290 @@
+"""The stages of one recipe, in the order of the sentence that describes them: teacher, distill, strip, convert, tune, quantize, validate, device, report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from compress import compatible, recipe, selection
+from compress.data import sources
+from compress.errors import MissingError, StageError
+from compress.networks import Networks, normalized
+from compress.recipe import Loaded
+from compress.results import Exported, File, Measured, ModelFile, Packaged, Prepared, Trained, TrainingData, Tuned, Verified
+from compress.schema import Candidate, Distill, Recipe, Schedule, Student, Train
+from compress.stages import data, distill, report, strip, teacher
+from compress.store import Store
+
+# convert, quantize and validate need onnx and onnxruntime: imported where they are used, so that `--until strip` runs without.
+
+STAGES = ("teacher", "distill", "strip", "convert", "tune", "quantize", "validate", "device", "package", "report")
+
+
+class Workflow:
+    """The stages of one recipe over a store. Methods follow the workflow; each returns records."""
+
+    def __init__(self, loaded: Loaded, settings: Recipe, store: Store, until: str | None) -> None:
+        self.loaded, self.settings, self.store = loaded, settings, store
+        self.until = until
+        self.asked: tuple[str, ...] = ()  # what int8 is made for
+        self.base = loaded.path.resolve().parent
+        root = settings.data.root
+        self.root = (self.base / Path(root).expanduser()).resolve() if root else None
+        self.prepared = self._prepared()
+        self.training: TrainingData = data.training(self.prepared, settings.data)
+
+    def evidence(self, started: str) -> report.Evidence | None:
+        """Run everything up to the report; None where `--until` ends it."""
+        compatible.check(self.loaded, self.settings, classes=len(self.prepared.classes), image_size=self.prepared.image_size)
+        planned = self.choose()
+        settings, store = self.settings, self.store
+        if settings.quantize.scheme != "none" and self.until not in STAGES[: STAGES.index("quantize")]:
+            self._targets()  # a device out of reach is said before hours of training
+        candidates, selected = self.selected()
+        for row in selection.rows(candidates, selected) if selected.proxies else ():
+            store.console.line(selection.proxy_line(row))
+        store.console.line(f"teacher: {selected.reason}")
+        if self.until == "teacher":
+            return None
+        with_baseline = settings.distill.baseline and not settings.distill.plain
+        student = self._branch(settings.distill, selected.teacher, "")
+        baseline = self._branch(Distill(method=("none",)), None, "baseline") if with_baseline else None
+        if student is None or (with_baseline and baseline is None):
+            return None
+        teacher_onnx = self._converted("teacher", selected.teacher, None)
+        models = _model_files(teacher_onnx, student, baseline)
+        if self.until in ("convert", "tune", "quantize"):
+            return None
+        from compress.stages import validate
+        from export.runtime import host
+
+        here, written_by = host(), versions()
+        distant = settings.device.distant  # then it answers what `keep: faster` and `sustained_seconds` ask
+        measured = store.run(
+            validate.run, settings.validate_.model_copy(update={"sustained_seconds": 0}) if distant else settings.validate_,
+            models=models, samples=settings.device.samples, test=data.test(self.prepared), host=here, versions=written_by,
+            photos=data.photos(settings.data, self.root), resize=sources.store_size(settings.data), keep="always" if distant else settings.quantize.keep,
+            own=data.photos(settings.data, self.root, settings.device.photos),
+        )  # fmt: skip
+        if self.until == "validate":
+            return None
+        verified = self._verified(measured.bundle, here)
+        if self.until == "device":
+            return None
+        measured = self._settled(measured, verified)
+        packaged = self._packaged(report.shipping(models, measured))
+        if self.until == "package":
+            return None
+        return report.Evidence(
+            recipe=settings,
+            name=self.loaded.name,
+            prepared=self.prepared,
+            candidates=tuple(candidates),
+            selected=selected,
+            teacher=selected.teacher,
+            student=student,
+            baseline=baseline,
+            models=models,
+            measured=measured,
+            verified=verified,
+            packaged=packaged,
+            seconds=store.seconds,
+            reused=tuple(store.reused),
+            environment={**here, "torch": written_by["torch"], "onnx": written_by["onnx"], "compress": version("compress"), "device": store.device},
+            command=f"compress run {self.loaded.path}",
+            started=started,
+            notices=(*self.loaded.notices, *self.networks.notices()),
+            where=places(self.loaded),
+            plan=planned,
+        )
+
+    def choose(self) -> dict[str, Any] | None:
+        """`student.choose`: from here on the settings name the network that it picked; the plan that it was picked by."""
+        if self.settings.student.choose is None:
+            return None
+        from compress import plan
+
+        console = self.store.console
+        ground = plan.ground(self.settings, self.prepared, self.store, versions(), places(self.loaded))
+        picked, content = plan.choose(ground, report=console.line)
+        console.line(content["choose"]["sentence"])
+        student = Student(model=picked.model, width=picked.width, weights=picked.weights)
+        self.settings = recipe.resolve(self.loaded.recipe.model_copy(update={"student": student}))
+        if not self.store.group.first:
+            return content
+        return plan.keep(content, self.loaded.name, self.loaded.recipe.student, self.store.root)
+
+    def selected(self) -> tuple[list[Trained], selection.Selected]:
+        """The candidates and the one among them that teaches; a single one is not compared with anything."""
+        candidates, settings = self.candidates(), self.settings
+        if settings.teacher.select != "proxy" or len(candidates) == 1 or settings.distill.plain:
+            return candidates, selection.select(candidates)
+        from compress.stages import proxy
+
+        asked, student = settings.teacher.proxy, settings.student.networks[0]
+        start, weights = self.networks.weights(student.weights, student.model)
+        network = self.networks.network(student.model, student.width, student.weights, None)
+        schedule = Schedule(kind="cosine", warmup_epochs=min(settings.train.schedule.warmup_epochs or 0.0, asked.epochs / 4))
+        train = settings.train.model_copy(update={"epochs": asked.epochs, "schedule": schedule, "keep": "last"})
+        proxies = tuple(
+            self.store.run(
+                proxy.run, settings.distill.alone(), label=label, student=network, start=start, weights=weights, teacher=one, data=self.training,
+                train=train, share=asked.share,
+            )
+            for one, label in zip(candidates, self._labels(), strict=True)
+        )  # fmt: skip
+        return candidates, selection.select(candidates, proxies)
+
+    def _labels(self) -> list[str]:
+        """The candidates' names, with a number where one is there twice."""
+        models = [one.title for one in self.settings.teacher.candidates]
+        return [model if models.count(model) == 1 else f"{model} {number}" for number, model in enumerate(models, 1)]
+
+    def candidates(self) -> list[Trained]:
+        """Every teacher candidate, each cached alone: a new student retrains no teacher."""
+        return [self._candidate(one, label) for one, label in zip(self.settings.teacher.candidates, self._labels(), strict=True)]
+
+    def _candidate(self, candidate: Candidate, label: str) -> Trained:
+        config, network, weights = self.networks.candidate(candidate, label)
+        result: Trained = self.store.run(teacher.train, config, label=label, network=network, data=self.training, weights=weights)
+        return result
+
+    @property
+    def networks(self) -> Networks:
+        """What the settings name; `choose` changes them."""
+        return Networks(self.settings, self.prepared, self.base)
+
+    def _prepared(self) -> Prepared:
+        config = self.settings.data
+        config = config.model_copy(update={"root": str(self.root) if self.root else None})
+        fingerprint = sources.fingerprint(config, Path())
+        # What does not change the decoded arrays stays out of the key.
+        keyed = config.model_copy(update={"validation": 0.1, "calibration": 512, "normalize": None, "download": False})
+        prepared: Prepared = self.store.run(data.prepare, keyed, fingerprint=fingerprint)
+        if config.normalize is not None:
+            prepared = replace(prepared, normalization=normalized(config.normalize))
+        return prepared
+
+    def _branch(self, config: Distill, chosen: Trained | None, label: str) -> report.Branch | None:
+        """A student from training to int8; None where `--until` ends it within."""
+        settings, store = self.settings, self.store
+        student = settings.student.networks[0]
+        start, weights = self.networks.weights(student.weights, student.model)
+        network = self.networks.network(student.model, student.width, student.weights, None)
+        own = config.alone()  # other methods' sections are no part of the key
+        train: Train = settings.train
+        trained = store.run(
+            distill.run, own, label=label, student=network, start=start, weights=weights, teacher=chosen, data=self.training, train=train
+        )
+        if self.until == "distill":
+            return None
+        stripped = store.run(strip.run, own, label=label, student=network, teacher=chosen, trained=trained, data=self.training)
+        if self.until == "strip":
+            return None
+        fp32 = self._converted(label or "student", stripped.trained, stripped.predictions)
+        if settings.quantize.scheme == "none" or self.until == "convert":
+            return report.Branch(trained, stripped, fp32, None)
+        from compress.stages import quantize, tune
+
+        told: dict[str, Any] = {"model": fp32, "data": data.calibration(self.prepared, settings.data), "versions": versions()}
+        int8 = settings.quantize.model_copy(update={"keep": "always", "target": "auto"})
+        targets = self._targets() if label == "" else self._targets()[:1]
+        titles = [f"{label or 'student'}{f' {target}' if number else ''}" for number, target in enumerate(targets)]
+        tuned: list[Tuned] = []
+        if int8.scheme == "qat":
+            more = {**told, "method": own, "trained": trained, "stripped": stripped, "teacher": chosen, "train": train}
+            tuned = [store.run(tune.run, int8, label=title, target=target, **more) for target, title in zip(targets, titles, strict=True)]
+        if self.until == "tune":
+            return None
+        files = [
+            store.run(quantize.run, int8, label=title, target=target, **told, **({"tuned": tuned[number]} if tuned else {}))
+            for number, (target, title) in enumerate(zip(targets, titles, strict=True))
+        ]
+        static = store.run(quantize.run, int8.static, label="student static", target=targets[0], **told) if tuned and not label else None
+        return report.Branch(trained, stripped, fp32, files[0], tuple(files[1:]), tuned[0] if tuned else None, static)
+
+    def _converted(self, label: str, model: Trained, recorded: File | None) -> Exported:
+        """A network as ONNX."""
+        from compress.stages import convert
+
+        settings = self.settings
+        config = settings.export.model_copy(update={"fixed_batch": False, "ort": False})  # the package stage's
+        told = convert.preprocessing(settings.data.source, sources.store_size(settings.data), self.prepared.image_size)
+        exported: Exported = self.store.run(
+            convert.run, config, label=label, model=model, recorded=recorded, data=self.training, versions=versions(), preprocessing=told
+        )
+        return exported
+
+    def _packaged(self, models: tuple[ModelFile, ...]) -> Packaged | None:
+        """Further forms of the student's files; None where none is asked for."""
+        settings = self.settings
+        if not (settings.export.fixed_batch or settings.export.ort):
+            return None
+        from compress.stages import package
+
+        packaged: Packaged = self.store.run(package.run, settings.export, models=models, target=self._targets()[0], versions=versions())
+        return packaged
+
+    def _targets(self) -> tuple[str, ...]:
+        """What int8 files are made for, the device's first; a distant device is asked once."""
+        from compress.stages import quantize
+
+        self.asked = self.asked or quantize.resolve_targets(self.settings.quantize, self.settings.device)
+        return self.asked
+
+    def _settled(self, measured: Measured, verified: Verified) -> Measured:
+        """`keep: faster` by the times of the device that the recipe names, where `validate` could not ask."""
+        config = self.settings.device
+        if self.settings.quantize.keep == "always" or self.settings.quantize.scheme == "none" or not config.distant:
+            return measured
+        from compress import device_limits
+        from compress.stages import settle
+
+        int8, floats = (next(row["file"] for row in measured.models if row["role"] == "student" and row["precision"] == kind) for kind in ("int8", "fp32"))
+        kept, because = device_limits.keeps_int8(int8, floats, verified.rows, config.name)
+        self.store.console.line(because)
+        if not kept:
+            measured = self.store.run(settle.run, floats, measured=measured, test=data.test(self.prepared))
+        return replace(measured, ships=int8 if kept else floats, ships_because=because)
+
+    def _verified(self, bundle: File, here: dict[str, Any]) -> Verified:
+        """The device's answer; of another machine always a new one, because what it is now is only known by asking."""
+        from compress.stages import device
+        from export.targets import Settings
+
+        config, timing = self.settings.device, self.settings.validate_
+        if not config.distant:
+            here_verified: Verified = self.store.run(device.run, config, bundle=bundle, threads=timing.threads, host=here, versions=versions())
+            return here_verified
+        asked = Settings(name=self.loaded.name, threads=timing.threads, repeats=timing.repeats, sustained=timing.sustained_seconds)
+        verified: Verified = self.store.anew(device.distant, config, bundle=bundle, settings=asked)
+        if verified.failure is not None and self.until == "device":
+            raise (MissingError if verified.exit_code == MissingError.exit_code else StageError)(verified.failure)
+        return verified
+
+
+def versions() -> dict[str, str]:
+    """What writes and runs ONNX files: another version may write other bytes."""
+    return {name: version(name) for name in ("torch", "onnx", "onnxruntime")}
+
+
+def places(loaded: Loaded) -> dict[str, str]:
+    """Where each limit stands in the recipe."""
+    return {name: loaded.where(f"require.{name}") for name, limit in loaded.recipe.require if limit is not None}
+
+
+def _model_files(teacher_onnx: Any, student: report.Branch, baseline: report.Branch | None) -> tuple[ModelFile, ...]:
+    """What validate measures, the teacher first; names are those in the run folder."""
+    files = [ModelFile("teacher.onnx", "teacher", "fp32", teacher_onnx.file, None, teacher_onnx.max_abs_diff, teacher_onnx.contract)]
+    for role, branch in (("student", student), ("baseline", baseline)):
+        if branch is None:
+            continue
+        files.append(ModelFile(f"{role}.fp32.onnx", role, "fp32", branch.fp32.file, None, branch.fp32.max_abs_diff))
+        if branch.int8 is not None:
+            files.append(ModelFile(f"{role}.int8.onnx", role, "int8", branch.int8.file, branch.int8.target, None))
+        if branch.static is not None:
+            files.append(ModelFile(f"{role}.static.int8.onnx", "static", "int8", branch.static.file, branch.static.target, None))
+        files += [ModelFile(f"{role}.int8.{one.target}.onnx", role, "int8", one.file, one.target, None) for one in branch.further]
+    return tuple(files)
