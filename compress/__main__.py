@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from compress import distributed
 from compress.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if distributed.under_torchrun():
+        distributed.leave(code)
+    sys.exit(code)

@@ -105,6 +105,7 @@ def train(name: str, folder: Path, dying: int, group: distributed.Group, device:
 if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+        distributed.leave(0)
     except CompressError as error:
         print(f"said: {error}", flush=True)
-        sys.exit(error.exit_code)
+        distributed.leave(error.exit_code)

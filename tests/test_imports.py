@@ -113,7 +113,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.errors", "compress.exits", "compress.console", "compress.schema", "compress.recipe", "compress.models.catalog",
         "compress.pipeline", "compress.probe", "compress.doctor", "compress.report", "compress.on_device", "compress.verdict",
     ),
-    "compress.__main__": ("compress.cli",),
+    "compress.__main__": ("compress.cli", "compress.distributed"),
     "export": (),
     "export.runtime": ("export.conditions",),
     "export.rounds": (),
