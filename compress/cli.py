@@ -16,8 +16,7 @@ import click
 from compress import exits
 from compress.console import Console, say
 from compress.errors import CompressError, MissingError, StageError, UsageError
-
-STAGES = ("teacher", "distill", "strip", "convert", "tune", "quantize", "validate", "device", "package", "report")
+from compress.stages import STAGES
 
 
 class Group(click.Group):

@@ -14,12 +14,10 @@ from compress.networks import Networks, normalized
 from compress.recipe import Loaded
 from compress.results import Exported, File, Measured, ModelFile, Packaged, Prepared, Trained, TrainingData, Tuned, Verified
 from compress.schema import Candidate, Distill, Recipe, Schedule, Student, Train
-from compress.stages import data, distill, report, strip, teacher
+from compress.stages import STAGES, data, distill, report, strip, teacher
 from compress.store import Store
 
 # convert, quantize and validate need onnx and onnxruntime: imported where they are used, so that `--until strip` runs without.
-
-STAGES = ("teacher", "distill", "strip", "convert", "tune", "quantize", "validate", "device", "package", "report")
 
 
 class Workflow:

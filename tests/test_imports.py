@@ -102,7 +102,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.networks": (*FOUNDATIONS, "compress.schema", "compress.models.catalog", "compress.models.own", "compress.stages.teacher"),
     "compress.workflow": (
         *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.compatible", "compress.networks", "compress.selection", "compress.store",
-        "compress.stages.*", "compress.data.sources", "compress.report", "compress.plan", "compress.device_limits", "compress.models.catalog",
+        "compress.stages", "compress.stages.*", "compress.data.sources", "compress.report", "compress.plan", "compress.device_limits",
+        "compress.models.catalog",
         "export.runtime", "export.targets",
     ),
     "compress.pipeline": (
@@ -111,7 +112,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "compress.cli": (
         "compress.errors", "compress.exits", "compress.console", "compress.schema", "compress.recipe", "compress.models.catalog",
-        "compress.pipeline", "compress.probe", "compress.doctor", "compress.report", "compress.on_device", "compress.verdict",
+        "compress.pipeline", "compress.probe", "compress.doctor", "compress.report", "compress.on_device", "compress.verdict", "compress.stages",
     ),
     "compress.__main__": ("compress.cli", "compress.distributed"),
     "export": (),

@@ -1,1 +1,3 @@
-"""The stages, in the order of the workflow: teacher, distill, strip, convert, quantize, validate, device, report."""
+"""The stages, in the order of the workflow."""
+
+STAGES = ("teacher", "distill", "strip", "convert", "tune", "quantize", "validate", "device", "package", "report")
