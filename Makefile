@@ -19,6 +19,7 @@ test-unit: setup
 lint: setup
 	@$(BIN)/ruff check compress export tests benchmarks
 	@$(BIN)/mypy
+	@$(BIN)/mypy benchmarks/*.py
 
 setup: $(READY)
 

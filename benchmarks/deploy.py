@@ -81,7 +81,7 @@ class Case:
 
     name: str
     network: torch.nn.Module
-    normalization: tuple[Sequence[float], Sequence[float]]
+    normalization: tuple[tuple[float, float, float], tuple[float, float, float]]
     weights: str
     pictures: str
     calibration: np.ndarray

@@ -55,7 +55,7 @@ def main(device: str, rounds: int, steps: int, chosen: tuple[str, ...], out: Pat
 
 def _row(name: str, device: str, rounds: int, steps: int) -> dict:
     torch.manual_seed(0)
-    model = models.build(name, classes=CLASSES).to(device=device, memory_format=torch.channels_last).train()
+    model = models.build(name, classes=CLASSES).to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
     pixels = torch.randn(BATCH, 3, SIDE, SIDE, device=device).to(memory_format=torch.channels_last)
     labels = torch.arange(BATCH, device=device) % CLASSES

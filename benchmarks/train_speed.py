@@ -33,6 +33,7 @@ from compress import models, pipeline, recipe
 from compress.console import Console
 from compress.methods.dhkd import auxiliary_head
 from compress.models import catalog
+from compress.models.outline import outline
 from compress.models.taps import Tapped
 from export.runtime import host
 
@@ -124,7 +125,7 @@ def _authors(setting: Setting, teacher: str, student: str) -> float:
     torch.manual_seed(0)
     big = models.build(teacher, classes=CLASSES).to(setting.device)
     small = models.build(student, classes=CLASSES).to(setting.device)
-    width = models.outline(small, student).width
+    (width,) = outline(student, classes=CLASSES, width=None, image_size=32).shape("pooled", "the auxiliary head")
     head = auxiliary_head("nonlinear", width, CLASSES, 200, 0.1).to(setting.device)
     tapped = Tapped(small, {"pooled": f"{catalog.info(student).classifier}:in"})
     keep = _Keep(tapped)
@@ -141,7 +142,8 @@ class _Keep(nn.Module):
 
     def __init__(self, tapped: Tapped) -> None:
         super().__init__()
-        self.model, self.tapped, self.last = tapped.model, tapped, {}
+        self.model, self.tapped = tapped.model, tapped
+        self.last: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         logits, self.last = self.tapped(x)
