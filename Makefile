@@ -23,13 +23,14 @@ lint: setup
 
 setup: $(READY)
 
+# Bytecode is compiled once, so that no start of a command does it where Python may not keep it (PYTHONDONTWRITEBYTECODE, read-only folders).
 # The exact versions of requirements.lock, with uv (three times faster than pip), or with pip where uv does not reach the index.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("compress needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing requirements.lock into $(VENV)"
 	@( $(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV) \
-	   && $(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements.lock \
+	   && $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock \
 	   && $(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e . ) \
 	 || ( echo "uv did not reach the index, trying pip" \
 	   && $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock \

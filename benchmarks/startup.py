@@ -2,13 +2,17 @@
 
     python benchmarks/startup.py recipes/mobilenet.yaml
 
-Times `compress --help`, a recipe error, `compress check` and a fully cached `compress run`, each in a process of its own, in turns.
+Times `compress --help`, a recipe error, `import torch` alone, `compress check` and a fully cached `compress run`, each in a process of its own, in
+turns, behind a round that is not timed. Python may keep its bytecode, as it does unless PYTHONDONTWRITEBYTECODE is set: without it, every start
+compiles some thousand files anew, which is most of the time.
 The cached run needs an earlier `compress run` of the recipe in --artifacts; without it that line is left out and says so.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -30,6 +34,7 @@ def main(path: Path, repeats: int, artifacts: Path, out: Path) -> None:
     commands = {
         "help": ["--help"],
         "recipe error": ["check", str(path), "--set", "train.epoch=1"],
+        "import torch": ["-c", "import torch"],
         "check": ["check", str(path)],
         "cached run": ["run", str(path), "--artifacts", str(artifacts), "-q"],
     }
@@ -38,18 +43,21 @@ def main(path: Path, repeats: int, artifacts: Path, out: Path) -> None:
         print(f"cached run: left out, {artifacts} holds no finished run; make one with: compress run {path}")
         del commands["cached run"]
     seconds: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(repeats):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    for number in range(repeats + 1):
         for name, arguments in commands.items():
+            command = [sys.executable, *(arguments if arguments[0] == "-c" else ("-m", "compress", *arguments))]
             begin = time.perf_counter()
-            done = subprocess.run([sys.executable, "-m", "compress", *arguments], capture_output=True, text=True, check=False)
-            seconds[name].append(time.perf_counter() - begin)
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+            if number:
+                seconds[name].append(time.perf_counter() - begin)
             if done.returncode not in expected.get(name, (0,)):
                 raise SystemExit(f"{name} ended with {done.returncode}: {done.stderr.strip()}")
     for name, values in seconds.items():
         print(f"{name:<14}{statistics.median(values):7.2f} s  [{min(values):.2f}, {max(values):.2f}]  n = {repeats}")
     rows = {name: {"median_seconds": statistics.median(values), "each": values} for name, values in seconds.items()}
-    command = f"python benchmarks/startup.py {path} --repeats {repeats}"
-    out.write_text(json.dumps({"command": command, "rows": rows, "environment": host()}, indent=1) + "\n")
+    wrote = f"python benchmarks/startup.py {path} --repeats {repeats}"
+    out.write_text(json.dumps({"command": wrote, "rows": rows, "environment": {**host(), "torch": importlib.metadata.version("torch")}}, indent=1) + "\n")
     print(f"written: {out}")
 
 

@@ -11,6 +11,7 @@ from compress.models import catalog
 from compress.models.count import macs, params
 from compress.models.deployed import deployed
 from compress.models.growth import larger
+from compress.models.hollow import hollow
 from compress.models.outline import Outline, outline
 from compress.recipe import Loaded
 from compress.schema import Candidate, Choice, Recipe
@@ -30,7 +31,7 @@ def check(loaded: Loaded, settings: Recipe, *, classes: int, image_size: int) ->
         student = _outline(choice, classes, image_size)
         for teacher in teachers:
             try:
-                with torch.device("meta"):
+                with hollow():
                     method = build_method(settings.distill, student=student, teacher=teacher, train_labels=labels, train_index=labels)
                     plain = models.build(choice.model, classes=classes, width=choice.width)
                     ships = deployed(models.build(choice.model, classes=classes, width=choice.width), choice.model, method.form())

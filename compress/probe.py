@@ -12,10 +12,11 @@ from compress.data import sources
 from compress.errors import CompressError, MissingError, UsageError
 from compress.models import catalog
 from compress.models.count import macs, params
+from compress.models.hollow import shapes_only
 from compress.models.outline import outline
 from compress.models.taps import Tapped
 from compress.recipe import Loaded
-from compress.schema import Candidate
+from compress.schema import Candidate, Recipe
 
 CLASSES = 10  # where the data may not be there yet
 FEW_PICTURES = 2000  # below this, training a student from scratch is a poor start
@@ -24,10 +25,17 @@ FEW_PICTURES = 2000  # below this, training a student from scratch is a poor sta
 def check(loaded: Loaded) -> list[str]:
     """Notes on a recipe that is well formed: one line a network, one on the data. Raises UsageError where a network cannot be built.
 
-    Networks are built on the meta device, so nothing is allocated; absent data or weights are a note, not an error.
+    Networks are built without weights; absent data or weights are a note, not an error.
     """
-    settings = recipe.resolve(loaded.recipe)
-    base = loaded.path.resolve().parent
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # one picture keeps no second thread busy, and on a busy machine waiting for one takes longer than the arithmetic
+    try:
+        return _check(loaded, recipe.resolve(loaded.recipe), loaded.path.resolve().parent)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _check(loaded: Loaded, settings: Recipe, base: Path) -> list[str]:
     size = settings.data.image_size or 32
     notes = [_network(f"teacher {one.model}", one.model, one.width, one.image_size or size) for one in settings.teacher.candidates if one.onnx is None]
     notes += [note for number, one in enumerate(settings.teacher.candidates) if one.onnx for note in _file(loaded, number, one, base, size)]
@@ -62,16 +70,15 @@ def _file(loaded: Loaded, number: int, one: Candidate, base: Path, size: int) ->
 
 
 def _network(title: str, name: str, width: float | None, size: int) -> str:
-    """Build on the meta device, probe the pooled tap, count."""
+    """Build without weights, probe the pooled tap, count."""
     info = catalog.info(name)
     catalog.require_size(info, size)
     if info.family == "own":
         return _own(title, name, size)
-    with torch.device("meta"):
-        model = models.build(name, classes=CLASSES, width=width).eval()
-        with Tapped(model, {"pooled": catalog.taps(info)["pooled"]}) as tapped, torch.no_grad():
-            logits, taps = tapped(torch.empty(2, 3, size, size))
-    if taps["pooled"].ndim != 2 or logits.shape != (2, CLASSES):
+    model = shapes_only(name, classes=CLASSES, width=width)
+    with Tapped(model, {"pooled": catalog.taps(info)["pooled"]}) as tapped, torch.no_grad():
+        logits, taps = tapped(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
+    if taps["pooled"].ndim != 2 or logits.shape != (1, CLASSES):
         raise UsageError(f"{title}: expected a pooled vector (N, d) and logits (N, K), found {tuple(taps['pooled'].shape)} and {tuple(logits.shape)}")
     return f"{title}: {params(model):,} parameters, {macs(model, size):,} multiply-accumulates at {size}x{size} ({CLASSES} classes)"
 

@@ -19,7 +19,7 @@ from compress.errors import CompressError, Interrupted, MissingError, StageError
 
 ROOT = Path(__file__).parents[1]
 GOOD = "data: {source: fashion}\nteacher: {candidates: [{model: resnet20}]}\nstudent: {model: mobilenet_v2}\n"
-HEAVY = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "matplotlib", "rich", "PIL")
+HEAVY = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "matplotlib", "rich", "PIL", "sympy", "torch._dynamo")
 
 # Runs the command line as `compress` would, then says on the last line of stderr which heavy packages were imported.
 PROBE = f"""
@@ -55,6 +55,14 @@ def test_help_and_a_wrong_recipe_import_no_torch(bad: Path) -> None:
         done = compress(*arguments, code=PROBE)
         assert done.returncode == expected
         assert done.stderr.splitlines()[-1] == "imported:", arguments
+
+
+def test_check_imports_torch_without_its_compiler(good: Path) -> None:
+    done = compress("check", str(good), code=PROBE)
+
+    imported = done.stderr.splitlines()[-1].split()
+    assert (done.returncode, "torch" in imported) == (0, True)
+    assert not {"sympy", "torch._dynamo", "torchvision", "onnx"} & set(imported)
 
 
 def test_help_and_a_wrong_recipe_are_quick(bad: Path) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UsageError
-from compress.models import build, catalog, own
+from compress.models import catalog, own
+from compress.models.hollow import shapes_only
 from compress.models.taps import Tapped
 
 
@@ -44,22 +45,21 @@ class Outline:
 
 
 def outline(name: str, *, classes: int, width: float | None, image_size: int, model: nn.Module | None = None) -> Outline:
-    """The outline of a catalogue's network, probed on the meta device; weights are read off `model` where it is given."""
+    """The outline of a catalogue's network, probed without weights; weights are read off `model` where it is given."""
     info = catalog.info(name)
-    with torch.device("meta"):
-        empty = build(name, classes=classes, width=width).eval()
-        if info.family == "own":
-            last_linear = own.head(empty, name)
-            info = replace(info, classifier=last_linear, linear=last_linear)
-        block, last = empty.get_submodule(info.classifier), empty.get_submodule(info.linear)
-        assert isinstance(last, (nn.Linear, nn.Conv2d))  # the catalogue says so; a test builds every entry
-        # the catalogue's networks alone: what ships in another form is built from its entry
-        single = info.family != "own" and [module for module in block.modules() if isinstance(module, nn.Linear)] == [last]
-        taps = {tap: text for tap, text in catalog.taps(info).items() if tap != "head" or single}
-        with Tapped(empty, taps) as tapped, torch.no_grad():
-            _, seen = tapped(torch.empty(2, 3, image_size, image_size))
+    empty = shapes_only(name, classes=classes, width=width)
+    if info.family == "own":
+        last_linear = own.head(empty, name)
+        info = replace(info, classifier=last_linear, linear=last_linear)
+    block, last = empty.get_submodule(info.classifier), empty.get_submodule(info.linear)
+    assert isinstance(last, (nn.Linear, nn.Conv2d))  # the catalogue says so; a test builds every entry
+    # the catalogue's networks alone: what ships in another form is built from its entry
+    single = info.family != "own" and [module for module in block.modules() if isinstance(module, nn.Linear)] == [last]
+    taps = {tap: text for tap, text in catalog.taps(info).items() if tap != "head" or single}
+    with Tapped(empty, taps) as tapped, torch.no_grad():
+        _, seen = tapped(torch.zeros(1, 3, image_size, image_size, device=last.weight.device))
     shapes = {tap: tuple(value.shape) if tap == "head" else tuple(value.shape[1:]) for tap, value in seen.items()}
-    model = model or empty
+    model = model or empty.to("meta")  # nothing is known of its weights
     return Outline(name, classes, shapes, taps, _affine(model, info.linear) if single else None,
                    tuple(_affine(model, path) for path in (info.roles.bn_before_relu if info.roles else ())))  # fmt: skip
 

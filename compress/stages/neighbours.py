@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from compress import models
 from compress.models import catalog, count
+from compress.models.hollow import hollow
 from compress.plantext import name_of
 from compress.schema import Choice
 from compress.store import Context, Stage
@@ -75,8 +76,9 @@ def _family(name: str) -> str:
 
 
 def _macs(one: Choice, classes: int, size: int) -> int:
-    # Not on the meta device: there, random initialisation imports torch's compiler, which takes seconds.
-    return count.macs(models.build(one.model, classes=classes, width=one.width), size)
+    with hollow():
+        model = models.build(one.model, classes=classes, width=one.width)
+    return count.macs(model, size)
 
 
 find = Stage("plan-neighbours", 1, _find, Neighbours)
