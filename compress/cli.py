@@ -249,6 +249,20 @@ def report(run_name: str, artifacts: Path) -> int:
 
 
 @cli.command()
+@click.argument("run_name", metavar="RUN")
+@click.option("--against", multiple=True, metavar="RUN", help="Another run whose training curves stand beside this one's; may be repeated.")
+@artifacts_option
+@quiet_option
+def analyze(run_name: str, against: tuple[str, ...], artifacts: Path, quiet: bool) -> int:
+    """Add to a finished run's report what its distillation did: gradients, correlations of logits, features, calibration."""
+    folder, others = find_run(run_name, artifacts), [find_run(name, artifacts) for name in against]
+    from compress.analyze import analyze as examine
+
+    say(str(examine(folder, against=others, artifacts=artifacts, console=Console(quiet=quiet))), sys.stdout)
+    return 0
+
+
+@cli.command()
 @click.argument("run_names", metavar="RUN RUN...", nargs=-1, required=True)
 @artifacts_option
 def compare(run_names: tuple[str, ...], artifacts: Path) -> int:

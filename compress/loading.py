@@ -9,18 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compress import models
 from compress.data import training_arrays, views
-from compress.methods import Method, Outline
+from compress.methods import Method, Outline, build_method
 from compress.models import catalog, checkpoints
 from compress.models.contracted import Contracted, inner
 from compress.models.deployed import deployed
 from compress.models.onnx_network import OnnxNetwork
 from compress.models.outline import outline as outline_of
 from compress.precision import autocast, resolve_precision
-from compress.results import File, Network, Trained, TrainingData, sha256_of
+from compress.results import Distilled, File, Network, Trained, TrainingData, sha256_of
+from compress.schema import Distill
 from compress.step import Teaching
 from compress.teacher_cache import TeacherCache
 from compress.teacher_network import TeacherNetwork
@@ -75,6 +77,22 @@ def outline(record: Network, model: nn.Module | None = None) -> Outline:
     # its classifier answers in another order: methods that work on the classifier itself do not get it
     shapes = {name: shape for name, shape in found.shapes.items() if name != "head"}
     return replace(found, classes=record.classes, shapes=shapes, taps={name: taps[name] for name in taps if name != "head"}, classifier=None)
+
+
+def distilled(config: Distill, trained: Distilled, teacher: Trained | None, pictures: Pictures) -> tuple[nn.Module, Method]:
+    """Student and method as distillation left them, on the CPU; the student in channels_last."""
+    state, record = load_file(trained.combined.path), trained.network
+    model = models.build(record.model, classes=record.classes, width=record.width).to(memory_format=torch.channels_last)
+    checkpoints.fit(model, {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")}, source="distill")
+    method = build_method(
+        config,
+        student=outline(record, model),
+        teacher=outline(teacher.network, network(teacher.network, teacher.weights, "cpu")) if teacher else None,
+        train_labels=pictures.labels,
+        train_index=pictures.train_index,
+    )
+    checkpoints.fit(method, {name.removeprefix("method."): value for name, value in state.items() if name.startswith("method.")}, source="distill")
+    return model, method
 
 
 def pictures(data: TrainingData, device: str) -> Pictures:

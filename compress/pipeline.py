@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from compress import compatible, distributed, recipe, selection, verdict
+from compress import compatible, distributed, kept, recipe, selection, verdict
 from compress.console import Console
 from compress.errors import MissingError, UsageError
+from compress.kept import Kept
 from compress.recipe import Loaded
 from compress.results import sha256_of
 from compress.stages import report
@@ -53,6 +54,9 @@ def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
     shutil.copyfile(loaded.path, folder / "recipe.yaml")
     (folder / "resolved.yaml").write_text(recipe.dump(work.settings))
     content = report.write(evidence, folder)
+    branch = evidence.student
+    own = work.settings.distill.alone().model_dump(mode="json", by_alias=True)
+    kept.write(Kept(evidence.teacher, branch.trained, branch.stripped, work.training, own), folder, artifacts)
     console.summary(content, folder)
     console.save_log(folder / "log.txt")
     report.mark_latest(folder)

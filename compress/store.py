@@ -119,13 +119,13 @@ class Store:
         """The stored result and the seconds that it took; None where there is none or it is not whole."""
         try:
             record = json.loads((folder / "stage.json").read_text())
-            result, seconds = _located(from_json(stage.result, record["result"]), folder), float(record["seconds"])
+            result, seconds = located(from_json(stage.result, record["result"]), folder), float(record["seconds"])
         except FileNotFoundError:
             return None
         except (ValueError, LookupError, TypeError, AttributeError) as error:  # not JSON, or not this stage's record
             self.console.warn(f"{title}: {folder / 'stage.json'} cannot be read ({error}); the stage runs again")
             return None
-        for file in _files(result):
+        for file in files(result):
             if not file.path.is_file() or File.of(file.path).sha256 != file.sha256:
                 self.console.warn(f"{title}: {file.path} is not what the stage wrote; the stage runs again")
                 return None
@@ -145,7 +145,7 @@ class Store:
                 "version": stage.version,
                 "config": to_json(config.model_dump(mode="json") if hasattr(config, "model_dump") else config),
                 "seconds": round(time.monotonic() - begin, 3),
-                "result": to_json(_relative(result, partial)),
+                "result": to_json(relative(result, partial)),
             }
             (partial / "stage.json").write_text(json.dumps(record, indent=1) + "\n")
             if folder.exists():
@@ -155,7 +155,7 @@ class Store:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StageError(f"{title}: the disk under {self.root} is full; free some space and run the same command again") from error
             raise
-        return _located(_relative(result, partial), folder)
+        return located(relative(result, partial), folder)
 
 
 @contextmanager
@@ -181,7 +181,7 @@ def _map_files(value: Any, change: Callable[[File], File]) -> Any:
     return value
 
 
-def _relative(value: Any, folder: Path) -> Any:
+def relative(value: Any, folder: Path) -> Any:
     """Files inside the stage's own folder are kept by relative path, so that the store can be moved."""
 
     def change(file: File) -> File:
@@ -191,11 +191,11 @@ def _relative(value: Any, folder: Path) -> Any:
     return _map_files(value, change)
 
 
-def _located(value: Any, folder: Path) -> Any:
+def located(value: Any, folder: Path) -> Any:
     return _map_files(value, lambda file: dataclasses.replace(file, path=folder / file.path))
 
 
-def _files(value: Any) -> list[File]:
+def files(value: Any) -> list[File]:
     found: list[File] = []
 
     def note(file: File) -> File:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = ("torchvision", "onnx", "onnxscript", "onnxruntime", "matplotlib", "PIL", "scipy", "pandas")
+OPTIONAL = ("torchvision", "onnx", "onnxscript", "onnxruntime", "matplotlib", "PIL", "scipy", "pandas", "sklearn")
 
 # What a module may import of the project, imports inside functions included. A pattern covers a package's modules; the first one counts.
 FOUNDATIONS = ("compress.errors", "compress.results")
@@ -38,6 +38,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.method_rules": ("compress.schema", "compress.yamltree", "compress.models.catalog"),
     "compress.recipe": ("compress.errors", "compress.schema", "compress.yamltree", "compress.crosschecks"),
     "compress.reference": ("compress.schema",),  # the README's recipe reference
+    "compress.insight": (),
+    "compress.kept": (*FOUNDATIONS, "compress.schema", "compress.store"),
+    "compress.features": (
+        *FOUNDATIONS, "compress.loading", "compress.data*", "compress.kept", "compress.methods*", "compress.models.taps", "compress.train", "compress",
+    ),
+    "compress.analyze": (
+        *FOUNDATIONS, "compress.console", "compress.features", "compress.insight", "compress.kept", "compress.loading", "compress.report*", "compress.store",
+        "compress",
+    ),
     "compress.verdict": ("compress.schema", "compress.statistics"),
     "compress.device_limits": ("compress.schema", "compress.verdict"),
     "compress.summary": (),
@@ -72,7 +81,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.data.views", "compress.models.taps",
     ),
     "compress.loading": (
-        *FOUNDATIONS, "compress.precision", "compress.data*", "compress.models*", "compress.methods", "compress.teacher_cache",
+        *FOUNDATIONS, "compress.schema", "compress.precision", "compress.data*", "compress.models*", "compress.methods", "compress.teacher_cache",
         "compress.teacher_network", "compress.step", "compress.train",
     ),
     "compress.distilling": (*FOUNDATIONS, "compress.schema", "compress.store", "compress.loading", "compress.data*", "compress.methods", "compress.models*",
@@ -108,11 +117,12 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "compress.pipeline": (
         *FOUNDATIONS, "compress.recipe", "compress.compatible", "compress.verdict", "compress.console", "compress.store", "compress.selection",
-        "compress.distributed", "compress.stages.report", "compress.plan", "compress.workflow", "compress.device_limits",
+        "compress.distributed", "compress.stages.report", "compress.plan", "compress.workflow", "compress.device_limits", "compress.kept",
     ),
     "compress.cli": (
         "compress.errors", "compress.exits", "compress.console", "compress.schema", "compress.recipe", "compress.models.catalog",
         "compress.pipeline", "compress.probe", "compress.doctor", "compress.report", "compress.on_device", "compress.verdict", "compress.stages",
+        "compress.analyze",
     ),
     "compress.__main__": ("compress.cli", "compress.distributed"),
     "export": (),
@@ -195,7 +205,7 @@ def test_optional_packages_are_imported_where_they_are_used():
     # these modules are themselves imported where photos are decoded and where a report is drawn
     assert heavy == {
         ("compress.data.pictures", "PIL"), ("compress.timing", "PIL"), ("compress.planted_network", "PIL"),
-        ("compress.report.evidence", "PIL"), ("compress.report.plots", "matplotlib"),
+        ("compress.report.evidence", "PIL"), ("compress.report.plots", "matplotlib"), ("compress.report.insight_plots", "matplotlib"),
     }  # fmt: skip
 
 

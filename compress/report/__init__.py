@@ -31,6 +31,11 @@ reused, environment`). Everything below may be added; what is missing or null is
                    "notes" [sentence], "attempts", "rounds", "threads", "spinning", "governor", "cpu_features", "sha256" {file: of the bytes
                    measured}, "photo" {"pictures", "decoder", ...}, "sustained" null or {"file", "seconds", "first_p50_ms", "last_p50_ms", "ratio",
                    "temperature_c_first", "temperature_c_last", "throttled", "slices_ms", "sentence", ...}
+    analysis       of `compress analyze`: "gradients" {"every", "lowest" {"classifier", "backbone"}, "head" (DHKD's settings), "sentence"};
+                   "correlations", "heads" [{"what", "split", "pictures", "mean_abs", "max_abs", "mean_logits_abs"}]: student minus teacher;
+                   "calibration" [{"what", "file", "pictures", "bins", "resamples", "ece", "ece_ci95", "confidence", "top1", "nll"}]; "features"
+                   {"pictures", "classes", "of_classes", "perplexity", "neighbours", "networks" [{"role", "model", "width",
+                   "same_class_neighbours"}], "sentence"}; "against" [{"recipe", "run", "method", "loss", "top1_validation", "cosines"}]
     ships          {"file", "sentence"}: the student's file that ships, and what `quantize.keep: faster` decided (null: nothing to decide)
     quantize       further keys "search" (what it chose, one sentence), "trials" [{"name", "kl", "agreement", "bytes", "kept", "chosen", "reason"; of
                    the certified ones "drop_points", "drop_ci95", "mcnemar_p", "images"}]: KL in nats and agreement are against the float student;
@@ -64,6 +69,10 @@ Files beside it, each optional:
     pictures.npz      what the shipped student gets wrong and the teacher right: images (M, H, W, 3) uint8 RGB, labels (M,), teacher (M,),
                       student (M,) int: the predicted classes; total (): how many there are in all; slice_images (S, H, W, 3), slice_labels,
                       slice_student (S,) int, slice_margin (S,) float, slice_name (S,) str: the same for single slices and classes
+
+    analysis.npz      of `compress analyze`: correlation_<row> (K, K) float, differences; features_teacher, features_student (M, 2) float,
+                      features_labels (M,) int; calibration_<row>_pictures, _confidence, _accuracy (15,); against_<run>_epoch, _top1, _task,
+                      _cos_classifier, _cos_backbone (E,)
 
 No time of rendering is written, so equal inputs give equal bytes.
 """

@@ -183,7 +183,7 @@ def teacher(source: Source) -> Html | None:
     return section("teacher", "Teacher", table("Teacher candidates", head, rows), lead=report["teacher"].get("reason"))
 
 
-def _figure(drawn: Mapping[str, str], name: str, alt: str, caption: Child = None) -> Html | None:
+def figure_of(drawn: Mapping[str, str], name: str, alt: str, caption: Child = None) -> Html | None:
     if name not in drawn:
         return None
     return el("figure", Html(plots.inline(drawn[name], name, escape(alt))), el("figcaption", caption) if caption else None)
@@ -195,8 +195,8 @@ def training(source: Source, drawn: Mapping[str, str]) -> Html | None:
         return None
     ends = [(curve.name, float(curve.top1[-1])) for curve in source.curves if curve.top1 is not None]
     last = [f"{name} {100 * top1:.1f} %" for name, top1 in ends if np.isfinite(top1)]
-    accuracy = _figure(drawn, "accuracy", f"Validation accuracy by epoch; at the end: {', '.join(last)}")
-    loss = _figure(drawn, "loss", "Training losses by epoch of the student and the baseline")
+    accuracy = figure_of(drawn, "accuracy", f"Validation accuracy by epoch; at the end: {', '.join(last)}")
+    loss = figure_of(drawn, "loss", "Training losses by epoch of the student and the baseline")
     method = method_of(source.report)
     lead = (f"Distilled with {method}. " if method else "") + "Accuracies are on pictures carved from the training set."
     return section("training", "Training", el("div", accuracy, loss, class_="plots"), lead=lead)
@@ -209,7 +209,7 @@ def latency(source: Source, drawn: Mapping[str, str]) -> Html | None:
         return section("latency", "Latency", el("p", note)) if note else None
     medians = [f"{name} {significant(float(np.median(values)))} ms" for name, values in source.latency.items() if values.size]
     how = "Each shape holds every timed run; the upright line is the median. The models took turns, so a slow moment hits all of them."
-    body = _figure(drawn, "latency", "Distribution of latencies; medians: " + ", ".join(medians))
+    body = figure_of(drawn, "latency", "Distribution of latencies; medians: " + ", ".join(medians))
     further = [el("p", text, class_="quiet") for text in _circumstances(source.report)]
     aside = el("div", el("p", note, class_="said") if note else None, el("p", how, class_="quiet"), *further, class_="aside")
     return section("latency", "Latency", el("div", body, aside, class_="plots"))

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from compress.report import devices, evidence, manifest, planned, plots, quantized, slices, summary
+from compress.report import devices, evidence, insight_plots, manifest, planned, plots, quantized, slices, summary, understanding
 from compress.report.parts import Html, el, escape, join
 from compress.report.source import Source, method_of, read
 
@@ -18,7 +18,7 @@ def render(folder: Path) -> Path:
     Raises: MissingError without report.json; StageError for one that is not a report, or a damaged file beside it.
     """
     source = read(folder)
-    drawn = plots.draw(source)
+    drawn = {**plots.draw(source), **insight_plots.draw(source)}
     for name, svg in drawn.items():
         _write(folder / "plots" / f"{name}.svg", svg)
     return _write(folder / "report.html", page(source, drawn))
@@ -40,6 +40,7 @@ def page(source: Source, drawn: dict[str, str]) -> str:
         ("slices", "Slices", slices.slices(source)),
         ("classes", "Classes", evidence.classes(source)),
         ("pictures", "Pictures", evidence.pictures(source)),
+        ("understanding", "Understanding", understanding.understanding(source, drawn)),
         ("device", "Device", devices.devices(source)),
         ("warnings", "Warnings", evidence.warnings(source)),
         ("repeat", "Repeat", manifest.manifest(source)),

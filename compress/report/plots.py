@@ -24,7 +24,10 @@ from compress.report.source import Source, measured_rows, model_label, shipped
 INK, MUTED, GRID = "#1d2126", "#5b636e", "#dfddd8"
 # Light-mode colours by meaning; report.css holds both modes under the same names.
 COLOURS = {"teacher": "#0072b2", "student": "#c84e00", "float": "#a8578a", "baseline": "#00805e", "other": "#77736b"}
-VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", **{value: f"--c-{name}" for name, value in COLOURS.items()}}
+# Of up to ten classes in one plot, which differ in shape as well.
+CLASSES = ("#1f6fb4", "#e07b00", "#2f8f4e", "#c23b3b", "#8055a8", "#8a5a3c", "#d25fa6", "#5f6b73", "#8f8f00", "#1393a5")
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", **{value: f"--c-{name}" for name, value in COLOURS.items()},
+             **{value: f"--k-{number}" for number, value in enumerate(CLASSES)}}  # fmt: skip
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -55,7 +58,7 @@ def draw(source: Source) -> dict[str, str]:
     """Every plot that the data allow, by name: standalone SVG documents, light colours on white."""
     with matplotlib.rc_context(STYLE):
         figures = {"accuracy": _accuracy(source), "loss": _loss(source), "latency": _latency(source)}
-        return {name: _svg(figure) for name, figure in figures.items() if figure is not None}
+        return {name: svg_of(figure) for name, figure in figures.items() if figure is not None}
 
 
 def inline(svg: str, name: str, alt: str) -> str:
@@ -71,7 +74,7 @@ def inline(svg: str, name: str, alt: str) -> str:
     return re.sub(r"<svg[^>]*>", f'<svg {view.group(0) if view else ""} role="img" aria-label="{alt}">', body, count=1).strip()
 
 
-def _svg(figure: Figure) -> str:
+def svg_of(figure: Figure) -> str:
     stream = io.BytesIO()
     FigureCanvasSVG(figure)
     figure.savefig(stream, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
@@ -80,13 +83,13 @@ def _svg(figure: Figure) -> str:
     return re.sub(r"(<svg[^>]*?)>", r'\1 style="background: white">', text, count=1)
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
+def panel(height: float) -> tuple[Figure, Axes]:
     """One panel, narrow enough that its text is still readable on a phone."""
     figure = Figure(figsize=(4.7, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _plain(label: str) -> str:
+def plain(label: str) -> str:
     """A label that every font can write, every SVG may hold and the panel has room for: printable ASCII, shortened."""
     text = "".join(letter if " " <= letter <= "~" else "?" for letter in label).lstrip("_")  # matplotlib hides labels with a leading _
     return (text or "?") if len(text) <= 36 else text[:33] + "..."
@@ -103,15 +106,18 @@ def _hue(name: str, source: Source) -> dict[str, Any]:
     return {"color": COLOURS["other"], "linewidth": 1.2, "linestyle": (0, (3, 1.5, 1, 1.5))}
 
 
-def _finish(figure: Figure, axes: Axes, title: str, order: int = 1) -> None:
-    """Title, whole epochs, and the legend under the axis where it hides nothing."""
+def finish(figure: Figure, axes: Axes, title: str, order: int = 1, axis: str | None = "epoch", markers: float = 1.0) -> None:
+    """Title, name of the axis (whole epochs), and the legend under it where it hides nothing; `markers`: how much larger they are there."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.set_xlabel(axis or "")
+    if axis == "epoch":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     handles, labels = axes.get_legend_handles_labels()
     columns = 2 if max(map(len, labels)) <= 20 else 1
     figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(labels) // columns))  # the legend takes nothing from the curves
-    figure.legend(handles[::order], labels[::order], loc="outside lower left", ncols=columns, frameon=False, fontsize=9.5, handlelength=2.6)
+    figure.legend(
+        handles[::order], labels[::order], loc="outside lower left", ncols=columns, frameon=False, fontsize=9.5, handlelength=2.6, markerscale=markers
+    )
 
 
 def _accuracy(source: Source) -> Figure | None:
@@ -119,17 +125,17 @@ def _accuracy(source: Source) -> Figure | None:
     curves = [curve for curve in source.curves if curve.top1 is not None and np.isfinite(curve.top1).any()]
     if not curves:
         return None
-    figure, axes = _figure(3.0)
+    figure, axes = panel(3.0)
     for curve in reversed(curves):  # the student on top
         assert curve.top1 is not None
         axes.plot(
-            curve.epoch, 100 * curve.top1, label=_plain(curve.name), marker=_marker(curve.epoch), markersize=4, **_hue(curve.name, source)
+            curve.epoch, 100 * curve.top1, label=plain(curve.name), marker=marker(curve.epoch), markersize=4, **_hue(curve.name, source)
         )
-    _finish(figure, axes, "Top-1 on validation, %", order=-1)
+    finish(figure, axes, "Top-1 on validation, %", order=-1)
     return figure
 
 
-def _marker(epoch: NDArray[np.float64]) -> str:
+def marker(epoch: NDArray[np.float64]) -> str:
     return "o" if len(epoch) == 1 else ""
 
 
@@ -138,18 +144,18 @@ def _loss(source: Source) -> Figure | None:
     curves = [curve for curve in source.curves if curve.name in ("student", "baseline") and curve.losses]
     if not curves:
         return None
-    figure, axes = _figure(3.0)
+    figure, axes = panel(3.0)
     values = []
     for curve in curves:
         hue = _hue(curve.name, source)
         for place, (loss, series) in enumerate(curve.losses.items()):
             line = hue if place == 0 else {**hue, "linewidth": 1.3, "linestyle": (0, (1, 1.5)), "alpha": 0.9}
-            axes.plot(curve.epoch, series, label=_plain(f"{curve.name} {loss}"), marker=_marker(curve.epoch), markersize=4, **line)
+            axes.plot(curve.epoch, series, label=plain(f"{curve.name} {loss}"), marker=marker(curve.epoch), markersize=4, **line)
             values.append(series[np.isfinite(series) & (series > 0)])
     every = np.concatenate(values)
     if every.size and every.max() / every.min() > 50:
         axes.set_yscale("log")
-    _finish(figure, axes, "Training loss" + (" (log)" if axes.get_yscale() == "log" else ""))
+    finish(figure, axes, "Training loss" + (" (log)" if axes.get_yscale() == "log" else ""))
     return figure
 
 
@@ -180,10 +186,10 @@ def _latency(source: Source) -> Figure | None:
     wide = max(medians) / max(min(medians), 1e-9) > 12
     low = 0.8 * min(float(values.min()) for values in samples) if wide else 0.0
     edges = np.geomspace(low, top * 1.05, 141) if wide else np.linspace(0.0, top * 1.05, 141)
-    figure, axes = _figure(0.9 + 0.72 * len(rows))
+    figure, axes = panel(0.9 + 0.72 * len(rows))
     for place, ((label, colour, values), median) in enumerate(zip(rows, medians, strict=True)):
         _ridge(axes, len(rows) - 1 - place, values, edges, colour)
-        axes.text(0.0, len(rows) - 1 - place + 0.72, f"{_plain(label)}: {median:.3g} ms", transform=axes.get_yaxis_transform(), fontsize=10)
+        axes.text(0.0, len(rows) - 1 - place + 0.72, f"{plain(label)}: {median:.3g} ms", transform=axes.get_yaxis_transform(), fontsize=10)
     if wide:
         axes.set_xscale("log")
     axes.set_xlim(edges[0], edges[-1])

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Curve:
     epoch: NDArray[np.float64]
     top1: NDArray[np.float64] | None  # fractions, on validation
     losses: dict[str, NDArray[np.float64]]
+    cosines: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # cos_classifier, cos_backbone, where they were traced
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Source:
     latency: Arrays  # file name -> samples in ms
     pictures: Arrays  # images, labels, teacher, student; empty without them
     per_class: list[dict[str, Any]]
+    analysis: Arrays = field(default_factory=dict)  # of `compress analyze`; empty without it
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -68,15 +70,16 @@ def read(folder: Path) -> Source:
     Raises: MissingError, StageError as `read_report`; StageError for a damaged file beside it.
     """
     report = read_report(folder)
-    predictions = _arrays(folder / "predictions.npz")
-    pictures = _arrays(folder / "pictures.npz")
+    predictions = arrays_of(folder / "predictions.npz")
+    pictures = arrays_of(folder / "pictures.npz")
     _check_pictures(pictures, folder / "pictures.npz")
     return Source(
         report=report,
-        curves=_curves(folder / "history"),
-        latency={name: samples[np.isfinite(samples)] for name, samples in sorted(_arrays(folder / "latency.npz").items())},
+        curves=curves_of(folder),
+        latency={name: samples[np.isfinite(samples)] for name, samples in sorted(arrays_of(folder / "latency.npz").items())},
         pictures=pictures,
         per_class=report.get("per_class") or _per_class(report, predictions),
+        analysis=arrays_of(folder / "analysis.npz", "compress analyze RUN") if "analysis" in report else {},
     )
 
 
@@ -116,15 +119,15 @@ def model_label(row: dict[str, Any]) -> str:
     return " ".join(str(part) for part in (row.get("role", "model"), row.get("precision"), row.get("variant")) if part)
 
 
-def _arrays(path: Path) -> Arrays:
-    """The arrays of an .npz file; none without the file."""
+def arrays_of(path: Path, again: str = "compress run RECIPE --force validate") -> Arrays:
+    """The arrays of an .npz file; none without the file. `again`: the command that writes it."""
     if not path.is_file():
         return {}
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        raise StageError(f"{path}: cannot be read ({error}); write it again with `compress run RECIPE --force validate`") from None
+        raise StageError(f"{path}: cannot be read ({error}); write it again with `{again}`") from None
 
 
 def _check_pictures(pictures: Arrays, path: Path) -> None:
@@ -137,10 +140,10 @@ def _check_pictures(pictures: Arrays, path: Path) -> None:
         raise StageError(f"{path}: needs images (M, H, W, 3) uint8 with labels, teacher and student (M,)")
 
 
-def _curves(folder: Path) -> tuple[Curve, ...]:
-    """Every history file: student and baseline first, then the candidates by name."""
+def curves_of(folder: Path) -> tuple[Curve, ...]:
+    """Every history file of a run folder: student and baseline first, then the candidates by name."""
     order = {"student": 0, "baseline": 1}
-    paths = sorted(folder.glob("*.csv"), key=lambda path: (order.get(path.stem, 2), path.stem))
+    paths = sorted((folder / "history").glob("*.csv"), key=lambda path: (order.get(path.stem, 2), path.stem))
     return tuple(curve for curve in map(_curve, paths) if curve is not None)
 
 
@@ -159,8 +162,10 @@ def _curve(path: Path) -> Curve | None:
         return None
     columns = {name: np.array([_number(row.get(name)) for row in rows]) for name in rows[0] if name}
     known = {"epoch", "lr", "top1_validation", "images_per_second", "seconds"}
-    losses = {name: values for name, values in columns.items() if name not in known and not name.startswith("cos_") and np.isfinite(values).any()}
-    return Curve(path.stem, columns["epoch"], columns.get("top1_validation"), losses)
+    finite = {name: values for name, values in columns.items() if name not in known and np.isfinite(values).any()}
+    losses = {name: values for name, values in finite.items() if not name.startswith("cos_")}
+    cosines = {name: values for name, values in finite.items() if name.startswith("cos_")}
+    return Curve(path.stem, columns["epoch"], columns.get("top1_validation"), losses, cosines)
 
 
 def _per_class(report: dict[str, Any], predictions: Arrays) -> list[dict[str, Any]]:

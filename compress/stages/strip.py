@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from compress import loading, models
+from compress import loading
 from compress.data import views
 from compress.errors import StageError
-from compress.methods import Method, Signals, build_method
+from compress.methods import Method, Signals
 from compress.models import checkpoints
 from compress.models.count import macs, params
 from compress.models.taps import Tapped
@@ -26,18 +25,8 @@ FORM_LIMIT = 1e-5  # largest |logit difference|, times the largest logit above 1
 
 def _run(config: Distill, *, context: Context, student: Network, teacher: Trained | None, trained: Distilled, data: TrainingData) -> Stripped:
     """Keep `method.deployed(student)`; assert it bit for bit against the trained main head; record its float32 accuracy."""
-    state = load_file(trained.combined.path)
     pictures = loading.pictures(data, "cpu")
-    model = models.build(student.model, classes=student.classes, width=student.width).to(memory_format=torch.channels_last)
-    checkpoints.fit(model, {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")}, source="distill")
-    method = build_method(
-        config,
-        student=loading.outline(student, model),
-        teacher=loading.outline(teacher.network, loading.network(teacher.network, teacher.weights, "cpu")) if teacher else None,
-        train_labels=pictures.labels,
-        train_index=pictures.train_index,
-    )
-    checkpoints.fit(method, {name.removeprefix("method."): value for name, value in state.items() if name.startswith("method.")}, source="distill")
+    model, method = loading.distilled(config, trained, teacher, pictures)
 
     path = context.work / "student.safetensors"
     kept = {value.data_ptr() for value in method.deployed(model).state_dict().values()}

@@ -44,14 +44,14 @@ def test_predictions_and_accuracy_are_those_of_the_file(stripped, training, netw
 
 def deploying(monkeypatch: pytest.MonkeyPatch, change) -> None:
     """The method ships what `change(method, student)` answers."""
-    made = strip.build_method
+    made = loading.build_method
 
     def build_method(*arguments, **options):
         method = made(*arguments, **options)
         method.deployed = lambda student: change(method, student)
         return method
 
-    monkeypatch.setattr(strip, "build_method", build_method)
+    monkeypatch.setattr(loading, "build_method", build_method)
 
 
 def run(work, network, teacher, distilled, training, dhkd):

@@ -1,0 +1,51 @@
+"""What a run's folder does not hold and its analysis reads: records of the networks and of the training pictures, whose files lie in the cache."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress.errors import MissingError
+from compress.results import Distilled, File, Stripped, Trained, TrainingData, from_json, to_json
+from compress.schema import Distill
+from compress.store import files, located, relative
+
+NAME = "kept.json"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The teacher, the student with its method's own modules, and the pictures that it was trained on. `distill`: the method's settings."""
+
+    teacher: Trained
+    trained: Distilled
+    student: Stripped
+    data: TrainingData
+    distill: dict[str, object]
+
+    @property
+    def method(self) -> Distill:
+        """The method's settings as a section of a recipe."""
+        return Distill.model_validate(self.distill)
+
+
+def write(kept: Kept, folder: Path, root: Path) -> None:
+    """Write `folder/kept.json`; files are named from the artifacts' `root`, so that the whole can be moved."""
+    (folder / NAME).write_text(json.dumps(to_json(relative(kept, root)), indent=1) + "\n")
+
+
+def read(folder: Path, root: Path, again: str | None) -> Kept:
+    """The records of a run, every file as it was. Raises MissingError where the run has none or the cache no longer holds a file.
+
+    `again`: the command that made the run.
+    """
+    again = again or f"compress run {folder / 'recipe.yaml'}"
+    path = folder / NAME
+    if not path.is_file():
+        raise MissingError(f"{path} is missing: this run was made by an earlier version; make it again: {again}")
+    kept: Kept = located(from_json(Kept, json.loads(path.read_text(encoding="utf-8"))), root)
+    for file in files(kept):
+        if not file.path.is_file() or File.of(file.path).sha256 != file.sha256:
+            raise MissingError(f"{file.path} is not there any more, or not as this run left it; make it again: {again}")
+    return kept
