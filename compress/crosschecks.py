@@ -256,8 +256,6 @@ def _networks(recipe: Recipe) -> list[tuple[Keys, Candidate | Choice]]:
 
 def _network_mistakes(item: Candidate | Choice, size: int) -> Iterator[tuple[Keys, str]]:
     if isinstance(item, Candidate) and item.onnx is not None:
-        if item.image_size not in (None, size):
-            yield ("image_size",), f"an ONNX teacher takes the recipe's pictures, {size} pixels here, not {item.image_size}"
         if item.classes is not None and len(set(item.classes)) < len(item.classes):
             yield ("classes",), "a name is there twice"
     if item.model not in catalog.NETWORKS:

@@ -67,8 +67,8 @@ def outline(record: Network, model: nn.Module | None = None) -> Outline:
     """What a method may know of a network; weights are read off `model` where it is given."""
     if record.black_box:
         return Outline(record.model, record.classes, {})
-    size, own = record.own_size or record.image_size, None if model is None else inner(model)
-    found = outline_of(record.model, classes=record.outputs or record.classes, width=record.width, image_size=size, model=own)
+    own = None if model is None else inner(model)
+    found = outline_of(record.model, classes=record.outputs or record.classes, width=record.width, image_size=record.side, model=own)
     if not record.contracted:
         return found
     taps = {name: " + ".join(f"network.{part}" for part in tap.split(" + ")) for name, tap in found.taps.items()}

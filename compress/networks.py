@@ -82,12 +82,14 @@ class Networks:
             normalization = normalized(asked) if asked else self.prepared.normalization
             key, weights = "none", File.of(path)
             network = Network(candidate.title, None, len(self.prepared.classes), self.prepared.image_size, normalization, black_box=True)
+            own_size = candidate.image_size or teacher.file_side(path)
+            own_size = None if own_size == network.image_size else own_size
         else:
-            key, weights = self.weights(candidate.weights, candidate.model)
+            key, weights, own_size = *self.weights(candidate.weights, candidate.model), candidate.image_size
             network = self.network(candidate.model, candidate.width, candidate.weights, candidate.normalize)
         order = self._order(candidate.classes, label)
         network = replace(
-            network, own_size=candidate.image_size, channels=candidate.channels, order=order, outputs=len(candidate.classes) if candidate.classes else None
+            network, own_size=own_size, channels=candidate.channels, order=order, outputs=len(candidate.classes) if candidate.classes else None
         )
         return candidate.model_copy(update={"weights": key}), network, weights
 

@@ -17,7 +17,7 @@ from compress.errors import StageError, UsageError
 from compress.models import catalog
 from compress.plantext import name_of
 from compress.results import CalibrationData, File, Network, Normalization, Prepared
-from compress.schema import Choice, Choose, Device, Recipe, Student
+from compress.schema import KNOWN_CLASSES, Choice, Choose, Device, Recipe, Student
 from compress.stages import convert, data, quantize
 from compress.stages import neighbours as neighbours_stage
 from compress.stages import plan as stages
@@ -26,7 +26,6 @@ from export.runtime import host, isa, runs_on
 
 STAGES = (stages.draft.name, stages.timing.name)
 JUDGED = ("max_latency_ms", "min_speedup", "min_int8_speedup", "max_bytes", "min_compression", "max_memory_bytes", "min_int8_mac_share")
-CLASSES = {"fashion": 10, "cifar10": 10, "cifar100": 100}  # of sources that are not here yet
 UNKNOWN_CLASSES = 10
 
 Row = dict[str, Any]
@@ -61,7 +60,7 @@ def ground(settings: Recipe, prepared: Prepared | None, store: Store, versions: 
     return Ground(
         recipe=settings,
         store=store,
-        classes=len(prepared.classes) if prepared else CLASSES.get(config.source, UNKNOWN_CLASSES),
+        classes=len(prepared.classes) if prepared else KNOWN_CLASSES.get(config.source, UNKNOWN_CLASSES),
         normalization=prepared.normalization if prepared else given,
         pictures=pictures,
         target=None if settings.quantize.scheme == "none" else quantize.resolve_targets(settings.quantize, settings.device)[0],

@@ -16,7 +16,7 @@ from compress.models.hollow import shapes_only
 from compress.models.outline import outline
 from compress.models.taps import Tapped
 from compress.recipe import Loaded
-from compress.schema import Candidate, Recipe
+from compress.schema import KNOWN_CLASSES, Candidate, Recipe
 
 CLASSES = 10  # where the data may not be there yet
 FEW_PICTURES = 2000  # below this, training a student from scratch is a poor start
@@ -55,18 +55,20 @@ def _check(loaded: Loaded, settings: Recipe, base: Path) -> list[str]:
 
 def _file(loaded: Loaded, number: int, one: Candidate, base: Path, size: int) -> list[str]:
     """Another project's ONNX file: its input and output, where it is there already. Raises UsageError where they are others."""
-    from export.blackbox import BlackBox, inspect
+    from export.blackbox import BlackBox, inspect, own_side
     from export.runtime import ExportError
 
     path, place = base / Path(one.onnx or "").expanduser(), f"teacher.candidates.{number}.onnx"
     if not path.is_file():
         return [f"{loaded.where(place)}: {place}: {one.onnx} is not there yet"]
     try:
-        found: BlackBox = inspect(path, image_size=size, outputs=len(one.classes) if one.classes else None)
+        side = one.image_size or own_side(path) or size
+        found: BlackBox = inspect(path, image_size=side, outputs=len(one.classes) if one.classes else KNOWN_CLASSES.get(loaded.recipe.data.source))
     except ExportError as error:
         raise UsageError(f"{loaded.where(place)}: {place}: {error}") from error
+    resized = f", to which each view of {size}x{size} is resized" if side != size else ""
     cost = "an unknown number of" if found.macs is None else f"{found.macs:,}"
-    return [f"teacher {one.title}: {found.params:,} parameters, {cost} multiply-accumulates, {found.outputs} classes, {found.layout}"]
+    return [f"teacher {one.title}: {found.params:,} parameters, {cost} multiply-accumulates, {found.outputs} classes, {found.layout}, {side}x{side}{resized}"]
 
 
 def _network(title: str, name: str, width: float | None, size: int) -> str:

@@ -121,6 +121,11 @@ class Network:
     outputs: int | None = None  # how many it has, where that is not `classes`
 
     @property
+    def side(self) -> int:
+        """Side in pixels of the pictures that the network itself sees."""
+        return self.own_size or self.image_size
+
+    @property
     def contracted(self) -> bool:
         """Whether it takes other pictures or gives other logits than the recipe's."""
         return self.own_size not in (None, self.image_size) or self.channels != "rgb" or self.order is not None

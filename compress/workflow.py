@@ -13,7 +13,7 @@ from compress.errors import MissingError, StageError
 from compress.networks import Networks, normalized
 from compress.recipe import Loaded
 from compress.results import Exported, File, Measured, ModelFile, Packaged, Prepared, Trained, TrainingData, Tuned, Verified
-from compress.schema import Candidate, Distill, Recipe, Schedule, Student, Train
+from compress.schema import Distill, Recipe, Schedule, Student, Train
 from compress.stages import STAGES, data, distill, report, strip, teacher
 from compress.store import Store
 
@@ -141,13 +141,14 @@ class Workflow:
         return [model if models.count(model) == 1 else f"{model} {number}" for number, model in enumerate(models, 1)]
 
     def candidates(self) -> list[Trained]:
-        """Every teacher candidate, each cached alone: a new student retrains no teacher."""
-        return [self._candidate(one, label) for one, label in zip(self.settings.teacher.candidates, self._labels(), strict=True)]
-
-    def _candidate(self, candidate: Candidate, label: str) -> Trained:
-        config, network, weights = self.networks.candidate(candidate, label)
-        result: Trained = self.store.run(teacher.train, config, label=label, network=network, data=self.training, weights=weights)
-        return result
+        """Every teacher candidate, each cached alone: a new student retrains no teacher. What can be wrong is found before anything is trained."""
+        labels = self._labels()
+        named = [self.networks.candidate(one, label) for one, label in zip(self.settings.teacher.candidates, labels, strict=True)]
+        found: dict[int, Trained] = {}
+        for place in sorted(range(len(named)), key=lambda place: named[place][0].train is not None):  # finished ones first: they may miss expect_top1
+            config, network, weights = named[place]
+            found[place] = self.store.run(teacher.train, config, label=labels[place], network=network, data=self.training, weights=weights)
+        return [found[place] for place in range(len(named))]
 
     @property
     def networks(self) -> Networks:

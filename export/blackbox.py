@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, numpy_helper
 
 from export.layers import layers
@@ -25,6 +26,21 @@ class BlackBox:
     nodes: int
     params: int
     macs: int | None
+
+
+def own_side(path: Path) -> int | None:
+    """Side in pixels of the pictures that the file says it takes; None where it takes any, or is no file of that kind (`inspect` says why)."""
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except (OSError, DecodeError):
+        return None
+    stored = {tensor.name for tensor in graph.initializer}
+    for value in (value for value in graph.input if value.name not in stored):
+        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for height, width, channels in ((2, 3, 1), (1, 2, 3)):
+            if len(shape) == 4 and shape[channels] == 3 and shape[height] == shape[width] > 0:
+                return shape[height]
+    return None
 
 
 def inspect(path: Path, *, image_size: int, outputs: int | None) -> BlackBox:
@@ -47,7 +63,8 @@ def inspect(path: Path, *, image_size: int, outputs: int | None) -> BlackBox:
     layout = _layout(path, inputs[0], image_size)
     found = _answers(path, session, layout, image_size)
     if outputs is not None and found != outputs:
-        raise ExportError(f"{path}: answers {found} values a picture, but {outputs} classes are expected; name them in their order in `classes`")
+        fix = "name them in their order in `classes`" if found > outputs else "it cannot teach a class that it does not know"
+        raise ExportError(f"{path}: answers {found} values a picture, but {outputs} classes are expected; {fix}")
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     params = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16))
     return BlackBox(layout, found, opset, model.ir_version, len(model.graph.node), params, _macs(model, inputs[0].name, layout, image_size))
@@ -64,7 +81,9 @@ def _layout(path: Path, value: onnx.ValueInfoProto, size: int) -> str:
         if len(shape) == 4 and all(have in (None, want) for have, want in zip(shape[1:], wanted, strict=True)):
             return layout
     told = ", ".join("?" if side is None else str(side) for side in shape)
-    raise ExportError(f"{path}: its input is ({told}), expected (N, 3, {size}, {size}) or (N, {size}, {size}, 3); say its size in image_size")
+    square = len(shape) == 4 and (shape[2] == shape[3] if shape[1] == 3 else shape[1] == shape[2] and shape[3] == 3)
+    hint = "; leave image_size out, the file says its own" if square else ""
+    raise ExportError(f"{path}: its input is ({told}), expected (N, 3, {size}, {size}) or (N, {size}, {size}, 3){hint}")
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:

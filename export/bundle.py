@@ -121,7 +121,7 @@ def _ship(shipped: Shipped, folder: Path, images: np.ndarray) -> tuple[dict[str,
         **_described(folder / shipped.path.name),
         "normalize": {"mean": list(model.contract.mean), "std": list(model.contract.std)},
         "layout": model.contract.layout,
-        **({"channels": model.contract.channels, "order": model.contract.order} if model.contract.made_by == FOREIGN else {}),
+        **({name: getattr(model.contract, name) for name in ("channels", "order", "own_size")} if model.contract.made_by == FOREIGN else {}),
         "max_abs_diff": FLOAT_TOLERANCE * max(1.0, float(np.abs(logits).max())) if shipped.precision == "fp32" else None,
         "min_agreement": 1.0 if shipped.precision == "fp32" else INT8_AGREEMENT,
     }

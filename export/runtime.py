@@ -55,6 +55,7 @@ class Contract:
     preprocessing: dict[str, Any] | None = None  # what the application must do from a picture to the input; JSON values
     channels: str = "rgb"  # rgb | bgr; only a file of another project may have blue first
     order: tuple[int, ...] | None = None  # which of such a file's outputs stands for each class; None: all, in order
+    own_size: int | None = None  # side that such a file takes: pictures of image_size are resized to it; None: image_size
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -103,12 +104,12 @@ def read_beside(path: Path) -> Contract | None:
         raise ExportError(f"{path}{BESIDE}: not readable ({error})") from error
     contract = Contract.from_metadata({PREFIX + name: json.dumps(values.get(name)) for name in NAMES})
     order = values.get("order")
-    return replace(contract, channels=values.get("channels", "rgb"), order=None if order is None else tuple(order))
+    return replace(contract, channels=values.get("channels", "rgb"), order=None if order is None else tuple(order), own_size=values.get("own_size"))
 
 
 def write_beside(path: Path, contract: Contract) -> Path:
     """Write a contract beside a file that has none inside; equal contracts give equal bytes."""
-    values = {name: getattr(contract, name) for name in (*NAMES, "channels", "order")}
+    values = {name: getattr(contract, name) for name in (*NAMES, "channels", "order", *(("own_size",) if contract.own_size else ()))}
     beside = Path(str(path) + BESIDE)
     beside.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return beside
@@ -131,6 +132,15 @@ def normalize(images: np.ndarray, contract: Contract) -> np.ndarray:
     """uint8 (N, H, W, 3) to float32 (N, 3, H, W): the one place where pixels are normalised outside a graph."""
     scale, shift = scale_and_shift(contract)
     return np.ascontiguousarray((images * scale + shift).transpose(0, 3, 1, 2))
+
+
+def resizing(before: int, after: int) -> np.ndarray:
+    """Float32 (after, before): R x R^T resizes a square picture x bilinearly at pixel centres, with antialiasing where it shrinks."""
+    scale = before / after
+    reach = max(scale, 1.0)
+    centres = (np.arange(after)[:, None] + 0.5) * scale
+    weights = np.maximum(0.0, 1 - np.abs(np.arange(before)[None, :] + 0.5 - centres) / reach)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
@@ -158,6 +168,8 @@ class Model:
         self.target = target  # the instruction set that an int8 file was built for; None for float
         self.load_ms = load_ms
         self.input, self.output = session.get_inputs()[0].name, session.get_outputs()[0].name
+        own = contract.own_size
+        self.resizing = None if own in (None, contract.image_size) else resizing(contract.image_size, own)
 
     @staticmethod
     def load(path: str | Path, threads: int = 1, provider: str | None = None, *, profile: str | None = None) -> Model:
@@ -194,6 +206,8 @@ class Model:
         if self.contract.layout == "uint8_nhwc":
             return {self.input: images}
         pixels = normalize(images, self.contract)
+        if self.resizing is not None:
+            pixels = np.matmul(np.matmul(self.resizing, pixels), self.resizing.T)
         if self.contract.channels == "bgr":
             pixels = np.ascontiguousarray(pixels[:, ::-1])
         return {self.input: np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)) if self.contract.layout == "float_nhwc" else pixels}

@@ -15,17 +15,18 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compress import cli, plan, recipe
-from compress.data import fashion
-from export.blackbox import inspect
-from export.runtime import Contract, ExportError, Model, write_beside
+from compress import cli, loading, plan, recipe
+from compress.data import fashion, views
+from compress.results import File, Network, Normalization
+from export.blackbox import inspect, own_side
+from export.runtime import Contract, ExportError, Model, resizing, write_beside
 
 ROOT = Path(__file__).parents[1]
 FLAGSHIP = str(ROOT / "recipes" / "mobilenet.yaml")
 ORDER = [3, 9, 0, 1, 2, 4, 5, 6, 7, 8, 10]  # of the file's outputs: its eleventh, number 10, is no class of ours
 
 
-def scorer(weights: np.ndarray, *, size: int = 32, batch: int | str = "N", last: bool = False) -> onnx.ModelProto:
+def scorer(weights: np.ndarray, *, size: int | str = 32, batch: int | str = "N", last: bool = False) -> onnx.ModelProto:
     """A linear classifier (K, 3) on the mean colour and a convolution that keeps it: (N, 3, S, S) or (N, S, S, 3) -> (N, K)."""
     shape = [batch, size, size, 3] if last else [batch, 3, size, size]
     nodes = [helper.make_node("Transpose", ["pixels"], ["channels_first"], perm=[0, 3, 1, 2])] if last else []
@@ -69,8 +70,9 @@ def another_input(model: onnx.ModelProto) -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("model", "outputs", "said"),
     [
-        (scorer(np.ones((4, 3)), size=16), 4, r"its input is \(\?, 3, 16, 16\), expected \(N, 3, 32, 32\)"),
-        (scorer(np.ones((4, 3))), 5, "answers 4 values a picture, but 5 classes are expected"),
+        (scorer(np.ones((4, 3)), size=16), 4, r"its input is \(\?, 3, 16, 16\), expected \(N, 3, 32, 32\) .*; leave image_size out, the file says its own"),
+        (scorer(np.ones((4, 3))), 5, "answers 4 values a picture, but 5 classes are expected; it cannot teach a class that it does not know"),
+        (scorer(np.ones((4, 3))), 3, "answers 4 values a picture, but 3 classes are expected; name them in their order in `classes`"),
         (another_input(scorer(np.ones((4, 3)))), 4, r"found 2 and 1 \(pixels, scale, scores\)"),
     ],
 )
@@ -102,6 +104,71 @@ def test_a_contract_beside_the_file_makes_it_answer_like_any_other(save, last: b
     mean = ((images / 255 - contract.mean) / contract.std).mean((1, 2))[:, ::-1]
     assert model.contract == contract
     np.testing.assert_allclose(model.run(images), (mean @ weights.T)[:, [2, 0]], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "last", "side"), [(48, False, 48), (20, True, 20), ("S", False, None)])
+def test_a_files_own_size_is_read_from_it(save, size: int | str, last: bool, side: int | None):
+    assert own_side(save(scorer(np.ones((4, 3)), size=size, last=last))) == side
+
+
+def test_what_is_no_file_of_pictures_has_no_size(tmp_path: Path):
+    (tmp_path / "t.onnx").write_bytes(b"nothing")
+    assert own_side(tmp_path / "t.onnx") is None and own_side(tmp_path / "absent.onnx") is None
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("size", [48, 20])
+def test_a_file_of_another_size_teaches_and_answers_alike_on_resized_pictures(save, size: int, last: bool):
+    kernel = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+    model = scorer(kernel, size=size, last=last)
+    model.graph.node[-3].CopyFrom(helper.make_node("MaxPool", ["kept"], ["pooled"], kernel_shape=[size, size]))  # the largest value shows how it was resized
+    path = save(model)
+    images = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    write_beside(path, Contract(("a", "b"), 32, (0.5,) * 3, (0.25,) * 3, "float_nhwc" if last else "float_nchw", "x", own_size=size))
+
+    record = Network("t.onnx", None, 2, 32, Normalization((0.5,) * 3, (0.25,) * 3), own_size=size, black_box=True)
+    teaches = loading.network(record, File.of(path), "cpu")(views.to_float(torch.from_numpy(images), (0.5,) * 3, (0.25,) * 3))
+    answers = Model.load(path).run(images)
+
+    assert Model.load(path).contract.own_size == size
+    np.testing.assert_allclose(answers, teaches.numpy(), rtol=1e-4, atol=1e-4)
+    pixels = torch.from_numpy(((images / 255 - 0.5) / 0.25).transpose(0, 3, 1, 2)).float()
+    resized = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", antialias=size < 32)
+    np.testing.assert_allclose(answers, resized.amax((2, 3)).numpy() @ kernel.T, rtol=1e-3, atol=1e-3)
+
+
+def test_the_page_resizes_as_the_device_does(tmp_path: Path):
+    if shutil.which("node") is None:
+        pytest.skip("needs node")
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    (tmp_path / "verify.mjs").write_text((ROOT / "export" / "page" / "verify.js").read_text())  # in a browser it is a module by its tag
+    for own in (13, 5):
+        script = f"import('{tmp_path}/verify.mjs').then(m => console.log(JSON.stringify([...m.resized({json.dumps(x.ravel().tolist())}, 2, 8, {own})])))"
+        done = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
+        rows = resizing(8, own)
+        wanted = np.einsum("yi,xj,nijc->nyxc", rows, rows, x)
+        np.testing.assert_allclose(np.reshape(json.loads(done.stdout), wanted.shape), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_teacher_of_its_own_size_is_checked_and_judged(save, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = save(scorer(np.random.default_rng(0).normal(size=(10, 3)), size=48))
+    assert cli.main(["check", FLAGSHIP, *sets(f"{{onnx: {path}}}")]) == 0
+    assert "10 classes, float_nchw, 48x48, to which each view of 32x32 is resized" in capsys.readouterr().out
+    assert cli.main(["check", FLAGSHIP, *sets(f"{{onnx: {path}, image_size: 40}}")]) == 2
+    assert "its input is (?, 3, 48, 48), expected (N, 3, 40, 40)" in capsys.readouterr().err
+    assert cli.main(["teachers", FLAGSHIP, *sets(f"{{onnx: {path}}}"), "--artifacts", str(tmp_path), "--device", "cpu"]) == 0
+
+
+def test_wrong_classes_of_one_candidate_are_said_before_another_is_trained(save, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = save(scorer(np.ones((11, 3))))
+    common = ["--artifacts", str(tmp_path), "--device", "cpu"]
+    assert cli.main(["check", FLAGSHIP, *sets(f"{{onnx: {path}}}")]) == 2
+    assert "answers 11 values a picture, but 10 classes are expected; name them" in capsys.readouterr().err
+    others = "classes: [Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot, a, b]"
+    for candidate, said in ((f"{{onnx: {path}}}", "answers 11 values"), (f"{{onnx: {path}, {others}}}", "it has no 'T-shirt/top'; the data's classes are")):
+        assert cli.main(["teachers", FLAGSHIP, *sets(f"{{model: resnet8, train: {{epochs: 9}}}}, {candidate}"), *common]) == 2
+        out, err = capsys.readouterr()
+        assert said in err and len(err.splitlines()) == 1 and "teacher resnet8" not in out
 
 
 def test_a_plan_judges_no_limit_against_an_onnx_teacher():
@@ -141,6 +208,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("foreign") / "theirs.onnx"
     torch.onnx.export(Foreign().eval(), (torch.zeros(2, 3, 32, 32),), str(path), dynamo=True, external_data=False, verbose=False,
                       dynamic_shapes={"x": {0: torch.export.Dim("N")}}, input_names=["x"], output_names=["y"])  # fmt: skip
+    nameless = onnx.load(str(path))
+    for node in nameless.graph.node:  # other exporters name no nodes
+        node.name = ""
+    onnx.save(nameless, str(path))
     return path
 
 

@@ -85,7 +85,6 @@ def test_a_file_without_a_known_accuracy_is_remarked() -> None:
         ("{expect_top1: 0.5}", "model: missing; it has no default"),
         ("{onnx: x.onnx, model: resnet8}", "stands beside onnx, which is the whole teacher: leave model out"),
         ("{onnx: x.onnx, train: {epochs: 1}}", "leave train out"),
-        ("{onnx: x.onnx, image_size: 64}", "an ONNX teacher takes the recipe's pictures, 32 pixels here, not 64"),
         ("{onnx: x.onnx, classes: [a, a]}", "a name is there twice"),
     ],
 )

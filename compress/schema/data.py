@@ -8,6 +8,8 @@ from pydantic import Field
 
 from compress.schema.base import Count, Normalize, Section, ShareOrCount
 
+KNOWN_CLASSES = {"fashion": 10, "cifar10": 10, "cifar100": 100}  # of sources whose pictures may not be here yet
+
 
 class Data(Section):
     """Where the pictures come from and how they are split by purpose."""

@@ -37,8 +37,9 @@ class Candidate(Section):
     )
     normalize: Normalize | None = Field(default=None, description="what the checkpoint was trained with; null: that of `data`")
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(
-        default=None, description="side in pixels of the pictures that the network was trained with; each view is resized to it; null: data.image_size"
-    )
+        default=None, description="side in pixels of the pictures that the network was trained with; each view is resized to it; null: data.image_size, or "
+        "what an ONNX file says"
+    )  # fmt: skip
     channels: Literal["rgb", "bgr"] = Field(default="rgb", description="order of the colours that the network was trained with; `normalize` stays red first")
     classes: tuple[str, ...] | None = Field(
         default=None, description="names of the network's outputs, in their order, where they are not the data's classes in theirs: each class is found by name"

@@ -107,10 +107,10 @@ def _copied(context: Context, model: Trained, data: TrainingData) -> Exported:
     pictures = loading.pictures(data, "cpu")
     validation = views.evaluation_view(pictures.images[pictures.validation_index], network.image_size)
     try:
-        found = export.blackbox.inspect(path, image_size=network.image_size, outputs=network.outputs or network.classes)
+        found = export.blackbox.inspect(path, image_size=network.side, outputs=network.outputs or network.classes)
         contract = Contract(
             data.classes, network.image_size, network.normalization.mean, network.normalization.std, found.layout, FOREIGN,
-            channels=network.channels, order=network.order,
+            channels=network.channels, order=network.order, own_size=network.own_size,
         )  # fmt: skip
         beside = write_beside(path, contract)
         predictions = Model.load(path).run(validation.numpy()).argmax(axis=1)

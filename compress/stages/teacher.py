@@ -14,7 +14,7 @@ from torch import nn
 
 from compress import checkpoint, faults, loading
 from compress.data import views
-from compress.errors import MissingError, StageError
+from compress.errors import MissingError, StageError, UsageError
 from compress.methods import build_method
 from compress.models import catalog, checkpoints
 from compress.models.contracted import inner
@@ -45,7 +45,9 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
     begin = time.monotonic()
     torch.manual_seed((config.train.seed if config.train else 0) or 0)
     pictures = loading.pictures(data, context.device)
-    if network.black_box:
+    counted: tuple[int, int | None] = (0, None)
+    if network.black_box and weights is not None:
+        counted = _inspected(network, weights)
         model = loading.network(network, weights, context.device)
     else:
         model = loading.start(network, config.weights, weights, new_head=config.train is not None, device=context.device)
@@ -73,7 +75,7 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
     )
     _expect(config, top1, len(pictures.validation_index), lambda: _named(config, model, pictures, network, data))
     if network.black_box and weights is not None:
-        path, counted = context.work / "teacher.onnx", _inspected(network, weights)
+        path = context.work / "teacher.onnx"
         shutil.copyfile(weights.path, path)
     else:
         path, counted = context.work / "teacher.safetensors", (params(model), macs(model, network.image_size))
@@ -95,11 +97,22 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
     )
 
 
-def _inspected(network: Network, file: File) -> tuple[int, int | None]:
-    """Parameters and multiply-accumulates of another project's ONNX file."""
-    from export.blackbox import inspect
+def file_side(path: Path) -> int | None:
+    """Side in pixels of the pictures that an ONNX file takes; None: any."""
+    from export.blackbox import own_side
 
-    found = inspect(file.path, image_size=network.image_size, outputs=network.outputs or network.classes)
+    return own_side(path)
+
+
+def _inspected(network: Network, file: File) -> tuple[int, int | None]:
+    """Parameters and multiply-accumulates of another project's ONNX file. Raises UsageError where it is not what the recipe says."""
+    from export.blackbox import inspect
+    from export.runtime import ExportError
+
+    try:
+        found = inspect(file.path, image_size=network.side, outputs=network.outputs or network.classes)
+    except ExportError as error:
+        raise UsageError(f"teacher {network.model}: {error}") from error
     return found.params, found.macs
 
 

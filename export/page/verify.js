@@ -71,6 +71,34 @@ export async function adapter() {
   return {vendor: info.vendor || "unknown", architecture: info.architecture || "", software: Boolean(info.isFallbackAdapter ?? found.isFallbackAdapter)};
 }
 
+/** For each of `after` places along a side: [first place among `before`, weights], bilinear at pixel centres, antialiased where it shrinks. */
+function resizing(before, after) {
+  const scale = before / after, reach = Math.max(scale, 1);
+  return Array.from({length: after}, (_, i) => {
+    const centre = (i + 0.5) * scale, first = Math.max(0, Math.floor(centre - reach)), weights = [];
+    for (let j = first; j < Math.min(before, centre + reach + 1); j++) weights.push(Math.max(0, 1 - Math.abs(j + 0.5 - centre) / reach));
+    const sum = weights.reduce((a, b) => a + b);
+    return [first, weights.map((weight) => weight / sum)];
+  });
+}
+
+/** Float32Array of count x own x own x 3 values from count x size x size x 3, channels last. */
+export function resized(values, count, size, own) {
+  const places = resizing(size, own), rows = new Float32Array(own * size * 3), out = new Float32Array(count * own * own * 3);
+  for (let n = 0; n < count; n++) {
+    rows.fill(0);
+    places.forEach(([first, weights], y) => weights.forEach((weight, k) => {
+      const from = (n * size + first + k) * size * 3;
+      for (let i = 0; i < size * 3; i++) rows[y * size * 3 + i] += weight * values[from + i];
+    }));
+    for (let y = 0; y < own; y++) places.forEach(([first, weights], x) => weights.forEach((weight, k) => {
+      const from = (y * size + first + k) * 3, to = ((n * own + y) * own + x) * 3;
+      for (let c = 0; c < 3; c++) out[to + c] += weight * rows[from + c];
+    }));
+  }
+  return out;
+}
+
 /** A loaded model; `feed(images, from, count)` makes its input of uint8 pictures. */
 export async function open(ort, manifest, entry, provider) {
   const file = new Uint8Array(await checked(manifest, entry.file));
@@ -78,19 +106,21 @@ export async function open(ort, manifest, entry, provider) {
   const session = await ort.InferenceSession.create(file, {executionProviders: [provider], graphOptimizationLevel: "all"});
   const load_ms = performance.now() - start;
   const size = manifest.image_size, plane = size * size, {mean, std} = entry.normalize, input = session.inputNames[0];
+  const own = entry.own_size ?? size, ownPlane = own * own; // a file of another project may take pictures of its own size
   const last = entry.layout === "float_nhwc", place = entry.channels === "bgr" ? [2, 1, 0] : [0, 1, 2]; // only files of other projects
   const feed = (images, from, count) => {
-    const pixels = images.subarray(from * plane * 3, (from + count) * plane * 3);
+    let pixels = images.subarray(from * plane * 3, (from + count) * plane * 3);
     if (entry.layout === "uint8_nhwc") return {[input]: new ort.Tensor("uint8", pixels, [count, size, size, 3])};
+    if (own !== size) pixels = resized(pixels, count, size, own); // linear, as normalising is: the order does not matter
     const values = new Float32Array(pixels.length);
     for (let n = 0; n < count; n++) {
       for (let c = 0; c < 3; c++) {
         const scale = 1 / (255 * std[c]), shift = -mean[c] / std[c];
-        const out = last ? n * plane * 3 + place[c] : (n * 3 + place[c]) * plane, step = last ? 3 : 1;
-        for (let i = 0; i < plane; i++) values[out + i * step] = pixels[(n * plane + i) * 3 + c] * scale + shift;
+        const out = last ? n * ownPlane * 3 + place[c] : (n * 3 + place[c]) * ownPlane, step = last ? 3 : 1;
+        for (let i = 0; i < ownPlane; i++) values[out + i * step] = pixels[(n * ownPlane + i) * 3 + c] * scale + shift;
       }
     }
-    return {[input]: new ort.Tensor("float32", values, last ? [count, size, size, 3] : [count, 3, size, size])};
+    return {[input]: new ort.Tensor("float32", values, last ? [count, own, own, 3] : [count, 3, own, own])};
   };
   return {entry, session, feed, load_ms, first_run_ms: null};
 }
