@@ -5,16 +5,19 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 UV     := 0.13.9
+WORKERS ?= 2
+# Processes beside each other, each with one thread; the tests of one file stay together, so fixtures are made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: run test test-unit lint setup lock clean
 run: setup
 	@$(BIN)/compress run $(RECIPE)
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 test-unit: setup
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 lint: setup
 	@$(BIN)/ruff check compress export tests benchmarks

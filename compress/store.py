@@ -81,7 +81,6 @@ class Store:
     def _run(self, stage: Stage, config: Any, label: str, inputs: dict[str, Any]) -> Any:
         title = f"{stage.name} {label}".strip()
         folder = self.root / "cache" / stage.name / sha256_of([stage.name, stage.version, config, inputs])
-        begin = time.monotonic()
         with locked(folder.with_suffix(".lock")):
             found = None if stage.name in self.force else self._find(stage, folder, title)
             if stage.together:
@@ -92,8 +91,7 @@ class Store:
                 self.console.stage(title, "reused")
                 return result
             self.console.stage(title, "running")
-            result = self._make(stage, config, folder, title, inputs)
-        self.seconds[title] = round(time.monotonic() - begin, 3)
+            result, self.seconds[title] = self._make(stage, config, folder, title, inputs)
         return result
 
     def anew(self, stage: Stage, config: Any, *, label: str = "", **inputs: Any) -> Any:
@@ -131,7 +129,8 @@ class Store:
                 return None
         return result, seconds
 
-    def _make(self, stage: Stage, config: Any, folder: Path, title: str, inputs: dict[str, Any]) -> Any:
+    def _make(self, stage: Stage, config: Any, folder: Path, title: str, inputs: dict[str, Any]) -> tuple[Any, float]:
+        """The result, and the seconds that its record names."""
         partial = folder.with_suffix(".partial")
         if stage.name in self.force and folder.exists():  # where only a partial is left, a forced run was interrupted: it goes on
             shutil.rmtree(partial, ignore_errors=True)
@@ -140,11 +139,12 @@ class Store:
         try:
             partial.mkdir(parents=True, exist_ok=True)
             result = stage.run(config, context=self._context(partial), **inputs)
+            seconds = round(time.monotonic() - begin, 3)
             record = {
                 "stage": stage.name,
                 "version": stage.version,
                 "config": to_json(config.model_dump(mode="json") if hasattr(config, "model_dump") else config),
-                "seconds": round(time.monotonic() - begin, 3),
+                "seconds": seconds,
                 "result": to_json(relative(result, partial)),
             }
             (partial / "stage.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -155,7 +155,7 @@ class Store:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StageError(f"{title}: the disk under {self.root} is full; free some space and run the same command again") from error
             raise
-        return located(relative(result, partial), folder)
+        return located(relative(result, partial), folder), seconds
 
 
 @contextmanager

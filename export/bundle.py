@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 
 from export import runtime
-from export.runtime import FOREIGN, ExportError, MissingError, Model, copy_model
+from export.runtime import FOREIGN, ExportError, MissingError, Model, copy_model, isa, saturates
 from export.targets import ortweb
 
 RUNTIME_FILES = ("__init__.py", "runtime.py", "conditions.py", "rounds.py", "measure.py", "photos.py", "provider.py", "sustained.py", "verify.py")
@@ -63,7 +63,8 @@ def write(
     folder: Path, models: Sequence[Shipped], images: np.ndarray, labels: np.ndarray, *, title: str = "model", min_runtime: str = "1.19",
     resize: int | None = None, own: Sequence[Path] = (),
 ) -> Bundle:
-    """Write `folder` anew and `folder.zip` beside it; expected logits come from this machine's onnxruntime.
+    """Write `folder` anew and `folder.zip` beside it; expected logits come from this machine's onnxruntime (where its kernels would saturate: the
+    file's operators one by one).
 
     `images` uint8 (N, H, W, 3), `labels` integers (N,). `resize`: what the short side of a photo is resized to before its centre is cut out,
     at least H; None leaves the photos out. `own`: picture files of the user that go along with
@@ -109,7 +110,7 @@ def _check(models: Sequence[Shipped], images: np.ndarray, labels: np.ndarray) ->
 def _ship(shipped: Shipped, folder: Path, images: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
     """Copy one model; its manifest entry and expected logits float32 (N, K)."""
     copy_model(shipped.path, folder / shipped.path.name)
-    model = Model.load(shipped.path)
+    model = Model.load(shipped.path, as_written=saturates(shipped.target, isa()))
     if model.target != shipped.target:
         raise ExportError(f"{shipped.path.name}: the file says that it was built for {model.target}, not for {shipped.target}")
     logits = model.run(images)
@@ -133,7 +134,8 @@ def _photos(folder: Path, models: Sequence[Shipped], images: np.ndarray, resize:
     from export import photoset
 
     entry, arrays = photoset.write(folder, images, resize, own)
-    logits = {f"logits/{model.path.name}": Model.load(model.path).run(arrays["pixels"]) for model in models}
+    loaded = {model.path.name: Model.load(model.path, as_written=saturates(model.target, isa())) for model in models}
+    logits = {f"logits/{name}": model.run(arrays["pixels"]) for name, model in loaded.items()}
     np.savez_compressed(folder / entry["file"], **arrays, **logits)  # type: ignore[arg-type]
     return entry
 

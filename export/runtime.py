@@ -172,10 +172,13 @@ class Model:
         self.resizing = None if own in (None, contract.image_size) else resizing(contract.image_size, own)
 
     @staticmethod
-    def load(path: str | Path, threads: int = 1, provider: str | None = None, *, profile: str | None = None) -> Model:
+    def load(
+        path: str | Path, threads: int = 1, provider: str | None = None, *, profile: str | None = None, as_written: bool = False
+    ) -> Model:
         """Raises MissingError, or ExportError where onnxruntime refuses the file or the contract is absent.
 
         `provider`: onnxruntime's name of an execution provider. `profile`: where the names of files with times of single nodes begin.
+        `as_written`: every operator by itself, so that no integer kernel of this machine takes part.
         """
         if threads < 1:
             raise ExportError(f"threads must be at least 1, not {threads}")
@@ -184,6 +187,8 @@ class Model:
         options = session_options(threads)
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, profile
+        if as_written:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         providers = list(dict.fromkeys([provider or CPU, CPU]))
         start = time.perf_counter()
         try:
@@ -237,6 +242,11 @@ class Model:
 def runs_on(target: str | None, isa: str) -> bool:
     """Whether a file built for `target` is meant for `isa`; float files run anywhere, a reduced range is right with VNNI too."""
     return target is None or target == isa or (target, isa) == ("x86-avx2", "x86-vnni")
+
+
+def saturates(target: str | None, isa: str) -> bool:
+    """Whether kernels of `isa` give other answers than a file built for `target` means: x86 without VNNI adds products in pairs, in 16 bits."""
+    return isa in ("x86", "x86-avx2") and target not in (None, "x86-avx2")
 
 
 def _read(path: str) -> str | None:

@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from export import calibrate
 from export.quantize import Prepared, Settings, emit
-from export.runtime import OUTPUT, SESSION_ERRORS, ExportError, Model, isa, runs_on, session_options
+from export.runtime import ExportError, Model, isa, runs_on
 
 PICTURES = 32
 SURVIVORS = 3
@@ -112,16 +111,7 @@ def _worth_correcting(trials: Sequence[Trial]) -> list[Settings]:
 
 def logits(path: Path, target: str, pictures: np.ndarray) -> np.ndarray:
     """Float32 (N, K); a file for another instruction set is computed as it is written, since this machine's kernels may saturate."""
-    model = Model.load(path)
-    if runs_on(target, isa()):
-        return model.run(pictures)
-    options = session_options(1)
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return np.concatenate([session.run([OUTPUT], model.feed(pictures[at : at + 1]))[0] for at in range(len(pictures))])
-    except SESSION_ERRORS as error:
-        raise ExportError(f"{path.name}: onnxruntime cannot run this file: {str(error).splitlines()[0]}") from error
+    return Model.load(path, as_written=not runs_on(target, isa())).run(pictures)
 
 
 def divergence(expected: np.ndarray, found: np.ndarray) -> float:

@@ -6,6 +6,7 @@ Arguments: working folder, the rank that dies in the second epoch (-1: none), me
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ class Progress:
 
 def main(folder: Path, dying: int, names: list[str]) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # torchrun's, for those that are left: first they say what happened, then they end
     with distributed.joined("cpu") as (group, device):
         for name in names:
             own = folder / (name if group.first else f"{name}.beside")  # as the store gives each process a folder of its own

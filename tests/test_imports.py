@@ -255,10 +255,7 @@ def test_until_strip_runs_with_torch_and_a_few_small_packages_alone(tmp_path):
         "data: {source: fashion, limit_train: 60, limit_test: 20, validation: 0.2}\n"
         "teacher: {candidates: [{model: resnet8, train: {epochs: 1}}]}\nstudent: {model: shufflenet_v2, width: 0.5}\ntrain: {epochs: 1}\n"
     )
-    code = f"{BLOCKED}\nfrom compress.cli import main\nsys.exit(main())"
-    for stage in ("distill", "strip"):
-        done = python(code, "run", str(recipe), "--artifacts", str(tmp_path / "a"), "--until", stage)
-        assert done.returncode == 0, done.stderr
-        assert f"stopped after {stage}, as asked" in done.stdout
-    done = python(code, "check", str(recipe))
-    assert done.returncode == 0 and done.stdout.endswith("tiny.yaml: ok\n"), done.stderr
+    code = f"{BLOCKED}\nfrom compress.cli import main\nsys.exit(main(['check', sys.argv[1]]) or main(['run', *sys.argv[1:]]))"
+    done = python(code, str(recipe), "--artifacts", str(tmp_path / "a"), "--until", "strip")
+    assert done.returncode == 0, done.stderr
+    assert "tiny.yaml: ok\n" in done.stdout and "stopped after strip, as asked" in done.stdout

@@ -16,7 +16,7 @@ def test_every_planted_fault_is_caught_and_named(capfd: pytest.CaptureFixture[st
     code = cli.main(["doctor", "--verdict"])
 
     lines = capfd.readouterr().out.splitlines()
-    assert code == 0, lines
+    assert code == 0, "\n".join(lines)
     assert [line[8:].startswith(name) for line, name in zip(lines[1:], NAMES, strict=False)] == [True] * len(NAMES)
     said = dict(zip(NAMES, lines[1:], strict=False))
     for name, word in {

@@ -86,7 +86,7 @@ def test_a_reused_stage_tells_the_seconds_that_it_took_when_it_was_made(tmp_path
     stage, store, again = Stage("stage", 1, run, Made), make_store(tmp_path), make_store(tmp_path)
     store.run(stage, Validate())
     again.run(stage, Validate())
-    assert store.seconds["stage"] >= 0.1 and again.seconds["stage"] >= 0.1
+    assert store.seconds["stage"] == again.seconds["stage"] >= 0.1
 
 
 def test_a_miss_on_each_ingredient_but_not_on_paths_and_circumstance(tmp_path, source):
@@ -228,17 +228,16 @@ def _child(root: Path, log: str) -> None:
 @pytest.mark.parametrize("kind", ["processes", "threads"])
 def test_two_runs_at_once_do_the_work_once(tmp_path, kind):
     log = tmp_path / "log"
-    # A fork of a process with torch's threads may hang; this one runs nothing of torch.
-    make: Any = multiprocessing.get_context("fork").Process if kind == "processes" else threading.Thread
+    make: Any = multiprocessing.get_context("spawn").Process if kind == "processes" else threading.Thread  # a fork of a process with threads may hang
     if kind == "processes":
         pytest.importorskip("fcntl")
-    workers = [make(target=_child, args=(tmp_path / "a", str(log))) for _ in range(3)]
+    workers = [make(target=_child, args=(tmp_path / "a", str(log))) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(timeout=30)
+        worker.join(timeout=120)
     if kind == "processes":
-        assert [worker.exitcode for worker in workers] == [0, 0, 0]
+        assert [worker.exitcode for worker in workers] == [0, 0]
     assert len(log.read_text().splitlines()) == 1
     assert entries(tmp_path / "a") == ["", ".lock"]
 

@@ -418,11 +418,11 @@ def test_keep_best_survives_an_interrupt(tmp_path, monkeypatch):
 
 
 def test_an_interrupt_during_the_last_validation_is_not_lost(tmp_path):
-    progress = Recorder()
+    progress, before = Recorder(), signal.getsignal(signal.SIGINT)
     progress.on_epoch = interrupt
     with pytest.raises(Interrupted, match="interrupted in epoch 1 of 1"):
         fit(tmp_path, *started(), config=settings(epochs=1), progress=progress)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     assert len(fit(tmp_path, *started(), config=settings(epochs=1), progress=Recorder()).history) == 1
 
 

@@ -9,6 +9,7 @@ import ast
 import hashlib
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def digest(source: str) -> str:
     return hashlib.sha256(json.dumps(normal(ast.parse(source))).encode()).hexdigest()[:16]
 
 
+@cache
 def current() -> dict[str, dict[str, Any]]:
     return {
         stage: {"version": version, "modules": {name: digest((ROOT / name).read_text(encoding="utf-8")) for name in sorted(names)}}

@@ -223,7 +223,7 @@ def test_mobilenet_v3_small_runs_in_integers_throughout(tmp_path: Path) -> None:
     from torchvision.models import mobilenet_v3_small
 
     torch.manual_seed(0)
-    verdicts, executed, share = _whole(mobilenet_v3_small(weights=None), 224, 1000, tmp_path)
+    verdicts, executed, share = _whole(mobilenet_v3_small(weights=None), 96, 1000, tmp_path)
 
     assert [(verdict.name, verdict.nodes, verdict.kept) for verdict in verdicts] == [(rewrites.POOLS, 10, True), (rewrites.HARD, 28, True)]
     assert share == 1.0 and executed["QLinearConv"] == 52 and executed["QGemm"] == 2

@@ -19,11 +19,11 @@ RUN = Sustained(600.0, 60.0, 9, 1, 1.0, 1.2, (1.0, 1.2), 0.0, False, COOL, COOL)
 def test_a_short_run_compares_tenths(int8: Path, images: np.ndarray) -> None:
     found = sustained.sustained(int8, images, 0.5)
 
-    assert found.window_seconds == pytest.approx(0.05) and 0.5 <= found.seconds < 2
-    assert 10 <= len(found.slices_ms) <= 100 and found.runs >= len(found.slices_ms)
+    assert found.window_seconds == pytest.approx(0.05) and found.seconds >= 0.5
+    assert 1 <= len(found.slices_ms) <= 100 and found.runs >= len(found.slices_ms)  # a machine that stands still for a moment makes fewer
     assert min(found.slices_ms) <= found.first_p50_ms <= max(found.slices_ms)
     summary = found.summary()
-    assert summary["ratio"] == found.last_p50_ms / found.first_p50_ms and summary["sentence"].startswith("After 0.5")
+    assert summary["ratio"] == found.last_p50_ms / found.first_p50_ms and summary["sentence"].startswith(f"After {found.seconds:.3g} s without a pause it is ")
 
 
 def test_the_windows_are_the_first_and_the_last_slices(int8: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def test_the_file_for_this_machine_runs_without_a_pause(copied: Path) -> None:
     assert answer["file"] == ("here.onnx" if runtime.isa() in runtime.TARGETS else "small.fp32.onnx")
     assert f"the file for this machine: {answer['file']}" in done.stdout
     found = next(row["sustained"] for row in answer["models"] if row["sustained"])
-    assert found["runs"] > 10 and found["seconds"] >= 1 and found["sentence"] in done.stdout and found["sentence"].startswith("After 1")
+    assert found["runs"] > 10 and found["seconds"] >= 1 and found["sentence"] in done.stdout
     assert _run(copied, "--sustained", "-1").returncode == 2
 
 

@@ -14,13 +14,14 @@ from compress.results import Distilled, Exported, Measured, ModelFile, Network, 
 from compress.schema import Candidate, Data, Dhkd, Distill, Export, Quantize, Schedule, Train, Validate
 from compress.stages import convert, data, distill, quantize, strip, teacher, validate
 from compress.store import Context
+from export.runtime import TARGETS, isa
 
 SIDE = 16
 CLASSES = ("red", "green", "blue", "grey")
 TRAIN = Train(epochs=4, batch_size=32, lr=0.1, seed=0, precision="float32", schedule=Schedule(warmup_epochs=0.0))
 DHKD = Distill(method="dhkd", dhkd=Dhkd(hidden=8))
 VERSIONS = {"torch": "1", "onnx": "1", "onnxruntime": "1"}
-TARGET = "x86-vnni"
+TARGET = isa() if isa() in TARGETS else "x86-vnni"  # this machine's: a file for another one is neither timed nor audited, and may saturate
 
 
 def drawn(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

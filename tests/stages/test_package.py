@@ -13,8 +13,7 @@ from compress.results import File
 from compress.schema import Export
 from compress.stages import package
 from export.runtime import Model
-
-TARGET = "x86-vnni"  # of the fixture `quantized`
+from tests.stages.conftest import TARGET
 
 
 def run(work, models, versions, **asked):

@@ -14,6 +14,7 @@ from compress.results import File
 from compress.schema import Device, Quantize
 from compress.stages import data, quantize
 from export.runtime import Model
+from tests.stages.conftest import TARGET
 
 
 @pytest.mark.parametrize("here", ["x86-vnni", "x86-avx2", "arm64"])
@@ -46,10 +47,10 @@ def test_an_unknown_machine_is_refused_with_what_to_do(monkeypatch, here):
 
 
 def test_the_record_is_the_files(quantized, exported):
-    assert (quantized.target, quantized.activation_type, quantized.weight_type) == ("x86-vnni", "uint8", "int8")
+    assert (quantized.target, quantized.activation_type, quantized.weight_type) == (TARGET, "int8" if TARGET == "arm64" else "uint8", "int8")
     assert quantized.calibration_pictures == 32
     assert quantized.file.bytes < 0.5 * exported.file.bytes
-    assert Model.load(quantized.file.path).target == "x86-vnni"
+    assert Model.load(quantized.file.path).target == TARGET
 
 
 def test_the_ranges_come_from_the_calibration_pictures(work, exported, prepared, data_config, versions, monkeypatch):
@@ -75,7 +76,7 @@ def test_a_file_that_is_no_model_is_a_stage_error(work, exported, prepared, data
         quantize.run.run(Quantize(), context=work, model=broken, data=data.calibration(prepared, data_config), target="arm64", versions=versions)
 
 
-def _run(config, work, exported, prepared, data_config, versions, target="x86-vnni"):
+def _run(config, work, exported, prepared, data_config, versions, target=TARGET):
     calibration = data.calibration(prepared, data_config)
     return quantize.run.run(config, context=work, model=exported, data=calibration, target=target, versions=versions)
 
@@ -110,7 +111,7 @@ def test_search_certifies_few_and_ships_one(work, exported, prepared, data_confi
     (chosen,) = [row for row in record.trials if row["chosen"]]
     assert chosen in kept and chosen["bytes"] == record.file.bytes and record.search.startswith(chosen["name"])
     assert all(row["reason"] and not row["chosen"] for row in record.trials if not row["kept"])
-    assert Model.load(record.file.path).target == "x86-vnni"
+    assert Model.load(record.file.path).target == TARGET
 
 
 def test_the_searchs_pictures_set_no_range_and_select_nothing_else(prepared, data_config):

@@ -16,6 +16,7 @@ from compress.results import File, ModelFile
 from compress.schema import Validate
 from compress.stages import data, report, settle, validate
 from export.measure import LatencyResult, ModelLatency
+from tests.stages.conftest import TARGET
 
 MODEL_KEYS = {  # the contract's, then those that the report documents beyond it
     "role", "variant", "precision", "file", "sha256", "bytes", "images", "top1", "top1_ci95", "top5", "agreement_with_teacher", "max_abs_diff_from_torch",
@@ -50,7 +51,7 @@ def test_values_have_the_contracts_types(measured):
         assert row["latency_ms"]["p90"] > 0 and row["latency_ms"]["p99"] is None  # 70 runs: enough for p90, not for p99
         assert row["top5"] is None  # four classes
     assert [row["int8_mac_share"] > 0.9 for row in measured.models] == [False, False, True]
-    assert [row["target"] for row in measured.models] == [None, None, "x86-vnni"]
+    assert [row["target"] for row in measured.models] == [None, None, TARGET]
     assert measured.models[0]["agreement_with_teacher"] == 1.0 and measured.models[2]["max_abs_diff_from_torch"] is None
 
 
@@ -142,8 +143,8 @@ def test_photos_are_decoded_and_the_shipped_file_runs_without_a_pause(work, mode
     )  # fmt: skip
     assert record.latency["photo"]["pictures"] == "2 photos of the data set, 64 x 48 to 200 x 120 pixels"
     sustained = record.latency["sustained"]
-    assert sustained["file"] == "student.int8.onnx" and 1 <= sustained["seconds"] < 3 and sustained["window_seconds"] == pytest.approx(0.1)
-    assert sustained["sentence"].startswith("After 1 s without a pause") or sustained["sentence"].startswith("After 1.0")
+    assert sustained["file"] == "student.int8.onnx" and sustained["seconds"] >= 1 and sustained["window_seconds"] == pytest.approx(0.1)
+    assert sustained["sentence"].startswith(f"After {sustained['seconds']:.3g} s without a pause it is ")
 
 
 def test_int8_that_is_worse_than_its_float_file_is_explained(models, monkeypatch):
@@ -184,7 +185,7 @@ def test_the_bundle_holds_the_files_that_ship_and_a_stratified_sample(measured, 
 
 
 def test_a_file_for_another_instruction_set_is_neither_timed_nor_audited(work, models, prepared, versions, monkeypatch):
-    monkeypatch.setattr(validate, "isa", lambda: "arm64")
+    monkeypatch.setattr(validate, "isa", lambda: "arm64" if TARGET != "arm64" else "x86-vnni")
     monkeypatch.setattr(validate.export.measure, "memory", lambda *rest, **options: None)
     record = validate.run.run(
         Validate(warmup=0, repeats=20), context=work, models=models, samples=16, test=data.test(prepared), host={}, versions=versions
