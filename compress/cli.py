@@ -179,14 +179,15 @@ def models() -> int:
 def teachers(recipe: Path, overrides: tuple[str, ...], allow_code: bool, device: str, artifacts: Path, quiet: bool) -> int:
     """Train or load the teacher candidates alone; print the table that one is chosen from."""
     loaded = _load(recipe, overrides, allow_code)
-    from compress import pipeline
+    from compress import pipeline, selection
 
     rows = pipeline.teachers(loaded, artifacts=artifacts, device=device, console=Console(quiet=quiet))
     proxy = rows[0]["proxy_rank"] is not None
-    header = ("", "model", "validation", *(("rank", "student, proxy", "rank by proxy") if proxy else ()), "parameters", "MACs", "time", "origin")
+    ranking = ("rank", "student, proxy", "rank by proxy", "against the best") if proxy else ()
+    header = ("", "model", "validation", *ranking, "parameters", "MACs", "time", "origin")
     cells = [
         ("*" if row["chosen"] else "", row["model"], f"{100 * row['top1_validation']:.2f} %",
-         *((str(row["rank"]), f"{100 * row['proxy_top1_validation']:.2f} %", str(row["proxy_rank"])) if proxy else ()),
+         *((str(row["rank"]), f"{100 * row['proxy_top1_validation']:.2f} %", str(row["proxy_rank"]), selection.behind_best(row) or "-") if proxy else ()),
          f"{row['params']:,}", "-" if row["macs"] is None else f"{row['macs']:,}", f"{row['seconds']:.1f} s", row["origin"])
         for row in rows
     ]  # fmt: skip

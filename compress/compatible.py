@@ -37,6 +37,9 @@ def check(loaded: Loaded, settings: Recipe, *, classes: int, image_size: int) ->
                     ships = deployed(models.build(choice.model, classes=classes, width=choice.width), choice.model, method.form())
             except UsageError as error:
                 raise UsageError(f"{loaded.where('distill.method')}: {error} (student {student.name}, teacher {teacher.name})") from error
+            if settings.train.batch_size < method.smallest_batch():
+                why = f"{settings.distill.name} needs at least {method.smallest_batch()} pictures a batch, got {settings.train.batch_size}"
+                raise UsageError(f"{loaded.where('train.batch_size')}: train.batch_size: {why} (a smaller last batch of an epoch is left out by itself)")
             sizes = [(params(one), macs(one, image_size)) for one in (plain, ships)] if method.form() is not None else []
             if sizes and (sentence := larger(choice.model, sizes[0], sizes[1])):
                 notes.append(f"{settings.distill.name} with teacher {teacher.name}: {sentence}")

@@ -9,10 +9,12 @@ from torch import nn
 
 from compress import loading
 from compress.data import stratified, views
+from compress.errors import StageError
 from compress.methods import Method, build_method
 from compress.models import catalog
 from compress.models.count import macs, params
 from compress.models.growth import larger
+from compress.precision import LARGEST_LOGIT
 from compress.results import File, Network, Trained, TrainingData
 from compress.schema import Distill, Train
 from compress.store import Context
@@ -51,6 +53,8 @@ def distil(
         label_smoothing=train.label_smoothing, seed=train.seed or 0,
     ).to(context.device)  # fmt: skip
     _warn_of_size(model, method, student, context)
+    if teacher is not None and method.reads_logits:
+        require_logits(teacher)
     teaching = None
     if method.needs_teacher and teacher is not None and taught_by is not None:
         teaching = loading.teaching(
@@ -68,6 +72,15 @@ def distil(
             group=context.group,
         )  # fmt: skip
     return Student(model, method, fitted, len(pictures.validation_index))
+
+
+def require_logits(teacher: Trained) -> None:
+    """Raises StageError where the teacher's logits are larger than what is remembered of them can say (float16), or not numbers."""
+    if teacher.largest_logit is not None and not teacher.largest_logit <= LARGEST_LOGIT:
+        raise StageError(
+            f"teacher {teacher.network.model}: its logits reach {teacher.largest_logit:.3g} on the validation pictures, and float16, in which they are "
+            f"remembered, ends at {LARGEST_LOGIT:,.0f}: its training went wrong, or its input is not what `normalize` says; choose another"
+        )
 
 
 def _share(pictures: Pictures, share: float, seed: int) -> Pictures:

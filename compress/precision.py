@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+LARGEST_LOGIT = 65504.0  # of float16
 
 
 def resolve_precision(precision: str, device: str, *, depthwise: bool) -> str:
@@ -25,6 +28,11 @@ def cpu_has_bf16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def rounded(logits: Tensor) -> Tensor:
+    """Logits as they are remembered, float16; beyond its largest number they are that number, for an infinite logit would teach nothing."""
+    return logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT).to(torch.float16)
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager[Any]:

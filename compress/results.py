@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 # Fields that say how a result came about, not what it is: never part of a cache key.
-CIRCUMSTANCE = frozenset({"seconds", "images_per_second", "history", "threads", "precision", "origin"})
+CIRCUMSTANCE = frozenset({"seconds", "images_per_second", "history", "threads", "precision", "origin", "largest_logit"})
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,7 @@ class Trained:
     threads: int | None = None
     history: File | None = None  # csv: epoch, learning rate, losses, validation accuracy
     origin: str = "trained here"
+    largest_logit: float | None = None  # of a teacher, without its sign, on the validation pictures
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ class Proxied:
     """What a short distillation from a teacher made of the student."""
 
     top1_validation: float
+    correct: File  # .npy bool (V,): which of the validation pictures it gets right, in their order
     pictures: int  # that judged it
     epochs: int
     share: float  # of the training pictures

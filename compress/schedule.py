@@ -43,9 +43,9 @@ def smallest_batch(student: nn.Module, image_size: int, device: str) -> int:
 
 
 def batch_size(size: int, pictures: int, smallest: int) -> int:
-    """The batch that is used: at most all pictures. Raises UsageError where it is too small for a BatchNorm."""
+    """The batch that is used: at most all pictures. Raises UsageError where it is too small for the method or a BatchNorm."""
     if min(size, pictures) < smallest:
-        raise UsageError(f"train.batch_size: batches of at least {smallest} are needed, got {min(size, pictures)} (BatchNorm over one value)")
+        raise UsageError(f"train.batch_size: batches of at least {smallest} are needed, got {min(size, pictures)} (the method, or a BatchNorm over one value)")
     return min(size, pictures)
 
 

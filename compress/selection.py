@@ -5,30 +5,53 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from compress.results import Proxied, Trained
+from compress.statistics import paired_drop
+
+
+@dataclass(frozen=True)
+class Behind:
+    """How far a candidate's student is behind the best one, on the same pictures: points with a 95 % interval. `shown`: zero is not in it."""
+
+    points: float
+    low: float
+    high: float
+
+    @property
+    def shown(self) -> bool:
+        """Whether the pictures tell the two apart."""
+        return self.low > 0
+
+    def __str__(self) -> str:
+        return f"{self.points:.2f} [{self.low:.2f}, {self.high:.2f}] points"
 
 
 @dataclass(frozen=True)
 class Selected:
-    """The teacher, its place among the candidates and why it won."""
+    """The teacher, its place among the candidates and why it won. `behind`: one a candidate, None for the one with the best student."""
 
     teacher: Trained
     index: int
     reason: str
     proxies: tuple[Proxied, ...] = ()
+    behind: tuple[Behind | None, ...] = ()
 
 
 def select(candidates: list[Trained], proxies: tuple[Proxied, ...] = ()) -> Selected:
     """The best candidate: by what `proxies`, one a candidate, made of the student where there are any, else by its own accuracy.
 
-    Equal ones by their own accuracy on validation, then by fewer multiply-accumulates.
+    By proxy, all whose student is not shown to be worse than the best one (paired on the validation pictures, 95 %) count as equal, and of
+    them the one with the fewest multiply-accumulates teaches. By their own accuracy only exactly equal ones do.
     """
-    index = min(range(len(candidates)), key=lambda i: (-(proxies[i].top1_validation if proxies else 0), -candidates[i].top1_validation, _cost(candidates[i])))
+    if len(candidates) > 1 and proxies:
+        return _by_proxy(candidates, proxies)
+    index = min(range(len(candidates)), key=lambda i: (-candidates[i].top1_validation, _cost(candidates[i])))
     best = candidates[index]
     if len(candidates) == 1:
         return Selected(best, index, f"{best.network.model} is the only candidate")
-    if proxies:
-        return Selected(best, index, _proxy_reason(candidates, proxies, index), proxies)
     second = max((c for i, c in enumerate(candidates) if i != index), key=lambda c: c.top1_validation)
     lead = 100 * (best.top1_validation - second.top1_validation)
     if lead == 0:
@@ -41,19 +64,39 @@ def select(candidates: list[Trained], proxies: tuple[Proxied, ...] = ()) -> Sele
     )
 
 
+def _by_proxy(candidates: list[Trained], proxies: tuple[Proxied, ...]) -> Selected:
+    places = range(len(candidates))
+    best = min(places, key=lambda i: (-proxies[i].top1_validation, _cost(candidates[i]), -candidates[i].top1_validation))
+    right = [np.load(proxy.correct.path) for proxy in proxies]
+    behind = tuple(None if i == best else _behind(right[best], right[i]) for i in places)
+    equal = [i for i, gap in enumerate(behind) if gap is None or not gap.shown]
+    index = min(equal, key=lambda i: (_cost(candidates[i]), -proxies[i].top1_validation, -candidates[i].top1_validation))
+    return Selected(candidates[index], index, _proxy_reason(candidates, proxies, behind, index, best), proxies, behind)
+
+
+def _behind(best: NDArray[np.bool_], other: NDArray[np.bool_]) -> Behind:
+    """Both bool (V,) of the same pictures."""
+    drop = paired_drop(best, other)
+    return Behind(drop.drop_points, drop.low, drop.high)
+
+
 def _cost(one: Trained) -> float:
     """Multiply-accumulates; a file that does not show them counts as the largest."""
     return float("inf") if one.macs is None else one.macs
 
 
-def _proxy_reason(candidates: list[Trained], proxies: tuple[Proxied, ...], index: int) -> str:
-    """Who made the best student, by how much, and whether the strongest teacher is another one."""
+def _proxy_reason(candidates: list[Trained], proxies: tuple[Proxied, ...], behind: tuple[Behind | None, ...], index: int, best: int) -> str:
+    """Who made the best student, by how much, whether that is more than chance, and whether the strongest teacher is another one."""
     names = [one.network.model for one in candidates]
-    second = max((i for i in range(len(proxies)) if i != index), key=lambda i: proxies[i].top1_validation)
-    one, lead = proxies[index], 100 * (proxies[index].top1_validation - proxies[second].top1_validation)
-    strongest = max(range(len(candidates)), key=lambda i: candidates[i].top1_validation)
+    one = proxies[best]
     told = f"the student reaches {100 * one.top1_validation:.2f} % on {one.pictures:,} validation pictures after {one.epochs} epochs on {100 * one.share:g} %"
-    ahead = f"{told} of the pictures with {names[index]}, {lead:.2f} points more than with {names[second]}"
+    second = max((i for i in range(len(proxies)) if i != best), key=lambda i: (i == index, proxies[i].top1_validation))
+    ahead = f"{told} of the pictures with {names[best]}, {behind[second]} more than with {names[second]}"
+    gap = behind[second]
+    if gap is not None and not gap.shown:
+        cheaper = "is as large" if _cost(candidates[index]) == _cost(candidates[second if index == best else best]) else "needs fewer multiply-accumulates"
+        return f"{ahead}: no difference shown, and {names[index]} {cheaper}; more validation pictures or longer proxies would tell more"
+    strongest = max(range(len(candidates)), key=lambda i: candidates[i].top1_validation)
     if candidates[strongest].top1_validation == candidates[index].top1_validation:
         return f"{ahead}; {names[index]} is the strongest by itself too"
     return f"{ahead}, although {names[strongest]} is stronger by itself ({100 * candidates[strongest].top1_validation:.2f} %)"
@@ -63,6 +106,7 @@ def rows(candidates: list[Trained], selected: Selected) -> list[dict[str, Any]]:
     """The table of candidates: report.json's, with both rankings (1 is best)."""
     own = ranks([one.top1_validation for one in candidates])
     proxy = ranks([one.top1_validation for one in selected.proxies])
+    gaps: tuple[Any, ...] = selected.behind or (None,) * len(candidates)
     return [
         {
             "model": one.network.model,
@@ -71,6 +115,8 @@ def rows(candidates: list[Trained], selected: Selected) -> list[dict[str, Any]]:
             "rank": own[index],
             "proxy_top1_validation": selected.proxies[index].top1_validation if proxy else None,
             "proxy_rank": proxy[index] if proxy else None,
+            "proxy_behind_points": gaps[index].points if gaps[index] else None,
+            "proxy_behind_ci95": [gaps[index].low, gaps[index].high] if gaps[index] else None,
             "params": one.params,
             "macs": one.macs,
             "seconds": one.seconds,
@@ -91,5 +137,13 @@ def proxy_line(row: dict[str, Any]) -> str:
     """A row of the table where candidates were compared by proxy, for the console."""
     return (
         f"teacher {row['model']}: {100 * row['top1_validation']:.2f} % by itself (rank {row['rank']}), "
-        f"the student {100 * row['proxy_top1_validation']:.2f} % with it (rank {row['proxy_rank']})"
+        f"the student {100 * row['proxy_top1_validation']:.2f} % with it (rank {row['proxy_rank']}{behind_best(row, ', ')})"
     )
+
+
+def behind_best(row: dict[str, Any], before: str = "") -> str:
+    """How far the row's student is behind the best one, or nothing; `before` stands in front."""
+    if row["proxy_behind_ci95"] is None:
+        return ""
+    gap = Behind(row["proxy_behind_points"], *row["proxy_behind_ci95"])
+    return f"{before}{gap} behind the best{'' if gap.shown else ': no difference shown'}"

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compress.precision import rounded
 from compress.store import locked, write_atomically
 
 MEMORY_LIMIT = 2 * 2**30  # bytes; beyond it the teacher simply runs
@@ -108,7 +109,7 @@ class TeacherCache:
         self.rows_run += count
         if 0 < count < LEAST_ROWS:
             pixels = pixels.repeat(LEAST_ROWS, *(1,) * (pixels.dim() - 1))
-        return self.forward(pixels)[:count].to(torch.float16)
+        return rounded(self.forward(pixels)[:count])
 
     def _remember(self, index: Tensor, view: Tensor, fresh: Tensor) -> None:
         end = self.used + len(fresh)
@@ -137,6 +138,8 @@ class TeacherCache:
 
     def _check(self, index: np.ndarray, view: np.ndarray, rows: np.ndarray) -> None:
         """Raises ValueError where the arrays are not this cache's."""
+        if not np.isfinite(rows).all():
+            raise ValueError("logits that are not finite")
         if rows.dtype != np.float16 or rows.shape[1:] != self.logits.shape[1:] or not index.shape == view.shape == rows.shape[:1]:
             raise ValueError(f"logits {rows.dtype} {rows.shape} for {index.shape} pictures")
         for part, limit in zip((index, view), self.slot.shape, strict=True):

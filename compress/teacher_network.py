@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.models.taps import Tapped
+from compress.precision import rounded
 from compress.teacher_cache import TeacherCache
 
 
@@ -46,7 +47,7 @@ class TeacherNetwork:
         named = {name: value.float() for name, value in maps.items()}
         if isinstance(self.logits, TeacherCache):
             return self.logits.answer(known, pixels)[0], named
-        return (logits.to(torch.float16).float() if self.logits else None), named
+        return (rounded(logits).float() if self.logits else None), named
 
     def merge(self, gather: Callable[[Tensor], Tensor]) -> None:
         """Learn what the other processes' teachers said."""

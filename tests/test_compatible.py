@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress import cli, recipe
+from compress import cli, recipe, schedule
 from compress.methods import METHODS, build_method
 from compress.models.outline import Outline, outline
 from compress.schema import Distill
@@ -63,6 +63,20 @@ def test_check_and_run_refuse_with_exit_2_before_anything_is_trained(tmp_path, c
         shown = " ".join(capsys.readouterr().err.split())
         assert reason.format(at=f"--set distill.{flags[0]}") in shown
     assert not (tmp_path / "a" / "cache" / "teacher").exists()
+
+
+@pytest.mark.parametrize(("flags", "least"), [(["method=rkd"], 3), (["method=[kd, rkd]"], 3)])
+def test_a_batch_too_small_for_the_method_is_said_by_check(tmp_path, capsys, flags, least):
+    path = tmp_path / "pair.yaml"
+    path.write_text(RECIPE + "train: {batch_size: 2}\n")
+    assert cli.main(["check", str(path), *(word for flag in flags for word in ("--set", f"distill.{flag}"))]) == 2
+    said = capsys.readouterr().err
+    assert f"{path}:4:9: train.batch_size: " in said and f"needs at least {least} pictures a batch, got 2 (a smaller last batch" in said
+
+
+def test_a_last_batch_too_small_for_rkd_is_left_out():
+    method = build_method(Distill(method="rkd"), student=known("resnet8", None), teacher=known("resnet8", None), train_labels=torch.arange(100))
+    assert [schedule.steps(pictures, 16, method.smallest_batch()) for pictures in (64, 65, 66, 67)] == [4, 4, 4, 5]
 
 
 def test_a_network_without_a_table_of_maps_is_refused_by_place(tmp_path, capsys, monkeypatch):

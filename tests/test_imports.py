@@ -86,7 +86,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "compress.distilling": (*FOUNDATIONS, "compress.schema", "compress.store", "compress.loading", "compress.data*", "compress.methods", "compress.models*",
                             "compress.teacher_cache", "compress.train"),
-    "compress.selection": ("compress.results",),
+    "compress.selection": ("compress.results", "compress.statistics"),
     "compress.faults": ("compress.statistics",),
     "compress.slices": ("compress.statistics",),
     "compress.timing": (*FOUNDATIONS, "compress.data*", "export.*"),

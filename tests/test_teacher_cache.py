@@ -168,6 +168,12 @@ def test_only_unknown_rows_run_and_logits_have_the_precision_of_float16():
     assert cache.rows_run == 5 == cache.used
 
 
+def test_logits_beyond_float16_are_its_largest_numbers():
+    wild = torch.tensor([[1e6, -1e30, 3.0]])
+    cache = TeacherCache(lambda raw: wild.expand(len(raw), 3), pictures=2, views=1, classes=3, device="cpu", folder=None, warn=pytest.fail)
+    assert ask(cache, *batch(0)).tolist() == [[65504.0, -65504.0, 3.0]]
+
+
 def test_a_single_row_runs_as_two():
     sizes: list[int] = []
     cache = TeacherCache(

@@ -168,19 +168,27 @@ def teacher(source: Source) -> Html | None:
     if not candidates:
         return None
     proxy = any(row.get("proxy_top1_validation") is not None for row in candidates)
-    ranking = ["Rank", "Student's top-1, proxy", "Rank by proxy"] if proxy else []
+    ranking = ["Rank", "Student's top-1, proxy", "Rank by proxy", "Behind the best, points"] if proxy else []
     head = ["Candidate", "Top-1, validation", *ranking, "Parameters", "MACs", "Epochs", "Time", "From"]
     rows = [
         [
             [row.get("model"), " ", el("span", "\u2713 chosen", class_="chip passed") if row.get("chosen") else None],
             percent(row.get("top1_validation"), 2),
-            *([count(row.get("rank")), percent(row.get("proxy_top1_validation"), 2), count(row.get("proxy_rank"))] if proxy else []),
+            *([count(row.get("rank")), percent(row.get("proxy_top1_validation"), 2), count(row.get("proxy_rank")), _behind(row)] if proxy else []),
             count(row.get("params")), count(row.get("macs")), count(row.get("epochs")),
             duration(row.get("seconds")), row.get("origin") or NOT_MEASURED,
         ]
         for row in candidates
     ]  # fmt: skip
     return section("teacher", "Teacher", table("Teacher candidates", head, rows), lead=report["teacher"].get("reason"))
+
+
+def _behind(row: Mapping[str, Any]) -> Child:
+    """How far the student of a candidate is behind the best one's, with its interval, and whether that is shown."""
+    points, interval = row.get("proxy_behind_points"), row.get("proxy_behind_ci95")
+    if points is None or interval is None:
+        return NOT_MEASURED
+    return f"{points:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]{'' if interval[0] > 0 else ', no difference shown'}"
 
 
 def figure_of(drawn: Mapping[str, str], name: str, alt: str, caption: Child = None) -> Html | None:

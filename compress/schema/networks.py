@@ -66,7 +66,7 @@ class Teacher(Section):
 
     select: Literal["best", "proxy"] = Field(
         default="best", description="best: by accuracy on the validation pictures, equal ones by fewer MACs; proxy: by the accuracy of this student after a "
-        "short distillation from each; the table shows both rankings"
+        "short distillation from each, the cheapest of those that are not shown to be worse than the best; the table shows both rankings"
     )  # fmt: skip
     proxy: Proxy = Field(default=Proxy(), description="the short distillations")
     candidates: tuple[Candidate, ...] = Field(min_length=1, description="one or more networks")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from compress import checkpoint
+import numpy as np
+
+from compress import checkpoint, loading
 from compress.distilling import distil
 from compress.results import File, Network, Proxied, Trained, TrainingData
 from compress.schema import Distill, Train
 from compress.store import Context, Stage
+from compress.train import predict
 
 
 def _run(
@@ -17,8 +20,14 @@ def _run(
     title = f"proxy: {student.model} from {teacher.network.model}"
     short = distil(config, context=context, student=student, start=start, weights=weights, teacher=teacher, data=data, train=train, share=share, title=title)
     checkpoint.discard(context.work)
+    pictures = loading.pictures(data, context.device)
+    shown = pictures.images[pictures.validation_index]
+    logits = predict(short.method.deployed(short.model), shown, data.image_size, student.normalization)
+    correct = logits.argmax(dim=1) == pictures.labels[pictures.validation_index]
+    np.save(context.work / "correct.npy", correct.cpu().numpy())
     return Proxied(
-        top1_validation=short.fitted.history[-1]["top1_validation"],
+        top1_validation=float(correct.double().mean()),
+        correct=File.of(context.work / "correct.npy"),
         pictures=short.pictures,
         epochs=len(short.fitted.history),
         share=share,
@@ -26,4 +35,4 @@ def _run(
     )
 
 
-run = Stage("proxy", 1, _run, Proxied, together=True)
+run = Stage("proxy", 2, _run, Proxied, together=True)

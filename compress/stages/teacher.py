@@ -69,10 +69,8 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
                 depthwise=info.depthwise, teacher=None, device=context.device, folder=context.work, progress=progress,
                 group=context.group,
             )  # fmt: skip
-    top1 = accuracy(
-        predict(model, pictures.images[pictures.validation_index], data.image_size, network.normalization),
-        pictures.labels[pictures.validation_index],
-    )
+    logits = predict(model, pictures.images[pictures.validation_index], data.image_size, network.normalization)
+    top1 = accuracy(logits, pictures.labels[pictures.validation_index])
     _expect(config, top1, len(pictures.validation_index), lambda: _named(config, model, pictures, network, data))
     if network.black_box and weights is not None:
         path = context.work / "teacher.onnx"
@@ -94,6 +92,7 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
         threads=fitted.threads if fitted else None,
         history=File.of(context.work / checkpoint.HISTORY) if fitted else None,
         origin=_origin(config),
+        largest_logit=float(logits.abs().max()),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from compress.errors import StageError
 from compress.methods import build_method
 from compress.models import build
 from compress.models.count import macs, params
-from compress.schema import Distill
+from compress.schema import Catkd, Distill
 from compress.stages import strip
 from compress.train import predict
 
@@ -79,6 +81,28 @@ def test_a_method_that_ships_its_head_fails(work, network, trained_teacher, dist
     deploying(monkeypatch, change)
     with pytest.raises(StageError, match=r"does not fit ResNet: 8|does not fit ResNet: .* unexpected \(auxiliary.0.bias"):
         run(work, network, trained_teacher, distilled, training, dhkd)
+
+
+@pytest.mark.parametrize("method", ["catkd", "simkd"])
+def test_another_form_is_held_to_a_limit_that_grows_with_the_logits(network, method):
+    torch.manual_seed(0)
+    model = build("resnet8", classes=4).eval()
+    own = loading.outline(network, model)
+    config = Distill(method=method, catkd=Catkd(side=1))
+    trained = build_method(config, student=own, teacher=own, train_labels=torch.zeros(4, dtype=torch.int64)).eval()
+    images = torch.randint(0, 256, (8, 16, 16, 3), dtype=torch.uint8)
+    for scale in (1.0, 1e4):
+        with torch.no_grad():
+            model.fc.weight.mul_(scale)  # CAT-KD's logits; SimKD's classifier is the teacher's
+            if method == "simkd":
+                trained.classifier.weight.mul_(scale)
+        shipped = copy.deepcopy(trained.deployed(model))
+        strip._prove(model, shipped, trained, network, images)
+        assert strip.params(shipped) == strip.params(trained.deployed(model))
+        with torch.no_grad():
+            shipped.fc.weight[0] *= 1.1
+        with pytest.raises(StageError, match=r"away from what was trained; the limit is .* which is 1e-05 times the largest logit above 1 \("):
+            strip._prove(model, shipped, trained, network, images)
 
 
 def test_another_number_of_parameters_fails(network, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from compress.distilling import distil
 from compress.errors import MissingError, StageError
 from compress.models import build, checkpoints
 from compress.models.count import macs, params
-from compress.results import File, Network, Normalization, Proxied, Trained
+from compress.results import File, Network, Normalization, Proxied, Trained, sha256_of
 from compress.schema import Candidate, Distill, Export, Schedule, Train
 from compress.stages import convert, proxy, teacher
 
@@ -144,26 +145,53 @@ def test_a_single_candidate_is_called_so():
     assert selection.select([candidate("resnet8", 0.1, 5)]).reason == "resnet8 is the only candidate"
 
 
-def test_the_proxy_decides_and_both_rankings_are_told():
+def proxies_of(folder: Path, *right: int, pictures: int = 400) -> tuple[Proxied, ...]:
+    """Students that get the first so many pictures right."""
+    found = []
+    for number, count in enumerate(right):
+        np.save(folder / f"{number}.npy", np.arange(pictures) < count)
+        found.append(Proxied(count / pictures, File.of(folder / f"{number}.npy"), pictures, 2, 0.5, 1.0))
+    return tuple(found)
+
+
+def test_the_proxy_decides_and_both_rankings_are_told(tmp_path):
     candidates = [candidate("resnet8", 0.70, 5), candidate("resnet20", 0.80, 50), candidate("resnet56", 0.81, 500)]
-    proxies = tuple(Proxied(top1, 40, 2, 0.5, 1.0) for top1 in (0.40, 0.45, 0.42))
+    proxies = proxies_of(tmp_path, 160, 180, 168)
 
     selected = selection.select(candidates, proxies)
     rows = selection.rows(candidates, selected)
 
     assert (selected.teacher, selected.index) == (candidates[1], 1)
     assert selected.reason == (
-        "the student reaches 45.00 % on 40 validation pictures after 2 epochs on 50 % of the pictures with resnet20, 3.00 points more than with resnet56, "
-        "although resnet56 is stronger by itself (81.00 %)"
+        "the student reaches 45.00 % on 400 validation pictures after 2 epochs on 50 % of the pictures with resnet20, 3.00 [1.72, 5.17] points more than "
+        "with resnet56, although resnet56 is stronger by itself (81.00 %)"
     )
     assert [(row["rank"], row["proxy_rank"], row["chosen"]) for row in rows] == [(3, 3, False), (2, 1, True), (1, 2, False)]
-    assert selection.proxy_line(rows[0]) == "teacher resnet8: 70.00 % by itself (rank 3), the student 40.00 % with it (rank 3)"
+    assert rows[1]["proxy_behind_ci95"] is None and rows[0]["proxy_behind_points"] == 5.0
+    assert selection.proxy_line(rows[0]).startswith("teacher resnet8: 70.00 % by itself (rank 3), the student 40.00 % with it (rank 3, 5.00 [")
+    assert selection.proxy_line(rows[0]).endswith("] points behind the best)")
 
 
-def test_equal_proxies_go_to_the_stronger_teacher_and_without_any_there_is_no_second_ranking():
+@pytest.mark.parametrize("order", [1, -1])
+def test_where_no_difference_is_shown_the_cheaper_teacher_is_taken(tmp_path, order):
+    candidates = [candidate("resnet8", 0.70, 5), candidate("resnet20", 0.80, 50), candidate("resnet56", 0.81, 500)][::order]
+    selected = selection.select(candidates, proxies_of(tmp_path, *(150, 178, 180)[::order]))
+
+    assert selected.teacher.network.model == "resnet20"  # resnet8's student is shown to be worse than the best
+    assert "with resnet56, 0.50 [" in selected.reason and "more than with resnet20: no difference shown, and resnet20 needs fewer" in selected.reason
+    assert [gap is None or gap.shown for gap in selected.behind] == [True, False, True][::order]
+    lines = [selection.proxy_line(row) for row in selection.rows(candidates, selected)]
+    assert [line.endswith("no difference shown)") for line in lines] == [False, True, False][::order]
+
+    best = selection.select(candidates, proxies_of(tmp_path, *(150, 180, 178)[::order]))  # the best is the cheaper one itself
+    assert best.teacher.network.model == "resnet20" and "with resnet20, 0.50 [" in best.reason and "and resnet20 needs fewer" in best.reason
+
+
+def test_equal_proxies_go_to_the_cheaper_teacher_and_without_any_there_is_no_second_ranking(tmp_path):
     candidates = [candidate("resnet8", 0.70, 5), candidate("resnet20", 0.80, 50)]
 
-    assert selection.select(candidates, (Proxied(0.4, 40, 2, 0.5, 1.0),) * 2).index == 1
+    assert selection.select(candidates[::-1], proxies_of(tmp_path, 160, 160)).index == 1
+    assert selection.select(candidates, proxies_of(tmp_path, 160, 160)).index == 0
     assert [row["proxy_rank"] for row in selection.rows(candidates, selection.select(candidates))] == [None, None]
 
 
@@ -176,8 +204,18 @@ def test_a_short_distillation_sees_its_share_and_is_judged_on_validation(work, n
     trained = distil(dhkd, context=work, **inputs, share=0.5)
 
     assert (short.pictures, short.epochs, short.share) == (40, 1, 0.5)
-    assert short.top1_validation == trained.fitted.history[-1]["top1_validation"]
+    assert short.top1_validation == trained.fitted.history[-1]["top1_validation"] == np.load(short.correct.path).mean()
     assert len(list((work.cache / "logits").glob("*/logits.npz"))) == 1  # the real distillation will find these logits
+
+
+def test_logits_that_float16_cannot_hold_are_refused_before_training(work, network, training, trained_teacher, dhkd):
+    assert 0 < trained_teacher.largest_logit < 100  # recorded where it was judged, and no part of a key
+    assert sha256_of(trained_teacher) == sha256_of(dataclasses.replace(trained_teacher, largest_logit=None))
+    inputs = {"context": work, "student": network, "start": "none", "weights": None, "data": training, "train": Train(epochs=1, batch_size=16, lr=0.05)}
+    for largest in (65_505.0, math.nan):
+        wild = dataclasses.replace(trained_teacher, largest_logit=largest)
+        with pytest.raises(StageError, match=r"teacher resnet8: its logits reach (6.55e\+04|nan) on the validation pictures, and float16"):
+            distil(dhkd, teacher=wild, **inputs)
 
 
 def foreign(trained: Trained, path: Path) -> tuple[File, tuple[str, ...]]:
