@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import click
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from seeds import mean
 
 from compress import pipeline, recipe
 from compress.console import Console
@@ -39,7 +39,6 @@ CASES = {
 }
 SHORT = ("teacher.candidates=[{model: resnet8x4, weights: embedded}]", "distill.baseline=false", "require={}", "validate.repeats=16")
 PAIRS = ("static_loses", "tuned_loses", "tuned_gains_over_static", "tuned_gains_over_longer_static")
-T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t by number of seeds
 
 
 @click.command()
@@ -131,15 +130,8 @@ def _row(runs: list[dict[str, Any]]) -> dict[str, Any]:
     pairs = [key for key in PAIRS if key in runs[0]]
     return {
         **{key: statistics.mean(100 * run[key] for run in runs) for key in names},
-        **{key: _mean([run[key]["points"] for run in runs]) for key in pairs},
+        **{key: mean([run[key]["points"] for run in runs]) for key in pairs},
     }
-
-
-def _mean(values: list[float]) -> dict[str, Any]:
-    if len(values) == 1:
-        return {"mean": values[0], "ci95": None, "each": values}
-    mean, half = statistics.mean(values), T_975[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return {"mean": mean, "ci95": [mean - half, mean + half], "each": values}
 
 
 def _lines(table: dict[str, dict[str, Any]], seeds: int) -> list[str]:

@@ -1,0 +1,215 @@
+"""The papers' protocol for one pair and one method on CIFAR-100, through the product, and a verdict against the published number.
+
+    python benchmarks/reproduce.py resnet56-resnet20 dhkd --data cifar100.npz --teacher resnet56.safetensors
+    python benchmarks/reproduce.py resnet56-resnet20 dhkd --data cifar100.npz --epochs 1 --subset 5000        a trial, never judged
+
+Published numbers come from training on all 50,000 pictures and are the best of 240 epochs by the 10,000 test pictures. To be held against
+them a run must do the same, so here, and nowhere else, the test pictures stand in the place of the validation pictures: they are watched
+after every epoch, nothing is trained or calibrated on them, the last epoch still ships. Settings are those of recipes/cifar100. Every run
+is cached in --artifacts, an interrupted one goes on in its epoch. 3 x 240 epochs are work for a GPU; on a CPU the time is told first.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from compare_methods import METHODS, overrides, published
+from seeds import interval, mean, needed
+
+from compress import pipeline, recipe
+from compress.console import Console, duration
+from compress.data import cifar, npz
+from compress.data.splits import carve, stratified
+from compress.errors import CompressError, UsageError
+
+HERE = Path(__file__).parent
+MOBILE = ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")
+EXIT_CODES = {"passed": 0, "outside": 5, "undecided": 6, "not judged": 0}
+SAMPLE = 12  # training pictures a class in the estimate of time
+
+
+def band(pair: str, method: str) -> float:
+    """Half-width in points that a mean of best epochs may be away from the published one; by the pair, 0.6 for the student alone.
+
+    Where papers reran each other they differ by about this: 0.5 for ResNets and VGGs, 1.0 for wide ResNets, 0.8 for mobile students.
+    """
+    if method == "none":
+        return 0.6
+    if pair.split("-")[1] in MOBILE:
+        return 0.8
+    return 1.0 if pair.startswith("wrn") else 0.5
+
+
+def judge(best: Sequence[float], published_top1: float, half_width: float) -> dict[str, Any]:
+    """The mean of several seeds' best epochs (per cent) against a published number.
+
+    passed: the 95 % interval of the mean lies within the band; outside: it lies beside it; undecided: it touches an edge, or there is one
+    seed. `mean_within_band` is the mean alone, as the papers compare.
+    """
+    ends, middle = interval(best), statistics.mean(best)
+    low, high = published_top1 - half_width, published_top1 + half_width
+    if ends is None:
+        verdict, why = "undecided", "one seed has no interval; run three"
+    elif low <= ends[0] and ends[1] <= high:
+        verdict, why = "passed", "the whole interval lies within the band"
+    elif ends[1] < low or high < ends[0]:
+        verdict, why = "outside", f"the whole interval lies {'below' if ends[1] < low else 'above'} the band"
+    else:
+        count = needed(best, low, high)
+        verdict, why = "undecided", f"the interval touches the band's edge; {f'about {count}' if count else 'more than ten'} seeds would settle it"
+    interval_text = "" if ends is None else f" [{ends[0]:.2f}, {ends[1]:.2f}]"
+    sentence = f"{verdict}: {middle:.2f}{interval_text} % over {len(best)} seeds; published {published_top1:.2f}, band {low:.2f} to {high:.2f}: {why}"
+    return {"verdict": verdict, "mean_within_band": low <= middle <= high, "published_top1": published_top1, "band": [low, high], "sentence": sentence}
+
+
+def watched(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The product's five arrays, with the test pictures where `data.validation` = their number will carve them out of the training part.
+
+    Raises: UsageError where the classes are not in the same proportion in both parts.
+    """
+    labels = np.concatenate([arrays["train_labels"], arrays["test_labels"]])
+    images = np.empty((len(labels), *arrays["train_images"].shape[1:]), np.uint8)
+    for part, places in zip(("train", "test"), carve(labels, len(arrays["test_labels"]), 0), strict=True):
+        for label in np.unique(labels):
+            here, there = places[labels[places] == label], arrays[f"{part}_labels"] == label
+            if len(here) != int(there.sum()):
+                raise UsageError(f"class {label} has another share of the test pictures than of the training pictures; this is not CIFAR-100")
+            images[here] = arrays[f"{part}_images"][there]
+    return {**arrays, "train_images": images, "train_labels": labels}
+
+
+@click.command()
+@click.argument("pair", type=click.Choice(sorted(path.stem for path in (HERE.parent / "recipes" / "cifar100").glob("*.yaml"))))
+@click.argument("method", type=click.Choice(METHODS))
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 10))
+@click.option("--data", type=click.Path(path_type=Path), help="npz file, or the folder of cifar-100-python; default: torchvision's copy")
+@click.option("--teacher", type=click.Path(path_type=Path), help="checkpoint of the teacher; default: trained here by the recipe")
+@click.option("--epochs", type=click.IntRange(1), help="a trial: fewer epochs of the student (and of a teacher trained here)")
+@click.option("--subset", type=click.IntRange(200, 49_999), help="a trial: so many training pictures")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--artifacts", default=Path("artifacts"), show_default=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="default: benchmarks/results/reproduce-PAIR-METHOD.json; of a trial: in --artifacts")
+def main(
+    pair: str, method: str, seeds: int, data: Path | None, teacher: Path | None, epochs: int | None, subset: int | None, device: str,
+    artifacts: Path, out: Path | None,
+) -> None:  # fmt: skip
+    """Train METHOD on PAIR as the papers do and judge the mean of the best epochs."""
+    trial = epochs is not None or subset is not None
+    name = f"reproduce-{pair}-{method}"
+    out = out or (artifacts / f"{name}-trial.json" if trial else HERE / "results" / f"{name}.json")
+    command = "python " + " ".join(["benchmarks/reproduce.py", *sys.argv[1:]])
+    try:
+        arrays = _pictures(data)
+        changes = (*overrides(method), *_teacher(pair, teacher, epochs), *((f"train.epochs={epochs}",) if epochs else ()), f"name={name}")
+        if not trial and pipeline.resolve_device(device) == "cpu":
+            print(_time(pair, changes, arrays, seeds), flush=True)
+        if subset:
+            arrays = _part(arrays, subset)
+        changes = (*changes, *_stored(arrays, artifacts.absolute() / f"cifar100-watched{f'-{subset}' if subset else ''}.npz"))
+        runs: list[dict[str, Any]] = []
+        for seed in range(seeds):
+            runs.append(_run(pair, (*changes, f"seed={seed}"), seed, artifacts, device))
+            content = {"command": command, "pair": pair, "method": method, "trial": trial, **_result(pair, method, runs, trial)}
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(content, indent=1) + "\n")
+    except CompressError as error:
+        print(f"{error}\nwhat is done is kept; to go on: {command}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    print(f"{content['sentence']}\nwritten: {out}")
+    sys.exit(EXIT_CODES[content["verdict"]])
+
+
+def _pictures(source: Path | None) -> dict[str, np.ndarray]:
+    """CIFAR-100 as the product's five arrays."""
+    arrays, classes = npz.load(source) if source and source.is_file() else cifar.load("cifar100", source or cifar.default_root(), download=False)
+    return {**arrays, "class_names": np.array(classes)}
+
+
+def _part(arrays: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """So many of the training pictures, classes alike; the test pictures stay."""
+    per_class = count // len(arrays["class_names"])
+    index = stratified(arrays["train_labels"], per_class * len(arrays["class_names"]), 0)
+    return {**arrays, **{key: arrays[key][index] for key in ("train_images", "train_labels")}}
+
+
+def _teacher(pair: str, weights: Path | None, epochs: int | None) -> tuple[str, ...]:
+    """A checkpoint must reach the published accuracy of its kind; its interval decides, see `expect_top1`."""
+    if weights is None:
+        return (f"teacher.candidates.0.train.epochs={epochs}",) if epochs else ()
+    candidate = {"model": pair.split("-")[0], "weights": str(weights.absolute()), "expect_top1": published()[pair]["teacher"] / 100}
+    return (f"teacher.candidates={json.dumps([candidate])}",)
+
+
+def _stored(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
+    """Write what the product reads; what `--set` makes it read that."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **watched(arrays))  # type: ignore[arg-type]
+    constants = cifar.SETS["cifar100"]
+    normalize = json.dumps({"mean": constants.mean, "std": constants.std})
+    return "data.source=npz", f"data.root={path}", f"data.validation={len(arrays['test_labels'])}", f"data.normalize={normalize}"
+
+
+def _time(pair: str, changes: tuple[str, ...], arrays: dict[str, np.ndarray], seeds: int) -> str:
+    """How long the protocol takes on this CPU, from the first steps of teacher and student."""
+    path = HERE.parent / "recipes" / "cifar100" / f"{pair}.yaml"
+    settings = recipe.resolve(recipe.load(path, changes).recipe)
+    own = settings.teacher.candidates[0].train
+    few = _part({**arrays, **{key: arrays[key][:1000] for key in ("test_images", "test_labels")}}, SAMPLE * len(arrays["class_names"]))
+    short = ("train.epochs=2", *(("teacher.candidates.0.train.epochs=2",) if own else ("teacher.candidates.0.expect_top1=null",)))
+    speed: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(Path(folder) / "few.npz", **few)  # type: ignore[arg-type]
+        told = (*changes, *short, "data.source=npz", f"data.root={folder}/few.npz", "data.validation=100")
+        pipeline.run(recipe.load(path, told), artifacts=Path(folder), device="cpu", until="distill", force=(), console=Console(quiet=True))
+        for stage in ("teacher", "distill"):
+            for record in (Path(folder) / "cache" / stage).glob("*/stage.json"):
+                speed[stage] = json.loads(record.read_text())["result"]["images_per_second"]
+    passes = {"distill": seeds * (settings.train.epochs or 0), "teacher": (own.epochs or 0) if own else 0}
+    seconds = sum(count * len(arrays["train_labels"]) / speed[stage] for stage, count in passes.items() if count)
+    return (
+        f"on this CPU the protocol takes about {duration(seconds)} ({speed['distill']:.0f} images/s of the student, {passes['distill']} epochs"
+        + (f"; {passes['teacher']} of the teacher" if passes["teacher"] else "")
+        + "): it is meant for a GPU. What is done is kept, so it may be stopped. A trial, which is never judged: --epochs 1 --subset 5000"
+    )
+
+
+def _run(pair: str, changes: tuple[str, ...], seed: int, artifacts: Path, device: str) -> dict[str, Any]:
+    """One `compress run`: the best and the last epoch by the test pictures, per cent."""
+    loaded = recipe.load(HERE.parent / "recipes" / "cifar100" / f"{pair}.yaml", (*changes, "distill.baseline=false", "require={}", "validate.repeats=16"))
+    outcome = pipeline.run(loaded, artifacts=artifacts, device=device, until=None, force=(), console=Console())
+    assert outcome.report is not None and outcome.run_folder is not None  # no --until
+    with (outcome.run_folder / "history" / "student.csv").open() as stream:
+        epochs = [100 * float(row["top1_validation"]) for row in csv.DictReader(stream)]
+    report = outcome.report
+    return {
+        "seed": seed, "best": max(epochs), "best_epoch": 1 + epochs.index(max(epochs)), "last": epochs[-1], "epochs": len(epochs),
+        "int8_of_last": next((100 * row["top1"] for row in report["models"] if row["file"] == "student.int8.onnx"), None),
+        "teacher_top1": 100 * report["teacher"]["top1_validation"],
+        **{key: report["student"][key] for key in ("params", "macs", "precision", "threads", "images_per_second")},
+        "environment": {key: value for key, value in report["environment"].items() if key != "compress"},
+    }  # fmt: skip
+
+
+def _result(pair: str, method: str, runs: list[dict[str, Any]], trial: bool) -> dict[str, Any]:
+    """Means, the verdict, and the runs."""
+    best, known = [run["best"] for run in runs], published()[pair].get(method)
+    if trial or known is None:
+        why = "a trial" if trial else "there is no published number"
+        verdict = {"verdict": "not judged", "sentence": f"not judged ({why}): best epoch {statistics.mean(best):.2f} %, mean of {len(best)}"}
+    else:
+        verdict = judge(best, known, band(pair, method))
+    bare = [{key: value for key, value in run.items() if key != "environment"} for run in runs]
+    return {**verdict, "best": mean(best), "last": mean([run["last"] for run in runs]), "runs": bare, "environment": runs[0]["environment"]}
+
+
+if __name__ == "__main__":
+    main()
