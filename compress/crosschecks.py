@@ -22,6 +22,11 @@ STUDENT_EPOCHS = 240  # the papers'
 CANDIDATE_EPOCHS = 60
 PRETRAINED_EPOCHS = 20
 LARGE_PICTURES = 112  # pixels
+PHOTOS = ("folder", "imagenet", "webdataset")  # files of any size
+ROOTS = {  # what data.root is
+    "folder": "the folder with one sub-folder a class", "npz": "the .npz file", "imagenet": "the folder that holds train and val",
+    "webdataset": "the folder with the shards",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,12 @@ def network(name: str) -> catalog.NetworkInfo:
 
 def image_size(data: Data) -> int:
     """Side in pixels that the networks see."""
-    return data.image_size or (224 if data.source == "folder" else 32)
+    return data.image_size or (224 if data.source in PHOTOS else 32)
 
 
 def augment(data: Data) -> str:
     """The training views."""
-    return data.augment or ("resized_crop" if data.source == "folder" else "crop_flip")
+    return data.augment or ("resized_crop" if data.source in PHOTOS else "crop_flip")
 
 
 def explain(error: ValidationError, data: Any) -> list[Finding]:
@@ -215,9 +220,12 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     for keys, item in _networks(recipe):
         for below, message in _network_mistakes(item, size):
             yield Finding((*keys, *below) if below[0] != "data" else below, message, sections=frozenset({str(keys[0]), "data"}))
-    if recipe.data.source in ("folder", "npz") and recipe.data.root is None:
-        what = "the folder with one sub-folder a class" if recipe.data.source == "folder" else "the .npz file"
-        yield Finding(("data", "root"), f"missing; source: {recipe.data.source} needs it: {what}", "key", frozenset({"data"}))
+    if recipe.data.source in ROOTS and recipe.data.root is None:
+        message = f"missing; source: {recipe.data.source} needs it: {ROOTS[recipe.data.source]}"
+        yield Finding(("data", "root"), message, "key", frozenset({"data"}))
+    if recipe.data.source in ("imagenet", "webdataset") and augment(recipe.data) not in ("resized_crop", "none"):
+        message = f"pictures of {recipe.data.source} are decoded in training, with resized_crop or none; {recipe.data.augment} is for decoded arrays"
+        yield Finding(("data", "augment"), message, sections=frozenset({"data"}))
     for keys, train, epochs in _trainings(recipe):
         for below, message in _train_mistakes(train, epochs):
             excuse = (*keys, "epochs") if below[-1] == "milestones" else ()

@@ -60,7 +60,9 @@ def distil(
         teaching = loading.teaching(
             teacher, method, taught_by.taps, data, len(pictures.images), device=context.device, cache=context.cache, warn=context.console.warn
         )
-        if isinstance(teaching, TeacherCache):
+        if data.streamed is not None:
+            context.console.line(f"teacher {teacher.network.model} runs on every batch: pictures are decoded in training, so a view rarely comes again")
+        elif isinstance(teaching, TeacherCache):
             context.console.line(_cache_line(len(pictures.train_index), data, train, student.classes, teaching.used))
         else:
             context.console.line(f"teacher {teacher.network.model} runs on every batch: {config.name} reads its feature maps")

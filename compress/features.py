@@ -101,8 +101,7 @@ def heads(kept: Kept, pictures: Pictures) -> Heads | None:
     record, index = kept.trained.network, pictures.validation_index.numpy()
     logits, features = _tapped(model.eval(), {"pooled": loading.outline(record).taps["pooled"]}, record, pictures, index)
     teacher = kept.teacher.network
-    images = pictures.images[pictures.validation_index]
-    taught = predict(loading.network(teacher, kept.teacher.weights, "cpu"), images, teacher.image_size, teacher.normalization).numpy()
+    taught = predict(loading.network(teacher, kept.teacher.weights, "cpu"), pictures.validation(), teacher.image_size, teacher.normalization).numpy()
     with torch.no_grad():
         second = auxiliary.eval()(torch.from_numpy(features)).numpy()
     return Heads(taught, logits, second, pictures.labels[pictures.validation_index].numpy())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # decode workers draw numbers too, and do without torch
+    from torch import Tensor
 
 MASK = (1 << 64) - 1
 
@@ -27,3 +30,11 @@ def hashed(counter: Tensor, key: int) -> Tensor:
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ _shift_right(x, shift)) * _signed(factor)
     return _shift_right(x ^ _shift_right(x, 31), 1)
+
+
+def hashed_int(counter: int, key: int) -> int:
+    """`hashed` of one counter in [-2**63, 2**63), in plain Python: the same number."""
+    x = ((counter + key * 0xD1342543DE82EF95) * 0x9E3779B97F4A7C15) & MASK
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = ((x ^ (x >> shift)) * factor) & MASK
+    return (x ^ (x >> 31)) >> 1

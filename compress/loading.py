@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compress import models
-from compress.data import training_arrays, views
+from compress.data import held_images, training_arrays, views
+from compress.data.listing import Listing
 from compress.methods import Method, Outline, build_method
 from compress.models import catalog, checkpoints
 from compress.models.contracted import Contracted, inner
@@ -24,6 +25,7 @@ from compress.precision import autocast, resolve_precision
 from compress.results import Distilled, File, Network, Trained, TrainingData, sha256_of
 from compress.schema import Distill
 from compress.step import Teaching
+from compress.stream import Stream
 from compress.teacher_cache import TeacherCache
 from compress.teacher_network import TeacherNetwork
 from compress.train import Pictures
@@ -96,15 +98,20 @@ def distilled(config: Distill, trained: Distilled, teacher: Trained | None, pict
 
 
 def pictures(data: TrainingData, device: str) -> Pictures:
-    """Training and validation pictures, as uint8 on the device."""
+    """Training and validation pictures, as uint8 on the device; of a set that stays in its files, as a stream to it."""
     images, labels, train_index, validation_index = training_arrays(data)
+    held, pixels = None, None
+    if isinstance(images, Listing):
+        workers = data.streamed.workers if data.streamed is not None else None
+        held, pixels = torch.from_numpy(held_images(data)), Stream(images, augment=data.augment, workers=workers, device=device)
     return Pictures(
-        images=torch.from_numpy(np.ascontiguousarray(images)).to(device),
+        images=torch.from_numpy(np.ascontiguousarray(images)).to(device) if pixels is None else pixels,
         labels=torch.from_numpy(np.asarray(labels)).to(device),
         train_index=torch.from_numpy(train_index).to(device),
         validation_index=torch.from_numpy(validation_index).to(device),
         augment=data.augment,
         image_size=data.image_size,
+        held=held,
     )
 
 
@@ -113,7 +120,7 @@ def teacher_cache(
 ) -> TeacherCache:
     """The teacher as a function of (picture, view), which remembers its logits under `cache`/logits.
 
-    `count`: how many pictures the indices may name.
+    `count`: how many pictures the indices may name. Of streamed pictures nothing is remembered: a view rarely comes again.
     """
     record = teacher.network
     model = network(record, teacher.weights, device).eval().requires_grad_(False)
@@ -127,7 +134,9 @@ def teacher_cache(
     scheme = [LOGITS_VERSION, teacher, data.images, data.image_size, data.augment, precision, device.split(":")[0]]
     folder = cache / "logits" / sha256_of(scheme) if cache is not None else None
     count_views = views.view_count(data.augment, data.image_size)
-    return TeacherCache(forward, pictures=count, views=count_views, classes=record.classes, device=device, folder=folder, warn=warn)
+    return TeacherCache(
+        forward, pictures=count, views=count_views, classes=record.classes, device=device, folder=folder, warn=warn, remember=data.streamed is None
+    )
 
 
 def _teacher_precision(record: Network, device: str) -> str:

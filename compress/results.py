@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 # Fields that say how a result came about, not what it is: never part of a cache key.
-CIRCUMSTANCE = frozenset({"seconds", "images_per_second", "history", "threads", "precision", "origin", "largest_logit"})
+CIRCUMSTANCE = frozenset({"seconds", "images_per_second", "history", "threads", "precision", "origin", "largest_logit", "streamed"})
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Unreadable:
 class Prepared:
     """A data set, decoded once. Images are `.npy` uint8 (N, S, S, 3) RGB, labels `.npy` int64 (N,).
 
+    Of a set too large for that, `train_images` lists the files (see `data.listing`), `paths` names them, `root` is where they are.
+
     `store_size` S of the training pictures may exceed `image_size` (room for random crops); test pictures are (N, image_size, image_size, 3).
     """
 
@@ -68,11 +70,33 @@ class Prepared:
     normalization: Normalization
     augment: str
     unreadable: tuple[Unreadable, ...] = ()
+    root: Path | None = None
+    paths: File | None = None
+
+
+@dataclass(frozen=True)
+class Held:
+    """The validation part of a set that stays in its files, as in evaluation: `.npy` uint8 (V, S, S, 3)."""
+
+    images: File
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """How training reads pictures that stay in their files; `images` of the same record lists them, and alone is part of a key.
+
+    `held`: the validation pictures, where they are decoded already. `workers`: decode processes; None: one a core.
+    """
+
+    root: Path
+    paths: File
+    held: File | None
+    workers: int | None
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a training stage may read. The test split is not in it."""
+    """What a training stage may read. The test split is not in it. With `streamed`, `images` is a listing."""
 
     images: File
     labels: File
@@ -81,6 +105,7 @@ class TrainingData:
     augment: str
     validation: float | int
     split_seed: int
+    streamed: Streamed | None = None
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,10 @@ class Teaching(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """This process's share of a batch. index, view int64 (N,); known float16 (N, K) or None; epoch, step: see `Signals`; total: whole batch."""
+    """This process's share of a batch. index, view int64 (N,); known float16 (N, K) or None; epoch, step: see `Signals`; total: whole batch.
+
+    pixels: the views uint8 (N, H, W, 3) where they are decoded already; None: the step makes them.
+    """
 
     index: Tensor
     view: Tensor
@@ -51,15 +54,16 @@ class Batch:
     epoch: Tensor
     step: Tensor
     total: int
+    pixels: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Step:
-    """Everything that a step works on. images uint8 (P, S, S, 3), labels (P,); mean, std float32 (3,), all on the device."""
+    """Everything that a step works on. images uint8 (P, S, S, 3) or None (batches bring their pixels), labels (P,); mean, std float32 (3,), on the device."""
 
     tapped: Tapped
     method: Method
-    images: Tensor
+    images: Tensor | None
     labels: Tensor
     augment: str
     image_size: int
@@ -74,6 +78,7 @@ class Step:
 
     def pixels(self, index: Tensor, view: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) of pictures and views (N,)."""
+        assert self.images is not None
         return views.apply_views(self.images, index, view, self.augment, self.image_size)
 
     def __call__(self, batch: Batch, *, trace: bool = False) -> dict[str, Tensor]:
@@ -81,7 +86,7 @@ class Step:
 
         `trace`: and the cosines between the first loss's gradient and that of the others, over each of the `traced` groups that both reach.
         """
-        raw = self.pixels(batch.index, batch.view)
+        raw = self.pixels(batch.index, batch.view) if batch.pixels is None else batch.pixels
         teacher_logits, teacher_taps = self.teacher.answer(batch.known, raw) if self.teacher is not None else (None, {})
         with autocast(str(raw.device), self.precision):
             logits, taps = self.tapped(views.to_float(raw, self.mean, self.std))
@@ -140,7 +145,7 @@ class Recorded:
         if self.graph is None and not self._record(batch):
             return self.step(batch)
         assert self.graph is not None and self.batch is not None
-        for name in ("index", "view", "known", "epoch", "step"):
+        for name in ("index", "view", "known", "epoch", "step", "pixels"):
             kept, new = getattr(self.batch, name), getattr(batch, name)
             if kept is not None:
                 kept.copy_(new)
@@ -159,8 +164,9 @@ class Recorded:
 
     def _record(self, batch: Batch) -> bool:
         """Record, which computes nothing. False where it fails."""
-        known = None if batch.known is None else batch.known.clone()
-        self.batch = replace(batch, index=batch.index.clone(), view=batch.view.clone(), known=known, epoch=batch.epoch.clone(), step=batch.step.clone())
+        known, pixels = (None if value is None else value.clone() for value in (batch.known, batch.pixels))
+        kept = replace(batch, index=batch.index.clone(), view=batch.view.clone(), epoch=batch.epoch.clone(), step=batch.step.clone())
+        self.batch = replace(kept, known=known, pixels=pixels)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
@@ -195,8 +201,7 @@ def engine(name: str, step: Step, size: int, warn: Callable[[str], None]) -> Cal
     """How steps run. `auto`: recorded on CUDA where the method allows it, else as they are. Raises ValueError for an unknown name."""
     if name not in ("auto", "eager"):
         raise ValueError(f"engine must be 'auto' or 'eager', got {name!r}")
-    cuda = step.images.is_cuda
-    recordable = cuda and step.method.recordable and step.group.size == 1
+    recordable = step.labels.is_cuda and step.method.recordable and step.group.size == 1
     return Recorded(step, size, warn) if name == "auto" and recordable else step
 
 

@@ -31,17 +31,18 @@ class TeacherCache:
         forward: raw pixels uint8 (M, H, W, 3) -> logits (M, K), without gradient.
         pictures: how many pictures the indices may name. views: how many views each has. classes: K.
         folder: where the disk copy lives, or None. warn: told about a disk copy that cannot be used.
+        remember: false: every batch is run.
     """
 
     def __init__(
         self, forward: Callable[[Tensor], Tensor], *, pictures: int, views: int, classes: int, device: str, folder: Path | None,
-        warn: Callable[[str], None],
+        warn: Callable[[str], None], remember: bool = True,
     ) -> None:  # fmt: skip
         self.forward, self.warn = forward, warn
         self.rows_run = 0  # rows that the teacher network computed; a test counts them
         self.file = folder / "logits.npz" if folder else None
         self.room = (MEMORY_LIMIT - pictures * views * 4) // (classes * 2)
-        self.enabled = self.room > 0
+        self.enabled = remember and self.room > 0
         self.used = self.saved = 0
         if not self.enabled:
             return

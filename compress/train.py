@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from compress import checkpoint, schedule
+from compress.batches import batches
 from compress.checkpoint import State
 from compress.data import views
 from compress.distributed import ALONE, Group, gather
@@ -30,8 +31,10 @@ from compress.precision import resolve_precision
 from compress.results import Normalization
 from compress.schema import Train
 from compress.step import TRACED, Batch, Rate, Step, Teaching, engine, traced, trainable
+from compress.stream import Stream
 
-WINDOW = {"cpu": 1, "cuda": 64}  # steps that the teacher runs ahead
+LOOK = 50  # steps between two looks at the losses, and at the clock
+SAVE_SECONDS = 600.0  # between two checkpoints of a long epoch
 
 
 class Progress(Protocol):
@@ -45,14 +48,22 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Pictures:
-    """Training pictures on the device: uint8 (N, S, S, 3) prepared for views, labels (N,) int64, and the two index sets."""
+    """Training pictures on the device: uint8 (N, S, S, 3) prepared for views, or a stream; labels (N,) int64, and the two index sets.
 
-    images: Tensor
+    `held`: of a stream the validation pictures uint8 (V, S, S, 3) as in evaluation, on the CPU.
+    """
+
+    images: Tensor | Stream
     labels: Tensor
     train_index: Tensor
     validation_index: Tensor
     augment: str
     image_size: int
+    held: Tensor | None = None
+
+    def validation(self) -> Tensor:
+        """The validation pictures, uint8 (V, S, S, 3)."""
+        return self.images[self.validation_index] if self.held is None else self.held
 
 
 @dataclass(frozen=True)
@@ -68,13 +79,18 @@ class Fitted:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Tensor, image_size: int, normalization: Normalization, *, batch_size: int = 250) -> Tensor:
-    """Float32 logits (N, K) of stored uint8 pictures (N, S, S, 3) through the evaluation view; the model's mode is kept."""
+def predict(
+    model: nn.Module, images: Tensor, image_size: int, normalization: Normalization, *, batch_size: int = 250, device: torch.device | None = None
+) -> Tensor:
+    """Float32 logits (N, K) of stored uint8 pictures (N, S, S, 3) through the evaluation view; the model's mode is kept.
+
+    `device`: the model's, where the pictures are on another.
+    """
     training = model.training
     model.eval()
     out = []
     for begin in range(0, len(images), batch_size):
-        pixels = views.evaluation_view(images[begin : begin + batch_size], image_size)
+        pixels = views.evaluation_view(images[begin : begin + batch_size], image_size).to(device or images.device)
         out.append(model(views.to_float(pixels, normalization.mean, normalization.std)).float())
     model.train(training)
     return torch.cat(out)
@@ -134,14 +150,16 @@ def fit(
     group.spread(student, method)
     rate, finite, sums, begin = Rate(optimizer, device), Finite(device), dict[str, Tensor](), time.monotonic()
     tapped = Tapped(student, {name: taps[name] for name in method.student_taps})
+    stream = pictures.images if isinstance(pictures.images, Stream) else None
     step = Step(
-        tapped, method, pictures.images, pictures.labels, pictures.augment, pictures.image_size, torch.tensor(normalization.mean, device=device),
-        torch.tensor(normalization.std, device=device), teacher, optimizer, parameters, precision, group,
+        tapped, method, None if isinstance(pictures.images, Stream) else pictures.images, pictures.labels, pictures.augment, pictures.image_size,
+        torch.tensor(normalization.mean, device=device), torch.tensor(normalization.std, device=device), teacher, optimizer, parameters, precision, group,
         traced(student, taps) if train.trace_gradients else {},
     )  # fmt: skip
     # a traced cosine is summed like a loss: an epoch's mean over its traced steps and the processes then survives an interruption
     cosine_share = min(steps * size, len(pictures.train_index)) / -(-steps // (train.trace_gradients or 1)) / group.size
     run = engine(train.engine, step, size, progress.warn)
+    written = time.monotonic()
     try:
         with _between_steps() as stop:
             while state.epoch <= epochs:
@@ -154,12 +172,12 @@ def fit(
                 epoch_tensor = torch.tensor(float(before + state.epoch), device=device)
                 number = torch.tensor((before + state.epoch - 1) * steps + state.step, device=device)
                 sums, first = {}, state.step
-                for at, index, known in _batches(order, view, state.step, size, steps, step):
+                for at, index, known, pixels in batches(order, view, state.step, size, steps, step, stream):
                     if group.agree(stop.is_set(), at):
                         raise KeyboardInterrupt
                     rate.set(schedule.learning_rate(train, state.epoch, at / steps))
                     mine = group.share(index)
-                    batch = Batch(mine, view[mine], known, epoch_tensor, number, len(index))
+                    batch = Batch(mine, view[mine], known, epoch_tensor, number, len(index), pixels)
                     losses = step(batch, trace=True) if train.trace_gradients and at % train.trace_gradients == 0 else run(batch)
                     number += 1
                     finite.note(losses, at)
@@ -167,8 +185,13 @@ def fit(
                         sums[name] = sums.get(name, torch.zeros((), device=device)) + loss * (cosine_share if name in TRACED else len(mine))
                     state.step += 1
                     progress.step(len(index), losses)
-                    if state.step % 50 == 0:
+                    if state.step % LOOK == 0:
                         finite.check(state.epoch, folder)
+                        if group.first and time.monotonic() - written > SAVE_SECONDS:
+                            part = replace(state, sums=dict(state.sums))
+                            _carry(part, sums, begin)
+                            checkpoint.save(saved, student, method, optimizer, part, precision)
+                            written = time.monotonic()
                 finite.check(state.epoch, folder)
                 sums = group.total(sums)
                 _end_epoch(state, sums, student, method, pictures, normalization, train, begin, first * size, validate=group.first)
@@ -178,6 +201,7 @@ def fit(
                 checkpoint.write_history(folder / checkpoint.HISTORY, state.history)
                 if group.first:
                     checkpoint.save(saved, student, method, optimizer, state, precision)
+                    written = time.monotonic()
             if stop.is_set():  # during the last validation: nothing may swallow a Ctrl-C
                 raise KeyboardInterrupt
         if teacher is not None and group.size > 1:
@@ -191,6 +215,8 @@ def fit(
         threads = torch.get_num_threads()
         torch.set_num_threads(threads_before)
         tapped.close()
+        if stream is not None:
+            stream.close()
         if teacher is not None and group.first:
             teacher.save()
     shipped = epochs
@@ -200,21 +226,6 @@ def fit(
         shipped = state.best["epoch"]
     seen = len(pictures.train_index) * len(state.history)
     return Fitted(state.history, state.seconds, seen / max(state.seconds, 1e-9), precision, threads, shipped)
-
-
-def _batches(order: Tensor, view: Tensor, first: int, size: int, steps: int, step: Step) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    """(step in the epoch, pictures (B,), the teacher's logits of this process's share or None) from step `first` on.
-
-    The teacher runs ahead by a window of steps, so that a GPU is asked for what it does not know once in a window, and not in every step.
-    """
-    window = WINDOW.get(order.device.type, 1)
-    for begin in range(first, steps, window):
-        batches = [order[at * size : (at + 1) * size] for at in range(begin, min(begin + window, steps))]
-        shares = [step.group.share(batch) for batch in batches]
-        index = torch.cat(shares)
-        ahead = step.teacher.ahead(index, view[index], step.pixels) if step.teacher is not None else None
-        known = [None] * len(batches) if ahead is None else ahead.split([len(share) for share in shares])
-        yield from zip(range(begin, begin + len(batches)), batches, known, strict=True)
 
 
 @contextmanager
@@ -259,7 +270,7 @@ def _end_epoch(
     count = min(state.step * train.batch_size, len(pictures.train_index))
     row: dict[str, float] = {"epoch": state.epoch, "lr": rate, **{name: value / count for name, value in state.sums.items()}}
     if len(pictures.validation_index) and validate:
-        logits = predict(method.deployed(student), pictures.images[pictures.validation_index], pictures.image_size, normalization)
+        logits = predict(method.deployed(student), pictures.validation(), pictures.image_size, normalization, device=pictures.labels.device)
         row["top1_validation"] = accuracy(logits, pictures.labels[pictures.validation_index])
     row["images_per_second"] = round((count - before) / max(trained_seconds, 1e-9), 1)
     state.history.append(row)

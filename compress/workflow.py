@@ -12,7 +12,7 @@ from compress.data import sources
 from compress.errors import MissingError, StageError
 from compress.networks import Networks, normalized
 from compress.recipe import Loaded
-from compress.results import Exported, File, Measured, ModelFile, Packaged, Prepared, Trained, TrainingData, Tuned, Verified
+from compress.results import Exported, File, Held, Measured, ModelFile, Packaged, Prepared, Trained, TrainingData, Tuned, Verified
 from compress.schema import Distill, Recipe, Schedule, Student, Train
 from compress.stages import STAGES, data, distill, report, strip, teacher
 from compress.store import Store
@@ -30,8 +30,7 @@ class Workflow:
         self.base = loaded.path.resolve().parent
         root = settings.data.root
         self.root = (self.base / Path(root).expanduser()).resolve() if root else None
-        self.prepared = self._prepared()
-        self.training: TrainingData = data.training(self.prepared, settings.data)
+        self.prepared, self.training = self._prepared()
 
     def evidence(self, started: str) -> report.Evidence | None:
         """Run everything up to the report; None where `--until` ends it."""
@@ -155,16 +154,20 @@ class Workflow:
         """What the settings name; `choose` changes them."""
         return Networks(self.settings, self.prepared, self.base)
 
-    def _prepared(self) -> Prepared:
+    def _prepared(self) -> tuple[Prepared, TrainingData]:
         config = self.settings.data
         config = config.model_copy(update={"root": str(self.root) if self.root else None})
         fingerprint = sources.fingerprint(config, Path())
         # What does not change the decoded arrays stays out of the key.
-        keyed = config.model_copy(update={"validation": 0.1, "calibration": 512, "normalize": None, "download": False})
+        keyed = config.model_copy(update={"validation": 0.1, "calibration": 512, "normalize": None, "download": False, "workers": None})
         prepared: Prepared = self.store.run(data.prepare, keyed, fingerprint=fingerprint)
+        training = data.training(prepared, config)
+        if training.streamed is not None:
+            held: Held = self.store.run(data.hold, None, label="validation", data=training, fingerprint=fingerprint)
+            training = data.training(prepared, config, held)
         if config.normalize is not None:
             prepared = replace(prepared, normalization=normalized(config.normalize))
-        return prepared
+        return prepared, training
 
     def _branch(self, config: Distill, chosen: Trained | None, label: str) -> report.Branch | None:
         """A student from training to int8; None where `--until` ends it within."""

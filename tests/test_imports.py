@@ -69,6 +69,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.data.views", "compress.distributed", "compress.gradients", "compress.losses.precision", "compress.methods",
         "compress.models.taps", "compress.precision",
     ),
+    "compress.batches": ("compress.step", "compress.stream"),
+    "compress.stream": ("compress.data.listing", "compress.data.workers"),
     "compress.teacher_cache": ("compress.errors", "compress.store", "compress.precision"),
     "compress.teacher_network": ("compress.teacher_cache", "compress.precision", "compress.models.taps"),
     "compress.checkpoint": ("compress.errors", "compress.store"),
@@ -78,11 +80,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.train": (
         *FOUNDATIONS, "compress.schema", "compress.schedule", "compress.precision", "compress.finite",
         "compress.methods", "compress.step", "compress.distributed", "compress.checkpoint",
-        "compress.data.views", "compress.models.taps",
+        "compress.data.views", "compress.models.taps", "compress.batches", "compress.stream",
     ),
     "compress.loading": (
         *FOUNDATIONS, "compress.schema", "compress.precision", "compress.data*", "compress.models*", "compress.methods", "compress.teacher_cache",
-        "compress.teacher_network", "compress.step", "compress.train",
+        "compress.teacher_network", "compress.step", "compress.stream", "compress.train",
     ),
     "compress.distilling": (*FOUNDATIONS, "compress.schema", "compress.store", "compress.loading", "compress.data*", "compress.methods", "compress.models*",
                             "compress.precision", "compress.teacher_cache", "compress.train"),

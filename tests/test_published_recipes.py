@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from compress import cli, recipe
+from compress import cli, compatible, models, recipe
+from compress.models import checkpoints
 from compress.schema import METHOD_SECTIONS, Recipe
+from tests.stand_in import folders, shards
 
 ROOT = Path(__file__).parents[1]
 CIFAR = sorted((ROOT / "recipes" / "cifar100").glob("*.yaml"))
@@ -97,3 +100,54 @@ def test_recipe_trains_a_few_steps(path: Path, stand_in: Path, tmp_path_factory:
     artifacts = tmp_path_factory.getbasetemp() / "pairs"  # shared: a teacher of several pairs is trained once
 
     assert cli.main(["run", str(path), *sets, "--artifacts", str(artifacts), "--until", "strip", "--device", "cpu", "-q"]) == 0
+
+
+# the papers' weights on ImageNet: DKD's beta, ReviewKD's and CAT-KD's weights
+IMAGENET = {"resnet34-resnet18": (0.5, 1.0, 0.5, 0.7331), "resnet50-mobilenet_v1": (2.0, 8.0, 10.0, 0.7613)}
+IMAGENET_PATHS = sorted((ROOT / "recipes" / "imagenet").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", IMAGENET_PATHS, ids=lambda path: path.stem)
+def test_imagenet_recipe_has_the_papers_schedule_and_settings(path: Path) -> None:
+    assert {one.stem for one in IMAGENET_PATHS} == set(IMAGENET)
+    loaded: Recipe = recipe.load(path).recipe
+    train, distill, teacher = loaded.train, loaded.distill, loaded.teacher.candidates[0]
+    assert f"{teacher.model}-{loaded.student.model}".replace("torchvision/", "") == path.stem == loaded.name
+    assert (train.epochs, train.batch_size, train.lr, train.weight_decay, train.momentum, train.nesterov) == (100, 256, 0.1, 1e-4, 0.9, False)
+    assert (train.schedule.kind, train.schedule.milestones, train.schedule.gamma, loaded.data.augment) == ("step", (30, 60, 90), 0.1, "resized_crop")
+    assert (distill.dkd.beta, distill.reviewkd.weight, distill.catkd.cat, teacher.expect_top1) == IMAGENET[path.stem]
+    assert (distill.dhkd.alpha, distill.dhkd.stop_epoch, distill.kd.temperature, distill.dkd.temperature, distill.dist.temperature) == (0.1, 50, 1, 1, 1)
+    head = path.read_text().split("name:")[0]
+    assert all(f"# {word}" in head for word in ("What it does:", "What it needs:", "How long:", "Run it:"))
+
+
+@pytest.mark.parametrize("path", IMAGENET_PATHS, ids=lambda path: path.stem)
+def test_imagenet_recipe_passes_the_check_by_every_method(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", str(path)]) == 0
+    said = capsys.readouterr()
+    assert f"{path}: ok" in said.out and "imagenet is not there; data.root is the folder that holds train/<class>/*.JPEG" in said.out + said.err
+    for method in (*METHOD_SECTIONS, "[dhkd, reviewkd]"):
+        loaded = recipe.load(path, [f"distill.method={method}"])
+        assert loaded.notices == ()
+        if method in ("at", "ofd", "reviewkd", "catkd"):  # on networks of this size
+            compatible.check(loaded, recipe.resolve(loaded.recipe), classes=1000, image_size=224)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", IMAGENET_PATHS, ids=lambda path: path.stem)
+def test_imagenet_recipe_trains_a_few_steps(path: Path, tmp_path: Path) -> None:
+    """One pair from folders by DHKD, one from shards by a method that reads maps; the teacher is a local file."""
+    source = {"resnet34-resnet18": "imagenet", "resnet50-mobilenet_v1": "webdataset"}[path.stem]
+    root = {"imagenet": folders, "webdataset": shards}[source](tmp_path / "set", train=10, val=2)
+    teacher = recipe.load(path).recipe.teacher.candidates[0].model
+    checkpoints.save_state(models.build(teacher, classes=3, width=None), tmp_path / "teacher.safetensors")
+    changes = {
+        "data.root": root, "data.source": source, "data.image_size": 32, "data.validation": 6, "data.workers": 1,
+        "teacher.candidates.0.weights": tmp_path / "teacher.safetensors", "teacher.candidates.0.expect_top1": "null", "train.epochs": 1,
+        "train.batch_size": 8, "train.lr": 1e-3, "distill.method": {"imagenet": "dhkd", "webdataset": "at"}[source],
+    }  # fmt: skip
+    sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    command = ["run", str(path), *sets, "--artifacts", str(tmp_path / "a"), "--until", "strip", "--device", "cpu", "-q"]
+    assert cli.main(command) == 0
+    (strip,) = (tmp_path / "a" / "cache" / "strip").glob("*/stage.json")
+    assert json.loads(strip.read_text())["result"]["trained"]["epochs"] == 1

@@ -105,7 +105,7 @@ def test_the_reference_shows_defaults_ranges_and_homes() -> None:
     assert "| `max_unreadable` | `0.01` | number from 0, below 1 |" in text
     assert '| `min_runtime` | `"1.19"` |' in text  # without quotes YAML would read a number
     assert "| `train` | `null` | section, see `train` or `null` |" in text
-    assert "| `source` | required | `fashion`, `cifar10`, `cifar100`, `folder`, `npz` |" in text
+    assert "| `source` | required | `fashion`, `cifar10`, `cifar100`, `folder`, `npz`, `imagenet`, `webdataset` |" in text
 
 
 def test_replacing_keeps_the_rest_and_needs_both_markers() -> None:

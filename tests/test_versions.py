@@ -26,14 +26,15 @@ NETWORKS = tuple(f"compress/models/{name}.py" for name in (
     "__init__", "builders", "catalog", "checkpoints", "contracted", "count", "deployed", "efficientnet_lite", "hollow", "mobilenet", "onnx_network", "outline",
     "own", "resnet", "resnet4", "roles", "shufflenet", "taps", "vgg", "vision", "wrn"))  # fmt: skip
 METHODS = tuple(str(path.relative_to(ROOT)) for folder in ("methods", "losses") for path in sorted((ROOT / "compress" / folder).glob("*.py")))
-RUNNING = (*SPLITS, *NETWORKS, "compress/hashing.py", "compress/data/views.py", "compress/loading.py")
-TRAINING = (*RUNNING, *METHODS, *(f"compress/{name}.py" for name in (
-    "train", "step", "distributed", "schedule", "precision", "checkpoint", "teacher_cache", "teacher_network", "gradients")))
+FILES = ("compress/data/listing.py", "compress/data/pictures.py")  # of sets that are decoded when they are asked for
+RUNNING = (*SPLITS, *FILES, *NETWORKS, "compress/hashing.py", "compress/data/views.py", "compress/loading.py")
+TRAINING = (*RUNNING, *METHODS, "compress/data/crops.py", "compress/data/workers.py", *(f"compress/{name}.py" for name in (
+    "train", "batches", "step", "stream", "distributed", "schedule", "precision", "checkpoint", "teacher_cache", "teacher_network", "gradients")))
 
 # What decides the numbers of each stage, beside its inputs; "logits" is the disk copy of what a teacher says.
 SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
-    "data": (data.prepare.version, ("compress/stages/data.py", *SPLITS, *(f"compress/data/{name}.py" for name in (
-        "sources", "fashion", "cifar", "npz", "npy", "folder", "pictures")))),
+    "data": (data.prepare.version, ("compress/stages/data.py", *SPLITS, *FILES, *(f"compress/data/{name}.py" for name in (
+        "sources", "fashion", "cifar", "npz", "npy", "folder", "streamed", "imagenet", "webdataset")))),
     "teacher": (teacher.train.version, ("compress/stages/teacher.py", *TRAINING)),
     "logits": (loading.LOGITS_VERSION, (*RUNNING, "compress/teacher_cache.py")),
     "distill": (distill.run.version, ("compress/stages/distill.py", "compress/distilling.py", *TRAINING)),

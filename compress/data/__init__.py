@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from compress.data.listing import Listing, Place
 from compress.data.splits import calibration_index, carve, stratified
 from compress.errors import StageError
 from compress.results import CalibrationData, File, TestData, TrainingData
@@ -16,6 +17,7 @@ __all__ = [
     "calibration_index",
     "carve",
     "centre_crop",
+    "held_images",
     "load_images",
     "load_labels",
     "stratified",
@@ -44,11 +46,30 @@ def load_labels(file: File) -> np.ndarray:
     return np.load(file.path, allow_pickle=False)
 
 
-def training_arrays(data: TrainingData) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(images uint8 (N, S, S, 3), labels int64 (N,), train_index, validation_index); the two indices are sorted and disjoint."""
-    images, labels = load_images(data.images), load_labels(data.labels)
+def training_arrays(data: TrainingData) -> tuple[np.ndarray | Listing, np.ndarray, np.ndarray, np.ndarray]:
+    """(images uint8 (N, S, S, 3), labels int64 (N,), train_index, validation_index); the two indices are sorted and disjoint.
+
+    Images that stay in their files are a listing, which answers positions with pictures as in evaluation.
+    """
+    files, labels = listing(data), load_labels(data.labels)
+    images = load_images(data.images) if files is None else files
     train_index, validation_index = carve(labels, data.validation, data.split_seed)
     return images, labels, train_index, validation_index
+
+
+def listing(data: TrainingData) -> Listing | None:
+    """The training pictures that stay in their files; None where they are decoded."""
+    if data.streamed is None:
+        return None
+    return Listing(Place(data.streamed.root, data.images.path, data.streamed.paths.path, data.image_size))
+
+
+def held_images(data: TrainingData) -> np.ndarray:
+    """The validation pictures of a set that stays in its files, uint8 (V, S, S, 3) as in evaluation: decoded beforehand where that was done."""
+    if data.streamed is not None and data.streamed.held is not None:
+        return load_images(data.streamed.held)
+    images, _, _, validation_index = training_arrays(data)
+    return centre_crop(images[validation_index], data.image_size)
 
 
 def calibration_arrays(data: CalibrationData) -> tuple[np.ndarray, np.ndarray]:

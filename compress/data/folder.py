@@ -41,7 +41,8 @@ class Layout:
     unused: tuple[str, ...] = ()  # sub-folders that were left out, such as val beside test
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
+    """Sorted names of a folder's visible sub-folders."""
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
@@ -82,9 +83,9 @@ def scan(root: Path) -> Layout:
             f"data.root: {root} is not a folder; name the one with a sub-folder of photos for each class: compress run RECIPE --set "
             f"data.root=FOLDER"
         )
-    folders = _subfolders(root)
+    folders = subfolders(root)
     split = "train" in folders
-    classes = _subfolders(root / "train") if split else folders
+    classes = subfolders(root / "train") if split else folders
     if not split and classes and set(classes) <= set(TEST_NAMES):
         raise UsageError(
             f"{root}: there is {' and '.join(classes)} but no train sub-folder; put the training pictures into {root / 'train'}"
@@ -106,14 +107,14 @@ def scan(root: Path) -> Layout:
     unused = tuple(name for name in folders if split and name != "train" and name not in present[:1])
     if not present:
         return Layout(tuple(classes), train, None, ignored, unused)
-    _compare_classes(root, present[0], classes)
+    compare_classes(root, present[0], classes)
     test, others = _part(root, f"{present[0]}/", classes)
     return Layout(tuple(classes), train, test, ignored + others, unused)
 
 
-def _compare_classes(root: Path, part: str, classes: list[str]) -> None:
+def compare_classes(root: Path, part: str, classes: list[str]) -> None:
     """Raise UsageError unless the part's class folders are train's."""
-    found = set(_subfolders(root / part))
+    found = set(subfolders(root / part))
     absent, extra = sorted(set(classes) - found), sorted(found - set(classes))
     if absent:
         raise UsageError(

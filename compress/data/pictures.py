@@ -10,6 +10,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,16 @@ PROGRESS_SECONDS = 5.0
 
 # What Pillow raises on broken files: it documents OSError and SyntaxError, and its parsers let these others through.
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, struct.error, zlib.error, MemoryError)
+UNREADABLE = (*BROKEN, Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+@contextmanager
+def strict() -> Iterator[None]:
+    """A picture of absurd size is an error, not a warning; odd EXIF or palette data that Pillow copes with are nothing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -57,7 +68,7 @@ def resize_square(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short)))
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """Why a picture could not be read, without memory addresses, so that two runs say the same."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not a picture that Pillow can read"
@@ -72,8 +83,8 @@ def _read(root: Path, name: str, size: int) -> np.ndarray | Unreadable:
     try:
         content = (root / name).read_bytes()
         return decode(content, size) if content else Unreadable(name, "the file is empty")
-    except (*BROKEN, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        return Unreadable(name, _reason(error))
+    except UNREADABLE as error:
+        return Unreadable(name, reason(error))
 
 
 def readable(path: Path) -> bool:
@@ -86,9 +97,7 @@ def decode_all(
 ) -> Iterator[tuple[int, np.ndarray | Unreadable]]:
     """(position, picture uint8 (size, size, 3) or why not) for each file root/name, in order; a progress line every few seconds."""
     told = time.monotonic()
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 1)) as pool:
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # odd EXIF or palette data that Pillow copes with
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with strict(), ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 1)) as pool:
         for start in range(0, len(names), CHUNK):
             chunk = names[start : start + CHUNK]
             yield from enumerate(pool.map(lambda name: _read(root, name, size), chunk), start)

@@ -1,7 +1,7 @@
 """From the recipe's `data` section to a data set on disk, decoded once: `fingerprint` says which set it is, `prepare` makes it.
 
 fashion: 28x28 grey, zero-padded; cifar10, cifar100, npz: resized (bilinear, antialiased) where image_size differs from the stored size;
-folder: stored at image_size * 256 / 224, so that training crops have room, evaluation takes the centre.
+folder: stored at image_size * 256 / 224, so that training crops have room, evaluation takes the centre; imagenet, webdataset: `streamed`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from compress import schema
-from compress.data import cifar, fashion, folder, npy, npz
+from compress.data import cifar, fashion, folder, npy, npz, streamed
+from compress.data.listing import Listing, Place, with_margin
 from compress.data.splits import stratified
 from compress.errors import StageError, UsageError
 from compress.results import File, Normalization, Prepared, Unreadable, sha256_of
@@ -37,19 +38,22 @@ class Written:
     unreadable: tuple[Unreadable, ...] = ()
 
 
+PHOTOS = ("folder", *streamed.SOURCES)  # files of any size
+
+
 def image_size(config: schema.Data) -> int:
     """Side of the network's input in pixels."""
-    return config.image_size or (224 if config.source == "folder" else 32)
+    return config.image_size or (224 if config.source in PHOTOS else 32)
 
 
 def augment(config: schema.Data) -> str:
     """The training views' name."""
-    return config.augment or ("resized_crop" if config.source == "folder" else "crop_flip")
+    return config.augment or ("resized_crop" if config.source in PHOTOS else "crop_flip")
 
 
 def store_size(config: schema.Data) -> int:
-    """Side of the stored training pictures: folder keeps a margin around image_size."""
-    return round(image_size(config) * 256 / 224) if config.source == "folder" else image_size(config)
+    """Side that a training picture is resized to before evaluation takes the centre: photos keep a margin around image_size."""
+    return with_margin(image_size(config)) if config.source in PHOTOS else image_size(config)
 
 
 def located(config: schema.Data, base: Path) -> Path:
@@ -57,9 +61,8 @@ def located(config: schema.Data, base: Path) -> Path:
     if config.root is None:
         if config.source in ("cifar10", "cifar100"):
             return cifar.default_root()
-        raise UsageError(
-            f"data.root: source {config.source} needs one; name the {'.npz file' if config.source == 'npz' else 'folder of photos'}"
-        )
+        what = {"npz": ".npz file", "webdataset": "folder of shards"}.get(config.source, "folder of photos")
+        raise UsageError(f"data.root: source {config.source} needs one; name the {what}")
     return (base / Path(config.root).expanduser()).absolute()
 
 
@@ -67,7 +70,7 @@ def fingerprint(config: schema.Data, root_base: Path) -> str:
     """sha256 (hex) of what `prepare` would decode: the source's content and the keys that matter for it. Cheap: reads no pixels.
 
     fashion counts by its bytes, npz by its members' CRC-32, cifar by its name (torchvision checks md5), folder by each file's path, size
-    and time.
+    and time, imagenet likewise, webdataset by each shard's.
     Raises MissingError where the data are absent, UsageError where root is not what the source needs.
     """
     content: object
@@ -79,6 +82,8 @@ def fingerprint(config: schema.Data, root_base: Path) -> str:
         content = npz.members(located(config, root_base))
     elif config.source == "folder":
         content = folder.identity(located(config, root_base))
+    elif config.source in streamed.SOURCES:
+        content = streamed.stamp(config.source, located(config, root_base))
     else:
         cifar.require(config.source, located(config, root_base), config.download)
         content = config.source
@@ -100,6 +105,8 @@ def prepare(config: schema.Data, work: Path, *, base: Path, report: Report) -> P
     pictures.
     """
     work.mkdir(parents=True, exist_ok=True)
+    if config.source in streamed.SOURCES:
+        return _prepare_streamed(config, work, base, report)
     written = _prepare_folder(config, work, base, report) if config.source == "folder" else _prepare_arrays(config, work, base, report)
     return Prepared(
         source=config.source,
@@ -108,6 +115,20 @@ def prepare(config: schema.Data, work: Path, *, base: Path, report: Report) -> P
         augment=augment(config),
         **{name: getattr(written, name) for name in Written.__dataclass_fields__},
     )
+
+
+def _prepare_streamed(config: schema.Data, work: Path, base: Path, report: Report) -> Prepared:
+    """Sets that are too large to decode at once."""
+    root, size = located(config, base), image_size(config)
+    written = streamed.prepare(config, root, work, image_size=size, test_stream=TEST_STREAM, report=report)
+    known = Normalization(config.normalize.mean, config.normalize.std) if config.normalize else streamed.named_normalization(config.source)
+    if known is None:
+        listing = Listing(Place(root, written.train_images.path, written.paths.path, size))
+        known = measured_normalization(streamed.normalization_pictures(listing, np.load(written.train_labels.path)))
+    return Prepared(
+        source=config.source, image_size=size, normalization=known, augment=augment(config), root=root,
+        **{name: getattr(written, name) for name in streamed.Written.__dataclass_fields__},
+    )  # fmt: skip
 
 
 def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report) -> Written:

@@ -14,22 +14,27 @@ KNOWN_CLASSES = {"fashion": 10, "cifar10": 10, "cifar100": 100}  # of sources wh
 class Data(Section):
     """Where the pictures come from and how they are split by purpose."""
 
-    source: Literal["fashion", "cifar10", "cifar100", "folder", "npz"] = Field(
-        description="fashion: embedded; cifar10, cifar100: through torchvision; folder: photos in class sub-folders; npz: arrays in one file"
+    source: Literal["fashion", "cifar10", "cifar100", "folder", "npz", "imagenet", "webdataset"] = Field(
+        description="fashion: embedded; cifar10, cifar100: through torchvision; folder: photos in class sub-folders; npz: arrays in one file; imagenet: "
+        "train/<class>/*.JPEG and val/<class>/*.JPEG, decoded in training; webdataset: the same from tar shards (NAME.jpg beside NAME.cls or .json)"
     )
     root: str | None = Field(
-        default=None, description="the npz file, or the folder; relative to the recipe, `~` expands; folder and npz need it; "
-        "null for cifar10 and cifar100: the user's cache folder"
+        default=None, description="the npz file, or the folder; relative to the recipe, `~` expands; "
+        "null for cifar10 and cifar100: the user's cache folder; the others need it, fashion has none"
     )  # fmt: skip
     download: bool = Field(default=False, description="let torchvision download cifar10 / cifar100 into root")
-    image_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(default=None, description="side of the input in pixels; null: 32, or 224 for folder")
+    image_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(default=None, description="side of the input in pixels; null: 32, or 224 for photos")
     normalize: Normalize | None = Field(default=None, description="null: published constants of a named set, else of the training pictures")
     augment: Literal["crop_flip", "crop", "flip", "resized_crop", "none"] | None = Field(
-        default=None, description="random views in training; crops move by an eighth of the side; null: crop_flip, or resized_crop for folder"
-    )
+        default=None, description="random views in training; crops move by an eighth of the side; resized_crop: 8 to 100 % of the picture, flipped or "
+        "not; null: crop_flip, or resized_crop for photos; imagenet and webdataset: resized_crop or none"
+    )  # fmt: skip
     validation: ShareOrCount = Field(default=0.1, description="carved from the training pictures, stratified; selects the teacher and is watched in training")
     test: ShareOrCount = Field(default=0.2, description="folder without a test sub-folder only: what is carved off, stratified, for the final validation")
     calibration: Count = Field(default=512, description="how many training pictures set the int8 ranges; never validation or test pictures")
+    workers: Count | None = Field(
+        default=None, description="imagenet, webdataset: processes that decode pictures in training; changes no number; null: one a core, at most 32"
+    )
     split_seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of the splits and of the limits below")
     max_unreadable: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.01, description="folder: share of pictures that may be unreadable; they are skipped")
     limit_train: Count | None = Field(default=None, description="use only so many training pictures (stratified, seeded), for a quick trial; null: all")

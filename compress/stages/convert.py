@@ -69,7 +69,7 @@ def _run(
     )
     path, source = context.work / "model.onnx", context.work / "model.int8source.onnx"
     pictures = loading.pictures(data, "cpu")
-    validation = views.evaluation_view(pictures.images[pictures.validation_index], network.image_size)
+    validation = views.evaluation_view(pictures.validation(), network.image_size)
     judging = validation[:REWRITE_PICTURES].numpy()
     try:
         exported = export.convert.to_onnx(live, path, contract, opset=config.opset, pictures=judging)
@@ -105,7 +105,7 @@ def _copied(context: Context, model: Trained, data: TrainingData) -> Exported:
     network, path = model.network, context.work / "model.onnx"
     shutil.copyfile(model.weights.path, path)
     pictures = loading.pictures(data, "cpu")
-    validation = views.evaluation_view(pictures.images[pictures.validation_index], network.image_size)
+    validation = views.evaluation_view(pictures.validation(), network.image_size)
     try:
         found = export.blackbox.inspect(path, image_size=network.side, outputs=network.outputs or network.classes)
         contract = Contract(

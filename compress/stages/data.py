@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.data import folder, sources
-from compress.results import CalibrationData, File, Prepared, TestData, TrainingData
+from compress.data import folder, listing, sources, training_arrays
+from compress.data.streamed import decode
+from compress.results import CalibrationData, File, Held, Prepared, Streamed, TestData, TrainingData
 from compress.schema import Data
 from compress.store import Context, Stage
 
@@ -18,8 +19,21 @@ def _prepare(config: Data, *, context: Context, fingerprint: str) -> Prepared:
 prepare = Stage("data", 1, _prepare, Prepared)
 
 
-def training(prepared: Prepared, config: Data) -> TrainingData:
-    """What training, strip and convert may read."""
+def _hold(config: None, *, context: Context, data: TrainingData, fingerprint: str) -> Held:
+    """Decode the validation part of a set that stays in its files, once for every epoch and stage that is judged on it."""
+    files, (_, _, _, index) = listing(data), training_arrays(data)
+    assert files is not None
+    return Held(decode(files, index, context.work / "validation_images.npy", "validation", context.console.line))
+
+
+hold = Stage("data", 1, _hold, Held)
+
+
+def training(prepared: Prepared, config: Data, held: Held | None = None) -> TrainingData:
+    """What training, strip and convert may read. `held`: of a set that stays in its files."""
+    streamed = None
+    if prepared.root is not None and prepared.paths is not None:
+        streamed = Streamed(prepared.root, prepared.paths, held.images if held else None, config.workers)
     return TrainingData(
         images=prepared.train_images,
         labels=prepared.train_labels,
@@ -28,6 +42,7 @@ def training(prepared: Prepared, config: Data) -> TrainingData:
         augment=prepared.augment,
         validation=config.validation,
         split_seed=config.split_seed,
+        streamed=streamed,
     )
 
 

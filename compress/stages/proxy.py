@@ -21,8 +21,8 @@ def _run(
     short = distil(config, context=context, student=student, start=start, weights=weights, teacher=teacher, data=data, train=train, share=share, title=title)
     checkpoint.discard(context.work)
     pictures = loading.pictures(data, context.device)
-    shown = pictures.images[pictures.validation_index]
-    logits = predict(short.method.deployed(short.model), shown, data.image_size, student.normalization)
+    shipped, shown = short.method.deployed(short.model), pictures.validation()
+    logits = predict(shipped, shown, data.image_size, student.normalization, device=pictures.labels.device)
     correct = logits.argmax(dim=1) == pictures.labels[pictures.validation_index]
     np.save(context.work / "correct.npy", correct.cpu().numpy())
     return Proxied(

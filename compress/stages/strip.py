@@ -36,9 +36,9 @@ def _run(config: Distill, *, context: Context, student: Network, teacher: Traine
     checkpoints.save_state(method.deployed(model), path)
     ships = replace(student, deployed=method.form())
     deployed = loading.network(ships, File.of(path), "cpu")
-    _prove(model, deployed, method, student, pictures.images[pictures.validation_index[:64]])
+    _prove(model, deployed, method, student, pictures.validation()[:64])
 
-    logits = predict(deployed, pictures.images[pictures.validation_index], data.image_size, student.normalization)
+    logits = predict(deployed, pictures.validation(), data.image_size, student.normalization)
     np.save(context.work / "predictions.npy", logits.argmax(dim=1).numpy())
     result = Trained(
         network=ships,

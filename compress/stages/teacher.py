@@ -69,7 +69,7 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
                 depthwise=info.depthwise, teacher=None, device=context.device, folder=context.work, progress=progress,
                 group=context.group,
             )  # fmt: skip
-    logits = predict(model, pictures.images[pictures.validation_index], data.image_size, network.normalization)
+    logits = predict(model, pictures.validation(), data.image_size, network.normalization, device=pictures.labels.device)
     top1 = accuracy(logits, pictures.labels[pictures.validation_index])
     _expect(config, top1, len(pictures.validation_index), lambda: _named(config, model, pictures, network, data))
     if network.black_box and weights is not None:
@@ -132,11 +132,11 @@ def _expect(config: Candidate, top1: float, pictures: int, named: Callable[[], s
 
 def _named(config: Candidate, model: nn.Module, pictures: Pictures, network: Network, data: TrainingData) -> str | None:
     """Which known mistake in the input or in the order of the classes fits."""
-    images = views.evaluation_view(pictures.images[pictures.validation_index], data.image_size).cpu().numpy()
+    images = views.evaluation_view(pictures.validation(), data.image_size).cpu().numpy()
     normalization = network.normalization
 
     def answers(pixels: np.ndarray) -> np.ndarray:
-        batch = torch.from_numpy(pixels).to(pictures.images.device)
+        batch = torch.from_numpy(pixels).to(pictures.labels.device)
         with torch.no_grad():
             return predict(model, batch, data.image_size, normalization, batch_size=64).cpu().numpy()
 

@@ -158,8 +158,8 @@ def _same(tap: str, expected: torch.Tensor, values: Mapping[str, torch.Tensor]) 
 
 
 def _accuracy(simulation: nn.Module, student: Trained, pictures: Pictures) -> float:
-    index = pictures.validation_index
-    return accuracy(predict(simulation, pictures.images[index], pictures.image_size, student.network.normalization), pictures.labels[index])
+    logits = predict(simulation, pictures.validation(), pictures.image_size, student.network.normalization, device=pictures.labels.device)
+    return accuracy(logits, pictures.labels[pictures.validation_index])
 
 
 def _hold_against_file(
@@ -167,7 +167,7 @@ def _hold_against_file(
 ) -> tuple[float, float]:
     """Share of equal predictions and mean |logit difference| of the simulation and the int8 file. Raises StageError where they answer otherwise."""
     pictures = loading.pictures(data.training, "cpu")
-    chosen = pictures.images[pictures.validation_index[:CHECKED]]
+    chosen = pictures.validation()[:CHECKED]
     tuned = export.quantize.with_weights(prepared, simulation.learned_weights())
     export.quantize.emit(tuned, path, settings, simulation.learned_ranges())
     written = export.search.logits(path, settings.isa, np.ascontiguousarray(views.evaluation_view(chosen, pictures.image_size).numpy()))

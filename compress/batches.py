@@ -1,0 +1,44 @@
+"""An epoch's batches in their order, each with what is known of it ahead of its step: the teacher's logits, or the decoded views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from compress.step import Step
+from compress.stream import Stream
+
+WINDOW = {"cpu": 1, "cuda": 64}  # steps that the teacher runs ahead
+
+
+def batches(
+    order: Tensor, view: Tensor, first: int, size: int, steps: int, step: Step, stream: Stream | None
+) -> Iterator[tuple[int, Tensor, Tensor | None, Tensor | None]]:
+    """(step in the epoch, pictures (B,), of this process's share the teacher's logits or None, the views of a stream or None) from step `first` on.
+
+    The teacher runs ahead by a window of steps, so that a GPU is asked for what it does not know once in a window, and not in every step.
+    """
+    if stream is not None:
+        yield from _streamed(order, view, first, size, steps, step, stream)
+        return
+    window = WINDOW.get(order.device.type, 1)
+    for begin in range(first, steps, window):
+        parts = [order[at * size : (at + 1) * size] for at in range(begin, min(begin + window, steps))]
+        shares = [step.group.share(batch) for batch in parts]
+        index = torch.cat(shares)
+        ahead = step.teacher.ahead(index, view[index], step.pixels) if step.teacher is not None else None
+        known = [None] * len(parts) if ahead is None else ahead.split([len(share) for share in shares])
+        yield from zip(range(begin, begin + len(parts)), parts, known, [None] * len(parts), strict=True)
+
+
+def _streamed(
+    order: Tensor, view: Tensor, first: int, size: int, steps: int, step: Step, stream: Stream
+) -> Iterator[tuple[int, Tensor, None, Tensor]]:
+    """As `batches`: this process decodes its share alone, and the teacher answers within the step, for the same view rarely comes again."""
+    places, numbers = order.cpu(), view.cpu()
+    shares = (step.group.share(places[at * size : (at + 1) * size]) for at in range(first, steps))
+    decoded = stream.batches(((share, numbers[share]) for share in shares), -(-size // step.group.size))
+    for at, pixels in zip(range(first, steps), decoded, strict=True):
+        yield at, order[at * size : (at + 1) * size], None, pixels

@@ -1,0 +1,83 @@
+"""ImageNet as it is unpacked, and any set in that layout: root/train/<class>/*.JPEG and root/val/<class>/*.JPEG, too large to decode at once.
+
+Classes are the folders of train, sorted: with ImageNet's WordNet ids the order that published weights have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compress.data.folder import SUFFIXES, compare_classes, subfolders
+from compress.data.listing import Part
+from compress.errors import MissingError, UsageError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of its training pictures, as torchvision's weights expect them
+ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a root holds. `stamp`: sha256 (hex) of every picture's path, size and modification time; a size may change with its picture alone."""
+
+    classes: tuple[str, ...]
+    train: Part
+    test: Part
+    stamp: str
+
+
+def scan(root: Path) -> Found:
+    """List both parts; reads no pixels, asks the file system for each picture once.
+
+    Raises MissingError where root, train or val is absent; UsageError for a flat val folder, an empty class, or classes that differ.
+    """
+    for folder in (root, root / "train", root / "val"):
+        if not folder.is_dir():
+            raise MissingError(_absent(root, folder))
+    classes = subfolders(root / "train")
+    if len(classes) < 2:
+        raise UsageError(f"{root / 'train'}: {len(classes)} class sub-folders, but a classifier needs at least two; unpack each class into a folder of its own")
+    if not subfolders(root / "val"):
+        raise UsageError(
+            f"{root / 'val'}: its pictures lie side by side, not in class sub-folders, so nothing says what they show; move each into "
+            f"val/<class>/ (for ImageNet's own archive the widely used valprep.sh does so)"
+        )
+    compare_classes(root, "val", classes)
+    digest = hashlib.sha256()
+    train, test = (_part(root, part, classes, digest) for part in ("train", "val"))
+    return Found(tuple(classes), train, test, digest.hexdigest())
+
+
+def _absent(root: Path, folder: Path) -> str:
+    """What is missing, and the command that brings it."""
+    part = folder.name if folder != root else ""
+    archive = root / ARCHIVES.get(part, "")
+    if part and archive.is_file():
+        return f"{folder} is not there, but {archive.name} is: unpack it first: mkdir {folder} && tar -xf {archive} -C {folder}"
+    return (
+        f"{folder} is not there; data.root is the folder that holds train/<class>/*.JPEG and val/<class>/*.JPEG: compress run RECIPE --set data.root=FOLDER"
+    )
+
+
+def _part(root: Path, part: str, classes: list[str], digest: hashlib._Hash) -> Part:
+    """One part, classes and names in order. Raises UsageError for a class without pictures."""
+    paths: list[str] = []
+    facts: list[tuple[int, int]] = []  # bytes, modification time in ns
+    counts: list[int] = []
+    for name in classes:
+        with os.scandir(root / part / name) as entries:
+            found = sorted((one.name, one.stat()) for one in entries if not one.name.startswith(".") and one.name.lower().endswith(SUFFIXES))
+        if not found:
+            raise UsageError(f"{root / part / name}: no pictures ({', '.join(SUFFIXES)}) of class {name!r}; unpack it again, or remove the folder")
+        paths += [f"{part}/{name}/{file}" for file, _ in found]
+        facts += [(status.st_size, status.st_mtime_ns) for _, status in found]
+        counts.append(len(found))
+    numbers = np.array(facts, dtype=np.int64)
+    digest.update(b"\n".join(os.fsencode(path) for path in paths) + numbers.tobytes())
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
+    every = np.arange(len(paths), dtype=np.int64)
+    return Part(tuple(paths), every, np.zeros_like(every), numbers[:, 0], tuple(paths), labels)

@@ -1,0 +1,89 @@
+"""The data stage of sets that are too large to decode at once: training pictures are listed, the test part is decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compress import schema
+from compress.data import imagenet, npy, webdataset
+from compress.data.listing import Listing, Part, Place, Report, write
+from compress.data.splits import stratified
+from compress.errors import UsageError
+from compress.results import File, Normalization
+
+SOURCES = ("imagenet", "webdataset")
+NORMALIZATION_PICTURES = 1000
+LISTED_BYTES = 1 << 30  # a decoded part of more is said before it is spent
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the stage wrote: files as in `Prepared`."""
+
+    classes: tuple[str, ...]
+    train_images: File
+    train_labels: File
+    test_images: File
+    test_labels: File
+    paths: File
+
+
+def stamp(source: str, root: Path) -> object:
+    """What a root holds, as JSON, without reading a pixel: imagenet by each picture's path, size and time, webdataset by each shard's.
+
+    Raises as the source's `scan`.
+    """
+    if source == "imagenet":
+        return imagenet.scan(root).stamp
+    named = root / "classes.txt"
+    return [webdataset.stamp(root), named.read_text(encoding="utf-8") if named.is_file() else None]
+
+
+def prepare(config: schema.Data, root: Path, work: Path, *, image_size: int, test_stream: int, report: Report) -> Written:
+    """List the training part, decode the test part, each stratified and seeded where the recipe limits it. Raises as the source's `scan`."""
+    if config.source == "imagenet":
+        found = imagenet.scan(root)
+        classes, train, test = found.classes, found.train, found.test
+    else:
+        parts = webdataset.shards(root)
+        train, test = webdataset.scan(parts.train, report), webdataset.scan(parts.test, report)
+        if not len(test.labels):
+            raise UsageError(f"{root}: the test shards hold no pictures with labels")
+        classes = webdataset.class_names(root, train, test)
+    rows, labels, paths = write(train, _chosen(train, config.limit_train, config.split_seed, 0), work, "train")
+    report(f"data: {len(np.load(labels.path)):,} training pictures of {len(classes)} classes, listed; they are decoded in training")
+    test_rows, test_labels, test_paths = write(test, _chosen(test, config.limit_test, config.split_seed, test_stream), work, "test")
+    listing = Listing(Place(root, test_rows.path, test_paths.path, image_size))
+    images = decode(listing, np.arange(len(listing)), work / "test_images.npy", "test", report)
+    test_rows.path.unlink()
+    test_paths.path.unlink()
+    return Written(classes, rows, labels, images, test_labels, paths)
+
+
+def _chosen(part: Part, limit: int | None, seed: int, stream: int) -> np.ndarray:
+    every = np.arange(len(part.labels), dtype=np.int64)
+    return every if limit is None else stratified(part.labels, limit, seed, stream)
+
+
+def decode(listing: Listing, positions: np.ndarray, path: Path, what: str, report: Report) -> File:
+    """Pictures as in evaluation, uint8 (n, S, S, 3), in a file. Raises StageError for one that cannot be read."""
+    size = listing.place.image_size
+    needed = len(positions) * size**2 * 3
+    if needed > LISTED_BYTES:
+        report(f"data: {len(positions):,} {what} pictures are decoded once, {needed / 2**30:.1f} GiB on disk")
+    file = npy.write_rows(path, listing.evaluated(positions, report, what), (size, size, 3), np.uint8)
+    report(f"data: {len(positions):,} {what} pictures, {size}x{size}")
+    return file
+
+
+def normalization_pictures(listing: Listing, labels: np.ndarray) -> np.ndarray:
+    """Some training pictures, by class, uint8 (n, S, S, 3): to measure their mean and deviation."""
+    return listing[stratified(labels, NORMALIZATION_PICTURES, 0)]
+
+
+def named_normalization(source: str) -> Normalization | None:
+    """Published constants."""
+    return Normalization(imagenet.MEAN, imagenet.STD) if source == "imagenet" else None

@@ -1,0 +1,43 @@
+"""Training pictures that stay in their files, as batches of uint8 on the training's device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compress.data.listing import Listing
+from compress.data.workers import Decoders, default_workers
+
+
+class Stream:
+    """Stands for the images (P, S, S, 3) of a training. Indexed by positions (n,) it answers as in evaluation; `batches` gives training views.
+
+    `workers`: decode processes; None: one a core. They start with the first batch and end with `close`.
+    """
+
+    def __init__(self, listing: Listing, *, augment: str, workers: int | None, device: str) -> None:
+        self.listing, self.device = listing, torch.device(device)
+        self.decoders = Decoders(listing.place, augment=augment, workers=workers or default_workers())
+
+    def __len__(self) -> int:
+        return len(self.listing)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return torch.from_numpy(self.listing[index.cpu().numpy()]).to(self.device)
+
+    def batches(self, asked: Iterable[tuple[Tensor, Tensor]], rows: int) -> Iterator[Tensor]:
+        """uint8 (n, S, S, 3) on the device for each (index, view) on the CPU, n <= rows; decoded ahead. One is whole until the next is asked for."""
+        for pixels in self.decoders.batches(((index.numpy(), view.numpy()) for index, view in asked), rows):
+            yield self._moved(pixels)
+
+    def _moved(self, pixels: np.ndarray) -> Tensor:
+        """Through pinned memory, so that the copy waits for no step that is under way; on the CPU the decoders' own memory."""
+        shared = torch.from_numpy(pixels)
+        return shared.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else shared.to(self.device)
+
+    def close(self) -> None:
+        """End the decode processes."""
+        self.decoders.close()

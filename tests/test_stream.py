@@ -1,0 +1,179 @@
+"""Training from pictures that stay in their files: the same views whoever decodes them, and an interrupted epoch ends with the same bits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from compress import loading, train
+from compress.batches import batches
+from compress.data import sources, training_arrays
+from compress.data.crops import training_view
+from compress.data.listing import Listing, Place
+from compress.data.workers import Decoders
+from compress.distributed import Group
+from compress.errors import Interrupted, StageError
+from compress.results import Normalization, TrainingData
+from compress.schema import Data, Dhkd, Distill
+from compress.stages import data
+from compress.stream import Stream
+from compress.teacher_cache import TeacherCache
+from tests import stand_in
+from tests.test_train import Net, PowerCut, Recorder, cut, interrupt, same, settings, started, state_of
+
+SIDE, NORMALIZATION = 16, Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+    """45 pictures of three classes in two shards a part, nine of them for validation."""
+    root = stand_in.shards(tmp_path_factory.mktemp("set"), train=15, val=1, each=23)
+    config = Data(source="webdataset", root=str(root), image_size=SIDE, validation=9, workers=1)
+    prepared = sources.prepare(config, tmp_path_factory.mktemp("work"), base=Path("/"), report=lambda text: None)
+    return data.training(prepared, config)
+
+
+def place(training: TrainingData) -> Place:
+    assert training.streamed is not None
+    return Place(training.streamed.root, training.images.path, training.streamed.paths.path, SIDE)
+
+
+def test_decoders_answer_in_order_whatever_their_number(training: TrainingData) -> None:
+    listing, random = Listing(place(training)), np.random.default_rng(0)
+    asked = [(random.integers(0, 45, size), random.integers(0, 8192, size)) for size in (20, 20, 20, 7, 20, 1)]
+    found = []
+    for count in (1, 2):
+        decoders = Decoders(place(training), augment="resized_crop", workers=count)
+        found.append([batch.copy() for batch in decoders.batches(iter(asked), 20)])
+        if count == 2:  # the same processes, another epoch, ended in its middle: the ring is free again
+            for _ in decoders.batches(iter(asked), 20):
+                break
+            again = [batch.copy() for batch in decoders.batches(iter(asked), 20)]
+            assert all(np.array_equal(one, other) for one, other in zip(found[0], again, strict=True))
+        decoders.close()
+    for (positions, numbers), one, two in zip(asked, *found, strict=True):
+        assert np.array_equal(one, two) and one.shape == (len(positions), SIDE, SIDE, 3)
+        expected = [listing.decoded(int(p), lambda content, v=v: training_view(content, int(v), SIDE)) for p, v in zip(positions, numbers, strict=True)]
+        assert np.array_equal(one, np.stack(expected))
+
+
+def test_memory_does_not_grow_with_the_set(training: TrainingData) -> None:
+    for asked, rows, count, slots in ((10**6, 256, 16, 3), (5, 8, 4, 10)):
+        decoders = Decoders(place(training), augment="resized_crop", workers=count)
+        job, _ = decoders._start(rows)
+        assert job.slots == slots and job.ring().nbytes == slots * rows * SIDE**2 * 3, asked
+        decoders.close()
+
+
+def fit(folder: Path, training: TrainingData, *, progress: Recorder | None = None, epochs: int = 2) -> tuple[list[torch.Tensor], train.Fitted]:
+    """Two epochs of DHKD by a teacher that runs on every batch; everything that was trained, and how it went."""
+    student, method = started(Distill(dhkd=Dhkd(hidden=12, dropout=0.3, head="nonlinear", align="all")))
+    torch.manual_seed(11)
+    net = Net().eval().requires_grad_(False)
+    teacher = TeacherCache(
+        lambda raw: net(train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(), pictures=45, views=8192, classes=3, device="cpu",
+        folder=folder, warn=lambda text: None, remember=False,
+    )  # fmt: skip
+    pictures = loading.pictures(training, "cpu")
+    fitted = train.fit(
+        student, method, pictures, train=settings(epochs=epochs, batch_size=8), normalization=NORMALIZATION, taps={"pooled": "fc:in"}, depthwise=False,
+        teacher=teacher, device="cpu", folder=folder, progress=progress or Recorder(),
+    )  # fmt: skip
+    assert isinstance(pictures.images, Stream) and pictures.images.decoders.pool is None  # the processes are gone
+    assert not (folder / "logits.npz").exists() and teacher.used == 0  # nothing is remembered
+    return state_of(student, method), fitted
+
+
+def test_an_epoch_that_is_interrupted_in_its_middle_ends_with_the_same_bits(training, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "LOOK", 2)  # looks at the clock every two steps ...
+    monkeypatch.setattr(train, "SAVE_SECONDS", -1.0)  # ... and finds that it is time for a checkpoint
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+    expected, whole = fit(tmp_path / "whole", training)
+    assert [row["epoch"] for row in whole.history] == [1, 2] and whole.history[1]["ce"] > 0 and 0 <= whole.history[1]["top1_validation"] <= 1
+
+    with pytest.raises(PowerCut):
+        fit(tmp_path / "broken", training, progress=Recorder(4, cut))  # five steps an epoch
+    stopped = Recorder(6, interrupt)
+    with pytest.raises(Interrupted, match="epoch 2 of 2, checkpoint kept"):
+        fit(tmp_path / "broken", training, progress=stopped)
+    resumed = Recorder()
+    found, fitted = fit(tmp_path / "broken", training, progress=resumed)
+    assert stopped.started == (1, 2)  # the checkpoint of the second step
+    assert resumed.started == (2, 3) and len(resumed.steps) == 2 and same(found, expected)
+    for before, after in zip(whole.history, fitted.history, strict=True):
+        assert after["ce"] == pytest.approx(before["ce"], rel=1e-5) and after["top1_validation"] == before["top1_validation"]
+
+
+def noting(batches: Any, asked: list[int]) -> Any:
+    """The same, noting how many pictures each batch asks for."""
+    return lambda source, rows: batches((asked.append(len(one[0])) or one for one in source), rows)
+
+
+def test_a_process_decodes_its_share_alone(training, monkeypatch):
+    """Half a batch for each of two processes: together the batch of one."""
+    pictures = loading.pictures(training, "cpu")
+    order, view = pictures.train_index, train.views.views_of_epoch(45, 1, 0, "resized_crop", None, SIDE)
+    found = []
+    for group in (Group(0, 1), Group(0, 2), Group(1, 2)):
+        stream = Stream(pictures.images.listing, augment="resized_crop", workers=1, device="cpu")
+        asked: list[int] = []
+        monkeypatch.setattr(stream.decoders, "batches", noting(stream.decoders.batches, asked))
+        step = type("Step", (), {"group": group})()
+        found.append([pixels.clone() for _, _, _, pixels in batches(order, view, 2, 10, 4, step, stream)])
+        assert asked == ([10, 6] if group.size == 1 else [5, 3])
+        stream.close()
+    for one, first, second in zip(*found, strict=True):
+        assert torch.equal(one, torch.cat([first, second]))
+
+
+def test_a_bad_picture_ends_the_training_with_its_name(tmp_path):
+    root = stand_in.folders(tmp_path / "set", train=4, val=1)
+    config = Data(source="imagenet", root=str(root), image_size=SIDE, validation=3, workers=1)
+    (tmp_path / "work").mkdir()
+    prepared = data.training(sources.prepare(config, tmp_path / "work", base=Path("/"), report=lambda text: None), config)
+    _, _, train_index, _ = training_arrays(prepared)
+    bad = Listing(place(prepared)).path(int(train_index[5]))
+    bad.write_bytes(b"?" * bad.stat().st_size)
+    with pytest.raises(StageError, match=rf"{bad.name} cannot be read \(not a picture that Pillow can read\); repair or replace it"):
+        fit(tmp_path, prepared, epochs=1)
+
+
+def test_a_lost_decoder_is_one_sentence_and_a_lost_training_takes_its_decoders_along(training, tmp_path):
+    decoders = Decoders(place(training), augment="none", workers=1)
+    asked = ((np.arange(8), np.zeros(8, np.int64)) for _ in range(400))
+    batches = decoders.batches(asked, 8)
+    assert np.array_equal(next(batches), Listing(place(training))[np.arange(8)])  # augment none: as in evaluation
+    (child,) = decoders.pool._processes
+    os.kill(child, signal.SIGKILL)
+    with pytest.raises(StageError, match="a decode process is gone .* run the same command again to resume"):
+        for _ in batches:
+            pass
+    decoders.close()
+
+    script = tmp_path / "orphans.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nimport numpy as np\nfrom compress.data.listing import Place\nfrom compress.data.workers import Decoders\n"
+        "if __name__ == '__main__':\n"
+        "    decoders = Decoders(Place(*map(Path, sys.argv[1:4]), 16), augment='none', workers=1)\n"
+        "    batches = decoders.batches(((np.arange(8), np.zeros(8, np.int64)) for _ in range(10**6)), 8)\n"
+        "    next(batches)\n    print(*decoders.pool._processes, flush=True)\n    import time; time.sleep(60)\n"
+    )
+    where = place(training)
+    parent = subprocess.Popen([sys.executable, str(script), where.root, where.rows, where.paths], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{child}").exists() and "State:\tZ" not in Path(f"/proc/{child}/status").read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert time.monotonic() < deadline
