@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -43,19 +43,25 @@ class Group:
             raise UsageError(f"train.batch_size: a batch of {len(batch)} cannot be shared by {self.size} processes")
         return batch.tensor_split(self.size)[self.rank]
 
-    def averaging(self, own: int, batch: int) -> Callable[[list[Tensor]], None] | None:
-        """How gradients of means over `own` of a batch's `batch` pictures become the gradient of the batch's mean; None for one process."""
-        if self.size == 1:
-            return None
-        return lambda gradients: self._average(gradients, own / batch)
+    def weigh(self, losses: Mapping[str, Tensor], own: int, batch: int) -> dict[str, Tensor]:
+        """Means over `own` of a batch's `batch` pictures -> this process's part of the batch's mean.
 
-    def _average(self, gradients: list[Tensor], weight: float) -> None:
-        """Weighted sum over all processes, in place, in one message for each type."""
+        Before the backward pass, not after it: with SyncBatchNorm a process's gradients hold parts of the others' losses, too.
+        """
+        return dict(losses) if self.size == 1 else {name: loss * (own / batch) for name, loss in losses.items()}
+
+    @property
+    def summing(self) -> Callable[[list[Tensor]], None] | None:
+        """How the gradients of all processes' parts become the batch's; None for one process."""
+        return None if self.size == 1 else self._sum
+
+    def _sum(self, gradients: list[Tensor]) -> None:
+        """Over all processes, in place, in one message for each type."""
         import torch
 
         for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
             group = [gradient for gradient in gradients if gradient.dtype == dtype]
-            flat = torch.cat([gradient.reshape(-1) for gradient in group]).mul_(weight)
+            flat = torch.cat([gradient.reshape(-1) for gradient in group])
             with _named():
                 torch.distributed.all_reduce(flat)
             parts = flat.split([gradient.numel() for gradient in group])
@@ -125,6 +131,36 @@ def gather(own: Tensor) -> Tensor:
         parts = [torch.empty_like(padded) for _ in range(size)]
         torch.distributed.all_gather(parts, padded)
     return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
+
+def synchronise(group: Group, device: str, wanted: bool, warn: Callable[[str], None], *modules: nn.Module) -> Callable[[], None]:
+    """BatchNorms inside `modules` take their training statistics over the whole batch. What is returned puts them back as they were.
+
+    Only between processes on CUDA, where torch has it; elsewhere, or where it is not wanted, `warn` is told whose statistics they take.
+    The new layers share parameters and buffers with the old ones.
+    """
+    import torch
+    from torch import nn
+
+    norms = [
+        (parent, name, layer) for module in modules for parent in module.modules() for name, layer in parent.named_children()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    ]  # fmt: skip
+    if group.size == 1 or not norms:
+        return lambda: None
+    if not wanted or not device.startswith("cuda"):
+        why = "train.sync_batchnorm is false" if not wanted else "SyncBatchNorm needs CUDA"
+        warn(f"BatchNorm takes its statistics over each process's own share of a batch, 1/{group.size} of it ({why}); the first process's are kept")
+        return lambda: None
+    for parent, name, layer in norms:
+        setattr(parent, name, torch.nn.SyncBatchNorm.convert_sync_batchnorm(layer))
+
+    def back() -> None:
+        for parent, name, layer in norms:
+            layer.train(parent.training)
+            setattr(parent, name, layer)
+
+    return back
 
 
 def _device() -> str:

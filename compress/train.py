@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from compress import checkpoint, schedule
+from compress.allocation import give_back_freed_memory, keep_freed_memory
 from compress.batches import batches
 from compress.checkpoint import State
 from compress.data import views
-from compress.distributed import ALONE, Group, gather
+from compress.distributed import ALONE, Group, gather, synchronise
+from compress.engine import Rate, classifier_of, engine, release
 from compress.errors import Interrupted
 from compress.finite import Finite
 from compress.methods import Method
@@ -30,7 +32,7 @@ from compress.models.taps import Tapped
 from compress.precision import resolve_precision
 from compress.results import Normalization
 from compress.schema import Train
-from compress.step import TRACED, Batch, Rate, Step, Teaching, engine, traced, trainable
+from compress.step import TRACED, Batch, Step, Teaching, traced, trainable
 from compress.stream import Stream
 
 LOOK = 50  # steps between two looks at the losses, and at the clock
@@ -133,6 +135,8 @@ def fit(
     size = schedule.batch_size(train.batch_size, len(pictures.train_index), smallest)
     steps = schedule.steps(len(pictures.train_index), size, smallest)
     saved = folder / checkpoint.CHECKPOINT
+    keep_freed_memory()
+    unsynchronise = synchronise(group, device, train.sync_batchnorm, progress.warn if group.first else lambda _: None, student, method)
     parameters = trainable(student, method)
     optimizer = torch.optim.SGD(
         parameters, lr=train.lr or 0.0, momentum=train.momentum, nesterov=train.nesterov, weight_decay=train.weight_decay, fused=True
@@ -158,9 +162,9 @@ def fit(
     )  # fmt: skip
     # a traced cosine is summed like a loss: an epoch's mean over its traced steps and the processes then survives an interruption
     cosine_share = min(steps * size, len(pictures.train_index)) / -(-steps // (train.trace_gradients or 1)) / group.size
-    run = engine(train.engine, step, size, progress.warn)
-    written = time.monotonic()
+    written, classifier = time.monotonic(), classifier_of(student, taps)
     try:
+        run = engine(train.engine, step, size, steps * epochs, classifier, progress.warn)
         with _between_steps() as stop:
             while state.epoch <= epochs:
                 begin = time.monotonic()
@@ -215,6 +219,9 @@ def fit(
         threads = torch.get_num_threads()
         torch.set_num_threads(threads_before)
         tapped.close()
+        release(classifier)
+        unsynchronise()
+        give_back_freed_memory()
         if stream is not None:
             stream.close()
         if teacher is not None and group.first:

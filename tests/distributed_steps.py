@@ -1,6 +1,6 @@
 """What `test_distributed.py` runs, alone or under torchrun: two epochs of each method in float64; the first process writes the weights.
 
-Arguments: working folder, the rank that dies in the second epoch (-1: none), methods.
+Arguments: working folder, the rank that dies in the second epoch (-1: none), cpu or cuda, methods (norm: kd of a network with BatchNorm).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ CLASSES, COUNT, SIDE, WIDTH = 4, 36, 8, 6
 METHODS = {
     "dhkd": Distill(method=("dhkd",), dhkd=Dhkd(head="linear", align="all")),
     "kd": Distill(method=("kd",)),
+    "norm": Distill(method=("kd",)),
     "crd": Distill(method=("crd",), crd=Crd(negatives=16, width=8)),
 }
 STUDENT = Outline("net", CLASSES, {"pooled": (WIDTH,)}, {"pooled": "fc:in"})
@@ -33,15 +34,16 @@ TEACHER = Outline("teacher", CLASSES, {"pooled": (WIDTH,)}, {"pooled": "fc:in"})
 
 
 class Net(nn.Module):
-    """No BatchNorm: its statistics are of one process's share."""
+    """Without `norm` no BatchNorm: on the CPU its statistics are of one process's share."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: bool) -> None:
         super().__init__()
+        self.norm = nn.BatchNorm2d(WIDTH) if norm else nn.Identity()
         self.conv = nn.Conv2d(3, WIDTH, 3, padding=1)
         self.fc = nn.Linear(WIDTH, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(torch.relu(self.conv(x.to(self.fc.weight.dtype))).mean((2, 3)))
+        return self.fc(torch.relu(self.norm(self.conv(x.to(self.fc.weight.dtype)))).mean((2, 3)))
 
 
 class Teacher:
@@ -76,10 +78,10 @@ class Progress:
             os._exit(9)
 
 
-def main(folder: Path, dying: int, names: list[str]) -> None:
+def main(folder: Path, dying: int, where: str, names: list[str]) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, lambda *_: None)  # torchrun's, for those that are left: first they say what happened, then they end
-    with distributed.joined("cpu") as (group, device):
+    with distributed.joined(where) as (group, device):
         for name in names:
             own = folder / (name if group.first else f"{name}.beside")  # as the store gives each process a folder of its own
             own.mkdir(exist_ok=True)
@@ -91,22 +93,22 @@ def train(name: str, folder: Path, dying: int, group: distributed.Group, device:
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (COUNT, SIDE, SIDE, 3), generator=generator).to(torch.uint8)
     labels = torch.arange(COUNT) % CLASSES
-    student = Net().double()
-    method = build_method(METHODS[name], student=STUDENT, teacher=TEACHER, train_labels=labels, seed=1).double()
+    student = Net(name == "norm").double().to(device)
+    method = build_method(METHODS[name], student=STUDENT, teacher=TEACHER, train_labels=labels, seed=1).double().to(device)
     fit(
-        student, method, Pictures(images, labels, torch.arange(COUNT), torch.arange(0), "crop_flip", SIDE),
+        student, method, Pictures(*(part.to(device) for part in (images, labels, torch.arange(COUNT), torch.arange(0))), "crop_flip", SIDE),
         train=Train(epochs=2, batch_size=15, lr=0.5, precision="float32", schedule=Schedule(warmup_epochs=0.0)),
         normalization=Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), taps={"pooled": "fc:in"}, depthwise=False, teacher=Teacher(),
         device=device, folder=folder, progress=Progress(group.rank == dying), group=group,
     )  # fmt: skip
     if group.first:
         state = {**student.state_dict(), **{f"method.{key}": value for key, value in method.state_dict().items()}}
-        save_file({key: value.contiguous().clone() for key, value in state.items()}, folder / "weights.safetensors")
+        save_file({key: value.cpu().contiguous().clone() for key, value in state.items()}, folder / "weights.safetensors")
 
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+        main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])
         distributed.leave(0)
     except CompressError as error:
         print(f"said: {error}", flush=True)

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from compress import distributed
-from compress.distributed import ALONE, Group
+from compress.distributed import ALONE, Group, synchronise
 from compress.errors import UsageError
 
 SCRIPT = Path(__file__).parent / "distributed_steps.py"
@@ -34,7 +35,7 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
 def shared(tmp_path_factory):
     """What two processes trained, a folder for each method."""
     folder = tmp_path_factory.mktemp("two")
-    done = torchrun(str(SCRIPT), str(folder), "-1", *METHODS)
+    done = torchrun(str(SCRIPT), str(folder), "-1", "cpu", *METHODS)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -42,7 +43,7 @@ def shared(tmp_path_factory):
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(tmp_path, shared):
     # batches of 15 and a last one of 6: shares of 8 and 7, and of 3 and 3
-    done = started(str(SCRIPT), str(tmp_path), "-1", *METHODS)
+    done = started(str(SCRIPT), str(tmp_path), "-1", "cpu", *METHODS)
     assert done.returncode == 0, done.stdout + done.stderr
     for method in METHODS:
         one, two = (load_file(folder / method / "weights.safetensors") for folder in (tmp_path, shared))
@@ -51,12 +52,41 @@ def test_two_processes_train_what_one_trains(tmp_path, shared):
             torch.testing.assert_close(two[key], one[key], rtol=1e-9, atol=1e-11, msg=lambda text, name=f"{method} {key}": f"{name}: {text}")
 
 
+@pytest.mark.gpu
+def test_batchnorm_over_two_cards_is_that_of_one(tmp_path):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("torch sees fewer than two CUDA devices")
+    for run, name in ((started, "one"), (torchrun, "two")):
+        (tmp_path / name).mkdir()
+        done = run(str(SCRIPT), str(tmp_path / name), "-1", "cuda", "norm")
+        assert done.returncode == 0 and "warned" not in done.stdout, done.stderr
+    one, two = (load_file(tmp_path / name / "norm" / "weights.safetensors") for name in ("one", "two"))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-6, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_batchnorm_is_synchronised_on_cuda_alone_and_put_back():
+    student, said = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4))), []
+    norm, weights = student[1][0], list(student.parameters())
+
+    back = synchronise(Group(0, 2), "cuda:0", True, said.append, student)
+    assert isinstance(student[1][0], nn.SyncBatchNorm) and all(a is b for a, b in zip(student.parameters(), weights, strict=True))
+    student[1][0].running_mean.fill_(3)
+    back()
+    assert student[1][0] is norm and norm.running_mean.eq(3).all() and not said
+
+    for arguments in ((Group(0, 2), "cpu", True), (Group(0, 2), "cuda:0", False), (ALONE, "cuda", True)):
+        synchronise(*arguments, said.append, student)()
+        assert student[1][0] is norm
+    assert len(said) == 2 and "SyncBatchNorm needs CUDA" in said[0] and "1/2" in said[0] and "train.sync_batchnorm is false" in said[1]
+
+
 @pytest.mark.slow
 def test_a_lost_process_ends_the_job_and_the_job_resumes(tmp_path, shared):
-    lost = torchrun(str(SCRIPT), str(tmp_path), "1", "kd")
+    lost = torchrun(str(SCRIPT), str(tmp_path), "1", "cpu", "kd")
     assert lost.returncode != 0 and not (tmp_path / "kd" / "weights.safetensors").exists()
     assert "another process of this run is gone" in lost.stdout and "run the same command again to resume" in lost.stdout, lost.stdout + lost.stderr
-    again = torchrun(str(SCRIPT), str(tmp_path), "-1", "kd")
+    again = torchrun(str(SCRIPT), str(tmp_path), "-1", "cpu", "kd")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "goes on in epoch 2" in again.stdout
     expected, found = (load_file(folder / "kd" / "weights.safetensors") for folder in (shared, tmp_path))
@@ -93,7 +123,7 @@ def test_shares_of_a_batch_are_even_and_whole():
 
 
 def test_alone_nothing_is_asked():
-    assert ALONE.first and ALONE.averaging(3, 3) is None and ALONE.word("x") == "x"
+    assert ALONE.first and ALONE.summing is None and ALONE.weigh({"ce": torch.ones(())}, 3, 3) == {"ce": 1} and ALONE.word("x") == "x"
     assert ALONE.agree(True, 7) and not ALONE.agree(False, 0)
     rows = torch.arange(3)
     assert distributed.gather(rows) is rows

@@ -67,8 +67,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "compress.step": (
         "compress.data.views", "compress.distributed", "compress.gradients", "compress.losses.precision", "compress.methods",
-        "compress.models.taps", "compress.precision",
+        "compress.precision",
     ),
+    "compress.allocation": (),
+    "compress.engine": ("compress.models.taps", "compress.step"),
     "compress.batches": ("compress.step", "compress.stream"),
     "compress.stream": ("compress.data.listing", "compress.data.workers"),
     "compress.teacher_cache": ("compress.errors", "compress.store", "compress.precision"),
@@ -79,7 +81,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.schedule": ("compress.errors", "compress.schema"),
     "compress.train": (
         *FOUNDATIONS, "compress.schema", "compress.schedule", "compress.precision", "compress.finite",
-        "compress.methods", "compress.step", "compress.distributed", "compress.checkpoint",
+        "compress.methods", "compress.step", "compress.allocation", "compress.engine", "compress.distributed", "compress.checkpoint",
         "compress.data.views", "compress.models.taps", "compress.batches", "compress.stream",
     ),
     "compress.loading": (

@@ -38,9 +38,14 @@ class Train(Section):
     precision: Literal["auto", "float32", "bf16"] = Field(
         default="auto", description="auto: bf16 on CUDA, and on CPUs with bf16 units for networks without depthwise convolutions; else float32"
     )
-    engine: Literal["auto", "eager"] = Field(
-        default="auto", description="auto: on CUDA a step is recorded once as a graph and replayed, where the method allows it; eager: never"
-    )
+    engine: Literal["auto", "compile", "graph", "eager"] = Field(
+        default="auto", description="auto: on CUDA a step is recorded once as a graph and replayed, where the method allows it, and from 20,000 steps on "
+        "the student is compiled by torch.compile; compile: compiled on any device (a CPU needs a C++ compiler); graph: recorded only; eager: neither"
+    )  # fmt: skip
+    sync_batchnorm: bool = Field(
+        default=True, description="in several processes on CUDA, BatchNorm's statistics are over the whole batch; false, and on CPUs always: over each "
+        "process's share"
+    )  # fmt: skip
     views: Count | None = Field(
         default=None, description="limit the augmentation to so many views a picture, so that the teacher's logits are reused sooner; null: no limit"
     )

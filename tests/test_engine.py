@@ -1,0 +1,128 @@
+"""How steps are run: compiled, a training is the one that it is without; what cannot be compiled runs as it is and says why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress import engine, train
+from compress.methods import Method, Outline, build_method
+from compress.results import Normalization
+from compress.schema import Dhkd, Distill, Schedule, Train
+from compress.teacher_cache import TeacherCache
+
+SIDE, CLASSES, COUNT = 8, 3, 40
+NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+SHAPE = Outline("net", CLASSES, {"pooled": (6,)})
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(6)
+        self.drop = nn.Dropout(0.2)
+        self.fc = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.drop(torch.relu(self.bn(self.conv(x))).mean((2, 3))))
+
+
+class Progress:
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def start_at(self, epoch: int, step: int) -> None: ...
+    def step(self, images: int, losses: dict[str, Tensor]) -> None: ...
+    def epoch(self, row: dict[str, float]) -> None: ...
+
+    def warn(self, text: str) -> None:
+        self.said.append(text)
+
+
+def trained(folder: Path, name: str, *, align: Any = "all", taps: str = "fc:in", device: str = "cpu") -> tuple[list[Tensor], list[str], nn.Module]:
+    """Weights after two epochs of three batches, the last one short, what was said, and the student."""
+    (folder / name).mkdir(parents=True)
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (COUNT, SIDE, SIDE, 3), generator=generator).to(torch.uint8)
+    parts = (images, torch.arange(COUNT) % CLASSES, torch.arange(COUNT), torch.arange(0))
+    torch.manual_seed(11)
+    net = Net().eval().requires_grad_(False).to(device)
+    cache = TeacherCache(
+        lambda raw: net(train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
+        pictures=COUNT, views=18, classes=CLASSES, device=device, folder=None, warn=lambda text: None,
+    )  # fmt: skip
+    student = Net().to(device=device, memory_format=torch.channels_last)
+    distill = Distill(dhkd=Dhkd(hidden=12, dropout=0.3, head="nonlinear", align=align))
+    method: Method = build_method(distill, student=SHAPE, teacher=SHAPE, train_labels=torch.zeros(1)).to(device)
+    progress = Progress()
+    train.fit(
+        student, method, train.Pictures(*(part.to(device) for part in parts), "crop_flip", SIDE),
+        train=Train(epochs=2, batch_size=16, lr=0.05, seed=7, precision="float32", schedule=Schedule(warmup_epochs=0.0), engine=name),
+        normalization=NORMALIZATION, taps={"pooled": taps}, depthwise=False, teacher=cache, device=device, folder=folder / name, progress=progress,
+    )  # fmt: skip
+    return [value.clone() for module in (student, method) for value in module.state_dict().values()], progress.said, student
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("align", ["all", "shared"])
+def test_a_compiled_student_is_the_student(tmp_path, monkeypatch, align):
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        compiled.append(len(graph.graph.nodes))
+        return graph
+
+    monkeypatch.setattr(engine, "BACKEND", backend)
+    plain, compiling = (trained(tmp_path, name, align=align) for name in ("eager", "compile"))
+
+    assert compiled and max(compiled) > 3 and not compiling[1]
+    assert same(plain[0], compiling[0])
+    assert "forward" not in compiling[2].fc.__dict__
+
+
+def test_two_backward_passes_go_through_one_compiled_graph(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "BACKEND", "aot_eager")
+    plain, compiling = (trained(tmp_path, name) for name in ("eager", "compile"))
+
+    assert not compiling[1]
+    for one, other in zip(plain[0], compiling[0], strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_what_cannot_be_compiled_runs_as_it_is_and_says_why(tmp_path, monkeypatch):
+    def broken(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        raise RuntimeError("no compiler here\nand more")
+
+    monkeypatch.setattr(engine, "BACKEND", broken)
+    plain, compiling = (trained(tmp_path, name) for name in ("eager", "compile"))
+
+    assert len(compiling[1]) == 1 and "no compiler here" in compiling[1][0] and "\n" not in compiling[1][0]
+    assert same(plain[0], compiling[0])
+    assert "not known apart" in trained(tmp_path / "other", "compile", taps="drop:out")[1][0]
+
+
+@pytest.mark.parametrize(("name", "cuda"), [("auto", False), ("graph", False), ("eager", False)])
+def test_a_cpu_compiles_and_records_only_when_told(tmp_path, monkeypatch, name, cuda):
+    monkeypatch.setattr(engine, "LONG", 1)
+    monkeypatch.setattr(engine, "compiled", lambda *_: pytest.fail("compiled"))
+    assert not trained(tmp_path, name)[1]
+
+
+@pytest.mark.gpu
+def test_compiled_and_recorded_on_cuda(tmp_path, monkeypatch):
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    monkeypatch.setattr(engine, "LONG", 1)
+    monkeypatch.setattr(engine, "WARM_UP", 1)
+    plain, fast = (trained(tmp_path, name, device="cuda") for name in ("eager", "auto"))
+    assert not fast[1]
+    for one, other in zip(plain[0], fast[0], strict=True):  # dropout draws other numbers in a graph: the networks stay close, not equal
+        torch.testing.assert_close(one, other, rtol=0.2, atol=0.2)
