@@ -58,7 +58,8 @@ def main(device: str, batch: int, steps: int, chosen: tuple[str, ...], out: Path
     """Measure all pairs, print and write."""
     peaks = {precision: _peak(device, precision) for precision in ("float32", "bf16")}
     print("large product: " + ", ".join(f"{name} {value / 1e9:.0f} GFLOP/s" for name, value in peaks.items()))
-    rows = [_row(*(tuple(one.split(":")) if chosen else one), device, batch, steps, peaks) for one in chosen or PAIRS]
+    pairs = [(one.split(":")[0], one.split(":")[1]) for one in chosen] or list(PAIRS)
+    rows = [_row(teacher, student, device, batch, steps, peaks) for teacher, student in pairs]
     for row in rows:
         print(f"\n{row['teacher']} -> {row['student']}, {row['precision']}, {batch} pictures: {row['step_ms']:.1f} ms, {row['gflop']:.2f} GFLOP, "
               f"{row['gflop_per_s']:.0f} GFLOP/s, {100 * row['share_of_peak']:.0f} % of the product's")  # fmt: skip
@@ -128,13 +129,20 @@ def _row(teacher: str, student: str, device: str, batch: int, steps: int, peaks:
 class _Known:
     """Logits that are there already."""
 
-    def answer(self, known: Tensor, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return known.float(), {}
+    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+        return None
+
+    def answer(self, known: Tensor | None, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        return None if known is None else known.float(), {}
+
+    def merge(self, gather: Callable[[Tensor], Tensor]) -> None: ...
+
+    def save(self) -> None: ...
 
 
 def _step(student: str, device: str) -> Step:
     torch.manual_seed(0)
-    model = models.build(student, classes=CLASSES).to(device=device, memory_format=torch.channels_last).train()
+    model = models.build(student, classes=CLASSES).to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     shape = outline(student, classes=CLASSES, width=None, image_size=SIDE)
     method = build_method(Distill(), student=shape, teacher=shape, train_labels=torch.zeros(1)).to(device).train()
     parameters = trainable(model, method)
@@ -156,7 +164,7 @@ def _batch(size: int, device: str) -> Batch:
 
 def _teacher(name: str, step: Step, batch: Batch, device: str) -> tuple[Callable[[], Tensor], str]:
     """A forward pass of the teacher on a batch, as the cache asks for it, and its precision."""
-    model: nn.Module = models.build(name, classes=CLASSES).to(device=device, memory_format=torch.channels_last).eval()
+    model: nn.Module = models.build(name, classes=CLASSES).to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     precision = resolve_precision("auto", device, depthwise=catalog.info(name).depthwise)
 
     @torch.no_grad()
