@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from compress import models
 from compress.errors import UsageError
-from compress.methods import build_method
-from compress.models import catalog
+from compress.methods import Method, build_method
+from compress.models import catalog, own
 from compress.models.count import macs, params
 from compress.models.deployed import deployed
 from compress.models.growth import larger
@@ -24,17 +27,17 @@ def check(loaded: Loaded, settings: Recipe, *, classes: int, image_size: int) ->
     """
     if settings.distill.plain:
         return []
-    teachers = [_outline(one, classes, image_size) for one in settings.teacher.candidates]
+    teachers = [outlined(loaded, place, one, classes, image_size) for place, one in places(settings) if isinstance(one, Candidate)]
     labels = torch.arange(classes)
     notes = []
-    for choice in settings.student.networks:
-        student = _outline(choice, classes, image_size)
+    for place, choice in ((place, one) for place, one in places(settings) if isinstance(one, Choice)):
+        student = outlined(loaded, place, choice, classes, image_size)
         for teacher in teachers:
             try:
                 with hollow():
                     method = build_method(settings.distill, student=student, teacher=teacher, train_labels=labels, train_index=labels)
                     plain = models.build(choice.model, classes=classes, width=choice.width)
-                    ships = deployed(models.build(choice.model, classes=classes, width=choice.width), choice.model, method.form())
+                    ships = deployed(models.build(choice.model, classes=classes, width=choice.width), choice.model, method.form(), choice.taps)
             except UsageError as error:
                 raise UsageError(f"{loaded.where('distill.method')}: {error} (student {student.name}, teacher {teacher.name})") from error
             if settings.train.batch_size < method.smallest_batch():
@@ -43,12 +46,44 @@ def check(loaded: Loaded, settings: Recipe, *, classes: int, image_size: int) ->
             sizes = [(params(one), macs(one, image_size)) for one in (plain, ships)] if method.form() is not None else []
             if sizes and (sentence := larger(choice.model, sizes[0], sizes[1])):
                 notes.append(f"{settings.distill.name} with teacher {teacher.name}: {sentence}")
+    _prove(loaded, settings, method, image_size)
     return notes
 
 
-def _outline(one: Choice | Candidate, classes: int, image_size: int) -> Outline:
+def places(settings: Recipe) -> list[tuple[str, Candidate | Choice]]:
+    """Every network of a recipe, with the section that names it."""
+    found: list[tuple[str, Candidate | Choice]] = [(f"teacher.candidates.{number}", one) for number, one in enumerate(settings.teacher.candidates)]
+    several = settings.student.choose is not None
+    return [*found, *((f"student.choose.from.{number}" if several else "student", one) for number, one in enumerate(settings.student.networks))]
+
+
+def outlined(loaded: Loaded, place: str, one: Choice | Candidate, classes: int, image_size: int) -> Outline:
+    """The outline of one of a recipe's networks. Raises UsageError with the place where a network of one's own has not what its taps name."""
     if isinstance(one, Candidate) and one.onnx is not None:
         return Outline(one.title, classes, {})
     size = (one.image_size if isinstance(one, Candidate) else None) or image_size
     catalog.require_size(catalog.info(one.model), size)
-    return outline(one.model, classes=classes, width=one.width, image_size=size)
+    with own_at(loaded, place, one):
+        return outline(one.model, classes=classes, width=one.width, image_size=size, stages=one.taps)
+
+
+@contextmanager
+def own_at(loaded: Loaded, place: str, one: Choice | Candidate) -> Iterator[None]:
+    """Mistakes in a network of one's own are said with the place that names it."""
+    try:
+        yield
+    except UsageError as error:
+        if not catalog.is_own(one.model):
+            raise
+        key = f"{place}.{'taps' if one.taps else 'model'}"
+        raise UsageError(f"{loaded.where(key)}: {key}: {error}") from error
+
+
+def _prove(loaded: Loaded, settings: Recipe, method: Method, image_size: int) -> None:
+    """Networks of one's own, where the method takes their last map for what is averaged: it is. Raises UsageError with the place."""
+    for place, one in places(settings):
+        taps = method.teacher_taps if isinstance(one, Candidate) else method.student_taps
+        if catalog.is_own(one.model) and {"pre_pool", "last_stage"}.intersection(taps):
+            size = (one.image_size if isinstance(one, Candidate) else None) or image_size
+            with own_at(loaded, place, one):
+                own.prove_average(one.model, one.taps, size)

@@ -266,6 +266,8 @@ def _network_mistakes(item: Candidate | Choice, size: int) -> Iterator[tuple[Key
     if isinstance(item, Candidate) and item.onnx is not None:
         if item.classes is not None and len(set(item.classes)) < len(item.classes):
             yield ("classes",), "a name is there twice"
+    if item.taps is not None and not catalog.is_own(item.model):
+        yield ("taps",), f"only a network of one's own names its stages; those of {item.model or 'an ONNX file'} are known, or there are none"
     if item.model not in catalog.NETWORKS:
         return
     info = catalog.NETWORKS[item.model]

@@ -38,7 +38,7 @@ def network(record: Network, weights: File | None, device: str) -> nn.Module:
     if record.black_box:
         assert weights is not None  # the file is the network
         return _contracted(record, OnnxNetwork(weights.path, torch.get_num_threads()))
-    model = deployed(models.build(record.model, classes=record.outputs or record.classes, width=record.width), record.model, record.deployed)
+    model = deployed(models.build(record.model, classes=record.outputs or record.classes, width=record.width), record.model, record.deployed, record.taps)
     if weights is not None:
         checkpoints.fit(model, checkpoints.read_state(weights.path), source=str(weights.path))
     return _contracted(record, model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -70,7 +70,7 @@ def outline(record: Network, model: nn.Module | None = None) -> Outline:
     if record.black_box:
         return Outline(record.model, record.classes, {})
     own = None if model is None else inner(model)
-    found = outline_of(record.model, classes=record.outputs or record.classes, width=record.width, image_size=record.side, model=own)
+    found = outline_of(record.model, classes=record.outputs or record.classes, width=record.width, image_size=record.side, model=own, stages=record.taps)
     if not record.contracted:
         return found
     taps = {name: " + ".join(f"network.{part}" for part in tap.split(" + ")) for name, tap in found.taps.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 from compress.errors import MissingError, UsageError
 from compress.models import catalog, own
 from compress.results import File, Network, Normalization, Prepared
-from compress.schema import Candidate, Normalize, Recipe
+from compress.schema import Candidate, Choice, Normalize, Recipe
 from compress.stages import teacher
 
 
@@ -45,18 +45,19 @@ class Networks:
                 notices.append(f"{model}: its checkpoint says no normalisation, so the data's is used; set `normalize` if it was trained with another")
         return notices
 
-    def network(self, model: str, width: float | None, weights: str, normalize: Normalize | None) -> Network:
+    def network(self, one: Choice | Candidate) -> Network:
         """A network carries its own normalisation: the recipe's word for it, else that of its published weights, else the data's."""
-        asked, info = normalize or self.settings.data.normalize, catalog.info(model)
-        published = weights in info.pretrained or (info.family == "photos" and is_file(weights))
+        normalize = one.normalize if isinstance(one, Candidate) else None
+        asked, info = normalize or self.settings.data.normalize, catalog.info(one.model)
+        published = one.weights in info.pretrained or (info.family == "photos" and is_file(one.weights))
         if asked is not None:
             normalization = normalized(asked)
         elif published and info.normalization is not None:
             normalization = Normalization(*info.normalization)
         else:
             normalization = self.prepared.normalization
-        source = own.source(model) if catalog.is_own(model) else None
-        return Network(model, width, len(self.prepared.classes), self.prepared.image_size, normalization, source=source)
+        source = own.source(one.model) if catalog.is_own(one.model) else None
+        return Network(one.model, one.width, len(self.prepared.classes), self.prepared.image_size, normalization, source=source, taps=one.taps)
 
     def weights(self, key: str, model: str) -> tuple[str, File | None]:
         """A `weights` key -> (what the stage's config says, the file where it is one). Raises MissingError."""
@@ -86,7 +87,7 @@ class Networks:
             own_size = None if own_size == network.image_size else own_size
         else:
             key, weights, own_size = *self.weights(candidate.weights, candidate.model), candidate.image_size
-            network = self.network(candidate.model, candidate.width, candidate.weights, candidate.normalize)
+            network = self.network(candidate)
         order = self._order(candidate.classes, label)
         network = replace(
             network, own_size=own_size, channels=candidate.channels, order=order, outputs=len(candidate.classes) if candidate.classes else None

@@ -16,7 +16,7 @@ from compress.models.hollow import shapes_only
 from compress.models.outline import outline
 from compress.models.taps import Tapped
 from compress.recipe import Loaded
-from compress.schema import KNOWN_CLASSES, Candidate, Recipe
+from compress.schema import KNOWN_CLASSES, Candidate, Choice, Recipe
 
 CLASSES = 10  # where the data may not be there yet
 FEW_PICTURES = 2000  # below this, training a student from scratch is a poor start
@@ -37,11 +37,13 @@ def check(loaded: Loaded) -> list[str]:
 
 def _check(loaded: Loaded, settings: Recipe, base: Path) -> list[str]:
     size = settings.data.image_size or 32
-    notes = [_network(f"teacher {one.model}", one.model, one.width, one.image_size or size) for one in settings.teacher.candidates if one.onnx is None]
+    larger = compatible.check(loaded, settings, classes=CLASSES, image_size=size)  # before what takes seconds: a network of one's own is exported
+    named = [(place, one) for place, one in compatible.places(settings) if not (isinstance(one, Candidate) and one.onnx)]
+    notes = [_network(loaded, place, one, size) for place, one in named if isinstance(one, Candidate)]
     notes += [note for number, one in enumerate(settings.teacher.candidates) if one.onnx for note in _file(loaded, number, one, base, size)]
     students = settings.student.networks
-    notes += [_network(f"student {one.model}", one.model, one.width, size) for one in students]
-    notes += compatible.check(loaded, settings, classes=CLASSES, image_size=size)
+    notes += [_network(loaded, place, one, size) for place, one in named if not isinstance(one, Candidate)]
+    notes += larger
     if settings.student.choose is not None:
         notes.append(f"{loaded.where('student.choose')}: student.choose: picked by time on the device; see the choice with: compress plan {loaded.path}")
     places = [f"student.choose.from.{i}" for i in range(len(students))] if settings.student.choose else ["student"]
@@ -71,13 +73,15 @@ def _file(loaded: Loaded, number: int, one: Candidate, base: Path, size: int) ->
     return [f"teacher {one.title}: {found.params:,} parameters, {cost} multiply-accumulates, {found.outputs} classes, {found.layout}, {side}x{side}{resized}"]
 
 
-def _network(title: str, name: str, width: float | None, size: int) -> str:
+def _network(loaded: Loaded, place: str, one: Candidate | Choice, size: int) -> str:
     """Build without weights, probe the pooled tap, count."""
-    info = catalog.info(name)
+    size, title = (one.image_size if isinstance(one, Candidate) else None) or size, f"{place.split('.')[0]} {one.model}"
+    info = catalog.info(one.model)
     catalog.require_size(info, size)
     if info.family == "own":
-        return _own(title, name, size)
-    model = shapes_only(name, classes=CLASSES, width=width)
+        with compatible.own_at(loaded, place, one):
+            return _own(title, one, size)
+    model = shapes_only(one.model, classes=CLASSES, width=one.width)
     with Tapped(model, {"pooled": catalog.taps(info)["pooled"]}) as tapped, torch.no_grad():
         logits, taps = tapped(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
     if taps["pooled"].ndim != 2 or logits.shape != (1, CLASSES):
@@ -85,21 +89,21 @@ def _network(title: str, name: str, width: float | None, size: int) -> str:
     return f"{title}: {params(model):,} parameters, {macs(model, size):,} multiply-accumulates at {size}x{size} ({CLASSES} classes)"
 
 
-def _own(title: str, name: str, size: int) -> str:
-    """A network of one's own: its logits, the vector in front of its last Linear, and whether its file answers as it does."""
+def _own(title: str, one: Candidate | Choice, size: int) -> str:
+    """A network of one's own: its logits, its maps, the vector in front of its last Linear, and whether its file answers as it does."""
     import numpy as np
 
     from export.convert import parity, to_onnx
     from export.runtime import Contract, ExportError
 
-    shape = outline(name, classes=CLASSES, width=None, image_size=size).shapes["pooled"]
-    if len(shape) != 1:
-        raise UsageError(f"{title}: the input of its last Linear is {shape} a picture, expected a vector (d,)")
-    model = models.build(name, classes=CLASSES, width=None).eval()
+    shapes = outline(one.model, classes=CLASSES, width=None, image_size=size, stages=one.taps).shapes
+    if len(shapes["pooled"]) != 1:
+        raise UsageError(f"{one.model}: the input of its last Linear is {shapes['pooled']} a picture, expected a vector (d,)")
+    model = models.build(one.model, classes=CLASSES, width=None).eval()
     with torch.no_grad():
         logits = model(torch.zeros(2, 3, size, size))
     if logits.shape != (2, CLASSES):
-        raise UsageError(f"{title}: expected logits (N, K), (2, {CLASSES}) for two pictures, found {tuple(logits.shape)}")
+        raise UsageError(f"{one.model}: expected logits (N, K), (2, {CLASSES}) for two pictures, found {tuple(logits.shape)}")
     pictures = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
     contract = Contract(tuple(map(str, range(CLASSES))), size, (0.5,) * 3, (0.25,) * 3, "uint8_nhwc", "compress")
     try:
@@ -107,10 +111,12 @@ def _own(title: str, name: str, size: int) -> str:
             to_onnx(model, Path(folder) / "own.onnx", contract)
             difference = parity(model, Path(folder) / "own.onnx", pictures).max_abs_diff
     except ExportError as error:
-        raise UsageError(f"{title}: does not export to ONNX ({error})") from error
+        raise UsageError(f"{one.model}: does not export to ONNX ({error})") from error
+    stages = [shape for tap, shape in shapes.items() if tap.startswith("stages_post")]
+    maps = f"stages {', '.join('x'.join(map(str, shape)) for shape in stages)}" if stages else "no stages named"
     return (
         f"{title}: {params(model):,} parameters, {macs(model, size):,} multiply-accumulates at {size}x{size} ({CLASSES} classes); "
-        f"exported, onnxruntime and torch differ by {difference:.1e}"
+        f"{maps}, pooled {shapes['pooled'][0]}; exported, onnxruntime and torch differ by {difference:.1e}"
     )
 
 

@@ -144,6 +144,7 @@ class Network:
     source: str | None = None  # sha256 of the code of a network of one's own
     black_box: bool = False  # an ONNX file of another project: `model` is its name, the weights are the file
     outputs: int | None = None  # how many it has, where that is not `classes`
+    taps: tuple[str, ...] | None = None  # stages of a network of one's own, as the recipe names them
 
     @property
     def side(self) -> int:

@@ -107,7 +107,7 @@ class Workflow:
         ground = plan.ground(self.settings, self.prepared, self.store, versions(), places(self.loaded))
         picked, content = plan.choose(ground, report=console.line)
         console.line(content["choose"]["sentence"])
-        student = Student(model=picked.model, width=picked.width, weights=picked.weights)
+        student = Student(**picked.model_dump())
         self.settings = recipe.resolve(self.loaded.recipe.model_copy(update={"student": student}))
         if not self.store.group.first:
             return content
@@ -122,7 +122,7 @@ class Workflow:
 
         asked, student = settings.teacher.proxy, settings.student.networks[0]
         start, weights = self.networks.weights(student.weights, student.model)
-        network = self.networks.network(student.model, student.width, student.weights, None)
+        network = self.networks.network(student)
         schedule = Schedule(kind="cosine", warmup_epochs=min(settings.train.schedule.warmup_epochs or 0.0, asked.epochs / 4))
         train = settings.train.model_copy(update={"epochs": asked.epochs, "schedule": schedule, "keep": "last"})
         proxies = tuple(
@@ -174,7 +174,7 @@ class Workflow:
         settings, store = self.settings, self.store
         student = settings.student.networks[0]
         start, weights = self.networks.weights(student.weights, student.model)
-        network = self.networks.network(student.model, student.width, student.weights, None)
+        network = self.networks.network(student)
         own = config.alone()  # other methods' sections are no part of the key
         train: Train = settings.train
         trained = store.run(

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from compress.errors import UsageError
 from compress.losses import class_activation, cross_entropy
 from compress.methods.base import Method, Setting, Signals
-from compress.models import catalog
 from compress.models.deployed import without_bias
 from compress.schema import Catkd
 
@@ -39,7 +38,7 @@ class CATKD(Method):
             side = network.shape("pre_pool", self.says())[1]
             if side < config.side:
                 raise UsageError(f"distill.catkd.side: {config.side} is larger than the last map of {network.name} ({side}x{side}); lower it")
-        self.student = setting.student.name
+        self.entry = setting.student.entry
 
     def logits(self, signals: Signals) -> Tensor:
         return activation_maps(signals.student["pre_pool"], signals.student["head"]).mean((2, 3))
@@ -51,7 +50,7 @@ class CATKD(Method):
         return {"ce": task, "cat": config.cat * class_activation(student, teacher, config.side, normalize=config.normalize)}
 
     def deployed(self, student: nn.Module) -> nn.Module:
-        return without_bias(student, catalog.info(self.student))
+        return without_bias(student, self.entry)
 
     def form(self) -> dict[str, Any]:
         return {"kind": "catkd"}

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from compress.errors import UsageError
 from compress.losses import hint
 from compress.methods.base import Method, Setting, Signals
-from compress.models import catalog
 from compress.models.deployed import projected, projector
 from compress.schema import Simkd
 
@@ -31,7 +30,7 @@ class SimKD(Method):
         head = teacher.shape("head", f"{self.says()} ships the teacher's classifier and")
         if theirs[0] % config.factor:
             raise UsageError(f"distill.simkd.factor: {config.factor} does not divide the {theirs[0]} channels of {teacher.name}")
-        self.student = student.name
+        self.entry = student.entry
         self._form = {
             "kind": "simkd", "width_in": ours[0], "width": theirs[0], "factor": config.factor, "pool": theirs[1] if ours[1] > theirs[1] else None,
             "classes": teacher.classes,
@@ -54,7 +53,7 @@ class SimKD(Method):
         return 2
 
     def deployed(self, student: nn.Module) -> nn.Module:
-        return projected(student, catalog.info(self.student), self.projector, self.classifier)
+        return projected(student, self.entry, self.projector, self.classifier)
 
     def form(self) -> dict[str, Any]:
         return self._form

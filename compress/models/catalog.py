@@ -258,7 +258,8 @@ def taps(network: NetworkInfo) -> dict[str, str]:
         return found
     for role in ("stages_post", "stages_pre"):
         found |= {f"{role}.{number}": tap for number, tap in enumerate(getattr(network.roles, role), 1)}
-    return {**found, "pre_pool": network.roles.pre_pool, "last_stage": network.roles.last_stage}
+    last = {"pre_pool": network.roles.pre_pool, "last_stage": network.roles.last_stage}
+    return {**found, **{name: tap for name, tap in last.items() if tap}}  # a network of one's own may name none
 
 
 def require_size(network: NetworkInfo, image_size: int) -> None:

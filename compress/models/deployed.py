@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from compress.errors import UsageError
-from compress.models import catalog
+from compress.models import catalog, own
 from compress.models.catalog import NetworkInfo
 
 
@@ -65,16 +65,19 @@ def projected(model: nn.Module, info: NetworkInfo, through: nn.Sequential, class
         modules: dict[str, nn.Module] = {gone[0]: through, **{path: nn.Identity() for path in gone[1:]}}
     elif pool:
         modules = {pool: nn.Sequential(through, model.get_submodule(pool))}
+    elif info.roles.last_stage.endswith(":out"):
+        stage = info.roles.last_stage.removesuffix(":out")
+        modules = {stage: nn.Sequential(model.get_submodule(stage), through)}
     else:
         raise UsageError(f"distill.method: simkd has no place for its projector in {info.name}; choose another student or method")
     return replaced(model, {**modules, info.classifier: classifier})
 
 
-def deployed(model: nn.Module, name: str, form: Mapping[str, Any] | None) -> nn.Module:
-    """A freshly built network in the form that ships; None: as it is."""
+def deployed(model: nn.Module, name: str, form: Mapping[str, Any] | None, stages: tuple[str, ...] | None = None) -> nn.Module:
+    """A freshly built network in the form that ships; None: as it is. `stages`: a recipe's `taps` of a network of one's own."""
     if form is None:
         return model
-    info = catalog.info(name)
+    info = own.described(model, name, stages) if catalog.is_own(name) else catalog.info(name)
     if form["kind"] == "catkd":
         return without_bias(model, info)
     through = projector(form["width_in"], form["width"], form["factor"], form["pool"])

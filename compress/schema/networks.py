@@ -13,6 +13,11 @@ from compress.schema.train import Train
 MODEL = "a network's name, see `compress models`, or `package.module:function` of one's own, called with `classes=` (with --allow-code only)"
 WIDTH = "width multiplier, for mobilenet_v1 (0.25 to 2), mobilenet_v2 (0.1 to 2) and shufflenet_v2 (0.5, 1, 1.5, 2); null: the network's own (1, 0.5, 1)"
 
+TAPS = (
+    "of a network of one's own: its stages, shallow to deep, as paths of modules (their outputs, behind the last activation), for methods that read feature "
+    "maps; null: what its attribute `taps` says"
+)
+
 START = (
     "start: none (from scratch), a torchvision weights name, or the path of a .safetensors, .pt, .pth or .bin file; "
     "another number of classes gets a fresh last layer"
@@ -32,6 +37,7 @@ class Candidate(Section):
         default="none", description="none (train here), embedded (shipped, for fashion), a torchvision weights name, or the path of a "
         ".safetensors, .pt, .pth or .bin file"
     )  # fmt: skip
+    taps: tuple[str, ...] | None = Field(default=None, description=TAPS)
     expect_top1: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, description="accuracy that the checkpoint must reach on the validation pictures, as a fraction; null: not checked"
     )
@@ -78,6 +84,7 @@ class Choice(Section):
     model: str = Field(description=MODEL)
     width: Annotated[float, Field(gt=0, le=4)] | None = Field(default=None, description=WIDTH)
     weights: str = Field(default="none", description=START)
+    taps: tuple[str, ...] | None = Field(default=None, description=TAPS)
 
 
 class Choose(Section):
@@ -95,6 +102,7 @@ class Student(Section):
     model: str | None = Field(default=None, description=f"{MODEL}; needed unless `choose` picks it")
     width: Annotated[float, Field(gt=0, le=4)] | None = Field(default=None, description=WIDTH)
     weights: str = Field(default="none", description=START)
+    taps: tuple[str, ...] | None = Field(default=None, description=TAPS)
     choose: Choose | None = Field(default=None, description="instead of model, width and weights: pick the largest network that is fast enough")
 
     @property
@@ -102,4 +110,4 @@ class Student(Section):
         """What may become the student: the one network, or those that `choose` picks from."""
         if self.choose is not None:
             return self.choose.from_
-        return () if self.model is None else (Choice(model=self.model, width=self.width, weights=self.weights),)
+        return () if self.model is None else (Choice(model=self.model, width=self.width, weights=self.weights, taps=self.taps),)
