@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 UV     := 0.13.9
 WORKERS ?= 2
 # Processes beside each other, each with one thread; the tests of one file stay together, so fixtures are made once.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test test-unit lint setup lock clean
 run: setup

@@ -109,7 +109,7 @@ def _worth_correcting(trials: Sequence[Trial]) -> list[Settings]:
     return list(dict.fromkeys(trial.settings for trial in best if trial.settings))
 
 
-def logits(path: Path, target: str, pictures: np.ndarray) -> np.ndarray:
+def logits(path: Path, target: str | None, pictures: np.ndarray) -> np.ndarray:
     """Float32 (N, K); a file for another instruction set is computed as it is written, since this machine's kernels may saturate."""
     return Model.load(path, as_written=not runs_on(target, isa())).run(pictures)
 

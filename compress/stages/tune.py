@@ -173,8 +173,9 @@ def _hold_against_file(
     written = export.search.logits(path, settings.isa, np.ascontiguousarray(views.evaluation_view(chosen, pictures.image_size).numpy()))
     path.unlink()
     simulated = predict(simulation, chosen, pictures.image_size, student.network.normalization).numpy()
-    agreement = float((simulated.argmax(1) == written.argmax(1)).mean())
-    if agreement < LEAST_AGREEMENT:
+    differ = int((simulated.argmax(1) != written.argmax(1)).sum())
+    agreement = 1 - differ / len(chosen)
+    if differ > max(1, (1 - LEAST_AGREEMENT) * len(chosen)):  # one picture may lie between two classes, however few there are
         raise StageError(
             f"tune: the int8 file gives {100 * agreement:.1f} % of the predictions that training simulated (at least {100 * LEAST_AGREEMENT:g} %): "
             "it is not what was trained"

@@ -14,11 +14,11 @@ import pytest
 from torch import nn
 
 from compress.schema import Export
-from export import bundle, rewrites
+from export import bundle, rewrites, search
 from export.bundle import Shipped
 from export.convert import fixed_batch, to_onnx
 from export.quantize import quantize
-from export.runtime import TARGETS, Contract, Model, isa, runs_on
+from export.runtime import TARGETS, Contract, Model, isa
 
 OLDEST = "1.19.2"  # the newest release of the promised 1.19
 
@@ -26,10 +26,12 @@ _RUN = """
 import json, sys
 from pathlib import Path
 import numpy, onnxruntime
-from export.runtime import Model
+from export.runtime import Model, isa, runs_on
 images = numpy.load("images.npy")
-logits = {path.name: Model.load(path).run(images) for path in sorted(Path(".").glob("*.onnx"))}
-numpy.savez("logits.npz", **logits)
+loaded = {path.name: Model.load(path) for path in sorted(Path(".").glob("*.onnx"))}
+# an int8 file for another processor as it is written: kernels of this one may saturate, and two releases do it otherwise
+here = {name: model if runs_on(model.target, isa()) else Model.load(name, as_written=True) for name, model in loaded.items()}
+numpy.savez("logits.npz", **{name: model.run(images) for name, model in here.items()})
 print(json.dumps([sys.version_info[:2], numpy.__version__, onnxruntime.__version__]))
 """
 
@@ -98,9 +100,8 @@ def test_every_kind_of_file_runs_in_the_oldest_runtime(old: Path, files: Path, i
     names = sorted(path.name for path in files.glob("*.onnx"))
     assert sorted(found.files) == names and len(names) == 10
     for name in names:
-        expected = Model.load(files / name).run(images[:64])
-        exact = runs_on(Model.load(files / name).target, isa())  # elsewhere the two releases round otherwise
-        assert np.abs(found[name] - expected).max() <= (1e-3 if "fp32" in name else 0.02 if exact else 0.1) * np.abs(expected).max(), name
+        expected = search.logits(files / name, Model.load(files / name).target, images[:64])
+        assert np.abs(found[name] - expected).max() <= (1e-3 if "fp32" in name else 0.05) * np.abs(expected).max(), name
         assert (found[name].argmax(1) == expected.argmax(1)).mean() >= (1.0 if "fp32" in name else 0.95), name
 
 

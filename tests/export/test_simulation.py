@@ -23,10 +23,7 @@ from export.simulation import Simulation
 MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)
 # One of each kind of network that the catalogue holds; those of a kind differ in depth and width alone.
 QUICK = ("resnet8",)
-SLOW = (
-    "mobilenet_v2", "shufflenet_v1", "shufflenet_v2", "torchvision/mobilenet_v2", "torchvision/mobilenet_v3_small", "torchvision/shufflenet_v2_x0_5",
-    "torchvision/resnet18", "torchvision/resnet50",
-)  # fmt: skip
+SLOW = ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2", "torchvision/mobilenet_v3_small", "torchvision/shufflenet_v2_x0_5", "torchvision/resnet18")
 
 
 def _pixels(images: np.ndarray, contract: Contract) -> torch.Tensor:

@@ -18,7 +18,7 @@ from compress.distilling import distil
 from compress.errors import MissingError, StageError
 from compress.models import build, checkpoints
 from compress.models.count import macs, params
-from compress.results import File, Network, Normalization, Proxied, Trained, sha256_of
+from compress.results import File, Network, Normalization, Proxied, Trained, TrainingData, sha256_of
 from compress.schema import Candidate, Distill, Export, Schedule, Train
 from compress.stages import convert, proxy, teacher
 
@@ -31,7 +31,7 @@ def test_a_trained_candidate_is_recorded_as_it_is(trained_teacher, training, net
     model = loading.network(network, trained_teacher.weights, "cpu")
     data = loading.pictures(training, "cpu")
     logits = teacher.predict(model, data.images[data.validation_index], 16, network.normalization)
-    assert trained_teacher.top1_validation == teacher.accuracy(logits, data.labels[data.validation_index]) > 0.4
+    assert trained_teacher.top1_validation == teacher.accuracy(logits, data.labels[data.validation_index])
     assert (trained_teacher.params, trained_teacher.macs) == (params(model), macs(model, 16))
     assert (trained_teacher.epochs, trained_teacher.precision, trained_teacher.threads) == (4, "float32", 1)
     assert trained_teacher.origin == "trained here" and trained_teacher.history is not None
@@ -58,6 +58,23 @@ def test_a_checkpoint_below_its_known_accuracy_stops_with_a_sentence(work, train
     assert said.endswith("check normalize, image_size and the order of the classes")
 
 
+@pytest.fixture(scope="module")
+def vivid(context, training, network) -> tuple[TrainingData, Trained]:
+    """Pictures whose class is their colour beyond doubt, and a network that tells them apart, so that a wrong input must show."""
+    work = context("vivid")
+    images, labels, _, _ = training_arrays(training)
+    images = np.random.default_rng(3).integers(0, 120, images.shape)
+    for channel in range(3):
+        images[..., channel] += 100 * (labels == channel)[:, None, None]
+    np.save(work.work / "images.npy", images.astype(np.uint8))
+    data = dataclasses.replace(training, images=File.of(work.work / "images.npy"))
+    own = dataclasses.replace(network, normalization=Normalization((0.5,) * 3, (0.5,) * 3))
+    short = Train(epochs=4, batch_size=32, lr=0.1, seed=0, precision="float32", schedule=Schedule(warmup_epochs=0.0))
+    learnt = run(Candidate(model="resnet8", train=short), context=work, network=own, data=data, weights=None)
+    assert learnt.top1_validation > 0.9
+    return data, learnt
+
+
 @pytest.mark.parametrize(
     ("normalize", "said"),
     [
@@ -65,28 +82,15 @@ def test_a_checkpoint_below_its_known_accuracy_stops_with_a_sentence(work, train
         (Normalization((0.0,) * 3, (1 / 255,) * 3), "looks like another normalisation: with "),
     ],
 )
-def test_the_mistake_behind_a_low_accuracy_is_named(work, training, network, normalize, said):
-    """A network that tells red from blue by their means, fed in another order of channels, or with pixels that nobody divided."""
-    torch.manual_seed(0)
-    images, labels, _, _ = training_arrays(training)
-    images = np.random.default_rng(3).integers(0, 120, images.shape)
-    images[..., 0] += 100 * (labels == 0)[:, None, None]
-    images[..., 2] += 100 * (labels == 2)[:, None, None]
-    images[..., 1] += 100 * (labels == 1)[:, None, None]
-    images = images.clip(0, 255).astype(np.uint8)
+def test_the_mistake_behind_a_low_accuracy_is_named(work, vivid, normalize, said):
+    """Fed in another order of channels, or with pixels that nobody divided."""
+    right, learnt = vivid
+    images = np.load(right.images.path)
     np.save(work.work / "images.npy", images if normalize else np.ascontiguousarray(images[..., ::-1]))
-    np.save(work.work / "right.npy", images)
-    right = dataclasses.replace(training, images=File.of(work.work / "right.npy"))
-    own = dataclasses.replace(network, normalization=Normalization((0.5,) * 3, (0.5,) * 3))
-    short = Train(epochs=3, batch_size=32, lr=0.1, seed=0, precision="float32", schedule=Schedule(warmup_epochs=0.0))
-    learnt = run(Candidate(model="resnet8", train=short), context=work, network=own, data=right, weights=None)
-    assert learnt.top1_validation > 0.9
-    fed = dataclasses.replace(training, images=File.of(work.work / "images.npy"))
-    wrong = dataclasses.replace(own, normalization=normalize or own.normalization)
-    (work.work / "again").mkdir()
-    again = dataclasses.replace(work, work=work.work / "again")
+    fed = dataclasses.replace(right, images=File.of(work.work / "images.npy"))
+    wrong = dataclasses.replace(learnt.network, normalization=normalize or learnt.network.normalization)
     with pytest.raises(StageError) as raised:
-        run(Candidate(model="resnet8", weights="file", expect_top1=0.95), context=again, network=wrong, data=fed, weights=learnt.weights)
+        run(Candidate(model="resnet8", weights="file", expect_top1=learnt.top1_validation), context=work, network=wrong, data=fed, weights=learnt.weights)
     assert said in str(raised.value) and "check normalize" not in str(raised.value)
 
 
@@ -242,14 +246,15 @@ def test_a_foreign_teacher_answers_through_its_own_contract(context, network, tr
         torch.testing.assert_close(theirs(x), ours(x))
 
 
-def test_blue_first_is_named_before_anything_is_distilled(work, network, training, trained_teacher):
-    state = checkpoints.read_state(trained_teacher.weights.path)
+def test_blue_first_is_named_before_anything_is_distilled(work, vivid):
+    data, learnt = vivid
+    state = checkpoints.read_state(learnt.weights.path)
     state["conv1.weight"] = state["conv1.weight"].flip(1)
     torch.save(state, work.work / "bgr.pt")
-    config = Candidate(model="resnet8", weights="file", expect_top1=trained_teacher.top1_validation)
+    config = Candidate(model="resnet8", weights="file", expect_top1=learnt.top1_validation)
 
     with pytest.raises(StageError, match="looks like BGR: with red and blue exchanged .*; say channels: bgr$"):
-        run(config, context=work, network=network, data=training, weights=File.of(work.work / "bgr.pt"))
+        run(config, context=work, network=learnt.network, data=data, weights=File.of(work.work / "bgr.pt"))
 
 
 def test_a_teacher_of_another_size_sees_resized_views_teaches_by_its_maps_and_exports(context, network, training, trained_teacher):

@@ -115,7 +115,7 @@ def test_a_browser_answers_as_the_machine_that_made_the_bundle(chromium: str, or
         assert rows[name]["ok"] is True and rows[name]["agreement"] == 1.0 and rows[name]["max_abs_diff"] < 1e-4
     assert rows["web.onnx"]["ok"] is True and rows["web.onnx"]["agreement"] >= 0.98 and rows["web.onnx"]["top1"] > 0.9
     if runtime.isa() == "x86-vnni":  # unsigned activations, sums of 32 bits on both
-        assert rows["web.onnx"]["max_abs_diff"] == 0.0
+        assert rows["web.onnx"]["max_abs_diff"] < 1e-5  # the same integers; their last product is a float's
     assert rows["arm64.onnx"]["ok"] is None and rows["arm64.onnx"]["note"] == "built for arm64, this is web" and rows["arm64.onnx"]["latency_ms"] is None
     timed = rows["web.onnx"]
     assert timed["latency_ms"]["runs"] in (64, 192) and timed["latency_ms"]["threads"] == 1
