@@ -8,18 +8,22 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress import distributed
+from compress.data.listing import Listing, Part, Place, write
 from compress.errors import CompressError
 from compress.methods import Outline, build_method
 from compress.results import Normalization
 from compress.schema import Crd, Dhkd, Distill, Schedule, Train
+from compress.stream import Stream
 from compress.train import Pictures, fit
 
 CLASSES, COUNT, SIDE, WIDTH = 4, 36, 8, 6
@@ -28,6 +32,7 @@ METHODS = {
     "kd": Distill(method=("kd",)),
     "norm": Distill(method=("kd",)),
     "crd": Distill(method=("crd",), crd=Crd(negatives=16, width=8)),
+    "streamed": Distill(method=("kd",)),
 }
 STUDENT = Outline("net", CLASSES, {"pooled": (WIDTH,)}, {"pooled": "fc:in"})
 TEACHER = Outline("teacher", CLASSES, {"pooled": (WIDTH,)}, {"pooled": "fc:in"})
@@ -88,15 +93,32 @@ def main(folder: Path, dying: int, where: str, names: list[str]) -> None:
             train(name, own, dying, group, device)
 
 
+def filed(images: Tensor, folder: Path) -> Place:
+    """Each picture as a JPEG, listed."""
+    from PIL import Image
+
+    names = tuple(f"{number:02d}.jpg" for number in range(COUNT))
+    for path, image in zip(names, images.numpy(), strict=True):
+        Image.fromarray(image).save(folder / path, quality=95)
+    every = np.arange(COUNT)
+    sizes = np.array([(folder / path).stat().st_size for path in names])
+    rows, _, paths = write(Part(names, every, np.zeros_like(every), sizes, names, every % CLASSES), every, folder, "train")
+    return Place(folder, rows.path, paths.path, SIDE)
+
+
 def train(name: str, folder: Path, dying: int, group: distributed.Group, device: str) -> None:
     torch.manual_seed(5 + group.rank)  # the first process's weights count
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (COUNT, SIDE, SIDE, 3), generator=generator).to(torch.uint8)
     labels = torch.arange(COUNT) % CLASSES
+    pictures = Pictures(*(part.to(device) for part in (images, labels, torch.arange(COUNT), torch.arange(0))), "crop_flip", SIDE)
+    if name == "streamed":  # the same pictures in files
+        stream = Stream(Listing(filed(images, folder)), augment="resized_crop", workers=1, device=device)
+        pictures = replace(pictures, images=stream, augment="resized_crop")
     student = Net(name == "norm").double().to(device)
     method = build_method(METHODS[name], student=STUDENT, teacher=TEACHER, train_labels=labels, seed=1).double().to(device)
     fit(
-        student, method, Pictures(*(part.to(device) for part in (images, labels, torch.arange(COUNT), torch.arange(0))), "crop_flip", SIDE),
+        student, method, pictures,
         train=Train(epochs=2, batch_size=15, lr=0.5, precision="float32", schedule=Schedule(warmup_epochs=0.0)),
         normalization=Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), taps={"pooled": "fc:in"}, depthwise=False, teacher=Teacher(),
         device=device, folder=folder, progress=Progress(group.rank == dying), group=group,
@@ -106,7 +128,8 @@ def train(name: str, folder: Path, dying: int, group: distributed.Group, device:
         save_file({key: value.cpu().contiguous().clone() for key, value in state.items()}, folder / "weights.safetensors")
 
 
-if __name__ == "__main__":
+def entry() -> None:
+    """What a process of the test does."""
     try:
         main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])
         distributed.leave(0)

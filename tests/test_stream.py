@@ -66,6 +66,18 @@ def test_decoders_answer_in_order_whatever_their_number(training: TrainingData) 
         assert np.array_equal(one, np.stack(expected))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_the_device_gets_the_same_views(training: TrainingData) -> None:
+    index, view = torch.arange(45), torch.arange(45) * 100
+    found = []
+    for device in ("cpu", "cuda"):
+        stream = Stream(Listing(place(training)), augment="resized_crop", workers=1, device=device)
+        found.append(torch.cat([pixels.cpu().clone() for pixels in stream.batches(((index[at : at + 9], view[at : at + 9]) for at in range(0, 45, 9)), 9)]))
+        stream.close()
+    assert torch.equal(*found)
+
+
 def test_memory_does_not_grow_with_the_set(training: TrainingData) -> None:
     for asked, rows, count, slots in ((10**6, 256, 16, 3), (5, 8, 4, 10)):
         decoders = Decoders(place(training), augment="resized_crop", workers=count)

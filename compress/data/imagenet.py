@@ -52,6 +52,15 @@ def scan(root: Path) -> Found:
     return Found(tuple(classes), train, test, digest.hexdigest())
 
 
+def paths(root: Path, part: str) -> list[str]:
+    """Paths of one part's pictures relative to the root, classes and names in order."""
+    return [f"{part}/{name}/{file}" for name in subfolders(root / part) for file in sorted(os.listdir(root / part / name)) if _picture(file)]
+
+
+def _picture(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
+
+
 def _absent(root: Path, folder: Path) -> str:
     """What is missing, and the command that brings it."""
     part = folder.name if folder != root else ""
@@ -66,18 +75,16 @@ def _absent(root: Path, folder: Path) -> str:
 def _part(root: Path, part: str, classes: list[str], digest: hashlib._Hash) -> Part:
     """One part, classes and names in order. Raises UsageError for a class without pictures."""
     paths: list[str] = []
-    facts: list[tuple[int, int]] = []  # bytes, modification time in ns
-    counts: list[int] = []
+    facts: list[np.ndarray] = []  # of each class int64 (n, 2): bytes, modification time in ns
     for name in classes:
         with os.scandir(root / part / name) as entries:
-            found = sorted((one.name, one.stat()) for one in entries if not one.name.startswith(".") and one.name.lower().endswith(SUFFIXES))
+            found = sorted((one.name, one.stat()) for one in entries if _picture(one.name))
         if not found:
             raise UsageError(f"{root / part / name}: no pictures ({', '.join(SUFFIXES)}) of class {name!r}; unpack it again, or remove the folder")
         paths += [f"{part}/{name}/{file}" for file, _ in found]
-        facts += [(status.st_size, status.st_mtime_ns) for _, status in found]
-        counts.append(len(found))
-    numbers = np.array(facts, dtype=np.int64)
+        facts.append(np.array([(status.st_size, status.st_mtime_ns) for _, status in found], dtype=np.int64))
+    numbers = np.concatenate(facts)
     digest.update(b"\n".join(os.fsencode(path) for path in paths) + numbers.tobytes())
-    labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
-    every = np.arange(len(paths), dtype=np.int64)
-    return Part(tuple(paths), every, np.zeros_like(every), numbers[:, 0], tuple(paths), labels)
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(one) for one in facts])
+    every, names = np.arange(len(paths), dtype=np.int64), tuple(paths)
+    return Part(names, every, np.zeros_like(every), numbers[:, 0], names, labels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.data import folder, listing, sources, training_arrays
+from compress.data import folder, imagenet, listing, sources, training_arrays
 from compress.data.streamed import decode
 from compress.results import CalibrationData, File, Held, Prepared, Streamed, TestData, TrainingData
 from compress.schema import Data
@@ -62,12 +62,15 @@ def photos(config: Data, root: Path | None, count: int = 16) -> tuple[File, ...]
 
     Empty for sources that hold arrays; their test pictures have no file.
     """
-    if config.source != "folder" or root is None or count == 0:
+    if config.source not in ("folder", "imagenet") or root is None or count == 0:
         return ()
     from compress.data import pictures  # needs Pillow, which training on arrays does without
 
-    layout = folder.scan(root)
-    paths = [root / picture.path for picture in layout.test or layout.train]
+    if config.source == "imagenet":
+        paths = [root / path for path in imagenet.paths(root, "val")]
+    else:
+        layout = folder.scan(root)
+        paths = [root / picture.path for picture in layout.test or layout.train]
     jpegs = [path for path in paths if path.suffix.lower() in (".jpg", ".jpeg")] or paths
     readable = (path for path in jpegs[:: max(1, len(jpegs) // count)] if pictures.readable(path))
     return tuple(File.of(path) for path, _ in zip(readable, range(count), strict=False))

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from compress import schema
-from compress.data import load_images, load_labels, sources, views
+from compress.data import imagenet, load_images, load_labels, sources, views
 from compress.data.crops import crop_box, training_view
 from compress.data.listing import Listing, Place, evaluation_view
 from compress.errors import MissingError, StageError, UsageError
@@ -44,6 +44,7 @@ def test_imagenet_lists_training_pictures_and_decodes_the_test_part(tmp_path: Pa
     assert load_labels(made.train_labels).tolist() == [0] * 5 + [1] * 5 + [2] * 5 and len(listing) == 15
     assert listing.path(7) == root / "train" / "n01443537" / "n01443537_train_002.JPEG"
     assert load_images(made.test_images).shape == (6, 28, 28, 3) and load_labels(made.test_labels).tolist() == [0, 0, 1, 1, 2, 2]
+    assert [root / path for path in imagenet.paths(root, "train")] == [listing.path(number) for number in range(15)]
     expected = evaluation_view((root / "val" / "n02102040" / "n02102040_val_001.JPEG").read_bytes(), 28)
     assert np.array_equal(load_images(made.test_images)[5], expected)
     assert np.array_equal(listing[np.array([7])][0], evaluation_view(listing.path(7).read_bytes(), 28)) and listing[np.array([], int)].shape == (0, 28, 28, 3)

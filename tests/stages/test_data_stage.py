@@ -72,4 +72,7 @@ def test_photos_for_timing_are_jpegs_as_they_are_spread_over_the_test_part(tmp_p
     photos = data.photos(Data(source="folder", root=str(tmp_path)), tmp_path, count=4)
     assert [photo.path.relative_to(tmp_path).as_posix() for photo in photos] == ["test/blue/2.jpg", "test/blue/4.jpg", "test/red/1.jpg", "test/red/3.jpg"]
     assert [photo.sha256 for photo in photos] == [hashlib.sha256(photo.path.read_bytes()).hexdigest() for photo in photos]
+    (tmp_path / "test").rename(tmp_path / "val")
+    listed = data.photos(Data(source="imagenet", root=str(tmp_path)), tmp_path, count=4)
+    assert [photo.path.relative_to(tmp_path / "val") for photo in listed] == [photo.path.relative_to(tmp_path / "test") for photo in photos]
     assert data.photos(Data(source="fashion"), None) == ()
