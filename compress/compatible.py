@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 
 from compress import models
 from compress.errors import UsageError
@@ -28,16 +30,12 @@ def check(loaded: Loaded, settings: Recipe, *, classes: int, image_size: int) ->
     if settings.distill.plain:
         return []
     teachers = [outlined(loaded, place, one, classes, image_size) for place, one in places(settings) if isinstance(one, Candidate)]
-    labels = torch.arange(classes)
     notes = []
     for place, choice in ((place, one) for place, one in places(settings) if isinstance(one, Choice)):
         student = outlined(loaded, place, choice, classes, image_size)
         for teacher in teachers:
             try:
-                with hollow():
-                    method = build_method(settings.distill, student=student, teacher=teacher, train_labels=labels, train_index=labels)
-                    plain = models.build(choice.model, classes=classes, width=choice.width)
-                    ships = deployed(models.build(choice.model, classes=classes, width=choice.width), choice.model, method.form(), choice.taps)
+                method, plain, ships = _built(settings, choice, student, teacher, classes)
             except UsageError as error:
                 raise UsageError(f"{loaded.where('distill.method')}: {error} (student {student.name}, teacher {teacher.name})") from error
             if settings.train.batch_size < method.smallest_batch():
@@ -50,6 +48,36 @@ def check(loaded: Loaded, settings: Recipe, *, classes: int, image_size: int) ->
     return notes
 
 
+def shipped_form(settings: Recipe, one: Choice, *, classes: int, image_size: int) -> tuple[dict[str, Any] | None, str]:
+    """The form in which the recipe's method ships a student, None: as it is; of several teachers' forms the one with most MACs, and that teacher.
+
+    Raises UsageError where the method does not take the pair.
+    """
+    if settings.distill.plain:
+        return None, ""
+    found: list[tuple[int, dict[str, Any], str]] = []
+    student = _shape(one, classes, image_size)
+    for candidate in settings.teacher.candidates:
+        teacher = _shape(candidate, classes, image_size)
+        method, _, ships = _built(settings, one, student, teacher, classes)
+        form = method.form()
+        if form is not None:
+            found.append((macs(ships, image_size), form, teacher.name))
+    if not found:
+        return None, ""
+    _, form, name = max(found, key=lambda entry: entry[0])
+    return form, name if len({str(entry[1]) for entry in found}) > 1 else ""
+
+
+def _built(settings: Recipe, one: Choice, student: Outline, teacher: Outline, classes: int) -> tuple[Method, nn.Module, nn.Module]:
+    """The method, the plain student and what ships of it, without weights. Raises UsageError where the method does not take the pair."""
+    labels = torch.arange(classes)
+    with hollow():
+        method = build_method(settings.distill, student=student, teacher=teacher, train_labels=labels, train_index=labels)
+        plain, copy = (models.build(one.model, classes=classes, width=one.width) for _ in range(2))
+        return method, plain, deployed(copy, one.model, method.form(), one.taps)
+
+
 def places(settings: Recipe) -> list[tuple[str, Candidate | Choice]]:
     """Every network of a recipe, with the section that names it."""
     found: list[tuple[str, Candidate | Choice]] = [(f"teacher.candidates.{number}", one) for number, one in enumerate(settings.teacher.candidates)]
@@ -59,12 +87,16 @@ def places(settings: Recipe) -> list[tuple[str, Candidate | Choice]]:
 
 def outlined(loaded: Loaded, place: str, one: Choice | Candidate, classes: int, image_size: int) -> Outline:
     """The outline of one of a recipe's networks. Raises UsageError with the place where a network of one's own has not what its taps name."""
+    with own_at(loaded, place, one):
+        return _shape(one, classes, image_size)
+
+
+def _shape(one: Choice | Candidate, classes: int, image_size: int) -> Outline:
     if isinstance(one, Candidate) and one.onnx is not None:
         return Outline(one.title, classes, {})
     size = (one.image_size if isinstance(one, Candidate) else None) or image_size
     catalog.require_size(catalog.info(one.model), size)
-    with own_at(loaded, place, one):
-        return outline(one.model, classes=classes, width=one.width, image_size=size, stages=one.taps)
+    return outline(one.model, classes=classes, width=one.width, image_size=size, stages=one.taps)
 
 
 @contextmanager

@@ -97,9 +97,10 @@ def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, conso
         console.notice("planned with noise instead of pictures, which changes no time and no size")
     classes, size = (len(prepared.classes), prepared.image_size) if prepared else (10, settings.data.image_size or 32)
     for sentence in compatible.check(loaded, settings, classes=classes, image_size=size):
-        console.notice(f"this plan times the student without what the method adds to it: {sentence}")
+        console.notice(sentence)
     store.console = Console(quiet=True)  # the table says what is done
-    content = plan.run(plan.ground(settings, prepared, store, versions(), places(loaded)), neighbours=neighbours, report=console.line)
+    ground = plan.ground(settings, prepared, store, versions(), places(loaded), loaded.path.resolve().parent)
+    content = plan.run(ground, neighbours=neighbours, report=console.line)
     for sentence in content["sentences"]:
         console.line(sentence)
     for row in content["requirements"]:

@@ -12,16 +12,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compress import plantext, verdict
+from compress import plantext, subjects, verdict
 from compress.errors import StageError, UsageError
 from compress.models import catalog
 from compress.plantext import name_of
-from compress.results import CalibrationData, File, Network, Normalization, Prepared
+from compress.results import CalibrationData, File, Normalization, Prepared
 from compress.schema import KNOWN_CLASSES, Choice, Choose, Device, Recipe, Student
 from compress.stages import convert, data, quantize
 from compress.stages import neighbours as neighbours_stage
 from compress.stages import plan as stages
 from compress.store import Store, write_atomically
+from compress.subjects import Subject
 from export.runtime import host, isa, runs_on
 
 STAGES = (stages.draft.name, stages.timing.name)
@@ -45,14 +46,20 @@ class Ground:
     host: Mapping[str, Any]
     versions: Mapping[str, Any]
     where: Mapping[str, str]  # requirement -> path:line:column in the recipe
+    base: Path  # where the recipe's relative paths begin
 
     @property
     def size(self) -> int:
         """Side of the input in pixels."""
         return self.recipe.data.image_size or 32
 
+    @property
+    def frame(self) -> subjects.Frame:
+        """What the networks' records share."""
+        return subjects.Frame(self.classes, self.size, self.normalization)
 
-def ground(settings: Recipe, prepared: Prepared | None, store: Store, versions: Mapping[str, str], where: Mapping[str, str]) -> Ground:
+
+def ground(settings: Recipe, prepared: Prepared | None, store: Store, versions: Mapping[str, str], where: Mapping[str, str], base: Path) -> Ground:
     """`settings` is a resolved recipe; `prepared` None where its data are not here. Raises UsageError where int8 has no rule for this machine."""
     config = settings.data
     given = Normalization(config.normalize.mean, config.normalize.std) if config.normalize else Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -67,6 +74,7 @@ def ground(settings: Recipe, prepared: Prepared | None, store: Store, versions: 
         host=host(),
         versions={**versions, "convert": convert.run.version, "quantize": quantize.run.version},  # other stages would write other files
         where=where,
+        base=base,
     )
 
 
@@ -77,7 +85,7 @@ def run(ground: Ground, *, neighbours: int, report: Report) -> dict[str, Any]:
         raise UsageError(f"student.choose: an int8 file for {ground.target} cannot be timed on this machine ({isa()}); name a network in student.model instead")
     others = _neighbours(ground, own[0], neighbours) if choice is None else []
     role = "choice" if choice else "student"
-    rows = _measure(ground, [*((role, one) for one in own), *(("neighbour", one) for one in others)], report)
+    rows = _measure(ground, [*(subjects.student(ground.recipe, role, one, ground.frame) for one in own), *others], report)
     mine = largest(rows, choice.max_latency_ms) if choice else next(row for row in rows if row["role"] == "student")
     requirements = mine["requirements"] if mine else []
     status = "failed" if mine is None else verdict_of(requirements)
@@ -93,7 +101,7 @@ def run(ground: Ground, *, neighbours: int, report: Report) -> dict[str, Any]:
         "host": dict(ground.host),
         "networks": rows,
         "requirements": requirements,
-        "not_judged": [name for name, limit in ground.recipe.require if limit is not None and name not in judged(ground.recipe)],
+        "not_judged": [name for name, limit in ground.recipe.require if limit is not None and name not in judged(ground.recipe, ground.base)],
         "choose": _chosen(choice, rows, mine, plantext.place(ground.recipe.device.name)) if choice else None,
     }
     return {**content, "sentences": list(plantext.sentences(content))}
@@ -135,52 +143,51 @@ def _chosen(choice: Choose, rows: list[Row], chosen: Row | None, where: str) -> 
     return {"max_latency_ms": choice.max_latency_ms, "chosen": chosen["name"] if chosen else None, "sentence": sentence}
 
 
-def _measure(ground: Ground, subjects: list[tuple[str, Choice]], report: Report) -> list[Row]:
+def _measure(ground: Ground, others: list[Subject], report: Report) -> list[Row]:
     """One row a network; the teachers' files run in the same rounds as each network's, so that ratios hold on a noisy machine."""
-    teachers = [("teacher", Choice(model=one.model, width=one.width)) for one in ground.recipe.teacher.candidates if one.onnx is None]
-    subjects = [*dict.fromkeys(teachers), *subjects]
-    names = [name_of(one.model, one.width) for _, one in subjects]
+    listed = [*subjects.teachers(ground.recipe, ground.base, ground.frame), *others]
+    names = [one.name for one in listed]
     report(plantext.header(names))
     references: dict[str, File] = {}
     rows: list[Row] = []
-    for (role, one), name in zip(subjects, names, strict=True):
-        drafted = _draft(ground, role, one, name)
-        row = _row(ground, role, one, name, drafted, {} if role == "teacher" else references)
-        if role == "teacher":
-            references[name] = drafted.fp32
-        rows.append(row if role == "teacher" else {**row, **_judged(ground, row, rows)})
+    for one in listed:
+        drafted = _draft(ground, one)
+        row = _row(ground, one, drafted, {} if one.role == "teacher" else references)
+        if one.role == "teacher":
+            references[one.name] = drafted.fp32
+        rows.append(row if one.role == "teacher" else {**row, **_judged(ground, row, rows)})
         report(plantext.line(rows[-1], names))
     return rows
 
 
-def _draft(ground: Ground, role: str, one: Choice, name: str) -> stages.Drafted:
-    target = None if role == "teacher" else ground.target
+def _draft(ground: Ground, one: Subject) -> stages.Drafted:
+    target = None if one.role == "teacher" else ground.target
     # Layers named by their node are the student's own; another network has other nodes.
-    floats = tuple(layer for layer in ground.recipe.quantize.float_layers if role == "student" or layer in ("first", "last"))
+    floats = tuple(layer for layer in ground.recipe.quantize.float_layers if one.role == "student" or layer in ("first", "last"))
     drafted: stages.Drafted = ground.store.run(
-        stages.draft, ground.recipe.export, label=name,
-        network=Network(one.model, catalog.resolve_width(catalog.info(one.model), one.width), ground.classes, ground.size, ground.normalization),
-        target=target, per_channel=ground.recipe.quantize.per_channel, float_layers=floats if target else (),
-        pictures=ground.pictures, versions=dict(ground.versions),
+        stages.draft, ground.recipe.export, label=one.name, network=one.network, target=target, per_channel=ground.recipe.quantize.per_channel,
+        float_layers=floats if target else (), pictures=ground.pictures, versions=dict(ground.versions),
+        file=None if one.file is None else File.of(one.file),
     )  # fmt: skip
     return drafted
 
 
-def _row(ground: Ground, role: str, one: Choice, name: str, drafted: stages.Drafted, references: Mapping[str, File]) -> Row:
+def _row(ground: Ground, one: Subject, drafted: stages.Drafted, references: Mapping[str, File]) -> Row:
     """The plan's row of one network; `speedups`: against each teacher, of the file that would ship."""
-    timed = _timed(ground, name, drafted, references)
-    titles = [f"{stage} {name}" for stage in STAGES]
+    timed = _timed(ground, one.name, drafted, references)
+    titles = [f"{stage} {one.name}" for stage in STAGES]
     speedup = timed.speedup.get("int8", {}).get("fp32")
     slow = ground.recipe.quantize.keep == "faster" and (speedup is None or speedup[1] <= 1)
     ships = "fp32" if drafted.int8 is None or slow else "int8"
     return {
-        "role": role,
-        "name": name,
+        "role": one.role,
+        "name": one.name,
         "model": one.model,
         "width": one.width,
         "params": drafted.params,
         "macs": drafted.macs,
         "ships": ships,
+        "ships_as": one.ships_as,
         "fp32": _file(drafted.fp32, "fp32", timed),
         "int8": None if drafted.int8 is None else {
             **_file(drafted.int8, "int8", timed),
@@ -223,16 +230,16 @@ def _file(file: File, precision: str, timed: stages.Timed) -> Row:
     }
 
 
-def judged(recipe: Recipe) -> tuple[str, ...]:
-    """The limits that a plan can judge; an ONNX teacher is not timed here, so none against the teacher is then."""
-    black_box = any(one.onnx is not None for one in recipe.teacher.candidates)
-    return tuple(name for name in JUDGED if not (black_box and name in ("min_speedup", "min_compression")))
+def judged(recipe: Recipe, base: Path) -> tuple[str, ...]:
+    """The limits that a plan can judge; none against the teacher where an ONNX teacher is not here yet."""
+    missing = subjects.unmeasured(recipe, base)
+    return tuple(name for name in JUDGED if not (missing and name in ("min_speedup", "min_compression")))
 
 
 def _judged(ground: Ground, row: Row, rows: list[Row]) -> Row:
     """The recipe's limits on one network. Which teacher is chosen is not known yet: a limit against it must hold for every candidate."""
     limits = ground.recipe.require.model_dump()
-    require = ground.recipe.require.model_copy(update={name: None for name in limits if name not in judged(ground.recipe)})
+    require = ground.recipe.require.model_copy(update={name: None for name in limits if name not in judged(ground.recipe, ground.base)})
     teachers: list[Row | None] = [one for one in rows if one["role"] == "teacher"] or [None]
     by_teacher = [
         (teacher["name"] if teacher else "", [asdict(one) for one in verdict.judge(require, _facts(row, teacher, ground.recipe.device), ground.where)])
@@ -283,10 +290,11 @@ def agreed(by_teacher: list[tuple[str, Row]]) -> Row:
     return {**hardest[1], "verdict": "undecided", "sentence": f"It depends on which teacher is chosen: {parts}; the minimum is {hardest[1]['limit']:g}x."}
 
 
-def _neighbours(ground: Ground, student: Choice, most: int) -> list[Choice]:
-    """Other networks that the recipe could name; teachers are measured anyway."""
+def _neighbours(ground: Ground, student: Choice, most: int) -> list[Subject]:
+    """Other networks that the recipe could name, as its method would ship them; teachers are measured anyway."""
     teachers = tuple(name_of(one.model, one.width) for one in ground.recipe.teacher.candidates if one.onnx is None)
     found = ground.store.run(
         neighbours_stage.find, student, size=ground.size, classes=ground.classes, most=most, without=teachers, known=catalog.names()
     )
-    return [Choice(model=one.model, width=one.width) for one in found.networks]
+    others = (subjects.neighbour(ground.recipe, Choice(model=one.model, width=one.width), ground.frame) for one in found.networks)
+    return [one for one in others if one is not None]

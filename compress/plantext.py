@@ -39,7 +39,7 @@ def line(row: Row, names: Sequence[str]) -> str:
     files = int8 or row["fp32"]
     cells = (
         MARKS[row["role"]],
-        _short(row["macs"]),
+        "-" if row["macs"] is None else _short(row["macs"]),
         _time(row["fp32"]["latency_ms"]),
         _time(int8["latency_ms"]) if int8 else "-",
         f"{_ratio(row['int8_speedup'], row['int8_speedup_ci95'])} {_worth(row)}".strip() if row["int8_speedup"] else "-",
@@ -62,6 +62,7 @@ def sentences(plan: dict[str, Any]) -> Iterator[str]:
     """What the table says, in words: what int8 is worth, who meets which limit, what is not known before training."""
     rows = [row for row in plan["networks"] if row["role"] != "teacher"]
     where = place(plan["device"])
+    yield from (row["ships_as"] for row in rows if row.get("ships_as"))
     timed = [row for row in rows if row["int8_speedup"] is not None]
     for row in timed:
         if _worth(row):

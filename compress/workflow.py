@@ -104,7 +104,7 @@ class Workflow:
         from compress import plan
 
         console = self.store.console
-        ground = plan.ground(self.settings, self.prepared, self.store, versions(), places(self.loaded))
+        ground = plan.ground(self.settings, self.prepared, self.store, versions(), places(self.loaded), self.base)
         picked, content = plan.choose(ground, report=console.line)
         console.line(content["choose"]["sentence"])
         student = Student(**picked.model_dump())

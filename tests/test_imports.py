@@ -97,8 +97,12 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.plantext": ("compress.models.catalog",),
     "compress.asking": ("compress.console", "compress.errors", "export.targets*"),
     "compress.stages*": (*ABOVE_STAGES, "compress.asking"),
+    "compress.subjects": (
+        *FOUNDATIONS, "compress.schema", "compress.compatible", "compress.plantext", "compress.models.catalog", "compress.models.own", "export.blackbox",
+    ),
     "compress.plan": (
-        *FOUNDATIONS, "compress.schema", "compress.verdict", "compress.plantext", "compress.models.catalog", "compress.store", "compress.stages*",
+        *FOUNDATIONS, "compress.schema", "compress.verdict", "compress.plantext", "compress.subjects", "compress.models.catalog", "compress.store",
+        "compress.stages*",
         "export.runtime",
     ),
     "compress.on_device": (

@@ -15,9 +15,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compress import cli, loading, plan, recipe
+from compress import cli, loading, plan, recipe, subjects
+from compress.console import Console
 from compress.data import fashion, views
 from compress.results import File, Network, Normalization
+from compress.schema import Export
+from compress.stages.plan import draft
+from compress.store import Context
 from export.blackbox import inspect, own_side
 from export.runtime import Contract, ExportError, Model, resizing, write_beside
 
@@ -171,11 +175,24 @@ def test_wrong_classes_of_one_candidate_are_said_before_another_is_trained(save,
         assert said in err and len(err.splitlines()) == 1 and "teacher resnet8" not in out
 
 
-def test_a_plan_judges_no_limit_against_an_onnx_teacher():
+def test_a_plan_judges_no_limit_against_an_onnx_teacher_that_is_not_here(tmp_path: Path):
     with_file = recipe.load(Path(FLAGSHIP), ["teacher.candidates=[{onnx: x.onnx}, {model: resnet8}]"]).recipe
 
-    assert set(plan.JUDGED) - set(plan.judged(with_file)) == {"min_speedup", "min_compression"}
-    assert plan.judged(recipe.load(Path(FLAGSHIP)).recipe) == plan.JUDGED
+    assert set(plan.JUDGED) - set(plan.judged(with_file, tmp_path)) == {"min_speedup", "min_compression"}
+    assert plan.judged(recipe.load(Path(FLAGSHIP)).recipe, tmp_path) == plan.JUDGED
+
+
+def test_a_plan_takes_the_file_as_it_is(save, tmp_path: Path):
+    path = save(scorer(np.random.default_rng(0).normal(size=(10, 3)), size=48))
+    settings = recipe.load(Path(FLAGSHIP), [f"teacher.candidates=[{{onnx: {path}, channels: bgr}}]"]).recipe
+    (one,) = subjects.teachers(settings, tmp_path, subjects.Frame(10, 32, Normalization((0.5,) * 3, (0.25,) * 3)))
+    context = Context(tmp_path, "cpu", Console(silent=True), tmp_path)
+    drafted = draft.run(
+        Export(), context=context, network=one.network, target=None, per_channel=True, float_layers=(), pictures=None, versions={}, file=File.of(path)
+    )
+    assert one.name == "teacher.onnx at 48 pixels" and plan.judged(settings, tmp_path) == plan.JUDGED
+    assert drafted.fp32.path.read_bytes() == path.read_bytes() and drafted.params == 39 and drafted.contract is not None
+    assert Model.load(drafted.fp32.path).run(np.zeros((2, 32, 32, 3), np.uint8)).shape == (2, 10)
 
 
 def sets(candidate: str, **more: object) -> list[str]:

@@ -14,22 +14,23 @@ import torch
 from torch import nn
 
 import export.audit
+import export.blackbox
 import export.bundle
 import export.convert
 import export.measure
 import export.quantize
 import export.rewrites
-from compress import __version__, models
+from compress import __version__, loading
 from compress.asking import ask
 from compress.data import calibration_arrays, views
-from compress.errors import StageError
+from compress.errors import StageError, UsageError
 from compress.models.count import macs, params
 from compress.results import CalibrationData, File, Network
 from compress.schema import Device, Export
 from compress.store import Context, Stage
 from export.bundle import Shipped
 from export.measure import LatencyResult
-from export.runtime import Contract, ExportError, isa, runs_on
+from export.runtime import FOREIGN, Contract, ExportError, copy_model, isa, runs_on, write_beside
 from export.targets import Settings
 from export.targets import verify as targets
 
@@ -46,12 +47,13 @@ class Drafted:
     """A network with random weights as files. `int8` is None where the recipe ships float, or for a teacher."""
 
     params: int
-    macs: int  # multiply-accumulates of convolutions and linear layers, one picture
+    macs: int | None  # multiply-accumulates of convolutions and linear layers, one picture; None: an ONNX file that does not show it
     fp32: File
     int8: File | None
     target: str | None
     int8_mac_share: float | None  # in [0, 1]; None where this machine's kernels are not the target's
     islands: tuple[str, ...] | None  # what runs in float inside int8, the same kind and cause counted together
+    contract: File | None = None  # beside another project's file
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,14 @@ class Timed:
 
 def _draft(
     config: Export, *, context: Context, network: Network, target: str | None, per_channel: bool, float_layers: tuple[str, ...],
-    pictures: CalibrationData | None, versions: dict[str, Any],
+    pictures: CalibrationData | None, versions: dict[str, Any], file: File | None = None,
 ) -> Drafted:
-    """Write the float file and, with a target, the int8 file. `pictures` None: seeded noise. `versions` are part of the key only."""
+    """Write the float file and, with a target, the int8 file. `pictures` None: seeded noise. `versions` are part of the key only.
+
+    `file`: an ONNX teacher's, which is taken as it is.
+    """
+    if file is not None:
+        return _taken(context, network, file)
     images = _images(pictures, network.image_size)
     model = _random(network, images)
     contract = Contract(
@@ -102,6 +109,21 @@ def _draft(
     )
 
 
+def _taken(context: Context, network: Network, file: File) -> Drafted:
+    """Another project's file with its contract beside it."""
+    path = context.work / "model.onnx"
+    shutil.copyfile(file.path, path)
+    try:
+        found = export.blackbox.inspect(path, image_size=network.side, outputs=network.outputs or network.classes)
+    except ExportError as error:
+        raise UsageError(f"plan {network.model}: {error}") from error
+    contract = Contract(
+        tuple(f"class {number}" for number in range(network.classes)), network.image_size, network.normalization.mean, network.normalization.std,
+        found.layout, FOREIGN, channels=network.channels, order=network.order, own_size=network.own_size,
+    )  # fmt: skip
+    return Drafted(found.params, found.macs, File.of(path), None, None, None, None, File.of(write_beside(path, contract)))
+
+
 def _images(pictures: CalibrationData | None, size: int) -> np.ndarray:
     """uint8 (N, size, size, 3)."""
     if pictures is not None:
@@ -116,7 +138,7 @@ def _random(network: Network, images: np.ndarray) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = models.build(network.model, classes=network.classes, width=network.width)
+        model = loading.network(network, None, "cpu")
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = None  # the plain mean over batches: of one batch, the batch's own
@@ -167,7 +189,7 @@ def _there(
     files = {**own, **against}
     models = []
     for file, name in names.items():
-        shutil.copyfile(files[name].path, context.work / file)
+        copy_model(files[name].path, context.work / file)
         role, int8 = "teacher" if name in against else "student", name == "int8"
         models.append(Shipped(context.work / file, role, "int8" if int8 else "fp32", draft.target if int8 else None))
     images = _images(pictures, size)[:PICTURES]
@@ -191,6 +213,6 @@ def _there(
     )
 
 
-draft = Stage("plan", 2, _draft, Drafted)
+draft = Stage("plan", 3, _draft, Drafted)
 timing = Stage("plan-timing", 1, _time, Timed)
 there = Stage("plan-timing", 2, _there, Timed)

@@ -1,0 +1,96 @@
+"""What a plan measures: the teachers, the student and other networks, each as it would ship."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress import compatible
+from compress.errors import UsageError
+from compress.models import catalog, own
+from compress.plantext import name_of
+from compress.results import Network, Normalization
+from compress.schema import Candidate, Choice, Recipe
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network of a plan. `file`: an ONNX teacher's. `ships_as`: how it ships where that is not as it is named, one sentence."""
+
+    role: str  # teacher | student | choice | neighbour
+    name: str
+    model: str
+    width: float | None
+    network: Network
+    file: Path | None = None
+    ships_as: str | None = None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What all records share: classes, side of the recipe's pictures, their normalisation."""
+
+    classes: int
+    size: int
+    normalization: Normalization
+
+
+def teachers(recipe: Recipe, base: Path, frame: Frame) -> list[Subject]:
+    """Every candidate behind its own input contract; of ONNX files those that are there."""
+    found: dict[str, Subject] = {}
+    for one in recipe.teacher.candidates:
+        path = None if one.onnx is None else base / Path(one.onnx).expanduser()
+        if path is None or path.is_file():
+            subject = _teacher(one, path, frame)
+            found.setdefault(subject.name, subject)
+    return list(found.values())
+
+
+def unmeasured(recipe: Recipe, base: Path) -> bool:
+    """Whether an ONNX teacher is not here yet, so that no limit can be held against it."""
+    return any(one.onnx is not None and not (base / Path(one.onnx).expanduser()).is_file() for one in recipe.teacher.candidates)
+
+
+def _teacher(one: Candidate, path: Path | None, frame: Frame) -> Subject:
+    side = one.image_size
+    if path is not None:
+        from export.blackbox import own_side
+
+        side = side or own_side(path)
+    enough = one.classes is not None and len(one.classes) >= frame.classes
+    contract: dict[str, Any] = {
+        "own_size": None if side == frame.size else side,
+        "channels": one.channels,
+        "outputs": len(one.classes) if enough and one.classes else None,
+        "order": tuple(range(frame.classes)) if enough else None,  # which ones changes no time
+    }
+    at = f" at {side} pixels" if contract["own_size"] else ""
+    if path is not None:
+        network = Network(one.title, None, frame.classes, frame.size, frame.normalization, black_box=True, **contract)
+        return Subject("teacher", f"{one.title}{at}", one.title, None, network, path)
+    return Subject("teacher", f"{name_of(one.model, one.width)}{at}", one.model, one.width, _record(one, frame, **contract))
+
+
+def student(recipe: Recipe, role: str, one: Choice, frame: Frame) -> Subject:
+    """A student in the form in which the recipe's method ships it. Raises UsageError where the method does not take it."""
+    name = name_of(one.model, one.width)
+    form, teacher = compatible.shipped_form(recipe, one, classes=frame.classes, image_size=frame.size)
+    told = None
+    if form is not None:
+        told = f"{name} is timed as {recipe.distill.name} ships it{f' with teacher {teacher}, the largest of its forms' if teacher else ''}."
+    return Subject(role, name, one.model, one.width, _record(one, frame, deployed=form), ships_as=told)
+
+
+def neighbour(recipe: Recipe, one: Choice, frame: Frame) -> Subject | None:
+    """Another network as the student; None where the method does not take it."""
+    try:
+        return student(recipe, "neighbour", one, frame)
+    except UsageError:
+        return None
+
+
+def _record(one: Choice | Candidate, frame: Frame, **more: Any) -> Network:
+    width = catalog.resolve_width(catalog.info(one.model), one.width)
+    source = own.source(one.model) if catalog.is_own(one.model) else None  # changed code is another network
+    return Network(one.model, width, frame.classes, frame.size, frame.normalization, source=source, taps=one.taps, **more)
