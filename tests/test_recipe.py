@@ -469,3 +469,13 @@ def test_every_shipped_recipe_loads() -> None:
         assert loaded.notices == ()
         assert path.read_text().startswith("# ")
         assert f"compress run recipes/{path.relative_to(RECIPES)}" in path.read_text()
+
+
+def test_the_collapse_pair_differs_in_where_its_losses_stand_alone() -> None:
+    paths = sorted((RECIPES / "collapse").glob("*.yaml"))
+    assert [path.stem for path in paths] == ["one_head", "two_heads"]
+    one, two = (recipe.load(path).recipe.model_dump(mode="json", by_alias=True) for path in paths)
+    heads = [tuple(settings["distill"]["dhkd"].pop(key) for key in ("head", "loss", "align")) for settings in (one, two)]
+    assert heads == [("none", "binary_kl", "none"), ("nonlinear", "binary_kl_norm", "all")]
+    assert (one.pop("name"), two.pop("name")) == ("one_head", "two_heads")
+    assert one == two and one["train"]["trace_gradients"] == 10
