@@ -5,7 +5,8 @@
 
 Per pair and round: a pass of the authors' loop (`authors_loop.py`); `compress run --until distill` with an empty cache (cold: the teacher
 runs); the same again with the teacher's logits from that run (warm, all views); and one with `train.views`, its epochs after the last new
-view. Pictures per second come from each epoch's training time, the first epoch of every run left out. Pictures are CIFAR-100 where
+view. Each is a process of its own, started as a user would start it.
+Pictures per second come from each epoch's training time, the first epoch of every run left out. Pictures are CIFAR-100 where
 COMPRESS_TEST_DATA names it, else noise, which costs the same; teachers have random weights, which cost the same, too.
 """
 
@@ -15,6 +16,7 @@ import csv
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -29,8 +31,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from compress import models, pipeline, recipe
-from compress.console import Console
+from compress import models
 from compress.methods.dhkd import auxiliary_head
 from compress.models import catalog
 from compress.models.outline import outline
@@ -59,13 +60,17 @@ class Setting:
 @click.option("--pictures", type=int, help="of an epoch of ours; default: 1,280 on the CPU, 50,000 on CUDA")
 @click.option("--pair", "chosen", multiple=True, help="teacher:student, more than once; default: all three")
 @click.option("--out", type=click.Path(path_type=Path), help="default: benchmarks/results/train_speed-<device>.json")
-def main(device: str, rounds: int, pictures: int | None, chosen: tuple[str, ...], out: Path | None) -> None:
+@click.option("--authors-alone", is_flag=True, hidden=True, help="one pass of the authors' loop for the one --pair; prints pictures per second")
+def main(device: str, rounds: int, pictures: int | None, chosen: tuple[str, ...], out: Path | None, authors_alone: bool) -> None:
     """Measure all pairs, print a table of ratios, write the numbers."""
     cuda = device.startswith("cuda")
     count = pictures or (50_000 if cuda else 1_280)
     images, labels = _pictures(count)
     setting = Setting(device, count, count if cuda else max(count // 4, 2 * BATCH), images, labels)
     pairs = [tuple(one.split(":")) for one in chosen] or PAIRS
+    if authors_alone:
+        print(_authors(setting, *pairs[0]))
+        return
     rows = [_row(setting, teacher, student, rounds) for teacher, student in pairs]
     print(f"\n{'pair':<28}{'authors':>10}{'cold':>18}{'warm':>18}{f'views: {VIEWS}':>18}   pictures/s, ratio to the authors' loop [over rounds]")
     for row in rows:
@@ -105,7 +110,8 @@ def _pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
 def _row(setting: Setting, teacher: str, student: str, rounds: int) -> dict:
     speeds: dict[str, list[float]] = {"authors": [], "cold": [], "warm": [], "views": []}
     for number in range(rounds):
-        speeds["authors"].append(_authors(setting, teacher, student))
+        told = ["--authors-alone", "--pair", f"{teacher}:{student}", "--device", setting.device, "--pictures", str(setting.pictures)]
+        speeds["authors"].append(float(_run(str(Path(__file__).resolve()), *told)))
         with tempfile.TemporaryDirectory() as folder:
             for name, speed in _ours(setting, teacher, student, Path(folder)).items():
                 speeds[name].append(speed)
@@ -118,6 +124,14 @@ def _row(setting: Setting, teacher: str, student: str, rounds: int) -> dict:
             "ratio": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "n": len(ratios)},
         }  # fmt: skip
     return row
+
+
+def _run(*command: str) -> str:
+    """What a Python process prints. Raises SystemExit with its words where it fails."""
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
 
 
 def _authors(setting: Setting, teacher: str, student: str) -> float:
@@ -179,9 +193,8 @@ def _ours(setting: Setting, teacher: str, student: str, folder: Path) -> dict[st
 
 def _speed(path: Path, artifacts: Path, device: str, overrides: tuple[str, ...], *, skip: int, again: bool = False) -> float:
     """Median pictures per second of the epochs after the first `skip`. `again`: train anew, with the logits that are known."""
-    console = Console(quiet=True)
-    loaded = recipe.load(path, overrides)
-    pipeline.run(loaded, artifacts=artifacts, device=device, until="distill", force=("distill",) if again else (), console=console)
+    told = [part for one in overrides for part in ("--set", one)] + (["--force", "distill"] if again else [])
+    _run("-m", "compress", "run", str(path), "--artifacts", str(artifacts), "--device", device, "--until", "distill", "-q", *told)
     (stage,) = (artifacts / "cache" / "distill").glob("*/history.csv")
     with stage.open() as stream:
         rows = list(csv.DictReader(stream))

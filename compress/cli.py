@@ -318,8 +318,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not traceback:
         sys.excepthook = exits.one_line
     signal.signal(signal.SIGTERM, exits.as_interrupt)
-    # Read when torch is loaded: idle threads spin briefly, then sleep. With two other busy processes on 2 cores MobileNetV2 trained at 442 images/s;
-    # libgomp's own long spinning, meant for a machine of one's own, did not reach 32. On a quiet machine it costs nothing that could be measured.
+    # Read when torch is loaded: idle threads spin briefly, then sleep. libgomp's own spinning is meant for a machine of one's own: beside other busy
+    # processes it keeps the core that the awaited thread needs. What the choice costs and gains is measured by benchmarks/neighbours.py.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:

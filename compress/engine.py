@@ -86,6 +86,25 @@ def _try(step: Step, size: int) -> None:
         torch.autograd.grad(value.float().sum(), step.parameters, retain_graph=True, allow_unused=True)
 
 
+def keep_layout(student: nn.Module) -> Callable[[], None]:
+    """Gradients come out of the global pooling in channels_last, as everything in front of it is; what is returned takes the hooks off.
+
+    torch 2.15 gives them in another layout than the maps they belong to; the ReLU and BatchNorm there, which read both, then took a twentieth of a step.
+    """
+
+    def before(_: nn.Module, args: tuple[Any, ...]) -> None:
+        if not torch.compiler.is_compiling() and args[0].requires_grad:
+            args[0].register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
+
+    hooks = [module.register_forward_pre_hook(before) for module in student.modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
+
+    def off() -> None:
+        for hook in hooks:
+            hook.remove()
+
+    return off
+
+
 def release(classifier: nn.Module | None) -> None:
     """The classifier as it was before compiling, for whoever exports or copies the network."""
     if classifier is not None:

@@ -24,7 +24,7 @@ from compress.batches import batches
 from compress.checkpoint import State
 from compress.data import views
 from compress.distributed import ALONE, Group, gather, synchronise
-from compress.engine import Rate, classifier_of, engine, release
+from compress.engine import Rate, classifier_of, engine, keep_layout, release
 from compress.errors import Interrupted
 from compress.finite import Finite
 from compress.methods import Method
@@ -162,7 +162,7 @@ def fit(
     )  # fmt: skip
     # a traced cosine is summed like a loss: an epoch's mean over its traced steps and the processes then survives an interruption
     cosine_share = min(steps * size, len(pictures.train_index)) / -(-steps // (train.trace_gradients or 1)) / group.size
-    written, classifier = time.monotonic(), classifier_of(student, taps)
+    written, classifier, hooks_off = time.monotonic(), classifier_of(student, taps), keep_layout(student)
     try:
         run = engine(train.engine, step, size, steps * epochs, classifier, progress.warn)
         with _between_steps() as stop:
@@ -219,6 +219,7 @@ def fit(
         threads = torch.get_num_threads()
         torch.set_num_threads(threads_before)
         tapped.close()
+        hooks_off()
         release(classifier)
         unsynchronise()
         give_back_freed_memory()

@@ -24,6 +24,7 @@ _KINDS: tuple[tuple[str, str, int, str, tuple[float, float], dict[str, Any]], ..
     ("large", "12 megapixels", 1, "RGB", (4000, 3000), {"quality": 80}),
 )
 COUNT = len(_KINDS)
+_ROWS = 200  # of a canvas that are drawn at once
 _ORIENTATION = 0x0112  # the EXIF tag
 _WARM = np.array([1.0, 0.85, 0.65])  # of a grey picture, on which swapped channels would not show
 # How the stored pixels lie where the tag says that the viewer must turn them.
@@ -82,9 +83,13 @@ def _draw(picture: np.ndarray, size: tuple[int, int], border: float) -> Image.Im
     The gradient differs on every side, so that a squash, a rotation and a mirror all show.
     """
     width, height = size
-    across, down = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
-    canvas = np.stack([230 - 200 * across, 40 + 170 * down, 30 + 110 * (across + (1 - down))], axis=2)
-    image = Image.fromarray(np.clip(np.rint(canvas), 0, 255).astype(np.uint8))
+    across = np.linspace(0, 1, width)
+    canvas = np.empty((height, width, 3), np.uint8)
+    for rows in np.array_split(np.arange(height), -(-height // _ROWS)):  # 12 megapixels of float64 would take a gigabyte
+        down = np.linspace(0, 1, height)[rows, None]
+        for channel, values in enumerate((230 - 200 * across, 40 + 170 * down, 30 + 110 * (across + (1 - down)))):
+            canvas[rows, :, channel] = np.clip(np.rint(values), 0, 255)
+    image = Image.fromarray(canvas)
     if (picture == picture[..., :1]).all():
         picture = np.rint(picture * _WARM).astype(np.uint8)
     side = round(min(size) / border)

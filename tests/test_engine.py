@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress import engine, train
+from compress import allocation, engine, train
 from compress.methods import Method, Outline, build_method
 from compress.results import Normalization
 from compress.schema import Dhkd, Distill, Schedule, Train
@@ -126,3 +130,41 @@ def test_compiled_and_recorded_on_cuda(tmp_path, monkeypatch):
     assert not fast[1]
     for one, other in zip(plain[0], fast[0], strict=True):  # dropout draws other numbers in a graph: the networks stay close, not equal
         torch.testing.assert_close(one, other, rtol=0.2, atol=0.2)
+
+
+# --- what costs a CPU time
+
+
+def test_gradients_leave_the_global_pooling_in_its_maps_layout():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(4, 3, 6, 6).to(memory_format=torch.channels_last)
+    layouts: list[bool] = []
+    model[2].register_full_backward_hook(lambda module, into, out: layouts.append(out[0].is_contiguous(memory_format=torch.channels_last)))
+    plain = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+
+    off = engine.keep_layout(model)
+    kept = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    off()
+
+    assert layouts[1] and same(list(plain), list(kept))
+    assert not model[3]._forward_pre_hooks
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_that_a_step_frees_serves_the_next():
+    code = (
+        "import resource, sys\nimport torch\nfrom compress.allocation import keep_freed_memory\ntorch.set_num_threads(1)\nkeep_freed_memory()\n"
+        "def use():\n    for _ in range(20):\n        one, other = torch.ones(2**20), torch.ones(2**21)\n"
+        "use()\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\nuse()\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 3000  # 60,000 pages are asked for
+
+
+def test_an_environment_that_says_how_to_allocate_is_left_alone(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    monkeypatch.setattr(allocation.ctypes, "CDLL", lambda _: pytest.fail("changed"))
+    allocation.keep_freed_memory()

@@ -19,6 +19,9 @@ STEM = 24
 def shuffle(x: Tensor, groups: int) -> Tensor:
     """Interleave the channel groups: channel (g, c) of (N, G C, H, W) moves to (c, g)."""
     batch, channels, height, width = x.shape
+    if x.requires_grad and x.is_contiguous(memory_format=torch.channels_last) and not torch.compiler.is_compiling():
+        # the same in memory that stays channels_last: what follows in a training, forward and backward, is spared a change of layout
+        return x.permute(0, 2, 3, 1).unflatten(3, (groups, -1)).transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
     return x.view(batch, groups, channels // groups, height, width).transpose(1, 2).reshape(batch, channels, height, width)
 
 

@@ -259,3 +259,15 @@ def test_offered_weights_are_torchvisions():
 
     for name in TORCHVISION:
         assert catalog.info(name).pretrained == tuple(entry.name for entry in get_model_weights(name.removeprefix("torchvision/")))
+
+
+def test_a_shuffle_that_is_trained_through_keeps_channels_last_and_the_order():
+    x = torch.randn(2, 12, 3, 5)
+    trained = x.to(memory_format=torch.channels_last).requires_grad_()
+    for groups in (2, 3):
+        y = shuffle(trained, groups)
+        assert torch.equal(y, shuffle(x, groups)) and y.is_contiguous(memory_format=torch.channels_last)
+        weights = torch.randn_like(x)
+        one, other = x.clone().requires_grad_(), trained
+        expected = torch.autograd.grad((shuffle(one, groups) * weights).sum(), one)[0]
+        assert torch.equal(torch.autograd.grad((y * weights).sum(), other)[0], expected)

@@ -1,0 +1,99 @@
+"""Training beside other busy processes: which setting of OpenMP's threads holds its speed.
+
+    python benchmarks/neighbours.py
+
+Steps of DHKD into MobileNetV2 (batch 64, float32, the teacher's logits known) in a process of its own, alone and beside one and two processes that
+compute without a pause, in turns over all settings. PyTorch's Linux wheels bring GNU's libgomp, so KMP_ variables say nothing here. Between two loops
+idle threads spin before they sleep: GOMP_SPINCOUNT says how often; by itself libgomp spins for milliseconds, which a machine shared with others
+cannot spare. `compress` sets what `compress/cli.py` says unless the environment has an opinion.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import roofline
+import torch
+
+from compress.allocation import keep_freed_memory
+from export.runtime import host
+
+SETTINGS: dict[str, dict[str, str]] = {
+    "libgomp's own": {},
+    "GOMP_SPINCOUNT=100000": {"GOMP_SPINCOUNT": "100000"},
+    "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
+    "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
+    "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
+    "one thread": {"OMP_NUM_THREADS": "1"},
+}
+READ = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_CPU_AFFINITY", "OMP_PROC_BIND")
+NEIGHBOURS, BATCH = (0, 1, 2), 64
+
+
+@click.command()
+@click.option("--student", default="mobilenet_v2", show_default=True)
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--seconds", default=3.0, show_default=True, help="of training in each measurement")
+@click.option("--setting", "chosen", multiple=True, type=click.Choice(list(SETTINGS)), help="more than once; default: all")
+@click.option("--out", default=Path(__file__).parent / "results" / "neighbours.json", type=click.Path(path_type=Path))
+@click.option("--worker", is_flag=True, hidden=True, help="train and print pictures per second")
+def main(student: str, rounds: int, seconds: float, chosen: tuple[str, ...], out: Path, worker: bool) -> None:
+    """Measure, print and write."""
+    if worker:
+        print(_speed(student, seconds))
+        return
+    settings = {name: SETTINGS[name] for name in chosen or SETTINGS}
+    speeds = {name: {count: [] for count in NEIGHBOURS} for name in settings}  # type: dict[str, dict[int, list[float]]]
+    for _ in range(rounds):
+        for count in NEIGHBOURS:
+            busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+            try:
+                for name, variables in settings.items():
+                    speeds[name][count].append(_started(student, seconds, variables))
+            finally:
+                for process in busy:
+                    process.kill()
+                    process.wait()
+    print(f"{'pictures/s beside ... busy processes':<40}" + "".join(f"{count:>22}" for count in NEIGHBOURS))
+    for name, found in speeds.items():
+        print(f"{name:<40}" + "".join(f"{statistics.median(each):>8.0f} [{min(each):4.0f}, {max(each):4.0f}]" for each in found.values()))
+    rows = {name: {str(count): {"median": statistics.median(each), "each": each} for count, each in found.items()} for name, found in speeds.items()}
+    content = {
+        "command": "python " + " ".join(["benchmarks/neighbours.py", *sys.argv[1:]]), "unit": "pictures/s", "student": student, "batch": BATCH, "rows": rows,
+        "environment": {**host(), "torch": torch.__version__, "threads": torch.get_num_threads()},
+    }  # fmt: skip
+    out.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"written: {out}")
+
+
+def _started(student: str, seconds: float, variables: dict[str, str]) -> float:
+    environment = {**{name: value for name, value in os.environ.items() if name not in READ}, **variables}
+    command = [sys.executable, str(Path(__file__).resolve()), "--worker", "--student", student, "--seconds", str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise SystemExit(f"training ended with {done.returncode}: {done.stderr.strip()}")
+    return float(done.stdout)
+
+
+def _speed(student: str, seconds: float) -> float:
+    """Pictures per second, after three steps that are not timed."""
+    keep_freed_memory()
+    step, batch = roofline.step_of(student, "cpu"), roofline.batch_of(BATCH, "cpu")
+    for _ in range(3):
+        step(batch)
+    begin, count = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds:
+        step(batch)
+        count += 1
+    return count * BATCH / (time.perf_counter() - begin)
+
+
+if __name__ == "__main__":
+    main()
