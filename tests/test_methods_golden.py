@@ -14,9 +14,10 @@ from compress import losses, models
 from compress.methods import Outline, Signals, build_method
 from compress.methods.crd import CRD
 from compress.methods.reviewkd import Fusion
-from compress.models.count import params
+from compress.models.count import macs, params
 from compress.models.deployed import deployed, projector
 from compress.models.outline import outline
+from compress.models.taps import Tapped
 from compress.schema import Crd, Dhkd, Dist, Distill, Dkd, Kd, Simkd
 
 FOLDER = Path(__file__).parent / "golden"
@@ -139,6 +140,19 @@ def test_parameters_of_the_modules_that_never_ship(method, pair, count):
     assert params(built) == count
 
 
+AUXILIARY = {  # width of the pooled vector -> parameters of the linear and of the nonlinear head at 100 classes; source: the authors' heads
+    64: (6_500, 33_500), 128: (12_900, 46_300), 256: (25_700, 71_900), 512: (51_300, 123_100), 960: (96_100, 212_700), 1024: (102_500, 225_500),
+    1280: (128_100, 276_700), 2048: (204_900, 430_300),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", AUXILIARY)
+def test_parameters_of_dhkds_auxiliary_head(width):
+    net = Outline("net", 100, {"pooled": (width,)})
+    built = [build_method(Distill(method="dhkd", dhkd=Dhkd(head=head)), student=net, teacher=net, train_labels=LABELS) for head in ("linear", "nonlinear")]
+    assert tuple(params(method) for method in built) == AUXILIARY[width]
+
+
 @pytest.mark.parametrize(("factor", "count"), METHODS["deployed"]["projector_256_256"].items())
 def test_parameters_of_simkds_projector(factor, count):
     assert params(projector(256, 256, int(factor))) == count
@@ -150,6 +164,36 @@ def test_parameters_of_what_simkd_ships(pair, count):
     with torch.device("meta"):
         method = build_method(Distill(method="simkd", simkd=Simkd(factor=int(factor))), student=at_32(student), teacher=at_32(teacher), train_labels=LABELS)
         assert params(deployed(models.build(student, classes=100), student, method.form())) == count
+
+
+GROWTH = [  # per cent more parameters, and where it is known multiply-accumulates, than the plain student; source: the same measurement
+    ("resnet56 resnet20 2", 5, 2), ("resnet32x4 resnet8x4 2", 17, 8), ("resnet32x4 resnet8x4 4", 6, 3), ("resnet32x4 resnet8x4 8", 2, 1),
+    ("wrn_40_2 wrn_40_1 2", 10, 4), ("vgg13 vgg8 2", 22, 14), ("resnet32x4 shufflenet_v1 2", 25, 13), ("resnet50 vgg8 2", 308, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pair", "parameters", "products"), GROWTH)
+def test_what_simkd_adds_to_the_plain_student(pair, parameters, products):
+    teacher, student, factor = pair.split()
+    with torch.device("meta"):
+        method = build_method(Distill(method="simkd", simkd=Simkd(factor=int(factor))), student=at_32(student), teacher=at_32(teacher), train_labels=LABELS)
+        plain, ships = (models.build(student, classes=100) for _ in range(2))
+        ships = deployed(ships, student, method.form())
+    assert abs(100 * (params(ships) / params(plain) - 1) - parameters) <= 1
+    assert products is None or abs(100 * (macs(ships, 32) / macs(plain, 32) - 1) - products) <= 1
+
+
+@pytest.mark.parametrize(("teacher", "width"), [("mobilenet_v2", 1280), ("shufflenet_v2", 1024), ("wrn_16_2", 128)])
+def test_simkd_takes_teachers_whose_pooled_map_is_no_stage(teacher, width):
+    """The published code compares with the last stage, which does not fit the classifier of these networks (or is a raw sum)."""
+    model = models.build(teacher, classes=100).eval()
+    known = outline(teacher, classes=100, width=None, image_size=32, model=model)
+    method = build_method(Distill(method="simkd"), student=at_32("resnet8"), teacher=known, train_labels=LABELS)
+    assert (method.classifier.in_features, method.projector[-3].out_channels) == (width, width)
+    with torch.no_grad(), Tapped(model, {name: known.taps[name] for name in ("pre_pool", "pooled")}) as tapped:
+        _, seen = tapped(torch.randn(2, 3, 32, 32))
+    assert seen["pre_pool"].min() >= 0  # what the projector, which ends in a ReLU, can give
+    torch.testing.assert_close(seen["pre_pool"].mean((2, 3)), seen["pooled"])
 
 
 @pytest.mark.parametrize(("student", "count"), METHODS["deployed"]["catkd"].items())
