@@ -1,6 +1,6 @@
 """Cross-entropy and BinaryKL on one head against DHKD's two heads and against each loss alone: validation accuracy over several seeds.
 
-    python benchmarks/collapse.py --seeds 3
+    python benchmarks/collapse.py
 
 Trains the students of recipes/collapse/ as `compress run --until distill` does (cached in --artifacts, so an interrupted benchmark goes on where
 it stopped), reads validation pictures only, writes benchmarks/results/collapse.json and draws docs/collapse.svg from it.
@@ -41,21 +41,24 @@ COLUMNS = ("ce", "cos_classifier", "cos_backbone", "top1_validation")
 
 
 @click.command()
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 10))
+@click.option("--seed", "seeds", default=(0, 1, 2), show_default=True, multiple=True, type=click.IntRange(0), help="may be repeated")
+@click.option("--pair", is_flag=True, help="Only the two recipes, not each loss alone.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--artifacts", default=Path("artifacts"), show_default=True, type=click.Path(path_type=Path))
 @click.option("--out", default=ROOT / "benchmarks" / "results" / "collapse.json", type=click.Path(path_type=Path))
 @click.option("--plot", default=ROOT / "docs" / "collapse.svg", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, help="further overrides, given to every run")
-def main(seeds: int, device: str, artifacts: Path, out: Path, plot: Path, overrides: tuple[str, ...]) -> None:
+def main(seeds: tuple[int, ...], pair: bool, device: str, artifacts: Path, out: Path, plot: Path, overrides: tuple[str, ...]) -> None:
     """Train every arm with every seed; write the table and the curves."""
     place = resolve_device(device)
-    rounds = [{name: _trained(path, (*own, f"seed={seed}", *overrides), place, artifacts) for name, (path, own, _, _) in ARMS.items()} for seed in range(seeds)]
-    arms = {name: [one[name] for one in rounds] for name in ARMS}
+    chosen = {name: arm for name, arm in ARMS.items() if not (pair and arm[1])}
+    rounds = [{name: _trained(path, (*own, f"seed={seed}", *overrides), place, artifacts) for name, (path, own, _, _) in chosen.items()} for seed in seeds]
+    arms = {name: [one[name] for one in rounds] for name in chosen}
     settings = {path.stem: recipe.resolve(recipe.load(path, overrides).recipe).model_dump(mode="json", by_alias=True) for path in (ONE, TWO)}
     here = host()
+    options = [*(f"--seed {seed}" for seed in seeds), *["--pair"] * pair, *(f"--set {one}" for one in overrides)]
     content: dict[str, Any] = {
-        "command": f"python benchmarks/collapse.py --seeds {seeds}" + "".join(f" --set {one}" for one in overrides),
+        "command": " ".join(["python benchmarks/collapse.py", *options]),
         "settings": {name: {"distill": {"method": one["distill"]["method"], **one["distill"]["dhkd"]}, "student": one["student"], "train": one["train"]}
                      for name, one in settings.items()},
         "arms": {name: {"overrides": list(ARMS[name][1]), "recipe": ARMS[name][0].stem, "final": _final(runs), "runs": runs} for name, runs in arms.items()},
@@ -114,6 +117,11 @@ def _figure(arms: dict[str, list[dict[str, Any]]]) -> Figure:
         if not own:
             _band(panels[2], runs, "cos_classifier", 1.0, colour, "solid", None, "classifier")
             _band(panels[2], runs, "cos_backbone", 1.0, colour, (0, (1, 1.2)), None, "backbone")
+    panels[1].set_yscale("log")
+    panels[1].yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    panels[1].yaxis.set_major_formatter("{x:g}")
+    panels[1].yaxis.set_minor_formatter("")
+    panels[2].set_xlim(right=1.28 * len(next(iter(arms.values()))[0]["columns"]["ce"]))
     panels[2].axhline(0.0, color=plots.INK, linewidth=1.0)
     figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=10, handlelength=2.6)
     return figure
@@ -127,7 +135,7 @@ def _band(axes: Any, runs: list[dict[str, Any]], column: str, scale: float, colo
     axes.plot(epochs, mean, color=plots.COLOURS[colour], linestyle=dash, linewidth=1.9, label=label)
     axes.fill_between(epochs, [min(values) for values in by_epoch], [max(values) for values in by_epoch], color=plots.COLOURS[colour], alpha=0.15, linewidth=0)
     if note:
-        axes.annotate(note, (len(mean), mean[-1]), xytext=(-4, 5), textcoords="offset points", ha="right", fontsize=9, color=plots.COLOURS[colour])
+        axes.annotate(note, (len(mean), mean[-1]), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9, color=plots.COLOURS[colour])
 
 
 if __name__ == "__main__":
