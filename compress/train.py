@@ -191,10 +191,11 @@ def fit(
                     progress.step(len(index), losses)
                     if state.step % LOOK == 0:
                         finite.check(state.epoch, folder)
-                        if group.first and time.monotonic() - written > SAVE_SECONDS:
+                        if group.agree(time.monotonic() - written > SAVE_SECONDS, 0):
                             part = replace(state, sums=dict(state.sums))
-                            _carry(part, sums, begin)
-                            checkpoint.save(saved, student, method, optimizer, part, precision)
+                            _carry(part, group.total(sums), begin)
+                            if group.first:
+                                checkpoint.save(saved, student, method, optimizer, part, precision)
                             written = time.monotonic()
                 finite.check(state.epoch, folder)
                 sums = group.total(sums)
@@ -205,12 +206,13 @@ def fit(
                 checkpoint.write_history(folder / checkpoint.HISTORY, state.history)
                 if group.first:
                     checkpoint.save(saved, student, method, optimizer, state, precision)
-                    written = time.monotonic()
+                written = time.monotonic()
             if stop.is_set():  # during the last validation: nothing may swallow a Ctrl-C
                 raise KeyboardInterrupt
         if teacher is not None and group.size > 1:
             teacher.merge(gather)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # in every process at the same step
+        sums = group.total(sums)
         if not finite.bad() and group.first:
             _carry(state, sums, begin)
             checkpoint.save(saved, student, method, optimizer, state, precision)

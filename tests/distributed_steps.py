@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress import distributed
+from compress import train as loop
 from compress.data.listing import Listing, Part, Place, write
 from compress.errors import CompressError
 from compress.methods import Outline, build_method
@@ -72,19 +73,20 @@ class Progress:
         self.dies, self.steps = dies, 0
 
     def start_at(self, epoch: int, step: int) -> None:
-        print(f"goes on in epoch {epoch}", flush=True)
+        print(f"goes on in epoch {epoch} behind step {step}", flush=True)
 
     def warn(self, text: str) -> None: ...
     def epoch(self, row: dict[str, float]) -> None: ...
 
     def step(self, images: int, losses: dict[str, Tensor]) -> None:
         self.steps += 1
-        if self.dies and self.steps == 4:
+        if self.dies and self.steps == 5:
             os._exit(9)
 
 
 def main(folder: Path, dying: int, where: str, names: list[str]) -> None:
     torch.set_num_threads(1)
+    loop.LOOK, loop.SAVE_SECONDS = 1, -1.0  # a checkpoint behind every step
     signal.signal(signal.SIGTERM, lambda *_: None)  # torchrun's, for those that are left: first they say what happened, then they end
     with distributed.joined(where) as (group, device):
         for name in names:
