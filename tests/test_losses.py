@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -202,6 +203,17 @@ def test_margins_are_golden_and_ofd_too():
     target = losses.margin_relu(PAIR[1], margins)
     close(losses.partial_l2(PAIR[0], target), EXPECTED["OFD_sum_over_batch"])
     assert int(((PAIR[0] > target) | (target > 0)).sum()) == EXPECTED["OFD_active_elements"]
+
+
+def test_margins_of_all_channels_at_once_are_each_channels_own():
+    """The authors' code loops over the channels with scipy; here one by one with the standard library."""
+    gamma, beta = torch.linspace(-2, 2, 40, dtype=torch.float64) + 0.01, torch.linspace(-3, 1, 40, dtype=torch.float64)
+    normal = NormalDist()
+    wanted = []
+    for scale, shift in zip(gamma.abs().tolist(), beta.tolist(), strict=True):
+        below = normal.cdf(-shift / scale)
+        wanted.append(shift - scale * normal.pdf(shift / scale) / below if below > 1e-3 else -3 * scale)
+    assert losses.margins(gamma, beta).tolist() == pytest.approx(wanted, rel=1e-9)
 
 
 def test_margins_where_the_authors_code_jumps_or_divides_by_zero():

@@ -114,7 +114,7 @@ def _taken(context: Context, network: Network, file: File) -> Drafted:
     path = context.work / "model.onnx"
     shutil.copyfile(file.path, path)
     try:
-        found = export.blackbox.inspect(path, image_size=network.side, outputs=network.outputs or network.classes)
+        found = export.blackbox.inspect(file.path, image_size=network.side, outputs=network.outputs or network.classes)
     except ExportError as error:
         raise UsageError(f"plan {network.model}: {error}") from error
     contract = Contract(
