@@ -37,8 +37,8 @@ METHODS = (
 
 def overrides(method: str) -> tuple[str, ...]:
     """What `--set` chooses a method of METHODS."""
-    if method == "kd_standardized":
-        return "distill.method=kd", "distill.kd.standardize=true"
+    if method == "kd_standardized":  # with the weights of its paper, which KD's own do not suit
+        return "distill.method=kd", "distill.kd={standardize: true, temperature: 2.0, ce: 0.1, kd: 9.0}"
     return (f"distill.method=[{method.replace('+', ', ')}]",)
 
 
@@ -144,18 +144,18 @@ def lines(name: str, result: dict[str, Any]) -> list[str]:
     out = [
         f"{name}: {result['student']} taught by {result['teacher']['model']} ({result['teacher']['top1']:.2f} %), {result['test_pictures']:,} test pictures",
         "",
-        "| method | top-1, % | gain over plain, points [95 %] | parameters | file, bytes | images/s |" + (" published, % |" if beside else ""),
-        "|---|---|---|---|---|---|" + ("---|" if beside else ""),
+        "| method | seeds | top-1, % | gain over plain, points [95 %] | parameters | file, bytes | images/s |" + (" published, % |" if beside else ""),
+        "|---|---|---|---|---|---|---|" + ("---|" if beside else ""),
     ]
     for method, row in result["table"].items():
         if "top1" not in row:
-            out.append(f"| {method} | failed: {row['failed'][0]} |" + " |" * (5 if beside else 4))
+            out.append(f"| {method} | failed: {row['failed'][0]} |" + " |" * (6 if beside else 5))
             continue
         top1, gain = row["top1"], row["gain_points"]
-        cells = [method, f"{top1['mean']:.2f}" + (f" ± {top1['sd']:.2f}" if top1["sd"] is not None else ""), ""]
+        cells = [method, str(top1["n"]), f"{top1['mean']:.2f}" + (f" ± {top1['sd']:.2f}" if top1["sd"] is not None else ""), ""]
         if gain is not None:
             ends = gain["ci95"]
-            cells[2] = f"{gain['mean']:+.2f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")
+            cells[3] = f"{gain['mean']:+.2f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")
         cells += [f"{row['params']:,}", f"{row['bytes']:,}", f"{row['images_per_second']:,.0f}"]
         if beside:
             cells.append("" if row["published_top1"] is None else f"{row['published_top1']:.2f}")

@@ -115,6 +115,7 @@ def main(
         if subset:
             arrays = _part(arrays, subset)
         changes = (*changes, *_stored(arrays, artifacts.absolute() / f"cifar100-watched{f'-{subset}' if subset else ''}.npz"))
+        print("as in the papers the test pictures are watched after every epoch: the warning that they are in both parts is right", flush=True)
         runs: list[dict[str, Any]] = []
         for seed in range(seeds):
             runs.append(_run(pair, (*changes, f"seed={seed}"), seed, artifacts, device))

@@ -116,7 +116,7 @@ def test_a_gain_is_paired_by_seed_and_a_failed_training_is_a_row() -> None:
     failed = compare_methods.table_row([{"seed": 0, "failed": "the loss is not finite"}], plain)
     result = {"student": "s", "teacher": {"model": "t", "top1": 90.0}, "test_pictures": 4, "table": {"kd": row, "at": failed}}
     assert compare_methods.lines("pair", result)[-2:] == [
-        "| kd | 62.50 ± 17.68 | +25.00 [25.00, 25.00] | 1 | 3 | 4 |", "| at | failed: the loss is not finite | | | | |",
+        "| kd | 2 | 62.50 ± 17.68 | +25.00 [25.00, 25.00] | 1 | 3 | 4 |", "| at | failed: the loss is not finite | | | | | |",
     ]  # fmt: skip
 
 
