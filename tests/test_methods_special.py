@@ -22,7 +22,7 @@ UNEVEN = torch.tensor([2, 0, 0, 0, 0, 0, 0, 1, 0, 2, 0])  # ragged lists of clas
 
 
 def net(classes: int = 3, **shapes: tuple[int, ...]) -> Outline:
-    return Outline("net", classes, {"pooled": (5,), **{name.replace("__", "."): shape for name, shape in shapes.items()}})
+    return Outline("resnet8", classes, {"pooled": (5,), **{name.replace("__", "."): shape for name, shape in shapes.items()}})
 
 
 def crd(labels: Tensor = UNEVEN, index: Tensor | None = None, *, distill: Distill = CRD_SMALL, seed: int = 3) -> CRD:
@@ -126,7 +126,7 @@ def test_a_regressor_for_every_size(side, kind, kernel, stride, out):
 
 def test_fitnet_names_a_stage_that_is_not_there_and_takes_signed_maps():
     maps = {"stages_post__1": (4, 8, 8)}
-    with pytest.raises(UsageError, match=r"fitnet with stage 4 needs the map 'stages_post.4', which the catalogue does not give for net"):
+    with pytest.raises(UsageError, match=r"fitnet with stage 4 needs the map 'stages_post.4', which the catalogue does not give for resnet8"):
         build_method(Distill(method="fitnet", fitnet=Fitnet(stage=4)), student=net(**maps), teacher=net(**maps), train_labels=UNEVEN)
     method = build_method(Distill(method="fitnet", fitnet=Fitnet(stage=1, signed=True)), student=net(**maps), teacher=net(**maps), train_labels=UNEVEN)
     assert [type(layer).__name__ for layer in method.regressor] == ["Conv2d", "BatchNorm2d"]
@@ -162,7 +162,7 @@ def test_reviewkds_weight_grows_from_the_first_epoch_and_takes_the_students_maps
 
 
 def test_ofd_refuses_a_teacher_whose_maps_no_batchnorm_describes():
-    with pytest.raises(UsageError, match="net has none that describes all channels; choose another teacher, or reviewkd"):
+    with pytest.raises(UsageError, match="resnet8 has none that describes all channels; choose another teacher, or reviewkd"):
         build_method(Distill(method="ofd"), student=stages(4), teacher=stages(4), train_labels=UNEVEN)
 
 
@@ -202,5 +202,5 @@ def test_simkd_refuses_a_factor_that_does_not_divide():
 
 def test_catkd_refuses_more_cells_than_the_map_has():
     maps = {"pre_pool": (5, 2, 2), "head": (3, 5)}
-    with pytest.raises(UsageError, match=r"distill.catkd.side: 4 is larger than the last map of net \(2x2\); lower it"):
+    with pytest.raises(UsageError, match=r"distill.catkd.side: 4 is larger than the last map of resnet8 \(2x2\); lower it"):
         build_method(Distill(method="catkd", catkd=Catkd(side=4)), student=net(**maps), teacher=net(**maps), train_labels=UNEVEN)

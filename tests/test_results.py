@@ -23,6 +23,7 @@ from compress.results import (
     Quantized,
     Stripped,
     Trained,
+    TrainingData,
     Unreadable,
     Verified,
     from_json,
@@ -99,7 +100,7 @@ def test_identity_sees_what_a_result_is(change):
 
 
 def test_circumstance_names_are_fields():
-    names = {field.name for kind in (Trained, Distilled) for field in dataclasses.fields(kind)}
+    names = {field.name for kind in (Trained, Distilled, TrainingData) for field in dataclasses.fields(kind)}
     assert CIRCUMSTANCE <= names
 
 
