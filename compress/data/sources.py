@@ -7,15 +7,15 @@ folder: stored at image_size * 256 / 224, so that training crops have room, eval
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from compress import schema
 from compress.data import cifar, fashion, folder, npy, npz, streamed
-from compress.data.listing import Listing, Place, with_margin
+from compress.data.listing import with_margin
 from compress.data.splits import stratified
+from compress.data.written import Written
 from compress.errors import StageError, UsageError
 from compress.results import File, Normalization, Prepared, Unreadable, sha256_of
 
@@ -24,18 +24,6 @@ NORMALIZATION_PICTURES = 20_000  # enough for four digits of a channel mean
 TEST_STREAM = 2  # limit_test draws other numbers than limit_train of the same seed
 
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a source wrote."""
-
-    classes: tuple[str, ...]
-    train_images: File
-    train_labels: File
-    test_images: File
-    test_labels: File
-    unreadable: tuple[Unreadable, ...] = ()
 
 
 PHOTOS = ("folder", *streamed.SOURCES)  # files of any size
@@ -113,22 +101,18 @@ def prepare(config: schema.Data, work: Path, *, base: Path, report: Report) -> P
         image_size=image_size(config),
         normalization=_normalization(config, written.train_images.path),
         augment=augment(config),
-        **{name: getattr(written, name) for name in Written.__dataclass_fields__},
+        **vars(written),
     )
 
 
 def _prepare_streamed(config: schema.Data, work: Path, base: Path, report: Report) -> Prepared:
     """Sets that are too large to decode at once."""
     root, size = located(config, base), image_size(config)
-    written = streamed.prepare(config, root, work, image_size=size, test_stream=TEST_STREAM, report=report)
+    written, listing = streamed.prepare(config, root, work, image_size=size, test_stream=TEST_STREAM, report=report)
     known = Normalization(config.normalize.mean, config.normalize.std) if config.normalize else streamed.named_normalization(config.source)
     if known is None:
-        listing = Listing(Place(root, written.train_images.path, written.paths.path, size))
         known = measured_normalization(streamed.normalization_pictures(listing, np.load(written.train_labels.path)))
-    return Prepared(
-        source=config.source, image_size=size, normalization=known, augment=augment(config), root=root,
-        **{name: getattr(written, name) for name in streamed.Written.__dataclass_fields__},
-    )  # fmt: skip
+    return Prepared(source=config.source, image_size=size, normalization=known, augment=augment(config), root=root, **vars(written))
 
 
 def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report) -> Written:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +10,13 @@ from compress import schema
 from compress.data import imagenet, npy, webdataset
 from compress.data.listing import Listing, Part, Place, Report, write
 from compress.data.splits import stratified
+from compress.data.written import Written
 from compress.errors import UsageError
 from compress.results import File, Normalization
 
 SOURCES = ("imagenet", "webdataset")
 NORMALIZATION_PICTURES = 1000
 LISTED_BYTES = 1 << 30  # a decoded part of more is said before it is spent
-
-
-@dataclass(frozen=True)
-class Written:
-    """What the stage wrote: files as in `Prepared`."""
-
-    classes: tuple[str, ...]
-    train_images: File
-    train_labels: File
-    test_images: File
-    test_labels: File
-    paths: File
 
 
 def stamp(source: str, root: Path) -> object:
@@ -42,8 +30,11 @@ def stamp(source: str, root: Path) -> object:
     return [webdataset.stamp(root), named.read_text(encoding="utf-8") if named.is_file() else None]
 
 
-def prepare(config: schema.Data, root: Path, work: Path, *, image_size: int, test_stream: int, report: Report) -> Written:
-    """List the training part, decode the test part, each stratified and seeded where the recipe limits it. Raises as the source's `scan`."""
+def prepare(config: schema.Data, root: Path, work: Path, *, image_size: int, test_stream: int, report: Report) -> tuple[Written, Listing]:
+    """List the training part, decode the test part, each stratified and seeded where the recipe limits it; the listing is the training part's.
+
+    Raises as the source's `scan`.
+    """
     if config.source == "imagenet":
         found = imagenet.scan(root)
         classes, train, test = found.classes, found.train, found.test
@@ -56,11 +47,12 @@ def prepare(config: schema.Data, root: Path, work: Path, *, image_size: int, tes
     rows, labels, paths = write(train, _chosen(train, config.limit_train, config.split_seed, 0), work, "train")
     report(f"data: {len(np.load(labels.path)):,} training pictures of {len(classes)} classes, listed; they are decoded in training")
     test_rows, test_labels, test_paths = write(test, _chosen(test, config.limit_test, config.split_seed, test_stream), work, "test")
-    listing = Listing(Place(root, test_rows.path, test_paths.path, image_size))
-    images = decode(listing, np.arange(len(listing)), work / "test_images.npy", "test", report)
+    tested = Listing(Place(root, test_rows.path, test_paths.path, image_size))
+    images = decode(tested, np.arange(len(tested)), work / "test_images.npy", "test", report)
     test_rows.path.unlink()
     test_paths.path.unlink()
-    return Written(classes, rows, labels, images, test_labels, paths)
+    listing = Listing(Place(root, rows.path, paths.path, image_size))
+    return Written(classes, rows, labels, images, test_labels, paths=paths), listing
 
 
 def _chosen(part: Part, limit: int | None, seed: int, stream: int) -> np.ndarray:

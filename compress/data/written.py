@@ -1,0 +1,20 @@
+"""What a source of data leaves on disk, whichever source it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compress.results import File, Unreadable
+
+
+@dataclass(frozen=True)
+class Written:
+    """Files and classes as in `Prepared`. `paths`: where the training pictures stay in their files."""
+
+    classes: tuple[str, ...]
+    train_images: File
+    train_labels: File
+    test_images: File
+    test_labels: File
+    unreadable: tuple[Unreadable, ...] = ()
+    paths: File | None = None
