@@ -5,7 +5,7 @@ Test logits are those that `validate` stored; features and heads are computed on
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import yaml
 from numpy.typing import NDArray
 
 from compress import insight
+from compress.atomic import write_atomically, write_json
 from compress.console import Console
 from compress.errors import MissingError, StageError, UsageError
 from compress.report.source import arrays_of, curves_of, read_report, shipped, teacher_row
-from compress.store import write_atomically
 
 ARRAYS = "analysis.npz"
 SEED = 0
@@ -42,11 +42,10 @@ def analyze(folder: Path, *, against: Sequence[Path], artifacts: Path, console: 
     content |= _by_networks(folder, report, artifacts.absolute(), arrays, console)
     for sentence in sentences(content):
         console.line(sentence)
-    partial = folder / f"{ARRAYS}.partial"
-    with partial.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-    partial.replace(folder / ARRAYS)
-    write_atomically(folder / "report.json", (json.dumps({**report, "analysis": content}, indent=1) + "\n").encode())
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    write_atomically(folder / ARRAYS, stream.getvalue())
+    write_json(folder / "report.json", {**report, "analysis": content})
     for name in insight_plots.NAMES:
         (folder / "plots" / f"{name}.svg").unlink(missing_ok=True)
     return render(folder)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.atomic import write_atomically
 from compress.errors import StageError
-from compress.store import write_atomically
 
 HISTORY = "history.csv"
 CHECKPOINT = "checkpoint.pt"

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from compress.atomic import write_json
 from compress.errors import MissingError
 from compress.results import Distilled, File, Stripped, Trained, TrainingData, from_json, to_json
 from compress.schema import Distill
@@ -32,7 +33,7 @@ class Kept:
 
 def write(kept: Kept, folder: Path, root: Path) -> None:
     """Write `folder/kept.json`; files are named from the artifacts' `root`, so that the whole can be moved."""
-    (folder / NAME).write_text(json.dumps(to_json(relative(kept, root)), indent=1) + "\n")
+    write_json(folder / NAME, to_json(relative(kept, root)))
 
 
 def read(folder: Path, root: Path, again: str | None) -> Kept:

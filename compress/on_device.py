@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from compress.atomic import write_json
 from compress.console import Console
 from compress.device_limits import keeps_int8, merge
 from compress.errors import MissingError, StageError
@@ -49,7 +50,7 @@ def verify(run_folder: Path, *, target: str | None, preprocess: str | None = Non
         content["device"] = [row for row in content["device"] if row["target"] != other] + list(more)
         rows += more
     said = _keep_again(run_folder, content, rows, name)
-    write_report(run_folder, content)
+    write_json(run_folder / "report.json", content)
     render(run_folder)
     for row in rows:
         difference = "n/a" if row["max_abs_diff"] is None else f"{row['max_abs_diff']:.2e}"
@@ -85,13 +86,6 @@ def _keep_again(run_folder: Path, content: Row, rows: tuple[Row, ...], name: str
         content["ships"] = {**content["ships"], "sentence": sentence}
         return None
     return f"by this answer another file would ship; make the run again for that: compress run {run_folder / 'recipe.yaml'} ({sentence})"
-
-
-def write_report(run_folder: Path, content: Row) -> None:
-    """Replace report.json in one step: a full disk must not cost the old one."""
-    partial = run_folder / "report.json.partial"
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(run_folder / "report.json")
 
 
 def settings_of(run_folder: Path) -> tuple[Require, Validate, Device]:

@@ -6,13 +6,13 @@ cached alone, so that a second plan, and a run after a plan, measure nothing aga
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from compress import plantext, subjects, verdict
+from compress.atomic import write_json
 from compress.errors import StageError, UsageError
 from compress.models import catalog
 from compress.plantext import name_of
@@ -21,7 +21,7 @@ from compress.schema import KNOWN_CLASSES, Choice, Choose, Device, Recipe, Stude
 from compress.stages import convert, data, quantize
 from compress.stages import neighbours as neighbours_stage
 from compress.stages import plan as stages
-from compress.store import Store, write_atomically
+from compress.store import Store
 from compress.subjects import Subject
 from export.runtime import host, isa, runs_on
 
@@ -121,7 +121,7 @@ def keep(content: dict[str, Any], name: str, student: Student, artifacts: Path) 
     content = {"recipe": name, "asked": student.model_dump(mode="json", by_alias=True), **content}
     path = artifacts / "plans" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(path, content)
     return content
 
 

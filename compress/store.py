@@ -11,7 +11,6 @@ import dataclasses
 import errno
 import fcntl
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -204,10 +203,3 @@ def files(value: Any) -> list[File]:
 
     _map_files(value, note)
     return found
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write through a temporary file and a rename: a reader never sees half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compress.atomic import write_atomically
 from compress.precision import rounded
-from compress.store import locked, write_atomically
+from compress.store import locked
 
 MEMORY_LIMIT = 2 * 2**30  # bytes; beyond it the teacher simply runs
 BATCH = {"cpu": 64, "cuda": 1024}  # rows at once; larger batches leave a CPU's caches (measured: half the speed at 512)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 OPTIONAL = ("torchvision", "onnx", "onnxscript", "onnxruntime", "matplotlib", "PIL", "scipy", "pandas", "sklearn")
 
 # What a module may import of the project, imports inside functions included. A pattern covers a package's modules; the first one counts.
-FOUNDATIONS = ("compress.errors", "compress.results")
+FOUNDATIONS = ("compress.atomic", "compress.errors", "compress.results")
 ABOVE_STAGES = (
     *FOUNDATIONS, "compress.schema", "compress.statistics", "compress.verdict", "compress.store", "compress.checkpoint", "compress.train",
     "compress.teacher_cache",
@@ -27,6 +27,7 @@ ABOVE_STAGES = (
 ALLOWED: dict[str, tuple[str, ...]] = {
     "compress": (),
     "compress.errors": (),
+    "compress.atomic": (),
     "compress.results": (),
     "compress.losses*": ("compress.losses.*",),
     "compress.hashing": (),
@@ -73,9 +74,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.engine": ("compress.models.taps", "compress.step"),
     "compress.batches": ("compress.step", "compress.stream"),
     "compress.stream": ("compress.data.listing", "compress.data.workers"),
-    "compress.teacher_cache": ("compress.errors", "compress.store", "compress.precision"),
+    "compress.teacher_cache": ("compress.atomic", "compress.errors", "compress.store", "compress.precision"),
     "compress.teacher_network": ("compress.teacher_cache", "compress.precision", "compress.models.taps"),
-    "compress.checkpoint": ("compress.errors", "compress.store"),
+    "compress.checkpoint": ("compress.atomic", "compress.errors"),
     "compress.precision": (),
     "compress.finite": ("compress.errors",),
     "compress.schedule": ("compress.errors", "compress.schema"),
@@ -107,11 +108,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "compress.on_device": (
         "compress.asking", "compress.console", "compress.errors", "compress.schema", "compress.device_limits", "compress.report", "compress.stages.device",
-        "export.targets*",
+        "compress.atomic", "export.targets*",
     ),
     "compress.planted_network": ("compress.data*", "compress.faults", "export.*"),
     "compress.planted": ("compress.faults", "compress.planted_network", "compress.schema", "compress.statistics", "compress.verdict", "export.*", "compress"),
-    "compress.report*": ("compress.errors", "compress.statistics", "compress.report.*"),
+    "compress.report*": ("compress.atomic", "compress.errors", "compress.statistics", "compress.report.*"),
     "compress.probe": (*FOUNDATIONS, "compress.recipe", "compress.compatible", "compress.data.sources", "compress.methods", "compress.models*",
                        "compress.schema", "export.blackbox", "export.convert", "export.runtime"),
     "compress.compatible": ("compress.errors", "compress.recipe", "compress.schema", "compress.methods", "compress.models*"),

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
+from compress.atomic import write_atomically
 from compress.console import Console
 from compress.errors import StageError
 from compress.results import File
 from compress.schema import Validate
-from compress.store import Context, Stage, Store, write_atomically
+from compress.store import Context, Stage, Store
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from importlib import resources
 from pathlib import Path
 from string import Template
 
+from compress.atomic import write_atomically
 from compress.report import devices, evidence, insight_plots, manifest, planned, plots, quantized, slices, summary, understanding
 from compress.report.parts import Html, el, escape, join
 from compress.report.source import Source, method_of, read
@@ -66,9 +66,6 @@ def _header(source: Source, links: Html) -> Html:
 
 
 def _write(path: Path, text: str) -> Path:
-    """Replace a file in one step, so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(partial, path)
+    write_atomically(path, text.encode())
     return path

@@ -5,7 +5,6 @@ Requirements are judged here, from numbers: changing a limit re-measures nothing
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import zipfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import device_limits, selection, verdict
+from compress.atomic import write_json
 from compress.models.growth import larger
 from compress.results import Distilled, Exported, File, Measured, ModelFile, Packaged, Prepared, Quantized, Stripped, Trained, Tuned, Verified, to_json
 from compress.schema import Recipe
@@ -67,8 +67,8 @@ def write(evidence: Evidence, folder: Path) -> dict[str, Any]:
 
     content = assemble(evidence)
     _copy_files(evidence, folder)
-    (folder / "environment.json").write_text(json.dumps(evidence.environment, indent=1) + "\n")
-    (folder / "report.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_json(folder / "environment.json", evidence.environment)
+    write_json(folder / "report.json", content)
     render(folder)
     return content
 
