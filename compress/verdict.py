@@ -196,20 +196,20 @@ JUDGES: dict[str, Callable[[Facts, float], Judgement]] = {
 
 def distillation_worth(drop: PairedDrop) -> str:
     """What the teacher was worth, in one phrase. `drop`: the distilled student against the baseline (reference: the baseline)."""
-    gain, low, high = -drop.drop_points, -drop.high, -drop.low
-    numbers = f"{_points(gain, sign=True)} [{_points(low)}, {_points(high)}] points"
-    if low > 0:
-        return f"distillation {numbers}"
-    return f"distillation hurt: {numbers}" if high < 0 else f"no evidence that the teacher helped: {numbers}"
+    return _worth(drop, "distillation", "the teacher")
 
 
 def tuning_worth(drop: PairedDrop) -> str:
     """What training with fake quantisation was worth. `drop`: the tuned int8 file against the static one (reference: the static one)."""
+    return _worth(drop, "tuning", "tuning", " over static int8", " against static int8")
+
+
+def _worth(drop: PairedDrop, what: str, helper: str, over: str = "", against: str = "") -> str:
     gain, low, high = -drop.drop_points, -drop.high, -drop.low
     numbers = f"{_points(gain, sign=True)} [{_points(low)}, {_points(high)}] points"
     if low > 0:
-        return f"tuning {numbers} over static int8"
-    return f"tuning hurt: {numbers} against static int8" if high < 0 else f"no evidence that tuning helped: {numbers} against static int8"
+        return f"{what} {numbers}{over}"
+    return f"{what} hurt: {numbers}{against}" if high < 0 else f"no evidence that {helper} helped: {numbers}{against}"
 
 
 def int8_against_float(speedup: float, ci95: Sequence[float] | None, where: str = "here") -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import logging
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import onnx
 
 from export import graph, rewrites
 from export.graph import check_runtime
+from export.quiet import quiet
 from export.rewrites import Rewrite
 from export.runtime import INPUT, OUTPUT, Contract, ExportError, Model, scale_and_shift
 
@@ -153,7 +152,7 @@ def _trace(network: nn.Module, contract: Contract, opset: int) -> ModelProto:
     pixels = contract.layout == "uint8_nhwc"
     # Two pictures: a batch of one could become a constant.
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8) if pixels else torch.zeros(2, 3, size, size)
-    with _quiet(), torch.no_grad():
+    with _silent(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 _with_pixels(network, contract) if pixels else network,
@@ -175,16 +174,10 @@ def _trace(network: nn.Module, contract: Contract, opset: int) -> ModelProto:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silent() -> Iterator[None]:
     """The exporter prints progress, logs and warns about its own internals; what matters is checked on the file instead."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
+    with quiet(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def _torch_logits(network: nn.Module, images: np.ndarray, contract: Contract, batch: int) -> np.ndarray:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import onnxruntime
 
 from export import rewrites
+from export.quiet import quiet
 from export.runtime import SESSION_ERRORS, TARGETS, ExportError, Model, isa, runs_on, session_options
 
 # Optimisations of the file are done here and stored ("Fixed"): a minimal build has no optimiser. On ARM int8 activations stay int8; elsewhere
@@ -108,14 +108,11 @@ def _check(model: Model, ort: Path) -> float:
 @contextlib.contextmanager
 def _logging_as_it_was() -> Iterator[None]:
     """onnxruntime's tools configure the root logger when they are imported, tell what they write, and leave closing files to Python."""
-    root, disabled = logging.root, logging.root.manager.disable
+    root = logging.root
     handlers, level = list(root.handlers), root.level
-    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             yield
     finally:
-        logging.disable(disabled)
         root.handlers[:] = handlers
         root.setLevel(level)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from export import bias, graph, layers, layout
 from export import calibrate as calibration
 from export.audit import FLOAT_LAYERS, Audit, audit
 from export.calibrate import Statistics
+from export.quiet import quiet
 from export.runtime import OUTPUT, PREFIX, TARGETS, Contract, ExportError, Model
 
 __all__ = ["Audit", "Prepared", "Quantized", "Settings", "audit", "emit", "prepare", "quantize"]
@@ -114,7 +112,7 @@ def prepare(source: Path, images: np.ndarray, *, cache: Path | None = None) -> P
         raise ExportError("calibration needs at least one picture")
     runtime.check(images)
     opset = graph.opset_of(onnx.load(str(source)))
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)  # the symbolic pass imports torch; batches need no symbols
         model = load_model_with_shape_infer(prepared)
@@ -210,7 +208,7 @@ def _with_qdq(
     numbers = {
         name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in calibration.with_fused(ranges, own).items()
     }
-    with _quiet():
+    with quiet():
         quantizer = QDQQuantizer(
             own,
             settings.per_channel,
@@ -275,15 +273,3 @@ def _finish(model: onnx.ModelProto, target: Path, contract: Contract, isa: str, 
     graph.clean(model, metadata, made_by=contract.made_by)
     target.parent.mkdir(parents=True, exist_ok=True)
     graph.save(model, target)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

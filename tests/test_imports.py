@@ -137,6 +137,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "export": (),
     "export.runtime": ("export.conditions",),
     "export.rounds": (),
+    "export.quiet": (),
     "export.conditions": (),
     "export.measure": ("export.runtime", "export.rounds", "export.conditions"),
     "export.photos": ("export.runtime", "export.measure"),

@@ -7,10 +7,9 @@ that keeps its resolution (total stride 16), channels int(c * width) without rou
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor, nn
+
+from compress.models.initial import initialise
 
 # expansion t, channels c, units n, stride s of the first unit
 SETTINGS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -93,13 +92,3 @@ def _separable(width_in: int, width: int, stride: int) -> nn.Sequential:
 def _conv_bn_relu(width_in: int, width: int, *, kernel: int, stride: int) -> nn.Sequential:
     conv = nn.Conv2d(width_in, width, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU())
-
-
-@torch.no_grad()
-def initialise(module: nn.Module) -> None:
-    """Normal, deviation sqrt(2 / (k k C_out)) for convolutions (depthwise too), 0.01 for the classifier, whose bias is 0."""
-    if isinstance(module, nn.Conv2d):
-        module.weight.normal_(0, math.sqrt(2 / (module.kernel_size[0] * module.kernel_size[1] * module.out_channels)))
-    elif isinstance(module, nn.Linear):
-        module.weight.normal_(0, 0.01)
-        module.bias.zero_()

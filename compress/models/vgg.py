@@ -7,11 +7,9 @@ block 3 only for pictures of 64 pixels or more (theirs: of exactly 64).
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor, nn
 
+from compress.models.initial import initialise
 from compress.models.roles import VGG_CONVOLUTIONS
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -29,7 +27,7 @@ class VGG(nn.Module):
         self.pool = nn.MaxPool2d(2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(WIDTHS[-1], classes)
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> logits (N, K)."""
@@ -48,14 +46,3 @@ def _block(width_in: int, width: int, convolutions: int) -> nn.Sequential:
         layers += [nn.ReLU()] if number else []
         layers += [nn.Conv2d(width if number else width_in, width, 3, 1, 1), nn.BatchNorm2d(width)]
     return nn.Sequential(*layers)
-
-
-@torch.no_grad()
-def _initialise(module: nn.Module) -> None:
-    """Normal, deviation sqrt(2 / (k k C_out)) for convolutions, 0.01 for the classifier; biases 0."""
-    if isinstance(module, nn.Conv2d):
-        module.weight.normal_(0, math.sqrt(2 / (module.kernel_size[0] * module.kernel_size[1] * module.out_channels)))
-    elif isinstance(module, nn.Linear):
-        module.weight.normal_(0, 0.01)
-    if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
-        module.bias.zero_()

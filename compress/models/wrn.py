@@ -6,10 +6,10 @@ Source: Zagoruyko, Komodakis 2016, as in the distillation benchmarks: no dropout
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
+
+from compress.models.initial import by_fan_out
 
 STEM = 16
 
@@ -63,8 +63,8 @@ def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential
 
 @torch.no_grad()
 def _initialise(module: nn.Module) -> None:
-    """Normal, deviation sqrt(2 / (k k C_out)) for convolutions; PyTorch's own for the classifier, whose bias is 0."""
+    """Convolutions by their fan out; PyTorch's own for the classifier, whose bias is 0."""
     if isinstance(module, nn.Conv2d):
-        module.weight.normal_(0, math.sqrt(2 / (module.kernel_size[0] * module.kernel_size[1] * module.out_channels)))
+        by_fan_out(module)
     elif isinstance(module, nn.Linear):
         module.bias.zero_()
