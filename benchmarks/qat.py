@@ -27,7 +27,8 @@ from seeds import mean
 
 from compress import pipeline, recipe
 from compress.console import Console
-from compress.results import Exported, File
+from compress.delivery import Exported
+from compress.records import File
 from compress.stages import convert
 from compress.statistics import paired_drop
 from export import graph

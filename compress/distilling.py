@@ -15,7 +15,8 @@ from compress.models import catalog
 from compress.models.count import macs, params
 from compress.models.growth import larger
 from compress.precision import LARGEST_LOGIT
-from compress.results import File, Network, Trained, TrainingData
+from compress.records import File
+from compress.results import Network, Trained, TrainingData
 from compress.schema import Distill, Train
 from compress.store import Context
 from compress.teacher_cache import TeacherCache

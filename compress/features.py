@@ -15,7 +15,8 @@ from compress.kept import Kept
 from compress.methods import Method
 from compress.methods.dhkd import DHKD
 from compress.models.taps import Tapped
-from compress.results import File, Network
+from compress.records import File
+from compress.results import Network
 from compress.train import Pictures, predict
 
 MOST_PICTURES = 1000

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from compress.atomic import write_json
 from compress.errors import MissingError
-from compress.results import Distilled, File, Stripped, Trained, TrainingData, from_json, to_json
+from compress.records import File, from_json, to_json
+from compress.results import Distilled, Stripped, Trained, TrainingData
 from compress.schema import Distill
 from compress.store import files, located, relative
 

@@ -22,7 +22,8 @@ from compress.models.deployed import deployed
 from compress.models.onnx_network import OnnxNetwork
 from compress.models.outline import outline as outline_of
 from compress.precision import autocast, resolve_precision
-from compress.results import Distilled, File, Network, Trained, TrainingData, sha256_of
+from compress.records import File, sha256_of
+from compress.results import Distilled, Network, Trained, TrainingData
 from compress.schema import Distill
 from compress.step import Teaching
 from compress.stream import Stream

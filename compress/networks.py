@@ -7,7 +7,8 @@ from pathlib import Path
 
 from compress.errors import MissingError, UsageError
 from compress.models import catalog, own
-from compress.results import File, Network, Normalization, Prepared
+from compress.records import File
+from compress.results import Network, Normalization, Prepared
 from compress.schema import Candidate, Choice, Normalize, Recipe
 from compress.stages import teacher
 

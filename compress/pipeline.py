@@ -16,7 +16,7 @@ from compress.console import Console
 from compress.errors import MissingError, UsageError
 from compress.kept import Kept
 from compress.recipe import Loaded
-from compress.results import sha256_of
+from compress.records import sha256_of
 from compress.stages import report
 from compress.store import Store
 from compress.workflow import Workflow, places, versions

@@ -16,7 +16,8 @@ from compress.atomic import write_json
 from compress.errors import StageError, UsageError
 from compress.models import catalog
 from compress.plantext import name_of
-from compress.results import CalibrationData, File, Normalization, Prepared
+from compress.records import File
+from compress.results import CalibrationData, Normalization, Prepared
 from compress.schema import KNOWN_CLASSES, Choice, Choose, Device, Recipe, Student
 from compress.stages import convert, data, quantize
 from compress.stages import neighbours as neighbours_stage

@@ -23,7 +23,7 @@ from typing import Any
 from compress.console import Console
 from compress.distributed import ALONE, Group
 from compress.errors import StageError
-from compress.results import File, from_json, sha256_of, to_json
+from compress.records import File, from_json, sha256_of, to_json
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from PIL import Image
 import export.measure
 from compress.data import centre_crop, pictures
 from compress.errors import StageError
-from compress.results import File
+from compress.records import File
 from export.measure import LatencyResult
 from export.rounds import DRIFT
 

@@ -9,10 +9,12 @@ from typing import Any
 
 from compress import compatible, recipe, selection
 from compress.data import sources
+from compress.delivery import Exported, Measured, ModelFile, Packaged, Tuned, Verified
 from compress.errors import MissingError, StageError
 from compress.networks import Networks, normalized
 from compress.recipe import Loaded
-from compress.results import Exported, File, Held, Measured, ModelFile, Packaged, Prepared, Trained, TrainingData, Tuned, Verified
+from compress.records import File
+from compress.results import Held, Prepared, Trained, TrainingData
 from compress.schema import Distill, Recipe, Schedule, Student, Train
 from compress.stages import STAGES, data, distill, report, strip, teacher
 from compress.store import Store

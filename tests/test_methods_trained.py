@@ -16,7 +16,8 @@ from compress.models import checkpoints
 from compress.models.deployed import deployed as deployed_as
 from compress.models.taps import Tapped
 from compress.precision import autocast, resolve_precision
-from compress.results import File, Network, Normalization, Trained, TrainingData
+from compress.records import File
+from compress.results import Network, Normalization, Trained, TrainingData
 from compress.schema import Catkd, Crd, Distill, Fitnet, Schedule, Simkd, Train
 from compress.teacher_cache import TeacherCache
 from compress.teacher_network import TeacherNetwork

@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from compress import cli, loading, plan, recipe, subjects
 from compress.console import Console
 from compress.data import fashion, views
-from compress.results import File, Network, Normalization
+from compress.records import File
+from compress.results import Network, Normalization
 from compress.schema import Export
 from compress.stages.plan import draft
 from compress.store import Context

@@ -18,7 +18,7 @@ import pytest
 from compress.atomic import write_atomically
 from compress.console import Console
 from compress.errors import StageError
-from compress.results import File
+from compress.records import File
 from compress.schema import Validate
 from compress.store import Context, Stage, Store
 

@@ -15,7 +15,8 @@ from compress import loading, models, teacher_cache
 from compress.data import npy
 from compress.methods import build_method
 from compress.models import checkpoints
-from compress.results import File, Network, Normalization, Trained, TrainingData
+from compress.records import File
+from compress.results import Network, Normalization, Trained, TrainingData
 from compress.schema import Dhkd, Distill, Schedule, Train
 from compress.teacher_cache import TeacherCache
 from compress.train import fit

@@ -10,7 +10,8 @@ import numpy as np
 from compress.data.listing import Listing, Place
 from compress.data.splits import calibration_index, carve, stratified
 from compress.errors import StageError
-from compress.results import CalibrationData, File, TestData, TrainingData
+from compress.records import File
+from compress.results import CalibrationData, TestData, TrainingData
 
 __all__ = [
     "calibration_arrays",

@@ -20,7 +20,7 @@ import numpy as np
 
 from compress.data import npy
 from compress.errors import StageError, UsageError
-from compress.results import File
+from compress.records import File
 
 CHUNK = 256  # pictures decoded before they are handed on
 PROGRESS_SECONDS = 5.0

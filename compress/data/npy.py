@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from compress.errors import StageError
-from compress.results import File
+from compress.records import File
 
 HEADER_BYTES = 128  # room for any shape here; a multiple of 64, so that a memory-mapped array is aligned
 

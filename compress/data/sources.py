@@ -17,7 +17,8 @@ from compress.data.listing import with_margin
 from compress.data.splits import stratified
 from compress.data.written import Written
 from compress.errors import StageError, UsageError
-from compress.results import File, Normalization, Prepared, Unreadable, sha256_of
+from compress.records import File, sha256_of
+from compress.results import Normalization, Prepared, Unreadable
 
 VERSION = 1  # raise when the same source would be decoded to other pixels
 NORMALIZATION_PICTURES = 20_000  # enough for four digits of a channel mean

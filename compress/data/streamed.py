@@ -12,7 +12,8 @@ from compress.data.listing import Listing, Part, Place, Report, write
 from compress.data.splits import stratified
 from compress.data.written import Written
 from compress.errors import UsageError
-from compress.results import File, Normalization
+from compress.records import File
+from compress.results import Normalization
 
 SOURCES = ("imagenet", "webdataset")
 NORMALIZATION_PICTURES = 1000

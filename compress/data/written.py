@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compress.results import File, Unreadable
+from compress.records import File
+from compress.results import Unreadable
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from compress.models import catalog
 from compress.models.catalog import NetworkInfo
 from compress.models.roles import Roles
 from compress.models.taps import Tapped
-from compress.results import sha256_of
+from compress.records import sha256_of
 
 PARTS = ("stages", "pre", "norms", "pool")  # of a network's attribute `taps`
 

@@ -14,8 +14,10 @@ import export.convert
 import export.rewrites
 from compress import __version__, loading
 from compress.data import views
+from compress.delivery import Exported
 from compress.errors import StageError
-from compress.results import Exported, File, Trained, TrainingData
+from compress.records import File
+from compress.results import Trained, TrainingData
 from compress.schema import Export
 from compress.store import Context, Stage
 from export.runtime import FOREIGN, Contract, ExportError, Model, write_beside

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from compress.data import folder, imagenet, listing, sources, training_arrays
 from compress.data.streamed import decode
-from compress.results import CalibrationData, File, Held, Prepared, Streamed, TestData, TrainingData
+from compress.records import File
+from compress.results import CalibrationData, Held, Prepared, Streamed, TestData, TrainingData
 from compress.schema import Data
 from compress.store import Context, Stage
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from compress.asking import ask
+from compress.delivery import Verified
 from compress.errors import MissingError, StageError
-from compress.results import File, Verified
+from compress.records import File
 from compress.schema import Device
 from compress.store import Context, Stage
 from export.targets import Settings

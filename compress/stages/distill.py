@@ -9,7 +9,8 @@ from torch import nn
 
 from compress import checkpoint
 from compress.distilling import distil
-from compress.results import Distilled, File, Network, Trained, TrainingData
+from compress.records import File
+from compress.results import Distilled, Network, Trained, TrainingData
 from compress.schema import Distill, Train
 from compress.store import Context, Stage
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import export.convert
 import export.minimal
+from compress.delivery import Extra, ModelFile, Packaged
 from compress.errors import StageError
-from compress.results import Extra, File, ModelFile, Packaged
+from compress.records import File
 from compress.schema import Export
 from compress.store import Context, Stage
 from export.runtime import ExportError

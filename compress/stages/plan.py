@@ -25,7 +25,8 @@ from compress.asking import ask
 from compress.data import calibration_arrays, views
 from compress.errors import StageError, UsageError
 from compress.models.count import macs, params
-from compress.results import CalibrationData, File, Network
+from compress.records import File
+from compress.results import CalibrationData, Network
 from compress.schema import Device, Export
 from compress.store import Context, Stage
 from export.bundle import Shipped

@@ -6,7 +6,8 @@ import numpy as np
 
 from compress import checkpoint, loading
 from compress.distilling import distil
-from compress.results import File, Network, Proxied, Trained, TrainingData
+from compress.records import File
+from compress.results import Network, Proxied, Trained, TrainingData
 from compress.schema import Distill, Train
 from compress.store import Context, Stage
 from compress.train import predict

@@ -19,8 +19,10 @@ from compress import statistics
 from compress.console import Console
 from compress.data import calibration_arrays, calibration_index, centre_crop, training_arrays
 from compress.data.splits import shuffled
+from compress.delivery import Exported, Quantized, Tuned
 from compress.errors import MissingError, StageError, UsageError
-from compress.results import CalibrationData, Exported, File, Quantized, Tuned
+from compress.records import File
+from compress.results import CalibrationData
 from compress.schema import Device, Quantize
 from compress.store import Context, Stage
 from export.quantize import Prepared, Settings

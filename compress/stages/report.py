@@ -15,8 +15,10 @@ from typing import Any
 
 from compress import device_limits, selection, verdict
 from compress.atomic import write_json
+from compress.delivery import Exported, Measured, ModelFile, Packaged, Quantized, Tuned, Verified
 from compress.models.growth import larger
-from compress.results import Distilled, Exported, File, Measured, ModelFile, Packaged, Prepared, Quantized, Stripped, Trained, Tuned, Verified, to_json
+from compress.records import File, to_json
+from compress.results import Distilled, Prepared, Stripped, Trained
 from compress.schema import Recipe
 from compress.selection import Selected
 from compress.statistics import drop_from_counts

@@ -8,7 +8,9 @@ import numpy as np
 
 from compress import slices
 from compress.data import test_arrays
-from compress.results import File, Measured, TestData
+from compress.delivery import Measured
+from compress.records import File
+from compress.results import TestData
 from compress.store import Context, Stage
 
 

@@ -15,7 +15,8 @@ from compress.methods import Method, Signals
 from compress.models import checkpoints
 from compress.models.count import macs, params
 from compress.models.taps import Tapped
-from compress.results import Distilled, File, Network, Stripped, Trained, TrainingData
+from compress.records import File
+from compress.results import Distilled, Network, Stripped, Trained, TrainingData
 from compress.schema import Distill
 from compress.store import Context, Stage
 from compress.train import accuracy, predict

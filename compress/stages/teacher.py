@@ -19,7 +19,8 @@ from compress.methods import build_method
 from compress.models import catalog, checkpoints
 from compress.models.contracted import inner
 from compress.models.count import macs, params
-from compress.results import File, Network, Trained, TrainingData
+from compress.records import File
+from compress.results import Network, Trained, TrainingData
 from compress.schema import Candidate, Distill
 from compress.statistics import wilson
 from compress.store import Context, Stage

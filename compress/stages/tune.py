@@ -19,11 +19,13 @@ import export.quantize
 import export.search
 from compress import checkpoint, loading
 from compress.data import calibration_arrays, views
+from compress.delivery import Exported, Tuned
 from compress.errors import StageError
 from compress.methods import Method, build_method
 from compress.models import checkpoints
 from compress.models.taps import Tapped
-from compress.results import CalibrationData, Distilled, Exported, File, Stripped, Trained, Tuned
+from compress.records import File
+from compress.results import CalibrationData, Distilled, Stripped, Trained
 from compress.schema import Distill, Quantize, Schedule, Train
 from compress.store import Context, Stage
 from compress.train import Pictures, Teaching, accuracy, fit, predict

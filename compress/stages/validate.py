@@ -18,8 +18,10 @@ import export.measure
 import export.sustained
 from compress import faults, slices, statistics, timing
 from compress.data import stratified, test_arrays
+from compress.delivery import Measured, ModelFile
 from compress.errors import StageError
-from compress.results import File, Measured, ModelFile, TestData
+from compress.records import File
+from compress.results import TestData
 from compress.schema import Validate
 from compress.store import Context, Stage
 from export.measure import LatencyResult

@@ -17,7 +17,8 @@ from compress import data as product
 from compress import schema
 from compress.data import fashion, npy, npz, sources
 from compress.errors import MissingError, StageError, UsageError
-from compress.results import CalibrationData, File, Prepared, TestData, TrainingData
+from compress.records import File
+from compress.results import CalibrationData, Prepared, TestData, TrainingData
 
 ROOT = Path(__file__).parents[2]
 REAL = os.environ.get("COMPRESS_TEST_DATA")

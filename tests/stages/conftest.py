@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from compress.console import Console
-from compress.results import Distilled, Exported, Measured, ModelFile, Network, Prepared, Quantized, Stripped, Trained, TrainingData
+from compress.delivery import Exported, Measured, ModelFile, Quantized
+from compress.results import Distilled, Network, Prepared, Stripped, Trained, TrainingData
 from compress.schema import Candidate, Data, Dhkd, Distill, Export, Quantize, Schedule, Train, Validate
 from compress.stages import convert, data, distill, quantize, strip, teacher, validate
 from compress.store import Context

@@ -10,7 +10,7 @@ import pytest
 import export.convert
 import export.rewrites
 from compress.errors import StageError
-from compress.results import File
+from compress.records import File
 from compress.schema import Export
 from compress.stages import convert
 from export.runtime import Model

@@ -12,7 +12,7 @@ from PIL import Image
 
 from compress import data as arrays
 from compress.errors import UsageError
-from compress.results import File
+from compress.records import File
 from compress.schema import Data
 from compress.stages import data
 

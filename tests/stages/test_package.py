@@ -9,7 +9,7 @@ import pytest
 
 import export.convert
 from compress.errors import StageError
-from compress.results import File
+from compress.records import File
 from compress.schema import Export
 from compress.stages import package
 from export.runtime import Model

@@ -10,7 +10,7 @@ import pytest
 import export.quantize
 from compress.data import calibration_arrays, training_arrays
 from compress.errors import StageError, UsageError
-from compress.results import File
+from compress.records import File
 from compress.schema import Device, Quantize
 from compress.stages import data, quantize
 from export.runtime import Model

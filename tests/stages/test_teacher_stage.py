@@ -18,7 +18,8 @@ from compress.distilling import distil
 from compress.errors import MissingError, StageError
 from compress.models import build, checkpoints
 from compress.models.count import macs, params
-from compress.results import File, Network, Normalization, Proxied, Trained, TrainingData, sha256_of
+from compress.records import File, sha256_of
+from compress.results import Network, Normalization, Proxied, Trained, TrainingData
 from compress.schema import Candidate, Distill, Export, Schedule, Train
 from compress.stages import convert, proxy, teacher
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from compress import loading
 from compress.data import training_arrays
 from compress.errors import Interrupted, StageError
-from compress.results import File
+from compress.records import File
 from compress.schema import Distill, Quantize
 from compress.stages import data, distill, quantize, strip, tune
 from export.runtime import Model

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from compress.delivery import ModelFile
 from compress.errors import StageError
-from compress.results import File, ModelFile
+from compress.records import File
 from compress.schema import Validate
 from compress.stages import data, report, settle, validate
 from export.measure import LatencyResult, ModelLatency

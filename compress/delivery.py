@@ -1,0 +1,131 @@
+"""What the stages behind a trained network hand on: float and int8 files, how good and how fast they are, and the device's answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from compress.records import File
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A float32 ONNX file, held against torch on real validation pictures."""
+
+    file: File
+    opset: int
+    ir_version: int
+    nodes: int
+    input: str
+    max_abs_diff: float | None  # logits, onnxruntime against torch; None: there is no torch network
+    disagreements: int  # predictions that differ from the recorded ones
+    pictures: int
+    rewrites: tuple[dict[str, Any], ...]  # kept and refused, with their numbers
+    contract: File | None = None  # beside a file of another project, which has none inside
+    int8_source: File | None = None  # the float file that int8 is made from, where rewrites for integer kernels made it another one
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A student trained further as the int8 file for one target will compute it. Accuracies are fractions, on the validation pictures."""
+
+    target: str
+    weights: File  # .safetensors float32: initializers of the graph that int8 is made from
+    ranges: File  # .json: tensor -> [low, high] of the activations
+    history: File
+    epochs: int
+    lr: float
+    top1_float: float  # of the float student that it began with
+    top1_static: float  # of static int8 of the same student
+    top1_validation: float  # after tuning
+    agreement: float  # share of predictions that the simulation and the file have in common
+    mean_abs_diff: float  # of their logits
+    seconds: float
+    images_per_second: float
+    threads: int
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """An int8 ONNX file (QDQ) for one target."""
+
+    file: File
+    target: str
+    activation_type: str
+    weight_type: str
+    calibration_pictures: int
+    calibrate: str = "minmax"
+    scheme: str = "static"  # static | qat
+    float_layers: tuple[str, ...] = ()  # seen to run in float
+    bias_correction: bool = False
+    trials: tuple[dict[str, Any], ...] = ()  # of the search, the survivors first
+    search: str | None = None  # what it chose and why, one sentence
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A further form of a shipped file. `kind`: batch1 | ort | operators; `source`: the run folder's file that it was made from."""
+
+    name: str
+    kind: str
+    source: str
+    file: File
+    target: str | None
+    max_abs_diff: float | None  # logits against the source's, on this machine
+    operators: tuple[str, ...] | None  # of an .ort file: the kernels that a minimal onnxruntime needs
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """What `export.fixed_batch` and `export.ort` ask for."""
+
+    files: tuple[Extra, ...]
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A file to validate. `name` is what it is called in the run folder and the bundle."""
+
+    name: str
+    role: str  # teacher | student | baseline | static (int8 of a student before it was tuned)
+    precision: str  # fp32 | int8
+    file: File
+    target: str | None
+    max_abs_diff_from_torch: float | None
+    contract: File | None = None  # beside `file`, of another project's file
+
+    @property
+    def evidence(self) -> bool:
+        """Whether it is measured for comparison alone and goes to no device."""
+        return self.role in ("baseline", "static")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The final validation: one row a model (report.json's `models`), paired comparisons, and the files behind them."""
+
+    models: tuple[dict[str, Any], ...]
+    comparisons: tuple[dict[str, Any], ...]
+    per_class: tuple[dict[str, Any], ...]
+    latency: dict[str, Any]
+    warnings: tuple[str, ...]
+    predictions: File
+    latency_samples: File
+    pictures: File
+    bundle: File  # zip
+    ships: str | None = None  # the student's file that ships
+    ships_because: str | None = None  # one sentence where `keep: faster` decided
+    slices: tuple[dict[str, Any], ...] = ()  # the shipped student where the teacher is least sure
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The device's answer: one row a model that ran there (report.json's `device`).
+
+    `failure`: why a distant device gave no answer, or what is wrong with it, in one sentence; `exit_code`: what a run then ends with.
+    """
+
+    rows: tuple[dict[str, Any], ...]
+    ok: bool
+    failure: str | None = None
+    exit_code: int = 0

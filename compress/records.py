@@ -1,0 +1,93 @@
+"""Records that stages hand to each other: numbers, strings and files, never live modules. Imports nothing of the project.
+
+A record is a frozen dataclass. `to_json` / `from_json` carry it through `stage.json`; `identity` is what a cache key is made of
+(files count by content, not by path). The records themselves: `compress.results`, `compress.delivery`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Fields that say how a result came about, not what it is: never part of a cache key.
+CIRCUMSTANCE = frozenset({"seconds", "images_per_second", "history", "threads", "precision", "origin", "largest_logit", "streamed"})
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that a stage wrote or read. `sha256` is lower-case hex of the content."""
+
+    path: Path
+    sha256: str
+    bytes: int
+
+    @staticmethod
+    def of(path: Path) -> File:
+        """Hash an existing file."""
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return File(path, digest, path.stat().st_size)
+
+
+def to_json(value: Any) -> Any:
+    """Plain JSON values of a record (recursive)."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(kind: Any, data: Any) -> Any:
+    """The inverse of `to_json` for the annotated type `kind`."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        if data is None:
+            return None
+        inner = [option for option in typing.get_args(kind) if option is not type(None)]
+        return from_json(inner[0], data) if len(inner) == 1 else data
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = typing.get_type_hints(kind)
+        return kind(**{field.name: from_json(hints[field.name], data[field.name]) for field in dataclasses.fields(kind) if field.name in data})
+    if origin is tuple:
+        args = typing.get_args(kind)
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(from_json(args[0], item) for item in data)
+        return tuple(from_json(arg, item) for arg, item in zip(args, data, strict=True))
+    if origin is list:
+        return [from_json(typing.get_args(kind)[0], item) for item in data]
+    if origin is dict:
+        return {key: from_json(typing.get_args(kind)[1], item) for key, item in data.items()}
+    if kind is Path:
+        return Path(data)
+    return data
+
+
+def identity(value: Any) -> Any:
+    """JSON values for a cache key: a file is its content, measured seconds and the like do not count."""
+    if isinstance(value, File):
+        return {"sha256": value.sha256}
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: identity(getattr(value, field.name)) for field in dataclasses.fields(value) if field.name not in CIRCUMSTANCE}
+    if isinstance(value, dict):
+        return {str(key): identity(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [identity(item) for item in value]
+    return value
+
+
+def sha256_of(value: Any) -> str:
+    """sha256 (hex) of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(identity(value), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
