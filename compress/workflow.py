@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import compatible, recipe, selection
+from compress.assembly import Branch, Evidence
 from compress.data import sources
 from compress.delivery import Exported, Measured, ModelFile, Packaged, Tuned, Verified
 from compress.errors import MissingError, StageError
@@ -16,7 +17,8 @@ from compress.recipe import Loaded
 from compress.records import File
 from compress.results import Held, Prepared, Trained, TrainingData
 from compress.schema import Distill, Recipe, Schedule, Student, Train
-from compress.stages import STAGES, data, distill, report, strip, teacher
+from compress.shipped import shipping
+from compress.stages import STAGES, data, distill, strip, teacher
 from compress.store import Store
 
 # convert, quantize and validate need onnx and onnxruntime: imported where they are used, so that `--until strip` runs without.
@@ -34,7 +36,7 @@ class Workflow:
         self.root = (self.base / Path(root).expanduser()).resolve() if root else None
         self.prepared, self.training = self._prepared()
 
-    def evidence(self, started: str) -> report.Evidence | None:
+    def evidence(self, started: str) -> Evidence | None:
         """Run everything up to the report; None where `--until` ends it."""
         compatible.check(self.loaded, self.settings, classes=len(self.prepared.classes), image_size=self.prepared.image_size)
         planned = self.choose()
@@ -73,10 +75,10 @@ class Workflow:
         if self.until == "device":
             return None
         measured = self._settled(measured, verified)
-        packaged = self._packaged(report.shipping(models, measured))
+        packaged = self._packaged(shipping(models, measured))
         if self.until == "package":
             return None
-        return report.Evidence(
+        return Evidence(
             recipe=settings,
             name=self.loaded.name,
             prepared=self.prepared,
@@ -171,7 +173,7 @@ class Workflow:
             prepared = replace(prepared, normalization=normalized(config.normalize))
         return prepared, training
 
-    def _branch(self, config: Distill, chosen: Trained | None, label: str) -> report.Branch | None:
+    def _branch(self, config: Distill, chosen: Trained | None, label: str) -> Branch | None:
         """A student from training to int8; None where `--until` ends it within."""
         settings, store = self.settings, self.store
         student = settings.student.networks[0]
@@ -189,7 +191,7 @@ class Workflow:
             return None
         fp32 = self._converted(label or "student", stripped.trained, stripped.predictions)
         if settings.quantize.scheme == "none" or self.until == "convert":
-            return report.Branch(trained, stripped, fp32, None)
+            return Branch(trained, stripped, fp32, None)
         from compress.stages import quantize, tune
 
         told: dict[str, Any] = {"model": fp32, "data": data.calibration(self.prepared, settings.data), "versions": versions()}
@@ -207,7 +209,7 @@ class Workflow:
             for number, (target, title) in enumerate(zip(targets, titles, strict=True))
         ]
         static = store.run(quantize.run, int8.static, label="student static", target=targets[0], **told) if tuned and not label else None
-        return report.Branch(trained, stripped, fp32, files[0], tuple(files[1:]), tuned[0] if tuned else None, static)
+        return Branch(trained, stripped, fp32, files[0], tuple(files[1:]), tuned[0] if tuned else None, static)
 
     def _converted(self, label: str, model: Trained, recorded: File | None) -> Exported:
         """A network as ONNX."""
@@ -279,7 +281,7 @@ def places(loaded: Loaded) -> dict[str, str]:
     return {name: loaded.where(f"require.{name}") for name, limit in loaded.recipe.require if limit is not None}
 
 
-def _model_files(teacher_onnx: Any, student: report.Branch, baseline: report.Branch | None) -> tuple[ModelFile, ...]:
+def _model_files(teacher_onnx: Any, student: Branch, baseline: Branch | None) -> tuple[ModelFile, ...]:
     """What validate measures, the teacher first; names are those in the run folder."""
     files = [ModelFile("teacher.onnx", "teacher", "fp32", teacher_onnx.file, None, teacher_onnx.max_abs_diff, teacher_onnx.contract)]
     for role, branch in (("student", student), ("baseline", baseline)):

@@ -22,7 +22,7 @@ ABOVE_STAGES = (
     "compress.teacher_cache",
     "compress.loading", "compress.distilling", "compress.selection", "compress.methods", "compress.data*", "compress.models*",
     "compress.report", "compress.console", "compress.faults",
-    "compress.slices", "compress.timing", "compress.plantext", "compress.device_limits", "export.*", "compress",
+    "compress.slices", "compress.timing", "compress.plantext", "compress.device_limits", "compress.assembly", "compress.shipped", "export.*", "compress",
 )  # fmt: skip
 ALLOWED: dict[str, tuple[str, ...]] = {
     "compress": (),
@@ -52,6 +52,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "compress.verdict": ("compress.schema", "compress.statistics"),
     "compress.device_limits": ("compress.schema", "compress.verdict"),
+    "compress.shipped": ("compress.delivery", "compress.statistics", "compress.verdict", "export.runtime"),
+    "compress.assembly": (
+        *FOUNDATIONS, "compress.device_limits", "compress.models.growth", "compress.schema", "compress.selection", "compress.shipped", "compress.statistics",
+        "compress.verdict", "compress",
+    ),
     "compress.summary": (),
     "compress.livebar": (),
     "compress.console": ("compress.summary", "compress.livebar"),
@@ -123,7 +128,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.workflow": (
         *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.compatible", "compress.networks", "compress.selection", "compress.store",
         "compress.stages", "compress.stages.*", "compress.data.sources", "compress.report", "compress.plan", "compress.device_limits",
-        "compress.models.catalog",
+        "compress.assembly", "compress.shipped", "compress.models.catalog",
         "export.runtime", "export.targets",
     ),
     "compress.pipeline": (

@@ -15,7 +15,8 @@ from compress.delivery import ModelFile
 from compress.errors import StageError
 from compress.records import File
 from compress.schema import Validate
-from compress.stages import data, report, settle, validate
+from compress.shipped import facts, shipping
+from compress.stages import data, settle, validate
 from export.measure import LatencyResult, ModelLatency
 from tests.stages.conftest import TARGET
 
@@ -246,8 +247,8 @@ def test_what_does_not_ship_is_not_in_the_bundle_and_not_judged(work, models, pr
     with zipfile.ZipFile(found.bundle.path) as archive:
         names = archive.namelist()
     assert any(name.endswith("student.fp32.onnx") for name in names) and not any(name.endswith("student.int8.onnx") for name in names)
-    assert report.facts(found, models).file == "student.fp32.onnx"
-    assert [model.name for model in report.shipping(models, found)] == ["teacher.onnx", "student.fp32.onnx"]
+    assert facts(found, models).file == "student.fp32.onnx"
+    assert [model.name for model in shipping(models, found)] == ["teacher.onnx", "student.fp32.onnx"]
     assert [row["file"] for row in found.models] == ["teacher.onnx", "student.fp32.onnx", "student.int8.onnx"]  # measured all the same
 
 
@@ -281,5 +282,5 @@ def test_where_the_device_decided_for_float_everything_speaks_of_the_float_file(
         assert (stored["student"] == logits[stored["index"]].argmax(axis=1)).all() and stored["total"] >= len(stored["images"])
     again = settle.run.run(measured.ships, context=work, measured=settled, test=data.test(prepared))
     assert again.per_class == measured.per_class and again.slices == measured.slices
-    assert report.facts(settled, models).file == "student.fp32.onnx"
-    assert [model.name for model in report.shipping(models, settled)] == ["teacher.onnx", "student.fp32.onnx"]
+    assert facts(settled, models).file == "student.fp32.onnx"
+    assert [model.name for model in shipping(models, settled)] == ["teacher.onnx", "student.fp32.onnx"]

@@ -1,0 +1,60 @@
+"""The file that ships: which one it is, and its numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compress import verdict
+from compress.delivery import Measured, ModelFile
+from compress.statistics import drop_from_counts
+
+
+def facts(measured: Measured, models: tuple[ModelFile, ...]) -> verdict.Facts:
+    """The numbers of the file that ships, against the float teacher."""
+    teacher = next(row for row in measured.models if row["role"] == "teacher")
+    students = [row for row in measured.models if row["role"] == "student"]
+    best = next((row for row in students if row["precision"] == "int8"), students[0])
+    shipped = next((row for row in students if row["file"] == measured.ships), best)
+    pair = next(row for row in measured.comparisons if row["model"] == shipped["file"] and row["against"] == teacher["file"])
+    latency = shipped["latency_ms"] or {}
+    floats = next(row["file"] for row in students if row["precision"] == "fp32")
+    integers = next((row for row in measured.comparisons if (row["model"], row["against"]) == (best["file"], floats)), {})
+    return verdict.Facts(
+        file=shipped["file"],
+        target="local",
+        drop=drop_from_counts(pair["lost"], pair["gained"], pair["images"]),
+        correct=round(shipped["top1"] * shipped["images"]),
+        images=shipped["images"],
+        latency_ms=latency.get("p50"),
+        latency_ci95=_interval(latency.get("p50_ci95")),
+        timed_runs=latency.get("runs"),
+        speedup=pair["speedup_p50"],
+        speedup_ci95=_interval(pair["speedup_ci95"]),
+        int8_speedup=integers.get("speedup_p50"),
+        int8_speedup_ci95=_interval(integers.get("speedup_ci95")),
+        bytes=shipped["bytes"],
+        teacher_bytes=teacher["bytes"],
+        peak_memory_bytes=shipped["peak_memory_bytes"],
+        int8_mac_share=shipped["int8_mac_share"],
+        disturbed="; ".join(measured.latency.get("disturbances") or ()) or None,
+        sha256=shipped["sha256"],
+        precision=shipped["precision"],
+        untimed=_untimed(shipped),
+    )
+
+
+def shipping(models: tuple[ModelFile, ...], measured: Measured) -> tuple[ModelFile, ...]:
+    """All files but a student's int8 file that `keep: faster` took out; it judges the device's file, not those for other targets."""
+    best = next((model.name for model in models if model.role == "student" and model.precision == "int8"), None)
+    return tuple(model for model in models if model.name != best or measured.ships in (None, best))
+
+
+def _untimed(row: dict[str, Any]) -> str | None:
+    """Why a file has no time here."""
+    from export.runtime import isa  # onnxruntime; training alone runs without
+
+    return f"it is built for {row['target']} and this machine is {isa()}" if row["latency_ms"] is None and row["target"] else None
+
+
+def _interval(pair: list[float] | None) -> tuple[float, float] | None:
+    return (pair[0], pair[1]) if pair else None
