@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from compress import cli, doctor, exits
+from compress.commands import runs
 from compress.errors import CompressError, Interrupted, MissingError, StageError, UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -148,16 +149,16 @@ def test_a_run_is_found_by_name_or_folder(tmp_path: Path, text: str) -> None:
     folder.mkdir(parents=True)
     (folder / "report.json").write_text("{}")
     (folder.parent / "latest").symlink_to(folder.name)
-    assert cli.find_run(str(folder) if text == "FOLDER" else text, tmp_path) == folder
+    assert runs.find_run(str(folder) if text == "FOLDER" else text, tmp_path) == folder
 
 
 def test_a_run_that_is_not_there_is_exit_3_with_the_command(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "mobilenet" / "latest"
     folder.mkdir(parents=True)
     with pytest.raises(MissingError, match=r"no finished run 'mobilnet' \(did you mean 'mobilenet'\?\); make one with: compress run "):
-        cli.find_run("mobilnet", tmp_path)
+        runs.find_run("mobilnet", tmp_path)
     with pytest.raises(MissingError, match="there is no report.json in this folder; finish the run with: compress run"):
-        cli.find_run(str(folder), tmp_path)
+        runs.find_run(str(folder), tmp_path)
 
 
 def test_artifacts_come_from_the_environment(tmp_path: Path) -> None:

@@ -135,11 +135,20 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *FOUNDATIONS, "compress.recipe", "compress.compatible", "compress.verdict", "compress.console", "compress.store", "compress.selection",
         "compress.distributed", "compress.stages.report", "compress.plan", "compress.workflow", "compress.device_limits", "compress.kept",
     ),
-    "compress.cli": (
-        "compress.errors", "compress.exits", "compress.console", "compress.schema", "compress.recipe", "compress.models.catalog",
-        "compress.pipeline", "compress.probe", "compress.doctor", "compress.report", "compress.on_device", "compress.verdict", "compress.stages",
-        "compress.analyze", "compress.selection",
+    "compress.commands": (),
+    "compress.commands.options": ("compress.errors",),
+    "compress.commands.recipes": (
+        "compress.commands.options", "compress.console", "compress.errors", "compress.pipeline", "compress.probe", "compress.recipe", "compress.selection",
+        "compress.stages", "compress",
     ),
+    "compress.commands.runs": (
+        "compress.commands.options", "compress.console", "compress.errors", "compress.analyze", "compress.on_device", "compress.report", "compress.verdict",
+        "compress",
+    ),
+    "compress.commands.lists": (
+        "compress.commands.options", "compress.console", "compress.errors", "compress.doctor", "compress.models", "compress.models.catalog", "compress.schema",
+    ),
+    "compress.cli": ("compress.commands", "compress.commands.*", "compress.console", "compress.errors", "compress.exits", "compress"),
     "compress.__main__": ("compress.cli", "compress.distributed"),
     "export": (),
     "export.runtime": ("export.conditions",),

@@ -1,0 +1,73 @@
+"""Commands that say what there is: schema, recipes, methods, models, doctor."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from compress.commands.options import artifacts_option
+from compress.console import say, table
+from compress.errors import MissingError, StageError
+
+
+@click.command()
+def schema() -> int:
+    """Print the JSON Schema of recipes, for editors."""
+    import json
+
+    from compress.schema import json_schema
+
+    say(json.dumps(json_schema(), indent=2), sys.stdout)
+    return 0
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path("recipes"))
+def recipes(folder: Path) -> int:
+    """List the recipes under FOLDER (default: recipes)."""
+    files = sorted([*folder.rglob("*.yaml"), *folder.rglob("*.yml")])
+    table([(str(path), _first_comment(path)) for path in files] or [(f"no recipes in {folder}", "")])
+    return 0
+
+
+@click.command()
+def methods() -> int:
+    """List the distillation methods."""
+    from compress.schema import METHOD_SUMMARIES
+
+    table(list(METHOD_SUMMARIES.items()))
+    return 0
+
+
+@click.command()
+def models() -> int:
+    """List the networks."""
+    from compress.models import catalog
+
+    table([(info.name, f"{info.summary}; pictures from {info.min_size} pixels") for info in catalog.NETWORKS.values()])
+    return 0
+
+
+@click.command()
+@click.option("--verdict", is_flag=True, help="Plant known faults and show that the verdict catches and names each; takes under a minute.")
+@artifacts_option
+def doctor(verdict: bool, artifacts: Path) -> int:
+    """Say what this machine has: packages, CUDA, runtime, int8 instructions, memory, disk, data."""
+    from compress.doctor import doctor as examine
+
+    rows = examine(artifacts)
+    missing = any(state == "missing" for _, state, _ in rows)
+    if verdict and not missing:
+        from compress.doctor import plant
+
+        return 0 if plant(lambda line: say(line, sys.stdout)) else StageError.exit_code
+    table(rows)
+    return MissingError.exit_code if missing else 0
+
+
+def _first_comment(path: Path) -> str:
+    """The first comment line of a recipe: what it does."""
+    lines = (line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return next((line.lstrip("# ") for line in lines if line.startswith("#")), "")

@@ -1,0 +1,135 @@
+"""Commands on a recipe: run, check, show, teachers, plan."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compress.commands.options import artifacts_option, device_option, quiet_option, recipe_options
+from compress.console import Console, say, table
+from compress.errors import UsageError
+from compress.stages import STAGES
+
+
+@click.command()
+@recipe_options
+@device_option
+@artifacts_option
+@click.option("--until", type=click.Choice(STAGES), metavar="STAGE", help=f"Stop after this stage: {', '.join(STAGES)}.")
+@click.option(
+    "--force", type=click.Choice(STAGES), multiple=True, metavar="STAGE", help="Run this stage again, even if its result is there."
+)
+@click.option("--json", "as_json", is_flag=True, help="The content of report.json on stdout; everything else on stderr.")
+@quiet_option
+def run(
+    recipe: Path, overrides: tuple[str, ...], allow_code: bool, device: str, artifacts: Path,
+    until: str | None, force: tuple[str, ...], as_json: bool, quiet: bool,
+) -> int:  # fmt: skip
+    """Run a recipe from teacher to verdict; what is done already is reused."""
+    loaded = _load(recipe, overrides, allow_code)
+    from compress import pipeline
+
+    console = Console(quiet=quiet, json=as_json)
+    outcome = pipeline.run(loaded, artifacts=artifacts, device=device, until=until, force=force, console=console)
+    console.result(outcome.report)
+    return outcome.exit_code
+
+
+@click.command()
+@recipe_options
+def check(recipe: Path, overrides: tuple[str, ...], allow_code: bool) -> int:
+    """Say every mistake of a recipe at once; build its networks without memory for weights."""
+    loaded = _load(recipe, overrides, allow_code)
+    from compress import probe
+
+    console = Console()
+    for note in (*loaded.notices, *probe.check(loaded)):
+        console.notice(note)
+    console.line(f"{recipe}: ok")
+    return 0
+
+
+@click.command()
+@recipe_options
+@artifacts_option
+def show(recipe: Path, overrides: tuple[str, ...], allow_code: bool, artifacts: Path) -> int:
+    """Print the resolved recipe: every key, defaults filled in."""
+    from compress import recipe as recipes
+
+    loaded = _load(recipe, overrides, allow_code)
+    for notice in loaded.notices:
+        say(f"note: {notice}", sys.stderr)
+    if loaded.recipe.student.choose is not None:
+        say(f"note: {_picked(loaded, artifacts)}", sys.stderr)
+    say(recipes.dump(recipes.resolve(loaded.recipe)).rstrip(), sys.stdout)
+    return 0
+
+
+@click.command()
+@recipe_options
+@device_option
+@artifacts_option
+@quiet_option
+def teachers(recipe: Path, overrides: tuple[str, ...], allow_code: bool, device: str, artifacts: Path, quiet: bool) -> int:
+    """Train or load the teacher candidates alone; print the table that one is chosen from."""
+    loaded = _load(recipe, overrides, allow_code)
+    from compress import pipeline, selection
+
+    rows = pipeline.teachers(loaded, artifacts=artifacts, device=device, console=Console(quiet=quiet))
+    proxy = rows[0]["proxy_rank"] is not None
+    ranking = ("rank", "student, proxy", "rank by proxy", "against the best") if proxy else ()
+    header = ("", "model", "validation", *ranking, "parameters", "MACs", "time", "origin")
+    cells = [
+        ("*" if row["chosen"] else "", row["model"], f"{100 * row['top1_validation']:.2f} %",
+         *((str(row["rank"]), f"{100 * row['proxy_top1_validation']:.2f} %", str(row["proxy_rank"]), selection.behind_best(row) or "-") if proxy else ()),
+         f"{row['params']:,}", "-" if row["macs"] is None else f"{row['macs']:,}", f"{row['seconds']:.1f} s", row["origin"])
+        for row in rows
+    ]  # fmt: skip
+    table([header, *cells])
+    return 0
+
+
+@click.command()
+@recipe_options
+@artifacts_option
+@click.option("--neighbours", type=click.IntRange(0, 20), default=6, show_default=True, help="How many other networks to try.")
+@click.option("--force", is_flag=True, help="Measure again, even if the results are there.")
+@click.option("--json", "as_json", is_flag=True, help="The plan as JSON on stdout; everything else on stderr.")
+@quiet_option
+def plan(recipe: Path, overrides: tuple[str, ...], allow_code: bool, artifacts: Path, neighbours: int, force: bool, as_json: bool, quiet: bool) -> int:
+    """Before any training: export, quantise and time the networks with random weights; judge the recipe's limits."""
+    loaded = _load(recipe, overrides, allow_code)
+    from compress import pipeline
+
+    console = Console(quiet=quiet, json=as_json)
+    outcome = pipeline.plan(loaded, artifacts=artifacts, neighbours=neighbours, force=force, console=console)
+    console.result(outcome.report)
+    return outcome.exit_code
+
+
+def _load(path: Path, overrides: tuple[str, ...], allow_code: bool) -> Any:
+    from compress import recipe
+
+    if not path.exists():
+        known = [str(found) for found in Path("recipes").rglob("*.yaml")]
+        named = [text for text in known if Path(text).stem == path.stem] or difflib.get_close_matches(str(path), known, n=1)
+        hint = f"did you mean {named[0]}?" if named else "`compress recipes` lists those of this folder"
+        raise UsageError(f"{path}: no such recipe ({hint})")
+    if allow_code:  # a network of one's own is looked for beside the recipe and in the working folder
+        sys.path += [folder for folder in (str(path.resolve().parent), str(Path.cwd())) if folder not in sys.path]
+    return recipe.load(path, overrides, allow_code=allow_code)
+
+
+def _picked(loaded: Any, artifacts: Path) -> str:
+    """What `student.choose` picked in the recipe's last plan, where that plan was asked the same."""
+    import json
+
+    path = artifacts / "plans" / f"{loaded.name}.json"
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    if kept.get("asked") != loaded.recipe.student.model_dump(mode="json", by_alias=True):
+        return f"student.choose: nothing is picked yet; pick with: compress plan {loaded.path}"
+    return f"{kept['choose']['sentence']} ({path}, on {kept['host']['cpu']})"

@@ -1,0 +1,90 @@
+"""Commands on a finished run's folder: verify, report, analyze, compare."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+
+import click
+
+from compress.commands.options import artifacts_option, quiet_option, run_argument
+from compress.console import Console, say
+from compress.errors import MissingError
+
+
+@click.command()
+@run_argument
+@click.option(
+    "--target", metavar="TARGET",
+    help="The device (default: the one that the recipe names): local, browser, ssh://user@host[:port][/folder], or adb://SERIAL?python=/path. "
+    "Options: ?python=/path (has numpy and onnxruntime), ?wheels=push (packages come from here), ?config=FILE (of ssh), "
+    "?provider=NAME (an execution provider that the device's onnxruntime has); of browser: ?binary=/path, ?ort=/path (onnxruntime-web), "
+    "?provider=wasm, webgpu or all.",
+)  # fmt: skip
+@click.option("--preprocess", metavar="CMD", help="The application's photo decoder on the device: gets a path, writes RGB bytes to stdout.")
+@click.option("--sustained", type=click.IntRange(1, 86400), metavar="SECONDS", help="Also run the file for the device so long without a pause.")
+@artifacts_option
+@quiet_option
+def verify(run_name: str, target: str | None, preprocess: str | None, sustained: int | None, artifacts: Path, quiet: bool) -> int:
+    """Run a finished run's bundle on a device, merge the answer into its report, and judge its limits on time and memory there."""
+    folder = find_run(run_name, artifacts)
+    from compress import on_device, verdict
+
+    content = on_device.verify(folder, target=target, preprocess=preprocess, sustained=sustained, console=Console(quiet=quiet))
+    return verdict.exit_code(content["status"])
+
+
+@click.command()
+@run_argument
+@artifacts_option
+def report(run_name: str, artifacts: Path) -> int:
+    """Write report.html again from a run's numbers."""
+    folder = find_run(run_name, artifacts)
+    from compress.report import render
+
+    say(str(render(folder)), sys.stdout)
+    return 0
+
+
+@click.command()
+@run_argument
+@click.option("--against", multiple=True, metavar="RUN", help="Another run whose training curves stand beside this one's; may be repeated.")
+@artifacts_option
+@quiet_option
+def analyze(run_name: str, against: tuple[str, ...], artifacts: Path, quiet: bool) -> int:
+    """Add to a finished run's report what its distillation did: gradients, correlations of logits, features, calibration."""
+    folder, others = find_run(run_name, artifacts), [find_run(name, artifacts) for name in against]
+    from compress.analyze import analyze as examine
+
+    say(str(examine(folder, against=others, artifacts=artifacts, console=Console(quiet=quiet))), sys.stdout)
+    return 0
+
+
+@click.command()
+@click.argument("run_names", metavar="RUN RUN...", nargs=-1, required=True)
+@artifacts_option
+def compare(run_names: tuple[str, ...], artifacts: Path) -> int:
+    """Show runs side by side."""
+    folders = [find_run(name, artifacts) for name in run_names]
+    from compress.report import compare as table
+
+    say(table(folders), sys.stdout)
+    return 0
+
+
+def find_run(text: str, artifacts: Path) -> Path:
+    """The folder of a run: RUN is the folder itself, or a recipe's name for its newest finished run. Raises MissingError."""
+    given = Path(text)
+    if (given / "report.json").is_file():
+        return given
+    runs = artifacts / "runs"
+    latest = runs / text / "latest"
+    if (latest / "report.json").is_file():
+        return latest.resolve()
+    if given.is_dir():
+        raise MissingError(f"{text}: there is no report.json in this folder; finish the run with: compress run RECIPE")
+    names = sorted(path.name for path in runs.iterdir() if (path / "latest").exists()) if runs.is_dir() else []
+    close = difflib.get_close_matches(text, names, n=1)
+    known = f"did you mean {close[0]!r}?" if close else f"finished runs in {runs}: {', '.join(names) or 'none'}"
+    raise MissingError(f"no finished run {text!r} ({known}); make one with: compress run recipes/{given.stem}.yaml")
