@@ -16,6 +16,7 @@ import yaml
 from compress import cli, doctor, exits
 from compress.commands import runs
 from compress.errors import CompressError, Interrupted, MissingError, StageError, UsageError
+from compress.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 GOOD = "data: {source: fashion}\nteacher: {candidates: [{model: resnet20}]}\nstudent: {model: mobilenet_v2}\n"
@@ -101,7 +102,7 @@ def test_wrong_usage_is_one_line(
 def test_a_wrong_stage_names_all_stages(capsys: pytest.CaptureFixture[str], good: Path) -> None:
     assert cli.main(["run", str(good), "--until", "x"]) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and all(stage in said for stage in cli.STAGES)
+    assert said.count("\n") == 1 and all(stage in said for stage in STAGES)
 
 
 def test_show_prints_a_recipe_that_shows_the_same_again(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

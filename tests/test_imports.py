@@ -37,9 +37,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.statistics": (),
     "compress.schema*": ("compress.errors", "compress.schema.*", "export.targets"),
     "compress.yamltree": ("compress.errors",),
-    "compress.crosschecks": ("compress.errors", "compress.schema", "compress.yamltree", "compress.method_rules", "compress.models.catalog"),
+    "compress.explain": ("compress.schema", "compress.yamltree"),
+    "compress.overrides": ("compress.errors", "compress.explain", "compress.schema", "compress.yamltree", "compress"),
+    "compress.crosschecks": ("compress.errors", "compress.explain", "compress.schema", "compress.yamltree", "compress.method_rules", "compress.models.catalog"),
     "compress.method_rules": ("compress.schema", "compress.yamltree", "compress.models.catalog"),
-    "compress.recipe": ("compress.errors", "compress.schema", "compress.yamltree", "compress.crosschecks"),
+    "compress.recipe": ("compress.errors", "compress.explain", "compress.overrides", "compress.schema", "compress.yamltree", "compress.crosschecks"),
     "compress.reference": ("compress.schema",),  # the README's recipe reference
     "compress.insight": (),
     "compress.kept": (*FOUNDATIONS, "compress.schema", "compress.store"),
