@@ -10,14 +10,13 @@ from compress import method_rules
 from compress.errors import UsageError
 from compress.explain import Finding, did_you_mean
 from compress.models import catalog
-from compress.schema import Candidate, Choice, Data, Recipe, Train
+from compress.schema import Candidate, Choice, Recipe, Train
 from compress.yamltree import Keys
 
 STUDENT_EPOCHS = 240  # the papers'
 CANDIDATE_EPOCHS = 60
 PRETRAINED_EPOCHS = 20
 LARGE_PICTURES = 112  # pixels
-PHOTOS = ("folder", "imagenet", "webdataset")  # files of any size
 ROOTS = {  # what data.root is
     "folder": "the folder with one sub-folder a class", "npz": "the .npz file", "imagenet": "the folder that holds train and val",
     "webdataset": "the folder with the shards",
@@ -27,16 +26,6 @@ ROOTS = {  # what data.root is
 def network(name: str) -> catalog.NetworkInfo:
     """The catalogue's entry. Raises UsageError."""
     return catalog.info(name)
-
-
-def image_size(data: Data) -> int:
-    """Side in pixels that the networks see."""
-    return data.image_size or (224 if data.source in PHOTOS else 32)
-
-
-def augment(data: Data) -> str:
-    """The training views."""
-    return data.augment or ("resized_crop" if data.source in PHOTOS else "crop_flip")
 
 
 def wrong_networks(data: Any, *, allow_code: bool) -> Iterator[tuple[Keys, str]]:
@@ -74,14 +63,14 @@ def wrong_networks(data: Any, *, allow_code: bool) -> Iterator[tuple[Keys, str]]
 
 def contradictions(recipe: Recipe) -> Iterator[Finding]:
     """Values that are right alone and wrong together."""
-    size = image_size(recipe.data)
+    size = recipe.data.side
     for keys, item in _networks(recipe):
         for below, message in _network_mistakes(item, size):
             yield Finding((*keys, *below) if below[0] != "data" else below, message, sections=frozenset({str(keys[0]), "data"}))
     if recipe.data.source in ROOTS and recipe.data.root is None:
         message = f"missing; source: {recipe.data.source} needs it: {ROOTS[recipe.data.source]}"
         yield Finding(("data", "root"), message, "key", frozenset({"data"}))
-    if recipe.data.source in ("imagenet", "webdataset") and augment(recipe.data) not in ("resized_crop", "none"):
+    if recipe.data.source in ("imagenet", "webdataset") and recipe.data.views not in ("resized_crop", "none"):
         message = f"pictures of {recipe.data.source} are decoded in training, with resized_crop or none; {recipe.data.augment} is for decoded arrays"
         yield Finding(("data", "augment"), message, sections=frozenset({"data"}))
     for keys, train, epochs in _trainings(recipe):
@@ -92,7 +81,7 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
         if train.trace_gradients is not None and alone:
             message = "compares the gradients of two losses, but this training has one loss alone"
             yield Finding((*keys, "trace_gradients"), message, sections=frozenset({str(keys[0]), "distill"}))
-        if train.views is not None and augment(recipe.data) == "none":
+        if train.views is not None and recipe.data.views == "none":
             yield Finding((*keys, "views"), "limits the augmentation, but data.augment is none", sections=frozenset({str(keys[0]), "data"}))
     for name, asked in (("min_int8_mac_share", "integer kernels"), ("min_int8_speedup", "int8")):
         if recipe.quantize.scheme == "none" and getattr(recipe.require, name) is not None:
@@ -185,7 +174,7 @@ def _train_mistakes(train: Train, epochs: int) -> Iterator[tuple[Keys, str]]:
 def remarks(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     """What is allowed and probably not meant."""
     for keys, item in _networks(recipe):
-        wide, size = f"torchvision/{item.model}", (item.image_size if isinstance(item, Candidate) else None) or image_size(recipe.data)
+        wide, size = f"torchvision/{item.model}", (item.image_size if isinstance(item, Candidate) else None) or recipe.data.side
         file = (item.onnx or (item.weights if item.weights.endswith(catalog.CHECKPOINT_SUFFIXES) else "")) if isinstance(item, Candidate) else ""
         if isinstance(item, Candidate) and file and item.expect_top1 is None and item.train is None:
             known = f"say what accuracy {Path(file).name} is known to reach (expect_top1)"

@@ -61,7 +61,7 @@ def load(path: Path, overrides: Sequence[str] = (), *, allow_code: bool = False)
 
 def resolve(recipe: Recipe) -> Recipe:
     """The recipe with the defaults that follow from other keys filled in; what depends on the data or the machine stays null or auto."""
-    data = recipe.data.model_copy(update={"image_size": crosschecks.image_size(recipe.data), "augment": crosschecks.augment(recipe.data)})
+    data = recipe.data.model_copy(update={"image_size": recipe.data.side, "augment": recipe.data.views})
     candidates = tuple(candidate.model_copy(update={"train": _candidate_train(candidate)}) for candidate in recipe.teacher.candidates)
     starts = {(crosschecks.network(one.model).mobile, one.weights != "none") for one in recipe.student.networks}
     if len(starts) == 1:

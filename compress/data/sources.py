@@ -27,22 +27,9 @@ TEST_STREAM = 2  # limit_test draws other numbers than limit_train of the same s
 Report = Callable[[str], None]
 
 
-PHOTOS = ("folder", *streamed.SOURCES)  # files of any size
-
-
-def image_size(config: schema.Data) -> int:
-    """Side of the network's input in pixels."""
-    return config.image_size or (224 if config.source in PHOTOS else 32)
-
-
-def augment(config: schema.Data) -> str:
-    """The training views' name."""
-    return config.augment or ("resized_crop" if config.source in PHOTOS else "crop_flip")
-
-
 def store_size(config: schema.Data) -> int:
     """Side that a training picture is resized to before evaluation takes the centre: photos keep a margin around image_size."""
-    return with_margin(image_size(config)) if config.source in PHOTOS else image_size(config)
+    return with_margin(config.side) if config.photos else config.side
 
 
 def located(config: schema.Data, base: Path) -> Path:
@@ -65,7 +52,7 @@ def fingerprint(config: schema.Data, root_base: Path) -> str:
     content: object
     if config.source == "fashion":
         fashion.require()
-        fashion.check_size(image_size(config))
+        fashion.check_size(config.side)
         content = File.of(fashion.EMBEDDED)
     elif config.source == "npz":
         content = npz.members(located(config, root_base))
@@ -83,7 +70,7 @@ def fingerprint(config: schema.Data, root_base: Path) -> str:
         del keys["test"], keys["max_unreadable"]
         if config.limit_train is None and config.limit_test is None:
             del keys["split_seed"]
-    return sha256_of([VERSION, keys, image_size(config), augment(config), content])
+    return sha256_of([VERSION, keys, config.side, config.views, content])
 
 
 def prepare(config: schema.Data, work: Path, *, base: Path, report: Report) -> Prepared:
@@ -99,27 +86,27 @@ def prepare(config: schema.Data, work: Path, *, base: Path, report: Report) -> P
     written = _prepare_folder(config, work, base, report) if config.source == "folder" else _prepare_arrays(config, work, base, report)
     return Prepared(
         source=config.source,
-        image_size=image_size(config),
+        image_size=config.side,
         normalization=_normalization(config, written.train_images.path),
-        augment=augment(config),
+        augment=config.views,
         **vars(written),
     )
 
 
 def _prepare_streamed(config: schema.Data, work: Path, base: Path, report: Report) -> Prepared:
     """Sets that are too large to decode at once."""
-    root, size = located(config, base), image_size(config)
+    root, size = located(config, base), config.side
     written, listing = streamed.prepare(config, root, work, image_size=size, test_stream=TEST_STREAM, report=report)
     known = Normalization(config.normalize.mean, config.normalize.std) if config.normalize else streamed.named_normalization(config.source)
     if known is None:
         known = measured_normalization(streamed.normalization_pictures(listing, np.load(written.train_labels.path)))
-    return Prepared(source=config.source, image_size=size, normalization=known, augment=augment(config), root=root, **vars(written))
+    return Prepared(source=config.source, image_size=size, normalization=known, augment=config.views, root=root, **vars(written))
 
 
 def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report) -> Written:
     """The sources that fit into memory as arrays."""
     if config.source == "fashion":
-        fashion.check_size(image_size(config))
+        fashion.check_size(config.side)
         arrays, classes = fashion.load(), fashion.CLASSES
     elif config.source == "npz":
         arrays, classes = npz.load(located(config, base))
@@ -132,7 +119,7 @@ def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report)
         if limit is not None:
             index = stratified(labels, limit, config.split_seed, stream)
             images, labels = images[index], labels[index]
-        size = image_size(config)
+        size = config.side
         if part == "train" and config.source != "fashion" and images.shape[1:3] != (size, size):
             report(f"data: pictures of {images.shape[2]}x{images.shape[1]} are resized to {size}x{size}; data.image_size says otherwise")
         blocks = iter([fashion.padded(images, size)]) if config.source == "fashion" else _resized(images, size)
@@ -183,7 +170,7 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
                 pictures[i] for i in stratified(np.array([picture.label for picture in pictures]), limit, config.split_seed, stream)
             ]
         total += len(pictures)
-        crop = image_size(config) if part == "test" else store_size(config)
+        crop = config.side if part == "test" else store_size(config)
         labels: list[int] = []
         rows = _decoded(root, pictures, store_size(config), crop, part, labels, bad, report)
         files[f"{part}_images"] = npy.write_rows(work / f"{part}_images.npy", rows, (crop, crop, 3), np.uint8)

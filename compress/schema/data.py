@@ -39,3 +39,18 @@ class Data(Section):
     max_unreadable: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.01, description="folder: share of pictures that may be unreadable; they are skipped")
     limit_train: Count | None = Field(default=None, description="use only so many training pictures (stratified, seeded), for a quick trial; null: all")
     limit_test: Count | None = Field(default=None, description="use only so many test pictures (stratified, seeded), for a quick trial; null: all")
+
+    @property
+    def photos(self) -> bool:
+        """Whether the pictures are files of any size."""
+        return self.source in ("folder", "imagenet", "webdataset")
+
+    @property
+    def side(self) -> int:
+        """Side in pixels that the networks see."""
+        return self.image_size or (224 if self.photos else 32)
+
+    @property
+    def views(self) -> str:
+        """The name of the training views."""
+        return self.augment or ("resized_crop" if self.photos else "crop_flip")
