@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compress.report.evidence import difference
+from compress.report.measured import difference
 from compress.report.parts import Child, Html, el, facts, is_number, join, milliseconds, percent, section, size
 from compress.report.source import Source
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 
 from compress.atomic import write_atomically
-from compress.report import devices, evidence, insight_plots, manifest, planned, plots, quantized, slices, summary, understanding
+from compress.report import devices, evidence, insight_plots, manifest, measured, planned, plots, quantized, slices, summary, understanding
 from compress.report.parts import Html, el, escape, join
 from compress.report.source import Source, method_of, read
 
@@ -31,7 +31,7 @@ def page(source: Source, drawn: dict[str, str]) -> str:
         ("verdict", "Verdict", summary.verdict(source)),
         ("requirements", "Requirements", summary.requirements(source)),
         ("distillation", "Distillation", summary.distillation(source)),
-        ("models", "Models", evidence.models(source)),
+        ("models", "Models", measured.models(source)),
         ("latency", "Latency", evidence.latency(source, drawn)),
         ("int8", "Int8", quantized.int8(source)),
         ("plan", "Before training", planned.choice(source)),
