@@ -32,6 +32,7 @@ import torchvision
 from PIL import Image, ImageOps
 
 import export.measure
+import export.timings
 from compress import models, statistics
 from compress.models import catalog, checkpoints
 from export import quantize, rewrites, search
@@ -256,14 +257,14 @@ def _accuracy(found: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> di
     return {"top1": float(own.mean()), **paired, "mcnemar_p": drop.p}
 
 
-def _latency(timed: export.measure.LatencyResult, kind: str) -> dict[str, Any]:
-    p50, low, high = export.measure.p50_interval(timed, kind)
+def _latency(timed: export.timings.LatencyResult, kind: str) -> dict[str, Any]:
+    p50, low, high = export.timings.p50_interval(timed, kind)
     return {"p50_ms": p50, "p50_ci95": [low, high], "runs": timed.models[kind].runs}
 
 
-def _ratios(timed: export.measure.LatencyResult, rows: dict[str, dict[str, Any]], kind: str) -> dict[str, Any]:
+def _ratios(timed: export.timings.LatencyResult, rows: dict[str, dict[str, Any]], kind: str) -> dict[str, Any]:
     """How ours compares: speed, size, memory, as ratios above 1 where ours is better."""
-    speed, low, high = export.measure.ratio(timed, kind, "ours")
+    speed, low, high = export.timings.ratio(timed, kind, "ours")
     memory = [rows[one]["peak_memory_bytes"] for one in (kind, "ours")]
     return {
         "times_faster": speed,

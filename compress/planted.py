@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import export.measure
+import export.timings
 from compress import faults, verdict
 from compress.planted_network import CLASSES, RIGHT, Ground, contract, prepare
 from compress.schema import Require
@@ -101,7 +102,7 @@ def itself(ground: Ground) -> Outcome:
     copy = ground.folder / "copy.onnx"
     shutil.copyfile(ground.fp32, copy)
     timed = export.measure.latency({"model": ground.fp32, "copy": copy}, ground.right[:64], repeats=10 * RUNS, rounds=40, attempts=3)
-    ratio, low, high = export.measure.ratio(timed, "model", "copy")
+    ratio, low, high = export.timings.ratio(timed, "model", "copy")
     drop = paired_drop(ground.correct, Model.load(copy).run(ground.right).argmax(axis=1) == ground.labels)
     # 95 in 100 intervals hold the truth; one that misses it by less than a hundredth is no error of the measurement
     same = low <= 1 <= high or abs(ratio - 1) < 0.01
@@ -166,7 +167,7 @@ def busy_neighbour(ground: Ground) -> Outcome:
         timed = export.measure.latency({"model": ground.fp32}, ground.right[:64], repeats=repeats)
     if timed.contaminated is None:
         return Outcome("a busy neighbour", None, "not shown: this system does not tell what other processes use")
-    value, low, high = export.measure.p50_interval(timed, "model")
+    value, low, high = export.timings.p50_interval(timed, "model")
     facts = verdict.Facts("student", "local", latency_ms=value, latency_ci95=(low, high), timed_runs=repeats, disturbed="; ".join(timed.disturbances) or None)
     row = verdict.judge(Require(max_latency_ms=min(quiet, low)), facts)[0]
     return _outcome("a busy neighbour", row, facts.disturbed, "other processes used")

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import export.measure
+import export.timings
 from compress.data import centre_crop, pictures
 from compress.errors import StageError
 from compress.records import File
-from export.measure import LatencyResult
 from export.rounds import DRIFT
+from export.timings import LatencyResult
 
 ATTEMPTS = 3  # a disturbed measurement is repeated at most twice
 PHOTOS = 16
@@ -76,7 +77,7 @@ def entry(timed: LatencyResult, name: str, seed: int) -> dict[str, Any] | None:
     """A `latency_ms` or `photo_latency_ms` of report.json; None where the file was not timed."""
     if name not in timed.models:
         return None
-    return {**timed.models[name].summary(), "p50_ci95": list(export.measure.p50_interval(timed, name, seed=seed)[1:])}
+    return {**timed.models[name].summary(), "p50_ci95": list(export.timings.p50_interval(timed, name, seed=seed)[1:])}
 
 
 def photo_conditions(timed: LatencyResult, source: str) -> dict[str, Any]:

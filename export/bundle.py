@@ -19,7 +19,8 @@ from export import runtime
 from export.runtime import FOREIGN, ExportError, MissingError, Model, copy_model, isa, saturates
 from export.targets import ortweb
 
-RUNTIME_FILES = ("__init__.py", "runtime.py", "conditions.py", "rounds.py", "measure.py", "photos.py", "provider.py", "sustained.py", "verify.py")
+RUNTIME_FILES = tuple(f"{name}.py" for name in (
+    "__init__", "runtime", "conditions", "rounds", "timings", "measure", "photos", "provider", "sustained", "answers", "verify"))  # fmt: skip
 PAGE, PAGE_FILES = "page", ("page.js", "photos.js", "style.css", "verify.js")  # beside index.html: the bundle's own page, for browsers
 FLOAT_TOLERANCE = 1e-3  # of the largest logit, at least of 1: float kernels of two CPUs differ by far less, a wrong kernel by far more
 INT8_AGREEMENT = 0.95  # integer kernels round differently between instruction sets; a wrong kernel agrees at chance

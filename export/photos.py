@@ -75,7 +75,7 @@ def time_to_answer(
 
     The user's own photos where the bundle has some, else the drawn ones; `provider`: an execution provider. None where nothing can be timed.
     """
-    from export import measure
+    from export import measure, timings
 
     listed, version = manifest.get("photos"), pillow()
     if not listed:
@@ -89,7 +89,7 @@ def time_to_answer(
         {file: folder / file}, contents, lambda content: preprocess(io.BytesIO(content), listed["resize"], listed["crop"]),
         threads=threads, repeats=min(repeats, PHOTO_REPEATS), attempts=2, provider=provider,
     )  # fmt: skip
-    summary = {**timed.models[file].summary(), "p50_ci95": list(measure.p50_interval(timed, file)[1:]), "contaminated": timed.contaminated}
+    summary = {**timed.models[file].summary(), "p50_ci95": list(timings.p50_interval(timed, file)[1:]), "contaminated": timed.contaminated}
     kind = "of your own photos" if own else "drawn photos"
     return summary, f"{summary['p50']:.3g} ms (median of {summary['runs']} runs), Pillow {version}, {len(chosen)} {kind}"
 

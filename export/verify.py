@@ -19,12 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-    from export.measure import LatencyResult
-    from export.provider import Placement
-    from export.runtime import Model
-
 MISSING, WRONG = 3, 4
-CONDITIONS = ("threads", "spinning", "governor", "cpu_features", "rounds", "attempts", "other_cores")  # of a measurement, in each timed row
 ATTEMPTS = 3  # a measurement that other processes disturb is repeated at most twice
 
 
@@ -59,69 +54,23 @@ def check_files(folder: Path, report: Path | None = None) -> int:
     return len(found)
 
 
-def _answers(model: Model, entry: dict[str, Any], samples: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Hold one model's logits on the bundle's pictures against the expected ones."""
-    import numpy as np
-
-    expected, labels = samples["logits/" + entry["file"]], samples["labels"]
-    logits = model.run(samples["images"])
-    same = logits.argmax(1) == expected.argmax(1)
-    difference = float(np.abs(logits.astype(np.float64) - expected).max())
-    count = len(labels)
-    if entry["max_abs_diff"] is not None:
-        right = difference <= entry["max_abs_diff"]
-    else:  # one picture may always differ, or few samples would fail on a single tie
-        right = bool(np.isfinite(logits).all()) and int((~same).sum()) <= max(1, int((1 - entry["min_agreement"]) * count))
-    return {
-        "images": count,
-        "top1": float((logits.argmax(1) == labels).mean()),
-        "agreement": float(same.mean()),
-        "max_abs_diff": difference if np.isfinite(difference) else None,
-        "ok": right,
-    }
-
-
-def judge(
-    models: dict[str, Model], entries: list[dict[str, Any]], samples: dict[str, np.ndarray], isa: str
-) -> list[dict[str, Any]]:
-    """Every model's answers against the expected ones; `ok` is None where it was built for another processor than `isa`."""
-    from export import runtime
-
-    rows = []
-    for entry in entries:
-        row = {key: entry[key] for key in ("file", "sha256", "role", "precision", "target")}
-        row.update(_answers(models[entry["file"]], entry, samples), note=None)
-        if not runtime.runs_on(entry["target"], isa):
-            # Neither its speed nor its rounding here says anything about the device that it was built for.
-            row.update(ok=None, note=f"built for {entry['target']}, this is {isa}")
-        rows.append(row)
-    return rows
-
-
 def _place(folder: Path, rows: list[dict[str, Any]], images: np.ndarray, asked: str, threads: int) -> None:
     """Say of every model how much of it runs in the execution provider that was asked for; none of it is not what was asked for."""
-    from export import provider
+    from export import answers, provider
 
     for row in rows:
-        add_placement(row, provider.place(folder / row["file"], images, asked, threads))
-
-
-def add_placement(row: dict[str, Any], found: Placement) -> None:
-    """Write into a row what ran where."""
-    row["provider"] = found.as_json()
-    if found.nodes == 0 and row["ok"]:
-        row.update(ok=False, note=found.sentence)
+        answers.add_placement(row, provider.place(folder / row["file"], images, asked, threads))
 
 
 def _time(folder: Path, rows: list[dict[str, Any]], images: np.ndarray, threads: int, repeats: int, asked: str | None) -> None:
     """Add latency, memory and speed ratios of the models that are meant for this machine."""
-    from export import measure
+    from export import answers, measure
 
     files = [row["file"] for row in rows if row["ok"]]
     if not files:
         return
     result = measure.latency({name: folder / name for name in files}, images, threads=threads, repeats=repeats, attempts=ATTEMPTS, provider=asked)
-    add_latency(rows, result)
+    answers.add_latency(rows, result)
     for row in rows:
         if row["file"] in result.models:
             row["peak_memory_bytes"] = measure.memory(folder / row["file"], threads=threads, provider=asked)
@@ -141,21 +90,6 @@ def _time_shipped(
         row["sustained"] = sustained(folder / row["file"], images, seconds, threads=threads, provider=asked).summary()
     row["photo_latency_ms"], said = photos.time_to_answer(folder, manifest, row["file"], threads=threads, repeats=repeats, provider=asked)
     return said
-
-
-def add_latency(rows: list[dict[str, Any]], result: LatencyResult) -> None:
-    """Write what was measured into the rows of the measured models."""
-    from export import measure
-
-    known = result.conditions()
-    for row in rows:
-        name = row["file"]
-        timed = result.models.get(name)
-        if timed is not None:
-            row["latency_ms"] = {**timed.summary(), "p50_ci95": list(measure.p50_interval(result, name)[1:])}
-            row.update(first_run_ms=timed.first_run_ms, load_ms=timed.load_ms, contaminated=result.contaminated, disturbances=list(result.disturbances))
-            row["speedup_over"] = {other: list(measure.ratio(result, other, name)) for other in result.models if other != name}
-            row["conditions"] = {**{key: known[key] for key in CONDITIONS}, "drift": result.drift.get(name)}
 
 
 def emulated() -> str | None:
@@ -181,6 +115,7 @@ def verify(
     import numpy as np
 
     from export import photos, provider, runtime
+    from export.answers import fitting, judge
 
     asked = provider.resolve(asked) if asked else None
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -194,9 +129,9 @@ def verify(
         samples = {name: stored[name] for name in stored.files}
     models = {entry["file"]: runtime.Model.load(folder / entry["file"], threads, asked) for entry in entries}
     rows = judge(models, entries, samples, host["isa"])
-    seen, answers = photos.check(folder, manifest, models, preprocess)
+    seen, decoded = photos.check(folder, manifest, models, preprocess)
     for row in rows:
-        row.update(latency_ms=None, first_run_ms=None, load_ms=None, peak_memory_bytes=None, speedup_over={}, photos=answers.get(row["file"]))
+        row.update(latency_ms=None, first_run_ms=None, load_ms=None, peak_memory_bytes=None, speedup_over={}, photos=decoded.get(row["file"]))
         row.update(provider=None, photo_latency_ms=None, sustained=None)
     file, photo = fitting(rows, host["isa"]), "not timed"
     if asked:
@@ -219,13 +154,6 @@ def verify(
         "remarks": [f"{asked} {provider.known(asked)}"] if asked else [],
         "ok": bool(judged) and all(judged) and seen["ok"] is not False,
     }
-
-
-def fitting(rows: list[dict[str, Any]], isa: str) -> str | None:
-    """The student's file for this machine: int8 before float, of several the one that was made for exactly this; None where there is none."""
-    students = [row for row in rows if row["role"] == "student" and row["ok"] is not None]
-    best = max(students, key=lambda row: (row["precision"] == "int8", row["target"] == isa), default=None)
-    return best["file"] if best else None
 
 
 def _table(answer: dict[str, Any]) -> str:

@@ -47,7 +47,7 @@ SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
     "tune": (tune.run.version, ("compress/stages/tune.py", *TRAINING, *(f"export/{name}.py" for name in (
         "quantize", "calibrate", "simulation", "operators", "fakequant")))),
     "validate": (validate.run.version, ("compress/stages/validate.py", "compress/slices.py", "compress/data/__init__.py", "compress/statistics.py", *(
-        f"export/{name}.py" for name in ("__init__", "runtime", "measure", "audit", "graph", "bundle", "verify")))),
+        f"export/{name}.py" for name in ("__init__", "runtime", "measure", "timings", "audit", "graph", "bundle", "answers", "verify")))),
     "settle": (settle.run.version, ("compress/stages/settle.py", "compress/slices.py", "compress/data/__init__.py", "compress/statistics.py")),
     "device": (device.run.version, ("compress/stages/device.py",)),
 }  # fmt: skip

@@ -20,6 +20,7 @@ import export.convert
 import export.measure
 import export.quantize
 import export.rewrites
+import export.timings
 from compress import __version__, loading
 from compress.asking import ask
 from compress.data import calibration_arrays, views
@@ -30,10 +31,10 @@ from compress.results import CalibrationData, Network
 from compress.schema import Device, Export
 from compress.store import Context, Stage
 from export.bundle import Shipped
-from export.measure import LatencyResult
 from export.runtime import FOREIGN, Contract, ExportError, copy_model, isa, runs_on, write_beside
 from export.targets import Settings
 from export.targets import verify as targets
+from export.timings import LatencyResult
 
 PICTURES = 32  # for the int8 ranges and the timing; neither gets better by more
 SEED = 0  # of the weights and of the noise
@@ -165,8 +166,8 @@ def _time(
     except ExportError as error:
         raise StageError(f"plan: {error}") from error
     return Timed(
-        latency_ms={name: {**result.models[name].summary(), "p50_ci95": list(export.measure.p50_interval(result, name)[1:])} for name in files},
-        speedup={mine: {name: list(export.measure.ratio(result, name, mine)) for name in files if name != mine} for mine in own},
+        latency_ms={name: {**result.models[name].summary(), "p50_ci95": list(export.timings.p50_interval(result, name)[1:])} for name in files},
+        speedup={mine: {name: list(export.timings.ratio(result, name, mine)) for name in files if name != mine} for mine in own},
         peak_memory_bytes=memory,
         other_cores=result.other_cores,
         disturbances=result.disturbances,

@@ -16,6 +16,7 @@ import export.audit
 import export.bundle
 import export.measure
 import export.sustained
+import export.timings
 from compress import faults, slices, statistics, timing
 from compress.data import stratified, test_arrays
 from compress.delivery import Measured, ModelFile
@@ -24,8 +25,8 @@ from compress.records import File
 from compress.results import TestData
 from compress.schema import Validate
 from compress.store import Context, Stage
-from export.measure import LatencyResult
 from export.runtime import ExportError, Model, copy_model, cores, isa, runs_on, saturates
+from export.timings import LatencyResult
 
 BATCH = 50
 OWN_BYTES = 20_000_000  # of the user's photos in the bundle
@@ -107,7 +108,7 @@ def _ships(models: tuple[ModelFile, ...], times: LatencyResult, keep: str, seed:
         return best, None
     if best.name not in times.models:
         return best, f"{best.name} ships although keep: faster was asked for: it is built for {best.target}, so its speed could not be judged here."
-    speedup, low, high = export.measure.ratio(times, plain.name, best.name, seed=seed)
+    speedup, low, high = export.timings.ratio(times, plain.name, best.name, seed=seed)
     numbers = f"{speedup:.2f}x [{low:.2f}, {high:.2f}] its speed"
     if low > 1:
         return best, f"{best.name} ships: it is faster than the float student here ({numbers}), as keep: faster asks."
@@ -190,7 +191,7 @@ def _compare(model: ModelFile, against: ModelFile, logits: dict[str, np.ndarray]
     right = {name: logits[name].argmax(axis=1) == labels for name in (model.name, against.name)}
     drop = statistics.paired_drop(right[against.name], right[model.name])
     both = model.name in times.models and against.name in times.models
-    speedup, low, high = export.measure.ratio(times, against.name, model.name, seed=seed) if both else (None, None, None)
+    speedup, low, high = export.timings.ratio(times, against.name, model.name, seed=seed) if both else (None, None, None)
     return {
         "model": model.name,
         "against": against.name,

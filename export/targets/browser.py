@@ -22,7 +22,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from export import measure, photos, runtime, verify
+from export import answers, photos, runtime, timings, verify
 from export.provider import told
 from export.rounds import Attempt
 from export.targets import Address, DeviceFailed, Settings, Unreachable, WrongTarget, loopback, ortweb, webtimes
@@ -196,7 +196,7 @@ def _answer(said: dict[str, Any], heard: Heard, folder: Path, manifest: dict[str
     provider, about = said["provider"], said["host"]
     with np.load(folder / manifest["samples"]["file"], allow_pickle=False) as stored:
         samples = {name: stored[name] for name in stored.files}
-    rows = verify.judge(_models(heard, provider, "logits", manifest), manifest["models"], samples, "web")
+    rows = answers.judge(_models(heard, provider, "logits", manifest), manifest["models"], samples, "web")
     seen, decoded = _photos(heard, provider, folder, manifest)
     for row in rows:
         row.update(latency_ms=None, first_run_ms=None, load_ms=None, peak_memory_bytes=None, speedup_over={}, photos=decoded.get(row["file"]))
@@ -205,13 +205,13 @@ def _answer(said: dict[str, Any], heard: Heard, folder: Path, manifest: dict[str
     for row in rows:
         if provider == "webgpu" and placed[row["file"]]["nodes"]:  # empty: onnxruntime-web's log did not say
             nodes, elsewhere = placed[row["file"]]["nodes"], placed[row["file"]]["elsewhere"]
-            verify.add_placement(row, told(WEBGPU, nodes.get(WEBGPU, 0), sum(nodes.values()), None, elsewhere))
+            answers.add_placement(row, told(WEBGPU, nodes.get(WEBGPU, 0), sum(nodes.values()), None, elsewhere))
     attempts = heard.attempts.get(provider, [])
     if attempts:
         first = {one["file"]: one["first_run_ms"] for one in said["models"]}
         load = {one["file"]: one["load_ms"] for one in said["models"]}
         digests = {entry["file"]: entry["sha256"] for entry in manifest["models"]}
-        verify.add_latency(rows, measure.conclude(attempts, about["threads"], first, load, digests))
+        answers.add_latency(rows, timings.conclude(attempts, about["threads"], first, load, digests))
     webgpu = about["webgpu"]
     why = "--no-latency" if not settings.latency else "a software adapter" if provider == "webgpu" and webgpu["software"] else None
     judged = [row["ok"] for row in rows if row["ok"] is not None]
@@ -227,7 +227,7 @@ def _answer(said: dict[str, Any], heard: Heard, folder: Path, manifest: dict[str
         "models": rows,
         "photos": seen,
         "not_timed": why,
-        "file": verify.fitting(rows, "web"),
+        "file": answers.fitting(rows, "web"),
         "remarks": _remarks(provider, webgpu, manifest),
         "ok": bool(judged) and all(judged) and seen["ok"] is not False,
     }  # fmt: skip

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import conditions, measure, rounds
-from export.measure import LatencyResult, ModelLatency
+from export import conditions, measure, rounds, timings
 from export.quantize import quantize
 from export.runtime import TARGETS, ExportError, MissingError, isa
+from export.timings import LatencyResult, ModelLatency
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +93,14 @@ def test_ratio_is_paired_by_round() -> None:
     """The machine slows down by half between rounds; the ratio does not."""
     drifting = _result(teacher=[4.0, 6.0, 4.0, 6.0], student=[1.0, 1.5, 1.0, 1.5])
 
-    assert measure.ratio(drifting, "teacher", "student") == pytest.approx((4.0, 3.96, 4.04))  # but for the place in memory
+    assert timings.ratio(drifting, "teacher", "student") == pytest.approx((4.0, 3.96, 4.04))  # but for the place in memory
     noisy = _result(a=[2.0, 3.0, 4.0, 5.0, 6.0], b=[1.0] * 5)
-    value, low, high = measure.ratio(noisy, "a", "b", seed=1)
-    assert low < value == 4.0 < high and measure.ratio(noisy, "a", "b", seed=1) == (value, low, high)
+    value, low, high = timings.ratio(noisy, "a", "b", seed=1)
+    assert low < value == 4.0 < high and timings.ratio(noisy, "a", "b", seed=1) == (value, low, high)
 
 
 def test_p50_interval_holds_p50() -> None:
-    value, low, high = measure.p50_interval(_result(a=[1.0, 1.1, 1.2, 1.3, 5.0]), "a")
+    value, low, high = timings.p50_interval(_result(a=[1.0, 1.1, 1.2, 1.3, 5.0]), "a")
 
     assert value == 1.2 and 1.0 <= low <= 1.2 <= high <= 5.0 and low < high
 
@@ -196,7 +196,7 @@ def test_a_model_against_itself_is_neither_faster_nor_slower(int8: Path, images:
     (tmp_path / "copy.onnx").write_bytes(int8.read_bytes())
 
     result = measure.latency({"a": int8, "b": tmp_path / "copy.onnx"}, images, repeats=1000, rounds=40)
-    value, low, high = measure.ratio(result, "a", "b")
+    value, low, high = timings.ratio(result, "a", "b")
 
     assert low <= value <= high and 0.8 < value < 1.25  # a first run, a load or a slow round that one of them alone paid for would show
 

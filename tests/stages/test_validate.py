@@ -17,7 +17,7 @@ from compress.records import File
 from compress.schema import Validate
 from compress.shipped import facts, shipping
 from compress.stages import data, settle, validate
-from export.measure import LatencyResult, ModelLatency
+from export.timings import LatencyResult, ModelLatency
 from tests.stages.conftest import TARGET
 
 MODEL_KEYS = {  # the contract's, then those that the report documents beyond it
@@ -238,7 +238,7 @@ def test_int8_for_another_machine_ships_and_is_said_not_to_be_judged(models):
 
 
 def test_what_does_not_ship_is_not_in_the_bundle_and_not_judged(work, models, prepared, versions, monkeypatch):
-    monkeypatch.setattr(validate.export.measure, "ratio", lambda *_, **__: (0.9, 0.85, 0.95))
+    monkeypatch.setattr(validate.export.timings, "ratio", lambda *_, **__: (0.9, 0.85, 0.95))
     found = validate.run.run(
         Validate(warmup=2, repeats=20), context=work, models=models, samples=20, test=data.test(prepared), host={}, versions=versions, keep="faster"
     )

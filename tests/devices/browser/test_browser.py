@@ -24,7 +24,7 @@ from torch import nn
 
 from compress.errors import MissingError, StageError, UsageError
 from compress.stages import device
-from export import bundle, runtime, verify
+from export import answers, bundle, runtime
 from export.bundle import Shipped
 from export.convert import to_onnx
 from export.quantize import quantize
@@ -317,7 +317,7 @@ def test_the_page_judges_by_the_verifiers_rules(tmp_path: Path) -> None:
     cases += [(base, broken), (closer, broken)]
     samples = {"images": np.zeros((40, 1, 1, 3), np.uint8), "labels": labels, "logits/a": np.round(expected, 3)}
     cases = [(entry, np.round(logits, 3)) for entry, logits in cases]
-    ours = [verify.judge({"a": browser._Said(logits)}, [entry], samples, "web")[0] for entry, logits in cases]  # type: ignore[dict-item]
+    ours = [answers.judge({"a": browser._Said(logits)}, [entry], samples, "web")[0] for entry, logits in cases]  # type: ignore[dict-item]
     listed = [{"entry": entry, "logits": ["nan" if np.isnan(v) else float(v) for v in logits.ravel()],
                "expected": samples["logits/a"].ravel().tolist(), "labels": labels.tolist()} for entry, logits in cases]  # fmt: skip
     script = tmp_path / "judge.mjs"
