@@ -19,6 +19,7 @@ from compress.atomic import write_atomically, write_json
 from compress.console import Console
 from compress.errors import MissingError, StageError, UsageError
 from compress.report.source import arrays_of, curves_of, read_report, shipped, teacher_row
+from compress.standalone import RESOLVED, again
 
 ARRAYS = "analysis.npz"
 SEED = 0
@@ -67,14 +68,14 @@ def sentences(content: Row) -> list[str]:
 
 def _gradients(folder: Path, report: Row) -> Row:
     """Which cosines the student's history holds; where none, how to record them."""
-    path = folder / "resolved.yaml"
+    path = folder / RESOLVED
     settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     every = (settings.get("train") or {}).get("trace_gradients")
     student = next((curve for curve in curves_of(folder) if curve.name == "student"), None)
     found = {name.removeprefix("cos_"): float(np.nanmin(values)) for name, values in (student.cosines if student else {}).items()}
     sentence = None
     if not found and every is None:
-        command = report.get("command") or f"compress run {folder / 'recipe.yaml'}"
+        command = report.get("command") or again(folder)
         sentence = f"The cosine between the losses' gradients was not recorded; record it with: {command} --set train.trace_gradients=20"
     elif not found:
         sentence = "The method has one loss, so there is no cosine between gradients."
@@ -137,7 +138,7 @@ def _by_networks(folder: Path, report: Row, artifacts: Path, arrays: Arrays, con
     from compress import kept as records
 
     try:
-        kept = records.read(folder, artifacts, again=report.get("command"))
+        kept = records.read(folder, artifacts, command=report.get("command"))
     except MissingError as error:
         return {"features": {"sentence": f"Features and heads are left out: {error}"}, "heads": []}
     from compress import features, loading

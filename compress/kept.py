@@ -11,6 +11,7 @@ from compress.errors import MissingError
 from compress.records import File, from_json, to_json
 from compress.results import Distilled, Stripped, Trained, TrainingData
 from compress.schema import Distill
+from compress.standalone import again
 from compress.store import files, located, relative
 
 NAME = "kept.json"
@@ -37,17 +38,17 @@ def write(kept: Kept, folder: Path, root: Path) -> None:
     write_json(folder / NAME, to_json(relative(kept, root)))
 
 
-def read(folder: Path, root: Path, again: str | None) -> Kept:
+def read(folder: Path, root: Path, command: str | None) -> Kept:
     """The records of a run, every file as it was. Raises MissingError where the run has none or the cache no longer holds a file.
 
-    `again`: the command that made the run.
+    `command`: what made the run, where that is known.
     """
-    again = again or f"compress run {folder / 'recipe.yaml'}"
+    command = command or again(folder)
     path = folder / NAME
     if not path.is_file():
-        raise MissingError(f"{path} is missing: this run was made by an earlier version; make it again: {again}")
+        raise MissingError(f"{path} is missing: this run was made by an earlier version; make it again: {command}")
     kept: Kept = located(from_json(Kept, json.loads(path.read_text(encoding="utf-8"))), root)
     for file in files(kept):
         if not file.path.is_file() or File.of(file.path).sha256 != file.sha256:
-            raise MissingError(f"{file.path} is not there any more, or not as this run left it; make it again: {again}")
+            raise MissingError(f"{file.path} is not there any more, or not as this run left it; make it again: {command}")
     return kept

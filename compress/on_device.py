@@ -13,6 +13,7 @@ from compress.console import Console
 from compress.device_limits import keeps_int8, merge
 from compress.errors import MissingError, StageError
 from compress.schema import Device, Require, Validate
+from compress.standalone import RECIPE, RESOLVED, again
 
 Row = dict[str, Any]
 
@@ -32,7 +33,7 @@ def verify(run_folder: Path, *, target: str | None, preprocess: str | None = Non
     content = json.loads((run_folder / "report.json").read_text())
     bundle = run_folder / "bundle.zip"
     if not bundle.is_file():
-        raise MissingError(f"{bundle} is missing; make it again: compress run {run_folder / 'recipe.yaml'}")
+        raise MissingError(f"{bundle} is missing; make it again: {again(run_folder)}")
     require, timing, named = settings_of(run_folder)
     target = target or named.target
     if sustained is None:  # what the recipe asks for is asked of the recipe's device; of this machine `validate` did it
@@ -76,7 +77,7 @@ def verify(run_folder: Path, *, target: str | None, preprocess: str | None = Non
 
 def _keep_again(run_folder: Path, content: Row, rows: tuple[Row, ...], name: str) -> str | None:
     """What `keep: faster` would decide by this answer of the recipe's device, where that is not what ships; the run folder stays as it is."""
-    settings = yaml.safe_load((run_folder / "resolved.yaml").read_text(encoding="utf-8"))["quantize"]
+    settings = yaml.safe_load((run_folder / RESOLVED).read_text(encoding="utf-8"))["quantize"]
     if settings.get("keep") != "faster" or (content.get("named_device") or {}).get("target") != name:
         return None
     files = {row["precision"]: row["file"] for row in reversed(content["models"]) if row["role"] == "student"}
@@ -85,14 +86,14 @@ def _keep_again(run_folder: Path, content: Row, rows: tuple[Row, ...], name: str
     if kept == ships:
         content["ships"] = {**content["ships"], "sentence": sentence}
         return None
-    return f"by this answer another file would ship; make the run again for that: compress run {run_folder / 'recipe.yaml'} ({sentence})"
+    return f"by this answer another file would ship; make the run again for that: {again(run_folder)} ({sentence})"
 
 
 def settings_of(run_folder: Path) -> tuple[Require, Validate, Device]:
     """The limits, the measurement's settings and the device that a run was made with. Raises MissingError."""
-    path = run_folder / "resolved.yaml"
+    path = run_folder / RESOLVED
     if not path.is_file():
-        raise MissingError(f"{path} is missing, so its limits are not known; make it again: compress run {run_folder / 'recipe.yaml'}")
+        raise MissingError(f"{path} is missing, so its limits are not known; make it again: compress run {run_folder / RECIPE}")
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     device = Device.model_validate(content.get("device") or {})
     return Require.model_validate(content["require"]), Validate.model_validate(content["validate"]), device

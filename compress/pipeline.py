@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compress import compatible, distributed, kept, recipe, selection, verdict
+from compress import compatible, distributed, kept, recipe, selection, standalone, verdict
 from compress.console import Console
 from compress.errors import MissingError, UsageError
 from compress.kept import Kept
@@ -51,8 +50,7 @@ def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
     if not store.group.first:
         return Outcome(0, None, None)
     folder = _new_folder(artifacts / "runs" / loaded.name, now, sha256_of(settings)[:8])
-    shutil.copyfile(loaded.path, folder / "recipe.yaml")
-    (folder / "resolved.yaml").write_text(recipe.dump(work.settings))
+    standalone.write(loaded, work.settings, folder)
     content = report.write(evidence, folder)
     branch = evidence.student
     own = work.settings.distill.alone().model_dump(mode="json", by_alias=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,12 @@ class Loaded:
     name: str
     notices: tuple[str, ...]
     tree: Tree = field(repr=False, compare=False)
+    flags: tuple[str, ...] = ()  # behind the path on the command line: --set KEY=VALUE, --allow-code
+
+    @property
+    def command(self) -> str:
+        """What runs it again from the same working folder."""
+        return shlex.join(["compress", "run", str(self.path), *self.flags])
 
     def where(self, key: str) -> str:
         """`path:line:column` of a dotted key, or its --set flag; of the nearest section around it where the recipe leaves it out."""
@@ -56,7 +63,8 @@ def load(path: Path, overrides: Sequence[str] = (), *, allow_code: bool = False)
         raise RecipeError(sorted(problems, key=_position))
     name = recipe.name or re.sub(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]", "-", path.stem).strip("-") or "recipe"
     notices += [f"{tree.place(keys).key}: {sentence}" for keys, sentence in crosschecks.remarks(recipe)]
-    return Loaded(recipe.model_copy(update={"name": name}), path, name, tuple(notices), tree)
+    flags = (*(word for text in overrides for word in ("--set", text)), *(("--allow-code",) if allow_code else ()))
+    return Loaded(recipe.model_copy(update={"name": name}), path, name, tuple(notices), tree, flags)
 
 
 def resolve(recipe: Recipe) -> Recipe:

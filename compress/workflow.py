@@ -94,7 +94,7 @@ class Workflow:
             seconds=store.seconds,
             reused=tuple(store.reused),
             environment={**here, "torch": written_by["torch"], "onnx": written_by["onnx"], "compress": version("compress"), "device": store.device},
-            command=f"compress run {self.loaded.path}",
+            command=self.loaded.command,
             started=started,
             notices=(*self.loaded.notices, *self.networks.notices()),
             where=places(self.loaded),

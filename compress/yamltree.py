@@ -6,7 +6,9 @@ booleans; a repeated key, a tag, an alias or a second document is a mistake with
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -248,6 +250,33 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
         if re.search(pattern, said):
             return message
     return f"not valid YAML: {error.problem or error.context}"
+
+
+def changed(text: str, values: Mapping[Keys, str]) -> str:
+    """The YAML of a mapping with other texts at some of its keys, and all else, comments too, as it was; a key that is missing at the top is put first."""
+    root: Any = _Loader(text).get_single_node()
+    spans: list[tuple[int, int, str]] = []
+    for keys, value in values.items():
+        node = _below(root, keys)
+        word = yaml.dump(value, Dumper=_Dumper, default_style='"', allow_unicode=True, width=math.inf).rstrip()
+        if node is None:
+            start = root.start_mark.index + bool(root.flow_style)
+            behind = ", " if root.flow_style else "\n" + " " * root.start_mark.column
+            spans.append((start, start, f"{keys[0]}: {word}{behind}"))
+        else:
+            start, end = node.start_mark.index, node.end_mark.index
+            spans.append((start, end, f" {word}" if start == end else f"{word}\n" if node.style in ("|", ">") else word))
+    for start, end, word in sorted(spans, reverse=True):
+        text = text[:start] + word + text[end:]
+    return text
+
+
+def _below(node: Any, keys: Keys) -> Any:
+    """The node at `keys`; None where there is none."""
+    for key in keys:
+        inside = node.value if isinstance(node, SequenceNode) else {name.value: value for name, value in node.value}
+        node = inside[key] if isinstance(key, int) else inside.get(key)
+    return node
 
 
 class _Dumper(yaml.SafeDumper):

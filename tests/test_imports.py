@@ -44,13 +44,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.recipe": ("compress.errors", "compress.explain", "compress.overrides", "compress.schema", "compress.yamltree", "compress.crosschecks"),
     "compress.reference": ("compress.schema",),  # the README's recipe reference
     "compress.insight": (),
-    "compress.kept": (*FOUNDATIONS, "compress.schema", "compress.store"),
+    "compress.standalone": ("compress.models.catalog", "compress.recipe", "compress.schema", "compress.yamltree", "compress"),
+    "compress.kept": (*FOUNDATIONS, "compress.schema", "compress.standalone", "compress.store"),
     "compress.features": (
         *FOUNDATIONS, "compress.loading", "compress.data*", "compress.kept", "compress.methods*", "compress.models.taps", "compress.train", "compress",
     ),
     "compress.analyze": (
-        *FOUNDATIONS, "compress.console", "compress.features", "compress.insight", "compress.kept", "compress.loading", "compress.report*", "compress.store",
-        "compress",
+        *FOUNDATIONS, "compress.console", "compress.features", "compress.insight", "compress.kept", "compress.loading", "compress.report*",
+        "compress.standalone", "compress.store", "compress",
     ),
     "compress.verdict": ("compress.schema", "compress.statistics"),
     "compress.device_limits": ("compress.schema", "compress.verdict"),
@@ -117,7 +118,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "compress.on_device": (
         "compress.asking", "compress.console", "compress.errors", "compress.schema", "compress.device_limits", "compress.report", "compress.stages.device",
-        "compress.atomic", "export.targets*",
+        "compress.atomic", "compress.standalone", "export.targets*",
     ),
     "compress.planted_network": ("compress.data*", "compress.faults", "export.*"),
     "compress.planted": ("compress.faults", "compress.planted_network", "compress.schema", "compress.statistics", "compress.verdict", "export.*", "compress"),
@@ -136,6 +137,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.pipeline": (
         *FOUNDATIONS, "compress.recipe", "compress.compatible", "compress.verdict", "compress.console", "compress.store", "compress.selection",
         "compress.distributed", "compress.stages.report", "compress.plan", "compress.workflow", "compress.device_limits", "compress.kept",
+        "compress.standalone",
     ),
     "compress.commands": (),
     "compress.commands.options": ("compress.errors",),

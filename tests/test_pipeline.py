@@ -194,6 +194,13 @@ def test_a_second_run_executes_no_stage(artifacts, run_folder, report, capsys):
     assert (latest / "student.safetensors").read_bytes() == (run_folder / "student.safetensors").read_bytes()
 
 
+def test_the_resolved_recipe_runs_from_the_run_folder(artifacts, run_folder, report, capsys):
+    assert report["command"].startswith(f"compress run {FLAGSHIP} --set ")
+    assert cli.main(["run", str(run_folder / "resolved.yaml"), "--artifacts", str(artifacts), "--until", "quantize"]) == 0
+    out = capsys.readouterr().out
+    assert ran(out) == [] and out.count(" reused\n") == len([part for part in report["stages"] if part["title"].split()[0] in STAGES[:6]])
+
+
 @pytest.mark.parametrize("verdict", [5, 6])
 def test_another_requirement_measures_nothing_again(artifacts, report, verdict, capsys):
     top1 = report["models"][2]["top1"]

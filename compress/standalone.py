@@ -1,0 +1,69 @@
+"""The recipe in a run's folder: it runs from where it lies, on the same data and from the same cache, so its relative paths are written out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from compress import yamltree
+from compress.models import catalog
+from compress.recipe import Loaded
+from compress.schema import Recipe
+from compress.yamltree import Keys
+
+RECIPE, RESOLVED = "recipe.yaml", "resolved.yaml"
+
+
+def write(loaded: Loaded, settings: Recipe, folder: Path) -> None:
+    """`recipe.yaml`, the recipe as it was, and `resolved.yaml`, with --set and every default filled in."""
+    base, plain = loaded.path.resolve().parent, settings.plain()
+    for keys, path in written_out(plain, base).items():
+        holder: Any = plain
+        for key in keys[:-1]:
+            holder = holder[key]
+        holder[keys[-1]] = path
+    (folder / RESOLVED).write_text(yamltree.write(plain), encoding="utf-8")
+    text = loaded.path.read_bytes().decode("utf-8-sig")
+    values, _ = yamltree.parse(text, str(loaded.path), 0, "", [])
+    changes = written_out(values, base)
+    if not values.get("name"):
+        changes[("name",)] = loaded.name  # it would be the copy's
+    (folder / RECIPE).write_bytes(yamltree.changed(text, changes).encode())
+
+
+def again(folder: Path) -> str:
+    """The command that makes the run in `folder` again."""
+    return f"compress run {folder / RESOLVED}"
+
+
+def written_out(data: Any, base: Path) -> dict[Keys, str]:
+    """The relative paths among a recipe's plain values, from the root or from the home folder; `base`: where they begin."""
+    return {keys: _from_root(base / path) for keys, path in _paths(data) if not Path(path).expanduser().is_absolute()}
+
+
+def _from_root(path: Path) -> str:
+    full, home = path.resolve(), Path.home().resolve()
+    return f"~/{full.relative_to(home).as_posix()}" if full.is_relative_to(home) else str(full)
+
+
+def _paths(data: Any) -> Iterator[tuple[Keys, str]]:
+    """The values that name a file or a folder."""
+    if _entry(data, "data", "root"):
+        yield ("data", "root"), data["data"]["root"]
+    student: Keys = ("student",)
+    networks: list[tuple[Keys, Any]] = [(student, data.get("student"))]
+    for home in (("teacher", "candidates"), ("student", "choose", "from")):
+        listed = _entry(data, *home)
+        networks += [((*home, number), one) for number, one in enumerate(listed if isinstance(listed, list) else [])]
+    for keys, one in networks:
+        for key in ("weights", "onnx"):
+            value = _entry(one, key)
+            if isinstance(value, str) and (key == "onnx" or value.endswith(catalog.CHECKPOINT_SUFFIXES)) and "://" not in value:
+                yield (*keys, key), value
+
+
+def _entry(data: Any, *keys: str) -> Any:
+    for key in keys:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data

@@ -1,0 +1,118 @@
+"""The recipe's copies in a run's folder run from there: the same data, the same stages of the cache."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from compress import cli, models, recipe, standalone, yamltree
+
+TEXT = """# What it does: nothing
+data: {source: npz, root: here/pictures.npz, image_size: 16, validation: 8}  # beside it
+teacher:
+  candidates:
+    - {model: resnet8, weights: "../teacher.safetensors"}
+    - model: resnet14
+student: {model: mobilenet_v2, width: 0.5}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A recipe with its pictures below it and a checkpoint above."""
+    folder = tmp_path / "project" / "recipes"
+    (folder / "here").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    labels = np.arange(40) % 4
+    pictures = {part: random.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8) for part in ("train_images", "test_images")}
+    np.savez(folder / "here" / "pictures.npz", **pictures, train_labels=labels, test_labels=labels, class_names=np.array(list("abcd")))  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    save_file(models.build("resnet8", classes=4).state_dict(), tmp_path / "project" / "teacher.safetensors")
+    path = folder / "mine.yaml"
+    path.write_text(TEXT.replace("    - model: resnet14\n", ""))
+    return path
+
+
+@pytest.mark.parametrize("more", [(), ("--set", "data.root=../recipes/here/pictures.npz", "--set", "distill.alpha=3")])
+def test_both_copies_run_from_the_runs_folder_and_find_every_stage(
+    project: Path, more: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = recipe.load(project, more[1::2])
+    run = tmp_path / "elsewhere" / "run"
+    run.mkdir(parents=True)
+    standalone.write(loaded, recipe.resolve(loaded.recipe), run)
+    monkeypatch.chdir(project.parent)
+    options = ["--artifacts", str(tmp_path / "artifacts"), "--until", "teacher", "--device", "cpu"]
+    assert cli.main(["run", "mine.yaml", *more, *options]) == 0, capsys.readouterr().err
+    assert re.findall(r"^(\S+).* running$", capsys.readouterr().out, re.MULTILINE) == ["data", "teacher"]
+    monkeypatch.chdir(tmp_path)
+
+    for command in ([str(run / "recipe.yaml")], standalone.again(run).split()[2:]):
+        assert cli.main(["run", *command, *options]) == 0, capsys.readouterr().err
+        assert re.findall(r"^(\S+).* reused$", capsys.readouterr().out, re.MULTILINE) == ["data", "teacher"]
+    assert recipe.resolve(recipe.load(run / "resolved.yaml").recipe).distill == recipe.resolve(loaded.recipe).distill
+    assert {recipe.load(run / name).name for name in ("recipe.yaml", "resolved.yaml")} == {"mine"}
+
+
+def test_a_recipe_without_relative_paths_is_copied_to_the_letter(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    lines = ("name: b", "data: {source: fashion}  # \u00e9", "teacher: {candidates: [{model: resnet8, weights: ~/a.pt}]}", "student: {model: resnet8}", "")
+    path.write_bytes("\r\n".join(lines).encode())
+    loaded = recipe.load(path)
+    (tmp_path / "run").mkdir()
+
+    standalone.write(loaded, recipe.resolve(loaded.recipe), tmp_path / "run")
+
+    assert (tmp_path / "run" / "recipe.yaml").read_bytes() == path.read_bytes()
+
+
+def test_paths_are_written_from_the_home_folder_or_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    values = {
+        "data": {"source": "folder", "root": "photos"},
+        "teacher": {"candidates": [{"model": "resnet8", "weights": "w.pt"}, {"onnx": "t.onnx"}, {"model": "resnet20", "weights": "IMAGENET1K_V1"}]},
+        "student": {"choose": {"from": [{"model": "resnet8", "weights": "/w.pth"}, {"model": "resnet8", "weights": "../s.pth"}]}},
+    }
+    assert standalone.written_out(values, tmp_path / "recipes") == {
+        ("data", "root"): "~/recipes/photos", ("teacher", "candidates", 0, "weights"): "~/recipes/w.pt",
+        ("teacher", "candidates", 1, "onnx"): "~/recipes/t.onnx", ("student", "choose", "from", 1, "weights"): "~/s.pth",
+    }  # fmt: skip
+    assert standalone.written_out({"data": {"root": "photos"}}, Path("/srv")) == {("data", "root"): "/srv/photos"}
+    assert standalone.written_out({"data": {"root": "https.npz"}, "teacher": None, "student": {"weights": "https://x/a.pt"}}, Path("/srv")) == {
+        ("data", "root"): "/srv/https.npz"
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEXT,
+        TEXT.replace("data:", "name:\ndata:"),
+        TEXT.replace("data:", "name: null  # the file's\ndata:"),
+        TEXT.replace("root: here/pictures.npz", 'root: "here/\\u00e9.npz"'),
+        TEXT.replace("- model: resnet14", "- model: resnet14\n      weights: |\n        a.pt"),
+        yaml.safe_dump(yaml.safe_load(TEXT), default_flow_style=True, width=1000),
+        "".join(f"  {line}\n" for line in TEXT.splitlines()),
+    ],
+)
+def test_changed_text_differs_at_the_named_keys_alone(text: str) -> None:
+    changes: dict[yamltree.Keys, str] = {
+        ("name",): "m", ("data", "root"): "/\u00fc b: #c.npz", ("teacher", "candidates", 0, "weights"): "~/'\"\\x.pt"
+    }  # fmt: skip
+    expected, _ = yamltree.parse(text, "", 0, "", [])
+    if "weights" in expected["teacher"]["candidates"][1]:
+        changes["teacher", "candidates", 1, "weights"] = expected["teacher"]["candidates"][1]["weights"] = "/a.pt"
+    expected |= {"name": "m"}
+    expected["data"]["root"] = changes["data", "root"]
+    expected["teacher"]["candidates"][0]["weights"] = changes["teacher", "candidates", 0, "weights"]
+
+    changed = yamltree.changed(text, changes)
+
+    assert yamltree.parse(changed, "", 0, "", problems := [])[0] == expected and problems == []
+    assert changed.count("#") == text.count("#") + 1
