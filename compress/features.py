@@ -24,6 +24,7 @@ MOST_CLASSES = 10
 PERPLEXITY = 30.0
 NEIGHBOURS = 10
 STREAM = 5  # of the draw of pictures
+BATCH = 250  # pictures in memory at once
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ def _tapped(
 
     with Tapped(model, taps) as tapped:
         logits = [
-            answer(views.to_float(views.evaluation_view(part, record.image_size), record.normalization.mean, record.normalization.std))
-            for part in pictures.images[torch.from_numpy(index)].split(250)
+            answer(views.to_float(views.evaluation_view(pictures.images[part], record.image_size), record.normalization.mean, record.normalization.std))
+            for part in torch.from_numpy(index).split(BATCH)  # pictures that stay in their files are decoded here
         ]
     return torch.cat(logits).float().numpy(), torch.cat(seen).numpy()
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from compress import loading, train
+from compress import features, loading, models, train
 from compress.batches import batches
 from compress.data import sources, training_arrays
 from compress.data.crops import training_view
@@ -22,7 +23,8 @@ from compress.data.listing import Listing, Place
 from compress.data.workers import Decoders
 from compress.distributed import Group
 from compress.errors import Interrupted, StageError
-from compress.results import Normalization, TrainingData
+from compress.records import File
+from compress.results import Network, Normalization, TrainingData
 from compress.schema import Data, Dhkd, Distill
 from compress.stages import data
 from compress.stream import Stream
@@ -45,6 +47,21 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
 def place(training: TrainingData) -> Place:
     assert training.streamed is not None
     return Place(training.streamed.root, training.images.path, training.streamed.paths.path, SIDE)
+
+
+def test_an_analysis_decodes_one_batch_at_a_time(training: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    save_file(models.build("resnet8", classes=3).state_dict(), tmp_path / "a.safetensors")
+    record, weights = Network("resnet8", None, 3, SIDE, NORMALIZATION), File.of(tmp_path / "a.safetensors")
+    pictures, index, asked, answer = loading.pictures(training, "cpu"), np.arange(45), list[int](), Stream.__getitem__
+    monkeypatch.setattr(Stream, "__getitem__", lambda stream, part: asked.append(len(part)) or answer(stream, part))
+
+    whole = features.pooled(record, weights, pictures, index)
+    monkeypatch.setattr(features, "BATCH", 20)
+    parts = features.pooled(record, weights, pictures, index)
+
+    assert asked == [45, 20, 20, 5] and whole.shape == (45, 64)
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
 
 
 def test_decoders_answer_in_order_whatever_their_number(training: TrainingData) -> None:
