@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress import models
 from compress.errors import UsageError
@@ -137,6 +138,33 @@ def test_bf16_signals_give_finite_float32_losses(pair, name):
     taps = {side: {tap: value.float() for tap, value in getattr(signals, side).items()} for side in ("student", "teacher")}  # as the engine does
     losses = method(dataclasses.replace(signals, **taps))
     assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operators whose result, or whose shape, the CPU must know: a GPU would be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        by_mask = name.startswith("aten.index") and any(isinstance(one, Tensor) and one.dtype == torch.bool for one in args[1] or ())
+        if by_mask or any(word in name for word in ("nonzero", "_local_scalar_dense", "masked_select", "unique", "aten.equal", "bincount")):
+            self.found.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_recordable_step_waits_for_nothing_and_leaves_every_tensor_in_its_place(pair, name):
+    method = pair.build(VARIANTS[name])
+    sum(method(pair.signals(method)).values()).backward()  # what the first step sets, is set
+    places = {key: value.data_ptr() for key, value in method.state_dict().items()}
+    signals = pair.signals(method)
+    with Waits() as waits:
+        sum(method(signals).values()).backward()
+    assert not (method.recordable and waits.found), waits.found
+    assert not method.recordable or places == {key: value.data_ptr() for key, value in method.state_dict().items()}
 
 
 @pytest.mark.parametrize("name", VARIANTS)

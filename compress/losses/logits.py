@@ -71,12 +71,14 @@ def decoupled_kd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: 
     Source: Zhao et al. 2022 (arXiv 2203.08679), eq. 7 and 8.
     """
     labelled = labels >= 0
-    target = torch.zeros_like(student, dtype=torch.bool).scatter(1, labels.clamp(min=0)[:, None], True)
+    place = labels.clamp(min=0)[:, None]
+    target = torch.zeros_like(student, dtype=torch.bool).scatter(1, place, True)
     s, t = wide(student) / temperature, wide(teacher) / temperature
     # a finite mask: the target's own share is exactly 0, without the inf - inf of a difference of logarithms
     others_s, others_t = s.masked_fill(target, -1e30), t.masked_fill(target, -1e30)
-    u_s = s[target] - others_s.logsumexp(1)
-    u_t = t[target] - others_t.logsumexp(1)
+    # gathered, not chosen by the mask: that would count its entries, for which the device must be waited for
+    u_s = s.gather(1, place).squeeze(1) - others_s.logsumexp(1)
+    u_t = t.gather(1, place).squeeze(1) - others_t.logsumexp(1)
     tckd = torch.sigmoid(u_t) * (u_t - u_s) + F.softplus(u_s) - F.softplus(u_t)
     log_s, log_t = F.log_softmax(others_s, dim=1), F.log_softmax(others_t, dim=1)
     nckd = (log_t.exp() * (log_t - log_s)).masked_fill(target, 0).sum(1)
