@@ -80,6 +80,10 @@ def test_memories_of_a_resumed_training_go_on():
     for one in (method, again):
         one(batch([3, 9, 2], step=1))
     assert torch.equal(method.memory_student, again.memory_student) and torch.equal(method.log_z, again.log_z)
+    again.load_state_dict(crd().state_dict())  # of before the first batch: what was known is asked for again
+    assert again.log_z.isnan().all()
+    again(batch([0, 1, 7]))
+    assert torch.equal(again.log_z, method.log_z)
 
 
 def test_a_temperature_that_overflows_half_precision_is_finite():

@@ -28,7 +28,6 @@ class CRD(Method):
     config: Crd
     reads_logits = False
     needs_labels = True
-    recordable = False  # its memories are new tensors after every step
     student_taps = ("pooled",)
     teacher_taps = ("pooled",)
     memory_student: Tensor
@@ -42,6 +41,8 @@ class CRD(Method):
         super().__init__(config, setting)
         assert setting.teacher is not None  # needs_teacher
         self.seed = setting.seed
+        self.known = [False, False]  # whether log_z is: to ask the tensor would be to wait for the device
+        self.register_load_state_dict_post_hook(CRD._ask_again)
         self.embed_student = nn.Linear(setting.student.shape("pooled", self.says())[0], config.width)
         self.embed_teacher = nn.Linear(setting.teacher.shape("pooled", self.says())[0], config.width)
         labels = setting.labels[setting.train_index]
@@ -77,7 +78,8 @@ class CRD(Method):
         student = F.normalize(self.embed_student(signals.student["pooled"]), dim=1)
         teacher = F.normalize(self.embed_teacher(signals.teacher["pooled"]), dim=1)
         rows = self.draws(signals)
-        total = self.contrast(student, self.memory_teacher, rows, 0) + self.contrast(teacher, self.memory_student, rows, 1)
+        # of copies: the backward pass reads the memories as they were, while they themselves move on in their place
+        total = self.contrast(student, self.memory_teacher.clone(), rows, 0) + self.contrast(teacher, self.memory_student.clone(), rows, 1)
         if self.training:
             self.remember(self.row[signals.index], student.detach(), teacher.detach())
         return {"ce": self.task(signals, self.config.ce), "crd": self.config.crd * total}
@@ -86,11 +88,15 @@ class CRD(Method):
         """The loss of one network's embeddings (N, width) against the other's memory."""
         # all products, then a choice of them: a matrix product is cheaper than gathering N (1 + K) rows of the memory
         scores = torch.gather(embedding @ memory.to(embedding.dtype).t(), 1, rows) / self.config.temperature
-        log_z = self.log_z[side]
-        if bool(log_z.isnan()):
-            log_z = self._first_z(scores.detach())
-            self.log_z[side] = log_z
-        return contrastive_nce(scores, log_z, len(memory))
+        if not self.known[side]:
+            if bool(self.log_z[side].isnan()):
+                self.log_z[side] = self._first_z(scores.detach())
+            self.known[side] = True
+        return contrastive_nce(scores, self.log_z[side], len(memory))
+
+    def _ask_again(self, _: object) -> None:
+        """What was loaded may know it, or not."""
+        self.known = [False, False]
 
     def _first_z(self, scores: Tensor) -> Tensor:
         """Log of mean(exp(scores)) times the number of pictures, over the batches (N, 1 + K) of all processes."""
@@ -100,11 +106,11 @@ class CRD(Method):
 
     @torch.no_grad()
     def remember(self, rows: Tensor, student: Tensor, teacher: Tensor) -> None:
-        """Move the batch's rows of both memories towards its embeddings. New tensors: the backward pass still needs the old ones."""
+        """Move the batch's rows of both memories, in their place, towards its embeddings."""
         rows, student, teacher = gather(rows), gather(student), gather(teacher)
         momentum = self.config.momentum
         for name, value in (("memory_student", student), ("memory_teacher", teacher)):
             memory = self.get_buffer(name)
             moved = F.normalize(momentum * memory[rows] + (1 - momentum) * value.to(memory.dtype), dim=1)
-            setattr(self, name, memory.index_copy(0, rows, moved))
+            memory.index_copy_(0, rows, moved)
 
