@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from compress.errors import StageError, UsageError
+from compress.errors import MissingError, StageError, UsageError
 
 if TYPE_CHECKING:  # torch is imported where there is more than one process, or a tensor: the store knows groups, and is needed without torch
     from torch import Tensor, nn
@@ -189,7 +189,8 @@ def under_torchrun() -> bool:
 def joined(device: str) -> Iterator[tuple[Group, str]]:
     """(the group, this process's device) while the processes are connected: nccl on CUDA, gloo on the CPU.
 
-    `cuda` becomes this process's own card (LOCAL_RANK). Raises UsageError where a card is named for all processes.
+    `cuda` becomes this process's own card (LOCAL_RANK). Raises UsageError where a card is named for all processes, MissingError where
+    the machine has fewer cards than processes.
     """
     if not under_torchrun():
         yield ALONE, device
@@ -201,6 +202,9 @@ def joined(device: str) -> Iterator[tuple[Group, str]]:
     cuda = device == "cuda"
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if cuda:
+        cards, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if max(local + 1, processes) > cards:  # every process says it, and none waits for the others
+            raise MissingError(f"torch sees {cards} CUDA devices here for {max(local + 1, processes)} processes; start fewer: --nproc-per-node {cards}")
         torch.cuda.set_device(local)
     torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=WAIT)
     yield Group(torch.distributed.get_rank(), torch.distributed.get_world_size()), f"cuda:{local}" if cuda else device

@@ -119,7 +119,10 @@ def teachers(loaded: Loaded, *, artifacts: Path, device: str, console: Console) 
 
 
 def resolve_device(name: str) -> str:
-    """auto | cpu | cuda | cuda:N | mps -> what torch calls it. Raises MissingError where it is not there."""
+    """auto | cpu | cuda | cuda:N | mps -> what torch calls it; a card named by number is from here on torch's own choice, for streams and graphs, too.
+
+    Raises MissingError where it is not there, UsageError for another word.
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -127,7 +130,11 @@ def resolve_device(name: str) -> str:
     if name == "mps" and not torch.backends.mps.is_available():
         raise MissingError("--device mps: torch sees no Metal device here; see it with: compress doctor")
     try:
-        torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
         raise UsageError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda" and device.index is not None and not distributed.under_torchrun():
+        if device.index >= torch.cuda.device_count():
+            raise MissingError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here, counted from 0; see them with: compress doctor")
+        torch.cuda.set_device(device)
     return name

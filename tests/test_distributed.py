@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from compress import distributed
+from compress import distributed, pipeline
 from compress.distributed import ALONE, Group, synchronise
-from compress.errors import UsageError
+from compress.errors import MissingError, UsageError
 
 SCRIPT = Path(__file__).parent / "distributed_run.py"
 ROOT = Path(__file__).parents[1]
@@ -137,3 +137,29 @@ def test_a_named_card_for_all_processes_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="every process takes its own card"), distributed.joined("cuda:1"):
         pass
+
+
+@pytest.fixture
+def chosen(monkeypatch) -> list[torch.device | int]:
+    """What `torch.cuda.set_device` is told, on a machine that has two cards for all that is asked."""
+    told: list[torch.device | int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", told.append)
+    return told
+
+
+def test_a_card_named_by_number_is_the_one_that_streams_and_graphs_are_made_on(chosen):
+    assert pipeline.resolve_device("cuda:1") == "cuda:1" and chosen == [torch.device("cuda", 1)]
+    assert pipeline.resolve_device("cuda") == "cuda" and len(chosen) == 1
+    with pytest.raises(MissingError, match="--device cuda:2: torch sees 2 CUDA devices here, counted from 0"):
+        pipeline.resolve_device("cuda:2")
+
+
+def test_more_processes_than_cards_are_refused_by_each_of_them(chosen, monkeypatch):
+    for rank in ("0", "2"):
+        for name, value in (("WORLD_SIZE", "3"), ("LOCAL_WORLD_SIZE", "3"), ("LOCAL_RANK", rank)):
+            monkeypatch.setenv(name, value)
+        with pytest.raises(MissingError, match="torch sees 2 CUDA devices here for 3 processes; start fewer: --nproc-per-node 2"), distributed.joined("cuda"):
+            pass
+    assert not chosen
