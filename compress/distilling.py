@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from compress import loading
+from compress import loading, teacher_cache
 from compress.data import stratified, views
 from compress.errors import StageError
 from compress.methods import Method, build_method
@@ -64,7 +64,7 @@ def distil(
         if data.streamed is not None:
             context.console.line(f"teacher {teacher.network.model} runs on every batch: pictures are decoded in training, so a view rarely comes again")
         elif isinstance(teaching, TeacherCache):
-            context.console.line(_cache_line(len(pictures.train_index), data, train, student.classes, teaching.used))
+            context.console.line(_cache_line(len(pictures.train_index), data, train, student.classes, teaching))
         else:
             context.console.line(f"teacher {teacher.network.model} runs on every batch: {config.name} reads its feature maps")
     steps = -(-len(pictures.train_index) // train.batch_size)
@@ -102,9 +102,14 @@ def _warn_of_size(model: nn.Module, method: Method, student: Network, context: C
         context.console.warn(sentence)
 
 
-def _cache_line(pictures: int, data: TrainingData, train: Train, classes: int, known: int) -> str:
-    """What remembering the teacher's logits can cost, said before it is spent."""
+def _cache_line(pictures: int, data: TrainingData, train: Train, classes: int, cache: TeacherCache) -> str:
+    """What remembering the teacher's logits can cost, said before it is spent; or that it would cost more than is given."""
+    if not cache.enabled:
+        return (
+            f"teacher logits: the table of {cache.pictures:,} pictures with {cache.views:,} views each would take {cache.table / 2**20:,.0f} MiB, more than the "
+            f"{teacher_cache.MEMORY_LIMIT / 2**20:,.0f} MiB that they may; nothing is remembered, the teacher runs at every step"
+        )
     every = views.view_count(data.augment, data.image_size)
     count = min(every, train.views or every, train.epochs or 1)
     size = pictures * count * classes * 2 / 2**20
-    return f"teacher logits: at most {pictures * count:,} rows ({size:.1f} MiB) for {count} views a picture; {known:,} known from earlier runs"
+    return f"teacher logits: at most {pictures * count:,} rows ({size:.1f} MiB) for {count} views a picture; {cache.used:,} known from earlier runs"

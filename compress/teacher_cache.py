@@ -31,7 +31,7 @@ class TeacherCache:
     Args:
         forward: raw pixels uint8 (M, H, W, 3) -> logits (M, K), without gradient.
         pictures: how many pictures the indices may name. views: how many views each has. classes: K.
-        folder: where the disk copy lives, or None. warn: told about a disk copy that cannot be used.
+        folder: where the disk copy lives, or None. warn: told about a disk copy that cannot be used, and once where the memory is full.
         remember: false: every batch is run.
     """
 
@@ -42,7 +42,8 @@ class TeacherCache:
         self.forward, self.warn = forward, warn
         self.rows_run = 0  # rows that the teacher network computed; a test counts them
         self.file = folder / "logits.npz" if folder else None
-        self.room = (MEMORY_LIMIT - pictures * views * 4) // (classes * 2)
+        self.pictures, self.views, self.table = pictures, views, pictures * views * 4  # bytes
+        self.room, self.full = (MEMORY_LIMIT - self.table) // (classes * 2), False
         self.enabled = remember and self.room > 0
         self.used = self.saved = 0
         if not self.enabled:
@@ -71,6 +72,9 @@ class TeacherCache:
             out[places] = fresh
             if self.used + len(fresh) <= self.room:
                 self._remember(some, views, fresh)
+            elif not self.full:
+                self.full = True
+                self.warn(f"teacher logits: {self.used:,} rows fill the {MEMORY_LIMIT / 2**20:,.0f} MiB that they may take; for other views the teacher runs")
         return out
 
     def answer(self, known: Tensor | None, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress import loading, models, teacher_cache
+from compress import distilling, loading, models, teacher_cache
 from compress.data import npy
 from compress.methods import build_method
 from compress.models import checkpoints
@@ -186,9 +186,11 @@ def test_a_single_row_runs_as_two():
 
 def test_beyond_the_memory_limit_the_teacher_runs(monkeypatch):
     monkeypatch.setattr(teacher_cache, "MEMORY_LIMIT", 10 * 3 * 4 + 4 * CLASSES * 2)  # the table and four rows
-    cache = small(None)
+    said: list[str] = []
+    cache = small(None, said.append)
     assert cache.room == 4
     ask(cache, *batch(0, 1, 2))
+    assert not said
     mixed = ask(cache, *batch(2, 5, 6, 0))
     assert torch.equal(mixed, answers(batch(2, 5, 6, 0)[2]).half().float())
     assert (cache.rows_run, cache.used) == (5, 3)
@@ -196,6 +198,20 @@ def test_beyond_the_memory_limit_the_teacher_runs(monkeypatch):
     ask(cache, *batch(7))
     ask(cache, *batch(4, 0, 1, 2))
     assert (cache.rows_run, cache.used) == (7, 4)
+    assert len(said) == 1 and "3 rows fill the 0 MiB that they may take; for other views the teacher runs" in said[0]
+
+
+def test_what_remembering_costs_is_said_or_that_it_would_cost_too_much(data, monkeypatch):
+    train = Train(epochs=3, views=2)
+    assert distilling._cache_line(52, data, train, CLASSES, small(None)) == (
+        "teacher logits: at most 104 rows (0.0 MiB) for 2 views a picture; 0 known from earlier runs"
+    )
+    monkeypatch.setattr(teacher_cache, "MEMORY_LIMIT", 3 * 2**20)
+    large = TeacherCache(answers, pictures=2**17, views=8, classes=CLASSES, device="cpu", folder=None, warn=pytest.fail)
+    assert distilling._cache_line(52, data, train, CLASSES, large) == (
+        "teacher logits: the table of 131,072 pictures with 8 views each would take 4 MiB, more than the 3 MiB that they may; "
+        "nothing is remembered, the teacher runs at every step"
+    )
 
 
 def test_a_copy_larger_than_the_limit_is_taken_in_part(tmp_path, monkeypatch):
@@ -203,7 +219,7 @@ def test_a_copy_larger_than_the_limit_is_taken_in_part(tmp_path, monkeypatch):
     ask(cache, *batch(*range(8)))
     cache.save()
     monkeypatch.setattr(teacher_cache, "MEMORY_LIMIT", 10 * 3 * 4 + 4 * CLASSES * 2)
-    less = small(tmp_path)
+    less = small(tmp_path, lambda text: None)  # that it is full
     assert less.used == 4
     assert torch.equal(ask(less, *batch(*range(8))), answers(batch(*range(8))[2]).half().float()) and less.rows_run == 4
 
