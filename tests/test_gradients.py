@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from compress import gradients
 from compress.gradients import aligned_backward, cosine, sum_backward
 from compress.losses import binary_kl_norm, cross_entropy
 
@@ -73,8 +75,11 @@ def test_a_free_loss_is_added_unprojected():
     assert w.grad.item() == pytest.approx(1 + 0 + 10)
 
 
+@pytest.mark.parametrize("cuda", [False, True], ids=["by sums", "by norms, as on CUDA"])
 @pytest.mark.parametrize("scope", ["all", "shared"])
-def test_aligned_backward_equals_the_flattened_projection(scope):
+def test_aligned_backward_equals_the_flattened_projection(scope, cuda, monkeypatch):
+    if cuda:
+        monkeypatch.setattr(gradients, "_sum_of_products", lambda left, right: gradients._in_few_launches(torch._foreach_mul(left, right)))
     torch.manual_seed(0)
     body = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 5)).double()
     main, extra = torch.nn.Linear(5, 3).double(), torch.nn.Linear(5, 3).double()
@@ -97,6 +102,42 @@ def test_aligned_backward_equals_the_flattened_projection(scope):
 
     aligned_backward(task, auxiliary, parameters, scope=scope)
     torch.testing.assert_close(torch.cat([p.grad.flatten() for p in parameters]), expected, rtol=1e-12, atol=1e-14)
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that are called, views left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("scope", ["all", "shared"])
+def test_more_parameters_are_no_more_operators_but_for_their_backward_passes_and_sums(scope, monkeypatch):
+    monkeypatch.setattr(gradients, "_sum_of_products", lambda left, right: gradients._in_few_launches(torch._foreach_mul(left, right)))  # as on CUDA
+    counts = []
+    for size in (2, 20):
+        parameters = [torch.tensor([1.0, -2.0], requires_grad=True) for _ in range(size)]
+        task, auxiliary = (sum((parameter * factor).sum() for parameter in parameters) for factor in (1.0, -2.0))
+        with Operators() as passes:
+            torch.autograd.grad(task, parameters, retain_graph=True)
+            torch.autograd.grad(auxiliary, parameters, retain_graph=True)
+        with Operators() as whole:
+            aligned_backward(task, auxiliary, parameters, scope=scope)
+        counts.append(whole.count - passes.count)
+        assert parameters[0].grad.tolist() == [1.0, 1.0]  # the conflict is gone, the task is not
+    assert counts[0] == counts[1] < 30
+
+
+def test_the_losses_gradients_are_not_written_into():
+    w, v = (torch.tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
+    total = (w + v).square().sum()  # one tensor is the gradient of both
+    aligned_backward(total, -total, [w, v], scope="all", free=w.sum())
+    assert w.grad.tolist() == [5.0, 9.0] and v.grad.tolist() == [4.0, 8.0]
 
 
 def test_unknown_scope_is_refused():
