@@ -75,7 +75,9 @@ class Progress:
     def start_at(self, epoch: int, step: int) -> None:
         print(f"goes on in epoch {epoch} behind step {step}", flush=True)
 
-    def warn(self, text: str) -> None: ...
+    def warn(self, text: str) -> None:
+        print(f"warned: {text}", flush=True)
+
     def epoch(self, row: dict[str, float]) -> None: ...
 
     def step(self, images: int, losses: dict[str, Tensor]) -> None:

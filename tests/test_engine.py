@@ -113,8 +113,8 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_why(tmp_path, monkeypatc
     assert "not known apart" in trained(tmp_path / "other", "compile", taps="drop:out")[1][0]
 
 
-@pytest.mark.parametrize(("name", "cuda"), [("auto", False), ("graph", False), ("eager", False)])
-def test_a_cpu_compiles_and_records_only_when_told(tmp_path, monkeypatch, name, cuda):
+@pytest.mark.parametrize("name", ["auto", "graph", "eager"])
+def test_a_cpu_compiles_and_records_only_when_told(tmp_path, monkeypatch, name):
     monkeypatch.setattr(engine, "LONG", 1)
     monkeypatch.setattr(engine, "compiled", lambda *_: pytest.fail("compiled"))
     assert not trained(tmp_path, name)[1]
@@ -157,7 +157,8 @@ def test_memory_that_a_step_frees_serves_the_next():
     code = (
         "import resource, sys\nimport torch\nfrom compress.allocation import keep_freed_memory\ntorch.set_num_threads(1)\nkeep_freed_memory()\n"
         "def use():\n    for _ in range(20):\n        one, other = torch.ones(2**20), torch.ones(2**21)\n"
-        "use()\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\nuse()\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "counts = [use() for _ in range(8)]\nprint(min(after - before for before, after in zip(counts, counts[1:])))\n"  # of seven: others share the kernel
     )
     own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True)
