@@ -106,7 +106,7 @@ def _cache_line(pictures: int, data: TrainingData, train: Train, classes: int, c
     """What remembering the teacher's logits can cost, said before it is spent; or that it would cost more than is given."""
     if not cache.enabled:
         return (
-            f"teacher logits: the table of {cache.pictures:,} pictures with {cache.views:,} views each would take {cache.table / 2**20:,.0f} MiB, more than the "
+            f"teacher logits: the table of {cache.pictures:,} pictures of {cache.views:,} views each would take {cache.table / 2**20:,.0f} MiB, more than the "
             f"{teacher_cache.MEMORY_LIMIT / 2**20:,.0f} MiB that they may; nothing is remembered, the teacher runs at every step"
         )
     every = views.view_count(data.augment, data.image_size)

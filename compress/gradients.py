@@ -72,16 +72,14 @@ def aligned_backward(
 
     correction = _correction(g_task, g_aux, scope)
     projected = [t is not None and (scope == "all" or a is not None) for t, a in zip(g_task, g_aux, strict=True)]
-    grads, others = list(g_task), [g_aux, g_free]
+    grads: Gradients = g_task
+    others: list[Gradients] = [g_aux, g_free]
     del g_aux, g_free  # each is let go when it is added: three lists of gradients at a time, not four
     while others:
         grads = _sums(grads, others.pop(0))
     if correction is not None:
-        places = [place for place, wanted in enumerate(projected) if wanted]
-        less = torch._foreach_mul([g_task[place] for place in places], -correction)
-        torch._foreach_add_(less, [grads[place] for place in places])
-        for place, grad in zip(places, less, strict=True):
-            grads[place] = grad
+        less = iter(_less(g_task, grads, projected, correction))
+        grads = [next(less) if wanted else grad for grad, wanted in zip(grads, projected, strict=True)]
     for p, grad in zip(parameters, grads, strict=True):
         if grad is not None:
             _add(p, grad)
@@ -99,14 +97,19 @@ def _correction(g_task: Gradients, g_aux: Gradients, scope: str) -> Tensor | Non
     return dot.clamp(max=0) / norm2.clamp(min=torch.finfo(norm2.dtype).tiny)
 
 
+def _less(g_task: Gradients, grads: Gradients, projected: list[bool], correction: Tensor) -> Sequence[Tensor]:
+    """grad - correction g_task of the projected parameters alone."""
+    chosen = [(t, grad) for t, grad, wanted in zip(g_task, grads, projected, strict=True) if wanted and t is not None and grad is not None]
+    less = torch._foreach_mul([t for t, _ in chosen], -correction)
+    torch._foreach_add_(less, [grad for _, grad in chosen])
+    return less
+
+
 def _sums(one: Gradients, other: Gradients) -> list[Tensor | None]:
     """Of each parameter the sum of what there is; what is there once stays itself."""
-    both = [place for place, (a, b) in enumerate(zip(one, other, strict=True)) if a is not None and b is not None]
-    found = [b if a is None else a for a, b in zip(one, other, strict=True)]
-    if both:
-        for place, value in zip(both, torch._foreach_add([one[place] for place in both], [other[place] for place in both]), strict=True):
-            found[place] = value
-    return found
+    both = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
+    sums = iter(torch._foreach_add([a for a, _ in both], [b for _, b in both]) if both else ())
+    return [b if a is None else a if b is None else next(sums) for a, b in zip(one, other, strict=True)]
 
 
 def _add(p: Tensor, grad: Tensor) -> None:
@@ -122,7 +125,7 @@ def _add(p: Tensor, grad: Tensor) -> None:
 
 def _sum_of_products(left: list[Tensor], right: list[Tensor]) -> Tensor:
     """The dot product of two lists of tensors, as if each were one vector: a scalar on their device."""
-    products = torch._foreach_mul(left, right)
+    products = list(torch._foreach_mul(left, right))
     return _in_few_launches(products) if products[0].is_cuda else torch.stack([product.sum() for product in products]).sum()
 
 

@@ -209,7 +209,7 @@ def test_what_remembering_costs_is_said_or_that_it_would_cost_too_much(data, mon
     monkeypatch.setattr(teacher_cache, "MEMORY_LIMIT", 3 * 2**20)
     large = TeacherCache(answers, pictures=2**17, views=8, classes=CLASSES, device="cpu", folder=None, warn=pytest.fail)
     assert distilling._cache_line(52, data, train, CLASSES, large) == (
-        "teacher logits: the table of 131,072 pictures with 8 views each would take 4 MiB, more than the 3 MiB that they may; "
+        "teacher logits: the table of 131,072 pictures of 8 views each would take 4 MiB, more than the 3 MiB that they may; "
         "nothing is remembered, the teacher runs at every step"
     )
 
