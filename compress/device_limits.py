@@ -60,12 +60,12 @@ def facts(content: Row, rows: tuple[Row, ...], target: str) -> verdict.Facts:
         file=row["file"],
         target=target,
         latency_ms=latency.get("p50"),
-        latency_ci95=_pair(latency.get("p50_ci95")),
+        latency_ci95=verdict.interval(latency.get("p50_ci95")),
         timed_runs=latency.get("runs"),
         speedup=ratio[0] if ratio else None,
-        speedup_ci95=_pair(ratio[1:] if ratio else None),
+        speedup_ci95=verdict.interval(ratio[1:] if ratio else None),
         int8_speedup=integers["speedup"] if integers else None,
-        int8_speedup_ci95=_pair(integers["ci95"] if integers else None),
+        int8_speedup_ci95=verdict.interval(integers["ci95"] if integers else None),
         peak_memory_bytes=row["peak_memory_bytes"],
         disturbed="; ".join(row.get("disturbances") or ()) or ("other processes were busy on the device" if row["contaminated"] else None),
         sha256=row["sha256"],
@@ -126,7 +126,3 @@ def keeps_int8(int8: str, floats: str, rows: Sequence[Row], target: str) -> tupl
     if ratio[1] > 1:
         return True, f"{int8} ships: it is faster than the float student on {target} ({numbers}), as keep: faster asks."
     return False, f"{floats} ships instead of {int8}: int8 is not measurably faster than the float student on {target} ({numbers}; keep: faster)."
-
-
-def _pair(values: list[float] | None) -> tuple[float, float] | None:
-    return (values[0], values[1]) if values else None

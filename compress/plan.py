@@ -7,18 +7,18 @@ cached alone, so that a second plan, and a run after a plan, measure nothing aga
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compress import plantext, subjects, verdict
+from compress import plan_limits, plantext, subjects
 from compress.atomic import write_json
 from compress.errors import StageError, UsageError
 from compress.models import catalog
 from compress.plantext import name_of
 from compress.records import File
 from compress.results import CalibrationData, Normalization, Prepared
-from compress.schema import KNOWN_CLASSES, Choice, Choose, Device, Recipe, Student
+from compress.schema import KNOWN_CLASSES, Choice, Choose, Recipe, Student
 from compress.stages import convert, data, quantize
 from compress.stages import neighbours as neighbours_stage
 from compress.stages import plan as stages
@@ -27,7 +27,6 @@ from compress.subjects import Subject
 from export.runtime import host, isa, runs_on
 
 STAGES = (stages.draft.name, stages.timing.name)
-JUDGED = ("max_latency_ms", "min_speedup", "min_int8_speedup", "max_bytes", "min_compression", "max_memory_bytes", "min_int8_mac_share")
 UNKNOWN_CLASSES = 10
 
 Row = dict[str, Any]
@@ -89,7 +88,7 @@ def run(ground: Ground, *, neighbours: int, report: Report) -> dict[str, Any]:
     rows = _measure(ground, [*(subjects.student(ground.recipe, role, one, ground.frame) for one in own), *others], report)
     mine = largest(rows, choice.max_latency_ms) if choice else next(row for row in rows if row["role"] == "student")
     requirements = mine["requirements"] if mine else []
-    status = "failed" if mine is None else verdict_of(requirements)
+    status = "failed" if mine is None else plan_limits.status(requirements)
     content = {
         "schema": 1,
         "status": status,
@@ -102,7 +101,7 @@ def run(ground: Ground, *, neighbours: int, report: Report) -> dict[str, Any]:
         "host": dict(ground.host),
         "networks": rows,
         "requirements": requirements,
-        "not_judged": [name for name, limit in ground.recipe.require if limit is not None and name not in judged(ground.recipe, ground.base)],
+        "not_judged": [name for name, limit in ground.recipe.require if limit is not None and name not in plan_limits.judged(ground.recipe, ground.base)],
         "choose": _chosen(choice, rows, mine, plantext.place(ground.recipe.device.name)) if choice else None,
     }
     return {**content, "sentences": list(plantext.sentences(content))}
@@ -132,12 +131,6 @@ def largest(rows: list[Row], budget_ms: float) -> Row | None:
     return max(fitting, key=lambda row: (row["macs"], row["params"]), default=None)
 
 
-def verdict_of(requirements: list[dict[str, Any]]) -> verdict.Status:
-    """The status of judged limits: failed beats undecided; no limit at all is passed."""
-    verdicts = {row["verdict"] for row in requirements}
-    return "failed" if "failed" in verdicts else "undecided" if verdicts - {"passed"} else "passed"
-
-
 def _chosen(choice: Choose, rows: list[Row], chosen: Row | None, where: str) -> dict[str, Any]:
     listed = [row for row in rows if row["role"] == "choice"]
     sentence = plantext.choice(listed, chosen, choice.max_latency_ms, where)
@@ -156,7 +149,7 @@ def _measure(ground: Ground, others: list[Subject], report: Report) -> list[Row]
         row = _row(ground, one, drafted, {} if one.role == "teacher" else references)
         if one.role == "teacher":
             references[one.name] = drafted.fp32
-        rows.append(row if one.role == "teacher" else {**row, **_judged(ground, row, rows)})
+        rows.append(row if one.role == "teacher" else {**row, **plan_limits.judge(ground.recipe, ground.base, ground.where, row, rows)})
         report(plantext.line(rows[-1], names))
     return rows
 
@@ -229,66 +222,6 @@ def _file(file: File, precision: str, timed: stages.Timed) -> Row:
         "latency_ms": timed.latency_ms.get(precision),
         "peak_memory_bytes": timed.peak_memory_bytes.get(precision),
     }
-
-
-def judged(recipe: Recipe, base: Path) -> tuple[str, ...]:
-    """The limits that a plan can judge; none against the teacher where an ONNX teacher is not here yet."""
-    missing = subjects.unmeasured(recipe, base)
-    return tuple(name for name in JUDGED if not (missing and name in ("min_speedup", "min_compression")))
-
-
-def _judged(ground: Ground, row: Row, rows: list[Row]) -> Row:
-    """The recipe's limits on one network. Which teacher is chosen is not known yet: a limit against it must hold for every candidate."""
-    limits = ground.recipe.require.model_dump()
-    require = ground.recipe.require.model_copy(update={name: None for name in limits if name not in judged(ground.recipe, ground.base)})
-    teachers: list[Row | None] = [one for one in rows if one["role"] == "teacher"] or [None]
-    by_teacher = [
-        (teacher["name"] if teacher else "", [asdict(one) for one in verdict.judge(require, _facts(row, teacher, ground.recipe.device), ground.where)])
-        for teacher in teachers
-    ]
-    requirements = [agreed([(name, judged[index]) for name, judged in by_teacher]) for index in range(len(by_teacher[0][1]))]
-    return {"requirements": requirements, "status": verdict_of(requirements)}
-
-
-def _facts(row: Row, teacher: Row | None, device: Device) -> verdict.Facts:
-    """What was measured on the recipe's device."""
-    own = row[row["ships"]]
-    latency = own["latency_ms"] or {}
-    against = None if teacher is None else next((pair for pair in row["speedups"] if pair["against"] == teacher["name"]), None)
-    return verdict.Facts(
-        file=f"{row['name']} {row['ships']}",
-        target=device.name,
-        latency_ms=latency.get("p50"),
-        latency_ci95=_interval(latency.get("p50_ci95")),
-        timed_runs=latency.get("runs"),
-        speedup=against["speedup"] if against else None,
-        speedup_ci95=_interval(against["ci95"]) if against else None,
-        int8_speedup=row["int8_speedup"],
-        int8_speedup_ci95=_interval(row["int8_speedup_ci95"]),
-        bytes=own["bytes"],
-        teacher_bytes=teacher["fp32"]["bytes"] if teacher else None,
-        peak_memory_bytes=own["peak_memory_bytes"],
-        int8_mac_share=row["int8"]["int8_mac_share"] if row["ships"] == "int8" else 0.0,
-        disturbed="; ".join(row["disturbances"]) or None,
-        sha256=own["sha256"],
-        precision=row["ships"],
-    )
-
-
-def _interval(pair: list[float] | None) -> tuple[float, float] | None:
-    return (pair[0], pair[1]) if pair else None
-
-
-def agreed(by_teacher: list[tuple[str, Row]]) -> Row:
-    """One verdict on a limit: the candidates' common one, of the candidate that is hardest to meet; else undecided."""
-    hardest = min(by_teacher, key=lambda pair: (pair[1]["value"] is not None, pair[1]["value"]))
-    relative = hardest[1]["name"] in ("min_speedup", "min_compression") and len(by_teacher) > 1
-    if not relative:
-        return by_teacher[0][1]
-    if len({row["verdict"] for _, row in by_teacher}) == 1:
-        return {**hardest[1], "sentence": f"Against {hardest[0]}: {hardest[1]['sentence']}"}
-    parts = "; ".join(f"{row['verdict']} against {name} ({row['value']:.3g}x)" if row["value"] else row["verdict"] for name, row in by_teacher)
-    return {**hardest[1], "verdict": "undecided", "sentence": f"It depends on which teacher is chosen: {parts}; the minimum is {hardest[1]['limit']:g}x."}
 
 
 def _neighbours(ground: Ground, student: Choice, most: int) -> list[Subject]:

@@ -26,12 +26,12 @@ def facts(measured: Measured, models: tuple[ModelFile, ...]) -> verdict.Facts:
         correct=round(shipped["top1"] * shipped["images"]),
         images=shipped["images"],
         latency_ms=latency.get("p50"),
-        latency_ci95=_interval(latency.get("p50_ci95")),
+        latency_ci95=verdict.interval(latency.get("p50_ci95")),
         timed_runs=latency.get("runs"),
         speedup=pair["speedup_p50"],
-        speedup_ci95=_interval(pair["speedup_ci95"]),
+        speedup_ci95=verdict.interval(pair["speedup_ci95"]),
         int8_speedup=integers.get("speedup_p50"),
-        int8_speedup_ci95=_interval(integers.get("speedup_ci95")),
+        int8_speedup_ci95=verdict.interval(integers.get("speedup_ci95")),
         bytes=shipped["bytes"],
         teacher_bytes=teacher["bytes"],
         peak_memory_bytes=shipped["peak_memory_bytes"],
@@ -54,7 +54,3 @@ def _untimed(row: dict[str, Any]) -> str | None:
     from export.runtime import isa  # onnxruntime; training alone runs without
 
     return f"it is built for {row['target']} and this machine is {isa()}" if row["latency_ms"] is None and row["target"] else None
-
-
-def _interval(pair: list[float] | None) -> tuple[float, float] | None:
-    return (pair[0], pair[1]) if pair else None

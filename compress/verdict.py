@@ -89,6 +89,11 @@ def status(requirements: Iterable[Requirement]) -> Status:
     return "undecided" if verdicts - {"passed"} else "passed"
 
 
+def interval(values: Sequence[float] | None) -> Interval | None:
+    """A measured [low, high] as the facts have it."""
+    return (values[0], values[1]) if values else None
+
+
 def exit_code(verdict: Status) -> int:
     """0 passed, 5 failed, 6 undecided."""
     return EXIT_CODES[verdict]

@@ -111,8 +111,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.subjects": (
         *FOUNDATIONS, "compress.schema", "compress.compatible", "compress.plantext", "compress.models.catalog", "compress.models.own", "export.blackbox",
     ),
+    "compress.plan_limits": ("compress.schema", "compress.subjects", "compress.verdict", "compress"),
     "compress.plan": (
-        *FOUNDATIONS, "compress.schema", "compress.verdict", "compress.plantext", "compress.subjects", "compress.models.catalog", "compress.store",
+        *FOUNDATIONS, "compress.schema", "compress.plan_limits", "compress.plantext", "compress.subjects", "compress.models.catalog", "compress.store",
         "compress.stages*",
         "export.runtime",
     ),

@@ -15,7 +15,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compress import cli, loading, plan, recipe, subjects
+from compress import cli, loading, plan_limits, recipe, subjects
 from compress.console import Console
 from compress.data import fashion, views
 from compress.records import File
@@ -179,8 +179,8 @@ def test_wrong_classes_of_one_candidate_are_said_before_another_is_trained(save,
 def test_a_plan_judges_no_limit_against_an_onnx_teacher_that_is_not_here(tmp_path: Path):
     with_file = recipe.load(Path(FLAGSHIP), ["teacher.candidates=[{onnx: x.onnx}, {model: resnet8}]"]).recipe
 
-    assert set(plan.JUDGED) - set(plan.judged(with_file, tmp_path)) == {"min_speedup", "min_compression"}
-    assert plan.judged(recipe.load(Path(FLAGSHIP)).recipe, tmp_path) == plan.JUDGED
+    assert set(plan_limits.JUDGED) - set(plan_limits.judged(with_file, tmp_path)) == {"min_speedup", "min_compression"}
+    assert plan_limits.judged(recipe.load(Path(FLAGSHIP)).recipe, tmp_path) == plan_limits.JUDGED
 
 
 def test_a_plan_takes_the_file_as_it_is(save, tmp_path: Path):
@@ -191,7 +191,7 @@ def test_a_plan_takes_the_file_as_it_is(save, tmp_path: Path):
     drafted = draft.run(
         Export(), context=context, network=one.network, target=None, per_channel=True, float_layers=(), pictures=None, versions={}, file=File.of(path)
     )
-    assert one.name == "teacher.onnx at 48 pixels" and plan.judged(settings, tmp_path) == plan.JUDGED
+    assert one.name == "teacher.onnx at 48 pixels" and plan_limits.judged(settings, tmp_path) == plan_limits.JUDGED
     assert drafted.fp32.path.read_bytes() == path.read_bytes() and drafted.params == 39 and drafted.contract is not None
     assert Model.load(drafted.fp32.path).run(np.zeros((2, 32, 32, 3), np.uint8)).shape == (2, 10)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from compress import cli, plan, plantext, recipe
+from compress import cli, plan, plan_limits, plantext, recipe
 from compress.errors import RecipeError
 from compress.report import planned
 from compress.report.source import Source
@@ -161,9 +161,9 @@ def test_a_limit_against_the_teacher_holds_only_for_every_candidate() -> None:
     def judged(verdict: str, value: float) -> dict[str, Any]:
         return {"name": "min_speedup", "limit": 3.0, "value": value, "verdict": verdict, "sentence": f"It is {value:g}x."}
 
-    both = plan.agreed([("big", judged("passed", 8.0)), ("small", judged("passed", 4.0))])
+    both = plan_limits.agreed([("big", judged("passed", 8.0)), ("small", judged("passed", 4.0))])
     assert (both["verdict"], both["value"], both["sentence"]) == ("passed", 4.0, "Against small: It is 4x.")
-    split = plan.agreed([("big", judged("passed", 8.0)), ("small", judged("failed", 2.0))])
+    split = plan_limits.agreed([("big", judged("passed", 8.0)), ("small", judged("failed", 2.0))])
     assert split["verdict"] == "undecided" and "passed against big (8x); failed against small (2x)" in split["sentence"]
 
 
