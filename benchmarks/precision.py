@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compress import models
-from compress.models import catalog
 from compress.precision import autocast, resolve_precision
 from export.runtime import host
 
@@ -67,7 +66,7 @@ def _row(name: str, device: str, rounds: int, steps: int) -> dict:
                 values.append(steps * BATCH / seconds)
     ratios = [bf16 / float32 for float32, bf16 in zip(speeds["float32"], speeds["bf16"], strict=True)]
     ratio = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "n": len(ratios)}
-    auto = resolve_precision("auto", device, depthwise=catalog.info(name).depthwise)
+    auto = resolve_precision("auto", device)
     right = (ratio["median"] > 1) == (auto == "bf16") or ratio["low"] <= 1 <= ratio["high"]
     return {
         "network": name, "float32": statistics.median(speeds["float32"]), "bf16": statistics.median(speeds["bf16"]), "bf16_over_float32": ratio,

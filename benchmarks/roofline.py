@@ -31,7 +31,6 @@ from compress import models
 from compress.data import views
 from compress.distributed import ALONE
 from compress.methods import build_method
-from compress.models import catalog
 from compress.models.outline import outline
 from compress.models.taps import Tapped
 from compress.precision import autocast, resolve_precision
@@ -157,7 +156,7 @@ def step_of(student: str, device: str) -> Step:
     parameters = trainable(model, method)
     optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
     images = torch.randint(0, 256, (PICTURES, SIDE, SIDE, 3), dtype=torch.uint8).to(device)
-    precision = resolve_precision("auto", device, depthwise=catalog.info(student).depthwise)
+    precision = resolve_precision("auto", device)
     mean, spread = (torch.full((3,), value, device=device) for value in (0.5, 0.25))
     return Step(
         Tapped(model, {name: shape.taps[name] for name in method.student_taps}), method, images, torch.arange(PICTURES, device=device) % CLASSES,
@@ -174,7 +173,7 @@ def batch_of(size: int, device: str) -> Batch:
 def _teacher(name: str, step: Step, batch: Batch, device: str) -> tuple[Callable[[], Tensor], str]:
     """A forward pass of the teacher on a batch, as the cache asks for it, and its precision."""
     model: nn.Module = models.build(name, classes=CLASSES).to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    precision = resolve_precision("auto", device, depthwise=catalog.info(name).depthwise)
+    precision = resolve_precision("auto", device)
 
     @torch.no_grad()
     def forward() -> Tensor:

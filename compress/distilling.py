@@ -11,7 +11,6 @@ from compress import loading, teacher_cache
 from compress.data import stratified, views
 from compress.errors import StageError
 from compress.methods import Method, build_method
-from compress.models import catalog
 from compress.models.count import macs, params
 from compress.models.growth import larger
 from compress.precision import LARGEST_LOGIT
@@ -71,7 +70,7 @@ def distil(
     with context.console.training(title or f"student {student.model} by {config.name}", train.epochs or 1, steps) as progress:
         fitted = fit(
             model, method, pictures, train=train, normalization=student.normalization, taps=outline.taps,
-            depthwise=catalog.info(student.model).depthwise, teacher=teaching, device=context.device, folder=context.work, progress=progress,
+            teacher=teaching, device=context.device, folder=context.work, progress=progress,
             group=context.group,
         )  # fmt: skip
     return Student(model, method, fitted, len(pictures.validation_index))

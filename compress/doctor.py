@@ -37,7 +37,7 @@ def doctor(artifacts: Path = Path("artifacts")) -> list[Row]:
     rows += [_package(name, *about) for name, about in REQUIRED.items()]
     present = {row[0] for row in rows if row[1] == "ok"}
     if "torch" in present:
-        rows.append(_accelerator())
+        rows += [_accelerator(), _kernels()]
     if {"onnxruntime", "numpy"} <= present:
         rows += _runtime()
     return [*rows, _data(), _disk(artifacts)]
@@ -65,6 +65,13 @@ def _accelerator() -> Row:
     if torch.backends.mps.is_available():
         return "accelerator", "ok", "Metal (mps)"
     return "accelerator", "note", "none: training runs on the CPU, which is enough for small recipes"
+
+
+def _kernels() -> Row:
+    from compress.kernels.library import library, why_not
+
+    made = library()
+    return ("CPU kernels", "ok", made.made_by) if made else ("CPU kernels", "note", f"{why_not()}: training on the CPU is slower, with torch's BatchNorms")
 
 
 def _runtime() -> list[Row]:

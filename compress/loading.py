@@ -16,7 +16,7 @@ from compress import models
 from compress.data import held_images, training_arrays, views
 from compress.data.listing import Listing
 from compress.methods import Method, Outline, build_method
-from compress.models import catalog, checkpoints
+from compress.models import checkpoints
 from compress.models.contracted import Contracted, inner
 from compress.models.deployed import deployed
 from compress.models.onnx_network import OnnxNetwork
@@ -143,7 +143,7 @@ def teacher_cache(
 def _teacher_precision(record: Network, device: str) -> str:
     if record.black_box:
         return "float32"
-    return resolve_precision("auto", device, depthwise=catalog.info(record.model).depthwise)
+    return resolve_precision("auto", device)
 
 
 def _preparing(record: Network, device: str) -> Callable[[Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""Which arithmetic a training uses: by CPU flags and network, never by a clock. Imports nothing of the project."""
+"""Which arithmetic a training uses: by CPU flags, never by a clock. Imports nothing of the project."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 LARGEST_LOGIT = 65504.0  # of float16
 
 
-def resolve_precision(precision: str, device: str, *, depthwise: bool) -> str:
-    """`auto` by CPU flags and network, never by a clock: bf16 pays for dense convolutions on a CPU with bf16 units, and on CUDA."""
+def resolve_precision(precision: str, device: str) -> str:
+    """`auto` by flags, never by a clock: bf16 on CUDA and on CPUs that multiply it, for depthwise convolutions too (`kernels/depthwise.py`)."""
     if precision != "auto":
         return precision
     if device.startswith("cuda"):
         return "bf16"
-    return "bf16" if not depthwise and cpu_has_bf16() else "float32"
+    return "bf16" if cpu_has_bf16() else "float32"
 
 
 def cpu_has_bf16() -> bool:

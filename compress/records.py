@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 # Fields that say how a result came about, not what it is: never part of a cache key.
-CIRCUMSTANCE = frozenset({"seconds", "images_per_second", "history", "threads", "precision", "origin", "largest_logit", "streamed"})
+CIRCUMSTANCE = frozenset({"seconds", "images_per_second", "history", "threads", "kernels", "precision", "origin", "largest_logit", "streamed"})
 
 
 @dataclass(frozen=True)

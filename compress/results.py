@@ -145,6 +145,7 @@ class Trained:
     images_per_second: float | None = None
     precision: str | None = None
     threads: int | None = None
+    kernels: str | None = None  # who computed the BatchNorms on a CPU: a C compiler's name, or "torch"
     history: File | None = None  # csv: epoch, learning rate, losses, validation accuracy
     origin: str = "trained here"
     largest_logit: float | None = None  # of a teacher, without its sign, on the validation pictures
@@ -163,6 +164,7 @@ class Distilled:
     images_per_second: float
     precision: str
     threads: int
+    kernels: str
     history: File
 
 

@@ -1,7 +1,7 @@
 """The training loop: one student, one method, data on the device, resumable at every step.
 
 Order of pictures, views and learning rate are pure functions of (seed, epoch, step), so a checkpoint is the networks, the optimizer,
-the step and the random state: a killed run goes on and ends with the same bits (same thread count, CPU).
+the step and the random state: a killed run goes on and ends with the same bits (same thread count, CPU, C compiler).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from compress.distributed import ALONE, Group, gather, synchronise
 from compress.engine import Rate, classifier_of, engine, keep_layout, release
 from compress.errors import Interrupted
 from compress.finite import Finite
+from compress.kernels import TORCH, quicker
 from compress.methods import Method
 from compress.models.taps import Tapped
 from compress.precision import resolve_precision
@@ -70,13 +71,14 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training was. `history` is one row an epoch; the networks were changed in place."""
+    """What training was. `history` is one row an epoch; the networks were changed in place. `kernels`: see `kernels.quicker`."""
 
     history: list[dict[str, float]]
     seconds: float
     images_per_second: float
     precision: str
     threads: int
+    kernels: str
     shipped_epoch: int
 
 
@@ -111,7 +113,6 @@ def fit(
     train: Train,
     normalization: Normalization,
     taps: Mapping[str, str],
-    depthwise: bool,
     teacher: Teaching | None,
     device: str,
     folder: Path,
@@ -123,8 +124,8 @@ def fit(
     """Train `student` and `method` in place; resume from `folder/checkpoint.pt` where there is one.
 
     Args:
-        train: resolved settings (no open defaults). taps: the student's, by name; those that the method asks for are read. depthwise: see
-            `resolve_precision`. teacher: answers per (picture, view), or None where the method reads none.
+        train: resolved settings (no open defaults). taps: the student's, by name; those that the method asks for are read.
+        teacher: answers per (picture, view), or None where the method reads none.
         folder: holds checkpoint.pt and history.csv (of the first process). group: the processes that share each batch. before:
             epochs that the method has behind it; its ramps and steps go on from there, while pictures, views and learning rate begin anew.
     Raises: StageError on a loss that is not finite or a process that is gone, Interrupted after Ctrl-C (a checkpoint is written first),
@@ -146,7 +147,7 @@ def fit(
     torch.manual_seed(seed)  # dropout; everything else has a stateless source
     threads_before = torch.get_num_threads()
     torch.set_num_threads(train.threads or threads_before)
-    state, precision = State(), resolve_precision(train.precision, device, depthwise=depthwise)
+    state, precision = State(), resolve_precision(train.precision, device)
     content = group.word(saved.read_bytes() if group.first and saved.is_file() else None)
     if content is not None:
         state, precision = checkpoint.load(content, saved, student, method, optimizer)
@@ -163,6 +164,7 @@ def fit(
     # a traced cosine is summed like a loss: an epoch's mean over its traced steps and the processes then survives an interruption
     cosine_share = min(steps * size, len(pictures.train_index)) / -(-steps // (train.trace_gradients or 1)) / group.size
     written, classifier, hooks_off = time.monotonic(), classifier_of(student, taps), keep_layout(student)
+    kernels_off, kernels = quicker(student, pictures.image_size, train.engine) if device == "cpu" else (lambda: None, TORCH)
     try:
         run = engine(train.engine, step, size, steps * epochs, classifier, progress.warn)
         with _between_steps() as stop:
@@ -222,6 +224,7 @@ def fit(
         torch.set_num_threads(threads_before)
         tapped.close()
         hooks_off()
+        kernels_off()
         release(classifier)
         unsynchronise()
         give_back_freed_memory()
@@ -235,7 +238,7 @@ def fit(
         method.load_state_dict(state.best["method"])
         shipped = state.best["epoch"]
     seen = len(pictures.train_index) * len(state.history)
-    return Fitted(state.history, state.seconds, seen / max(state.seconds, 1e-9), precision, threads, shipped)
+    return Fitted(state.history, state.seconds, seen / max(state.seconds, 1e-9), precision, threads, kernels, shipped)
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def train(name: str, folder: Path, dying: int, group: distributed.Group, device:
     fit(
         student, method, pictures,
         train=Train(epochs=2, batch_size=15, lr=0.5, precision="float32", schedule=Schedule(warmup_epochs=0.0)),
-        normalization=Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), taps={"pooled": "fc:in"}, depthwise=False, teacher=Teacher(),
+        normalization=Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), taps={"pooled": "fc:in"}, teacher=Teacher(),
         device=device, folder=folder, progress=Progress(group.rank == dying), group=group,
     )  # fmt: skip
     if group.first:

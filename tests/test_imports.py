@@ -90,10 +90,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.precision": (),
     "compress.finite": ("compress.errors",),
     "compress.schedule": ("compress.errors", "compress.schema"),
+    "compress.kernels*": ("compress.kernels", "compress.kernels.*"),
     "compress.train": (
         *FOUNDATIONS, "compress.schema", "compress.schedule", "compress.precision", "compress.finite",
         "compress.methods", "compress.step", "compress.allocation", "compress.engine", "compress.distributed", "compress.checkpoint",
-        "compress.data.views", "compress.models.taps", "compress.batches", "compress.stream",
+        "compress.data.views", "compress.models.taps", "compress.batches", "compress.stream", "compress.kernels",
     ),
     "compress.loading": (
         *FOUNDATIONS, "compress.schema", "compress.precision", "compress.data*", "compress.models*", "compress.methods", "compress.teacher_cache",
@@ -127,7 +128,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.probe": (*FOUNDATIONS, "compress.recipe", "compress.compatible", "compress.data.sources", "compress.methods", "compress.models*",
                        "compress.schema", "export.blackbox", "export.convert", "export.runtime"),
     "compress.compatible": ("compress.errors", "compress.recipe", "compress.schema", "compress.methods", "compress.models*"),
-    "compress.doctor": ("export.runtime", "export.provider", "compress.planted"),
+    "compress.doctor": ("compress.kernels.library", "export.runtime", "export.provider", "compress.planted"),
     "compress.networks": (*FOUNDATIONS, "compress.schema", "compress.models.catalog", "compress.models.own", "compress.stages.teacher"),
     "compress.workflow": (
         *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.compatible", "compress.networks", "compress.selection", "compress.store",

@@ -93,7 +93,7 @@ def fit(folder: Path, data: TrainingData, begun: tuple[nn.Module, Method, train.
     folder.mkdir(exist_ok=True)
     student, method, teaching = begun
     return train.fit(
-        student, method, loading.pictures(data, "cpu"), train=TRAIN, normalization=NORMALIZATION, taps=loading.outline(STUDENT).taps, depthwise=False,
+        student, method, loading.pictures(data, "cpu"), train=TRAIN, normalization=NORMALIZATION, taps=loading.outline(STUDENT).taps,
         teacher=teaching, device="cpu", folder=folder, progress=Progress(steps),
     )  # fmt: skip
 
@@ -161,7 +161,7 @@ def test_ofds_teacher_uses_the_batchs_statistics_for_maps_and_its_own_for_logits
     assert torch.equal(logits, answers(teacher, data, VARIANTS["dhkd"])[1])
     model = loading.network(STUDENT, teacher.weights, "cpu").train()
     roles = loading.outline(STUDENT).taps
-    with torch.no_grad(), autocast("cpu", resolve_precision("auto", "cpu", depthwise=False)), Tapped(model, {"map": roles["stages_pre.1"]}) as tapped:
+    with torch.no_grad(), autocast("cpu", resolve_precision("auto", "cpu")), Tapped(model, {"map": roles["stages_pre.1"]}) as tapped:
         _, wanted = tapped(views.to_float(images, NORMALIZATION.mean, NORMALIZATION.std))
     assert torch.equal(maps["stages_pre.1"], wanted["map"].float())
     state, drifted = teaching.model.state_dict(), model.state_dict()  # the plain training mode changes buffers, the teacher's stay

@@ -114,7 +114,7 @@ def fit(folder: Path, training: TrainingData, *, progress: Recorder | None = Non
     )  # fmt: skip
     pictures = loading.pictures(training, "cpu")
     fitted = train.fit(
-        student, method, pictures, train=settings(epochs=epochs, batch_size=8), normalization=NORMALIZATION, taps={"pooled": "fc:in"}, depthwise=False,
+        student, method, pictures, train=settings(epochs=epochs, batch_size=8), normalization=NORMALIZATION, taps={"pooled": "fc:in"},
         teacher=teacher, device="cpu", folder=folder, progress=progress or Recorder(),
     )  # fmt: skip
     assert isinstance(pictures.images, Stream) and pictures.images.decoders.pool is None  # the processes are gone

@@ -74,7 +74,7 @@ def distil(cache: TeacherCache, data: TrainingData, work: Path, *, seed: int = 0
     shape = loading.outline(RESNET)
     built = build_method(Distill(method=method, dhkd=Dhkd(hidden=8)), student=shape, teacher=shape, train_labels=torch.zeros(1))
     config = Train(epochs=2, batch_size=16, lr=0.05, seed=seed, precision="float32", views=views, schedule=Schedule(warmup_epochs=0.0))
-    fit(student, built, loading.pictures(data, "cpu"), train=config, normalization=NORMALIZATION, taps=shape.taps, depthwise=False,
+    fit(student, built, loading.pictures(data, "cpu"), train=config, normalization=NORMALIZATION, taps=shape.taps,
         teacher=cache, device="cpu", folder=work, progress=Silent())  # fmt: skip
     return [value.clone() for module in (student, built) for value in module.state_dict().values()]
 

@@ -120,9 +120,9 @@ def started(distill: Distill = DHKD, *, net: nn.Module | None = None) -> tuple[n
 
 
 def fit(folder: Path, student: nn.Module, method: Method, *, config: Train | None = None, data: train.Pictures | None = None,
-        progress: Recorder | None = None, device: str = "cpu", depthwise: bool = False) -> train.Fitted:  # fmt: skip
+        progress: Recorder | None = None, device: str = "cpu") -> train.Fitted:  # fmt: skip
     return train.fit(
-        student, method, data or pictures(), train=config or settings(), normalization=NORMALIZATION, taps={"pooled": "fc:in"}, depthwise=depthwise,
+        student, method, data or pictures(), train=config or settings(), normalization=NORMALIZATION, taps={"pooled": "fc:in"},
         teacher=teacher() if method.needs_teacher else None, device=device, folder=folder, progress=progress or Recorder(),
     )  # fmt: skip
 
@@ -166,21 +166,20 @@ def test_constant_schedule_stays():
 
 
 @pytest.mark.parametrize(
-    ("precision", "device", "depthwise", "flags", "resolved"),
+    ("precision", "device", "flags", "resolved"),
     [
-        ("auto", "cpu", False, True, "bf16"),
-        ("auto", "cpu", False, False, "float32"),
-        ("auto", "cpu", True, True, "float32"),
-        ("auto", "cuda:1", True, False, "bf16"),
-        ("float32", "cuda", False, True, "float32"),
-        ("bf16", "cpu", True, False, "bf16"),
+        ("auto", "cpu", True, "bf16"),
+        ("auto", "cpu", False, "float32"),
+        ("auto", "cuda:1", False, "bf16"),
+        ("float32", "cuda", True, "float32"),
+        ("bf16", "cpu", False, "bf16"),
     ],
 )
-def test_precision_follows_flags_and_network_never_a_clock(monkeypatch, precision, device, depthwise, flags, resolved):
+def test_precision_follows_flags_never_a_clock(monkeypatch, precision, device, flags, resolved):
     monkeypatch.setattr(arithmetic, "cpu_has_bf16", lambda: flags)
     for clock in ("monotonic", "perf_counter", "time", "process_time"):
         monkeypatch.setattr(train.time, clock, cut)
-    assert arithmetic.resolve_precision(precision, device, depthwise=depthwise) == resolved
+    assert arithmetic.resolve_precision(precision, device) == resolved
 
 
 # --- batches
@@ -345,7 +344,7 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path):
     (tmp_path / "checkpoint.pt").unlink()
     fit(tmp_path, *started(Distill(method="none")), config=settings(epochs=1))
     with pytest.raises(StageError, match="cannot be resumed from"):
-        train.fit(*fit_other, pictures(), train=settings(), normalization=NORMALIZATION, taps={"pooled": "0.fc:in"}, depthwise=False, teacher=None,
+        train.fit(*fit_other, pictures(), train=settings(), normalization=NORMALIZATION, taps={"pooled": "0.fc:in"}, teacher=None,
                   device="cpu", folder=tmp_path, progress=Recorder())  # fmt: skip
 
 
@@ -450,7 +449,7 @@ def test_training_runs_on_cuda(tmp_path):
     )  # fmt: skip
     student, method = (module.cuda() for module in started())
     arguments: dict[str, Any] = {
-        "train": settings(epochs=6, lr=0.1, precision="auto"), "normalization": NORMALIZATION, "taps": {"pooled": "fc:in"}, "depthwise": False,
+        "train": settings(epochs=6, lr=0.1, precision="auto"), "normalization": NORMALIZATION, "taps": {"pooled": "fc:in"},
         "teacher": cache, "device": "cuda", "folder": tmp_path,
     }  # fmt: skip
     with pytest.raises(Interrupted):
@@ -480,7 +479,7 @@ def test_a_recorded_step_trains_what_a_plain_one_trains(tmp_path):
         student, method = (module.cuda() for module in started(Distill(method=("dhkd",), dhkd=Dhkd(hidden=12, dropout=0.0))))
         recorder = Recorder()
         train.fit(
-            student, method, there, train=settings(epochs=2, engine=engine), normalization=NORMALIZATION, taps={"pooled": "fc:in"}, depthwise=False,
+            student, method, there, train=settings(epochs=2, engine=engine), normalization=NORMALIZATION, taps={"pooled": "fc:in"},
             teacher=cache, device="cuda", folder=tmp_path / engine, progress=recorder,
         )  # fmt: skip
         states.append(state_of(student, method))

@@ -29,7 +29,7 @@ METHODS = tuple(str(path.relative_to(ROOT)) for folder in ("methods", "losses") 
 FILES = ("compress/data/listing.py", "compress/data/pictures.py")  # of sets that are decoded when they are asked for
 RUNNING = (*SPLITS, *FILES, *NETWORKS, "compress/hashing.py", "compress/data/views.py", "compress/loading.py")
 TRAINING = (*RUNNING, *METHODS, "compress/data/crops.py", "compress/data/workers.py", *(f"compress/{name}.py" for name in (
-    "train", "batches", "engine", "step", "stream", "distributed", "schedule", "precision", "checkpoint", "teacher_cache", "teacher_network", "gradients")))
+    "train", "batches", "engine", "step", "stream", "distributed", "schedule", "precision", "checkpoint", "teacher_cache", "teacher_network", "gradients", "kernels/__init__", "kernels/norm", "kernels/depthwise")), "compress/kernels/batch_norm.c", "compress/kernels/batch_norm.h")
 
 # What decides the numbers of each stage, beside its inputs; "logits" is the disk copy of what a teacher says.
 SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -73,10 +73,15 @@ def digest(source: str) -> str:
     return hashlib.sha256(json.dumps(normal(ast.parse(source))).encode()).hexdigest()[:16]
 
 
+def digest_of(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    return digest(text) if path.suffix == ".py" else hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 @cache
 def current() -> dict[str, dict[str, Any]]:
     return {
-        stage: {"version": version, "modules": {name: digest((ROOT / name).read_text(encoding="utf-8")) for name in sorted(names)}}
+        stage: {"version": version, "modules": {name: digest_of(ROOT / name) for name in sorted(names)}}
         for stage, (version, names) in SOURCES.items()
     }
 

@@ -48,7 +48,6 @@ class NetworkInfo:
     mobile: bool = False  # the papers train these students at lr 0.01
     roles: Roles | None = None  # the maps that feature methods read; None: logits and pooled vector only
     normalization: Constants | None = None  # what its published weights were trained with: mean, deviation of pixels in [0, 1]
-    depthwise: bool = False  # float32 rather than bf16 on a CPU: depthwise convolutions have no fast bf16 kernel there
 
 
 def _cifar_resnet(name: str, counts: str) -> NetworkInfo:
@@ -85,7 +84,7 @@ def _vision_resnet(name: str, counts: str, pretrained: tuple[str, ...]) -> Netwo
 
 def _vision_mobile(name: str, summary: str, classifier: str, linear: str, pretrained: tuple[str, ...]) -> NetworkInfo:
     return NetworkInfo(
-        f"torchvision/{name}", "torchvision", summary, 32, 224, classifier, linear, pretrained=pretrained, mobile=True, depthwise=True,
+        f"torchvision/{name}", "torchvision", summary, 32, 224, classifier, linear, pretrained=pretrained, mobile=True,
         normalization=IMAGENET_NORMALIZATION,
     )  # fmt: skip
 
@@ -94,7 +93,7 @@ def _lite(variant: int, size: int, counts: str, stages: tuple[int, int, int, int
     """`stages`: the last block before each halving of the maps, and the last of all."""
     return NetworkInfo(
         f"efficientnet_lite{variant}", "photos", f"EfficientNet-Lite{variant} at {size} pixels, ReLU6: {counts}", 32, size, "classifier", "classifier.1",
-        mobile=True, depthwise=True, normalization=LITE_NORMALIZATION, roles=roles.efficientnet_lite(stages),
+        mobile=True, normalization=LITE_NORMALIZATION, roles=roles.efficientnet_lite(stages),
     )  # fmt: skip
 
 
@@ -140,7 +139,6 @@ _ALL = (
         default_width=1.0,
         mobile=True,
         roles=roles.MOBILENET_V1,
-        depthwise=True,
     ),
     NetworkInfo(
         "mobilenet_v2",
@@ -154,7 +152,6 @@ _ALL = (
         default_width=0.5,
         mobile=True,
         roles=roles.MOBILENET_V2,
-        depthwise=True,
     ),
     NetworkInfo(
         "shufflenet_v1",
@@ -166,7 +163,6 @@ _ALL = (
         linear="fc",
         mobile=True,
         roles=roles.SHUFFLENET_V1,
-        depthwise=True,
     ),
     NetworkInfo(
         "shufflenet_v2",
@@ -181,7 +177,6 @@ _ALL = (
         default_width=1.0,
         mobile=True,
         roles=roles.SHUFFLENET_V2,
-        depthwise=True,
     ),
     _lite(0, 224, "4.65 M parameters, 385.2 M MACs", (2, 4, 10, 15)),
     _lite(1, 240, "5.42 M parameters, 600.2 M MACs", (3, 6, 14, 20)),

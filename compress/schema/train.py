@@ -36,11 +36,12 @@ class Train(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="of the cross-entropy")
     schedule: Schedule = Field(default=Schedule(), description="learning rate over the epochs")
     precision: Literal["auto", "float32", "bf16"] = Field(
-        default="auto", description="auto: bf16 on CUDA, and on CPUs with bf16 units for networks without depthwise convolutions; else float32"
+        default="auto", description="auto: bf16 on CUDA and on CPUs with bf16 units, else float32"
     )
     engine: Literal["auto", "compile", "graph", "eager"] = Field(
-        default="auto", description="auto: on CUDA a step is recorded once as a graph and replayed, where the method allows it, and from 20,000 steps on "
-        "the student is compiled by torch.compile; compile: compiled on any device (a CPU needs a C++ compiler); graph: recorded only; eager: neither"
+        default="auto", description="auto: on a CPU BatchNorms run in kernels that the C compiler there makes; on CUDA a step is recorded once as a graph and "
+        "replayed, where the method allows it, and from 20,000 steps on the student is compiled by torch.compile; compile: compiled on any device (a CPU "
+        "needs a C++ compiler); graph: recorded only; eager: neither, and on a CPU torch's own operators alone"
     )  # fmt: skip
     sync_batchnorm: bool = Field(
         default=True, description="in several processes on CUDA, BatchNorm's statistics are over the whole batch; false, and on CPUs always: over each "

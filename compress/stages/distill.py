@@ -37,6 +37,7 @@ def _run(
         images_per_second=round(fitted.images_per_second, 1),
         precision=fitted.precision,
         threads=fitted.threads,
+        kernels=fitted.kernels,
         history=File.of(context.work / checkpoint.HISTORY),
     )
 
@@ -49,4 +50,4 @@ def save_combined(model: nn.Module, method: nn.Module, path: Path) -> None:
     path.write_bytes(save(tensors, metadata={"format": "pt"}))  # not save_file: a full disk is then an OSError, which the store explains
 
 
-run = Stage("distill", 2, _run, Distilled, together=True)
+run = Stage("distill", 3, _run, Distilled, together=True)

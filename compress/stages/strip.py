@@ -52,6 +52,7 @@ def _run(config: Distill, *, context: Context, student: Network, teacher: Traine
         images_per_second=trained.images_per_second,
         precision=trained.precision,
         threads=trained.threads,
+        kernels=trained.kernels,
         origin=f"distilled by {trained.method}" if trained.method != "none" else "trained without a teacher",
     )
     return Stripped(result, dropped, File.of(context.work / "predictions.npy"), params(model), macs(model, student.image_size))

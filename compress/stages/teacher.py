@@ -62,12 +62,11 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
             train_labels=pictures.labels,
             label_smoothing=config.train.label_smoothing,
         )
-        info = catalog.info(network.model)
         steps = -(-len(pictures.train_index) // config.train.batch_size)
         with context.console.training(f"teacher {network.model}", config.train.epochs or 1, steps) as progress:
             fitted = fit(
                 model, method, pictures, train=config.train, normalization=network.normalization, taps=outline.taps,
-                depthwise=info.depthwise, teacher=None, device=context.device, folder=context.work, progress=progress,
+                teacher=None, device=context.device, folder=context.work, progress=progress,
                 group=context.group,
             )  # fmt: skip
     logits = predict(model, pictures.validation(), data.image_size, network.normalization, device=pictures.labels.device)
@@ -91,6 +90,7 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
         images_per_second=fitted.images_per_second if fitted else None,
         precision=fitted.precision if fitted else None,
         threads=fitted.threads if fitted else None,
+        kernels=fitted.kernels if fitted else None,
         history=File.of(context.work / checkpoint.HISTORY) if fitted else None,
         origin=_origin(config),
         largest_logit=float(logits.abs().max()),
@@ -157,4 +157,4 @@ def _origin(config: Candidate) -> str:
     return f"{source}, trained further here" if config.train else source
 
 
-train = Stage("teacher", 1, _train, Trained, together=True)
+train = Stage("teacher", 2, _train, Trained, together=True)

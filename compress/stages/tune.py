@@ -66,7 +66,7 @@ def _run(
     with context.console.training(f"int8 of {stripped.trained.network.model} by {method.name}", own.epochs or 1, steps) as progress:
         fitted = fit(
             simulation, teaching_method, pictures, train=own, normalization=stripped.trained.network.normalization,
-            taps={name: f"taps.{name}:out" for name in shown}, depthwise=False, teacher=teaching, device=context.device, folder=context.work,
+            taps={name: f"taps.{name}:out" for name in shown}, teacher=teaching, device=context.device, folder=context.work,
             progress=progress, before=trained.epochs,
         )  # fmt: skip
     try:
@@ -185,4 +185,4 @@ def _hold_against_file(
     return agreement, float(np.abs(simulated - written).mean())
 
 
-run = Stage("tune", 1, _run, Tuned)
+run = Stage("tune", 2, _run, Tuned)

@@ -70,8 +70,7 @@ def test_small_pictures_are_refused_by_size():
         catalog.require_size(catalog.info("mobilenet_v2"), 15)
 
 
-def test_papers_mobile_students_and_depthwise_networks_are_marked():
+def test_papers_mobile_students_are_marked():
     cifar = [network for network in catalog.NETWORKS.values() if network.family == "cifar"]
 
     assert {network.name for network in cifar if network.mobile} == {"mobilenet_v2", "shufflenet_v1", "shufflenet_v2"}
-    assert not any(network.depthwise for network in catalog.NETWORKS.values() if "resnet" in network.name)

@@ -1,0 +1,62 @@
+"""Kernels are compiled once, and where they cannot be, torch trains and the reason is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+import compress.kernels.library as library
+from compress import doctor
+from compress.kernels import TORCH, quicker
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache folder, and nothing remembered."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for remembered in (library.library, library._load):
+        remembered.cache_clear()
+    yield tmp_path / "compress" / "kernels"
+    for remembered in (library.library, library._load):
+        remembered.cache_clear()
+
+
+def test_they_are_compiled_once(fresh):
+    if library.library() is None:
+        pytest.skip(f"no kernels: {library.why_not()}")
+    (made,) = fresh.iterdir()
+    first = made.stat().st_mtime_ns, library.library().made_by
+    library.library.cache_clear()
+    library._load.cache_clear()
+    assert (made.stat().st_mtime_ns, library.library().made_by) == first and [*fresh.iterdir()] == [made]
+
+
+def test_without_a_compiler_torch_trains(fresh, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    off, kernels = quicker(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()), 6, "auto")
+    off()
+    assert kernels == TORCH
+    assert library.why_not() == "no C compiler is installed (cc, gcc or clang, or what CC names)"
+    ((_, state, detail),) = [row for row in doctor.doctor() if row[0] == "CPU kernels"]
+    assert state == "note" and "no C compiler is installed" in detail
+
+
+def test_a_compiler_that_fails_is_said(fresh, monkeypatch, tmp_path):
+    broken = tmp_path / "broken"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "broken 1.0" && exit 0\necho "broken: no such thing" >&2\nexit 3\n')
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    assert library.library() is None
+    assert library.why_not() == f"{broken} does not make them (broken: no such thing)"
+    assert not list(fresh.glob("*"))
+
+
+@pytest.mark.parametrize("engine", ["eager", "compile"])
+def test_only_auto_has_them(engine):
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+    off, kernels = quicker(network, 6, engine)
+    assert kernels == TORCH and not any("forward" in module.__dict__ for module in network)
+    off()

@@ -1,0 +1,185 @@
+"""BatchNorm with its activation: the values and gradients of torch's operators in float64, for every network that a student may be."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compress import models
+from compress.kernels.library import Library, library, why_not
+from compress.kernels.norm import NONE, _BatchNorm, fuse
+from compress.models.taps import Tapped
+
+RELU, RELU6 = (0.0, math.inf), (0.0, 6.0)
+
+
+@pytest.fixture(scope="module")
+def made() -> Library:
+    found = library()
+    if found is None:
+        pytest.skip(f"no kernels: {why_not()}")
+    return found
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def maps(channels: int, side: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, nn.BatchNorm2d]:
+    torch.manual_seed(channels)
+    x = (2 * torch.randn(10, channels, side, side) + 5).to(dtype).to(memory_format=torch.channels_last)
+    layer = nn.BatchNorm2d(channels)
+    with torch.no_grad():
+        layer.weight.uniform_(-1, 2)
+        layer.bias.uniform_(-1, 3)
+    return x, torch.randn(x.shape).to(dtype).to(memory_format=torch.channels_last), layer
+
+
+def reference(x: Tensor, gradient: Tensor, layer: nn.BatchNorm2d, bounds: tuple[float, float]) -> tuple[Tensor, ...]:
+    exact = [value.detach().double().requires_grad_() for value in (x, layer.weight, layer.bias)]
+    out = functional.batch_norm(exact[0], None, None, exact[1], exact[2], training=True, eps=layer.eps).clamp(*bounds)
+    return out.detach(), *torch.autograd.grad(out, exact, gradient.double())
+
+
+# channels below, at and beside what a processor computes at once; maps from one place to many chunks, so that shares and rests occur
+@pytest.mark.parametrize(("channels", "side"), [(1, 9), (3, 40), (12, 16), (58, 7), (64, 24), (116, 5), (480, 2), (1280, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bounds", [NONE, RELU6])
+@pytest.mark.parametrize("count", [1, 3])
+def test_values_and_gradients_are_batch_norms(made, channels, side, dtype, bounds, count):
+    x, gradient, layer = maps(channels, side, dtype)
+    out, of_x, of_weight, of_bias = reference(x, gradient, layer, bounds)
+    mean, var = layer.running_mean.clone(), layer.running_var.clone()
+
+    with threads(count):
+        mine = _BatchNorm.apply(x.requires_grad_(), layer.weight, layer.bias, layer, bounds, made)
+        found = torch.autograd.grad(mine, (x, layer.weight, layer.bias), gradient)
+
+    assert mine.dtype == found[0].dtype == dtype and mine.is_contiguous(memory_format=torch.channels_last)
+    close = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 2e-5}
+    torch.testing.assert_close(mine.double(), out, **close)
+    # at a bound's very edge rounding decides whether a gradient passes: such places are few, and left out
+    pre = (x.detach().double() - x.detach().double().mean((0, 2, 3), keepdim=True))
+    pre = pre / (x.detach().double().var((0, 2, 3), unbiased=False, keepdim=True) + layer.eps).sqrt() * layer.weight[:, None, None] + layer.bias[:, None, None]
+    inside = ((pre - bounds[0]).abs() > 1e-5) & ((pre - bounds[1]).abs() > 1e-5)
+    assert inside.float().mean() > 0.99
+    torch.testing.assert_close(found[0].double()[inside], of_x[inside], **close)
+    sums = {"rtol": 1e-4, "atol": 1e-4 * float(of_weight.abs().max() + 1)}
+    torch.testing.assert_close(found[1].double(), of_weight, **sums)
+    torch.testing.assert_close(found[2].double(), of_bias, **sums)
+
+    count_values = x.numel() // channels
+    exact = x.detach().double()
+    torch.testing.assert_close(layer.running_mean.double(), 0.9 * mean.double() + 0.1 * exact.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+    if count_values > 1:
+        torch.testing.assert_close(layer.running_var.double(), 0.9 * var.double() + 0.1 * exact.var((0, 2, 3)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_far_mean_keeps_the_variance(made):
+    """Sums of squares would lose it: 1e4 away, float32 leaves 1e-3 of a deviation of 1."""
+    x = (torch.randn(32, 6, 16, 16) + 1e4).to(memory_format=torch.channels_last)
+    layer = nn.BatchNorm2d(6, momentum=1.0)
+    _BatchNorm.apply(x, layer.weight, layer.bias, layer, NONE, made)
+    torch.testing.assert_close(layer.running_var.double(), x.double().var((0, 2, 3)), rtol=1e-4, atol=0)
+
+
+def test_the_same_bits_every_time(made):
+    x, gradient, layer = maps(58, 24, torch.float32)
+    with threads(2):
+        runs = []
+        for _ in range(3):
+            out = _BatchNorm.apply(x.requires_grad_(), layer.weight, layer.bias, layer, RELU, made)
+            runs.append((out, *torch.autograd.grad(out, (x, layer.weight, layer.bias), gradient)))
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_is_never_hidden(made, dtype):
+    x, _, layer = maps(8, 6, dtype)
+    x[3, 5, 2, 2] = math.nan
+    out = _BatchNorm.apply(x, layer.weight, layer.bias, layer, RELU6, made)
+    assert out[:, 5].isnan().all() and not out[:, :5].isnan().any()
+
+
+def gradients(network: nn.Module, x: Tensor) -> Tensor:
+    """Logits and all gradients in one vector, float64."""
+    out = network.train()(x)
+    found = torch.autograd.grad(out.square().mean(), list(network.parameters()))
+    return torch.cat([value.detach().double().flatten() for value in (out, *found)])
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "norms", "activations"),
+    [("resnet8", 32, 9, 4), ("mobilenet_v2", 32, 53, 36), ("shufflenet_v2", 32, 56, 37), ("wrn_16_1", 32, 13, 13), ("torchvision/resnet18", 64, 20, 1)],
+)
+def test_networks_train_as_they_did(made, name, side, norms, activations):
+    """An activation that is called twice, or whose BatchNorm is read elsewhere too (a sum, a shortcut), stays apart.
+
+    A value at a ReLU's edge may fall to either side, as it may with torch's operators: that alone moves these gradients by up to 2 %.
+    """
+    torch.manual_seed(0)
+    network = models.build(name, classes=10).to(memory_format=torch.channels_last)
+    x = torch.randn(8, 3, side, side).to(memory_format=torch.channels_last)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    exact = gradients(copy.deepcopy(network).double(), x.double())
+    gradients(network, x)
+    updated = {key: value.clone() for key, value in network.state_dict().items()}
+    network.load_state_dict(before)
+
+    off = fuse(network, side, made)
+    changed = [module for module in network.modules() if "forward" in module.__dict__]
+    mine = float((gradients(network, x) - exact).norm() / exact.norm())
+
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in changed) == norms and len(changed) == norms + activations
+    assert mine < 0.1
+    for key, value in network.state_dict().items():
+        torch.testing.assert_close(value, updated[key], rtol=1e-3, atol=1e-4)
+    network.eval()
+    with torch.no_grad():
+        inside = network(x)
+        off()
+        assert torch.equal(inside, network(x)) and not any("forward" in module.__dict__ for module in network.modules())
+
+
+def test_what_a_hook_reads_stays_apart(made):
+    """`relu2:in` is the sum; `bn1:out` and `relu1:in` are between a BatchNorm and its activation and must be seen as they are."""
+    torch.manual_seed(0)
+    network = models.build("resnet8", classes=10).to(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)
+    taps = {"pre": "layer1.0.relu1:in", "post": "layer2.0.relu1:out"}
+    with Tapped(network.train(), taps) as tapped:
+        _, expected = tapped(x)
+        off = fuse(network, 32, made)
+        assert "forward" in network.layer1[0].bn1.__dict__ and "forward" not in network.layer1[0].relu1.__dict__
+        _, seen = tapped(x)
+        off()
+    assert expected["pre"].min() < 0
+    for name in taps:
+        torch.testing.assert_close(seen[name], expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_do_not_fit_are_torchs(made):
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4, track_running_stats=False), nn.BatchNorm2d(4, momentum=None), nn.BatchNorm2d(4),
+    )  # fmt: skip
+    off = fuse(network, 6, made)
+    assert [number for number, module in enumerate(network) if "forward" in module.__dict__] == [4]
+    network.double()
+    out = network(torch.randn(2, 3, 6, 6, dtype=torch.float64))  # float64 maps: torch's operator, through the same call
+    out.sum().backward()
+    off()
+    assert network[4].num_batches_tracked == 1
