@@ -67,7 +67,7 @@ def trained(folder: Path, name: str, *, align: Any = "all", taps: str = "fc:in",
     train.fit(
         student, method, train.Pictures(*(part.to(device) for part in parts), "crop_flip", SIDE),
         train=Train(epochs=2, batch_size=16, lr=0.05, seed=7, precision="float32", schedule=Schedule(warmup_epochs=0.0), engine=name),
-        normalization=NORMALIZATION, taps={"pooled": taps}, depthwise=False, teacher=cache, device=device, folder=folder / name, progress=progress,
+        normalization=NORMALIZATION, taps={"pooled": taps}, teacher=cache, device=device, folder=folder / name, progress=progress,
     )  # fmt: skip
     return [value.clone() for module in (student, method) for value in module.state_dict().values()], progress.said, student
 

@@ -16,7 +16,7 @@ from compress import checkpoint, faults, loading
 from compress.data import views
 from compress.errors import MissingError, StageError, UsageError
 from compress.methods import build_method
-from compress.models import catalog, checkpoints
+from compress.models import checkpoints
 from compress.models.contracted import inner
 from compress.models.count import macs, params
 from compress.records import File
