@@ -2,8 +2,8 @@
 
     python benchmarks/neighbours.py
 
-Steps of DHKD into MobileNetV2 (batch 64, float32, the teacher's logits known) in a process of its own, alone and beside one and two processes that
-compute without a pause, in turns over all settings. PyTorch's Linux wheels bring GNU's libgomp, so KMP_ variables say nothing here. Between two loops
+Steps of DHKD into MobileNetV2 (batch 64, the teacher's logits known) in a process of its own, alone and beside one and two processes that
+compute without a pause, in turns over all settings: three to six minutes. PyTorch's Linux wheels bring GNU's libgomp, so KMP_ variables say nothing here. Between two loops
 idle threads spin before they sleep: GOMP_SPINCOUNT says how often; by itself libgomp spins for milliseconds, which a machine shared with others
 cannot spare. `compress` sets what `compress/cli.py` says unless the environment has an opinion.
 """
@@ -39,8 +39,8 @@ NEIGHBOURS, BATCH = (0, 1, 2), 64
 
 @click.command()
 @click.option("--student", default="mobilenet_v2", show_default=True)
-@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--seconds", default=3.0, show_default=True, help="of training in each measurement")
+@click.option("--rounds", default=2, show_default=True, type=click.IntRange(1))
+@click.option("--seconds", default=2.0, show_default=True, help="of training in each measurement")
 @click.option("--setting", "chosen", multiple=True, type=click.Choice(list(SETTINGS)), help="more than once; default: all")
 @click.option("--out", default=Path(__file__).parent / "results" / "neighbours.json", type=click.Path(path_type=Path))
 @click.option("--worker", is_flag=True, hidden=True, help="train and print pictures per second")
@@ -83,11 +83,10 @@ def _started(student: str, seconds: float, variables: dict[str, str]) -> float:
 
 
 def _speed(student: str, seconds: float) -> float:
-    """Pictures per second, after three steps that are not timed."""
+    """Pictures per second, after a step that is not timed (on a busy machine a step can take seconds)."""
     keep_freed_memory()
     step, batch = roofline.step_of(student, "cpu"), roofline.batch_of(BATCH, "cpu")
-    for _ in range(3):
-        step(batch)
+    step(batch)
     begin, count = time.perf_counter(), 0
     while time.perf_counter() - begin < seconds:
         step(batch)

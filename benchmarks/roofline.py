@@ -30,6 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from compress import models
 from compress.data import views
 from compress.distributed import ALONE
+from compress.engine import keep_layout
+from compress.kernels import quicker
 from compress.methods import build_method
 from compress.models.outline import outline
 from compress.models.taps import Tapped
@@ -43,7 +45,7 @@ CLASSES, SIDE, PICTURES = 100, 32, 4096
 MATRIX = {"cpu": 2048, "cuda": 8192}
 PARTS = {  # what an operator's name contains -> what it is; the first that fits
     "convolutions and products": ("conv", "addmm", "aten::mm", "aten::bmm", "gemm", "cutlass", "xmma", "wgrad", "dgrad"),
-    "batch normalisation": ("batch_norm", "bn_fw", "bn_bw"),
+    "batch normalisation": ("batch_norm", "_batchnorm", "bn_fw", "bn_bw"),
     "optimizer": ("sgd", "optimizer"),
     "other operators": ("",),
 }
@@ -151,6 +153,9 @@ class _Known:
 def step_of(student: str, device: str) -> Step:
     torch.manual_seed(0)
     model = models.build(student, classes=CLASSES).to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    keep_layout(model)
+    if device == "cpu":
+        quicker(model, SIDE, "auto")
     shape = outline(student, classes=CLASSES, width=None, image_size=SIDE)
     method = build_method(Distill(), student=shape, teacher=shape, train_labels=torch.zeros(1)).to(device).train()
     parameters = trainable(model, method)
@@ -195,7 +200,7 @@ def _split(step: Step, batch: Batch, device: str, count: int, step_ms: float) ->
     parts = dict.fromkeys(PARTS, 0.0)
     for event in found.key_averages():
         own = event.self_device_time_total if cuda else event.self_cpu_time_total
-        if cuda or "::" in event.key:  # on a CPU operators alone: the autograd engine's own nodes are dispatch
+        if cuda or event.key.startswith(("aten::", "_BatchNorm")):  # on a CPU operators and own kernels: the autograd engine's nodes are dispatch
             parts[next(part for part, words in PARTS.items() if any(word in event.key.lower() for word in words))] += own / 1e3
     parts["Python, dispatch, launches"] = max(wall - sum(parts.values()), 0.0)
     return {name: value / wall * step_ms for name, value in parts.items()}
