@@ -2,8 +2,8 @@
 
     python benchmarks/precision.py
 
-The rule reads CPU flags, never a clock (`compress/precision.py`); this script reads the clock and says where the rule's
-choice is not the faster one. Plain cross-entropy steps on noise at 32x32, batch 64, forward, backward and SGD, with what a training on a CPU runs (`compress/kernels`).
+The rule reads CPU flags, never a clock (`compress/precision.py`); this script reads the clock and says where the rule's choice is not the faster one.
+Plain cross-entropy steps on noise at 32x32, batch 64, forward, backward and SGD, with what a training on a CPU runs (`compress/kernels`).
 """
 
 from __future__ import annotations
