@@ -32,14 +32,15 @@ class State:
 
 
 def save(path: Path, student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer, state: State, precision: str) -> None:
-    """Write networks, optimizer, position and random state, atomically."""
+    """Write networks, optimizer, position and the random states of the CPU and of the student's card, atomically."""
+    device = next(student.parameters()).device
     content = {
         "student": student.state_dict(),
         "method": method.state_dict(),
         "optimizer": optimizer.state_dict(),
         "state": vars(state),
         "rng": torch.get_rng_state(),
-        "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "rng_cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
         "precision": precision,
         "threads": torch.get_num_threads(),
     }
@@ -61,8 +62,9 @@ def load(
         method.load_state_dict(found["method"])
         optimizer.load_state_dict(found["optimizer"])
         torch.set_rng_state(found["rng"])
-        if found["rng_cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(found["rng_cuda"])
+        device, states = next(student.parameters()).device, found["rng_cuda"]
+        if states and device.type == "cuda":  # an older checkpoint holds those of all cards that its machine had
+            torch.cuda.set_rng_state(states[min(device.index, len(states) - 1)], device)
         torch.set_num_threads(found["threads"])
         return State(**found["state"]), found["precision"]
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:

@@ -348,6 +348,22 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path):
                   device="cpu", folder=tmp_path, progress=Recorder())  # fmt: skip
 
 
+def of_four_cards(path: Path) -> None:
+    """What an older version wrote on a machine of four: the random states of all cards."""
+    content = torch.load(path, weights_only=True)
+    content["rng_cuda"] = [*content["rng_cuda"], *(torch.zeros(16, dtype=torch.uint8) for _ in range(4))][:4]
+    torch.save(content, path)
+
+
+def test_a_training_on_the_cpu_never_asks_for_a_card_and_reads_the_checkpoint_of_a_machine_with_four(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("get_rng_state", "get_rng_state_all", "set_rng_state", "set_rng_state_all"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: pytest.fail("a card was asked for"))
+    fit(tmp_path, *started(), config=settings(epochs=1))
+    of_four_cards(tmp_path / "checkpoint.pt")
+    assert len(fit(tmp_path, *started(), config=settings(epochs=2)).history) == 2
+
+
 # --- interrupted and resumed
 
 
@@ -454,6 +470,7 @@ def test_training_runs_on_cuda(tmp_path):
     }  # fmt: skip
     with pytest.raises(Interrupted):
         train.fit(student, method, there, progress=Recorder(7, interrupt), **arguments)
+    of_four_cards(tmp_path / "checkpoint.pt")
     student, method = (module.cuda() for module in started())
     fitted = train.fit(student, method, there, progress=Recorder(), **arguments)
     assert fitted.precision == "bf16" and len(fitted.history) == 6
