@@ -90,8 +90,11 @@ class Group:
             torch.distributed.all_reduce(flag)
         return bool(flag > 0)
 
-    def spread(self, *modules: nn.Module) -> None:
-        """The first process's weights and buffers, in every process; other processes draw other dropout from here on."""
+    def spread(self, *modules: nn.Module, done: int = 0) -> None:
+        """The first process's weights and buffers, in every process; other processes draw other dropout from here on.
+
+        `done`: steps behind it; a training that goes on there draws other dropout than it began with.
+        """
         if self.size == 1:
             return
         import torch
@@ -99,7 +102,7 @@ class Group:
         with _named():
             for value in (value for module in modules for value in module.state_dict().values()):
                 torch.distributed.broadcast(value, src=0)
-        torch.manual_seed(torch.initial_seed() + self.rank)
+        torch.manual_seed((torch.initial_seed() + self.rank + (done << 16)) % 2**63)
 
     def word(self, value: Any) -> Any:
         """The first process's value, in every process."""

@@ -152,7 +152,7 @@ def fit(
     if content is not None:
         state, precision = checkpoint.load(content, saved, student, method, optimizer)
         progress.start_at(state.epoch, state.step)
-    group.spread(student, method)
+    group.spread(student, method, done=(state.epoch - 1) * steps + state.step)
     rate, finite, sums, begin = Rate(optimizer, device), Finite(device), dict[str, Tensor](), time.monotonic()
     tapped = Tapped(student, {name: taps[name] for name in method.student_taps})
     stream = pictures.images if isinstance(pictures.images, Stream) else None

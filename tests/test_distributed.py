@@ -133,6 +133,16 @@ def test_alone_nothing_is_asked():
     assert distributed.gather(rows) is rows
 
 
+def test_a_training_that_goes_on_draws_other_dropout_than_it_began_with_in_every_process():
+    drawn = []
+    with torch.random.fork_rng():
+        for rank, done in ((0, 0), (1, 0), (0, 40), (1, 40), (0, 41)):
+            torch.manual_seed(3)
+            Group(rank, 2).spread(done=done)
+            drawn.append(torch.rand(4).tolist())
+    assert len({tuple(row) for row in drawn}) == 5
+
+
 def test_a_named_card_for_all_processes_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="every process takes its own card"), distributed.joined("cuda:1"):
