@@ -20,15 +20,17 @@ if TYPE_CHECKING:  # torch is imported where there is more than one process, or 
     from torch import Tensor, nn
 
 AGREE = 10  # steps between two questions whether to stop
-WAIT = timedelta(hours=48)  # the first process may train teachers, quantise and measure while the others wait
+STEP = timedelta(minutes=30)  # between two messages of a training
+WAIT = timedelta(hours=48)  # the first process may look for pictures, validate, quantise and measure while the others wait for its word
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of one run: `rank` in [0, size)."""
+    """The processes of one run: `rank` in [0, size). `waiting`: the connections over which a word of the first process is waited for; None: torch's own."""
 
     rank: int = 0
     size: int = 1
+    waiting: Any = None
 
     @property
     def first(self) -> bool:
@@ -112,7 +114,7 @@ class Group:
 
         box = [value]
         with _named():
-            torch.distributed.broadcast_object_list(box, src=0)
+            torch.distributed.broadcast_object_list(box, src=0, group=self.waiting)
         return box[0]
 
 
@@ -209,10 +211,12 @@ def joined(device: str) -> Iterator[tuple[Group, str]]:
         if max(local + 1, processes) > cards:  # every process says it, and none waits for the others
             raise MissingError(f"torch sees {cards} CUDA devices here for {max(local + 1, processes)} processes; start fewer: --nproc-per-node {cards}")
         torch.cuda.set_device(local)
-    torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=WAIT)
-    yield Group(torch.distributed.get_rank(), torch.distributed.get_world_size()), f"cuda:{local}" if cuda else device
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=STEP, device_id=torch.device("cuda", local) if cuda else None)
+    # On the CPU whatever the device: a wait of hours keeps no card busy, and a first process that is gone is noticed at once.
+    waiting = torch.distributed.new_group(backend="gloo", timeout=WAIT)
+    yield Group(torch.distributed.get_rank(), torch.distributed.get_world_size(), waiting), f"cuda:{local}" if cuda else device
     with _named():
-        torch.distributed.barrier()  # nobody closes its connections while another one still works
+        torch.distributed.all_reduce(torch.zeros(1), group=waiting)  # nobody closes its connections while another one still works
 
 
 def leave(code: int) -> NoReturn:

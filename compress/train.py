@@ -208,6 +208,7 @@ def fit(
                 checkpoint.write_history(folder / checkpoint.HISTORY, state.history)
                 if group.first:
                     checkpoint.save(saved, student, method, optimizer, state, precision)
+                group.word(None)  # the others wait here while the first process validates, not in the next step, whose messages have less time
                 written = time.monotonic()
             if stop.is_set():  # during the last validation: nothing may swallow a Ctrl-C
                 raise KeyboardInterrupt

@@ -173,3 +173,21 @@ def test_more_processes_than_cards_are_refused_by_each_of_them(chosen, monkeypat
         with pytest.raises(MissingError, match="torch sees 2 CUDA devices here for 3 processes; start fewer: --nproc-per-node 2"), distributed.joined("cuda"):
             pass
     assert not chosen
+
+
+@pytest.mark.parametrize(("device", "backend", "card"), [("cuda", "nccl", torch.device("cuda", 1)), ("cpu", "gloo", None)])
+def test_a_step_waits_for_minutes_and_the_first_processs_word_is_waited_for_over_the_cpu(chosen, monkeypatch, device, backend, card):
+    told: list[tuple] = []
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    for name in ("init_process_group", "all_reduce", "broadcast_object_list"):
+        monkeypatch.setattr(torch.distributed, name, lambda *args, name=name, **named: told.append((name, args, named)))
+    for name, found in (("new_group", "over the CPU"), ("get_rank", 1), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda found=found, **named: (told.append(("", (), named)), found)[1] if named else found)
+    with distributed.joined(device) as (group, own):
+        assert (group, own) == (Group(1, 2, "over the CPU"), "cuda:1" if device == "cuda" else "cpu")
+        group.word(None)
+    (_, started_with, connection), (_, _, waiting), (_, _, word), (_, (last,), end) = told
+    assert started_with == (backend,) and connection == {"timeout": distributed.STEP, "device_id": card} and distributed.STEP.total_seconds() <= 3600
+    assert waiting == {"backend": "gloo", "timeout": distributed.WAIT} and word["group"] == end["group"] == "over the CPU" and last.device.type == "cpu"
+    assert chosen == ([1] if device == "cuda" else [])
