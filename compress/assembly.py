@@ -90,6 +90,7 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
             "precision": student.precision,
             "threads": student.threads,
             "images_per_second": student.images_per_second,
+            "teacher_rows": student.teacher_rows,
         },
         "models": students,
         "comparisons": [row for row in evidence.measured.comparisons if row["model"] not in plain and row["against"] not in plain],

@@ -73,6 +73,7 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     if recipe.data.source in ("imagenet", "webdataset") and recipe.data.views not in ("resized_crop", "none"):
         message = f"pictures of {recipe.data.source} are decoded in training, with resized_crop or none; {recipe.data.augment} is for decoded arrays"
         yield Finding(("data", "augment"), message, sections=frozenset({"data"}))
+    yield from _distortion_mistakes(recipe)
     for keys, train, epochs in _trainings(recipe):
         for below, message in _train_mistakes(train, epochs):
             excuse = (*keys, "epochs") if below[-1] == "milestones" else ()
@@ -101,6 +102,18 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     if recipe.teacher.select == "proxy" and "fitnet" in recipe.distill.method and fitnet.mode == "two_stage" and fitnet.hint_epochs >= proxy.epochs:
         message = f"the proxy's {proxy.epochs} epochs are all spent on fitnet's hint (hint_epochs: {fitnet.hint_epochs})"
         yield Finding(("teacher", "proxy", "epochs"), message, sections=frozenset({"distill", "teacher"}))
+
+
+def _distortion_mistakes(recipe: Recipe) -> Iterator[Finding]:
+    """`none` means that training sees each picture in one form; jitter and RandAugment make many of it."""
+    for name, asked in (("color_jitter", recipe.data.color_jitter), ("rand_augment", recipe.data.rand_augment)):
+        message = ""
+        if name == "color_jitter" and asked is not None and not any(asked.model_dump().values()):
+            message = "changes nothing: give brightness, contrast, saturation or hue a range above 0"
+        elif asked is not None and recipe.data.views == "none":
+            message = "distorts training views, but data.augment is none: one view a picture, as it is; choose crop_flip, crop, flip or resized_crop"
+        if message:
+            yield Finding(("data", name), message, sections=frozenset({"data"}))
 
 
 def _networks(recipe: Recipe) -> list[tuple[Keys, Candidate | Choice]]:

@@ -26,12 +26,16 @@ SHARE_STREAM = 3  # other numbers than those of the validation split, calibratio
 
 @dataclass(frozen=True)
 class Student:
-    """After training: the network, the method with its own modules, and how it went. `pictures`: how many validation pictures judged it."""
+    """After training: the network, the method with its own modules, and how it went.
+
+    `pictures`: how many validation pictures judged it; `teacher_rows`: see `Distilled`.
+    """
 
     model: nn.Module
     method: Method
     fitted: Fitted
     pictures: int
+    teacher_rows: int | None
 
 
 def distil(
@@ -73,7 +77,14 @@ def distil(
             teacher=teaching, device=context.device, folder=context.work, progress=progress,
             group=context.group,
         )  # fmt: skip
-    return Student(model, method, fitted, len(pictures.validation_index))
+    return Student(model, method, fitted, len(pictures.validation_index), _rows_run(teaching, context))
+
+
+def _rows_run(teaching: object, context: Context) -> int | None:
+    """Over all processes, which share each batch."""
+    if not isinstance(teaching, TeacherCache):
+        return None
+    return int(context.group.total({"rows": torch.tensor(teaching.rows_run, device=context.device)})["rows"])
 
 
 def require_logits(teacher: Trained) -> None:
@@ -108,7 +119,7 @@ def _cache_line(pictures: int, data: TrainingData, train: Train, classes: int, c
             f"teacher logits: the table of {cache.pictures:,} pictures of {cache.views:,} views each would take {cache.table / 2**20:,.0f} MiB, more than the "
             f"{teacher_cache.MEMORY_LIMIT / 2**20:,.0f} MiB that they may; nothing is remembered, the teacher runs at every step"
         )
-    every = views.view_count(data.augment, data.image_size)
+    every = views.view_count(data.augment, data.image_size, distorted=data.distortion is not None)
     count = min(every, train.views or every, train.epochs or 1)
     size = pictures * count * classes * 2 / 2**20
     return f"teacher logits: at most {pictures * count:,} rows ({size:.1f} MiB) for {count} views a picture; {cache.used:,} known from earlier runs"

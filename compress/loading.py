@@ -113,6 +113,7 @@ def pictures(data: TrainingData, device: str) -> Pictures:
         augment=data.augment,
         image_size=data.image_size,
         held=held,
+        distortion=data.distortion,
     )
 
 
@@ -133,8 +134,9 @@ def teacher_cache(
             return model(prepare(raw)).float()
 
     scheme = [LOGITS_VERSION, teacher, data.images, data.image_size, data.augment, precision, device.split(":")[0]]
+    scheme += [] if data.distortion is None else [data.distortion]
     folder = cache / "logits" / sha256_of(scheme) if cache is not None else None
-    count_views = views.view_count(data.augment, data.image_size)
+    count_views = views.view_count(data.augment, data.image_size, distorted=data.distortion is not None)
     return TeacherCache(
         forward, pictures=count, views=count_views, classes=record.classes, device=device, folder=folder, warn=warn, remember=data.streamed is None
     )

@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import Any
 
 # Fields that say how a result came about, not what it is: never part of a cache key.
-CIRCUMSTANCE = frozenset({"seconds", "images_per_second", "history", "threads", "kernels", "precision", "origin", "largest_logit", "streamed"})
+CIRCUMSTANCE = frozenset(
+    {"seconds", "images_per_second", "history", "threads", "kernels", "precision", "origin", "largest_logit", "streamed", "teacher_rows"}
+)
+# Fields that count only where they are set: without them a key is what it was before there was such a field.
+WHERE_SET = frozenset({"distortion"})
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ def identity(value: Any) -> Any:
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: identity(getattr(value, field.name)) for field in dataclasses.fields(value) if field.name not in CIRCUMSTANCE}
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.name not in CIRCUMSTANCE}
+        return {name: identity(item) for name, item in fields.items() if item is not None or name not in WHERE_SET}
     if isinstance(value, dict):
         return {str(key): identity(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

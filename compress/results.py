@@ -69,6 +69,18 @@ class Streamed:
 
 
 @dataclass(frozen=True)
+class Distortion:
+    """What is done to training views beyond crop and flip. Ranges of the colour jitter; how many operations of RandAugment, how strong."""
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0  # of the colour circle, at most 0.5
+    operations: int = 0
+    magnitude: int = 0  # 0 to 30
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """What a training stage may read. The test split is not in it. With `streamed`, `images` is a listing."""
 
@@ -80,6 +92,7 @@ class TrainingData:
     validation: float | int
     split_seed: int
     streamed: Streamed | None = None
+    distortion: Distortion | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +166,11 @@ class Trained:
 
 @dataclass(frozen=True)
 class Distilled:
-    """A student and its method's own modules after training, in one file: keys `student.*` and `method.*`."""
+    """A student and its method's own modules after training, in one file: keys `student.*` and `method.*`.
+
+    `teacher_rows`: views that the teacher was run on for logits, in all processes, since the training was last resumed; those remembered
+    from earlier do not count. None: no teacher, or one whose maps are read, which runs on every batch.
+    """
 
     network: Network
     combined: File
@@ -166,6 +183,7 @@ class Distilled:
     threads: int
     kernels: str
     history: File
+    teacher_rows: int | None = None
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from compress.data import views
+from compress.data.distort import distorted
 from compress.distributed import Group
 from compress.gradients import aligned_backward, cosine, sum_backward
 from compress.losses.precision import wide
 from compress.methods import Method, Signals
 from compress.precision import autocast
+from compress.results import Distortion
 
 TRACED = ("cos_classifier", "cos_backbone")
 
@@ -42,7 +44,7 @@ class Teaching(Protocol):
 class Batch:
     """This process's share of a batch. index, view int64 (N,); known float16 (N, K) or None; epoch, step: see `Signals`; total: whole batch.
 
-    pixels: the views uint8 (N, H, W, 3) where they are decoded already; None: the step makes them.
+    pixels: the views uint8 (N, H, W, 3) where they are decoded already, cropped and flipped but not distorted; None: the step makes them.
     """
 
     index: Tensor
@@ -58,7 +60,8 @@ class Batch:
 class Step:
     """Everything that a step works on. images uint8 (P, S, S, 3) or None (batches bring their pixels), labels (P,); mean, std float32 (3,), on the device.
 
-    network: float32 (N, 3, S, S) -> logits and maps by name, a `Tapped` or what was compiled of it.
+    network: float32 (N, 3, S, S) -> logits and maps by name, a `Tapped` or what was compiled of it. distortion: of all views, those that a batch brings
+    included.
     """
 
     network: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -75,11 +78,12 @@ class Step:
     precision: str
     group: Group
     traced: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    distortion: Distortion | None = None
 
     def pixels(self, index: Tensor, view: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) of pictures and views (N,)."""
         assert self.images is not None
-        return views.apply_views(self.images, index, view, self.augment, self.image_size)
+        return distorted(views.apply_views(self.images, index, view, self.augment, self.image_size), view, self.distortion)
 
     def student(self, raw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's logits and maps of pixels uint8 (N, H, W, 3), in the training's precision."""
@@ -91,7 +95,7 @@ class Step:
 
         `trace`: and the cosines between the first loss's gradient and that of the others, over each of the `traced` groups that both reach.
         """
-        raw = self.pixels(batch.index, batch.view) if batch.pixels is None else batch.pixels
+        raw = self.pixels(batch.index, batch.view) if batch.pixels is None else distorted(batch.pixels, batch.view, self.distortion)
         teacher_logits, teacher_taps = self.teacher.answer(batch.known, raw) if self.teacher is not None else (None, {})
         logits, taps = self.student(raw)
         # Distillation losses live in float32: bf16 makes small differences of logits vanish.

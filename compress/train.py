@@ -31,7 +31,7 @@ from compress.kernels import TORCH, quicker
 from compress.methods import Method
 from compress.models.taps import Tapped
 from compress.precision import resolve_precision
-from compress.results import Normalization
+from compress.results import Distortion, Normalization
 from compress.schema import Train
 from compress.step import TRACED, Batch, Step, Teaching, traced, trainable
 from compress.stream import Stream
@@ -63,6 +63,7 @@ class Pictures:
     augment: str
     image_size: int
     held: Tensor | None = None
+    distortion: Distortion | None = None
 
     def validation(self) -> Tensor:
         """The validation pictures, uint8 (V, S, S, 3)."""
@@ -159,7 +160,7 @@ def fit(
     step = Step(
         tapped, method, None if isinstance(pictures.images, Stream) else pictures.images, pictures.labels, pictures.augment, pictures.image_size,
         torch.tensor(normalization.mean, device=device), torch.tensor(normalization.std, device=device), teacher, optimizer, parameters, precision, group,
-        traced(student, taps) if train.trace_gradients else {},
+        traced(student, taps) if train.trace_gradients else {}, pictures.distortion,
     )  # fmt: skip
     # a traced cosine is summed like a loss: an epoch's mean over its traced steps and the processes then survives an interruption
     cosine_share = min(steps * size, len(pictures.train_index)) / -(-steps // (train.trace_gradients or 1)) / group.size
@@ -174,7 +175,9 @@ def fit(
                 method.train()
                 method.start_epoch(before + state.epoch)
                 order = schedule.order(pictures.train_index, seed, state.epoch)
-                view = views.views_of_epoch(len(pictures.images), state.epoch, seed, pictures.augment, train.views, pictures.image_size).to(device)
+                view = views.views_of_epoch(
+                    len(pictures.images), state.epoch, seed, pictures.augment, train.views, pictures.image_size, distorted=pictures.distortion is not None
+                ).to(device)
                 epoch_tensor = torch.tensor(float(before + state.epoch), device=device)
                 number = torch.tensor((before + state.epoch - 1) * steps + state.step, device=device)
                 sums, first = {}, state.step

@@ -77,7 +77,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.models.outline", "compress.models.deployed", "compress.distributed",
     ),
     "compress.step": (
-        "compress.data.views", "compress.distributed", "compress.gradients", "compress.losses.precision", "compress.methods",
+        "compress.data.views", "compress.data.distort", "compress.results", "compress.distributed", "compress.gradients", "compress.losses.precision",
+        "compress.methods",
         "compress.precision",
     ),
     "compress.allocation": (),

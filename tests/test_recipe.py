@@ -199,6 +199,23 @@ FILES = [
         ],
     ),
     (
+        GOOD.replace("fashion", "fashion, augment: none, color_jitter: {}, rand_augment: {magnitude: 9}"),
+        [
+            "1:54: data.color_jitter: changes nothing: give brightness, contrast, saturation or hue a range above 0",
+            "1:72: data.rand_augment: distorts training views, but data.augment is none: one view a picture, as it is; choose crop_flip, crop, flip or "
+            "resized_crop",
+        ],
+    ),
+    (
+        GOOD.replace("fashion", "fashion, color_jitter: {hue: 0.6, contrst: 1}, rand_augment: {operations: 0, magnitude: 31}"),
+        [
+            "1:45: data.color_jitter.hue: must be at most 0.5, got 0.6",
+            "1:50: data.color_jitter.contrst: unknown key (did you mean 'contrast'?)",
+            "1:90: data.rand_augment.operations: must be at least 1, got 0",
+            "1:105: data.rand_augment.magnitude: must be at most 30, got 31",
+        ],
+    ),
+    (
         GOOD.replace("mobilenet_v2", "torchvision/mobilenet_v2, weights: IMAGENET1K_V3"),
         [
             "5:53: student.weights: expected none, IMAGENET1K_V1, IMAGENET1K_V2 or a file (.safetensors, .pt, .pth, .bin), got 'IMAGENET1K_V3'"

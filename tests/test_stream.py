@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from compress import features, loading, models, train
 from compress.batches import batches
 from compress.data import sources, training_arrays
 from compress.data.crops import training_view
+from compress.data.distort import distorted
 from compress.data.listing import Listing, Place
 from compress.data.workers import Decoders
 from compress.distributed import Group
 from compress.errors import Interrupted, StageError
 from compress.records import File
-from compress.results import Network, Normalization, TrainingData
+from compress.results import Distortion, Network, Normalization, TrainingData
 from compress.schema import Data, Dhkd, Distill
 from compress.stages import data
 from compress.stream import Stream
@@ -141,6 +143,26 @@ def test_an_epoch_that_is_interrupted_in_its_middle_ends_with_the_same_bits(trai
     assert resumed.started == (2, 3) and len(resumed.steps) == 2 and same(found, expected)
     for before, after in zip(whole.history, fitted.history, strict=True):
         assert after["ce"] == pytest.approx(before["ce"], rel=1e-5) and after["top1_validation"] == before["top1_validation"]
+
+
+def test_views_are_distorted_behind_the_decoders(training, tmp_path):
+    asked = Distortion(hue=0.3, operations=2, magnitude=9)
+    pictures = loading.pictures(replace(training, distortion=asked), "cpu")
+    seen: list[torch.Tensor] = []
+    cache = TeacherCache(
+        lambda raw: seen.append(raw.clone()) or torch.zeros(len(raw), 3), pictures=45, views=8192, classes=3, device="cpu", folder=None,
+        warn=pytest.fail, remember=False,
+    )  # fmt: skip
+    student, method = started(Distill(method="kd"))
+    train.fit(
+        student, method, pictures, train=settings(epochs=1, batch_size=8), normalization=NORMALIZATION, taps={"pooled": "fc:in"}, depthwise=False,
+        teacher=cache, device="cpu", folder=tmp_path, progress=Recorder(),
+    )  # fmt: skip
+    order = train.schedule.order(pictures.train_index, settings().seed or 0, 1)[:8]
+    numbers = train.views.views_of_epoch(45, 1, settings().seed or 0, "resized_crop", None, SIDE, distorted=True)[order]
+    listing = Listing(place(training))
+    crops = [listing.decoded(int(p), lambda content, v=v: training_view(content, int(v), SIDE)) for p, v in zip(order, numbers, strict=True)]
+    assert torch.equal(seen[0], distorted(torch.from_numpy(np.stack(crops)), numbers, asked)) and not np.array_equal(seen[0].numpy(), np.stack(crops))
 
 
 def noting(batches: Any, asked: list[int]) -> Any:

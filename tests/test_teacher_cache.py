@@ -16,7 +16,7 @@ from compress.data import npy
 from compress.methods import build_method
 from compress.models import checkpoints
 from compress.records import File
-from compress.results import Network, Normalization, Trained, TrainingData
+from compress.results import Distortion, Network, Normalization, Trained, TrainingData
 from compress.schema import Dhkd, Distill, Schedule, Train
 from compress.teacher_cache import TeacherCache
 from compress.train import fit
@@ -101,6 +101,20 @@ def test_a_cached_run_equals_an_uncached_one_bit_for_bit(tmp_path, data, teacher
 
 
 @pytest.mark.parametrize("teacher", ["resnet8"], indirect=True)
+def test_distorted_views_are_remembered_and_taught_like_others(tmp_path, data, teacher, monkeypatch):
+    plain = distil(cache_of(teacher, data, None), data, tmp_path / "plain")
+    data = dataclasses.replace(data, distortion=Distortion(0.4, 0.4, 0.4, 0.1, operations=2, magnitude=9))
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher_cache, "MEMORY_LIMIT", 0)
+        none = cache_of(teacher, data, None)
+    uncached = distil(none, data, tmp_path / "none")
+    assert not same(uncached, plain)
+    for expected in (2 * 52, 0):
+        cache = cache_of(teacher, data, tmp_path / "cache")
+        assert same(distil(cache, data, tmp_path / str(expected)), uncached) and cache.rows_run == expected
+
+
+@pytest.mark.parametrize("teacher", ["resnet8"], indirect=True)
 def test_another_seed_and_method_never_run_the_teacher(tmp_path, data, teacher):
     distil(cache_of(teacher, data, tmp_path / "cache"), data, tmp_path / "1")
     for number, (seed, method) in enumerate([(5, "dhkd"), (0, "kd"), (9, "kd")]):
@@ -127,10 +141,11 @@ def test_other_weights_pictures_or_views_have_a_copy_of_their_own(tmp_path, data
     files.append(cache_of(teacher, moved, tmp_path).file)
     files.append(cache_of(rescaled, data, tmp_path).file)
     files.append(cache_of(teacher, dataclasses.replace(data, augment="crop"), tmp_path).file)
+    files += [cache_of(teacher, dataclasses.replace(data, distortion=one), tmp_path).file for one in (Distortion(hue=0.1), Distortion(hue=0.2))]
     with monkeypatch.context() as patch:
         patch.setattr("compress.precision.cpu_has_bf16", lambda: True)
         files.append(cache_of(teacher, data, tmp_path).file)
-    assert len(set(files)) == 6
+    assert len(set(files)) == 8
     again = dataclasses.replace(teacher, seconds=7.0, origin="elsewhere")
     assert cache_of(again, data, tmp_path).file == files[0]
 

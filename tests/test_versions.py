@@ -27,7 +27,7 @@ NETWORKS = tuple(f"compress/models/{name}.py" for name in (
     "outline", "own", "resnet", "resnet4", "roles", "shufflenet", "taps", "vgg", "vision", "wrn"))  # fmt: skip
 METHODS = tuple(str(path.relative_to(ROOT)) for folder in ("methods", "losses") for path in sorted((ROOT / "compress" / folder).glob("*.py")))
 FILES = ("compress/data/listing.py", "compress/data/pictures.py")  # of sets that are decoded when they are asked for
-RUNNING = (*SPLITS, *FILES, *NETWORKS, "compress/hashing.py", "compress/data/views.py", "compress/loading.py")
+RUNNING = (*SPLITS, *FILES, *NETWORKS, "compress/hashing.py", *(f"compress/data/{name}.py" for name in ("views", "distort", "pixels")), "compress/loading.py")
 TRAINING = (*RUNNING, *METHODS, "compress/data/crops.py", "compress/data/workers.py", *(f"compress/{name}.py" for name in (
     "train", "batches", "engine", "step", "stream", "distributed", "schedule", "precision", "checkpoint", "teacher_cache", "teacher_network", "gradients",
     "kernels/__init__", "kernels/norm", "kernels/depthwise")), "compress/kernels/batch_norm.c", "compress/kernels/batch_norm.h")

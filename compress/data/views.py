@@ -16,6 +16,7 @@ from torch.nn import functional
 from compress.hashing import hashed
 
 CROP_BOXES = 4096  # resized_crop draws from this many boxes, so that a view stays a small number
+DISTORTIONS = 16  # so often each crop and flip of small pictures is a view of its own where views are distorted further (`data.distort`)
 
 
 def padding_of(image_size: int) -> int:
@@ -23,19 +24,25 @@ def padding_of(image_size: int) -> int:
     return round(image_size / 8)
 
 
-def view_count(augment: str, image_size: int = 32, padding: int | None = None) -> int:
-    """How many different views a picture has: 162 for crop_flip at 32x32 (9 x 9 offsets, flipped or not)."""
+def view_count(augment: str, image_size: int = 32, padding: int | None = None, *, distorted: bool = False) -> int:
+    """How many different views a picture has: 162 for crop_flip at 32x32 (9 x 9 offsets, flipped or not), 16 times as many `distorted`.
+
+    resized_crop has 8,192 in either case: each box and flip has its own distortion.
+    """
     offsets = 2 * (padding_of(image_size) if padding is None else padding) + 1
-    return {"none": 1, "flip": 2, "crop": offsets**2, "crop_flip": offsets**2 * 2, "resized_crop": CROP_BOXES * 2}[augment]
+    crops = {"none": 1, "flip": 2, "crop": offsets**2, "crop_flip": offsets**2 * 2, "resized_crop": CROP_BOXES * 2}[augment]
+    return crops * DISTORTIONS if distorted and augment != "resized_crop" else crops
 
 
-def views_of(index: Tensor, epoch: int, seed: int, augment: str, limit: int | None = None, image_size: int = 32) -> Tensor:
+def views_of(
+    index: Tensor, epoch: int, seed: int, augment: str, limit: int | None = None, image_size: int = 32, *, distorted: bool = False
+) -> Tensor:
     """The view of each picture `index` (B,) in an epoch: int64 (B,) in [0, view_count).
 
     Without `limit` the views are independent draws of (seed, epoch, picture). With it every picture has `limit` different views of its own,
     the same for every seed (so that a teacher's logits serve all seeds), and any `limit` successive epochs use each exactly once.
     """
-    total = view_count(augment, image_size)
+    total = view_count(augment, image_size, distorted=distorted)
     if limit is None:
         return hashed(index, (seed << 32) ^ (epoch << 1)) % total
     limit = min(limit, total)
@@ -46,9 +53,11 @@ def views_of(index: Tensor, epoch: int, seed: int, augment: str, limit: int | No
     return (hashed(index, 5) + stride * turn) % total
 
 
-def views_of_epoch(count: int, epoch: int, seed: int, augment: str, limit: int | None = None, image_size: int = 32) -> Tensor:
+def views_of_epoch(
+    count: int, epoch: int, seed: int, augment: str, limit: int | None = None, image_size: int = 32, *, distorted: bool = False
+) -> Tensor:
     """`views_of` for all pictures 0 ... count - 1: int64 (count,)."""
-    return views_of(torch.arange(count), epoch, seed, augment, limit, image_size)
+    return views_of(torch.arange(count), epoch, seed, augment, limit, image_size, distorted=distorted)
 
 
 def apply_views(images: Tensor, index: Tensor, view: Tensor, augment: str, image_size: int, padding: int | None = None) -> Tensor:
@@ -56,12 +65,14 @@ def apply_views(images: Tensor, index: Tensor, view: Tensor, augment: str, image
 
     crop_flip, crop: the centre window moved by up to p = `padding` pixels each way, black outside the picture;
     view = (row * (2p + 1) + column) * 2 + flip (crop: without the flip; flip: with p = 0). resized_crop: see `crop_boxes`. none: the centre.
+    A view beyond those starts again at the first: `distort` tells them apart.
     """
     if augment == "none":
         return evaluation_view(images.index_select(0, index), image_size).contiguous()
     if augment == "resized_crop":
         return _resized_crops(images.index_select(0, index), view, image_size)
     pad = 0 if augment == "flip" else padding_of(image_size) if padding is None else padding
+    view = view % view_count(augment, image_size, padding)
     flip, offset = (torch.zeros_like(view), view) if augment == "crop" else (view % 2, view // 2)
     batch = functional.pad(images.index_select(0, index), (0, 0, pad, pad, pad, pad))
     side, start = batch.shape[1], (images.shape[1] - image_size) // 2

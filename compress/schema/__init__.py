@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 
 from compress.schema.base import NAME_PATTERN, PATTERNS, Normalize, Section
-from compress.schema.data import KNOWN_CLASSES, Data
+from compress.schema.data import KNOWN_CLASSES, ColorJitter, Data, RandAugment
 from compress.schema.feature_methods import At, Catkd, Crd, Fitnet, Ofd, ReviewKd, Rkd, Simkd
 from compress.schema.logit_methods import Dhkd, Dist, Dkd, Kd, Plain
 from compress.schema.methods import METHOD_SECTIONS, METHOD_SUMMARIES, Distill
@@ -20,9 +20,9 @@ from compress.schema.ship import Device, Export, Quantize, Require, Validate
 from compress.schema.train import Schedule, Train
 
 __all__ = [
-    "KNOWN_CLASSES", "METHOD_SECTIONS", "METHOD_SUMMARIES", "PATTERNS", "At", "Candidate", "Catkd", "Choice", "Choose", "Crd", "Data", "Device", "Dhkd", "Dist",
-    "Distill", "Dkd", "Export", "Fitnet", "Kd", "Normalize", "Ofd", "Plain", "Proxy", "Quantize", "Recipe", "Require", "ReviewKd", "Rkd",
-    "Schedule", "Section", "Simkd", "Student", "Teacher", "Train", "Validate", "json_schema",
+    "KNOWN_CLASSES", "METHOD_SECTIONS", "METHOD_SUMMARIES", "PATTERNS", "At", "Candidate", "Catkd", "Choice", "Choose", "ColorJitter", "Crd", "Data",
+    "Device", "Dhkd", "Dist", "Distill", "Dkd", "Export", "Fitnet", "Kd", "Normalize", "Ofd", "Plain", "Proxy", "Quantize", "RandAugment", "Recipe",
+    "Require", "ReviewKd", "Rkd", "Schedule", "Section", "Simkd", "Student", "Teacher", "Train", "Validate", "json_schema",
 ]  # fmt: skip
 
 

@@ -11,6 +11,22 @@ from compress.schema.base import Count, Normalize, Section, ShareOrCount
 KNOWN_CLASSES = {"fashion": 10, "cifar10": 10, "cifar100": 100}  # of sources whose pictures may not be here yet
 
 
+class ColorJitter(Section):
+    """Colours of each training view changed: brightness, contrast, saturation, hue, in this order, each by a draw of its own."""
+
+    brightness: Annotated[float, Field(ge=0)] = Field(default=0.0, description="factor between 1 - x (at least 0) and 1 + x")
+    contrast: Annotated[float, Field(ge=0)] = Field(default=0.0, description="likewise, about the picture's mean grey")
+    saturation: Annotated[float, Field(ge=0)] = Field(default=0.0, description="likewise, about each pixel's grey")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(default=0.0, description="turn of the colour circle, between -x and x of it")
+
+
+class RandAugment(Section):
+    """RandAugment (Cubuk et al. 2019) on each training view, after the colour jitter: operations drawn from 14, one after the other."""
+
+    operations: Annotated[int, Field(ge=1, le=14)] = Field(default=2, description="how many operations a view goes through")
+    magnitude: Annotated[int, Field(ge=0, le=30)] = Field(default=9, description="how strong they are; 30: shear 0.3, shift 45 %, rotation 30 degrees, ...")
+
+
 class Data(Section):
     """Where the pictures come from and how they are split by purpose."""
 
@@ -29,6 +45,10 @@ class Data(Section):
         default=None, description="random views in training; crops move by an eighth of the side; resized_crop: 8 to 100 % of the picture, flipped or "
         "not; null: crop_flip, or resized_crop for photos; imagenet and webdataset: resized_crop or none"
     )  # fmt: skip
+    color_jitter: ColorJitter | None = Field(default=None, description="change the colours of training views, on the device; null: not at all")
+    rand_augment: RandAugment | None = Field(
+        default=None, description="distort training views by RandAugment, on the device; {}: its defaults; null: not at all"
+    )
     validation: ShareOrCount = Field(default=0.1, description="carved from the training pictures, stratified; selects the teacher and is watched in training")
     test: ShareOrCount = Field(default=0.2, description="folder without a test sub-folder only: what is carved off, stratified, for the final validation")
     calibration: Count = Field(default=512, description="how many training pictures set the int8 ranges; never validation or test pictures")

@@ -7,7 +7,7 @@ from pathlib import Path
 from compress.data import folder, imagenet, listing, sources, training_arrays
 from compress.data.streamed import decode
 from compress.records import File
-from compress.results import CalibrationData, Held, Prepared, Streamed, TestData, TrainingData
+from compress.results import CalibrationData, Distortion, Held, Prepared, Streamed, TestData, TrainingData
 from compress.schema import Data
 from compress.store import Context, Stage
 
@@ -44,7 +44,17 @@ def training(prepared: Prepared, config: Data, held: Held | None = None) -> Trai
         validation=config.validation,
         split_seed=config.split_seed,
         streamed=streamed,
+        distortion=_distortion(config),
     )
+
+
+def _distortion(config: Data) -> Distortion | None:
+    """What the recipe asks for beyond crop and flip."""
+    jitter, operations = config.color_jitter, config.rand_augment
+    if jitter is None and operations is None:
+        return None
+    ranges = jitter.model_dump() if jitter is not None else {}
+    return Distortion(**ranges, **(operations.model_dump() if operations is not None else {}))
 
 
 def calibration(prepared: Prepared, config: Data) -> CalibrationData:

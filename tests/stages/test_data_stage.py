@@ -12,8 +12,9 @@ from PIL import Image
 
 from compress import data as arrays
 from compress.errors import UsageError
-from compress.records import File
-from compress.schema import Data
+from compress.records import File, identity, sha256_of
+from compress.results import Distortion
+from compress.schema import ColorJitter, Data, RandAugment
 from compress.stages import data
 
 
@@ -55,6 +56,15 @@ def test_calibration_is_no_part_of_what_training_gets(prepared, data_config):
     other = data_config.model_copy(update={"calibration": 7})
     assert data.training(prepared, other) == data.training(prepared, data_config)
     assert data.calibration(prepared, other) != data.calibration(prepared, data_config)
+
+
+def test_jitter_and_rand_augment_are_part_of_what_training_gets_alone(prepared, data_config):
+    asked = data_config.model_copy(update={"color_jitter": ColorJitter(hue=0.1, contrast=0.4), "rand_augment": RandAugment()})
+    assert data.training(prepared, asked).distortion == Distortion(contrast=0.4, hue=0.1, operations=2, magnitude=9)
+    alone = data.training(prepared, data_config.model_copy(update={"color_jitter": ColorJitter(brightness=0.2)}))
+    assert alone.distortion == Distortion(brightness=0.2) and data.training(prepared, data_config).distortion is None
+    keys = [sha256_of(part) for part in (alone, data.training(prepared, asked), data.training(prepared, data_config))]
+    assert len(set(keys)) == 3 and "distortion" not in identity(data.training(prepared, data_config))
 
 
 def test_a_source_that_is_not_laid_out_as_it_must_be_is_named(work, data_config, tmp_path):
