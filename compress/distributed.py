@@ -216,7 +216,7 @@ def joined(device: str) -> Iterator[tuple[Group, str]]:
     waiting = torch.distributed.new_group(backend="gloo", timeout=WAIT)
     yield Group(torch.distributed.get_rank(), torch.distributed.get_world_size(), waiting), f"cuda:{local}" if cuda else device
     with _named():
-        torch.distributed.all_reduce(torch.zeros(1), group=waiting)  # nobody closes its connections while another one still works
+        torch.distributed.all_reduce(torch.zeros(1), group=waiting)  # type: ignore[arg-type]  # nobody closes its connections while another one still works
 
 
 def leave(code: int) -> NoReturn:

@@ -212,7 +212,7 @@ FILES = [
             "1:45: data.color_jitter.hue: must be at most 0.5, got 0.6",
             "1:50: data.color_jitter.contrst: unknown key (did you mean 'contrast'?)",
             "1:90: data.rand_augment.operations: must be at least 1, got 0",
-            "1:105: data.rand_augment.magnitude: must be at most 30, got 31",
+            "1:104: data.rand_augment.magnitude: must be at most 30, got 31",
         ],
     ),
     (

@@ -21,7 +21,7 @@ RECORDS = [
     Prepared("fashion", ("a", "b"), 32, A, B, A, B, NETWORK.normalization, "crop_flip", (Unreadable("x/y.jpg", "truncated"),)),
     TRAINED,
     dataclasses.replace(TRAINED, history=None, network=dataclasses.replace(NETWORK, width=None)),
-    Distilled(NETWORK, A, "dhkd", 3, 2, 1.5, 800.0, "bf16", 1, B),
+    Distilled(NETWORK, A, "dhkd", 3, 2, 1.5, 800.0, "bf16", 1, "cc 1.0", B),
     Stripped(TRAINED, ("auxiliary.0.weight",), B),
     Exported(A, 18, 8, 106, "uint8_nhwc", 1e-7, 0, 64, ({"name": "ReduceMean to GlobalAveragePool", "kept": True},), B),
     Packaged((Extra("student.int8.ort", "ort", "student.int8.onnx", A, "arm64", 0.0, ("ai.onnx:Cast",)), Extra("b", "batch1", "a", B, None, 0.0, None))),
@@ -59,7 +59,7 @@ def test_a_file_is_hashed_by_content(tmp_path):
 
 def test_identity_ignores_paths_and_circumstance():
     elsewhere = dataclasses.replace(
-        TRAINED, weights=dataclasses.replace(A, path=Path("/moved")), seconds=99.0, images_per_second=3.0, precision="bf16", threads=8,
+        TRAINED, weights=dataclasses.replace(A, path=Path("/moved")), seconds=99.0, images_per_second=3.0, precision="bf16", threads=8, kernels="torch",
         history=None, origin="checkpoint",
     )  # fmt: skip
     assert sha256_of(elsewhere) == sha256_of(TRAINED)

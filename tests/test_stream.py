@@ -155,7 +155,7 @@ def test_views_are_distorted_behind_the_decoders(training, tmp_path):
     )  # fmt: skip
     student, method = started(Distill(method="kd"))
     train.fit(
-        student, method, pictures, train=settings(epochs=1, batch_size=8), normalization=NORMALIZATION, taps={"pooled": "fc:in"}, depthwise=False,
+        student, method, pictures, train=settings(epochs=1, batch_size=8), normalization=NORMALIZATION, taps={"pooled": "fc:in"},
         teacher=cache, device="cpu", folder=tmp_path, progress=Recorder(),
     )  # fmt: skip
     order = train.schedule.order(pictures.train_index, settings().seed or 0, 1)[:8]
