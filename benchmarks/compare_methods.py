@@ -97,7 +97,7 @@ def run(path: Path, method: str, seed: int, artifacts: Path, more: tuple[str, ..
         "fp32_top1": 100 * models["student.fp32.onnx"]["top1"],
         "validation_top1": 100 * report["student"]["top1_validation"],
         "bytes": models[shipped]["bytes"],
-        **{key: report["student"][key] for key in ("params", "macs", "plain_params", "epochs", "precision", "threads", "images_per_second")},
+        **{key: report["student"][key] for key in ("params", "macs", "plain_params", "epochs", "precision", "threads", "images_per_second", "teacher_rows")},
     }
     print(f"{method}, seed {seed}: {row['top1']:.2f} % on {len(right)} test pictures", flush=True)
     teacher = models["teacher.onnx"]
