@@ -28,6 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress import models
+from compress.allocation import keep_freed_memory
 from compress.data import views
 from compress.distributed import ALONE
 from compress.engine import keep_layout
@@ -59,6 +60,7 @@ PARTS = {  # what an operator's name contains -> what it is; the first that fits
 @click.option("--out", default=Path(__file__).parent / "results" / "roofline.json", type=click.Path(path_type=Path))
 def main(device: str, batch: int, steps: int, chosen: tuple[str, ...], out: Path) -> None:
     """Measure all pairs, print and write."""
+    keep_freed_memory()  # as a training does
     peaks = {precision: _peak(device, precision) for precision in ("float32", "bf16")}
     print("large product: " + ", ".join(f"{name} {value / 1e9:.0f} GFLOP/s" for name, value in peaks.items()))
     pairs = [(one.split(":")[0], one.split(":")[1]) for one in chosen] or list(PAIRS)
