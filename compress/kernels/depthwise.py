@@ -43,7 +43,7 @@ def _of_input(gradient: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, in
     if stride == (1, 1) or gradient.dtype != torch.bfloat16:
         return _gradient(gradient, x, weight, stride, padding, 0)
     height, width = (side + 2 * pad - kernel + 1 for side, pad, kernel in zip(x.shape[2:], padding, weight.shape[2:], strict=True))
-    spread = torch.zeros((*x.shape[:2], height, width), dtype=gradient.dtype).to(memory_format=torch.channels_last)
+    spread = torch.empty((*x.shape[:2], height, width), dtype=gradient.dtype, memory_format=torch.channels_last).zero_()
     spread[:, :, :: stride[0], :: stride[1]] = gradient
     return _gradient(spread, x, weight, (1, 1), padding, 0)
 

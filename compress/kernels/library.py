@@ -36,7 +36,6 @@ class Library:
     made_by: str
 
 
-@functools.cache
 def library() -> Library | None:
     """The kernels; None where they cannot be had here: `why_not` says why."""
     return _load()[0]
