@@ -1,6 +1,6 @@
-"""The recipe reference of the README, made from the schema's own fields, so that it cannot say anything else. Torch-free.
+"""The recipe reference in docs/recipe.md, made from the schema's own fields, so that it cannot say anything else. Torch-free.
 
-`python -m compress.reference README.md` writes it between the file's two markers.
+`python -m compress.reference docs/recipe.md` writes it between the file's two markers.
 """
 
 from __future__ import annotations

@@ -126,10 +126,10 @@ def test_students_interval_of_three_seeds() -> None:
     assert (low, high) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5)) and seeds.interval([1.0]) is None
 
 
-def test_what_the_readme_says_of_limited_views_is_what_was_measured() -> None:
+def test_what_the_docs_say_of_limited_views_is_what_was_measured() -> None:
     result = json.loads((ROOT / "benchmarks" / "results" / "views.json").read_text())
     told = {}
-    for line in (ROOT / "README.md").read_text().split("| `train.views` |")[1].splitlines()[2:6]:
+    for line in (ROOT / "docs/training.md").read_text().split("| `train.views` |")[1].splitlines()[2:6]:
         name, *cells = (cell.strip() for cell in line.strip().strip("|").split("|"))
         told[name.split()[0]] = cells
     assert told.keys() == result["table"].keys() and result["pictures"] * 0.9 == 1800 and result["epochs"] == 20

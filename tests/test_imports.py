@@ -42,7 +42,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.crosschecks": ("compress.errors", "compress.explain", "compress.schema", "compress.yamltree", "compress.method_rules", "compress.models.catalog"),
     "compress.method_rules": ("compress.schema", "compress.yamltree", "compress.models.catalog"),
     "compress.recipe": ("compress.errors", "compress.explain", "compress.overrides", "compress.schema", "compress.yamltree", "compress.crosschecks"),
-    "compress.reference": ("compress.schema",),  # the README's recipe reference
+    "compress.reference": ("compress.schema",),  # docs/recipe.md
     "compress.insight": (),
     "compress.standalone": ("compress.models.catalog", "compress.recipe", "compress.schema", "compress.yamltree", "compress"),
     "compress.kept": (*FOUNDATIONS, "compress.schema", "compress.standalone", "compress.store"),

@@ -1,8 +1,8 @@
-"""The README: its reference is the schema's, its commands parse, its links lead somewhere, and it names no machine."""
+"""README and docs: the reference is the schema's, commands parse, links lead somewhere, no page names a machine, and the README stays short."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import shlex
 import subprocess
@@ -17,7 +17,8 @@ from compress import cli, recipe, reference
 from compress.schema import METHOD_SECTIONS, Section
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
+REFERENCE = "docs/recipe.md"
 MINIMAL = {
     "data": {"source": "fashion"},
     "teacher": {"candidates": [{"model": "resnet20", "train": {"epochs": 4}}]},
@@ -26,13 +27,16 @@ MINIMAL = {
 
 
 def blocks(language: str) -> list[str]:
-    """The fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    """The fenced blocks of one language, of all pages; one that stands on two pages once."""
+    pattern = re.compile(rf"^```{language}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    return list(dict.fromkeys(block for text in PAGES.values() for block in pattern.findall(text)))
 
 
 def commands() -> list[str]:
-    """What a reader is told to type."""
-    return [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
+    """What a reader is told to type: in console blocks, and the benchmarks' commands in tables."""
+    typed = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
+    tables = [line for text in PAGES.values() for line in re.findall(r"^\|.*?`(python benchmarks/[^`]+)` \|", text, re.MULTILINE)]
+    return list(dict.fromkeys(typed + tables))
 
 
 def parse_click(command: click.Command, name: str, arguments: list[str]) -> None:
@@ -44,7 +48,7 @@ def parse_command(line: str) -> None:
     """Parse one console line by the program that it names; an unknown program fails."""
     program, *arguments = shlex.split(line)
     if program == "torchrun":
-        assert arguments[:4] == ["--nproc-per-node", "2", "-m", "compress"]  # as the suite starts it
+        assert arguments[0] == "--nproc-per-node" and arguments[1].isdigit() and arguments[2:4] == ["-m", "compress"]  # as the suite starts it
         program, arguments = arguments[3], arguments[4:]
     if program == "compress":
         assert arguments[0] in cli.cli.commands, arguments[0]
@@ -62,13 +66,10 @@ def parse_command(line: str) -> None:
 
         verify._arguments(arguments[2:])
     elif program == "python" and arguments[0].startswith("benchmarks/"):
-        spec = importlib.util.spec_from_file_location("benchmark", ROOT / arguments[0])
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
         sys.path.insert(0, str(ROOT / "benchmarks"))  # where a script looks for its neighbours
-        spec.loader.exec_module(module)
+        module = importlib.import_module(Path(arguments[0]).stem)
         sys.path.pop(0)
-        parse_click(module.main, arguments[0], arguments[1:])
+        parse_click(module.main, arguments[0], [str(ROOT) if word == "FOLDER" else word for word in arguments[1:]])
     elif arguments[:2] == ["-m", "compress.reference"]:
         assert (ROOT / arguments[2]).is_file()
     elif program == "npm":
@@ -83,7 +84,7 @@ def parse_command(line: str) -> None:
 
 
 def test_the_reference_is_the_schemas() -> None:
-    assert reference.between(README) == reference.markdown(), "write it again: python -m compress.reference README.md"
+    assert reference.between(PAGES[REFERENCE]) == reference.markdown(), f"write it again: python -m compress.reference {REFERENCE}"
 
 
 def every_section(section: type[Section] | None = None) -> list[type[Section]]:
@@ -139,8 +140,9 @@ def test_there_are_commands_to_check() -> None:
 
 def test_every_option_in_the_text_exists() -> None:
     options = {option for command in cli.cli.commands.values() for parameter in command.params for option in parameter.opts}
-    named = set(re.findall(r"`(--[a-z]+)[ `]", README))
-    assert named and named <= options, named - options
+    devices = set(re.findall(r'add_argument\("(--[a-z-]+)"', (ROOT / "export/verify.py").read_text()))
+    named = set(re.findall(r"`(--[a-z-]+)[ `]", "".join(PAGES.values())))
+    assert named and named <= options | devices | {"--help"}, named - options - devices
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))
@@ -150,18 +152,54 @@ def test_every_recipe_fragment_loads(block: str, tmp_path: Path) -> None:
     assert recipe.load(path).recipe.teacher.candidates
 
 
-def headings() -> set[str]:
-    """Anchors as GitHub makes them."""
-    titles = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
-    return {"#" + re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+def anchors(page: str) -> set[str]:
+    """Anchors of a page's headings as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", PAGES[page], re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)\s]+)\)", README))))
-def test_every_link_leads_somewhere(target: str) -> None:
+def leads_somewhere(page: str, target: str) -> bool:
+    """Whether a link on a page, relative to it, names a file of the project and a heading in it."""
     if target.startswith("https://"):
-        return
-    assert target in headings() if target.startswith("#") else (ROOT / target).is_file()
+        return True
+    file, _, anchor = target.partition("#")
+    path = ((ROOT / page).parent / file).resolve() if file else ROOT / page
+    if not (path.is_file() and path.is_relative_to(ROOT)):
+        return False
+    return not anchor or anchor in anchors(path.relative_to(ROOT).as_posix())
 
 
-def test_no_path_of_a_machine() -> None:
-    assert re.findall(r"(?<![\w.])/(?:work|home|root|tmp|Users|opt|mnt)\b|[A-Z]:\\", README) == []
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", PAGES[page])
+    assert [target for target in targets if not leads_somewhere(page, target)] == []
+
+
+def test_a_broken_link_is_noticed() -> None:
+    wrong = ["docs/nothing.md", "docs/data.md#nothing", "#nothing", "data.md"]
+    assert not any(leads_somewhere("README.md", target) for target in wrong)
+    assert leads_somewhere("README.md", "docs/data.md#large-data") and leads_somewhere("docs/scale.md", "data.md#large-data")
+
+
+def test_every_page_is_one_click_from_the_readme() -> None:
+    assert {page for page in PAGES if page != "README.md"} <= set(re.findall(r"\]\(([^)#\s]+)", PAGES["README.md"]))
+
+
+def test_the_readme_stays_short() -> None:
+    assert len(PAGES["README.md"].encode()) <= 35_000
+
+
+def test_every_command_of_the_tool_is_in_the_readme() -> None:
+    assert set(cli.cli.commands) <= set(re.findall(r"`compress (\w+)", PAGES["README.md"]))
+
+
+def test_every_benchmark_and_result_is_listed() -> None:
+    page = PAGES["docs/benchmarks.md"]
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py") if "click.command" in path.read_text(encoding="utf-8")}
+    assert scripts == set(re.findall(r"`python benchmarks/(\w+\.py)", page))
+    assert {path.name for path in (ROOT / "benchmarks/results").glob("*.json")} == set(re.findall(r"`([\w-]+\.json)`", page))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_path_of_a_machine(page: str) -> None:
+    assert re.findall(r"(?<![\w.])/(?:work|home|root|tmp|Users|opt|mnt)\b|[A-Z]:\\", PAGES[page]) == []
