@@ -1,13 +1,19 @@
 """Training speed: this project's DHKD training against the published code's loop, same networks, batch and mathematics, in turns.
 
-    python benchmarks/train_speed.py                     on the CPU
-    python benchmarks/train_speed.py --device cuda
+    python benchmarks/train_speed.py                                         on the CPU
+    python benchmarks/train_speed.py --device cuda                           recorded as a CUDA graph
+    python benchmarks/train_speed.py --device cuda --engine compile          compiled too, as a training of 20,000 steps or more is
 
-Per pair and round: a pass of the authors' loop (`authors_loop.py`); `compress run --until distill` with an empty cache (cold: the teacher
-runs); the same again with the teacher's logits from that run (warm, all views); and one with `train.views`, its epochs after the last new
-view. Each is a process of its own, started as a user would start it.
-Pictures per second come from each epoch's training time, the first epoch of every run left out. Pictures are CIFAR-100 where
-COMPRESS_TEST_DATA names it, else noise, which costs the same; teachers have random weights, which cost the same, too.
+Per pair and round, each a process of its own, started as a user would start it:
+
+- authors: a pass of their loop (`authors_loop.py`), after a batch that is not timed;
+- cold: the second epoch of `compress run --until distill` with an empty cache; the teacher runs at every step;
+- warm: the second epoch of the same run made again: the first one left the teacher's logits for all views that it meets;
+- views: n: an epoch of a run with an empty cache and `train.views: n`, behind the n in which the teacher answered for n views of each picture: it runs no
+  more. Those n cost what cold costs. What the limit does to accuracy was measured by `views.py`, and stands beside the speed.
+
+Pictures per second come from the training time of the one epoch: kernels are chosen, networks compiled and graphs recorded in the epochs before.
+Pictures are CIFAR-100 where COMPRESS_TEST_DATA names it, else noise, which costs the same; teachers have random weights, which cost the same, too.
 """
 
 from __future__ import annotations
@@ -22,10 +28,12 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import authors_loop
 import click
 import numpy as np
+import place
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -36,18 +44,20 @@ from compress.methods.dhkd import auxiliary_head
 from compress.models import catalog
 from compress.models.outline import outline
 from compress.models.taps import Tapped
-from export.runtime import host
 
 PAIRS = (("resnet56", "mobilenet_v2"), ("resnet32x4", "resnet8x4"), ("resnet32x4", "shufflenet_v2"))
-CLASSES, BATCH, VIEWS = 100, 64, 2
+CLASSES, BATCH, VIEWS = 100, 64, 4  # VIEWS: a limit of the study in views.py
+STUDY = Path(__file__).parent / "results" / "views.json"
+LINES, ENGINES = ("cold", "warm", "views"), ("auto", "graph", "compile", "eager")
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What every line has in common. `pictures`: of an epoch of ours; `theirs`: of a pass of the authors' loop, which is slower."""
+    """What every line has in common. `pictures`: of an epoch of ours; `theirs`: of a pass of the authors' loop, which is slower. engine: `train.engine`."""
 
     device: str
+    engine: str
     pictures: int
     theirs: int
     images: np.ndarray
@@ -56,39 +66,66 @@ class Setting:
 
 @click.command()
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda")
+@click.option("--engine", default="auto", show_default=True, type=click.Choice(ENGINES), help="train.engine of our runs; auto compiles none this short")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--pictures", type=int, help="of an epoch of ours; default: 1,280 on the CPU, 50,000 on CUDA")
+@click.option("--pictures", type=click.IntRange(2 * BATCH), help="of an epoch of ours; default: 1,280 on the CPU, 50,000 on CUDA")
 @click.option("--pair", "chosen", multiple=True, help="teacher:student, more than once; default: all three")
-@click.option("--out", type=click.Path(path_type=Path), help="default: benchmarks/results/train_speed-<device>.json")
+@click.option("--out", type=click.Path(path_type=Path), help="default: benchmarks/results/train_speed-<device>.json, -<engine> unless that is auto")
 @click.option("--authors-alone", is_flag=True, hidden=True, help="one pass of the authors' loop for the one --pair; prints pictures per second")
-def main(device: str, rounds: int, pictures: int | None, chosen: tuple[str, ...], out: Path | None, authors_alone: bool) -> None:
+def main(device: str, engine: str, rounds: int, pictures: int | None, chosen: tuple[str, ...], out: Path | None, authors_alone: bool) -> None:
     """Measure all pairs, print a table of ratios, write the numbers."""
     cuda = device.startswith("cuda")
     count = pictures or (50_000 if cuda else 1_280)
     images, labels = _pictures(count)
-    setting = Setting(device, count, count if cuda else max(count // 4, 2 * BATCH), images, labels)
-    pairs = [tuple(one.split(":")) for one in chosen] or PAIRS
+    setting = Setting(device, engine, count, max(count // 4, 2 * BATCH), images, labels)
+    pairs = [(one.split(":")[0], one.split(":")[1]) for one in chosen] or PAIRS
     if authors_alone:
         print(_authors(setting, *pairs[0]))
         return
+    study = _study()
     rows = [_row(setting, teacher, student, rounds) for teacher, student in pairs]
-    print(f"\n{'pair':<28}{'authors':>10}{'cold':>18}{'warm':>18}{f'views: {VIEWS}':>18}   pictures/s, ratio to the authors' loop [over rounds]")
+    print("\npictures/s, median of the rounds; ratio to the authors' loop, median and range of the rounds")
+    print(f"{'pair':<28}{'authors':>8}" + "".join(f"{name:>26}" for name in ("cold", "warm, all views", f"views: {VIEWS}")))
     for row in rows:
-        cells = "".join(_cell(row, name) for name in ("cold", "warm", "views"))
-        print(f"{row['teacher'] + ' -> ' + row['student']:<28}{row['authors']['median']:>10.0f}{cells}")
+        print(f"{row['teacher'] + ' -> ' + row['student']:<28}{row['authors']['median']:>8.0f}" + "".join(_cell(row, name) for name in LINES))
+    print(_accuracy(study))
     content = {
-        "command": "python " + " ".join(["benchmarks/train_speed.py", *sys.argv[1:]]),
-        "batch": BATCH, "pictures": count, "pictures_authors": setting.theirs, "rounds": rounds, "views": VIEWS, "rows": rows, "unit": "pictures/s",
-        "environment": {**host(), "torch": torch.__version__, "threads": torch.get_num_threads(), "device": torch.cuda.get_device_name() if cuda else "cpu"},
+        "command": "python " + " ".join(["benchmarks/train_speed.py", *sys.argv[1:]]), "batch": BATCH, "pictures": count,
+        "pictures_authors": setting.theirs, "rounds": rounds, "engine": engine, "views": VIEWS, "views_accuracy": study, "rows": rows,
+        "unit": "pictures/s", "environment": place.environment(device),
     }  # fmt: skip
-    path = out or Path(__file__).parent / "results" / f"train_speed-{device.split(':')[0]}.json"
+    path = out or place.path("train_speed", device, engine)
     path.write_text(json.dumps(content, indent=1) + "\n")
     print(f"written: {path}")
 
 
 def _cell(row: dict, name: str) -> str:
     ratio = row[name]["ratio"]
-    return f"{row[name]['median']:>8.0f} {ratio['median']:>4.1f}x [{ratio['low']:.1f}, {ratio['high']:.1f}]"
+    return f"{row[name]['median']:>9.0f} {ratio['median']:>4.1f}x" + f"[{ratio['low']:.1f}, {ratio['high']:.1f}]".rjust(11)
+
+
+def _study() -> dict[str, Any] | None:
+    """What `train.views: VIEWS` did to accuracy against all views, and where; None where `views.py` has not been run."""
+    if not STUDY.is_file():
+        return None
+    found = json.loads(STUDY.read_text())
+    row = found["table"][str(VIEWS)]
+    return {
+        "gain_points": row["gain_points"]["mean"], "ci95": row["gain_points"]["ci95"], "seeds": row["top1"]["n"],
+        "teacher": found["teacher"]["model"], "student": found["student"], "method": found["method"], "epochs": found["epochs"],
+        "pictures": found["pictures"], "data": "embedded pictures, a tenth for validation, crops and flips", "source": f"benchmarks/results/{STUDY.name}",
+    }  # fmt: skip
+
+
+def _accuracy(study: dict[str, Any] | None) -> str:
+    if study is None:
+        return f"views: {VIEWS}: what the limit does to accuracy is not known here: {STUDY} is missing; python benchmarks/views.py --seeds 5 makes it"
+    low, high = study["ci95"]
+    return (
+        f"views: {VIEWS}: accuracy {study['gain_points']:+.2f} [{low:+.2f}, {high:+.2f}] points against all views, not on these pairs: "
+        f"{study['teacher']} -> {study['student']} by {study['method']}, {study['epochs']} epochs, {study['pictures']:,} {study['data']}, "
+        f"{study['seeds']} seeds ({study['source']})"
+    )
 
 
 def _pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +154,7 @@ def _row(setting: Setting, teacher: str, student: str, rounds: int) -> dict:
                 speeds[name].append(speed)
         print(f"{teacher} -> {student}, round {number + 1}: " + ", ".join(f"{name} {values[-1]:.0f}" for name, values in speeds.items()), flush=True)
     row: dict = {"teacher": teacher, "student": student, "authors": {"median": statistics.median(speeds["authors"]), "each": speeds["authors"]}}
-    for name in ("cold", "warm", "views"):
+    for name in LINES:
         ratios = [ours / theirs for ours, theirs in zip(speeds[name], speeds["authors"], strict=True)]
         row[name] = {
             "median": statistics.median(speeds[name]), "each": speeds[name],
@@ -181,24 +218,24 @@ def _ours(setting: Setting, teacher: str, student: str, folder: Path) -> dict[st
         "teacher": {"candidates": [{"model": teacher, "weights": "teacher.safetensors"}]},
         "student": {"model": student},
         "distill": {"method": "dhkd"},
-        "train": {"epochs": 2, "batch_size": BATCH, "schedule": {"kind": "constant"}},
+        "train": {"batch_size": BATCH, "schedule": {"kind": "constant"}},
     }
     path = folder / "speed.yaml"
     path.write_text(yaml.safe_dump(content))
-    cold = _speed(path, folder / "cold", setting.device, (), skip=1)
-    warm = _speed(path, folder / "cold", setting.device, (), skip=1, again=True)
-    few = _speed(path, folder / "few", setting.device, (f"train.views={VIEWS}", f"train.epochs={VIEWS + 1}"), skip=VIEWS)
+    cold = _speed(path, folder / "cold", setting, epochs=2)
+    warm = _speed(path, folder / "cold", setting, epochs=2, again=True)
+    few = _speed(path, folder / "few", setting, epochs=VIEWS + 1, views=VIEWS)
     return {"cold": cold, "warm": warm, "views": few}
 
 
-def _speed(path: Path, artifacts: Path, device: str, overrides: tuple[str, ...], *, skip: int, again: bool = False) -> float:
-    """Median pictures per second of the epochs after the first `skip`. `again`: train anew, with the logits that are known."""
-    told = [part for one in overrides for part in ("--set", one)] + (["--force", "distill"] if again else [])
-    _run("-m", "compress", "run", str(path), "--artifacts", str(artifacts), "--device", device, "--until", "distill", "-q", *told)
-    (stage,) = (artifacts / "cache" / "distill").glob("*/history.csv")
-    with stage.open() as stream:
-        rows = list(csv.DictReader(stream))
-    return statistics.median(float(row["images_per_second"]) for row in rows[skip:])
+def _speed(path: Path, artifacts: Path, setting: Setting, *, epochs: int, views: int | None = None, again: bool = False) -> float:
+    """Pictures per second of the last epoch. `again`: train anew, with the logits that are known."""
+    told = [f"train.epochs={epochs}", f"train.engine={setting.engine}", *([f"train.views={views}"] if views else [])]
+    command = ["run", str(path), "--artifacts", str(artifacts), "--device", setting.device, "--until", "distill", "-q"]
+    _run("-m", "compress", *command, *(part for one in told for part in ("--set", one)), *(["--force", "distill"] if again else []))
+    (history,) = (artifacts / "cache" / "distill").glob("*/history.csv")
+    with history.open() as stream:
+        return float(list(csv.DictReader(stream))[-1]["images_per_second"])
 
 
 if __name__ == "__main__":
