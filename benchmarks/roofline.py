@@ -141,7 +141,7 @@ def _backward_flop(grad: Sequence[int], x: Sequence[int], weight: Sequence[int],
 class _Known:
     """Logits that are there already."""
 
-    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor], step: int = 1) -> Tensor | None:
         return None
 
     def answer(self, known: Tensor | None, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:

@@ -28,7 +28,7 @@ def batches(
         parts = [order[at * size : (at + 1) * size] for at in range(begin, min(begin + window, steps))]
         shares = [step.group.share(batch) for batch in parts]
         index = torch.cat(shares)
-        ahead = step.teacher.ahead(index, view[index], step.pixels) if step.teacher is not None else None
+        ahead = step.teacher.ahead(index, view[index], step.pixels, len(shares[0])) if step.teacher is not None else None
         known = [None] * len(parts) if ahead is None else ahead.split([len(share) for share in shares])
         yield from zip(range(begin, begin + len(parts)), parts, known, [None] * len(parts), strict=True)
 

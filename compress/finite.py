@@ -19,8 +19,7 @@ class Finite:
 
     def note(self, losses: dict[str, Tensor], step: int) -> None:
         """Look at a step's losses; stays on the device."""
-        total = torch.stack([loss.detach().double() for loss in losses.values()])
-        broken = (~torch.isfinite(total)).any() & (self.step < 0)
+        broken = (~torch.stack([torch.isfinite(loss.detach()) for loss in losses.values()])).any() & (self.step < 0)
         self.step = torch.where(broken, torch.full_like(self.step, step), self.step)
         for name, loss in losses.items():
             self.losses[name] = torch.where(broken | (self.step < 0), loss.detach(), self.losses.get(name, loss.detach()))

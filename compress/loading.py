@@ -138,8 +138,9 @@ def teacher_cache(
     folder = cache / "logits" / sha256_of(scheme) if cache is not None else None
     count_views = views.view_count(data.augment, data.image_size, distorted=data.distortion is not None)
     return TeacherCache(
-        forward, pictures=count, views=count_views, classes=record.classes, device=device, folder=folder, warn=warn, remember=data.streamed is None
-    )
+        forward, pictures=count, views=count_views, classes=record.classes, device=device, folder=folder, warn=warn, remember=data.streamed is None,
+        image_size=max(record.side, data.image_size),
+    )  # fmt: skip
 
 
 def _teacher_precision(record: Network, device: str) -> str:

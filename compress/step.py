@@ -27,8 +27,8 @@ TRACED = ("cos_classifier", "cos_backbone")
 class Teaching(Protocol):
     """What a method is taught by: a memory of logits, or a network."""
 
-    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
-        """Logits float16 (M, K) of steps to come, where they can be had without the step; else None."""
+    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor], step: int = 1) -> Tensor | None:
+        """Logits float16 (M, K) of steps to come, of `step` rows each, where they can be had without the step; else None."""
 
     def answer(self, known: Tensor | None, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Teacher's logits (N, K) and maps by name, float32, of a batch of pixels uint8 (N, H, W, 3); `known`: what `ahead` said of it."""

@@ -22,6 +22,7 @@ from compress.store import locked
 
 MEMORY_LIMIT = 2 * 2**30  # bytes; beyond it the teacher simply runs
 BATCH = {"cpu": 64, "cuda": 1024}  # rows at once; larger batches leave a CPU's caches (measured: half the speed at 512)
+SIDE = 32  # pixels: of larger pictures a card gets fewer at once in proportion to their area, for their maps fill its memory
 LEAST_ROWS = 2  # a single row takes another matrix kernel, whose last bits differ
 
 
@@ -30,16 +31,17 @@ class TeacherCache:
 
     Args:
         forward: raw pixels uint8 (M, H, W, 3) -> logits (M, K), without gradient.
-        pictures: how many pictures the indices may name. views: how many views each has. classes: K.
+        pictures: how many pictures the indices may name. views: how many views each has. classes: K. image_size: the larger side that `forward` works on.
         folder: where the disk copy lives, or None. warn: told about a disk copy that cannot be used, and once where the memory is full.
         remember: false: every batch is run.
     """
 
     def __init__(
         self, forward: Callable[[Tensor], Tensor], *, pictures: int, views: int, classes: int, device: str, folder: Path | None,
-        warn: Callable[[str], None], remember: bool = True,
+        warn: Callable[[str], None], remember: bool = True, image_size: int = SIDE,
     ) -> None:  # fmt: skip
         self.forward, self.warn = forward, warn
+        self.kind, self.image_size = torch.device(device).type, image_size
         self.rows_run = 0  # rows that the teacher network computed; a test counts them
         self.file = folder / "logits.npz" if folder else None
         self.pictures, self.views, self.table = pictures, views, pictures * views * 4  # bytes
@@ -53,13 +55,13 @@ class TeacherCache:
         if self.file is not None and self.file.is_file():
             self._load(self.file)
 
-    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor], step: int = 1) -> Tensor:
         """Logits float16 (M, K) of the steps to come, index and view (M,) int64: what is not known is run in large batches, so that no step waits.
 
-        `pixels` answers (index, view) with uint8 (B, H, W, 3).
+        `pixels` answers (index, view) with uint8 (B, H, W, 3). `step`: rows of one step; a card that trains on them takes as many at once.
         """
         if not self.enabled:
-            return torch.cat([self._run(pixels(*part)) for part in self._batches(index, view)])
+            return torch.cat([self._run(pixels(*part)) for part in self._batches(index, view, step)])
         slot = self.slot[index, view].long()
         unknown = torch.nonzero(slot < 0).squeeze(1)
         if not len(unknown):
@@ -67,7 +69,7 @@ class TeacherCache:
         out = self.logits.new_empty((len(index), self.logits.shape[1]))
         known = slot >= 0
         out[known] = self.logits[slot[known]]
-        for places, (some, views) in zip(self._split(unknown), self._batches(index[unknown], view[unknown]), strict=True):
+        for places, (some, views) in zip(self._split(unknown, step), self._batches(index[unknown], view[unknown], step), strict=True):
             fresh = self._run(pixels(some, views))
             out[places] = fresh
             if self.used + len(fresh) <= self.room:
@@ -92,11 +94,12 @@ class TeacherCache:
         new &= torch.cumsum(new, 0) <= self.room - self.used
         self._remember(index[new], view[new], rows[new])
 
-    def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return rows.split(BATCH.get(rows.device.type, 256))
+    def _split(self, rows: Tensor, step: int) -> tuple[Tensor, ...]:
+        most = BATCH.get(self.kind, 256)
+        return rows.split(most if self.kind == "cpu" else max(most * SIDE**2 // max(self.image_size, SIDE) ** 2, step))
 
-    def _batches(self, index: Tensor, view: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self._split(index), self._split(view), strict=True)
+    def _batches(self, index: Tensor, view: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self._split(index, step), self._split(view, step), strict=True)
 
     def save(self) -> None:
         """Write what is new to disk, atomically."""

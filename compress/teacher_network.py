@@ -35,9 +35,9 @@ class TeacherNetwork:
                     module.train()
                     module.track_running_stats = False  # in training mode: the running statistics are neither read nor written
 
-    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor], step: int = 1) -> Tensor | None:
         """Logits float16 (M, K) of steps to come, where a cache answers with them."""
-        return self.logits.ahead(index, view, pixels) if isinstance(self.logits, TeacherCache) else None
+        return self.logits.ahead(index, view, pixels, step) if isinstance(self.logits, TeacherCache) else None
 
     @torch.no_grad()
     def answer(self, known: Tensor | None, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:

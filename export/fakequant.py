@@ -17,10 +17,11 @@ TINY = torch.finfo(torch.float32).tiny
 
 def scale_and_zero_point(low: Tensor, high: Tensor, least: int, most: int) -> tuple[Tensor, Tensor]:
     """Of a range low <= 0 <= high, float32 (): the scale float32 () and the zero point, a whole float32 (), as the quantiser sets them."""
-    scale = (high.double() - low.double()) / (most - least)
+    device, low, high = low.device, _double(low), _double(high)
+    scale = (high - low) / (most - least)
     empty = scale < TINY
-    zero_point = torch.where(empty, torch.zeros_like(scale), torch.round(least - low.double() / torch.where(empty, torch.ones_like(scale), scale)))
-    return torch.where(empty, torch.ones_like(scale), scale).float(), zero_point.float()
+    zero_point = torch.where(empty, torch.zeros_like(scale), torch.round(least - low / torch.where(empty, torch.ones_like(scale), scale)))
+    return torch.where(empty, torch.ones_like(scale), scale).float().to(device), zero_point.float().to(device)
 
 
 class _Activation(torch.autograd.Function):
@@ -63,7 +64,7 @@ def weight_scale(weight: Tensor, levels: int, axis: int | None) -> Tensor:
     weight = weight.detach()
     others = [place for place in range(weight.ndim) if place != axis]
     largest = weight.abs().max() if axis is None else weight.abs().amax(dim=others, keepdim=True)
-    scale = (largest.double() * 2 / (2 * levels)).float()
+    scale = (_double(largest) * 2 / (2 * levels)).float().to(weight.device)
     return torch.where(scale < TINY, torch.ones_like(scale), scale)
 
 
@@ -77,8 +78,14 @@ def quantize_weight(weight: Tensor, scale: Tensor, levels: int) -> Tensor:
 
 def quantize_bias(bias: Tensor, scale: Tensor) -> Tensor:
     """A bias (C,) on multiples of `scale`, that of the products it is added to; 32 bits, so it never leaves them; d/db = 1."""
-    scale = scale.reshape(-1)
-    return _straight(bias, (torch.round(bias.detach().double() / scale) * scale).float())
+    wide = _double(bias.detach())
+    scale = scale.reshape(-1).to(wide.device)
+    return _straight(bias, (torch.round(wide / scale) * scale).float().to(bias.device))
+
+
+def _double(value: Tensor) -> Tensor:
+    """float64; on the CPU where the device has none (mps)."""
+    return (value.cpu() if value.device.type == "mps" else value).double()
 
 
 def _straight(value: Tensor, rounded: Tensor) -> Tensor:

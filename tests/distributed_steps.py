@@ -55,7 +55,7 @@ class Net(nn.Module):
 class Teacher:
     """Logits and a map that are functions of the pixels."""
 
-    def ahead(self, index: Tensor, view: Tensor, pixels: Any) -> Tensor | None:
+    def ahead(self, index: Tensor, view: Tensor, pixels: Any, step: int = 1) -> Tensor | None:
         return None
 
     def answer(self, known: Tensor | None, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -199,6 +199,21 @@ def test_a_single_row_runs_as_two():
     assert sizes == [2] and cache.rows_run == 1
 
 
+@pytest.mark.parametrize(
+    ("device", "side", "step", "largest"),
+    [("cuda", 32, 64, 1024), ("cuda", 28, 64, 1024), ("cuda", 64, 64, 256), ("cuda", 224, 64, 64), ("cuda", 224, 4, 20), ("cpu", 224, 16, 64)],
+)
+def test_a_card_runs_fewer_large_pictures_at_once_but_those_of_a_step(device, side, step, largest):
+    sizes: list[int] = []
+    cache = TeacherCache(
+        lambda raw: (sizes.append(len(raw)), answers(raw))[1], pictures=2000, views=1, classes=CLASSES, device=device, folder=None, warn=pytest.fail,
+        remember=False, image_size=side,
+    )  # fmt: skip
+    index = torch.arange(1100)
+    cache.ahead(index, index, lambda some, _: torch.zeros(len(some), 2, 2, 3, dtype=torch.uint8), step)
+    assert max(sizes) == largest and sum(sizes) == 1100
+
+
 def test_beyond_the_memory_limit_the_teacher_runs(monkeypatch):
     monkeypatch.setattr(teacher_cache, "MEMORY_LIMIT", 10 * 3 * 4 + 4 * CLASSES * 2)  # the table and four rows
     said: list[str] = []

@@ -9,11 +9,14 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from compress import checkpoint, schedule, train
 from compress import precision as arithmetic
@@ -170,16 +173,41 @@ def test_constant_schedule_stays():
     [
         ("auto", "cpu", True, "bf16"),
         ("auto", "cpu", False, "float32"),
-        ("auto", "cuda:1", False, "bf16"),
+        ("auto", "cuda:1", False, "float32"),
+        ("auto", "cuda", True, "bf16"),
         ("float32", "cuda", True, "float32"),
         ("bf16", "cpu", False, "bf16"),
     ],
 )
 def test_precision_follows_flags_never_a_clock(monkeypatch, precision, device, flags, resolved):
     monkeypatch.setattr(arithmetic, "cpu_has_bf16", lambda: flags)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: flags or including_emulation)
     for clock in ("monotonic", "perf_counter", "time", "process_time"):
         monkeypatch.setattr(train.time, clock, cut)
     assert arithmetic.resolve_precision(precision, device) == resolved
+
+
+@pytest.mark.parametrize(("major", "resolved"), [(7, "float32"), (8, "bf16")])
+def test_a_card_that_emulates_bf16_trains_in_float32(monkeypatch, major, resolved):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=major))
+    assert arithmetic.resolve_precision("auto", "cuda") == resolved
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses float64, which mps has not."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        assert not any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in tree_leaves(out)), func
+        return out
+
+
+def test_a_training_computes_nothing_in_float64(tmp_path):
+    with NoFloat64():
+        fitted = fit(tmp_path, *started(), config=settings(epochs=1))
+    assert 0 <= fitted.history[0]["top1_validation"] <= 1
 
 
 # --- batches

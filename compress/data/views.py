@@ -90,13 +90,16 @@ def crop_boxes(number: Tensor, image_size: int) -> Tensor:
     Area uniform in [0.08, 1] (below 128 pixels [0.25, 1]: they hold less to crop), aspect log-uniform in [3/4, 4/3], place uniform.
     Source: Szegedy et al. 2015; here a side that would exceed the picture is cut to it, where torchvision draws again.
     """
+    device = number.device
+    if device.type == "mps":  # has no float64
+        number = number.cpu()
     draws = torch.stack([hashed(number, key) for key in (11, 13, 17, 19)]).double() / 2.0**63
     least = 0.08 if image_size >= 128 else 0.25
     area = least + (1 - least) * draws[0]
     aspect = torch.exp((2 * draws[1] - 1) * math.log(4 / 3))
     width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
     x, y = (2 * draws[2] - 1) * (1 - width), (2 * draws[3] - 1) * (1 - height)
-    return torch.stack([x, y, width, height], dim=1).float()
+    return torch.stack([x, y, width, height], dim=1).float().to(device)
 
 
 def _resized_crops(batch: Tensor, view: Tensor, image_size: int) -> Tensor:

@@ -100,6 +100,7 @@ class CRD(Method):
 
     def _first_z(self, scores: Tensor) -> Tensor:
         """Log of mean(exp(scores)) times the number of pictures, over the batches (N, 1 + K) of all processes."""
+        scores = scores.cpu() if scores.device.type == "mps" else scores  # which has no float64
         levels = gather(torch.logsumexp(scores.double(), dim=1))
         share = len(self.memory_student) / (len(levels) * scores.shape[1])
         return (torch.logsumexp(levels, 0) + math.log(share)).to(self.log_z.dtype)

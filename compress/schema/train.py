@@ -36,7 +36,7 @@ class Train(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="of the cross-entropy")
     schedule: Schedule = Field(default=Schedule(), description="learning rate over the epochs")
     precision: Literal["auto", "float32", "bf16"] = Field(
-        default="auto", description="auto: bf16 on CUDA and on CPUs with bf16 units, else float32"
+        default="auto", description="auto: bf16 on CUDA cards (from Ampere on) and CPUs with bf16 units, else float32"
     )
     engine: Literal["auto", "compile", "graph", "eager"] = Field(
         default="auto", description="auto: on a CPU BatchNorms run in kernels that the C compiler there makes; on CUDA a step is recorded once as a graph and "
