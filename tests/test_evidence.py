@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -124,17 +123,3 @@ def test_a_gain_is_paired_by_seed_and_a_failed_training_is_a_row() -> None:
 def test_students_interval_of_three_seeds() -> None:
     low, high = seeds.interval([1.0, 2.0, 3.0]) or (0, 0)
     assert (low, high) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5)) and seeds.interval([1.0]) is None
-
-
-def test_what_the_docs_say_of_limited_views_is_what_was_measured() -> None:
-    result = json.loads((ROOT / "benchmarks" / "results" / "views.json").read_text())
-    told = {}
-    for line in (ROOT / "docs/training.md").read_text().split("| `train.views` |")[1].splitlines()[2:6]:
-        name, *cells = (cell.strip() for cell in line.strip().strip("|").split("|"))
-        told[name.split()[0]] = cells
-    assert told.keys() == result["table"].keys() and result["pictures"] * 0.9 == 1800 and result["epochs"] == 20
-    for name, row in result["table"].items():
-        gain = row["gain_points"]
-        said = f"{gain['mean']:+.2f} [{gain['ci95'][0]:.2f}, {gain['ci95'][1]:.2f}]" if gain else "-"
-        assert told[name] == [f"{row['top1']['mean']:.2f}", said, f"{row['teacher_rows'][0]:,}", f"{row['teacher_rows'][4]:,}"]
-        assert row["top1"]["n"] == 5 and not row["failed"]

@@ -1,0 +1,148 @@
+"""What README and docs say of measurements is what the files in benchmarks/results hold."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))  # where a script looks for its neighbours
+import compare_methods  # noqa: E402
+
+sys.path.pop(0)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def result(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def docs(page: str) -> str:
+    return (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+
+
+def rows(text: str, head: str) -> list[list[str]]:
+    """The cells of the table below the row that begins with `| head |`."""
+    found = []
+    for line in text.split(f"| {head} |")[1].splitlines()[2:]:
+        if not line.strip().startswith("|"):
+            break
+        found.append([cell.strip() for cell in line.strip().strip("|").split("|")])
+    return found
+
+
+def row(file: str) -> list[str]:
+    """The rows of README's results that come from one file, as text."""
+    return [" | ".join(cells) for cells in rows(README, "what was measured") if cells[-1] == f"`{file}`"]
+
+
+def test_the_flagships_table_and_verdicts() -> None:
+    flagship = result("flagship")
+    against = {one["model"]: one for one in flagship["comparisons"] if one["against"] == "teacher.onnx"}
+    for model in (one for one in flagship["models"] if one["role"] != "baseline"):
+        low, high = (100 * end for end in model["top1_ci95"])
+        said = next(line for line in README.splitlines() if line.startswith(model["file"] + " ")).split()
+        assert said[1:6] == [f"{100 * model['top1']:.2f}", "%", f"{low:.2f}", "to", f"{high:.2f}"]
+        assert f"{model['latency_ms']['p50']:.3f} ms" in " ".join(said) and said[-2:] == [f"{model['bytes']:,}", "bytes"]
+        if other := against.get(model["file"]):
+            assert said[6] == f"{other['top1_drop_points']:+.2f}" and said[10] == f"{other['speedup_p50']:.2f}x"
+    for requirement in flagship["requirements"]:
+        assert f"{requirement['verdict']:<11}{requirement['name']}: {requirement['sentence']}" in README
+    for part in ("distillation", "int8_against_float"):
+        assert flagship[part]["sentence"] in README
+    assert f"{flagship['run_seconds'] // 60} min {flagship['run_seconds'] % 60} s to run" in README
+    assert f"{flagship['setup_seconds']:.0f} s to install" in README
+    assert f"took {result('memory')['peak_of_largest_process'] / 1e6:,.0f} MB of memory" in README
+
+
+def test_the_flagship_in_the_readmes_results() -> None:
+    flagship = result("flagship")
+    (teacher, int8), (other,) = (
+        [next(one for one in flagship["models"] if one["file"] == file) for file in ("teacher.onnx", "student.int8.onnx")],
+        [one for one in flagship["comparisons"] if (one["model"], one["against"]) == ("student.int8.onnx", "teacher.onnx")],
+    )
+    speed, (low, high) = other["speedup_p50"], other["speedup_ci95"]
+    first, second = row("flagship.json")
+    assert f"int8 {100 * int8['top1']:.2f} % against the teacher's {100 * teacher['top1']:.2f} %" in first
+    assert f"{speed:.1f}x [{low:.1f}, {high:.1f}] as fast, {other['size_ratio']:.2f}x smaller; {flagship['run_seconds'] // 60} min" in first
+    gain = flagship["distillation"]
+    assert f"{gain['gain_points']:+.1f} [{gain['ci95'][0]:.1f}, {gain['ci95'][1]:.1f}] points" in second and ("not shown" in second) == (gain["ci95"][0] <= 0)
+
+
+def test_the_methods_compared() -> None:
+    name, compared = next(iter(result("compare_methods")["recipes"].items()))
+    assert "\n".join(compare_methods.lines(name, compared)[2:]) in docs("methods")
+    (said,) = row("compare_methods.json")
+    assert said.startswith(f"{len(compared['table']) - 1} methods")
+    for method, ours in (("OFD", "ofd"), ("KD", "kd"), ("DHKD", "dhkd"), ("CRD", "crd")):
+        gain = compared["table"][ours]["gain_points"]
+        assert f" {method} {gain['mean']:+.2f} [{gain['ci95'][0]:.2f}, {gain['ci95'][1]:.2f}]" in said.replace(" points", "")
+
+
+def ratio(numbers: dict[str, Any]) -> str:
+    low, high = numbers["times_faster_ci95"]
+    return f"{numbers['times_faster']:.2f}x [{low:.2f}, {high:.2f}]"
+
+
+def test_int8_files_against_float() -> None:
+    names = {"MobileNetV2": "mobilenet_v2", "MobileNetV3-small": "mobilenet_v3_small"}
+    names |= {"ShuffleNetV2": "shufflenet_v2_x1_0", "EfficientNet-Lite0": "efficientnet_lite0"}
+    measured = {one["network"]: one for one in result("deploy")["networks"]}
+    table = {cells[0].removesuffix(" x1.0"): cells[1:] for cells in rows(docs("deployment"), "network")}
+    speed, accuracy = row("deploy.json")
+    assert table.keys() == names.keys() and measured.keys() == set(names.values())
+    for name, network in names.items():
+        files, faster = measured[network]["files"], ratio(measured[network]["ours_against"]["float"])
+        size = [f"{files[which]['bytes'] / 1e6:.1f}" for which in ("float", "ours")]
+        memory = [f"{files[which]['peak_memory_bytes'] / 1e6:.0f}" for which in ("float", "ours")]
+        times = [f"{files[which]['p50_ms']:.2f} ms" for which in ("float", "defaults", "ours")]
+        assert table[name] == [*times, faster, f"{size[0]} to {size[1]} MB", f"{memory[0]} to {memory[1]} MB"]
+        assert f"{name} {faster}" in speed
+    lite = measured["efficientnet_lite0"]["files"]
+    for file, words in (("float", "in float"), ("ours", "in int8 as searched"), ("defaults", "with onnxruntime's defaults")):
+        assert f"{100 * lite[file]['top1']:.2f} % {words}" in accuracy
+        assert f"{100 * lite[file]['top1']:.2f} %" in docs("deployment")
+
+
+def test_training_speed() -> None:
+    table = rows(docs("training"), "teacher -> student")
+    measured = result("train_speed-cpu")["rows"]
+    (said,) = row("train_speed-cpu.json")
+    assert [cells[0] for cells in table] == [f"{one['teacher']} -> {one['student']}" for one in measured]
+    for cells, one in zip(table, measured, strict=True):
+        ratios = {name: one[name]["ratio"] for name in ("cold", "warm", "views")}
+        words = {name: f"{given['median']:.1f}x [{given['low']:.1f}, {given['high']:.1f}]" for name, given in ratios.items()}
+        assert cells[1:] == [f"{one['authors']['median']:.0f}", *(f"{one[name]['median']:.0f}, {words[name]}" for name in words)]
+        assert words["warm"] in said
+
+
+def test_start_up() -> None:
+    seconds = {name: one["median_seconds"] for name, one in result("startup")["rows"].items()}
+    said = " ".join(docs("training").split())
+    assert (
+        f"help {seconds['help']:.2f} s, a wrong recipe {seconds['recipe error']:.2f} s, `import torch` alone {seconds['import torch']:.1f} s, "
+        f"`compress check` {seconds['check']:.1f} s, a run whose every stage is in the cache {seconds['cached run']:.1f} s." in said
+    )
+    assert f"| {seconds['cached run']:.1f} s |" in row("startup.json")[0]
+
+
+def test_two_losses_on_one_head() -> None:
+    finals = {name: [one["columns"]["top1_validation"][-1] for one in arm["runs"]] for name, arm in result("collapse")["arms"].items()}
+    table = rows(docs("methods"), "validation accuracy after 6 epochs")
+    said = [[float(cell.removesuffix(" %")) for cell in cells[1:]] for cells in table]
+    assert said == [[pytest.approx(100 * one, abs=0.05), pytest.approx(100 * two, abs=0.05)] for one, two in zip(*finals.values(), strict=True)]
+
+
+def test_limited_views() -> None:
+    measured = result("views")
+    told = {name.split()[0]: cells for name, *cells in rows(docs("training"), "`train.views`")}
+    assert told.keys() == measured["table"].keys() and measured["pictures"] * 0.9 == 1800 and measured["epochs"] == 20
+    for name, limited in measured["table"].items():
+        gain = limited["gain_points"]
+        said = f"{gain['mean']:+.2f} [{gain['ci95'][0]:.2f}, {gain['ci95'][1]:.2f}]" if gain else "-"
+        assert told[name] == [f"{limited['top1']['mean']:.2f}", said, f"{limited['teacher_rows'][0]:,}", f"{limited['teacher_rows'][4]:,}"]
+        assert limited["top1"]["n"] == 5 and not limited["failed"]
