@@ -122,4 +122,5 @@ def _cache_line(pictures: int, data: TrainingData, train: Train, classes: int, c
     every = views.view_count(data.augment, data.image_size, distorted=data.distortion is not None)
     count = min(every, train.views or every, train.epochs or 1)
     size = pictures * count * classes * 2 / 2**20
-    return f"teacher logits: at most {pictures * count:,} rows ({size:.1f} MiB) for {count} views a picture; {cache.used:,} known from earlier runs"
+    a_picture = f"{count} view{'' if count == 1 else 's'} a picture"
+    return f"teacher logits: at most {pictures * count:,} rows ({size:.1f} MiB) for {a_picture}; {cache.used:,} known from earlier runs"

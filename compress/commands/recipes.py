@@ -47,9 +47,11 @@ def check(recipe: Path, overrides: tuple[str, ...], allow_code: bool) -> int:
     from compress import probe
 
     console = Console()
-    for note in (*loaded.notices, *probe.check(loaded)):
+    notes, missing = probe.check(loaded)
+    for note in (*loaded.notices, *notes, *missing):
         console.notice(note)
-    console.line(f"{recipe}: ok")
+    console.line(f"{recipe}: ok" + (f", but {len(missing)} thing{'' if len(missing) == 1 else 's'} that a run needs {'is' if len(missing) == 1 else 'are'} "
+                                    "not there yet" if missing else ""))
     return 0
 
 

@@ -16,7 +16,7 @@ from compress.data import cifar, fashion, folder, npy, npz, streamed
 from compress.data.listing import with_margin
 from compress.data.splits import stratified
 from compress.data.written import Written
-from compress.errors import StageError, UsageError
+from compress.errors import CompressError, StageError, UsageError
 from compress.records import File, sha256_of
 from compress.results import Normalization, Prepared, Unreadable
 
@@ -245,6 +245,23 @@ def measured_normalization(images: np.ndarray) -> Normalization:
     red, green, blue = (round(float(value), 4) for value in mean)
     spread = [max(round(float(value), 4), 1 / 255) for value in std]  # pictures of one colour would divide by zero
     return Normalization((red, green, blue), (spread[0], spread[1], spread[2]))
+
+
+def count_classes(config: schema.Data, base: Path) -> int | None:
+    """How many classes the source has; None where it is not there, is not laid out as it must be, or only reading all of it would tell."""
+    if config.source in schema.KNOWN_CLASSES:
+        return schema.KNOWN_CLASSES[config.source]
+    try:
+        root = located(config, base)
+        if config.source == "npz":
+            npz.members(root)
+            with np.load(root, allow_pickle=False) as stored:
+                return len(stored["class_names"])
+        if config.source == "folder":
+            return len(folder.scan(root).classes)
+        return len(folder.subfolders(root / "train")) if config.source == "imagenet" and (root / "train").is_dir() else None
+    except CompressError:  # `fingerprint` says what is wrong
+        return None
 
 
 def count_training(config: schema.Data, base: Path) -> int | None:
