@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from compress import compatible, recipe, selection
+from compress import compatible, guessing, recipe, selection
 from compress.assembly import Branch, Evidence
 from compress.data import sources
 from compress.delivery import Exported, Measured, ModelFile, Packaged, Tuned, Verified
@@ -47,6 +47,7 @@ class Workflow:
         for row in selection.rows(candidates, selected) if selected.proxies else ():
             store.console.line(selection.proxy_line(row))
         store.console.line(f"teacher: {selected.reason}")
+        guesses = self._warned(guessing.of_teacher(selected.teacher, self.training))
         if self.until == "teacher":
             return None
         with_baseline = settings.distill.baseline and not settings.distill.plain
@@ -75,6 +76,7 @@ class Workflow:
         if self.until == "device":
             return None
         measured = self._settled(measured, verified)
+        guesses += self._warned(guessing.of_shipped(measured))
         packaged = self._packaged(shipping(models, measured))
         if self.until == "package":
             return None
@@ -96,7 +98,7 @@ class Workflow:
             environment={**here, "torch": written_by["torch"], "onnx": written_by["onnx"], "compress": version("compress"), "device": store.device},
             command=self.loaded.command,
             started=started,
-            notices=(*self.loaded.notices, *self.networks.notices()),
+            notices=(*guesses, *self.loaded.notices, *self.networks.notices()),
             where=places(self.loaded),
             plan=planned,
         )
@@ -152,6 +154,11 @@ class Workflow:
             config, network, weights = named[place]
             found[place] = self.store.run(teacher.train, config, label=labels[place], network=network, data=self.training, weights=weights)
         return [found[place] for place in range(len(named))]
+
+    def _warned(self, sentences: list[str]) -> list[str]:
+        for sentence in sentences:
+            self.store.console.warn(sentence)
+        return sentences
 
     @property
     def networks(self) -> Networks:

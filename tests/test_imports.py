@@ -105,6 +105,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
                             "compress.precision", "compress.teacher_cache", "compress.train"),
     "compress.selection": ("compress.results", "compress.statistics"),
     "compress.faults": ("compress.statistics",),
+    "compress.guessing": (*FOUNDATIONS, "compress.data.splits", "compress.statistics"),
     "compress.slices": ("compress.statistics",),
     "compress.timing": (*FOUNDATIONS, "compress.data*", "export.*"),
     "compress.plantext": ("compress.models.catalog",),
@@ -134,7 +135,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.workflow": (
         *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.compatible", "compress.networks", "compress.selection", "compress.store",
         "compress.stages", "compress.stages.*", "compress.data.sources", "compress.report", "compress.plan", "compress.device_limits",
-        "compress.assembly", "compress.shipped", "compress.models.catalog",
+        "compress.assembly", "compress.guessing", "compress.shipped", "compress.models.catalog",
         "export.runtime", "export.targets",
     ),
     "compress.pipeline": (

@@ -85,10 +85,10 @@ def _tiles(report: dict[str, Any], ship: dict[str, Any]) -> Html | None:
     elif is_number(pair.get("speedup_p50")):
         latency = (ship.get("latency_ms") or {}).get("p50")
         each = [milliseconds(latency), " a picture"] if latency else None
-        tiles.append(("Speed", f"{significant(pair['speedup_p50'])}\u00d7 faster", each))
+        tiles.append(("Speed", _times(pair["speedup_p50"], "faster", "slower"), each))
     if is_number(pair.get("size_ratio")):
         sizes = [size(ship.get("bytes")), ", teacher ", size(teacher.get("bytes"))]
-        tiles.append(("Size", f"{significant(pair['size_ratio'])}\u00d7 smaller", sizes))
+        tiles.append(("Size", _times(pair["size_ratio"], "smaller", "larger"), sizes))
     gain = report.get("distillation") or {}
     if is_number(gain.get("gain_points")):
         against = [bracket(interval_of(gain.get("ci95"))), " against no teacher"]
@@ -99,6 +99,11 @@ def _tiles(report: dict[str, Any], ship: dict[str, Any]) -> Html | None:
     return el("dl", *pairs, class_="tiles")
 
 
+def _times(ratio: float, more: str, less: str) -> str:
+    """`5.21x smaller`; below 1 the other way round, `2.93x larger`."""
+    return f"{significant(ratio if ratio >= 1 else 1 / ratio)}\u00d7 {more if ratio >= 1 else less}"
+
+
 def _device_tiles(report: dict[str, Any], ship: dict[str, Any], teacher: dict[str, Any], named: str) -> list[tuple[str, Child, Child]]:
     """The speed on the device that the recipe names; this machine's says nothing about it."""
     rows = [row for row in report.get("device") or [] if row.get("target") == named]
@@ -107,7 +112,7 @@ def _device_tiles(report: dict[str, Any], ship: dict[str, Any], teacher: dict[st
     ratio = (row.get("speedup_over") or {}).get(teacher.get("file")) if row else None
     if row is None or not ratio:
         return [("Speed", "not measured", [f"on {named}"])]
-    return [("Speed", f"{significant(ratio[0])}\u00d7 faster", [milliseconds(row["latency_ms"].get("p50")), f" a picture on {named}"])]
+    return [("Speed", _times(ratio[0], "faster", "slower"), [milliseconds(row["latency_ms"].get("p50")), f" a picture on {named}"])]
 
 
 def requirements(source: Source) -> Html | None:

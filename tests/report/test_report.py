@@ -103,6 +103,14 @@ def test_numbers_reach_the_page_unchanged(full: Path) -> None:
     assert report["distillation"]["sentence"][1:] in text
 
 
+def test_a_student_that_is_larger_and_slower_is_called_so(run: Path) -> None:
+    rows = json.loads((run / "report.json").read_text())["comparisons"]
+    change(run, comparisons=[row | {"speedup_p50": 0.8, "size_ratio": 0.25} for row in rows])
+
+    text = page_of(run).text
+    assert "1.25\u00d7 slower" in text and "4.00\u00d7 larger" in text and "\u00d7 smaller" not in text.split("Requirements")[1]
+
+
 def test_plots_are_written_and_inlined(full: Path) -> None:
     page = Page((full / "report.html").read_text(encoding="utf-8"))
 
