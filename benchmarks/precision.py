@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import click
+import place
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,7 +23,6 @@ from torch.nn import functional
 from compress import models
 from compress.kernels import quicker
 from compress.precision import autocast, resolve_precision
-from export.runtime import host
 
 NETWORKS = ("resnet20", "resnet56", "resnet8x4", "resnet32x4", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2")
 BATCH, SIDE, CLASSES = 64, 32, 100
@@ -33,8 +33,8 @@ BATCH, SIDE, CLASSES = 64, 32, 100
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(2))
 @click.option("--steps", default=3, show_default=True, type=click.IntRange(1), help="a round")
 @click.option("--network", "chosen", multiple=True, help="default: seven of the catalogue")
-@click.option("--out", default=Path(__file__).parent / "results" / "precision.json", type=click.Path(path_type=Path))
-def main(device: str, rounds: int, steps: int, chosen: tuple[str, ...], out: Path) -> None:
+@click.option("--out", type=click.Path(path_type=Path), help="default: benchmarks/results/precision-<device>.json")
+def main(device: str, rounds: int, steps: int, chosen: tuple[str, ...], out: Path | None) -> None:
     """Measure, print and write."""
     rows = [_row(name, device, rounds, steps) for name in chosen or NETWORKS]
     print(f"{'network':<16}{'float32':>10}{'bf16':>10}   bf16 over float32    auto")
@@ -47,10 +47,11 @@ def main(device: str, rounds: int, steps: int, chosen: tuple[str, ...], out: Pat
         )
     content = {
         "command": "python " + " ".join(["benchmarks/precision.py", *sys.argv[1:]]), "unit": "pictures/s, median over rounds", "batch": BATCH,
-        "rows": rows, "environment": {**host(), "torch": torch.__version__, "threads": torch.get_num_threads()},
+        "rows": rows, "environment": place.environment(device),
     }  # fmt: skip
-    out.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"written: {out}")
+    path = out or place.path("precision", device)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"written: {path}")
 
 
 def _row(name: str, device: str, rounds: int, steps: int) -> dict:
@@ -77,9 +78,7 @@ def _row(name: str, device: str, rounds: int, steps: int) -> dict:
     }  # fmt: skip
 
 
-def _timed(
-    model: nn.Module, optimizer: torch.optim.Optimizer, pixels: Tensor, labels: Tensor, device: str, precision: str, steps: int
-) -> float:
+def _timed(model: nn.Module, optimizer: torch.optim.Optimizer, pixels: Tensor, labels: Tensor, device: str, precision: str, steps: int) -> float:
     begin = time.perf_counter()
     for _ in range(steps):
         with autocast(device, precision):
