@@ -9,6 +9,7 @@ Differences are those of the browser's logits from this machine's, for the same 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -46,7 +47,7 @@ def main(run: Path | None, target: str, repeats: int, out: Path) -> None:
         if run is not None:
             rows.append(_row("student of a run", run / "bundle.zip", target, repeats))
     content = {
-        "command": "python benchmarks/browser.py" + (" --run RUN_FOLDER" if run else ""),
+        "command": "python " + " ".join(["benchmarks/browser.py", *sys.argv[1:]]),
         "weights": "random but for the run's student, which is trained; agreement is between the browser and this machine, for the same file",
         "networks": rows,
         "environment": {**host(), **{name: version(name) for name in ("torch", "torchvision", "onnx")}},
