@@ -77,7 +77,7 @@ def _walk(section: dict[str, Any], schema: dict[str, Any], homes: dict[str, str]
 def _table(title: str, intro: str, section: dict[str, Any], schema: dict[str, Any], homes: dict[str, str]) -> str:
     required = section.get("required", [])
     rows = [_row(key, value, key in required, homes) for key, value in section["properties"].items()]
-    head = [f"**{title}**" + (f": {intro}" if intro else ""), "", "| key | default | allowed | meaning |", "|---|---|---|---|"]
+    head = [f"## {title}", "", *([intro, ""] if intro else []), "| key | default | allowed | meaning |", "|---|---|---|---|"]
     return "\n".join(head + rows)
 
 

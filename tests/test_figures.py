@@ -77,7 +77,7 @@ def test_the_methods_compared() -> None:
     name, compared = next(iter(result("compare_methods")["recipes"].items()))
     assert "\n".join(compare_methods.lines(name, compared)[2:]) in docs("methods")
     (said,) = row("compare_methods.json")
-    assert said.startswith(f"{len(compared['table']) - 1} methods")
+    assert said.startswith(f"{len(compared['table']) - 1} ways to distil")
     for method, ours in (("OFD", "ofd"), ("KD", "kd"), ("DHKD", "dhkd"), ("CRD", "crd")):
         gain = compared["table"][ours]["gain_points"]
         assert f" {method} {gain['mean']:+.2f} [{gain['ci95'][0]:.2f}, {gain['ci95'][1]:.2f}]" in said.replace(" points", "")
