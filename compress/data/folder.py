@@ -204,7 +204,8 @@ def parts(root: Path, layout: Layout, test: float, seed: int, report: Callable[[
 def describe(layout: Layout, report: Callable[[str], None]) -> None:
     """Warn about what was left out."""
     if layout.ignored:
-        report(f"data: warning: {layout.ignored} files are no pictures ({', '.join(SUFFIXES)}) or are hidden; they are ignored")
+        what = "1 file is no picture" if layout.ignored == 1 else f"{layout.ignored} files are no pictures"
+        report(f"data: warning: {what} ({', '.join(SUFFIXES)}) or hidden; left out")
     if layout.unused:
         report(f"data: warning: sub-folders not used: {', '.join(layout.unused)}")
     counts = Counter(picture.label for picture in layout.train)

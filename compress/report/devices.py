@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress.report.measured import difference
-from compress.report.parts import Child, Html, el, facts, is_number, join, milliseconds, percent, section, size
+from compress.report.parts import Child, Html, el, facts, is_number, join, milliseconds, percent, section, size, table
 from compress.report.source import Source
+
+# too long for a column
+SENTENCES = ("Execution provider", "Measured with", "Disturbed", "Photo to answer", "Without a pause", "Not timed", "Photos", "Note", "Remarks")
 
 
 def devices(source: Source) -> Html | None:
@@ -18,13 +21,35 @@ def devices(source: Source) -> Html | None:
         return None
     lead = "The bundle, run by its own verifier, without this program."
     said = el("p", f"The device that the recipe names gave no good answer: {failure}.", class_="said") if failure else None
-    return section("device", "Verified on the device", said, *(_device(answer) for answer in answers), lead=lead)
+    targets = [str(answer.get("target", "device")) for answer in answers]
+    parts = (_target(target, [one for one, of in zip(answers, targets, strict=True) if of == target]) for target in dict.fromkeys(targets))
+    return section("device", "Verified on the device", said, *parts, lead=lead)
 
 
-def _device(answer: dict[str, Any]) -> Html:
+def _target(target: str, answers: list[dict[str, Any]]) -> Html:
+    """A device: what all its answers share once, the rest side by side, a column a file."""
+    known = [dict(_known(answer)) for answer in answers]
+    files = [str(answer.get("file") or "") for answer in answers]
+    if len(answers) == 1:
+        return join([el("h3", f"{target}, {files[0]}" if files[0] else target), facts((name, value) for name, value in known[0].items() if value)])
+    shared: list[tuple[str, Child]] = []
+    rows: list[tuple[Child, ...]] = []
+    for name in known[0]:
+        values = [one[name] for one in known]
+        if len({join(value).text for value in values}) == 1:
+            shared.append((name, values[0]))
+        elif name in SENTENCES:
+            shared += [(f"{name}, {file}", value) for file, value in zip(files, values, strict=True)]
+        else:
+            rows.append((name, *(value or "\u2013" for value in values)))
+    beside = table(f"What {target} answered for each file", ("", *files), rows) if rows else None
+    return join([el("h3", target), facts((name, value) for name, value in shared if value), beside])
+
+
+def _known(answer: dict[str, Any]) -> list[tuple[str, Child]]:
+    """All that may be said of one answer, by name."""
     latency = answer.get("latency_ms") or {}
-    title = f"{answer.get('target', 'device')}, {answer['file']}" if answer.get("file") else str(answer.get("target", "device"))
-    known: list[tuple[Child, Child]] = [
+    return [
         ("Host", answer.get("host")),
         ("CPU", answer.get("cpu")),
         ("Cores", answer.get("cores")),
@@ -36,7 +61,7 @@ def _device(answer: dict[str, Any]) -> Html:
         ("Top-1 on the bundle's pictures", percent(answer.get("top1"))),
         ("Agreement with the expected answers", percent(answer.get("agreement"))),
         ("Largest logit difference", difference(answer.get("max_abs_diff"))),
-        ("Latency p50 / p90 / p99", join([milliseconds(latency.get(key)) for key in ("p50", "p90", "p99")], " / ")),
+        *((f"Latency {key}", milliseconds(latency[key]) if latency.get(key) else None) for key in ("p50", "p90", "p99")),
         ("First run", milliseconds(answer["first_run_ms"]) if answer.get("first_run_ms") else None),
         ("Load", milliseconds(answer["load_ms"]) if answer.get("load_ms") else None),
         ("Peak memory", size(answer["peak_memory_bytes"]) if answer.get("peak_memory_bytes") else None),
@@ -48,9 +73,8 @@ def _device(answer: dict[str, Any]) -> Html:
         ("Photos", str((answer.get("photos") or {}).get("sentence") or "").removeprefix("photos: ")),
         ("Note", answer.get("note")),
         ("Remarks", " ".join(answer.get("remarks") or [])),
-        ("sha256", el("code", answer["sha256"]) if answer.get("sha256") else None),
+        ("sha256", el("code", answer["sha256"][:12], title=answer["sha256"]) if answer.get("sha256") else None),
     ]
-    return join([el("h3", title), facts((name, value) for name, value in known if value)])
 
 
 def _measured_with(known: Mapping[str, Any]) -> str | None:

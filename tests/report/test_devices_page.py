@@ -48,6 +48,17 @@ def test_a_devices_times_and_their_conditions(run: Path) -> None:
         assert said in text
 
 
+def test_what_a_device_says_of_all_files_stands_once_the_rest_side_by_side(run: Path) -> None:
+    teacher = answer(cpu="Cortex-A76", file="teacher.onnx", precision="fp32", load_ms=11.1, photo_to_answer=None)
+    both = [teacher, answer(cpu="Cortex-A76"), answer(target="browser", cpu="wasm")]
+    text = page(run, device=both).split('id="device"')[1].split("</section>")[0]
+
+    assert text.count("Cortex-A76") == 1 and text.count("<h3>") == 2 and "<h3>browser, student.int8.onnx</h3>" in text
+    assert '<th scope="col">teacher.onnx</th><th scope="col">student.int8.onnx</th>' in text
+    assert '<th scope="row">Load</th><td>11.1 ms</td><td>54.3 ms</td>' in text and text.count("9.87 ms") == 2
+    assert "<dt>Photo to answer, student.int8.onnx</dt>" in text and "<dt>Photo to answer, teacher.onnx</dt>" not in text
+
+
 def test_a_device_that_gave_no_answer_is_named_and_this_machine_does_not_stand_in(run: Path) -> None:
     text = page(run, device=[], named_device={"target": "ssh://pi", "failure": "ssh://pi cannot be reached"})
 
