@@ -67,6 +67,9 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     for keys, item in _networks(recipe):
         for below, message in _network_mistakes(item, size):
             yield Finding((*keys, *below) if below[0] != "data" else below, message, sections=frozenset({str(keys[0]), "data"}))
+        if isinstance(item, Candidate) and item.weights == "embedded" and item.train is None and recipe.data.source != "fashion":
+            message = f"embedded weights name the classes of source fashion, not those of {recipe.data.source}: leave them out, or train them further (train)"
+            yield Finding((*keys, "weights"), message, sections=frozenset({"teacher", "data"}))
     if recipe.data.source in ROOTS and recipe.data.root is None:
         message = f"missing; source: {recipe.data.source} needs it: {ROOTS[recipe.data.source]}"
         yield Finding(("data", "root"), message, "key", frozenset({"data"}))

@@ -171,6 +171,13 @@ FILES = [
     ),
     (GOOD.replace("fashion", "npz"), ["1:1: data.root: missing; source: npz needs it: the .npz file"]),
     (
+        GOOD.replace("fashion", "cifar10").replace("resnet20", "resnet8x4, weights: embedded"),
+        [
+            "4:35: teacher.candidates.0.weights: embedded weights name the classes of source fashion, not those of cifar10: "
+            "leave them out, or train them further (train)",
+        ],
+    ),
+    (
         GOOD.replace("resnet20", "shufflenet_v2_x1_0").replace("mobilenet_v2", "mobilenet_v2, width: 3"),
         [
             f"4:15: teacher.candidates.0.model: there is no network 'shufflenet_v2_x1_0' (did you mean 'torchvision/shufflenet_v2_x1_0'?); {LISTS}",
