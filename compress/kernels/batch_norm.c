@@ -11,7 +11,22 @@ eight times, and what the backward pass needs of the activation is computed agai
 #include <omp.h>
 #endif
 
-enum { CHUNK = 64, SHORTEST = 512 };
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+/* Vectors of LANES numbers, in GROUPs that a processor's registers hold; the compiler cuts them to what it has. */
+#ifdef __AVX512F__
+#define LANES 16
+#else
+#define LANES 8
+#endif
+typedef float V __attribute__((vector_size(4 * LANES)));
+typedef int32_t M __attribute__((vector_size(4 * LANES)));
+typedef uint32_t U __attribute__((vector_size(4 * LANES)));
+typedef uint16_t H __attribute__((vector_size(2 * LANES)));
+
+enum { GROUP = 2, CHUNK = 64, NEAR = 32768, BELOW = 1, ABOVE = 2 };
 
 static int thread_number(void)
 {
@@ -34,30 +49,36 @@ static int thread_count(void)
 /* the first row of a thread's share */
 static long share(long rows, int thread, int threads) { return rows * thread / threads; }
 
-/* how many rows a block has: its length is a multiple of 32 numbers, and not short */
+/* how many rows a block has: it is a whole number of groups */
 static long block_rows(long channels)
 {
     long rows = 1;
-    while (channels * rows % 32)
-        rows *= 2;
-    while (channels * rows < SHORTEST)
+    while (channels * rows % (GROUP * LANES))
         rows *= 2;
     return rows;
 }
+
+/* how many blocks are summed in float32 before double precision takes over; they stay in the second cache */
+static long chunk_of(long block) { return block >= NEAR ? 1 : NEAR / block < CHUNK ? NEAR / block : CHUNK; }
+
+/* the number, mean and sum of squared deviations of two sets (Chan et al. 1983) */
+static void join(double *n, double *mean, double *spread, double other_n, double other_mean, double other_spread)
+{
+    if (other_n == 0)
+        return;
+    const double delta = other_mean - *mean, sum = *n + other_n;
+    *mean += delta * other_n / sum;
+    *spread += other_spread + delta * delta * *n * other_n / sum;
+    *n = sum;
+}
+
+/* which bounds of an activation there are */
+static int kind(float low, float high) { return (low > -INFINITY ? BELOW : 0) | (high < INFINITY ? ABOVE : 0); }
 
 static void repeat(float *values, long channels, long times)
 {
     for (long i = channels; i < channels * times; i++)
         values[i] = values[i - channels];
-}
-
-/* sums over the rows of a block */
-static void fold(const float *block, long channels, long rows, float *out)
-{
-    memcpy(out, block, sizeof(float) * (size_t)channels);
-    for (long row = 1; row < rows; row++)
-        for (long c = 0; c < channels; c++)
-            out[c] += block[row * channels + c];
 }
 
 static inline float of_bf16(uint16_t value)
@@ -68,27 +89,55 @@ static inline float of_bf16(uint16_t value)
     return out;
 }
 
-/* to the nearest, halves to the even; NaN stays NaN */
-static inline uint16_t to_bf16(float value)
+static inline V splat(float value) { return (V){0} + value; }
+
+static inline V either(M mask, V one, V other) { return (V)(((M)one & mask) | ((M)other & ~mask)); }
+
+static inline V floats(const float *from)
 {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-    return (uint16_t)(value == value ? rounded : 0x7fc0u);
+    V out;
+    memcpy(&out, from, sizeof out);
+    return out;
+}
+
+static inline V of_bf16s(H values)
+{
+#ifdef __AVX512F__
+    return (V)((U)_mm512_cvtepu16_epi32((__m256i)values) << 16); /* gcc 12 widens in two halves */
+#else
+    return (V)(__builtin_convertvector(values, U) << 16);
+#endif
+}
+
+/* to the nearest, halves to the even; NaN stays NaN */
+static inline H to_bf16s(V values)
+{
+#ifdef __AVX512BF16__
+    return (H)_mm512_cvtneps_pbh((__m512)values); /* the same rounding; denormal numbers become zero */
+#else
+    const U bits = (U)values, rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16, ordered = (U)(values == values);
+    return __builtin_convertvector((rounded & ordered) | (0x7fc0u & ~ordered), H);
+#endif
 }
 
 #define T float
+#define N V
 #define LOAD(value) (value)
-#define STORE(value) (value)
+#define WIDEN(values) (values)
+#define NARROW(values) (values)
 #define NAME(name) name##_float32
 #include "batch_norm.h"
 #undef T
+#undef N
 #undef LOAD
-#undef STORE
+#undef WIDEN
+#undef NARROW
 #undef NAME
 
 #define T uint16_t
+#define N H
 #define LOAD(value) of_bf16(value)
-#define STORE(value) to_bf16(value)
+#define WIDEN(values) of_bf16s(values)
+#define NARROW(values) to_bf16s(values)
 #define NAME(name) name##_bfloat16
 #include "batch_norm.h"

@@ -1,49 +1,159 @@
-/* One numeric type's kernels: T, LOAD(T) -> float, STORE(float) -> T and NAME(x) are defined by batch_norm.c, which includes this file once a type.
+/* One numeric type's kernels. Defined by batch_norm.c, which includes this file once a type: T; N, LANES of it; WIDEN(N) -> V; NARROW(V) -> N;
+LOAD(T) -> float; NAME(x).
 
-Values lie in memory as rows of `channels` numbers (channels_last), `rows` of them. Loops run over the flat memory of several rows at once ("a block"),
-with the channels' numbers repeated as often: channels need not be a multiple of what the processor computes at once. Every thread has the same rows in
-every pass, sums are added in double precision in the order of the threads: the same bits for the same number of threads. */
+Values lie in memory as rows of `channels` numbers (channels_last), `rows` of them, which are worked on as blocks of several rows, so that channels need
+not be a multiple of LANES: a number's place in its block says its channel, and what belongs to a channel is kept once a place. A place's sums stay in
+registers over a chunk of blocks. Every thread has the same blocks in every pass, sums are added in double precision in the order of the threads: the same
+bits for the same number of threads. */
 
-static void NAME(sums)(const T *restrict x, const float *restrict shift, long count, float *restrict first, float *restrict second, int square)
+static inline V NAME(load)(const T *from)
 {
-    if (square)
-        for (long i = 0; i < count; i++) {
-            float value = LOAD(x[i]) - shift[i];
-            second[i] += value * value;
+    N raw;
+    memcpy(&raw, from, sizeof raw);
+    return WIDEN(raw);
+}
+
+static inline void NAME(store)(T *to, V values)
+{
+    const N raw = NARROW(values);
+    memcpy(to, &raw, sizeof raw);
+}
+
+/* The mean and the sum of squared deviations of each place, of `before` blocks, joined with those of `blocks` more (Chan et al. 1983). */
+static void NAME(moments)(const T *x, long block, long before, long blocks, double *average, double *spread)
+{
+    const double part = (double)blocks / (double)(before + blocks), cross = (double)before * part;
+    for (long at = 0; at < block; at += GROUP * LANES) {
+        V mean[GROUP], square[GROUP];
+        for (int k = 0; k < GROUP; k++)
+            mean[k] = square[k] = splat(0);
+        for (long i = at; i < blocks * block; i += block)
+            for (int k = 0; k < GROUP; k++)
+                mean[k] += NAME(load)(x + i + k * LANES);
+        for (int k = 0; k < GROUP; k++)
+            mean[k] /= (float)blocks;
+        for (long i = at; i < blocks * block; i += block)
+            for (int k = 0; k < GROUP; k++) {
+                const V away = NAME(load)(x + i + k * LANES) - mean[k];
+                square[k] += away * away;
+            }
+        for (int k = 0; k < GROUP; k++)
+            for (int lane = 0; lane < LANES; lane++) {
+                const long place = at + k * LANES + lane;
+                const double delta = mean[k][lane] - average[place];
+                average[place] += delta * part;
+                spread[place] += square[k][lane] + delta * delta * cross;
+            }
+    }
+}
+
+/* y = min(max(x a + b, low), high); a comparison with NaN keeps it */
+static inline __attribute__((always_inline)) void NAME(apply)(const T *x, const float *a, const float *b, float low, float high, int bounds, long block,
+                                                              long blocks, T *y)
+{
+    const V lows = splat(low), highs = splat(high);
+    for (long at = 0; at < block; at += GROUP * LANES) {
+        V slopes[GROUP], shifts[GROUP];
+        for (int k = 0; k < GROUP; k++)
+            slopes[k] = floats(a + at + k * LANES), shifts[k] = floats(b + at + k * LANES);
+        for (long i = at; i < blocks * block; i += block)
+            for (int k = 0; k < GROUP; k++) {
+                V value = NAME(load)(x + i + k * LANES) * slopes[k] + shifts[k];
+                if (bounds & BELOW)
+                    value = either(value < lows, lows, value);
+                if (bounds & ABOVE)
+                    value = either(value > highs, highs, value);
+                NAME(store)(y + i + k * LANES, value);
+            }
+    }
+}
+
+/* What of the gradients g the activation lets through; y: what went into it. */
+static inline V NAME(passed)(V g, V y, V low, V high, int bounds)
+{
+    M mask = ~(M){0};
+    if (bounds & BELOW)
+        mask &= y > low;
+    if (bounds & ABOVE)
+        mask &= y < high;
+    return (V)((M)g & mask);
+}
+
+/* Sums over `blocks` blocks of what passes, and of that times x - mean, added to `sum` and `product`, one of each a place of the block. */
+static inline __attribute__((always_inline)) void NAME(gradient_sums)(const T *g, const T *x, const float *mean, const float *a, const float *b, float low,
+                                                                      float high, int bounds, long block, long blocks, double *sum, double *product)
+{
+    const V lows = splat(low), highs = splat(high);
+    for (long at = 0; at < block; at += GROUP * LANES) {
+        V means[GROUP], slopes[GROUP], shifts[GROUP], first[GROUP], second[GROUP];
+        for (int k = 0; k < GROUP; k++) {
+            const long place = at + k * LANES;
+            means[k] = floats(mean + place), slopes[k] = floats(a + place), shifts[k] = floats(b + place);
+            first[k] = second[k] = splat(0);
         }
-    else
-        for (long i = 0; i < count; i++)
-            first[i] += LOAD(x[i]);
-}
-
-/* y = min(max(x a + b, low), high), a comparison with NaN keeps it */
-static void NAME(apply)(const T *restrict x, const float *restrict a, const float *restrict b, float low, float high, long count, T *restrict y)
-{
-    for (long i = 0; i < count; i++) {
-        float value = LOAD(x[i]) * a[i] + b[i];
-        value = value < low ? low : value;
-        y[i] = STORE(value > high ? high : value);
+        for (long i = at; i < blocks * block; i += block)
+            for (int k = 0; k < GROUP; k++) {
+                const V value = NAME(load)(x + i + k * LANES);
+                const V passed = NAME(passed)(NAME(load)(g + i + k * LANES), value * slopes[k] + shifts[k], lows, highs, bounds);
+                first[k] += passed;
+                second[k] += passed * (value - means[k]);
+            }
+        for (int k = 0; k < GROUP; k++)
+            for (int lane = 0; lane < LANES; lane++) {
+                sum[at + k * LANES + lane] += first[k][lane];
+                product[at + k * LANES + lane] += second[k][lane];
+            }
     }
 }
 
-static void NAME(gradient_sums)(const T *restrict g, const T *restrict x, const float *restrict mean, const float *restrict a, const float *restrict b,
-                                float low, float high, long count, float *restrict first, float *restrict second)
+/* out = passed a + x slope + offset */
+static inline __attribute__((always_inline)) void NAME(gradient)(const T *g, const T *x, const float *a, const float *b, const float *slope,
+                                                                 const float *offset, float low, float high, int bounds, long block, long blocks, T *out)
 {
-    for (long i = 0; i < count; i++) {
-        float value = LOAD(x[i]), y = value * a[i] + b[i];
-        float passed = (y > low) & (y < high) ? LOAD(g[i]) : 0.0f;
-        first[i] += passed;
-        second[i] += passed * (value - mean[i]);
+    const V lows = splat(low), highs = splat(high);
+    for (long at = 0; at < block; at += GROUP * LANES) {
+        V slopes[GROUP], shifts[GROUP], inner[GROUP], outer[GROUP];
+        for (int k = 0; k < GROUP; k++) {
+            const long place = at + k * LANES;
+            slopes[k] = floats(a + place), shifts[k] = floats(b + place);
+            inner[k] = floats(slope + place), outer[k] = floats(offset + place);
+        }
+        for (long i = at; i < blocks * block; i += block)
+            for (int k = 0; k < GROUP; k++) {
+                const V value = NAME(load)(x + i + k * LANES);
+                const V passed = NAME(passed)(NAME(load)(g + i + k * LANES), value * slopes[k] + shifts[k], lows, highs, bounds);
+                NAME(store)(out + i + k * LANES, passed * slopes[k] + (value * inner[k] + outer[k]));
+            }
     }
 }
 
-static void NAME(gradient)(const T *restrict g, const T *restrict x, const float *restrict mean, const float *restrict a, const float *restrict b,
-                           const float *restrict slope, const float *restrict offset, float low, float high, long count, T *restrict out)
+/* The last three, compiled apart for each kind of activation. */
+static void NAME(apply_of)(const T *x, const float *a, const float *b, float low, float high, long block, long blocks, T *y)
 {
-    for (long i = 0; i < count; i++) {
-        float value = LOAD(x[i]), y = value * a[i] + b[i];
-        float passed = (y > low) & (y < high) ? LOAD(g[i]) : 0.0f;
-        out[i] = STORE(passed * a[i] + ((value - mean[i]) * slope[i] + offset[i]));
+    switch (kind(low, high)) {
+    case 0: NAME(apply)(x, a, b, low, high, 0, block, blocks, y); break;
+    case BELOW: NAME(apply)(x, a, b, low, high, BELOW, block, blocks, y); break;
+    default: NAME(apply)(x, a, b, low, high, BELOW | ABOVE, block, blocks, y);
+    }
+}
+
+static void NAME(gradient_sums_of)(const T *g, const T *x, const float *mean, const float *a, const float *b, float low, float high, long block, long blocks,
+                                   double *sum, double *product)
+{
+    switch (kind(low, high)) {
+    case 0: NAME(gradient_sums)(g, x, mean, a, b, low, high, 0, block, blocks, sum, product); break;
+    case BELOW: NAME(gradient_sums)(g, x, mean, a, b, low, high, BELOW, block, blocks, sum, product); break;
+    default: NAME(gradient_sums)(g, x, mean, a, b, low, high, BELOW | ABOVE, block, blocks, sum, product);
+    }
+}
+
+static void NAME(gradient_of)(const T *g, const T *x, const float *a, const float *b, const float *slope, const float *offset, float low, float high,
+                              long block, long blocks, T *out)
+{
+    switch (kind(low, high)) {
+    case 0: NAME(gradient)(g, x, a, b, slope, offset, low, high, 0, block, blocks, out); break;
+    case BELOW: NAME(gradient)(g, x, a, b, slope, offset, low, high, BELOW, block, blocks, out); break;
+    default: NAME(gradient)(g, x, a, b, slope, offset, low, high, BELOW | ABOVE, block, blocks, out);
     }
 }
 
@@ -51,123 +161,109 @@ static void NAME(gradient)(const T *restrict g, const T *restrict x, const float
 int NAME(forward)(const T *x, long rows, long channels, const float *weight, const float *bias, float eps, float momentum, float low, float high,
                   float *running_mean, float *running_var, float *mean, float *invstd, float *a, float *b, T *y, int threads)
 {
-    const long per = block_rows(channels), block = per * channels;
-    double *parts = malloc(sizeof(double) * (size_t)threads * (size_t)channels * 3);
-    float *scratch = malloc(sizeof(float) * (size_t)threads * (size_t)block * 4);
-    if (!parts || !scratch) {
-        free(parts), free(scratch);
+    const long per = block_rows(channels), block = per * channels, blocks = rows / per, rest = (rows - blocks * per) * channels, chunk = chunk_of(block);
+    double *parts = calloc((size_t)threads * (size_t)block * 2, sizeof(double));
+    float *scratch = malloc(sizeof(float) * (size_t)block * 2);
+    T *padded = calloc((size_t)block * 2, sizeof(T)); /* the rows behind the last whole block, and zeros */
+    if (!parts || !scratch || !padded) {
+        free(parts), free(scratch), free(padded);
         return 1;
     }
+    float *scale = scratch, *shift = scratch + block;
+    T *last_x = padded, *last_y = padded + block;
+    memcpy(last_x, x + blocks * block, sizeof(T) * (size_t)rest);
 #pragma omp parallel num_threads(threads)
     {
         const int me = thread_number(), all = thread_count();
-        const long begin = share(rows, me, all), end = share(rows, me + 1, all), chunk = per * CHUNK;
-        float *first = scratch + me * block * 4, *second = first + block, *left = second + block, *right = left + block;
-        double *count = parts + (long)me * channels * 3, *average = count + channels, *spread = average + channels;
-        for (long c = 0; c < channels; c++)
-            count[c] = average[c] = spread[c] = 0;
-        for (long row = begin; row < end; row += chunk) { /* mean and spread of a chunk, then of all so far (Chan et al. 1983) */
-            const long stop = row + chunk < end ? row + chunk : end, n = stop - row;
-            memset(first, 0, sizeof(float) * (size_t)block * 2);
-            for (long at = row; at < stop; at += per)
-                NAME(sums)(x + at * channels, left, (at + per < stop ? per : stop - at) * channels, first, second, 0);
-            fold(first, channels, per, left);
-            for (long c = 0; c < channels; c++)
-                left[c] /= (float)n;
-            repeat(left, channels, per);
-            for (long at = row; at < stop; at += per)
-                NAME(sums)(x + at * channels, left, (at + per < stop ? per : stop - at) * channels, first, second, 1);
-            fold(second, channels, per, first);
-            for (long c = 0; c < channels; c++) {
-                const double before = count[c], delta = left[c] - average[c];
-                count[c] += n;
-                average[c] += delta * n / count[c];
-                spread[c] += first[c] + delta * delta * before * n / count[c];
-            }
-        }
+        const long begin = share(blocks, me, all), end = share(blocks, me + 1, all);
+        double *average = parts + (long)me * block * 2, *spread = average + block;
+        for (long at = begin; at < end; at += chunk)
+            NAME(moments)(x + at * block, block, at - begin, at + chunk < end ? chunk : end - at, average, spread);
 #pragma omp barrier
 #pragma omp single
-        for (long c = 0; c < channels; c++) {
-            double n = 0, m = 0, s = 0;
-            for (int t = 0; t < all; t++) {
-                const double *part = parts + (long)t * channels * 3 + c;
-                if (part[0] == 0)
-                    continue;
-                const double delta = part[channels] - m, sum = n + part[0];
-                m += delta * part[0] / sum;
-                s += part[2 * channels] + delta * delta * n * part[0] / sum;
-                n = sum;
+        {
+            for (long c = 0; c < channels; c++) {
+                double n = 0, m = 0, s = 0;
+                for (int t = 0; t < all; t++)
+                    for (long i = c; i < block; i += channels)
+                        join(&n, &m, &s, share(blocks, t + 1, all) - share(blocks, t, all), parts[(long)t * block * 2 + i], parts[(long)t * block * 2 + block + i]);
+                for (long i = c; i < rest; i += channels)
+                    join(&n, &m, &s, 1, LOAD(last_x[i]), 0);
+                mean[c] = (float)m;
+                invstd[c] = (float)(1 / sqrt(s / n + eps));
+                scale[c] = a[c] = weight[c] * invstd[c];
+                shift[c] = b[c] = bias[c] - mean[c] * a[c];
+                running_mean[c] += momentum * (mean[c] - running_mean[c]);
+                running_var[c] += momentum * ((float)(s / (n - 1)) - running_var[c]);
             }
-            mean[c] = (float)m;
-            invstd[c] = (float)(1 / sqrt(s / n + eps));
-            a[c] = weight[c] * invstd[c];
-            b[c] = bias[c] - mean[c] * a[c];
-            running_mean[c] += momentum * (mean[c] - running_mean[c]);
-            running_var[c] += momentum * ((float)(s / (n - 1)) - running_var[c]);
+            repeat(scale, channels, per), repeat(shift, channels, per);
         }
-        memcpy(left, a, sizeof(float) * (size_t)channels), repeat(left, channels, per);
-        memcpy(right, b, sizeof(float) * (size_t)channels), repeat(right, channels, per);
+        if (rest && me == all - 1)
+            NAME(apply_of)(last_x, scale, shift, low, high, block, 1, last_y);
         /* backwards: what was read last is still near */
-        for (long at = begin + (end - begin - 1) / per * per; at >= begin && end > begin; at -= per)
-            NAME(apply)(x + at * channels, left, right, low, high, (at + per < end ? per : end - at) * channels, y + at * channels);
+        for (long stop = end, at; stop > begin; stop = at) {
+            at = stop - chunk > begin ? stop - chunk : begin;
+            NAME(apply_of)(x + at * block, scale, shift, low, high, block, stop - at, y + at * block);
+        }
     }
-    free(parts), free(scratch);
+    memcpy(y + blocks * block, last_y, sizeof(T) * (size_t)rest);
+    free(parts), free(scratch), free(padded);
     return 0;
 }
 
 int NAME(backward)(const T *g, const T *x, long rows, long channels, const float *mean, const float *invstd, const float *a, const float *b, float low,
                    float high, T *out, float *weight_gradient, float *bias_gradient, int threads)
 {
-    const long per = block_rows(channels), block = per * channels;
-    double *parts = malloc(sizeof(double) * (size_t)threads * (size_t)channels * 2);
-    float *scratch = malloc(sizeof(float) * ((size_t)threads * 2 + 5) * (size_t)block);
-    if (!parts || !scratch) {
-        free(parts), free(scratch);
+    const long per = block_rows(channels), block = per * channels, blocks = rows / per, rest = (rows - blocks * per) * channels, chunk = chunk_of(block);
+    double *parts = calloc((size_t)threads * (size_t)block * 2, sizeof(double));
+    float *scratch = malloc(sizeof(float) * (size_t)block * 5);
+    T *padded = calloc((size_t)block * 3, sizeof(T));
+    if (!parts || !scratch || !padded) {
+        free(parts), free(scratch), free(padded);
         return 1;
     }
-    float *means = scratch + (long)threads * 2 * block, *scale = means + block, *shift = scale + block, *slope = shift + block, *offset = slope + block;
+    float *means = scratch, *scale = means + block, *shift = scale + block, *slope = shift + block, *offset = slope + block;
+    T *last_g = padded, *last_x = padded + block, *last_out = last_x + block;
     memcpy(means, mean, sizeof(float) * (size_t)channels), repeat(means, channels, per);
     memcpy(scale, a, sizeof(float) * (size_t)channels), repeat(scale, channels, per);
     memcpy(shift, b, sizeof(float) * (size_t)channels), repeat(shift, channels, per);
+    memcpy(last_g, g + blocks * block, sizeof(T) * (size_t)rest), memcpy(last_x, x + blocks * block, sizeof(T) * (size_t)rest);
 #pragma omp parallel num_threads(threads)
     {
         const int me = thread_number(), all = thread_count();
-        const long begin = share(rows, me, all), end = share(rows, me + 1, all), chunk = per * CHUNK;
-        float *first = scratch + (long)me * 2 * block, *second = first + block;
-        double *sum = parts + (long)me * channels * 2, *product = sum + channels;
-        for (long c = 0; c < channels; c++)
-            sum[c] = product[c] = 0;
-        for (long row = begin; row < end; row += chunk) { /* float32 within a chunk, double over chunks */
-            const long stop = row + chunk < end ? row + chunk : end;
-            memset(first, 0, sizeof(float) * (size_t)block * 2);
-            for (long at = row; at < stop; at += per)
-                NAME(gradient_sums)(g + at * channels, x + at * channels, means, scale, shift, low, high,
-                                    (at + per < stop ? per : stop - at) * channels, first, second);
-            for (long i = 0; i < block; i++) {
-                sum[i % channels] += first[i];
-                product[i % channels] += second[i];
-            }
-        }
+        const long begin = share(blocks, me, all), end = share(blocks, me + 1, all);
+        double *sum = parts + (long)me * block * 2, *product = sum + block;
+        for (long at = begin; at < end; at += chunk) /* float32 within a chunk, double over chunks */
+            NAME(gradient_sums_of)(g + at * block, x + at * block, means, scale, shift, low, high, block, at + chunk < end ? chunk : end - at, sum, product);
+        if (rest && me == all - 1)
+            NAME(gradient_sums_of)(last_g, last_x, means, scale, shift, low, high, block, 1, sum, product);
 #pragma omp barrier
 #pragma omp single
         {
             for (long c = 0; c < channels; c++) {
                 double s = 0, p = 0;
-                for (int t = 0; t < all; t++) {
-                    s += parts[(long)t * channels * 2 + c];
-                    p += parts[(long)t * channels * 2 + channels + c];
-                }
+                for (int t = 0; t < all; t++)
+                    for (long i = c; i < block; i += channels) {
+                        s += parts[(long)t * block * 2 + i];
+                        p += parts[(long)t * block * 2 + block + i];
+                    }
                 bias_gradient[c] = (float)s;
                 weight_gradient[c] = (float)(p * invstd[c]);
-                slope[c] = (float)(-a[c] * invstd[c] * invstd[c] * p / rows);
-                offset[c] = (float)(-a[c] * s / rows);
+                const double inner = -a[c] * invstd[c] * (double)invstd[c] * p / rows;
+                slope[c] = (float)inner;
+                offset[c] = (float)(-a[c] * s / rows - inner * mean[c]);
             }
             repeat(slope, channels, per), repeat(offset, channels, per);
         }
-        for (long at = begin + (end - begin - 1) / per * per; at >= begin && end > begin; at -= per)
-            NAME(gradient)(g + at * channels, x + at * channels, means, scale, shift, slope, offset, low, high,
-                           (at + per < end ? per : end - at) * channels, out + at * channels);
+        if (rest && me == all - 1)
+            NAME(gradient_of)(last_g, last_x, scale, shift, slope, offset, low, high, block, 1, last_out);
+        /* backwards: what was read last is still near */
+        for (long stop = end, at; stop > begin; stop = at) {
+            at = stop - chunk > begin ? stop - chunk : begin;
+            NAME(gradient_of)(g + at * block, x + at * block, scale, shift, slope, offset, low, high, block, stop - at, out + at * block);
+        }
     }
-    free(parts), free(scratch);
+    memcpy(out + blocks * block, last_out, sizeof(T) * (size_t)rest);
+    free(parts), free(scratch), free(padded);
     return 0;
 }
