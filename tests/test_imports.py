@@ -91,7 +91,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.precision": (),
     "compress.finite": ("compress.errors",),
     "compress.schedule": ("compress.errors", "compress.schema"),
-    "compress.kernels*": ("compress.kernels", "compress.kernels.*"),
+    "compress.kernels*": ("compress.kernels", "compress.kernels.*", "compress.models.sums"),
     "compress.train": (
         *FOUNDATIONS, "compress.schema", "compress.schedule", "compress.precision", "compress.finite",
         "compress.methods", "compress.step", "compress.allocation", "compress.engine", "compress.distributed", "compress.checkpoint",

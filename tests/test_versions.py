@@ -24,7 +24,7 @@ PINS = Path(__file__).parent / "golden" / "stages.json"
 SPLITS = ("compress/data/__init__.py", "compress/data/splits.py")
 NETWORKS = tuple(f"compress/models/{name}.py" for name in (
     "__init__", "builders", "catalog", "checkpoints", "contracted", "count", "deployed", "efficientnet_lite", "hollow", "initial", "mobilenet", "onnx_network",
-    "outline", "own", "resnet", "resnet4", "roles", "shufflenet", "taps", "vgg", "vision", "wrn"))  # fmt: skip
+    "outline", "own", "resnet", "resnet4", "roles", "shufflenet", "sums", "taps", "vgg", "vision", "wrn"))  # fmt: skip
 METHODS = tuple(str(path.relative_to(ROOT)) for folder in ("methods", "losses") for path in sorted((ROOT / "compress" / folder).glob("*.py")))
 FILES = ("compress/data/listing.py", "compress/data/pictures.py")  # of sets that are decoded when they are asked for
 RUNNING = (*SPLITS, *FILES, *NETWORKS, "compress/hashing.py", *(f"compress/data/{name}.py" for name in ("views", "distort", "pixels")), "compress/loading.py")

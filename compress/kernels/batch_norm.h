@@ -47,9 +47,9 @@ static void NAME(moments)(const T *x, long block, long before, long blocks, doub
     }
 }
 
-/* y = min(max(x a + b, low), high); a comparison with NaN keeps it */
-static inline __attribute__((always_inline)) void NAME(apply)(const T *x, const float *a, const float *b, float low, float high, int bounds, long block,
-                                                              long blocks, T *y)
+/* y = min(max(x a + b + kept, low), high); a comparison with NaN keeps it. kept: NULL for nothing */
+static inline __attribute__((always_inline)) void NAME(apply)(const T *x, const T *kept, const float *a, const float *b, float low, float high, int bounds,
+                                                              long block, long blocks, T *y)
 {
     const V lows = splat(low), highs = splat(high);
     for (long at = 0; at < block; at += GROUP * LANES) {
@@ -59,6 +59,8 @@ static inline __attribute__((always_inline)) void NAME(apply)(const T *x, const 
         for (long i = at; i < blocks * block; i += block)
             for (int k = 0; k < GROUP; k++) {
                 V value = NAME(load)(x + i + k * LANES) * slopes[k] + shifts[k];
+                if (bounds & KEPT)
+                    value += NAME(load)(kept + i + k * LANES);
                 if (bounds & BELOW)
                     value = either(value < lows, lows, value);
                 if (bounds & ABOVE)
@@ -79,9 +81,12 @@ static inline V NAME(passed)(V g, V y, V low, V high, int bounds)
     return (V)((M)g & mask);
 }
 
-/* Sums over `blocks` blocks of what passes, and of that times x - mean, added to `sum` and `product`, one of each a place of the block. */
-static inline __attribute__((always_inline)) void NAME(gradient_sums)(const T *g, const T *x, const float *mean, const float *a, const float *b, float low,
-                                                                      float high, int bounds, long block, long blocks, double *sum, double *product)
+/* Sums over `blocks` blocks of what passes, and of that times x - mean, added to `sum` and `product`, one of each a place of the block.
+
+y: what came out of the activation, where something was added in front of it; what passes is then written to `through`. Else NULL, as y follows from x. */
+static inline __attribute__((always_inline)) void NAME(gradient_sums)(const T *g, const T *x, const T *y, const float *mean, const float *a, const float *b,
+                                                                      float low, float high, int bounds, long block, long blocks, double *sum,
+                                                                      double *product, T *through)
 {
     const V lows = splat(low), highs = splat(high);
     for (long at = 0; at < block; at += GROUP * LANES) {
@@ -94,7 +99,10 @@ static inline __attribute__((always_inline)) void NAME(gradient_sums)(const T *g
         for (long i = at; i < blocks * block; i += block)
             for (int k = 0; k < GROUP; k++) {
                 const V value = NAME(load)(x + i + k * LANES);
-                const V passed = NAME(passed)(NAME(load)(g + i + k * LANES), value * slopes[k] + shifts[k], lows, highs, bounds);
+                const V out = bounds & KEPT ? NAME(load)(y + i + k * LANES) : value * slopes[k] + shifts[k];
+                const V passed = NAME(passed)(NAME(load)(g + i + k * LANES), out, lows, highs, bounds);
+                if (bounds & KEPT)
+                    NAME(store)(through + i + k * LANES, passed);
                 first[k] += passed;
                 second[k] += passed * (value - means[k]);
             }
@@ -128,50 +136,46 @@ static inline __attribute__((always_inline)) void NAME(gradient)(const T *g, con
 }
 
 /* The last three, compiled apart for each kind of activation. */
-static void NAME(apply_of)(const T *x, const float *a, const float *b, float low, float high, long block, long blocks, T *y)
+static void NAME(apply_of)(const T *x, const T *kept, const float *a, const float *b, float low, float high, long block, long blocks, T *y)
 {
-    switch (kind(low, high)) {
-    case 0: NAME(apply)(x, a, b, low, high, 0, block, blocks, y); break;
-    case BELOW: NAME(apply)(x, a, b, low, high, BELOW, block, blocks, y); break;
-    default: NAME(apply)(x, a, b, low, high, BELOW | ABOVE, block, blocks, y);
-    }
+#define RUN(kind) case kind: NAME(apply)(x, kept, a, b, low, high, kind, block, blocks, y); break;
+    switch (kind_of(low, high, kept)) { KINDS }
+#undef RUN
 }
 
-static void NAME(gradient_sums_of)(const T *g, const T *x, const float *mean, const float *a, const float *b, float low, float high, long block, long blocks,
-                                   double *sum, double *product)
+static void NAME(gradient_sums_of)(const T *g, const T *x, const T *y, const float *mean, const float *a, const float *b, float low, float high, long block,
+                                   long blocks, double *sum, double *product, T *through)
 {
-    switch (kind(low, high)) {
-    case 0: NAME(gradient_sums)(g, x, mean, a, b, low, high, 0, block, blocks, sum, product); break;
-    case BELOW: NAME(gradient_sums)(g, x, mean, a, b, low, high, BELOW, block, blocks, sum, product); break;
-    default: NAME(gradient_sums)(g, x, mean, a, b, low, high, BELOW | ABOVE, block, blocks, sum, product);
-    }
+#define RUN(kind) case kind: NAME(gradient_sums)(g, x, y, mean, a, b, low, high, kind, block, blocks, sum, product, through); break;
+    switch (kind_of(low, high, y)) { KINDS }
+#undef RUN
 }
 
 static void NAME(gradient_of)(const T *g, const T *x, const float *a, const float *b, const float *slope, const float *offset, float low, float high,
                               long block, long blocks, T *out)
 {
-    switch (kind(low, high)) {
-    case 0: NAME(gradient)(g, x, a, b, slope, offset, low, high, 0, block, blocks, out); break;
-    case BELOW: NAME(gradient)(g, x, a, b, slope, offset, low, high, BELOW, block, blocks, out); break;
-    default: NAME(gradient)(g, x, a, b, slope, offset, low, high, BELOW | ABOVE, block, blocks, out);
-    }
+#define RUN(kind) case kind: NAME(gradient)(g, x, a, b, slope, offset, low, high, kind, block, blocks, out); break;
+    switch (kind_of(low, high, NULL)) { KINDS }
+#undef RUN
 }
 
 /* See the Python side for the arguments. Returns 0; 1 where memory ran out. */
-int NAME(forward)(const T *x, long rows, long channels, const float *weight, const float *bias, float eps, float momentum, float low, float high,
-                  float *running_mean, float *running_var, float *mean, float *invstd, float *a, float *b, T *y, int threads)
+int NAME(forward)(const T *x, const T *kept, long rows, long channels, const float *weight, const float *bias, float eps, float momentum, float low,
+                  float high, float *running_mean, float *running_var, float *mean, float *invstd, float *a, float *b, T *y, int threads)
 {
     const long per = block_rows(channels), block = per * channels, blocks = rows / per, rest = (rows - blocks * per) * channels, chunk = chunk_of(block);
     double *parts = calloc((size_t)threads * (size_t)block * 2, sizeof(double));
     float *scratch = malloc(sizeof(float) * (size_t)block * 2);
-    T *padded = calloc((size_t)block * 2, sizeof(T)); /* the rows behind the last whole block, and zeros */
+    T *padded = calloc((size_t)block * 3, sizeof(T)); /* the rows behind the last whole block, and zeros */
     if (!parts || !scratch || !padded) {
         free(parts), free(scratch), free(padded);
         return 1;
     }
     float *scale = scratch, *shift = scratch + block;
-    T *last_x = padded, *last_y = padded + block;
+    T *last_x = padded, *last_y = last_x + block, *last_kept = kept ? last_y + block : NULL;
     memcpy(last_x, x + blocks * block, sizeof(T) * (size_t)rest);
+    if (kept)
+        memcpy(last_kept, kept + blocks * block, sizeof(T) * (size_t)rest);
 #pragma omp parallel num_threads(threads)
     {
         const int me = thread_number(), all = thread_count();
@@ -199,11 +203,11 @@ int NAME(forward)(const T *x, long rows, long channels, const float *weight, con
             repeat(scale, channels, per), repeat(shift, channels, per);
         }
         if (rest && me == all - 1)
-            NAME(apply_of)(last_x, scale, shift, low, high, block, 1, last_y);
+            NAME(apply_of)(last_x, last_kept, scale, shift, low, high, block, 1, last_y);
         /* backwards: what was read last is still near */
         for (long stop = end, at; stop > begin; stop = at) {
             at = stop - chunk > begin ? stop - chunk : begin;
-            NAME(apply_of)(x + at * block, scale, shift, low, high, block, stop - at, y + at * block);
+            NAME(apply_of)(x + at * block, kept ? kept + at * block : NULL, scale, shift, low, high, block, stop - at, y + at * block);
         }
     }
     memcpy(y + blocks * block, last_y, sizeof(T) * (size_t)rest);
@@ -211,32 +215,36 @@ int NAME(forward)(const T *x, long rows, long channels, const float *weight, con
     return 0;
 }
 
-int NAME(backward)(const T *g, const T *x, long rows, long channels, const float *mean, const float *invstd, const float *a, const float *b, float low,
-                   float high, T *out, float *weight_gradient, float *bias_gradient, int threads)
+/* y, through: see the sums; NULL where nothing was added in front of the activation, or there is none. */
+int NAME(backward)(const T *g, const T *x, const T *y, long rows, long channels, const float *mean, const float *invstd, const float *a, const float *b,
+                   float low, float high, T *out, T *through, float *weight_gradient, float *bias_gradient, int threads)
 {
     const long per = block_rows(channels), block = per * channels, blocks = rows / per, rest = (rows - blocks * per) * channels, chunk = chunk_of(block);
     double *parts = calloc((size_t)threads * (size_t)block * 2, sizeof(double));
     float *scratch = malloc(sizeof(float) * (size_t)block * 5);
-    T *padded = calloc((size_t)block * 3, sizeof(T));
+    T *padded = calloc((size_t)block * 5, sizeof(T));
     if (!parts || !scratch || !padded) {
         free(parts), free(scratch), free(padded);
         return 1;
     }
     float *means = scratch, *scale = means + block, *shift = scale + block, *slope = shift + block, *offset = slope + block;
-    T *last_g = padded, *last_x = padded + block, *last_out = last_x + block;
+    T *last_g = padded, *last_x = padded + block, *last_out = last_x + block, *last_y = y ? last_out + block : NULL, *last_through = last_out + 2 * block;
     memcpy(means, mean, sizeof(float) * (size_t)channels), repeat(means, channels, per);
     memcpy(scale, a, sizeof(float) * (size_t)channels), repeat(scale, channels, per);
     memcpy(shift, b, sizeof(float) * (size_t)channels), repeat(shift, channels, per);
     memcpy(last_g, g + blocks * block, sizeof(T) * (size_t)rest), memcpy(last_x, x + blocks * block, sizeof(T) * (size_t)rest);
+    if (y)
+        memcpy(last_y, y + blocks * block, sizeof(T) * (size_t)rest);
 #pragma omp parallel num_threads(threads)
     {
         const int me = thread_number(), all = thread_count();
         const long begin = share(blocks, me, all), end = share(blocks, me + 1, all);
         double *sum = parts + (long)me * block * 2, *product = sum + block;
         for (long at = begin; at < end; at += chunk) /* float32 within a chunk, double over chunks */
-            NAME(gradient_sums_of)(g + at * block, x + at * block, means, scale, shift, low, high, block, at + chunk < end ? chunk : end - at, sum, product);
+            NAME(gradient_sums_of)(g + at * block, x + at * block, y ? y + at * block : NULL, means, scale, shift, low, high, block,
+                                   at + chunk < end ? chunk : end - at, sum, product, through ? through + at * block : NULL);
         if (rest && me == all - 1)
-            NAME(gradient_sums_of)(last_g, last_x, means, scale, shift, low, high, block, 1, sum, product);
+            NAME(gradient_sums_of)(last_g, last_x, last_y, means, scale, shift, low, high, block, 1, sum, product, last_through);
 #pragma omp barrier
 #pragma omp single
         {
@@ -255,15 +263,19 @@ int NAME(backward)(const T *g, const T *x, long rows, long channels, const float
             }
             repeat(slope, channels, per), repeat(offset, channels, per);
         }
+        const T *of = y ? through : g, *last_of = y ? last_through : last_g;
+        const float below = y ? -INFINITY : low, above = y ? INFINITY : high; /* what passed is known by now */
         if (rest && me == all - 1)
-            NAME(gradient_of)(last_g, last_x, scale, shift, slope, offset, low, high, block, 1, last_out);
+            NAME(gradient_of)(last_of, last_x, scale, shift, slope, offset, below, above, block, 1, last_out);
         /* backwards: what was read last is still near */
         for (long stop = end, at; stop > begin; stop = at) {
             at = stop - chunk > begin ? stop - chunk : begin;
-            NAME(gradient_of)(g + at * block, x + at * block, scale, shift, slope, offset, low, high, block, stop - at, out + at * block);
+            NAME(gradient_of)(of + at * block, x + at * block, scale, shift, slope, offset, below, above, block, stop - at, out + at * block);
         }
     }
     memcpy(out + blocks * block, last_out, sizeof(T) * (size_t)rest);
+    if (y)
+        memcpy(through + blocks * block, last_through, sizeof(T) * (size_t)rest);
     free(parts), free(scratch), free(padded);
     return 0;
 }

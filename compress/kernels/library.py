@@ -96,7 +96,7 @@ def _functions(loaded: ctypes.CDLL, version: str) -> Library:
     forward, backward = {}, {}
     for dtype, name in TYPES.items():
         forward[dtype] = getattr(loaded, f"forward_{name}")
-        forward[dtype].argtypes = [pointer, count, count, pointer, pointer, *[real] * 4, *[pointer] * 7, integer]
+        forward[dtype].argtypes = [*[pointer] * 2, count, count, *[pointer] * 2, *[real] * 4, *[pointer] * 7, integer]
         backward[dtype] = getattr(loaded, f"backward_{name}")
-        backward[dtype].argtypes = [*[pointer] * 2, count, count, *[pointer] * 4, *[real] * 2, *[pointer] * 3, integer]
+        backward[dtype].argtypes = [*[pointer] * 3, count, count, *[pointer] * 4, *[real] * 2, *[pointer] * 4, integer]
     return Library(forward, backward, version)

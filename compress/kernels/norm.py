@@ -1,4 +1,4 @@
-"""BatchNorm and the activation behind it in one pass over memory, for a student that trains on a CPU. Kernels: batch_norm.c.
+"""BatchNorm, the sum and the activation behind it in one pass over memory, for a student that trains on a CPU. Kernels: batch_norm.c.
 
 As torch's operators they are a third of a compact network's step: each reads and writes whole maps, and channels that are no multiple of what the processor
 computes at once (12, 58, 72, 116) are slow. Statistics and gradients here are summed in double precision over chunks.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.kernels.library import TYPES, Library
+from compress.models.sums import Sum
 
 FEW = 2**14  # numbers: a second thread costs more than it brings
 ACTIVATIONS = {nn.ReLU: (0.0, math.inf), nn.ReLU6: (0.0, 6.0)}
@@ -23,63 +24,75 @@ Off = Callable[[], None]
 
 
 class _BatchNorm(torch.autograd.Function):
-    """min(max(batch_norm(x), low), high) of a batch's own statistics; the running ones are updated. x float32 or bfloat16 (N, C, H, W), channels_last."""
+    """min(max(batch_norm(x) + kept, low), high) of a batch's own statistics; the running ones are updated.
+
+    x, kept: float32 or bfloat16 (N, C, H, W), both of one type and channels_last; kept None: nothing is added.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layer: nn.BatchNorm2d, bounds: tuple[float, float], made: Library) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, kept: Tensor | None, weight: Tensor, bias: Tensor, layer: nn.BatchNorm2d, bounds: tuple[float, float], made: Library
+    ) -> Tensor:
         n, c, h, w = x.shape
         threads = torch.get_num_threads() if x.numel() > FEW else 1
-        kept, out = torch.empty(4, c), torch.empty_like(x)  # mean, 1 / deviation, slope, offset
-        first, row = kept.data_ptr(), 4 * c
+        found, out = torch.empty(4, c), torch.empty_like(x)  # mean, 1 / deviation, slope, offset
+        first, row = found.data_ptr(), 4 * c
         running = layer.running_mean.data_ptr(), layer.running_var.data_ptr()  # type: ignore[union-attr]
         failed = made.forward[x.dtype](
-            x.data_ptr(), n * h * w, c, weight.data_ptr(), bias.data_ptr(), layer.eps, layer.momentum, *bounds, *running,
-            first, first + row, first + 2 * row, first + 3 * row, out.data_ptr(), threads,
+            x.data_ptr(), None if kept is None else kept.data_ptr(), n * h * w, c, weight.data_ptr(), bias.data_ptr(), layer.eps, layer.momentum, *bounds,
+            *running, first, first + row, first + 2 * row, first + 3 * row, out.data_ptr(), threads,
         )  # fmt: skip
         if failed:
             raise MemoryError("a BatchNorm's working memory")
-        ctx.save_for_backward(x)
-        ctx.kept = kept, bounds, made, threads
+        masked = kept is not None and bounds != NONE  # what passes the activation then follows from its output alone
+        ctx.save_for_backward(x, out if masked else None)
+        ctx.rest = found, kept is not None, bounds, made, threads
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        kept, bounds, made, threads = ctx.kept
+        x, y = ctx.saved_tensors
+        found, summed, bounds, made, threads = ctx.rest
         n, c, h, w = x.shape
         gradient = gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        through = gradient if y is None else torch.empty_like(x)
         out, own = torch.empty_like(x), torch.empty(2, c)
-        first, row = kept.data_ptr(), 4 * c
+        first, row = found.data_ptr(), 4 * c
         failed = made.backward[x.dtype](
-            gradient.data_ptr(), x.data_ptr(), n * h * w, c, first, first + row, first + 2 * row, first + 3 * row, *bounds,
-            out.data_ptr(), own.data_ptr(), own.data_ptr() + row, threads,
+            gradient.data_ptr(), x.data_ptr(), None if y is None else y.data_ptr(), n * h * w, c, first, first + row, first + 2 * row, first + 3 * row,
+            *bounds, out.data_ptr(), None if y is None else through.data_ptr(), own.data_ptr(), own.data_ptr() + row, threads,
         )  # fmt: skip
         if failed:
             raise MemoryError("a BatchNorm's working memory")
-        return out, own[0], own[1], None, None, None
+        return out, through if summed else None, own[0], own[1], None, None, None
 
 
 def fuse(student: nn.Module, image_size: int, made: Library) -> Off:
-    """Train the student's BatchNorms, each with the ReLU or ReLU6 that alone reads it, by the project's kernels; what is returned puts torch's back.
+    """Train the student's BatchNorms by the project's kernels, each with the `Sum` and the ReLU or ReLU6 that alone read it; what is returned puts
+    torch's operators back.
 
-    A layer is left alone where it keeps no running statistics or is not float32, and its activation where a hook reads between the two; in evaluation, and
+    A layer is left alone where it keeps no running statistics or is not float32, and what is behind it where a hook reads between; in evaluation, and
     for maps that are not channels_last, torch computes.
     """
-    behind = _activations(student, image_size)
+    behind = _behind(student, image_size)
     changed: list[nn.Module] = []
     for layer in student.modules():
         if type(layer) is not nn.BatchNorm2d or layer.weight is None or layer.running_mean is None or layer.momentum is None:
             continue
         if any(value.dtype != torch.float32 or value.device.type != "cpu" for value in (layer.weight, layer.bias, layer.running_mean)):
             continue
-        activation = behind.get(layer)
-        bounds = NONE if activation is None else ACTIVATIONS[type(activation)]
-        layer.forward = _forward(layer, activation, bounds, made)  # type: ignore[assignment]
-        changed.append(layer)
+        followers = behind.get(layer, [])
+        activation = followers[-1] if followers and type(followers[-1]) in ACTIVATIONS else None
+        forward = _forward(layer, activation, made)
+        if followers and type(followers[0]) is Sum:
+            layer.forward = _same  # type: ignore[assignment,method-assign]
+            followers[0].forward = forward  # type: ignore[method-assign]
+        else:
+            layer.forward = forward  # type: ignore[method-assign]
         if activation is not None:
             activation.forward = _same
-            changed.append(activation)
+        changed += [layer, *followers]
 
     def off() -> None:
         for module in changed:
@@ -92,43 +105,56 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-def _forward(layer: nn.BatchNorm2d, activation: nn.Module | None, bounds: tuple[float, float], made: Library) -> Callable[[Tensor], Tensor]:
+def _forward(layer: nn.BatchNorm2d, activation: nn.Module | None, made: Library) -> Callable[..., Tensor]:
+    """What computes the layer, a sum behind it where there is a second argument, and the activation."""
     plain = layer.forward
+    bounds = NONE if activation is None else ACTIVATIONS[type(activation)]
     activate = _same if activation is None else activation.forward
     counted, weight, bias = layer.num_batches_tracked, layer.weight, layer.bias
     assert counted is not None
 
-    def forward(x: Tensor) -> Tensor:
-        fits = layer.training and torch.is_grad_enabled() and x.dtype in TYPES and x.is_contiguous(memory_format=torch.channels_last)
-        if not fits:
-            return activate(plain(x))
+    def fits(x: Tensor) -> bool:
+        return x.dtype in TYPES and x.is_contiguous(memory_format=torch.channels_last)
+
+    def forward(x: Tensor, kept: Tensor | None = None) -> Tensor:
+        alike = kept is None or (kept.dtype == x.dtype and kept.shape == x.shape and fits(kept))
+        if not (layer.training and torch.is_grad_enabled() and fits(x) and alike):
+            return activate(plain(x) if kept is None else plain(x) + kept)
         counted.add_(1)
-        out = _BatchNorm.apply(x, weight, bias, layer, bounds, made)
+        out = _BatchNorm.apply(x, kept, weight, bias, layer, bounds, made)
         assert isinstance(out, Tensor)
         return out
 
     return forward
 
 
-def _activations(student: nn.Module, image_size: int) -> dict[nn.Module, nn.Module]:
-    """The activation module of each BatchNorm whose output nothing else reads, found by a forward pass: code may call modules in any way."""
+def _behind(student: nn.Module, image_size: int) -> dict[nn.Module, list[nn.Module]]:
+    """Behind each BatchNorm the `Sum` (its first argument the BatchNorm's output) and activation module that alone read what is before them.
+
+    Found by a forward pass: code may call modules in any way.
+    """
     outputs: dict[int, tuple[nn.Module, Tensor, Any]] = {}
-    pairs: list[tuple[nn.Module, nn.Module, Any]] = []
+    pairs: list[tuple[nn.Module, nn.Module, Tensor, Any]] = []
     calls: dict[nn.Module, int] = {}
+    seen: list[Any] = []  # by hooks: maps that must be what they are
 
-    def after(layer: nn.Module, _: Any, output: Tensor) -> None:
-        calls[layer] = calls.get(layer, 0) + 1
-        outputs[id(output)] = layer, output, output.grad_fn
+    def after(module: nn.Module, _: Any, output: Tensor) -> None:
+        calls[module] = calls.get(module, 0) + 1
+        outputs[id(output)] = module, output, output.grad_fn
 
-    def before(activation: nn.Module, args: tuple[Any, ...]) -> None:
-        calls[activation] = calls.get(activation, 0) + 1
+    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
         if id(args[0]) in outputs:
-            layer, _, node = outputs[id(args[0])]
-            pairs.append((layer, activation, node))
+            earlier, between, node = outputs[id(args[0])]
+            pairs.append((earlier, module, between, node))
 
-    read = {module for module in student.modules() if module._forward_hooks or module._forward_pre_hooks}
-    hooks = [module.register_forward_hook(after) for module in student.modules() if type(module) is nn.BatchNorm2d]
-    hooks += [module.register_forward_pre_hook(before) for module in student.modules() if type(module) in ACTIVATIONS]
+    def reading(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        seen.extend((*args, output))
+
+    read = [module for module in student.modules() if module._forward_hooks or module._forward_pre_hooks]
+    watched = [module for module in student.modules() if type(module) in (nn.BatchNorm2d, Sum, *ACTIVATIONS)]
+    hooks = [module.register_forward_hook(reading) for module in read]
+    hooks += [module.register_forward_hook(after) for module in watched]
+    hooks += [module.register_forward_pre_hook(before) for module in watched if type(module) is not nn.BatchNorm2d]
     training = student.training
     first = next(student.parameters())
     try:
@@ -139,9 +165,20 @@ def _activations(student: nn.Module, image_size: int) -> dict[nn.Module, nn.Modu
         student.train(training)
         for hook in hooks:
             hook.remove()
-    readers = _readers(out.grad_fn)
-    once = {module for module, count in calls.items() if count == 1} - read
-    return {layer: activation for layer, activation, node in pairs if {layer, activation} <= once and readers.get(node) == 1}
+    readers, kept = _readers(out.grad_fn), {id(value) for value in seen}
+    once = {module for module, count in calls.items() if count == 1}
+    next_of = {
+        earlier: later for earlier, later, between, node in pairs
+        if {earlier, later} <= once and readers.get(node) == 1 and id(between) not in kept
+    }  # fmt: skip
+    found: dict[nn.Module, list[nn.Module]] = {}
+    for layer in watched:
+        if type(layer) is nn.BatchNorm2d and layer in next_of:
+            follower = next_of[layer]
+            found[layer] = [follower]
+            if type(follower) is Sum and follower in next_of:
+                found[layer].append(next_of[follower])
+    return found
 
 
 def _readers(node: Any) -> dict[Any, int]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compress.models.initial import initialise
+from compress.models.sums import Sum
 
 # expansion t, kernel k, stride s of the first unit, channels c, units n
 SETTINGS = ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3), (6, 5, 1, 112, 3), (6, 5, 2, 192, 4), (6, 3, 1, 320, 1))
@@ -69,13 +70,15 @@ class Block(nn.Module):
             self.expand_conv, self.bn0, self.relu0 = SameConv2d(width_in, hidden, 1), _norm(hidden), nn.ReLU6()
         self.depthwise_conv, self.bn1, self.relu1 = SameConv2d(hidden, hidden, kernel, stride, hidden), _norm(hidden), nn.ReLU6()
         self.project_conv, self.bn2 = SameConv2d(hidden, width, 1), _norm(width)
+        if self.shortcut:
+            self.sum = Sum()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C, ceil(H / stride), ceil(W / stride)); no activation at the end."""
         inner = self.relu0(self.bn0(self.expand_conv(x))) if self.expands else x
         inner = self.relu1(self.bn1(self.depthwise_conv(inner)))
         inner = self.bn2(self.project_conv(inner))
-        return x + inner if self.shortcut else inner
+        return self.sum(inner, x) if self.shortcut else inner
 
 
 class EfficientNetLite(nn.Module):

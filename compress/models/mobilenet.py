@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from compress.models.initial import initialise
+from compress.models.sums import Sum
 
 # expansion t, channels c, units n, stride s of the first unit
 SETTINGS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -35,10 +36,12 @@ class InvertedResidual(nn.Module):
             nn.Conv2d(hidden, width, 1, bias=False),
             nn.BatchNorm2d(width),
         )
+        if self.shortcut:
+            self.sum = Sum()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C, H / stride, W / stride); no activation at the end."""
-        return x + self.conv(x) if self.shortcut else self.conv(x)
+        return self.sum(self.conv(x), x) if self.shortcut else self.conv(x)
 
 
 class MobileNetV2(nn.Module):

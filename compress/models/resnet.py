@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from compress.models.sums import Sum
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; ReLU after the sum. `relu2:in` is the stage map before its activation."""
@@ -20,13 +22,14 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = projection(width_in, width, stride)
+        self.sum = Sum()
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C, H / stride, W / stride)."""
         y = self.relu1(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return self.relu2(y + self.downsample(x))
+        return self.relu2(self.sum(y, self.downsample(x)))
 
 
 class ResNet(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compress.models.resnet import BasicBlock, initialise, projection
 from compress.models.roles import RESNET_BLOCKS
+from compress.models.sums import Sum
 
 WIDTHS = (64, 128, 256, 512)
 EXPANSION = 4  # of a bottleneck's last convolution
@@ -32,13 +33,14 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(middle, width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
         self.downsample = projection(width_in, width, stride)
+        self.sum = Sum()
         self.relu3 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C, H / stride, W / stride)."""
         y = self.relu1(self.bn1(self.conv1(x)))
         y = self.relu2(self.bn2(self.conv2(y)))
-        return self.relu3(self.bn3(self.conv3(y)) + self.downsample(x))
+        return self.relu3(self.sum(self.bn3(self.conv3(y)), self.downsample(x)))
 
 
 class ResNet4(nn.Module):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from compress.models.sums import Sum
+
 # units a stage; channels of stage 1 to 3 and of the last convolution, by width
 V1_UNITS, V1_CHANNELS, V1_GROUPS = (4, 8, 4), (240, 480, 960), 3
 V2_UNITS = (4, 8, 4)  # the down unit counted
@@ -43,6 +45,8 @@ class UnitV1(nn.Module):
         self.conv3 = nn.Conv2d(middle, branch, 1, groups=V1_GROUPS, bias=False)
         self.bn3 = nn.BatchNorm2d(branch)
         self.shortcut = nn.AvgPool2d(3, 2, 1) if stride == 2 else nn.Identity()
+        if stride == 1:
+            self.sum = Sum()
         self.relu3 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,7 +57,7 @@ class UnitV1(nn.Module):
         y = self.relu2(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
         kept = self.shortcut(x)
-        return self.relu3(torch.cat([y, kept], 1) if self.stride == 2 else y + kept)
+        return self.relu3(torch.cat([y, kept], 1) if self.stride == 2 else self.sum(y, kept))
 
 
 class ShuffleNetV1(nn.Module):
