@@ -53,7 +53,7 @@ def _load() -> tuple[Library | None, str | None]:
         return None, "no C compiler is installed (cc, gcc or clang, or what CC names)"
     try:
         version = _said(compiler, "--version").splitlines()[0]
-        return _functions(ctypes.CDLL(str(_file(compiler, version))), version), None
+        return _functions(ctypes.CDLL(str(_file(compiler, version, _native()))), version), None
     except (OSError, subprocess.SubprocessError, AttributeError, IndexError) as error:
         said = getattr(error, "stderr", None) or str(error)
         return None, f"{compiler} does not make them ({' '.join(said.strip().splitlines()[-1:]) or type(error).__name__})"
@@ -63,9 +63,13 @@ def _said(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS).stdout
 
 
-def _file(compiler: str, version: str) -> Path:
-    """The compiled library, made where it is not there yet; named by all that it follows from."""
-    flags = (*FLAGS, "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native")
+def _native() -> str:
+    return "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+
+
+def _file(compiler: str, version: str, target: str) -> Path:
+    """The library compiled for a target, made where it is not there yet; named by all that it follows from."""
+    flags = (*FLAGS, target)
     texts = {name: resources.files(__package__).joinpath(name).read_text() for name in SOURCES}
     digest = hashlib.sha256("\0".join((*texts.values(), compiler, version, *flags, _processor(), torch.__version__)).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "compress" / "kernels"

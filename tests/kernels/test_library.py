@@ -22,7 +22,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_they_are_compiled_once(fresh):
-    if library.library() is None:
+    if library.library() is None and "no C compiler is installed" in library.why_not():
         pytest.skip(f"no kernels: {library.why_not()}")
     (made,) = fresh.iterdir()
     first = made.stat().st_mtime_ns, library.library().made_by

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import math
+import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compress import models
-from compress.kernels.library import Library, library, why_not
+from compress.kernels.library import Library, _file, _functions, library, why_not
 from compress.kernels.norm import NONE, _BatchNorm, fuse
 from compress.models.sums import Sum
 from compress.models.taps import Tapped
@@ -21,11 +25,29 @@ from compress.models.taps import Tapped
 RELU, RELU6 = (0.0, math.inf), (0.0, 6.0)
 
 
+@pytest.fixture(scope="module", params=["native", "x86-64-v3"])
+def each(request: pytest.FixtureRequest) -> Library:
+    """For this processor, and for one without the vectors and the bf16 instructions that it may have."""
+    found = made_here()
+    if request.param == "native":
+        return found
+    if platform.machine() != "x86_64" or "avx2" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("the second target is for x86-64 with AVX2")
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    return _functions(ctypes.CDLL(str(_file(compiler, found.made_by, f"-march={request.param}"))), found.made_by)
+
+
 @pytest.fixture(scope="module")
 def made() -> Library:
+    return made_here()
+
+
+def made_here() -> Library:
+    """The kernels; without a compiler there are none, with one that does not make them the tests fail."""
     found = library()
-    if found is None:
+    if found is None and "no C compiler is installed" in why_not():
         pytest.skip(f"no kernels: {why_not()}")
+    assert found is not None, why_not()
     return found
 
 
@@ -61,19 +83,18 @@ def within(values: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 
 # channels below, at and beside what a processor computes at once; maps from one place to many chunks, so that shares and rests occur
-@pytest.mark.parametrize(("channels", "side"), [(1, 9), (3, 40), (12, 16), (58, 7), (64, 24), (116, 5), (480, 2), (1280, 1)])
+@pytest.mark.parametrize(("channels", "side"), [(1, 9), (3, 40), (12, 16), (58, 7), (64, 24), (1280, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bounds", [NONE, RELU, RELU6])
-@pytest.mark.parametrize("summed", [False, True])
-@pytest.mark.parametrize("count", [1, 3])
-def test_values_and_gradients_are_batch_norms(made, channels, side, dtype, bounds, summed, count):
+@pytest.mark.parametrize(("summed", "count"), [(False, 1), (False, 3), (True, 3)])
+def test_values_and_gradients_are_batch_norms(each, channels, side, dtype, bounds, summed, count):
     x, gradient, layer = maps(channels, side, dtype)
     kept = (2 * torch.randn(x.shape)).to(dtype).to(memory_format=torch.channels_last) if summed else None
     mean, var = layer.running_mean.clone(), layer.running_var.clone()
 
     with threads(count):
         inputs = [x.requires_grad_(), layer.weight, layer.bias, *([kept.requires_grad_()] if kept is not None else [])]
-        mine = _BatchNorm.apply(x, kept, layer.weight, layer.bias, layer, bounds, made)
+        mine = _BatchNorm.apply(x, kept, layer.weight, layer.bias, layer, bounds, each)
         found = torch.autograd.grad(mine, inputs, gradient)
 
     inner, *expected = reference(x, kept, gradient, layer)
@@ -121,10 +142,10 @@ def test_the_same_bits_every_time(made):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nan_is_never_hidden(made, dtype):
+def test_nan_is_never_hidden(each, dtype):
     x, _, layer = maps(8, 6, dtype)
     x[3, 5, 2, 2] = math.nan
-    out = _BatchNorm.apply(x, None, layer.weight, layer.bias, layer, RELU6, made)
+    out = _BatchNorm.apply(x, None, layer.weight, layer.bias, layer, RELU6, each)
     assert out[:, 5].isnan().all() and not out[:, :5].isnan().any()
 
 
