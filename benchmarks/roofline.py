@@ -32,7 +32,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from compress import engine, models, teacher_cache
+from compress import engine, models, recorded, teacher_cache
 from compress.allocation import keep_freed_memory
 from compress.data import views
 from compress.distributed import ALONE
@@ -47,7 +47,7 @@ from compress.step import Batch, Step, trainable
 PAIRS = (("resnet56", "mobilenet_v2"), ("resnet32x4", "resnet8x4"), ("resnet32x4", "shufflenet_v2"))
 CLASSES, SIDE, PICTURES = 100, 32, 4096
 STEPS = 240 * 782  # of the training whose engine is measured
-WARM_UP = engine.WARM_UP + 2  # steps before the timed ones: kernels are chosen, a graph is recorded and replayed
+WARM_UP = recorded.WARM_UP + 2  # steps before the timed ones: kernels are chosen, a graph is recorded and replayed
 PARTS = {  # what an operator's name contains -> what it is; the first that fits
     "compiled, fused": ("triton", "compiledfx"),
     "convolutions and products": ("conv", "addmm", "aten::mm", "aten::bmm", "gemm", "cutlass", "xmma", "nvjet", "wgrad", "dgrad", "fprop"),
@@ -143,6 +143,8 @@ def _backward_flop(grad: Sequence[int], x: Sequence[int], weight: Sequence[int],
 
 class _Known:
     """Logits that are there already."""
+
+    recordable = True
 
     def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor], step: int = 1) -> Tensor | None:
         return None

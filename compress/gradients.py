@@ -44,8 +44,9 @@ def cosine(task: Tensor, other: Tensor, parameters: Sequence[Tensor]) -> Tensor 
 
 
 def aligned_backward(
-    task: Tensor, auxiliary: Tensor, parameters: Sequence[Tensor], *, scope: str, free: Tensor | None = None, reduce: Reduce | None = None
-) -> None:
+    task: Tensor, auxiliary: Tensor, parameters: Sequence[Tensor], *, scope: str, free: Tensor | None = None, reduce: Reduce | None = None,
+    reached: Sequence[Sequence[bool]] | None = None,
+) -> None:  # fmt: skip
     """Set `p.grad` to g_task + g_auxiliary (+ g_free), the auxiliary gradient first projected where the two conflict.
 
     Where <g_aux, g_task> < 0:  g_aux <- g_aux - <g_aux, g_task> / ||g_task||^2 g_task.  The task's gradient is never altered.
@@ -58,15 +59,19 @@ def aligned_backward(
         scope: "all", the norm and the projection run over all parameters, as the authors' OptimGradAlign does (the correction then
             also reaches the classifier); "shared", only over parameters that both losses reach: a true projection in the backbone.
         reduce: averages gradients over processes, all losses' in one message; the projection, which is not linear, comes after it.
+        reached: of task, auxiliary and free, whether they reach each parameter; None: as autograd says, which gives zeros behind a compiled network.
 
     Source: Yang et al. 2024 (arXiv 2411.08937), gradient alignment; one-directional PCGrad (Yu et al. 2020).
     """
     if scope not in ("all", "shared"):
         raise ValueError(f"scope must be 'all' or 'shared', got {scope!r}")
     parameters = list(parameters)
-    g_task = torch.autograd.grad(task, parameters, retain_graph=True, allow_unused=True)
-    g_aux = torch.autograd.grad(auxiliary, parameters, retain_graph=free is not None, allow_unused=True)
-    g_free = torch.autograd.grad(free, parameters, allow_unused=True) if free is not None else (None,) * len(parameters)
+    g_task: Gradients = torch.autograd.grad(task, parameters, retain_graph=True, allow_unused=True)
+    g_aux: Gradients = torch.autograd.grad(auxiliary, parameters, retain_graph=free is not None, allow_unused=True)
+    g_free: Gradients = torch.autograd.grad(free, parameters, allow_unused=True) if free is not None else (None,) * len(parameters)
+    if reached is not None:
+        whole = [*reached, [False] * len(parameters)][:3]
+        g_task, g_aux, g_free = ([g if there else None for g, there in zip(*pair, strict=True)] for pair in zip((g_task, g_aux, g_free), whole, strict=True))
     if reduce is not None:
         reduce([grad for grads in (g_task, g_aux, g_free) for grad in grads if grad is not None])
 

@@ -140,6 +140,7 @@ def teacher_cache(
     return TeacherCache(
         forward, pictures=count, views=count_views, classes=record.classes, device=device, folder=folder, warn=warn, remember=data.streamed is None,
         image_size=max(record.side, data.image_size),
+        recordable=not (record.black_box and data.streamed is not None),  # onnxruntime answers on the CPU, of streamed pictures within the step
     )  # fmt: skip
 
 

@@ -19,13 +19,17 @@ from compress.gradients import aligned_backward, cosine, sum_backward
 from compress.losses.precision import wide
 from compress.methods import Method, Signals
 from compress.precision import autocast
+from compress.reach import Reach
 from compress.results import Distortion
 
 TRACED = ("cos_classifier", "cos_backbone")
 
 
 class Teaching(Protocol):
-    """What a method is taught by: a memory of logits, or a network."""
+    """What a method is taught by: a memory of logits, or a network. `recordable`: `answer`, as this training asks it, stays on the device."""
+
+    @property
+    def recordable(self) -> bool: ...
 
     def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor], step: int = 1) -> Tensor | None:
         """Logits float16 (M, K) of steps to come, of `step` rows each, where they can be had without the step; else None."""
@@ -60,8 +64,8 @@ class Batch:
 class Step:
     """Everything that a step works on. images uint8 (P, S, S, 3) or None (batches bring their pixels), labels (P,); mean, std float32 (3,), on the device.
 
-    network: float32 (N, 3, S, S) -> logits and maps by name, a `Tapped` or what was compiled of it. distortion: of all views, those that a batch brings
-    included.
+    network: float32 (N, 3, S, S) -> logits and maps by name, a `Tapped` or what was compiled of it; `reach`, with the latter alone: what its losses reach.
+    distortion: of all views, those that a batch brings included.
     """
 
     network: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -79,6 +83,7 @@ class Step:
     group: Group
     traced: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     distortion: Distortion | None = None
+    reach: Reach | None = None
 
     def pixels(self, index: Tensor, view: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) of pictures and views (N,)."""
@@ -98,13 +103,14 @@ class Step:
         raw = self.pixels(batch.index, batch.view) if batch.pixels is None else distorted(batch.pixels, batch.view, self.distortion)
         teacher_logits, teacher_taps = self.teacher.answer(batch.known, raw) if self.teacher is not None else (None, {})
         logits, taps = self.student(raw)
+        outputs = [logits, *taps.values()]
         # Distillation losses live in float32: bf16 makes small differences of logits vanish.
         taps = {name: wide(tap) for name, tap in taps.items()}
         signals = Signals(self.labels[batch.index], batch.index, batch.epoch, wide(logits), teacher_logits, taps, teacher_taps, batch.step)
         losses = self.method(signals)
         self.optimizer.zero_grad(set_to_none=True)
         cosines = self._cosines(list(losses.values())) if trace else {}
-        self._backward(self.group.weigh(losses, len(batch.index), batch.total), self.group.summing)
+        self._backward(self.group.weigh(losses, len(batch.index), batch.total), self.group.summing, outputs)
         self.optimizer.step()
         return {**{name: loss.detach() for name, loss in losses.items()}, **cosines}
 
@@ -114,17 +120,19 @@ class Step:
         found = {name: cosine(losses[0], torch.stack(losses[1:]).sum(), group) for name, group in self.traced.items()}
         return {name: value for name, value in found.items() if value is not None}
 
-    def _backward(self, losses: dict[str, Tensor], reduce: Callable[[list[Tensor]], None] | None) -> None:
+    def _backward(self, losses: dict[str, Tensor], reduce: Callable[[list[Tensor]], None] | None, outputs: Sequence[Tensor]) -> None:
         names, method = list(losses), self.method
         aligned = [losses[name] for name in names if name in method.aligned]
-        if not aligned:
-            sum_backward([losses[name] for name in names], self.parameters, reduce=reduce)
-            return
         free = [losses[name] for name in names[1:] if name not in method.aligned]
-        aligned_backward(
-            losses[names[0]], sum(aligned[1:], aligned[0]), self.parameters, scope=method.scope,
-            free=sum(free[1:], free[0]) if free else None, reduce=reduce,
-        )  # fmt: skip
+        parts = [sum(some[1:], some[0]) for some in ([[losses[names[0]]], aligned, free] if aligned else [list(losses.values())]) if some]
+        reached = None if self.reach is None else self.reach.of(method.phase, parts, outputs)
+        if aligned:
+            task, auxiliary, *others = parts
+            aligned_backward(
+                task, auxiliary, self.parameters, scope=method.scope, free=others[0] if others else None, reduce=reduce, reached=reached
+            )  # fmt: skip
+            return
+        sum_backward(parts, self.parameters if reached is None else [p for p, there in zip(self.parameters, reached[0], strict=True) if there], reduce=reduce)
 
 
 def trainable(*modules: nn.Module) -> list[Tensor]:

@@ -33,16 +33,17 @@ class TeacherCache:
         forward: raw pixels uint8 (M, H, W, 3) -> logits (M, K), without gradient.
         pictures: how many pictures the indices may name. views: how many views each has. classes: K. image_size: the larger side that `forward` works on.
         folder: where the disk copy lives, or None. warn: told about a disk copy that cannot be used, and once where the memory is full.
-        remember: false: every batch is run.
+        remember: false: every batch is run. recordable: whether `answer` stays on the device.
     """
 
     def __init__(
         self, forward: Callable[[Tensor], Tensor], *, pictures: int, views: int, classes: int, device: str, folder: Path | None,
-        warn: Callable[[str], None], remember: bool = True, image_size: int = SIDE,
+        warn: Callable[[str], None], remember: bool = True, image_size: int = SIDE, recordable: bool = True,
     ) -> None:  # fmt: skip
         self.forward, self.warn = forward, warn
         self.kind, self.image_size = torch.device(device).type, image_size
-        self.rows_run = 0  # rows that the teacher network computed; a test counts them
+        self.recordable = recordable
+        self._rows: Tensor | None = None  # on the device: a recorded step counts, too
         self.file = folder / "logits.npz" if folder else None
         self.pictures, self.views, self.table = pictures, views, pictures * views * 4  # bytes
         self.room, self.full = (MEMORY_LIMIT - self.table) // (classes * 2), False
@@ -83,6 +84,11 @@ class TeacherCache:
         """Logits alone, as `step.Teaching` asks."""
         return (self._run(pixels) if known is None else known).float(), {}
 
+    @property
+    def rows_run(self) -> int:
+        """Rows that the teacher network computed; waits for the device."""
+        return 0 if self._rows is None else int(self._rows)
+
     def merge(self, gather: Callable[[Tensor], Tensor]) -> None:
         """Learn what the other processes' teachers said. `gather`: rows of one process -> rows of all."""
         if not self.enabled:
@@ -115,7 +121,9 @@ class TeacherCache:
 
     def _run(self, pixels: Tensor) -> Tensor:
         count = len(pixels)
-        self.rows_run += count
+        if self._rows is None:
+            self._rows = torch.zeros((), dtype=torch.int64, device=pixels.device)
+        self._rows += count
         if 0 < count < LEAST_ROWS:
             pixels = pixels.repeat(LEAST_ROWS, *(1,) * (pixels.dim() - 1))
         return rounded(self.forward(pixels)[:count])

@@ -35,6 +35,11 @@ class TeacherNetwork:
                     module.train()
                     module.track_running_stats = False  # in training mode: the running statistics are neither read nor written
 
+    @property
+    def recordable(self) -> bool:
+        """Whether `answer` stays on the device."""
+        return not isinstance(self.logits, TeacherCache) or self.logits.recordable
+
     def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor], step: int = 1) -> Tensor | None:
         """Logits float16 (M, K) of steps to come, where a cache answers with them."""
         return self.logits.ahead(index, view, pixels, step) if isinstance(self.logits, TeacherCache) else None

@@ -22,9 +22,10 @@ from compress import checkpoint, schedule
 from compress.allocation import give_back_freed_memory, keep_freed_memory
 from compress.batches import batches
 from compress.checkpoint import State
+from compress.compiled import release
 from compress.data import views
 from compress.distributed import ALONE, Group, gather, synchronise
-from compress.engine import Rate, classifier_of, engine, keep_layout, release
+from compress.engine import Rate, classifier_of, engine, keep_layout
 from compress.errors import Interrupted
 from compress.finite import Finite
 from compress.kernels import TORCH, quicker
@@ -230,6 +231,7 @@ def fit(
         hooks_off()
         kernels_off()
         release(classifier)
+        optimizer.zero_grad(set_to_none=True)  # what is trained ships without them, and a recording's memory goes with them
         unsynchronise()
         give_back_freed_memory()
         if stream is not None:

@@ -55,6 +55,8 @@ class Net(nn.Module):
 class Teacher:
     """Logits and a map that are functions of the pixels."""
 
+    recordable = True
+
     def ahead(self, index: Tensor, view: Tensor, pixels: Any, step: int = 1) -> Tensor | None:
         return None
 

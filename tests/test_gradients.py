@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from compress import gradients
 from compress.gradients import aligned_backward, cosine, sum_backward
 from compress.losses import binary_kl_norm, cross_entropy
+from compress.reach import leaves
 
 DATA = json.loads((Path(__file__).parent / "golden" / "testvectors.json").read_text())
 GA = DATA["expected"]["GA"]
@@ -102,6 +103,27 @@ def test_aligned_backward_equals_the_flattened_projection(scope, cuda, monkeypat
 
     aligned_backward(task, auxiliary, parameters, scope=scope)
     torch.testing.assert_close(torch.cat([p.grad.flatten() for p in parameters]), expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("scope", ["all", "shared"])
+def test_zeros_for_what_a_loss_does_not_reach_count_as_nothing(scope):
+    """A compiled network gives them; by them a parameter of the task alone would count as shared, one that nothing reaches would have a gradient."""
+    found = []
+    for zeros in (False, True):
+        both, task, none = (torch.tensor([value], requires_grad=True) for value in (1.0, 2.0, 3.0))
+        auxiliary = -3 * both.sum() + (0 * (task + none).sum() if zeros else 0)
+        reached = [[True, True, False], [True, False, False]] if zeros else None
+        aligned_backward((both + 2 * task).sum(), auxiliary, [both, task, none], scope=scope, reached=reached)
+        found.append([None if p.grad is None else p.grad.item() for p in (both, task, none)])
+    assert found[0] == found[1] and found[1][2] is None
+
+
+def test_leaves_are_what_a_backward_pass_comes_to():
+    one, other, unused = (torch.ones(2, requires_grad=True) for _ in range(3))
+    inner = (one * 2).relu()
+    loss = (inner.split(1)[0] * other.detach()).sum() + (inner.split(1)[1] * unused).sum() * 0
+    assert leaves(loss) == {id(one), id(unused)} and leaves(one) == {id(one)} and leaves(other.detach()) == frozenset()
+    assert leaves(loss, {(inner.grad_fn, 0): frozenset({7})}) == {7, id(unused)}
 
 
 class Operators(TorchDispatchMode):

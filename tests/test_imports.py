@@ -79,10 +79,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.step": (
         "compress.data.views", "compress.data.distort", "compress.results", "compress.distributed", "compress.gradients", "compress.losses.precision",
         "compress.methods",
-        "compress.precision",
+        "compress.precision", "compress.reach",
     ),
     "compress.allocation": (),
-    "compress.engine": ("compress.models.taps", "compress.step"),
+    "compress.reach": (),
+    "compress.recorded": ("compress.step",),
+    "compress.cudagraph": ("compress.recorded",),
+    "compress.compiled": ("compress.models.taps", "compress.reach", "compress.recorded", "compress.step"),
+    "compress.engine": ("compress.compiled", "compress.cudagraph", "compress.recorded", "compress.step"),
     "compress.batches": ("compress.step", "compress.stream"),
     "compress.stream": ("compress.data.listing", "compress.data.workers"),
     "compress.teacher_cache": ("compress.atomic", "compress.errors", "compress.store", "compress.precision"),
@@ -94,7 +98,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.kernels*": ("compress.kernels", "compress.kernels.*", "compress.models.sums"),
     "compress.train": (
         *FOUNDATIONS, "compress.schema", "compress.schedule", "compress.precision", "compress.finite",
-        "compress.methods", "compress.step", "compress.allocation", "compress.engine", "compress.distributed", "compress.checkpoint",
+        "compress.methods", "compress.step", "compress.allocation", "compress.compiled", "compress.engine", "compress.distributed", "compress.checkpoint",
         "compress.data.views", "compress.models.taps", "compress.batches", "compress.stream", "compress.kernels",
     ),
     "compress.loading": (

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from compress import cli, loading, plan_limits, recipe, subjects
 from compress.console import Console
 from compress.data import fashion, views
 from compress.records import File
-from compress.results import Network, Normalization
+from compress.results import Network, Normalization, Streamed, Trained, TrainingData
 from compress.schema import Export
 from compress.stages.plan import draft
 from compress.store import Context
@@ -140,6 +141,15 @@ def test_a_file_of_another_size_teaches_and_answers_alike_on_resized_pictures(sa
     pixels = torch.from_numpy(((images / 255 - 0.5) / 0.25).transpose(0, 3, 1, 2)).float()
     resized = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", antialias=size < 32)
     np.testing.assert_allclose(answers, resized.amax((2, 3)).numpy() @ kernel.T, rtol=1e-3, atol=1e-3)
+
+
+def test_steps_are_recorded_only_where_an_onnx_teacher_answers_ahead_of_them(save, tmp_path):
+    file = File.of(save(scorer(np.ones((4, 3)))))
+    teacher = Trained(Network("t.onnx", None, 4, 32, Normalization((0.5,) * 3, (0.25,) * 3), black_box=True), file, 0.5, 1, 1, 1, 1.0)
+    data = TrainingData(file, file, tuple("abcd"), 32, "crop_flip", 8, 0)
+    for streamed, recordable in ((None, True), (Streamed(tmp_path, file, None, 1), False)):
+        cache = loading.teacher_cache(teacher, replace(data, streamed=streamed), 10, device="cpu", cache=None, warn=pytest.fail)
+        assert cache.recordable is recordable
 
 
 def test_the_page_resizes_as_the_device_does(tmp_path: Path):
