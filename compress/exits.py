@@ -43,6 +43,8 @@ def explain(error: BaseException, arguments: Sequence[str]) -> tuple[int, str]:
         return 0, ""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return StageError.exit_code, f"{error.filename or 'a file'}: {error.strerror}; make room or choose another place with --artifacts"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; torch is not imported for it
+        return StageError.exit_code, "the device's memory is full; lower train.batch_size, or choose another device with --device"
     raise error
 
 

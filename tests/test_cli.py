@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 import yaml
 
 from compress import cli, doctor, exits
@@ -186,6 +187,7 @@ AGAIN = "interrupted; run the same command again to resume: compress run 'a b.ya
         (click.Abort(), 130, AGAIN),
         (Interrupted(AGAIN.partition(":")[0]), 130, AGAIN),
         (Interrupted("stopped"), 130, "stopped"),
+        (torch.OutOfMemoryError("CUDA out of memory."), 4, "the device's memory is full; lower train.batch_size, or choose another device with --device"),
         (OSError(28, "Full", "x.bin"), 4, "x.bin: Full; make room or choose another place with --artifacts"),
     ],
 )  # fmt: skip
