@@ -22,7 +22,7 @@ def manifest(source: Source) -> Html:
     if report.get("command"):
         top.append(("Command", el("code", report["command"])))
     if report.get("started"):
-        top.append(("Started", str(report["started"]).replace("T", " ").replace("Z", " UTC")))
+        top.append(("Started", str(report["started"])))
     top += [(_words(key), _value(value)) for key, value in (report.get("data") or {}).items()]
     settings = [_settings(report, key, title) for key, title in SETTINGS]
     parts = [

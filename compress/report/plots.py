@@ -14,9 +14,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from compress.report.source import Source, measured_rows, model_label, shipped
@@ -155,8 +156,16 @@ def _loss(source: Source) -> Figure | None:
     every = np.concatenate(values)
     if every.size and every.max() / every.min() > 50:
         axes.set_yscale("log")
+        _decades(axes.yaxis)
     finish(figure, axes, "Training loss" + (" (log)" if axes.get_yscale() == "log" else ""))
     return figure
+
+
+def _decades(axis: Axis) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5 of each decade, as plain numbers: matplotlib's own labels are mathematical markup, which stays text here."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _latency_rows(source: Source) -> list[tuple[str, str, NDArray[np.float64]]]:
@@ -192,6 +201,7 @@ def _latency(source: Source) -> Figure | None:
         axes.text(0.0, len(rows) - 1 - place + 0.72, f"{plain(label)}: {median:.3g} ms", transform=axes.get_yaxis_transform(), fontsize=10)
     if wide:
         axes.set_xscale("log")
+        _decades(axes.xaxis)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(-0.08, len(rows) + 0.05)
     axes.set_yticks([])

@@ -16,7 +16,7 @@ def slices(source: Source) -> Html | None:
     if not rows and not worse:
         return None
     teacher = teacher_row(source.report).get("file")
-    head: list[Child] = ["Pictures", "Number", "Against", "It", "The student", "Drop, points", "Lost / gained", "p"]
+    head: list[Child] = ["Pictures", "Number", "Against", "Its top-1", "The student's", "Drop, points", "Lost / gained", "p"]
     lines = [[row.get("slice"), *_cells(row, "teacher" if row.get("against") == teacher else "float student", "reference", "top1", "")] for row in rows]
     lines += [[f"class {row['class']}", *_cells(row, "teacher", "teacher", "student", "")] for row in worse if row.get("worse")]
     lines += [[f"class {row['class']}", *_cells(row, "float student", "float", "student", "float_")] for row in worse if row.get("float_worse")]

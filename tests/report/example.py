@@ -88,7 +88,7 @@ def assemble(
     }  # fmt: skip
     sentence = int8_against_float(pairs[2]["speedup_p50"], pairs[2]["speedup_ci95"])
     return contract | {
-        "started": "2026-01-31T12:00:00Z", "command": "compress run recipes/mobilenet.yaml",
+        "started": "2026-01-31 12:00:00 UTC", "command": "compress run recipes/mobilenet.yaml",
         "data": {"source": "fashion", "image_size": 32, "train": 6300, "validation": 700, "calibration": 512, "test": len(labels)},
         "distill": {"method": "dhkd", "alpha": 10.0, "temperature": 2.0, "head": "nonlinear", "align": "none"},
         "classes": CLASSES, "unreadable": [{"path": "train/6/broken.jpg", "reason": "image file is truncated"}],

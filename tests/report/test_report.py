@@ -121,6 +121,17 @@ def test_plots_are_written_and_inlined(full: Path) -> None:
     assert "#c84e00" in (full / "plots" / "accuracy.svg").read_text() and "var(" not in (full / "plots" / "accuracy.svg").read_text()
 
 
+def test_a_wide_range_has_a_logarithmic_axis_with_plain_numbers(run: Path) -> None:
+    with np.load(run / "latency.npz") as stored:
+        samples = {name: values * (40 if name == "teacher.onnx" else 1) for name, values in stored.items()}
+    np.savez(run / "latency.npz", **samples)
+    page_of(run)
+
+    drawn = (run / "plots" / "latency.svg").read_text(encoding="utf-8")
+    said = [text for text in re.findall(r">([^<>]+)</text>", drawn) if "ms" not in text]
+    assert "(log)" in drawn and len(said) >= 3 and all(re.fullmatch(r"[125]0*|0\.0*[125]", text) for text in said), said
+
+
 def test_the_page_needs_nothing_but_itself(full: Path) -> None:
     text = (full / "report.html").read_text(encoding="utf-8")
     page = Page(text)
