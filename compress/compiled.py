@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,7 +42,7 @@ def compiled(step: Step, size: int, classifier: nn.Module | None, warn: Callable
             for value in _outputs(fast, size):
                 torch.autograd.grad(value.float().sum(), step.parameters, retain_graph=True, allow_unused=True)
             return fast
-    except (RuntimeError, ImportError, OSError) as error:
+    except (RuntimeError, ImportError, OSError, subprocess.SubprocessError) as error:  # the last: a C compiler that a kernel's first launch asks
         why = reason(error)
     finally:
         for value, before in buffers:

@@ -176,6 +176,15 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_why(tmp_path, monkeypatc
 
     assert len(compiling[1]) == 1 and "no compiler here" in compiling[1][0] and "\n" not in compiling[1][0]
     assert same(plain[0], compiling[0])
+    def unlinked(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        def first_launch(*args: Any) -> Any:
+            raise subprocess.CalledProcessError(1, ["gcc"])
+
+        return first_launch
+
+    monkeypatch.setattr(compiled, "BACKEND", unlinked)
+    _, said, _ = trained(tmp_path / "unlinked", "compile")
+    assert len(said) == 1 and "gcc" in said[0]
     assert "not known apart" in trained(tmp_path / "other", "compile", taps="drop:out")[1][0]
 
 
