@@ -66,12 +66,9 @@ def aligned_backward(
     if scope not in ("all", "shared"):
         raise ValueError(f"scope must be 'all' or 'shared', got {scope!r}")
     parameters = list(parameters)
-    g_task: Gradients = torch.autograd.grad(task, parameters, retain_graph=True, allow_unused=True)
-    g_aux: Gradients = torch.autograd.grad(auxiliary, parameters, retain_graph=free is not None, allow_unused=True)
-    g_free: Gradients = torch.autograd.grad(free, parameters, allow_unused=True) if free is not None else (None,) * len(parameters)
-    if reached is not None:
-        whole = [*reached, [False] * len(parameters)][:3]
-        g_task, g_aux, g_free = ([g if there else None for g, there in zip(*pair, strict=True)] for pair in zip((g_task, g_aux, g_free), whole, strict=True))
+    reach = [*reached, None][:3] if reached is not None else [None] * 3
+    keep = (True, free is not None, False)
+    g_task, g_aux, g_free = (_gradients(*one, parameters) for one in zip((task, auxiliary, free), reach, keep, strict=True))
     if reduce is not None:
         reduce([grad for grads in (g_task, g_aux, g_free) for grad in grads if grad is not None])
 
@@ -88,6 +85,14 @@ def aligned_backward(
     for p, grad in zip(parameters, grads, strict=True):
         if grad is not None:
             _add(p, grad)
+
+
+def _gradients(loss: Tensor | None, reached: Sequence[bool] | None, keep: bool, parameters: Sequence[Tensor]) -> Gradients:
+    """Of each parameter; nothing where it is not `reached`. `keep`: the graph, for a loss that follows."""
+    if loss is None:
+        return [None] * len(parameters)
+    found = torch.autograd.grad(loss, parameters, retain_graph=keep, allow_unused=True)
+    return found if reached is None else [gradient if there else None for gradient, there in zip(found, reached, strict=True)]
 
 
 def _correction(g_task: Gradients, g_aux: Gradients, scope: str) -> Tensor | None:
