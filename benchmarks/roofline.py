@@ -102,7 +102,7 @@ def _show(row: dict, batch: int) -> None:
 
 
 def _row(teacher: str, student: str, device: str, name: str, batch: int, steps: int, best: dict[str, float]) -> dict:
-    step, said = step_of(student, device), list[str]()
+    step, said = step_of(student, device, name), list[str]()
     data, small = batch_of(batch, device), batch_of(2, device)
     plain = _median(lambda: step(data), device, steps)
     flop = _flop(lambda: step(data))
@@ -157,12 +157,13 @@ class _Known:
     def save(self) -> None: ...
 
 
-def step_of(student: str, device: str) -> Step:
+def step_of(student: str, device: str, name: str = "auto") -> Step:
+    """What training of the student steps, under the engine of this name."""
     torch.manual_seed(0)
     model = models.build(student, classes=CLASSES).to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     engine.keep_layout(model)
     if device == "cpu":
-        quicker(model, SIDE, "auto")
+        quicker(model, SIDE, name)
     shape = outline(student, classes=CLASSES, width=None, image_size=SIDE)
     method = build_method(Distill(), student=shape, teacher=shape, train_labels=torch.zeros(1)).to(device).train()
     parameters = trainable(model, method)

@@ -146,3 +146,19 @@ def test_limited_views() -> None:
         said = f"{gain['mean']:+.2f} [{gain['ci95'][0]:.2f}, {gain['ci95'][1]:.2f}]" if gain else "-"
         assert told[name] == [f"{limited['top1']['mean']:.2f}", said, f"{limited['teacher_rows'][0]:,}", f"{limited['teacher_rows'][4]:,}"]
         assert limited["top1"]["n"] == 5 and not limited["failed"]
+
+
+def test_decoding() -> None:
+    measured = result("decode_speed")
+    one, two = ([f"{row['pictures_per_second'][side]:.0f}" for side in ("decoders", "dataloader")] for row in measured["rows"])
+    assert [row["workers"] for row in measured["rows"]] == [1, 2] and (measured["pictures"], measured["short"], measured["repeats"]) == (1000, 375, 3)
+    assert f"{one[0]} pictures/s and the DataLoader's {one[1]} with one process, {two[0]} and {two[1]} with two" in " ".join(docs("data").split())
+
+
+def test_int8_in_a_browser() -> None:
+    measured = {one["network"]: one for one in result("browser")["networks"]}
+    said = " ".join(docs("deployment").split())
+    for name, network in (("MobileNetV2", "mobilenet_v2"), ("MobileNetV3-small", "mobilenet_v3_small"), ("ShuffleNetV2", "shufflenet_v2_x1_0")):
+        speed, (low, high) = measured[network]["int8_times_as_fast_as_float"], measured[network]["ci95"]
+        assert any(f"{speed:.2f}x [{low:.2f}, {high:.2f}] {words}for {name}" in said for words in ("", "of float's speed "))
+        assert measured[network]["ok"]
