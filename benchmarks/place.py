@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ def path(name: str, device: str, engine: str = "auto") -> Path:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Hardware and versions."""
+    """Hardware and versions. The family and model tell processors apart whose names a virtual machine shortens to one."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    numbers = [found.group(1) for name in ("cpu family", "model") if (found := re.search(rf"^{name}\s*: (\d+)", text, re.MULTILINE))]
     card = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
-    return {**host(), "torch": torch.__version__, "cuda": torch.version.cuda, "threads": torch.get_num_threads(), "device": card}
+    return {
+        **host(), "cpu_family_and_model": numbers, "torch": torch.__version__, "cuda": torch.version.cuda, "threads": torch.get_num_threads(), "device": card,
+    }  # fmt: skip

@@ -162,3 +162,27 @@ def test_int8_in_a_browser() -> None:
         speed, (low, high) = measured[network]["int8_times_as_fast_as_float"], measured[network]["ci95"]
         assert any(f"{speed:.2f}x [{low:.2f}, {high:.2f}] {words}for {name}" in said for words in ("", "of float's speed "))
         assert measured[network]["ok"]
+
+
+def test_kernels_against_torch() -> None:
+    measured, said = result("kernels"), " ".join(docs("training").split())
+    for name, network in (("MobileNetV2", "mobilenet_v2"), ("ShuffleNetV2", "shufflenet_v2"), ("ResNet-8x4", "resnet8x4")):
+        (whole,) = (row["ratio"] for row in measured["networks"][network] if row["layer"] == "the whole network")
+        figure = f"{whole['median']:.2f}x [{whole['low']:.2f}, {whole['high']:.2f}]"
+        assert any(f"{figure} {words}for {name}" in said for words in ("", "as fast "))
+    strided = [row for rows in measured["networks"].values() for row in rows if "depthwise" in row["layer"] and "stride 2" in row["layer"]]
+    (slow, quick) = ([row[side][1] for row in strided] for side in ("torch", "kernels"))
+    assert f"took {min(slow):.1f} to {max(slow):.1f} ms, and takes {min(quick):.1f} to {max(quick):.1f} ms" in said
+
+
+def test_where_a_steps_time_goes() -> None:
+    measured, said = result("roofline-cpu"), " ".join(docs("training").split())
+    rows = {row["student"]: row for row in measured["rows"]}
+    mobile, dense = rows["mobilenet_v2"], rows["resnet8x4"]
+    share = {name: [f"{100 * row['split_ms'][part] / row['step_ms']:.0f} %" for part in ("convolutions and products", "batch normalisation")]
+             for name, row in rows.items()}  # fmt: skip
+    peak = {name: f"{100 * row['share_of_peak']:.0f} %" for name, row in rows.items()}
+    assert f"{measured['peak_gflop_per_s'][dense['precision']]:.0f} GFLOP/s" in said
+    assert f"resnet8x4 runs at {peak['resnet8x4']} of it, with {share['resnet8x4'][0]} of the time in convolutions" in said
+    assert f"shufflenet_v2 runs at {peak['shufflenet_v2']}, resnet56 -> mobilenet_v2 at {peak['mobilenet_v2']}, with {share['mobilenet_v2'][0]}" in said
+    assert f"and {share['mobilenet_v2'][1]} in BatchNorm" in said and f"takes {mobile['two_pictures_ms']:.0f} of its {mobile['step_ms']:.0f} ms" in said

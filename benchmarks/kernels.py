@@ -1,0 +1,173 @@
+"""What the project's CPU kernels are worth: layers of a network, and its whole forward and backward pass, by torch's operators and by the kernels, in turns.
+
+    python benchmarks/kernels.py
+
+Measured in training, on maps as a batch of 64 pictures of 32x32 makes them, in the precision that a training takes: each BatchNorm with the sum and the
+activation behind it (`compress/kernels/norm.py`), and each depthwise convolution (`compress/kernels/depthwise.py`), forward and backward apart. Layers of
+one shape are measured once. A round's time is the median of some calls; ratios are torch's time over the kernels', median and range over rounds. The whole
+pass is a cross-entropy's, without the optimizer.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import place
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compress import models
+from compress.allocation import keep_freed_memory
+from compress.engine import keep_layout
+from compress.kernels import library, quicker
+from compress.models.sums import Sum
+from compress.precision import autocast, resolve_precision
+
+NETWORKS = ("mobilenet_v2", "resnet8x4", "shufflenet_v2")
+BATCH, SIDE, CLASSES, CALLS = 64, 32, 100, 3
+DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
+
+Call = Callable[[], tuple[float, float]]  # seconds forward, and backward
+
+
+@click.command()
+@click.option("--network", "chosen", multiple=True, help="default: mobilenet_v2, resnet8x4 and shufflenet_v2")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(2))
+@click.option("--out", default=Path(__file__).parent / "results" / "kernels.json", show_default=True, type=click.Path(path_type=Path))
+def main(chosen: tuple[str, ...], rounds: int, out: Path) -> None:
+    """Measure, print and write."""
+    made = library.library()
+    if made is None:
+        raise SystemExit(f"the kernels cannot be had here: {library.why_not()}")
+    keep_freed_memory()  # as a training does
+    precision = resolve_precision("auto", "cpu")
+    networks = {name: _network(name, precision, rounds) for name in chosen or NETWORKS}
+    for name, rows in networks.items():
+        print(f"\n{name}, {precision}, {BATCH} pictures{'forward, ms':>44}{'backward, ms':>26}   torch / kernels, both")
+        for row in rows:
+            print(f"  {row['layer']:<42}x{row['layers']:<4}" + "".join(f"{row['torch'][way]:>12.3f} ->{row['kernels'][way]:>8.3f}   " for way in range(2))
+                  + f"{row['ratio']['median']:>8.2f}x [{row['ratio']['low']:.2f}, {row['ratio']['high']:.2f}]")  # fmt: skip
+    content = {
+        "command": "python " + " ".join(["benchmarks/kernels.py", *sys.argv[1:]]), "unit": "ms, [forward, backward], median of rounds", "batch": BATCH,
+        "side": SIDE, "precision": precision, "rounds": rounds, "networks": networks, "environment": {**place.environment("cpu"), "compiler": made.made_by},
+    }  # fmt: skip
+    out.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"written: {out}")
+
+
+def _network(name: str, precision: str, rounds: int) -> list[dict[str, Any]]:
+    """A row for each shape of layer, the slowest under torch first, and one for the whole network."""
+    pair = []
+    for own in (False, True):
+        torch.manual_seed(0)
+        model = models.build(name, classes=CLASSES).to(memory_format=torch.channels_last).train()
+        keep_layout(model)
+        if own:
+            quicker(model, SIDE, "auto")
+        pair.append(model)
+    plain, fast = pair
+    rows = []
+    for layer, (paths, shape) in _layers(plain, precision).items():
+        slow, quick = (_layer(model, paths[0], shape, precision) for model in pair)
+        rows.append({"layer": layer, "layers": len(paths), **_compared(slow, quick, rounds)})
+    rows.sort(key=lambda row: -sum(row["torch"]) * row["layers"])
+    return [{"layer": "the whole network", "layers": 1, **_compared(_whole(plain, precision), _whole(fast, precision), rounds)}, *rows]
+
+
+def _layers(model: nn.Module, precision: str) -> dict[str, tuple[list[tuple[str, ...]], torch.Size]]:
+    """What to measure by its description: the paths of the layers that are alike, each with those of the sum and the activation behind it, and their input."""
+    chains: dict[int, tuple[tuple[str, ...], torch.Size, Tensor]] = {}  # by what comes out of each, which is kept so that no other takes its id
+    found: dict[str, tuple[list[tuple[str, ...]], torch.Size]] = {}
+
+    def after(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(layer: nn.Module, args: Any, output: Tensor) -> None:
+            if isinstance(layer, nn.BatchNorm2d):
+                chains[id(output)] = (path,), args[0].shape, output
+            elif isinstance(layer, nn.Conv2d):
+                if 1 < layer.groups == layer.in_channels:
+                    add(f"depthwise {layer.kernel_size[0]}x{layer.kernel_size[1]}, stride {layer.stride[0]}", (path,), args[0].shape)
+            elif chain := chains.pop(id(args[0]), None):
+                chains[id(output)] = (*chain[0], path), chain[1], output
+
+        return hook
+
+    def add(text: str, paths: tuple[str, ...], shape: torch.Size) -> None:
+        found.setdefault(f"{text}, {shape[1]} x {shape[2]} x {shape[3]}", ([], shape))[0].append(paths)
+
+    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d | nn.Conv2d | Sum | nn.ReLU | nn.ReLU6)}
+    in_place = [layer for layer in layers.values() if getattr(layer, "inplace", False)]
+    for layer in in_place:  # for this once: what goes in and what comes out must be told apart
+        layer.inplace = False
+    hooks = [layer.register_forward_hook(after(path)) for path, layer in layers.items()]
+    with torch.no_grad(), autocast("cpu", precision):
+        model(torch.zeros(BATCH, 3, SIDE, SIDE).to(memory_format=torch.channels_last))
+    for hook in hooks:
+        hook.remove()
+    for layer in in_place:
+        layer.inplace = True
+    for paths, shape, _ in chains.values():
+        add(" + ".join(type(layers[path]).__name__ for path in paths), paths, shape)
+    return found
+
+
+def _layer(model: nn.Module, paths: tuple[str, ...], shape: torch.Size, precision: str) -> Call:
+    """The layer, and the sum and the activation behind it, on noise, with gradients of all that goes in and of the parameters."""
+    layers = [model.get_submodule(path) for path in paths]
+    x, kept = (torch.randn(shape, dtype=DTYPES[precision]).to(memory_format=torch.channels_last).requires_grad_() for _ in range(2))
+    inputs = [x, *([kept] if any(isinstance(layer, Sum) for layer in layers) else []), *layers[0].parameters()]
+
+    def forward() -> Tensor:
+        out = x
+        for layer in layers:
+            out = layer(out, kept) if isinstance(layer, Sum) else layer(out)
+        return out
+
+    with autocast("cpu", precision):
+        gradient = torch.randn_like(forward())
+    return lambda: _timed(forward, lambda out: torch.autograd.grad(out, inputs, gradient), precision)
+
+
+def _whole(model: nn.Module, precision: str) -> Call:
+    """The network and a cross-entropy, with gradients of the parameters."""
+    x, labels = torch.randn(BATCH, 3, SIDE, SIDE).to(memory_format=torch.channels_last), torch.arange(BATCH) % CLASSES
+    parameters = list(model.parameters())
+
+    def backward(logits: Tensor) -> None:
+        torch.autograd.grad(functional.cross_entropy(logits.float(), labels), parameters)
+
+    return lambda: _timed(lambda: model(x), backward, precision)
+
+
+def _timed(forward: Callable[[], Tensor], backward: Callable[[Tensor], object], precision: str) -> tuple[float, float]:
+    begin = time.perf_counter()
+    with autocast("cpu", precision):
+        out = forward()
+    middle = time.perf_counter()
+    backward(out)
+    return middle - begin, time.perf_counter() - middle
+
+
+def _compared(plain: Call, fast: Call, rounds: int) -> dict[str, Any]:
+    """Milliseconds forward and backward by both, and the ratio of their sums; the first round, which chooses kernels, is not counted."""
+    sides: tuple[list[tuple[float, float]], list[tuple[float, float]]] = ([], [])
+    for number in range(rounds + 1):
+        for call, found in zip((plain, fast), sides, strict=True):
+            forward, backward = zip(*(call() for _ in range(CALLS)), strict=True)
+            if number:
+                found.append((1e3 * statistics.median(forward), 1e3 * statistics.median(backward)))
+    ratios = [sum(slow) / sum(quick) for slow, quick in zip(*sides, strict=True)]
+    medians = [[statistics.median(way) for way in zip(*found, strict=True)] for found in sides]
+    ratio = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "n": len(ratios)}
+    return {"torch": medians[0], "kernels": medians[1], "ratio": ratio}
+
+
+if __name__ == "__main__":
+    main()
