@@ -78,9 +78,12 @@ def _depthwise(layer: nn.Conv2d) -> bool:
 
 
 def _forward(layer: nn.Conv2d) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    stride, padding = layer.stride, layer.padding
+    stride, padding, plain = layer.stride, layer.padding, layer._conv_forward
+    quick = stride == (1, 1) and padding == (1, 1) and layer.kernel_size == (3, 3)  # in oneDNN too, but on narrow maps
 
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if quick and min(x.shape[2:]) > NARROW:
+            return plain(x, weight, bias)
         if torch.is_autocast_enabled("cpu"):
             low = torch.get_autocast_dtype("cpu")
             x, weight = x.to(low), weight.to(low)
