@@ -186,3 +186,8 @@ def test_where_a_steps_time_goes() -> None:
     assert f"resnet8x4 runs at {peak['resnet8x4']} of it, with {share['resnet8x4'][0]} of the time in convolutions" in said
     assert f"shufflenet_v2 runs at {peak['shufflenet_v2']}, resnet56 -> mobilenet_v2 at {peak['mobilenet_v2']}, with {share['mobilenet_v2'][0]}" in said
     assert f"and {share['mobilenet_v2'][1]} in BatchNorm" in said and f"takes {mobile['two_pictures_ms']:.0f} of its {mobile['step_ms']:.0f} ms" in said
+
+
+def test_training_beside_busy_processes() -> None:
+    table = {name.strip("`"): cells for name, *cells in rows(docs("training"), "pictures/s beside ... busy processes")}
+    assert table == {name: [f"{found['median']:.0f}" for found in each.values()] for name, each in result("neighbours")["rows"].items()}
