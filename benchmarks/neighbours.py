@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def main(student: str, rounds: int, seconds: float, chosen: tuple[str, ...], out
         print(f"{name:<40}" + "".join(f"{statistics.median(each):>8.0f} [{min(each):4.0f}, {max(each):4.0f}]" for each in found.values()))
     rows = {name: {str(count): {"median": statistics.median(each), "each": each} for count, each in found.items()} for name, found in speeds.items()}
     content = {
-        "command": "python " + " ".join(["benchmarks/neighbours.py", *sys.argv[1:]]), "unit": "pictures/s", "student": student, "batch": BATCH, "rows": rows,
+        "command": shlex.join(["python", "benchmarks/neighbours.py", *sys.argv[1:]]), "unit": "pictures/s", "student": student, "batch": BATCH, "rows": rows,
         "environment": {**host(), "torch": torch.__version__, "threads": torch.get_num_threads()},
     }  # fmt: skip
     out.write_text(json.dumps(content, indent=1) + "\n")

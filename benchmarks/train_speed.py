@@ -94,9 +94,25 @@ def main(device: str, engine: str, rounds: int, pictures: int | None, chosen: tu
         "pictures_authors": setting.theirs, "rounds": rounds, "engine": engine, "views": VIEWS, "views_accuracy": study, "rows": rows,
         "unit": "pictures/s", "environment": place.environment(device),
     }  # fmt: skip
+    print("\n".join(table(content)))
     path = out or place.path("train_speed", device, engine)
     path.write_text(json.dumps(content, indent=1) + "\n")
     print(f"written: {path}")
+
+
+def table(content: dict[str, Any]) -> list[str]:
+    """The result as docs/training.md shows it, lines of Markdown."""
+
+    def cell(row: dict[str, Any], name: str) -> str:
+        ratio = row[name]["ratio"]
+        return f"{row[name]['median']:.0f}, {ratio['median']:.1f}x [{ratio['low']:.1f}, {ratio['high']:.1f}]"
+
+    head = ("teacher -> student", "published loop", "cold: the teacher runs", "warm: its logits are known", f"`train.views: {content['views']}`, known")
+    rows = [
+        (f"{row['teacher']} -> {row['student']}", f"{row['authors']['median']:.0f}", *(cell(row, name) for name in LINES)) for row in content["rows"]
+    ]
+    first, *others = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
+    return [first, "|" + "---|" * len(head), *others]
 
 
 def _cell(row: dict, name: str) -> str:
