@@ -166,8 +166,10 @@ def fit(
     # a traced cosine is summed like a loss: an epoch's mean over its traced steps and the processes then survives an interruption
     cosine_share = min(steps * size, len(pictures.train_index)) / -(-steps // (train.trace_gradients or 1)) / group.size
     written, classifier, hooks_off = time.monotonic(), classifier_of(student, taps), keep_layout(student)
-    kernels_off, kernels = quicker(student, pictures.image_size, train.engine) if device == "cpu" else (lambda: None, TORCH)
+    kernels_off, kernels = None, TORCH
     try:
+        if device == "cpu":
+            kernels_off, kernels = quicker(student, pictures.image_size, train.engine)
         run = engine(train.engine, step, size, steps * epochs, classifier, progress.warn)
         with _between_steps() as stop:
             while state.epoch <= epochs:
@@ -206,7 +208,7 @@ def fit(
                 finite.check(state.epoch, folder)
                 sums = group.total(sums)
                 _end_epoch(state, sums, student, method, pictures, normalization, train, begin, first * size, validate=group.first)
-                sums = {}
+                sums, begin = {}, time.monotonic()
                 progress.epoch(state.history[-1])
                 # The history first: a run killed between the two writes it again, one killed behind the last checkpoint would not.
                 checkpoint.write_history(folder / checkpoint.HISTORY, state.history)
@@ -229,7 +231,8 @@ def fit(
         torch.set_num_threads(threads_before)
         tapped.close()
         hooks_off()
-        kernels_off()
+        if kernels_off is not None:
+            kernels_off()
         release(classifier)
         optimizer.zero_grad(set_to_none=True)  # what is trained ships without them, and a recording's memory goes with them
         unsynchronise()

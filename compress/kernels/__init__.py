@@ -1,6 +1,8 @@
-"""What a training on a CPU runs instead of torch's own operators, with the same mathematics: nothing here changes what is computed, only how fast."""
+"""What a training on a CPU runs instead of torch's own operators, with the same mathematics."""
 
 from __future__ import annotations
+
+from contextlib import ExitStack
 
 from torch import nn
 
@@ -16,14 +18,9 @@ def quicker(student: nn.Module, image_size: int, engine: str) -> tuple[Off, str]
 
     Depthwise convolutions always get their quick gradients; BatchNorms get the project's kernels under `train.engine: auto`, where they can be had.
     """
-    depthwise_off = reroute(student)
-    made = library.library() if engine == "auto" else None
-    if made is None:
-        return depthwise_off, TORCH
-    fused_off = fuse(student, image_size, made)
-
-    def off() -> None:
-        fused_off()
-        depthwise_off()
-
-    return off, made.made_by
+    with ExitStack() as undo:
+        undo.callback(reroute(student))
+        made = library.library() if engine == "auto" else None
+        if made is not None:
+            undo.callback(fuse(student, image_size, made))
+        return undo.pop_all().close, TORCH if made is None else made.made_by

@@ -54,8 +54,9 @@ def _load() -> tuple[Library | None, str | None]:
     try:
         version = _said(compiler, "--version").splitlines()[0]
         return _functions(ctypes.CDLL(str(_file(compiler, version, _native()))), version), None
-    except (OSError, subprocess.SubprocessError, AttributeError, IndexError) as error:
+    except (OSError, subprocess.SubprocessError, AttributeError, IndexError, RuntimeError) as error:  # RuntimeError: there is no home folder
         said = getattr(error, "stderr", None) or str(error)
+        said = said.decode(errors="replace") if isinstance(said, bytes) else said  # of a compiler that took too long
         return None, f"{compiler} does not make them ({' '.join(said.strip().splitlines()[-1:]) or type(error).__name__})"
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from compress.kernels.library import TYPES, Library
 from compress.models.sums import Sum
@@ -19,6 +21,7 @@ from compress.models.sums import Sum
 FEW = 2**14  # numbers: a second thread costs more than it brings
 ACTIVATIONS = {nn.ReLU: (0.0, math.inf), nn.ReLU6: (0.0, 6.0)}
 NONE = (-math.inf, math.inf)
+SHAPES = {"__get__", "size", "dim", "ndimension", "numel", "stride", "is_contiguous"}
 
 Off = Callable[[], None]
 
@@ -78,7 +81,7 @@ def fuse(student: nn.Module, image_size: int, made: Library) -> Off:
     behind = _behind(student, image_size)
     changed: list[nn.Module] = []
     for layer in student.modules():
-        if type(layer) is not nn.BatchNorm2d or layer.weight is None or layer.running_mean is None or layer.momentum is None:
+        if type(layer) is not nn.BatchNorm2d or layer.weight is None or layer.bias is None or layer.running_mean is None or layer.momentum is None:
             continue
         if any(value.dtype != torch.float32 or value.device.type != "cpu" for value in (layer.weight, layer.bias, layer.running_mean)):
             continue
@@ -118,7 +121,8 @@ def _forward(layer: nn.BatchNorm2d, activation: nn.Module | None, made: Library)
 
     def forward(x: Tensor, kept: Tensor | None = None) -> Tensor:
         alike = kept is None or (kept.dtype == x.dtype and kept.shape == x.shape and fits(kept))
-        if not (layer.training and torch.is_grad_enabled() and fits(x) and alike):
+        several = x.numel() > x.shape[1]  # of one value a channel there are no statistics, and torch says so
+        if not (layer.training and torch.is_grad_enabled() and fits(x) and alike and several):
             return activate(plain(x) if kept is None else plain(x) + kept)
         counted.add_(1)
         out = _BatchNorm.apply(x, kept, weight, bias, layer, bounds, made)
@@ -128,48 +132,69 @@ def _forward(layer: nn.BatchNorm2d, activation: nn.Module | None, made: Library)
     return forward
 
 
+class _Reads(TorchFunctionMode):
+    """How often each tensor is given to a function of torch; what asks only for its shape is no reader. The tensors are kept, so an `id` stays one's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: dict[int, int] = {}
+        self.kept: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") not in SHAPES:
+            for value in tree_leaves((args, kwargs)):
+                if isinstance(value, Tensor):
+                    self.count[id(value)] = self.count.get(id(value), 0) + 1
+                    self.kept.append(value)
+        return func(*args, **kwargs)
+
+
 def _behind(student: nn.Module, image_size: int) -> dict[nn.Module, list[nn.Module]]:
     """Behind each BatchNorm the `Sum` (its first argument the BatchNorm's output) and activation module that alone read what is before them.
 
-    Found by a forward pass: code may call modules in any way.
+    Found by a forward pass as training runs it: code may call modules in any way, and otherwise in evaluation. Buffers and random numbers stay as they are.
     """
-    outputs: dict[int, tuple[nn.Module, Tensor, Any]] = {}
+    outputs: dict[int, tuple[nn.Module, Tensor, Any, int]] = {}
     pairs: list[tuple[nn.Module, nn.Module, Tensor, Any]] = []
     calls: dict[nn.Module, int] = {}
     seen: list[Any] = []  # by hooks: maps that must be what they are
 
     def after(module: nn.Module, _: Any, output: Tensor) -> None:
         calls[module] = calls.get(module, 0) + 1
-        outputs[id(output)] = module, output, output.grad_fn
+        outputs[id(output)] = module, output, output.grad_fn, output._version
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if id(args[0]) in outputs:
-            earlier, between, node = outputs[id(args[0])]
-            pairs.append((earlier, module, between, node))
+        if args and id(args[0]) in outputs:
+            earlier, between, node, version = outputs[id(args[0])]
+            if node is not None and between.grad_fn is node and between._version == version:  # nothing has written to it
+                pairs.append((earlier, module, between, node))
 
     def reading(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        seen.extend((*args, output))
+        seen.extend(tree_leaves((args, output)))
 
     read = [module for module in student.modules() if module._forward_hooks or module._forward_pre_hooks]
     watched = [module for module in student.modules() if type(module) in (nn.BatchNorm2d, Sum, *ACTIVATIONS)]
     hooks = [module.register_forward_hook(reading) for module in read]
     hooks += [module.register_forward_hook(after) for module in watched]
     hooks += [module.register_forward_pre_hook(before) for module in watched if type(module) is not nn.BatchNorm2d]
-    training = student.training
+    training, buffers = student.training, [(value, value.clone()) for value in student.buffers()]
     first = next(student.parameters())
     try:
-        student.eval()  # statistics and dropout's random numbers stay as they are
-        with torch.enable_grad():
+        student.train()
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]), _Reads() as reads:
             out = student(torch.zeros(2, 3, image_size, image_size, dtype=first.dtype))
     finally:
         student.train(training)
         for hook in hooks:
             hook.remove()
+        for value, was in buffers:
+            value.copy_(was)
     readers, kept = _readers(out.grad_fn), {id(value) for value in seen}
     once = {module for module, count in calls.items() if count == 1}
     next_of = {
         earlier: later for earlier, later, between, node in pairs
-        if {earlier, later} <= once and readers.get(node) == 1 and id(between) not in kept
+        if {earlier, later} <= once and id(between) not in kept and reads.count.get(id(between)) == 1 and readers.get(node) == 1
     }  # fmt: skip
     found: dict[nn.Module, list[nn.Module]] = {}
     for layer in watched:
@@ -182,7 +207,7 @@ def _behind(student: nn.Module, image_size: int) -> dict[nn.Module, list[nn.Modu
 
 
 def _readers(node: Any) -> dict[Any, int]:
-    """How many operations read each operation's output, in the graph behind `node`."""
+    """How many operations read each operation's output, in the graph behind `node`: an autograd function of one's own is no function of torch."""
     count: dict[Any, int] = {}
     open_, seen = [node], set()
     while open_:

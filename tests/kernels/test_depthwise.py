@@ -94,3 +94,14 @@ def test_others_are_left_alone():
     )  # fmt: skip
     reroute(network)
     assert not any("_conv_forward" in module.__dict__ for module in network)
+
+
+def test_a_convolution_that_computes_otherwise_stays_its_own():
+    class Doubled(nn.Conv2d):
+        def _conv_forward(self, x, weight, bias):
+            return super()._conv_forward(x, 2 * weight, bias)
+
+    network = nn.Sequential(Doubled(4, 4, 3, 2, 1, groups=4, bias=False), nn.Conv2d(4, 4, 3, 2, 1, groups=4, bias=False))
+    off = reroute(network)
+    assert ["_conv_forward" in layer.__dict__ for layer in network] == [False, True]
+    off()

@@ -51,6 +51,16 @@ def test_a_compiler_that_fails_is_said(fresh, monkeypatch, tmp_path):
     assert not list(fresh.glob("*"))
 
 
+def test_a_compiler_that_hangs_is_said(fresh, monkeypatch, tmp_path):
+    slow = tmp_path / "slow"
+    slow.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "slow 1.0" && exit 0\necho "slow: thinking" >&2\nexec sleep 30\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("CC", str(slow))
+    monkeypatch.setattr(library, "SECONDS", 1)
+    assert library.library() is None
+    assert library.why_not().startswith(f"{slow} does not make them (")
+
+
 @pytest.mark.parametrize("engine", ["eager", "compile"])
 def test_only_auto_has_them(engine):
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())

@@ -7,9 +7,10 @@ import ctypes
 import math
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -218,14 +219,99 @@ def test_what_a_hook_reads_stays_apart(made, name, tap, apart, still):
     torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4)
 
 
+class Block(nn.Module):
+    """A convolution and a BatchNorm, and behind them what a test says."""
+
+    def __init__(self, behind: Callable[[Block, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.bn, self.relu, self.drop = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5)
+        self.behind = behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(self, self.bn(self.conv(x))).mean((2, 3))
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
+def written_to(block: Block, y: Tensor) -> Tensor:
+    y += 1
+    return block.relu(y)
+
+
+def noisy(block: Block, y: Tensor) -> Tensor:
+    return block.relu(y + 0.5 if block.training else y)
+
+
+READERS = {
+    "written to": written_to,
+    "in training only": noisy,
+    "dropout, nothing in evaluation": lambda block, y: block.relu(block.drop(y)),
+    "read beside": lambda block, y: block.relu(y) + y,
+    "read without a gradient": lambda block, y: block.relu(y) + 0.5 * y.detach(),
+    "a mask": lambda block, y: block.relu(y) * (y > 0.5),
+    "a function of its own": lambda block, y: block.relu(y) + Twice.apply(y),
+    "called twice": lambda block, y: block.relu(block.relu(y) - 0.5),
+    "by name": lambda block, y: block.relu(input=y),
+}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("case", READERS)
+def test_code_between_a_batch_norm_and_its_activation_is_kept(made, case, frozen):
+    torch.manual_seed(0)
+    network = Block(READERS[case]).to(memory_format=torch.channels_last).train()
+    network.requires_grad_(not frozen)
+    x = torch.randn(4, 3, 12, 12).to(memory_format=torch.channels_last).requires_grad_()
+    before, random = {key: value.clone() for key, value in network.state_dict().items()}, torch.get_rng_state()
+    expected = network(x)
+    of_x = torch.autograd.grad(expected.square().sum(), x)[0]
+    network.load_state_dict(before)
+    torch.set_rng_state(random)
+
+    off = fuse(network, 12, made)
+    assert torch.equal(torch.get_rng_state(), random) and all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert "forward" in network.bn.__dict__ and "forward" not in network.relu.__dict__
+    found = network(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), x)[0], of_x, rtol=1e-4, atol=1e-5)
+    off()
+
+
+def test_what_asks_for_a_shape_is_no_reader(made):
+    network = Block(lambda block, y: block.relu(y) * (y.shape[1] / y.size(1))).to(memory_format=torch.channels_last)
+    off = fuse(network, 12, made)
+    assert "forward" in network.relu.__dict__
+    off()
+
+
+def test_one_value_a_channel_is_an_error_as_it_is_torchs(made):
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+    off = fuse(network, 6, made)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        network(torch.randn(1, 3, 1, 1))
+    assert network[1].running_var.isfinite().all()
+    off()
+
+
 def test_layers_that_do_not_fit_are_torchs(made):
+    unbiased = nn.BatchNorm2d(4)
+    unbiased.bias = None
     network = nn.Sequential(
-        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4, track_running_stats=False), nn.BatchNorm2d(4, momentum=None), nn.BatchNorm2d(4),
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4, track_running_stats=False), nn.BatchNorm2d(4, momentum=None), unbiased,
+        nn.BatchNorm2d(4),
     )  # fmt: skip
     off = fuse(network, 6, made)
-    assert [number for number, module in enumerate(network) if "forward" in module.__dict__] == [4]
+    assert [number for number, module in enumerate(network) if "forward" in module.__dict__] == [5]
     network.double()
     out = network(torch.randn(2, 3, 6, 6, dtype=torch.float64))  # float64 maps: torch's operator, through the same call
     out.sum().backward()
     off()
-    assert network[4].num_batches_tracked == 1
+    assert network[5].num_batches_tracked == 1
