@@ -41,7 +41,7 @@ class Train(Section):
     engine: Literal["auto", "compile", "graph", "eager"] = Field(
         default="auto", description="auto: on a CPU BatchNorms run in kernels that the C compiler there makes; on CUDA a step is recorded once as a graph and "
         "replayed, where method and teacher allow it, and from 20,000 steps on the student is compiled by torch.compile; compile: compiled on any device (a "
-        "CPU needs a C++ compiler); graph: recorded only; eager: neither, and on a CPU torch's own operators alone"
+        "CPU needs a C++ compiler); graph: recorded only; eager: neither. All but auto train on a CPU without these kernels"
     )  # fmt: skip
     sync_batchnorm: bool = Field(
         default=True, description="in several processes on CUDA, BatchNorm's statistics are over the whole batch; false, and on CPUs always: over each "

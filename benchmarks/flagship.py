@@ -1,0 +1,66 @@
+"""The README's two commands from nothing: a clone, its installation, a recipe's run; what they took and what the report says.
+
+    python benchmarks/flagship.py
+    python benchmarks/flagship.py recipes/shufflenet.yaml
+
+Clones the repository that this file is in, as it was committed, into a temporary folder. Installing takes what the package cache holds from there; the
+compiled kernels of an earlier training are found, too. The run's own lines are shown as they come, and its last ones kept.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import place
+
+ROOT = Path(__file__).parents[1]
+KEPT = ("status", "teacher", "student", "models", "comparisons", "distillation", "int8_against_float", "requirements", "seconds")
+LINES = 14  # from the table of files on
+
+
+@click.command()
+@click.argument("recipe", default="recipes/mobilenet.yaml")
+@click.option("--out", type=click.Path(path_type=Path), help="default: benchmarks/results/flagship.json, of another recipe flagship-<name>.json")
+def main(recipe: str, out: Path | None) -> None:
+    """Clone, install, run, print and write. A verdict that is not `passed` is a result like any other."""
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder) / "clone"
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=clone, check=True, capture_output=True, text=True).stdout.strip()
+        begin = time.monotonic()
+        subprocess.run(["make", "setup"], cwd=clone, check=True)
+        installed = time.monotonic()
+        said = _run(clone, recipe)
+        ended = time.monotonic()
+        (path,) = (clone / "artifacts" / "runs").glob("*/latest/report.json")
+        report, name = json.loads(path.read_text()), path.parents[1].name
+    content = {
+        "command": f"python benchmarks/flagship.py {recipe}", "commit": commit, "setup_seconds": round(installed - begin, 1),
+        "run_seconds": round(ended - installed), **{key: report[key] for key in KEPT}, "said": said[-LINES:], "environment": place.environment("cpu"),
+    }  # fmt: skip
+    written = out or ROOT / "benchmarks" / "results" / ("flagship.json" if name == "mobilenet" else f"flagship-{name}.json")
+    written.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"{content['setup_seconds']} s to install, {content['run_seconds']} s to run; written: {written}")
+
+
+def _run(clone: Path, recipe: str) -> list[str]:
+    """What the run says, line by line. Raises SystemExit where it did not come to a report."""
+    command = [str(clone / ".venv" / "bin" / "compress"), "run", recipe, "--device", "cpu"]
+    with subprocess.Popen(command, cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            said.append(line.rstrip())
+    if process.returncode not in (0, 5, 6):
+        raise SystemExit(f"compress run ended with {process.returncode}")
+    return said
+
+
+if __name__ == "__main__":
+    main()
