@@ -22,6 +22,7 @@ from compress.results import Network, Normalization
 from compress.schema import Dhkd, Distill, Fitnet, Schedule, Train
 from compress.teacher_cache import TeacherCache
 from compress.teacher_network import TeacherNetwork
+from tests.quiet import Quiet
 
 SIDE, CLASSES, COUNT = 8, 3, 40
 NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -38,18 +39,6 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.drop(torch.relu(self.bn(self.conv(x))).mean((2, 3))))
-
-
-class Progress:
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def start_at(self, epoch: int, step: int) -> None: ...
-    def step(self, images: int, losses: dict[str, Tensor]) -> None: ...
-    def epoch(self, row: dict[str, float]) -> None: ...
-
-    def warn(self, text: str) -> None:
-        self.said.append(text)
 
 
 def pictures(device: str = "cpu") -> train.Pictures:
@@ -79,7 +68,7 @@ def trained(
     student.drop.p = dropout
     distill = Distill(dhkd=Dhkd(hidden=12, dropout=dropout, head="nonlinear", align=align))
     method: Method = build_method(distill, student=SHAPE, teacher=SHAPE, train_labels=torch.zeros(1)).to(device)
-    progress = Progress()
+    progress = Quiet()
     train.fit(
         student, method, pictures(device), train=settings(name),
         normalization=NORMALIZATION, taps={"pooled": taps}, teacher=cache, device=device, folder=folder / name, progress=progress,
@@ -137,7 +126,7 @@ def test_a_compiled_phase_moves_only_what_its_loss_reaches(tmp_path, monkeypatch
         student, teacher = (models.build("resnet8", classes=CLASSES).to(memory_format=torch.channels_last) for _ in range(2))
         method = build_method(distill, student=shape, teacher=shape, train_labels=torch.zeros(1))
         started = {key: value.clone() for key, value in student.state_dict().items()}
-        progress = Progress()
+        progress = Quiet()
         teaching = TeacherNetwork(
             teacher, {tap: taps[tap] for tap in method.teacher_taps}, lambda raw: train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std),
             nullcontext, batch_stats=False, logits="own",

@@ -22,6 +22,7 @@ from compress.schema import Catkd, Crd, Distill, Fitnet, Schedule, Simkd, Train
 from compress.teacher_cache import TeacherCache
 from compress.teacher_network import TeacherNetwork
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE, CLASSES, COUNT = 16, 4, 44
 NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 STUDENT = Network("resnet8", None, CLASSES, SIDE, NORMALIZATION)
@@ -53,14 +54,6 @@ class Progress:
         self.left -= 1
         if self.left == 0:
             raise PowerCut
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,10 @@ from compress.results import Network, Normalization, Trained, TrainingData
 from compress.schema import Crd, Dhkd, Distill, Fitnet, ReviewKd, Schedule, Train
 from compress.stream import Stream
 from compress.teacher_cache import TeacherCache
+from tests.quiet import Quiet
 from tests.tape import Tapes, Watch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE, CLASSES, COUNT, VALIDATION, BATCH = 16, 4, 44, 8, 8  # four whole batches an epoch and one of half the size
 NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 STUDENT = Network("resnet8", None, CLASSES, SIDE, NORMALIZATION)
@@ -40,18 +42,6 @@ METHODS = {
     "crd": Distill(method="crd", crd=Crd(negatives=8, width=4)),
 }
 EPOCHS = 4
-
-
-class Progress:
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def start_at(self, epoch: int, step: int) -> None: ...
-    def step(self, images: int, losses: dict[str, Tensor]) -> None: ...
-    def epoch(self, row: dict[str, float]) -> None: ...
-
-    def warn(self, text: str) -> None:
-        self.said.append(text)
 
 
 class Held(Stream):
@@ -77,14 +67,6 @@ class Run:
     recorded: Recorded | None
     teaching: Any
     student: nn.Module
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -122,7 +104,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ru
         runs: list[Any] = []
         with monkeypatch.context() as patch:
             patch.setattr(train, "engine", lambda *args: runs.append(engine.engine(*args)) or runs[-1])
-            progress, folder = Progress(), tmp_path / f"{len(list(tmp_path.iterdir()))}"
+            progress, folder = Quiet(), tmp_path / f"{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
             config = Train(epochs=EPOCHS, batch_size=BATCH, lr=0.05, seed=5, precision="float32", schedule=Schedule(warmup_epochs=1.0), engine=name)
             fitted = train.fit(

@@ -20,28 +20,13 @@ from compress.results import Distortion, Network, Normalization, Trained, Traini
 from compress.schema import Dhkd, Distill, Schedule, Train
 from compress.teacher_cache import TeacherCache
 from compress.train import fit
+from tests.quiet import Quiet
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE, CLASSES, COUNT = 16, 4, 60
 NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 RESNET = Network("resnet8", None, CLASSES, SIDE, NORMALIZATION)
 MOBILE = Network("mobilenet_v2", 0.1, CLASSES, SIDE, NORMALIZATION)
-
-
-class Silent:
-    """Progress that says nothing."""
-
-    def start_at(self, epoch: int, step: int) -> None: ...
-    def warn(self, text: str) -> None: ...
-    def step(self, images: int, losses: dict[str, Tensor]) -> None: ...
-    def epoch(self, row: dict[str, float]) -> None: ...
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -75,7 +60,7 @@ def distil(cache: TeacherCache, data: TrainingData, work: Path, *, seed: int = 0
     built = build_method(Distill(method=method, dhkd=Dhkd(hidden=8)), student=shape, teacher=shape, train_labels=torch.zeros(1))
     config = Train(epochs=2, batch_size=16, lr=0.05, seed=seed, precision="float32", views=views, schedule=Schedule(warmup_epochs=0.0))
     fit(student, built, loading.pictures(data, "cpu"), train=config, normalization=NORMALIZATION, taps=shape.taps,
-        teacher=cache, device="cpu", folder=work, progress=Silent())  # fmt: skip
+        teacher=cache, device="cpu", folder=work, progress=Quiet())  # fmt: skip
     return [value.clone() for module in (student, built) for value in module.state_dict().values()]
 
 

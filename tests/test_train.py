@@ -27,6 +27,7 @@ from compress.results import Normalization
 from compress.schema import Dhkd, Distill, Schedule, Train
 from compress.teacher_cache import TeacherCache
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE, CLASSES, COUNT, VALIDATION = 8, 3, 52, 12
 NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 DHKD = Distill(dhkd=Dhkd(hidden=12, dropout=0.3, head="nonlinear", align="all"))
@@ -83,14 +84,6 @@ def cut() -> None:
 
 def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pictures(count: int = COUNT, validation: int = VALIDATION, augment: str = "crop_flip") -> train.Pictures:
