@@ -166,7 +166,7 @@ def fit(
     # a traced cosine is summed like a loss: an epoch's mean over its traced steps and the processes then survives an interruption
     cosine_share = min(steps * size, len(pictures.train_index)) / -(-steps // (train.trace_gradients or 1)) / group.size
     written, classifier, hooks_off = time.monotonic(), classifier_of(student, taps), keep_layout(student)
-    kernels_off, kernels = None, TORCH
+    kernels_off, kernels = (lambda: None), TORCH
     try:
         if device == "cpu":
             kernels_off, kernels = quicker(student, pictures.image_size, train.engine)
@@ -231,8 +231,7 @@ def fit(
         torch.set_num_threads(threads_before)
         tapped.close()
         hooks_off()
-        if kernels_off is not None:
-            kernels_off()
+        kernels_off()
         release(classifier)
         optimizer.zero_grad(set_to_none=True)  # what is trained ships without them, and a recording's memory goes with them
         unsynchronise()
