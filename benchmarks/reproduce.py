@@ -91,6 +91,7 @@ def watched(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 @click.argument("pair", type=click.Choice(sorted(path.stem for path in (HERE.parent / "recipes" / "cifar100").glob("*.yaml"))))
 @click.argument("method", type=click.Choice(METHODS))
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 10))
+@click.option("--only", type=click.IntRange(0, 9), help="train this seed and write no result: several processes share a card, the whole command then finds all")
 @click.option("--data", type=click.Path(path_type=Path), help="npz file, or the folder of cifar-100-python; default: torchvision's copy")
 @click.option("--teacher", type=click.Path(path_type=Path), help="checkpoint of the teacher; default: trained here by the recipe")
 @click.option("--epochs", type=click.IntRange(1), help="a trial: fewer epochs of the student (and of a teacher trained here)")
@@ -99,7 +100,7 @@ def watched(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 @click.option("--artifacts", default=Path("artifacts"), show_default=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="default: benchmarks/results/reproduce-PAIR-METHOD.json; of a trial: in --artifacts")
 def main(
-    pair: str, method: str, seeds: int, data: Path | None, teacher: Path | None, epochs: int | None, subset: int | None, device: str,
+    pair: str, method: str, seeds: int, only: int | None, data: Path | None, teacher: Path | None, epochs: int | None, subset: int | None, device: str,
     artifacts: Path, out: Path | None,
 ) -> None:  # fmt: skip
     """Train METHOD on PAIR as the papers do and judge the mean of the best epochs."""
@@ -117,6 +118,9 @@ def main(
         changes = (*changes, *_stored(arrays, artifacts.absolute() / f"cifar100-watched{f'-{subset}' if subset else ''}.npz"))
         print("as in the papers the test pictures are watched after every epoch: the warning that they are in both parts is right", flush=True)
         runs: list[dict[str, Any]] = []
+        if only is not None:
+            print(f"seed {only}: best epoch {_run(pair, (*changes, f'seed={only}'), only, artifacts, device)['best']:.2f} %")
+            return
         for seed in range(seeds):
             runs.append(_run(pair, (*changes, f"seed={seed}"), seed, artifacts, device))
             content = {"command": command, "pair": pair, "method": method, "trial": trial, **_result(pair, method, runs, trial)}

@@ -32,7 +32,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from compress import engine, models, recorded, teacher_cache
+from compress import engine, models, recorded, schedule
 from compress.allocation import keep_freed_memory
 from compress.data import views
 from compress.distributed import ALONE
@@ -114,7 +114,7 @@ def _row(teacher: str, student: str, device: str, name: str, batch: int, steps: 
     seconds = plain if run is step else _median(lambda: run(data), device, steps)
     split = _split(run, data, device, 3, 1e3 * seconds)
     # On CUDA the teacher runs ahead of the steps, in large batches.
-    rows = teacher_cache.BATCH["cuda"] if device.startswith("cuda") else batch
+    rows = schedule.rows_at_once("cuda", SIDE) if device.startswith("cuda") else batch
     forward, precision = _teacher(teacher, step, batch_of(rows, device), device)
     teacher_seconds, teacher_flop = (value * batch / rows for value in (_median(forward, device, steps), _flop(forward)))
     return {

@@ -82,21 +82,22 @@ def main(device: str, engine: str, rounds: int, pictures: int | None, chosen: tu
     if authors_alone:
         print(_authors(setting, *pairs[0]))
         return
-    study = _study()
-    rows = [_row(setting, teacher, student, rounds) for teacher, student in pairs]
+    study, path = _study(), out or place.path("train_speed", device, engine)
+    rows: list[dict] = []
+    for teacher, student in pairs:
+        rows.append(_row(setting, teacher, student, rounds))
+        content = {
+            "command": "python " + " ".join(["benchmarks/train_speed.py", *sys.argv[1:]]), "batch": BATCH, "pictures": count,
+            "pictures_authors": setting.theirs, "rounds": rounds, "engine": engine, "views": VIEWS, "views_accuracy": study, "rows": rows,
+            "unit": "pictures/s", "environment": place.environment(device),
+        }  # fmt: skip
+        path.write_text(json.dumps(content, indent=1) + "\n")  # what is measured is kept if the next pair is not
     print("\npictures/s, median of the rounds; ratio to the authors' loop, median and range of the rounds")
     print(f"{'pair':<28}{'authors':>8}" + "".join(f"{name:>26}" for name in ("cold", "warm, all views", f"views: {VIEWS}")))
     for row in rows:
         print(f"{row['teacher'] + ' -> ' + row['student']:<28}{row['authors']['median']:>8.0f}" + "".join(_cell(row, name) for name in LINES))
     print(_accuracy(study))
-    content = {
-        "command": "python " + " ".join(["benchmarks/train_speed.py", *sys.argv[1:]]), "batch": BATCH, "pictures": count,
-        "pictures_authors": setting.theirs, "rounds": rounds, "engine": engine, "views": VIEWS, "views_accuracy": study, "rows": rows,
-        "unit": "pictures/s", "environment": place.environment(device),
-    }  # fmt: skip
     print("\n".join(table(content)))
-    path = out or place.path("train_speed", device, engine)
-    path.write_text(json.dumps(content, indent=1) + "\n")
     print(f"written: {path}")
 
 

@@ -1,4 +1,4 @@
-"""An epoch's batches in their order, each with what is known of it ahead of its step: the teacher's logits, or the decoded views."""
+"""An epoch's batches in their order, each with what is known of it ahead of its step: the teacher's logits, the views."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from compress.step import Step
 from compress.stream import Stream
 
 WINDOW = {"cpu": 1, "cuda": 64}  # steps that the teacher runs ahead
+CUT = 64 * 2**20  # bytes of views that are cut ahead at most; cutting a step's own takes as many launches as cutting a window's
 
 
 def batches(
     order: Tensor, view: Tensor, first: int, size: int, steps: int, step: Step, stream: Stream | None
 ) -> Iterator[tuple[int, Tensor, Tensor | None, Tensor | None]]:
-    """(step in the epoch, pictures (B,), of this process's share the teacher's logits or None, the views of a stream or None) from step `first` on.
+    """(step in the epoch, pictures (B,), of this process's share the teacher's logits or None, its views or None) from step `first` on.
 
     The teacher runs ahead by a window of steps, so that a GPU is asked for what it does not know once in a window, and not in every step.
     """
@@ -29,8 +30,11 @@ def batches(
         shares = [step.group.share(batch) for batch in parts]
         index = torch.cat(shares)
         ahead = step.teacher.ahead(index, view[index], step.pixels, len(shares[0])) if step.teacher is not None else None
-        known = [None] * len(parts) if ahead is None else ahead.split([len(share) for share in shares])
-        yield from zip(range(begin, begin + len(parts)), parts, known, [None] * len(parts), strict=True)
+        lengths, nothing = [len(share) for share in shares], [None] * len(parts)
+        known = nothing if ahead is None else ahead.split(lengths)
+        cut = window > 1 and len(index) * step.image_size**2 * 3 <= CUT
+        pixels = step.cut(index, view[index]).split(lengths) if cut else nothing
+        yield from zip(range(begin, begin + len(parts)), parts, known, pixels, strict=True)
 
 
 def _streamed(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import click
 
-from compress import exits
+from compress import __version__, exits
 from compress.commands import lists, recipes, runs
 from compress.console import say
 from compress.errors import CompressError, UsageError
@@ -31,7 +31,7 @@ class Group(click.Group):
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="compress", message="%(prog)s %(version)s")
+@click.version_option(__version__, message="%(prog)s %(version)s")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from; stands anywhere. Also: COMPRESS_TRACEBACK=1.")
 def cli(traceback: bool) -> None:
     """Make an image classifier small enough for a device: from a recipe to a verified int8 ONNX file.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from compress.recorded import reason
 from compress.step import Step
 
 BACKEND = "inductor"
+COMBINED = ("combo_kernels", "combo_kernels_pointwise_only")  # inductor's settings: casts of weights and counters of batches in few launches
 
 
 def compiled(step: Step, size: int, classifier: nn.Module | None, warn: Callable[[str], None]) -> Step | None:
@@ -33,7 +35,7 @@ def compiled(step: Step, size: int, classifier: nn.Module | None, warn: Callable
     step.network.model.train()  # as every epoch does; compiled for evaluation it would be compiled again
     fast: Step | None = None
     try:
-        with torch.random.fork_rng(devices=[step.labels.device] if step.labels.is_cuda else []), warnings.catch_warnings():
+        with torch.random.fork_rng(devices=[step.labels.device] if step.labels.is_cuda else []), warnings.catch_warnings(), _combined():
             warnings.simplefilter("ignore")  # the compiler's own, on code of its making
             reach = Reach(step.parameters, [leaves(value) for value in _outputs(step, min(size, 2))])
             _settings().donated_buffer = False  # two backward passes go through one graph
@@ -57,6 +59,12 @@ def _outputs(step: Step, size: int) -> list[Tensor]:
     """Logits and taps of black pictures."""
     logits, taps = step.student(torch.zeros(size, step.image_size, step.image_size, 3, dtype=torch.uint8, device=step.labels.device))
     return [logits, *taps.values()]
+
+
+def _combined() -> AbstractContextManager[Any]:
+    import torch._inductor.config as settings
+
+    return settings.patch({name: True for name in COMBINED if hasattr(settings, name)})
 
 
 def _settings() -> Any:

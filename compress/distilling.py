@@ -84,7 +84,7 @@ def _rows_run(teaching: object, context: Context) -> int | None:
     """Over all processes, which share each batch."""
     if not isinstance(teaching, TeacherCache):
         return None
-    return int(context.group.total({"rows": torch.tensor(teaching.rows_run, device=context.device)})["rows"])
+    return round(context.group.total({"rows": teaching.rows_run})["rows"])
 
 
 def require_logits(teacher: Trained) -> None:

@@ -70,16 +70,16 @@ class Group:
             for gradient, part in zip(group, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
-    def total(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Scalars -> their sums over all processes."""
+    def total(self, sums: dict[str, float]) -> dict[str, float]:
+        """Numbers -> their sums over all processes."""
         if self.size == 1 or not sums:
             return sums
         import torch
 
-        stacked = torch.stack(list(sums.values()))
+        values = torch.tensor(list(sums.values()), dtype=torch.float64, device=_device())
         with _named():
-            torch.distributed.all_reduce(stacked)
-        return dict(zip(sums, stacked.unbind(), strict=True))
+            torch.distributed.all_reduce(values)
+        return dict(zip(sums, values.tolist(), strict=True))
 
     def agree(self, stop: bool, step: int) -> bool:
         """Whether any process wants to stop, asked every AGREE steps: all must leave the loop at the same step."""

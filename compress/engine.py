@@ -14,6 +14,7 @@ from compress.recorded import Recorded, Recorder
 from compress.step import Batch, Step
 
 LONG = 20_000  # steps: `auto` compiles no shorter training on CUDA, which would be over before a minute or more of compiling has paid
+TIMED = True
 RECORDERS: dict[str, Callable[[], Recorder]] = {"cuda": Graphs}  # by the type of a device that records
 
 Run = Callable[[Batch], dict[str, Tensor]]
@@ -39,6 +40,17 @@ def engine(name: str, step: Step, size: int, steps: int, classifier: nn.Module |
     if recorder is not None and step.method.recordable and (step.teacher is None or step.teacher.recordable):
         return Recorded(fast or step, step, size, recorder(), warn)
     return (lambda batch: (fast if len(batch.index) == size else step)(batch)) if fast else step
+
+
+def timed_convolutions(device: str) -> Callable[[], None]:
+    """cuDNN times its kernels for each shape when it first meets it and takes the quickest; what is returned ends that. Nothing on another device."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or (TIMED and torch.device(device).type == "cuda")
+
+    def off() -> None:
+        torch.backends.cudnn.benchmark = before
+
+    return off
 
 
 def keep_layout(student: nn.Module) -> Callable[[], None]:
@@ -72,13 +84,16 @@ class Rate:
     def __init__(self, optimizer: torch.optim.Optimizer, device: str) -> None:
         self.groups = optimizer.param_groups
         self.tensor = torch.zeros((), device=device) if torch.device(device).type in RECORDERS else None
+        self.value = 0.0
         for group in self.groups if self.tensor is not None else ():
             group["lr"] = self.tensor
 
     def set(self, value: float) -> None:
         """For the next step."""
         if self.tensor is not None:
-            self.tensor.fill_(value)
+            if value != self.value:
+                self.tensor.fill_(value)
+            self.value = value
             return
         for group in self.groups:
             group["lr"] = value

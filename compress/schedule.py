@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from compress.errors import UsageError
 from compress.schema import Train
 
+ROWS = {"cpu": 64, "cuda": 1024}  # of a network's forward pass alone; larger batches leave a CPU's caches (measured: half the speed at 512)
+SIDE = 32  # pixels: of larger pictures a card gets fewer at once in proportion to their area, for their maps fill its memory
+
 
 def learning_rate(train: Train, epoch: int, progress: float) -> float:
     """The rate at a point of training: 1-based `epoch`, `progress` in [0, 1) within it.
@@ -59,3 +62,9 @@ def order(index: Tensor, seed: int, epoch: int) -> Tensor:
     """The epoch's order of pictures, a function of seed and epoch alone."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return index[torch.randperm(len(index), generator=generator).to(index.device)]
+
+
+def rows_at_once(kind: str, image_size: int) -> int:
+    """Pictures of a side in a network's forward pass alone, by the type of the device."""
+    most = ROWS.get(kind, 256)
+    return most if kind == "cpu" else max(most * SIDE**2 // max(image_size, SIDE) ** 2, 1)

@@ -48,7 +48,7 @@ class Teaching(Protocol):
 class Batch:
     """This process's share of a batch. index, view int64 (N,); known float16 (N, K) or None; epoch, step: see `Signals`; total: whole batch.
 
-    pixels: the views uint8 (N, H, W, 3) where they are decoded already, cropped and flipped but not distorted; None: the step makes them.
+    pixels: the views uint8 (N, H, W, 3) where they are there already, cropped and flipped but not distorted; None: the step makes them.
     """
 
     index: Tensor
@@ -85,10 +85,14 @@ class Step:
     distortion: Distortion | None = None
     reach: Reach | None = None
 
+    def cut(self, index: Tensor, view: Tensor) -> Tensor:
+        """uint8 (N, H, W, 3) of pictures and views (N,), cropped and flipped but not distorted."""
+        assert self.images is not None
+        return views.apply_views(self.images, index, view, self.augment, self.image_size)
+
     def pixels(self, index: Tensor, view: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) of pictures and views (N,)."""
-        assert self.images is not None
-        return distorted(views.apply_views(self.images, index, view, self.augment, self.image_size), view, self.distortion)
+        return distorted(self.cut(index, view), view, self.distortion)
 
     def student(self, raw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's logits and maps of pixels uint8 (N, H, W, 3), in the training's precision."""

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from compress.atomic import write_atomically
 from compress.precision import rounded
+from compress.schedule import SIDE, rows_at_once
 from compress.store import locked
 
 MEMORY_LIMIT = 2 * 2**30  # bytes; beyond it the teacher simply runs
-BATCH = {"cpu": 64, "cuda": 1024}  # rows at once; larger batches leave a CPU's caches (measured: half the speed at 512)
-SIDE = 32  # pixels: of larger pictures a card gets fewer at once in proportion to their area, for their maps fill its memory
 LEAST_ROWS = 2  # a single row takes another matrix kernel, whose last bits differ
 
 
@@ -101,8 +100,8 @@ class TeacherCache:
         self._remember(index[new], view[new], rows[new])
 
     def _split(self, rows: Tensor, step: int) -> tuple[Tensor, ...]:
-        most = BATCH.get(self.kind, 256)
-        return rows.split(most if self.kind == "cpu" else max(most * SIDE**2 // max(self.image_size, SIDE) ** 2, step))
+        most = rows_at_once(self.kind, self.image_size)
+        return rows.split(most if self.kind == "cpu" else max(most, step))
 
     def _batches(self, index: Tensor, view: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self._split(index, step), self._split(view, step), strict=True)

@@ -25,10 +25,10 @@ from compress.checkpoint import State
 from compress.compiled import release
 from compress.data import views
 from compress.distributed import ALONE, Group, gather, synchronise
-from compress.engine import Rate, classifier_of, engine, keep_layout
+from compress.engine import Rate, classifier_of, engine, keep_layout, timed_convolutions
 from compress.errors import Interrupted
-from compress.finite import Finite
 from compress.kernels import TORCH, quicker
+from compress.meter import Meter
 from compress.methods import Method
 from compress.models.taps import Tapped
 from compress.precision import resolve_precision
@@ -38,6 +38,7 @@ from compress.step import TRACED, Batch, Step, Teaching, traced, trainable
 from compress.stream import Stream
 
 LOOK = 50  # steps between two looks at the losses, and at the clock
+EVALUATED = 250  # pictures at once where nothing is trained
 SAVE_SECONDS = 600.0  # between two checkpoints of a long epoch
 
 
@@ -86,18 +87,19 @@ class Fitted:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, images: Tensor, image_size: int, normalization: Normalization, *, batch_size: int = 250, device: torch.device | None = None
+    model: nn.Module, images: Tensor, image_size: int, normalization: Normalization, *, batch_size: int | None = None, device: torch.device | None = None
 ) -> Tensor:
     """Float32 logits (N, K) of stored uint8 pictures (N, S, S, 3) through the evaluation view; the model's mode is kept.
 
-    `device`: the model's, where the pictures are on another.
+    `device`: the model's, where the pictures are on another. `batch_size`: by the device and the pictures' size where none is given.
     """
-    training = model.training
+    training, place = model.training, device or images.device
+    size = batch_size or (max(EVALUATED, schedule.rows_at_once(place.type, image_size)) if place.type == "cuda" else EVALUATED)
     model.eval()
-    out = []
-    for begin in range(0, len(images), batch_size):
-        pixels = views.evaluation_view(images[begin : begin + batch_size], image_size).to(device or images.device)
-        out.append(model(views.to_float(pixels, normalization.mean, normalization.std)).float())
+    out, mean, std = [], *(torch.tensor(values, device=place) for values in (normalization.mean, normalization.std))
+    for begin in range(0, len(images), size):
+        pixels = views.evaluation_view(images[begin : begin + size], image_size).to(place)
+        out.append(model(views.to_float(pixels, mean, std)).float())
     model.train(training)
     return torch.cat(out)
 
@@ -155,7 +157,7 @@ def fit(
         state, precision = checkpoint.load(content, saved, student, method, optimizer)
         progress.start_at(state.epoch, state.step)
     group.spread(student, method, done=(state.epoch - 1) * steps + state.step)
-    rate, finite, sums, begin = Rate(optimizer, device), Finite(device), dict[str, Tensor](), time.monotonic()
+    rate, meter, begin = Rate(optimizer, device), Meter(), time.monotonic()
     tapped = Tapped(student, {name: taps[name] for name in method.student_taps})
     stream = pictures.images if isinstance(pictures.images, Stream) else None
     step = Step(
@@ -165,7 +167,7 @@ def fit(
     )  # fmt: skip
     # a traced cosine is summed like a loss: an epoch's mean over its traced steps and the processes then survives an interruption
     cosine_share = min(steps * size, len(pictures.train_index)) / -(-steps // (train.trace_gradients or 1)) / group.size
-    written, classifier, hooks_off = time.monotonic(), classifier_of(student, taps), keep_layout(student)
+    written, classifier, hooks_off, timed_off = time.monotonic(), classifier_of(student, taps), keep_layout(student), timed_convolutions(device)
     kernels_off, kernels = (lambda: None), TORCH
     try:
         if device == "cpu":
@@ -183,7 +185,7 @@ def fit(
                 ).to(device)
                 epoch_tensor = torch.tensor(float(before + state.epoch), device=device)
                 number = torch.tensor((before + state.epoch - 1) * steps + state.step, device=device)
-                sums, first = {}, state.step
+                meter, first = Meter(), state.step
                 for at, index, known, pixels in batches(order, view, state.step, size, steps, step, stream):
                     if group.agree(stop.is_set(), at):
                         raise KeyboardInterrupt
@@ -192,23 +194,20 @@ def fit(
                     batch = Batch(mine, view[mine], known, epoch_tensor, number, len(index), pixels)
                     losses = step(batch, trace=True) if train.trace_gradients and at % train.trace_gradients == 0 else run(batch)
                     number += 1
-                    finite.note(losses, at)
-                    for name, loss in losses.items():
-                        sums[name] = sums.get(name, torch.zeros((), device=device)) + loss * (cosine_share if name in TRACED else len(mine))
+                    meter.note(losses, {name: cosine_share if name in TRACED else len(mine) for name in losses}, at)
                     state.step += 1
                     progress.step(len(index), losses)
                     if state.step % LOOK == 0:
-                        finite.check(state.epoch, folder)
+                        meter.check(state.epoch, folder)
                         if group.agree(time.monotonic() - written > SAVE_SECONDS, 0):
                             part = replace(state, sums=dict(state.sums))
-                            _carry(part, group.total(sums), begin)
+                            _carry(part, group.total(meter.sums()), begin)
                             if group.first:
                                 checkpoint.save(saved, student, method, optimizer, part, precision)
                             written = time.monotonic()
-                finite.check(state.epoch, folder)
-                sums = group.total(sums)
-                _end_epoch(state, sums, student, method, pictures, normalization, train, begin, first * size, validate=group.first)
-                sums, begin = {}, time.monotonic()
+                meter.check(state.epoch, folder)
+                _end_epoch(state, group.total(meter.sums()), student, method, pictures, normalization, train, begin, first * size, validate=group.first)
+                meter, begin = Meter(), time.monotonic()
                 progress.epoch(state.history[-1])
                 # The history first: a run killed between the two writes it again, one killed behind the last checkpoint would not.
                 checkpoint.write_history(folder / checkpoint.HISTORY, state.history)
@@ -221,8 +220,8 @@ def fit(
         if teacher is not None and group.size > 1:
             teacher.merge(gather)
     except KeyboardInterrupt:  # in every process at the same step
-        sums = group.total(sums)
-        if not finite.bad() and group.first:
+        sums = group.total(meter.sums())
+        if not meter.bad() and group.first:
             _carry(state, sums, begin)
             checkpoint.save(saved, student, method, optimizer, state, precision)
         raise Interrupted(f"interrupted in epoch {min(state.epoch, epochs)} of {epochs}, checkpoint kept; {resume_hint}") from None
@@ -231,6 +230,7 @@ def fit(
         torch.set_num_threads(threads_before)
         tapped.close()
         hooks_off()
+        timed_off()
         kernels_off()
         release(classifier)
         optimizer.zero_grad(set_to_none=True)  # what is trained ships without them, and a recording's memory goes with them
@@ -264,16 +264,16 @@ def _between_steps() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _carry(state: State, sums: dict[str, Tensor], begin: float) -> None:
+def _carry(state: State, sums: dict[str, float], begin: float) -> None:
     """Move a part of an epoch into the state, for a checkpoint in its middle."""
     for name, value in sums.items():
-        state.sums[name] = state.sums.get(name, 0.0) + float(value)
+        state.sums[name] = state.sums.get(name, 0.0) + value
     state.seconds += time.monotonic() - begin
 
 
 def _end_epoch(
     state: State,
-    sums: dict[str, Tensor],
+    sums: dict[str, float],
     student: nn.Module,
     method: Method,
     pictures: Pictures,

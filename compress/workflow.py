@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from compress import compatible, guessing, recipe, selection
+from compress import __version__, compatible, guessing, recipe, selection
 from compress.assembly import Branch, Evidence
 from compress.data import sources
 from compress.delivery import Exported, Measured, ModelFile, Packaged, Tuned, Verified
@@ -95,7 +95,7 @@ class Workflow:
             packaged=packaged,
             seconds=store.seconds,
             reused=tuple(store.reused),
-            environment={**here, "torch": written_by["torch"], "onnx": written_by["onnx"], "compress": version("compress"), "device": store.device},
+            environment={**here, "torch": written_by["torch"], "onnx": written_by["onnx"], "compress": __version__, "device": store.device},
             command=self.loaded.command,
             started=started,
             notices=(*guesses, *self.loaded.notices, *self.networks.notices()),

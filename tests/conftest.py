@@ -16,3 +16,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def same_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN takes the same kernels in each training, none that adds in a changing order."""
+    import torch
+
+    from compress import engine
+
+    monkeypatch.setattr(engine, "TIMED", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)

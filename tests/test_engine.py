@@ -194,6 +194,7 @@ def test_a_cpu_compiles_and_records_only_when_told(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("same_kernels")
 @pytest.mark.parametrize(("name", "dropout"), [("graph", 0.3), ("auto", 0.0)])
 def test_compiled_and_recorded_on_cuda(tmp_path, monkeypatch, name, dropout):
     """A graph draws the numbers for dropout that a step without it draws; a compiled network draws its own."""

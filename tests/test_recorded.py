@@ -183,6 +183,7 @@ def test_a_full_memory_is_said_in_a_sentence():
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("same_kernels")
 def test_a_card_goes_on_behind_a_graph_that_failed(trained, monkeypatch):
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")

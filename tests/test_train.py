@@ -500,7 +500,9 @@ def test_training_runs_on_cuda(tmp_path):
 
 
 @pytest.mark.gpu
-def test_a_recorded_step_trains_what_a_plain_one_trains(tmp_path):
+@pytest.mark.usefixtures("same_kernels")
+@pytest.mark.parametrize("name", ["dhkd", "kd", "none"])
+def test_a_recorded_step_trains_what_a_plain_one_trains(tmp_path, name):
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
     data = pictures(count=200)
@@ -514,7 +516,7 @@ def test_a_recorded_step_trains_what_a_plain_one_trains(tmp_path):
             lambda raw, net=net: net(train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
             pictures=200, views=18, classes=CLASSES, device="cuda", folder=None, warn=lambda text: None,
         )  # fmt: skip
-        student, method = (module.cuda() for module in started(Distill(method=("dhkd",), dhkd=Dhkd(hidden=12, dropout=0.0))))
+        student, method = (module.cuda() for module in started(Distill(method=(name,), dhkd=Dhkd(hidden=12, dropout=0.0))))
         recorder = Recorder()
         train.fit(
             student, method, there, train=settings(epochs=2, engine=engine), normalization=NORMALIZATION, taps={"pooled": "fc:in"},
