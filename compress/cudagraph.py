@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 
 from compress.recorded import Losses, Run
 
 SYNC = "called a synchronizing CUDA operation"  # torch's words
+TIMED = True  # cuDNN times its kernels for a shape that it meets in a step; never for the teacher's, whose rows vary: each number would be timed anew
 _LOST: list[torch.cuda.CUDAGraph] = []  # of recordings that failed: torch's allocators may still ask them which streams are theirs
 
 
@@ -22,7 +24,7 @@ class Graphs:
     def beside(self, run: Run) -> Losses:
         """On the recordings' own stream: what a step chooses and allocates for a stream is then there when it is recorded."""
         self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+        with torch.cuda.stream(self.stream), _timed():
             losses = run()
         torch.cuda.current_stream().wait_stream(self.stream)
         return losses
@@ -43,7 +45,7 @@ class Graphs:
         """With a memory pool of its own, which the graph keeps as long as it lives."""
         graph, pool, outer = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph, pool=pool, stream=self.stream):
+            with torch.cuda.graph(graph, pool=pool, stream=self.stream), _timed():
                 losses = run()
         except RuntimeError:
             torch.cuda.set_stream(outer)
@@ -59,6 +61,17 @@ class Graphs:
     def free(self) -> None:
         """What torch keeps of freed memory goes back to the card."""
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def _timed() -> Iterator[None]:
+    """Convolutions take the kernel that was quickest when cuDNN tried them all, in a recording the one of the steps before it."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or TIMED
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _leave(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:

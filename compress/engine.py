@@ -14,7 +14,6 @@ from compress.recorded import Recorded, Recorder
 from compress.step import Batch, Step
 
 LONG = 20_000  # steps: `auto` compiles no shorter training on CUDA, which would be over before a minute or more of compiling has paid
-TIMED = True
 RECORDERS: dict[str, Callable[[], Recorder]] = {"cuda": Graphs}  # by the type of a device that records
 
 Run = Callable[[Batch], dict[str, Tensor]]
@@ -40,17 +39,6 @@ def engine(name: str, step: Step, size: int, steps: int, classifier: nn.Module |
     if recorder is not None and step.method.recordable and (step.teacher is None or step.teacher.recordable):
         return Recorded(fast or step, step, size, recorder(), warn)
     return (lambda batch: (fast if len(batch.index) == size else step)(batch)) if fast else step
-
-
-def timed_convolutions(device: str) -> Callable[[], None]:
-    """cuDNN times its kernels for each shape when it first meets it and takes the quickest; what is returned ends that. Nothing on another device."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = before or (TIMED and torch.device(device).type == "cuda")
-
-    def off() -> None:
-        torch.backends.cudnn.benchmark = before
-
-    return off
 
 
 def keep_layout(student: nn.Module) -> Callable[[], None]:

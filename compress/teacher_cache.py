@@ -22,6 +22,7 @@ from compress.schedule import SIDE, rows_at_once
 from compress.store import locked
 
 MEMORY_LIMIT = 2 * 2**30  # bytes; beyond it the teacher simply runs
+EVEN = {"cuda": 256}  # rows ahead come in multiples of so many: cuDNN prepares its kernels for each number of rows anew, and what is not known is any number
 LEAST_ROWS = 2  # a single row takes another matrix kernel, whose last bits differ
 
 
@@ -61,7 +62,7 @@ class TeacherCache:
         `pixels` answers (index, view) with uint8 (B, H, W, 3). `step`: rows of one step; a card that trains on them takes as many at once.
         """
         if not self.enabled:
-            return torch.cat([self._run(pixels(*part)) for part in self._batches(index, view, step)])
+            return torch.cat([self._run(pixels(*part), self._most(step)) for part in self._batches(index, view, step)])
         slot = self.slot[index, view].long()
         unknown = torch.nonzero(slot < 0).squeeze(1)
         if not len(unknown):
@@ -70,7 +71,7 @@ class TeacherCache:
         known = slot >= 0
         out[known] = self.logits[slot[known]]
         for places, (some, views) in zip(self._split(unknown, step), self._batches(index[unknown], view[unknown], step), strict=True):
-            fresh = self._run(pixels(some, views))
+            fresh = self._run(pixels(some, views), self._most(step))
             out[places] = fresh
             if self.used + len(fresh) <= self.room:
                 self._remember(some, views, fresh)
@@ -99,9 +100,12 @@ class TeacherCache:
         new &= torch.cumsum(new, 0) <= self.room - self.used
         self._remember(index[new], view[new], rows[new])
 
-    def _split(self, rows: Tensor, step: int) -> tuple[Tensor, ...]:
+    def _most(self, step: int) -> int:
         most = rows_at_once(self.kind, self.image_size)
-        return rows.split(most if self.kind == "cpu" else max(most, step))
+        return most if self.kind == "cpu" else max(most, step)
+
+    def _split(self, rows: Tensor, step: int) -> tuple[Tensor, ...]:
+        return rows.split(self._most(step))
 
     def _batches(self, index: Tensor, view: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self._split(index, step), self._split(view, step), strict=True)
@@ -118,13 +122,15 @@ class TeacherCache:
             write_atomically(self.file, buffer.getvalue())
         self.saved = self.used
 
-    def _run(self, pixels: Tensor) -> Tensor:
-        count = len(pixels)
+    def _run(self, pixels: Tensor, most: int = 1) -> Tensor:
+        """`most`: rows at once, of those that run ahead."""
+        count, even = len(pixels), min(EVEN.get(self.kind, 1), most)
         if self._rows is None:
             self._rows = torch.zeros((), dtype=torch.int64, device=pixels.device)
         self._rows += count
-        if 0 < count < LEAST_ROWS:
-            pixels = pixels.repeat(LEAST_ROWS, *(1,) * (pixels.dim() - 1))
+        missing = max(LEAST_ROWS - count, -count % even) if count else 0
+        if missing > 0:
+            pixels = torch.cat([pixels, pixels[:1].expand(missing, *pixels.shape[1:])])
         return rounded(self.forward(pixels)[:count])
 
     def _remember(self, index: Tensor, view: Tensor, fresh: Tensor) -> None:

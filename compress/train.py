@@ -25,7 +25,7 @@ from compress.checkpoint import State
 from compress.compiled import release
 from compress.data import views
 from compress.distributed import ALONE, Group, gather, synchronise
-from compress.engine import Rate, classifier_of, engine, keep_layout, timed_convolutions
+from compress.engine import Rate, classifier_of, engine, keep_layout
 from compress.errors import Interrupted
 from compress.kernels import TORCH, quicker
 from compress.meter import Meter
@@ -167,7 +167,7 @@ def fit(
     )  # fmt: skip
     # a traced cosine is summed like a loss: an epoch's mean over its traced steps and the processes then survives an interruption
     cosine_share = min(steps * size, len(pictures.train_index)) / -(-steps // (train.trace_gradients or 1)) / group.size
-    written, classifier, hooks_off, timed_off = time.monotonic(), classifier_of(student, taps), keep_layout(student), timed_convolutions(device)
+    written, classifier, hooks_off = time.monotonic(), classifier_of(student, taps), keep_layout(student)
     kernels_off, kernels = (lambda: None), TORCH
     try:
         if device == "cpu":
@@ -230,7 +230,6 @@ def fit(
         torch.set_num_threads(threads_before)
         tapped.close()
         hooks_off()
-        timed_off()
         kernels_off()
         release(classifier)
         optimizer.zero_grad(set_to_none=True)  # what is trained ships without them, and a recording's memory goes with them

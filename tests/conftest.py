@@ -23,7 +23,7 @@ def same_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """cuDNN takes the same kernels in each training, none that adds in a changing order."""
     import torch
 
-    from compress import engine
+    from compress import cudagraph
 
-    monkeypatch.setattr(engine, "TIMED", False)
+    monkeypatch.setattr(cudagraph, "TIMED", False)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)

@@ -139,7 +139,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.workflow": (
         *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.compatible", "compress.networks", "compress.selection", "compress.store",
         "compress.stages", "compress.stages.*", "compress.data.sources", "compress.report", "compress.plan", "compress.device_limits",
-        "compress.assembly", "compress.guessing", "compress.shipped", "compress.models.catalog",
+        "compress.assembly", "compress.guessing", "compress.shipped", "compress.models.catalog", "compress",
         "export.runtime", "export.targets",
     ),
     "compress.pipeline": (
