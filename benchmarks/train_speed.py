@@ -2,7 +2,7 @@
 
     python benchmarks/train_speed.py                                         on the CPU
     python benchmarks/train_speed.py --device cuda                           recorded as a CUDA graph
-    python benchmarks/train_speed.py --device cuda --engine compile          compiled too, as a training of 20,000 steps or more is
+    python benchmarks/train_speed.py --device cuda --engine compile          compiled too, as a training of 50,000 steps or more is
 
 Per pair and round, each a process of its own, started as a user would start it:
 
@@ -106,7 +106,8 @@ def table(content: dict[str, Any]) -> list[str]:
 
     def cell(row: dict[str, Any], name: str) -> str:
         ratio = row[name]["ratio"]
-        return f"{row[name]['median']:.0f}, {ratio['median']:.1f}x [{ratio['low']:.1f}, {ratio['high']:.1f}]"
+        ends = f" [{ratio['low']:.1f}, {ratio['high']:.1f}]" if ratio["n"] > 1 else ""
+        return f"{row[name]['median']:.0f}, {ratio['median']:.1f}x{ends}"
 
     head = ("teacher -> student", "published loop", "cold: the teacher runs", "warm: its logits are known", f"`train.views: {content['views']}`, known")
     rows = [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,14 @@ def rounded(logits: Tensor) -> Tensor:
 def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
     """Autocast to bfloat16, or nothing for float32."""
     return torch.autocast(device.split(":")[0], torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """float32 is float32: torch lets cuDNN round what convolutions multiply to TF32, ten bits, and a network is judged as its ONNX file computes."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

@@ -31,7 +31,7 @@ from compress.kernels import TORCH, quicker
 from compress.meter import Meter
 from compress.methods import Method
 from compress.models.taps import Tapped
-from compress.precision import resolve_precision
+from compress.precision import exact, resolve_precision
 from compress.results import Distortion, Normalization
 from compress.schema import Train
 from compress.step import TRACED, Batch, Step, Teaching, traced, trainable
@@ -97,9 +97,10 @@ def predict(
     size = batch_size or (max(EVALUATED, schedule.rows_at_once(place.type, image_size)) if place.type == "cuda" else EVALUATED)
     model.eval()
     out, mean, std = [], *(torch.tensor(values, device=place) for values in (normalization.mean, normalization.std))
-    for begin in range(0, len(images), size):
-        pixels = views.evaluation_view(images[begin : begin + size], image_size).to(place)
-        out.append(model(views.to_float(pixels, mean, std)).float())
+    with exact():
+        for begin in range(0, len(images), size):
+            pixels = views.evaluation_view(images[begin : begin + size], image_size).to(place)
+            out.append(model(views.to_float(pixels, mean, std)).float())
     model.train(training)
     return torch.cat(out)
 

@@ -117,6 +117,22 @@ def test_training_speed() -> None:
         assert f"{warm['median']:.1f}x [{warm['low']:.1f}, {warm['high']:.1f}]" in said
 
 
+def test_training_speed_on_a_card() -> None:
+    content, steps = result("train_speed-cuda"), result("roofline-cuda-graph")
+    page, (said,) = docs("training"), row("train_speed-cuda.json")
+    assert "\n".join(train_speed.table(content)) in page
+    assert {one["device"] for one in (content["environment"], steps["environment"])} == {"NVIDIA H200"} and content["rounds"] == 1
+    for student, warm in zip(("MobileNetV2", "ResNet-8x4"), (one["warm"]["ratio"] for one in content["rows"]), strict=True):
+        assert f"{warm['median']:.1f}x for {student}" in said
+    page = " ".join(page.split())
+    assert f"{steps['peak_gflop_per_s']['bf16'] / 1e3:.0f} TFLOP/s in bf16" in page
+    mobile, resnet, shuffle = steps["rows"]
+    assert f"ResNet-8x4 takes {resnet['step_ms']:.1f} ms, {resnet['plain_step_ms']:.1f} ms without" in page
+    assert f"reaches {100 * resnet['share_of_peak']:.0f} % of the peak" in page and max(mobile["share_of_peak"], shuffle["share_of_peak"]) < 0.01
+    assert f"MobileNetV2 {mobile['step_ms']:.1f} and {mobile['plain_step_ms']:.1f} ms" in page
+    assert f"ShuffleNetV2 {shuffle['step_ms']:.1f} and {shuffle['plain_step_ms']:.1f} ms" in page
+
+
 def test_start_up() -> None:
     seconds = {name: one["median_seconds"] for name, one in result("startup")["rows"].items()}
     said = " ".join(docs("training").split())

@@ -40,7 +40,7 @@ class Train(Section):
     )
     engine: Literal["auto", "compile", "graph", "eager"] = Field(
         default="auto", description="auto: on a CPU BatchNorms run in kernels that the C compiler there makes; on CUDA a step is recorded once as a graph and "
-        "replayed, where method and teacher allow it, and from 20,000 steps on the student is compiled by torch.compile; compile: compiled on any device (a "
+        "replayed, where method and teacher allow it, and from 50,000 steps on the student is compiled by torch.compile; compile: compiled on any device (a "
         "CPU needs a C++ compiler); graph: recorded only; eager: neither. All but auto train on a CPU without these kernels"
     )  # fmt: skip
     sync_batchnorm: bool = Field(

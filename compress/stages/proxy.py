@@ -36,4 +36,4 @@ def _run(
     )
 
 
-run = Stage("proxy", 4, _run, Proxied, together=True)
+run = Stage("proxy", 5, _run, Proxied, together=True)

@@ -157,4 +157,4 @@ def _origin(config: Candidate) -> str:
     return f"{source}, trained further here" if config.train else source
 
 
-train = Stage("teacher", 3, _train, Trained, together=True)
+train = Stage("teacher", 4, _train, Trained, together=True)
