@@ -108,15 +108,25 @@ def run(path: Path, method: str, seed: int, artifacts: Path, more: tuple[str, ..
 def _result(path: Path, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """One recipe's table, its runs and what they share."""
     known = published().get(path.stem, {})
-    plain = {row["seed"]: row for row in runs.get("none", []) if "failed" not in row}
+    plain = by_seed(runs.get("none", []))
     common: dict[str, Any] = next((row["_common"] for rows in runs.values() for row in rows if "_common" in row), {})
     environment = {key: value for key, value in common.get("environment", {}).items() if key != "compress"}
     return {
         **common,
         "environment": environment,
         "table": {method: table_row(rows, plain, known.get(method)) for method, rows in runs.items() if rows},
-        "runs": {method: [{key: value for key, value in row.items() if key[0] != "_"} for row in rows] for method, rows in runs.items()},
+        "runs": {method: [bare(row) for row in rows] for method, rows in runs.items()},
     }
+
+
+def by_seed(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Runs that did not fail, for `table_row` to hold others against."""
+    return {row["seed"]: row for row in rows if "failed" not in row}
+
+
+def bare(row: dict[str, Any]) -> dict[str, Any]:
+    """A run as a result file has it."""
+    return {key: value for key, value in row.items() if key[0] != "_"}
 
 
 def table_row(runs: list[dict[str, Any]], plain: dict[int, dict[str, Any]], published_top1: float | None = None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from compare_methods import EMBEDDED, HERE, run, table_row
+from compare_methods import EMBEDDED, HERE, bare, by_seed, run, table_row
 
 LIMITS = (1, 4, 16, None)
 SPEED = "images_per_second"
@@ -43,7 +43,7 @@ def main(seeds: int, epochs: int, pictures: int, method: str, artifacts: Path, o
             row = run(EMBEDDED, method, seed, artifacts / f"views-{name}", (*same, f"train.views={limit or 'null'}"))
             common = row.pop("_common", common)
             runs[name].append(row)
-        everything = {row["seed"]: row for row in runs["all"] if "failed" not in row}
+        everything = by_seed(runs["all"])
         content = {
             "command": "python " + " ".join(["benchmarks/views.py", *sys.argv[1:]]), "method": method, "epochs": epochs, "pictures": pictures, **common,
             "table": {name: _without_speed({**table_row(rows, everything), "teacher_rows": [row.get("teacher_rows") for row in rows]})
@@ -59,7 +59,7 @@ def main(seeds: int, epochs: int, pictures: int, method: str, artifacts: Path, o
 
 
 def _without_speed(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key[0] != "_" and key != SPEED}
+    return {key: value for key, value in bare(row).items() if key != SPEED}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,72 @@
+"""What training in bf16 does to accuracy against float32, and whether a teacher is worth the same in both: the flagship recipe, several seeds.
+
+    OMP_NUM_THREADS=1 python benchmarks/precision_accuracy.py --seeds 5
+
+The student under DHKD and alone, each in bf16 and in float32, from the same seeds: 20 trainings for five. Every run is an ordinary `compress run`, cached in
+--artifacts, where an interrupted benchmark goes on. Accuracy is that of the int8 file on the test pictures, which `validate` reads once. The number of threads
+changes the order of sums, so the last bits of a training: it is in the result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from compare_methods import HERE, bare, by_seed, run, table_row
+
+RECIPE = HERE.parent / "recipes" / "mobilenet.yaml"
+METHODS, PRECISIONS = ("dhkd", "none"), ("bf16", "float32")
+
+
+@click.command()
+@click.option("--seeds", default=5, show_default=True, type=click.IntRange(1, 10))
+@click.option("--artifacts", default=Path("artifacts"), show_default=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=HERE / "results" / "precision-accuracy.json", help="the result")
+def main(seeds: int, artifacts: Path, out: Path) -> None:
+    """Train, compare, print a table and write the numbers after every seed."""
+    runs: dict[str, dict[str, list[dict[str, Any]]]] = {method: {precision: [] for precision in PRECISIONS} for method in METHODS}
+    common: dict[str, Any] = {}
+    threads = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} " if "OMP_NUM_THREADS" in os.environ else ""
+    for seed in range(seeds):
+        for method in METHODS:
+            for precision in PRECISIONS:
+                row = run(RECIPE, method, seed, artifacts, (f"train.precision={precision}",))
+                common = row.pop("_common", common)
+                runs[method][precision].append(row)
+        content = {
+            "command": threads + "python " + " ".join(["benchmarks/precision_accuracy.py", *sys.argv[1:]]), **common,
+            "bf16_against_float32": {method: table_row(runs[method]["bf16"], by_seed(runs[method]["float32"])) for method in METHODS},
+            "dhkd_against_plain": {name: table_row(runs["dhkd"][name], by_seed(runs["none"][name])) for name in PRECISIONS},
+            "plain": {name: table_row(runs["none"][name], {}) for name in PRECISIONS},
+            "runs": {method: {name: [bare(row) for row in rows] for name, rows in some.items()} for method, some in runs.items()},
+        }  # fmt: skip
+        out.write_text(json.dumps(content, indent=1) + "\n")
+    print("\n".join(lines(content)))
+    print(f"written: {out}")
+
+
+def lines(content: dict[str, Any]) -> list[str]:
+    """The table in Markdown: means and deviations in per cent, gains in points with 95 % intervals over seeds."""
+    out = ["| student | bf16, % | float32, % | bf16 over float32, points |", "|---|---|---|---|"]
+    for method, name in (("dhkd", "by DHKD"), ("none", "alone")):
+        both = [content["dhkd_against_plain" if method == "dhkd" else "plain"][precision]["top1"] for precision in PRECISIONS]
+        out.append(f"| {name} | {_top1(both[0])} | {_top1(both[1])} | {_gain(content['bf16_against_float32'][method])} |")
+    gains = (_gain(content["dhkd_against_plain"][precision]) for precision in PRECISIONS)
+    return [*out, f"| DHKD over plain, points | {' | '.join(gains)} | |"]
+
+
+def _top1(found: dict[str, Any]) -> str:
+    return f"{found['mean']:.2f}" + (f" ± {found['sd']:.2f}" if found["sd"] is not None else "")
+
+
+def _gain(row: dict[str, Any]) -> str:
+    gain = row["gain_points"]
+    return f"{gain['mean']:+.2f}" + (f" [{gain['ci95'][0]:.2f}, {gain['ci95'][1]:.2f}]" if gain["ci95"] else "")
+
+
+if __name__ == "__main__":
+    main()
