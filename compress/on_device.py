@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,11 @@ def verify(run_folder: Path, *, target: str | None, preprocess: str | None = Non
     work = run_folder / "device"
     work.mkdir(exist_ok=True)
     asked = Settings(name=content["recipe"], threads=timing.threads, repeats=timing.repeats, preprocess=preprocess, sustained=sustained)
-    answer = asking.ask(target, bundle, work, asked, console=console)
+    try:
+        answer = asking.ask(target, bundle, work, asked, console=console)
+    finally:
+        with suppress(OSError):  # where there is an answer in it
+            work.rmdir()
     name, wrong = parse(target).shown, complaint(answer)
     rows = device.rows(answer, name)
     content = merge(content, require, rows, name, failure=f"{name}: {wrong}" if wrong else None)

@@ -70,7 +70,7 @@ def load(path: Path, overrides: Sequence[str] = (), *, allow_code: bool = False)
 def resolve(recipe: Recipe) -> Recipe:
     """The recipe with the defaults that follow from other keys filled in; what depends on the data or the machine stays null or auto."""
     data = recipe.data.model_copy(update={"image_size": recipe.data.side, "augment": recipe.data.views})
-    candidates = tuple(candidate.model_copy(update={"train": _candidate_train(candidate)}) for candidate in recipe.teacher.candidates)
+    candidates = tuple(candidate.model_copy(update={"train": _candidate_train(candidate, recipe.train.threads)}) for candidate in recipe.teacher.candidates)
     starts = {(crosschecks.network(one.model).mobile, one.weights != "none") for one in recipe.student.networks}
     if len(starts) == 1:
         ((mobile, pretrained),) = starts
@@ -89,13 +89,14 @@ def _resolved_quantize(quantize: Quantize, train: Train) -> Quantize:
     return quantize.model_copy(update={"epochs": epochs, "lr": train.lr / 10 if quantize.lr is None else quantize.lr})
 
 
-def _candidate_train(candidate: Candidate) -> Train | None:
-    """null stays null where a checkpoint is taken as it is."""
+def _candidate_train(candidate: Candidate, threads: int | None) -> Train | None:
+    """null stays null where a checkpoint is taken as it is. `threads`: the student's, which are the candidate's too where it says nothing."""
     pretrained = candidate.weights != "none"
     if candidate.onnx is not None or (pretrained and candidate.train is None):
         return None
     mobile = crosschecks.network(candidate.model).mobile
-    return resolved_train(candidate.train, mobile=mobile, pretrained=pretrained, seed=0, scratch_epochs=crosschecks.CANDIDATE_EPOCHS)
+    train = resolved_train(candidate.train, mobile=mobile, pretrained=pretrained, seed=0, scratch_epochs=crosschecks.CANDIDATE_EPOCHS)
+    return train.model_copy(update={"threads": threads if train.threads is None else train.threads})
 
 
 def resolved_train(

@@ -102,6 +102,7 @@ def test_a_device_out_of_reach_loses_nothing_and_passes_nothing(folder, name, un
     assert all("is not shown to be better than always naming" in line for line in chance)  # so small networks are warned of
     assert sentence.endswith(f"to go on: compress verify tiny --artifacts {folder}/artifacts")
     assert compress(folder, "verify") == 3 and report_of(folder)["status"] == "undecided"
+    assert not (folder / "artifacts/runs/tiny/latest/device").exists()
 
 
 def test_verify_asks_the_recipes_device_and_judges_again(folder, name, unreached, server, capsys):

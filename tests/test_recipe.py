@@ -383,8 +383,16 @@ def test_resolve_fills_what_follows_from_other_keys(tmp_path: Path) -> None:
     assert (settings.data.image_size, settings.data.augment) == (32, "crop_flip")
     assert (settings.train.epochs, settings.train.lr, settings.train.seed, settings.train.schedule.warmup_epochs) == (240, 0.01, 7, 0.0)
     assert trained.train is not None and (trained.train.epochs, trained.train.lr, trained.train.seed) == (60, 0.05, 0)
-    assert given.train is None
+    assert given.train is None and trained.train.threads is None
     assert recipe.resolve(settings) == settings
+
+
+def test_a_candidate_trains_on_as_many_threads_as_the_student_unless_it_says_so(tmp_path: Path) -> None:
+    loaded = write(tmp_path, GOOD + "train: {threads: 1}\n")
+    for own, threads in (((), 1), (("teacher.candidates.0.train.threads=2",), 2)):
+        settings = recipe.resolve(recipe.load(loaded, own).recipe)
+        (candidate,) = settings.teacher.candidates
+        assert candidate.train is not None and (candidate.train.threads, settings.train.threads) == (threads, 1)
 
 
 def test_a_pretrained_start_trains_short_and_gently() -> None:

@@ -55,5 +55,5 @@ class Train(Section):
         "distillation losses, for the classifier and for the backbone; null: not at all"
     )  # fmt: skip
     keep: Literal["last", "best"] = Field(default="last", description="which epoch ships; best: by validation accuracy")
-    threads: Count | None = Field(default=None, description="CPU threads; null: as many as torch chooses; a resume keeps them")
+    threads: Count | None = Field(default=None, description="CPU threads; null: as many as torch chooses (of a candidate: the student's); a resume keeps them")
     seed: Annotated[int, Field(ge=0)] | None = Field(default=None, description="null: the recipe's seed (student) or 0 (teacher candidates)")
