@@ -20,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def _show(row: dict, batch: int) -> None:
 
 def _row(teacher: str, student: str, device: str, name: str, batch: int, steps: int, best: dict[str, float]) -> dict:
     step, said = step_of(student, device, name), list[str]()
-    data, small = batch_of(batch, device), batch_of(2, device)
+    data, small = (_cut(step, batch_of(size, device)) for size in (batch, 2))
     plain = _median(lambda: step(data), device, steps)
     flop = _flop(lambda: step(data))
     assert isinstance(step.network, Tapped)
@@ -183,6 +184,11 @@ def batch_of(size: int, device: str) -> Batch:
     index, view = torch.randint(0, PICTURES, (size,), device=device), torch.randint(0, views.view_count("crop_flip", SIDE), (size,), device=device)
     one = torch.ones((), device=device)
     return Batch(index, view, torch.randn(size, CLASSES, device=device).half(), one, one.long(), size)
+
+
+def _cut(step: Step, batch: Batch) -> Batch:
+    """On CUDA views are cut for many steps at once, outside of the step."""
+    return replace(batch, pixels=step.cut(batch.index, batch.view)) if batch.index.is_cuda else batch
 
 
 def _teacher(name: str, step: Step, batch: Batch, device: str) -> tuple[Callable[[], Tensor], str]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress import cudagraph, engine, loading, models, recorded, train
+from compress import batches, cudagraph, engine, loading, models, recorded, train
 from compress.cudagraph import Graphs
 from compress.data import npy, views
 from compress.methods import build_method
@@ -24,6 +24,7 @@ from compress.recorded import WARM_UP, Recorded
 from compress.records import File
 from compress.results import Network, Normalization, Trained, TrainingData
 from compress.schema import Crd, Dhkd, Distill, Fitnet, ReviewKd, Schedule, Train
+from compress.step import Step
 from compress.stream import Stream
 from compress.teacher_cache import TeacherCache
 from tests.quiet import Quiet
@@ -163,6 +164,20 @@ def test_a_recording_that_fails_changes_nothing_and_says_why(trained, monkeypatc
     assert same(plain, failed) and failed.recorded.failed and not failed.recorded.count
     assert failed.said == ["train.engine: this step cannot be recorded (operation not permitted); it runs without, slower"]
     assert (tapes.recordings, tapes.freed) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["eager", "graph"])
+def test_views_cut_for_several_steps_at_once_are_those_that_a_step_cuts(trained, tapes, monkeypatch, name):
+    """As on a card, whose steps are too short for the launches that cutting takes."""
+    monkeypatch.setitem(batches.WINDOW, "cpu", 3)
+    cut, calls = Step.cut, list[int]()
+    monkeypatch.setattr(Step, "cut", lambda self, index, view: calls.append(len(index)) or cut(self, index, view))
+    ahead = trained(name)
+    assert len(calls) == EPOCHS * 2 * 2  # five steps an epoch are two windows, cut for the student and for the teacher
+    monkeypatch.setattr(batches, "CUT", 0)
+    assert same(ahead, trained(name))
+    if name == "eager":  # a recorded step cuts without being asked
+        assert len(calls) == EPOCHS * (2 * 2 + 2 + 5)
 
 
 def waiting(student: nn.Module) -> None:
