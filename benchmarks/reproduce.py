@@ -12,6 +12,7 @@ is cached in --artifacts, an interrupted one goes on in its epoch. 3 x 240 epoch
 from __future__ import annotations
 
 import csv
+import io
 import json
 import statistics
 import sys
@@ -26,6 +27,7 @@ from compare_methods import METHODS, overrides, published
 from seeds import interval, mean, needed
 
 from compress import pipeline, recipe
+from compress.atomic import write_atomically
 from compress.console import Console, duration
 from compress.data import cifar, npz
 from compress.data.splits import carve, stratified
@@ -157,7 +159,9 @@ def _teacher(pair: str, weights: Path | None, epochs: int | None) -> tuple[str, 
 def _stored(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
     """Write what the product reads; what `--set` makes it read that."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **watched(arrays))  # type: ignore[arg-type]
+    content = io.BytesIO()
+    np.savez(content, **watched(arrays))  # type: ignore[arg-type]
+    write_atomically(path, content.getvalue())  # another process of --only may read it
     constants = cifar.SETS["cifar100"]
     normalize = json.dumps({"mean": constants.mean, "std": constants.std})
     return "data.source=npz", f"data.root={path}", f"data.validation={len(arrays['test_labels'])}", f"data.normalize={normalize}"

@@ -24,7 +24,8 @@ def batches(
     if stream is not None:
         yield from _streamed(order, view, first, size, steps, step, stream)
         return
-    window = WINDOW.get(order.device.type, 1)
+    window = min(WINDOW.get(order.device.type, 1), steps)
+    cut = window > 1 and window * size * step.image_size**2 * 3 <= CUT  # of all windows or of none: a recorded step is given its views or makes them
     for begin in range(first, steps, window):
         parts = [order[at * size : (at + 1) * size] for at in range(begin, min(begin + window, steps))]
         shares = [step.group.share(batch) for batch in parts]
@@ -32,7 +33,6 @@ def batches(
         ahead = step.teacher.ahead(index, view[index], step.pixels, len(shares[0])) if step.teacher is not None else None
         lengths, nothing = [len(share) for share in shares], [None] * len(parts)
         known = nothing if ahead is None else ahead.split(lengths)
-        cut = window > 1 and len(index) * step.image_size**2 * 3 <= CUT
         pixels = step.cut(index, view[index]).split(lengths) if cut else nothing
         yield from zip(range(begin, begin + len(parts)), parts, known, pixels, strict=True)
 

@@ -121,6 +121,6 @@ def _cache_line(pictures: int, data: TrainingData, train: Train, classes: int, c
         )
     every = views.view_count(data.augment, data.image_size, distorted=data.distortion is not None)
     count = min(every, train.views or every, train.epochs or 1)
-    size = pictures * count * classes * 2 / 2**20
+    size = (pictures * count * classes * 2 + cache.table) / 2**20
     a_picture = f"{count} view{'' if count == 1 else 's'} a picture"
-    return f"teacher logits: at most {pictures * count:,} rows ({size:.1f} MiB) for {a_picture}; {cache.used:,} known from earlier runs"
+    return f"teacher logits: at most {pictures * count:,} rows ({size:.1f} MiB, with their table) for {a_picture}; {cache.used:,} known from earlier runs"

@@ -15,7 +15,7 @@ from compress.errors import StageError
 class Meter:
     """Losses of one process's steps. A step costs one launch; numbers are read, which waits for the device, when they are asked for.
 
-    Sums are added in double precision, one step after another: an interruption changes none of their bits.
+    Sums are added in double precision, one step after another.
     """
 
     def __init__(self) -> None:

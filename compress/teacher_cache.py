@@ -22,7 +22,7 @@ from compress.schedule import SIDE, rows_at_once
 from compress.store import locked
 
 MEMORY_LIMIT = 2 * 2**30  # bytes; beyond it the teacher simply runs
-EVEN = {"cuda": 256}  # rows ahead come in multiples of so many: cuDNN prepares its kernels for each number of rows anew, and what is not known is any number
+PARTS = {"cuda": 4}  # rows ahead come in so many sizes: cuDNN prepares its kernels for each number of rows anew, and what is not known is any number
 LEAST_ROWS = 2  # a single row takes another matrix kernel, whose last bits differ
 
 
@@ -62,7 +62,7 @@ class TeacherCache:
         `pixels` answers (index, view) with uint8 (B, H, W, 3). `step`: rows of one step; a card that trains on them takes as many at once.
         """
         if not self.enabled:
-            return torch.cat([self._run(pixels(*part), self._most(step)) for part in self._batches(index, view, step)])
+            return torch.cat([self._run(pixels(*part), self._sizes(step)[1]) for part in self._batches(index, view, step)])
         slot = self.slot[index, view].long()
         unknown = torch.nonzero(slot < 0).squeeze(1)
         if not len(unknown):
@@ -71,7 +71,7 @@ class TeacherCache:
         known = slot >= 0
         out[known] = self.logits[slot[known]]
         for places, (some, views) in zip(self._split(unknown, step), self._batches(index[unknown], view[unknown], step), strict=True):
-            fresh = self._run(pixels(some, views), self._most(step))
+            fresh = self._run(pixels(some, views), self._sizes(step)[1])
             out[places] = fresh
             if self.used + len(fresh) <= self.room:
                 self._remember(some, views, fresh)
@@ -100,12 +100,17 @@ class TeacherCache:
         new &= torch.cumsum(new, 0) <= self.room - self.used
         self._remember(index[new], view[new], rows[new])
 
-    def _most(self, step: int) -> int:
+    def _sizes(self, step: int) -> tuple[int, int]:
+        """Rows at once, and what they and fewer are multiples of."""
         most = rows_at_once(self.kind, self.image_size)
-        return most if self.kind == "cpu" else max(most, step)
+        if self.kind == "cpu":
+            return most, 1
+        most = max(most, step)
+        even = max(most // PARTS.get(self.kind, most), 1)
+        return most // even * even, even
 
     def _split(self, rows: Tensor, step: int) -> tuple[Tensor, ...]:
-        return rows.split(self._most(step))
+        return rows.split(self._sizes(step)[0])
 
     def _batches(self, index: Tensor, view: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self._split(index, step), self._split(view, step), strict=True)
@@ -122,9 +127,9 @@ class TeacherCache:
             write_atomically(self.file, buffer.getvalue())
         self.saved = self.used
 
-    def _run(self, pixels: Tensor, most: int = 1) -> Tensor:
-        """`most`: rows at once, of those that run ahead."""
-        count, even = len(pixels), min(EVEN.get(self.kind, 1), most)
+    def _run(self, pixels: Tensor, even: int = 1) -> Tensor:
+        """`even`: what the number of rows that run is a multiple of."""
+        count = len(pixels)
         if self._rows is None:
             self._rows = torch.zeros((), dtype=torch.int64, device=pixels.device)
         self._rows += count

@@ -6,11 +6,8 @@ the step and the random state: a killed run goes on and ends with the same bits 
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -35,9 +32,11 @@ from compress.precision import exact, resolve_precision
 from compress.results import Distortion, Normalization
 from compress.schema import Train
 from compress.step import TRACED, Batch, Step, Teaching, traced, trainable
+from compress.stopping import between_steps
 from compress.stream import Stream
 
-LOOK = 50  # steps between two looks at the losses, and at the clock
+LOOK = 50  # steps between two looks at the clock
+LOOK_SECONDS = 5.0  # between two at the losses, which wait for the device: those of a short epoch stay there to its end
 EVALUATED = 250  # pictures at once where nothing is trained
 SAVE_SECONDS = 600.0  # between two checkpoints of a long epoch
 
@@ -174,7 +173,7 @@ def fit(
         if device == "cpu":
             kernels_off, kernels = quicker(student, pictures.image_size, train.engine)
         run = engine(train.engine, step, size, steps * epochs, classifier, progress.warn)
-        with _between_steps() as stop:
+        with between_steps() as stop:
             while state.epoch <= epochs:
                 begin = time.monotonic()
                 student.train()
@@ -186,7 +185,7 @@ def fit(
                 ).to(device)
                 epoch_tensor = torch.tensor(float(before + state.epoch), device=device)
                 number = torch.tensor((before + state.epoch - 1) * steps + state.step, device=device)
-                meter, first = Meter(), state.step
+                meter, first, looked = Meter(), state.step, time.monotonic()
                 for at, index, known, pixels in batches(order, view, state.step, size, steps, step, stream):
                     if group.agree(stop.is_set(), at):
                         raise KeyboardInterrupt
@@ -199,9 +198,12 @@ def fit(
                     state.step += 1
                     progress.step(len(index), losses)
                     if state.step % LOOK == 0:
-                        meter.check(state.epoch, folder)
+                        if time.monotonic() - looked > LOOK_SECONDS:
+                            meter.check(state.epoch, folder)
+                            looked = time.monotonic()
                         if group.agree(time.monotonic() - written > SAVE_SECONDS, 0):
                             part = replace(state, sums=dict(state.sums))
+                            meter.check(state.epoch, folder)
                             _carry(part, group.total(meter.sums()), begin)
                             if group.first:
                                 checkpoint.save(saved, student, method, optimizer, part, precision)
@@ -247,21 +249,6 @@ def fit(
         shipped = state.best["epoch"]
     seen = len(pictures.train_index) * len(state.history)
     return Fitted(state.history, state.seconds, seen / max(state.seconds, 1e-9), precision, threads, kernels, shipped)
-
-
-@contextmanager
-def _between_steps() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set an event that the loop reads between two steps: never half a step in a checkpoint."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _carry(state: State, sums: dict[str, float], begin: float) -> None:

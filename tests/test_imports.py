@@ -94,10 +94,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.checkpoint": ("compress.atomic", "compress.errors"),
     "compress.precision": (),
     "compress.meter": ("compress.errors",),
+    "compress.stopping": (),
     "compress.schedule": ("compress.errors", "compress.schema"),
     "compress.kernels*": ("compress.kernels", "compress.kernels.*", "compress.models.sums"),
     "compress.train": (
-        *FOUNDATIONS, "compress.schema", "compress.schedule", "compress.precision", "compress.meter",
+        *FOUNDATIONS, "compress.schema", "compress.schedule", "compress.precision", "compress.meter", "compress.stopping",
         "compress.methods", "compress.step", "compress.allocation", "compress.compiled", "compress.engine", "compress.distributed", "compress.checkpoint",
         "compress.data.views", "compress.models.taps", "compress.batches", "compress.stream", "compress.kernels",
     ),

@@ -186,7 +186,8 @@ def test_a_single_row_runs_as_two():
 
 @pytest.mark.parametrize(
     ("device", "side", "step", "largest"),
-    [("cuda", 32, 64, 1024), ("cuda", 28, 64, 1024), ("cuda", 64, 64, 256), ("cuda", 224, 64, 64), ("cuda", 224, 4, 20), ("cpu", 224, 16, 64)],
+    [("cuda", 32, 64, 1024), ("cuda", 28, 64, 1024), ("cuda", 64, 64, 256), ("cuda", 56, 64, 332), ("cuda", 224, 64, 64),
+     ("cuda", 224, 300, 300), ("cuda", 224, 4, 20), ("cpu", 224, 16, 64)],
 )
 def test_a_card_runs_fewer_large_pictures_at_once_but_those_of_a_step(device, side, step, largest):
     sizes: list[int] = []
@@ -197,8 +198,8 @@ def test_a_card_runs_fewer_large_pictures_at_once_but_those_of_a_step(device, si
     index = torch.arange(1100)
     logits = cache.ahead(index, index, lambda some, _: torch.zeros(len(some), 2, 2, 3, dtype=torch.uint8), step)
     assert max(sizes) == largest and cache.rows_run == 1100 and len(logits) == 1100
-    even = 1 if device == "cpu" else min(256, largest)  # few numbers of rows, whatever is not known
-    assert sum(sizes) == -(-1100 // even) * even and not any(size % even for size in sizes)
+    even = 1 if device == "cpu" else largest // 4  # four numbers of rows, whatever is not known
+    assert sum(sizes) < 1100 + even and not any(size % even for size in sizes)
 
 
 def test_beyond_the_memory_limit_the_teacher_runs(monkeypatch):
@@ -221,7 +222,7 @@ def test_beyond_the_memory_limit_the_teacher_runs(monkeypatch):
 def test_what_remembering_costs_is_said_or_that_it_would_cost_too_much(data, monkeypatch):
     train = Train(epochs=3, views=2)
     assert distilling._cache_line(52, data, train, CLASSES, small(None)) == (
-        "teacher logits: at most 104 rows (0.0 MiB) for 2 views a picture; 0 known from earlier runs"
+        "teacher logits: at most 104 rows (0.0 MiB, with their table) for 2 views a picture; 0 known from earlier runs"
     )
     monkeypatch.setattr(teacher_cache, "MEMORY_LIMIT", 3 * 2**20)
     large = TeacherCache(answers, pictures=2**17, views=8, classes=CLASSES, device="cpu", folder=None, warn=pytest.fail)

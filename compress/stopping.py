@@ -1,0 +1,23 @@
+"""Ctrl-C and SIGTERM in a training: heard at once, obeyed between two steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def between_steps() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM set an event that the loop reads between two steps: never half a step in a checkpoint."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
