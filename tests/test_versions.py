@@ -30,7 +30,7 @@ FILES = ("compress/data/listing.py", "compress/data/pictures.py")  # of sets tha
 RUNNING = (*SPLITS, *FILES, *NETWORKS, "compress/hashing.py", *(f"compress/data/{name}.py" for name in ("views", "distort", "pixels")), "compress/loading.py")
 TRAINING = (*RUNNING, *METHODS, "compress/data/crops.py", "compress/data/workers.py", *(f"compress/{name}.py" for name in (
     "train", "batches", "engine", "compiled", "recorded", "cudagraph", "reach", "step", "stream", "distributed", "schedule", "precision", "checkpoint",
-    "teacher_cache", "teacher_network", "gradients",
+    "meter", "teacher_cache", "teacher_network", "gradients",
     "kernels/__init__", "kernels/norm", "kernels/depthwise")), "compress/kernels/batch_norm.c", "compress/kernels/batch_norm.h")
 
 # What decides the numbers of each stage, beside its inputs; "logits" is the disk copy of what a teacher says.
