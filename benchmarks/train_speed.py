@@ -1,7 +1,7 @@
 """Training speed: this project's DHKD training against the published code's loop, same networks, batch and mathematics, in turns.
 
-    python benchmarks/train_speed.py                                         on the CPU
-    python benchmarks/train_speed.py --device cuda                           recorded as a CUDA graph
+    python benchmarks/train_speed.py                                         on the CPU and, where there is one, on CUDA
+    python benchmarks/train_speed.py --device cuda                           on CUDA alone, recorded as a graph
     python benchmarks/train_speed.py --device cuda --engine compile          compiled too, as a training of 50,000 steps or more is
 
 Per pair and round, each a process of its own, started as a user would start it:
@@ -65,31 +65,43 @@ class Setting:
 
 
 @click.command()
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda")
+@click.option("--device", help="cpu or cuda; default: the CPU and, where there is one, CUDA")
 @click.option("--engine", default="auto", show_default=True, type=click.Choice(ENGINES), help="train.engine of our runs; auto compiles none this short")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--pictures", type=click.IntRange(2 * BATCH), help="of an epoch of ours; default: 1,280 on the CPU, 50,000 on CUDA")
 @click.option("--pair", "chosen", multiple=True, help="teacher:student, more than once; default: all three")
 @click.option("--out", type=click.Path(path_type=Path), help="default: benchmarks/results/train_speed-<device>.json, -<engine> unless that is auto")
 @click.option("--authors-alone", is_flag=True, hidden=True, help="one pass of the authors' loop for the one --pair; prints pictures per second")
-def main(device: str, engine: str, rounds: int, pictures: int | None, chosen: tuple[str, ...], out: Path | None, authors_alone: bool) -> None:
+def main(device: str | None, engine: str, rounds: int, pictures: int | None, chosen: tuple[str, ...], out: Path | None, authors_alone: bool) -> None:
     """Measure all pairs, print a table of ratios, write the numbers."""
+    pairs = [(one.split(":")[0], one.split(":")[1]) for one in chosen] or list(PAIRS)
+    devices = [device] if device else ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    if out and len(devices) > 1:
+        raise click.UsageError("--out is one file and there are two devices: say which by --device")
+    for one in devices:
+        setting = _setting(one, engine, pictures)
+        if authors_alone:
+            print(_authors(setting, *pairs[0]))
+        else:
+            _measure(setting, pairs, rounds, out or place.path("train_speed", one, engine))
+
+
+def _setting(device: str, engine: str, pictures: int | None) -> Setting:
     cuda = device.startswith("cuda")
     count = pictures or (50_000 if cuda else 1_280)
     images, labels = _pictures(count)
-    setting = Setting(device, engine, count, max(count // 4, 2 * BATCH), images, labels)
-    pairs = [(one.split(":")[0], one.split(":")[1]) for one in chosen] or PAIRS
-    if authors_alone:
-        print(_authors(setting, *pairs[0]))
-        return
-    study, path = _study(), out or place.path("train_speed", device, engine)
+    return Setting(device, engine, count, max(count // 4, 2 * BATCH), images, labels)
+
+
+def _measure(setting: Setting, pairs: list[tuple[str, str]], rounds: int, path: Path) -> None:
+    study = _study()
     rows: list[dict] = []
     for teacher, student in pairs:
         rows.append(_row(setting, teacher, student, rounds))
         content = {
-            "command": "python " + " ".join(["benchmarks/train_speed.py", *sys.argv[1:]]), "batch": BATCH, "pictures": count,
-            "pictures_authors": setting.theirs, "rounds": rounds, "engine": engine, "views": VIEWS, "views_accuracy": study, "rows": rows,
-            "unit": "pictures/s", "environment": place.environment(device),
+            "command": "python " + " ".join(["benchmarks/train_speed.py", *sys.argv[1:]]), "batch": BATCH, "pictures": setting.pictures,
+            "pictures_authors": setting.theirs, "rounds": rounds, "engine": setting.engine, "views": VIEWS, "views_accuracy": study, "rows": rows,
+            "unit": "pictures/s", "environment": place.environment(setting.device),
         }  # fmt: skip
         path.write_text(json.dumps(content, indent=1) + "\n")  # what is measured is kept if the next pair is not
     print("\npictures/s, median of the rounds; ratio to the authors' loop, median and range of the rounds")
