@@ -27,7 +27,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """What is free goes back to the kernel, for the stages behind a training."""
+    """What is free goes back to the kernel, behind each stage for the next."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):

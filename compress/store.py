@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compress.allocation import give_back_freed_memory
 from compress.console import Console
 from compress.distributed import ALONE, Group
 from compress.errors import StageError
@@ -138,6 +139,7 @@ class Store:
         try:
             partial.mkdir(parents=True, exist_ok=True)
             result = stage.run(config, context=self._context(partial), **inputs)
+            give_back_freed_memory()  # which the process has kept since it trained
             seconds = round(time.monotonic() - begin, 3)
             record = {
                 "stage": stage.name,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compress import checkpoint, schedule
-from compress.allocation import give_back_freed_memory, keep_freed_memory
+from compress.allocation import keep_freed_memory
 from compress.batches import batches
 from compress.checkpoint import State
 from compress.compiled import release
@@ -237,7 +237,6 @@ def fit(
         release(classifier)
         optimizer.zero_grad(set_to_none=True)  # what is trained ships without them, and a recording's memory goes with them
         unsynchronise()
-        give_back_freed_memory()
         if stream is not None:
             stream.close()
         if teacher is not None and group.first:

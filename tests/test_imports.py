@@ -65,7 +65,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.console": ("compress.summary", "compress.livebar"),
     "compress.exits": ("compress.console", "compress.errors"),
     "compress.distributed": ("compress.errors",),
-    "compress.store": (*FOUNDATIONS, "compress.console", "compress.distributed"),
+    "compress.store": (*FOUNDATIONS, "compress.allocation", "compress.console", "compress.distributed"),
     "compress.data.embedded.make_fashion": ("compress.data.*",),  # the script that made the embedded pictures
     "compress.data*": (*FOUNDATIONS, "compress.schema", "compress.hashing", "compress.data.*"),
     "compress.models.weights.make": ("*",),  # the script that made the embedded teacher
