@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # where a script looks for its neighbours
 import compare_methods  # noqa: E402
+import precision_accuracy  # noqa: E402
 import train_speed  # noqa: E402
 
 sys.path.pop(0)
@@ -131,6 +132,13 @@ def test_training_speed_on_a_card() -> None:
     assert f"reaches {100 * resnet['share_of_peak']:.0f} % of the peak" in page and max(mobile["share_of_peak"], shuffle["share_of_peak"]) < 0.01
     assert f"MobileNetV2 {mobile['step_ms']:.1f} and {mobile['plain_step_ms']:.1f} ms" in page
     assert f"ShuffleNetV2 {shuffle['step_ms']:.1f} and {shuffle['plain_step_ms']:.1f} ms" in page
+
+
+def test_accuracy_by_precision() -> None:
+    measured = result("precision-accuracy")
+    for line in precision_accuracy.lines(measured):
+        assert f"  {line}\n" in docs("training")
+    assert all(row["top1"]["n"] == 10 and not row["failed"] for row in measured["dhkd_against_plain"].values())
 
 
 def test_start_up() -> None:
