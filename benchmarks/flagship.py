@@ -56,7 +56,7 @@ def _run(clone: Path, recipe: str) -> list[str]:
         said = []
         for line in process.stdout:
             print(line, end="", flush=True)
-            said.append(line.rstrip())
+            said.append(line.rstrip().replace(f"{clone}/", ""))
     if process.returncode not in (0, 5, 6):
         raise SystemExit(f"compress run ended with {process.returncode}")
     return said

@@ -138,6 +138,10 @@ def test_accuracy_by_precision() -> None:
     measured = result("precision-accuracy")
     for line in precision_accuracy.lines(measured):
         assert f"  {line}\n" in docs("training")
+    (said,) = row("precision-accuracy.json")
+    gains = {name: found["gain_points"] for name, found in measured["dhkd_against_plain"].items()}
+    told = {name: f"{gain['mean']:+.2f} [{gain['ci95'][0]:.2f}, {gain['ci95'][1]:.2f}]" for name, gain in gains.items()}
+    assert f"{told['float32']} points in float32, {told['bf16']} in bf16" in said
     assert all(row["top1"]["n"] == 10 and not row["failed"] for row in measured["dhkd_against_plain"].values())
 
 
