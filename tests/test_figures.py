@@ -134,6 +134,14 @@ def test_training_speed_on_a_card() -> None:
     assert f"ShuffleNetV2 {shuffle['step_ms']:.1f} and {shuffle['plain_step_ms']:.1f} ms" in page
 
 
+def test_speed_by_precision() -> None:
+    networks = {row["network"]: row["bf16_over_float32"]["median"] for row in result("precision-cpu")["rows"]}
+    resnets = [value for name, value in networks.items() if name.startswith("resnet")]
+    said = " ".join(docs("training").split())
+    assert f"{min(resnets):.2f}x to {max(resnets):.2f}x for ResNets, {networks['mobilenet_v2']:.2f}x for MobileNetV2" in said
+    assert f"{networks['shufflenet_v1']:.2f}x and {networks['shufflenet_v2']:.2f}x for ShuffleNets" in said and len(networks) == 7
+
+
 def test_accuracy_by_precision() -> None:
     measured = result("precision-accuracy")
     for line in precision_accuracy.lines(measured):
