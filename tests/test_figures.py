@@ -75,6 +75,15 @@ def test_the_flagship_in_the_readmes_results() -> None:
     assert f"{gain['gain_points']:+.1f} [{gain['ci95'][0]:.1f}, {gain['ci95'][1]:.1f}] points" in second and ("not shown" in second) == (gain["ci95"][0] <= 0)
 
 
+def test_the_second_recipe() -> None:
+    measured = result("flagship-shufflenet")
+    int8 = next(one for one in measured["models"] if one["file"] == "student.int8.onnx")
+    other = next(one for one in measured["comparisons"] if (one["model"], one["against"]) == ("student.int8.onnx", "teacher.onnx"))
+    low, high = other["speedup_ci95"]
+    said = f"passed, int8 {100 * int8['top1']:.2f} %, {other['speedup_p50']:.1f}x [{low:.1f}, {high:.1f}] as fast, {measured['run_seconds']} s |"
+    assert said in docs("benchmarks")
+
+
 def test_the_methods_compared() -> None:
     name, compared = next(iter(result("compare_methods")["recipes"].items()))
     assert "\n".join(compare_methods.lines(name, compared)[2:]) in docs("methods")
