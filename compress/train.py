@@ -37,7 +37,7 @@ from compress.stream import Stream
 
 LOOK = 50  # steps between two looks at the clock
 LOOK_SECONDS = 5.0  # between two at the losses, which wait for the device: those of a short epoch stay there to its end
-EVALUATED = 250  # pictures at once where nothing is trained
+EVALUATED = 250  # pictures at once where nothing is trained, at least
 SAVE_SECONDS = 600.0  # between two checkpoints of a long epoch
 
 
@@ -93,7 +93,7 @@ def predict(
     `device`: the model's, where the pictures are on another. `batch_size`: by the device and the pictures' size where none is given.
     """
     training, place = model.training, device or images.device
-    size = batch_size or (max(EVALUATED, schedule.rows_at_once(place.type, image_size)) if place.type == "cuda" else EVALUATED)
+    size = batch_size or max(EVALUATED, schedule.rows_at_once(place.type, image_size))
     model.eval()
     out, mean, std = [], *(torch.tensor(values, device=place) for values in (normalization.mean, normalization.std))
     with exact():
