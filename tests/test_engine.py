@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress import allocation, compiled, engine, loading, models, recorded, train
 from compress.methods import Method, Outline, build_method
-from compress.results import Network, Normalization
+from compress.results import Distortion, Network, Normalization
 from compress.schema import Dhkd, Distill, Fitnet, Schedule, Train
 from compress.teacher_cache import TeacherCache
 from compress.teacher_network import TeacherNetwork
@@ -247,3 +248,45 @@ def test_an_environment_that_says_how_to_allocate_is_left_alone(monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
     monkeypatch.setattr(allocation.ctypes, "CDLL", lambda _: pytest.fail("changed"))
     allocation.keep_freed_memory()
+
+
+class Operators(TorchDispatchMode):
+    """How many run within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def effort(count: int, augment: str, distortion: Distortion | None, folder: Path) -> tuple[int, int]:
+    """Operators of torch, and calls of Python functions, of a training by one batch of so many pictures, teacher and views included."""
+    images, labels, index, nothing = torch.zeros(count, SIDE, SIDE, 3, dtype=torch.uint8), torch.arange(count) % CLASSES, torch.arange(count), torch.arange(0)
+    every = train.views.view_count(augment, SIDE, distorted=distortion is not None)
+    answers = TeacherCache(lambda raw: raw.float().mean((1, 2)), pictures=count, views=every, classes=CLASSES, device="cpu", folder=None, warn=pytest.fail)
+    method = build_method(Distill(dhkd=Dhkd(hidden=12)), student=SHAPE, teacher=SHAPE, train_labels=torch.zeros(1))
+    calls = itertools.count()
+    folder.mkdir()
+    sys.setprofile(lambda frame, event, arg: next(calls) if event == "call" else None)
+    try:
+        with Operators() as operators:
+            train.fit(
+                Net(), method, train.Pictures(images, labels, index, nothing, augment, SIDE, distortion=distortion),
+                train=settings("auto", epochs=1, batch_size=count), normalization=NORMALIZATION, taps={"pooled": "fc:in"}, teacher=answers,
+                device="cpu", folder=folder, progress=Quiet(),
+            )  # fmt: skip
+    finally:
+        sys.setprofile(None)
+    return operators.count, next(calls)
+
+
+@pytest.mark.parametrize(
+    ("augment", "distortion"), [("crop_flip", None), ("resized_crop", None), ("crop_flip", Distortion(0.4, 0.4, 0.4, 0.1, operations=2, magnitude=9))]
+)
+def test_more_pictures_are_no_more_python(tmp_path, augment, distortion):
+    found = {count: [effort(count, augment, distortion, tmp_path / f"{count}-{turn}") for turn in range(3)] for count in (8, 64)}
+    few, many = ([min(values) for values in zip(*turns, strict=True)] for turns in found.values())  # the first one prepares what the others find
+    assert many[0] == few[0] > 0 and many[1] - few[1] < 56  # one call a picture would be 56 more
