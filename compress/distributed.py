@@ -7,6 +7,7 @@ share, and every process steps the same weights. All other work is done by the f
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -181,7 +182,8 @@ def _named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+        first = re.sub(r"^\[[^]]*\] *", "", str(error).strip())  # gloo begins with the place in its source, and ends with advice
+        reason = re.split(r"\. |\n", first, maxsplit=1)[0] or "no message"
         raise StageError(f"another process of this run is gone ({reason}); run the same command again to resume") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,15 +22,16 @@ from compress.errors import MissingError, UsageError
 SCRIPT = Path(__file__).parent / "distributed_run.py"
 ROOT = Path(__file__).parents[1]
 METHODS = ("dhkd", "kd", "crd", "streamed")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+ENVIRONMENT = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
 
 def started(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300, check=False)
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, timeout=300, check=False)
 
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return started("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments)
+    return started(*TORCHRUN, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -98,24 +100,67 @@ def test_a_lost_process_ends_the_job_and_the_job_resumes(tmp_path, shared):
         assert torch.equal(expected[key], found[key]), key
 
 
+@pytest.fixture
+def tiny(tmp_path):
+    """What torchrun is told to run a recipe of `epochs` epochs from the command line, results in tmp_path / "a"."""
+
+    def command(epochs: int) -> tuple[str, ...]:
+        recipe = tmp_path / "tiny.yaml"
+        recipe.write_text(
+            "data: {source: fashion, limit_train: 400, limit_test: 100, validation: 100, calibration: 64}\n"
+            "teacher: {candidates: [{model: resnet8, train: {epochs: 1}}]}\n"
+            "student: {model: resnet8}\n"
+            f"train: {{epochs: {epochs}, batch_size: 50}}\n"
+            "validate: {repeats: 16, warmup: 1}\n"
+        )
+        return "-m", "compress", "run", str(recipe), "--artifacts", str(tmp_path / "a"), "--device", "cpu"
+
+    return command
+
+
 @pytest.mark.slow
-def test_the_command_line_shares_a_training_and_the_first_process_does_the_rest(tmp_path):
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(
-        "data: {source: fashion, limit_train: 400, limit_test: 100, validation: 100, calibration: 64}\n"
-        "teacher: {candidates: [{model: resnet8, train: {epochs: 1}}]}\n"
-        "student: {model: resnet8}\n"
-        "train: {epochs: 1, batch_size: 50}\n"
-        "validate: {repeats: 16, warmup: 1}\n"
-    )
-    arguments = ("-m", "compress", "run", str(recipe), "--artifacts", str(tmp_path / "a"), "--device", "cpu")
-    done = torchrun(*arguments)
+def test_the_command_line_shares_a_training_and_the_first_process_does_the_rest(tmp_path, tiny):
+    done = torchrun(*tiny(1))
     assert done.returncode == 0, done.stderr + done.stdout
     assert done.stdout.count("distill                      running") == 1  # the other process is silent
     (report,) = (tmp_path / "a" / "runs" / "tiny").glob("2*/report.json")
     assert json.loads(report.read_text())["student"]["epochs"] == 1
-    again = torchrun(*arguments, "--until", "strip")
+    again = torchrun(*tiny(1), "--until", "strip")
     assert again.returncode == 0 and "distill                      reused" in again.stdout, again.stdout + again.stderr
+
+
+def ranks(job: int) -> dict[str, int]:
+    """The processes that torchrun started, by rank."""
+    found = {}
+    for child in Path(f"/proc/{job}/task/{job}/children").read_text().split():
+        values = dict(line.split("=", 1) for line in Path(f"/proc/{child}/environ").read_text().split("\0") if "=" in line)
+        found[values.get("RANK", "")] = int(child)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds torchrun's processes in /proc")
+@pytest.mark.parametrize("lost", ["0", "1"])
+def test_a_killed_process_of_the_command_line_ends_the_job_and_the_job_resumes(tmp_path, tiny, lost):
+    said = []
+    with subprocess.Popen(
+        [sys.executable, *TORCHRUN, *tiny(8), "--until", "distill"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env={**ENVIRONMENT, "PYTHONUNBUFFERED": "1"},
+    ) as job:  # fmt: skip
+        assert job.stdout is not None
+        for line in job.stdout:
+            said.append(line)
+            if "student resnet8 by dhkd  epoch 2/8  lr" in line:
+                os.kill(ranks(job.pid)[lost], signal.SIGKILL)
+    text = "".join(said)
+    assert job.returncode == 1 and "  epoch 2/8  lr" in text and "  epoch 8/8  lr" not in text, text
+    (sentence,) = (line for line in said if "another process of this run is gone" in line)
+    assert sentence.rstrip().endswith("); run the same command again to resume") and "gloo/" not in sentence and ". " not in sentence, sentence
+
+    again = torchrun(*tiny(8), "--until", "distill")
+    assert again.returncode == 0 and "  epoch 1/8  lr" not in again.stdout and "  epoch 8/8  lr" in again.stdout, again.stdout + again.stderr
+    histories = [list(csv.DictReader(path.read_text().splitlines())) for path in (tmp_path / "a" / "cache" / "distill").glob("*/history.csv")]
+    assert [[row["epoch"] for row in rows] for rows in histories] == [[str(epoch) for epoch in range(1, 9)]]
 
 
 def test_shares_of_a_batch_are_even_and_whole():
