@@ -16,7 +16,6 @@ from compress.atomic import write_atomically
 from compress.errors import StageError
 
 HISTORY = "history.csv"
-CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass
@@ -70,11 +69,6 @@ def load(
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise StageError(f"{path} cannot be resumed from ({reason}); start this training again: rm -r {path.parent}") from error
-
-
-def discard(folder: Path) -> None:
-    """Remove the checkpoint of a training that is done: its result stands beside it, and the optimizer's state doubles its size."""
-    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:

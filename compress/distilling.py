@@ -17,8 +17,10 @@ from compress.precision import LARGEST_LOGIT
 from compress.records import File
 from compress.results import Network, Trained, TrainingData
 from compress.schema import Distill, Train
+from compress.step import Teaching
 from compress.store import Context
 from compress.teacher_cache import TeacherCache
+from compress.teacher_network import TeacherNetwork
 from compress.train import Fitted, Pictures, fit
 
 SHARE_STREAM = 3  # other numbers than those of the validation split, calibration and limit_test
@@ -64,12 +66,7 @@ def distil(
         teaching = loading.teaching(
             teacher, method, taught_by.taps, data, len(pictures.images), device=context.device, cache=context.cache, warn=context.console.warn
         )
-        if data.streamed is not None:
-            context.console.line(f"teacher {teacher.network.model} runs on every batch: pictures are decoded in training, so a view rarely comes again")
-        elif isinstance(teaching, TeacherCache):
-            context.console.line(_cache_line(len(pictures.train_index), data, train, student.classes, teaching))
-        else:
-            context.console.line(f"teacher {teacher.network.model} runs on every batch: {config.name} reads its feature maps")
+        say_teaching(teaching, teacher, config.name, data, len(pictures.train_index), train, context)
     steps = -(-len(pictures.train_index) // train.batch_size)
     with context.console.training(title or f"student {student.model} by {config.name}", train.epochs or 1, steps) as progress:
         fitted = fit(
@@ -112,8 +109,23 @@ def _warn_of_size(model: nn.Module, method: Method, student: Network, context: C
         context.console.warn(sentence)
 
 
-def _cache_line(pictures: int, data: TrainingData, train: Train, classes: int, cache: TeacherCache) -> str:
-    """What remembering the teacher's logits can cost, said before it is spent; or that it would cost more than is given."""
+def say_teaching(teaching: Teaching, teacher: Trained, method: str, data: TrainingData, pictures: int, train: Train, context: Context) -> None:
+    """How often the teacher will run, and what remembering its logits can cost, before it is spent. `pictures`: so many are trained on."""
+    said, cache = context.console.line, teaching if isinstance(teaching, TeacherCache) else None
+    if data.streamed is not None:
+        said(f"teacher {teacher.network.model} runs on every batch: pictures are decoded in training, so a view rarely comes again")
+        return
+    if isinstance(teaching, TeacherNetwork):
+        said(f"teacher {teacher.network.model} runs on every batch: {method} reads its feature maps")
+        cache = teaching.logits if isinstance(teaching.logits, TeacherCache) else None
+    if cache is not None:
+        said(_cache_line(pictures, data, train, cache))
+        known = cache.opened().used
+        if known:
+            said(f"teacher logits: {known:,} rows known from earlier runs")
+
+
+def _cache_line(pictures: int, data: TrainingData, train: Train, cache: TeacherCache) -> str:
     if not cache.enabled:
         return (
             f"teacher logits: the table of {cache.pictures:,} pictures of {cache.views:,} views each would take {cache.table / 2**20:,.0f} MiB, more than the "
@@ -121,6 +133,7 @@ def _cache_line(pictures: int, data: TrainingData, train: Train, classes: int, c
         )
     every = views.view_count(data.augment, data.image_size, distorted=data.distortion is not None)
     count = min(every, train.views or every, train.epochs or 1)
-    size = (pictures * count * classes * 2 + cache.table) / 2**20
-    a_picture = f"{count} view{'' if count == 1 else 's'} a picture"
-    return f"teacher logits: at most {pictures * count:,} rows ({size:.1f} MiB, with their table) for {a_picture}; {cache.used:,} known from earlier runs"
+    rows = min(pictures * count, cache.room)
+    size = (rows * cache.classes * 2 + cache.table) / 2**20
+    full = "" if rows == pictures * count else ", which is all that they may take; for the rest the teacher runs"
+    return f"teacher logits: at most {rows:,} rows ({size:.1f} MiB, with their table) for {count} view{'' if count == 1 else 's'} a picture{full}"

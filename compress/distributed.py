@@ -107,6 +107,21 @@ class Group:
                 torch.distributed.broadcast(value, src=0)
         torch.manual_seed((torch.initial_seed() + self.rank + (done << 16)) % 2**63)
 
+    def gather(self, own: Tensor) -> Tensor:
+        """Every process's rows (M_r, ...), in the order of ranks: (sum of M_r, ...). Row counts may differ. Alone: `own`."""
+        if self.size == 1:
+            return own
+        import torch
+
+        counts = [torch.zeros((), dtype=torch.int64, device=own.device) for _ in range(self.size)]
+        with _named():
+            torch.distributed.all_gather(counts, torch.tensor(len(own), device=own.device))
+            most = max(int(count) for count in counts)
+            padded = torch.cat([own, own.new_zeros((most - len(own), *own.shape[1:]))])
+            parts = [torch.empty_like(padded) for _ in range(self.size)]
+            torch.distributed.all_gather(parts, padded)
+        return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
     def word(self, value: Any) -> Any:
         """The first process's value, in every process."""
         if self.size == 1:
@@ -120,23 +135,6 @@ class Group:
 
 
 ALONE = Group()
-
-
-def gather(own: Tensor) -> Tensor:
-    """Every process's rows (M_r, ...), in the order of ranks: (sum of M_r, ...). Row counts may differ. Alone: `own`."""
-    import torch
-
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return own
-    size = torch.distributed.get_world_size()
-    counts = [torch.zeros((), dtype=torch.int64, device=own.device) for _ in range(size)]
-    with _named():
-        torch.distributed.all_gather(counts, torch.tensor(len(own), device=own.device))
-        most = max(int(count) for count in counts)
-        padded = torch.cat([own, own.new_zeros((most - len(own), *own.shape[1:]))])
-        parts = [torch.empty_like(padded) for _ in range(size)]
-        torch.distributed.all_gather(parts, padded)
-    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
 
 
 def synchronise(group: Group, device: str, wanted: bool, warn: Callable[[str], None], *modules: nn.Module) -> Callable[[], None]:

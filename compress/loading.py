@@ -31,7 +31,7 @@ from compress.teacher_cache import TeacherCache
 from compress.teacher_network import TeacherNetwork
 from compress.train import Pictures
 
-LOGITS_VERSION = 1  # raised when the same teacher and view would give other logits
+LOGITS_VERSION = 2  # raised when the same teacher and view would give other logits
 
 
 def network(record: Network, weights: File | None, device: str) -> nn.Module:
@@ -133,7 +133,7 @@ def teacher_cache(
         with autocast(device, precision):
             return model(prepare(raw)).float()
 
-    scheme = [LOGITS_VERSION, teacher, data.images, data.image_size, data.augment, precision, device.split(":")[0]]
+    scheme = [LOGITS_VERSION, record, teacher.weights, data.images, data.image_size, data.augment, precision, device.split(":")[0]]
     scheme += [] if data.distortion is None else [data.distortion]
     folder = cache / "logits" / sha256_of(scheme) if cache is not None else None
     count_views = views.view_count(data.augment, data.image_size, distorted=data.distortion is not None)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,13 +11,21 @@ from torch import Tensor
 from compress.errors import StageError
 
 
+def finite(parameters: Iterable[Tensor]) -> bool:
+    """Whether every weight is a number; waits for the device."""
+    largest = torch._foreach_norm([parameter.detach() for parameter in parameters], float("inf"))
+    return bool(torch.stack([value.float() for value in largest]).isfinite().all())
+
+
 class Meter:
     """Losses of one process's steps. A step costs one launch; numbers are read, which waits for the device, when they are asked for.
 
-    Sums are added in double precision, one step after another.
+    Sums are added in double precision, one step after another. `parameters`: what the steps move; a loss is that of the weights before its step, so
+    what the last step did is seen in the weights alone. `epoch`: 1-based.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parameters: Sequence[Tensor], epoch: int) -> None:
+        self.parameters, self.epoch = parameters, epoch
         self._sums: dict[str, float] = {}
         self._steps: list[tuple[int, tuple[tuple[str, float], ...], Tensor]] = []  # not read yet
         self._broken: tuple[int, str] | None = None  # the first step with a loss that is not finite, and its losses in words
@@ -42,14 +49,16 @@ class Meter:
         if self._broken is None and not all(math.isfinite(value) for *_, value in losses):
             self._broken = step, ", ".join(f"{name} {value:.4g}" for name, _, value in losses)
 
-    def bad(self) -> bool:
-        """Whether a loss of any step was not finite."""
+    def bad(self) -> str | None:
+        """What is not finite, the loss of a step or a weight; None: nothing."""
         self.sums()
-        return self._broken is not None
-
-    def check(self, epoch: int, folder: Path) -> None:
-        """Raises StageError that names the first such step and its losses."""
-        if self.bad() and self._broken is not None:
+        if self._broken is not None:
             step, values = self._broken
-            kept = "the last good checkpoint is kept" if (folder / "checkpoint.pt").is_file() else "there is no checkpoint yet"
-            raise StageError(f"the loss is not finite in epoch {epoch}, step {step + 1} ({values}); {kept}: lower train.lr or the loss's weight")
+            return f"the loss is not finite in epoch {self.epoch}, step {step + 1} ({values})"
+        return None if finite(self.parameters) else f"the weights are not finite in epoch {self.epoch}, though every loss until then was"
+
+    def check(self, *, kept: bool) -> None:
+        """Raises StageError where something is not finite. `kept`: whether there is a checkpoint."""
+        if (what := self.bad()) is not None:
+            there = "the last good checkpoint is kept" if kept else "there is no checkpoint yet"
+            raise StageError(f"{what}; {there}: lower train.lr or the loss's weight")

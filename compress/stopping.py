@@ -7,10 +7,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from compress.errors import StageError
+
 
 @contextmanager
-def between_steps() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set an event that the loop reads between two steps: never half a step in a checkpoint."""
+def between_steps(*, alone: bool = True) -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM set an event that the loop reads between two steps: never half a step in a checkpoint.
+
+    `alone`: no other process waits for this one's next message. What fails behind the signal is then part of the stop (a scheduler signals the decode
+    processes, too): it becomes KeyboardInterrupt.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -18,6 +24,10 @@ def between_steps() -> Iterator[threading.Event]:
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
+    except StageError:
+        if not (alone and stop.is_set()):
+            raise
+        raise KeyboardInterrupt from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -26,6 +26,8 @@ from compress.distributed import ALONE, Group
 from compress.errors import StageError
 from compress.records import File, from_json, sha256_of, to_json
 
+CHECKPOINT = "checkpoint.pt"  # in a stage's folder: where its training goes on
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -149,6 +151,7 @@ class Store:
                 "result": to_json(relative(result, partial)),
             }
             (partial / "stage.json").write_text(json.dumps(record, indent=1) + "\n")
+            (partial / CHECKPOINT).unlink(missing_ok=True)  # the result stands beside it, and the optimizer's state doubles its size
             if folder.exists():
                 shutil.rmtree(folder)
             partial.rename(folder)

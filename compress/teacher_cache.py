@@ -7,7 +7,6 @@ methods, students and seeds share it.
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,18 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress.atomic import write_atomically
+from compress.atomic import replacing
 from compress.precision import rounded
 from compress.schedule import SIDE, rows_at_once
 from compress.store import locked
 
 MEMORY_LIMIT = 2 * 2**30  # bytes; beyond it the teacher simply runs
 PARTS = {"cuda": 4}  # rows ahead come in so many sizes: cuDNN prepares its kernels for each number of rows anew, and what is not known is any number
-LEAST_ROWS = 2  # a single row takes another matrix kernel, whose last bits differ
+EVEN = 16  # rows on a CPU are a multiple of: few rows, and with several threads odd ones, take another matrix kernel, whose last bits differ
 
 
 class TeacherCache:
     """Answers (index, view) with logits, running `forward` only for what it does not know.
+
+    Nothing is allocated or read before it is asked for the first time, or `opened`: until then `table`, `room` and `enabled` say what it would take.
 
     Args:
         forward: raw pixels uint8 (M, H, W, 3) -> logits (M, K), without gradient.
@@ -42,19 +43,24 @@ class TeacherCache:
     ) -> None:  # fmt: skip
         self.forward, self.warn = forward, warn
         self.kind, self.image_size = torch.device(device).type, image_size
-        self.recordable = recordable
+        self.recordable, self.device, self.classes = recordable, device, classes
         self._rows: Tensor | None = None  # on the device: a recorded step counts, too
         self.file = folder / "logits.npz" if folder else None
         self.pictures, self.views, self.table = pictures, views, pictures * views * 4  # bytes
         self.room, self.full = (MEMORY_LIMIT - self.table) // (classes * 2), False
-        self.enabled = remember and self.room > 0
+        self.enabled, self._open = remember and self.room > 0, False
         self.used = self.saved = 0
-        if not self.enabled:
-            return
-        self.slot = torch.full((pictures, views), -1, dtype=torch.int32, device=device)
-        self.logits = torch.empty((0, classes), dtype=torch.float16, device=device)
-        if self.file is not None and self.file.is_file():
-            self._load(self.file)
+        self._read: tuple[int, int, int] | None = None  # which disk copy is known: inode, bytes, modification time
+
+    def opened(self) -> TeacherCache:
+        """Itself, with its memory and what the disk knows."""
+        if self.enabled and not self._open:
+            self._open = True
+            self.slot = torch.full((self.pictures, self.views), -1, dtype=torch.int32, device=self.device)
+            self.logits = torch.empty((0, self.classes), dtype=torch.float16, device=self.device)
+            self._load()
+            self.saved = self.used
+        return self
 
     def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor], step: int = 1) -> Tensor:
         """Logits float16 (M, K) of the steps to come, index and view (M,) int64: what is not known is run in large batches, so that no step waits.
@@ -63,6 +69,7 @@ class TeacherCache:
         """
         if not self.enabled:
             return torch.cat([self._run(pixels(*part), self._sizes(step)[1]) for part in self._batches(index, view, step)])
+        self.opened()
         slot = self.slot[index, view].long()
         unknown = torch.nonzero(slot < 0).squeeze(1)
         if not len(unknown):
@@ -93,18 +100,17 @@ class TeacherCache:
         """Learn what the other processes' teachers said. `gather`: rows of one process -> rows of all."""
         if not self.enabled:
             return
+        self.opened()
         index, view = torch.nonzero(self.slot >= self.saved, as_tuple=True)
         rows = gather(self.logits[self.slot[index, view].long()])
         index, view = gather(index), gather(view)
-        new = self.slot[index, view] < 0
-        new &= torch.cumsum(new, 0) <= self.room - self.used
-        self._remember(index[new], view[new], rows[new])
+        self._learn(index, view, rows)
 
     def _sizes(self, step: int) -> tuple[int, int]:
         """Rows at once, and what they and fewer are multiples of."""
         most = rows_at_once(self.kind, self.image_size)
         if self.kind == "cpu":
-            return most, 1
+            return most, EVEN
         most = max(most, step)
         even = max(most // PARTS.get(self.kind, most), 1)
         return most // even * even, even
@@ -116,15 +122,19 @@ class TeacherCache:
         return zip(self._split(index, step), self._split(view, step), strict=True)
 
     def save(self) -> None:
-        """Write what is new to disk, atomically."""
-        if not self.enabled or self.file is None or self.used == self.saved:
+        """Write what is new to disk, beside what other runs have written since; where that cannot be, it is said, and later runs ask the teacher again."""
+        if not self._open or self.file is None or self.used == self.saved:
             return
-        index, view = torch.nonzero(self.slot >= 0, as_tuple=True)
-        rows = self.logits[self.slot[index, view].long()]
-        buffer = io.BytesIO()
-        np.savez(buffer, index=index.cpu().numpy().astype(np.int32), view=view.cpu().numpy().astype(np.int32), logits=rows.cpu().numpy())
-        with locked(self.file.with_suffix(".lock")):  # another run may train from the same teacher
-            write_atomically(self.file, buffer.getvalue())
+        try:
+            with locked(self.file.with_suffix(".lock")):
+                self._load()
+                index, view = torch.nonzero(self.slot >= 0, as_tuple=True)
+                rows = self.logits[self.slot[index, view].long()]
+                with replacing(self.file) as stream:
+                    np.savez(stream, index=index.cpu().numpy().astype(np.int32), view=view.cpu().numpy().astype(np.int32), logits=rows.cpu().numpy())
+                self._read = _version(self.file)
+        except OSError as error:
+            self.warn(f"teacher logits: {self.file} cannot be written ({error.strerror or error}); a later run asks the teacher again")
         self.saved = self.used
 
     def _run(self, pixels: Tensor, even: int = 1) -> Tensor:
@@ -133,8 +143,8 @@ class TeacherCache:
         if self._rows is None:
             self._rows = torch.zeros((), dtype=torch.int64, device=pixels.device)
         self._rows += count
-        missing = max(LEAST_ROWS - count, -count % even) if count else 0
-        if missing > 0:
+        missing = -count % even
+        if missing:
             pixels = torch.cat([pixels, pixels[:1].expand(missing, *pixels.shape[1:])])
         return rounded(self.forward(pixels)[:count])
 
@@ -148,8 +158,17 @@ class TeacherCache:
         self.slot[index, view] = torch.arange(self.used, end, dtype=torch.int32, device=self.slot.device)
         self.used = end
 
-    def _load(self, file: Path) -> None:
-        """Take what the disk copy knows; one that is damaged is left out, and written anew at the end."""
+    def _learn(self, index: Tensor, view: Tensor, rows: Tensor) -> None:
+        """Remember what is not known of these, as far as there is room."""
+        new = self.slot[index, view] < 0
+        new &= torch.cumsum(new, 0) <= self.room - self.used
+        self._remember(index[new], view[new], rows[new])
+
+    def _load(self) -> None:
+        """Take what the disk copy knows, unless it was taken before; one that is damaged is left out, and written anew at the end."""
+        file = self.file
+        if file is None or not file.is_file() or (version := _version(file)) == self._read:
+            return
         try:
             with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:  # opened here: numpy leaves a damaged one open
                 index, view, rows = (data[name] for name in ("index", "view", "logits"))
@@ -157,11 +176,14 @@ class TeacherCache:
         except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
             self.warn(f"{file} cannot be used ({error}); the teacher runs again and the file is written anew")
             return
-        device, count = self.slot.device, min(len(rows), self.room)
-        self.logits = torch.from_numpy(rows[:count]).to(device)
-        places = (torch.from_numpy(part[:count].astype(np.int64)).to(device) for part in (index, view))
-        self.slot[tuple(places)] = torch.arange(count, dtype=torch.int32, device=device)
-        self.used = self.saved = count
+        self._read = version
+        pictures, numbers = (torch.from_numpy(part.astype(np.int64)).to(self.slot.device) for part in (index, view))
+        if self.used:
+            self._learn(pictures, numbers, torch.from_numpy(rows).to(self.slot.device))
+            return
+        self.used = min(len(rows), self.room)
+        self.logits = torch.from_numpy(rows[: self.used]).to(self.slot.device)  # itself: it may be as large as all that may be remembered
+        self.slot[pictures[: self.used], numbers[: self.used]] = torch.arange(self.used, dtype=torch.int32, device=self.slot.device)
 
     def _check(self, index: np.ndarray, view: np.ndarray, rows: np.ndarray) -> None:
         """Raises ValueError where the arrays are not this cache's."""
@@ -172,3 +194,9 @@ class TeacherCache:
         for part, limit in zip((index, view), self.slot.shape, strict=True):
             if part.dtype.kind != "i" or (len(part) and not (0 <= part.min() and part.max() < limit)):
                 raise ValueError(f"a picture or view outside of 0 to {limit - 1}")
+
+
+def _version(file: Path) -> tuple[int, int, int]:
+    """What changes when a file is replaced."""
+    status = file.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns

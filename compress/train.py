@@ -21,7 +21,7 @@ from compress.batches import batches
 from compress.checkpoint import State
 from compress.compiled import release
 from compress.data import views
-from compress.distributed import ALONE, Group, gather, synchronise
+from compress.distributed import ALONE, Group, synchronise
 from compress.engine import Rate, classifier_of, engine, keep_layout
 from compress.errors import Interrupted
 from compress.kernels import TORCH, quicker
@@ -33,6 +33,7 @@ from compress.results import Distortion, Normalization
 from compress.schema import Train
 from compress.step import TRACED, Batch, Step, Teaching, traced, trainable
 from compress.stopping import between_steps
+from compress.store import CHECKPOINT
 from compress.stream import Stream
 
 LOOK = 50  # steps between two looks at the clock
@@ -139,7 +140,8 @@ def fit(
     smallest = max(method.smallest_batch(), schedule.smallest_batch(student, pictures.image_size, device)) * group.size
     size = schedule.batch_size(train.batch_size, len(pictures.train_index), smallest)
     steps = schedule.steps(len(pictures.train_index), size, smallest)
-    saved = folder / checkpoint.CHECKPOINT
+    saved, kept = folder / CHECKPOINT, False
+    method.join(group)
     keep_freed_memory()
     unsynchronise = synchronise(group, device, train.sync_batchnorm, progress.warn if group.first else lambda _: None, student, method)
     parameters = trainable(student, method)
@@ -155,9 +157,10 @@ def fit(
     content = group.word(saved.read_bytes() if group.first and saved.is_file() else None)
     if content is not None:
         state, precision = checkpoint.load(content, saved, student, method, optimizer)
+        kept = True
         progress.start_at(state.epoch, state.step)
     group.spread(student, method, done=(state.epoch - 1) * steps + state.step)
-    rate, meter, begin = Rate(optimizer, device), Meter(), time.monotonic()
+    rate, meter, begin = Rate(optimizer, device), Meter(parameters, state.epoch), time.monotonic()
     tapped = Tapped(student, {name: taps[name] for name in method.student_taps})
     stream = pictures.images if isinstance(pictures.images, Stream) else None
     step = Step(
@@ -167,13 +170,13 @@ def fit(
     )  # fmt: skip
     # a traced cosine is summed like a loss: an epoch's mean over its traced steps and the processes then survives an interruption
     cosine_share = min(steps * size, len(pictures.train_index)) / -(-steps // (train.trace_gradients or 1)) / group.size
-    written, classifier, hooks_off = time.monotonic(), classifier_of(student, taps), keep_layout(student)
+    written, learnt, classifier, hooks_off = time.monotonic(), time.monotonic(), classifier_of(student, taps), keep_layout(student)
     kernels_off, kernels = (lambda: None), TORCH
     try:
         if device == "cpu":
             kernels_off, kernels = quicker(student, pictures.image_size, train.engine)
         run = engine(train.engine, step, size, steps * epochs, classifier, progress.warn)
-        with between_steps() as stop:
+        with between_steps(alone=group.size == 1) as stop:
             while state.epoch <= epochs:
                 begin = time.monotonic()
                 student.train()
@@ -185,7 +188,7 @@ def fit(
                 ).to(device)
                 epoch_tensor = torch.tensor(float(before + state.epoch), device=device)
                 number = torch.tensor((before + state.epoch - 1) * steps + state.step, device=device)
-                meter, first, looked = Meter(), state.step, time.monotonic()
+                meter, first, looked = Meter(parameters, state.epoch), state.step, time.monotonic()
                 for at, index, known, pixels in batches(order, view, state.step, size, steps, step, stream):
                     if group.agree(stop.is_set(), at):
                         raise KeyboardInterrupt
@@ -199,32 +202,35 @@ def fit(
                     progress.step(len(index), losses)
                     if state.step % LOOK == 0:
                         if time.monotonic() - looked > LOOK_SECONDS:
-                            meter.check(state.epoch, folder)
+                            meter.check(kept=kept)
                             looked = time.monotonic()
                         if group.agree(time.monotonic() - written > SAVE_SECONDS, 0):
                             part = replace(state, sums=dict(state.sums))
-                            meter.check(state.epoch, folder)
+                            meter.check(kept=kept)
                             _carry(part, group.total(meter.sums()), begin)
                             if group.first:
                                 checkpoint.save(saved, student, method, optimizer, part, precision)
-                            written = time.monotonic()
-                meter.check(state.epoch, folder)
+                            written, kept = time.monotonic(), True
+                meter.check(kept=kept)
                 _end_epoch(state, group.total(meter.sums()), student, method, pictures, normalization, train, begin, first * size, validate=group.first)
-                meter, begin = Meter(), time.monotonic()
+                meter, begin = Meter(parameters, state.epoch), time.monotonic()
                 progress.epoch(state.history[-1])
                 # The history first: a run killed between the two writes it again, one killed behind the last checkpoint would not.
                 checkpoint.write_history(folder / checkpoint.HISTORY, state.history)
                 if group.first:
                     checkpoint.save(saved, student, method, optimizer, state, precision)
+                    if teacher is not None and time.monotonic() - learnt > SAVE_SECONDS:
+                        teacher.save()
+                        learnt = time.monotonic()
                 group.word(None)  # the others wait here while the first process validates, not in the next step, whose messages have less time
-                written = time.monotonic()
-            if stop.is_set():  # during the last validation: nothing may swallow a Ctrl-C
+                written, kept = time.monotonic(), True
+            if group.agree(stop.is_set(), 0):  # during the last validation: nothing may swallow a Ctrl-C
                 raise KeyboardInterrupt
         if teacher is not None and group.size > 1:
-            teacher.merge(gather)
+            teacher.merge(group.gather)
     except KeyboardInterrupt:  # in every process at the same step
         sums = group.total(meter.sums())
-        if not meter.bad() and group.first:
+        if group.first and meter.bad() is None:
             _carry(state, sums, begin)
             checkpoint.save(saved, student, method, optimizer, state, precision)
         raise Interrupted(f"interrupted in epoch {min(state.epoch, epochs)} of {epochs}, checkpoint kept; {resume_hint}") from None
@@ -237,6 +243,7 @@ def fit(
         release(classifier)
         optimizer.zero_grad(set_to_none=True)  # what is trained ships without them, and a recording's memory goes with them
         unsynchronise()
+        method.join(ALONE)
         if stream is not None:
             stream.close()
         if teacher is not None and group.first:
@@ -246,7 +253,7 @@ def fit(
         student.load_state_dict(state.best["student"])
         method.load_state_dict(state.best["method"])
         shipped = state.best["epoch"]
-    seen = len(pictures.train_index) * len(state.history)
+    seen = min(steps * size, len(pictures.train_index)) * len(state.history)
     return Fitted(state.history, state.seconds, seen / max(state.seconds, 1e-9), precision, threads, kernels, shipped)
 
 

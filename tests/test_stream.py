@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from compress.data import sources, training_arrays
 from compress.data.crops import training_view
 from compress.data.distort import distorted
 from compress.data.listing import Listing, Place
-from compress.data.workers import Decoders
+from compress.data.workers import GRACE, Decoders
 from compress.distributed import Group
 from compress.errors import Interrupted, StageError
 from compress.records import File
@@ -143,6 +144,40 @@ def test_an_epoch_that_is_interrupted_in_its_middle_ends_with_the_same_bits(trai
     assert resumed.started == (2, 3) and len(resumed.steps) == 2 and same(found, expected)
     for before, after in zip(whole.history, fitted.history, strict=True):
         assert after["ce"] == pytest.approx(before["ce"], rel=1e-5) and after["top1_validation"] == before["top1_validation"]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_every_process_of_a_job_stops_between_two_steps(training, tmp_path, sent):
+    """What a scheduler and `timeout` do. Decoders work on, and where they are gone all the same, that is part of the stop."""
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "broken").mkdir()
+    expected, _ = fit(tmp_path / "whole", training)
+
+    def told() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        for child in multiprocessing.active_children():
+            os.kill(child.pid or 0, sent)
+        time.sleep(1)  # until the pool knows of those that are gone
+
+    with pytest.raises(Interrupted, match="epoch 1 of 2, checkpoint kept"):
+        fit(tmp_path / "broken", training, progress=Recorder(1, told))
+    resumed = Recorder()
+    found, _ = fit(tmp_path / "broken", training, progress=resumed)
+    assert resumed.started == (1, 1) and same(found, expected)
+
+
+def test_decoders_that_nobody_asks_end_behind_a_signal(training):
+    """Those of a pool that gives up on them, for one."""
+    decoders = Decoders(place(training), augment="resized_crop", workers=1)
+    one = (np.arange(4), np.arange(4))
+    assert len(list(decoders.batches([one], 4))) == 1
+    (child,) = multiprocessing.active_children()
+    os.kill(child.pid or 0, signal.SIGTERM)
+    begin = time.monotonic()
+    assert len(list(decoders.batches([one], 4))) == 1 and child.is_alive()
+    child.join(3 * GRACE)
+    assert child.exitcode == 0 and time.monotonic() - begin >= GRACE
+    decoders.close()
 
 
 def test_views_are_distorted_behind_the_decoders(training, tmp_path):

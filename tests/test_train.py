@@ -348,6 +348,30 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_checkpoint(tmp_path,
     assert all(torch.isfinite(value).all() for value in again.state_dict().values())
 
 
+class Poisoned(Plain):
+    """From some step on a finite loss whose gradient is not: the square root of a distance of zero."""
+
+    first = 3
+
+    def forward(self, signals: Signals) -> dict[str, Tensor]:
+        self.__dict__["calls"] = self.__dict__.get("calls", 0) + 1
+        extra = (signals.student_logits - signals.student_logits.detach()).pow(2).sum().sqrt() if self.__dict__["calls"] >= self.first else torch.zeros(())
+        return {**super().forward(signals), "extra": extra}
+
+
+@pytest.mark.parametrize(("first", "kept"), [(3, "there is no checkpoint yet"), (6, "the last good checkpoint is kept")])
+def test_weights_that_the_last_step_of_an_epoch_spoilt_are_neither_kept_nor_shipped(tmp_path, first, kept):
+    """Three steps an epoch, two epochs."""
+    method = Poisoned(None, Setting(SHAPE, None, torch.zeros(1), torch.zeros(1)))
+    method.first = first
+    with pytest.raises(StageError, match=f"the weights are not finite in epoch {first // 3}, though every loss until then was; {kept}"):
+        fit(tmp_path, Net(), method)
+    assert (tmp_path / "checkpoint.pt").exists() == (first == 6)
+    if first == 6:
+        stored = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+        assert all(torch.isfinite(value).all() for value in stored["student"].values()) and stored["state"]["epoch"] == 2
+
+
 def test_without_a_checkpoint_the_message_says_so(tmp_path):
     with pytest.raises(StageError, match=r"not finite in epoch 1, step [0-9]+ \(ce .*there is no checkpoint yet: lower train.lr"):
         fit(tmp_path, *started(Distill(method="none")), config=settings(lr=1e30))

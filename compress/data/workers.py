@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -28,6 +29,7 @@ from compress.errors import StageError
 
 CHUNK = 8  # pictures of one task
 AHEAD = 2  # tasks a process that are under way or wait
+GRACE = 10.0  # seconds without work behind a SIGTERM: then the training has ended, or will not
 
 Asked = tuple[np.ndarray, np.ndarray]  # positions, views, int64 (n,)
 
@@ -135,8 +137,12 @@ def _submitted(pool: ProcessPoolExecutor, job: Job, slot: int, positions: np.nda
 
 
 def _begin() -> None:
-    """In a decode process: Ctrl-C is the training's to handle, and a training that is killed takes its decoders along."""
+    """In a decode process: Ctrl-C is the training's to handle, and a training that is killed takes its decoders along.
+
+    SIGTERM is the training's, too, which ends between two steps and still wants pictures: schedulers and torchrun send it to every process of a job.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_leave_when_idle, daemon=True).start())
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_leave_with, args=(parent.sentinel,), daemon=True).start()
@@ -144,6 +150,16 @@ def _begin() -> None:
 
 def _leave_with(sentinel: int) -> None:
     wait_for([sentinel])
+    os._exit(0)
+
+
+_worked = 0.0  # when this decode process last had work, by time.monotonic
+
+
+def _leave_when_idle() -> None:
+    begin = time.monotonic()
+    while (idle := time.monotonic() - max(begin, _worked)) < GRACE:
+        time.sleep(GRACE - idle)
     os._exit(0)
 
 
@@ -156,6 +172,8 @@ def _decode(job: Job, slot: int, row: int, positions: list[int], views: list[int
     """Decode some pictures into their rows of a slot. Raises StageError with the path of one that cannot be read."""
     from compress.data.pictures import strict
 
+    global _worked
+    _worked = time.monotonic()
     listing, ring = _opened(job)
     size = job.place.image_size
     with strict():

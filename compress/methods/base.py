@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from compress.distributed import ALONE, Group
 from compress.errors import UsageError
 from compress.losses import cross_entropy
 from compress.models.outline import Outline
@@ -60,6 +61,7 @@ class Method(nn.Module):
         scope: of that projection, "all" or "shared" (see gradients.aligned_backward).
         recordable: a step may be recorded once and replayed: it neither waits for the device nor puts new tensors in place of old ones.
         phase: changes, in `start_epoch` only, where from then on other losses are computed.
+        group: the processes that share each batch, see `join`.
     """
 
     needs_teacher = True
@@ -72,6 +74,7 @@ class Method(nn.Module):
     scope = "all"
     recordable = True
     phase: int = 0
+    group: Group = ALONE
 
     def __init__(self, config: Any, setting: Setting) -> None:
         super().__init__()
@@ -102,6 +105,10 @@ class Method(nn.Module):
     def task(self, signals: Signals, weight: float = 1.0) -> Tensor:
         """The weighted cross-entropy."""
         return weight * cross_entropy(signals.student_logits, signals.labels, self.label_smoothing)
+
+    def join(self, group: Group) -> None:
+        """Told before a training which processes share each batch; signals are this process's part of it."""
+        self.group = group
 
     def start_epoch(self, epoch: int) -> None:
         """Told before each 1-based epoch."""

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from compress.distributed import Group
 from compress.errors import UsageError
 from compress.methods.base import TASK, Method, Setting, Signals
 
@@ -51,6 +52,10 @@ class Combined(Method):
 
     def logits(self, signals: Signals) -> Tensor:
         return self.shipping.logits(signals)
+
+    def join(self, group: Group) -> None:
+        for part in self._parts():
+            part.join(group)
 
     def start_epoch(self, epoch: int) -> None:
         for part in self._parts():

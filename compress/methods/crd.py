@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.distributed import gather
 from compress.errors import UsageError
 from compress.hashing import hashed
 from compress.losses import contrastive_nce
@@ -101,14 +100,14 @@ class CRD(Method):
     def _first_z(self, scores: Tensor) -> Tensor:
         """Log of mean(exp(scores)) times the number of pictures, over the batches (N, 1 + K) of all processes."""
         scores = scores.cpu() if scores.device.type == "mps" else scores  # which has no float64
-        levels = gather(torch.logsumexp(scores.double(), dim=1))
+        levels = self.group.gather(torch.logsumexp(scores.double(), dim=1))
         share = len(self.memory_student) / (len(levels) * scores.shape[1])
         return (torch.logsumexp(levels, 0) + math.log(share)).to(self.log_z.dtype)
 
     @torch.no_grad()
     def remember(self, rows: Tensor, student: Tensor, teacher: Tensor) -> None:
         """Move the batch's rows of both memories, in their place, towards its embeddings."""
-        rows, student, teacher = gather(rows), gather(student), gather(teacher)
+        rows, student, teacher = (self.group.gather(own) for own in (rows, student, teacher))
         momentum = self.config.momentum
         for name, value in (("memory_student", student), ("memory_teacher", teacher)):
             memory = self.get_buffer(name)

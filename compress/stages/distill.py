@@ -26,7 +26,6 @@ def _run(
     model, method, fitted = trained.model, trained.method, trained.fitted
     path = context.work / "trained.safetensors"
     save_combined(model, method, path)
-    checkpoint.discard(context.work)
     return Distilled(
         network=student,
         combined=File.of(path),

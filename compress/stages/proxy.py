@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from compress import checkpoint, loading
+from compress import loading
 from compress.distilling import distil
 from compress.records import File
 from compress.results import Network, Proxied, Trained, TrainingData
@@ -20,7 +20,6 @@ def _run(
     """Inputs as of the distill stage; `train` is the short one, `share` how much of the training pictures it sees."""
     title = f"proxy: {student.model} from {teacher.network.model}"
     short = distil(config, context=context, student=student, start=start, weights=weights, teacher=teacher, data=data, train=train, share=share, title=title)
-    checkpoint.discard(context.work)
     pictures = loading.pictures(data, context.device)
     shipped, shown = short.method.deployed(short.model), pictures.validation()
     logits = predict(shipped, shown, data.image_size, student.normalization, device=pictures.labels.device)

@@ -78,7 +78,6 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
     else:
         path, counted = context.work / "teacher.safetensors", (params(model), macs(model, network.image_size))
         checkpoints.save_state(inner(model), path)
-    checkpoint.discard(context.work)
     return Trained(
         network=network,
         weights=File.of(path),

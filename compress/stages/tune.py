@@ -20,6 +20,7 @@ import export.search
 from compress import checkpoint, loading
 from compress.data import calibration_arrays, views
 from compress.delivery import Exported, Tuned
+from compress.distilling import say_teaching
 from compress.errors import StageError
 from compress.methods import Method, build_method
 from compress.models import checkpoints
@@ -50,7 +51,10 @@ def _run(
     images, _ = calibration_arrays(data)
     settings = Settings(target, config.per_channel, config.calibrate, config.percentile, config.float_layers)
     pictures, live = loading.pictures(data.training, context.device), _student(stripped)
-    teaching_method, teaching = _taught(method, trained, live, teacher, pictures, data, train, context)
+    own = train.model_copy(update={
+        "epochs": config.epochs, "lr": config.lr, "schedule": Schedule(warmup_epochs=0.0), "precision": "float32", "keep": "last",
+    })  # fmt: skip
+    teaching_method, teaching = _taught(method, trained, live, teacher, pictures, data, own, context)
     try:
         prepared = export.quantize.prepare((model.int8_source or model.file).path, images, cache=context.cache / "calibration")
         shown = _tensors(teaching_method.student_taps, stripped.trained, live, prepared, pictures)
@@ -59,9 +63,6 @@ def _run(
     except ExportError as error:
         raise StageError(f"tune: {error}") from error
     static = _accuracy(simulation, stripped.trained, pictures)
-    own = train.model_copy(update={
-        "epochs": config.epochs, "lr": config.lr, "schedule": Schedule(warmup_epochs=0.0), "precision": "float32", "keep": "last",
-    })  # fmt: skip
     steps = -(-len(pictures.train_index) // train.batch_size)
     with context.console.training(f"int8 of {stripped.trained.network.model} by {method.name}", own.epochs or 1, steps) as progress:
         fitted = fit(
@@ -76,7 +77,6 @@ def _run(
     weights, ranges = context.work / "tuned.safetensors", context.work / "ranges.json"
     weights.write_bytes(save({name: torch.from_numpy(value) for name, value in simulation.learned_weights().items()}, metadata={"format": "pt"}))
     ranges.write_text(json.dumps(simulation.learned_ranges(), indent=1) + "\n")
-    checkpoint.discard(context.work)
     if sentence := worse(static, fitted.history[-1].get("top1_validation", static)):
         context.console.warn(sentence)
     return Tuned(
@@ -131,6 +131,7 @@ def _taught(
     teaching = loading.teaching(
         teacher, method, taught_by.taps, data.training, len(pictures.images), device=context.device, cache=context.cache, warn=context.console.warn
     )
+    say_teaching(teaching, teacher, config.name, data.training, len(pictures.train_index), train, context)
     return method, teaching
 
 
