@@ -32,6 +32,7 @@ from compress.console import Console, duration
 from compress.data import cifar, npz
 from compress.data.splits import carve, stratified
 from compress.errors import CompressError, UsageError
+from compress.store import locked
 
 HERE = Path(__file__).parent
 MOBILE = ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")
@@ -161,7 +162,8 @@ def _stored(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     np.savez(content, **watched(arrays))  # type: ignore[arg-type]
-    write_atomically(path, content.getvalue())  # another process of --only may read it
+    with locked(path.with_suffix(".lock")):  # another process of --only may write and read it
+        write_atomically(path, content.getvalue())
     constants = cifar.SETS["cifar100"]
     normalize = json.dumps({"mean": constants.mean, "std": constants.std})
     return "data.source=npz", f"data.root={path}", f"data.validation={len(arrays['test_labels'])}", f"data.normalize={normalize}"

@@ -68,7 +68,7 @@ class Setting:
 @click.option("--device", help="cpu or cuda; default: the CPU and, where there is one, CUDA")
 @click.option("--engine", default="auto", show_default=True, type=click.Choice(ENGINES), help="train.engine of our runs; auto compiles none this short")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--pictures", type=click.IntRange(2 * BATCH), help="of an epoch of ours; default: 1,280 on the CPU, 50,000 on CUDA")
+@click.option("--pictures", type=click.IntRange(3 * CLASSES), help="of an epoch of ours; default: 1,280 on the CPU, 50,000 on CUDA")
 @click.option("--pair", "chosen", multiple=True, help="teacher:student, more than once; default: all three")
 @click.option("--out", type=click.Path(path_type=Path), help="default: benchmarks/results/train_speed-<device>.json, -<engine> unless that is auto")
 @click.option("--authors-alone", is_flag=True, hidden=True, help="one pass of the authors' loop for the one --pair; prints pictures per second")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
+import compare_methods
 import numpy as np
 import pytest
+import reproduce
+import seeds
 
 from compress import recipe
 from compress.data.splits import carve
@@ -15,12 +17,7 @@ from compress.errors import UsageError
 from compress.schema import METHOD_SECTIONS
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))  # where a script looks for its neighbours
-import compare_methods  # noqa: E402
-import reproduce  # noqa: E402
-import seeds  # noqa: E402
 
-sys.path.pop(0)
 CIFAR = sorted((ROOT / "recipes" / "cifar100").glob("*.yaml"))
 
 

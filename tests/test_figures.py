@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import compare_methods
+import precision_accuracy
 import pytest
+import train_speed
+
+from compress import models
+from compress.models.count import params
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))  # where a script looks for its neighbours
-import compare_methods  # noqa: E402
-import precision_accuracy  # noqa: E402
-import train_speed  # noqa: E402
 
-sys.path.pop(0)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -228,6 +228,19 @@ def test_where_a_steps_time_goes() -> None:
     assert f"resnet8x4 runs at {peak['resnet8x4']} of it, with {share['resnet8x4'][0]} of the time in convolutions" in said
     assert f"shufflenet_v2 runs at {peak['shufflenet_v2']}, resnet56 -> mobilenet_v2 at {peak['mobilenet_v2']}, with {share['mobilenet_v2'][0]}" in said
     assert f"and {share['mobilenet_v2'][1]} in BatchNorm" in said and f"takes {mobile['two_pictures_ms']:.0f} of its {mobile['step_ms']:.0f} ms" in said
+
+
+def test_what_64_cards_would_move() -> None:
+    said, weights = " ".join(docs("scale").split()), params(models.build("torchvision/resnet18", classes=1000))
+    message = 2 * 4 * weights  # bytes: two gradients in float32
+    assert f"2 x 4 bytes x {weights / 1e6:.1f} M parameters with alignment, {message / 1e6:.0f} MB; without it {message / 2e6:.0f} MB" in said
+    within, between = (1e3 * 2 * message / rate for rate in (250e9, 25e9))  # ms; a ring moves nearly twice the message
+    assert f"2 x {message / 1e6:.0f} MB a card and step: {within:.2f} ms at 250 GB/s" in said and f"{between:.1f} ms at 25 GB/s" in said
+    step, large = (1e3 * pictures / 2000 for pictures in (32, 256))
+    assert f"32 of them take {step:.0f} ms, and {between:.1f} ms more are a third of the time" in said and round(between / (step + between), 1) == 0.3
+    assert f"256 a card ({large:.0f} ms) lose {100 * between / (large + between):.0f} %, in a batch of {64 * 256:,}" in said
+    assert f"64 cards want {64 * 2000:,} JPEGs a second: some {round(64 * 2000 / 100, -2):,} CPU cores" in said and 32 * 64 == 2048
+    assert f"{weights / 1e6:.1f} M parameters x (weights, momentum) x 4 bytes: about {round(message / 1e6, -2):.0f} MB an epoch" in said
 
 
 def test_training_beside_busy_processes() -> None:

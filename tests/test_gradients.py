@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
+import authors_loop
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,11 +14,6 @@ from compress import gradients
 from compress.gradients import aligned_backward, cosine, sum_backward
 from compress.losses import binary_kl_norm, cross_entropy
 from compress.reach import leaves
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # where a script looks for its neighbours
-import authors_loop  # noqa: E402
-
-sys.path.pop(0)
 
 DATA = json.loads((Path(__file__).parent / "golden" / "testvectors.json").read_text())
 GA = DATA["expected"]["GA"]

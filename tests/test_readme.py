@@ -66,9 +66,7 @@ def parse_command(line: str) -> None:
 
         verify._arguments(arguments[2:])
     elif program == "python" and arguments[0].startswith("benchmarks/"):
-        sys.path.insert(0, str(ROOT / "benchmarks"))  # where a script looks for its neighbours
         module = importlib.import_module(Path(arguments[0]).stem)
-        sys.path.pop(0)
         parse_click(module.main, arguments[0], [str(ROOT) if word == "FOLDER" else word for word in arguments[1:]])
     elif arguments[:2] == ["-m", "compress.reference"]:
         assert (ROOT / arguments[2]).is_file()
