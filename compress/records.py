@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+CHECKPOINT = "checkpoint.pt"  # in a stage's folder: where its training goes on, until it is done
 # Fields that say how a result came about, not what it is: never part of a cache key.
 CIRCUMSTANCE = frozenset(
     {"seconds", "images_per_second", "history", "threads", "kernels", "precision", "origin", "largest_logit", "streamed", "teacher_rows"}

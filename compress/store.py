@@ -24,9 +24,7 @@ from compress.allocation import give_back_freed_memory
 from compress.console import Console
 from compress.distributed import ALONE, Group
 from compress.errors import StageError
-from compress.records import File, from_json, sha256_of, to_json
-
-CHECKPOINT = "checkpoint.pt"  # in a stage's folder: where its training goes on
+from compress.records import CHECKPOINT, File, from_json, sha256_of, to_json
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,11 @@ from compress.meter import Meter
 from compress.methods import Method
 from compress.models.taps import Tapped
 from compress.precision import exact, resolve_precision
+from compress.records import CHECKPOINT
 from compress.results import Distortion, Normalization
 from compress.schema import Train
 from compress.step import TRACED, Batch, Step, Teaching, traced, trainable
 from compress.stopping import between_steps
-from compress.store import CHECKPOINT
 from compress.stream import Stream
 
 LOOK = 50  # steps between two looks at the clock

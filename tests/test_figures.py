@@ -9,6 +9,7 @@ from typing import Any
 import compare_methods
 import precision_accuracy
 import pytest
+import seeds
 import train_speed
 
 from compress import models
@@ -173,10 +174,19 @@ def test_start_up() -> None:
 
 
 def test_two_losses_on_one_head() -> None:
-    finals = {name: [one["columns"]["top1_validation"][-1] for one in arm["runs"]] for name, arm in result("collapse")["arms"].items()}
+    runs = {name: [one["columns"] for one in arm["runs"]] for name, arm in result("collapse")["arms"].items()}
+    finals = {name: [100 * columns["top1_validation"][-1] for columns in each] for name, each in runs.items()}
     table = rows(docs("methods"), "validation accuracy after 6 epochs")
-    said = [[float(cell.removesuffix(" %")) for cell in cells[1:]] for cells in table]
-    assert said == [[pytest.approx(100 * one, abs=0.05), pytest.approx(100 * two, abs=0.05)] for one, two in zip(*finals.values(), strict=True)]
+    shown = [[float(cell.removesuffix(" %")) for cell in cells[1:]] for cells in table]
+    assert shown == [pytest.approx(each, abs=0.05) for each in zip(*finals.values(), strict=True)]
+
+    said, plain, _, one, two = " ".join(docs("methods").split()), *finals.values()
+    for (sign, lower, places), text in (((1, one, 0), "points above one head"), ((-1, plain, 1), "points below cross-entropy alone")):
+        differences = [sign * (high - low) for high, low in zip(two, lower, strict=True)]
+        low, high = seeds.interval(differences) or (0.0, 0.0)
+        assert f"{sum(differences) / 3:.{places}f} [{low:.{places}f}, {high:.{places}f}] {text}" in said
+    worst = {key: min(min(columns[key]) for columns in runs["both on one head"]) for key in ("cos_classifier", "cos_backbone")}
+    assert f"cosine {worst['cos_classifier']:.2f}) and never in the backbone (lowest {worst['cos_backbone']:+.2f})" in said
 
 
 def test_limited_views() -> None:
@@ -239,7 +249,7 @@ def test_what_64_cards_would_move() -> None:
     step, large = (1e3 * pictures / 2000 for pictures in (32, 256))
     assert f"32 of them take {step:.0f} ms, and {between:.1f} ms more are a third of the time" in said and round(between / (step + between), 1) == 0.3
     assert f"256 a card ({large:.0f} ms) lose {100 * between / (large + between):.0f} %, in a batch of {64 * 256:,}" in said
-    assert f"64 cards want {64 * 2000:,} JPEGs a second: some {round(64 * 2000 / 100, -2):,} CPU cores" in said and 32 * 64 == 2048
+    assert f"64 cards want {64 * 2000:,} JPEGs a second: some {round(64 * 2000 // 100, -2):,} CPU cores" in said and 32 * 64 == 2048
     assert f"{weights / 1e6:.1f} M parameters x (weights, momentum) x 4 bytes: about {round(message / 1e6, -2):.0f} MB an epoch" in said
 
 

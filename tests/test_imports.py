@@ -94,7 +94,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.checkpoint": ("compress.atomic", "compress.errors"),
     "compress.precision": (),
     "compress.meter": ("compress.errors",),
-    "compress.stopping": (),
+    "compress.stopping": ("compress.errors",),
     "compress.schedule": ("compress.errors", "compress.schema"),
     "compress.kernels*": ("compress.kernels", "compress.kernels.*", "compress.models.sums"),
     "compress.train": (
@@ -107,7 +107,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.teacher_network", "compress.step", "compress.stream", "compress.train",
     ),
     "compress.distilling": (*FOUNDATIONS, "compress.schema", "compress.store", "compress.loading", "compress.data*", "compress.methods", "compress.models*",
-                            "compress.precision", "compress.teacher_cache", "compress.train"),
+                            "compress.precision", "compress.step", "compress.teacher_cache", "compress.teacher_network", "compress.train"),
     "compress.selection": ("compress.results", "compress.statistics"),
     "compress.faults": ("compress.statistics",),
     "compress.guessing": (*FOUNDATIONS, "compress.data.splits", "compress.statistics"),

@@ -50,4 +50,4 @@ def save_combined(model: nn.Module, method: nn.Module, path: Path) -> None:
     path.write_bytes(save(tensors, metadata={"format": "pt"}))  # not save_file: a full disk is then an OSError, which the store explains
 
 
-run = Stage("distill", 5, _run, Distilled, together=True)
+run = Stage("distill", 6, _run, Distilled, together=True)

@@ -35,4 +35,4 @@ def _run(
     )
 
 
-run = Stage("proxy", 5, _run, Proxied, together=True)
+run = Stage("proxy", 6, _run, Proxied, together=True)

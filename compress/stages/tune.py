@@ -186,4 +186,4 @@ def _hold_against_file(
     return agreement, float(np.abs(simulated - written).mean())
 
 
-run = Stage("tune", 4, _run, Tuned)
+run = Stage("tune", 5, _run, Tuned)
