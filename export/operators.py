@@ -115,7 +115,6 @@ def _slice(attributes: Attributes, values: Sequence[Value]) -> Tensor:
 
 def _gather(attributes: Attributes, values: Sequence[Value]) -> Tensor:
     x, index, axis = _needed(values, 0), _needed(values, 1), attributes.get("axis", 0) % _needed(values, 0).ndim
-    index = index.to(x.device)
     shape = (*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
     return x.index_select(axis, index.reshape(-1) % x.shape[axis]).reshape(shape)
 

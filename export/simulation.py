@@ -80,6 +80,7 @@ class Simulation(nn.Module):
         self._weights = dict(zip(names, range(len(names)), strict=True))
         self._constants: dict[str, str] = {}
         self._shapes: dict[str, Tensor] = {}
+        self._indices = {node.input[1] for node in chosen.node if node.op_type == "Gather"}
         for tensor in chosen.initializer:
             if tensor.name not in self._weights:
                 self._keep(tensor.name, numpy_helper.to_array(tensor))
@@ -123,7 +124,7 @@ class Simulation(nn.Module):
         return {name: self.weights[place].detach().cpu().contiguous().numpy() for name, place in self._weights.items()}
 
     def _keep(self, name: str, array: np.ndarray) -> None:
-        if array.dtype == np.int64:  # shapes and axes are read by Python: they stay where it is
+        if array.dtype == np.int64 and name not in self._indices:  # shapes and axes are read by Python: they stay where it is
             self._shapes[name] = constant(array)
             return
         self._constants[name] = f"constant{len(self._constants)}"

@@ -158,6 +158,8 @@ def test_each_kind_of_network_is_simulated(name: str, tmp_path: Path) -> None:
     written = search.logits(tmp_path / "q.onnx", "x86-vnni", images)
     # Equal in most networks; where a sum ends between two levels, another order of its terms moves what follows.
     assert np.abs(integers - written).mean() < 0.8 * np.abs(written - expected).mean()
+    # all that a step reads moves to the device: one that copied would wait for it, and could not be recorded
+    assert Simulation(pairs.model, pairs).to("meta")(pixels.to("meta")).shape == (16, 10)
 
 
 @pytest.mark.parametrize(
