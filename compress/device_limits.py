@@ -68,6 +68,7 @@ def facts(content: Row, rows: tuple[Row, ...], target: str) -> verdict.Facts:
         int8_speedup_ci95=verdict.interval(integers["ci95"] if integers else None),
         peak_memory_bytes=row["peak_memory_bytes"],
         disturbed="; ".join(row.get("disturbances") or ()) or ("other processes were busy on the device" if row["contaminated"] else None),
+        unfit=(row.get("conditions") or {}).get("unfit"),
         sha256=row["sha256"],
         precision=row["precision"],
         untimed=untimed,

@@ -194,6 +194,7 @@ def _row(ground: Ground, one: Subject, drafted: stages.Drafted, references: Mapp
         "speedups": [{"against": key, "speedup": pair[0], "ci95": pair[1:]} for key, pair in timed.speedup.get(ships, {}).items() if key in references],
         "other_cores": timed.other_cores,
         "disturbances": list(timed.disturbances),
+        "unfit": timed.unfit,
         "seconds": round(sum(ground.store.seconds[title] for title in titles), 1),
         "reused": all(title in ground.store.reused for title in titles),
     }  # fmt: skip

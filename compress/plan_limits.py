@@ -62,6 +62,7 @@ def _facts(row: Row, teacher: Row | None, device: Device) -> verdict.Facts:
         peak_memory_bytes=own["peak_memory_bytes"],
         int8_mac_share=row["int8"]["int8_mac_share"] if row["ships"] == "int8" else 0.0,
         disturbed="; ".join(row["disturbances"]) or None,
+        unfit=row["unfit"],
         sha256=own["sha256"],
         precision=row["ships"],
     )

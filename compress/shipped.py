@@ -37,6 +37,7 @@ def facts(measured: Measured, models: tuple[ModelFile, ...]) -> verdict.Facts:
         peak_memory_bytes=shipped["peak_memory_bytes"],
         int8_mac_share=shipped["int8_mac_share"],
         disturbed="; ".join(measured.latency.get("disturbances") or ()) or None,
+        unfit=measured.latency.get("unfit"),
         sha256=shipped["sha256"],
         precision=shipped["precision"],
         untimed=_untimed(shipped),

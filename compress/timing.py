@@ -22,7 +22,7 @@ from export.timings import LatencyResult
 
 ATTEMPTS = 3  # a disturbed measurement is repeated at most twice
 PHOTOS = 16
-PHOTO_REPEATS = 64  # enough for p90; a photo of 12 megapixels takes a tenth of a second
+PHOTO_REPEATS = 72  # enough for p90, though some be interrupted; a photo of 12 megapixels takes a tenth of a second
 QUALITY = 90
 
 
@@ -83,14 +83,16 @@ def entry(timed: LatencyResult, name: str, seed: int) -> dict[str, Any] | None:
 def photo_conditions(timed: LatencyResult, source: str) -> dict[str, Any]:
     """`latency.photo` of report.json."""
     known = timed.conditions()
-    kept = ("contaminated", "other_cores", "disturbances", "attempts")
+    kept = ("contaminated", "other_cores", "disturbances", "interrupted", "unfit", "attempts")
     return {"pictures": source, "decoder": f"Pillow {PIL.__version__}", **{key: known[key] for key in kept}}
 
 
 def warnings(timed: LatencyResult, sustained: Mapping[str, Any] | None) -> tuple[str, ...]:
     """What a reader of the times must know."""
     tries = f" in each of {timed.attempts} attempts" if timed.attempts > 1 else ""
-    said = [f"{what}{tries}; ratios are from interleaved rounds, absolute times are not" for what in timed.disturbances]
+    said = [f"{what}{tries}; ratios are from interleaved rounds and suffer less than times" for what in timed.disturbances]
+    if timed.unfit is not None:
+        said.append(f"{timed.unfit}: times are too long, and ratios are doubtful, too; measure again on a quiet machine: --force validate")
     if sustained is not None and sustained["ratio"] > 1 + DRIFT:
         said.append(str(sustained["sentence"]))
     return (*said, *timed.notes)

@@ -42,6 +42,7 @@ class Facts:
     peak_memory_bytes: int | None = None
     int8_mac_share: float | None = None
     disturbed: str | None = None  # why the timing is noisy, e.g. "other processes used 40 % of a core"
+    unfit: str | None = None  # why it is too long, and ratios are wrong in every round alike: see export.rounds.uninterrupted
     untimed: str | None = None  # why the file could not be timed, e.g. "it is built for arm64 and this machine is x86-vnni"
     sha256: str | None = None  # of the file
     precision: str | None = None  # fp32 | int8
@@ -126,6 +127,8 @@ def _timed(value: float | None, interval: Interval | None, limit: float, facts: 
         return value, None, "undecided", f"{what} is {_number(value)}{unit} and {bound}, but {why}."
     verdict = _side(interval, limit, at_most=at_most)
     sentence = f"{what} is {_number(value)}{unit} [{_number(interval[0])}, {_number(interval[1])}]; {bound}"
+    if facts.unfit and not (at_most and verdict == "passed"):  # what meets a limit although it took too long does meet it
+        return value, interval, "undecided", f"{sentence}, but {facts.unfit}: measure again on a quiet machine."
     if verdict == "undecided":
         edge = interval[1] if value < limit else interval[0]
         needed = samples_needed(facts.timed_runs, value, edge, limit) if facts.timed_runs else None

@@ -77,6 +77,8 @@ class Workflow:
             return None
         measured = self._settled(measured, verified)
         guesses += self._warned(guessing.of_shipped(measured))
+        for warning in measured.warnings:
+            store.console.warn(warning)
         packaged = self._packaged(shipping(models, measured))
         if self.until == "package":
             return None

@@ -20,12 +20,18 @@ from typing import Any
 
 import numpy as np
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 from export import conditions
 from export.rounds import Attempt, disturbances
 from export.runtime import ExportError, MissingError, Model, isa, runs_on
 from export.timings import LatencyResult, conclude
 
 _MEMORY_RUNS = 10
+_LOST = 0.02  # of a run's time, without a core: a run that was interrupted for less counts
 
 
 def latency(
@@ -43,7 +49,8 @@ def latency(
     """Time every model at batch 1 on varying pictures, uint8 (N, H, W, 3): one process, all loaded, rounds in shuffled order.
 
     `repeats` timed runs a model and attempt. What is timed is what an application does from pixels to logits. Interleaving cancels what
-    CPU accounting cannot see (frequency, neighbours on the same core). `provider`: an execution provider. Raises ExportError.
+    CPU accounting cannot see (frequency, neighbours on the same core); runs that lost their core to another process do not count, see
+    `rounds.uninterrupted`. `provider`: an execution provider. Raises ExportError.
     """
     pictures = [np.ascontiguousarray(images[index : index + 1]) for index in range(len(images))]
     return _measure(models, pictures, lambda picture: picture, threads, warmup, repeats, rounds, seed, attempts, provider)
@@ -56,7 +63,7 @@ def photo_latency(
     *,
     threads: int = 1,
     warmup: int = 3,
-    repeats: int = 64,
+    repeats: int = 72,
     rounds: int = 8,
     seed: int = 0,
     attempts: int = 1,
@@ -81,12 +88,12 @@ def _measure(
     random = np.random.default_rng(seed)
     inputs = [inputs[index] for index in random.permutation(len(inputs))]
     runs = {name: _runner(model, prepare) for name, model in loaded.items()}
-    first = {name: float(_time(run, inputs[:1])[0]) for name, run in runs.items()}
+    first = {name: float(_time(run, inputs[:1])[0][0]) for name, run in runs.items()}
     for run in runs.values():
         _time(run, [inputs[number % len(inputs)] for number in range(warmup)])
     tried: list[Attempt] = []
     while len(tried) < attempts:
-        tried.append(_attempt(runs, inputs, repeats, rounds, random))
+        tried.append(_attempt(runs, inputs, repeats, rounds, random, threads))
         if not disturbances(tried[-1]):
             break
     return conclude(tried, threads, first, {name: model.load_ms for name, model in loaded.items()}, digests)
@@ -103,32 +110,51 @@ def _runner(model: Model, prepare: Callable[[Any], np.ndarray]) -> Callable[[Any
     return lambda item: run(outputs, feed(prepare(item)))
 
 
-def _attempt(runs: dict[str, Callable[[Any], Any]], inputs: list[Any], repeats: int, rounds: int, random: np.random.Generator) -> Attempt:
+def _switches(threads: int) -> Callable[[], int] | None:
+    """Counts how often this thread, or any of the process where several compute, lost its core to another one; None where the system does not tell."""
+    if resource is None:
+        return None
+    who = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF) if threads == 1 else resource.RUSAGE_SELF
+    return lambda: resource.getrusage(who).ru_nivcsw
+
+
+def _attempt(
+    runs: dict[str, Callable[[Any], Any]], inputs: list[Any], repeats: int, rounds: int, random: np.random.Generator, threads: int
+) -> Attempt:
+    switches, least = _switches(threads), _LOST if threads == 1 else -np.inf  # one thread's own time says nothing of the others'
     parts: dict[str, list[np.ndarray]] = {name: [] for name in runs}
+    flags: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     loads: list[float | None] = []
     begin = before = conditions.busy_seconds()
     start = since = time.perf_counter()
     for part in np.array_split(np.arange(repeats), min(rounds, repeats)):
         chosen = [inputs[number % len(inputs)] for number in part]
         for name in random.permutation(sorted(runs)):
-            parts[str(name)].append(_time(runs[str(name)], chosen))
+            times, lost = _time(runs[str(name)], chosen, switches, least)
+            parts[str(name)].append(times)
+            flags[str(name)].append(lost)
         after, now = conditions.busy_seconds(), time.perf_counter()
         loads.append(conditions.round_load(before, after, now - since))
         before, since = after, now
     wall = since - start
     cores, contaminated = conditions.others(begin, before, wall)
-    return Attempt(parts, loads, None if cores is None else cores * wall, wall, contaminated)
+    return Attempt(parts, loads, None if cores is None else cores * wall, wall, contaminated, flags if switches else None)
 
 
-def _time(run: Callable[[Any], Any], inputs: Sequence[Any]) -> np.ndarray:
-    """Milliseconds of each run."""
-    times = np.empty(len(inputs))
-    clock = time.perf_counter_ns
+def _time(
+    run: Callable[[Any], Any], inputs: Sequence[Any], switches: Callable[[], int] | None = None, least: float = _LOST
+) -> tuple[np.ndarray, np.ndarray]:
+    """(milliseconds of each run, which of them were interrupted: a core was lost, and with it more than `least` of the run's time)."""
+    times, lost = np.empty(len(inputs)), np.zeros(len(inputs), dtype=bool)
+    clock, busy, count = time.perf_counter_ns, time.thread_time_ns, switches or (lambda: 0)
     for index, item in enumerate(inputs):
+        before, used = count(), busy()
         start = clock()
         run(item)
         times[index] = clock() - start
-    return times / 1e6
+        used = busy() - used
+        lost[index] = count() > before and times[index] - used > least * times[index]
+    return times / 1e6, lost
 
 
 def memory(path: str | Path, *, threads: int = 1, provider: str | None = None) -> int | None:

@@ -23,7 +23,7 @@ ANOTHER_FILTER = 15.0  # the right picture, but rougher: up to here it may be re
 VARIANTS = {"squash": "squash instead of crop", "exif": "EXIF rotation ignored", "uncropped": "the whole square instead of its centre"}
 POOLED = 64  # faults are compared on pictures of at most this side: they are coarse
 LIMIT_SECONDS = 60
-PHOTO_REPEATS = 64  # enough for p90
+PHOTO_REPEATS = 72  # enough for p90, though some be interrupted
 Decode = Callable[[Path], Tuple[np.ndarray, Optional[str]]]  # a photo's path -> pixels float32 (S, S, 3), 0 to 255, and a doubtful normalisation
 # (x - mean) / std of pixels in [0, 255], the same for each channel but for ImageNet's.
 _HABITS = {

@@ -6,23 +6,28 @@ Standard library and numpy only; runs on Python 3.8, because it travels inside t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 DRIFT = 0.1  # last third of the rounds against the first: beyond it the machine was not the same machine throughout
 TWO_SPEEDS = 1.1  # times the faster rounds' median: what counts as two speeds
+LEAST_ROUNDS, LEAST_SHARE = 5, 0.25  # rounds that must be left without interrupted runs, and their share of all
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """The samples of each model, one array a round, and what other processes did."""
+    """The samples of each model, one array a round, and what other processes did.
+
+    `interrupted`: as `parts`, which runs lost their core for a while; None where the system does not tell.
+    """
 
     parts: dict[str, list[np.ndarray]]
     round_other_cores: list[float | None]
     other_seconds: float | None  # CPU seconds
     wall: float
     contaminated: bool | None
+    interrupted: dict[str, list[np.ndarray]] | None = None
 
 
 def join(attempts: list[Attempt]) -> Attempt:
@@ -34,7 +39,33 @@ def join(attempts: list[Attempt]) -> Attempt:
         other_seconds=sum(seconds) if len(seconds) == len(attempts) else None,
         wall=sum(one.wall for one in attempts),
         contaminated=None if None in flags else any(flags),
-    )
+        interrupted=None if any(one.interrupted is None for one in attempts) else {
+            name: [part for one in attempts for part in (one.interrupted or {})[name]] for name in attempts[0].parts
+        },
+    )  # fmt: skip
+
+
+def uninterrupted(attempt: Attempt) -> tuple[Attempt, dict[str, int], str | None]:
+    """(the attempt without runs that were interrupted, their number by model, why they could not be left out).
+
+    A long run is interrupted far more often than a short one, so ratios are wrong with them, in every round alike: a model of 3.4 ms seemed to take 7.5
+    ms where one of 0.13 ms took its 0.13 (2 cores, four busy processes). A round in which a model has no other run is left out for all.
+    """
+    if attempt.interrupted is None:
+        return attempt, {}, None
+    flags = attempt.interrupted
+    counts = {name: int(sum(part.sum() for part in flags[name])) for name in flags}
+    if not any(counts.values()):
+        return attempt, counts, None
+    rounds = [place for place in range(len(attempt.round_other_cores)) if not any(parts[place].all() for parts in flags.values())]
+    if len(rounds) < max(min(LEAST_ROUNDS, len(attempt.round_other_cores)), LEAST_SHARE * len(attempt.round_other_cores)):
+        if attempt.contaminated is False:  # a slow model of several threads, whose switches are its own
+            return attempt, counts, None
+        worst = max(counts, key=lambda name: counts[name] / sum(len(part) for part in flags[name]))
+        runs = sum(len(part) for part in flags[worst])
+        return attempt, counts, f"other processes interrupted {worst} in {counts[worst]} of {runs} runs, too many to leave them out"
+    parts = {name: [attempt.parts[name][place][~flags[name][place]] for place in rounds] for name in flags}
+    return replace(attempt, parts=parts, round_other_cores=[attempt.round_other_cores[place] for place in rounds], interrupted=None), counts, None
 
 
 def disturbances(attempt: Attempt) -> tuple[str, ...]:
@@ -82,5 +113,5 @@ def two_speeds_note(name: str, round_medians_ms: Sequence[float]) -> str | None:
     fast, slow, count = found
     return (
         f"{name} ran at two speeds, {fast:.3g} and {slow:.3g} ms ({count} of {len(round_medians_ms)} rounds slower): "
-        "the clock or a neighbour on the same core changed; ratios within rounds are not affected"
+        "the clock or a neighbour on the same core changed"
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from export import conditions
-from export.rounds import Attempt, disturbances, drift, join, two_speeds_note
+from export.rounds import Attempt, disturbances, drift, join, two_speeds_note, uninterrupted
 from export.runtime import session_options
 
 # Fewest samples behind a percentile. Source: MLPerf loadgen, early stopping of single-stream runs.
@@ -45,7 +45,8 @@ class LatencyResult:
     """All models, measured in the same rounds. `other_cores`: mean cores that other processes used meanwhile; None where unknown.
 
     `round_other_cores`: the same for each round (None: too short to tell). `drift`: for each model the median of its last third of rounds
-    over that of its first. `disturbances` and `notes` are sentences: the first kind makes absolute times doubtful.
+    over that of its first. `disturbances` and `notes` are sentences: the first kind makes absolute times doubtful. `interrupted`: for each model how
+    many further runs were left out because another process took the core. `unfit`: why that could not be done, so that ratios are doubtful, too.
     """
 
     models: dict[str, ModelLatency]
@@ -57,6 +58,8 @@ class LatencyResult:
     notes: tuple[str, ...] = ()
     attempts: int = 1
     sha256: dict[str, str] = field(default_factory=dict)  # of the bytes that ran
+    interrupted: dict[str, int] = field(default_factory=dict)
+    unfit: str | None = None
 
     def conditions(self) -> dict[str, Any]:
         """The `latency` entry of a report: everything that is needed to believe the numbers, or not to."""
@@ -69,6 +72,8 @@ class LatencyResult:
             "drift": {name: round(value, 4) for name, value in self.drift.items()},
             "disturbances": list(self.disturbances),
             "notes": list(self.notes),
+            "interrupted": dict(self.interrupted),
+            "unfit": self.unfit,
             "attempts": self.attempts,
             "rounds": len(rounds),
             "threads": threads,
@@ -84,7 +89,7 @@ def conclude(
 ) -> LatencyResult:
     """What the attempts at one measurement say: the last one alone if it was quiet, else all of them joined."""
     kept = [tried[-1]] if not disturbances(tried[-1]) else list(tried)
-    joined = join(kept)
+    joined, interrupted, unfit = uninterrupted(join(kept))
     names = list(joined.parts)
     medians = {name: [float(np.median(part)) for part in joined.parts[name]] for name in names}
     return LatencyResult(
@@ -97,6 +102,8 @@ def conclude(
         notes=tuple(note for name in names if (note := two_speeds_note(name, medians[name])) is not None),
         attempts=len(tried),
         sha256=dict(digests),
+        interrupted=interrupted,
+        unfit=unfit,
     )
 
 

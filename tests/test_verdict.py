@@ -123,6 +123,15 @@ def test_pictures_that_would_do_for_a_student_without_a_drop_are_not_asked_for()
     assert "Your 4,000 test pictures can certify 0.4 points; at the drop seen, about" in sentence and "are needed" not in sentence
 
 
+def test_times_that_others_made_too_long_decide_nothing_but_a_limit_that_they_meet_all_the_same() -> None:
+    doubtful = replace(FACTS, unfit="other processes interrupted teacher.onnx in 90 of 100 runs, too many to leave them out")
+    for limits in ({"min_speedup": 0.1}, {"min_speedup": 1000.0}, {"max_latency_ms": 0.001}):
+        row = one(doubtful, **limits)
+        assert row.verdict == "undecided" and row.ci95 is not None
+        assert row.sentence.endswith("in 90 of 100 runs, too many to leave them out: measure again on a quiet machine.")
+    assert one(doubtful, max_latency_ms=1000.0).verdict == "passed"
+
+
 def test_a_disturbed_timing_clear_of_its_limit_is_decided_and_says_so() -> None:
     noisy = replace(FACTS, disturbed="other processes used 0.80 cores")
 

@@ -29,8 +29,9 @@ reused, environment`). Everything below may be added; what is missing or null is
     slices         [{"slice", "share", "margin_below", "model", "against", "top1", "reference", "n", "lost", "gained", "drop_points", "drop_ci95",
                    "mcnemar_p"}]: the shipped student where the teacher's first answer is least ahead of its second
     latency        "contaminated", "other_cores", "round_other_cores", "drift" {file: last third of rounds / first}, "disturbances" [sentence],
-                   "notes" [sentence], "attempts", "rounds", "threads", "spinning", "governor", "cpu_features", "sha256" {file: of the bytes
-                   measured}, "photo" {"pictures", "decoder", ...}, "sustained" null or {"file", "seconds", "first_p50_ms", "last_p50_ms", "ratio",
+                   "notes" [sentence], "interrupted" {file: further runs, which lost their core to another process and do not count}, "unfit" (why
+                   they could not be left out; null), "attempts", "rounds", "threads", "spinning", "governor", "cpu_features", "sha256" {file: of the
+                   bytes measured}, "photo" {"pictures", "decoder", ...}, "sustained" null or {"file", "seconds", "first_p50_ms", "last_p50_ms", "ratio",
                    "temperature_c_first", "temperature_c_last", "throttled", "slices_ms", "sentence", ...}
     analysis       of `compress analyze`: "gradients" {"every", "lowest" {"classifier", "backbone"}, "head" (DHKD's settings), "sentence"};
                    "correlations", "heads" [{"what", "split", "pictures", "mean_abs", "max_abs", "mean_logits_abs"}]: student minus teacher;
@@ -55,7 +56,7 @@ reused, environment`). Everything below may be added; what is missing or null is
                    "provider" {"asked", "nodes", "of", "time_share", "elsewhere", "sentence"}: what ran in the execution provider (null: the CPU);
                    "photo_latency_ms" like `latency_ms` and "photo_to_answer" (what was timed, or why not) of the file for this device; "sustained" like
                    `latency.sustained`; "disturbances" [sentence]; "conditions" of the
-                   measurement: "threads", "spinning", "governor", "cpu_features", "rounds", "attempts", "other_cores", "drift";
+                   measurement: "threads", "spinning", "governor", "cpu_features", "rounds", "attempts", "other_cores", "drift", "interrupted", "unfit";
                    "remarks": sentences about the host, for example which WebGPU a browser has
     requirements[] one row for each device that a limit on time or memory was judged on, named by "target"
     named_device   null, or {"target", "failure"}: the other device that the recipe names, and why it gave no answer (one sentence) or null
@@ -63,7 +64,7 @@ reused, environment`). Everything below may be added; what is missing or null is
 Files beside it, each optional:
 
     predictions.npz   labels (N,) int, sha256 (N,) str, `logits/<file>` (N, K) float for each model file
-    latency.npz       `<file>`: raw samples in ms, (R,) float
+    latency.npz       `<file>`: times of the runs in ms, (R,) float, and `rounds/<file>`: the round of each, (R,) int
     history/*.csv     student.csv, baseline.csv, <candidate>.csv (its "/" as "-"): epoch, lr, one column per loss (the task loss first), with
                       train.trace_gradients cos_classifier and cos_backbone (cosines of gradients, mean over the traced steps),
                       top1_validation (fraction), images_per_second

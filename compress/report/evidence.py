@@ -89,7 +89,7 @@ def latency(source: Source, drawn: Mapping[str, str]) -> Html | None:
     if "latency" not in drawn:
         return section("latency", "Latency", el("p", note)) if note else None
     medians = [f"{name} {significant(float(np.median(values)))} ms" for name, values in source.latency.items() if values.size]
-    how = "Each shape holds every timed run; the upright line is the median. The models took turns, so a slow moment hits all of them."
+    how = "Each shape holds every timed run that kept its core; the upright line is the median. The models took turns, so a slow moment hits all of them."
     body = figure_of(drawn, "latency", "Distribution of latencies; medians: " + ", ".join(medians))
     further = [el("p", text, class_="quiet") for text in _circumstances(source.report)]
     aside = el("div", el("p", note, class_="said") if note else None, el("p", how, class_="quiet"), *further, class_="aside")
@@ -105,7 +105,9 @@ def _circumstances(report: dict[str, Any]) -> list[str]:
         load = timing.get("other_cores")
         others = f"other processes used {load:.2f} cores" if is_number(load) else "the load of other processes is not known"
         tries = f", measured {timing['attempts']} times because it was disturbed" if (timing.get("attempts") or 1) > 1 else ""
-        said.append(f"{timing.get('rounds')} rounds{tries}; {others}; clock governor: {timing['governor'] or 'not shown by this host'}.")
+        lost = sum((timing.get("interrupted") or {}).values())
+        left = f"; {lost:,} runs that lost their core to other processes do not count" if lost and not timing.get("unfit") else ""
+        said.append(f"{timing.get('rounds')} rounds{tries}; {others}{left}; clock governor: {timing['governor'] or 'not shown by this host'}.")
     if photo.get("pictures"):
         said.append(f"Photo to answer: decoding ({photo.get('decoder')}), resizing and inference of {photo['pictures']}.")
     return said + ([str(sustained["sentence"])] if sustained.get("sentence") else [])

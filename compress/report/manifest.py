@@ -11,7 +11,7 @@ from compress.report.source import Source, measured_rows, model_label
 SETTINGS = (("distill", "Distillation"), ("export", "Export"), ("quantize", "Quantisation"), ("latency", "Timing"))
 TABLES = {  # are shown elsewhere
     ("export", "rewrites"), ("quantize", "trials"),
-    ("latency", "sustained"), ("latency", "photo"), ("latency", "disturbances"), ("latency", "round_other_cores"),
+    ("latency", "sustained"), ("latency", "photo"), ("latency", "disturbances"), ("latency", "interrupted"), ("latency", "round_other_cores"),
 }  # fmt: skip
 
 

@@ -76,7 +76,9 @@ def read(folder: Path) -> Source:
     return Source(
         report=report,
         curves=curves_of(folder),
-        latency={name: samples[np.isfinite(samples)] for name, samples in sorted(arrays_of(folder / "latency.npz").items())},
+        latency={
+            name: samples[np.isfinite(samples)] for name, samples in sorted(arrays_of(folder / "latency.npz").items()) if not name.startswith("rounds/")
+        },
         pictures=pictures,
         per_class=report.get("per_class") or _per_class(report, predictions),
         analysis=arrays_of(folder / "analysis.npz", "compress analyze RUN") if "analysis" in report else {},

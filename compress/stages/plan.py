@@ -67,6 +67,7 @@ class Timed:
     peak_memory_bytes: dict[str, int | None]  # of fp32 and int8
     other_cores: float | None  # mean cores that other processes used meanwhile
     disturbances: tuple[str, ...]  # why absolute times are doubtful
+    unfit: str | None  # why ratios are, too
 
 
 def _draft(
@@ -171,6 +172,7 @@ def _time(
         peak_memory_bytes=memory,
         other_cores=result.other_cores,
         disturbances=result.disturbances,
+        unfit=result.unfit,
     )
 
 
@@ -212,9 +214,10 @@ def _there(
         peak_memory_bytes={name: rows[name].get("peak_memory_bytes") for name in own},
         other_cores=None,
         disturbances=tuple(next(iter(timed.values())).get("disturbances") or ()),
+        unfit=(next(iter(timed.values())).get("conditions") or {}).get("unfit"),
     )
 
 
 draft = Stage("plan", 3, _draft, Drafted)
-timing = Stage("plan-timing", 1, _time, Timed)
-there = Stage("plan-timing", 2, _there, Timed)
+timing = Stage("plan-timing", 2, _time, Timed)
+there = Stage("plan-timing", 3, _there, Timed)

@@ -77,7 +77,7 @@ def _run(
         latency={**timed.conditions(), "photo": timing.photo_conditions(photo, source), "sustained": sustained},
         warnings=(*timing.warnings(timed, sustained), *_int8_warnings(models, comparisons)),
         predictions=_save(context.work / "predictions.npz", _predictions(images, labels, logits)),
-        latency_samples=_save(context.work / "latency.npz", {name: np.asarray(one.samples_ms, np.float64) for name, one in timed.models.items()}),
+        latency_samples=_save(context.work / "latency.npz", _samples(timed)),
         pictures=_save(context.work / "pictures.npz", changes.pictures),
         bundle=bundle,
         ships=shipped.name,
@@ -108,6 +108,8 @@ def _ships(models: tuple[ModelFile, ...], times: LatencyResult, keep: str, seed:
         return best, None
     if best.name not in times.models:
         return best, f"{best.name} ships although keep: faster was asked for: it is built for {best.target}, so its speed could not be judged here."
+    if times.unfit is not None:
+        return best, f"{best.name} ships although keep: faster was asked for: its speed could not be judged here ({times.unfit})."
     speedup, low, high = export.timings.ratio(times, plain.name, best.name, seed=seed)
     numbers = f"{speedup:.2f}x [{low:.2f}, {high:.2f}] its speed"
     if low > 1:
@@ -213,6 +215,12 @@ def _predictions(images: np.ndarray, labels: np.ndarray, logits: dict[str, np.nd
     return {"sha256": hashes, "labels": labels, **{f"logits/{name}": value.astype(np.float32) for name, value in logits.items()}}
 
 
+def _samples(timed: LatencyResult) -> dict[str, np.ndarray]:
+    """Each file's times, and the round of each: a ratio is within rounds."""
+    times = {name: np.asarray(one.samples_ms, np.float64) for name, one in timed.models.items()}
+    return {**times, **{f"rounds/{name}": np.asarray(one.rounds, np.int64) for name, one in timed.models.items()}}
+
+
 def _within(own: tuple[File, ...], most: int = OWN_BYTES) -> list[File]:
     """The photos, in order, that fit into so many bytes."""
     kept: list[File] = []
@@ -247,4 +255,4 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> File:
     return File.of(path)
 
 
-run = Stage("validate", 5, _run, Measured)
+run = Stage("validate", 6, _run, Measured)

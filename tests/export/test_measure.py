@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,14 @@ from export import conditions, measure, rounds, timings
 from export.quantize import quantize
 from export.runtime import TARGETS, ExportError, MissingError, isa
 from export.timings import LatencyResult, ModelLatency
+
+SWITCHES = measure._switches
+
+
+@pytest.fixture(autouse=True)
+def every_run_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else this machine does."""
+    monkeypatch.setattr(measure, "_switches", lambda threads: None)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +48,9 @@ def test_a_file_for_another_instruction_set_is_not_timed(fp32: Path, calibration
 
 @pytest.fixture(scope="module")
 def timed(fp32: Path, int8: Path, images: np.ndarray) -> LatencyResult:
-    return measure.latency({"fp32": fp32, "int8": int8}, images, warmup=5, repeats=70, rounds=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "_switches", lambda threads: None)
+        return measure.latency({"fp32": fp32, "int8": int8}, images, warmup=5, repeats=70, rounds=8)
 
 
 def _result(**medians: list[float]) -> LatencyResult:
@@ -77,9 +91,9 @@ def test_fewer_runs_than_rounds(int8: Path, images: np.ndarray) -> None:
 def test_pictures_vary_and_models_see_the_same_ones(fp32: Path, int8: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[int, list[int]] = {}
 
-    def record(model: object, pictures: list[np.ndarray]) -> np.ndarray:
+    def record(model: object, pictures: list[np.ndarray], *_: object) -> tuple[np.ndarray, np.ndarray]:
         seen.setdefault(id(model), []).extend(int(picture.astype(int).sum()) for picture in pictures)
-        return np.ones(len(pictures))
+        return np.ones(len(pictures)), np.zeros(len(pictures), dtype=bool)
 
     monkeypatch.setattr(measure, "_time", record)
 
@@ -154,6 +168,65 @@ def test_a_disturbed_measurement_is_repeated_and_rounds_are_joined_where_none_is
     if contaminated:
         assert result.other_cores == pytest.approx(0.5)
         assert result.disturbances == ("other processes used 0.50 cores while it was measured",)
+
+
+def _attempt(lost: list[list[int]], *, contaminated: bool = True) -> rounds.Attempt:
+    """Ten rounds of four runs of 1 ms, of `long` the runs named in each round interrupted (7 ms); `short` never is."""
+    flags = [np.isin(np.arange(4), places) for places in lost]
+    parts = {"long": [np.where(flag, 7.0, 1.0) for flag in flags], "short": [np.full(4, 0.1)] * 10}
+    nothing = [np.zeros(4, dtype=bool)] * 10
+    return rounds.Attempt(parts, [0.1 * number for number in range(10)], 1.0, 2.0, contaminated, {"long": flags, "short": nothing})
+
+
+def test_runs_that_lost_their_core_do_not_count() -> None:
+    everything = [0, 1, 2, 3]
+    left, counts, unfit = rounds.uninterrupted(_attempt([[0, 1, 3], everything, [2], [], *[[0, 1, 2]] * 6]))
+
+    assert unfit is None and counts == {"long": 26, "short": 0}
+    assert len(left.parts["long"]) == len(left.parts["short"]) == 9  # a round that has no time of one has none of the other
+    assert left.round_other_cores == pytest.approx([0.0, *(0.1 * number for number in range(2, 10))])
+    assert all((part == 1.0).all() for part in left.parts["long"]) and [len(part) for part in left.parts["long"]] == [1, 3, 4, 1, 1, 1, 1, 1, 1]
+
+    busy = _attempt([everything] * 7 + [[0]] * 3)
+    assert rounds.uninterrupted(busy)[::2] == (busy, "other processes interrupted long in 31 of 40 runs, too many to leave them out")
+    alone = _attempt([everything] * 10, contaminated=False)
+    assert rounds.uninterrupted(alone)[::2] == (alone, None)
+    unknown = replace(alone, interrupted=None)
+    assert rounds.uninterrupted(unknown) == (unknown, {}, None)
+    joined = rounds.join([busy, busy])
+    assert joined.interrupted is not None and len(joined.interrupted["long"]) == 20 and rounds.join([busy, unknown]).interrupted is None
+
+
+def test_what_could_not_be_left_out_is_in_the_result() -> None:
+    result = timings.conclude([_attempt([[0, 1, 2, 3]] * 10)], 1, {"long": 1.0, "short": 1.0}, {"long": 1.0, "short": 1.0}, {})
+    assert result.unfit is not None and result.conditions()["unfit"] == result.unfit and result.interrupted == {"long": 40, "short": 0}
+    assert timings.ratio(result, "long", "short")[0] == pytest.approx(70)
+    clean = timings.conclude([_attempt([[0, 1, 2]] * 10)], 1, {"long": 1.0, "short": 1.0}, {"long": 1.0, "short": 1.0}, {})
+    assert clean.unfit is None and timings.ratio(clean, "long", "short")[0] == pytest.approx(10) and clean.models["long"].runs == 10
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or measure.resource is None, reason="processes cannot be put on one core here")
+def test_a_run_that_shares_its_core_is_noticed_and_one_that_waits_by_itself_is_not() -> None:
+    def compute(seconds: float) -> None:
+        end = time.thread_time() + seconds
+        while time.thread_time() < end:
+            pass
+
+    before = os.sched_getaffinity(0)
+    core = min(before)
+    code = f"import os; os.sched_setaffinity(0, {{{core}}}); print(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as neighbour:
+        assert neighbour.stdout is not None
+        neighbour.stdout.readline()
+        os.sched_setaffinity(0, {core})
+        try:
+            times, lost = measure._time(compute, [0.1] * 3, SWITCHES(1))
+            _, waited = measure._time(time.sleep, [0.0001] * 20, SWITCHES(1))
+        finally:
+            os.sched_setaffinity(0, before)
+            neighbour.kill()
+    assert lost.all() and (times > 110).all() and waited.sum() < 20
+    assert not measure._time(compute, [0.001])[1].any()  # a system that tells nothing
 
 
 def test_a_drifting_machine_is_a_disturbance() -> None:

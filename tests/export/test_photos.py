@@ -114,7 +114,7 @@ def test_own_photos_are_checked_and_timed(owned: tuple[Path, list[Path]]) -> Non
 
     assert found["ok"] is True and found["models"][0]["photos"]["photos"] == photoset.COUNT + 2
     timed = found["models"][0]["photo_latency_ms"]
-    assert timed["p50"] > found["models"][0]["latency_ms"]["p50"] > 0 and timed["runs"] in (64, 128)
+    assert timed["p50"] > found["models"][0]["latency_ms"]["p50"] > 0 and 0 < timed["runs"] <= 144
     assert "2 of your own photos" in found["photo_to_answer"] and f"{timed['p50']:.3g} ms" in found["photo_to_answer"]
 
 

@@ -63,10 +63,10 @@ def test_a_fresh_bundle_verifies_without_torch(copied: Path, labels: np.ndarray)
     assert answer["ok"] is True and answer["onnxruntime"] == answer["host"]["onnxruntime"]
     float_row, here, other = answer["models"]
     assert float_row["images"] == 32 and float_row["agreement"] == 1.0 and float_row["max_abs_diff"] < 1e-5 and float_row["ok"] is True
-    assert float_row["top1"] > 0.8 and float_row["latency_ms"]["runs"] in (64, 192) and float_row["latency_ms"]["p99"] is None
+    assert float_row["top1"] > 0.8 and 0 < float_row["latency_ms"]["runs"] <= 192 and float_row["latency_ms"]["p99"] is None
     assert float_row["first_run_ms"] > 0 and float_row["load_ms"] > 0
     if runtime.isa() in runtime.TARGETS:
-        assert here["ok"] is True and here["latency_ms"]["p90"] > 0
+        assert here["ok"] is True and here["latency_ms"]["p50"] > 0
     assert other["ok"] is None and other["latency_ms"] is None and other["peak_memory_bytes"] is None
     assert other["note"].startswith("built for ") and other["note"] in done.stdout
     assert "small.fp32.onnx" in done.stdout

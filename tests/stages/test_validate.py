@@ -94,12 +94,14 @@ def test_latencies_are_those_of_the_samples(measured):
     for row in measured.models:
         times, latency = samples[row["file"]], row["latency_ms"]
         # where other processes disturb every attempt, the rounds of all three are joined
-        assert (latency["runs"], latency["threads"], latency["batch"]) == (len(times), 1, 1) and len(times) in (70, 210)
+        left = measured.latency["interrupted"].get(row["file"], 0)
+        assert (latency["runs"], latency["threads"], latency["batch"]) == (len(times), 1, 1)
+        assert len(times) + left in (70, 210) or measured.latency["rounds"] not in (20, 60)  # but for a round that a model had no time in
         assert latency["p50"] == np.median(times) and latency["p90"] == np.percentile(times, 90)
         assert latency["p50_ci95"][0] <= latency["p50"] <= latency["p50_ci95"][1]
     for row in measured.comparisons:
         rounds = [
-            [np.median(part) for attempt in np.split(samples[row[name]], len(samples[row[name]]) // 70) for part in np.array_split(attempt, 20)]
+            [np.median(samples[row[name]][samples[f"rounds/{row[name]}"] == number]) for number in range(measured.latency["rounds"])]
             for name in ("against", "model")
         ]
         assert row["speedup_p50"] == pytest.approx(np.median(np.array(rounds[0]) / np.array(rounds[1])))
@@ -109,12 +111,13 @@ def test_latencies_are_those_of_the_samples(measured):
 def test_the_conditions_of_the_measurement_are_recorded(measured, models):
     latency = measured.latency
     assert latency["sha256"] == {model.name: model.file.sha256 for model in models}
-    assert (latency["threads"], latency["spinning"]) == (1, False) and latency["rounds"] in (20, 60)
+    assert (latency["threads"], latency["spinning"]) == (1, False) and 5 <= latency["rounds"] <= 60
     assert {"contaminated", "other_cores", "governor", "cpu_features", "drift", "disturbances", "attempts", "round_other_cores"} <= set(latency)
     assert latency["photo"]["pictures"] == "16 JPEG files made from the stored pictures, 16 x 16 pixels, quality 90"
     assert latency["sustained"] is None
     for row in measured.models:
-        assert row["photo_latency_ms"]["runs"] in (64, 192) and row["photo_latency_ms"]["p50"] > row["latency_ms"]["p50"]
+        left = latency["photo"]["interrupted"].get(row["file"], 0)
+        assert 0 < row["photo_latency_ms"]["runs"] <= 3 * 72 - left and row["photo_latency_ms"]["p50"] > row["latency_ms"]["p50"]
 
 
 def test_slices_are_those_of_the_predictions(measured, predictions):
@@ -195,7 +198,7 @@ def test_a_file_for_another_instruction_set_is_neither_timed_nor_audited(work, m
     row = record.models[2]
     assert [row[name] for name in ("latency_ms", "first_run_ms", "load_ms", "peak_memory_bytes", "int8_mac_share")] == [None] * 5
     assert record.comparisons[1]["speedup_p50"] is None and record.comparisons[1]["top1_drop_points"] is not None
-    assert record.models[0]["latency_ms"]["runs"] in (20, 60) and record.models[0]["latency_ms"]["p90"] is None
+    assert 0 < record.models[0]["latency_ms"]["runs"] <= 60 and record.models[0]["latency_ms"]["p90"] is None
 
 
 def test_a_file_that_is_no_model_is_a_stage_error(work, models, prepared, versions):
