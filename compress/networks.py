@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compress.errors import MissingError, UsageError
-from compress.models import catalog, own
+from compress.models import catalog, checkpoints, own
 from compress.records import File
 from compress.results import Network, Normalization, Prepared
 from compress.schema import Candidate, Choice, Normalize, Recipe
@@ -63,7 +63,7 @@ class Networks:
     def weights(self, key: str, model: str) -> tuple[str, File | None]:
         """A `weights` key -> (what the stage's config says, the file where it is one). Raises MissingError."""
         if key == "embedded":
-            return key, File.of(teacher.embedded_weights(model))
+            return key, File.of(checkpoints.embedded(model))
         if key.startswith(("http://", "https://")):
             raise MissingError(f"weights: {key} is not downloaded by a run; fetch it first and name the file: curl -LO {key}")
         if is_file(key):

@@ -131,4 +131,4 @@ def _foreign(key: str, method: Any, where: str) -> list[Problem]:
         return [Problem(where, f"distill.{key}", f"several methods are listed, so their keys stand in their own sections: {places}")]
     if not isinstance(method, str) or method not in METHOD_SECTIONS:
         return []  # the wrong method is reported already
-    return [Problem(where, f"distill.{key}", f"belongs to method {' and '.join(map(repr, owners))}, but distill.method is {method!r}")]
+    return [Problem(where, f"distill.{key}", f"belongs to method {' or '.join(map(repr, owners))}, but distill.method is {method!r}")]

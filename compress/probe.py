@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from compress import compatible, models, recipe
-from compress.data import sources
+from compress.data import carve, sources
 from compress.errors import CompressError, MissingError, UsageError
-from compress.models import catalog
+from compress.models import catalog, checkpoints
 from compress.models.count import macs, params
 from compress.models.hollow import shapes_only
 from compress.models.outline import outline
@@ -51,12 +51,28 @@ def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], lis
         notes.append(f"{loaded.where('student.choose')}: student.choose: picked by time on the device; see the choice with: compress plan {loaded.path}")
     weights = [(f"{place}.weights", one.weights) for place, one in named if Path(one.weights).suffix in catalog.CHECKPOINT_SUFFIXES]
     absent = [(place, path) for place, path in [*((place, one.onnx) for place, one in files), *weights] if not _is_there(path, base)]
+    for place, one in named:
+        _checkpoint(loaded, place, one, base, classes, known is not None)
     more, missing = _data(loaded, base)
     return notes + more, [f"{loaded.where(place)}: {place}: {path} is not there yet" for place, path in absent] + missing
 
 
 def _is_there(path: str | None, base: Path) -> bool:
     return (base / Path(path or "").expanduser()).is_file()
+
+
+def _checkpoint(loaded: Loaded, place: str, one: Candidate | Choice, base: Path, classes: int, counted: bool) -> None:
+    """Weights in a file that is there, or in the package: they are the network's. `counted`: whether the number of classes is the data's own."""
+    embedded, file = one.weights == "embedded", base / Path(one.weights).expanduser()
+    if not embedded and (file.suffix not in catalog.CHECKPOINT_SUFFIXES or not file.is_file()):
+        return
+    outputs = len(one.classes) if isinstance(one, Candidate) and one.classes else classes
+    try:
+        path = checkpoints.embedded(one.model) if embedded else file
+        model = models.build(one.model, classes=outputs, width=one.width)
+        checkpoints.fit(model, checkpoints.read_state(path), source=str(path), new_head=isinstance(one, Choice) or one.train is not None or not counted)
+    except CompressError as error:
+        raise UsageError(f"{loaded.where(f'{place}.weights')}: {place}.weights: {error}") from error
 
 
 def _file(loaded: Loaded, place: str, one: Candidate, base: Path, size: int) -> str:
@@ -131,12 +147,27 @@ def _data(loaded: Loaded, base: Path) -> tuple[list[str], list[str]]:
         return [], [f"{loaded.where('data')}: data: {error}"]
     except CompressError as error:
         raise UsageError(f"{loaded.where('data')}: data: {error}") from error
-    count = sources.count_training(config, base)
-    notes = [f"data: {count:,} training pictures"] if count is not None else []
+    return _splits(loaded, base), []
+
+
+def _splits(loaded: Loaded, base: Path) -> list[str]:
+    """Notes on how many pictures there are for what. Raises UsageError where they cannot be shared out as the recipe wants."""
+    config = loaded.recipe.data
+    try:
+        labels = sources.training_labels(config, base)
+        if labels is None:
+            return []
+        trained, _ = carve(labels, config.validation, config.split_seed)
+    except CompressError as error:
+        raise UsageError(f"{loaded.where('data')}: data: {str(error).removeprefix('data: ')}") from error
+    notes = [f"data: {len(labels):,} training pictures"]
+    if config.calibration > len(trained):
+        where = loaded.where("data.calibration")
+        notes.append(f"{where}: data.calibration: {config.calibration:,} pictures are asked for; all {len(trained):,} that are trained on are taken")
     scratch = [one.model for one in loaded.recipe.student.networks if one.weights == "none"]
-    if count is not None and count < FEW_PICTURES and scratch:
+    if len(labels) < FEW_PICTURES and scratch:
         notes.append(
-            f"{loaded.where('student')}: student: {count:,} training pictures are few to train {scratch[0]} from scratch; "
+            f"{loaded.where('student')}: student: {len(labels):,} training pictures are few to train {scratch[0]} from scratch; "
             "a pretrained start (student.weights) usually does better"
         )
-    return notes, []
+    return notes

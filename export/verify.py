@@ -12,6 +12,8 @@ import argparse
 import hashlib
 import json
 import platform
+import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,6 +195,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-latency", action="store_true", help="do not measure time and memory")
     parser.add_argument("--sustained", type=int, default=0, metavar="SECONDS", help="also run the file for this machine so long without a pause")
     arguments = parser.parse_args(argv)
+    if arguments.json and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
+        parser.error(f"--json {arguments.json}: is no file in a folder that exists")  # said before minutes of measuring
+    if arguments.preprocess is not None and not any(shutil.which(word) for word in shlex.split(arguments.preprocess)[:1]):
+        parser.error(f"--preprocess {arguments.preprocess}: there is no such command")
     if arguments.threads < 1 or arguments.repeats < 1 or arguments.sustained < 0:
         parser.error("--threads and --repeats must be at least 1, --sustained at least 0")
     return arguments

@@ -163,6 +163,13 @@ def test_a_run_that_is_not_there_is_exit_3_with_the_command(tmp_path: Path) -> N
         runs.find_run(str(folder), tmp_path)
 
 
+@pytest.mark.parametrize("place", ["file", "file/below/it"])
+def test_artifacts_that_would_lie_in_a_file_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main(["run", "recipes/mobilenet.yaml", "--artifacts", str(tmp_path / place)]) == 2
+    assert f"--artifacts {tmp_path / place}: {tmp_path / 'file'} is a file; name a folder" in capsys.readouterr().err
+
+
 def test_artifacts_come_from_the_environment(tmp_path: Path) -> None:
     done = compress("report", "nothing", COMPRESS_ARTIFACTS=str(tmp_path))
     assert done.returncode == 3

@@ -73,7 +73,7 @@ def test_quiet_leaves_warnings_and_the_verdict(capsys: pytest.CaptureFixture[str
     console.warn("c")
     console.summary({"status": "passed", "requirements": []}, Path("runs/x"))
     said = capsys.readouterr()
-    assert said.out == "passed: the recipe sets no requirement; report: runs/x/report.html\n"
+    assert said.out == "done: the recipe sets no requirement, so nothing was judged; report: runs/x/report.html\n"
     assert said.err == "warning: c\n"
 
 

@@ -175,7 +175,7 @@ def test_alone_nothing_is_asked():
     assert ALONE.first and ALONE.summing is None and ALONE.weigh({"ce": torch.ones(())}, 3, 3) == {"ce": 1} and ALONE.word("x") == "x"
     assert ALONE.agree(True, 7) and not ALONE.agree(False, 0)
     rows = torch.arange(3)
-    assert distributed.gather(rows) is rows
+    assert ALONE.gather(rows) is rows
 
 
 def test_a_training_that_goes_on_draws_other_dropout_than_it_began_with_in_every_process():

@@ -289,4 +289,4 @@ def effort(count: int, augment: str, distortion: Distortion | None, folder: Path
 def test_more_pictures_are_no_more_python(tmp_path, augment, distortion):
     found = {count: [effort(count, augment, distortion, tmp_path / f"{count}-{turn}") for turn in range(3)] for count in (8, 64)}
     few, many = ([min(values) for values in zip(*turns, strict=True)] for turns in found.values())  # the first one prepares what the others find
-    assert many[0] == few[0] > 0 and many[1] - few[1] < 56  # one call a picture would be 56 more
+    assert few[0] > 0 and all(more - less < 56 for more, less in zip(many, few, strict=True))  # one call or operator a picture would be 56 more

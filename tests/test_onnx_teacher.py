@@ -220,10 +220,9 @@ def sets(candidate: str, **more: object) -> list[str]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Our own embedded teacher, exported by torch as another project would: blue first, float input, an output too many, another order."""
     from compress.models import build, checkpoints
-    from compress.stages.teacher import embedded_weights
 
     network = build("resnet8x4", classes=10)
-    checkpoints.fit(network, checkpoints.read_state(embedded_weights("resnet8x4")), source="embedded")
+    checkpoints.fit(network, checkpoints.read_state(checkpoints.embedded("resnet8x4")), source="embedded")
 
     class Foreign(torch.nn.Module):
         def __init__(self) -> None:

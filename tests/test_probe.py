@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from compress import cli
+from compress import cli, models
+from compress.data import npz
+from compress.errors import UsageError
 
 RECIPE = """
 data: {{source: {source}, root: {root}, image_size: 32}}
@@ -52,9 +56,77 @@ def test_what_is_not_there_yet_is_counted_in_the_last_line(tmp_path: Path, capsy
     assert code == 0 and "networks are counted with 10 classes until the data is listed" in said
     assert "teacher.candidates.0.weights: teacher.pt is not there yet" in said and "photos is not a folder" in said
     assert said.splitlines()[-1].endswith("recipe.yaml: ok, but 2 things that a run needs are not there yet")
-    (tmp_path / "teacher.pt").touch()
+    torch.save(models.build("resnet20", classes=7).state_dict(), tmp_path / "teacher.pt")  # how many classes there will be is not known yet
     _, said = check(tmp_path, capsys, "folder", "photos", weights="teacher.pt")
     assert said.splitlines()[-1].endswith("recipe.yaml: ok, but 1 thing that a run needs is not there yet")
+
+
+def test_weights_that_are_there_are_the_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    photos(tmp_path / "photos", classes=3, each=5)
+    for state, expected in (
+        (models.build("resnet20", classes=3).state_dict(), "recipe.yaml: ok"),
+        (models.build("resnet20", classes=4).state_dict(), "it is a checkpoint for another number of classes"),
+        (models.build("resnet8", classes=3).state_dict(), "it is a checkpoint of another network"),
+        (None, "could not be read as a PyTorch checkpoint"),
+    ):
+        torch.save(state, tmp_path / "teacher.pt") if state is not None else (tmp_path / "teacher.pt").write_bytes(b"junk")
+        code, said = check(tmp_path, capsys, "folder", "photos", weights="teacher.pt")
+        assert expected in said.splitlines()[-1] and code == (0 if expected.endswith("ok") else 2)
+        assert code == 0 or "recipe.yaml:3:" in said.splitlines()[-1] and "teacher.candidates.0.weights: " in said
+
+
+def test_embedded_weights_that_do_not_exist_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "r.yaml").write_text("data: {source: fashion}\nteacher: {candidates: [{model: resnet56, weights: embedded}]}\nstudent: {model: resnet8}\n")
+    assert cli.main(["check", str(tmp_path / "r.yaml")]) == 2 and "no embedded weights for resnet56" in capsys.readouterr().err
+
+
+def test_pictures_that_cannot_be_shared_out_are_said_and_what_is_taken_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    recipe = "data: {{source: fashion, {keys}}}\nteacher: {{candidates: [{{model: resnet8x4, weights: embedded}}]}}\nstudent: {{model: resnet8}}\n"
+    for keys, code, expected in (
+        ("limit_train: 3", 2, "has a single training picture"),
+        ("validation: 6999", 2, "data.validation: 6999 of 7000 training pictures cannot hold every one of 10 classes in both parts"),
+        ("limit_train: 500, calibration: 600", 0, "data.calibration: 600 pictures are asked for; all 450 that are trained on are taken"),
+        ("limit_train: 500", 0, "data: 500 training pictures"),
+    ):
+        (tmp_path / "r.yaml").write_text(recipe.format(keys=keys))
+        assert cli.main(["check", str(tmp_path / "r.yaml")]) == code, keys
+        said = capsys.readouterr()
+        assert expected in said.out + said.err, keys
+    photos(tmp_path / "photos", classes=2, each=1)
+    code, said = check(tmp_path, capsys, "folder", "photos")
+    assert code == 2 and "has one distinct picture only, so no test part can be carved off" in said
+
+
+PICTURES = np.zeros((6, 32, 32, 3), np.uint8)
+LABELS = np.arange(6) % 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"train_images": PICTURES.astype(np.float32)}, "train_images is float32 6x32x32x3, but pictures are uint8"),
+        ({"train_images": np.zeros((6, 3, 32, 32), np.uint8)}, "train_images is uint8 6x3x32x32, but pictures are uint8"),
+        ({"test_images": np.zeros((0, 32, 32, 3), np.uint8)}, "test_images is uint8 0x32x32x3, but pictures are uint8"),
+        ({"train_labels": LABELS[:4]}, "train_labels is int64 (4,), but 6 pictures need integers"),
+        ({"train_labels": LABELS + 5}, "train_labels holds 5 to 6, but 2 class_names allow 0 to 1"),
+        ({"train_labels": LABELS * 0}, "class 'b' has test pictures but no training pictures"),
+        ({"class_names": np.array(["a", "a"])}, "class_names holds 'a' twice"),
+        ({"class_names": np.array(["a", ""])}, "class_names holds an empty name"),
+        ({"class_names": np.array(["a", 3], dtype=object)}, "cannot be read as an .npz of plain arrays"),
+        ({"class_names": None}, "no class_names; the file needs train_images"),
+    ],
+)
+def test_a_file_of_arrays_is_judged_without_reading_its_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, changed: dict, expected: str
+):
+    arrays = {"train_images": PICTURES, "train_labels": LABELS, "test_images": PICTURES, "test_labels": LABELS, "class_names": np.array(["a", "b"])}
+    np.savez(tmp_path / "mine.npz", **{key: value for key, value in {**arrays, **changed}.items() if value is not None})
+    with monkeypatch.context() as patch:
+        patch.setattr(npz, "_images", lambda *_: pytest.fail("the pictures were read"))
+        code, said = check(tmp_path, capsys, "npz", "mine.npz")
+    assert code == 2 and expected in said.splitlines()[-1] and "mine.npz" in said, said
+    with pytest.raises(UsageError, match=re.escape(expected)):
+        npz.load(tmp_path / "mine.npz")
 
 
 def test_a_layout_that_is_wrong_is_an_error_even_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -241,7 +241,7 @@ OVERRIDES = [
     (["train={epochs: 2"], "train: a bracket that is not closed, or a comma is missing"),
     (["teacher.candidates.3.model=x"], "teacher.candidates.3.model: teacher.candidates is a list of 1, counted from 0; 3 is not in it"),
     (["data.source.a=1"], "data.source.a: data.source is a single value, not a section"),
-    (["distill.method=kd", "distill.alpha=2"], "distill.alpha: belongs to method 'dhkd' and 'dkd', but distill.method is 'kd'"),
+    (["distill.method=kd", "distill.alpha=2"], "distill.alpha: belongs to method 'dhkd' or 'dkd', but distill.method is 'kd'"),
     (["trian.seed=1"], "trian: unknown key (did you mean 'train'?)"),
     (["student.model=mobilnet_v2"], f"student.model: there is no network 'mobilnet_v2' (did you mean 'mobilenet_v2'?); {LISTS}"),
 ]

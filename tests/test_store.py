@@ -18,7 +18,7 @@ import pytest
 from compress.atomic import write_atomically
 from compress.console import Console
 from compress.errors import StageError
-from compress.records import File
+from compress.records import CHECKPOINT, File
 from compress.schema import Validate
 from compress.store import Context, Stage, Store
 
@@ -211,6 +211,24 @@ def test_a_forced_run_begins_anew_and_goes_on_after_an_interrupt(tmp_path):
         make_store(tmp_path, force=("stage",)).run(stage, Validate())
     make_store(tmp_path, force=("stage",)).run(stage, Validate())
     assert seen == [[], [], ["checkpoint"]]
+
+
+def test_a_checkpoint_goes_when_the_result_stands_and_not_before(tmp_path):
+    tries: list[bool] = []
+
+    def run(config: Validate, *, context: Context) -> Made:
+        tries.append((context.work / CHECKPOINT).is_file())
+        (context.work / CHECKPOINT).write_text("where it stands")
+        (context.work / "made").write_text("x")
+        if len(tries) == 1:
+            raise KeyboardInterrupt
+        return Made(File.of(context.work / "made"), 1)
+
+    stage = Stage("stage", 1, run, Made)
+    with pytest.raises(KeyboardInterrupt):
+        make_store(tmp_path).run(stage, Validate())
+    made = make_store(tmp_path).run(stage, Validate())
+    assert tries == [False, True] and sorted(path.name for path in made.file.path.parent.iterdir()) == ["made", "stage.json"]
 
 
 def _slow(config: Validate, *, context: Context, log: str) -> Made:

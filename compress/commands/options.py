@@ -18,6 +18,14 @@ def _device_name(ctx: click.Context, option: click.Parameter, value: str) -> str
     return value
 
 
+def _folder(ctx: click.Context, option: click.Parameter, value: Path) -> Path:
+    """Where results can be kept: neither a file nor below one."""
+    there = next(place for place in (value.absolute(), *value.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UsageError(f"--artifacts {value}: {there} is a file; name a folder")
+    return value
+
+
 _recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
 _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe, such as train.epochs=2."
@@ -27,7 +35,8 @@ _code_option = click.option(
 )
 artifacts_option = click.option(
     "--artifacts",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path),
+    callback=_folder,
     default=Path("artifacts"),
     show_default=True,
     envvar="COMPRESS_ARTIFACTS",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -46,13 +47,26 @@ def subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
+def _may_be_read(path: str) -> bool:
+    """False for pipes, sockets and devices, which would be waited for. A link that leads nowhere may: decoding names it."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return True
+
+
 def _files(root: Path, folder: str) -> tuple[list[str], int]:
     """(sorted picture paths relative to root, number of other files) below one class folder, at any depth."""
     found, ignored = [], 0
+    walked = {os.path.realpath(place) for place in (root / folder).absolute().parents}  # a link to one of them would count every picture again
     for place, below, names in os.walk(root / folder, followlinks=True):
+        if os.path.realpath(place) in walked:
+            below[:] = []
+            continue
+        walked.add(os.path.realpath(place))
         below[:] = sorted(name for name in below if not name.startswith("."))
         relative = Path(place).relative_to(root).as_posix()
-        pictures = [name for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+        pictures = [name for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES) and _may_be_read(os.path.join(place, name))]
         found += [f"{relative}/{name}" for name in pictures]
         ignored += len(names) - len(pictures)
     return sorted(found), ignored
@@ -131,8 +145,11 @@ def identity(root: Path) -> list[tuple[str, int, int]]:
     layout = scan(root)
     found = []
     for picture in (*layout.train, *(layout.test or ())):
-        status = (root / picture.path).stat()
-        found.append((picture.path, status.st_size, status.st_mtime_ns))
+        try:
+            status = (root / picture.path).stat()
+            found.append((picture.path, status.st_size, status.st_mtime_ns))
+        except OSError:  # decoding names it
+            found.append((picture.path, 0, 0))
     return found
 
 
@@ -150,10 +167,8 @@ def digests(root: Path, pictures: tuple[Picture, ...]) -> list[str]:
         return list(pool.map(lambda picture: _digest(root, picture), pictures, chunksize=1))
 
 
-def _chosen_for_test(labels: np.ndarray, test: float, hashes: list[str], seed: int, classes: tuple[str, ...]) -> set[tuple[int, str]]:
-    """(label, hash) of the contents that go to the test part: for each class the lowest of sha256(seed, content)."""
-    contents = [sorted({digest for digest, other in zip(hashes, labels, strict=True) if other == label}) for label in range(len(classes))]
-    sizes = np.array([len(group) for group in contents])
+def _tested(sizes: np.ndarray, test: float, classes: tuple[str, ...]) -> np.ndarray:
+    """How many of each class's distinct pictures (G,) the test part takes. Raises UsageError where a class would be in one part only."""
     if sizes.min() < 2:
         raise UsageError(
             f"data.test: class {classes[sizes.argmin()]!r} has one distinct picture only, so no test part can be carved off; add "
@@ -165,8 +180,23 @@ def _chosen_for_test(labels: np.ndarray, test: float, hashes: list[str], seed: i
             f"data.test: {test} of {sizes.sum()} distinct pictures cannot hold every one of {len(classes)} classes in both parts; "
             f"choose between {len(classes)} and {sizes.sum() - len(classes)} pictures"
         )
+    return allocate(sizes, count, least=1, leave=1)
+
+
+def left_for_training(layout: Layout, test: float) -> np.ndarray:
+    """Labels int64 (N,) of the training part, were all files different pictures. Raises UsageError where no test part can be carved off."""
+    labels = np.array([picture.label for picture in layout.train], dtype=np.int64)
+    if layout.test is not None:
+        return labels
+    sizes = np.bincount(labels, minlength=len(layout.classes))
+    return np.repeat(np.arange(len(sizes), dtype=np.int64), sizes - _tested(sizes, test, layout.classes))
+
+
+def _chosen_for_test(labels: np.ndarray, test: float, hashes: list[str], seed: int, classes: tuple[str, ...]) -> set[tuple[int, str]]:
+    """(label, hash) of the contents that go to the test part: for each class the lowest of sha256(seed, content)."""
+    contents = [sorted({digest for digest, other in zip(hashes, labels, strict=True) if other == label}) for label in range(len(classes))]
     chosen = set()
-    for label, (group, taken) in enumerate(zip(contents, allocate(sizes, count, least=1, leave=1), strict=True)):
+    for label, (group, taken) in enumerate(zip(contents, _tested(np.array([len(group) for group in contents]), test, classes), strict=True)):
         ranked = sorted(group, key=lambda digest: hashlib.sha256(f"{seed} {digest}".encode()).hexdigest())
         chosen |= {(label, digest) for digest in ranked[:taken]}
     return chosen
@@ -211,4 +241,4 @@ def describe(layout: Layout, report: Callable[[str], None]) -> None:
     counts = Counter(picture.label for picture in layout.train)
     label, fewest = min(counts.items(), key=lambda item: (item[1], item[0]))
     if fewest < 10:
-        report(f"data: warning: class {layout.classes[label]!r} has only {fewest} pictures")
+        report(f"data: warning: class {layout.classes[label]!r} has only {fewest} picture{'' if fewest == 1 else 's'}")

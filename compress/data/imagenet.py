@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,17 @@ def _picture(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(SUFFIXES)
 
 
+def _status(entry: os.DirEntry[str]) -> os.stat_result:
+    """Raises UsageError for what is no file: a link that leads nowhere, a pipe."""
+    try:
+        status = entry.stat()
+    except OSError as error:
+        raise UsageError(f"{entry.path}: cannot be read ({error.strerror}); repair the link, or remove it") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UsageError(f"{entry.path}: is no file; remove it")
+    return status
+
+
 def _absent(root: Path, folder: Path) -> str:
     """What is missing, and the command that brings it."""
     part = folder.name if folder != root else ""
@@ -78,7 +90,7 @@ def _part(root: Path, part: str, classes: list[str], digest: hashlib._Hash) -> P
     facts: list[np.ndarray] = []  # of each class int64 (n, 2): bytes, modification time in ns
     for name in classes:
         with os.scandir(root / part / name) as entries:
-            found = sorted((one.name, one.stat()) for one in entries if _picture(one.name))
+            found = sorted((one.name, _status(one)) for one in entries if _picture(one.name))
         if not found:
             raise UsageError(f"{root / part / name}: no pictures ({', '.join(SUFFIXES)}) of class {name!r}; unpack it again, or remove the folder")
         paths += [f"{part}/{name}/{file}" for file, _ in found]

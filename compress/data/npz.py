@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +35,18 @@ def members(path: Path) -> list[tuple[str, int, int]]:
         raise UsageError(f"{path}: not an .npz file ({error}); write it with numpy.savez") from error
 
 
+def _require_pictures(path: Path, key: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> None:
+    full = (*shape, 1) if len(shape) == 3 else shape
+    if dtype != np.uint8 or len(full) != 4 or full[3] not in (1, 3) or min(full) < 1:
+        said = "x".join(map(str, full))
+        raise UsageError(f"{path}: {key} is {dtype} {said}, but pictures are uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), N at least 1")
+
+
 def _images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
     """Pictures as uint8 (N, H, W, 3)."""
+    _require_pictures(path, key, images.dtype, images.shape)
     if images.ndim == 3:
         images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or min(images.shape) < 1:
-        shape = "x".join(map(str, images.shape))
-        raise UsageError(
-            f"{path}: {key} is {images.dtype} {shape}, but pictures are uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), N at least 1"
-        )
     return images if images.shape[3] == 3 else np.repeat(images, 3, axis=3)
 
 
@@ -59,6 +63,8 @@ def _class_names(path: Path, names: np.ndarray) -> tuple[str, ...]:
     if names.ndim != 1 or names.dtype.kind not in "US" or len(names) < 2:
         raise UsageError(f"{path}: class_names is {names.dtype} {names.shape}, but it lists at least two names as strings")
     text = tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names.tolist())
+    if "" in text:
+        raise UsageError(f"{path}: class_names holds an empty name; every class needs one, for reports and devices show it")
     if len(set(text)) < len(text):
         raise UsageError(
             f"{path}: class_names holds {next(name for name in text if text.count(name) > 1)!r} twice; every class needs its own name"
@@ -68,18 +74,42 @@ def _class_names(path: Path, names: np.ndarray) -> tuple[str, ...]:
 
 def validated(path: Path, stored: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """The arrays under their five keys, checked and brought to one form. Raises UsageError with the first thing that is wrong."""
+    arrays = {f"{part}_images": _images(path, f"{part}_images", stored[f"{part}_images"]) for part in ("train", "test")}
+    labels, classes = _labelled(path, stored, {part: len(arrays[f"{part}_images"]) for part in ("train", "test")})
+    return {**arrays, **labels}, classes
+
+
+def _labelled(path: Path, stored: Mapping[str, np.ndarray], counts: Mapping[str, int]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Both parts' labels, and the class names; `counts`: pictures of each part."""
     classes = _class_names(path, stored["class_names"])
-    arrays: dict[str, np.ndarray] = {}
-    for part in ("train", "test"):
-        arrays[f"{part}_images"] = _images(path, f"{part}_images", stored[f"{part}_images"])
-        arrays[f"{part}_labels"] = _labels(path, f"{part}_labels", stored[f"{part}_labels"], len(arrays[f"{part}_images"]), len(classes))
-    present = np.unique(arrays["train_labels"])
-    unseen = np.setdiff1d(arrays["test_labels"], present)
+    labels = {f"{part}_labels": _labels(path, f"{part}_labels", stored[f"{part}_labels"], count, len(classes)) for part, count in counts.items()}
+    present = np.unique(labels["train_labels"])
+    unseen = np.setdiff1d(labels["test_labels"], present)
     if len(unseen):
         raise UsageError(f"{path}: class {classes[unseen[0]]!r} has test pictures but no training pictures; add some, or remove the class")
     if len(present) < 2:
         raise UsageError(f"{path}: all training pictures are of class {classes[present[0]]!r}; a classifier needs at least two classes")
-    return arrays, classes
+    return labels, classes
+
+
+def _header(path: Path, key: str) -> tuple[np.dtype[np.generic], tuple[int, ...]]:
+    """Type and shape of an array in the file, whose values are not read."""
+    with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as stream:
+        version = np.lib.format.read_magic(stream)
+        shape, _, dtype = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version](stream)
+    return dtype, shape
+
+
+def inspect(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Training labels int64 (N,) and class names of a file that `load` will take, without reading its pictures. Raises what `load` raises."""
+    with _plain(path) as stored:
+        counts = {}
+        for part in ("train", "test"):
+            dtype, shape = _header(path, f"{part}_images")
+            _require_pictures(path, f"{part}_images", dtype, shape)
+            counts[part] = shape[0]
+        labels, classes = _labelled(path, stored, counts)
+        return labels["train_labels"], classes
 
 
 def load(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -87,14 +117,21 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
 
     Raises MissingError for an absent file, UsageError for a missing key, a wrong type or shape, or labels out of range.
     """
+    with _plain(path) as stored:
+        return validated(path, {key: stored[key] for key in KEYS})
+
+
+@contextmanager
+def _plain(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """The file's arrays, read when they are asked for; what numpy says of a file that is no such thing is one sentence."""
     require(path)
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             absent = [key for key in KEYS if key not in stored]
             if absent:
                 raise UsageError(f"{path}: no {' and no '.join(absent)}; the file needs {', '.join(KEYS)}")
-            return validated(path, {key: stored[key] for key in KEYS})
-    except (zipfile.BadZipFile, ValueError, EOFError, AttributeError, TypeError) as error:
+            yield stored
+    except (zipfile.BadZipFile, ValueError, LookupError, EOFError, AttributeError, TypeError) as error:
         # ValueError: pickled objects or a damaged array; AttributeError, TypeError: a single .npy array instead of an archive
         raise UsageError(
             f"{path}: cannot be read as an .npz of plain arrays ({error}); write it with numpy.savez, class_names as strings"

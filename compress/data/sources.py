@@ -254,9 +254,7 @@ def count_classes(config: schema.Data, base: Path) -> int | None:
     try:
         root = located(config, base)
         if config.source == "npz":
-            npz.members(root)
-            with np.load(root, allow_pickle=False) as stored:
-                return len(stored["class_names"])
+            return len(npz.inspect(root)[1])
         if config.source == "folder":
             return len(folder.scan(root).classes)
         return len(folder.subfolders(root / "train")) if config.source == "imagenet" and (root / "train").is_dir() else None
@@ -264,13 +262,18 @@ def count_classes(config: schema.Data, base: Path) -> int | None:
         return None
 
 
-def count_training(config: schema.Data, base: Path) -> int | None:
-    """How many training pictures the source holds, before any limit; None where only decoding would tell."""
+def training_labels(config: schema.Data, base: Path) -> np.ndarray | None:
+    """Labels int64 (N,) of the training part, any limit applied; None where only decoding would tell.
+
+    Of a folder without a test part they are about those that will be left: what is carved off follows the files' content. Raises what `prepare`
+    raises for labels and splits.
+    """
     if config.source == "npz":
-        with np.load(located(config, base), allow_pickle=False) as stored:
-            return len(stored["train_labels"]) if "train_labels" in stored else None
-    if config.source == "folder":
-        layout = folder.scan(located(config, base))
-        carved = 0 if layout.test is not None else config.test if config.test >= 1 else round(config.test * len(layout.train))
-        return len(layout.train) - int(carved)
-    return len(fashion.load()["train_labels"]) if config.source == "fashion" else None
+        labels, _ = npz.inspect(located(config, base))
+    elif config.source == "folder":
+        labels = folder.left_for_training(folder.scan(located(config, base)), config.test)
+    elif config.source == "fashion":
+        labels = fashion.load()["train_labels"]
+    else:
+        return None
+    return labels if config.limit_train is None else labels[stratified(labels, config.limit_train, config.split_seed)]

@@ -6,6 +6,7 @@ import pickle
 import re
 import struct
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 
 import safetensors
@@ -33,6 +34,15 @@ RENAMES = (
 # what torch.load raises on damaged bytes, found by changing bytes at random
 DAMAGED = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError, struct.error)
 SHOWN = 4  # keys named in a message
+
+
+def embedded(model: str) -> Path:
+    """The teacher that ships with the package for the embedded data. Raises MissingError where there is none for this network."""
+    path = Path(str(resources.files("compress"))) / "models" / "weights" / f"{model}-fashion.safetensors"
+    if not path.is_file():
+        have = ", ".join(sorted(p.name.removesuffix("-fashion.safetensors") for p in path.parent.glob("*-fashion.safetensors"))) or "none"
+        raise MissingError(f"no embedded weights for {model} (there are: {have}); train it here: remove `weights: embedded` from the candidate")
+    return path
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

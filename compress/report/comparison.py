@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.report.parts import Html, interval_of, is_number, significant
-from compress.report.source import comparison_of, method_of, read_report, shipped, teacher_row
+from compress.report.source import comparison_of, method_of, read_report, shipped, speedup, teacher_row
 
 NOTHING = "-"
 
@@ -26,6 +26,11 @@ def compare(paths: Sequence[Path]) -> str:
         for row in table
     ]
     lines.insert(1, "-" * max(map(len, lines)))
+    if len({_tested_on(report) for report in reports}) > 1:
+        lines.append("the runs were tested on different pictures: accuracies and drops do not compare")
+    disturbed = [_plain(report["recipe"]) for report in reports if (report.get("latency") or {}).get("disturbances")]
+    if disturbed:
+        lines.append(f"times were measured beside other processes: {', '.join(disturbed)}")
     return "\n".join(lines)
 
 
@@ -71,10 +76,23 @@ def _gain(report: dict[str, Any]) -> str:
     return _interval(gain.get("gain_points"), gain.get("ci95"))
 
 
+def _pictures(report: dict[str, Any]) -> str:
+    data = report.get("data") or {}
+    return _plain(f"{data['test_pictures']:,} of {data['source']}" if is_number(data.get("test_pictures")) else None)
+
+
+def _tested_on(report: dict[str, Any]) -> tuple[Any, ...]:
+    """What two runs have in common whose accuracies compare, as far as a report tells."""
+    data = report.get("data") or {}
+    return data.get("source"), data.get("test_pictures"), tuple(report.get("classes") or ())
+
+
 LINES: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("", lambda report: _plain(report["recipe"])),
     ("started", lambda report: _plain(report.get("started"))),
-    ("status", lambda report: _plain(report["status"])),
+    ("status", lambda report: _plain(report["status"] if report["requirements"] else None)),
+    ("test pictures", _pictures),
+    ("machine", lambda report: _plain((report.get("environment") or {}).get("cpu"))),
     ("teacher", lambda report: _plain(report["teacher"].get("model"))),
     ("student", lambda report: _plain(report["student"].get("model"))),
     ("method", lambda report: _plain(method_of(report))),
@@ -85,7 +103,7 @@ LINES: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("distillation, points", _gain),
     ("p50", _of(_latency, "p50", " ms")),
     ("p90", _of(_latency, "p90", " ms")),
-    ("x teacher's speed", _of(_pair, "speedup_p50")),
+    ("x teacher's speed", lambda report: _number(speedup(report))),
     ("size", _of(shipped, "bytes", " kB", 1e-3)),
     ("x smaller", _of(_pair, "size_ratio")),
     ("peak memory", _of(shipped, "peak_memory_bytes", " MB", 1e-6)),

@@ -112,7 +112,7 @@ def finish(figure: Figure, axes: Axes, title: str, order: int = 1, axis: str | N
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(axis or "")
     if axis == "epoch":
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     handles, labels = axes.get_legend_handles_labels()
     columns = 2 if max(map(len, labels)) <= 20 else 1
     figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(labels) // columns))  # the legend takes nothing from the curves

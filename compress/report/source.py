@@ -105,6 +105,14 @@ def comparison_of(report: dict[str, Any], model: str | None, against: str | None
     return next((row for row in rows if row.get("model") == model and row.get("against") == against), {})
 
 
+def speedup(report: dict[str, Any]) -> float | None:
+    """How many times as fast as the teacher the shipped file is on this machine: as a limit on it was last judged, else as it was validated."""
+    ship = shipped(report)
+    asked = ("min_speedup", "local", ship.get("file"))
+    found = next((row.get("value") for row in report["requirements"] if (row.get("name"), row.get("target"), row.get("file")) == asked), None)
+    return comparison_of(report, ship.get("file"), teacher_row(report).get("file")).get("speedup_p50") if found is None else found
+
+
 def measured_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of all measured files, the baseline's last."""
     return report["models"] + (report.get("baseline") or {}).get("models", [])

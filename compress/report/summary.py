@@ -19,8 +19,9 @@ from compress.report.parts import (
     significant,
     size,
 )
-from compress.report.source import Source, comparison_of, shipped, teacher_row
+from compress.report.source import Source, comparison_of, shipped, speedup, teacher_row
 
+DISAGREE = 0.05  # two measurements of one speed-up that are further apart are both shown
 SIGNS = {"passed": "\u2713", "failed": "\u2715", "undecided": "?", "not judged": "?"}
 VERDICTS = {
     "passed": "Passed",
@@ -55,9 +56,10 @@ def verdict(source: Source) -> Html:
     warnings = report.get("warnings") or []
     link = f"{len(warnings)} {'warning' if len(warnings) == 1 else 'warnings'}"
     note = el("p", el("a", link, href="#warnings"), class_="under") if warnings else None
-    stamp = el("p", el("span", SIGNS.get(status, "?"), class_="sign", aria_hidden="true"), VERDICTS.get(status, status), class_="stamp")
+    sign, words = (SIGNS.get(status, "?"), VERDICTS.get(status, status)) if rows else ("\u2013", "Done")
+    stamp = el("p", el("span", sign, class_="sign", aria_hidden="true"), words, class_="stamp")
     body = (el("h2", "Verdict", class_="unseen"), stamp, el("p", line), note, _tiles(report, ship))
-    return el("section", *body, id="verdict", class_=f"card verdict {_tone(status)}")
+    return el("section", *body, id="verdict", class_=f"card verdict {_tone(status) if rows else 'unjudged'}")
 
 
 def _tone(verdict: str) -> str:
@@ -82,10 +84,13 @@ def _tiles(report: dict[str, Any], ship: dict[str, Any]) -> Html | None:
     named = (report.get("named_device") or {}).get("target")
     if named:
         tiles += _device_tiles(report, ship, teacher, named)
-    elif is_number(pair.get("speedup_p50")):
+    elif is_number(speed := speedup(report)):
         latency = (ship.get("latency_ms") or {}).get("p50")
-        each = [milliseconds(latency), " a picture"] if latency else None
-        tiles.append(("Speed", _times(pair["speedup_p50"], "faster", "slower"), each))
+        first = pair.get("speedup_p50")
+        each: Child = [milliseconds(latency), " a picture"] if latency else None
+        if is_number(first) and abs(speed / first - 1) > DISAGREE:
+            each = [significant(first), "\u00d7 when it was validated"]
+        tiles.append(("Speed", _times(speed, "faster", "slower"), each))
     if is_number(pair.get("size_ratio")):
         sizes = [size(ship.get("bytes")), ", teacher ", size(teacher.get("bytes"))]
         tiles.append(("Size", _times(pair["size_ratio"], "smaller", "larger"), sizes))

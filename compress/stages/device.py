@@ -87,5 +87,5 @@ def _row(model: dict[str, Any], answer: dict[str, Any], target: str) -> dict[str
     }
 
 
-run = Stage("device", 2, _run, Verified)
-distant = Stage("device", 2, _distant, Verified)
+run = Stage("device", 3, _run, Verified)
+distant = Stage("device", 3, _distant, Verified)

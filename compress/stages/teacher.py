@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import nn
 
 from compress import checkpoint, faults, loading
 from compress.data import views
-from compress.errors import MissingError, StageError, UsageError
+from compress.errors import StageError, UsageError
 from compress.methods import build_method
 from compress.models import checkpoints
 from compress.models.contracted import inner
@@ -30,15 +29,6 @@ REMEDIES = {  # what the candidate's section should say
     "BGR": "; say channels: bgr", "normalisation": "; say so in normalize", "range": "; say so in normalize",
     "swapped classes": "; name its classes in their order", "classes": "; name its classes in their order",
 }  # fmt: skip
-
-
-def embedded_weights(model: str) -> Path:
-    """The teacher that ships with the package for the embedded data. Raises MissingError where there is none for this network."""
-    path = Path(str(resources.files("compress"))) / "models" / "weights" / f"{model}-fashion.safetensors"
-    if not path.is_file():
-        have = ", ".join(sorted(p.name.removesuffix("-fashion.safetensors") for p in path.parent.glob("*-fashion.safetensors"))) or "none"
-        raise MissingError(f"no embedded weights for {model} (there are: {have}); train it here: remove `weights: embedded` from the candidate")
-    return path
 
 
 def _train(config: Candidate, *, context: Context, network: Network, data: TrainingData, weights: File | None) -> Trained:

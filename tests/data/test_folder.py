@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from pathlib import Path
 
@@ -224,6 +225,27 @@ def test_other_files_are_ignored_and_counted(tmp_path: Path) -> None:
     made, lines = prepared(tmp_path / "set", tmp_path / "work")
     assert np.bincount(load_labels(made.train_labels)).tolist() == [2, 3]
     assert lines[0].startswith("data: warning: 3 files are no pictures") and "data: warning: sub-folders not used: val" in lines
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_links_and_pipes_among_the_pictures(tmp_path: Path) -> None:
+    """A link upwards would count every class as one; a pipe would be waited for; a link that leads nowhere is a picture that cannot be read."""
+    two_classes(tmp_path / "set", "train", 30)
+    two_classes(tmp_path / "set", "test", 3, seed=500)
+    red = tmp_path / "set" / "train" / "red"
+    (red / "up").symlink_to("..")
+    (red / "self").symlink_to(".")
+    (tmp_path / "beside").mkdir()
+    save(tmp_path / "beside" / "more.png", RED, 900)
+    (red / "there").symlink_to(tmp_path / "beside")
+    os.mkfifo(red / "pipe.jpg")
+    (red / "gone.jpg").symlink_to("nowhere.jpg")
+    sources.fingerprint(schema.Data(source="folder", root=str(tmp_path / "set")), Path("/"))
+
+    made, lines = prepared(tmp_path / "set", tmp_path / "work", max_unreadable=0.1)
+    assert load_labels(made.train_labels).tolist() == [0] * 30 + [1] * 31
+    assert [one.path for one in made.unreadable] == ["train/red/gone.jpg"]
+    assert "data: warning: 1 file is no picture (.jpg, .jpeg, .png, .webp, .bmp) or hidden; left out" in lines
 
 
 def test_limits_are_stratified(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def assemble(
     sentence = int8_against_float(pairs[2]["speedup_p50"], pairs[2]["speedup_ci95"])
     return contract | {
         "started": "2026-01-31 12:00:00 UTC", "command": "compress run recipes/mobilenet.yaml",
-        "data": {"source": "fashion", "image_size": 32, "train": 6300, "validation": 700, "calibration": 512, "test": len(labels)},
+        "data": {"source": "fashion", "image_size": 32, "classes": 10, "validation_pictures": 700, "test_pictures": len(labels)},
         "distill": {"method": "dhkd", "alpha": 10.0, "temperature": 2.0, "head": "nonlinear", "align": "none"},
         "classes": CLASSES, "unreadable": [{"path": "train/6/broken.jpg", "reason": "image file is truncated"}],
         "warnings": ["The student is trained from scratch on 6,300 pictures: a pretrained start usually gives more."],

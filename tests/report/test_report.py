@@ -105,10 +105,10 @@ def test_numbers_reach_the_page_unchanged(full: Path) -> None:
 
 def test_a_student_that_is_larger_and_slower_is_called_so(run: Path) -> None:
     rows = json.loads((run / "report.json").read_text())["comparisons"]
-    change(run, comparisons=[row | {"speedup_p50": 0.8, "size_ratio": 0.25} for row in rows])
+    change(run, comparisons=[row | {"speedup_p50": 0.8, "size_ratio": 0.25} for row in rows], requirements=[])
 
     text = page_of(run).text
-    assert "1.25\u00d7 slower" in text and "4.00\u00d7 larger" in text and "\u00d7 smaller" not in text.split("Requirements")[1]
+    assert "1.25\u00d7 slower" in text and "4.00\u00d7 larger" in text and "\u00d7 smaller" not in text.split("Models")[1]
 
 
 def test_plots_are_written_and_inlined(full: Path) -> None:
@@ -205,7 +205,7 @@ def test_only_the_contracts_keys_are_needed(run: Path) -> None:
     page = page_of(run)
 
     assert [attributes["id"] for tag, attributes in page.elements if tag == "section"] == ["verdict", "models", "repeat"]
-    assert "sets no requirement" in page.text
+    assert "sets no requirement" in page.text and "Done" in page.text and "Passed" not in page.text
     assert not (run / "plots").exists()
 
 
@@ -351,6 +351,24 @@ def test_runs_stand_side_by_side(run: Path, full: Path) -> None:
     assert top1[1] == top1[3] == "89.60"
     assert next(line for line in lines if line.startswith("distillation")).endswith("-")
     assert all(line == line.rstrip() for line in lines)
+    assert next(line for line in lines if line.startswith("test pictures")).split()[2] == "4,000" and "do not compare" not in lines[-1]
+
+    data = json.loads((run / "report.json").read_text())["data"]
+    change(run, data={**data, "test_pictures": 48}, latency={"disturbances": ["other processes used 1.30 cores"]})
+    assert compare([full, run]).splitlines()[-2:] == [
+        "the runs were tested on different pictures: accuracies and drops do not compare", "times were measured beside other processes: other",
+    ]  # fmt: skip
+
+
+def test_the_headline_shows_the_speed_that_was_judged_last_and_both_where_they_disagree(run: Path) -> None:
+    report = json.loads((run / "report.json").read_text())
+    first = report["comparisons"][1]["speedup_p50"]
+    judged = [{**row, "value": 2 * first} if row["name"] == "min_speedup" else row for row in report["requirements"]]
+    change(run, requirements=judged)
+
+    text = page_of(run).text
+    assert f"{significant(2 * first)}\u00d7 faster" in text and f"{significant(first)}\u00d7 when it was validated" in text
+    assert next(line for line in compare([run]).splitlines() if line.startswith("x teacher")).endswith(f" {significant(2 * first)}")
 
 
 def test_a_bar_holds_the_limit_the_value_and_the_interval() -> None:
