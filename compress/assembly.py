@@ -236,5 +236,5 @@ def _int8(evidence: Evidence) -> dict[str, Any] | None:
         "ci95": row["speedup_ci95"],
         "top1_drop_points": row["top1_drop_points"],
         "top1_drop_ci95": row["top1_drop_ci95"],
-        "sentence": verdict.int8_against_float(row["speedup_p50"], row["speedup_ci95"]),
+        "sentence": verdict.int8_against_float(row["speedup_p50"], row["speedup_ci95"], unfit=evidence.measured.latency.get("unfit")),
     }

@@ -68,7 +68,7 @@ def facts(content: Row, rows: tuple[Row, ...], target: str) -> verdict.Facts:
         int8_speedup_ci95=verdict.interval(integers["ci95"] if integers else None),
         peak_memory_bytes=row["peak_memory_bytes"],
         disturbed="; ".join(row.get("disturbances") or ()) or ("other processes were busy on the device" if row["contaminated"] else None),
-        unfit=(row.get("conditions") or {}).get("unfit"),
+        unfit=_unfit(row),
         sha256=row["sha256"],
         precision=row["precision"],
         untimed=untimed,
@@ -111,8 +111,14 @@ def _int8(content: Row, rows: tuple[Row, ...], target: str) -> Row | None:
         "top1_drop_points": pair.get("top1_drop_points"),
         "top1_drop_ci95": pair.get("top1_drop_ci95"),
         "target": target,
-        "sentence": verdict.int8_against_float(speedup, (low, high), f"on {target}"),
+        "sentence": verdict.int8_against_float(speedup, (low, high), f"on {target}", _unfit(row)),
     }
+
+
+def _unfit(row: Row) -> str | None:
+    """Why a device's times are too long, and its ratios doubtful."""
+    why: str | None = (row.get("conditions") or {}).get("unfit")
+    return why
 
 
 def keeps_int8(int8: str, floats: str, rows: Sequence[Row], target: str) -> tuple[bool, str]:
@@ -120,7 +126,10 @@ def keeps_int8(int8: str, floats: str, rows: Sequence[Row], target: str) -> tupl
 
     `int8`, `floats`: the student's files. Faster means that the whole interval of the ratio lies above 1.
     """
-    ratio = next((row["speedup_over"].get(floats) for row in rows if row["file"] == int8), None)
+    own = next((row for row in rows if row["file"] == int8), {})
+    ratio = (own.get("speedup_over") or {}).get(floats)
+    if ratio is not None and (unfit := _unfit(own)):
+        return True, f"{int8} ships although keep: faster was asked for: its speed on {target} could not be judged ({unfit})."
     if ratio is None:
         return True, f"{int8} ships although keep: faster was asked for: {target} gave no times to judge it by."
     numbers = f"{ratio[0]:.2f}x [{ratio[1]:.2f}, {ratio[2]:.2f}] its speed"

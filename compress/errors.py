@@ -59,6 +59,10 @@ class StageError(CompressError):
     exit_code = 4
 
 
+class LostProcess(StageError):
+    """A process that works for this one is gone."""
+
+
 class Interrupted(CompressError):
     """The user stopped the run; what was done is kept."""
 

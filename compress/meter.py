@@ -13,8 +13,8 @@ from compress.errors import StageError
 
 def finite(parameters: Iterable[Tensor]) -> bool:
     """Whether every weight is a number; waits for the device."""
-    largest = torch._foreach_norm([parameter.detach() for parameter in parameters], float("inf"))
-    return bool(torch.stack([value.float() for value in largest]).isfinite().all())
+    largest = torch._foreach_norm([parameter.detach() for parameter in parameters if parameter.numel()], float("inf"))
+    return not largest or bool(torch.stack([value.isfinite() for value in largest]).all())
 
 
 class Meter:

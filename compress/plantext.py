@@ -88,6 +88,13 @@ def sentences(plan: dict[str, Any]) -> Iterator[str]:
             f"{len(disturbed)} of {len(plan['networks'])} measurements were disturbed (other processes used up to {busiest:.2f} cores): "
             "times may be too long, ratios come from turns within rounds and suffer less; measure again on a quiet machine with --force."
         )
+    doubtful = [row for row in plan["networks"] if row["unfit"]]
+    if doubtful:
+        yield f"{doubtful[0]['name']}: {doubtful[0]['unfit']}: times are too long and ratios doubtful{_and_others(len(doubtful) - 1)}."
+
+
+def _and_others(count: int) -> str:
+    return f", and so are those of {count} other{'' if count == 1 else 's'}" if count else ""
 
 
 def _limits(rows: list[Row]) -> Iterator[str]:

@@ -7,15 +7,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from compress.errors import StageError
+from compress.errors import LostProcess
 
 
 @contextmanager
 def between_steps(*, alone: bool = True) -> Iterator[threading.Event]:
     """Ctrl-C and SIGTERM set an event that the loop reads between two steps: never half a step in a checkpoint.
 
-    `alone`: no other process waits for this one's next message. What fails behind the signal is then part of the stop (a scheduler signals the decode
-    processes, too): it becomes KeyboardInterrupt.
+    `alone`: no other process waits for this one's next message. A decode process that is lost behind the signal is then part of the stop (a scheduler
+    signals those, too): LostProcess becomes KeyboardInterrupt.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -24,7 +24,7 @@ def between_steps(*, alone: bool = True) -> Iterator[threading.Event]:
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
-    except StageError:
+    except LostProcess:
         if not (alone and stop.is_set()):
             raise
         raise KeyboardInterrupt from None

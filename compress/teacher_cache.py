@@ -51,6 +51,7 @@ class TeacherCache:
         self.enabled, self._open = remember and self.room > 0, False
         self.used = self.saved = 0
         self._read: tuple[int, int, int] | None = None  # which disk copy is known: inode, bytes, modification time
+        self._told = False  # that the disk copy cannot be written
 
     def opened(self) -> TeacherCache:
         """Itself, with its memory and what the disk knows."""
@@ -129,12 +130,16 @@ class TeacherCache:
             with locked(self.file.with_suffix(".lock")):
                 self._load()
                 index, view = torch.nonzero(self.slot >= 0, as_tuple=True)
-                rows = self.logits[self.slot[index, view].long()]
+                rows = self.logits[: self.used].cpu()[self.slot[index, view].long().cpu()]  # a card may have no room for a copy
                 with replacing(self.file) as stream:
-                    np.savez(stream, index=index.cpu().numpy().astype(np.int32), view=view.cpu().numpy().astype(np.int32), logits=rows.cpu().numpy())
+                    np.savez(stream, index=index.cpu().numpy().astype(np.int32), view=view.cpu().numpy().astype(np.int32), logits=rows.numpy())
                 self._read = _version(self.file)
-        except OSError as error:
-            self.warn(f"teacher logits: {self.file} cannot be written ({error.strerror or error}); a later run asks the teacher again")
+        except (OSError, torch.OutOfMemoryError) as error:
+            if not self._told:
+                why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+                self.warn(f"teacher logits: {self.file} cannot be written ({why}); a later run asks the teacher again")
+            self._told = True
+            return
         self.saved = self.used
 
     def _run(self, pixels: Tensor, even: int = 1) -> Tensor:

@@ -224,16 +224,19 @@ def fit(
                         learnt = time.monotonic()
                 group.word(None)  # the others wait here while the first process validates, not in the next step, whose messages have less time
                 written, kept = time.monotonic(), True
-            if group.agree(stop.is_set(), 0):  # during the last validation: nothing may swallow a Ctrl-C
-                raise KeyboardInterrupt
+                if group.agree(stop.is_set(), 0):  # during validation: nothing may swallow a Ctrl-C, and decoders do not wait for long
+                    raise KeyboardInterrupt
         if teacher is not None and group.size > 1:
             teacher.merge(group.gather)
     except KeyboardInterrupt:  # in every process at the same step
         sums = group.total(meter.sums())
-        if group.first and meter.bad() is None:
-            _carry(state, sums, begin)
-            checkpoint.save(saved, student, method, optimizer, state, precision)
-        raise Interrupted(f"interrupted in epoch {min(state.epoch, epochs)} of {epochs}, checkpoint kept; {resume_hint}") from None
+        if meter.bad() is None:
+            kept = True
+            if group.first:
+                _carry(state, sums, begin)
+                checkpoint.save(saved, student, method, optimizer, state, precision)
+        there = "checkpoint kept" if kept else "there is no checkpoint yet"
+        raise Interrupted(f"interrupted in epoch {min(state.epoch, epochs)} of {epochs}, {there}; {resume_hint}") from None
     finally:
         threads = torch.get_num_threads()
         torch.set_num_threads(threads_before)

@@ -220,8 +220,13 @@ def _worth(drop: PairedDrop, what: str, helper: str, over: str = "", against: st
     return f"{what} hurt: {numbers}{against}" if high < 0 else f"no evidence that {helper} helped: {numbers}{against}"
 
 
-def int8_against_float(speedup: float, ci95: Sequence[float] | None, where: str = "here") -> str:
-    """What integer arithmetic is worth on a machine, in one sentence. `speedup`: float latency / int8 latency; `where`: `here`, `on ssh://pi`."""
+def int8_against_float(speedup: float, ci95: Sequence[float] | None, where: str = "here", unfit: str | None = None) -> str:
+    """What integer arithmetic is worth on a machine, in one sentence. `speedup`: float latency / int8 latency; `where`: `here`, `on ssh://pi`.
+
+    `unfit`: see `Facts`.
+    """
+    if unfit is not None:
+        return f"how fast int8 is against the float student {where} is not known: {unfit}."
     if ci95 is None:
         return f"int8 runs at {_number(speedup)}x the float student's speed {where}; without rounds there is no interval."
     numbers = f"{_number(speedup)}x [{_number(ci95[0])}, {_number(ci95[1])}]"

@@ -77,7 +77,7 @@ class Workflow:
             return None
         measured = self._settled(measured, verified)
         guesses += self._warned(guessing.of_shipped(measured))
-        for warning in measured.warnings:
+        for warning in () if distant else measured.warnings:  # of another device's files this machine's times say nothing
             store.console.warn(warning)
         packaged = self._packaged(shipping(models, measured))
         if self.until == "package":

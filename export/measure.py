@@ -69,13 +69,16 @@ def photo_latency(
     attempts: int = 1,
     provider: str | None = None,
 ) -> LatencyResult:
-    """As `latency`, from the bytes of a picture file to logits; `decode` gives uint8 (H, W, 3) of the model's size."""
-    return _measure(models, list(photos), lambda photo: decode(photo)[None], threads, warmup, repeats, rounds, seed, attempts, provider)
+    """As `latency`, from the bytes of a picture file to logits; `decode` gives uint8 (H, W, 3) of the model's size. Every run counts.
+
+    Photos differ in size: without the interrupted runs the small ones would be left.
+    """
+    return _measure(models, list(photos), lambda photo: decode(photo)[None], threads, warmup, repeats, rounds, seed, attempts, provider, every=True)
 
 
 def _measure(
     models: Mapping[str, str | Path], inputs: list[Any], prepare: Callable[[Any], np.ndarray],
-    threads: int, warmup: int, repeats: int, rounds: int, seed: int, attempts: int, provider: str | None = None,
+    threads: int, warmup: int, repeats: int, rounds: int, seed: int, attempts: int, provider: str | None = None, every: bool = False,
 ) -> LatencyResult:  # fmt: skip
     if not models or not inputs or repeats < 1 or warmup < 0 or rounds < 1 or attempts < 1:
         raise ExportError("latency needs at least one model, one picture, one round and one run")
@@ -93,7 +96,7 @@ def _measure(
         _time(run, [inputs[number % len(inputs)] for number in range(warmup)])
     tried: list[Attempt] = []
     while len(tried) < attempts:
-        tried.append(_attempt(runs, inputs, repeats, rounds, random, threads))
+        tried.append(_attempt(runs, inputs, repeats, rounds, random, threads, None if every else _switches(threads)))
         if not disturbances(tried[-1]):
             break
     return conclude(tried, threads, first, {name: model.load_ms for name, model in loaded.items()}, digests)
@@ -111,17 +114,21 @@ def _runner(model: Model, prepare: Callable[[Any], np.ndarray]) -> Callable[[Any
 
 
 def _switches(threads: int) -> Callable[[], int] | None:
-    """Counts how often this thread, or any of the process where several compute, lost its core to another one; None where the system does not tell."""
-    if resource is None:
+    """Counts how often this thread, or any of the process where several compute, lost its core to another one; None where the system does not tell.
+
+    Only Linux does: macOS counts a thread that waits by itself as well.
+    """
+    if not hasattr(resource, "RUSAGE_THREAD"):
         return None
-    who = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF) if threads == 1 else resource.RUSAGE_SELF
+    who = resource.RUSAGE_THREAD if threads == 1 else resource.RUSAGE_SELF
     return lambda: resource.getrusage(who).ru_nivcsw
 
 
 def _attempt(
-    runs: dict[str, Callable[[Any], Any]], inputs: list[Any], repeats: int, rounds: int, random: np.random.Generator, threads: int
-) -> Attempt:
-    switches, least = _switches(threads), _LOST if threads == 1 else -np.inf  # one thread's own time says nothing of the others'
+    runs: dict[str, Callable[[Any], Any]], inputs: list[Any], repeats: int, rounds: int, random: np.random.Generator, threads: int,
+    switches: Callable[[], int] | None,
+) -> Attempt:  # fmt: skip
+    least = _LOST if threads == 1 else -np.inf  # one thread's own time says nothing of the others'
     parts: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     flags: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     loads: list[float | None] = []

@@ -46,7 +46,7 @@ def join(attempts: list[Attempt]) -> Attempt:
 
 
 def uninterrupted(attempt: Attempt) -> tuple[Attempt, dict[str, int], str | None]:
-    """(the attempt without runs that were interrupted, their number by model, why they could not be left out).
+    """(the attempt without runs that were interrupted, how many were left out by model, why they could not be).
 
     A long run is interrupted far more often than a short one, so ratios are wrong with them, in every round alike: a model of 3.4 ms seemed to take 7.5
     ms where one of 0.13 ms took its 0.13 (2 cores, four busy processes). A round in which a model has no other run is left out for all.
@@ -59,11 +59,11 @@ def uninterrupted(attempt: Attempt) -> tuple[Attempt, dict[str, int], str | None
         return attempt, counts, None
     rounds = [place for place in range(len(attempt.round_other_cores)) if not any(parts[place].all() for parts in flags.values())]
     if len(rounds) < max(min(LEAST_ROUNDS, len(attempt.round_other_cores)), LEAST_SHARE * len(attempt.round_other_cores)):
-        if attempt.contaminated is False:  # a slow model of several threads, whose switches are its own
-            return attempt, counts, None
+        if not attempt.contaminated:  # a slow model of several threads, whose switches are its own
+            return attempt, {}, None
         worst = max(counts, key=lambda name: counts[name] / sum(len(part) for part in flags[name]))
         runs = sum(len(part) for part in flags[worst])
-        return attempt, counts, f"other processes interrupted {worst} in {counts[worst]} of {runs} runs, too many to leave them out"
+        return attempt, {}, f"other processes interrupted {worst} in {counts[worst]} of {runs} runs, too many to leave them out"
     parts = {name: [attempt.parts[name][place][~flags[name][place]] for place in rounds] for name in flags}
     return replace(attempt, parts=parts, round_other_cores=[attempt.round_other_cores[place] for place in rounds], interrupted=None), counts, None
 

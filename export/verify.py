@@ -197,8 +197,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.json and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
         parser.error(f"--json {arguments.json}: is no file in a folder that exists")  # said before minutes of measuring
-    if arguments.preprocess is not None and not any(shutil.which(word) for word in shlex.split(arguments.preprocess)[:1]):
-        parser.error(f"--preprocess {arguments.preprocess}: there is no such command")
+    if arguments.preprocess is not None:
+        try:
+            program = shlex.split(arguments.preprocess)[:1]
+        except ValueError as error:
+            parser.error(f"--preprocess {arguments.preprocess}: {error}")
+        if not program or shutil.which(program[0]) is None:
+            parser.error(f"--preprocess {arguments.preprocess}: there is no such command")
     if arguments.threads < 1 or arguments.repeats < 1 or arguments.sustained < 0:
         parser.error("--threads and --repeats must be at least 1, --sustained at least 0")
     return arguments

@@ -180,9 +180,11 @@ def test_two_losses_on_one_head() -> None:
     shown = [[float(cell.removesuffix(" %")) for cell in cells[1:]] for cells in table]
     assert shown == [pytest.approx(each, abs=0.05) for each in zip(*finals.values(), strict=True)]
 
-    said, plain, _, one, two = " ".join(docs("methods").split()), *finals.values()
-    for (sign, lower, places), text in (((1, one, 0), "points above one head"), ((-1, plain, 1), "points below cross-entropy alone")):
-        differences = [sign * (high - low) for high, low in zip(two, lower, strict=True)]
+    said, plain, alone, one, two = " ".join(docs("methods").split()), *finals.values()
+    for (upper, lower, places), text in (
+        ((two, one, 0), "points above one head"), ((plain, two, 1), "points below cross-entropy alone"), ((alone, one, 0), "points), which learns little"),
+    ):  # fmt: skip
+        differences = [high - low for high, low in zip(upper, lower, strict=True)]
         low, high = seeds.interval(differences) or (0.0, 0.0)
         assert f"{sum(differences) / 3:.{places}f} [{low:.{places}f}, {high:.{places}f}] {text}" in said
     worst = {key: min(min(columns[key]) for columns in runs["both on one head"]) for key in ("cos_classifier", "cos_backbone")}

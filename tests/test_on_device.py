@@ -117,3 +117,9 @@ def test_keep_faster_follows_the_devices_times(ratio: list[float] | None, kept: 
     found, sentence = device_limits.keeps_int8("s.int8.arm64.onnx", "s.onnx", rows, "ssh://pi")
 
     assert found is kept and said in sentence and sentence.startswith("s.int8.arm64.onnx ships" if kept else "s.onnx ships instead of")
+
+
+def test_keep_faster_decides_nothing_by_times_that_others_made_too_long() -> None:
+    rows = answer(speedup_over={"s.onnx": [0.5, 0.4, 0.6]}, conditions={"unfit": "others took the core"})
+    found, sentence = device_limits.keeps_int8("s.int8.arm64.onnx", "s.onnx", rows, "ssh://pi")
+    assert found and sentence.endswith("its speed on ssh://pi could not be judged (others took the core).")

@@ -197,3 +197,5 @@ def test_what_int8_was_worth() -> None:
     assert "slower" in int8_against_float(0.9, (0.85, 0.95))
     assert "within noise" in int8_against_float(1.02, (0.97, 1.08))
     assert "no interval" in int8_against_float(1.02, None)
+    unknown = int8_against_float(1.152, (1.1, 1.2), "on ssh://pi", "others took the core in most runs")
+    assert unknown == "how fast int8 is against the float student on ssh://pi is not known: others took the core in most runs."

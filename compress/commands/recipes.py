@@ -42,7 +42,7 @@ def run(
 @click.command()
 @recipe_options
 def check(recipe: Path, overrides: tuple[str, ...], allow_code: bool) -> int:
-    """Say every mistake of a recipe at once; build its networks without memory for weights."""
+    """Say every mistake of a recipe at once, and what a run would refuse of its data, networks and weights; trains nothing."""
     loaded = _load(recipe, overrides, allow_code)
     from compress import probe
 

@@ -92,11 +92,13 @@ def _labelled(path: Path, stored: Mapping[str, np.ndarray], counts: Mapping[str,
     return labels, classes
 
 
-def _header(path: Path, key: str) -> tuple[np.dtype[np.generic], tuple[int, ...]]:
-    """Type and shape of an array in the file, whose values are not read."""
+def _header(path: Path, key: str, stored: Mapping[str, np.ndarray]) -> tuple[np.dtype[np.generic], tuple[int, ...]]:
+    """Type and shape of an array in the file, whose values are not read; but for a header that numpy writes for no pictures."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as stream:
-        version = np.lib.format.read_magic(stream)
-        shape, _, dtype = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version](stream)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(np.lib.format.read_magic(stream))
+        if read is None:
+            return stored[key].dtype, stored[key].shape
+        shape, _, dtype = read(stream)
     return dtype, shape
 
 
@@ -105,7 +107,7 @@ def inspect(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     with _plain(path) as stored:
         counts = {}
         for part in ("train", "test"):
-            dtype, shape = _header(path, f"{part}_images")
+            dtype, shape = _header(path, f"{part}_images", stored)
             _require_pictures(path, f"{part}_images", dtype, shape)
             counts[part] = shape[0]
         labels, classes = _labelled(path, stored, counts)

@@ -25,7 +25,7 @@ import numpy as np
 
 from compress.data.crops import training_view
 from compress.data.listing import Listing, Place, evaluation_view
-from compress.errors import StageError
+from compress.errors import LostProcess
 
 CHUNK = 8  # pictures of one task
 AHEAD = 2  # tasks a process that are under way or wait
@@ -89,7 +89,7 @@ class Decoders:
                 yield ring[slot, :count]
                 free.append(slot)
         except BrokenProcessPool as error:
-            raise StageError(
+            raise LostProcess(
                 "a decode process is gone (killed, or out of memory); run the same command again to resume, with fewer processes: --set data.workers=N"
             ) from error
         finally:  # nothing may write into the ring when it is used again

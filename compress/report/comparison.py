@@ -28,9 +28,11 @@ def compare(paths: Sequence[Path]) -> str:
     lines.insert(1, "-" * max(map(len, lines)))
     if len({_tested_on(report) for report in reports}) > 1:
         lines.append("the runs were tested on different pictures: accuracies and drops do not compare")
-    disturbed = [_plain(report["recipe"]) for report in reports if (report.get("latency") or {}).get("disturbances")]
-    if disturbed:
-        lines.append(f"times were measured beside other processes: {', '.join(disturbed)}")
+    for report in reports:
+        timing = report.get("latency") or {}
+        said = [timing["unfit"]] if timing.get("unfit") else timing.get("disturbances") or []
+        if said:
+            lines.append(f"{_plain(report['recipe'])}: times are doubtful: {_plain('; '.join(map(str, said)))}")
     return "\n".join(lines)
 
 
