@@ -158,11 +158,10 @@ def test_the_words_of_a_plan() -> None:
 
 
 def test_times_that_others_made_too_long_are_said() -> None:
-    rows = [row(name, 2, 1.0, 1.1, unfit="other processes interrupted fp32 in 90 of 100 runs, too many to leave them out") for name in ("a", "b", "c")]
+    unfit = "other processes interrupted fp32 in 90 of 100 runs, too many to leave them out"
+    rows = [row(name, 2, 1.0, 1.1, unfit=unfit) for name in ("a", "b", "c")]
     said = list(plantext.sentences({"networks": rows, "choose": None, "not_judged": [], "device": "local", "host": {}}))
-    assert said[-1] == (
-        "a: other processes interrupted fp32 in 90 of 100 runs, too many to leave them out: times are too long and ratios doubtful, and so are those of 2 others."
-    )
+    assert said[-1] == f"a: {unfit}: times are too long and ratios doubtful, and so are those of 2 others."
 
 
 def test_a_limit_against_the_teacher_holds_only_for_every_candidate() -> None:
