@@ -76,6 +76,15 @@ def test_the_flagship_in_the_readmes_results() -> None:
     assert f"{gain['gain_points']:+.1f} [{gain['ci95'][0]:.1f}, {gain['ci95'][1]:.1f}] points" in second and ("not shown" in second) == (gain["ci95"][0] <= 0)
 
 
+def test_what_int8_gains_the_flagship() -> None:
+    flagship = result("flagship")
+    floats, int8 = (next(one for one in flagship["models"] if one["file"] == f"student.{name}.onnx") for name in ("fp32", "int8"))
+    gain, said = flagship["int8_against_float"], " ".join(docs("methods").split())
+    times = f"{int8['latency_ms']['p50']:.3f} against {floats['latency_ms']['p50']:.3f} ms"
+    assert f"{times}, {gain['speedup']:.2f}x [{gain['ci95'][0]:.2f}, {gain['ci95'][1]:.2f}]" in said
+    assert f"size: {int8['bytes']:,} against {floats['bytes']:,} bytes" in said
+
+
 def test_the_second_recipe() -> None:
     measured = result("flagship-shufflenet")
     int8 = next(one for one in measured["models"] if one["file"] == "student.int8.onnx")
@@ -93,6 +102,17 @@ def test_the_methods_compared() -> None:
     for method, ours in (("OFD", "ofd"), ("KD", "kd"), ("DHKD", "dhkd"), ("CRD", "crd")):
         gain = compared["table"][ours]["gain_points"]
         assert f" {method} {gain['mean']:+.2f} [{gain['ci95'][0]:.2f}, {gain['ci95'][1]:.2f}]" in said.replace(" points", "")
+
+
+def test_the_methods_on_the_flagship() -> None:
+    table = rows(docs("methods"), "flagship's student")
+    found = result("methods-mobilenet")["recipes"]["mobilenet"]["table"]
+    assert len(table) == len(found) == 3
+    for name, top1, gain in table:
+        one = found[name]
+        assert top1 == f"{one['top1']['mean']:.2f} ± {one['top1']['sd']:.2f}"
+        points = one["gain_points"]
+        assert gain == ("" if points is None else f"{points['mean']:+.2f} [{points['ci95'][0]:.2f}, {points['ci95'][1]:.2f}]")
 
 
 def ratio(numbers: dict[str, Any]) -> str:
