@@ -238,3 +238,18 @@ def _int8(evidence: Evidence) -> dict[str, Any] | None:
         "top1_drop_ci95": row["top1_drop_ci95"],
         "sentence": verdict.int8_against_float(row["speedup_p50"], row["speedup_ci95"], unfit=evidence.measured.latency.get("unfit")),
     }
+
+
+def model_files(teacher_onnx: Any, student: Branch, baseline: Branch | None) -> tuple[ModelFile, ...]:
+    """What validate measures, the teacher first; names are those in the run folder."""
+    files = [ModelFile("teacher.onnx", "teacher", "fp32", teacher_onnx.file, None, teacher_onnx.max_abs_diff, teacher_onnx.contract)]
+    for role, branch in (("student", student), ("baseline", baseline)):
+        if branch is None:
+            continue
+        files.append(ModelFile(f"{role}.fp32.onnx", role, "fp32", branch.fp32.file, None, branch.fp32.max_abs_diff))
+        if branch.int8 is not None:
+            files.append(ModelFile(f"{role}.int8.onnx", role, "int8", branch.int8.file, branch.int8.target, None))
+        if branch.static is not None:
+            files.append(ModelFile(f"{role}.static.int8.onnx", "static", "int8", branch.static.file, branch.static.target, None))
+        files += [ModelFile(f"{role}.int8.{one.target}.onnx", role, "int8", one.file, one.target, None) for one in branch.further]
+    return tuple(files)

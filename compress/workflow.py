@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import __version__, compatible, guessing, recipe, selection
-from compress.assembly import Branch, Evidence
+from compress.assembly import Branch, Evidence, model_files
 from compress.data import sources
 from compress.delivery import Exported, Measured, ModelFile, Packaged, Tuned, Verified
 from compress.errors import MissingError, StageError
@@ -56,7 +56,7 @@ class Workflow:
         if student is None or (with_baseline and baseline is None):
             return None
         teacher_onnx = self._converted("teacher", selected.teacher, None)
-        models = _model_files(teacher_onnx, student, baseline)
+        models = model_files(teacher_onnx, student, baseline)
         if self.until in ("convert", "tune", "quantize"):
             return None
         from compress.stages import validate
@@ -77,8 +77,7 @@ class Workflow:
             return None
         measured = self._settled(measured, verified)
         guesses += self._warned(guessing.of_shipped(measured))
-        for warning in () if distant else measured.warnings:  # of another device's files this machine's times say nothing
-            store.console.warn(warning)
+        self._warned([] if distant else list(measured.warnings))  # of another device's files this machine's times say nothing
         packaged = self._packaged(shipping(models, measured))
         if self.until == "package":
             return None
@@ -289,18 +288,3 @@ def versions() -> dict[str, str]:
 def places(loaded: Loaded) -> dict[str, str]:
     """Where each limit stands in the recipe."""
     return {name: loaded.where(f"require.{name}") for name, limit in loaded.recipe.require if limit is not None}
-
-
-def _model_files(teacher_onnx: Any, student: Branch, baseline: Branch | None) -> tuple[ModelFile, ...]:
-    """What validate measures, the teacher first; names are those in the run folder."""
-    files = [ModelFile("teacher.onnx", "teacher", "fp32", teacher_onnx.file, None, teacher_onnx.max_abs_diff, teacher_onnx.contract)]
-    for role, branch in (("student", student), ("baseline", baseline)):
-        if branch is None:
-            continue
-        files.append(ModelFile(f"{role}.fp32.onnx", role, "fp32", branch.fp32.file, None, branch.fp32.max_abs_diff))
-        if branch.int8 is not None:
-            files.append(ModelFile(f"{role}.int8.onnx", role, "int8", branch.int8.file, branch.int8.target, None))
-        if branch.static is not None:
-            files.append(ModelFile(f"{role}.static.int8.onnx", "static", "int8", branch.static.file, branch.static.target, None))
-        files += [ModelFile(f"{role}.int8.{one.target}.onnx", role, "int8", one.file, one.target, None) for one in branch.further]
-    return tuple(files)
