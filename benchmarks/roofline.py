@@ -116,7 +116,7 @@ def _row(teacher: str, student: str, device: str, name: str, batch: int, steps: 
     seconds = plain if run is step else _median(lambda: run(data), device, steps)
     split = _split(run, data, device, 3, 1e3 * seconds)
     # On CUDA the teacher runs ahead of the steps, in large batches.
-    rows = schedule.rows_at_once("cuda", SIDE) if device.startswith("cuda") else batch
+    rows = schedule.rows_at_once(device, SIDE) if device.startswith("cuda") else batch
     forward, precision = _teacher(teacher, step, batch_of(rows, device), device)
     teacher_seconds, teacher_flop = (value * batch / rows for value in (_median(forward, device, steps), _flop(forward)))
     return {

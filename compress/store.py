@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from compress.console import Console
 from compress.distributed import ALONE, Group
 from compress.errors import StageError
 from compress.records import CHECKPOINT, File, from_json, sha256_of, to_json
+
+SPENT = "seconds"  # in a partial: what the stage took until it was interrupted
 
 
 @dataclass(frozen=True)
@@ -130,12 +132,12 @@ class Store:
         return result, seconds
 
     def _make(self, stage: Stage, config: Any, folder: Path, title: str, inputs: dict[str, Any]) -> tuple[Any, float]:
-        """The result, and the seconds that its record names."""
+        """The result, and the seconds that its record names: those of interrupted parts are in it."""
         partial = folder.with_suffix(".partial")
         if stage.name in self.force and folder.exists():  # where only a partial is left, a forced run was interrupted: it goes on
             shutil.rmtree(partial, ignore_errors=True)
             shutil.rmtree(folder)
-        begin = time.monotonic()
+        begin = time.monotonic() - _spent(partial)
         try:
             partial.mkdir(parents=True, exist_ok=True)
             result = stage.run(config, context=self._context(partial), **inputs)
@@ -149,15 +151,26 @@ class Store:
                 "result": to_json(relative(result, partial)),
             }
             (partial / "stage.json").write_text(json.dumps(record, indent=1) + "\n")
+            (partial / SPENT).unlink(missing_ok=True)
             (partial / CHECKPOINT).unlink(missing_ok=True)  # the result stands beside it, and the optimizer's state doubles its size
             if folder.exists():
                 shutil.rmtree(folder)
             partial.rename(folder)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        except BaseException as error:
+            with suppress(OSError):
+                (partial / SPENT).write_text(f"{time.monotonic() - begin:.3f}")
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StageError(f"{title}: the disk under {self.root} is full; free some space and run the same command again") from error
             raise
         return located(relative(result, partial), folder), seconds
+
+
+def _spent(partial: Path) -> float:
+    """Seconds that a stage took before it was interrupted; of a part that was killed nothing is known."""
+    try:
+        return float((partial / SPENT).read_text())
+    except (OSError, ValueError):
+        return 0.0
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class TeacherCache:
         warn: Callable[[str], None], remember: bool = True, image_size: int = SIDE, recordable: bool = True,
     ) -> None:  # fmt: skip
         self.forward, self.warn = forward, warn
-        self.kind, self.image_size = torch.device(device).type, image_size
+        self.image_size = image_size
         self.recordable, self.device, self.classes = recordable, device, classes
         self._rows: Tensor | None = None  # on the device: a recorded step counts, too
         self.file = folder / "logits.npz" if folder else None
@@ -109,11 +109,12 @@ class TeacherCache:
 
     def _sizes(self, step: int) -> tuple[int, int]:
         """Rows at once, and what they and fewer are multiples of."""
-        most = rows_at_once(self.kind, self.image_size)
-        if self.kind == "cpu":
+        most = rows_at_once(self.device, self.image_size)
+        kind = torch.device(self.device).type
+        if kind == "cpu":
             return most, EVEN
         most = max(most, step)
-        even = max(most // PARTS.get(self.kind, most), 1)
+        even = max(most // PARTS.get(kind, most), 1)
         return most // even * even, even
 
     def _split(self, rows: Tensor, step: int) -> tuple[Tensor, ...]:

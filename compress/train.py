@@ -94,7 +94,7 @@ def predict(
     `device`: the model's, where the pictures are on another. `batch_size`: by the device and the pictures' size where none is given.
     """
     training, place = model.training, device or images.device
-    size = batch_size or max(EVALUATED, schedule.rows_at_once(place.type, image_size))
+    size = batch_size or max(EVALUATED, schedule.rows_at_once(place, image_size))
     model.eval()
     out, mean, std = [], *(torch.tensor(values, device=place) for values in (normalization.mean, normalization.std))
     with exact():

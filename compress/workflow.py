@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from compress import __version__, compatible, guessing, recipe, selection
 from compress.assembly import Branch, Evidence, model_files
 from compress.data import sources
@@ -96,7 +98,9 @@ class Workflow:
             packaged=packaged,
             seconds=store.seconds,
             reused=tuple(store.reused),
-            environment={**here, "torch": written_by["torch"], "onnx": written_by["onnx"], "compress": __version__, "device": store.device},
+            environment={
+                **here, "torch": written_by["torch"], "onnx": written_by["onnx"], "compress": __version__, "device": store.device, **card(store.device),
+            },
             command=self.loaded.command,
             started=started,
             notices=(*guesses, *self.loaded.notices, *self.networks.notices()),
@@ -283,6 +287,11 @@ class Workflow:
 def versions() -> dict[str, str]:
     """What writes and runs ONNX files: another version may write other bytes."""
     return {name: version(name) for name in ("torch", "onnx", "onnxruntime")}
+
+
+def card(device: str) -> dict[str, str]:
+    """The name of the card that trains, and nothing where a processor does."""
+    return {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
 
 
 def places(loaded: Loaded) -> dict[str, str]:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from compress import distributed, pipeline
+from compress import distributed, pipeline, workflow
 from compress.distributed import ALONE, Group, synchronise
 from compress.errors import MissingError, UsageError
 
@@ -209,6 +209,11 @@ def test_a_card_named_by_number_is_the_one_that_streams_and_graphs_are_made_on(c
     assert pipeline.resolve_device("cuda") == "cuda" and len(chosen) == 1
     with pytest.raises(MissingError, match="--device cuda:2: torch sees 2 CUDA devices here, counted from 0"):
         pipeline.resolve_device("cuda:2")
+
+
+def test_a_report_names_the_card(chosen, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", {"cuda": "NVIDIA H200", "cuda:1": "NVIDIA T4"}.__getitem__)
+    assert [workflow.card(name) for name in ("cuda", "cuda:1", "cpu", "mps")] == [{"gpu": "NVIDIA H200"}, {"gpu": "NVIDIA T4"}, {}, {}]
 
 
 def test_more_processes_than_cards_are_refused_by_each_of_them(chosen, monkeypatch):

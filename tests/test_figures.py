@@ -164,6 +164,29 @@ def test_training_speed_on_a_card() -> None:
     assert f"ShuffleNetV2 {shuffle['step_ms']:.1f} and {shuffle['plain_step_ms']:.1f} ms" in page
 
 
+def test_students_that_share_a_card() -> None:
+    content, page = result("sharing-cuda"), docs("training")
+    together = [[str(one["trainings"]), f"{one['together']:,}"] for one in content["rows"]]
+    for one in content["rows"]:
+        assert one["together"] == round(sum(each["images_per_second"] for each in one["each"])) and len(one["each"]) == one["trainings"]
+    assert rows(page, "students at once") == together
+    page = " ".join(page.split())
+    seconds = 240 * content["epoch_seconds_alone"]
+    assert f"takes {content['epoch_seconds_alone']} s an epoch" in page and f"240 are {seconds // 60:.0f} min {seconds % 60:.0f} s" in page
+    assert f"{content['teacher_rows']:,} rows, took {content['teacher_seconds']} s" in page
+
+
+def test_published_numbers() -> None:
+    page, (said,) = rows(docs("methods"), "method | best epoch, %"), (one for one in README.splitlines() if "reproduce-resnet56-resnet20-kd.json" in one)
+    for cells, name in zip(page, ("kd", "dhkd"), strict=True):
+        content = result(f"reproduce-resnet56-resnet20-{name}")
+        (run,), band = content["runs"], " to ".join(f"{end:.2f}" for end in content["band"])
+        assert cells == [name, f"{run['best']:.2f}", f"{content['published_top1']:.2f}", band, f"{run['last']:.2f}", f"{run['int8_of_last']:.2f}"]
+        assert content["verdict"] == "undecided" and not content["trial"] and run["epochs"] == 240
+        assert f"{name.upper()} {run['best']:.2f} % (" in said and f"{content['published_top1']:.2f}, " in said and band in said
+        assert f"teacher {run['teacher_top1']:.2f} %" in docs("methods")
+
+
 def test_speed_by_precision() -> None:
     networks = {row["network"]: row["bf16_over_float32"]["median"] for row in result("precision-cpu")["rows"]}
     resnets = [value for name, value in networks.items() if name.startswith("resnet")]

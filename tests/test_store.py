@@ -90,6 +90,25 @@ def test_a_reused_stage_tells_the_seconds_that_it_took_when_it_was_made(tmp_path
     assert store.seconds["stage"] == again.seconds["stage"] >= 0.1
 
 
+def test_the_seconds_of_an_interrupted_stage_are_those_of_its_parts(tmp_path):
+    parts: list[BaseException | None] = [KeyboardInterrupt(), StageError("a loss"), None]
+
+    def run(config: Validate, *, context: Context) -> Made:
+        time.sleep(0.1)
+        if (error := parts.pop(0)) is not None:
+            raise error
+        return make_stage([]).run(config, context=context)
+
+    stage = Stage("stage", 1, run, Made)
+    for error in (KeyboardInterrupt, StageError):
+        with pytest.raises(error):
+            make_store(tmp_path).run(stage, Validate())
+    store = make_store(tmp_path)
+    made = store.run(stage, Validate())
+    assert 0.3 <= store.seconds["stage"] < 10
+    assert sorted(path.name for path in made.file.path.parents[1].iterdir()) == ["stage.json", "sub"]
+
+
 def test_a_miss_on_each_ingredient_but_not_on_paths_and_circumstance(tmp_path, source):
     calls: list[Any] = []
     store = make_store(tmp_path / "a")
@@ -121,7 +140,7 @@ def test_a_crash_leaves_a_partial_that_is_resumed_inside(tmp_path):
     seen: list[list[str]] = []
 
     def run(config: Validate, *, context: Context) -> Made:
-        seen.append(sorted(path.name for path in context.work.iterdir()))
+        seen.append(sorted(path.name for path in context.work.glob("part*")))
         (context.work / f"part{len(seen)}").write_text("x")
         if len(seen) < 3:
             raise (KeyboardInterrupt if len(seen) == 1 else StageError)("stop")
@@ -199,7 +218,7 @@ def test_a_forced_run_begins_anew_and_goes_on_after_an_interrupt(tmp_path):
     seen: list[list[str]] = []
 
     def run(config: Validate, *, context: Context) -> Made:
-        seen.append(sorted(path.name for path in context.work.iterdir()))
+        seen.append(sorted(path.name for path in context.work.glob("check*")))
         (context.work / "checkpoint").write_text("x")
         if len(seen) == 2:
             raise KeyboardInterrupt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -210,21 +211,23 @@ def test_an_answer_does_not_depend_on_what_else_is_unknown(threads, precision):
 
 
 @pytest.mark.parametrize(
-    ("device", "side", "step", "largest"),
-    [("cuda", 32, 64, 1024), ("cuda", 28, 64, 1024), ("cuda", 64, 64, 256), ("cuda", 56, 64, 332), ("cuda", 224, 64, 64),
-     ("cuda", 224, 300, 300), ("cuda", 224, 4, 20), ("cpu", 224, 16, 64)],
-)
-def test_a_card_runs_fewer_large_pictures_at_once_but_those_of_a_step(device, side, step, largest):
+    ("device", "gib", "side", "step", "largest"),
+    [("cuda", 8, 32, 64, 1024), ("cuda", 24, 28, 64, 1024), ("cuda", 24, 64, 64, 256), ("cuda", 24, 56, 64, 332), ("cuda", 24, 224, 64, 64),
+     ("cuda", 24, 224, 300, 300), ("cuda", 24, 224, 4, 20), ("cuda", 80, 32, 64, 4096), ("cuda", 80, 224, 64, 80), ("cpu", 0, 224, 16, 64)],
+)  # fmt: skip
+def test_a_card_runs_fewer_large_pictures_at_once_but_those_of_a_step(monkeypatch, device, gib, side, step, largest):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=gib * 2**30))
     sizes: list[int] = []
     cache = TeacherCache(
-        lambda raw: (sizes.append(len(raw)), answers(raw))[1], pictures=2000, views=1, classes=CLASSES, device=device, folder=None, warn=pytest.fail,
+        lambda raw: (sizes.append(len(raw)), answers(raw))[1], pictures=5000, views=1, classes=CLASSES, device=device, folder=None, warn=pytest.fail,
         remember=False, image_size=side,
     )  # fmt: skip
-    index = torch.arange(1100)
+    count = 5000 if largest == 4096 else 1100
+    index = torch.arange(count)
     logits = cache.ahead(index, index, lambda some, _: torch.zeros(len(some), 2, 2, 3, dtype=torch.uint8), step)
-    assert max(sizes) == largest and cache.rows_run == 1100 and len(logits) == 1100
+    assert max(sizes) == largest and cache.rows_run == count and len(logits) == count
     even = 16 if device == "cpu" else largest // 4  # of a card four numbers of rows, whatever is not known
-    assert sum(sizes) < 1100 + even and not any(size % even for size in sizes)
+    assert sum(sizes) < count + even and not any(size % even for size in sizes)
 
 
 def test_beyond_the_memory_limit_the_teacher_runs(monkeypatch):
