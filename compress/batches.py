@@ -43,6 +43,7 @@ def _streamed(
     """As `batches`: this process decodes its share alone, and the teacher answers within the step, for the same view rarely comes again."""
     places, numbers = order.cpu(), view.cpu()
     shares = (step.group.share(places[at * size : (at + 1) * size]) for at in range(first, steps))
-    decoded = stream.batches(((share, numbers[share]) for share in shares), -(-size // step.group.size))
+    asked = stream.reading_ahead(((share, numbers[share]) for share in shares), places, range(first * size, steps * size, size))
+    decoded = stream.batches(asked, -(-size // step.group.size))
     for at, pixels in zip(range(first, steps), decoded, strict=True):
         yield at, order[at * size : (at + 1) * size], None, pixels

@@ -76,6 +76,8 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     if recipe.data.source in ("imagenet", "webdataset") and recipe.data.views not in ("resized_crop", "none"):
         message = f"pictures of {recipe.data.source} are decoded in training, with resized_crop or none; {recipe.data.augment} is for decoded arrays"
         yield Finding(("data", "augment"), message, sections=frozenset({"data"}))
+    if recipe.data.shards_at_once is not None and recipe.data.source != "webdataset":
+        yield Finding(("data", "shards_at_once"), f"pictures of {recipe.data.source} lie in no shards: leave it out", sections=frozenset({"data"}))
     yield from _distortion_mistakes(recipe)
     for keys, train, epochs in _trainings(recipe):
         for below, message in _train_mistakes(train, epochs):

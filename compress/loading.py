@@ -104,7 +104,8 @@ def pictures(data: TrainingData, device: str) -> Pictures:
     held, pixels = None, None
     if isinstance(images, Listing):
         workers = data.streamed.workers if data.streamed is not None else None
-        held, pixels = torch.from_numpy(held_images(data)), Stream(images, augment=data.augment, workers=workers, device=device)
+        held = torch.from_numpy(held_images(data))
+        pixels = Stream(images, augment=data.augment, workers=workers, device=device, shards_at_once=data.shards_at_once)
     return Pictures(
         images=torch.from_numpy(np.ascontiguousarray(images)).to(device) if pixels is None else pixels,
         labels=torch.from_numpy(np.asarray(labels)).to(device),

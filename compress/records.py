@@ -21,7 +21,7 @@ CIRCUMSTANCE = frozenset(
     {"seconds", "images_per_second", "history", "threads", "kernels", "precision", "origin", "largest_logit", "streamed", "teacher_rows"}
 )
 # Fields that count only where they are set: without them a key is what it was before there was such a field.
-WHERE_SET = frozenset({"distortion"})
+WHERE_SET = frozenset({"distortion", "shards_at_once"})
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class Distortion:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a training stage may read. The test split is not in it. With `streamed`, `images` is a listing."""
+    """What a training stage may read. The test split is not in it. With `streamed`, `images` is a listing. `shards_at_once`: see `schedule.Shards`."""
 
     images: File
     labels: File
@@ -93,6 +93,7 @@ class TrainingData:
     split_seed: int
     streamed: Streamed | None = None
     distortion: Distortion | None = None
+    shards_at_once: int | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -61,10 +62,26 @@ def steps(pictures: int, size: int, smallest: int) -> int:
     return full + (rest >= max(smallest, 1) and rest > 0)
 
 
-def order(index: Tensor, seed: int, epoch: int) -> Tensor:
-    """The epoch's order of pictures, a function of seed and epoch alone."""
+@dataclass(frozen=True)
+class Shards:
+    """The shard that each of P pictures lies in, int64 (P,) on the CPU, and of how many shards pictures are mixed at a time."""
+
+    of: Tensor
+    at_once: int
+
+
+def order(index: Tensor, seed: int, epoch: int, shards: Shards | None = None) -> Tensor:
+    """The epoch's order of the pictures `index`, a function of seed and epoch alone.
+
+    With `shards`, these come in a random order, too, so many at a time, and within these their pictures in a random order.
+    """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    return index[torch.randperm(len(index), generator=generator).to(index.device)]
+    mixed = index[torch.randperm(len(index), generator=generator).to(index.device)]
+    if shards is None:
+        return mixed
+    turn = torch.randperm(int(shards.of.max()) + 1, generator=generator)
+    block = turn[shards.of[mixed.cpu()]] // shards.at_once
+    return mixed[torch.sort(block, stable=True).indices.to(index.device)]
 
 
 def rows_at_once(device: str | torch.device, image_size: int) -> int:

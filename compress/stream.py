@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -9,17 +10,20 @@ import torch
 from torch import Tensor
 
 from compress.data.listing import Listing
+from compress.data.readahead import ReadAhead
 from compress.data.workers import Decoders, default_workers
+from compress.schedule import Shards
 
 
 class Stream:
     """Stands for the images (P, S, S, 3) of a training. Indexed by positions (n,) it answers as in evaluation; `batches` gives training views.
 
-    `workers`: decode processes; None: one a core. They start with the first batch and end with `close`.
+    `workers`: decode processes; None: one a core. They start with the first batch and end with `close`. `shards_at_once`: see `schedule.Shards`.
     """
 
-    def __init__(self, listing: Listing, *, augment: str, workers: int | None, device: str) -> None:
+    def __init__(self, listing: Listing, *, augment: str, workers: int | None, device: str, shards_at_once: int | None = None) -> None:
         self.listing, self.device = listing, torch.device(device)
+        self.shards = Shards(torch.from_numpy(np.array(listing.rows[:, 0])), shards_at_once) if shards_at_once else None
         self.decoders = Decoders(listing.place, augment=augment, workers=workers or default_workers())
 
     def __len__(self) -> int:
@@ -27,6 +31,20 @@ class Stream:
 
     def __getitem__(self, index: Tensor) -> Tensor:
         return torch.from_numpy(self.listing[index.cpu().numpy()]).to(self.device)
+
+    def reading_ahead(self, asked: Iterable[tuple[Tensor, Tensor]], order: Tensor, places: Iterable[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """`asked`, while the shards that the pictures of `order` (n,) lie in are read ahead; `places`: where in `order` each of `asked` begins."""
+        if self.shards is None or os.environ.get("LOCAL_RANK", "0") != "0":  # processes of one machine share its memory
+            yield from asked
+            return
+        shards, first = np.unique(self.shards.of[order].numpy(), return_index=True)
+        turns = np.argsort(first)
+        begun = [int(count) for count in np.searchsorted(first[turns], list(places), side="right")]  # shards, at each place
+        files, at_once = [self.listing.file(int(number)) for number in shards[turns]], self.shards.at_once
+        with ReadAhead(files, max(begun[0] - at_once, 0) if begun else 0) as ahead:
+            for count, one in zip(begun, asked, strict=True):
+                ahead.want(count + at_once)  # the next ones, too
+                yield one
 
     def batches(self, asked: Iterable[tuple[Tensor, Tensor]], rows: int) -> Iterator[Tensor]:
         """uint8 (n, S, S, 3) on the device for each (index, view) on the CPU, n <= rows; decoded ahead. One is whole until the next is asked for."""

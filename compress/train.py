@@ -67,6 +67,11 @@ class Pictures:
     held: Tensor | None = None
     distortion: Distortion | None = None
 
+    @property
+    def shards(self) -> schedule.Shards | None:
+        """Where an epoch goes through a stream's shards some at a time."""
+        return self.images.shards if isinstance(self.images, Stream) else None
+
     def validation(self) -> Tensor:
         """The validation pictures, uint8 (V, S, S, 3)."""
         return self.images[self.validation_index] if self.held is None else self.held
@@ -182,7 +187,7 @@ def fit(
                 student.train()
                 method.train()
                 method.start_epoch(before + state.epoch)
-                order = schedule.order(pictures.train_index, seed, state.epoch)
+                order = schedule.order(pictures.train_index, seed, state.epoch, pictures.shards)
                 view = views.views_of_epoch(
                     len(pictures.images), state.epoch, seed, pictures.augment, train.views, pictures.image_size, distorted=pictures.distortion is not None
                 ).to(device)

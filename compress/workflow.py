@@ -176,11 +176,12 @@ class Workflow:
         fingerprint = sources.fingerprint(config, Path())
         # What does not change the decoded arrays stays out of the key.
         keyed = config.model_copy(update={"validation": 0.1, "calibration": 512, "normalize": None, "download": False, "workers": None})
-        keyed = keyed.model_copy(update={"color_jitter": None, "rand_augment": None})
+        keyed = keyed.model_copy(update={"color_jitter": None, "rand_augment": None, "shards_at_once": None})
         prepared: Prepared = self.store.run(data.prepare, keyed, fingerprint=fingerprint)
         training = data.training(prepared, config)
         if training.streamed is not None:
-            held: Held = self.store.run(data.hold, None, label="validation", data=replace(training, distortion=None), fingerprint=fingerprint)
+            listed = replace(training, distortion=None, shards_at_once=None)
+            held: Held = self.store.run(data.hold, None, label="validation", data=listed, fingerprint=fingerprint)
             training = data.training(prepared, config, held)
         if config.normalize is not None:
             prepared = replace(prepared, normalization=normalized(config.normalize))

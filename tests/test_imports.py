@@ -88,7 +88,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.compiled": ("compress.models.taps", "compress.reach", "compress.recorded", "compress.step"),
     "compress.engine": ("compress.compiled", "compress.cudagraph", "compress.recorded", "compress.step"),
     "compress.batches": ("compress.step", "compress.stream"),
-    "compress.stream": ("compress.data.listing", "compress.data.workers"),
+    "compress.stream": ("compress.data.listing", "compress.data.readahead", "compress.data.workers", "compress.schedule"),
     "compress.teacher_cache": ("compress.atomic", "compress.errors", "compress.store", "compress.precision", "compress.schedule"),
     "compress.teacher_network": ("compress.teacher_cache", "compress.precision", "compress.models.taps"),
     "compress.checkpoint": ("compress.atomic", "compress.errors"),

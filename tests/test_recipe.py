@@ -222,6 +222,7 @@ FILES = [
             "1:104: data.rand_augment.magnitude: must be at most 30, got 31",
         ],
     ),
+    (GOOD.replace("fashion", "fashion, shards_at_once: 4"), ["1:41: data.shards_at_once: pictures of fashion lie in no shards: leave it out"]),
     (
         GOOD.replace("mobilenet_v2", "torchvision/mobilenet_v2, weights: IMAGENET1K_V3"),
         [

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from compress import features, loading, models, train
+from compress import features, loading, models, schedule, train
 from compress.batches import batches
 from compress.data import sources, training_arrays
 from compress.data.crops import training_view
 from compress.data.distort import distorted
 from compress.data.listing import Listing, Place
+from compress.data.readahead import ReadAhead
 from compress.data.workers import GRACE, Decoders
 from compress.distributed import Group
 from compress.errors import Interrupted, StageError
-from compress.records import File
+from compress.records import File, identity, sha256_of
 from compress.results import Distortion, Network, Normalization, TrainingData
+from compress.schedule import Shards
 from compress.schema import Data, Dhkd, Distill
 from compress.stages import data
 from compress.stream import Stream
@@ -125,7 +128,9 @@ def fit(folder: Path, training: TrainingData, *, progress: Recorder | None = Non
     return state_of(student, method), fitted
 
 
-def test_an_epoch_that_is_interrupted_in_its_middle_ends_with_the_same_bits(training, tmp_path, monkeypatch):
+@pytest.mark.parametrize("at_once", [None, 1])
+def test_an_epoch_that_is_interrupted_in_its_middle_ends_with_the_same_bits(training, tmp_path, monkeypatch, at_once):
+    training = replace(training, shards_at_once=at_once)
     monkeypatch.setattr(train, "LOOK", 2)  # looks at the clock every two steps ...
     monkeypatch.setattr(train, "SAVE_SECONDS", -1.0)  # ... and finds that it is time for a checkpoint
     for name in ("whole", "broken"):
@@ -144,6 +149,70 @@ def test_an_epoch_that_is_interrupted_in_its_middle_ends_with_the_same_bits(trai
     assert resumed.started == (2, 3) and len(resumed.steps) == 2 and same(found, expected)
     for before, after in zip(whole.history, fitted.history, strict=True):
         assert after["ce"] == pytest.approx(before["ce"], rel=1e-5) and after["top1_validation"] == before["top1_validation"]
+
+
+def test_shards_come_in_turn_and_their_pictures_mixed():
+    shards, index = Shards(torch.arange(60) // 6, 3), torch.arange(60)[torch.arange(60) % 6 != 2]  # ten shards, of each one picture for validation
+    orders = [schedule.order(index, seed, epoch, shards) for seed, epoch in ((0, 1), (0, 1), (0, 2), (1, 1))]
+    assert torch.equal(orders[0], orders[1]) and len({tuple(order.tolist()) for order in orders}) == 3
+    for order in orders:
+        assert torch.equal(order.sort().values, index)
+        blocks = [shards.of[part].unique().tolist() for part in order.split(15)]
+        assert [len(block) for block in blocks] == [3, 3, 3, 1] and len({shard for block in blocks for shard in block}) == 10
+        assert len(shards.of[order[:15]].unique_consecutive()) > 6  # one behind the other would be 3
+    assert len({tuple(shards.of[order[:15]].unique().tolist()) for order in orders}) == 3
+    assert torch.equal(schedule.order(index, 0, 1, Shards(shards.of, 10)), schedule.order(index, 0, 1))  # all at once
+
+
+def test_shards_are_read_ahead_one_block_before_their_pictures(training, tmp_path, monkeypatch):
+    root = stand_in.shards(tmp_path / "set", train=15, val=1, each=5)  # nine shards
+    config = Data(source="webdataset", root=str(root), image_size=SIDE, validation=3, workers=1, shards_at_once=2)
+    prepared = sources.prepare(config, tmp_path, base=Path("/"), report=lambda text: None)
+    pictures = loading.pictures(data.training(prepared, config), "cpu")
+    stream, read = pictures.images, list[Path]()
+    monkeypatch.setattr(ReadAhead, "_through", lambda _, path: read.append(path))
+    order = schedule.order(pictures.train_index, 0, 1, pictures.shards)
+    turns = [stream.listing.path(int(order[place])) for place in range(len(order))]
+    in_turn = list(dict.fromkeys(turns))
+    assert len(in_turn) == 9 and {path.suffix for path in in_turn} == {".tar"}
+
+    for first in (0, 20):
+        read.clear()
+        places, asked = range(first, len(order), 4), [(order[at : at + 4], order) for at in range(first, len(order), 4)]
+        for number, (index, _) in enumerate(stream.reading_ahead(iter(asked), order, places)):
+            assert torch.equal(index, asked[number][0])
+            begun = len(set(turns[: places[number] + 1]))
+            wait_until(lambda begun=begun: bool(read) and in_turn.index(read[-1]) >= min(begun + 2, 9) - 1)
+            assert in_turn.index(read[-1]) <= begun + 1
+        assert read == in_turn[max(len(set(turns[: first + 1])) - 2, 0) :]  # each once; of an epoch that goes on the blocks behind are left out
+
+    monkeypatch.setenv("LOCAL_RANK", "1")  # the other processes of a machine leave it to the first
+    read.clear()
+    assert len(list(stream.reading_ahead(iter(asked), order, places))) == len(asked) and not read
+
+
+def wait_until(there: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_reading_ahead_ends_with_its_user_and_leaves_what_is_gone_to_it(tmp_path):
+    (tmp_path / "a.tar").write_bytes(bytes(9_000_000))
+    with ReadAhead([tmp_path / "a.tar", tmp_path / "gone.tar", tmp_path / "a.tar"]) as ahead:
+        ahead.want(2)
+        wait_until(lambda: ahead.done == 2)
+        time.sleep(0.05)
+        assert ahead.done == 2
+        ahead.want(9)
+        wait_until(lambda: ahead.done == 3)
+    assert not ahead._thread.is_alive()
+
+
+def test_shards_at_once_are_part_of_a_trainings_key_where_they_are_set(training):
+    assert sha256_of(training) == sha256_of(replace(training, shards_at_once=None)) != sha256_of(replace(training, shards_at_once=4))
+    assert "shards_at_once" not in identity(training)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])

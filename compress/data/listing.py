@@ -99,7 +99,10 @@ class Listing:
 
     def path(self, position: int) -> Path:
         """The picture's file, or the shard that holds it."""
-        number = int(self.rows[position, 0])
+        return self.file(int(self.rows[position, 0]))
+
+    def file(self, number: int) -> Path:
+        """The file of a number in `rows`."""
         begin = 0 if number == 0 else int(self._ends[number - 1]) + 1
         return self.place.root / os.fsdecode(self._paths[begin : self._ends[number]].tobytes())
 

@@ -45,6 +45,7 @@ def training(prepared: Prepared, config: Data, held: Held | None = None) -> Trai
         split_seed=config.split_seed,
         streamed=streamed,
         distortion=_distortion(config),
+        shards_at_once=config.shards_at_once,
     )
 
 
