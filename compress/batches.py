@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,8 +10,9 @@ from torch import Tensor
 from compress.step import Step
 from compress.stream import Stream
 
-WINDOW = {"cpu": 1, "cuda": 64}  # steps that the teacher runs ahead
+WINDOW = {"cpu": 1, "cuda": 64}  # steps whose views are cut at once, and that the teacher runs ahead at least
 CUT = 64 * 2**20  # bytes of views that are cut ahead at most; cutting a step's own takes as many launches as cutting a window's
+AHEAD = 64 * 2**20  # pixels of pictures that the teacher is asked for at once, or a window; asking waits for all steps before it: of CIFAR once an epoch
 
 
 def batches(
@@ -19,22 +20,35 @@ def batches(
 ) -> Iterator[tuple[int, Tensor, Tensor | None, Tensor | None]]:
     """(step in the epoch, pictures (B,), of this process's share the teacher's logits or None, its views or None) from step `first` on.
 
-    The teacher runs ahead by a window of steps, so that a GPU is asked for what it does not know once in a window, and not in every step.
+    The teacher runs ahead by many steps, so that a GPU is asked seldom for what it does not know, and not in every step.
     """
     if stream is not None:
         yield from _streamed(order, view, first, size, steps, step, stream)
         return
-    window = min(WINDOW.get(order.device.type, 1), steps)
-    cut = window > 1 and window * size * step.image_size**2 * 3 <= CUT  # of all windows or of none: a recorded step is given its views or makes them
-    for begin in range(first, steps, window):
-        parts = [order[at * size : (at + 1) * size] for at in range(begin, min(begin + window, steps))]
+    window, area = min(WINDOW.get(order.device.type, 1), steps), size * step.image_size**2
+    cut = window > 1 and window * area * 3 <= CUT  # of all windows or of none: a recorded step is given its views or makes them
+    far = max(window, AHEAD // area) if window > 1 else 1
+    for begin in range(first, steps, far):
+        parts = [order[at * size : (at + 1) * size] for at in range(begin, min(begin + far, steps))]
         shares = [step.group.share(batch) for batch in parts]
-        index = torch.cat(shares)
-        ahead = step.teacher.ahead(index, view[index], step.pixels, len(shares[0])) if step.teacher is not None else None
-        lengths, nothing = [len(share) for share in shares], [None] * len(parts)
-        known = nothing if ahead is None else ahead.split(lengths)
-        pixels = step.cut(index, view[index]).split(lengths) if cut else nothing
-        yield from zip(range(begin, begin + len(parts)), parts, known, pixels, strict=True)
+        known = _known(shares, view, step)
+        for at in range(0, len(parts), window):
+            here = slice(at, at + window)
+            pixels = _cut(shares[here], view, step) if cut else [None] * len(parts[here])
+            yield from zip(range(begin + at, begin + at + len(parts[here])), parts[here], known[here], pixels, strict=True)
+
+
+def _known(shares: list[Tensor], view: Tensor, step: Step) -> Sequence[Tensor | None]:
+    """Of each batch's share the teacher's logits, None where it answers within the step."""
+    index = torch.cat(shares)
+    ahead = step.teacher.ahead(index, view[index], step.pixels, len(shares[0])) if step.teacher is not None else None
+    return [None] * len(shares) if ahead is None else ahead.split([len(share) for share in shares])
+
+
+def _cut(shares: list[Tensor], view: Tensor, step: Step) -> Sequence[Tensor]:
+    """Of each batch's share its views, not distorted yet."""
+    index = torch.cat(shares)
+    return step.cut(index, view[index]).split([len(share) for share in shares])
 
 
 def _streamed(
