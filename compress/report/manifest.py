@@ -52,7 +52,7 @@ def _value(value: Any) -> Child:
         return f"{value:,}" if abs(value) >= 10000 else str(value)
     if isinstance(value, list) and all(isinstance(item, (str, int, float)) for item in value):
         return ", ".join(str(item) for item in value)
-    return json.dumps(value, ensure_ascii=False, sort_keys=True) if isinstance(value, (dict, list)) else str(value)
+    return el("code", json.dumps(value, ensure_ascii=False, sort_keys=True)) if isinstance(value, (dict, list)) else str(value)
 
 
 def _settings(report: dict[str, Any], key: str, title: str) -> Html | None:

@@ -120,7 +120,7 @@ def difference(value: Any) -> Child:
     if not is_number(value):
         return NOT_MEASURED
     mantissa, exponent = f"{value:.1e}".split("e")
-    return [mantissa, " \u00d7 10", el("sup", str(int(exponent)).replace("-", "\u2212"))] if value else "0"
+    return [mantissa, " \u00d7 10", el("sup", int(exponent))] if value else "0"
 
 
 CELLS: list[tuple[Child, Any]] = [

@@ -5,13 +5,16 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 VOID = {"img", "br", "hr", "meta"}
 # Characters that HTML forbids even when escaped, and halves of surrogate pairs, which UTF-8 cannot carry.
 FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+# The hyphen in front of a number by itself; not that of a range, a date, a name, an option or an exponent.
+MINUS = re.compile(r"(?<![^\s(\[])-(?=\d+(?:[.,]\d+)*(?![\w/-]|\.\w))")
+VERBATIM = {"code", "pre"}
 
 
 @dataclass(frozen=True)
@@ -31,21 +34,28 @@ def escape(text: object) -> str:
     return html.escape(FORBIDDEN.sub("\ufffd", str(text)), quote=True)
 
 
-def join(children: Child, between: str = "") -> Html:
-    """Children one after another; None is nothing."""
+def prose(text: object) -> str:
+    """Text to be read, as HTML: report.json and the console stay ASCII, the page shows a true minus."""
+    return escape(MINUS.sub("\u2212", str(text)))
+
+
+def join(children: Child, between: str = "", write: Callable[[object], str] = prose) -> Html:
+    """Children one after another; None is nothing. `write`: what makes HTML of a text."""
     if children is None:
         return Html("")
     if isinstance(children, Html):
         return children
     if isinstance(children, (str, int, float)):
-        return Html(escape(children))
-    return Html(between.join(join(child).text for child in children))
+        return Html(write(children))
+    return Html(between.join(join(child, write=write).text for child in children))
 
 
 def el(name: str, *children: Child, **attributes: object) -> Html:
     """An element. `class_` is class, `aria_label` is aria-label; an attribute that is None is left out."""
     written = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items() if value is not None)
-    return Html(f"<{name}{written}>" if name in VOID else f"<{name}{written}>{join(children).text}</{name}>")
+    if name in VOID:
+        return Html(f"<{name}{written}>")
+    return Html(f"<{name}{written}>{join(children, write=escape if name in VERBATIM else prose).text}</{name}>")
 
 
 def section(anchor: str, title: str, *children: Child, lead: Child = None) -> Html:
@@ -140,7 +150,7 @@ def bracket(interval: tuple[float, float] | None, scale: float = 1.0, digits: in
     """A small [low, high]."""
     if interval is None:
         return None
-    text = f"[{scale * interval[0]:.{digits}f}, {scale * interval[1]:.{digits}f}]".replace("-", "\u2212")
+    text = f"[{scale * interval[0]:.{digits}f}, {scale * interval[1]:.{digits}f}]"
     return el("span", text, class_="interval")
 
 
