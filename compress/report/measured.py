@@ -38,7 +38,7 @@ def models(source: Source) -> Html:
     timing: dict[str, Any] = next((row["latency_ms"] for row in rows if row.get("latency_ms")), {})
     parts = [f"all on the same {images:,} test pictures" if images else None, _conditions(timing)]
     lead = "Every file measured in one runtime" + "".join(f"; {part}" for part in parts if part) + ". Small print: 95 % intervals."
-    return section("models", "Models", table("Measured models", head, lines, kinds), lead=lead)
+    return section("models", "Models", table("Measured models", head, lines, kinds, stacked=True), lead=lead)
 
 
 def _under(row: dict[str, Any], ship: dict[str, Any]) -> list[Html]:

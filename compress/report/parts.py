@@ -64,8 +64,11 @@ def section(anchor: str, title: str, *children: Child, lead: Child = None) -> Ht
     return el("section", el("h2", title), intro, *children, id=anchor, class_="card")
 
 
-def table(caption: str, head: Sequence[Child], rows: Iterable[Sequence[Child]], kinds: Sequence[str] = ()) -> Html:
-    """A table whose first cell of each row is its header; it scrolls sideways on a narrow screen. `kinds`: classes of the columns."""
+def table(caption: str, head: Sequence[Child], rows: Iterable[Sequence[Child]], kinds: Sequence[str] = (), *, stacked: bool = False) -> Html:
+    """A table whose first cell of each row is its header; it scrolls sideways on a narrow screen. `kinds`: classes of the columns.
+
+    `stacked`: on a narrow screen the header stands above its row, for tables of many columns.
+    """
 
     def kind(column: int) -> str | None:
         return kinds[column] if column < len(kinds) and kinds[column] else None
@@ -75,7 +78,8 @@ def table(caption: str, head: Sequence[Child], rows: Iterable[Sequence[Child]], 
         el("tr", el("th", row[0], scope="row"), *(el("td", cell, class_=kind(column)) for column, cell in enumerate(row[1:], start=1)))
         for row in rows
     ]
-    inner = el("table", el("caption", caption, class_="unseen"), el("thead", top), el("tbody", *body))
+    narrow = {"class_": "columns", "style": f"--columns:{len(head) - 1}"} if stacked else {}
+    inner = el("table", el("caption", caption, class_="unseen"), el("thead", top), el("tbody", *body), **narrow)
     return el("div", inner, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 

@@ -103,6 +103,15 @@ def test_numbers_reach_the_page_unchanged(full: Path) -> None:
     assert report["distillation"]["sentence"][1:] in text
 
 
+def test_on_a_phone_every_file_has_a_column_and_the_measure_stands_above(full: Path) -> None:
+    text = (full / "report.html").read_text(encoding="utf-8")
+    (models,) = re.findall(r'<table class="columns" style="--columns:(\d+)">(.*?)</table>', text, flags=re.DOTALL)
+
+    assert {row.count("<td") for row in models[1].split("</thead>")[1].split("</tr>")[:-1]} == {int(models[0])} == {len(example.FILES)}
+    narrow = text.split("@media (max-width: 38rem)")[1].split("@media")[0]
+    assert "repeat(var(--columns)" in narrow and re.search(r"\.columns tbody th \{[^}]*grid-column: 1 / -1", narrow)
+
+
 def test_a_student_that_is_larger_and_slower_is_called_so(run: Path) -> None:
     rows = json.loads((run / "report.json").read_text())["comparisons"]
     change(run, comparisons=[row | {"speedup_p50": 0.8, "size_ratio": 0.25} for row in rows], requirements=[])
