@@ -119,7 +119,7 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
         "quantize": _quantized(evidence.student),
         "latency": evidence.measured.latency,
         "warnings": [*evidence.notices, *_grown(stripped), *evidence.measured.warnings],
-        **_stages(evidence.seconds, evidence.reused),
+        **stages(evidence.seconds, evidence.reused),
         "environment": dict(evidence.environment),
         **({"plan": evidence.plan} if evidence.plan else {}),
     }
@@ -136,7 +136,7 @@ def _quantized(branch: Branch) -> dict[str, Any] | None:
     return {**made[0], **({"further": made[1:]} if branch.further else {})}
 
 
-def _stages(seconds: Mapping[str, float], reused: tuple[str, ...]) -> dict[str, Any]:
+def stages(seconds: Mapping[str, float], reused: tuple[str, ...]) -> dict[str, Any]:
     """`seconds` by stage, `reused`: the stages of which nothing was run; `stages`: the same for each part ("teacher resnet20")."""
     total: dict[str, float] = {}
     for title, value in seconds.items():

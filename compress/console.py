@@ -55,8 +55,8 @@ class Console:
         self.line(f"{name:<28} {state}{'' if seconds is None else f' ({duration(seconds)})'}")
 
     def result(self, data: Any) -> None:
-        """The answer as JSON on stdout; only with --json."""
-        if self.json:
+        """The answer as JSON on stdout; only with --json. None: another process of the run says it."""
+        if self.json and data is not None:
             say(json.dumps(data, indent=1), sys.stdout)
 
     def summary(self, report: Mapping[str, Any], folder: Path) -> None:

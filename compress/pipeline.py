@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compress import compatible, distributed, kept, recipe, selection, standalone, verdict
+from compress import assembly, compatible, distributed, kept, recipe, selection, standalone, verdict
 from compress.console import Console
 from compress.errors import MissingError, UsageError
 from compress.kept import Kept
@@ -23,11 +23,13 @@ from compress.workflow import Workflow, places, versions
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: 0, 5 or 6; the content of report.json; the run folder. `report` is None where `--until` stopped it earlier."""
+    """How a run ended: 0, 5 or 6; the content of report.json; the run folder. `report` is None where `--until` stopped it earlier: then `stopped`
+    says what was run. Both are None in processes beside the first."""
 
     exit_code: int
     report: dict[str, Any] | None
     run_folder: Path | None
+    stopped: dict[str, Any] | None = None
 
 
 def run(loaded: Loaded, *, artifacts: Path, device: str, until: str | None, force: tuple[str, ...], console: Console) -> Outcome:
@@ -44,11 +46,11 @@ def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
     for notice in loaded.notices:
         console.notice(notice)
     evidence = work.evidence(started=f"{now:%Y-%m-%d %H:%M:%S} UTC")
-    if evidence is None:
-        console.line(f"stopped after {until}, as asked; run again without --until to go on")
-        return Outcome(0, None, None)
     if not store.group.first:
         return Outcome(0, None, None)
+    if evidence is None:
+        console.line(f"stopped after {until}, as asked; run again without --until to go on")
+        return Outcome(0, None, None, {"schema": 1, "recipe": loaded.name, "until": until, **assembly.stages(store.seconds, tuple(store.reused))})
     folder = _new_folder(artifacts / "runs" / loaded.name, now, sha256_of(settings)[:8])
     standalone.write(loaded, work.settings, folder)
     content = report.write(evidence, folder)

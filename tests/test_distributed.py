@@ -125,8 +125,9 @@ def test_the_command_line_shares_a_training_and_the_first_process_does_the_rest(
     assert done.stdout.count("distill                      running") == 1  # the other process is silent
     (report,) = (tmp_path / "a" / "runs" / "tiny").glob("2*/report.json")
     assert json.loads(report.read_text())["student"]["epochs"] == 1
-    again = torchrun(*tiny(1), "--until", "strip")
-    assert again.returncode == 0 and "distill                      reused" in again.stdout, again.stdout + again.stderr
+    again = torchrun(*tiny(1), "--until", "strip", "--json")
+    assert again.returncode == 0 and "distill                      reused" in again.stderr, again.stdout + again.stderr
+    assert json.loads(again.stdout)["reused"] == ["data", "teacher", "distill", "strip"]  # one document
 
 
 def ranks(job: int) -> dict[str, int]:

@@ -147,7 +147,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.pipeline": (
         *FOUNDATIONS, "compress.recipe", "compress.compatible", "compress.verdict", "compress.console", "compress.store", "compress.selection",
         "compress.distributed", "compress.stages.report", "compress.plan", "compress.workflow", "compress.device_limits", "compress.kept",
-        "compress.standalone",
+        "compress.standalone", "compress.assembly",
     ),
     "compress.commands": (),
     "compress.commands.options": ("compress.errors",),

@@ -227,6 +227,16 @@ def test_until_teacher_stops_there_and_the_table_is_shown(artifacts, report, cap
     assert sorted((artifacts / "runs" / "mobilenet").iterdir()) == before
 
 
+def test_until_with_json_says_what_was_run(artifacts, report, capsys):
+    assert cli.main(arguments(artifacts, "--until", "distill", "--json", train__seed=1, distill__baseline="false")) == 0
+    said = json.loads(capsys.readouterr().out)
+    parts = {part["title"]: part["reused"] for part in said.pop("stages")}
+    assert parts == {"data": True, "teacher resnet14": True, "teacher resnet8": True, "distill": False}
+    seconds = said.pop("seconds")
+    assert list(seconds) == STAGES[:3] and seconds["teacher"] == report["seconds"]["teacher"] and seconds["distill"] > 0
+    assert said == {"schema": 1, "recipe": "mobilenet", "until": "distill", "reused": ["data", "teacher"]}
+
+
 def test_two_candidates_of_one_network_are_told_apart(artifacts, report, capsys):
     twice = "[{model: resnet14, train: {epochs: 1}}, {model: resnet14, train: {epochs: 1, seed: 1}}]"
     assert cli.main(arguments(artifacts, "--until", "teacher", teacher__candidates=twice)) == 0

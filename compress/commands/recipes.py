@@ -23,7 +23,7 @@ from compress.stages import STAGES
 @click.option(
     "--force", type=click.Choice(STAGES), multiple=True, metavar="STAGE", help="Run this stage again, even if its result is there."
 )
-@click.option("--json", "as_json", is_flag=True, help="The content of report.json on stdout; everything else on stderr.")
+@click.option("--json", "as_json", is_flag=True, help="The content of report.json on stdout, with --until what was run; everything else on stderr.")
 @quiet_option
 def run(
     recipe: Path, overrides: tuple[str, ...], allow_code: bool, device: str, artifacts: Path,
@@ -35,7 +35,7 @@ def run(
 
     console = Console(quiet=quiet, json=as_json)
     outcome = pipeline.run(loaded, artifacts=artifacts, device=device, until=until, force=force, console=console)
-    console.result(outcome.report)
+    console.result(outcome.report or outcome.stopped)
     return outcome.exit_code
 
 
