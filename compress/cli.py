@@ -13,7 +13,7 @@ import click
 from compress import __version__, exits
 from compress.commands import lists, recipes, runs
 from compress.console import say
-from compress.errors import CompressError, UsageError
+from compress.errors import CompressError, Interrupted, UsageError
 
 
 class Group(click.Group):
@@ -71,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if traceback:
             sys.excepthook(type(error), error, error.__traceback__)
         code, message = exits.explain(error, arguments)
+        if message and code != Interrupted.exit_code:  # torchrun interrupts those beside the one that failed
+            exits.hand_to_torchrun(message)
         if message and not exits.said_by_another(error):
             say(message, sys.stderr)
         return code

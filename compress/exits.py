@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -22,6 +25,14 @@ RESUMABLE = ("run", "teachers")
 def said_by_another(error: BaseException) -> bool:
     """Whether torchrun started this process beside a first one, which says the same."""
     return os.environ.get("RANK", "0") != "0" and "WORLD_SIZE" in os.environ and not isinstance(error, StageError)
+
+
+def hand_to_torchrun(message: str) -> None:
+    """The sentence for torchrun's own account of its processes, which ends with the first that failed; without it, it says how to get tracebacks."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        with suppress(OSError):
+            Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}}), encoding="utf-8")
 
 
 def explain(error: BaseException, arguments: Sequence[str]) -> tuple[int, str]:
@@ -54,7 +65,9 @@ def one_line(kind: type[BaseException], error: BaseException, traceback: Traceba
         traceback = traceback.tb_next
     place = f" ({Path(traceback.tb_frame.f_code.co_filename).name}:{traceback.tb_lineno})" if traceback else ""
     words = " ".join(str(error).split())
-    say(f"bug: {kind.__name__}: {words}{place}; add --traceback to see the rest", sys.stderr)
+    message = f"bug: {kind.__name__}: {words}{place}; add --traceback to see the rest"
+    hand_to_torchrun(message)
+    say(message, sys.stderr)
 
 
 def as_interrupt(number: int, frame: FrameType | None) -> None:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from compress import distributed, pipeline, workflow
+from compress import cli, distributed, pipeline, workflow
 from compress.distributed import ALONE, Group, synchronise
 from compress.errors import MissingError, UsageError
 
@@ -130,6 +130,29 @@ def test_the_command_line_shares_a_training_and_the_first_process_does_the_rest(
     assert json.loads(again.stdout)["reused"] == ["data", "teacher", "distill", "strip"]  # one document
 
 
+def test_what_a_process_beside_the_first_fails_of_is_left_to_torchrun(tmp_path, monkeypatch, capsys):
+    error = tmp_path / "error.json"
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("TORCHELASTIC_ERROR_FILE", str(error))):
+        monkeypatch.setenv(name, value)
+    assert cli.main(["run", str(tmp_path / "none.yaml")]) == 2 and capsys.readouterr().err == ""
+    assert "none.yaml: no such recipe" in json.loads(error.read_text())["message"]["message"]
+    error.unlink()
+    monkeypatch.setattr("compress.recipe.load", interrupted)  # as torchrun does to those beside the one that failed
+    (tmp_path / "none.yaml").touch()
+    assert cli.main(["run", str(tmp_path / "none.yaml")]) == 130 and not error.exists()
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_torchruns_account_of_a_wrong_recipe_ends_with_the_sentence(tmp_path):
+    (tmp_path / "wrong.yaml").write_text("data: {source: fashion}\nteacher: {candidates: [{model: resnet9}]}\nstudent: {model: resnet8}\n")
+    done = torchrun("-m", "compress", "run", str(tmp_path / "wrong.yaml"))
+    assert done.returncode == 1 and "there is no network 'resnet9'" in done.stderr.split("Root Cause")[1], done.stderr
+
+
 def ranks(job: int) -> dict[str, int]:
     """The processes that torchrun started, by rank."""
     found = {}
@@ -155,7 +178,8 @@ def test_a_killed_process_of_the_command_line_ends_the_job_and_the_job_resumes(t
                 os.kill(ranks(job.pid)[lost], signal.SIGKILL)
     text = "".join(said)
     assert job.returncode == 1 and "  epoch 2/8  lr" in text and "  epoch 8/8  lr" not in text, text
-    (sentence,) = (line for line in said if "another process of this run is gone" in line)
+    # torchrun's account repeats it
+    (sentence,) = {line.removeprefix("  traceback : ") for line in said if "another process of this run is gone" in line}
     assert sentence.rstrip().endswith("); run the same command again to resume") and "gloo/" not in sentence and ". " not in sentence, sentence
 
     again = torchrun(*tiny(8), "--until", "distill")
