@@ -73,6 +73,9 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     if recipe.data.source in ROOTS and recipe.data.root is None:
         message = f"missing; source: {recipe.data.source} needs it: {ROOTS[recipe.data.source]}"
         yield Finding(("data", "root"), message, "key", frozenset({"data"}))
+    if recipe.data.source == "fashion" and recipe.data.root is not None:
+        message = "is not read, for the pictures of source: fashion are embedded; leave it out, or name the source that it belongs to"
+        yield Finding(("data", "root"), message, sections=frozenset({"data"}))
     if recipe.data.source in ("imagenet", "webdataset") and recipe.data.views not in ("resized_crop", "none"):
         message = f"pictures of {recipe.data.source} are decoded in training, with resized_crop or none; {recipe.data.augment} is for decoded arrays"
         yield Finding(("data", "augment"), message, sections=frozenset({"data"}))

@@ -53,10 +53,10 @@ def parse_command(line: str) -> None:
     if program == "compress":
         assert arguments[0] in cli.cli.commands, arguments[0]
         parse_click(cli.cli.commands[arguments[0]], arguments[0], arguments[1:])
-        for path in (word for word in arguments if word.endswith(".yaml")):
-            assert (ROOT / path).is_file(), path
+        recipes = [ROOT / word for word in arguments if word.endswith(".yaml")]
+        assert all(path.is_file() for path in recipes), recipes
         for key in (word for flag, word in zip(arguments, arguments[1:], strict=False) if flag == "--set"):
-            recipe.load(ROOT / "recipes/mobilenet.yaml", [key])
+            recipe.load(recipes[0] if recipes else ROOT / "recipes/mobilenet.yaml", [key])
     elif program == "make":
         targets = re.findall(r"^(\S+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         for word in arguments:

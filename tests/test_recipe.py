@@ -171,6 +171,12 @@ FILES = [
     ),
     (GOOD.replace("fashion", "npz"), ["1:1: data.root: missing; source: npz needs it: the .npz file"]),
     (
+        GOOD.replace("fashion", "fashion, root: photos"),
+        [
+            "1:31: data.root: is not read, for the pictures of source: fashion are embedded; leave it out, or name the source that it belongs to",
+        ],
+    ),
+    (
         GOOD.replace("fashion", "cifar10").replace("resnet20", "resnet8x4, weights: embedded"),
         [
             "4:35: teacher.candidates.0.weights: embedded weights name the classes of source fashion, not those of cifar10: "
@@ -299,7 +305,7 @@ def test_whole_numbers_with_underscores_exponents_and_leading_zeros(tmp_path: Pa
 
 
 def test_on_and_sexagesimals_are_text(tmp_path: Path) -> None:
-    loaded = recipe.load(write(tmp_path, GOOD.replace("fashion", "fashion, root: on")), ["student.weights=1:30.pt"])
+    loaded = recipe.load(write(tmp_path, GOOD.replace("fashion", "cifar10, root: on")), ["student.weights=1:30.pt"])
     assert (loaded.recipe.data.root, loaded.recipe.student.weights) == ("on", "1:30.pt")
 
 
@@ -477,7 +483,7 @@ def test_dump_loads_to_the_same_recipe(tmp_path: Path, seed: int) -> None:
     settings = settings.model_copy(
         update={
             "name": rng.choice(["a", "1.0", "5e4", "on", "2024"]),
-            "data": settings.data.model_copy(update={"root": random_value(rng), "validation": rng.choice([0.25, 7, 1e-9])}),
+            "data": settings.data.model_copy(update={"source": "cifar10", "root": random_value(rng), "validation": rng.choice([0.25, 7, 1e-9])}),
             "train": settings.train.model_copy(update={"lr": rng.choice([1e-12, 3e-05, 1e20, rng.random() + 1e-9])}),
         }
     )

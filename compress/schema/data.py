@@ -36,7 +36,7 @@ class Data(Section):
     )
     root: str | None = Field(
         default=None, description="the npz file, or the folder; relative to the recipe, `~` expands; "
-        "null for cifar10 and cifar100: the user's cache folder; the others need it, fashion has none"
+        "null for cifar10 and cifar100: the user's cache folder; the others need it, fashion takes none"
     )  # fmt: skip
     download: bool = Field(default=False, description="let torchvision download cifar10 / cifar100 into root")
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(default=None, description="side of the input in pixels; null: 32, or 224 for photos")
