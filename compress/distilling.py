@@ -10,6 +10,7 @@ from torch import nn
 from compress import loading, teacher_cache
 from compress.data import stratified, views
 from compress.errors import StageError
+from compress.evaluation import Pictures
 from compress.methods import Method, build_method
 from compress.models.count import macs, params
 from compress.models.growth import larger
@@ -21,7 +22,7 @@ from compress.step import Teaching
 from compress.store import Context
 from compress.teacher_cache import TeacherCache
 from compress.teacher_network import TeacherNetwork
-from compress.train import Fitted, Pictures, fit
+from compress.train import Fitted, fit
 
 SHARE_STREAM = 3  # other numbers than those of the validation split, calibration and limit_test
 

@@ -11,13 +11,13 @@ from torch import nn
 
 from compress import loading
 from compress.data import stratified, views
+from compress.evaluation import Pictures, predict
 from compress.kept import Kept
 from compress.methods import Method
 from compress.methods.dhkd import DHKD
 from compress.models.taps import Tapped
 from compress.records import File
 from compress.results import Network
-from compress.train import Pictures, predict
 
 MOST_PICTURES = 1000
 MOST_CLASSES = 10

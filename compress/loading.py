@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from compress import models
 from compress.data import held_images, training_arrays, views
 from compress.data.listing import Listing
+from compress.evaluation import Pictures
 from compress.methods import Method, Outline, build_method
 from compress.models import checkpoints
 from compress.models.contracted import Contracted, inner
@@ -29,7 +30,6 @@ from compress.step import Teaching
 from compress.stream import Stream
 from compress.teacher_cache import TeacherCache
 from compress.teacher_network import TeacherNetwork
-from compress.train import Pictures
 
 LOGITS_VERSION = 2  # raised when the same teacher and view would give other logits
 

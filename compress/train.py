@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 from typing import Protocol
 
 import torch
@@ -24,13 +25,14 @@ from compress.data import views
 from compress.distributed import ALONE, Group, synchronise
 from compress.engine import Rate, classifier_of, engine, keep_layout
 from compress.errors import Interrupted
+from compress.evaluation import Pictures, accuracy, predict
 from compress.kernels import TORCH, quicker
 from compress.meter import Meter
 from compress.methods import Method
 from compress.models.taps import Tapped
-from compress.precision import exact, resolve_precision
+from compress.precision import resolve_precision
 from compress.records import CHECKPOINT
-from compress.results import Distortion, Normalization
+from compress.results import Normalization
 from compress.schema import Train
 from compress.step import TRACED, Batch, Step, Teaching, traced, trainable
 from compress.stopping import between_steps
@@ -38,7 +40,6 @@ from compress.stream import Stream
 
 LOOK = 50  # steps between two looks at the clock
 LOOK_SECONDS = 5.0  # between two at the losses, which wait for the device: those of a short epoch stay there to its end
-EVALUATED = 250  # pictures at once where nothing is trained, at least
 SAVE_SECONDS = 600.0  # between two checkpoints of a long epoch
 
 
@@ -52,32 +53,6 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Training pictures on the device: uint8 (N, S, S, 3) prepared for views, or a stream; labels (N,) int64, and the two index sets.
-
-    `held`: of a stream the validation pictures uint8 (V, S, S, 3) as in evaluation, on the CPU.
-    """
-
-    images: Tensor | Stream
-    labels: Tensor
-    train_index: Tensor
-    validation_index: Tensor
-    augment: str
-    image_size: int
-    held: Tensor | None = None
-    distortion: Distortion | None = None
-
-    @property
-    def shards(self) -> schedule.Shards | None:
-        """Where an epoch goes through a stream's shards some at a time."""
-        return self.images.shards if isinstance(self.images, Stream) else None
-
-    def validation(self) -> Tensor:
-        """The validation pictures, uint8 (V, S, S, 3)."""
-        return self.images[self.validation_index] if self.held is None else self.held
-
-
-@dataclass(frozen=True)
 class Fitted:
     """What training was. `history` is one row an epoch; the networks were changed in place. `kernels`: see `kernels.quicker`."""
 
@@ -88,31 +63,6 @@ class Fitted:
     threads: int
     kernels: str
     shipped_epoch: int
-
-
-@torch.no_grad()
-def predict(
-    model: nn.Module, images: Tensor, image_size: int, normalization: Normalization, *, batch_size: int | None = None, device: torch.device | None = None
-) -> Tensor:
-    """Float32 logits (N, K) of stored uint8 pictures (N, S, S, 3) through the evaluation view; the model's mode is kept.
-
-    `device`: the model's, where the pictures are on another. `batch_size`: by the device and the pictures' size where none is given.
-    """
-    training, place = model.training, device or images.device
-    size = batch_size or max(EVALUATED, schedule.rows_at_once(place, image_size))
-    model.eval()
-    out, mean, std = [], *(torch.tensor(values, device=place) for values in (normalization.mean, normalization.std))
-    with exact():
-        for begin in range(0, len(images), size):
-            pixels = views.evaluation_view(images[begin : begin + size], image_size).to(place)
-            out.append(model(views.to_float(pixels, mean, std)).float())
-    model.train(training)
-    return torch.cat(out)
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Top-1 as a fraction."""
-    return int((logits.argmax(dim=1) == labels).sum()) / len(labels)
 
 
 def fit(
@@ -141,163 +91,225 @@ def fit(
     Raises: StageError on a loss that is not finite or a process that is gone, Interrupted after Ctrl-C (a checkpoint is written first),
         UsageError for a batch too small for the method or the processes.
     """
-    epochs, seed = train.epochs or 1, train.seed or 0
-    smallest = max(method.smallest_batch(), schedule.smallest_batch(student, pictures.image_size, device)) * group.size
-    size = schedule.batch_size(train.batch_size, len(pictures.train_index), smallest)
-    steps = schedule.steps(len(pictures.train_index), size, smallest)
-    saved, kept = folder / CHECKPOINT, False
-    method.join(group)
-    keep_freed_memory()
-    unsynchronise = synchronise(group, device, train.sync_batchnorm, progress.warn if group.first else lambda _: None, student, method)
-    parameters = trainable(student, method)
+    training = _Training(student, method, pictures, train, normalization, taps, teacher, device, folder, progress, group, before)
+    try:
+        training.loop()
+    except KeyboardInterrupt:  # in every process at the same step
+        raise Interrupted(f"{training.interrupted()}; {resume_hint}") from None
+    finally:
+        training.close()
+    return training.fitted()
+
+
+class _Training:
+    """One call of `fit`, as far as its checkpoint when it is made. What a method asks of the group, every process asks in the same order.
+
+    size: pictures of a batch. steps, seen: of an epoch, the latter pictures. kept: whether there is a checkpoint; saved: when the last was written, learnt:
+    when the teacher's answers were. meter, begun, first: losses, beginning and first step of the part of an epoch that runs, see `_begin`.
+    """
+
+    def __init__(
+        self, student: nn.Module, method: Method, pictures: Pictures, train: Train, normalization: Normalization, taps: Mapping[str, str],
+        teacher: Teaching | None, device: str, folder: Path, progress: Progress, group: Group, before: int,
+    ) -> None:  # fmt: skip
+        self.student, self.method, self.pictures, self.train, self.normalization, self.taps = student, method, pictures, train, normalization, taps
+        self.teacher, self.device, self.folder, self.progress, self.group, self.before = teacher, device, folder, progress, group, before
+        self.epochs, self.seed, count = train.epochs or 1, train.seed or 0, len(pictures.train_index)
+        smallest = max(method.smallest_batch(), schedule.smallest_batch(student, pictures.image_size, device)) * group.size
+        self.size = schedule.batch_size(train.batch_size, count, smallest)
+        self.steps = schedule.steps(count, self.size, smallest)
+        self.seen = min(self.steps * self.size, count)
+        # a traced cosine is summed like a loss: an epoch's mean over its traced steps and the processes then survives an interruption
+        self.cosine_share = self.seen / -(-self.steps // (train.trace_gradients or 1)) / group.size
+        method.join(group)
+        keep_freed_memory()
+        self.unsynchronise = synchronise(group, device, train.sync_batchnorm, progress.warn if group.first else lambda _: None, student, method)
+        self.parameters = trainable(student, method)
+        self.optimizer = _optimizer(self.parameters, train)
+        torch.manual_seed(self.seed)  # dropout; everything else has a stateless source
+        self.threads_before = torch.get_num_threads()
+        torch.set_num_threads(train.threads or self.threads_before)
+        self._resume()
+        self.rate = Rate(self.optimizer, device)
+        self._begin()
+        self.tapped = Tapped(student, {name: taps[name] for name in method.student_taps})
+        self.stream = pictures.images if isinstance(pictures.images, Stream) else None
+        self.step = self._build_step()
+        self.saved = self.learnt = time.monotonic()
+        self.classifier, self.hooks_off = classifier_of(student, taps), keep_layout(student)
+        self.kernels_off, self.kernels = (lambda: None), TORCH
+
+    def _resume(self) -> None:
+        """The first process's checkpoint in every process, or the beginning; then the first process's weights."""
+        path = self.folder / CHECKPOINT
+        self.state, self.precision = State(), resolve_precision(self.train.precision, self.device)
+        content = self.group.word(path.read_bytes() if self.group.first and path.is_file() else None)
+        self.kept = content is not None
+        if content is not None:
+            self.state, self.precision = checkpoint.load(content, path, self.student, self.method, self.optimizer)
+            self.progress.start_at(self.state.epoch, self.state.step)
+        self.group.spread(self.student, self.method, done=(self.state.epoch - 1) * self.steps + self.state.step)
+
+    def _build_step(self) -> Step:
+        pictures, images = self.pictures, None if isinstance(self.pictures.images, Stream) else self.pictures.images
+        mean, std = (torch.tensor(values, device=self.device) for values in (self.normalization.mean, self.normalization.std))
+        return Step(
+            self.tapped, self.method, images, pictures.labels, pictures.augment, pictures.image_size, mean, std, self.teacher, self.optimizer,
+            self.parameters, self.precision, self.group, traced(self.student, self.taps) if self.train.trace_gradients else {}, pictures.distortion,
+        )  # fmt: skip
+
+    def loop(self) -> None:
+        """All epochs that are left. Raises KeyboardInterrupt between two steps after Ctrl-C."""
+        if self.device == "cpu":
+            self.kernels_off, self.kernels = quicker(self.student, self.pictures.image_size, self.train.engine)
+        self.run = engine(self.train.engine, self.step, self.size, self.steps * self.epochs, self.classifier, self.progress.warn)
+        with between_steps(alone=self.group.size == 1) as stop:
+            while self.state.epoch <= self.epochs:
+                self._epoch(stop)
+                self._end_epoch()
+                self._keep_epoch()
+                if self.group.agree(stop.is_set(), 0):  # during validation: nothing may swallow a Ctrl-C, and decoders do not wait for long
+                    raise KeyboardInterrupt
+        if self.teacher is not None and self.group.size > 1:
+            self.teacher.merge(self.group.gather)
+
+    def _epoch(self, stop: Event) -> None:
+        """The epoch's steps that are left."""
+        self._begin()
+        state, group, done = self.state, self.group, self.before + self.state.epoch - 1
+        self.student.train()
+        self.method.train()
+        self.method.start_epoch(done + 1)
+        order, view = schedule.order(self.pictures.train_index, self.seed, state.epoch, self.pictures.shards), self._views()
+        epoch = torch.tensor(float(done + 1), device=self.device)
+        number = torch.tensor(done * self.steps + state.step, device=self.device)
+        looked = time.monotonic()
+        for at, index, known, pixels in batches(order, view, state.step, self.size, self.steps, self.step, self.stream):
+            if group.agree(stop.is_set(), at):
+                raise KeyboardInterrupt
+            self.rate.set(schedule.learning_rate(self.train, state.epoch, at / self.steps))
+            mine = group.share(index)
+            losses = self._take_step(Batch(mine, view[mine], known, epoch, number, len(index), pixels), at)
+            number += 1
+            state.step += 1
+            self.progress.step(len(index), losses)
+            if state.step % LOOK == 0:
+                if time.monotonic() - looked > LOOK_SECONDS:
+                    self.meter.check(kept=self.kept)
+                    looked = time.monotonic()
+                if group.agree(time.monotonic() - self.saved > SAVE_SECONDS, 0):
+                    self._save_part()
+        self.meter.check(kept=self.kept)
+
+    def _views(self) -> Tensor:
+        """The epoch's view of each picture, int64 (P,)."""
+        pictures = self.pictures
+        return views.views_of_epoch(
+            len(pictures.images), self.state.epoch, self.seed, pictures.augment, self.train.views, pictures.image_size,
+            distorted=pictures.distortion is not None,
+        ).to(self.device)  # fmt: skip
+
+    def _take_step(self, batch: Batch, at: int) -> dict[str, Tensor]:
+        """Take step `at` of the epoch: its losses, which the meter has noted."""
+        every = self.train.trace_gradients
+        losses = self.step(batch, trace=True) if every and at % every == 0 else self.run(batch)
+        self.meter.note(losses, {name: self.cosine_share if name in TRACED else len(batch.index) for name in losses}, at)
+        return losses
+
+    def _end_epoch(self) -> None:
+        """Validate, add the epoch's row, keep the best, move to the next epoch."""
+        state, train, pictures = self.state, self.train, self.pictures
+        self._carry(state)
+        seconds, count = time.monotonic() - self.begun, min(state.step * train.batch_size, len(pictures.train_index))
+        row: dict[str, float] = {"epoch": state.epoch, "lr": schedule.learning_rate(train, state.epoch, 0.0)}
+        row |= {name: value / count for name, value in state.sums.items()}
+        if len(pictures.validation_index) and self.group.first:
+            network = self.method.deployed(self.student)
+            logits = predict(network, pictures.validation(), pictures.image_size, self.normalization, device=pictures.labels.device)
+            row["top1_validation"] = accuracy(logits, pictures.labels[pictures.validation_index])
+        row["images_per_second"] = round((count - self.first * self.size) / max(seconds, 1e-9), 1)
+        state.history.append(row)
+        if train.keep == "best" and row.get("top1_validation", 0.0) >= (state.best or {"top1": -1.0})["top1"]:
+            copies = [{name: value.detach().clone() for name, value in module.state_dict().items()} for module in (self.student, self.method)]
+            state.best = {"top1": row.get("top1_validation", 0.0), "epoch": state.epoch, "student": copies[0], "method": copies[1]}
+        state.sums, state.step = {}, 0
+        state.epoch += 1
+        self._begin()
+
+    def _keep_epoch(self) -> None:
+        """Tell and write what the epoch gave."""
+        self.progress.epoch(self.state.history[-1])
+        # The history first: a run killed between the two writes it again, one killed behind the last checkpoint would not.
+        checkpoint.write_history(self.folder / checkpoint.HISTORY, self.state.history)
+        self._save(self.state)
+        if self.teacher is not None and self.group.first and time.monotonic() - self.learnt > SAVE_SECONDS:
+            self.teacher.save()
+            self.learnt = time.monotonic()
+        self.group.word(None)  # the others wait here while the first process validates, not in the next step, whose messages have less time
+        self.saved = time.monotonic()
+
+    def _begin(self) -> None:
+        """A part of an epoch begins: all of it, or what an earlier run left."""
+        self.meter, self.begun, self.first = Meter(self.parameters, self.state.epoch), time.monotonic(), self.state.step
+
+    def _carry(self, state: State) -> None:
+        """Add the part's losses, of all processes, and its seconds to `state`."""
+        for name, value in self.group.total(self.meter.sums()).items():
+            state.sums[name] = state.sums.get(name, 0.0) + value
+        state.seconds += time.monotonic() - self.begun
+
+    def _save_part(self) -> None:
+        """A checkpoint in the middle of the part, which goes on."""
+        part = replace(self.state, sums=dict(self.state.sums))
+        self.meter.check(kept=self.kept)
+        self._carry(part)
+        self._save(part)
+
+    def _save(self, state: State) -> None:
+        """A checkpoint, which the first process writes."""
+        if self.group.first:
+            checkpoint.save(self.folder / CHECKPOINT, self.student, self.method, self.optimizer, state, self.precision)
+        self.saved, self.kept = time.monotonic(), True
+
+    def interrupted(self) -> str:
+        """Write a checkpoint, unless something is not finite; where the training stands, in words."""
+        self._carry(self.state)
+        if self.meter.bad() is None:
+            self._save(self.state)
+        there = "checkpoint kept" if self.kept else "there is no checkpoint yet"
+        return f"interrupted in epoch {min(self.state.epoch, self.epochs)} of {self.epochs}, {there}"
+
+    def close(self) -> None:
+        """Networks, threads and processes as they were before; what the teacher said is kept."""
+        self.threads = torch.get_num_threads()
+        torch.set_num_threads(self.threads_before)
+        self.tapped.close()
+        self.hooks_off()
+        self.kernels_off()
+        release(self.classifier)
+        self.optimizer.zero_grad(set_to_none=True)  # what is trained ships without them, and a recording's memory goes with them
+        self.unsynchronise()
+        self.method.join(ALONE)
+        if self.stream is not None:
+            self.stream.close()
+        if self.teacher is not None and self.group.first:
+            self.teacher.save()
+
+    def fitted(self) -> Fitted:
+        """What the training was; the networks get the weights that ship."""
+        state, shipped = self.state, self.epochs
+        if self.train.keep == "best" and state.best is not None:
+            self.student.load_state_dict(state.best["student"])
+            self.method.load_state_dict(state.best["method"])
+            shipped = state.best["epoch"]
+        seen = self.seen * len(state.history)
+        return Fitted(state.history, state.seconds, seen / max(state.seconds, 1e-9), self.precision, self.threads, self.kernels, shipped)
+
+
+def _optimizer(parameters: list[Tensor], train: Train) -> torch.optim.SGD:
     optimizer = torch.optim.SGD(
         parameters, lr=train.lr or 0.0, momentum=train.momentum, nesterov=train.nesterov, weight_decay=train.weight_decay, fused=True
     )
     if train.momentum:  # from the start: fused SGD cannot add a buffer when a later stage of the method reaches a parameter first
         optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in parameters})
-    torch.manual_seed(seed)  # dropout; everything else has a stateless source
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(train.threads or threads_before)
-    state, precision = State(), resolve_precision(train.precision, device)
-    content = group.word(saved.read_bytes() if group.first and saved.is_file() else None)
-    if content is not None:
-        state, precision = checkpoint.load(content, saved, student, method, optimizer)
-        kept = True
-        progress.start_at(state.epoch, state.step)
-    group.spread(student, method, done=(state.epoch - 1) * steps + state.step)
-    rate, meter, begin = Rate(optimizer, device), Meter(parameters, state.epoch), time.monotonic()
-    tapped = Tapped(student, {name: taps[name] for name in method.student_taps})
-    stream = pictures.images if isinstance(pictures.images, Stream) else None
-    step = Step(
-        tapped, method, None if isinstance(pictures.images, Stream) else pictures.images, pictures.labels, pictures.augment, pictures.image_size,
-        torch.tensor(normalization.mean, device=device), torch.tensor(normalization.std, device=device), teacher, optimizer, parameters, precision, group,
-        traced(student, taps) if train.trace_gradients else {}, pictures.distortion,
-    )  # fmt: skip
-    # a traced cosine is summed like a loss: an epoch's mean over its traced steps and the processes then survives an interruption
-    cosine_share = min(steps * size, len(pictures.train_index)) / -(-steps // (train.trace_gradients or 1)) / group.size
-    written, learnt, classifier, hooks_off = time.monotonic(), time.monotonic(), classifier_of(student, taps), keep_layout(student)
-    kernels_off, kernels = (lambda: None), TORCH
-    try:
-        if device == "cpu":
-            kernels_off, kernels = quicker(student, pictures.image_size, train.engine)
-        run = engine(train.engine, step, size, steps * epochs, classifier, progress.warn)
-        with between_steps(alone=group.size == 1) as stop:
-            while state.epoch <= epochs:
-                begin = time.monotonic()
-                student.train()
-                method.train()
-                method.start_epoch(before + state.epoch)
-                order = schedule.order(pictures.train_index, seed, state.epoch, pictures.shards)
-                view = views.views_of_epoch(
-                    len(pictures.images), state.epoch, seed, pictures.augment, train.views, pictures.image_size, distorted=pictures.distortion is not None
-                ).to(device)
-                epoch_tensor = torch.tensor(float(before + state.epoch), device=device)
-                number = torch.tensor((before + state.epoch - 1) * steps + state.step, device=device)
-                meter, first, looked = Meter(parameters, state.epoch), state.step, time.monotonic()
-                for at, index, known, pixels in batches(order, view, state.step, size, steps, step, stream):
-                    if group.agree(stop.is_set(), at):
-                        raise KeyboardInterrupt
-                    rate.set(schedule.learning_rate(train, state.epoch, at / steps))
-                    mine = group.share(index)
-                    batch = Batch(mine, view[mine], known, epoch_tensor, number, len(index), pixels)
-                    losses = step(batch, trace=True) if train.trace_gradients and at % train.trace_gradients == 0 else run(batch)
-                    number += 1
-                    meter.note(losses, {name: cosine_share if name in TRACED else len(mine) for name in losses}, at)
-                    state.step += 1
-                    progress.step(len(index), losses)
-                    if state.step % LOOK == 0:
-                        if time.monotonic() - looked > LOOK_SECONDS:
-                            meter.check(kept=kept)
-                            looked = time.monotonic()
-                        if group.agree(time.monotonic() - written > SAVE_SECONDS, 0):
-                            part = replace(state, sums=dict(state.sums))
-                            meter.check(kept=kept)
-                            _carry(part, group.total(meter.sums()), begin)
-                            if group.first:
-                                checkpoint.save(saved, student, method, optimizer, part, precision)
-                            written, kept = time.monotonic(), True
-                meter.check(kept=kept)
-                _end_epoch(state, group.total(meter.sums()), student, method, pictures, normalization, train, begin, first * size, validate=group.first)
-                meter, begin = Meter(parameters, state.epoch), time.monotonic()
-                progress.epoch(state.history[-1])
-                # The history first: a run killed between the two writes it again, one killed behind the last checkpoint would not.
-                checkpoint.write_history(folder / checkpoint.HISTORY, state.history)
-                if group.first:
-                    checkpoint.save(saved, student, method, optimizer, state, precision)
-                    if teacher is not None and time.monotonic() - learnt > SAVE_SECONDS:
-                        teacher.save()
-                        learnt = time.monotonic()
-                group.word(None)  # the others wait here while the first process validates, not in the next step, whose messages have less time
-                written, kept = time.monotonic(), True
-                if group.agree(stop.is_set(), 0):  # during validation: nothing may swallow a Ctrl-C, and decoders do not wait for long
-                    raise KeyboardInterrupt
-        if teacher is not None and group.size > 1:
-            teacher.merge(group.gather)
-    except KeyboardInterrupt:  # in every process at the same step
-        sums = group.total(meter.sums())
-        if meter.bad() is None:
-            kept = True
-            if group.first:
-                _carry(state, sums, begin)
-                checkpoint.save(saved, student, method, optimizer, state, precision)
-        there = "checkpoint kept" if kept else "there is no checkpoint yet"
-        raise Interrupted(f"interrupted in epoch {min(state.epoch, epochs)} of {epochs}, {there}; {resume_hint}") from None
-    finally:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(threads_before)
-        tapped.close()
-        hooks_off()
-        kernels_off()
-        release(classifier)
-        optimizer.zero_grad(set_to_none=True)  # what is trained ships without them, and a recording's memory goes with them
-        unsynchronise()
-        method.join(ALONE)
-        if stream is not None:
-            stream.close()
-        if teacher is not None and group.first:
-            teacher.save()
-    shipped = epochs
-    if train.keep == "best" and state.best is not None:
-        student.load_state_dict(state.best["student"])
-        method.load_state_dict(state.best["method"])
-        shipped = state.best["epoch"]
-    seen = min(steps * size, len(pictures.train_index)) * len(state.history)
-    return Fitted(state.history, state.seconds, seen / max(state.seconds, 1e-9), precision, threads, kernels, shipped)
-
-
-def _carry(state: State, sums: dict[str, float], begin: float) -> None:
-    """Move a part of an epoch into the state, for a checkpoint in its middle."""
-    for name, value in sums.items():
-        state.sums[name] = state.sums.get(name, 0.0) + value
-    state.seconds += time.monotonic() - begin
-
-
-def _end_epoch(
-    state: State,
-    sums: dict[str, float],
-    student: nn.Module,
-    method: Method,
-    pictures: Pictures,
-    normalization: Normalization,
-    train: Train,
-    begin: float,
-    before: int,
-    *,
-    validate: bool = True,
-) -> None:
-    """Validate, add the epoch's row, keep the best, move to the next epoch. `before`: pictures of this epoch that an earlier process saw."""
-    rate = schedule.learning_rate(train, state.epoch, 0.0)
-    trained_seconds = time.monotonic() - begin
-    _carry(state, sums, begin)
-    count = min(state.step * train.batch_size, len(pictures.train_index))
-    row: dict[str, float] = {"epoch": state.epoch, "lr": rate, **{name: value / count for name, value in state.sums.items()}}
-    if len(pictures.validation_index) and validate:
-        logits = predict(method.deployed(student), pictures.validation(), pictures.image_size, normalization, device=pictures.labels.device)
-        row["top1_validation"] = accuracy(logits, pictures.labels[pictures.validation_index])
-    row["images_per_second"] = round((count - before) / max(trained_seconds, 1e-9), 1)
-    state.history.append(row)
-    if train.keep == "best" and row.get("top1_validation", 0.0) >= (state.best or {"top1": -1.0})["top1"]:
-        copies = [{name: value.detach().clone() for name, value in module.state_dict().items()} for module in (student, method)]
-        state.best = {"top1": row.get("top1_validation", 0.0), "epoch": state.epoch, "student": copies[0], "method": copies[1]}
-    state.sums, state.step = {}, 0
-    state.epoch += 1
+    return optimizer

@@ -19,7 +19,7 @@ OPTIONAL = ("torchvision", "onnx", "onnxscript", "onnxruntime", "matplotlib", "P
 FOUNDATIONS = ("compress.atomic", "compress.errors", "compress.records", "compress.results", "compress.delivery")
 ABOVE_STAGES = (
     *FOUNDATIONS, "compress.schema", "compress.statistics", "compress.verdict", "compress.store", "compress.checkpoint", "compress.train",
-    "compress.teacher_cache",
+    "compress.evaluation", "compress.teacher_cache",
     "compress.loading", "compress.distilling", "compress.selection", "compress.methods", "compress.data*", "compress.models*",
     "compress.report", "compress.console", "compress.faults",
     "compress.slices", "compress.timing", "compress.plantext", "compress.device_limits", "compress.assembly", "compress.shipped", "export.*", "compress",
@@ -47,7 +47,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.standalone": ("compress.models.catalog", "compress.recipe", "compress.schema", "compress.yamltree", "compress"),
     "compress.kept": (*FOUNDATIONS, "compress.schema", "compress.standalone", "compress.store"),
     "compress.features": (
-        *FOUNDATIONS, "compress.loading", "compress.data*", "compress.kept", "compress.methods*", "compress.models.taps", "compress.train", "compress",
+        *FOUNDATIONS, "compress.loading", "compress.data*", "compress.kept", "compress.methods*", "compress.models.taps", "compress.evaluation", "compress",
     ),
     "compress.analyze": (
         *FOUNDATIONS, "compress.console", "compress.features", "compress.insight", "compress.kept", "compress.loading", "compress.report*",
@@ -97,16 +97,18 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.stopping": ("compress.errors",),
     "compress.schedule": ("compress.errors", "compress.schema"),
     "compress.kernels*": ("compress.kernels", "compress.kernels.*", "compress.models.sums"),
+    "compress.evaluation": ("compress.data.views", "compress.precision", "compress.results", "compress.schedule", "compress.stream"),
     "compress.train": (
         *FOUNDATIONS, "compress.schema", "compress.schedule", "compress.precision", "compress.meter", "compress.stopping",
         "compress.methods", "compress.step", "compress.allocation", "compress.compiled", "compress.engine", "compress.distributed", "compress.checkpoint",
-        "compress.data.views", "compress.models.taps", "compress.batches", "compress.stream", "compress.kernels",
+        "compress.data.views", "compress.models.taps", "compress.batches", "compress.stream", "compress.kernels", "compress.evaluation",
     ),
     "compress.loading": (
         *FOUNDATIONS, "compress.schema", "compress.precision", "compress.data*", "compress.models*", "compress.methods", "compress.teacher_cache",
-        "compress.teacher_network", "compress.step", "compress.stream", "compress.train",
+        "compress.teacher_network", "compress.step", "compress.stream", "compress.evaluation",
     ),
     "compress.distilling": (*FOUNDATIONS, "compress.schema", "compress.store", "compress.loading", "compress.data*", "compress.methods", "compress.models*",
+                            "compress.evaluation",
                             "compress.precision", "compress.step", "compress.teacher_cache", "compress.teacher_network", "compress.train"),
     "compress.selection": ("compress.results", "compress.statistics"),
     "compress.faults": ("compress.statistics",),

@@ -30,7 +30,7 @@ FILES = ("compress/data/listing.py", "compress/data/pictures.py")  # of sets tha
 RUNNING = (*SPLITS, *FILES, *NETWORKS, "compress/hashing.py", *(f"compress/data/{name}.py" for name in ("views", "distort", "pixels")), "compress/loading.py")
 TRAINING = (*RUNNING, *METHODS, "compress/data/crops.py", "compress/data/workers.py", *(f"compress/{name}.py" for name in (
     "train", "batches", "engine", "compiled", "recorded", "cudagraph", "reach", "step", "stream", "distributed", "schedule", "precision", "checkpoint",
-    "meter", "teacher_cache", "teacher_network", "gradients",
+    "meter", "evaluation", "teacher_cache", "teacher_network", "gradients",
     "kernels/__init__", "kernels/norm", "kernels/depthwise")), "compress/kernels/batch_norm.c", "compress/kernels/batch_norm.h")
 
 # What decides the numbers of each stage, beside its inputs; "logits" is the disk copy of what a teacher says.
@@ -41,7 +41,7 @@ SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
     "logits": (loading.LOGITS_VERSION, (*RUNNING, "compress/teacher_cache.py")),
     "distill": (distill.run.version, ("compress/stages/distill.py", "compress/distilling.py", *TRAINING)),
     "proxy": (proxy.run.version, ("compress/stages/proxy.py", "compress/distilling.py", *TRAINING)),
-    "strip": (strip.run.version, ("compress/stages/strip.py", *RUNNING, *METHODS, "compress/train.py")),
+    "strip": (strip.run.version, ("compress/stages/strip.py", *RUNNING, *METHODS, "compress/evaluation.py")),
     "convert": (convert.run.version, ("compress/stages/convert.py", *RUNNING, *(
         f"export/{name}.py" for name in ("convert", "exact", "graph", "rewrites", "runtime")))),
     "quantize": (quantize.run.version, ("compress/stages/quantize.py", *SPLITS, *(

@@ -6,11 +6,11 @@ import numpy as np
 
 from compress import loading
 from compress.distilling import distil
+from compress.evaluation import predict
 from compress.records import File
 from compress.results import Network, Proxied, Trained, TrainingData
 from compress.schema import Distill, Train
 from compress.store import Context, Stage
-from compress.train import predict
 
 
 def _run(

@@ -11,6 +11,7 @@ from torch import nn
 from compress import loading
 from compress.data import views
 from compress.errors import StageError
+from compress.evaluation import accuracy, predict
 from compress.methods import Method, Signals
 from compress.models import checkpoints
 from compress.models.count import macs, params
@@ -19,7 +20,6 @@ from compress.records import File
 from compress.results import Distilled, Network, Stripped, Trained, TrainingData
 from compress.schema import Distill
 from compress.store import Context, Stage
-from compress.train import accuracy, predict
 
 # Largest |logit difference| of a student that ships in another form, times the largest |logit| where that is above 1: sums are taken in another order
 # then, and float32 rounds at 6e-8 of what is added up. A bias that should be gone, or a projector that is not the trained one, moves logits by far more.

@@ -14,6 +14,7 @@ from torch import nn
 from compress import checkpoint, faults, loading
 from compress.data import views
 from compress.errors import StageError, UsageError
+from compress.evaluation import Pictures, accuracy, predict
 from compress.methods import build_method
 from compress.models import checkpoints
 from compress.models.contracted import inner
@@ -23,7 +24,7 @@ from compress.results import Network, Trained, TrainingData
 from compress.schema import Candidate, Distill
 from compress.statistics import wilson
 from compress.store import Context, Stage
-from compress.train import Pictures, accuracy, fit, predict
+from compress.train import fit
 
 REMEDIES = {  # what the candidate's section should say
     "BGR": "; say channels: bgr", "normalisation": "; say so in normalize", "range": "; say so in normalize",

@@ -22,6 +22,7 @@ from compress.data import calibration_arrays, views
 from compress.delivery import Exported, Tuned
 from compress.distilling import say_teaching
 from compress.errors import StageError
+from compress.evaluation import Pictures, accuracy, predict
 from compress.methods import Method, build_method
 from compress.models import checkpoints
 from compress.models.taps import Tapped
@@ -29,7 +30,7 @@ from compress.records import File
 from compress.results import CalibrationData, Distilled, Stripped, Trained
 from compress.schema import Distill, Quantize, Schedule, Train
 from compress.store import Context, Stage
-from compress.train import Pictures, Teaching, accuracy, fit, predict
+from compress.train import Teaching, fit
 from export.quantize import Prepared, Settings
 from export.runtime import ExportError
 from export.simulation import Simulation
