@@ -205,7 +205,7 @@ def _run(pair: str, changes: tuple[str, ...], seed: int, artifacts: Path, device
         "seed": seed, "best": max(epochs), "best_epoch": 1 + epochs.index(max(epochs)), "last": epochs[-1], "epochs": len(epochs),
         "int8_of_last": next((100 * row["top1"] for row in report["models"] if row["file"] == "student.int8.onnx"), None),
         "teacher_top1": 100 * report["teacher"]["top1_validation"], "seconds": report["seconds"].get("distill"),  # of the student, from start to last epoch
-        **{key: report["student"][key] for key in ("params", "macs", "precision", "threads", "images_per_second")},
+        **{key: report["student"][key] for key in ("params", "macs", "precision", "threads", "images_per_second", "gpu")},
         "environment": {key: value for key, value in report["environment"].items() if key != "compress"},
     }  # fmt: skip
 

@@ -90,6 +90,7 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
             "precision": student.precision,
             "threads": student.threads,
             "images_per_second": student.images_per_second,
+            "gpu": student.gpu,
             "teacher_rows": student.teacher_rows,
         },
         "models": students,

@@ -15,6 +15,7 @@ from types import FrameType, TracebackType
 
 import click
 
+from compress.atomic import write_atomically
 from compress.console import say
 from compress.errors import CompressError, Interrupted, StageError, UsageError
 
@@ -31,8 +32,9 @@ def hand_to_torchrun(message: str) -> None:
     """The sentence for torchrun's own account of its processes, which ends with the first that failed; without it, it says how to get tracebacks."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
-        with suppress(OSError):
-            Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}}), encoding="utf-8")
+        told = {"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with suppress(OSError):  # whole or not at all: a part of it would end torchrun itself
+            write_atomically(Path(path), json.dumps(told).encode())
 
 
 def explain(error: BaseException, arguments: Sequence[str]) -> tuple[int, str]:

@@ -22,6 +22,11 @@ def resolve_precision(precision: str, device: str) -> str:
     return "bf16" if cpu_has_bf16() else "float32"
 
 
+def card(device: str) -> str | None:
+    """The name of the CUDA card that trains; None where none does."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+
+
 def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bfloat16 itself (AVX512-BF16 or AMX); False where /proc does not tell."""
     try:

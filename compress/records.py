@@ -18,7 +18,7 @@ from typing import Any
 CHECKPOINT = "checkpoint.pt"  # in a stage's folder: where its training goes on, until it is done
 # Fields that say how a result came about, not what it is: never part of a cache key.
 CIRCUMSTANCE = frozenset(
-    {"seconds", "images_per_second", "history", "threads", "kernels", "precision", "origin", "largest_logit", "streamed", "teacher_rows"}
+    {"seconds", "images_per_second", "history", "threads", "kernels", "precision", "origin", "largest_logit", "streamed", "teacher_rows", "gpu"}
 )
 # Fields that count only where they are set: without them a key is what it was before there was such a field.
 WHERE_SET = frozenset({"distortion", "shards_at_once"})
@@ -83,7 +83,7 @@ def identity(value: Any) -> Any:
     if isinstance(value, File):
         return {"sha256": value.sha256}
     if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
+        return {name: item for name, item in value.model_dump(mode="json").items() if item is not None or name not in WHERE_SET}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.name not in CIRCUMSTANCE}
         return {name: identity(item) for name, item in fields.items() if item is not None or name not in WHERE_SET}

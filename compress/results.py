@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,11 @@ class TrainingData:
     distortion: Distortion | None = None
     shards_at_once: int | None = None
 
+    @property
+    def evaluated(self) -> TrainingData:
+        """The same for who trains nothing: how training views are made and ordered is no part of it."""
+        return replace(self, distortion=None, shards_at_once=None)
+
 
 @dataclass(frozen=True)
 class CalibrationData:
@@ -163,6 +168,7 @@ class Trained:
     history: File | None = None  # csv: epoch, learning rate, losses, validation accuracy
     origin: str = "trained here"
     largest_logit: float | None = None  # of a teacher, without its sign, on the validation pictures
+    gpu: str | None = None  # the name of the card that trained it
 
 
 @dataclass(frozen=True)
@@ -185,6 +191,7 @@ class Distilled:
     kernels: str
     history: File
     teacher_rows: int | None = None
+    gpu: str | None = None  # the name of the card that trained it
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from compress.schema import Train
 ROWS = {"cpu": 64, "cuda": 1024}  # of a network's forward pass alone; larger batches leave a CPU's caches (measured: half the speed at 512)
 # Bytes from which on a card takes so many times more: on an H200 1,024 rows take ResNet-56 7.9 ms and ResNet-32x4, which has nine times the arithmetic, 10.4:
 # they wait for launches.
-LARGE_CARD, TIMES = 32 * 2**30, 4
+LARGE_CARD, TIMES = 30 * 2**30, 4
 SIDE = 32  # pixels: of larger pictures a card gets fewer at once in proportion to their area, for their maps fill its memory
 
 
@@ -79,8 +79,8 @@ def order(index: Tensor, seed: int, epoch: int, shards: Shards | None = None) ->
     mixed = index[torch.randperm(len(index), generator=generator).to(index.device)]
     if shards is None:
         return mixed
-    turn = torch.randperm(int(shards.of.max()) + 1, generator=generator)
-    block = turn[shards.of[mixed.cpu()]] // shards.at_once
+    there, place = torch.unique(shards.of[mixed.cpu()], return_inverse=True)  # shards that pictures are asked of
+    block = torch.randperm(len(there), generator=generator)[place] // shards.at_once
     return mixed[torch.sort(block, stable=True).indices.to(index.device)]
 
 

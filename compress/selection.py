@@ -122,6 +122,7 @@ def rows(candidates: list[Trained], selected: Selected) -> list[dict[str, Any]]:
             "seconds": one.seconds,
             "epochs": one.epochs,
             "origin": one.origin,
+            "gpu": one.gpu,
             "chosen": index == selected.index,
         }
         for index, one in enumerate(candidates)

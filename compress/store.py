@@ -26,7 +26,7 @@ from compress.distributed import ALONE, Group
 from compress.errors import StageError
 from compress.records import CHECKPOINT, File, from_json, sha256_of, to_json
 
-SPENT = "seconds"  # in a partial: what the stage took until it was interrupted
+SPENT = "seconds"  # in a partial, beside a checkpoint: what the stage took until it was interrupted
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,8 @@ class Store:
             partial.rename(folder)
         except BaseException as error:
             with suppress(OSError):
-                (partial / SPENT).write_text(f"{time.monotonic() - begin:.3f}")
+                if (partial / CHECKPOINT).is_file():
+                    (partial / SPENT).write_text(f"{time.monotonic() - begin:.3f}")
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StageError(f"{title}: the disk under {self.root} is full; free some space and run the same command again") from error
             raise
@@ -166,7 +167,7 @@ class Store:
 
 
 def _spent(partial: Path) -> float:
-    """Seconds that a stage took before it was interrupted; of a part that was killed nothing is known."""
+    """Seconds of a training before it was interrupted; of a part that was killed nothing is known."""
     try:
         return float((partial / SPENT).read_text())
     except (OSError, ValueError):

@@ -34,17 +34,26 @@ class Stream:
 
     def reading_ahead(self, asked: Iterable[tuple[Tensor, Tensor]], order: Tensor, places: Iterable[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """`asked`, while the shards that the pictures of `order` (n,) lie in are read ahead; `places`: where in `order` each of `asked` begins."""
-        if self.shards is None or os.environ.get("LOCAL_RANK", "0") != "0":  # processes of one machine share its memory
+        if self.shards is None or not self._pays(order) or os.environ.get("LOCAL_RANK", "0") != "0":  # processes of one machine share its memory
             yield from asked
             return
         shards, first = np.unique(self.shards.of[order].numpy(), return_index=True)
         turns = np.argsort(first)
         begun = [int(count) for count in np.searchsorted(first[turns], list(places), side="right")]  # shards, at each place
         files, at_once = [self.listing.file(int(number)) for number in shards[turns]], self.shards.at_once
-        with ReadAhead(files, max(begun[0] - at_once, 0) if begun else 0) as ahead:
+        with ReadAhead(files) as ahead:
             for count, one in zip(begun, asked, strict=True):
-                ahead.want(count + at_once)  # the next ones, too
+                ahead.want(max(count - at_once, 0), count + at_once)  # those in use and the next ones
                 yield one
+
+    def _pays(self, order: Tensor) -> bool:
+        """Whether the pictures of `order` are at least half of the shards that they lie in."""
+        rows = self.listing.rows[order.numpy()]
+        try:
+            whole = sum(self.listing.file(int(number)).stat().st_size for number in np.unique(rows[:, 0]))
+        except OSError:  # whoever asks for its pictures says so
+            return False
+        return 2 * int(rows[:, 2].sum()) >= whole
 
     def batches(self, asked: Iterable[tuple[Tensor, Tensor]], rows: int) -> Iterator[Tensor]:
         """uint8 (n, S, S, 3) on the device for each (index, view) on the CPU, n <= rows; decoded ahead. One is whole until the next is asked for."""

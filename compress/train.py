@@ -30,7 +30,7 @@ from compress.kernels import TORCH, quicker
 from compress.meter import Meter
 from compress.methods import Method
 from compress.models.taps import Tapped
-from compress.precision import resolve_precision
+from compress.precision import card, resolve_precision
 from compress.records import CHECKPOINT
 from compress.results import Normalization
 from compress.schema import Train
@@ -63,6 +63,7 @@ class Fitted:
     threads: int
     kernels: str
     shipped_epoch: int
+    gpu: str | None = None  # the card's name
 
 
 def fit(
@@ -303,7 +304,8 @@ class _Training:
             self.method.load_state_dict(state.best["method"])
             shipped = state.best["epoch"]
         seen = self.seen * len(state.history)
-        return Fitted(state.history, state.seconds, seen / max(state.seconds, 1e-9), self.precision, self.threads, self.kernels, shipped)
+        speed = seen / max(state.seconds, 1e-9)
+        return Fitted(state.history, state.seconds, speed, self.precision, self.threads, self.kernels, shipped, card(self.device))
 
 
 def _optimizer(parameters: list[Tensor], train: Train) -> torch.optim.SGD:

@@ -7,8 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from compress import __version__, compatible, guessing, recipe, selection
 from compress.assembly import Branch, Evidence, model_files
 from compress.data import sources
@@ -98,9 +96,7 @@ class Workflow:
             packaged=packaged,
             seconds=store.seconds,
             reused=tuple(store.reused),
-            environment={
-                **here, "torch": written_by["torch"], "onnx": written_by["onnx"], "compress": __version__, "device": store.device, **card(store.device),
-            },
+            environment={**here, "torch": written_by["torch"], "onnx": written_by["onnx"], "compress": __version__, "device": store.device},
             command=self.loaded.command,
             started=started,
             notices=(*guesses, *self.loaded.notices, *self.networks.notices()),
@@ -157,7 +153,8 @@ class Workflow:
         found: dict[int, Trained] = {}
         for place in sorted(range(len(named)), key=lambda place: named[place][0].train is not None):  # finished ones first: they may miss expect_top1
             config, network, weights = named[place]
-            found[place] = self.store.run(teacher.train, config, label=labels[place], network=network, data=self.training, weights=weights)
+            read = self.training if config.train is not None else self.training.evaluated
+            found[place] = self.store.run(teacher.train, config, label=labels[place], network=network, data=read, weights=weights)
         return [found[place] for place in range(len(named))]
 
     def _warned(self, sentences: list[str]) -> list[str]:
@@ -180,8 +177,7 @@ class Workflow:
         prepared: Prepared = self.store.run(data.prepare, keyed, fingerprint=fingerprint)
         training = data.training(prepared, config)
         if training.streamed is not None:
-            listed = replace(training, distortion=None, shards_at_once=None)
-            held: Held = self.store.run(data.hold, None, label="validation", data=listed, fingerprint=fingerprint)
+            held: Held = self.store.run(data.hold, None, label="validation", data=training.evaluated, fingerprint=fingerprint)
             training = data.training(prepared, config, held)
         if config.normalize is not None:
             prepared = replace(prepared, normalization=normalized(config.normalize))
@@ -233,7 +229,7 @@ class Workflow:
         config = settings.export.model_copy(update={"fixed_batch": False, "ort": False})  # the package stage's
         told = convert.preprocessing(settings.data.source, sources.store_size(settings.data), self.prepared.image_size)
         exported: Exported = self.store.run(
-            convert.run, config, label=label, model=model, recorded=recorded, data=self.training, versions=versions(), preprocessing=told
+            convert.run, config, label=label, model=model, recorded=recorded, data=self.training.evaluated, versions=versions(), preprocessing=told
         )
         return exported
 
@@ -288,11 +284,6 @@ class Workflow:
 def versions() -> dict[str, str]:
     """What writes and runs ONNX files: another version may write other bytes."""
     return {name: version(name) for name in ("torch", "onnx", "onnxruntime")}
-
-
-def card(device: str) -> dict[str, str]:
-    """The name of the card that trains, and nothing where a processor does."""
-    return {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
 
 
 def places(loaded: Loaded) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from compress import cli, distributed, pipeline, workflow
+from compress import cli, distributed, pipeline, precision
 from compress.distributed import ALONE, Group, synchronise
 from compress.errors import MissingError, UsageError
 
@@ -137,9 +138,15 @@ def test_what_a_process_beside_the_first_fails_of_is_left_to_torchrun(tmp_path, 
     assert cli.main(["run", str(tmp_path / "none.yaml")]) == 2 and capsys.readouterr().err == ""
     assert "none.yaml: no such recipe" in json.loads(error.read_text())["message"]["message"]
     error.unlink()
+    monkeypatch.setattr("compress.atomic.os.replace", full_disk)  # torchrun itself would end on a file that is not whole
+    assert cli.main(["run", str(tmp_path / "none.yaml")]) == 2 and not list(tmp_path.glob("error*"))
     monkeypatch.setattr("compress.recipe.load", interrupted)  # as torchrun does to those beside the one that failed
     (tmp_path / "none.yaml").touch()
     assert cli.main(["run", str(tmp_path / "none.yaml")]) == 130 and not error.exists()
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def interrupted(*_, **__):
@@ -236,9 +243,9 @@ def test_a_card_named_by_number_is_the_one_that_streams_and_graphs_are_made_on(c
         pipeline.resolve_device("cuda:2")
 
 
-def test_a_report_names_the_card(chosen, monkeypatch):
+def test_a_training_names_its_card(chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", {"cuda": "NVIDIA H200", "cuda:1": "NVIDIA T4"}.__getitem__)
-    assert [workflow.card(name) for name in ("cuda", "cuda:1", "cpu", "mps")] == [{"gpu": "NVIDIA H200"}, {"gpu": "NVIDIA T4"}, {}, {}]
+    assert [precision.card(name) for name in ("cuda", "cuda:1", "cpu", "mps")] == ["NVIDIA H200", "NVIDIA T4", None, None]
 
 
 def test_more_processes_than_cards_are_refused_by_each_of_them(chosen, monkeypatch):

@@ -63,7 +63,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.summary": (),
     "compress.livebar": (),
     "compress.console": ("compress.summary", "compress.livebar"),
-    "compress.exits": ("compress.console", "compress.errors"),
+    "compress.exits": ("compress.atomic", "compress.console", "compress.errors"),
     "compress.distributed": ("compress.errors",),
     "compress.store": (*FOUNDATIONS, "compress.allocation", "compress.console", "compress.distributed"),
     "compress.data.embedded.make_fashion": ("compress.data.*",),  # the script that made the embedded pictures

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,6 +38,7 @@ from compress.stages import data
 from compress.stream import Stream
 from compress.teacher_cache import TeacherCache
 from tests import stand_in
+from tests.stand_in import jpeg
 from tests.test_train import Net, PowerCut, Recorder, cut, interrupt, same, settings, started, state_of
 
 SIDE, NORMALIZATION = 16, Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -154,6 +157,8 @@ def test_an_epoch_that_is_interrupted_in_its_middle_ends_with_the_same_bits(trai
 def test_shards_come_in_turn_and_their_pictures_mixed():
     shards, index = Shards(torch.arange(60) // 6, 3), torch.arange(60)[torch.arange(60) % 6 != 2]  # ten shards, of each one picture for validation
     orders = [schedule.order(index, seed, epoch, shards) for seed, epoch in ((0, 1), (0, 1), (0, 2), (1, 1))]
+    few = torch.tensor([0, 1, 18, 19, 36, 37, 54, 55])  # of four shards of the ten, which are two blocks of two whatever their numbers
+    assert all(len(shards.of[schedule.order(few, 0, epoch, Shards(shards.of, 2))[:4]].unique()) == 2 for epoch in range(1, 20))
     assert torch.equal(orders[0], orders[1]) and len({tuple(order.tolist()) for order in orders}) == 3
     for order in orders:
         assert torch.equal(order.sort().values, index)
@@ -171,6 +176,7 @@ def test_shards_are_read_ahead_one_block_before_their_pictures(training, tmp_pat
     pictures = loading.pictures(data.training(prepared, config), "cpu")
     stream, read = pictures.images, list[Path]()
     monkeypatch.setattr(ReadAhead, "_through", lambda _, path: read.append(path))
+    monkeypatch.setattr(Stream, "_pays", lambda *_: True)  # these shards are padding more than pictures
     order = schedule.order(pictures.train_index, 0, 1, pictures.shards)
     turns = [stream.listing.path(int(order[place])) for place in range(len(order))]
     in_turn = list(dict.fromkeys(turns))
@@ -184,7 +190,7 @@ def test_shards_are_read_ahead_one_block_before_their_pictures(training, tmp_pat
             begun = len(set(turns[: places[number] + 1]))
             wait_until(lambda begun=begun: bool(read) and in_turn.index(read[-1]) >= min(begun + 2, 9) - 1)
             assert in_turn.index(read[-1]) <= begun + 1
-        assert read == in_turn[max(len(set(turns[: first + 1])) - 2, 0) :]  # each once; of an epoch that goes on the blocks behind are left out
+        assert read == in_turn[max(len(set(turns[: first + 1])) - 2, 0) :]  # each once; of an epoch that goes on those behind are left out
 
     monkeypatch.setenv("LOCAL_RANK", "1")  # the other processes of a machine leave it to the first
     read.clear()
@@ -201,18 +207,52 @@ def wait_until(there: Callable[[], bool]) -> None:
 def test_reading_ahead_ends_with_its_user_and_leaves_what_is_gone_to_it(tmp_path):
     (tmp_path / "a.tar").write_bytes(bytes(9_000_000))
     with ReadAhead([tmp_path / "a.tar", tmp_path / "gone.tar", tmp_path / "a.tar"]) as ahead:
-        ahead.want(2)
+        ahead.want(0, 2)
         wait_until(lambda: ahead.done == 2)
         time.sleep(0.05)
         assert ahead.done == 2
-        ahead.want(9)
+        ahead.want(0, 9)
         wait_until(lambda: ahead.done == 3)
     assert not ahead._thread.is_alive()
+
+
+def test_reading_ahead_skips_what_training_has_left_behind(tmp_path, monkeypatch):
+    read, gate = list[Path](), threading.Event()
+    monkeypatch.setattr(ReadAhead, "_through", lambda _, path: (read.append(path), gate.wait(20)))
+    paths = [tmp_path / f"{number}.tar" for number in range(9)]
+    with ReadAhead(paths) as ahead:
+        ahead.want(0, 3)
+        wait_until(lambda: len(read) == 1)  # slow storage ...
+        ahead.want(6, 8)  # ... and training two blocks on
+        gate.set()
+        wait_until(lambda: ahead.done == 8)
+        assert read == [paths[0], paths[6], paths[7]]
+
+
+def test_shards_are_read_ahead_where_most_of_them_is_asked_for(tmp_path):
+    root, pictures = tmp_path / "set", [jpeg(label, label, (640, 480)) for label in (0, 1, 2, 0, 1, 2)]
+    root.mkdir()
+    for part, count in (("train", 3), ("val", 1)):
+        for number in range(count):
+            with tarfile.open(root / f"{part}-{number:06d}.tar", "w") as shard:
+                for place, content in enumerate(pictures):
+                    stand_in.add(shard, f"{number}_{place}.jpg", content)
+                    stand_in.add(shard, f"{number}_{place}.cls", b"%d" % (place % 3))
+    config = Data(source="webdataset", root=str(root), image_size=SIDE, validation=3, workers=1, shards_at_once=1)
+    prepared = sources.prepare(config, tmp_path, base=Path("/"), report=lambda text: None)
+    stream = loading.pictures(data.training(prepared, config), "cpu").images
+    assert stream._pays(torch.arange(18)) and not stream._pays(torch.tensor([0, 6, 12]))  # a picture of each shard, as with data.limit_train
+    (root / "train-000001.tar").unlink()
+    assert not stream._pays(torch.arange(18))
 
 
 def test_shards_at_once_are_part_of_a_trainings_key_where_they_are_set(training):
     assert sha256_of(training) == sha256_of(replace(training, shards_at_once=None)) != sha256_of(replace(training, shards_at_once=4))
     assert "shards_at_once" not in identity(training)
+    assert sha256_of(replace(training, shards_at_once=4, distortion=Distortion(hue=0.1)).evaluated) == sha256_of(training)  # who trains nothing
+    key = "60beddf56f2935d22c05918d6a2f39b11179b276efd535a7e63637e726854f9e"  # what the data stage's was before there was such a key in a recipe
+    assert sha256_of(["data", 1, Data(source="fashion"), {}]) == key
+    assert sha256_of(["data", 1, Data(source="webdataset", shards_at_once=4), {}]) != sha256_of(["data", 1, Data(source="webdataset"), {}])
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])

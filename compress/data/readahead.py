@@ -12,15 +12,15 @@ PART = 4 * 2**20  # bytes of one read
 
 
 class ReadAhead:
-    """A thread that reads `paths` in their order, from the `done`-th on and as far as it is told.
+    """A thread that reads `paths` in their order, as far as it is told.
 
     The system keeps what was read in memory that nobody else needs: this takes none away, and is of no use where there is none. What cannot be read is left
     to whoever asks for its pictures.
     """
 
-    def __init__(self, paths: Sequence[Path], done: int = 0) -> None:
-        self.paths, self.done = paths, done
-        self._wanted, self._ended, self._changed = 0, False, threading.Condition()
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths, self.done = paths, 0
+        self._first, self._end, self._ended, self._changed = 0, 0, False, threading.Condition()
         self._thread = threading.Thread(target=self._read, daemon=True)
 
     def __enter__(self) -> ReadAhead:
@@ -33,18 +33,19 @@ class ReadAhead:
             self._changed.notify()
         self._thread.join()
 
-    def want(self, count: int) -> None:
-        """From now on the first `count` files may be read."""
+    def want(self, first: int, end: int) -> None:
+        """From now on the files from `first` to before `end` are of use; `first` never falls."""
         with self._changed:
-            self._wanted = min(count, len(self.paths))
+            self._first, self._end = first, min(end, len(self.paths))
             self._changed.notify()
 
     def _read(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._ended or self.done < self._wanted)
+                self._changed.wait_for(lambda: self._ended or max(self.done, self._first) < self._end)
                 if self._ended:
                     return
+                self.done = max(self.done, self._first)  # what training has left behind is skipped
             self._through(self.paths[self.done])
             self.done += 1
 

@@ -21,6 +21,7 @@ from compress.report.parts import (
     el,
     escape,
     is_number,
+    literal,
     percent,
     section,
     signed,
@@ -49,7 +50,7 @@ def teacher(source: Source) -> Html | None:
             percent(row.get("top1_validation"), 2),
             *([count(row.get("rank")), percent(row.get("proxy_top1_validation"), 2), count(row.get("proxy_rank")), _behind(row)] if proxy else []),
             count(row.get("params")), count(row.get("macs")), count(row.get("epochs")),
-            duration(row.get("seconds")), row.get("origin") or NOT_MEASURED,
+            duration(row.get("seconds")), " on ".join(part for part in (row.get("origin"), row.get("gpu")) if part) or NOT_MEASURED,
         ]
         for row in candidates
     ]  # fmt: skip
@@ -78,8 +79,8 @@ def training(source: Source, drawn: Mapping[str, str]) -> Html | None:
     last = [f"{name} {100 * top1:.1f} %" for name, top1 in ends if np.isfinite(top1)]
     accuracy = figure_of(drawn, "accuracy", f"Validation accuracy by epoch; at the end: {', '.join(last)}")
     loss = figure_of(drawn, "loss", "Training losses by epoch of the student and the baseline")
-    method = method_of(source.report)
-    lead = (f"Distilled with {method}. " if method else "") + "Accuracies are on pictures carved from the training set."
+    method, gpu = method_of(source.report), source.report["student"].get("gpu")
+    lead = (f"Distilled with {method}{f' on {gpu}' if gpu else ''}. " if method else "") + "Accuracies are on pictures carved from the training set."
     return section("training", "Training", el("div", accuracy, loss, class_="plots"), lead=lead)
 
 
@@ -139,7 +140,7 @@ def _class_row(row: dict[str, Any], widest: float) -> Html:
     swing = el("span", el("i", class_="down" if change < 0 else "up", style=f"width:{width}%"), class_="swing", aria_hidden="true")
     pair = el("span", percent(row["teacher"]), " \u2192 ", percent(row["student"]), class_="pair")
     title = f"{row['n']} pictures" if row.get("n") else None
-    return el("li", el("span", row.get("class"), class_="name", title=title), pair, swing, el("span", signed(change), class_="change"))
+    return el("li", el("span", literal(row.get("class")), class_="name", title=title), pair, swing, el("span", signed(change), class_="change"))
 
 
 def pictures(source: Source) -> Html | None:
@@ -147,15 +148,11 @@ def pictures(source: Source) -> Html | None:
     found = source.pictures
     if not found or not len(found["images"]):
         return None
-    names = source.report.get("classes") or []
-
-    def name(index: Any) -> str:
-        return str(names[int(index)]) if 0 <= int(index) < len(names) else str(int(index))
-
     figures = []
     for image, label, student in list(zip(found["images"], found["labels"], found["student"], strict=True))[:MOST_PICTURES]:
-        said = (el("b", name(label)), ", the student says ", el("b", name(student)))
-        drawn = el("img", src=thumbnail(image), alt=f"test picture of {name(label)}", class_="small" if image.shape[0] < 64 else None)
+        name = source.class_name(label)
+        said = (el("b", literal(name)), ", the student says ", el("b", literal(source.class_name(student))))
+        drawn = el("img", src=thumbnail(image), alt=f"test picture of {name}", class_="small" if image.shape[0] < 64 else None)
         figures.append(el("figure", drawn, el("figcaption", said)))
     more = int(found["total"] if "total" in found else len(found["images"])) - len(figures)
     lead = f"The teacher is right, the shipped student is wrong{f' ({more:,} more not shown)' if more > 0 else ''}."

@@ -109,8 +109,9 @@ def _times(report: dict[str, Any]) -> Html | None:
         return None
     lines: list[list[Child]] = [[name, duration(seconds.get(name)), "reused" if name in reused else "run"] for name in names]
     spent = sum(value for name, value in seconds.items() if name not in reused and isinstance(value, (int, float)))
-    total = [f"Stages: {duration(spent)} in this run"] + ([f", {len(reused)} of {len(names)} reused"] if reused else [])
-    note = el("p", "A reused stage shows the time that it took when it was made.", class_="quiet") if reused else None
+    total = [f"Stages: {duration(spent)}"] + ([f", {len(reused)} of {len(names)} reused"] if reused else [])
+    told = "The time of a training that was interrupted is that of all its parts."
+    note = el("p", f"A reused stage shows the time that it took when it was made. {told}" if reused else told, class_="quiet")
     return el("details", el("summary", total), table("Stages", ["Stage", "Time", ""], lines), note)
 
 

@@ -39,6 +39,11 @@ def prose(text: object) -> str:
     return escape(MINUS.sub("\u2212", str(text)))
 
 
+def literal(text: object) -> Html:
+    """A name, as it is."""
+    return Html(escape(text))
+
+
 def join(children: Child, between: str = "", write: Callable[[object], str] = prose) -> Html:
     """Children one after another; None is nothing. `write`: what makes HTML of a text."""
     if children is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from compress.report.evidence import thumbnail
-from compress.report.parts import Child, Html, bracket, el, interval_of, is_number, percent, section, signed, table
+from compress.report.parts import Child, Html, bracket, el, interval_of, is_number, literal, percent, section, signed, table
 from compress.report.source import Source, teacher_row
 
 
@@ -48,17 +48,13 @@ def _figures(source: Source) -> Html | None:
     found = source.pictures
     if not {"slice_images", "slice_labels", "slice_student", "slice_margin", "slice_name"} <= set(found) or not len(found["slice_images"]):
         return None
-    names = source.report.get("classes") or []
-
-    def name(index: Any) -> str:
-        return str(names[int(index)]) if 0 <= int(index) < len(names) else str(int(index))
-
     figures = []
     for image, label, student, margin, group in zip(
         *(found[f"slice_{key}"] for key in ("images", "labels", "student", "margin", "name")), strict=True
     ):
-        said = el("figcaption", el("b", name(label)), ", the student says ", el("b", name(student)), f" ({group}; the teacher's lead {margin:.2f})")
-        drawn = el("img", src=thumbnail(image), alt=f"test picture of {name(label)}", class_="small" if image.shape[0] < 64 else None)
+        name, answer = literal(source.class_name(label)), literal(source.class_name(student))
+        said = el("figcaption", el("b", name), ", the student says ", el("b", answer), " (", literal(group), f"; the teacher's lead {margin:.2f})")
+        drawn = el("img", src=thumbnail(image), alt=f"test picture of {source.class_name(label)}", class_="small" if image.shape[0] < 64 else None)
         figures.append(el("figure", drawn, said))
     title = f"{len(figures)} of the pictures that were lost there"
     return el("details", el("summary", title), el("div", *figures, class_="pictures"))

@@ -43,6 +43,11 @@ class Source:
     per_class: list[dict[str, Any]]
     analysis: Arrays = field(default_factory=dict)  # of `compress analyze`; empty without it
 
+    def class_name(self, index: Any) -> str:
+        """Of a class by its number; the number, where the report has no name for it."""
+        names = self.report.get("classes") or []
+        return str(names[int(index)]) if 0 <= int(index) < len(names) else str(int(index))
+
 
 def read_report(path: Path) -> dict[str, Any]:
     """The JSON of one run, checked for the contract's keys. `path`: report.json or the folder that holds it.

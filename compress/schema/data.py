@@ -56,8 +56,8 @@ class Data(Section):
         default=None, description="imagenet, webdataset: processes that decode pictures in training; changes no number; null: one a core, at most 32"
     )
     shards_at_once: Count | None = Field(
-        default=None, description="webdataset: so many shards' pictures are mixed at a time and the next ones read ahead, each shard from start to end once an "
-        "epoch: for shards on a network, in object storage, on spinning disks; null: all pictures are mixed, and read in random order"
+        default=None, description="webdataset: the pictures of at most so many shards are mixed at a time, and the next shards read ahead from start to end: "
+        "for shards on spinning disks or a network; null: all pictures are mixed, and read in random order"
     )  # fmt: skip
     split_seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of the splits and of the limits below")
     max_unreadable: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.01, description="folder: share of pictures that may be unreadable; they are skipped")

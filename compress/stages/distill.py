@@ -39,6 +39,7 @@ def _run(
         kernels=fitted.kernels,
         history=File.of(context.work / checkpoint.HISTORY),
         teacher_rows=trained.teacher_rows,
+        gpu=fitted.gpu,
     )
 
 

@@ -84,6 +84,7 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
         history=File.of(context.work / checkpoint.HISTORY) if fitted else None,
         origin=_origin(config),
         largest_logit=float(logits.abs().max()),
+        gpu=fitted.gpu if fitted else None,
     )
 
 

@@ -77,7 +77,7 @@ def assemble(
         "teacher": {"model": "resnet8x4", "top1_validation": 0.905, "params": 1_228_000, "macs": 177_000_000, "candidates": candidates(),
                     "reason": "resnet8x4 has the best accuracy on the 700 validation pictures: 90.50 % against 88.43 %."},
         "student": {"model": "mobilenet_v2", "params": 706_000, "macs": 6_510_000, "dropped": ["auxiliary.0.weight", "auxiliary.0.bias"], "epochs": 9,
-                    "method": "dhkd"},
+                    "method": "dhkd", "gpu": "NVIDIA T4"},
         "models": rows[:3], "comparisons": pairs[:3],
         "device": [{"target": "local", "file": ship["file"], "sha256": ship["sha256"], "precision": "int8", "host": "Linux x86_64",
                     "cpu": "AMD EPYC 9R14", "onnxruntime": "1.31.1", "top1": 0.906, "agreement": 1.0, "max_abs_diff": 0.0, "latency_ms": ship["latency_ms"]}],
@@ -104,7 +104,7 @@ def assemble(
 def candidates() -> list[dict[str, Any]]:
     return [
         {"model": "resnet8x4", "top1_validation": 0.905, "chosen": True, "params": 1_228_000, "macs": 177_000_000, "seconds": 131.2, "epochs": 6,
-         "origin": "trained here"},
+         "origin": "trained here", "gpu": "NVIDIA H200"},
         {"model": "resnet20", "top1_validation": 0.8843, "chosen": False, "params": 272_000, "macs": 41_000_000, "seconds": 74.9, "epochs": 6,
          "origin": "trained here"},
     ]  # fmt: skip

@@ -6,8 +6,9 @@ import html
 
 import pytest
 
+from compress.report.evidence import _class_row
 from compress.report.manifest import _value
-from compress.report.parts import bracket, el, join
+from compress.report.parts import bracket, el, join, literal
 from compress.report.source import Source
 from compress.report.summary import distillation
 
@@ -34,6 +35,11 @@ def test_code_and_attributes_are_as_they_were() -> None:
     assert el("code", "head -5").text == "<code>head -5</code>" and el("code", ["tail", [" -5"]]).text == "<code>tail -5</code>"
     assert el("i", "x", style="translate( -5%)").text == '<i style="translate( -5%)">x</i>'
     assert join(_value({"offsets": [-1, -2]})).text == "<code>{&quot;offsets&quot;: [-1, -2]}</code>"
+
+
+def test_names_of_classes_are_as_they_are() -> None:
+    assert "below -5" in _class_row({"class": "below -5", "teacher": 0.5, "student": 0.4}, 10.0).text
+    assert literal("-1 < 0").text == "-1 &lt; 0"
 
 
 def test_numbers_and_intervals_too() -> None:
