@@ -1,6 +1,7 @@
 """The papers' protocol for one pair and one method on CIFAR-100, through the product, and a verdict against the published number.
 
     python benchmarks/reproduce.py resnet56-resnet20 dhkd --data cifar100.npz --teacher resnet56.safetensors
+    python benchmarks/reproduce.py resnet56-resnet20 dhkd --data cifar100.npz --together 3                    three seeds at once, on a card
     python benchmarks/reproduce.py resnet56-resnet20 dhkd --data cifar100.npz --epochs 1 --subset 5000        a trial, never judged
 
 Published numbers come from training on all 50,000 pictures and are the best of 240 epochs by the 10,000 test pictures. To be held against
@@ -14,9 +15,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import signal
 import statistics
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +35,7 @@ from compress.atomic import write_atomically
 from compress.console import Console, duration
 from compress.data import cifar, npz
 from compress.data.splits import carve, stratified
-from compress.errors import CompressError, UsageError
+from compress.errors import CompressError, Interrupted, UsageError
 from compress.store import locked
 
 HERE = Path(__file__).parent
@@ -94,7 +98,8 @@ def watched(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 @click.argument("pair", type=click.Choice(sorted(path.stem for path in (HERE.parent / "recipes" / "cifar100").glob("*.yaml"))))
 @click.argument("method", type=click.Choice(METHODS))
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 10))
-@click.option("--only", type=click.IntRange(0, 9), help="train this seed and write no result: several processes share a card, the whole command then finds all")
+@click.option("--only", type=click.IntRange(0, 9), help="train this seed and write no result; the whole command then finds it")
+@click.option("--together", default=1, show_default=True, type=click.IntRange(1, 10), help="so many seeds at once, a process each: a large card has room")
 @click.option("--data", type=click.Path(path_type=Path), help="npz file, or the folder of cifar-100-python; default: torchvision's copy")
 @click.option("--teacher", type=click.Path(path_type=Path), help="checkpoint of the teacher; default: trained here by the recipe")
 @click.option("--epochs", type=click.IntRange(1), help="a trial: fewer epochs of the student (and of a teacher trained here)")
@@ -103,8 +108,8 @@ def watched(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 @click.option("--artifacts", default=Path("artifacts"), show_default=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="default: benchmarks/results/reproduce-PAIR-METHOD.json; of a trial: in --artifacts")
 def main(
-    pair: str, method: str, seeds: int, only: int | None, data: Path | None, teacher: Path | None, epochs: int | None, subset: int | None, device: str,
-    artifacts: Path, out: Path | None,
+    pair: str, method: str, seeds: int, only: int | None, together: int, data: Path | None, teacher: Path | None, epochs: int | None, subset: int | None,
+    device: str, artifacts: Path, out: Path | None,
 ) -> None:  # fmt: skip
     """Train METHOD on PAIR as the papers do and judge the mean of the best epochs."""
     trial = epochs is not None or subset is not None
@@ -124,6 +129,8 @@ def main(
         if only is not None:
             print(f"seed {only}: best epoch {_run(pair, (*changes, f'seed={only}'), only, artifacts, device)['best']:.2f} %")
             return
+        if together > 1:
+            _at_once(seeds, together, artifacts / name)
         for seed in range(seeds):
             runs.append(_run(pair, (*changes, f"seed={seed}"), seed, artifacts, device))
             content = {"command": command, "pair": pair, "method": method, "trial": trial, **_result(pair, method, runs, trial)}
@@ -208,6 +215,27 @@ def _run(pair: str, changes: tuple[str, ...], seed: int, artifacts: Path, device
         **{key: report["student"][key] for key in ("params", "macs", "precision", "threads", "images_per_second", "gpu")},
         "environment": {key: value for key, value in report["environment"].items() if key != "compress"},
     }  # fmt: skip
+
+
+def _at_once(seeds: int, together: int, log: Path) -> None:
+    """Train all seeds by processes of their own, so many at once; what goes wrong there goes wrong again, and is said, when the seed's result is asked for."""
+    waiting, running = list(range(seeds)), list[subprocess.Popen[bytes]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < together:
+                seed = waiting.pop(0)
+                path = log.with_name(f"{log.name}-{seed}.log")
+                print(f"seed {seed}: {path}", flush=True)
+                with path.open("wb") as stream:
+                    running.append(subprocess.Popen([sys.executable, *sys.argv, "--together", "1", "--only", str(seed)], stdout=stream, stderr=stream))
+            time.sleep(0.5)
+            running = [process for process in running if process.poll() is None]
+    except KeyboardInterrupt:
+        for process in running:
+            process.send_signal(signal.SIGINT)
+        for process in running:
+            process.wait()
+        raise Interrupted("interrupted; each training keeps its checkpoint") from None
 
 
 def _result(pair: str, method: str, runs: list[dict[str, Any]], trial: bool) -> dict[str, Any]:

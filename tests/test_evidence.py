@@ -120,3 +120,21 @@ def test_a_gain_is_paired_by_seed_and_a_failed_training_is_a_row() -> None:
 def test_students_interval_of_three_seeds() -> None:
     low, high = seeds.interval([1.0, 2.0, 3.0]) or (0, 0)
     assert (low, high) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5)) and seeds.interval([1.0]) is None
+
+
+def test_several_seeds_at_once_are_processes_of_their_own(tmp_path, monkeypatch, capsys):
+    script, told = tmp_path / "script.py", tmp_path / "told.txt"
+    script.write_text(
+        "import pathlib, sys, time\n"
+        f"tell = lambda text: pathlib.Path({str(told)!r}).open('a').write(text + '\\n')\n"
+        "tell('begin'); time.sleep(0.7); print(sys.argv[1:]); tell('end'); sys.exit(int(sys.argv[-1]))\n"
+    )
+    monkeypatch.setattr("sys.argv", [str(script), "pair", "--together", "2"])
+
+    reproduce._at_once(3, 2, tmp_path / "pair")  # a seed that fails there fails again where its result is asked for
+
+    running = [1 if line == "begin" else -1 for line in told.read_text().split()]
+    assert len(running) == 6 and max(sum(running[: count + 1]) for count in range(6)) == 2
+    assert capsys.readouterr().out.splitlines() == [f"seed {seed}: {tmp_path}/pair-{seed}.log" for seed in range(3)]
+    for seed in range(3):
+        assert (tmp_path / f"pair-{seed}.log").read_text() == f"['pair', '--together', '2', '--together', '1', '--only', '{seed}']\n"
