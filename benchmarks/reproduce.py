@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 import signal
 import statistics
 import subprocess
@@ -30,12 +31,12 @@ import numpy as np
 from compare_methods import METHODS, overrides, published
 from seeds import interval, mean, needed
 
-from compress import pipeline, recipe
+from compress import exits, pipeline, recipe
 from compress.atomic import write_atomically
 from compress.console import Console, duration
 from compress.data import cifar, npz
 from compress.data.splits import carve, stratified
-from compress.errors import CompressError, Interrupted, UsageError
+from compress.errors import CompressError, Interrupted, MissingError, UsageError
 from compress.store import locked
 
 HERE = Path(__file__).parent
@@ -71,10 +72,11 @@ def judge(best: Sequence[float], published_top1: float, half_width: float) -> di
     elif ends[1] < low or high < ends[0]:
         verdict, why = "outside", f"the whole interval lies {'below' if ends[1] < low else 'above'} the band"
     else:
-        count = needed(best, low, high)
-        verdict, why = "undecided", f"the interval touches the band's edge; {f'about {count}' if count else 'more than ten'} seeds would settle it"
+        more = needed(best, low, high)
+        verdict, why = "undecided", f"the interval touches the band's edge; {f'about {more}' if more else 'more than ten'} seeds would settle it"
     interval_text = "" if ends is None else f" [{ends[0]:.2f}, {ends[1]:.2f}]"
-    sentence = f"{verdict}: {middle:.2f}{interval_text} % over {len(best)} seeds; published {published_top1:.2f}, band {low:.2f} to {high:.2f}: {why}"
+    count = f"{len(best)} seed{'' if len(best) == 1 else 's'}"
+    sentence = f"{verdict}: {middle:.2f}{interval_text} % over {count}; published {published_top1:.2f}, band {low:.2f} to {high:.2f}: {why}"
     return {"verdict": verdict, "mean_within_band": low <= middle <= high, "published_top1": published_top1, "band": [low, high], "sentence": sentence}
 
 
@@ -115,7 +117,7 @@ def main(
     trial = epochs is not None or subset is not None
     name = f"reproduce-{pair}-{method}"
     out = out or (artifacts / f"{name}-trial.json" if trial else HERE / "results" / f"{name}.json")
-    command = "python " + " ".join(["benchmarks/reproduce.py", *sys.argv[1:]])
+    command = shlex.join(["python", "benchmarks/reproduce.py", *sys.argv[1:]])
     try:
         arrays = _pictures(data)
         changes = (*overrides(method), *_teacher(pair, teacher, epochs), *((f"train.epochs={epochs}",) if epochs else ()), f"name={name}")
@@ -144,7 +146,9 @@ def main(
 
 
 def _pictures(source: Path | None) -> dict[str, np.ndarray]:
-    """CIFAR-100 as the product's five arrays."""
+    """CIFAR-100 as the product's five arrays. Raises MissingError where nothing is."""
+    if source is not None and not source.exists():
+        raise MissingError(f"{source} does not exist; --data wants an npz file or the folder of cifar-100-python")
     arrays, classes = npz.load(source) if source and source.is_file() else cifar.load("cifar100", source or cifar.default_root(), download=False)
     return {**arrays, "class_names": np.array(classes)}
 
@@ -218,24 +222,35 @@ def _run(pair: str, changes: tuple[str, ...], seed: int, artifacts: Path, device
 
 
 def _at_once(seeds: int, together: int, log: Path) -> None:
-    """Train all seeds by processes of their own, so many at once; what goes wrong there goes wrong again, and is said, when the seed's result is asked for."""
-    waiting, running = list(range(seeds)), list[subprocess.Popen[bytes]]()
+    """Train all seeds by processes of their own, so many at once, and none behind one that fails: that fails again, and is said, when its result is asked for.
+
+    Raises Interrupted on Ctrl-C or SIGTERM, when all have ended.
+    """
+    waiting, running = list(range(seeds)), dict[int, subprocess.Popen[bytes]]()
+    path = {seed: log.with_name(f"{log.name}-{seed}.log") for seed in waiting}
+    before = signal.signal(signal.SIGTERM, exits.as_interrupt)
     try:
         while waiting or running:
             while waiting and len(running) < together:
                 seed = waiting.pop(0)
-                path = log.with_name(f"{log.name}-{seed}.log")
-                print(f"seed {seed}: {path}", flush=True)
-                with path.open("wb") as stream:
-                    running.append(subprocess.Popen([sys.executable, *sys.argv, "--together", "1", "--only", str(seed)], stdout=stream, stderr=stream))
+                print(f"seed {seed}: begins, see {path[seed]}", flush=True)
+                with path[seed].open("ab") as stream:
+                    running[seed] = subprocess.Popen(
+                        [sys.executable, *sys.argv, "--together", "1", "--only", str(seed)], stdout=stream, stderr=stream, start_new_session=True
+                    )
             time.sleep(0.5)
-            running = [process for process in running if process.poll() is None]
+            for seed, code in [(seed, code) for seed, process in running.items() if (code := process.poll()) is not None]:
+                del running[seed]
+                print(f"seed {seed}: {'done' if code == 0 else f'ended with {code}, see {path[seed]}'}", flush=True)
+                waiting = waiting if code == 0 else []
     except KeyboardInterrupt:
-        for process in running:
-            process.send_signal(signal.SIGINT)
-        for process in running:
-            process.wait()
         raise Interrupted("interrupted; each training keeps its checkpoint") from None
+    finally:
+        for process in running.values():
+            process.send_signal(signal.SIGINT)
+        for process in running.values():
+            process.wait()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _result(pair: str, method: str, runs: list[dict[str, Any]], trial: bool) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Exported:
 class Parity:
     """Float32 PyTorch against onnxruntime: differences of logits, share of equal predictions in [0, 1].
 
-    `predictions`: onnxruntime's, int64 (N,).
+    `predictions`: onnxruntime's, int64 (N,). `largest`: PyTorch's largest logit, without its sign; float32 rounds in proportion to it.
     """
 
     max_abs_diff: float
@@ -51,6 +51,7 @@ class Parity:
     agreement: float
     images: int
     predictions: np.ndarray
+    largest: float
 
 
 def to_onnx(model: nn.Module, path: Path, contract: Contract, *, opset: int = 18, pictures: np.ndarray | None = None) -> Exported:
@@ -107,7 +108,7 @@ def parity(model: nn.Module, path: Path, images: np.ndarray, *, batch: int = 64)
     if not np.isfinite(difference).all():
         raise ExportError(f"{path.name}: logits that are not finite")
     agreement = float((expected.argmax(1) == found.argmax(1)).mean())
-    return Parity(float(difference.max()), float(difference.mean()), agreement, len(images), found.argmax(1))
+    return Parity(float(difference.max()), float(difference.mean()), agreement, len(images), found.argmax(1), float(np.abs(expected).max()))
 
 
 def _frozen(model: nn.Module) -> nn.Module:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import compare_methods
@@ -127,14 +131,38 @@ def test_several_seeds_at_once_are_processes_of_their_own(tmp_path, monkeypatch,
     script.write_text(
         "import pathlib, sys, time\n"
         f"tell = lambda text: pathlib.Path({str(told)!r}).open('a').write(text + '\\n')\n"
-        "tell('begin'); time.sleep(0.7); print(sys.argv[1:]); tell('end'); sys.exit(int(sys.argv[-1]))\n"
+        "tell('begin'); time.sleep(0.7); print(sys.argv[1:]); tell('end'); sys.exit(3 * int(sys.argv[-1] == '2'))\n"
     )
     monkeypatch.setattr("sys.argv", [str(script), "pair", "--together", "2"])
 
-    reproduce._at_once(3, 2, tmp_path / "pair")  # a seed that fails there fails again where its result is asked for
+    reproduce._at_once(9, 2, tmp_path / "pair")  # a seed that fails there fails again where its result is asked for
 
     running = [1 if line == "begin" else -1 for line in told.read_text().split()]
-    assert len(running) == 6 and max(sum(running[: count + 1]) for count in range(6)) == 2
-    assert capsys.readouterr().out.splitlines() == [f"seed {seed}: {tmp_path}/pair-{seed}.log" for seed in range(3)]
-    for seed in range(3):
+    count, said = len(running) // 2, capsys.readouterr().out.splitlines()
+    assert count in (3, 4) and max(sum(running[: end + 1]) for end in range(2 * count)) == 2  # none begins behind the one that failed
+    assert [f"seed {seed}: begins, see {tmp_path}/pair-{seed}.log" in said for seed in range(9)] == [True] * count + [False] * (9 - count)
+    assert "seed 0: done" in said and f"seed 2: ended with 3, see {tmp_path}/pair-2.log" in said
+    for seed in range(count):
         assert (tmp_path / f"pair-{seed}.log").read_text() == f"['pair', '--together', '2', '--together', '1', '--only', '{seed}']\n"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_seeds_at_once_end_with_the_process_that_began_them(tmp_path, sent):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, time\nfrom pathlib import Path\n"
+        "if '--only' in sys.argv:\n"
+        "    try:\n        Path(sys.argv[-1]).touch(); time.sleep(60)\n    except KeyboardInterrupt:\n        Path(sys.argv[-1]).write_text('ended')\n"
+        f"else:\n    sys.path[:0] = [{str(ROOT / 'benchmarks')!r}, {str(ROOT)!r}]\n    import reproduce\n"
+        "    from compress.errors import Interrupted\n"
+        "    try:\n        reproduce._at_once(2, 2, Path('log'))\n    except Interrupted as error:\n        print(error)\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not all((tmp_path / name).exists() for name in "01"):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    parent.send_signal(sent)
+    out, _ = parent.communicate(timeout=60)
+    assert out.splitlines()[-1] == "interrupted; each training keeps its checkpoint"
+    assert [(tmp_path / name).read_text() for name in "01"] == ["ended", "ended"]

@@ -111,6 +111,11 @@ def _samples(path: Path) -> Iterator[_Sample]:
                     yield from _whole(path, sample)
                     sample = _Sample(name)
                 _note(path, shard, member, sample, f".{suffix.lower()}")
+            end = shard.offset  # of what was read: tarfile takes the end of a file that was cut between two members for the archive's
+        with path.open("rb") as stream:
+            stream.seek(end)
+            if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise EOFError("it has no end mark, so it was cut short")
     except (tarfile.TarError, EOFError, OSError) as error:
         raise MissingError(f"{path} cannot be read as a tar file ({error}); bring it again, and check it with: tar -tf {path}") from error
     yield from _whole(path, sample)

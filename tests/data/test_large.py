@@ -148,6 +148,17 @@ def test_a_wrong_shard_is_one_sentence(members, error, sentence, tmp_path: Path)
         prepared("webdataset", root, tmp_path / "work")
 
 
+@pytest.mark.parametrize("members", [1, 2, 3, 4])
+def test_a_shard_that_was_cut_between_two_members_is_refused(members: int, tmp_path: Path) -> None:
+    """tar itself says nothing of it, and training would quietly run on less."""
+    root = stand_in.shards(tmp_path / "set", train=12, val=1)
+    with tarfile.open(root / "train-000001.tar") as shard:
+        end = shard.getmembers()[members].offset
+    os.truncate(root / "train-000001.tar", end)
+    with pytest.raises(MissingError, match=r"train-000001.tar cannot be read as a tar file \(it has no end mark, so it was cut short\); bring it again"):
+        prepared("webdataset", root, tmp_path / "work")
+
+
 def test_missing_and_compressed_shards_are_said_before_one_is_read(tmp_path: Path) -> None:
     root = stand_in.shards(tmp_path / "set", train=12, val=1)
     (root / "train-000001.tar").unlink()

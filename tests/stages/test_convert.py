@@ -9,7 +9,9 @@ import pytest
 
 import export.convert
 import export.rewrites
+from compress import loading
 from compress.errors import StageError
+from compress.evaluation import predict
 from compress.records import File
 from compress.schema import Export
 from compress.stages import convert
@@ -33,18 +35,35 @@ def test_the_file_answers_as_recorded_on_the_validation_pictures(exported, strip
     assert model.contract.mean == pytest.approx(network.normalization.mean)
 
 
-@pytest.mark.parametrize("difference", [2e-3, float("nan")])
-def test_a_difference_above_the_limit_fails(work, stripped, training, versions, monkeypatch, difference):
+@pytest.mark.parametrize(("difference", "largest", "limit"), [(2e-3, 0.5, "0.001"), (2e-3, 1.5, "0.0015"), (float("nan"), 900.0, "0.9")])
+def test_a_difference_above_the_limit_fails(work, stripped, training, versions, monkeypatch, difference, largest, limit):
     measured = export.convert.parity
-    monkeypatch.setattr(export.convert, "parity", lambda *rest: dataclasses.replace(measured(*rest), max_abs_diff=difference))
-    with pytest.raises(StageError, match=r"convert resnet8: onnxruntime and torch differ by .* on real pictures \(limit 0.001\)"):
+    monkeypatch.setattr(export.convert, "parity", lambda *rest: dataclasses.replace(measured(*rest), max_abs_diff=difference, largest=largest))
+    said = rf"convert resnet8: onnxruntime and torch differ by .* on real pictures \(limit {limit}, for logits that reach {largest:.3g}\)"
+    with pytest.raises(StageError, match=said):
         run(work, stripped.trained, stripped.predictions, training, versions)
+
+
+def test_the_limit_grows_with_the_logits_whose_rounding_it_bounds(work, stripped, training, versions, monkeypatch):
+    measured, seen = export.convert.parity, list[float]()
+
+    def large(*rest):
+        found = measured(*rest)
+        seen.append(found.largest)
+        return dataclasses.replace(found, max_abs_diff=2e-3, largest=2.5)
+
+    monkeypatch.setattr(export.convert, "parity", large)
+    assert run(work, stripped.trained, stripped.predictions, training, versions).max_abs_diff == 2e-3
+    live = loading.network(stripped.trained.network, stripped.trained.weights, "cpu").eval()
+    network = stripped.trained.network
+    logits = predict(live, loading.pictures(training, "cpu").validation(), network.image_size, network.normalization)
+    assert seen == [pytest.approx(float(logits.abs().max()), rel=1e-4)]
 
 
 @pytest.fixture
 def known(monkeypatch, stripped, exported):
     """The export itself is known to work: answer with the file and parity of before, without exporting again."""
-    parity = export.convert.Parity(1e-7, 1e-8, 1.0, 40, np.load(stripped.predictions.path))
+    parity = export.convert.Parity(1e-7, 1e-8, 1.0, 40, np.load(stripped.predictions.path), 9.0)
     made = export.convert.Exported(18, 8, 10, 100, ())
 
     def to_onnx(live, path, contract, *, opset, pictures):
