@@ -247,7 +247,7 @@ def _at_once(seeds: int, together: int, log: Path) -> None:
         raise Interrupted("interrupted; each training keeps its checkpoint") from None
     finally:
         for process in running.values():
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # not SIGINT, which what runs in the background of a shell ignores
         for process in running.values():
             process.wait()
         signal.signal(signal.SIGTERM, before)

@@ -150,10 +150,12 @@ def test_several_seeds_at_once_are_processes_of_their_own(tmp_path, monkeypatch,
 def test_seeds_at_once_end_with_the_process_that_began_them(tmp_path, sent):
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys, time\nfrom pathlib import Path\n"
+        "import signal, sys, time\nfrom pathlib import Path\n"
         "if '--only' in sys.argv:\n"
-        "    try:\n        Path(sys.argv[-1]).touch(); time.sleep(60)\n    except KeyboardInterrupt:\n        Path(sys.argv[-1]).write_text('ended')\n"
+        "    signal.signal(signal.SIGTERM, lambda *_: sys.exit(Path(sys.argv[-1]).write_text('ended')))\n"
+        "    Path(sys.argv[-1]).touch(); time.sleep(60)\n"
         f"else:\n    sys.path[:0] = [{str(ROOT / 'benchmarks')!r}, {str(ROOT)!r}]\n    import reproduce\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "    from compress.errors import Interrupted\n"
         "    try:\n        reproduce._at_once(2, 2, Path('log'))\n    except Interrupted as error:\n        print(error)\n"
     )
