@@ -34,7 +34,7 @@ class Stream:
 
     def reading_ahead(self, asked: Iterable[tuple[Tensor, Tensor]], order: Tensor, places: Iterable[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """`asked`, while the shards that the pictures of `order` (n,) lie in are read ahead; `places`: where in `order` each of `asked` begins."""
-        if self.shards is None or not self._pays(order) or os.environ.get("LOCAL_RANK", "0") != "0":  # processes of one machine share its memory
+        if self.shards is None or os.environ.get("LOCAL_RANK", "0") != "0" or not self._pays(order):  # processes of one machine share its memory
             yield from asked
             return
         shards, first = np.unique(self.shards.of[order].numpy(), return_index=True)
