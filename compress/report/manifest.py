@@ -60,7 +60,7 @@ def _settings(report: dict[str, Any], key: str, title: str) -> Html | None:
     settings = report.get(key)
     if not isinstance(settings, dict) or not settings:
         return None
-    shown = {name: value for name, value in settings.items() if (key, name) not in TABLES}
+    shown = {name: value for name, value in settings.items() if value is not None and (key, name) not in TABLES}
     return el("details", el("summary", title), facts((_words(name), _value(value)) for name, value in shown.items()))
 
 

@@ -10,6 +10,7 @@ from compress.report.parts import (
     Child,
     Html,
     bracket,
+    chance,
     count,
     el,
     interval_of,
@@ -75,7 +76,7 @@ def _flips(against: Callable[[dict[str, Any]], Any]) -> Any:
         pair = comparison_of(report, row.get("file"), against(report))
         if not is_number(pair.get("lost")) or not is_number(pair.get("mcnemar_p")):
             return NOT_MEASURED
-        return [f"{pair['lost']} / {pair.get('gained')}", el("small", f"p {pair['mcnemar_p']:.2g}")]
+        return [f"{pair['lost']} / {pair.get('gained')}", el("small", f"p {chance(pair['mcnemar_p'])}")]
 
     return cell
 

@@ -113,6 +113,11 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{value:,.{decimals}f}"
 
 
+def chance(p: float) -> str:
+    """The p of a test, with the sign in front of it: "= 0.034"; below 0.001 its digits say nothing more."""
+    return "< 0.001" if p < 0.001 else f"= {significant(p, 2)}"
+
+
 def percent(share: Any, digits: int = 1) -> Child:
     return f"{100 * share:.{digits}f} %" if is_number(share) else NOT_MEASURED
 

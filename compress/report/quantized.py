@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress.report.parts import NOT_MEASURED, Child, Html, bracket, el, interval_of, is_number, percent, section, signed, size, table
+from compress.report.parts import NOT_MEASURED, Child, Html, bracket, chance, el, interval_of, is_number, percent, section, signed, size, table
 from compress.report.source import Source
 
 
@@ -31,7 +31,7 @@ def _tuning(tuning: dict[str, Any]) -> Html | None:
         return None
     said = str(tuning["sentence"])
     top1 = [percent(tuning.get(f"top1_{name}"), 2) for name in ("float", "static", "validation")]
-    p = f"; McNemar's exact p {tuning['mcnemar_p']:.2g}" if is_number(tuning.get("mcnemar_p")) else ""
+    p = f"; McNemar's exact p {chance(tuning['mcnemar_p'])}" if is_number(tuning.get("mcnemar_p")) else ""
     how: list[Child] = [
         f"{tuning.get('epochs')} further epochs as int8 computes, by the same method and teacher", p, ". On validation pictures: float ", top1[0],
         ", static int8 ", top1[1], ", tuned ", top1[2], ". The file agrees with what training simulated on ", percent(tuning.get("agreement")), ".",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from compress.report.evidence import thumbnail
-from compress.report.parts import Child, Html, bracket, el, interval_of, is_number, literal, percent, section, signed, table
+from compress.report.parts import Child, Html, bracket, chance, el, interval_of, is_number, literal, percent, section, signed, table
 from compress.report.source import Source, teacher_row
 
 
@@ -16,7 +16,7 @@ def slices(source: Source) -> Html | None:
     if not rows and not worse:
         return None
     teacher = teacher_row(source.report).get("file")
-    head: list[Child] = ["Pictures", "Number", "Against", "Its top-1", "The student's", "Drop, points", "Lost / gained", "p"]
+    head: list[Child] = ["Pictures", "Against", "Drop, points", "Lost / gained", "p", "Its top\u20111", "The student's", "Number"]
     lines = [[row.get("slice"), *_cells(row, "teacher" if row.get("against") == teacher else "float student", "reference", "top1", "")] for row in rows]
     lines += [[f"class {row['class']}", *_cells(row, "teacher", "teacher", "student", "")] for row in worse if row.get("worse")]
     lines += [[f"class {row['class']}", *_cells(row, "float student", "float", "student", "float_")] for row in worse if row.get("float_worse")]
@@ -40,7 +40,8 @@ def _cells(row: dict[str, Any], against: str, reference: str, own: str, prefix: 
     drop, p = row.get(f"{prefix}drop_points"), row.get(f"{prefix}mcnemar_p")
     shown: Child = [signed(drop, 1).lstrip("+"), " ", bracket(interval_of(row.get(f"{prefix}drop_ci95")))] if is_number(drop) else None
     flips = f"{row.get(f'{prefix}lost')} / {row.get(f'{prefix}gained')}"
-    return [str(row.get("n")), against, percent(row.get(reference)), percent(row.get(own)), shown, flips, f"{p:.2g}" if is_number(p) else None]
+    tested = chance(p).lstrip("= ") if is_number(p) else None
+    return [against, shown, flips, tested, percent(row.get(reference)), percent(row.get(own)), str(row.get("n"))]
 
 
 def _figures(source: Source) -> Html | None:

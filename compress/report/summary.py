@@ -9,6 +9,7 @@ from compress.report.parts import (
     Html,
     bar,
     bracket,
+    chance,
     el,
     interval_of,
     is_number,
@@ -191,7 +192,7 @@ def distillation(source: Source) -> Html | None:
         alt = f"gain {signed(value)} points" + (f", interval {signed(interval[0])} to {signed(interval[1])}" if interval else "")
         picture = bar(value, interval, 0.0, at_most=False, mark="no difference", alt=alt, tone="plain")
     p = gain.get("mcnemar_p")
-    test = f"; McNemar's exact p {p:.2g}" if is_number(p) else ""
+    test = f"; McNemar's exact p {chance(p)}" if is_number(p) else ""
     files: list[Child] = (
         [": ", el("code", gain["model"]), " against ", el("code", gain["against"])] if gain.get("model") and gain.get("against") else []
     )

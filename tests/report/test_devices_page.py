@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from compress.report import render
+from compress.report.parts import chance
 
 SPEC = importlib.util.spec_from_file_location("report_example_devices", Path(__file__).with_name("example.py"))
 assert SPEC is not None and SPEC.loader is not None
@@ -73,5 +74,5 @@ def test_flips_and_mcnemars_p_against_teacher_and_float_student(run: Path) -> No
     pairs = {(pair["model"], pair["against"]): pair for pair in report["comparisons"]}
     for against in ("teacher.onnx", "student.fp32.onnx"):
         pair = pairs["student.int8.onnx", against]
-        assert f"{pair['lost']} / {pair['gained']}<small>p {pair['mcnemar_p']:.2g}</small>" in text
+        assert f"{pair['lost']} / {pair['gained']}<small>p {chance(pair['mcnemar_p'])}</small>" in text
     assert "Drop against float student, points" in text

@@ -8,7 +8,7 @@ import pytest
 
 from compress.report.evidence import _class_row
 from compress.report.manifest import _value
-from compress.report.parts import bracket, el, join, literal
+from compress.report.parts import bracket, chance, el, join, literal
 from compress.report.source import Source
 from compress.report.summary import distillation
 
@@ -53,3 +53,8 @@ def test_sentences_of_the_report_are_shown_with_minus_signs() -> None:
     shown = join(distillation(Source({"distillation": gain}, (), {}, {}, []))).text
 
     assert f"It is not shown that the teacher helped: {MINUS}0.2 [{MINUS}1.0, 0.6] points" in shown and "translateX(-" in shown
+
+
+@pytest.mark.parametrize(("p", "shown"), [(4.3e-19, "< 0.001"), (0.001, "= 0.0010"), (0.034, "= 0.034"), (0.6875, "= 0.69"), (1.0, "= 1.0")])
+def test_a_p_has_no_exponent(p: float, shown: str) -> None:
+    assert chance(p) == shown

@@ -57,7 +57,7 @@ def test_what_tuning_was_worth_is_shown(run: Path) -> None:
 
     page = _page(run, tuning=tuning, row={"variant": None})
 
-    for text in ("Tuning +0.9 [0.4, 1.4] points over static int8.", "2 further epochs", "p 0.0004", "88.00", "99.9"):
+    for text in ("Tuning +0.9 [0.4, 1.4] points over static int8.", "2 further epochs", "p &lt; 0.001", "88.00", "99.9"):
         assert text in page
 
 

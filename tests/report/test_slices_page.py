@@ -78,6 +78,7 @@ def test_the_measurement_and_the_second_latency_are_described(run: Path) -> None
     assert "Photo to answer: decoding (Pillow 12), resizing and inference of 16 photos of the data set, 640 x 480 pixels." in html
     assert "After 600 s without a pause it is 20% slower." in html
     assert "Photo to answer, p50" in html and "12.5 ms" in html
+    assert "<dt>Attempts</dt>" in html and "<dt>Governor</dt>" not in html  # nothing is said of what is null
 
 
 def test_a_requirement_names_its_file_precision_and_bytes(run: Path) -> None:
