@@ -196,9 +196,13 @@ def duration(seconds: float) -> str:
 
 
 def say(text: str, stream: TextIO) -> None:
-    """A reader that went away (`| head`) does not end a training: the rest is said to nobody, and to the log."""
+    """A line, in one piece even where Python does not buffer: other processes may write into the same pipe.
+
+    A reader that went away (`| head`) does not end a training: the rest is said to nobody, and to the log.
+    """
     try:
-        print(text, file=stream, flush=True)
+        stream.write(f"{text}\n")
+        stream.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -166,6 +168,26 @@ def test_a_reader_that_went_away_does_not_end_the_work(tmp_path: Path, monkeypat
         console.line("and again")
         console.save_log(tmp_path / "log.txt")
     assert (tmp_path / "log.txt").read_text() == "to nobody\nand again\n"
+
+
+class Writes(io.RawIOBase):
+    """What reaches the system, write by write."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, part: Any) -> int:
+        self.parts.append(bytes(part))
+        return len(part)
+
+
+def test_a_line_is_one_write_where_nothing_is_buffered() -> None:
+    raw = Writes()
+    console_module.say("a line", io.TextIOWrapper(raw, write_through=True))  # type: ignore[arg-type]  # as PYTHONUNBUFFERED=1 makes it
+    assert raw.parts == [b"a line\n"]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.06, "0.1 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
