@@ -146,9 +146,9 @@ def _backward_flop(grad: Sequence[int], x: Sequence[int], weight: Sequence[int],
 class _Known:
     """Logits that are there already."""
 
-    recordable = True
+    recordable, far = True, 0
 
-    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor], step: int = 1) -> Tensor | None:
+    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
         return None
 
     def answer(self, known: Tensor | None, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGEST_MMAP_THRESHOLD = 32 * 2**20  # bytes; glibc takes no larger one
@@ -27,7 +28,10 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """What is free goes back to the kernel, behind each stage for the next."""
+    """What is free goes back to the kernel and to the card, behind each stage for the next and for other processes."""
+    torch = sys.modules.get("torch")  # not imported for it
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):

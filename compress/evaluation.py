@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from compress import schedule
 from compress.data import views
+from compress.models.contracted import Contracted, inner
+from compress.models.onnx_network import OnnxNetwork
 from compress.precision import exact
 from compress.results import Distortion, Normalization
 from compress.stream import Stream
@@ -48,10 +50,10 @@ def predict(
 ) -> Tensor:
     """Float32 logits (N, K) of stored uint8 pictures (N, S, S, 3) through the evaluation view; the model's mode is kept.
 
-    `device`: the model's, where the pictures are on another. `batch_size`: by the device and the pictures' size where none is given.
+    `device`: the model's, where the pictures are on another. `batch_size`: by where the network computes and its pictures' side where none is given.
     """
     training, place = model.training, device or images.device
-    size = batch_size or max(EVALUATED, schedule.rows_at_once(place, image_size))
+    size = batch_size or max(EVALUATED, _rows(model, place, image_size))
     model.eval()
     out, mean, std = [], *(torch.tensor(values, device=place) for values in (normalization.mean, normalization.std))
     with exact():
@@ -60,6 +62,12 @@ def predict(
             out.append(model(views.to_float(pixels, mean, std)).float())
     model.train(training)
     return torch.cat(out)
+
+
+def _rows(model: nn.Module, place: torch.device, image_size: int) -> int:
+    """Pictures at once: a network may enlarge them to a side of its own, or compute on the CPU."""
+    side = max(image_size, (model.size if isinstance(model, Contracted) else None) or 0)
+    return schedule.rows_at_once("cpu" if isinstance(inner(model), OnnxNetwork) else place, side)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -38,7 +38,7 @@ def network(record: Network, weights: File | None, device: str) -> nn.Module:
     """The network that a record names, in the form that it names, on the device in channels_last; fresh weights where none are given."""
     if record.black_box:
         assert weights is not None  # the file is the network
-        return _contracted(record, OnnxNetwork(weights.path, torch.get_num_threads()))
+        return _contracted(record, OnnxNetwork(weights.path, torch.get_num_threads())).to(device)  # the order of its answers lies there
     model = deployed(models.build(record.model, classes=record.outputs or record.classes, width=record.width), record.model, record.deployed, record.taps)
     if weights is not None:
         checkpoints.fit(model, checkpoints.read_state(weights.path), source=str(weights.path))
@@ -142,6 +142,7 @@ def teacher_cache(
         forward, pictures=count, views=count_views, classes=record.classes, device=device, folder=folder, warn=warn, remember=data.streamed is None,
         image_size=max(record.side, data.image_size),
         recordable=not (record.black_box and data.streamed is not None),  # onnxruntime answers on the CPU, of streamed pictures within the step
+        runs_on="cpu" if record.black_box else None,
     )  # fmt: skip
 
 

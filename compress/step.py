@@ -26,13 +26,19 @@ TRACED = ("cos_classifier", "cos_backbone")
 
 
 class Teaching(Protocol):
-    """What a method is taught by: a memory of logits, or a network. `recordable`: `answer`, as this training asks it, stays on the device."""
+    """What a method is taught by: a memory of logits, or a network. `recordable`: `answer`, as this training asks it, stays on the device.
+
+    `far`: pictures that it may be asked for ahead at once, where that is more than a window's (`batches.WINDOW`).
+    """
 
     @property
     def recordable(self) -> bool: ...
 
-    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor], step: int = 1) -> Tensor | None:
-        """Logits float16 (M, K) of steps to come, of `step` rows each, where they can be had without the step; else None."""
+    @property
+    def far(self) -> int: ...
+
+    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+        """Logits float16 (M, K) of steps to come, where they can be had without the step; else None."""
 
     def answer(self, known: Tensor | None, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Teacher's logits (N, K) and maps by name, float32, of a batch of pixels uint8 (N, H, W, 3); `known`: what `ahead` said of it."""

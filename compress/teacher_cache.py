@@ -8,7 +8,7 @@ methods, students and seeds share it.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,8 @@ from compress.store import locked
 
 MEMORY_LIMIT = 2 * 2**30  # bytes; beyond it the teacher simply runs
 PARTS = {"cuda": 4}  # rows ahead come in so many sizes: cuDNN prepares its kernels for each number of rows anew, and what is not known is any number
+# Pixels of pictures that it is asked for at once, or a window of steps; asking waits for all steps before it: of CIFAR once an epoch.
+AHEAD = 64 * 2**20
 EVEN = 16  # rows on a CPU are a multiple of: few rows, and with several threads odd ones, take another matrix kernel, whose last bits differ
 
 
@@ -34,16 +36,17 @@ class TeacherCache:
         forward: raw pixels uint8 (M, H, W, 3) -> logits (M, K), without gradient.
         pictures: how many pictures the indices may name. views: how many views each has. classes: K. image_size: the larger side that `forward` works on.
         folder: where the disk copy lives, or None. warn: told about a disk copy that cannot be used, and once where the memory is full.
-        remember: false: every batch is run. recordable: whether `answer` stays on the device.
+        remember: false: every batch is run. recordable: whether `answer` stays on the device. runs_on: where `forward` computes, if not on `device`.
     """
 
     def __init__(
         self, forward: Callable[[Tensor], Tensor], *, pictures: int, views: int, classes: int, device: str, folder: Path | None,
         warn: Callable[[str], None], remember: bool = True, image_size: int = SIDE, recordable: bool = True,
+        runs_on: str | None = None,
     ) -> None:  # fmt: skip
         self.forward, self.warn = forward, warn
         self.image_size = image_size
-        self.recordable, self.device, self.classes = recordable, device, classes
+        self.recordable, self.device, self.classes, self.runs_on = recordable, device, classes, runs_on or device
         self._rows: Tensor | None = None  # on the device: a recorded step counts, too
         self.file = folder / "logits.npz" if folder else None
         self.pictures, self.views, self.table = pictures, views, pictures * views * 4  # bytes
@@ -63,13 +66,19 @@ class TeacherCache:
             self.saved = self.used
         return self
 
-    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor], step: int = 1) -> Tensor:
+    @property
+    def far(self) -> int:
+        """Pictures that it may be asked for ahead of their steps at once: none beyond a window's of a teacher that a card waits for anyway."""
+        return AHEAD // self.image_size**2 if self.runs_on == self.device else 0
+
+    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Logits float16 (M, K) of the steps to come, index and view (M,) int64: what is not known is run in large batches, so that no step waits.
 
-        `pixels` answers (index, view) with uint8 (B, H, W, 3). `step`: rows of one step; a card that trains on them takes as many at once.
+        `pixels` answers (index, view) with uint8 (B, H, W, 3).
         """
+        most, even = self._sizes()
         if not self.enabled:
-            return torch.cat([self._run(pixels(*part), self._sizes(step)[1]) for part in self._batches(index, view, step)])
+            return torch.cat([self._run(pixels(*part), even) for part in zip(index.split(most), view.split(most), strict=True)])
         self.opened()
         slot = self.slot[index, view].long()
         unknown = torch.nonzero(slot < 0).squeeze(1)
@@ -78,8 +87,9 @@ class TeacherCache:
         out = self.logits.new_empty((len(index), self.logits.shape[1]))
         known = slot >= 0
         out[known] = self.logits[slot[known]]
-        for places, (some, views) in zip(self._split(unknown, step), self._batches(index[unknown], view[unknown], step), strict=True):
-            fresh = self._run(pixels(some, views), self._sizes(step)[1])
+        for places in unknown.split(most):
+            some, views = index[places], view[places]
+            fresh = self._run(pixels(some, views), even)
             out[places] = fresh
             if self.used + len(fresh) <= self.room:
                 self._remember(some, views, fresh)
@@ -107,21 +117,14 @@ class TeacherCache:
         index, view = gather(index), gather(view)
         self._learn(index, view, rows)
 
-    def _sizes(self, step: int) -> tuple[int, int]:
+    def _sizes(self) -> tuple[int, int]:
         """Rows at once, and what they and fewer are multiples of."""
-        most = rows_at_once(self.device, self.image_size)
-        kind = torch.device(self.device).type
+        most = rows_at_once(self.runs_on, self.image_size)
+        kind = torch.device(self.runs_on).type
         if kind == "cpu":
             return most, EVEN
-        most = max(most, step)
         even = max(most // PARTS.get(kind, most), 1)
         return most // even * even, even
-
-    def _split(self, rows: Tensor, step: int) -> tuple[Tensor, ...]:
-        return rows.split(self._sizes(step)[0])
-
-    def _batches(self, index: Tensor, view: Tensor, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self._split(index, step), self._split(view, step), strict=True)
 
     def save(self) -> None:
         """Write what is new to disk, beside what other runs have written since; where that cannot be, it is said, and later runs ask the teacher again."""
@@ -182,14 +185,15 @@ class TeacherCache:
         except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
             self.warn(f"{file} cannot be used ({error}); the teacher runs again and the file is written anew")
             return
-        self._read = version
         pictures, numbers = (torch.from_numpy(part.astype(np.int64)).to(self.slot.device) for part in (index, view))
         if self.used:
             self._learn(pictures, numbers, torch.from_numpy(rows).to(self.slot.device))
-            return
-        self.used = min(len(rows), self.room)
-        self.logits = torch.from_numpy(rows[: self.used]).to(self.slot.device)  # itself: it may be as large as all that may be remembered
-        self.slot[pictures[: self.used], numbers[: self.used]] = torch.arange(self.used, dtype=torch.int32, device=self.slot.device)
+        else:
+            count = min(len(rows), self.room)
+            self.logits = torch.from_numpy(rows[:count]).to(self.slot.device)  # itself: it may be as large as all that may be remembered
+            self.slot[pictures[:count], numbers[:count]] = torch.arange(count, dtype=torch.int32, device=self.slot.device)
+            self.used = count
+        self._read = version  # now that it is known: a card's memory may have been full
 
     def _check(self, index: np.ndarray, view: np.ndarray, rows: np.ndarray) -> None:
         """Raises ValueError where the arrays are not this cache's."""

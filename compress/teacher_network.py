@@ -40,9 +40,14 @@ class TeacherNetwork:
         """Whether `answer` stays on the device."""
         return not isinstance(self.logits, TeacherCache) or self.logits.recordable
 
-    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor], step: int = 1) -> Tensor | None:
+    @property
+    def far(self) -> int:
+        """Pictures that it may be asked for ahead at once."""
+        return self.logits.far if isinstance(self.logits, TeacherCache) else 0
+
+    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
         """Logits float16 (M, K) of steps to come, where a cache answers with them."""
-        return self.logits.ahead(index, view, pixels, step) if isinstance(self.logits, TeacherCache) else None
+        return self.logits.ahead(index, view, pixels) if isinstance(self.logits, TeacherCache) else None
 
     @torch.no_grad()
     def answer(self, known: Tensor | None, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:

@@ -55,9 +55,9 @@ class Net(nn.Module):
 class Teacher:
     """Logits and a map that are functions of the pixels."""
 
-    recordable = True
+    recordable, far = True, 0
 
-    def ahead(self, index: Tensor, view: Tensor, pixels: Any, step: int = 1) -> Tensor | None:
+    def ahead(self, index: Tensor, view: Tensor, pixels: Any) -> Tensor | None:
         return None
 
     def answer(self, known: Tensor | None, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

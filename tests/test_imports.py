@@ -97,7 +97,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.stopping": ("compress.errors",),
     "compress.schedule": ("compress.errors", "compress.schema"),
     "compress.kernels*": ("compress.kernels", "compress.kernels.*", "compress.models.sums"),
-    "compress.evaluation": ("compress.data.views", "compress.precision", "compress.results", "compress.schedule", "compress.stream"),
+    "compress.evaluation": (
+        "compress.data.views", "compress.models.contracted", "compress.models.onnx_network", "compress.precision", "compress.results", "compress.schedule",
+        "compress.stream",
+    ),
     "compress.train": (
         *FOUNDATIONS, "compress.schema", "compress.schedule", "compress.precision", "compress.meter", "compress.stopping",
         "compress.methods", "compress.step", "compress.allocation", "compress.compiled", "compress.engine", "compress.distributed", "compress.checkpoint",

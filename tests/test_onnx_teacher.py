@@ -17,9 +17,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compress import cli, loading, plan_limits, recipe, subjects
+from compress import cli, loading, plan_limits, recipe, schedule, subjects
 from compress.console import Console
 from compress.data import fashion, views
+from compress.evaluation import predict
+from compress.models.contracted import Contracted
 from compress.records import File
 from compress.results import Network, Normalization, Streamed, Trained, TrainingData
 from compress.schema import Export
@@ -151,6 +153,35 @@ def test_steps_are_recorded_only_where_an_onnx_teacher_answers_ahead_of_them(sav
     for streamed, recordable in ((None, True), (Streamed(tmp_path, file, None, 1), False)):
         cache = loading.teacher_cache(teacher, replace(data, streamed=streamed), 10, device="cpu", cache=None, warn=pytest.fail)
         assert cache.recordable is recordable
+
+
+def test_a_card_keeps_the_order_of_its_answers_and_asks_it_as_the_cpu_is_asked(save, monkeypatch):
+    file = File.of(save(scorer(np.ones((4, 3)))))
+    record = Network("t.onnx", None, 3, 32, Normalization((0.5,) * 3, (0.25,) * 3), black_box=True, order=(2, 0, 1), outputs=4)
+    (order,) = loading.network(record, file, "meta").buffers()
+    assert order.device.type == "meta"  # no card is needed to see where it lies
+    asked = rows_asked_for(monkeypatch)
+    images = torch.zeros(300, 32, 32, 3, dtype=torch.uint8)
+    predict(loading.network(record, file, "cpu"), images, 32, record.normalization)
+    assert asked == [("cpu", 32)]
+
+
+def test_a_network_that_enlarges_pictures_gets_as_few_at_once_as_large_ones(monkeypatch):
+    asked, sides = rows_asked_for(monkeypatch), []
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    network.register_forward_pre_hook(lambda _, args: sides.append(args[0].shape[-1]))
+    for size, side in ((64, 64), (16, 32), (None, 32)):
+        model = Contracted(network, size=size, bgr=False, order=None)
+        predict(model, torch.zeros(3, 32, 32, 3, dtype=torch.uint8), 32, Normalization((0.5,) * 3, (0.25,) * 3))
+        assert sides.pop() == (size or 32) and asked.pop() == ("cpu", side)
+
+
+def rows_asked_for(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Where and of which side rows are asked for, as they are."""
+    asked: list[tuple[str, int]] = []
+    real = schedule.rows_at_once
+    monkeypatch.setattr(schedule, "rows_at_once", lambda place, side: asked.append((torch.device(place).type, side)) or real(place, side))
+    return asked
 
 
 def test_the_page_resizes_as_the_device_does(tmp_path: Path):

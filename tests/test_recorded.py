@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress import batches, cudagraph, engine, loading, models, recorded, train
+from compress import batches, cudagraph, engine, loading, models, recorded, teacher_cache, train
 from compress.cudagraph import Graphs
 from compress.data import npy, views
 from compress.methods import build_method
@@ -174,7 +174,7 @@ def test_views_cut_for_several_steps_at_once_are_those_that_a_step_cuts(trained,
     monkeypatch.setattr(Step, "cut", lambda self, index, view: calls.append(len(index)) or cut(self, index, view))
     ahead = trained(name)
     assert len(calls) == EPOCHS * (2 + 1)  # five steps an epoch are two windows for the student, and the teacher is asked once
-    monkeypatch.setattr(batches, "AHEAD", 3 * BATCH * SIDE**2)
+    monkeypatch.setattr(teacher_cache, "AHEAD", 3 * BATCH * SIDE**2)
     calls.clear()
     assert same(ahead, trained(name)) and len(calls) == EPOCHS * 2 * 2  # larger pictures: asked for each window
     monkeypatch.setattr(batches, "CUT", 3 * BATCH * SIDE**2 * 3 - 1)

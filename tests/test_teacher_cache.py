@@ -211,11 +211,11 @@ def test_an_answer_does_not_depend_on_what_else_is_unknown(threads, precision):
 
 
 @pytest.mark.parametrize(
-    ("device", "gib", "side", "step", "largest"),
-    [("cuda", 8, 32, 64, 1024), ("cuda", 24, 28, 64, 1024), ("cuda", 24, 64, 64, 256), ("cuda", 24, 56, 64, 332), ("cuda", 24, 224, 64, 64),
-     ("cuda", 24, 224, 300, 300), ("cuda", 24, 224, 4, 20), ("cuda", 80, 32, 64, 4096), ("cuda", 80, 224, 64, 80), ("cpu", 0, 224, 16, 64)],
+    ("device", "gib", "side", "largest"),
+    [("cuda", 8, 32, 1024), ("cuda", 24, 28, 1024), ("cuda", 24, 64, 256), ("cuda", 24, 56, 332), ("cuda", 24, 224, 20), ("cuda", 80, 32, 4096),
+     ("cuda", 80, 224, 80), ("cpu", 0, 224, 64)],
 )  # fmt: skip
-def test_a_card_runs_fewer_large_pictures_at_once_but_those_of_a_step(monkeypatch, device, gib, side, step, largest):
+def test_a_card_runs_fewer_large_pictures_at_once(monkeypatch, device, gib, side, largest):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=gib * 2**30))
     sizes: list[int] = []
     cache = TeacherCache(
@@ -224,10 +224,41 @@ def test_a_card_runs_fewer_large_pictures_at_once_but_those_of_a_step(monkeypatc
     )  # fmt: skip
     count = 5000 if largest == 4096 else 1100
     index = torch.arange(count)
-    logits = cache.ahead(index, index, lambda some, _: torch.zeros(len(some), 2, 2, 3, dtype=torch.uint8), step)
+    logits = cache.ahead(index, index, lambda some, _: torch.zeros(len(some), 2, 2, 3, dtype=torch.uint8))
     assert max(sizes) == largest and cache.rows_run == count and len(logits) == count
     even = 16 if device == "cpu" else largest // 4  # of a card four numbers of rows, whatever is not known
     assert sum(sizes) < count + even and not any(size % even for size in sizes)
+
+
+def test_a_card_asks_a_teacher_that_computes_on_the_cpu_for_few_at_once_and_not_far_ahead():
+    sizes: list[int] = []
+    cache = TeacherCache(
+        lambda raw: (sizes.append(len(raw)), answers(raw))[1], pictures=5000, views=1, classes=CLASSES, device="cuda", folder=None, warn=pytest.fail,
+        remember=False, runs_on="cpu",
+    )  # fmt: skip
+    index = torch.arange(130)
+    cache.ahead(index, index, lambda some, _: torch.zeros(len(some), 2, 2, 3, dtype=torch.uint8))
+    assert sizes == [64, 64, 16] and cache.far == 0
+
+
+def test_a_copy_that_found_no_room_on_the_card_is_taken_later(tmp_path, monkeypatch):
+    cache = small(tmp_path)
+    ask(cache, *batch(0, 1))
+    cache.save()
+    said: list[str] = []
+    other = small(None, said.append)
+    other.file = tmp_path / "logits.npz"
+    ask(other, *batch(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(other, "_learn", full)
+        other.save()
+    assert "cannot be written (no room)" in said[0]
+    other.save()
+    assert small(tmp_path).used == 3
+
+
+def full(*_: object) -> None:
+    raise torch.OutOfMemoryError("no room")
 
 
 def test_beyond_the_memory_limit_the_teacher_runs(monkeypatch):
