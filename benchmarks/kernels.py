@@ -71,7 +71,7 @@ def _network(name: str, precision: str, rounds: int) -> list[dict[str, Any]]:
         model = models.build(name, classes=CLASSES).to(memory_format=torch.channels_last).train()
         keep_layout(model)
         if own:
-            quicker(model, SIDE, "auto")
+            quicker(model, SIDE, "auto", print)
         pair.append(model)
     plain, fast = pair
     rows = []

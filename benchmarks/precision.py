@@ -58,7 +58,7 @@ def _row(name: str, device: str, rounds: int, steps: int) -> dict:
     torch.manual_seed(0)
     model = models.build(name, classes=CLASSES).to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     if device == "cpu":
-        quicker(model, SIDE, "auto")
+        quicker(model, SIDE, "auto", print)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
     pixels = torch.randn(BATCH, 3, SIDE, SIDE, device=device).to(memory_format=torch.channels_last)
     labels = torch.arange(BATCH, device=device) % CLASSES

@@ -165,7 +165,7 @@ def step_of(student: str, device: str, name: str = "auto") -> Step:
     model = models.build(student, classes=CLASSES).to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     engine.keep_layout(model)
     if device == "cpu":
-        quicker(model, SIDE, name)
+        quicker(model, SIDE, name, print)
     shape = outline(student, classes=CLASSES, width=None, image_size=SIDE)
     method = build_method(Distill(), student=shape, teacher=shape, train_labels=torch.zeros(1)).to(device).train()
     parameters = trainable(model, method)

@@ -91,6 +91,7 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
             "threads": student.threads,
             "images_per_second": student.images_per_second,
             "gpu": student.gpu,
+            "kernels": student.kernels,
             "teacher_rows": student.teacher_rows,
         },
         "models": students,

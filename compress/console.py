@@ -13,6 +13,7 @@ from typing import Any, Protocol, SupportsFloat, TextIO
 
 REFRESH_SECONDS = 0.2  # how often a step may touch the live bar
 HEARTBEAT_SECONDS = 10.0  # how often a step may print a plain line
+LOSS_SECONDS = 5.0  # how often the live bar reads losses, which waits for the device
 
 
 class Console:
@@ -109,7 +110,7 @@ class Bar(Protocol):
 
 
 class Training:
-    """One training's progress. A step costs a clock reading; a loss is read (which waits for a GPU) only when it is shown."""
+    """One training's progress. A step costs a clock reading; losses are read (which waits for a GPU) every few seconds at most."""
 
     def __init__(self, console: Console, title: str, epochs: int, steps: int) -> None:
         self.console, self.title, self.epochs, self.steps = console, title, epochs, max(steps, 1)
@@ -117,6 +118,7 @@ class Training:
         self.epoch_number, self.steps_done, self.images = 1, 0, 0
         self.steps_here = 0  # since this process began: a resume starts in the middle
         self.begin = self.shown = time.monotonic()
+        self.read, self.losses = 0.0, list[str]()  # when losses were read, and what they were
         self.last = ""  # what the last epoch said
 
     def start_at(self, epoch: int, step: int) -> None:
@@ -136,10 +138,9 @@ class Training:
         if now - self.shown < (REFRESH_SECONDS if self.bar else HEARTBEAT_SECONDS):
             return
         self.shown = now
-        parts = [
-            f"{self.images / max(now - self.begin, 1e-9):,.0f} images/s",
-            *(f"{name} {float(loss):.4f}" for name, loss in losses.items()),
-        ]
+        if not self.losses or now - self.read >= LOSS_SECONDS:
+            self.read, self.losses = now, [f"{name} {float(loss):.4f}" for name, loss in losses.items()]
+        parts = [f"{self.images / max(now - self.begin, 1e-9):,.0f} images/s", *self.losses]
         text = f"epoch {self.epoch_number}/{self.epochs}  {'  '.join(parts)}"
         if self.bar:
             self.bar.show(self._total(), f"{text}  {self.last}".rstrip())

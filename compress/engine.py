@@ -26,19 +26,36 @@ def engine(name: str, step: Step, size: int, steps: int, classifier: nn.Module |
     device. graph: recorded, not compiled. eager: as they are. Several processes neither compile nor record.
 
     Args:
-        classifier: the block that reads the pooled vector; None, where it is not known, is not compiled. warn: told where something is impossible.
+        classifier: the block that reads the pooled vector; None, where it is not known, is not compiled. warn: told where what was asked for is impossible.
     Raises: ValueError for an unknown name.
     """
     if name not in ("auto", "compile", "graph", "eager"):
         raise ValueError(f"engine must be 'auto', 'compile', 'graph' or 'eager', got {name!r}")
+    if name != "auto" and (why := _refused(name, step)):
+        warn(f"train.engine: {name} does nothing here ({why}); steps run as they are")
     if name == "eager" or step.group.size > 1:
         return step
     recorder, fast = RECORDERS.get(step.labels.device.type), None
     if name == "compile" or (name == "auto" and recorder is not None and steps >= LONG):
         fast = compiled(step, size, classifier, warn)
-    if recorder is not None and step.method.recordable and (step.teacher is None or step.teacher.recordable):
+    if recorder is not None and _recordable(step):
         return Recorded(fast or step, step, size, recorder(), warn)
     return (lambda batch: (fast if len(batch.index) == size else step)(batch)) if fast else step
+
+
+def _refused(name: str, step: Step) -> str | None:
+    """Why an engine that was asked for changes nothing; None: it does."""
+    if name != "eager" and step.group.size > 1:
+        return "several processes neither compile nor record"
+    if name == "graph" and step.labels.device.type not in RECORDERS:
+        return f"nothing is recorded on {step.labels.device.type}"
+    if name == "graph" and not _recordable(step):
+        return "the method or its teacher needs more than the device in a step"
+    return None
+
+
+def _recordable(step: Step) -> bool:
+    return step.method.recordable and (step.teacher is None or step.teacher.recordable)
 
 
 def keep_layout(student: nn.Module) -> Callable[[], None]:

@@ -18,6 +18,7 @@ from torch import nn
 
 from compress.data import fashion
 from compress.data.pictures import decode
+from compress.data.views import to_float
 from compress.faults import Constants
 from export.convert import to_onnx
 from export.runtime import Contract, Model
@@ -113,8 +114,7 @@ def _train(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> _Network:
     network = _Network()
     optimizer = torch.optim.Adam(network.parameters(), 0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=EPOCHS * -(-len(images) // 50))
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in RIGHT)
-    x, y = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std, torch.from_numpy(labels)
+    x, y = to_float(torch.from_numpy(images), *RIGHT).contiguous(), torch.from_numpy(labels)
     for _ in range(EPOCHS):
         for part in torch.randperm(len(x)).split(50):
             loss = nn.functional.cross_entropy(network(x[part]), y[part])

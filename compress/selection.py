@@ -123,6 +123,7 @@ def rows(candidates: list[Trained], selected: Selected) -> list[dict[str, Any]]:
             "epochs": one.epochs,
             "origin": one.origin,
             "gpu": one.gpu,
+            "kernels": one.kernels,
             "chosen": index == selected.index,
         }
         for index, one in enumerate(candidates)

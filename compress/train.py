@@ -162,7 +162,7 @@ class _Training:
     def loop(self) -> None:
         """All epochs that are left. Raises KeyboardInterrupt between two steps after Ctrl-C."""
         if self.device == "cpu":
-            self.kernels_off, self.kernels = quicker(self.student, self.pictures.image_size, self.train.engine)
+            self.kernels_off, self.kernels = quicker(self.student, self.pictures.image_size, self.train.engine, self.progress.warn)
         self.run = engine(self.train.engine, self.step, self.size, self.steps * self.epochs, self.classifier, self.progress.warn)
         with between_steps(alone=self.group.size == 1) as stop:
             while self.state.epoch <= self.epochs:

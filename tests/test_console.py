@@ -9,6 +9,7 @@ import pty
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,6 +56,17 @@ def test_a_heartbeat_at_most_every_ten_seconds(capsys: pytest.CaptureFixture[str
         "  student  epoch 1/2  128 images/s  ce 0.5000  40 % of the epoch  1 min 20 s left",
     ]
     assert loss.reads == 2
+
+
+def test_a_live_bar_moves_five_times_a_second_and_reads_losses_every_five_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, shown, loss = [100.0], list[str](), Lossy()
+    monkeypatch.setattr(console_module.time, "monotonic", lambda: now[0])
+    with Console().training("student", 2, 100) as progress:
+        progress.bar = SimpleNamespace(show=lambda steps, text: shown.append(text), line=pytest.fail)
+        for _ in range(48):
+            now[0] += 0.25
+            progress.step(64, {"ce": loss})
+    assert len(shown) == 48 and all("ce 0.5000" in text for text in shown) and loss.reads == 3
 
 
 def test_a_resume_counts_the_time_left_from_its_own_steps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,6 +173,7 @@ def test_report_json_is_as_in_the_contract(report):
     assert {row["images"] for row in report["models"]} == {200}
     assert [row["chosen"] for row in report["teacher"]["candidates"]].count(True) == 1 and report["teacher"]["reason"]
     assert len(report["student"]["dropped"]) == 9 and report["student"]["epochs"] == 1 and report["student"]["teacher_rows"] == 270
+    assert report["student"]["kernels"]
     assert {row["name"]: row["verdict"] for row in report["requirements"]} == dict.fromkeys(
         ("max_top1_drop", "min_speedup", "min_compression"), "passed"
     )

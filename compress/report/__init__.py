@@ -7,9 +7,11 @@ reused, environment`). Everything below may be added; what is missing or null is
     command        "compress run recipes/mobilenet.yaml"
     data           {label: value}: source, pictures per split, image size; shown as they stand
     student        further keys "method", "shipped_epoch", "top1_validation", "precision", "threads", "images_per_second", "gpu" (the card that trained it),
+                   "kernels" (who computed BatchNorms on a CPU: a C compiler's name, or "torch"),
                    "teacher_rows": views that the teacher was run on for logits (null: no teacher, or one whose maps are read);
                    "plain_params", "plain_macs": of the student as the recipe names it, where a method ships more
-    teacher        further key "reason": why it won, one sentence; it and its candidates: "params", "macs", "seconds", "epochs", "origin", "gpu"
+    teacher        further key "reason": why it won, one sentence; it and its candidates: "params", "macs", "seconds", "epochs", "origin", "gpu",
+                   "kernels"
     classes        [name], in the order of the logits
     warnings       [sentence]
     unreadable     [{"path", "reason"}]

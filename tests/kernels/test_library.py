@@ -33,9 +33,11 @@ def test_they_are_compiled_once(fresh):
 def test_without_a_compiler_torch_trains(fresh, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
-    off, kernels = quicker(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()), 6, "auto")
+    said: list[str] = []
+    off, kernels = quicker(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()), 6, "auto", said.append)
     off()
     assert kernels == TORCH
+    assert said == ["CPU kernels: no C compiler is installed (cc, gcc or clang, or what CC names); torch's BatchNorms run, slower"]
     assert library.why_not() == "no C compiler is installed (cc, gcc or clang, or what CC names)"
     ((_, state, detail),) = [row for row in doctor.doctor() if row[0] == "CPU kernels"]
     assert state == "note" and "no C compiler is installed" in detail
@@ -64,6 +66,6 @@ def test_a_compiler_that_hangs_is_said(fresh, monkeypatch, tmp_path):
 @pytest.mark.parametrize("engine", ["eager", "compile"])
 def test_only_auto_has_them(engine):
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
-    off, kernels = quicker(network, 6, engine)
+    off, kernels = quicker(network, 6, engine, pytest.fail)
     assert kernels == TORCH and not any("forward" in module.__dict__ for module in network)
     off()
