@@ -53,6 +53,7 @@ class Evidence:
     environment: Mapping[str, Any]
     command: str
     started: str
+    cautions: tuple[str, ...]  # why the verdict may mean little
     notices: tuple[str, ...]
     where: Mapping[str, str]  # requirement -> path:line:column in the recipe
     plan: dict[str, Any] | None = None  # what `student.choose` picked by
@@ -120,7 +121,8 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
         "package": _package(evidence.packaged),
         "quantize": _quantized(evidence.student),
         "latency": evidence.measured.latency,
-        "warnings": [*evidence.notices, *_grown(stripped), *evidence.measured.warnings],
+        "cautions": list(evidence.cautions),
+        "warnings": [*evidence.cautions, *evidence.notices, *_grown(stripped), *evidence.measured.warnings],
         **stages(evidence.seconds, evidence.reused),
         "environment": dict(evidence.environment),
         **({"plan": evidence.plan} if evidence.plan else {}),

@@ -90,7 +90,10 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
         if train.trace_gradients is not None and alone:
             message = "compares the gradients of two losses, but this training has one loss alone"
             yield Finding((*keys, "trace_gradients"), message, sections=frozenset({str(keys[0]), "distill"}))
-        if train.views is not None and recipe.data.views == "none":
+        if train.views is not None and recipe.data.source in ("imagenet", "webdataset"):
+            message = f"lets a teacher's remembered logits come again, but of {recipe.data.source} none are remembered: leave it out"
+            yield Finding((*keys, "views"), message, sections=frozenset({str(keys[0]), "data"}))
+        elif train.views is not None and recipe.data.views == "none":
             yield Finding((*keys, "views"), "limits the augmentation, but data.augment is none", sections=frozenset({str(keys[0]), "data"}))
     for name, asked in (("min_int8_mac_share", "integer kernels"), ("min_int8_speedup", "int8")):
         if recipe.quantize.scheme == "none" and getattr(recipe.require, name) is not None:

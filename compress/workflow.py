@@ -99,7 +99,8 @@ class Workflow:
             environment={**here, "torch": written_by["torch"], "onnx": written_by["onnx"], "compress": __version__, "device": store.device},
             command=self.loaded.command,
             started=started,
-            notices=(*guesses, *self.loaded.notices, *self.networks.notices()),
+            cautions=tuple(guesses),
+            notices=(*self.loaded.notices, *self.networks.notices()),
             where=places(self.loaded),
             plan=planned,
         )

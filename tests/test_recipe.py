@@ -161,7 +161,7 @@ FILES = [
         ],
     ),
     (
-        GOOD.replace("fashion", "fashon, validation: 0, normalize: {mean: [1, 2], std: [1, 1, 1, 1]}"),
+        GOOD.replace("fashion", "fashon, validation: 0, normalize: {mean: [1, 0], std: [1, 1, 1, 1]}"),
         [
             "1:16: data.source: expected one of fashion, cifar10, cifar100, folder, npz, imagenet, webdataset, got 'fashon' (did you mean 'fashion'?)",
             "1:36: data.validation: expected a share between 0 and 1 or a whole number of pictures, got 0",
@@ -227,6 +227,19 @@ FILES = [
             "1:90: data.rand_augment.operations: must be at least 1, got 0",
             "1:104: data.rand_augment.magnitude: must be at most 30, got 31",
         ],
+    ),
+    (
+        GOOD.replace("fashion", "fashion, normalize: {mean: [0.5, 127, -1], std: [58, 0, 1]}"),
+        [
+            "1:49: data.normalize.mean.1: must be of pixels in [0, 1]: divide by 255",
+            "1:54: data.normalize.mean.2: must be at least 0, got -1",
+            "1:65: data.normalize.std.0: must be of pixels in [0, 1]: divide by 255",
+            "1:69: data.normalize.std.1: must be above 0, got 0",
+        ],
+    ),
+    (
+        GOOD.replace("fashion", "webdataset, root: shards, augment: resized_crop") + "train: {views: 3}\n",
+        ["6:16: train.views: lets a teacher's remembered logits come again, but of webdataset none are remembered: leave it out"],
     ),
     (GOOD.replace("fashion", "fashion, shards_at_once: 4"), ["1:41: data.shards_at_once: pictures of fashion lie in no shards: leave it out"]),
     (

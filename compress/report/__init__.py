@@ -13,6 +13,7 @@ reused, environment`). Everything below may be added; what is missing or null is
     teacher        further key "reason": why it won, one sentence; it and its candidates: "params", "macs", "seconds", "epochs", "origin", "gpu",
                    "kernels"
     classes        [name], in the order of the logits
+    cautions       [sentence]: those of the warnings that say why the verdict may mean little; the page shows them beside it
     warnings       [sentence]
     unreadable     [{"path", "reason"}]
     distill, export, quantize, latency   {setting or finding: value}: shown as they stand

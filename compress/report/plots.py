@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from typing import Any
 
 import matplotlib
@@ -78,7 +79,9 @@ def inline(svg: str, name: str, alt: str) -> str:
 def svg_of(figure: Figure) -> str:
     stream = io.BytesIO()
     FigureCanvasSVG(figure)
-    figure.savefig(stream, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of letters that matplotlib's own font lacks: texts stay texts
+        figure.savefig(stream, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
     text = stream.getvalue().decode()
     # A background of its own for the file on its own; in the page the card is the background.
     return re.sub(r"(<svg[^>]*?)>", r'\1 style="background: white">', text, count=1)
@@ -91,8 +94,8 @@ def panel(height: float) -> tuple[Figure, Axes]:
 
 
 def plain(label: str) -> str:
-    """A label that every font can write, every SVG may hold and the panel has room for: printable ASCII, shortened."""
-    text = "".join(letter if " " <= letter <= "~" else "?" for letter in label).lstrip("_")  # matplotlib hides labels with a leading _
+    """A label that every SVG may hold and the panel has room for: printable, shortened. The viewer's fonts write it."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in label).lstrip("_")  # matplotlib hides labels with a leading _
     return (text or "?") if len(text) <= 36 else text[:33] + "..."
 
 

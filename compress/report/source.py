@@ -113,9 +113,14 @@ def comparison_of(report: dict[str, Any], model: str | None, against: str | None
 def speedup(report: dict[str, Any]) -> float | None:
     """How many times as fast as the teacher the shipped file is on this machine: as a limit on it was last judged, else as it was validated."""
     ship = shipped(report)
-    asked = ("min_speedup", "local", ship.get("file"))
-    found = next((row.get("value") for row in report["requirements"] if (row.get("name"), row.get("target"), row.get("file")) == asked), None)
+    found = judged(report, "min_speedup", ship.get("file"))
     return comparison_of(report, ship.get("file"), teacher_row(report).get("file")).get("speedup_p50") if found is None else found
+
+
+def judged(report: dict[str, Any], name: str, file: str | None) -> float | None:
+    """What a limit on a file was last held against on this machine; None where there is no such limit."""
+    asked = (name, "local", file)
+    return next((row.get("value") for row in report["requirements"] if (row.get("name"), row.get("target"), row.get("file")) == asked), None)
 
 
 def measured_rows(report: dict[str, Any]) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from compress.report.parts import (
     significant,
     size,
 )
-from compress.report.source import Source, comparison_of, shipped, speedup, teacher_row
+from compress.report.source import Source, comparison_of, judged, shipped, speedup, teacher_row
 
 DISAGREE = 0.05  # two measurements of one speed-up that are further apart are both shown
 SIGNS = {"passed": "\u2713", "failed": "\u2715", "undecided": "?", "not judged": "?"}
@@ -59,7 +59,8 @@ def verdict(source: Source) -> Html:
     note = el("p", el("a", link, href="#warnings"), class_="under") if warnings else None
     sign, words = (SIGNS.get(status, "?"), VERDICTS.get(status, status)) if rows else ("\u2013", "Done")
     stamp = el("p", el("span", sign, class_="sign", aria_hidden="true"), words, class_="stamp")
-    body = (el("h2", "Verdict", class_="unseen"), stamp, el("p", line), note, _tiles(report, ship))
+    cautions = [el("p", str(text), class_="caution") for text in report.get("cautions") or []]
+    body = (el("h2", "Verdict", class_="unseen"), stamp, el("p", line), *cautions, note, _tiles(report, ship))
     return el("section", *body, id="verdict", class_=f"card verdict {_tone(status) if rows else 'unjudged'}")
 
 
@@ -86,7 +87,7 @@ def _tiles(report: dict[str, Any], ship: dict[str, Any]) -> Html | None:
     if named:
         tiles += _device_tiles(report, ship, teacher, named)
     elif is_number(speed := speedup(report)):
-        latency = (ship.get("latency_ms") or {}).get("p50")
+        latency = judged(report, "max_latency_ms", ship.get("file")) or (ship.get("latency_ms") or {}).get("p50")
         first = pair.get("speedup_p50")
         each: Child = [milliseconds(latency), " a picture"] if latency else None
         if is_number(first) and abs(speed / first - 1) > DISAGREE:

@@ -28,6 +28,16 @@ Count = Annotated[int, Field(ge=1)]
 ShareOrCount = Annotated[Share | Count, BeforeValidator(_share_or_count)]  # a share below 1 or a number of pictures
 
 
+def _of_one(value: object) -> object:
+    if isinstance(value, (int, float)) and value > 1:
+        raise ValueError("must be of pixels in [0, 1]: divide by 255")
+    return value
+
+
+Level = Annotated[float, Field(ge=0, le=1), BeforeValidator(_of_one)]
+Spread = Annotated[float, Field(gt=0, le=1), BeforeValidator(_of_one)]
+
+
 class Section(BaseModel):
     """A frozen record of plain values; an unknown key is an error."""
 
@@ -37,7 +47,5 @@ class Section(BaseModel):
 class Normalize(Section):
     """Per-channel mean and standard deviation of pixels in [0, 1], RGB."""
 
-    mean: tuple[float, float, float] = Field(description="mean of red, green, blue, of pixels in [0, 1]")
-    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
-        description="standard deviation of red, green, blue, of pixels in [0, 1]"
-    )
+    mean: tuple[Level, Level, Level] = Field(description="mean of red, green, blue, of pixels in [0, 1]")
+    std: tuple[Spread, Spread, Spread] = Field(description="standard deviation of red, green, blue, of pixels in [0, 1]")

@@ -6,16 +6,19 @@ import importlib.util
 import json
 import re
 import shutil
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 
 from compress.errors import MissingError, StageError
 from compress.report import compare, render
 from compress.report.parts import Html, bar, el, significant
+from compress.report.plots import STYLE, panel, plain, svg_of
 from compress.report.source import CONTRACT
 
 SPEC = importlib.util.spec_from_file_location("report_example", Path(__file__).with_name("example.py"))
@@ -381,6 +384,41 @@ def test_the_headline_shows_the_speed_that_was_judged_last_and_both_where_they_d
     text = page_of(run).text
     assert f"{significant(2 * first)}\u00d7 faster" in text and f"{significant(first)}\u00d7 when it was validated" in text
     assert next(line for line in compare([run]).splitlines() if line.startswith("x teacher")).endswith(f" {significant(2 * first)}")
+
+
+def test_the_headlines_latency_is_the_one_that_was_judged_last(run: Path) -> None:
+    report = json.loads((run / "report.json").read_text())
+    row = next(row for row in report["requirements"] if row["name"] == "min_speedup")
+    change(run, requirements=[*report["requirements"], {**row, "name": "max_latency_ms", "value": 0.777, "limit": 1.0}])
+
+    assert "0.777 ms a picture" in page_of(run).text
+
+
+def test_why_a_verdict_may_mean_little_stands_beside_it(run: Path) -> None:
+    said = "student.int8.onnx: it is of no use yet"
+    change(run, cautions=[said], warnings=[said, "another"])
+
+    text = page_of(run).text
+    assert text.index("Passed") < text.index(said) < text.index("2 warnings") < text.rindex(said)
+
+
+def test_letters_of_all_scripts_stay_in_the_plots() -> None:
+    assert plain("\u00e4pfel \u72ac\u306e\u5199\u771f") == "\u00e4pfel \u72ac\u306e\u5199\u771f"
+    assert plain("a\x07b\u200b") == "a?b?" and len(plain("x" * 50)) == 36
+
+
+def test_a_plot_writes_letters_that_its_font_lacks_as_text() -> None:
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        figure, axes = panel(1.0)
+        axes.set_xlabel("\u72ac")
+        warnings.simplefilter("error")
+        assert "\u72ac</text>" in svg_of(figure)
+
+
+def test_few_classes_have_no_top5(run: Path) -> None:
+    assert "Top-5" in page_of(run).text
+    change(run, classes=["a", "b", "c", "d", "e"], per_class=[])
+    assert "Top-5" not in page_of(run).text
 
 
 def test_a_bar_holds_the_limit_the_value_and_the_interval() -> None:
