@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from compress import features, loading, models, schedule, train
 from compress.batches import batches
-from compress.data import sources, training_arrays
+from compress.data import sources, training_arrays, workers
 from compress.data.crops import training_view
 from compress.data.distort import distorted
 from compress.data.listing import Listing, Place
@@ -110,6 +110,46 @@ def test_memory_does_not_grow_with_the_set(training: TrainingData) -> None:
         job, _ = decoders._start(rows)
         assert job.slots == slots and job.ring().nbytes == slots * rows * SIDE**2 * 3, asked
         decoders.close()
+
+
+def test_decoders_work_on_several_batches_at_once(training: TrainingData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On all that the ring holds: the one that is read and those ahead of it."""
+    submitted: list[int] = []
+    submit = workers._submitted
+    monkeypatch.setattr(workers, "_submitted", lambda pool, job, slot, *asked: submitted.append(slot) or submit(pool, job, slot, *asked))
+    decoders = Decoders(place(training), augment="resized_crop", workers=1)
+    asked = [(np.arange(8), np.full(8, number)) for number in range(10)]
+    flight = []
+    for number, _ in enumerate(decoders.batches(iter(asked), 8)):
+        flight.append(len(submitted) - number)
+    slots = decoders.job.slots if decoders.job is not None else 0
+    decoders.close()
+    assert slots >= 4 and flight == [min(slots, 10 - number) for number in range(10)]
+    assert len(set(submitted[:slots])) == slots  # each in a place of its own
+
+
+class Copied:
+    """Stands for pixels; notes how they go to a device."""
+
+    def __init__(self, told: list[tuple[bool, str, bool]], pinned: bool = False) -> None:
+        self.told, self.pinned = told, pinned
+
+    def pin_memory(self) -> Copied:
+        return Copied(self.told, True)
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Copied:
+        self.told.append((self.pinned, device.type, non_blocking))
+        return self
+
+
+def test_pixels_go_to_a_card_through_pinned_memory(training: TrainingData, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[bool, str, bool]] = []
+    streams = [Stream(Listing(place(training)), augment="none", workers=1, device=device) for device in ("cuda", "cpu")]
+    monkeypatch.setattr(torch, "from_numpy", lambda _: Copied(told))
+    for stream in streams:
+        monkeypatch.setattr(stream.decoders, "batches", lambda asked, rows: (np.zeros((len(index), SIDE, SIDE, 3), np.uint8) for index, _ in asked))
+        assert len(list(stream.batches([(torch.arange(4), torch.arange(4))] * 2, 4))) == 2
+    assert told == [(True, "cuda", True)] * 2 + [(False, "cpu", False)] * 2
 
 
 def fit(folder: Path, training: TrainingData, *, progress: Recorder | None = None, epochs: int = 2) -> tuple[list[torch.Tensor], train.Fitted]:

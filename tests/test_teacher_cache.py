@@ -89,6 +89,47 @@ def test_a_cached_run_equals_an_uncached_one_bit_for_bit(tmp_path, data, teacher
     assert full.rows_run == 0
 
 
+@pytest.fixture
+def teachers_maps(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What the first convolution of each network that `loading` makes from now on answers."""
+    made, found = loading.network, list[Tensor]()
+
+    def network(record: Network, weights: File | None, device: str) -> torch.nn.Module:
+        model = made(record, weights, device)
+        if weights is not None:  # a teacher
+            first = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+            first.register_forward_hook(lambda module, args, out: found.append(out))
+        return model
+
+    monkeypatch.setattr(loading, "network", network)
+    return found
+
+
+@pytest.mark.parametrize("teacher", ["resnet8"], indirect=True)
+def test_a_full_cache_never_runs_the_network(tmp_path, data, teacher, teachers_maps):
+    distil(cache_of(teacher, data, tmp_path / "cache"), data, tmp_path / "1")
+    assert sum(len(maps) for maps in teachers_maps) >= 2 * 52
+    teachers_maps.clear()
+    distil(cache_of(teacher, data, tmp_path / "cache"), data, tmp_path / "2")
+    assert not teachers_maps
+
+
+@pytest.mark.parametrize("teacher", ["resnet8"], indirect=True)
+@pytest.mark.parametrize(("bf16", "dtype"), [(False, torch.float32), (True, torch.bfloat16)], ids=["float32", "bf16"])
+@pytest.mark.parametrize("method", ["kd", "at"])
+def test_a_teacher_computes_in_bfloat16_where_the_cpu_does(data, teacher, teachers_maps, monkeypatch, method, bf16, dtype):
+    """As a cache of logits, and as a network whose maps are read; what it answers is rounded to no bfloat16."""
+    monkeypatch.setattr("compress.precision.cpu_has_bf16", lambda: bf16)
+    shape = loading.outline(RESNET)
+    built = build_method(Distill(method=method), student=shape, teacher=shape, train_labels=torch.zeros(1))
+    teaching = loading.teaching(teacher, built, shape.taps, data, COUNT, device="cpu", cache=None, warn=pytest.fail)
+    assert isinstance(teaching, TeacherCache) == (method == "kd")
+    pixels = torch.zeros(16, SIDE, SIDE, 3, dtype=torch.uint8)
+    logits, maps = teaching.answer(None, pixels)
+    assert [one.dtype for one in teachers_maps] == [dtype]
+    assert all(value.dtype == torch.float32 for value in (logits, *maps.values()) if value is not None) and bool(maps) == (method == "at")
+
+
 @pytest.mark.parametrize("teacher", ["resnet8"], indirect=True)
 def test_distorted_views_are_remembered_and_taught_like_others(tmp_path, data, teacher, monkeypatch):
     plain = distil(cache_of(teacher, data, None), data, tmp_path / "plain")
