@@ -1,0 +1,89 @@
+"""A distillation from the command line: what is said of its teacher before it is spent, and how its networks lie in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from compress import cli, distilling, loading, models
+from compress.models import checkpoints
+from compress.records import File
+from compress.results import Network, Normalization
+from compress.stages import teacher as teachers
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SIDE, TRAINED = 16, 160
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """resnet8 teaches resnet8 for two epochs on 160 pictures of noise."""
+    random = np.random.default_rng(0)
+    parts = {name: (random.integers(0, 256, (count, SIDE, SIDE, 3)).astype(np.uint8), np.arange(count) % 4) for name, count in (("train", 200), ("test", 40))}
+    arrays = {f"{name}_{kind}": array for name, pair in parts.items() for kind, array in zip(("images", "labels"), pair, strict=True)}
+    np.savez(tmp_path / "set.npz", class_names=np.array(list("abcd")), **arrays)
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        f"data: {{source: npz, root: set.npz, image_size: {SIDE}, augment: crop_flip, validation: 40, calibration: 32}}\n"
+        "teacher: {candidates: [{model: resnet8, train: {epochs: 1}}]}\n"
+        "student: {model: resnet8}\n"
+        "distill: {baseline: false}\n"
+        "train: {epochs: 2, batch_size: 32}\n"
+    )
+    return path
+
+
+@pytest.fixture
+def said(recipe: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+    """What `compress run` says of the distillation before its first word on an epoch, with more settings."""
+
+    def run(*settings: str) -> list[str]:
+        changes = [part for setting in settings for part in ("--set", setting)]
+        code = cli.main(["run", str(recipe), "--artifacts", str(recipe.parent / "a"), "--device", "cpu", "--until", "distill", *changes])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        lines = out.splitlines()
+        begin = next(number for number, line in enumerate(lines) if line.split() == ["distill", "running"])
+        first = next(number for number, line in enumerate(lines) if line.startswith("  student resnet8 by "))
+        return lines[begin + 1 : first]
+
+    return run
+
+
+def test_what_the_teacher_will_take_is_said_before_the_first_epoch(said):
+    at_most = f"teacher logits: at most {2 * TRAINED} rows (0.0 MiB, with their table) for 2 views a picture"
+    assert said() == [at_most]
+    most, known = said("distill.method=kd")
+    assert most == at_most and known.endswith(" rows known from earlier runs") and TRAINED < int(known.split()[2]) <= 2 * TRAINED
+    assert said("distill.method=at") == ["teacher resnet8 runs on every batch: at reads its feature maps"]
+
+
+def laid_out(model: nn.Module) -> bool:
+    """Whether every convolution's weight is in channels_last, and one is not in the default layout as well."""
+    weights = [p for p in model.parameters() if p.dim() == 4]
+    return all(w.is_contiguous(memory_format=torch.channels_last) for w in weights) and any(not w.is_contiguous() for w in weights)
+
+
+def test_what_is_trained_lies_in_channels_last(said, monkeypatch):
+    layouts: list[bool] = []
+    for module in (distilling, teachers):
+        fit: Any = module.fit
+        monkeypatch.setattr(module, "fit", lambda model, *args, fit=fit, **named: layouts.append(laid_out(model)) or fit(model, *args, **named))
+    said()
+    assert layouts == [True, True]  # the teacher, the student
+
+
+@pytest.mark.parametrize("key", ["none", "file", "IMAGENET1K_V1"])
+def test_whatever_a_training_starts_from_lies_in_channels_last(tmp_path, monkeypatch, key):
+    record = Network("resnet8", None, 4, SIDE, Normalization((0.5,) * 3, (0.25,) * 3))
+    checkpoints.save_state(models.build("resnet8", classes=4), tmp_path / "a.safetensors")
+    monkeypatch.setattr(models, "pretrained", lambda name, weights, classes: models.build(name, classes=classes))
+    weights = File.of(tmp_path / "a.safetensors") if key == "file" else None
+    assert laid_out(loading.start(record, key, weights, new_head=False, device="cpu"))
+    assert laid_out(loading.network(record, weights, "cpu"))  # what teaches
