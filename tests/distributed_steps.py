@@ -96,7 +96,7 @@ def main(folder: Path, dying: int, where: str, names: list[str]) -> None:
         for name in names:
             own = folder / (name if group.first else f"{name}.beside")  # as the store gives each process a folder of its own
             own.mkdir(exist_ok=True)
-            train(name, own, dying, group, device)
+            train(name, own, group, device, progress=Progress(group.rank == dying))
 
 
 def filed(images: Tensor, folder: Path) -> Place:
@@ -112,7 +112,10 @@ def filed(images: Tensor, folder: Path) -> Place:
     return Place(folder, rows.path, paths.path, SIDE)
 
 
-def train(name: str, folder: Path, dying: int, group: distributed.Group, device: str) -> None:
+def train(
+    name: str, folder: Path, group: distributed.Group, device: str, *, progress: Progress, batch_size: int = 15, teacher: Any = None, **settings: Any
+) -> None:  # fmt: skip
+    """Two epochs of a method; other settings of the training by name."""
     torch.manual_seed(5 + group.rank)  # the first process's weights count
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (COUNT, SIDE, SIDE, 3), generator=generator).to(torch.uint8)
@@ -125,9 +128,9 @@ def train(name: str, folder: Path, dying: int, group: distributed.Group, device:
     method = build_method(METHODS[name], student=STUDENT, teacher=TEACHER, train_labels=labels, seed=1).double().to(device)
     fit(
         student, method, pictures,
-        train=Train(epochs=2, batch_size=15, lr=0.5, precision="float32", schedule=Schedule(warmup_epochs=0.0)),
-        normalization=Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), taps={"pooled": "fc:in"}, teacher=Teacher(),
-        device=device, folder=folder, progress=Progress(group.rank == dying), group=group,
+        train=Train(epochs=2, batch_size=batch_size, lr=0.5, precision="float32", schedule=Schedule(warmup_epochs=0.0), **settings),
+        normalization=Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), taps={"pooled": "fc:in"}, teacher=teacher or Teacher(),
+        device=device, folder=folder, progress=progress, group=group,
     )  # fmt: skip
     if group.first:
         state = {**student.state_dict(), **{f"method.{key}": value for key, value in method.state_dict().items()}}
