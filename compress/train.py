@@ -277,6 +277,7 @@ class _Training:
         self._carry(self.state)
         if self.meter.bad() is None:
             self._save(self.state)
+        self.group.word(None)  # the others end behind the first process's checkpoint: torchrun ends all as soon as one has ended
         there = "checkpoint kept" if self.kept else "there is no checkpoint yet"
         return f"interrupted in epoch {min(self.state.epoch, self.epochs)} of {self.epochs}, {there}"
 

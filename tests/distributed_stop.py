@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,7 +19,7 @@ import torch
 from distributed_steps import CLASSES, COUNT, SIDE, Progress, Teacher, train
 from torch import Tensor
 
-from compress import distributed
+from compress import checkpoint, distributed
 from compress.data import views
 from compress.errors import CompressError, Interrupted
 from compress.teacher_cache import TeacherCache
@@ -62,6 +63,16 @@ def counted(all_reduce: Any) -> Any:
     return count
 
 
+def slow(write: Any) -> Any:
+    """As on storage that takes a while."""
+
+    def later(*args: Any) -> None:
+        time.sleep(0.3)
+        write(*args)
+
+    return later
+
+
 def say(name: str, group: distributed.Group, text: object) -> None:
     sys.stdout.write(f"<{name} {group.rank}> {text}\n")  # one write: two processes' lines stay whole
     sys.stdout.flush()
@@ -74,7 +85,8 @@ def ended(name: str, own: Path, group: distributed.Group) -> int:
     try:
         train("dhkd", own, group, "cpu", progress=progress, batch_size=BATCH)
     except Interrupted as error:
-        say(name, group, f"{error} | began at {progress.started} | steps {progress.steps}")
+        state = torch.load(own.parent / name / "checkpoint.pt", weights_only=True)["state"]  # there before any process ends: torchrun then ends all
+        say(name, group, f"{error} | began at {progress.started} | steps {progress.steps} | kept {state['epoch'], state['step']}")
         return error.exit_code
     say(name, group, f"done | began at {progress.started} | messages {progress.sent}")
     return 0
@@ -100,6 +112,7 @@ def main(folder: Path) -> int:
     signal.signal(signal.SIGTERM, lambda *_: None)  # torchrun's, for one that is left when the other has ended
     distributed.STEP = timedelta(minutes=1)  # for those whose neighbour does something else
     torch.distributed.all_reduce = counted(torch.distributed.all_reduce)
+    checkpoint.write_atomically = slow(checkpoint.write_atomically)  # type: ignore[attr-defined]
     with distributed.joined("cpu") as (group, _):
         codes = []
         for name in (*TOLD, "taught"):
