@@ -12,7 +12,8 @@ Per pair and round, each a process of its own, started as a user would start it:
 - views: n: an epoch of a run with an empty cache and `train.views: n`, behind the n in which the teacher answered for n views of each picture: it runs no
   more. Those n cost what cold costs. What the limit does to accuracy was measured by `views.py`, and stands beside the speed.
 
-Pictures per second come from the training time of the one epoch: kernels are chosen, networks compiled and graphs recorded in the epochs before.
+The script ends with an error where a training says that its teacher ran on more or fewer views than that. Pictures per second come from the training time
+of the one epoch: kernels are chosen, networks compiled and graphs recorded in the epochs before.
 Pictures are CIFAR-100 where COMPRESS_TEST_DATA names it, else noise, which costs the same; teachers have random weights, which cost the same, too.
 """
 
@@ -252,18 +253,29 @@ def _ours(setting: Setting, teacher: str, student: str, folder: Path) -> dict[st
     }
     path = folder / "speed.yaml"
     path.write_text(yaml.safe_dump(content))
-    cold = _speed(path, folder / "cold", setting, epochs=2)
-    warm = _speed(path, folder / "cold", setting, epochs=2, again=True)
-    few = _speed(path, folder / "few", setting, epochs=VIEWS + 1, views=VIEWS)
-    return {"cold": cold, "warm": warm, "views": few}
+    each = setting.pictures - CLASSES  # views that one epoch trains on
+    return {
+        "cold": _speed(path, folder / "cold", setting, epochs=2, asked=(each + 1, 2 * each)),  # in the timed epoch, too; some views come again
+        "warm": _speed(path, folder / "cold", setting, epochs=2, asked=(0, 0), again=True),
+        "views": _speed(path, folder / "few", setting, epochs=VIEWS + 1, asked=((VIEWS - 1) * each + 1, VIEWS * each), views=VIEWS),
+    }
 
 
-def _speed(path: Path, artifacts: Path, setting: Setting, *, epochs: int, views: int | None = None, again: bool = False) -> float:
-    """Pictures per second of the last epoch. `again`: train anew, with the logits that are known."""
+def _speed(
+    path: Path, artifacts: Path, setting: Setting, *, epochs: int, asked: tuple[int, int], views: int | None = None, again: bool = False
+) -> float:  # fmt: skip
+    """Pictures per second of the last epoch. `again`: train anew, with the logits that are known.
+
+    Raises SystemExit where the teacher ran on fewer or more views than `asked`: another thing was timed.
+    """
     told = [f"train.epochs={epochs}", f"train.engine={setting.engine}", *([f"train.views={views}"] if views else [])]
     command = ["run", str(path), "--artifacts", str(artifacts), "--device", setting.device, "--until", "distill", "-q"]
     _run("-m", "compress", *command, *(part for one in told for part in ("--set", one)), *(["--force", "distill"] if again else []))
     (history,) = (artifacts / "cache" / "distill").glob("*/history.csv")
+    rows = json.loads((history.parent / "stage.json").read_text())["result"]["teacher_rows"]
+    if rows is None or not asked[0] <= rows <= asked[1]:
+        kind = "warm" if again else f"views: {views}" if views else "cold"
+        raise SystemExit(f"{kind}: the teacher ran on {rows} views in {epochs} epochs, not on {asked[0]} to {asked[1]}; the time would be of something else")
     with history.open() as stream:
         return float(list(csv.DictReader(stream))[-1]["images_per_second"])
 

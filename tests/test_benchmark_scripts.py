@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import authors_loop
 import numpy as np
+import pytest
 import torch
+import train_speed
 from torch import Tensor, nn
 
 PICTURES, BATCH, CLASSES = 12, 4, 3
@@ -43,3 +47,54 @@ def test_the_published_loop_runs_each_network_once_a_batch_and_two_backward_pass
     assert ran == {"teacher": count_of_batches, "student": count_of_batches, "head": count_of_batches, "backward": 2 * count_of_batches}
     assert seen == PICTURES and seconds > 0
     assert all(torch.equal(one, other) for one, other in zip(before, teacher.parameters(), strict=True))
+
+
+# --- ours beside it: cold, warm and limited views
+
+VIEWS_OF_AN_EPOCH = 200
+
+
+def training(known: set[str], asked: Callable[[bool, int], int | None]) -> Callable[..., str]:
+    """`compress run --until distill`, which says that the teacher ran on `asked(whether the cache has anything, new views)` views."""
+
+    def run(*command: str) -> str:
+        folder = command[command.index("--artifacts") + 1]
+        told = dict(part.split("=") for part in command if part.startswith("train."))
+        epochs = int(told["train.epochs"])
+        new = VIEWS_OF_AN_EPOCH * min(epochs, int(told.get("train.views", epochs)))
+        stage = Path(folder) / "cache" / "distill" / "key"
+        stage.mkdir(parents=True, exist_ok=True)
+        (stage / "history.csv").write_text("epoch,images_per_second\n1,5\n2,700\n")
+        (stage / "stage.json").write_text(json.dumps({"result": {"teacher_rows": asked(folder in known, new)}}))
+        known.add(folder)
+        return ""
+
+    return run
+
+
+def speeds(folder: Path, monkeypatch: pytest.MonkeyPatch, asked: Callable[[bool, int], int | None]) -> dict[str, float]:
+    monkeypatch.setattr(train_speed, "_run", training(set(), asked))
+    pictures = VIEWS_OF_AN_EPOCH + train_speed.CLASSES
+    images, labels = np.zeros((pictures, 32, 32, 3), np.uint8), np.arange(pictures) % train_speed.CLASSES
+    return train_speed._ours(train_speed.Setting("cpu", "auto", pictures, 128, images, labels), "resnet8", "resnet8", folder)
+
+
+def test_warm_is_a_training_whose_teacher_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert speeds(tmp_path, monkeypatch, lambda known, new: 0 if known else new) == {"cold": 700.0, "warm": 700.0, "views": 700.0}
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [(lambda known, new: new, "warm: the teacher ran on 400 views in 2 epochs, not on 0 to 0"),
+     (lambda known, new: 1 if known else new, "warm: the teacher ran on 1 views"),
+     (lambda known, new: 0, "cold: the teacher ran on 0 views in 2 epochs, not on 201 to 400"),
+     (lambda known, new: None, "cold: the teacher ran on None views"),
+     (lambda known, new: 0 if known else 200 if new == 400 else new, "cold: the teacher ran on 200 views"),
+     (lambda known, new: 0 if known else new if new == 400 else 1000, "views: 4: the teacher ran on 1000 views in 5 epochs, not on 601 to 800"),
+     (lambda known, new: 0 if known else new if new == 400 else 0, "views: 4: the teacher ran on 0 views")],
+)  # fmt: skip
+def test_a_speed_with_another_cache_than_the_line_says_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Callable[[bool, int], int | None], words: str
+) -> None:
+    with pytest.raises(SystemExit, match=words):
+        speeds(tmp_path, monkeypatch, asked)
