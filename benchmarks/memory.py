@@ -51,7 +51,7 @@ def main(path: Path, overrides: tuple[str, ...], artifacts: Path | None, out: Pa
     peak, together = max(largest.values()), max(stages.values())
     for stage, value in stages.items():
         print(f"{stage:<32}{value / 1e6:8.0f} MB")
-    print(f"largest process {peak / 1e6:.0f} MB, all processes together {together / 1e6:.0f} MB; the limit is {LIMIT / 1e6:.0f} MB")
+    print(f"largest process {peak / 1e6:.0f} MB, {peak / LIMIT:.2f}x the limit of {LIMIT / 1e6:.0f} MB; all processes together {together / 1e6:.0f} MB")
     content = {
         "command": f"python benchmarks/memory.py {path}" + "".join(f" --set {one}" for one in overrides), "unit": "bytes",
         "peak_of_largest_process": peak, "peak_of_all_together": together, "limit": LIMIT, "stages": stages,

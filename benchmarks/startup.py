@@ -3,9 +3,10 @@
     python benchmarks/startup.py recipes/mobilenet.yaml
 
 Times `compress --help`, a recipe error, `import torch` alone, `compress check` and a fully cached `compress run`, each in a process of its own, in
-turns, behind a round that is not timed. Python may keep its bytecode, as it does unless PYTHONDONTWRITEBYTECODE is set: without it, every start
-compiles some thousand files anew, which is most of the time.
-The cached run needs an earlier `compress run` of the recipe in --artifacts; without it that line is left out and says so.
+turns, behind a round that is not timed, and prints each against `import torch` of the same round. Python may keep its bytecode, as it does unless
+PYTHONDONTWRITEBYTECODE is set: without it, every start compiles some thousand files anew, which is most of the time.
+The cached run needs an earlier `compress run` of the recipe in --artifacts; without it that line is left out and says so. Where a timed one does not
+reuse every stage, the script ends with an error and writes nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -36,7 +38,7 @@ def main(path: Path, repeats: int, artifacts: Path, out: Path) -> None:
         "recipe error": ["check", str(path), "--set", "train.epoch=1"],
         "import torch": ["-c", "import torch"],
         "check": ["check", str(path)],
-        "cached run": ["run", str(path), "--artifacts", str(artifacts), "-q"],
+        "cached run": ["run", str(path), "--artifacts", str(artifacts), "-q", "--json"],
     }
     expected = {"recipe error": (2,), "cached run": (0, 5, 6)}
     if not any((artifacts / "cache" / "validate").glob("*/stage.json")):
@@ -53,12 +55,26 @@ def main(path: Path, repeats: int, artifacts: Path, out: Path) -> None:
                 seconds[name].append(time.perf_counter() - begin)
             if done.returncode not in expected.get(name, (0,)):
                 raise SystemExit(f"{name} ended with {done.returncode}: {done.stderr.strip()}")
+            if number and name == "cached run":
+                _all_reused(json.loads(done.stdout))
     for name, values in seconds.items():
-        print(f"{name:<14}{statistics.median(values):7.2f} s  [{min(values):.2f}, {max(values):.2f}]  n = {repeats}")
+        print(f"{name:<14}{statistics.median(values):7.2f} s  [{min(values):.2f}, {max(values):.2f}]  n = {repeats}{_ratio(values, seconds['import torch'])}")
     rows = {name: {"median_seconds": statistics.median(values), "each": values} for name, values in seconds.items()}
     wrote = f"python benchmarks/startup.py {path} --repeats {repeats}"
     out.write_text(json.dumps({"command": wrote, "rows": rows, "environment": {**host(), "torch": importlib.metadata.version("torch")}}, indent=1) + "\n")
     print(f"written: {out}")
+
+
+def _all_reused(report: dict[str, Any]) -> None:
+    """Raises SystemExit where a stage of the run was not taken from the cache."""
+    if anew := [stage for stage in report["seconds"] if stage not in report["reused"]]:
+        raise SystemExit(f"cached run: {', '.join(anew)} ran and {'was' if len(anew) == 1 else 'were'} not reused; what was timed is not a cached run")
+
+
+def _ratio(values: list[float], others: list[float]) -> str:
+    """Against `import torch`, round by round: median and range."""
+    ratios = [value / other for value, other in zip(values, others, strict=True)]
+    return f"  {statistics.median(ratios):.2f}x [{min(ratios):.2f}, {max(ratios):.2f}] of import torch"
 
 
 if __name__ == "__main__":

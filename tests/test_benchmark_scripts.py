@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import authors_loop
+import memory
 import numpy as np
 import pytest
+import startup
 import torch
 import train_speed
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 PICTURES, BATCH, CLASSES = 12, 4, 3
@@ -98,3 +104,55 @@ def test_a_speed_with_another_cache_than_the_line_says_is_refused(
 ) -> None:
     with pytest.raises(SystemExit, match=words):
         speeds(tmp_path, monkeypatch, asked)
+
+
+# --- start-up and memory
+
+
+def started(monkeypatch: pytest.MonkeyPatch, folder: Path, anew: tuple[str, ...] = ()) -> Any:
+    """startup.py on a run that is in the cache, where commands only say what they would."""
+    stages = ("data", "distill", "validate")
+    (folder / "a" / "cache" / "validate" / "key").mkdir(parents=True)
+    (folder / "a" / "cache" / "validate" / "key" / "stage.json").write_text("{}")
+    (folder / "r.yaml").write_text("name: r\n")
+    clock = iter(float(number) for number in range(1000))
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        forced = [*anew, *(told for flag, told in zip(command, command[1:], strict=False) if flag == "--force")]
+        report = {"seconds": dict.fromkeys(stages, 1.0), "reused": [stage for stage in stages if stage not in forced]}
+        if "torch" in command[-1]:
+            next(clock), next(clock)  # three times as long as any other
+        return subprocess.CompletedProcess(command, 2 if "train.epoch=1" in command else 0, json.dumps(report) if "--json" in command else "", "")
+
+    monkeypatch.setattr(startup, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(startup, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    told = [str(folder / "r.yaml"), "--repeats", "2", "--artifacts", str(folder / "a"), "--out", str(folder / "out.json")]
+    return CliRunner().invoke(startup.main, told)
+
+
+def test_start_up_says_each_command_against_importing_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = started(monkeypatch, tmp_path)
+    assert done.exit_code == 0, done.output
+    ratios = {line[:14].strip(): line.split("n = 2  ")[1] for line in done.output.splitlines() if "n = 2" in line}
+    third = "0.33x [0.33, 0.33] of import torch"
+    assert ratios == {"help": third, "recipe error": third, "import torch": "1.00x [1.00, 1.00] of import torch", "check": third, "cached run": third}
+    assert json.loads((tmp_path / "out.json").read_text())["rows"].keys() == ratios.keys()
+
+
+@pytest.mark.parametrize(
+    ("anew", "words"), [(("distill",), "distill ran and was not reused"), (("data", "validate"), "data, validate ran and were not reused")]
+)
+def test_a_run_that_is_not_cached_is_not_timed_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anew: tuple[str, ...], words: str) -> None:
+    done = started(monkeypatch, tmp_path, anew)
+    assert done.exit_code == 1 and f"cached run: {words}" in done.output and not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(("peak", "ratio", "code"), [(1_200_000_000, "0.80x", 0), (1_800_000_000, "1.20x", 1)])
+def test_memory_is_said_against_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peak: int, ratio: str, code: int) -> None:
+    (tmp_path / "r.yaml").write_text("name: r\n")
+    process = SimpleNamespace(returncode=0, stdout=iter(()))
+    monkeypatch.setattr(memory, "subprocess", SimpleNamespace(Popen=lambda *_, **__: process, PIPE=-1, STDOUT=-2))
+    monkeypatch.setattr(memory, "_watch", lambda *_: ({"data": peak + 5}, {1: 7, 2: peak}))
+    done = CliRunner().invoke(memory.main, [str(tmp_path / "r.yaml"), "--out", str(tmp_path / "out.json")])
+    assert f"largest process {peak / 1e6:.0f} MB, {ratio} the limit of 1500 MB" in done.output and done.exit_code == code
+    assert json.loads((tmp_path / "out.json").read_text())["peak_of_largest_process"] == peak
