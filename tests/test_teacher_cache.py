@@ -49,8 +49,10 @@ def teacher(tmp_path: Path, request: pytest.FixtureRequest) -> Trained:
     return Trained(network, File.of(tmp_path / "t.safetensors"), 0.5, 1, 1, 1, 1.0)
 
 
-def cache_of(teacher: Trained, data: TrainingData, folder: Path | None, warn: Callable[[str], None] = pytest.fail) -> TeacherCache:
-    return loading.teacher_cache(teacher, data, COUNT, device="cpu", cache=folder, warn=warn)
+def cache_of(
+    teacher: Trained, data: TrainingData, folder: Path | None, warn: Callable[[str], None] = pytest.fail, device: str = "cpu"
+) -> TeacherCache:  # fmt: skip
+    return loading.teacher_cache(teacher, data, COUNT, device=device, cache=folder, warn=warn)
 
 
 def distil(
@@ -158,7 +160,7 @@ def test_another_seed_method_and_student_never_run_the_teacher(tmp_path, data, t
 
 
 @pytest.mark.parametrize("teacher", ["resnet8"], indirect=True)
-def test_other_weights_pictures_or_views_have_a_copy_of_their_own(tmp_path, data, teacher, monkeypatch):
+def test_other_weights_pictures_views_or_devices_have_a_copy_of_their_own(tmp_path, data, teacher, monkeypatch):
     other = tmp_path / "other.safetensors"
     torch.manual_seed(2)
     checkpoints.save_state(models.build("resnet8", classes=CLASSES), other)
@@ -175,7 +177,12 @@ def test_other_weights_pictures_or_views_have_a_copy_of_their_own(tmp_path, data
     with monkeypatch.context() as patch:
         patch.setattr("compress.precision.cpu_has_bf16", lambda: True)
         files.append(cache_of(teacher, data, tmp_path).file)
-    assert len(set(files)) == 8
+    files.append(cache_of(teacher, dataclasses.replace(data, image_size=SIDE - 4), tmp_path).file)
+    files.append(cache_of(teacher, data, tmp_path, device="meta").file)  # as a card's, whose kernels round otherwise
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "LOGITS_VERSION", loading.LOGITS_VERSION + 1)
+        files.append(cache_of(teacher, data, tmp_path).file)
+    assert len(set(files)) == 11 and cache_of(teacher, data, tmp_path, device="cpu:0").file == files[0]
     again = dataclasses.replace(teacher, seconds=7.0, origin="elsewhere")
     assert cache_of(again, data, tmp_path).file == files[0]
 
