@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from compress import pipeline, recipe
+from compress import models, pipeline, recipe
 from compress.console import Console
+from compress.models import count
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -56,7 +57,13 @@ def test_where_a_steps_time_goes(tmp_path: Path) -> None:
     found = measured(tmp_path, "roofline", "--steps", "3", "--batch", "8", "--pair", "resnet8:shufflenet_v2")
     (row,) = found["rows"]
     assert shape(row) == shape(stored("roofline-cpu")["rows"][0])
-    assert 0 < row["share_of_peak"] < 1 and sum(row["split_ms"].values()) == pytest.approx(row["step_ms"], rel=0.2)
+    once = {name: 8 * 2 * count.macs(models.build(name, classes=100), 32) / 1e9 for name in ("resnet8", "shufflenet_v2")}  # GFLOP of a forward pass
+    assert row["teacher_gflop"] == pytest.approx(once["resnet8"], rel=0.01)
+    assert 4.5 < row["gflop"] / once["shufflenet_v2"] < 5.5  # with a backward pass of twice as many for each of two losses; a small head is in it
+    split = row["split_ms"]
+    assert min(split[part] for part in ("convolutions and products", "batch normalisation", "optimizer", "other operators")) > 0
+    assert split["Python, dispatch, launches"] >= 0 and split["convolutions and products"] > split["optimizer"]
+    assert row["teacher_ms"] > 0 and 0 < row["teacher_share_of_peak"] < 1 and 0 < row["share_of_peak"] < 1
 
 
 def test_start_up(tmp_path: Path) -> None:
