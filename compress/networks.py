@@ -32,9 +32,8 @@ class Networks:
     base: Path
 
     def notices(self) -> list[str]:
-        """What a user may want to know of pictures and checkpoints."""
-        skipped, settings = self.prepared.unreadable, self.settings
-        notices = [f"{len(skipped)} unreadable pictures were skipped, the first: {skipped[0].path} ({skipped[0].reason})"] if skipped else []
+        """What a user may want to know of checkpoints."""
+        notices, settings = list[str](), self.settings
         weights = [(one.model, one.weights, one.normalize) for one in settings.teacher.candidates if one.onnx is None]
         for one in settings.teacher.candidates:
             if one.onnx is not None and one.normalize is None and settings.data.normalize is None:

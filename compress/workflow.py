@@ -35,6 +35,7 @@ class Workflow:
         root = settings.data.root
         self.root = (self.base / Path(root).expanduser()).resolve() if root else None
         self.prepared, self.training = self._prepared()
+        self.doubts = self._warned([f"data: {sentence}" for sentence in self.prepared.warnings])  # in every run, whether or not the data was reused
 
     def evidence(self, started: str) -> Evidence | None:
         """Run everything up to the report; None where `--until` ends it."""
@@ -100,7 +101,7 @@ class Workflow:
             command=self.loaded.command,
             started=started,
             cautions=tuple(guesses),
-            notices=(*self.loaded.notices, *self.networks.notices()),
+            notices=(*self.doubts, *self.loaded.notices, *self.networks.notices()),
             where=places(self.loaded),
             plan=planned,
         )

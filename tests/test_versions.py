@@ -36,7 +36,7 @@ TRAINING = (*RUNNING, *METHODS, "compress/data/crops.py", "compress/data/workers
 # What decides the numbers of each stage, beside its inputs; "logits" is the disk copy of what a teacher says.
 SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
     "data": (data.prepare.version, ("compress/stages/data.py", *SPLITS, *FILES, *(f"compress/data/{name}.py" for name in (
-        "sources", "fashion", "cifar", "npz", "npy", "folder", "streamed", "written", "imagenet", "webdataset")))),
+        "sources", "fashion", "cifar", "npz", "npy", "folder", "streamed", "written", "imagenet", "webdataset", "doubts")))),
     "teacher": (teacher.train.version, ("compress/stages/teacher.py", *TRAINING)),
     "logits": (loading.LOGITS_VERSION, (*RUNNING, "compress/teacher_cache.py")),
     "distill": (distill.run.version, ("compress/stages/distill.py", "compress/distilling.py", *TRAINING)),

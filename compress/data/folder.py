@@ -9,13 +9,13 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from compress.data import doubts
 from compress.data.splits import allocate
 from compress.errors import MissingError, UsageError
 
@@ -202,8 +202,8 @@ def _chosen_for_test(labels: np.ndarray, test: float, hashes: list[str], seed: i
     return chosen
 
 
-def parts(root: Path, layout: Layout, test: float, seed: int, report: Callable[[str], None]) -> tuple[list[Picture], list[Picture]]:
-    """(train, test): a carved test part follows the files' content, not their names, and no content is in both.
+def parts(root: Path, layout: Layout, test: float, seed: int) -> tuple[list[Picture], list[Picture], list[str]]:
+    """(train, test, warnings): a carved test part follows the files' content, not their names, and no content is in both.
 
     Raises UsageError where a class is too small to be in both.
     """
@@ -220,25 +220,25 @@ def parts(root: Path, layout: Layout, test: float, seed: int, report: Callable[[
         test_hashes = set(digests(root, layout.test))
     leaked = [digest in test_hashes and not held for digest, held in zip(hashes, held_out, strict=True)]
     train = [picture for picture, held, leak in zip(layout.train, held_out, leaked, strict=True) if not held and not leak]
-    if any(leaked):
-        report(f"data: warning: {sum(leaked)} training pictures are also in the test part (same bytes); they are left out of training")
     gone = set(range(len(layout.classes))) - {picture.label for picture in train}
     if gone:
         raise UsageError(
             f"{root}: every training picture of class {layout.classes[min(gone)]!r} is in the test part too; give the parts "
             f"different pictures"
         )
-    return train, test_part
+    return train, test_part, [doubts.leaked(sum(leaked), "bytes", "left out of training")] if any(leaked) else []
 
 
-def describe(layout: Layout, report: Callable[[str], None]) -> None:
-    """Warn about what was left out."""
+def describe(layout: Layout) -> list[str]:
+    """Sentences on what was left out, and on a class with few pictures."""
+    said = []
     if layout.ignored:
         what = "1 file is no picture" if layout.ignored == 1 else f"{layout.ignored} files are no pictures"
-        report(f"data: warning: {what} ({', '.join(SUFFIXES)}) or hidden; left out")
+        said.append(f"{what} ({', '.join(SUFFIXES)}) or hidden; left out")
     if layout.unused:
-        report(f"data: warning: sub-folders not used: {', '.join(layout.unused)}")
+        said.append(f"sub-folders not used: {', '.join(layout.unused)}")
     counts = Counter(picture.label for picture in layout.train)
     label, fewest = min(counts.items(), key=lambda item: (item[1], item[0]))
     if fewest < 10:
-        report(f"data: warning: class {layout.classes[label]!r} has only {fewest} picture{'' if fewest == 1 else 's'}")
+        said.append(f"class {layout.classes[label]!r} has only {doubts.many(fewest, 'picture')}")
+    return said

@@ -6,13 +6,13 @@ folder: stored at image_size * 256 / 224, so that training crops have room, eval
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from compress import schema
-from compress.data import cifar, fashion, folder, npy, npz, streamed
+from compress.data import cifar, doubts, fashion, folder, npy, npz, streamed
 from compress.data.listing import with_margin
 from compress.data.splits import stratified
 from compress.data.written import Written
@@ -76,7 +76,7 @@ def fingerprint(config: schema.Data, root_base: Path) -> str:
 def prepare(config: schema.Data, work: Path, *, base: Path, report: Report) -> Prepared:
     """Decode the source into `work`: train_images.npy, train_labels.npy, test_images.npy, test_labels.npy.
 
-    `base` is the recipe's folder; `report` gets one line of progress or warning at a time.
+    `base` is the recipe's folder; `report` gets one line of progress at a time; what is probably wrong is in the result's `warnings`.
     Raises MissingError for absent data, UsageError for a source that is not laid out as it must be, StageError for too many unreadable
     pictures.
     """
@@ -105,12 +105,13 @@ def _prepare_streamed(config: schema.Data, work: Path, base: Path, report: Repor
 
 def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report) -> Written:
     """The sources that fit into memory as arrays."""
+    warnings: list[str] = []
     if config.source == "fashion":
         fashion.check_size(config.side)
         arrays, classes = fashion.load(), fashion.CLASSES
     elif config.source == "npz":
         arrays, classes = npz.load(located(config, base))
-        _tell_leak(arrays, report)
+        warnings = _leak(arrays)
     else:
         arrays, classes = cifar.load(config.source, located(config, base), config.download)
     files: dict[str, File] = {}
@@ -126,11 +127,7 @@ def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report)
         files[f"{part}_images"] = npy.write_rows(work / f"{part}_images.npy", blocks, (size, size, 3), np.uint8)
         files[f"{part}_labels"] = npy.write_array(work / f"{part}_labels.npy", labels)
         report(f"data: {len(labels):,} {part} pictures of {len(classes)} classes, {size}x{size}")
-    return _written(classes, files)
-
-
-def _written(classes: tuple[str, ...], files: dict[str, File], bad: Sequence[Unreadable] = ()) -> Written:
-    return Written(classes, files["train_images"], files["train_labels"], files["test_images"], files["test_labels"], tuple(bad))
+    return Written(classes, **files, unreadable=(), warnings=tuple(warnings))
 
 
 def _resized(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -146,20 +143,20 @@ def _resized(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield resize_square(Image.fromarray(picture), size)[None]
 
 
-def _tell_leak(arrays: dict[str, np.ndarray], report: Report) -> None:
-    """Warn about pictures that are in both parts; a published set is left as it is."""
+def _leak(arrays: dict[str, np.ndarray]) -> list[str]:
+    """A sentence on pictures that are in both parts, which the user's arrays keep; a published set is left as it is."""
     seen = {picture.tobytes() for picture in arrays["test_images"]}
     both = sum(picture.tobytes() in seen for picture in arrays["train_images"])
-    if both:
-        report(f"data: warning: {both} training pictures are also in the test part; test accuracy may be flattered")
+    return [doubts.leaked(both, "pixels", "kept in both, so test accuracy may be flattered")] if both else []
 
 
 def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report) -> Written:
     """Photos: decoded in threads, row by row into the files."""
     root = located(config, base)
     layout = folder.scan(root)
-    folder.describe(layout, report)
-    chosen = dict(zip(("train", "test"), folder.parts(root, layout, config.test, config.split_seed, report), strict=True))
+    warnings = folder.describe(layout)
+    train, test, leaked = folder.parts(root, layout, config.test, config.split_seed)
+    chosen = {"train": train, "test": test}
     files: dict[str, File] = {}
     bad: list[Unreadable] = []
     total = 0
@@ -177,8 +174,8 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
         files[f"{part}_labels"] = npy.write_array(work / f"{part}_labels.npy", np.array(labels, dtype=np.int64))
         _check_left(root, pictures, labels, layout.classes, part)
         report(f"data: {len(labels):,} {part} pictures of {len(layout.classes)} classes, {crop}x{crop}")
-    _judge_unreadable(bad, total, config.max_unreadable, report)
-    return _written(layout.classes, files, bad)
+    warnings += [*leaked, *_judge_unreadable(bad, total, config.max_unreadable)]
+    return Written(layout.classes, **files, unreadable=tuple(bad), warnings=tuple(warnings))
 
 
 def _decoded(
@@ -200,15 +197,14 @@ def _few(bad: list[Unreadable]) -> str:
     return "; ".join(f"{picture.path}: {picture.reason}" for picture in bad[:3]) + ("; ..." if len(bad) > 3 else "")
 
 
-def _judge_unreadable(bad: list[Unreadable], total: int, limit: float, report: Report) -> None:
-    """Report the unreadable pictures. Raises StageError above the tolerated share."""
+def _judge_unreadable(bad: list[Unreadable], total: int, limit: float) -> list[str]:
+    """A sentence on the unreadable pictures. Raises StageError above the tolerated share."""
     if len(bad) > limit * total:
         raise StageError(
             f"data: {len(bad)} of {total} pictures cannot be read, more than data.max_unreadable {limit} allows ({_few(bad)}); "
             f"repair or remove them, or raise the limit"
         )
-    if bad:
-        report(f"data: warning: {len(bad)} of {total} pictures cannot be read and are skipped ({_few(bad)})")
+    return [f"{len(bad)} of {total} pictures cannot be read and are skipped ({_few(bad)})"] if bad else []
 
 
 def _check_left(root: Path, pictures: list[folder.Picture], labels: list[int], classes: tuple[str, ...], part: str) -> None:

@@ -10,7 +10,7 @@ from compress.results import Unreadable
 
 @dataclass(frozen=True)
 class Written:
-    """Files and classes as in `Prepared`. `paths`: where the training pictures stay in their files."""
+    """Files and classes as in `Prepared`. `paths`: where the training pictures stay in their files. `warnings`: sentences."""
 
     classes: tuple[str, ...]
     train_images: File
@@ -19,3 +19,4 @@ class Written:
     test_labels: File
     unreadable: tuple[Unreadable, ...] = ()
     paths: File | None = None
+    warnings: tuple[str, ...] = ()

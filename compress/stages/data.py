@@ -17,7 +17,7 @@ def _prepare(config: Data, *, context: Context, fingerprint: str) -> Prepared:
     return sources.prepare(config, context.work, base=Path(), report=context.console.line)
 
 
-prepare = Stage("data", 1, _prepare, Prepared)
+prepare = Stage("data", 2, _prepare, Prepared)
 
 
 def _hold(config: None, *, context: Context, data: TrainingData, fingerprint: str) -> Held:

@@ -49,8 +49,8 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
     assert np.all(train[:6, ..., 2] > 180) and np.all(train[6:, ..., 0] > 180)
     assert made.normalization.mean == pytest.approx(train.reshape(-1, 3).mean(0) / 255, abs=1e-4)
     assert made.normalization.std == pytest.approx(train.reshape(-1, 3).std(0) / 255, abs=1e-4)
+    assert made.warnings == ("class 'blue' has only 6 pictures",)
     assert lines == [
-        "data: warning: class 'blue' has only 6 pictures",
         "data: 12 train pictures of 2 classes, 16x16",
         "data: 6 test pictures of 2 classes, 14x14",
     ]
@@ -149,14 +149,14 @@ def test_unreadable_pictures_are_named_counted_and_skipped(tmp_path: Path) -> No
     two_classes(tmp_path / "set", "train", 12)
     two_classes(tmp_path / "set", "test", 2, seed=50)
     break_some(tmp_path / "set/train/red")
-    made, lines = prepared(tmp_path / "set", tmp_path / "work", max_unreadable=0.2)
+    made, _ = prepared(tmp_path / "set", tmp_path / "work", max_unreadable=0.2)
     reasons = {picture.path: picture.reason for picture in made.unreadable}
     assert set(reasons) == {"train/red/cut.png", "train/red/empty.jpg", "train/red/text.jpg"}
     assert reasons["train/red/empty.jpg"] == "the file is empty"
     assert reasons["train/red/text.jpg"] == "not a picture that Pillow can read"
     assert "truncated" in reasons["train/red/cut.png"]
     assert np.bincount(load_labels(made.train_labels)).tolist() == [12, 12] and len(load_images(made.train_images)) == 24
-    assert lines[-1].startswith("data: warning: 3 of 31 pictures cannot be read and are skipped (train/red/cut.png: ")
+    assert made.warnings[-1].startswith("3 of 31 pictures cannot be read and are skipped (train/red/cut.png: ")
 
 
 def test_too_many_unreadable_pictures_stop_the_stage(tmp_path: Path) -> None:
@@ -198,20 +198,20 @@ def test_the_same_picture_in_train_and_test_is_dropped_from_training(tmp_path: P
     two_classes(tmp_path / "set", "test", 2, seed=50)
     for number in range(2):
         (tmp_path / f"set/train/blue/copy{number}.png").write_bytes((tmp_path / "set/test/blue/0.png").read_bytes())
-    made, lines = prepared(tmp_path / "set", tmp_path / "work")
+    made, _ = prepared(tmp_path / "set", tmp_path / "work")
     assert np.bincount(load_labels(made.train_labels)).tolist() == [4, 4] and len(load_labels(made.test_labels)) == 4
-    assert "data: warning: 2 training pictures are also in the test part (same bytes); they are left out of training" in lines
+    assert "2 training pictures are also in the test part (same bytes); left out of training" in made.warnings
 
 
 def test_copies_of_a_picture_stay_on_one_side_of_a_carved_split(tmp_path: Path) -> None:
     two_classes(tmp_path / "set", "", 5)
     for number in range(5):
         (tmp_path / f"set/red/copy{number}.png").write_bytes((tmp_path / f"set/red/{number}.png").read_bytes())
-    made, lines = prepared(tmp_path / "set", tmp_path / "work", test=0.4, image_size=28)
+    made, _ = prepared(tmp_path / "set", tmp_path / "work", test=0.4, image_size=28)
     train = {picture[2:-2, 2:-2].tobytes() for picture in load_images(made.train_images)}
     assert load_images(made.train_images).shape[1:3] == (32, 32)
     assert not train & {picture.tobytes() for picture in load_images(made.test_images)}
-    assert np.bincount(load_labels(made.test_labels)).tolist() == [2, 4] and not any("also in the test part" in line for line in lines)
+    assert np.bincount(load_labels(made.test_labels)).tolist() == [2, 4] and not any("also in the test part" in said for said in made.warnings)
 
 
 def test_other_files_are_ignored_and_counted(tmp_path: Path) -> None:
@@ -222,9 +222,9 @@ def test_other_files_are_ignored_and_counted(tmp_path: Path) -> None:
     save(tmp_path / "set/train/red/deeper/more.png", RED, 77)
     save(tmp_path / "set/val/red/unused.png", RED, 78)
     (tmp_path / "set/.hidden").mkdir()
-    made, lines = prepared(tmp_path / "set", tmp_path / "work")
+    made, _ = prepared(tmp_path / "set", tmp_path / "work")
     assert np.bincount(load_labels(made.train_labels)).tolist() == [2, 3]
-    assert lines[0].startswith("data: warning: 3 files are no pictures") and "data: warning: sub-folders not used: val" in lines
+    assert made.warnings[0].startswith("3 files are no pictures") and "sub-folders not used: val" in made.warnings
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
@@ -242,10 +242,10 @@ def test_links_and_pipes_among_the_pictures(tmp_path: Path) -> None:
     (red / "gone.jpg").symlink_to("nowhere.jpg")
     sources.fingerprint(schema.Data(source="folder", root=str(tmp_path / "set")), Path("/"))
 
-    made, lines = prepared(tmp_path / "set", tmp_path / "work", max_unreadable=0.1)
+    made, _ = prepared(tmp_path / "set", tmp_path / "work", max_unreadable=0.1)
     assert load_labels(made.train_labels).tolist() == [0] * 30 + [1] * 31
     assert [one.path for one in made.unreadable] == ["train/red/gone.jpg"]
-    assert "data: warning: 1 file is no picture (.jpg, .jpeg, .png, .webp, .bmp) or hidden; left out" in lines
+    assert "1 file is no picture (.jpg, .jpeg, .png, .webp, .bmp) or hidden; left out" in made.warnings
 
 
 def test_limits_are_stratified(tmp_path: Path) -> None:

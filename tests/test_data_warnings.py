@@ -1,0 +1,66 @@
+"""What is wrong with the pictures is said by every run, whether or not the data was reused, and is in the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compress import cli, recipe
+from compress.console import Console
+from compress.records import from_json, to_json
+from compress.results import Prepared
+from compress.store import Store
+from compress.workflow import Workflow
+
+RECIPE = """
+data: {source: npz, root: mine.npz, image_size: 16, calibration: 16}
+teacher: {candidates: [{model: resnet8, train: {epochs: 1}}]}
+student: {model: resnet8}
+train: {epochs: 1, batch_size: 16}
+distill: {method: none}
+quantize: {scheme: none}
+validate: {repeats: 64, warmup: 1}
+"""
+LEAK = "data: 20 training pictures are also in the test part (same pixels); kept in both, so test accuracy may be flattered"
+
+
+@pytest.fixture
+def leaking(tmp_path: Path) -> Path:
+    """A recipe whose test pictures are training pictures."""
+    images, labels = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), dtype=np.uint8), np.arange(60) % 3
+    arrays = {"train_images": images, "train_labels": labels, "test_images": images[:20], "test_labels": labels[:20]}
+    np.savez(tmp_path / "mine.npz", **arrays, class_names=np.array(["a", "b", "c"]))
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    return tmp_path / "r.yaml"
+
+
+def test_a_warning_is_said_when_the_data_is_reused_too(leaking: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    loaded = recipe.load(leaking)
+    for reused in ([], ["data"]):
+        store = Store(tmp_path / "artifacts", "cpu", Console(quiet=True))
+        work = Workflow(loaded, recipe.resolve(loaded.recipe), store, None)
+        assert store.reused == reused and work.doubts == [LEAK]
+        assert capsys.readouterr().err == f"warning: {LEAK}\n"
+    assert str(tmp_path) not in " ".join(work.doubts)
+
+
+def test_a_record_from_before_there_were_warnings_loads(leaking: Path, tmp_path: Path):
+    loaded = recipe.load(leaking)
+    prepared = Workflow(loaded, recipe.resolve(loaded.recipe), Store(tmp_path / "artifacts", "cpu", Console(quiet=True)), None).prepared
+    record = json.loads(json.dumps(to_json(prepared)))
+    assert from_json(Prepared, record).warnings == prepared.warnings != ()
+    del record["warnings"]
+    assert from_json(Prepared, record).warnings == ()
+
+
+@pytest.mark.slow
+def test_a_warning_is_in_the_report_of_every_run(leaking: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for _ in range(2):
+        assert cli.main(["run", str(leaking), "--artifacts", str(tmp_path / "artifacts"), "-q"]) == 0
+        assert f"warning: {LEAK}\n" in capsys.readouterr().err
+        folder = tmp_path / "artifacts" / "runs" / "r" / "latest"
+        assert LEAK in json.loads((folder / "report.json").read_text())["warnings"]
+        assert "training pictures are also in the test part" in (folder / "report.html").read_text()
