@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def many(count: int, what: str) -> str:
     """`1 picture`, `1,200 pictures`."""
@@ -11,3 +13,17 @@ def many(count: int, what: str) -> str:
 def leaked(count: int, what: str, then: str) -> str:
     """`count` training pictures have the same `what` (bytes, pixels) as a test picture; `then`: what is done about it."""
     return f"{many(count, 'training picture')} {'is' if count == 1 else 'are'} also in the test part (same {what}); {then}"
+
+
+def twins(pictures: Iterable[tuple[str, int, object]], what: str) -> list[str]:
+    """A sentence on pictures that lie in two classes: `pictures` are (name, class number, content or its hash), `what` is compared (bytes, pixels)."""
+    first: dict[object, tuple[str, int]] = {}
+    pairs: dict[object, str] = {}
+    for name, label, content in pictures:
+        other, known = first.setdefault(content, (name, label))
+        if known != label:
+            pairs.setdefault(content, f"{other} and {name}")
+    if not pairs:
+        return []
+    shown = next(iter(pairs.values()))
+    return [f"{many(len(pairs), 'picture')} {'lies' if len(pairs) == 1 else 'lie'} in two classes with the same {what} (first: {shown})"]

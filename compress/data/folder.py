@@ -10,7 +10,7 @@ import os
 import stat
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ class Layout:
     test: tuple[Picture, ...] | None
     ignored: int
     unused: tuple[str, ...] = ()  # sub-folders that were left out, such as val beside test
+    strayed: tuple[tuple[str, str], ...] = ()  # (path, class): folders within one class that lead to another's, where alone they count
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -55,42 +56,66 @@ def _may_be_read(path: str) -> bool:
         return True
 
 
-def _files(root: Path, folder: str) -> tuple[list[str], int]:
-    """(sorted picture paths relative to root, number of other files) below one class folder, at any depth."""
-    found, ignored = [], 0
-    walked = {os.path.realpath(place) for place in (root / folder).absolute().parents}  # a link to one of them would count every picture again
-    for place, below, names in os.walk(root / folder, followlinks=True):
-        if os.path.realpath(place) in walked:
+@dataclass
+class _Walk:
+    """What the class folders of one part hold. `tops`: real paths of the class folders; `entered`: of all folders that were walked; both -> class."""
+
+    root: Path
+    tops: dict[str, str]
+    entered: dict[str, str] = field(default_factory=dict)
+    pictures: list[Picture] = field(default_factory=list)
+    ignored: int = 0
+    strayed: list[tuple[str, str]] = field(default_factory=list)
+
+    def owner(self, real: str) -> str | None:
+        """The class that a folder's pictures count for: the one that it was entered for, else that of the innermost class folder around it."""
+        around = (self.tops[place] for place in (real, *map(str, Path(real).parents)) if place in self.tops)
+        return self.entered.get(real) or next(around, None)
+
+
+def _files(walk: _Walk, folder: str, name: str) -> list[str]:
+    """Sorted picture paths relative to the root below the folder of class `name`, at any depth; no folder is entered twice."""
+    found = []
+    above = {os.path.realpath(place) for place in (walk.root / folder).absolute().parents}  # a link to one of them would count every picture again
+    for place, below, names in os.walk(walk.root / folder, followlinks=True):
+        real, relative = os.path.realpath(place), Path(place).relative_to(walk.root).as_posix()
+        owner = walk.owner(real)
+        if real in above or real in walk.entered or owner not in (None, name):
             below[:] = []
+            if owner is not None and owner != name and real not in above:
+                walk.strayed.append((relative, owner))
             continue
-        walked.add(os.path.realpath(place))
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        relative = Path(place).relative_to(root).as_posix()
-        pictures = [name for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES) and _may_be_read(os.path.join(place, name))]
-        found += [f"{relative}/{name}" for name in pictures]
-        ignored += len(names) - len(pictures)
-    return sorted(found), ignored
+        walk.entered[real] = name
+        below[:] = sorted(one for one in below if not one.startswith("."))
+        pictures = [one for one in names if not one.startswith(".") and one.lower().endswith(SUFFIXES) and _may_be_read(os.path.join(place, one))]
+        found += [f"{relative}/{one}" for one in pictures]
+        walk.ignored += len(names) - len(pictures)
+    return sorted(found)
 
 
-def _part(root: Path, prefix: str, classes: list[str]) -> tuple[tuple[Picture, ...], int]:
-    """All pictures of one part. Raises UsageError for a class without any."""
-    pictures: list[Picture] = []
-    ignored = 0
+def _part(root: Path, prefix: str, classes: list[str]) -> _Walk:
+    """All pictures of one part. Raises UsageError for a class without any, and for two classes in one folder."""
+    walk = _Walk(root, {})
+    for name in classes:
+        top = root / prefix / name
+        other = walk.tops.setdefault(os.path.realpath(top), name)
+        if other != name:
+            link, kept = (name, other) if top.is_symlink() else (other, name)
+            raise UsageError(f"{root / prefix / link}: is a link to the folder of class {kept!r}, so its pictures would count for both; remove the link")
     for label, name in enumerate(classes):
-        paths, others = _files(root, f"{prefix}{name}")
+        paths = _files(walk, f"{prefix}{name}", name)
         if not paths:
-            raise UsageError(
-                f"{root / prefix / name}: no pictures ({', '.join(SUFFIXES)}) of class {name!r}; add some, or remove the folder"
-            )
-        pictures += [Picture(path, label) for path in paths]
-        ignored += others
-    return tuple(pictures), ignored
+            beside = next((f" beside {path}, which leads to class {other!r}" for path, other in walk.strayed if path.startswith(f"{prefix}{name}/")), "")
+            raise UsageError(f"{root / prefix / name}: no pictures ({', '.join(SUFFIXES)}) of class {name!r}{beside}; add some, or remove the folder")
+        walk.pictures += [Picture(path, label) for path in paths]
+    return walk
 
 
 def scan(root: Path) -> Layout:
     """List a root's pictures and classes (sorted by name) without opening a file.
 
-    Raises MissingError where the root is absent; UsageError for fewer than two classes, an empty class, or parts whose classes differ.
+    Raises MissingError where the root is absent; UsageError for fewer than two classes, an empty class, two classes in one folder, or parts
+    whose classes differ.
     """
     if not root.is_dir():
         raise MissingError(
@@ -116,14 +141,15 @@ def scan(root: Path) -> Layout:
             f"classifier needs at least two; "
             "make one sub-folder of photos for each class"
         )
-    train, ignored = _part(root, "train/" if split else "", classes)
+    train = _part(root, "train/" if split else "", classes)
     present = [name for name in TEST_NAMES if split and name in folders]
     unused = tuple(name for name in folders if split and name != "train" and name not in present[:1])
     if not present:
-        return Layout(tuple(classes), train, None, ignored, unused)
+        return Layout(tuple(classes), tuple(train.pictures), None, train.ignored, unused, tuple(train.strayed))
     compare_classes(root, present[0], classes)
-    test, others = _part(root, f"{present[0]}/", classes)
-    return Layout(tuple(classes), train, test, ignored + others, unused)
+    test = _part(root, f"{present[0]}/", classes)
+    strayed = (*train.strayed, *test.strayed)
+    return Layout(tuple(classes), tuple(train.pictures), tuple(test.pictures), train.ignored + test.ignored, unused, strayed)
 
 
 def compare_classes(root: Path, part: str, classes: list[str]) -> None:
@@ -140,10 +166,13 @@ def compare_classes(root: Path, part: str, classes: list[str]) -> None:
         )
 
 
-def identity(root: Path) -> list[tuple[str, int, int]]:
-    """(path, bytes, modification time in ns) of every picture: cheap, reads no pixels; a touched file only means decoding again."""
+def identity(root: Path) -> list[object]:
+    """(path, bytes, modification time in ns) of every picture, and what else there is to be said of the folders, as JSON.
+
+    Cheap, reads no pixels; a touched file only means decoding again.
+    """
     layout = scan(root)
-    found = []
+    found: list[object] = [layout.ignored, layout.unused, layout.strayed]
     for picture in (*layout.train, *(layout.test or ())):
         try:
             status = (root / picture.path).stat()
@@ -154,11 +183,12 @@ def identity(root: Path) -> list[tuple[str, int, int]]:
 
 
 def _digest(root: Path, picture: Picture) -> str:
-    """sha256 of a file's bytes; a file that cannot be read counts as its path (decoding then names it)."""
+    """sha256 of a file's bytes; a file that is empty or cannot be read counts as its path (decoding then names it)."""
     try:
-        return hashlib.sha256((root / picture.path).read_bytes()).hexdigest()
+        content = (root / picture.path).read_bytes()
     except OSError:
-        return f"unreadable {picture.path}"
+        content = b""
+    return hashlib.sha256(content).hexdigest() if content else f"unreadable {picture.path}"
 
 
 def digests(root: Path, pictures: tuple[Picture, ...]) -> list[str]:
@@ -203,11 +233,11 @@ def _chosen_for_test(labels: np.ndarray, test: float, hashes: list[str], seed: i
 
 
 def parts(root: Path, layout: Layout, test: float, seed: int) -> tuple[list[Picture], list[Picture], list[str]]:
-    """(train, test, warnings): a carved test part follows the files' content, not their names, and no content is in both.
+    """(train, test, warnings): a carved test part follows the files' content, not their names, and no content is in both parts.
 
     Raises UsageError where a class is too small to be in both.
     """
-    hashes = digests(root, layout.train)
+    hashes, tested = digests(root, layout.train), list[str]()
     if layout.test is None:
         labels = np.array([picture.label for picture in layout.train])
         chosen = _chosen_for_test(labels, test, hashes, seed, layout.classes)
@@ -217,7 +247,8 @@ def parts(root: Path, layout: Layout, test: float, seed: int) -> tuple[list[Pict
     else:
         held_out = [False] * len(layout.train)
         test_part = list(layout.test)
-        test_hashes = set(digests(root, layout.test))
+        tested = digests(root, layout.test)
+        test_hashes = set(tested)
     leaked = [digest in test_hashes and not held for digest, held in zip(hashes, held_out, strict=True)]
     train = [picture for picture, held, leak in zip(layout.train, held_out, leaked, strict=True) if not held and not leak]
     gone = set(range(len(layout.classes))) - {picture.label for picture in train}
@@ -226,7 +257,9 @@ def parts(root: Path, layout: Layout, test: float, seed: int) -> tuple[list[Pict
             f"{root}: every training picture of class {layout.classes[min(gone)]!r} is in the test part too; give the parts "
             f"different pictures"
         )
-    return train, test_part, [doubts.leaked(sum(leaked), "bytes", "left out of training")] if any(leaked) else []
+    every = zip((*layout.train, *(layout.test or ())), [*hashes, *tested], strict=True)
+    said = doubts.twins(((picture.path, picture.label, digest) for picture, digest in every), "bytes")
+    return train, test_part, [*said, *([doubts.leaked(sum(leaked), "bytes", "left out of training")] if any(leaked) else [])]
 
 
 def describe(layout: Layout) -> list[str]:
@@ -235,6 +268,10 @@ def describe(layout: Layout) -> list[str]:
     if layout.ignored:
         what = "1 file is no picture" if layout.ignored == 1 else f"{layout.ignored} files are no pictures"
         said.append(f"{what} ({', '.join(SUFFIXES)}) or hidden; left out")
+    if layout.strayed:
+        count, (path, other) = len(layout.strayed), layout.strayed[0]
+        leads = f"{doubts.many(count, 'link')} {'leads' if count == 1 else 'lead'} to pictures of another class"
+        said.append(f"{leads}, where alone they count (first: {path}, to class {other!r})")
     if layout.unused:
         said.append(f"sub-folders not used: {', '.join(layout.unused)}")
     counts = Counter(picture.label for picture in layout.train)

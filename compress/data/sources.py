@@ -6,6 +6,7 @@ folder: stored at image_size * 256 / 224, so that training crops have room, eval
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report)
         arrays, classes = fashion.load(), fashion.CLASSES
     elif config.source == "npz":
         arrays, classes = npz.load(located(config, base))
-        warnings = _leak(arrays)
+        warnings = _alike(arrays)
     else:
         arrays, classes = cifar.load(config.source, located(config, base), config.download)
     files: dict[str, File] = {}
@@ -143,11 +144,13 @@ def _resized(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield resize_square(Image.fromarray(picture), size)[None]
 
 
-def _leak(arrays: dict[str, np.ndarray]) -> list[str]:
-    """A sentence on pictures that are in both parts, which the user's arrays keep; a published set is left as it is."""
-    seen = {picture.tobytes() for picture in arrays["test_images"]}
-    both = sum(picture.tobytes() in seen for picture in arrays["train_images"])
-    return [doubts.leaked(both, "pixels", "kept in both, so test accuracy may be flattered")] if both else []
+def _alike(arrays: dict[str, np.ndarray]) -> list[str]:
+    """Sentences on pictures that are in two classes or in both parts, which the user's arrays keep; a published set is left as it is."""
+    hashes = {part: [hashlib.blake2b(picture.tobytes()).digest() for picture in arrays[f"{part}_images"]] for part in ("train", "test")}
+    every = ((f"{part}_images[{i}]", int(arrays[f"{part}_labels"][i]), digest) for part, found in hashes.items() for i, digest in enumerate(found))
+    said, seen = doubts.twins(every, "pixels"), set(hashes["test"])
+    both = sum(digest in seen for digest in hashes["train"])
+    return [*said, *([doubts.leaked(both, "pixels", "kept in both, so test accuracy may be flattered")] if both else [])]
 
 
 def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report) -> Written:

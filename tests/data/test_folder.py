@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from compress import schema
-from compress.data import load_images, load_labels, pictures, sources
+from compress.data import folder, load_images, load_labels, pictures, sources
 from compress.errors import CompressError, MissingError, StageError, UsageError
 from compress.results import Prepared
 
@@ -246,6 +246,55 @@ def test_links_and_pipes_among_the_pictures(tmp_path: Path) -> None:
     assert load_labels(made.train_labels).tolist() == [0] * 30 + [1] * 31
     assert [one.path for one in made.unreadable] == ["train/red/gone.jpg"]
     assert "1 file is no picture (.jpg, .jpeg, .png, .webp, .bmp) or hidden; left out" in made.warnings
+
+
+def test_a_link_into_another_classs_folder_is_not_followed(tmp_path: Path) -> None:
+    """Whichever class is walked first: pictures count for the class whose folder they lie in, at any depth, and once where both link to them."""
+    two_classes(tmp_path / "set", "train", 12)
+    two_classes(tmp_path / "set", "test", 3, seed=500)
+    save(tmp_path / "set/train/red/deep/0.png", RED, 800)
+    save(tmp_path / "beside" / "more.png", RED, 900)
+    config = schema.Data(source="folder", root=str(tmp_path / "set"))
+    before = sources.fingerprint(config, Path("/"))
+    (tmp_path / "set/train/blue/loop").symlink_to("../red")
+    assert sources.fingerprint(config, Path("/")) != before  # a reused result would not name the link
+    (tmp_path / "set/train/blue/into").symlink_to("../red/deep")
+    (tmp_path / "set/train/red/back").symlink_to("../blue")
+    for name in ("blue", "red"):
+        (tmp_path / "set/train" / name / "same").symlink_to(tmp_path / "beside")
+    made, _ = prepared(tmp_path / "set", tmp_path / "work")
+    assert np.bincount(load_labels(made.train_labels)).tolist() == [13, 13]
+    assert made.warnings == ("4 links lead to pictures of another class, where alone they count (first: train/blue/into, to class 'red')",)
+
+
+def test_two_classes_in_one_folder_are_refused(tmp_path: Path) -> None:
+    two_classes(tmp_path / "set", "", 4)
+    (tmp_path / "set" / "ruby").symlink_to("red")
+    with pytest.raises(UsageError, match=r"set/ruby: is a link to the folder of class 'red', so its pictures would count for both; remove the link"):
+        folder.scan(tmp_path / "set")
+    (tmp_path / "set" / "ruby").rename(tmp_path / "set" / "apple")
+    with pytest.raises(UsageError, match=r"set/apple: is a link to the folder of class 'red'"):
+        folder.scan(tmp_path / "set")
+    (tmp_path / "set" / "apple").unlink()
+    (tmp_path / "set" / "apple").mkdir()
+    (tmp_path / "set" / "apple" / "loop").symlink_to("../red")
+    with pytest.raises(UsageError, match=r"of class 'apple' beside apple/loop, which leads to class 'red'; add some"):
+        folder.scan(tmp_path / "set")
+
+
+def test_the_same_file_in_two_classes_is_said(tmp_path: Path) -> None:
+    two_classes(tmp_path / "set", "train", 12)
+    two_classes(tmp_path / "set", "test", 3, seed=500)
+    for name in ("blue", "red"):
+        (tmp_path / "set/train" / name / "empty.png").write_bytes(b"")  # not read, and so in no class
+    alone, _ = prepared(tmp_path / "set", tmp_path / "one", max_unreadable=0.1)
+    assert not any("in two classes" in said for said in alone.warnings) and not any("also in the test part" in said for said in alone.warnings)
+    (tmp_path / "set/train/red/copy.png").write_bytes((tmp_path / "set/train/blue/3.png").read_bytes())
+    made, _ = prepared(tmp_path / "set", tmp_path / "two", max_unreadable=0.1)
+    assert "1 picture lies in two classes with the same bytes (first: train/blue/3.png and train/red/copy.png)" in made.warnings
+    (tmp_path / "set/test/red/copy.png").write_bytes((tmp_path / "set/train/blue/4.png").read_bytes())
+    made, _ = prepared(tmp_path / "set", tmp_path / "three", max_unreadable=0.1)
+    assert "2 pictures lie in two classes with the same bytes (first: train/blue/3.png and train/red/copy.png)" in made.warnings
 
 
 def test_limits_are_stratified(tmp_path: Path) -> None:

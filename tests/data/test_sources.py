@@ -89,11 +89,21 @@ def test_npz_grey_is_repeated_and_another_size_resized(tmp_path: Path) -> None:
 
 def test_npz_leak_is_told(tmp_path: Path) -> None:
     given = arrays()
-    given["test_images"][:2] = given["train_images"][5]
+    given["test_images"][[2, 5]] = given["train_images"][5]  # all of class c
     np.savez(tmp_path / "own.npz", **given)
     made, lines = prepare(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
     assert made.warnings == ("1 training picture is also in the test part (same pixels); kept in both, so test accuracy may be flattered",)
     assert len(product.load_labels(made.train_labels)) == 30 and not any("also" in line for line in lines)
+
+
+def test_npz_the_same_picture_in_two_classes_is_told(tmp_path: Path) -> None:
+    given = arrays()
+    given["train_images"][[4, 9]] = given["train_images"][2]  # of classes b, a and c
+    given["train_images"][6] = given["train_images"][3]  # both of class a
+    given["test_images"][1] = given["train_images"][0]
+    np.savez(tmp_path / "own.npz", **given)
+    made, _ = prepare(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
+    assert made.warnings[0] == "2 pictures lie in two classes with the same pixels (first: train_images[2] and train_images[4])"
 
 
 @pytest.mark.parametrize(
