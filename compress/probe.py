@@ -143,11 +143,12 @@ def _data(loaded: Loaded, base: Path) -> tuple[list[str], list[str]]:
     config = loaded.recipe.data
     try:
         sources.fingerprint(config, base)
+        notes = [f"data: {sentence}" for sentence in sources.foreseen(config, base)]
     except MissingError as error:
         return [], [f"{loaded.where('data')}: data: {error}"]
     except CompressError as error:
         raise UsageError(f"{loaded.where('data')}: data: {error}") from error
-    return _splits(loaded, base), []
+    return [*_splits(loaded, base), *notes], []
 
 
 def _splits(loaded: Loaded, base: Path) -> list[str]:

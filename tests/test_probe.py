@@ -51,6 +51,18 @@ def test_networks_are_counted_with_the_files_classes(tmp_path: Path, capsys: pyt
     assert code == 0 and said.count("(2 classes)") == 2 and said.splitlines()[-1].endswith("recipe.yaml: ok")
 
 
+def test_what_a_run_will_warn_of_is_said_as_far_as_no_picture_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    photos(tmp_path / "photos", classes=3, each=5)
+    (tmp_path / "photos" / "class0" / "loop").symlink_to("../class1")
+    code, said = check(tmp_path, capsys, "folder", "photos")
+    assert code == 0 and "note: data: 1 link leads to pictures of another class, where alone they count (first: class0/loop, to class 'class1')\n" in said
+    images, labels = np.zeros((4, 32, 32), np.uint8), np.array([0, 1, 0, 1])
+    arrays = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels * 0}
+    np.savez(tmp_path / "mine.npz", **arrays, class_names=np.array(["a", "b"]))
+    code, said = check(tmp_path, capsys, "npz", "mine.npz")
+    assert code == 0 and "note: data: class 'b' has no test pictures\n" in said
+
+
 def test_what_is_not_there_yet_is_counted_in_the_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     code, said = check(tmp_path, capsys, "folder", "photos", weights="teacher.pt")
     assert code == 0 and "networks are counted with 10 classes until the data is listed" in said

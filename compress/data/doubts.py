@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 
 def many(count: int, what: str) -> str:
     """`1 picture`, `1,200 pictures`."""
@@ -27,3 +29,16 @@ def twins(pictures: Iterable[tuple[str, int, object]], what: str) -> list[str]:
         return []
     shown = next(iter(pairs.values()))
     return [f"{many(len(pairs), 'picture')} {'lies' if len(pairs) == 1 else 'lie'} in two classes with the same {what} (first: {shown})"]
+
+
+def absent(classes: tuple[str, ...], train: np.ndarray, test: np.ndarray) -> list[str]:
+    """Sentences on classes without pictures in a part; labels int64 (N,) of both. Validation has pictures of each class that training has."""
+    said = []
+    for parts, labels in (("training or validation", train), ("test", test)):
+        counts = np.bincount(labels, minlength=len(classes))
+        gone = [repr(name) for name, count in zip(classes, counts, strict=True) if not count]
+        if len(gone) == 1:
+            said.append(f"class {gone[0]} has no {parts} pictures")
+        elif gone:
+            said.append(f"{len(gone)} classes have no {parts} pictures: {', '.join(gone[:3])}{', ...' if gone[3:] else ''}")
+    return said

@@ -102,16 +102,15 @@ def _header(path: Path, key: str, stored: Mapping[str, np.ndarray]) -> tuple[np.
     return dtype, shape
 
 
-def inspect(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Training labels int64 (N,) and class names of a file that `load` will take, without reading its pictures. Raises what `load` raises."""
+def inspect(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """train_labels and test_labels int64 (N,), and class names of a file that `load` will take, without reading its pictures. Raises what `load` raises."""
     with _plain(path) as stored:
         counts = {}
         for part in ("train", "test"):
             dtype, shape = _header(path, f"{part}_images", stored)
             _require_pictures(path, f"{part}_images", dtype, shape)
             counts[part] = shape[0]
-        labels, classes = _labelled(path, stored, counts)
-        return labels["train_labels"], classes
+        return _labelled(path, stored, counts)
 
 
 def load(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:

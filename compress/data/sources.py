@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def prepare(config: schema.Data, work: Path, *, base: Path, report: Report) -> P
     work.mkdir(parents=True, exist_ok=True)
     if config.source in streamed.SOURCES:
         return _prepare_streamed(config, work, base, report)
-    written = _prepare_folder(config, work, base, report) if config.source == "folder" else _prepare_arrays(config, work, base, report)
+    written = _judged(_prepare_folder(config, work, base, report) if config.source == "folder" else _prepare_arrays(config, work, base, report))
     return Prepared(
         source=config.source,
         image_size=config.side,
@@ -94,10 +95,17 @@ def prepare(config: schema.Data, work: Path, *, base: Path, report: Report) -> P
     )
 
 
+def _judged(written: Written) -> Written:
+    """The same, with a warning of classes that a part has no pictures of."""
+    absent = doubts.absent(written.classes, np.load(written.train_labels.path), np.load(written.test_labels.path))
+    return replace(written, warnings=(*written.warnings, *absent))
+
+
 def _prepare_streamed(config: schema.Data, work: Path, base: Path, report: Report) -> Prepared:
     """Sets that are too large to decode at once."""
     root, size = located(config, base), config.side
     written, listing = streamed.prepare(config, root, work, image_size=size, test_stream=TEST_STREAM, report=report)
+    written = _judged(written)
     known = Normalization(config.normalize.mean, config.normalize.std) if config.normalize else streamed.named_normalization(config.source)
     if known is None:
         known = measured_normalization(streamed.normalization_pictures(listing, np.load(written.train_labels.path)))
@@ -268,7 +276,7 @@ def training_labels(config: schema.Data, base: Path) -> np.ndarray | None:
     raises for labels and splits.
     """
     if config.source == "npz":
-        labels, _ = npz.inspect(located(config, base))
+        labels = npz.inspect(located(config, base))[0]["train_labels"]
     elif config.source == "folder":
         labels = folder.left_for_training(folder.scan(located(config, base)), config.test)
     elif config.source == "fashion":
@@ -276,3 +284,13 @@ def training_labels(config: schema.Data, base: Path) -> np.ndarray | None:
     else:
         return None
     return labels if config.limit_train is None else labels[stratified(labels, config.limit_train, config.split_seed)]
+
+
+def foreseen(config: schema.Data, base: Path) -> list[str]:
+    """The warnings of `prepare` that reading no picture tells. Raises what `prepare` raises for files and labels."""
+    if config.source == "folder":
+        return folder.describe(folder.scan(located(config, base)))
+    if config.source == "npz":
+        labels, classes = npz.inspect(located(config, base))
+        return doubts.absent(classes, labels["train_labels"], labels["test_labels"])
+    return []
