@@ -9,6 +9,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,12 +34,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a root holds. `test` is None where a test part must be carved from `train`; `ignored` counts files that are no pictures."""
+    """What a root holds. `test` is None where a test part must be carved from `train`; `ignored`: other visible files, by class."""
 
     classes: tuple[str, ...]
     train: tuple[Picture, ...]
     test: tuple[Picture, ...] | None
-    ignored: int
+    ignored: tuple[str, ...]
     unused: tuple[str, ...] = ()  # sub-folders that were left out, such as val beside test
     strayed: tuple[tuple[str, str], ...] = ()  # (path, class): folders within one class that lead to another's, where alone they count
 
@@ -64,7 +65,7 @@ class _Walk:
     tops: dict[str, str]
     entered: dict[str, str] = field(default_factory=dict)
     pictures: list[Picture] = field(default_factory=list)
-    ignored: int = 0
+    ignored: list[str] = field(default_factory=list)
     strayed: list[tuple[str, str]] = field(default_factory=list)
 
     def owner(self, real: str) -> str | None:
@@ -75,7 +76,7 @@ class _Walk:
 
 def _files(walk: _Walk, folder: str, name: str) -> list[str]:
     """Sorted picture paths relative to the root below the folder of class `name`, at any depth; no folder is entered twice."""
-    found = []
+    found: list[str] = []
     above = {os.path.realpath(place) for place in (walk.root / folder).absolute().parents}  # a link to one of them would count every picture again
     for place, below, names in os.walk(walk.root / folder, followlinks=True):
         real, relative = os.path.realpath(place), Path(place).relative_to(walk.root).as_posix()
@@ -87,10 +88,18 @@ def _files(walk: _Walk, folder: str, name: str) -> list[str]:
             continue
         walk.entered[real] = name
         below[:] = sorted(one for one in below if not one.startswith("."))
-        pictures = [one for one in names if not one.startswith(".") and one.lower().endswith(SUFFIXES) and _may_be_read(os.path.join(place, one))]
-        found += [f"{relative}/{one}" for one in pictures]
-        walk.ignored += len(names) - len(pictures)
+        for one in sorted(name for name in names if not name.startswith(".")):
+            is_picture = one.lower().endswith(SUFFIXES) and _may_be_read(os.path.join(place, one))
+            (found if is_picture else walk.ignored).append(f"{relative}/{one}")
     return sorted(found)
+
+
+def _kinds(paths: Sequence[str]) -> str:
+    """`4 .heic, 1 .txt (first: cat/a.heic)`: files that are no pictures by their suffix, the commonest first."""
+    named = {path: Path(path).suffix.lower() or "without a suffix" for path in paths}
+    kinds = Counter("pipe or device" if kind in SUFFIXES else kind for kind in named.values()).most_common()
+    first = next((path for path, kind in named.items() if kind == kinds[0][0]), paths[0])
+    return f"{', '.join(f'{count:,} {kind}' for kind, count in kinds[:5])}{', ...' if kinds[5:] else ''} (first: {first})"
 
 
 def _part(root: Path, prefix: str, classes: list[str]) -> _Walk:
@@ -105,7 +114,9 @@ def _part(root: Path, prefix: str, classes: list[str]) -> _Walk:
     for label, name in enumerate(classes):
         paths = _files(walk, f"{prefix}{name}", name)
         if not paths:
-            beside = next((f" beside {path}, which leads to class {other!r}" for path, other in walk.strayed if path.startswith(f"{prefix}{name}/")), "")
+            others = [path for path in walk.ignored if path.startswith(f"{prefix}{name}/")]
+            beside = f" beside {_kinds(others)}" if others else ""
+            beside += next((f" beside {path}, which leads to class {other!r}" for path, other in walk.strayed if path.startswith(f"{prefix}{name}/")), "")
             raise UsageError(f"{root / prefix / name}: no pictures ({', '.join(SUFFIXES)}) of class {name!r}{beside}; add some, or remove the folder")
         walk.pictures += [Picture(path, label) for path in paths]
     return walk
@@ -145,11 +156,11 @@ def scan(root: Path) -> Layout:
     present = [name for name in TEST_NAMES if split and name in folders]
     unused = tuple(name for name in folders if split and name != "train" and name not in present[:1])
     if not present:
-        return Layout(tuple(classes), tuple(train.pictures), None, train.ignored, unused, tuple(train.strayed))
+        return Layout(tuple(classes), tuple(train.pictures), None, tuple(train.ignored), unused, tuple(train.strayed))
     compare_classes(root, present[0], classes)
     test = _part(root, f"{present[0]}/", classes)
-    strayed = (*train.strayed, *test.strayed)
-    return Layout(tuple(classes), tuple(train.pictures), tuple(test.pictures), train.ignored + test.ignored, unused, strayed)
+    ignored, strayed = (*train.ignored, *test.ignored), (*train.strayed, *test.strayed)
+    return Layout(tuple(classes), tuple(train.pictures), tuple(test.pictures), ignored, unused, strayed)
 
 
 def compare_classes(root: Path, part: str, classes: list[str]) -> None:
@@ -266,8 +277,8 @@ def describe(layout: Layout) -> list[str]:
     """Sentences on what was left out, and on a class with few pictures."""
     said = []
     if layout.ignored:
-        what = "1 file is no picture" if layout.ignored == 1 else f"{layout.ignored} files are no pictures"
-        said.append(f"{what} ({', '.join(SUFFIXES)}) or hidden; left out")
+        what = "file is no picture" if len(layout.ignored) == 1 else "files are no pictures"
+        said.append(f"{len(layout.ignored):,} {what} ({', '.join(SUFFIXES)}), left out: {_kinds(layout.ignored)}")
     if layout.strayed:
         count, (path, other) = len(layout.strayed), layout.strayed[0]
         leads = f"{doubts.many(count, 'link')} {'leads' if count == 1 else 'lead'} to pictures of another class"

@@ -217,14 +217,15 @@ def test_copies_of_a_picture_stay_on_one_side_of_a_carved_split(tmp_path: Path) 
 def test_other_files_are_ignored_and_counted(tmp_path: Path) -> None:
     two_classes(tmp_path / "set", "train", 2)
     two_classes(tmp_path / "set", "test", 1, seed=50)
-    for name in ("notes.txt", ".DS_Store", "._0.png"):
+    for name in ("notes.txt", "b.heic", "A.HEIC", "Makefile", ".DS_Store", "._0.png"):
         (tmp_path / "set/train/red" / name).write_text("x", encoding="utf-8")
     save(tmp_path / "set/train/red/deeper/more.png", RED, 77)
     save(tmp_path / "set/val/red/unused.png", RED, 78)
     (tmp_path / "set/.hidden").mkdir()
     made, _ = prepared(tmp_path / "set", tmp_path / "work")
     assert np.bincount(load_labels(made.train_labels)).tolist() == [2, 3]
-    assert made.warnings[0].startswith("3 files are no pictures") and "sub-folders not used: val" in made.warnings
+    found = "2 .heic, 1 without a suffix, 1 .txt (first: train/red/A.HEIC)"
+    assert made.warnings[0] == f"4 files are no pictures (.jpg, .jpeg, .png, .webp, .bmp), left out: {found}" and "sub-folders not used: val" in made.warnings
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
@@ -245,7 +246,7 @@ def test_links_and_pipes_among_the_pictures(tmp_path: Path) -> None:
     made, _ = prepared(tmp_path / "set", tmp_path / "work", max_unreadable=0.1)
     assert load_labels(made.train_labels).tolist() == [0] * 30 + [1] * 31
     assert [one.path for one in made.unreadable] == ["train/red/gone.jpg"]
-    assert "1 file is no picture (.jpg, .jpeg, .png, .webp, .bmp) or hidden; left out" in made.warnings
+    assert "1 file is no picture (.jpg, .jpeg, .png, .webp, .bmp), left out: 1 pipe or device (first: train/red/pipe.jpg)" in made.warnings
 
 
 def test_a_link_into_another_classs_folder_is_not_followed(tmp_path: Path) -> None:
@@ -311,7 +312,7 @@ def test_limits_are_stratified(tmp_path: Path) -> None:
         ([], MissingError, r"is not a folder; .*: compress run RECIPE --set data\.root=FOLDER$"),
         (["red/0.png"], UsageError, "1 class sub-folder, but a classifier needs at least two"),
         (["loose.png"], UsageError, "0 class sub-folders, but a classifier needs at least two"),
-        (["red/0.png", "blue/notes.txt"], UsageError, r"no pictures \(.jpg, .*\) of class 'blue'"),
+        (["red/0.png", "blue/1.heic"], UsageError, r"no pictures \(.jpg, .*\) of class 'blue' beside 1 .heic \(first: blue/1.heic\); add some"),
         (["train/red/0.png", "train/blue/1.png", "test/red/2.png"], UsageError, "no sub-folder for class 'blue'"),
         (
             ["train/red/0.png", "train/blue/1.png", "test/red/2.png", "test/blue/3.png", "test/green/4.png"],
