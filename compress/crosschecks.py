@@ -197,6 +197,10 @@ def _train_mistakes(train: Train, epochs: int) -> Iterator[tuple[Keys, str]]:
 
 def remarks(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     """What is allowed and probably not meant."""
+    if recipe.data.workers is not None and recipe.data.source not in ("imagenet", "webdataset"):
+        yield ("data", "workers"), f"data.workers is not read: pictures of {recipe.data.source} are decoded once, before training"
+    if recipe.data.download and recipe.data.source not in ("cifar10", "cifar100"):
+        yield ("data", "download"), f"data.download is not read: there is nothing to download for source {recipe.data.source}"
     for keys, item in _networks(recipe):
         wide, size = f"torchvision/{item.model}", (item.image_size if isinstance(item, Candidate) else None) or recipe.data.side
         file = (item.onnx or (item.weights if item.weights.endswith(catalog.CHECKPOINT_SUFFIXES) else "")) if isinstance(item, Candidate) else ""

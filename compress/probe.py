@@ -36,7 +36,8 @@ def check(loaded: Loaded) -> tuple[list[str], list[str]]:
 
 
 def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], list[str]]:
-    size, known = settings.data.image_size or 32, sources.count_classes(settings.data, base)
+    size, names = settings.data.image_size or 32, sources.class_names(settings.data, base)
+    known = len(names) if names else KNOWN_CLASSES.get(settings.data.source)
     classes = known or ASSUMED_CLASSES
     larger = compatible.check(loaded, settings, classes=classes, image_size=size)  # before what takes seconds: a network of one's own is exported
     named = [(place, one) for place, one in compatible.places(settings) if not (isinstance(one, Candidate) and one.onnx)]
@@ -53,7 +54,7 @@ def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], lis
     absent = [(place, path) for place, path in [*((place, one.onnx) for place, one in files), *weights] if not _is_there(path, base)]
     for place, one in named:
         _checkpoint(loaded, place, one, base, classes, known is not None)
-    more, missing = _data(loaded, base)
+    more, missing = _data(loaded, base, names or ())
     return notes + more, [f"{loaded.where(place)}: {place}: {path} is not there yet" for place, path in absent] + missing
 
 
@@ -138,7 +139,7 @@ def _own(title: str, one: Candidate | Choice, classes: int, size: int) -> str:
     )
 
 
-def _data(loaded: Loaded, base: Path) -> tuple[list[str], list[str]]:
+def _data(loaded: Loaded, base: Path, names: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """(notes, what is not there) of the data. Raises UsageError where it is not laid out as it must be."""
     config = loaded.recipe.data
     try:
@@ -148,17 +149,17 @@ def _data(loaded: Loaded, base: Path) -> tuple[list[str], list[str]]:
         return [], [f"{loaded.where('data')}: data: {error}"]
     except CompressError as error:
         raise UsageError(f"{loaded.where('data')}: data: {error}") from error
-    return [*_splits(loaded, base), *notes], []
+    return [*_splits(loaded, base, names), *notes], []
 
 
-def _splits(loaded: Loaded, base: Path) -> list[str]:
+def _splits(loaded: Loaded, base: Path, names: tuple[str, ...]) -> list[str]:
     """Notes on how many pictures there are for what. Raises UsageError where they cannot be shared out as the recipe wants."""
     config = loaded.recipe.data
     try:
         labels = sources.training_labels(config, base)
         if labels is None:
             return []
-        trained, _ = carve(labels, config.validation, config.split_seed)
+        trained, _ = carve(labels, config.validation, config.split_seed, names)
     except CompressError as error:
         raise UsageError(f"{loaded.where('data')}: data: {str(error).removeprefix('data: ')}") from error
     notes = [f"data: {len(labels):,} training pictures"]

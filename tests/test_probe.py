@@ -44,6 +44,18 @@ def test_networks_are_counted_with_the_folders_classes(tmp_path: Path, capsys: p
     assert said.splitlines()[-1].endswith("recipe.yaml: ok")
 
 
+def test_networks_are_counted_with_the_shards_named_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "classes.txt").write_text("a\nb\n\nc\n")
+    for part in ("train", "val"):
+        (tmp_path / "shards" / f"{part}-0.tar").write_bytes(bytes(10240))  # none is opened
+    code, said = check(tmp_path, capsys, "webdataset", "shards")
+    assert code == 0 and said.count("(3 classes)") == 2 and "until the data is listed" not in said
+    (tmp_path / "shards" / "classes.txt").write_bytes("a\né\n".encode("latin-1"))
+    code, said = check(tmp_path, capsys, "webdataset", "shards")
+    assert code == 2 and "classes.txt: is no UTF-8 text (invalid continuation byte at byte 2); write one name a line" in said
+
+
 def test_networks_are_counted_with_the_files_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     images, labels = np.zeros((4, 32, 32), np.uint8), np.array([0, 1, 0, 1])
     np.savez(tmp_path / "mine.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels, class_names=np.array(["a", "b"]))
@@ -95,7 +107,7 @@ def test_embedded_weights_that_do_not_exist_are_said(tmp_path: Path, capsys: pyt
 def test_pictures_that_cannot_be_shared_out_are_said_and_what_is_taken_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     recipe = "data: {{source: fashion, {keys}}}\nteacher: {{candidates: [{{model: resnet8x4, weights: embedded}}]}}\nstudent: {{model: resnet8}}\n"
     for keys, code, expected in (
-        ("limit_train: 3", 2, "has a single training picture"),
+        ("limit_train: 3", 2, "class 'T-shirt/top' has a single training picture"),
         ("validation: 6999", 2, "data.validation: 6999 of 7000 training pictures cannot hold every one of 10 classes in both parts"),
         ("limit_train: 500, calibration: 600", 0, "data.calibration: 600 pictures are asked for; all 450 that are trained on are taken"),
         ("limit_train: 500", 0, "data: 500 training pictures"),

@@ -341,6 +341,21 @@ def test_a_network_for_small_pictures_at_a_large_size_is_remarked(tmp_path: Path
     assert recipe.load(path, ["data.image_size=64"]).notices == ()
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("folder, root: x", ("workers is not read: pictures of folder are decoded once", "download is not read: there is nothing to download")),
+        ("imagenet, root: x", ("download is not read",)),
+        ("cifar10", ("workers is not read",)),
+    ],
+)
+def test_a_key_that_the_source_does_not_read_is_remarked(tmp_path: Path, source: str, said: tuple[str, ...]) -> None:
+    path = write(tmp_path, GOOD.replace("fashion", f"{source}, image_size: 64, workers: 2, download: true"))
+    found = [notice for notice in recipe.load(path).notices if "is not read" in notice]
+    assert len(found) == len(said), found
+    assert all(notice.startswith(f"{path}:1:") and f": data.{one}" in notice for one, notice in zip(said, found, strict=True)), found
+
+
 def test_overrides_reach_sections_lists_and_whole_values(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     flags = [

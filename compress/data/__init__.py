@@ -54,7 +54,7 @@ def training_arrays(data: TrainingData) -> tuple[np.ndarray | Listing, np.ndarra
     """
     files, labels = listing(data), load_labels(data.labels)
     images = load_images(data.images) if files is None else files
-    train_index, validation_index = carve(labels, data.validation, data.split_seed)
+    train_index, validation_index = carve(labels, data.validation, data.split_seed, data.classes)
     return images, labels, train_index, validation_index
 
 

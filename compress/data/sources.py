@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from compress import schema
-from compress.data import cifar, doubts, fashion, folder, npy, npz, streamed
+from compress.data import cifar, doubts, fashion, folder, npy, npz, streamed, webdataset
 from compress.data.listing import with_margin
 from compress.data.splits import stratified
 from compress.data.written import Written
@@ -254,17 +254,19 @@ def measured_normalization(images: np.ndarray) -> Normalization:
     return Normalization((red, green, blue), (spread[0], spread[1], spread[2]))
 
 
-def count_classes(config: schema.Data, base: Path) -> int | None:
-    """How many classes the source has; None where it is not there, is not laid out as it must be, or only reading all of it would tell."""
-    if config.source in schema.KNOWN_CLASSES:
-        return schema.KNOWN_CLASSES[config.source]
+def class_names(config: schema.Data, base: Path) -> tuple[str, ...] | None:
+    """The source's classes; None where it is not there, is not laid out as it must be, or only reading all of it would tell."""
+    if config.source == "fashion":
+        return fashion.CLASSES
     try:
         root = located(config, base)
         if config.source == "npz":
-            return len(npz.inspect(root)[1])
+            return npz.inspect(root)[1]
         if config.source == "folder":
-            return len(folder.scan(root).classes)
-        return len(folder.subfolders(root / "train")) if config.source == "imagenet" and (root / "train").is_dir() else None
+            return folder.scan(root).classes
+        if config.source == "webdataset":
+            return webdataset.named(root) or None
+        return tuple(folder.subfolders(root / "train")) if config.source == "imagenet" and (root / "train").is_dir() else None
     except CompressError:  # `fingerprint` says what is wrong
         return None
 

@@ -6,6 +6,8 @@ changes, and does not promise that of `Generator.permutation`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from compress.errors import UsageError
@@ -55,10 +57,11 @@ def stratified(labels: np.ndarray, count: int, seed: int, stream: int = 0) -> np
     return _drawn(labels, allocate(sizes, count), classes, seed, stream)
 
 
-def carve(labels: np.ndarray, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def carve(labels: np.ndarray, validation: float, seed: int, names: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray]:
     """Split training positions into (train, validation): sorted int64, disjoint, every class in both.
 
     `validation` is a share below 1 or a number of pictures. The share is met to the picture, unless a class would then be in one part only.
+    `names`: of the classes, where they are known, for what is refused.
 
     Raises UsageError where a class has one picture only, or `validation` leaves a class without pictures in either part.
     """
@@ -67,8 +70,9 @@ def carve(labels: np.ndarray, validation: float, seed: int) -> tuple[np.ndarray,
     if len(classes) == 0:
         raise UsageError("data: there are no training pictures to carve a validation part from; add pictures or raise data.limit_train")
     if sizes.min() < 2:
+        alone = int(classes[sizes.argmin()])
         raise UsageError(
-            f"data: class {int(classes[sizes.argmin()])} has a single training picture, but one is needed for training and one "
+            f"data: class {repr(names[alone]) if names else alone} has a single training picture, but one is needed for training and one "
             f"for validation; "
             "add pictures of it, or raise data.limit_train"
         )

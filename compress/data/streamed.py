@@ -27,8 +27,7 @@ def stamp(source: str, root: Path) -> object:
     """
     if source == "imagenet":
         return imagenet.scan(root).stamp
-    named = root / "classes.txt"
-    return [webdataset.stamp(root), named.read_text(encoding="utf-8") if named.is_file() else None]
+    return [webdataset.stamp(root), webdataset.classes_file(root)]
 
 
 def prepare(config: schema.Data, root: Path, work: Path, *, image_size: int, test_stream: int, report: Report) -> tuple[Written, Listing]:

@@ -157,13 +157,27 @@ def _whole(path: Path, sample: _Sample | None) -> Iterator[_Sample]:
     yield sample
 
 
+def classes_file(root: Path) -> str | None:
+    """What root/classes.txt holds; None where there is no such file. Raises UsageError where it is no text."""
+    path = root / "classes.txt"
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is no UTF-8 text ({error.reason} at byte {error.start}); write one name a line") from error
+
+
+def named(root: Path) -> tuple[str, ...]:
+    """The names in root/classes.txt; none where there is no such file. Raises UsageError where it is no text."""
+    return tuple(line.strip() for line in (classes_file(root) or "").splitlines() if line.strip())
+
+
 def class_names(root: Path, train: Part, test: Part) -> tuple[str, ...]:
     """classes.txt, else the numbers as names. Raises UsageError where a number has no name or no training picture."""
     count = int(max(train.labels.max(initial=-1), test.labels.max(initial=-1))) + 1
-    named = root / "classes.txt"
-    names = tuple(line.strip() for line in named.read_text(encoding="utf-8").splitlines() if line.strip()) if named.is_file() else ()
+    names = named(root)
     if names and len(names) < count:
-        raise UsageError(f"{named}: {len(names)} names, but the shards have classes up to number {count - 1}; one line for each class, from 0 on")
+        path = root / "classes.txt"
+        raise UsageError(f"{path}: {len(names)} names, but the shards have classes up to number {count - 1}; one line for each class, from 0 on")
     names = names or tuple(str(number) for number in range(count))
     absent = sorted(set(range(len(names))) - set(train.labels.tolist()))
     if absent or len(names) < 2:

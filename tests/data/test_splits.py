@@ -53,6 +53,11 @@ def test_carve_says_what_is_impossible(labels: list[int], validation: float, sen
         splits.carve(np.array(labels, dtype=np.int64), validation, 0)
 
 
+def test_a_class_that_cannot_be_split_is_named() -> None:
+    with pytest.raises(UsageError, match="class 'cat' has a single training picture"):
+        splits.carve(np.array([0, 0, 2]), 0.5, 0, ("ant", "bee", "cat"))
+
+
 def test_calibration_never_touches_validation() -> None:
     train, held_out = splits.carve(LABELS, 0.2, 0)
     chosen = splits.calibration_index(LABELS, train, 40, 0)
