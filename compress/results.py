@@ -30,7 +30,7 @@ class Prepared:
     """A data set, decoded once. Images are `.npy` uint8 (N, S, S, 3) RGB, labels `.npy` int64 (N,).
 
     Of a set too large for that, `train_images` lists the files (see `data.listing`), `paths` names them, `root` is where they are.
-    `warnings`: sentences on what is probably wrong with the pictures, without paths of this machine.
+    `warnings`: sentences on what is probably wrong with the pictures, without paths of this machine; `cautions`: those that make accuracies doubtful.
 
     `store_size` S of the training pictures may exceed `image_size` (room for random crops); test pictures are (N, image_size, image_size, 3).
     """
@@ -48,6 +48,7 @@ class Prepared:
     root: Path | None = None
     paths: File | None = None
     warnings: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ class Workflow:
         root = settings.data.root
         self.root = (self.base / Path(root).expanduser()).resolve() if root else None
         self.prepared, self.training = self._prepared()
-        self.doubts = self._warned([f"data: {sentence}" for sentence in self.prepared.warnings])  # in every run, whether or not the data was reused
+        # in every run, whether or not the data was reused
+        self.cautions, self.doubts = (self._warned([f"data: {text}" for text in said]) for said in (self.prepared.cautions, self.prepared.warnings))
 
     def evidence(self, started: str) -> Evidence | None:
         """Run everything up to the report; None where `--until` ends it."""
@@ -100,7 +101,7 @@ class Workflow:
             environment={**here, "torch": written_by["torch"], "onnx": written_by["onnx"], "compress": __version__, "device": store.device},
             command=self.loaded.command,
             started=started,
-            cautions=tuple(guesses),
+            cautions=(*guesses, *self.cautions),
             notices=(*self.doubts, *self.loaded.notices, *self.networks.notices()),
             where=places(self.loaded),
             plan=planned,

@@ -42,18 +42,18 @@ def test_a_warning_is_said_when_the_data_is_reused_too(leaking: Path, tmp_path: 
     for reused in ([], ["data"]):
         store = Store(tmp_path / "artifacts", "cpu", Console(quiet=True))
         work = Workflow(loaded, recipe.resolve(loaded.recipe), store, None)
-        assert store.reused == reused and work.doubts == [LEAK]
+        assert store.reused == reused and work.cautions == [LEAK]
         assert capsys.readouterr().err == f"warning: {LEAK}\n"
-    assert str(tmp_path) not in " ".join(work.doubts)
+    assert str(tmp_path) not in " ".join(work.cautions)
 
 
 def test_a_record_from_before_there_were_warnings_loads(leaking: Path, tmp_path: Path):
     loaded = recipe.load(leaking)
     prepared = Workflow(loaded, recipe.resolve(loaded.recipe), Store(tmp_path / "artifacts", "cpu", Console(quiet=True)), None).prepared
     record = json.loads(json.dumps(to_json(prepared)))
-    assert from_json(Prepared, record).warnings == prepared.warnings != ()
-    del record["warnings"]
-    assert from_json(Prepared, record).warnings == ()
+    assert from_json(Prepared, record).cautions == prepared.cautions != ()
+    del record["warnings"], record["cautions"]
+    assert from_json(Prepared, record).cautions == from_json(Prepared, record).warnings == ()
 
 
 @pytest.mark.slow
@@ -62,5 +62,6 @@ def test_a_warning_is_in_the_report_of_every_run(leaking: Path, tmp_path: Path, 
         assert cli.main(["run", str(leaking), "--artifacts", str(tmp_path / "artifacts"), "-q"]) == 0
         assert f"warning: {LEAK}\n" in capsys.readouterr().err
         folder = tmp_path / "artifacts" / "runs" / "r" / "latest"
-        assert LEAK in json.loads((folder / "report.json").read_text())["warnings"]
+        report = json.loads((folder / "report.json").read_text())
+        assert LEAK in report["cautions"] and LEAK in report["warnings"]
         assert "training pictures are also in the test part" in (folder / "report.html").read_text()

@@ -243,8 +243,9 @@ def _chosen_for_test(labels: np.ndarray, test: float, hashes: list[str], seed: i
     return chosen
 
 
-def parts(root: Path, layout: Layout, test: float, seed: int) -> tuple[list[Picture], list[Picture], list[str]]:
-    """(train, test, warnings): a carved test part follows the files' content, not their names, and no content is in both parts.
+def parts(root: Path, layout: Layout, test: float, seed: int) -> tuple[list[Picture], list[Picture], list[str], list[str]]:
+    """(train, test, sentences on pictures in two classes, on pictures of both parts): a carved test part follows the files' content, not their names,
+    and no content is in both parts.
 
     Raises UsageError where a class is too small to be in both.
     """
@@ -269,8 +270,8 @@ def parts(root: Path, layout: Layout, test: float, seed: int) -> tuple[list[Pict
             f"different pictures"
         )
     every = zip((*layout.train, *(layout.test or ())), [*hashes, *tested], strict=True)
-    said = doubts.twins(((picture.path, picture.label, digest) for picture, digest in every), "bytes")
-    return train, test_part, [*said, *([doubts.leaked(sum(leaked), "bytes", "left out of training")] if any(leaked) else [])]
+    twins = doubts.twins(((picture.path, picture.label, digest) for picture, digest in every), "bytes")
+    return train, test_part, twins, [doubts.leaked(sum(leaked), "bytes", "left out of training")] if any(leaked) else []
 
 
 def describe(layout: Layout) -> list[str]:

@@ -78,7 +78,7 @@ def fingerprint(config: schema.Data, root_base: Path) -> str:
 def prepare(config: schema.Data, work: Path, *, base: Path, report: Report) -> Prepared:
     """Decode the source into `work`: train_images.npy, train_labels.npy, test_images.npy, test_labels.npy.
 
-    `base` is the recipe's folder; `report` gets one line of progress at a time; what is probably wrong is in the result's `warnings`.
+    `base` is the recipe's folder; `report` gets one line of progress at a time; what is probably wrong is in the result's `warnings` and `cautions`.
     Raises MissingError for absent data, UsageError for a source that is not laid out as it must be, StageError for too many unreadable
     pictures.
     """
@@ -96,9 +96,9 @@ def prepare(config: schema.Data, work: Path, *, base: Path, report: Report) -> P
 
 
 def _judged(written: Written) -> Written:
-    """The same, with a warning of classes that a part has no pictures of."""
+    """The same, with a caution of classes that a part has no pictures of."""
     absent = doubts.absent(written.classes, np.load(written.train_labels.path), np.load(written.test_labels.path))
-    return replace(written, warnings=(*written.warnings, *absent))
+    return replace(written, cautions=(*written.cautions, *absent))
 
 
 def _prepare_streamed(config: schema.Data, work: Path, base: Path, report: Report) -> Prepared:
@@ -114,13 +114,13 @@ def _prepare_streamed(config: schema.Data, work: Path, base: Path, report: Repor
 
 def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report) -> Written:
     """The sources that fit into memory as arrays."""
-    warnings: list[str] = []
+    cautions: list[str] = []
     if config.source == "fashion":
         fashion.check_size(config.side)
         arrays, classes = fashion.load(), fashion.CLASSES
     elif config.source == "npz":
         arrays, classes = npz.load(located(config, base))
-        warnings = _alike(arrays)
+        cautions = _alike(arrays)
     else:
         arrays, classes = cifar.load(config.source, located(config, base), config.download)
     files: dict[str, File] = {}
@@ -136,7 +136,7 @@ def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report)
         files[f"{part}_images"] = npy.write_rows(work / f"{part}_images.npy", blocks, (size, size, 3), np.uint8)
         files[f"{part}_labels"] = npy.write_array(work / f"{part}_labels.npy", labels)
         report(f"data: {len(labels):,} {part} pictures of {len(classes)} classes, {size}x{size}")
-    return Written(classes, **files, unreadable=(), warnings=tuple(warnings))
+    return Written(classes, **files, unreadable=(), warnings=(), cautions=tuple(cautions))
 
 
 def _resized(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -166,7 +166,7 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
     root = located(config, base)
     layout = folder.scan(root)
     warnings = folder.describe(layout)
-    train, test, leaked = folder.parts(root, layout, config.test, config.split_seed)
+    train, test, twins, leaked = folder.parts(root, layout, config.test, config.split_seed)
     chosen = {"train": train, "test": test}
     files: dict[str, File] = {}
     bad: list[Unreadable] = []
@@ -186,7 +186,7 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
         _check_left(root, pictures, labels, layout.classes, part)
         report(f"data: {len(labels):,} {part} pictures of {len(layout.classes)} classes, {crop}x{crop}")
     warnings += [*leaked, *_judge_unreadable(bad, total, config.max_unreadable)]
-    return Written(layout.classes, **files, unreadable=tuple(bad), warnings=tuple(warnings))
+    return Written(layout.classes, **files, unreadable=tuple(bad), warnings=tuple(warnings), cautions=tuple(twins))
 
 
 def _decoded(
@@ -289,7 +289,7 @@ def training_labels(config: schema.Data, base: Path) -> np.ndarray | None:
 
 
 def foreseen(config: schema.Data, base: Path) -> list[str]:
-    """The warnings of `prepare` that reading no picture tells. Raises what `prepare` raises for files and labels."""
+    """The warnings and cautions of `prepare` that reading no picture tells. Raises what `prepare` raises for files and labels."""
     if config.source == "folder":
         return folder.describe(folder.scan(located(config, base)))
     if config.source == "npz":

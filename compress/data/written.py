@@ -10,7 +10,7 @@ from compress.results import Unreadable
 
 @dataclass(frozen=True)
 class Written:
-    """Files and classes as in `Prepared`. `paths`: where the training pictures stay in their files. `warnings`: sentences."""
+    """Files and classes as in `Prepared`. `paths`: where the training pictures stay in their files. `warnings`, `cautions`: sentences."""
 
     classes: tuple[str, ...]
     train_images: File
@@ -20,3 +20,4 @@ class Written:
     unreadable: tuple[Unreadable, ...] = ()
     paths: File | None = None
     warnings: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()

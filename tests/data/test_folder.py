@@ -289,13 +289,13 @@ def test_the_same_file_in_two_classes_is_said(tmp_path: Path) -> None:
     for name in ("blue", "red"):
         (tmp_path / "set/train" / name / "empty.png").write_bytes(b"")  # not read, and so in no class
     alone, _ = prepared(tmp_path / "set", tmp_path / "one", max_unreadable=0.1)
-    assert not any("in two classes" in said for said in alone.warnings) and not any("also in the test part" in said for said in alone.warnings)
+    assert not any("in two classes" in said for said in alone.cautions) and not any("also in the test part" in said for said in alone.warnings)
     (tmp_path / "set/train/red/copy.png").write_bytes((tmp_path / "set/train/blue/3.png").read_bytes())
     made, _ = prepared(tmp_path / "set", tmp_path / "two", max_unreadable=0.1)
-    assert "1 picture lies in two classes with the same bytes (first: train/blue/3.png and train/red/copy.png)" in made.warnings
+    assert "1 picture lies in two classes with the same bytes (first: train/blue/3.png and train/red/copy.png)" in made.cautions
     (tmp_path / "set/test/red/copy.png").write_bytes((tmp_path / "set/train/blue/4.png").read_bytes())
     made, _ = prepared(tmp_path / "set", tmp_path / "three", max_unreadable=0.1)
-    assert "2 pictures lie in two classes with the same bytes (first: train/blue/3.png and train/red/copy.png)" in made.warnings
+    assert "2 pictures lie in two classes with the same bytes (first: train/blue/3.png and train/red/copy.png)" in made.cautions
 
 
 def test_limits_are_stratified(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_npz_leak_is_told(tmp_path: Path) -> None:
     given["test_images"][[2, 5]] = given["train_images"][5]  # all of class c
     np.savez(tmp_path / "own.npz", **given)
     made, lines = prepare(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
-    assert made.warnings == ("1 training picture is also in the test part (same pixels); kept in both, so test accuracy may be flattered",)
+    assert made.cautions == ("1 training picture is also in the test part (same pixels); kept in both, so test accuracy may be flattered",)
     assert len(product.load_labels(made.train_labels)) == 30 and not any("also" in line for line in lines)
 
 
@@ -103,7 +103,7 @@ def test_npz_the_same_picture_in_two_classes_is_told(tmp_path: Path) -> None:
     given["test_images"][1] = given["train_images"][0]
     np.savez(tmp_path / "own.npz", **given)
     made, _ = prepare(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
-    assert made.warnings[0] == "2 pictures lie in two classes with the same pixels (first: train_images[2] and train_images[4])"
+    assert made.cautions[0] == "2 pictures lie in two classes with the same pixels (first: train_images[2] and train_images[4])"
 
 
 def test_a_class_without_pictures_is_told(tmp_path: Path) -> None:
@@ -111,9 +111,9 @@ def test_a_class_without_pictures_is_told(tmp_path: Path) -> None:
     given["class_names"], given["test_labels"] = np.array(["a", "b", "c", "d"]), np.arange(9) % 2
     np.savez(tmp_path / "own.npz", **given)
     made, _ = prepare(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
-    assert made.warnings == ("class 'd' has no training or validation pictures", "2 classes have no test pictures: 'c', 'd'")
+    assert made.cautions == ("class 'd' has no training or validation pictures", "2 classes have no test pictures: 'c', 'd'")
     limited, _ = prepare(schema.Data(source="fashion", limit_train=20, limit_test=5), tmp_path / "limited")
-    assert limited.warnings == ("5 classes have no test pictures: 'Sandal', 'Shirt', 'Sneaker', ...",)
+    assert limited.cautions == ("5 classes have no test pictures: 'Sandal', 'Shirt', 'Sneaker', ...",)
 
 
 @pytest.mark.parametrize(
