@@ -19,6 +19,7 @@ from compress.records import sha256_of
 from compress.stages import report
 from compress.store import Store
 from compress.workflow import Workflow, places, versions
+from export.conditions import crowded
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,9 @@ def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, conso
     classes, size = (len(prepared.classes), prepared.image_size) if prepared else (10, settings.data.image_size or 32)
     for sentence in compatible.check(loaded, settings, classes=classes, image_size=size):
         console.notice(sentence)
+    narrow = None if settings.device.distant else crowded(settings.validate_.threads)
+    if narrow:
+        console.warn(narrow)
     store.console = Console(quiet=True)  # the table says what is done
     ground = plan.ground(settings, prepared, store, versions(), places(loaded), loaded.path.resolve().parent)
     content = plan.run(ground, neighbours=neighbours, report=console.line)

@@ -17,6 +17,7 @@ from compress.models.outline import outline
 from compress.models.taps import Tapped
 from compress.recipe import Loaded
 from compress.schema import KNOWN_CLASSES, Candidate, Choice, Recipe
+from export.conditions import crowded
 
 ASSUMED_CLASSES = 10  # where the data is not there yet
 FEW_PICTURES = 2000  # below this, training a student from scratch is a poor start
@@ -48,6 +49,9 @@ def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], lis
     if known is None:
         notes.append(f"networks are counted with {classes} classes until the data is listed")
     notes += larger
+    narrow = None if settings.device.distant else crowded(settings.validate_.threads)
+    if narrow:
+        notes.append(f"{loaded.where('validate.threads')}: {narrow}")
     if settings.student.choose is not None:
         notes.append(f"{loaded.where('student.choose')}: student.choose: picked by time on the device; see the choice with: compress plan {loaded.path}")
     weights = [(f"{place}.weights", one.weights) for place, one in named if Path(one.weights).suffix in catalog.CHECKPOINT_SUFFIXES]

@@ -17,6 +17,7 @@ import export.timings
 from compress.data import centre_crop, pictures
 from compress.errors import StageError
 from compress.records import File
+from export import conditions
 from export.rounds import DRIFT
 from export.timings import LatencyResult
 
@@ -92,7 +93,9 @@ def warnings(timed: LatencyResult, sustained: Mapping[str, Any] | None) -> tuple
     tries = f" in each of {timed.attempts} attempts" if timed.attempts > 1 else ""
     said = [f"{what}{tries}; ratios are from interleaved rounds and suffer less than times" for what in timed.disturbances]
     if timed.unfit is not None:
-        said.append(f"{timed.unfit}: times are too long, and ratios are doubtful, too; measure again on a quiet machine: --force validate")
+        crowded = conditions.crowded(next(iter(timed.models.values())).threads)
+        again = "" if crowded else "; measure again on a quiet machine: --force validate"
+        said.append(f"{timed.unfit}: times are too long, and ratios are doubtful, too{again}")
     if sustained is not None and sustained["ratio"] > 1 + DRIFT:
         said.append(str(sustained["sentence"]))
     return (*said, *timed.notes)

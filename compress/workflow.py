@@ -20,6 +20,7 @@ from compress.schema import Distill, Recipe, Schedule, Student, Train
 from compress.shipped import shipping
 from compress.stages import STAGES, data, distill, strip, teacher
 from compress.store import Store
+from export.conditions import crowded
 
 # convert, quantize and validate need onnx and onnxruntime: imported where they are used, so that `--until strip` runs without.
 
@@ -66,6 +67,8 @@ class Workflow:
 
         here, written_by = host(), versions()
         distant = settings.device.distant  # then it answers what `keep: faster` and `sustained_seconds` ask
+        narrow = None if distant else crowded(settings.validate_.threads)
+        guesses += self._warned([narrow] if narrow else [])
         measured = store.run(
             validate.run, settings.validate_.model_copy(update={"sustained_seconds": 0}) if distant else settings.validate_,
             models=models, samples=settings.device.samples, test=data.test(self.prepared), host=here, versions=written_by,

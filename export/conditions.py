@@ -33,6 +33,12 @@ def _allowed() -> List[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
+def crowded(threads: int) -> Optional[str]:
+    """What is wrong where more threads compute than there are cores for this process; None where there are enough."""
+    count = len(_allowed())
+    return None if threads <= count else f"{threads} threads on {count} core{'' if count == 1 else 's'} interrupt each other; lower validate.threads"
+
+
 def isa_of(machine: str, flags: str) -> str:
     """The instruction set that decides about int8: x86-vnni | x86-avx2 | x86 | arm64 | the machine's own name.
 

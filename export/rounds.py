@@ -45,11 +45,12 @@ def join(attempts: list[Attempt]) -> Attempt:
     )  # fmt: skip
 
 
-def uninterrupted(attempt: Attempt) -> tuple[Attempt, dict[str, int], str | None]:
+def uninterrupted(attempt: Attempt, crowded: str | None = None) -> tuple[Attempt, dict[str, int], str | None]:
     """(the attempt without runs that were interrupted, how many were left out by model, why they could not be).
 
     A long run is interrupted far more often than a short one, so ratios are wrong with them, in every round alike: a model of 3.4 ms seemed to take 7.5
     ms where one of 0.13 ms took its 0.13 (2 cores, four busy processes). A round in which a model has no other run is left out for all.
+    `crowded`: see `conditions.crowded`; then nobody can tell which runs others interrupted, and none is left out.
     """
     if attempt.interrupted is None:
         return attempt, {}, None
@@ -57,6 +58,8 @@ def uninterrupted(attempt: Attempt) -> tuple[Attempt, dict[str, int], str | None
     counts = {name: int(sum(part.sum() for part in flags[name])) for name in flags}
     if not any(counts.values()):
         return attempt, counts, None
+    if crowded:
+        return attempt, {}, crowded if attempt.contaminated else None
     rounds = [place for place in range(len(attempt.round_other_cores)) if not any(parts[place].all() for parts in flags.values())]
     if len(rounds) < max(min(LEAST_ROUNDS, len(attempt.round_other_cores)), LEAST_SHARE * len(attempt.round_other_cores)):
         if not attempt.contaminated:  # a slow model of several threads, whose switches are its own

@@ -104,6 +104,16 @@ def test_embedded_weights_that_do_not_exist_are_said(tmp_path: Path, capsys: pyt
     assert cli.main(["check", str(tmp_path / "r.yaml")]) == 2 and "no embedded weights for resnet56" in capsys.readouterr().err
 
 
+def test_more_threads_than_cores_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("export.conditions._allowed", lambda: [0, 1])
+    recipe = "data: {source: fashion}\nteacher: {candidates: [{model: resnet8}]}\nstudent: {model: resnet8}\nvalidate: {threads: 64}\n"
+    (tmp_path / "r.yaml").write_text(recipe)
+    note = "r.yaml:4:12: 64 threads on 2 cores interrupt each other; lower validate.threads\n"
+    assert cli.main(["check", str(tmp_path / "r.yaml")]) == 0 and note in capsys.readouterr().out
+    for more in ("validate.threads=2", "device.target=ssh://user@host"):  # of a distant device's cores nothing is known
+        assert cli.main(["check", str(tmp_path / "r.yaml"), "--set", more]) == 0 and "interrupt" not in capsys.readouterr().out
+
+
 def test_pictures_that_cannot_be_shared_out_are_said_and_what_is_taken_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     recipe = "data: {{source: fashion, {keys}}}\nteacher: {{candidates: [{{model: resnet8x4, weights: embedded}}]}}\nstudent: {{model: resnet8}}\n"
     for keys, code, expected in (

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compress import timing
 from export import conditions, measure, rounds, timings
 from export.quantize import quantize
 from export.runtime import TARGETS, ExportError, MissingError, isa
@@ -196,6 +197,22 @@ def test_runs_that_lost_their_core_do_not_count() -> None:
     assert rounds.uninterrupted(unknown) == (unknown, {}, None)
     joined = rounds.join([busy, busy])
     assert joined.interrupted is not None and len(joined.interrupted["long"]) == 20 and rounds.join([busy, unknown]).interrupted is None
+
+
+def test_more_threads_than_cores_interrupt_each_other_and_nobody_else_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conditions, "_allowed", lambda: [0, 1])
+    assert conditions.crowded(2) is None
+    why = "64 threads on 2 cores interrupt each other; lower validate.threads"
+    for lost in ([0, 1, 2, 3], [0]):  # in every run, and in so few that they could be left out
+        attempt = _attempt([lost] * 10)
+        told = ([attempt], 64, {"long": 1.0, "short": 1.0}, {"long": 1.0, "short": 1.0}, {})
+        result = timings.conclude(*told)
+        assert (result.unfit, result.interrupted, result.models["long"].runs) == (why, {}, 40)
+        assert [text for text in timing.warnings(result, None) if "quiet machine" in text or "interrupted" in text] == []
+        quiet = timings.conclude([replace(attempt, contaminated=False)], *told[1:])
+        assert (quiet.unfit, quiet.interrupted, quiet.models["long"].runs) == (None, {}, 40)
+    monkeypatch.setattr(conditions, "_allowed", lambda: [0])
+    assert conditions.crowded(2) == "2 threads on 1 core interrupt each other; lower validate.threads"
 
 
 def test_what_could_not_be_left_out_is_in_the_result() -> None:
