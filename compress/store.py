@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import fcntl
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -83,7 +84,7 @@ class Store:
     def _run(self, stage: Stage, config: Any, label: str, inputs: dict[str, Any]) -> Any:
         title = f"{stage.name} {label}".strip()
         folder = self.root / "cache" / stage.name / sha256_of([stage.name, stage.version, config, inputs])
-        with locked(folder.with_suffix(".lock")):
+        with locked(folder.with_suffix(".lock"), lambda holder: self.console.stage(title, f"waiting for another run{holder}")):
             found = None if stage.name in self.force else self._find(stage, folder, title)
             if stage.together:
                 self.group.word(found is None)
@@ -175,11 +176,23 @@ def _spent(partial: Path) -> float:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Two runs that want the same result wait for each other; a killed one leaves no lock behind (flock)."""
+def locked(path: Path, waits: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Two runs that want the same result wait for each other; a killed one leaves no lock behind (flock).
+
+    `waits` is told before it is waited for, who holds it: ` (pid 1234)`, or nothing where that is not known.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with path.open("a+b", buffering=0) as stream:  # not "w": the holder's number stands in it
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(stream.fileno(), 20, 0).decode(errors="replace").strip()
+            if waits is not None:
+                waits(f" (pid {holder})" if holder.isdecimal() else "")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        with suppress(OSError):  # a full disk has no room for a number either
+            stream.truncate(0)
+            stream.write(f"{os.getpid()}\n".encode())
         yield  # the file stays: removing it would let a third run lock a new one beside a waiter
 
 
