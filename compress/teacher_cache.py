@@ -54,6 +54,7 @@ class TeacherCache:
         self.enabled, self._open = remember and self.room > 0, False
         self.used = self.saved = 0
         self._read: tuple[int, int, int] | None = None  # which disk copy is known: inode, bytes, modification time
+        self._damaged: tuple[int, int, int] | None = None  # which one was said to be unusable
         self._told = False  # that the disk copy cannot be written
 
     def opened(self) -> TeacherCache:
@@ -183,7 +184,9 @@ class TeacherCache:
                 index, view, rows = (data[name] for name in ("index", "view", "logits"))
             self._check(index, view, rows)
         except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
-            self.warn(f"{file} cannot be used ({error}); the teacher runs again and the file is written anew")
+            if version != self._damaged:
+                self.warn(f"{file} cannot be used ({error}); the teacher runs again and the file is written anew")
+            self._damaged = version
             return
         pictures, numbers = (torch.from_numpy(part.astype(np.int64)).to(self.slot.device) for part in (index, view))
         if self.used:

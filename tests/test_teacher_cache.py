@@ -436,6 +436,7 @@ def test_a_damaged_copy_is_said_left_out_and_written_anew(tmp_path, damage):
     assert len(said) == 1 and "logits.npz cannot be used" in said[0] and "the teacher runs again" in said[0]
     assert torch.equal(ask(again, *batch(1, 2)), answers(batch(1, 2)[2]).half().float()) and again.rows_run == 2
     again.save()
+    assert len(said) == 1  # of one damaged file once
     third = small(tmp_path)
     ask(third, *batch(2, 1))
     assert third.rows_run == 0
