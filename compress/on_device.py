@@ -98,7 +98,7 @@ def settings_of(run_folder: Path) -> tuple[Require, Validate, Device]:
     """The limits, the measurement's settings and the device that a run was made with. Raises MissingError."""
     path = run_folder / RESOLVED
     if not path.is_file():
-        raise MissingError(f"{path} is missing, so its limits are not known; make it again: compress run {run_folder / RECIPE}")
+        raise MissingError(f"{path} is missing, so its limits are not known; make it again: {again(run_folder, RECIPE)}")
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     device = Device.model_validate(content.get("device") or {})
     return Require.model_validate(content["require"]), Validate.model_validate(content["validate"]), device

@@ -36,7 +36,7 @@ class Outcome:
 def run(loaded: Loaded, *, artifacts: Path, device: str, until: str | None, force: tuple[str, ...], console: Console) -> Outcome:
     """Run a recipe from teacher to verdict; every stage that is whole already is reused. Under torchrun the processes share the trainings."""
     with distributed.joined(resolve_device(device)) as (group, own):
-        return _run(loaded, Store(artifacts, own, console if group.first else Console(silent=True), force, group), until)
+        return _run(loaded.run_with(artifacts, device), Store(artifacts, own, console if group.first else Console(silent=True), force, group), until)
 
 
 def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
@@ -63,13 +63,13 @@ def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
     report.mark_latest(folder)
     if evidence.verified.failure is None:
         return Outcome(verdict.exit_code(content["status"]), content, folder)
-    console.warn(f"{evidence.verified.failure}; the report is written without it; to go on: {_verify_command(loaded.name, artifacts)}")
+    console.warn(f"{evidence.verified.failure}; the report is written without it; to go on: {_verify_command(loaded)}")
     return Outcome(evidence.verified.exit_code, content, folder)
 
 
-def _verify_command(name: str, artifacts: Path) -> str:
+def _verify_command(loaded: Loaded) -> str:
     """What asks the recipe's device once more."""
-    return f"compress verify {name}" + ("" if artifacts == Path("artifacts") else f" --artifacts {shlex.quote(str(artifacts))}")
+    return shlex.join(["compress", "verify", loaded.name, *standalone.options_of(loaded.command, ("--artifacts",))])
 
 
 def _new_folder(parent: Path, now: datetime, key: str) -> Path:

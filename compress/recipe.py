@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,17 @@ class Loaded:
     name: str
     notices: tuple[str, ...]
     tree: Tree = field(repr=False, compare=False)
-    flags: tuple[str, ...] = ()  # behind the path on the command line: --set KEY=VALUE, --allow-code
+    flags: tuple[str, ...] = ()  # behind the path on the command line: --set KEY=VALUE, --allow-code, --artifacts FOLDER, --device NAME
 
     @property
     def command(self) -> str:
         """What runs it again from the same working folder."""
         return shlex.join(["compress", "run", str(self.path), *self.flags])
+
+    def run_with(self, artifacts: Path, device: str) -> Loaded:
+        """The same, its command with these options where they are not at their defaults."""
+        options = (("--artifacts", str(artifacts), "artifacts"), ("--device", device, "auto"))
+        return replace(self, flags=(*self.flags, *(word for name, value, usual in options if value != usual for word in (name, value))))
 
     def where(self, key: str) -> str:
         """`path:line:column` of a dotted key, or its --set flag; of the nearest section around it where the recipe leaves it out."""

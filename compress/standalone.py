@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,22 @@ def write(loaded: Loaded, settings: Recipe, folder: Path) -> None:
     (folder / RECIPE).write_bytes(yamltree.changed(text, changes).encode())
 
 
-def again(folder: Path) -> str:
-    """The command that makes the run in `folder` again."""
-    return f"compress run {folder / RESOLVED}"
+def again(folder: Path, recipe: str = RESOLVED) -> str:
+    """The command that makes the run in `folder` again, with the options that its report names."""
+    try:
+        command = json.loads((folder / "report.json").read_text(encoding="utf-8"))["command"]
+    except (OSError, ValueError, LookupError):
+        command = ""
+    return shlex.join(["compress", "run", str(folder / recipe), *options_of(command or "", ("--allow-code", "--artifacts", "--device"))])
+
+
+def options_of(command: str, names: tuple[str, ...]) -> list[str]:
+    """Those of the options `names` that a run's command has, with their values."""
+    words, found = iter(shlex.split(command)[3:]), list[str]()
+    for word in words:
+        option = [word] if word == "--allow-code" else [word, next(words, "")]
+        found += option if word in names else []
+    return found
 
 
 def written_out(data: Any, base: Path) -> dict[Keys, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +118,19 @@ def test_changed_text_differs_at_the_named_keys_alone(text: str) -> None:
 
     assert yamltree.parse(changed, "", 0, "", problems := [])[0] == expected and problems == []
     assert changed.count("#") == text.count("#") + 1
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "device", "options"),
+    [("artifacts", "auto", []), ("../a b", "cpu", ["--artifacts", "../a b", "--device", "cpu"]), ("artifacts", "cuda:1", ["--device", "cuda:1"])],
+)
+def test_the_command_says_where_the_results_lie_and_where_it_trained(tmp_path: Path, artifacts: str, device: str, options: list[str]) -> None:
+    path, run = tmp_path / "mine.yaml", tmp_path / "run"
+    path.write_text(TEXT)
+    run.mkdir()
+    loaded = recipe.load(path, ("train.epochs=3",), allow_code=True).run_with(Path(artifacts), device)
+    assert shlex.split(loaded.command) == ["compress", "run", str(path), "--set", "train.epochs=3", "--allow-code", *options]
+    assert shlex.split(standalone.again(run)) == ["compress", "run", str(run / "resolved.yaml")]  # no report
+    (run / "report.json").write_text(json.dumps({"command": loaded.command}))
+    assert shlex.split(standalone.again(run)) == ["compress", "run", str(run / "resolved.yaml"), "--allow-code", *options]
+    assert standalone.options_of(loaded.command, ("--artifacts",)) == options[:2] * ("--artifacts" in options)

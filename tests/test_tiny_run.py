@@ -1,0 +1,63 @@
+"""What a run in a folder of its own says: its command, its report's path, and what a device's answer ends with."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compress import cli
+
+pytestmark = pytest.mark.slow
+
+RECIPE = """
+data: {source: fashion, limit_train: 100, limit_test: 60, validation: 0.3, calibration: 32}
+teacher: {candidates: [{model: resnet8, train: {epochs: 1}}]}
+student: {model: resnet8}
+distill: {method: none}
+train: {epochs: 1}
+validate: {repeats: 16, warmup: 2, threads: 2}
+device: {samples: 16}
+require: {max_top1_drop: 100, max_memory_bytes: 1}
+"""
+CROWDED = "warning: 2 threads on 1 core interrupt each other; lower validate.threads"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[str]]]:
+    """The folder and what the run said; the working folder, too."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "tiny.yaml").write_text(RECIPE)
+    (folder / "elsewhere").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("export.conditions._allowed", lambda: [0])
+        patch.setattr("compress.console.Console.warn", lambda self, text: self.line(f"warning: {text}"))
+        lines: list[str] = []
+        patch.setattr("compress.console.say", lambda text, stream: lines.append(text))
+        assert cli.main(["run", "tiny.yaml", "--artifacts", "elsewhere/../A", "--device", "cpu", "--set", "train.epochs=1"]) == 5, lines
+        yield folder, lines
+
+
+def report(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "A/runs/tiny/latest/report.json").read_text())
+    return content
+
+
+def test_the_command_finds_the_same_results(project: tuple[Path, list[str]]) -> None:
+    folder, _ = project
+    command = report(folder)["command"]
+    assert command == "compress run tiny.yaml --set train.epochs=1 --artifacts elsewhere/../A --device cpu"
+    assert command in (folder / "A/runs/tiny/latest/report.html").read_text()
+    assert cli.main(shlex.split(command)[1:]) == 5
+    assert report(folder)["reused"]
+
+
+def test_too_many_threads_are_said_before_they_are_timed(project: tuple[Path, list[str]]) -> None:
+    folder, lines = project
+    assert lines.index(CROWDED) < next(number for number, line in enumerate(lines) if line.startswith("validate") and line.endswith("running"))
+    assert CROWDED.removeprefix("warning: ") in report(folder)["warnings"]
