@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.metadata
 import importlib.util
 import platform
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib import resources
@@ -30,7 +32,7 @@ Row = tuple[str, str, str]  # what, ok | missing | note, detail
 
 
 def doctor(artifacts: Path = Path("artifacts")) -> list[Row]:
-    """Rows of (what, state, detail); a state is ok, note (works, worth knowing) or missing (a run would end with exit 3)."""
+    """Rows of (what, state, detail); a state is ok, note (works, worth knowing) or missing (no run could finish)."""
     enough = sys.version_info[:2] >= PYTHON
     python = platform.python_version() if enough else f"{platform.python_version()}; needs {PYTHON[0]}.{PYTHON[1]} or newer"
     rows: list[Row] = [("python", "ok" if enough else "missing", python)]
@@ -99,8 +101,13 @@ def _data() -> Row:
 
 
 def _disk(artifacts: Path) -> Row:
-    """Free space where results go: the nearest folder that exists."""
+    """Free space where results go, and whether a run may write there: the nearest folder that exists."""
     place = next(folder for folder in (artifacts.absolute(), *artifacts.absolute().parents) if folder.exists())
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # those are said by the free space
+            return "disk", "missing", f"{place} cannot be written ({error.strerror}); choose another place with --artifacts"
     free = shutil.disk_usage(place).free / 2**30
     detail = f"{free:.1f} GiB free for {artifacts}"
     return "disk", "ok" if free >= 1 else "note", detail if free >= 1 else f"{detail}; a run may need 1 GiB"

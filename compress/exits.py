@@ -19,7 +19,7 @@ from compress.atomic import write_atomically
 from compress.console import say
 from compress.errors import CompressError, Interrupted, StageError, UsageError
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+FULL, CLOSED = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)  # a disk, and a folder or file
 RESUMABLE = ("run", "teachers")
 
 
@@ -54,11 +54,21 @@ def explain(error: BaseException, arguments: Sequence[str]) -> tuple[int, str]:
     if isinstance(error, BrokenPipeError):  # `compress --help | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0, ""
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        return StageError.exit_code, f"{error.filename or 'a file'}: {error.strerror}; make room or choose another place with --artifacts"
+    if isinstance(error, OSError) and error.errno in (*FULL, *CLOSED):
+        return StageError.exit_code, _of_disk(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's; torch is not imported for it
         return StageError.exit_code, "the device's memory is full; lower train.batch_size, or choose another device with --device"
     raise error
+
+
+def _of_disk(error: OSError) -> str:
+    """The sentence of a disk that is full, or of a file that this user may not write, or not even read."""
+    name = error.filename or "a file"
+    if error.errno in FULL:
+        return f"{name}: {error.strerror}; make room or choose another place with --artifacts"
+    if error.filename and os.path.exists(error.filename) and not os.access(error.filename, os.R_OK):
+        return f"{name}: cannot be read ({error.strerror})"
+    return f"{name}: cannot be written ({error.strerror}); choose another place with --artifacts"
 
 
 def one_line(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

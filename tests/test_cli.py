@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -145,6 +146,27 @@ def test_doctor_names_what_is_missing_and_the_command(capsys: pytest.CaptureFixt
     assert cli.main(["doctor"]) == 0
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_doctor_tries_to_write_where_results_go(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
+) -> None:
+    monkeypatch.setattr(doctor, "REQUIRED", {})
+    arguments = ["doctor", "--artifacts", str(tmp_path / "a" / "b")]
+    assert cli.main(arguments) == 0 and list(tmp_path.iterdir()) == []
+    opened = os.open
+
+    def refused(path: str, flags: int, *more: int, **options: int) -> int:
+        if str(path).startswith(str(tmp_path)) and flags & os.O_RDWR:
+            raise OSError(number, os.strerror(number), path)
+        return opened(path, flags, *more, **options)
+
+    monkeypatch.setattr(os, "open", refused)
+    capsys.readouterr()
+    assert cli.main(arguments) == 3
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.split(None, 2) == ["disk", "missing", f"{tmp_path} cannot be written ({os.strerror(number)}); choose another place with --artifacts"]
+
+
 @pytest.mark.parametrize("text", ["mobilenet", "FOLDER"])
 def test_a_run_is_found_by_name_or_folder(tmp_path: Path, text: str) -> None:
     folder = tmp_path / "runs" / "mobilenet" / "20260101T000000Z-00000000"
@@ -202,12 +224,21 @@ def test_expected_errors_have_a_sentence_and_an_exit_code(error: BaseException, 
     assert exits.explain(error, RUN) == (code, message)
 
 
+        (OSError(30, "Read-only file system", "x.bin"), 4, "x.bin: cannot be written (Read-only file system); choose another place with --artifacts"),
+        (OSError(13, "Denied", "x.bin"), 4, "x.bin: cannot be written (Denied); choose another place with --artifacts"),
+        (OSError(1, "Not permitted"), 4, "a file: cannot be written (Not permitted); choose another place with --artifacts"),
 def test_another_command_does_not_offer_to_resume() -> None:
     assert exits.explain(KeyboardInterrupt(), ["models"]) == (130, "interrupted")
 
 
 BUG = """
 import sys
+def test_a_file_that_may_not_be_read_is_not_called_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may
+    assert exits.explain(OSError(13, "Denied", str(tmp_path / "x")), RUN) == (4, f"{tmp_path / 'x'}: cannot be read (Denied)")
+
+
 from compress import cli, recipe
 def broken(*_, **__):
     raise ZeroDivisionError("two\\nlines")
