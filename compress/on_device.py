@@ -15,6 +15,7 @@ from compress.device_limits import keeps_int8, merge
 from compress.errors import MissingError, StageError
 from compress.schema import Device, Require, Validate
 from compress.standalone import RECIPE, RESOLVED, again
+from compress.summary import ending
 
 Row = dict[str, Any]
 
@@ -75,6 +76,7 @@ def verify(run_folder: Path, *, target: str | None, preprocess: str | None = Non
             console.line(f"{one['verdict']:<11}{one['name']} on {name}: {one['sentence']}", always=True)
     if said:
         console.notice(said)
+    console.line(ending(content, run_folder), always=True)
     if wrong:
         raise StageError(f"{name}: {wrong}")
     return content

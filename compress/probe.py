@@ -5,10 +5,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from compress import compatible, models, recipe
-from compress.data import carve, sources
+from compress.data import carve, fashion, folder, sources
 from compress.errors import CompressError, MissingError, UsageError
 from compress.models import catalog, checkpoints
 from compress.models.count import macs, params
@@ -16,7 +17,7 @@ from compress.models.hollow import shapes_only
 from compress.models.outline import outline
 from compress.models.taps import Tapped
 from compress.recipe import Loaded
-from compress.schema import KNOWN_CLASSES, Candidate, Choice, Recipe
+from compress.schema import KNOWN_CLASSES, Candidate, Choice, Data, Recipe
 from export.conditions import crowded
 
 ASSUMED_CLASSES = 10  # where the data is not there yet
@@ -114,8 +115,6 @@ def _network(loaded: Loaded, place: str, one: Candidate | Choice, classes: int, 
 
 def _own(title: str, one: Candidate | Choice, classes: int, size: int) -> str:
     """A network of one's own: its logits, its maps, the vector in front of its last Linear, and whether its file answers as it does."""
-    import numpy as np
-
     from export.convert import parity, to_onnx
     from export.runtime import Contract, ExportError
 
@@ -170,6 +169,10 @@ def _splits(loaded: Loaded, base: Path, names: tuple[str, ...]) -> list[str]:
     if config.calibration > len(trained):
         where = loaded.where("data.calibration")
         notes.append(f"{where}: data.calibration: {config.calibration:,} pictures are asked for; all {len(trained):,} that are trained on are taken")
+    tested, asked = _tested(config, base), loaded.recipe.device.samples
+    if tested is not None and asked > tested:
+        where = loaded.where("device.samples")
+        notes.append(f"{where}: device.samples: {asked:,} pictures are asked for; all {tested:,} of the test part are taken")
     scratch = [one.model for one in loaded.recipe.student.networks if one.weights == "none"]
     if len(labels) < FEW_PICTURES and scratch:
         notes.append(
@@ -177,3 +180,18 @@ def _splits(loaded: Loaded, base: Path, names: tuple[str, ...]) -> list[str]:
             "a pretrained start (student.weights) usually does better"
         )
     return notes
+
+
+def _tested(config: Data, base: Path) -> int | None:
+    """Pictures of the test part; None where only decoding would tell."""
+    if config.source == "fashion":
+        count = len(fashion.load()["test_labels"])
+    elif config.source == "npz":
+        with np.load(sources.located(config, base)) as stored:
+            count = len(stored["test_labels"])
+    elif config.source == "folder":
+        layout = folder.scan(sources.located(config, base))
+        count = len(layout.train) - len(folder.left_for_training(layout, config.test)) if layout.test is None else len(layout.test)
+    else:
+        return None
+    return min(count, config.limit_test or count)

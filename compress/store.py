@@ -71,7 +71,8 @@ class Store:
     reused: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.root = self.root.absolute()  # records name files by where they stand, whatever the working folder is later
+        # Records name files by where they stand, whatever the working folder is later.
+        self.root = self.root.resolve() if ".." in self.root.parts else self.root.absolute()
 
     def run(self, stage: Stage, config: Any, *, label: str = "", **inputs: Any) -> Any:
         """The stage's result: from the cache where it is whole, else by running it. The same in every process of a run."""

@@ -19,9 +19,15 @@ def summary_lines(report: Mapping[str, Any], folder: Path) -> Iterator[tuple[str
     rows = report.get("requirements") or []
     for row in rows:
         yield _requirement(row), True
+    yield ending(report, folder), True
+
+
+def ending(report: Mapping[str, Any], folder: Path) -> str:
+    """The last line: the verdict and where the report is."""
+    rows = report.get("requirements") or []
     met = sum(row.get("verdict") == "passed" for row in rows)
     said = f"{report['status']}: {met} of {len(rows)} requirements met" if rows else "done: the recipe sets no requirement, so nothing was judged"
-    yield f"{said}; report: {folder / 'report.html'}", True
+    return f"{said}; report: {folder / 'report.html'}"
 
 
 def _table(report: Mapping[str, Any]) -> list[str]:

@@ -176,11 +176,14 @@ def test_a_run_is_found_by_name_or_folder(tmp_path: Path, text: str) -> None:
     assert runs.find_run(str(folder) if text == "FOLDER" else text, tmp_path) == folder
 
 
-def test_a_run_that_is_not_there_is_exit_3_with_the_command(tmp_path: Path) -> None:
+def test_a_run_that_is_not_there_is_exit_3_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "runs" / "mobilenet" / "latest"
     folder.mkdir(parents=True)
-    with pytest.raises(MissingError, match=r"no finished run 'mobilnet' \(did you mean 'mobilenet'\?\); make one with: compress run "):
+    with pytest.raises(MissingError, match=r"no finished run 'mobilnet' \(did you mean 'mobilenet'\?\); give the folder of a run, or where runs lie with"):
         runs.find_run("mobilnet", tmp_path)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(MissingError, match=r"no finished run 'mobilenet' .*; make one with: compress run recipes/mobilenet.yaml$"):
+        runs.find_run("mobilenet", tmp_path)
     with pytest.raises(MissingError, match="there is no report.json in this folder; finish the run with: compress run"):
         runs.find_run(str(folder), tmp_path)
 
@@ -195,10 +198,13 @@ def test_artifacts_that_would_lie_in_a_file_are_refused(tmp_path: Path, capsys: 
 def test_artifacts_come_from_the_environment(tmp_path: Path) -> None:
     done = compress("report", "nothing", COMPRESS_ARTIFACTS=str(tmp_path))
     assert done.returncode == 3
-    assert (
-        done.stderr
-        == f"no finished run 'nothing' (finished runs in {tmp_path}/runs: none); make one with: compress run recipes/nothing.yaml\n"
-    )
+    hint = "give the folder of a run, or where runs lie with --artifacts"
+    assert done.stderr == f"no finished run 'nothing' (finished runs in {tmp_path}/runs: none); {hint}\n"
+
+
+def test_artifacts_without_a_name_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--artifacts", ""]) == 2
+    assert capsys.readouterr().err == "--artifacts: expected a folder, got an empty name\n"
 
 
 RUN = ["run", "a b.yaml"]
@@ -218,27 +224,27 @@ AGAIN = "interrupted; run the same command again to resume: compress run 'a b.ya
         (Interrupted("stopped"), 130, "stopped"),
         (torch.OutOfMemoryError("CUDA out of memory."), 4, "the device's memory is full; lower train.batch_size, or choose another device with --device"),
         (OSError(28, "Full", "x.bin"), 4, "x.bin: Full; make room or choose another place with --artifacts"),
+        (OSError(30, "Read-only file system", "x.bin"), 4, "x.bin: cannot be written (Read-only file system); choose another place with --artifacts"),
+        (OSError(13, "Denied", "x.bin"), 4, "x.bin: cannot be written (Denied); choose another place with --artifacts"),
+        (OSError(1, "Not permitted"), 4, "a file: cannot be written (Not permitted); choose another place with --artifacts"),
     ],
 )  # fmt: skip
 def test_expected_errors_have_a_sentence_and_an_exit_code(error: BaseException, code: int, message: str) -> None:
     assert exits.explain(error, RUN) == (code, message)
 
 
-        (OSError(30, "Read-only file system", "x.bin"), 4, "x.bin: cannot be written (Read-only file system); choose another place with --artifacts"),
-        (OSError(13, "Denied", "x.bin"), 4, "x.bin: cannot be written (Denied); choose another place with --artifacts"),
-        (OSError(1, "Not permitted"), 4, "a file: cannot be written (Not permitted); choose another place with --artifacts"),
-def test_another_command_does_not_offer_to_resume() -> None:
-    assert exits.explain(KeyboardInterrupt(), ["models"]) == (130, "interrupted")
-
-
-BUG = """
-import sys
 def test_a_file_that_may_not_be_read_is_not_called_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x").touch()
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may
     assert exits.explain(OSError(13, "Denied", str(tmp_path / "x")), RUN) == (4, f"{tmp_path / 'x'}: cannot be read (Denied)")
 
 
+def test_another_command_does_not_offer_to_resume() -> None:
+    assert exits.explain(KeyboardInterrupt(), ["models"]) == (130, "interrupted")
+
+
+BUG = """
+import sys
 from compress import cli, recipe
 def broken(*_, **__):
     raise ZeroDivisionError("two\\nlines")

@@ -40,6 +40,7 @@ def photos(folder: Path, classes: int, each: int) -> None:
 def test_networks_are_counted_with_the_folders_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     photos(tmp_path / "photos", classes=3, each=5)
     code, said = check(tmp_path, capsys, "folder", "photos")
+    assert "device.samples: 64 pictures are asked for; all 3 of the test part are taken" in said
     assert code == 0 and said.count("(3 classes)") == 2 and "note: data: 12 training pictures\n" in said
     assert said.splitlines()[-1].endswith("recipe.yaml: ok")
 
@@ -60,6 +61,7 @@ def test_networks_are_counted_with_the_files_classes(tmp_path: Path, capsys: pyt
     images, labels = np.zeros((4, 32, 32), np.uint8), np.array([0, 1, 0, 1])
     np.savez(tmp_path / "mine.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels, class_names=np.array(["a", "b"]))
     code, said = check(tmp_path, capsys, "npz", "mine.npz")
+    assert "device.samples: 64 pictures are asked for; all 4 of the test part are taken" in said
     assert code == 0 and said.count("(2 classes)") == 2 and said.splitlines()[-1].endswith("recipe.yaml: ok")
 
 
@@ -121,6 +123,7 @@ def test_pictures_that_cannot_be_shared_out_are_said_and_what_is_taken_is_counte
         ("validation: 6999", 2, "data.validation: 6999 of 7000 training pictures cannot hold every one of 10 classes in both parts"),
         ("limit_train: 500, calibration: 600", 0, "data.calibration: 600 pictures are asked for; all 450 that are trained on are taken"),
         ("limit_train: 500", 0, "data: 500 training pictures"),
+        ("limit_test: 40", 0, "device.samples: 64 pictures are asked for; all 40 of the test part are taken"),
     ):
         (tmp_path / "r.yaml").write_text(recipe.format(keys=keys))
         assert cli.main(["check", str(tmp_path / "r.yaml")]) == code, keys

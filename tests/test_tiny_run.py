@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,17 @@ def test_the_command_finds_the_same_results(project: tuple[Path, list[str]]) -> 
     assert command in (folder / "A/runs/tiny/latest/report.html").read_text()
     assert cli.main(shlex.split(command)[1:]) == 5
     assert report(folder)["reused"]
+
+
+def test_its_path_is_said_without_detours_and_a_devices_answer_ends_as_the_run(
+    project: tuple[Path, list[str]],
+) -> None:
+    folder, lines = project
+    run = (folder / "A/runs/tiny/latest").resolve()
+    assert re.fullmatch(rf"failed: 1 of 2 requirements met; report: {run.parent}/[^/]+/report.html", lines[-1])
+    for given in ("tiny", "elsewhere/../A/runs/tiny/latest"):
+        assert cli.main(["verify", given, "--artifacts", "elsewhere/../A", "--target", "local", "-q"]) == 5
+        assert lines[-1] == f"failed: 1 of 2 requirements met; report: {run}/report.html"
 
 
 def test_too_many_threads_are_said_before_they_are_timed(project: tuple[Path, list[str]]) -> None:

@@ -18,6 +18,15 @@ def _device_name(ctx: click.Context, option: click.Parameter, value: str) -> str
     return value
 
 
+class _Folder(click.Path):
+    """A path; an empty one, as of a variable that is not set, would be the working folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            raise UsageError("--artifacts: expected a folder, got an empty name")
+        return super().convert(value, param, ctx)
+
+
 def _folder(ctx: click.Context, option: click.Parameter, value: Path) -> Path:
     """Where results can be kept: neither a file nor below one."""
     there = next(place for place in (value.absolute(), *value.absolute().parents) if place.exists())
@@ -35,7 +44,7 @@ _code_option = click.option(
 )
 artifacts_option = click.option(
     "--artifacts",
-    type=click.Path(path_type=Path),
+    type=_Folder(path_type=Path),
     callback=_folder,
     default=Path("artifacts"),
     show_default=True,

@@ -77,7 +77,7 @@ def find_run(text: str, artifacts: Path) -> Path:
     """The folder of a run: RUN is the folder itself, or a recipe's name for its newest finished run. Raises MissingError."""
     given = Path(text)
     if (given / "report.json").is_file():
-        return given
+        return given.resolve() if ".." in given.parts else given
     runs = artifacts / "runs"
     latest = runs / text / "latest"
     if (latest / "report.json").is_file():
@@ -87,4 +87,6 @@ def find_run(text: str, artifacts: Path) -> Path:
     names = sorted(path.name for path in runs.iterdir() if (path / "latest").exists()) if runs.is_dir() else []
     close = difflib.get_close_matches(text, names, n=1)
     known = f"did you mean {close[0]!r}?" if close else f"finished runs in {runs}: {', '.join(names) or 'none'}"
-    raise MissingError(f"no finished run {text!r} ({known}); make one with: compress run recipes/{given.stem}.yaml")
+    recipe = Path("recipes") / f"{given.stem}.yaml"
+    how = f"make one with: compress run {recipe}" if recipe.is_file() else "give the folder of a run, or where runs lie with --artifacts"
+    raise MissingError(f"no finished run {text!r} ({known}); {how}")
