@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compress import compatible, models, recipe
+from compress import compatible, float_layers, models, recipe
 from compress.data import carve, fashion, folder, sources
 from compress.errors import CompressError, MissingError, UsageError
 from compress.models import catalog, checkpoints
@@ -50,6 +50,7 @@ def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], lis
     if known is None:
         notes.append(f"networks are counted with {classes} classes until the data is listed")
     notes += larger
+    float_layers.check(loaded, settings, classes=classes, image_size=size)
     narrow = None if settings.device.distant else crowded(settings.validate_.threads)
     if narrow:
         notes.append(f"{loaded.where('validate.threads')}: {narrow}")

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from compress import __version__, compatible, guessing, recipe, selection
+from compress import __version__, compatible, float_layers, guessing, recipe, selection
 from compress.assembly import Branch, Evidence, model_files
 from compress.data import sources
 from compress.delivery import Exported, Measured, ModelFile, Packaged, Tuned, Verified
@@ -45,7 +45,8 @@ class Workflow:
         planned = self.choose()
         settings, store = self.settings, self.store
         if settings.quantize.scheme != "none" and self.until not in STAGES[: STAGES.index("quantize")]:
-            self._targets()  # a device out of reach is said before hours of training
+            self._targets()  # a device out of reach is said before hours of training, and a layer that is not there
+            float_layers.check(self.loaded, settings, classes=len(self.prepared.classes), image_size=self.prepared.image_size)
         candidates, selected = self.selected()
         for row in selection.rows(candidates, selected) if selected.proxies else ():
             store.console.line(selection.proxy_line(row))

@@ -116,6 +116,20 @@ def test_more_threads_than_cores_are_said(tmp_path: Path, capsys: pytest.Capture
         assert cli.main(["check", str(tmp_path / "r.yaml"), "--set", more]) == 0 and "interrupt" not in capsys.readouterr().out
 
 
+def test_a_float_layer_that_is_not_there_is_said_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    recipe = "data: {source: fashion, limit_train: 100}\nteacher: {candidates: [{model: resnet8}]}\nstudent: {model: mobilenet_v2, width: 0.5}\n"
+    (tmp_path / "r.yaml").write_text(recipe + "quantize: {float_layers: [last, nosuch]}\ndistill: {baseline: true}\n")
+    wrong = "r.yaml:4:12: quantize.float_layers: the network has no layer 'nosuch'; known are first, last, "
+    for command in (["check"], ["run", "--artifacts", str(tmp_path / "a")]):
+        assert cli.main([command[0], str(tmp_path / "r.yaml"), *command[1:]]) == 2
+        said = capsys.readouterr()
+        assert wrong in said.err and not re.search("^(teacher|distill)", said.out, re.MULTILINE)
+    known = said.err.partition(wrong)[2].split(",")[0]
+    assert cli.main(["check", str(tmp_path / "r.yaml"), "--set", "distill.method=simkd"]) == 2 and wrong in capsys.readouterr().err  # another network ships
+    for more in (f"quantize.float_layers=[{known}]", "quantize.scheme=none"):
+        assert cli.main(["check", str(tmp_path / "r.yaml"), "--set", more]) == 0, capsys.readouterr().err
+
+
 def test_pictures_that_cannot_be_shared_out_are_said_and_what_is_taken_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     recipe = "data: {{source: fashion, {keys}}}\nteacher: {{candidates: [{{model: resnet8x4, weights: embedded}}]}}\nstudent: {{model: resnet8}}\n"
     for keys, code, expected in (

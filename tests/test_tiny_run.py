@@ -9,16 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from compress import cli
+from export.layers import layers
 
 pytestmark = pytest.mark.slow
 
 RECIPE = """
 data: {source: fashion, limit_train: 100, limit_test: 60, validation: 0.3, calibration: 32}
 teacher: {candidates: [{model: resnet8, train: {epochs: 1}}]}
-student: {model: resnet8}
+student: {model: mobilenet_v2, width: 0.5}
 distill: {method: none}
 train: {epochs: 1}
 validate: {repeats: 16, warmup: 2, threads: 2}
@@ -67,6 +69,13 @@ def test_its_path_is_said_without_detours_and_a_devices_answer_ends_as_the_run(
     for given in ("tiny", "elsewhere/../A/runs/tiny/latest"):
         assert cli.main(["verify", given, "--artifacts", "elsewhere/../A", "--target", "local", "-q"]) == 5
         assert lines[-1] == f"failed: 1 of 2 requirements met; report: {run}/report.html"
+
+
+def test_every_layer_of_its_file_may_be_named(project: tuple[Path, list[str]]) -> None:
+    folder, lines = project
+    names = [node.name for node in layers(onnx.load(str(folder / "A/runs/tiny/latest/student.fp32.onnx")))]
+    wanted = f"quantize.float_layers=[{', '.join(names)}]"
+    assert cli.main(["check", "tiny.yaml", "--set", wanted]) == 0, lines[-1]
 
 
 def test_too_many_threads_are_said_before_they_are_timed(project: tuple[Path, list[str]]) -> None:

@@ -38,6 +38,7 @@ from export.timings import LatencyResult
 
 PICTURES = 32  # for the int8 ranges and the timing; neither gets better by more
 SEED = 0  # of the weights and of the noise
+JITTER = 0.01  # deviation of what makes biases of zero differ
 ROUNDS = 20
 FEWEST, MOST = 128, 700  # timed runs a file
 BUDGET_MS = 6000.0  # of timed runs in all, as long as each file gets the fewest
@@ -81,7 +82,7 @@ def _draft(
     if file is not None:
         return _taken(context, network, file)
     images = _images(pictures, network.image_size)
-    model = _random(network, images)
+    model = untrained(network, images)
     contract = Contract(
         classes=tuple(f"class {number}" for number in range(network.classes)),
         image_size=network.image_size,
@@ -134,14 +135,18 @@ def _images(pictures: CalibrationData | None, size: int) -> np.ndarray:
     return np.random.default_rng(SEED).integers(0, 256, (PICTURES, size, size, 3), dtype=np.uint8)
 
 
-def _random(network: Network, images: np.ndarray) -> nn.Module:
+def untrained(network: Network, images: np.ndarray) -> nn.Module:
     """Seeded weights. BatchNorm gets the statistics of the pictures: activations neither vanish nor grow from layer to layer.
 
-    (Else a deep network computes with denormal numbers, which are slow, and int8 ranges are empty.)
+    (Else a deep network computes with denormal numbers, which are slow, and int8 ranges are empty.) No two tensors are equal, as after training:
+    constants that are equal become one in the file, and its nodes have other names.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = loading.network(network, None, "cpu")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=JITTER)
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = None  # the plain mean over batches: of one batch, the batch's own
@@ -218,6 +223,6 @@ def _there(
     )
 
 
-draft = Stage("plan", 3, _draft, Drafted)
+draft = Stage("plan", 4, _draft, Drafted)
 timing = Stage("plan-timing", 2, _time, Timed)
 there = Stage("plan-timing", 3, _there, Timed)

@@ -1,0 +1,75 @@
+"""Whether the layers that `quantize.float_layers` names are the student's, asked before anything is trained."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from compress import subjects
+from compress.errors import UsageError
+from compress.recipe import Loaded
+from compress.results import Network, Normalization
+from compress.schema import Distill, Export, Recipe
+
+PICTURES = 4  # for BatchNorm's statistics
+
+
+def check(loaded: Loaded, settings: Recipe, *, classes: int, image_size: int) -> None:
+    """Raises UsageError with the place where a name is no layer's. `settings` is a resolved recipe.
+
+    Its network is exported with random weights, only where a layer is named by its node; `student.choose` names no network yet.
+    """
+    wanted = [name for name in settings.quantize.float_layers if name not in ("first", "last")]
+    if not wanted or settings.quantize.scheme == "none" or settings.student.choose is not None:
+        return
+    frame = subjects.Frame(classes, image_size, Normalization((0.5,) * 3, (0.25,) * 3))
+    asked: dict[str, str | None] = {}  # by form
+    for one in (settings, *_baseline(settings)):
+        said = []
+        for network in _forms(one, frame):
+            form = str(network.deployed)
+            if form not in asked:
+                asked[form] = _missing(network, settings.export, wanted)
+            said.append(asked[form])
+        if None not in said:
+            raise UsageError(f"{loaded.where('quantize.float_layers')}: quantize.float_layers: {said[0]}")
+
+
+def _baseline(settings: Recipe) -> tuple[Recipe, ...]:
+    """The student without a teacher is quantised in the same way, where it is asked for."""
+    if not settings.distill.baseline or settings.distill.plain:
+        return ()
+    return (settings.model_copy(update={"distill": Distill(method=("none",))}),)
+
+
+def _forms(settings: Recipe, frame: subjects.Frame) -> Iterator[Network]:
+    """The student as it ships; with several teachers, of which one is chosen later, in the form that each would give it."""
+    for one in settings.teacher.candidates:
+        teacher = settings.teacher.model_copy(update={"candidates": (one,)})
+        yield subjects.student(settings.model_copy(update={"teacher": teacher}), "student", settings.student.networks[0], frame).network
+
+
+def _missing(network: Network, config: Export, wanted: Sequence[str]) -> str | None:
+    """What is wrong with the names; None where all are layers of the network's file."""
+    import onnx
+
+    from compress.stages.plan import untrained
+    from export.convert import to_onnx
+    from export.layers import resolve
+    from export.runtime import Contract, ExportError
+
+    size = network.image_size
+    images = np.random.default_rng(0).integers(0, 256, (PICTURES, size, size, 3), dtype=np.uint8)
+    names = tuple(map(str, range(network.classes)))
+    contract = Contract(names, size, network.normalization.mean, network.normalization.std, config.input, "compress")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "student.onnx"
+        try:
+            to_onnx(untrained(network, images), path, contract, opset=config.opset, pictures=images)
+            resolve(onnx.load(str(path)), wanted)
+        except ExportError as error:
+            return str(error).removeprefix("float_layers: ")
+    return None
