@@ -128,7 +128,8 @@ def _timed(value: float | None, interval: Interval | None, limit: float, facts: 
     verdict = _side(interval, limit, at_most=at_most)
     sentence = f"{what} is {_number(value)}{unit} [{_number(interval[0])}, {_number(interval[1])}]; {bound}"
     if facts.unfit and not (at_most and verdict == "passed"):  # what meets a limit although it took too long does meet it
-        return value, interval, "undecided", f"{sentence}, but {facts.unfit}: measure again on a quiet machine."
+        cure = "" if "; lower " in facts.unfit else ": measure again on a quiet machine"  # too many threads: a quiet machine is no cure
+        return value, interval, "undecided", f"{sentence}, but {facts.unfit}{cure}."
     if verdict == "undecided":
         edge = interval[1] if value < limit else interval[0]
         needed = samples_needed(facts.timed_runs, value, edge, limit) if facts.timed_runs else None

@@ -130,6 +130,8 @@ def test_times_that_others_made_too_long_decide_nothing_but_a_limit_that_they_me
         assert row.verdict == "undecided" and row.ci95 is not None
         assert row.sentence.endswith("in 90 of 100 runs, too many to leave them out: measure again on a quiet machine.")
     assert one(doubtful, max_latency_ms=1000.0).verdict == "passed"
+    crowded = replace(FACTS, unfit="64 threads on 2 cores interrupt each other; lower validate.threads")
+    assert one(crowded, min_speedup=0.1).sentence.endswith("interrupt each other; lower validate.threads.")
 
 
 def test_a_disturbed_timing_clear_of_its_limit_is_decided_and_says_so() -> None:

@@ -224,5 +224,5 @@ def _there(
 
 
 draft = Stage("plan", 4, _draft, Drafted)
-timing = Stage("plan-timing", 2, _time, Timed)
+timing = Stage("plan-timing", 4, _time, Timed)
 there = Stage("plan-timing", 3, _there, Timed)

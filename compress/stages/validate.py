@@ -255,4 +255,4 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> File:
     return File.of(path)
 
 
-run = Stage("validate", 6, _run, Measured)
+run = Stage("validate", 7, _run, Measured)
