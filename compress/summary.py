@@ -19,6 +19,8 @@ def summary_lines(report: Mapping[str, Any], folder: Path) -> Iterator[tuple[str
     rows = report.get("requirements") or []
     for row in rows:
         yield _requirement(row), True
+    for sentence in report.get("cautions") or []:
+        yield f"{'caution':<11}{sentence}", True
     yield ending(report, folder), True
 
 

@@ -60,7 +60,8 @@ def test_a_record_from_before_there_were_warnings_loads(leaking: Path, tmp_path:
 def test_a_warning_is_in_the_report_of_every_run(leaking: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for _ in range(2):
         assert cli.main(["run", str(leaking), "--artifacts", str(tmp_path / "artifacts"), "-q"]) == 0
-        assert f"warning: {LEAK}\n" in capsys.readouterr().err
+        said = capsys.readouterr()
+        assert f"warning: {LEAK}\n" in said.err and f"caution    {LEAK}\n" in said.out
         folder = tmp_path / "artifacts" / "runs" / "r" / "latest"
         report = json.loads((folder / "report.json").read_text())
         assert LEAK in report["cautions"] and LEAK in report["warnings"]
