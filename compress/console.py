@@ -13,6 +13,7 @@ from typing import Any, Protocol, SupportsFloat, TextIO
 
 REFRESH_SECONDS = 0.2  # how often a step may touch the live bar
 HEARTBEAT_SECONDS = 10.0  # how often a step may print a plain line
+UNWRITABLE = "backslashreplace"  # a file's name may be no text
 LOSS_SECONDS = 5.0  # how often the live bar reads losses, which waits for the device
 
 
@@ -83,12 +84,12 @@ class Console:
         """From now on everything goes to this file too, what was said before first."""
         self.close()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._log = path.open("a", encoding="utf-8", buffering=1)
+        self._log = path.open("a", encoding="utf-8", errors=UNWRITABLE, buffering=1)
         self._log.writelines(text + "\n" for text in self._kept)
 
     def save_log(self, path: Path) -> None:
         """Write everything that was said so far to a file."""
-        path.write_text("".join(text + "\n" for text in self._kept), encoding="utf-8")
+        path.write_text("".join(text + "\n" for text in self._kept), encoding="utf-8", errors=UNWRITABLE)
 
     def close(self) -> None:
         """Close the log."""
@@ -196,13 +197,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def say(text: str, stream: TextIO) -> None:
+def say(text: str, stream: TextIO | None) -> None:
     """A line, in one piece even where Python does not buffer: other processes may write into the same pipe.
 
-    A reader that went away (`| head`) does not end a training: the rest is said to nobody, and to the log.
+    A reader that went away (`| head`), or was never there (`>&-`), does not end a training: the rest is said to nobody, and to the log.
     """
+    if stream is None:
+        return
     try:
-        stream.write(f"{text}\n")
+        try:
+            stream.write(f"{text}\n")
+        except UnicodeEncodeError:
+            stream.write(f"{text}\n".encode(stream.encoding, UNWRITABLE).decode(stream.encoding))
         stream.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from compress.errors import UsageError
 from compress.recipe import Loaded
 from compress.results import Network, Normalization
 from compress.schema import Distill, Export, Recipe
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 PICTURES = 4  # for BatchNorm's statistics
 
@@ -58,7 +62,7 @@ def _missing(network: Network, config: Export, wanted: Sequence[str]) -> str | N
 
     from compress.stages.plan import untrained
     from export.convert import to_onnx
-    from export.layers import resolve
+    from export.quantize import preprocessed
     from export.runtime import Contract, ExportError
 
     size = network.image_size
@@ -69,7 +73,18 @@ def _missing(network: Network, config: Export, wanted: Sequence[str]) -> str | N
         path = Path(folder) / "student.onnx"
         try:
             to_onnx(untrained(network, images), path, contract, opset=config.opset, pictures=images)
-            resolve(onnx.load(str(path)), wanted)
-        except ExportError as error:
-            return str(error).removeprefix("float_layers: ")
+        except ExportError:  # of random weights; what it is will be said of trained ones
+            return None
+        missing = _unknown(onnx.load(str(path)), wanted)
+        return missing and _unknown(preprocessed(path), wanted) and missing  # quantising reads the second one's names
+
+
+def _unknown(model: ModelProto, wanted: Sequence[str]) -> str | None:
+    from export.layers import resolve
+    from export.runtime import ExportError
+
+    try:
+        resolve(model, wanted)
+    except ExportError as error:
+        return str(error).removeprefix("float_layers: ")
     return None

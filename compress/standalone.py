@@ -37,10 +37,11 @@ def write(loaded: Loaded, settings: Recipe, folder: Path) -> None:
 def again(folder: Path, recipe: str = RESOLVED) -> str:
     """The command that makes the run in `folder` again, with the options that its report names."""
     try:
-        command = json.loads((folder / "report.json").read_text(encoding="utf-8"))["command"]
-    except (OSError, ValueError, LookupError):
-        command = ""
-    return shlex.join(["compress", "run", str(folder / recipe), *options_of(command or "", ("--allow-code", "--artifacts", "--device"))])
+        command = str(json.loads((folder / "report.json").read_text(encoding="utf-8"))["command"] or "")
+        options = options_of(command, ("--allow-code", "--artifacts", "--device"))
+    except (OSError, ValueError, LookupError, TypeError):
+        options = []
+    return shlex.join(["compress", "run", str(folder / recipe), *options])
 
 
 def options_of(command: str, names: tuple[str, ...]) -> list[str]:

@@ -93,20 +93,26 @@ def fit(
         UsageError for a batch too small for the method or the processes.
     """
     training = _Training(student, method, pictures, train, normalization, taps, teacher, device, folder, progress, group, before)
+    ended = None
     try:
         training.loop()
-    except KeyboardInterrupt:  # in every process at the same step
-        raise Interrupted(f"{training.interrupted()}; {resume_hint}") from None
+    except KeyboardInterrupt:
+        ended = training.interrupted()
     finally:
         training.close()
-    return training.fitted()
+    if ended is None:
+        return training.fitted()
+    if training.agreed:  # the others end when all is written: torchrun ends all as soon as one has ended
+        group.word(None)
+    raise Interrupted(f"{ended}; {resume_hint}")
 
 
 class _Training:
     """One call of `fit`, as far as its checkpoint when it is made. What a method asks of the group, every process asks in the same order.
 
     size: pictures of a batch. steps, seen: of an epoch, the latter pictures. kept: whether there is a checkpoint; saved: when the last was written, learnt:
-    when the teacher's answers were. meter, begun, first: losses, beginning and first step of the part of an epoch that runs, see `_begin`.
+    when the teacher's answers were. agreed: whether all processes were to stop at the same step. meter, begun, first: losses, beginning and first step of
+    the part of an epoch that runs, see `_begin`.
     """
 
     def __init__(
@@ -119,6 +125,7 @@ class _Training:
         smallest = max(method.smallest_batch(), schedule.smallest_batch(student, pictures.image_size, device)) * group.size
         self.size = schedule.batch_size(train.batch_size, count, smallest)
         self.steps = schedule.steps(count, self.size, smallest)
+        self.agreed = False
         self.seen = min(self.steps * self.size, count)
         # a traced cosine is summed like a loss: an epoch's mean over its traced steps and the processes then survives an interruption
         self.cosine_share = self.seen / -(-self.steps // (train.trace_gradients or 1)) / group.size
@@ -169,8 +176,7 @@ class _Training:
                 self._epoch(stop)
                 self._end_epoch()
                 self._keep_epoch()
-                if self.group.agree(stop.is_set(), 0):  # during validation: nothing may swallow a Ctrl-C, and decoders do not wait for long
-                    raise KeyboardInterrupt
+                self._stop(self.group.agree(stop.is_set(), 0))  # during validation: nothing may swallow a Ctrl-C, and decoders do not wait for long
         if self.teacher is not None and self.group.size > 1:
             self.teacher.merge(self.group.gather)
 
@@ -186,8 +192,7 @@ class _Training:
         number = torch.tensor(done * self.steps + state.step, device=self.device)
         looked = time.monotonic()
         for at, index, known, pixels in batches(order, view, state.step, self.size, self.steps, self.step, self.stream):
-            if group.agree(stop.is_set(), at):
-                raise KeyboardInterrupt
+            self._stop(group.agree(stop.is_set(), at))
             self.rate.set(schedule.learning_rate(self.train, state.epoch, at / self.steps))
             mine = group.share(index)
             losses = self._take_step(Batch(mine, view[mine], known, epoch, number, len(index), pixels), at)
@@ -201,6 +206,12 @@ class _Training:
                 if group.agree(time.monotonic() - self.saved > SAVE_SECONDS, 0):
                     self._save_part()
         self.meter.check(kept=self.kept)
+
+    def _stop(self, agreed: bool) -> None:
+        """Raises KeyboardInterrupt where it was agreed on, in every process at the same step."""
+        self.agreed = agreed
+        if agreed:
+            raise KeyboardInterrupt
 
     def _views(self) -> Tensor:
         """The epoch's view of each picture, int64 (P,)."""
@@ -277,7 +288,6 @@ class _Training:
         self._carry(self.state)
         if self.meter.bad() is None:
             self._save(self.state)
-        self.group.word(None)  # the others end behind the first process's checkpoint: torchrun ends all as soon as one has ended
         there = "checkpoint kept" if self.kept else "there is no checkpoint yet"
         return f"interrupted in epoch {min(self.state.epoch, self.epochs)} of {self.epochs}, {there}"
 

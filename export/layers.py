@@ -30,6 +30,8 @@ def resolve(model: ModelProto, wanted: Sequence[str]) -> tuple[str, ...]:
     chosen = set()
     for word in wanted:
         name = places.get(word, word)
+        if name not in names:  # onnxruntime writes what it made of a layer behind the layer's name
+            name = next((one for one in names if one.startswith(f"{word}/")), name)
         if name not in names:
             close = difflib.get_close_matches(word, names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are first, last, {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"

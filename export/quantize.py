@@ -102,20 +102,25 @@ def check(settings: Settings) -> None:
         raise ExportError(f"{settings.isa} needs per-channel weights: with its reduced range, one scale a tensor ruins compact networks")
 
 
-def prepare(source: Path, images: np.ndarray, *, cache: Path | None = None) -> Prepared:
-    """Everything that does not depend on the settings. Raises ExportError."""
+def preprocessed(source: Path) -> onnx.ModelProto:
+    """The graph that is quantised: onnxruntime's float optimisations and shapes. Some layers have other names than in `source`."""
     from onnxruntime.quantization import quant_pre_process
     from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)  # the symbolic pass imports torch; batches need no symbols
+        return load_model_with_shape_infer(prepared)
+
+
+def prepare(source: Path, images: np.ndarray, *, cache: Path | None = None) -> Prepared:
+    """Everything that does not depend on the settings. Raises ExportError."""
     runtime = Model.load(source)
     if len(images) == 0:
         raise ExportError("calibration needs at least one picture")
     runtime.check(images)
     opset = graph.opset_of(onnx.load(str(source)))
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)  # the symbolic pass imports torch; batches need no symbols
-        model = load_model_with_shape_infer(prepared)
+    model = preprocessed(source)
     steps = layout.exact_steps(model, runtime.contract, images)
     return Prepared(model, runtime, images, calibration.collect(model, images, runtime, cache=cache), opset, steps)
 

@@ -182,6 +182,24 @@ def test_a_reader_that_went_away_does_not_end_the_work(tmp_path: Path, monkeypat
     assert (tmp_path / "log.txt").read_text() == "to nobody\nand again\n"
 
 
+def test_a_file_name_that_is_no_text_can_be_said_and_logged(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    strict = io.TextIOWrapper(Writes(), encoding="utf-8", write_through=True)  # type: ignore[arg-type]
+    console_module.say(name, strict)
+    assert strict.buffer.parts == [rb"caf\udce9.txt" + b"\n"]  # type: ignore[attr-defined]
+    console = Console(quiet=True)
+    console.log_to(tmp_path / "log")
+    console.line(name)
+    console.close()
+    console.save_log(tmp_path / "saved")
+    assert (tmp_path / "log").read_bytes() == (tmp_path / "saved").read_bytes() == rb"caf\udce9.txt" + b"\n"
+
+
+def test_who_closed_stdout_hears_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    Console().line("to nobody")
+
+
 class Writes(io.RawIOBase):
     """What reaches the system, write by write."""
 

@@ -51,7 +51,7 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(runs, name):
     steps = STEPS + AGREE
     assert TOLD < steps <= TOLD + AGREE  # within so many
     again = "interrupted in epoch 2 of 2, checkpoint kept; run the same command again to resume"
-    assert runs.said(0, name) == [f"{again} | began at (1, 0) | steps {steps} | kept (2, {AGREE})"] * 2, words(runs.answers[0])
+    assert runs.said(0, name) == [f"{again} | began at (1, 0) | steps {steps} | kept (2, {AGREE}) and answers"] * 2, words(runs.answers[0])
 
 
 def test_each_process_ends_with_the_code_of_an_interruption(runs):

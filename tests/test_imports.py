@@ -141,8 +141,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
                        "compress.methods", "compress.models*",
                        "compress.schema", "export.blackbox", "export.conditions", "export.convert", "export.runtime"),
     "compress.float_layers": (
-        *FOUNDATIONS, "compress.recipe", "compress.schema", "compress.subjects", "compress.stages.plan", "compress", "export.convert", "export.layers",
-        "export.runtime",
+        *FOUNDATIONS, "compress.recipe", "compress.schema", "compress.subjects", "compress.stages.plan", "compress", "export.convert",
+        "export.layers", "export.quantize", "export.runtime",
     ),
     "compress.compatible": ("compress.errors", "compress.recipe", "compress.schema", "compress.methods", "compress.models*"),
     "compress.doctor": ("compress.kernels.library", "export.runtime", "export.provider", "compress.planted"),

@@ -69,7 +69,7 @@ def test_what_a_run_will_warn_of_is_said_as_far_as_no_picture_is_read(tmp_path: 
     photos(tmp_path / "photos", classes=3, each=5)
     (tmp_path / "photos" / "class0" / "loop").symlink_to("../class1")
     code, said = check(tmp_path, capsys, "folder", "photos")
-    assert code == 0 and "note: data: 1 link leads to pictures of another class, where alone they count (first: class0/loop, to class 'class1')\n" in said
+    assert code == 0 and "note: data: 1 folder leads to pictures of another class, where alone they count (first: class0/loop, to class 'class1')\n" in said
     images, labels = np.zeros((4, 32, 32), np.uint8), np.array([0, 1, 0, 1])
     arrays = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels * 0}
     np.savez(tmp_path / "mine.npz", **arrays, class_names=np.array(["a", "b"]))

@@ -282,7 +282,7 @@ def describe(layout: Layout) -> list[str]:
         said.append(f"{len(layout.ignored):,} {what} ({', '.join(SUFFIXES)}), left out: {_kinds(layout.ignored)}")
     if layout.strayed:
         count, (path, other) = len(layout.strayed), layout.strayed[0]
-        leads = f"{doubts.many(count, 'link')} {'leads' if count == 1 else 'lead'} to pictures of another class"
+        leads = f"{doubts.many(count, 'folder')} {'leads' if count == 1 else 'lead'} to pictures of another class"
         said.append(f"{leads}, where alone they count (first: {path}, to class {other!r})")
     if layout.unused:
         said.append(f"sub-folders not used: {', '.join(layout.unused)}")

@@ -114,21 +114,19 @@ def _prepare_streamed(config: schema.Data, work: Path, base: Path, report: Repor
 
 def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report) -> Written:
     """The sources that fit into memory as arrays."""
-    cautions: list[str] = []
     if config.source == "fashion":
         fashion.check_size(config.side)
         arrays, classes = fashion.load(), fashion.CLASSES
     elif config.source == "npz":
         arrays, classes = npz.load(located(config, base))
-        cautions = _alike(arrays)
     else:
         arrays, classes = cifar.load(config.source, located(config, base), config.download)
     files: dict[str, File] = {}
+    taken: dict[str, np.ndarray | slice] = {"train": slice(None), "test": slice(None)}
     for part, limit, stream in (("train", config.limit_train, 0), ("test", config.limit_test, TEST_STREAM)):
-        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
         if limit is not None:
-            index = stratified(labels, limit, config.split_seed, stream)
-            images, labels = images[index], labels[index]
+            taken[part] = stratified(arrays[f"{part}_labels"], limit, config.split_seed, stream)
+        images, labels = (arrays[f"{part}_{what}"][taken[part]] for what in ("images", "labels"))
         size = config.side
         if part == "train" and config.source != "fashion" and images.shape[1:3] != (size, size):
             report(f"data: pictures of {images.shape[2]}x{images.shape[1]} are resized to {size}x{size}; data.image_size says otherwise")
@@ -136,7 +134,7 @@ def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report)
         files[f"{part}_images"] = npy.write_rows(work / f"{part}_images.npy", blocks, (size, size, 3), np.uint8)
         files[f"{part}_labels"] = npy.write_array(work / f"{part}_labels.npy", labels)
         report(f"data: {len(labels):,} {part} pictures of {len(classes)} classes, {size}x{size}")
-    return Written(classes, **files, unreadable=(), warnings=(), cautions=tuple(cautions))
+    return Written(classes, **files, unreadable=(), warnings=(), cautions=tuple(_alike(arrays, taken) if config.source == "npz" else ()))
 
 
 def _resized(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -152,10 +150,16 @@ def _resized(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield resize_square(Image.fromarray(picture), size)[None]
 
 
-def _alike(arrays: dict[str, np.ndarray]) -> list[str]:
-    """Sentences on pictures that are in two classes or in both parts, which the user's arrays keep; a published set is left as it is."""
-    hashes = {part: [hashlib.blake2b(picture.tobytes()).digest() for picture in arrays[f"{part}_images"]] for part in ("train", "test")}
-    every = ((f"{part}_images[{i}]", int(arrays[f"{part}_labels"][i]), digest) for part, found in hashes.items() for i, digest in enumerate(found))
+def _alike(arrays: dict[str, np.ndarray], taken: dict[str, np.ndarray | slice]) -> list[str]:
+    """Sentences on pictures that are in two classes or in both parts, which the user's arrays keep; a published set is left as it is.
+
+    `taken`: the rows of each part that are used.
+    """
+    rows = {part: np.arange(len(arrays[f"{part}_labels"]))[index] for part, index in taken.items()}
+    hashes = {part: [hashlib.blake2b(arrays[f"{part}_images"][i].tobytes()).digest() for i in index] for part, index in rows.items()}
+    every = (
+        (f"{part}_images[{i}]", int(arrays[f"{part}_labels"][i]), digest) for part, index in rows.items() for i, digest in zip(index, hashes[part], strict=True)
+    )
     said, seen = doubts.twins(every, "pixels"), set(hashes["test"])
     both = sum(digest in seen for digest in hashes["train"])
     return [*said, *([doubts.leaked(both, "pixels", "kept in both, so test accuracy may be flattered")] if both else [])]

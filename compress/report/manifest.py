@@ -61,7 +61,7 @@ def _settings(report: dict[str, Any], key: str, title: str) -> Html | None:
     if not isinstance(settings, dict) or not settings:
         return None
     shown = {name: value for name, value in settings.items() if value is not None and (key, name) not in TABLES}
-    return el("details", el("summary", title), facts((_words(name), _value(value)) for name, value in shown.items()))
+    return el("details", el("summary", title), facts((_words(name), _value(value)) for name, value in shown.items())) if shown else None
 
 
 def _files(report: dict[str, Any]) -> Html:

@@ -145,7 +145,7 @@ def untrained(network: Network, images: np.ndarray) -> nn.Module:
         torch.manual_seed(SEED)
         model = loading.network(network, None, "cpu")
         with torch.no_grad():
-            for parameter in model.parameters():
+            for parameter in (one for one in model.parameters() if one.requires_grad):
                 parameter.add_(torch.randn_like(parameter), alpha=JITTER)
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -265,7 +265,7 @@ def test_a_link_into_another_classs_folder_is_not_followed(tmp_path: Path) -> No
         (tmp_path / "set/train" / name / "same").symlink_to(tmp_path / "beside")
     made, _ = prepared(tmp_path / "set", tmp_path / "work")
     assert np.bincount(load_labels(made.train_labels)).tolist() == [13, 13]
-    assert made.warnings == ("4 links lead to pictures of another class, where alone they count (first: train/blue/into, to class 'red')",)
+    assert made.warnings == ("4 folders lead to pictures of another class, where alone they count (first: train/blue/into, to class 'red')",)
 
 
 def test_two_classes_in_one_folder_are_refused(tmp_path: Path) -> None:

@@ -96,6 +96,20 @@ def test_npz_leak_is_told(tmp_path: Path) -> None:
     assert len(product.load_labels(made.train_labels)) == 30 and not any("also" in line for line in lines)
 
 
+def test_npz_pictures_that_a_limit_leaves_out_are_no_leak(tmp_path: Path) -> None:
+    given = arrays()
+    given["test_images"][[2, 5]] = given["train_images"][5]
+    given["train_images"][3] = given["train_images"][2]
+    np.savez(tmp_path / "own.npz", **given)
+    found = {}
+    for limit in (3, 29):
+        found[limit], _ = prepare(schema.Data(source="npz", root="own.npz", image_size=12, limit_train=limit), tmp_path / f"work{limit}", tmp_path)
+    kept = {limit: {tuple(image.ravel()) for image in np.load(made.train_images.path)} for limit, made in found.items()}
+    for limit, made in found.items():
+        assert bool(made.cautions) == (tuple(given["train_images"][5].ravel()) in kept[limit] or len(kept[limit]) < limit)
+    assert not found[3].cautions and found[29].cautions
+
+
 def test_npz_the_same_picture_in_two_classes_is_told(tmp_path: Path) -> None:
     given = arrays()
     given["train_images"][[4, 9]] = given["train_images"][2]  # of classes b, a and c

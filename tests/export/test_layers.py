@@ -42,6 +42,14 @@ def test_first_and_last_are_places(prepared, names) -> None:
     assert layers.resolve(prepared.model, ("last", "first")) == (names[0], names[-1])
 
 
+def test_a_layer_that_onnxruntime_made_another_of_goes_by_its_first_name(prepared, names) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(prepared.model)
+    node = next(node for node in model.graph.node if node.name == names[1])
+    node.name = f"{names[1]}/GemmTransposeFusion/"
+    assert layers.resolve(model, (names[1],)) == layers.resolve(model, (node.name,)) == (node.name,)
+
+
 def test_a_plain_exclusion_is_quantised_again_and_refused(prepared, names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Max and Min behind the layer onnxruntime quantises it when it loads the file: that is seen, and the file is not kept."""
     monkeypatch.setattr(layers, "keep_in_float", lambda model, kept: tuple(kept))

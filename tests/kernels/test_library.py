@@ -69,3 +69,11 @@ def test_only_auto_has_them(engine):
     off, kernels = quicker(network, 6, engine, pytest.fail)
     assert kernels == TORCH and not any("forward" in module.__dict__ for module in network)
     off()
+
+
+def test_a_network_without_batchnorms_is_not_slower_without_a_compiler(fresh, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    off, kernels = quicker(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), 6, "auto", pytest.fail)
+    off()
+    assert kernels == TORCH
