@@ -1,4 +1,4 @@
-"""What this machine reaches at most in one precision: the fastest of large matrix products and of large dense convolutions."""
+"""What this machine reaches at most: in one precision the fastest of large matrix products and of large dense convolutions, and a large copy."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ MAPS = {  # pictures, channels, side
     "cpu": ((64, 64, 32), (64, 128, 32), (64, 256, 16), (16, 256, 32)),
     "cuda": ((1024, 128, 32), (1024, 256, 32), (1024, 512, 16), (256, 1024, 32)),
 }
+COPY = {"cpu": 2**28, "cuda": 2**30}  # bytes, beyond any cache
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -49,3 +50,10 @@ def rates(device: str, precision: str) -> dict[str, float]:
         seconds = min(times(lambda x=x, w=weight: functional.conv2d(x, w, padding=1), device, 6))  # type: ignore[misc]
         found[f"3x3 convolution of {channels} channels, {pictures} maps of {side} x {side}"] = 2 * 9 * channels**2 * pictures * side**2 / seconds
     return found
+
+
+def copying(device: str) -> float:
+    """Bytes/s that a large copy reads and writes."""
+    source = torch.ones(COPY[device.split(":")[0]], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * len(source) / min(times(lambda: target.copy_(source), device, 6))

@@ -3,13 +3,14 @@
     python benchmarks/roofline.py
     python benchmarks/roofline.py --device cuda
 
-A step is a DHKD step as training runs it (views, student, two backward passes, alignment, optimizer), the teacher's logits known; the teacher's forward
-pass stands beside it, as a cold cache pays for it. The engine is the one that 240 epochs on 50,000 pictures get; where that is not the plain step, the plain
-one's time is shown beside it. Floating-point operations are counted by torch's FlopCounterMode: convolutions and matrix products, two for a
-multiply-accumulate. The peak is the fastest of several large products and dense 3x3 convolutions in the precision that the step uses, on the same device.
-The split is the profiler's: on a CPU each operator's own time, on CUDA the kernels'; what is in neither (Python, dispatch, launches, waiting) is the rest
-of the wall time. "2 pictures" is the same step, not compiled, with next to no arithmetic: what it costs at least. Networks have random weights, pictures
-are noise.
+A step is a DHKD step as training runs it (views, student, two backward passes, alignment, optimizer), the teacher's logits known; the teacher's forward pass
+stands beside it, as a cold cache pays for it. The engine is the one that 240 epochs on 50,000 pictures get; where that is not the plain step, the plain one's
+time is shown beside it. Floating-point operations are counted by torch's FlopCounterMode: convolutions and matrix products, two for a multiply-accumulate.
+The peak is the fastest of several large products and dense 3x3 convolutions in the precision that the step uses, on the same device. The split is the
+profiler's: on a CPU each operator's own time, on CUDA the kernels'; what is in neither (Python, dispatch, launches, waiting) is the rest of the wall time.
+"Moved" is what the plain step's operators read and write, tensor by tensor, views left out: what memory would carry without any cache and without operators
+run together, beside the time that a large copy takes for as many bytes. "2 pictures" is the same step, not compiled, with next to no arithmetic: what it
+costs at least. Networks have random weights, pictures are noise.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress import engine, models, recorded, schedule
@@ -71,30 +74,33 @@ def main(device: str, name: str, batch: int, steps: int, chosen: tuple[str, ...]
     keep_freed_memory()  # as a training does
     found = {precision: peaks.rates(device, precision) for precision in peaks.DTYPES}
     best = {precision: max(rates.values()) for precision, rates in found.items()}
+    rate = peaks.copying(device)
+    print(f"a large copy: {rate / 1e9:.1f} GB/s")
     for precision, rates in found.items():
         print(f"peak in {precision}: {best[precision] / 1e9:.0f} GFLOP/s, the {max(rates, key=lambda one: rates[one])}")
     pairs = [(one.split(":")[0], one.split(":")[1]) for one in chosen] or list(PAIRS)
     rows = [_row(teacher, student, device, name, batch, steps, best) for teacher, student in pairs]
     for row in rows:
-        _show(row, batch)
+        _show(row, batch, rate)
     content = {
         "command": "python " + " ".join(["benchmarks/roofline.py", *sys.argv[1:]]), "batch": batch, "steps": steps, "engine": name,
         "peak_gflop_per_s": {precision: value / 1e9 for precision, value in best.items()},
         "kernels_gflop_per_s": {precision: {one: value / 1e9 for one, value in rates.items()} for precision, rates in found.items()},
-        "rows": rows, "environment": place.environment(device),
+        "copy_gb_per_s": rate / 1e9, "rows": rows, "environment": place.environment(device),
     }  # fmt: skip
     path = out or place.path("roofline", device, name)
     path.write_text(json.dumps(content, indent=1) + "\n")
     print(f"written: {path}")
 
 
-def _show(row: dict, batch: int) -> None:
+def _show(row: dict, batch: int, rate: float) -> None:
     print(f"\n{row['teacher']} -> {row['student']}, {row['precision']}, {batch} pictures: {row['step_ms']:.1f} ms, {row['gflop']:.2f} GFLOP, "
           f"{row['gflop_per_s']:.0f} GFLOP/s, {100 * row['share_of_peak']:.0f} % of the peak")  # fmt: skip
     for name, value in row["split_ms"].items():
         print(f"  {name:<28}{value:8.2f} ms  {100 * value / row['step_ms']:4.0f} %")
     if row["plain_step_ms"] is not None:
         print(f"  {'(neither recorded nor compiled':<31}{row['plain_step_ms']:5.2f} ms)")
+    print(f"  {'moved':<28}{row['moved_gb']:8.2f} GB by {row['operators']} operators, {1e12 * row['moved_gb'] / rate:.1f} ms at a copy's rate")
     print(f"  {'(a step of 2 pictures':<28}{row['two_pictures_ms']:8.2f} ms)")
     print(f"  {'teacher, where not known':<28}{row['teacher_ms']:8.2f} ms, {row['teacher_gflop']:.2f} GFLOP, "
           f"{100 * row['teacher_share_of_peak']:.0f} % of the peak in {row['teacher_precision']}")  # fmt: skip
@@ -107,10 +113,10 @@ def _row(teacher: str, student: str, device: str, name: str, batch: int, steps: 
     data, small = (_cut(step, batch_of(size, device)) for size in (batch, 2))
     plain = _median(lambda: step(data), device, steps)
     usual = step_of(student, device, "eager")  # what is asked for: a gradient that is computed in a roundabout way is more arithmetic, and not more use
-    flop = _flop(lambda: usual(data))
+    flop, (moved, operators) = _flop(lambda: usual(data)), _traffic(lambda: usual(data))
     assert isinstance(step.network, Tapped)
     classifier = engine.classifier_of(step.network.model, outline(student, classes=CLASSES, width=None, image_size=SIDE).taps)
-    few = engine.engine("eager" if name == "eager" else "graph", step, 2, STEPS, classifier, said.append)
+    few = engine.engine("graph" if name != "eager" and device.startswith("cuda") else "eager", step, 2, STEPS, classifier, said.append)
     two = _median(lambda: few(small), device, steps)
     run = engine.engine(name, step, batch, STEPS, classifier, said.append)
     seconds = plain if run is step else _median(lambda: run(data), device, steps)
@@ -122,7 +128,8 @@ def _row(teacher: str, student: str, device: str, name: str, batch: int, steps: 
     return {
         "teacher": teacher, "student": student, "precision": step.precision, "step_ms": 1e3 * seconds, "gflop": flop / 1e9,
         "gflop_per_s": flop / seconds / 1e9, "share_of_peak": flop / seconds / best[step.precision], "split_ms": split,
-        "plain_step_ms": None if run is step else 1e3 * plain, "two_pictures_ms": 1e3 * two, "said": list(dict.fromkeys(said)),
+        "plain_step_ms": None if run is step else 1e3 * plain, "two_pictures_ms": 1e3 * two, "moved_gb": moved / 1e9,
+        "operators": operators, "said": list(dict.fromkeys(said)),
         "teacher_ms": 1e3 * teacher_seconds, "teacher_gflop": teacher_flop / 1e9, "teacher_precision": precision,
         "teacher_share_of_peak": teacher_flop / teacher_seconds / best[precision],
     }  # fmt: skip
@@ -141,6 +148,27 @@ def _flop(run: Callable[[], object]) -> int:
 def _backward_flop(grad: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest: Any, **_: Any) -> int:
     """Of each gradient that is asked for as many as of the forward pass; torch 2.15's own formula counts a depthwise convolution as a dense one."""
     return 2 * grad[0] * math.prod(grad[2:]) * math.prod(weight) * sum(rest[-1][:2])
+
+
+class _Traffic(TorchDispatchMode):
+    """Bytes that operators read and write, and how many operators there were; those that only look at memory in another way are left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.operators = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.operators += 1
+            self.bytes += sum(value.nbytes for value in tree_leaves((args, kwargs, out)) if isinstance(value, Tensor))
+        return out
+
+
+def _traffic(run: Callable[[], object]) -> tuple[int, int]:
+    with _Traffic() as found:
+        run()
+    return found.bytes, found.operators
 
 
 class _Known:

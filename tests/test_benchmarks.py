@@ -60,6 +60,8 @@ def test_where_a_steps_time_goes(tmp_path: Path) -> None:
     once = {name: 8 * 2 * count.macs(models.build(name, classes=100), 32) / 1e9 for name in ("resnet8", "shufflenet_v2")}  # GFLOP of a forward pass
     assert row["teacher_gflop"] == pytest.approx(once["resnet8"], rel=0.01)
     assert 4.5 < row["gflop"] / once["shufflenet_v2"] < 5.5  # with a backward pass of twice as many for each of two losses; a small head is in it
+    weights = count.params(models.build("shufflenet_v2", classes=100))
+    assert row["operators"] > 500 and row["moved_gb"] > 8 * 4 * weights / 1e9  # the optimizer alone reads and writes weights, momentum and gradients
     split = row["split_ms"]
     assert min(split[part] for part in ("convolutions and products", "batch normalisation", "optimizer", "other operators")) > 0
     assert split["Python, dispatch, launches"] >= 0 and split["convolutions and products"] > split["optimizer"]

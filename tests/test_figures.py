@@ -305,6 +305,12 @@ def test_where_a_steps_time_goes() -> None:
     assert f"resnet8x4 runs at {peak['resnet8x4']} of it, with {share['resnet8x4'][0]} of the time in convolutions" in said
     assert f"shufflenet_v2 runs at {peak['shufflenet_v2']}, resnet56 -> mobilenet_v2 at {peak['mobilenet_v2']}, with {share['mobilenet_v2'][0]}" in said
     assert f"and {share['mobilenet_v2'][1]} in BatchNorm" in said and f"takes {mobile['two_pictures_ms']:.0f} of its {mobile['step_ms']:.0f} ms" in said
+    moved, rate = ({name: row["moved_gb"] for name, row in rows.items()}, measured["copy_gb_per_s"])
+    assert f"writes {moved['mobilenet_v2']:.2f} GB for {mobile['gflop']:.1f} GFLOP," in said
+    assert f"one into resnet8x4 {moved['resnet8x4']:.2f} GB for {dense['gflop']:.0f};" in said
+    took = {name: f"{1e3 * gb / rate:.0f}" for name, gb in moved.items()}
+    assert f"at {rate:.0f} GB/s, would take {took['mobilenet_v2']} ms for the first and {took['resnet8x4']} of {dense['step_ms']:.0f} ms for the second" in said
+    assert f"They are {mobile['operators']:,} and {dense['operators']:,} operators." in said
 
 
 def test_what_64_cards_would_move() -> None:
