@@ -107,7 +107,8 @@ def _circumstances(report: dict[str, Any]) -> list[str]:
         others = f"other processes used {load:.2f} cores" if is_number(load) else "the load of other processes is not known"
         tries = f", measured {timing['attempts']} times because it was disturbed" if (timing.get("attempts") or 1) > 1 else ""
         lost = sum((timing.get("interrupted") or {}).values())
-        left = f"; {lost:,} runs that lost their core to other processes do not count" if lost and not timing.get("unfit") else ""
+        runs = "run that lost its core to other processes does" if lost == 1 else "runs that lost their core to other processes do"
+        left = f"; {lost:,} {runs} not count" if lost and not timing.get("unfit") else ""
         said.append(f"{timing.get('rounds')} rounds{tries}; {others}{left}; clock governor: {timing['governor'] or 'not shown by this host'}.")
     if photo.get("pictures"):
         said.append(f"Photo to answer: decoding ({photo.get('decoder')}), resizing and inference of {photo['pictures']}.")
