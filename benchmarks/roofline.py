@@ -46,7 +46,7 @@ from compress.models.outline import outline
 from compress.models.taps import Tapped
 from compress.precision import autocast, resolve_precision
 from compress.schema import Distill
-from compress.step import Batch, Step, trainable
+from compress.step import Batch, Step, sgd, trainable
 
 PAIRS = (("resnet56", "mobilenet_v2"), ("resnet32x4", "resnet8x4"), ("resnet32x4", "shufflenet_v2"))
 CLASSES, SIDE, PICTURES = 100, 32, 4096
@@ -197,8 +197,7 @@ def step_of(student: str, device: str, name: str = "auto") -> Step:
     shape = outline(student, classes=CLASSES, width=None, image_size=SIDE)
     method = build_method(Distill(), student=shape, teacher=shape, train_labels=torch.zeros(1)).to(device).train()
     parameters = trainable(model, method)
-    optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
-    optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in parameters})
+    optimizer = sgd(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4)
     engine.Rate(optimizer, device).set(0.01)
     images = torch.randint(0, 256, (PICTURES, SIDE, SIDE, 3), dtype=torch.uint8).to(device)
     precision = resolve_precision("auto", device)

@@ -150,6 +150,14 @@ def trainable(*modules: nn.Module) -> list[Tensor]:
     return [p for module in modules for p in module.parameters() if p.requires_grad]
 
 
+def sgd(parameters: Sequence[Tensor], *, lr: float, momentum: float, weight_decay: float, nesterov: bool = False) -> torch.optim.SGD:
+    """The optimizer of every training, in one operator for all parameters."""
+    optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True)
+    if momentum:  # from the start: fused SGD cannot add a buffer when a later stage of the method reaches a parameter first
+        optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in parameters})
+    return optimizer
+
+
 def traced(student: nn.Module, taps: Mapping[str, str]) -> dict[str, Sequence[Tensor]]:
     """The student's parameters in two groups: the classifier block, which reads the pooled vector, and all before it."""
     head = trainable(student.get_submodule(taps["pooled"].split(":")[0]))

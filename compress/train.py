@@ -34,7 +34,7 @@ from compress.precision import card, resolve_precision
 from compress.records import CHECKPOINT
 from compress.results import Normalization
 from compress.schema import Train
-from compress.step import TRACED, Batch, Step, Teaching, traced, trainable
+from compress.step import TRACED, Batch, Step, Teaching, sgd, traced, trainable
 from compress.stopping import between_steps
 from compress.stream import Stream
 
@@ -133,7 +133,7 @@ class _Training:
         keep_freed_memory()
         self.unsynchronise = synchronise(group, device, train.sync_batchnorm, progress.warn if group.first else lambda _: None, student, method)
         self.parameters = trainable(student, method)
-        self.optimizer = _optimizer(self.parameters, train)
+        self.optimizer = sgd(self.parameters, lr=train.lr or 0.0, momentum=train.momentum, weight_decay=train.weight_decay, nesterov=train.nesterov)
         torch.manual_seed(self.seed)  # dropout; everything else has a stateless source
         self.threads_before = torch.get_num_threads()
         torch.set_num_threads(train.threads or self.threads_before)
@@ -317,12 +317,3 @@ class _Training:
         seen = self.seen * len(state.history)
         speed = seen / max(state.seconds, 1e-9)
         return Fitted(state.history, state.seconds, speed, self.precision, self.threads, self.kernels, shipped, card(self.device))
-
-
-def _optimizer(parameters: list[Tensor], train: Train) -> torch.optim.SGD:
-    optimizer = torch.optim.SGD(
-        parameters, lr=train.lr or 0.0, momentum=train.momentum, nesterov=train.nesterov, weight_decay=train.weight_decay, fused=True
-    )
-    if train.momentum:  # from the start: fused SGD cannot add a buffer when a later stage of the method reaches a parameter first
-        optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in parameters})
-    return optimizer
