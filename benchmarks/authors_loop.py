@@ -27,9 +27,14 @@ class Pictures(Dataset):
         from torchvision import transforms
 
         self.images, self.labels = images, labels
-        self.transform = transforms.Compose([
-            transforms.RandomCrop(images.shape[1], padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(mean, std),
-        ])  # fmt: skip
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(images.shape[1], padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(mean, std),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -38,7 +43,9 @@ class Pictures(Dataset):
         return self.transform(Image.fromarray(self.images[index])), int(self.labels[index]), index
 
 
-def loader(images: np.ndarray, labels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...], batch_size: int) -> DataLoader:
+def loader(
+    images: np.ndarray, labels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...], batch_size: int
+) -> DataLoader:
     """Shuffled batches, decoded and augmented in the training process."""
     return DataLoader(Pictures(images, labels, mean, std), batch_size=batch_size, shuffle=True, num_workers=0)
 
@@ -55,7 +62,11 @@ def flat_gradient(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     """One backward pass; every parameter's gradient copied into one vector, zero where the loss does not reach it."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward(retain_graph=True)
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for group in optimizer.param_groups for p in group["params"]]
+    parts = [
+        torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for group in optimizer.param_groups
+        for p in group["params"]
+    ]
     return torch.cat([part.flatten() for part in parts])
 
 
@@ -75,8 +86,15 @@ def aligned_step(optimizer: torch.optim.Optimizer, task: Tensor, auxiliary: Tens
 
 
 def train(
-    student: nn.Module, auxiliary: nn.Module, pooled: Iterator[Tensor], teacher: nn.Module, batches: DataLoader, optimizer: torch.optim.Optimizer,
-    *, device: str, temperature: float = 2.0,
+    student: nn.Module,
+    auxiliary: nn.Module,
+    pooled: Iterator[Tensor],
+    teacher: nn.Module,
+    batches: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    *,
+    device: str,
+    temperature: float = 2.0,
 ) -> tuple[float, int]:
     """One pass over the loader: (seconds, pictures). `pooled` answers the classifier's input of the student's last forward pass."""
     student.train()

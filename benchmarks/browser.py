@@ -31,7 +31,11 @@ CLASSES = 10  # of random weights: among a thousand near ties, rounding alone ch
 
 
 @click.command()
-@click.option("--run", type=click.Path(exists=True, path_type=Path), help="a finished run's folder, whose bundle has an int8 file for web")
+@click.option(
+    "--run",
+    type=click.Path(exists=True, path_type=Path),
+    help="a finished run's folder, whose bundle has an int8 file for web",
+)
 @click.option("--target", default="browser", show_default=True, help="as of `compress verify`")
 @click.option("--repeats", default=200, show_default=True, type=click.IntRange(min=64))
 @click.option("--out", default=Path(__file__).parent / "results" / "browser.json", type=click.Path(path_type=Path))
@@ -72,14 +76,32 @@ def _bundle(deploy: Any, name: str, pictures: np.ndarray, folder: Path) -> Path:
 
 def _row(name: str, zipped: Path, target: str, repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as work:
-        answer = targets.verify(zipped, parse(target), Path(work), Settings(repeats=repeats), limit_seconds=280, tell=print)
+        answer = targets.verify(
+            zipped, parse(target), Path(work), Settings(repeats=repeats), limit_seconds=280, tell=print
+        )
     files = {row["file"]: row for row in answer["models"]}
     plain = next(row for row in files.values() if row["role"] == "student" and row["precision"] == "fp32")
     int8 = next(row for row in files.values() if row["role"] == "student" and row["target"] == "web")
     speed, low, high = int8["speedup_over"][plain["file"]]
-    print(f"{name}: float {plain['latency_ms']['p50']:.3g} ms, int8 {int8['latency_ms']['p50']:.3g} ms, {speed:.2f}x [{low:.2f}, {high:.2f}] as fast; "
-          f"int8 differs from this machine's by {int8['max_abs_diff']:.2g}, agreement {int8['agreement']:.3f}", flush=True)  # fmt: skip
-    keys = ("role", "precision", "target", "images", "agreement", "max_abs_diff", "latency_ms", "first_run_ms", "load_ms", "speedup_over", "contaminated", "ok")
+    print(
+        f"{name}: float {plain['latency_ms']['p50']:.3g} ms, int8 {int8['latency_ms']['p50']:.3g} ms, {speed:.2f}x [{low:.2f}, {high:.2f}] as fast; "
+        f"int8 differs from this machine's by {int8['max_abs_diff']:.2g}, agreement {int8['agreement']:.3f}",
+        flush=True,
+    )
+    keys = (
+        "role",
+        "precision",
+        "target",
+        "images",
+        "agreement",
+        "max_abs_diff",
+        "latency_ms",
+        "first_run_ms",
+        "load_ms",
+        "speedup_over",
+        "contaminated",
+        "ok",
+    )
     return {
         "network": name,
         "files": {file: {key: row[key] for key in keys} for file, row in files.items()},

@@ -41,32 +41,62 @@ COLUMNS = ("ce", "cos_classifier", "cos_backbone", "top1_validation")
 
 
 @click.command()
-@click.option("--seed", "seeds", default=(0, 1, 2), show_default=True, multiple=True, type=click.IntRange(0), help="may be repeated")
+@click.option(
+    "--seed",
+    "seeds",
+    default=(0, 1, 2),
+    show_default=True,
+    multiple=True,
+    type=click.IntRange(0),
+    help="may be repeated",
+)
 @click.option("--pair", is_flag=True, help="Only the two recipes, not each loss alone.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--artifacts", default=Path("artifacts"), show_default=True, type=click.Path(path_type=Path))
 @click.option("--out", default=ROOT / "benchmarks" / "results" / "collapse.json", type=click.Path(path_type=Path))
 @click.option("--plot", default=ROOT / "docs" / "collapse.svg", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, help="further overrides, given to every run")
-def main(seeds: tuple[int, ...], pair: bool, device: str, artifacts: Path, out: Path, plot: Path, overrides: tuple[str, ...]) -> None:
+def main(
+    seeds: tuple[int, ...], pair: bool, device: str, artifacts: Path, out: Path, plot: Path, overrides: tuple[str, ...]
+) -> None:
     """Train every arm with every seed; write the table and the curves."""
     place = resolve_device(device)
     chosen = {name: arm for name, arm in ARMS.items() if not (pair and arm[1])}
-    rounds = [{name: _trained(path, (*own, f"seed={seed}", *overrides), place, artifacts) for name, (path, own, _, _) in chosen.items()} for seed in seeds]
+    rounds = [
+        {
+            name: _trained(path, (*own, f"seed={seed}", *overrides), place, artifacts)
+            for name, (path, own, _, _) in chosen.items()
+        }
+        for seed in seeds
+    ]
     arms = {name: [one[name] for one in rounds] for name in chosen}
-    settings = {path.stem: recipe.resolve(recipe.load(path, overrides).recipe).model_dump(mode="json", by_alias=True) for path in (ONE, TWO)}
+    settings = {
+        path.stem: recipe.resolve(recipe.load(path, overrides).recipe).model_dump(mode="json", by_alias=True)
+        for path in (ONE, TWO)
+    }
     here = host()
     options = [*(f"--seed {seed}" for seed in seeds), *["--pair"] * pair, *(f"--set {one}" for one in overrides)]
     content: dict[str, Any] = {
         "command": " ".join(["python benchmarks/collapse.py", *options]),
-        "settings": {name: {"distill": {"method": one["distill"]["method"], **one["distill"]["dhkd"]}, "student": one["student"], "train": one["train"]}
-                     for name, one in settings.items()},
-        "arms": {name: {"overrides": list(ARMS[name][1]), "recipe": ARMS[name][0].stem, "final": _final(runs), "runs": runs} for name, runs in arms.items()},
+        "settings": {
+            name: {
+                "distill": {"method": one["distill"]["method"], **one["distill"]["dhkd"]},
+                "student": one["student"],
+                "train": one["train"],
+            }
+            for name, one in settings.items()
+        },
+        "arms": {
+            name: {"overrides": list(ARMS[name][1]), "recipe": ARMS[name][0].stem, "final": _final(runs), "runs": runs}
+            for name, runs in arms.items()
+        },
         "environment": {"cpu": here.get("cpu"), "isa": here.get("isa"), "torch": version("torch"), "device": place},
-    }  # fmt: skip
+    }
     out.write_text(json.dumps(content, indent=1) + "\n")
     for name, arm in content["arms"].items():
-        print(f"{name:<22}validation top-1 {_shown(arm['final']['top1_validation'], 100)} %   training ce {_shown(arm['final']['ce'], 1)}")
+        print(
+            f"{name:<22}validation top-1 {_shown(arm['final']['top1_validation'], 100)} %   training ce {_shown(arm['final']['ce'], 1)}"
+        )
     with matplotlib.rc_context(plots.STYLE):
         plot.write_text(plots.svg_of(_figure(arms)))
     print(f"written: {out}, {plot}")
@@ -81,19 +111,36 @@ def _trained(path: Path, overrides: tuple[str, ...], device: str, artifacts: Pat
     start, weights = work.networks.weights(own.weights, own.model)
     network = work.networks.network(own)
     _, selected = work.selected()
-    made = store.run(distill.run, settings.distill.alone(), student=network, start=start, weights=weights, teacher=selected.teacher, data=work.training,
-                     train=settings.train)  # fmt: skip
+    made = store.run(
+        distill.run,
+        settings.distill.alone(),
+        student=network,
+        start=start,
+        weights=weights,
+        teacher=selected.teacher,
+        data=work.training,
+        train=settings.train,
+    )
     with made.history.path.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     known = [name for name in COLUMNS if name in rows[0]]
-    return {"seed": settings.seed, "precision": made.precision, "threads": made.threads, "seconds": made.seconds, "images_per_second": made.images_per_second,
-            "columns": {name: [round(float(row[name]), 5) for row in rows] for name in known}}  # fmt: skip
+    return {
+        "seed": settings.seed,
+        "precision": made.precision,
+        "threads": made.threads,
+        "seconds": made.seconds,
+        "images_per_second": made.images_per_second,
+        "columns": {name: [round(float(row[name]), 5) for row in rows] for name in known},
+    }
 
 
 def _final(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and range of the last epoch over seeds."""
     last = {name: [run["columns"][name][-1] for run in runs] for name in runs[0]["columns"]}
-    return {name: {"mean": statistics.mean(values), "low": min(values), "high": max(values), "each": values} for name, values in last.items()}
+    return {
+        name: {"mean": statistics.mean(values), "low": min(values), "high": max(values), "each": values}
+        for name, values in last.items()
+    }
 
 
 def _shown(spread: dict[str, Any], scale: float) -> str:
@@ -127,15 +174,41 @@ def _figure(arms: dict[str, list[dict[str, Any]]]) -> Figure:
     return figure
 
 
-def _band(axes: Any, runs: list[dict[str, Any]], column: str, scale: float, colour: str, dash: Any, label: str | None, note: str = "") -> None:
+def _band(
+    axes: Any,
+    runs: list[dict[str, Any]],
+    column: str,
+    scale: float,
+    colour: str,
+    dash: Any,
+    label: str | None,
+    note: str = "",
+) -> None:
     if column not in runs[0]["columns"]:
         return
-    by_epoch = [[scale * value for value in values] for values in zip(*(run["columns"][column] for run in runs), strict=True)]
+    by_epoch = [
+        [scale * value for value in values] for values in zip(*(run["columns"][column] for run in runs), strict=True)
+    ]
     epochs, mean = range(1, len(by_epoch) + 1), [statistics.mean(values) for values in by_epoch]
     axes.plot(epochs, mean, color=plots.COLOURS[colour], linestyle=dash, linewidth=1.9, label=label)
-    axes.fill_between(epochs, [min(values) for values in by_epoch], [max(values) for values in by_epoch], color=plots.COLOURS[colour], alpha=0.15, linewidth=0)
+    axes.fill_between(
+        epochs,
+        [min(values) for values in by_epoch],
+        [max(values) for values in by_epoch],
+        color=plots.COLOURS[colour],
+        alpha=0.15,
+        linewidth=0,
+    )
     if note:
-        axes.annotate(note, (len(mean), mean[-1]), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9, color=plots.COLOURS[colour])
+        axes.annotate(
+            note,
+            (len(mean), mean[-1]),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=plots.COLOURS[colour],
+        )
 
 
 if __name__ == "__main__":

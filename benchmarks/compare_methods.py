@@ -29,10 +29,26 @@ from compress.statistics import paired_drop
 
 HERE = Path(__file__).parent
 EMBEDDED = HERE / "compare_methods.yaml"
-PAIRS = tuple(HERE.parent / "recipes" / "cifar100" / f"{pair}.yaml" for pair in ("resnet56-resnet20", "resnet32x4-resnet8x4"))
+PAIRS = tuple(
+    HERE.parent / "recipes" / "cifar100" / f"{pair}.yaml" for pair in ("resnet56-resnet20", "resnet32x4-resnet8x4")
+)
 METHODS = (
-    "none", "kd", "kd_standardized", "dkd", "dist", "dhkd", "fitnet", "at", "rkd", "crd", "ofd", "reviewkd", "dhkd+reviewkd", "simkd", "catkd",
-)  # fmt: skip
+    "none",
+    "kd",
+    "kd_standardized",
+    "dkd",
+    "dist",
+    "dhkd",
+    "fitnet",
+    "at",
+    "rkd",
+    "crd",
+    "ofd",
+    "reviewkd",
+    "dhkd+reviewkd",
+    "simkd",
+    "catkd",
+)
 
 
 def overrides(method: str) -> tuple[str, ...]:
@@ -54,17 +70,35 @@ def published() -> dict[str, dict[str, float]]:
 @click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), help="only these")
 @click.option("--cifar100", type=click.Path(path_type=Path), help="npz file of CIFAR-100; default: torchvision's copy")
 @click.option("--artifacts", default=Path("artifacts"), show_default=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=HERE / "results" / "compare_methods.json", help="the result")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=HERE / "results" / "compare_methods.json", help="the result"
+)
 @click.option("--set", "more", multiple=True, help="further overrides, given to every run")
-def main(recipes: tuple[Path, ...], seeds: int, methods: tuple[str, ...], cifar100: Path | None, artifacts: Path, out: Path, more: tuple[str, ...]) -> None:
+def main(
+    recipes: tuple[Path, ...],
+    seeds: int,
+    methods: tuple[str, ...],
+    cifar100: Path | None,
+    artifacts: Path,
+    out: Path,
+    more: tuple[str, ...],
+) -> None:
     """Run every method with every seed and compare."""
     recipes = recipes or (EMBEDDED, *(PAIRS if torch.cuda.is_available() else ()))
     if len({path.stem for path in recipes}) < len(recipes):
         raise click.UsageError("two recipes of one name: the results could not be told apart")
-    content: dict[str, Any] = {"command": "python " + " ".join(["benchmarks/compare_methods.py", *sys.argv[1:]]), "seeds": seeds, "recipes": {}}
+    content: dict[str, Any] = {
+        "command": "python " + " ".join(["benchmarks/compare_methods.py", *sys.argv[1:]]),
+        "seeds": seeds,
+        "recipes": {},
+    }
     try:
         for path in recipes:
-            data = (f"data.root={cifar100.absolute()}", "data.source=npz") if cifar100 and path.parent.name == "cifar100" else ()
+            data = (
+                (f"data.root={cifar100.absolute()}", "data.source=npz")
+                if cifar100 and path.parent.name == "cifar100"
+                else ()
+            )
             runs: dict[str, list[dict[str, Any]]] = {method: [] for method in methods or METHODS}
             for seed in range(seeds):  # a benchmark that is stopped has every method with the seeds so far
                 for method, rows in runs.items():
@@ -80,9 +114,23 @@ def main(recipes: tuple[Path, ...], seeds: int, methods: tuple[str, ...], cifar1
 
 def run(path: Path, method: str, seed: int, artifacts: Path, more: tuple[str, ...]) -> dict[str, Any]:
     """One `compress run`; the recipe's verdict does not matter here. A training that fails is a row that says so."""
-    own = (*overrides(method), f"seed={seed}", "distill.baseline=false", "require={}", "validate.repeats=16", f"name=compare-{path.stem}")
+    own = (
+        *overrides(method),
+        f"seed={seed}",
+        "distill.baseline=false",
+        "require={}",
+        "validate.repeats=16",
+        f"name=compare-{path.stem}",
+    )
     try:
-        outcome = pipeline.run(recipe.load(path, (*own, *more)), artifacts=artifacts, device="auto", until=None, force=(), console=Console())
+        outcome = pipeline.run(
+            recipe.load(path, (*own, *more)),
+            artifacts=artifacts,
+            device="auto",
+            until=None,
+            force=(),
+            console=Console(),
+        )
     except StageError as error:
         print(f"{method}, seed {seed}: {error}", flush=True)
         return {"seed": seed, "failed": str(error)}
@@ -97,12 +145,31 @@ def run(path: Path, method: str, seed: int, artifacts: Path, more: tuple[str, ..
         "fp32_top1": 100 * models["student.fp32.onnx"]["top1"],
         "validation_top1": 100 * report["student"]["top1_validation"],
         "bytes": models[shipped]["bytes"],
-        **{key: report["student"][key] for key in ("params", "macs", "plain_params", "epochs", "precision", "threads", "images_per_second", "teacher_rows")},
+        **{
+            key: report["student"][key]
+            for key in (
+                "params",
+                "macs",
+                "plain_params",
+                "epochs",
+                "precision",
+                "threads",
+                "images_per_second",
+                "teacher_rows",
+            )
+        },
     }
     print(f"{method}, seed {seed}: {row['top1']:.2f} % on {len(right)} test pictures", flush=True)
     teacher = models["teacher.onnx"]
-    common = {"test_pictures": len(right), "teacher": {"model": report["teacher"]["model"], "top1": 100 * teacher["top1"], "bytes": teacher["bytes"]}}
-    return {**row, "_right": right, "_common": {**common, "student": report["student"]["model"], "environment": report["environment"]}}
+    common = {
+        "test_pictures": len(right),
+        "teacher": {"model": report["teacher"]["model"], "top1": 100 * teacher["top1"], "bytes": teacher["bytes"]},
+    }
+    return {
+        **row,
+        "_right": right,
+        "_common": {**common, "student": report["student"]["model"], "environment": report["environment"]},
+    }
 
 
 def _result(path: Path, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -129,10 +196,15 @@ def bare(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key[0] != "_"}
 
 
-def table_row(runs: list[dict[str, Any]], plain: dict[int, dict[str, Any]], published_top1: float | None = None) -> dict[str, Any]:
+def table_row(
+    runs: list[dict[str, Any]], plain: dict[int, dict[str, Any]], published_top1: float | None = None
+) -> dict[str, Any]:
     """A method's accuracy (per cent), its gain over plain training of the same seed (points), and what it ships."""
     done = [run for run in runs if "failed" not in run]
-    row: dict[str, Any] = {"failed": [run["failed"] for run in runs if "failed" in run], "published_top1": published_top1}
+    row: dict[str, Any] = {
+        "failed": [run["failed"] for run in runs if "failed" in run],
+        "published_top1": published_top1,
+    }
     if not done:
         return row
     pairs = [(plain[run["seed"]], run) for run in done if run["seed"] in plain and plain[run["seed"]] is not run]
@@ -154,7 +226,8 @@ def lines(name: str, result: dict[str, Any]) -> list[str]:
     out = [
         f"{name}: {result['student']} taught by {result['teacher']['model']} ({result['teacher']['top1']:.2f} %), {result['test_pictures']:,} test pictures",
         "",
-        "| method | seeds | top-1, % | gain over plain, points [95 %] | parameters | file, bytes | images/s |" + (" published, % |" if beside else ""),
+        "| method | seeds | top-1, % | gain over plain, points [95 %] | parameters | file, bytes | images/s |"
+        + (" published, % |" if beside else ""),
         "|---|---|---|---|---|---|---|" + ("---|" if beside else ""),
     ]
     for method, row in result["table"].items():
@@ -162,7 +235,12 @@ def lines(name: str, result: dict[str, Any]) -> list[str]:
             out.append(f"| {method} | failed: {row['failed'][0]} |" + " |" * (6 if beside else 5))
             continue
         top1, gain = row["top1"], row["gain_points"]
-        cells = [method, str(top1["n"]), f"{top1['mean']:.2f}" + (f" ± {top1['sd']:.2f}" if top1["sd"] is not None else ""), ""]
+        cells = [
+            method,
+            str(top1["n"]),
+            f"{top1['mean']:.2f}" + (f" ± {top1['sd']:.2f}" if top1["sd"] is not None else ""),
+            "",
+        ]
         if gain is not None:
             ends = gain["ci95"]
             cells[3] = f"{gain['mean']:+.2f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")

@@ -40,7 +40,12 @@ class Transformed(Dataset):
 
     def __init__(self, paths: list[Path], size: int) -> None:
         self.paths = paths
-        self.make = v2.Compose([v2.RandomResizedCrop(size, interpolation=InterpolationMode.BILINEAR, antialias=True), v2.RandomHorizontalFlip()])
+        self.make = v2.Compose(
+            [
+                v2.RandomResizedCrop(size, interpolation=InterpolationMode.BILINEAR, antialias=True),
+                v2.RandomHorizontalFlip(),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -56,7 +61,9 @@ def layout(photos: Path, root: Path, short: int) -> int:
     for number, path in enumerate(found):
         with Image.open(path) as image:
             scale = short / min(image.size)
-            resized = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+            resized = image.convert("RGB").resize(
+                (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
+            )
         for part in ("train", "val") if number < 2 else ("train",):
             folder = root / part / f"class{number % 2}"
             folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +115,14 @@ def main(photos: Path, workers: tuple[int, ...], short: int, size: int, batch: i
         print(f"{count} pictures, short side {short}, {mean_bytes / 1e3:.0f} kB each; listed in {listed:.3f} s")
         for number in workers:
             decoders = Decoders(Place(root, index.path, paths.path, size), augment="resized_crop", workers=number)
-            loader = DataLoader(Transformed(files, size), batch, shuffle=True, num_workers=number, persistent_workers=True, multiprocessing_context="spawn")
+            loader = DataLoader(
+                Transformed(files, size),
+                batch,
+                shuffle=True,
+                num_workers=number,
+                persistent_workers=True,
+                multiprocessing_context="spawn",
+            )
             speeds: dict[str, list[float]] = {"decoders": [], "dataloader": []}
             for turn in range(repeats + 1):
                 pair = {"decoders": ours(decoders, count, batch, turn), "dataloader": theirs(loader)}
@@ -124,12 +138,27 @@ def main(photos: Path, workers: tuple[int, ...], short: int, size: int, batch: i
                 f"{number} process{'es' if number > 1 else ''}: {medians['decoders']:.0f} pictures/s {sorted(map(round, speeds['decoders']))}, "
                 f"DataLoader {medians['dataloader']:.0f} {sorted(map(round, speeds['dataloader']))}: {ratio:.2f}x; ring {ring / 1e6:.0f} MB"
             )
-            rows.append({"workers": number, "pictures_per_second": medians, "each": speeds, "ratio": ratio, "ring_bytes": ring})
+            rows.append(
+                {"workers": number, "pictures_per_second": medians, "each": speeds, "ratio": ratio, "ring_bytes": ring}
+            )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    settings = {"pictures": count, "short": short, "size": size, "batch": batch, "repeats": repeats, "mean_bytes": round(mean_bytes)}
+    settings = {
+        "pictures": count,
+        "short": short,
+        "size": size,
+        "batch": batch,
+        "repeats": repeats,
+        "mean_bytes": round(mean_bytes),
+    }
     versions = {name: importlib.metadata.version(name) for name in ("pillow", "torch", "torchvision")}
     wrote = f"python benchmarks/decode_speed.py PHOTOS {' '.join(f'--workers {number}' for number in workers)} --short {short} --size {size}"
-    out.write_text(json.dumps({"command": wrote, **settings, "rows": rows, "peak_bytes": peak, "environment": {**host(), **versions}}, indent=1) + "\n")
+    out.write_text(
+        json.dumps(
+            {"command": wrote, **settings, "rows": rows, "peak_bytes": peak, "environment": {**host(), **versions}},
+            indent=1,
+        )
+        + "\n"
+    )
     print(f"written: {out}")
 
 

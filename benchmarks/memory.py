@@ -29,7 +29,9 @@ STEP = 0.05  # seconds between two sums
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path, exists=True))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="as for compress run")
-@click.option("--artifacts", type=click.Path(path_type=Path), help="an empty folder that keeps the run; default: a temporary one")
+@click.option(
+    "--artifacts", type=click.Path(path_type=Path), help="an empty folder that keeps the run; default: a temporary one"
+)
 @click.option("--out", default=Path(__file__).parent / "results" / "memory.json", type=click.Path(path_type=Path))
 def main(path: Path, overrides: tuple[str, ...], artifacts: Path | None, out: Path) -> None:
     """Run, print and write. Ends with 1 where the peak is over the limit."""
@@ -39,8 +41,10 @@ def main(path: Path, overrides: tuple[str, ...], artifacts: Path | None, out: Pa
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
             [sys.executable, "-m", "compress", "run", str(path), "--artifacts", str(artifacts or folder), *changes],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         said = ["start"]
         reader = threading.Thread(target=_follow, args=(process, said))
         reader.start()
@@ -51,12 +55,18 @@ def main(path: Path, overrides: tuple[str, ...], artifacts: Path | None, out: Pa
     peak, together = max(largest.values()), max(stages.values())
     for stage, value in stages.items():
         print(f"{stage:<32}{value / 1e6:8.0f} MB")
-    print(f"largest process {peak / 1e6:.0f} MB, {peak / LIMIT:.2f}x the limit of {LIMIT / 1e6:.0f} MB; all processes together {together / 1e6:.0f} MB")
+    print(
+        f"largest process {peak / 1e6:.0f} MB, {peak / LIMIT:.2f}x the limit of {LIMIT / 1e6:.0f} MB; all processes together {together / 1e6:.0f} MB"
+    )
     content = {
-        "command": f"python benchmarks/memory.py {path}" + "".join(f" --set {one}" for one in overrides), "unit": "bytes",
-        "peak_of_largest_process": peak, "peak_of_all_together": together, "limit": LIMIT, "stages": stages,
+        "command": f"python benchmarks/memory.py {path}" + "".join(f" --set {one}" for one in overrides),
+        "unit": "bytes",
+        "peak_of_largest_process": peak,
+        "peak_of_all_together": together,
+        "limit": LIMIT,
+        "stages": stages,
         "environment": {**host(), "torch": torch.__version__},
-    }  # fmt: skip
+    }
     out.write_text(json.dumps(content, indent=1) + "\n")
     print(f"written: {out}")
     raise SystemExit(peak > LIMIT)
@@ -87,7 +97,11 @@ def _watch(process: subprocess.Popen[str], said: list[str]) -> tuple[dict[str, i
 
 def _descendants(pid: int) -> Iterator[int]:
     try:
-        children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+        children = [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
     except OSError:  # it has just ended
         return
     for child in children:

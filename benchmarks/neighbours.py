@@ -42,7 +42,9 @@ NEIGHBOURS, BATCH = (0, 1, 2), 64
 @click.option("--student", default="mobilenet_v2", show_default=True)
 @click.option("--rounds", default=2, show_default=True, type=click.IntRange(1))
 @click.option("--seconds", default=2.0, show_default=True, help="of training in each measurement")
-@click.option("--setting", "chosen", multiple=True, type=click.Choice(list(SETTINGS)), help="more than once; default: all")
+@click.option(
+    "--setting", "chosen", multiple=True, type=click.Choice(list(SETTINGS)), help="more than once; default: all"
+)
 @click.option("--out", default=Path(__file__).parent / "results" / "neighbours.json", type=click.Path(path_type=Path))
 @click.option("--worker", is_flag=True, hidden=True, help="train and print pictures per second")
 def main(student: str, rounds: int, seconds: float, chosen: tuple[str, ...], out: Path, worker: bool) -> None:
@@ -64,19 +66,39 @@ def main(student: str, rounds: int, seconds: float, chosen: tuple[str, ...], out
                     process.wait()
     print(f"{'pictures/s beside ... busy processes':<40}" + "".join(f"{count:>22}" for count in NEIGHBOURS))
     for name, found in speeds.items():
-        print(f"{name:<40}" + "".join(f"{statistics.median(each):>8.0f} [{min(each):4.0f}, {max(each):4.0f}]" for each in found.values()))
-    rows = {name: {str(count): {"median": statistics.median(each), "each": each} for count, each in found.items()} for name, found in speeds.items()}
+        print(
+            f"{name:<40}"
+            + "".join(
+                f"{statistics.median(each):>8.0f} [{min(each):4.0f}, {max(each):4.0f}]" for each in found.values()
+            )
+        )
+    rows = {
+        name: {str(count): {"median": statistics.median(each), "each": each} for count, each in found.items()}
+        for name, found in speeds.items()
+    }
     content = {
-        "command": shlex.join(["python", "benchmarks/neighbours.py", *sys.argv[1:]]), "unit": "pictures/s", "student": student, "batch": BATCH, "rows": rows,
+        "command": shlex.join(["python", "benchmarks/neighbours.py", *sys.argv[1:]]),
+        "unit": "pictures/s",
+        "student": student,
+        "batch": BATCH,
+        "rows": rows,
         "environment": {**host(), "torch": torch.__version__, "threads": torch.get_num_threads()},
-    }  # fmt: skip
+    }
     out.write_text(json.dumps(content, indent=1) + "\n")
     print(f"written: {out}")
 
 
 def _started(student: str, seconds: float, variables: dict[str, str]) -> float:
     environment = {**{name: value for name, value in os.environ.items() if name not in READ}, **variables}
-    command = [sys.executable, str(Path(__file__).resolve()), "--worker", "--student", student, "--seconds", str(seconds)]
+    command = [
+        sys.executable,
+        str(Path(__file__).resolve()),
+        "--worker",
+        "--student",
+        student,
+        "--seconds",
+        str(seconds),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"training ended with {done.returncode}: {done.stderr.strip()}")

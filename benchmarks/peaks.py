@@ -46,9 +46,13 @@ def rates(device: str, precision: str) -> dict[str, float]:
         found[f"product of {side} x {side} matrices"] = 2 * side**3 / min(times(lambda m=matrix: m @ m, device, 6))  # type: ignore[misc]
     for pictures, channels, side in MAPS[kind]:
         shapes = ((pictures, channels, side, side), (channels, channels, 3, 3))
-        x, weight = (torch.randn(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last) for shape in shapes)
+        x, weight = (
+            torch.randn(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last) for shape in shapes
+        )
         seconds = min(times(lambda x=x, w=weight: functional.conv2d(x, w, padding=1), device, 6))  # type: ignore[misc]
-        found[f"3x3 convolution of {channels} channels, {pictures} maps of {side} x {side}"] = 2 * 9 * channels**2 * pictures * side**2 / seconds
+        found[f"3x3 convolution of {channels} channels, {pictures} maps of {side} x {side}"] = (
+            2 * 9 * channels**2 * pictures * side**2 / seconds
+        )
     return found
 
 

@@ -21,8 +21,17 @@ def environment(device: str) -> dict[str, Any]:
     """Hardware and versions. The family and model tell processors apart whose names a virtual machine shortens to one."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.is_file() else ""
-    numbers = [found.group(1) for name in ("cpu family", "model") if (found := re.search(rf"^{name}\s*: (\d+)", text, re.MULTILINE))]
+    numbers = [
+        found.group(1)
+        for name in ("cpu family", "model")
+        if (found := re.search(rf"^{name}\s*: (\d+)", text, re.MULTILINE))
+    ]
     card = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
     return {
-        **host(), "cpu_family_and_model": numbers, "torch": torch.__version__, "cuda": torch.version.cuda, "threads": torch.get_num_threads(), "device": card,
-    }  # fmt: skip
+        **host(),
+        "cpu_family_and_model": numbers,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+        "device": card,
+    }

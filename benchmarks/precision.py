@@ -46,9 +46,12 @@ def main(device: str, rounds: int, steps: int, chosen: tuple[str, ...], out: Pat
             f"   {row['auto']}{note}"
         )
     content = {
-        "command": "python " + " ".join(["benchmarks/precision.py", *sys.argv[1:]]), "unit": "pictures/s, median over rounds", "batch": BATCH,
-        "rows": rows, "environment": place.environment(device),
-    }  # fmt: skip
+        "command": "python " + " ".join(["benchmarks/precision.py", *sys.argv[1:]]),
+        "unit": "pictures/s, median over rounds",
+        "batch": BATCH,
+        "rows": rows,
+        "environment": place.environment(device),
+    }
     path = out or place.path("precision", device)
     path.write_text(json.dumps(content, indent=1) + "\n")
     print(f"written: {path}")
@@ -73,12 +76,24 @@ def _row(name: str, device: str, rounds: int, steps: int) -> dict:
     auto = resolve_precision("auto", device)
     right = (ratio["median"] > 1) == (auto == "bf16") or ratio["low"] <= 1 <= ratio["high"]
     return {
-        "network": name, "float32": statistics.median(speeds["float32"]), "bf16": statistics.median(speeds["bf16"]), "bf16_over_float32": ratio,
-        "auto": auto, "right": right,
-    }  # fmt: skip
+        "network": name,
+        "float32": statistics.median(speeds["float32"]),
+        "bf16": statistics.median(speeds["bf16"]),
+        "bf16_over_float32": ratio,
+        "auto": auto,
+        "right": right,
+    }
 
 
-def _timed(model: nn.Module, optimizer: torch.optim.Optimizer, pixels: Tensor, labels: Tensor, device: str, precision: str, steps: int) -> float:
+def _timed(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    pixels: Tensor,
+    labels: Tensor,
+    device: str,
+    precision: str,
+    steps: int,
+) -> float:
     begin = time.perf_counter()
     for _ in range(steps):
         with autocast(device, precision):

@@ -26,10 +26,14 @@ METHODS, PRECISIONS = ("dhkd", "none"), ("bf16", "float32")
 @click.option("--seeds", default=10, show_default=True, type=click.IntRange(1, 10))
 @click.option("--alone", type=click.IntRange(1, 10), help="seeds of the student alone  [default: as many]")
 @click.option("--artifacts", default=Path("artifacts"), show_default=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=HERE / "results" / "precision-accuracy.json", help="the result")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=HERE / "results" / "precision-accuracy.json", help="the result"
+)
 def main(seeds: int, alone: int | None, artifacts: Path, out: Path) -> None:
     """Train, compare, print a table and write the numbers after every seed."""
-    runs: dict[str, dict[str, list[dict[str, Any]]]] = {method: {precision: [] for precision in PRECISIONS} for method in METHODS}
+    runs: dict[str, dict[str, list[dict[str, Any]]]] = {
+        method: {precision: [] for precision in PRECISIONS} for method in METHODS
+    }
     common: dict[str, Any] = {}
     threads = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} " if "OMP_NUM_THREADS" in os.environ else ""
     for seed in range(seeds):
@@ -39,12 +43,20 @@ def main(seeds: int, alone: int | None, artifacts: Path, out: Path) -> None:
                 common = row.pop("_common", common)
                 runs[method][precision].append(row)
         content = {
-            "command": threads + "python " + " ".join(["benchmarks/precision_accuracy.py", *sys.argv[1:]]), **common,
-            "bf16_against_float32": {method: table_row(runs[method]["bf16"], by_seed(runs[method]["float32"])) for method in METHODS},
-            "dhkd_against_plain": {name: table_row(runs["dhkd"][name], by_seed(runs["none"][name])) for name in PRECISIONS},
+            "command": threads + "python " + " ".join(["benchmarks/precision_accuracy.py", *sys.argv[1:]]),
+            **common,
+            "bf16_against_float32": {
+                method: table_row(runs[method]["bf16"], by_seed(runs[method]["float32"])) for method in METHODS
+            },
+            "dhkd_against_plain": {
+                name: table_row(runs["dhkd"][name], by_seed(runs["none"][name])) for name in PRECISIONS
+            },
             "plain": {name: table_row(runs["none"][name], {}) for name in PRECISIONS},
-            "runs": {method: {name: [bare(row) for row in rows] for name, rows in some.items()} for method, some in runs.items()},
-        }  # fmt: skip
+            "runs": {
+                method: {name: [bare(row) for row in rows] for name, rows in some.items()}
+                for method, some in runs.items()
+            },
+        }
         out.write_text(json.dumps(content, indent=1) + "\n")
     print("\n".join(lines(content)))
     print(f"written: {out}")
@@ -54,8 +66,13 @@ def lines(content: dict[str, Any]) -> list[str]:
     """The table in Markdown: means and deviations in per cent, gains in points with 95 % intervals over seeds."""
     out = ["| student | seeds | bf16, % | float32, % | bf16 over float32, points |", "|---|---|---|---|---|"]
     for method, name in (("dhkd", "by DHKD"), ("none", "alone")):
-        both = [content["dhkd_against_plain" if method == "dhkd" else "plain"][precision]["top1"] for precision in PRECISIONS]
-        out.append(f"| {name} | {both[0]['n']} | {_top1(both[0])} | {_top1(both[1])} | {_gain(content['bf16_against_float32'][method])} |")
+        both = [
+            content["dhkd_against_plain" if method == "dhkd" else "plain"][precision]["top1"]
+            for precision in PRECISIONS
+        ]
+        out.append(
+            f"| {name} | {both[0]['n']} | {_top1(both[0])} | {_top1(both[1])} | {_gain(content['bf16_against_float32'][method])} |"
+        )
     rows = [content["dhkd_against_plain"][precision] for precision in PRECISIONS]
     count = len(rows[0]["gain_points"]["each"])
     return [*out, f"| DHKD over plain, points | {count} | {' | '.join(_gain(row) for row in rows)} | |"]

@@ -38,7 +38,12 @@ CASES = {
     "7 bits, per channel": ("quantize.target=x86-avx2", "quantize.per_channel=true"),
     "8 bits, per tensor": ("quantize.target=x86-vnni", "quantize.per_channel=false"),
 }
-SHORT = ("teacher.candidates=[{model: resnet8x4, weights: embedded}]", "distill.baseline=false", "require={}", "validate.repeats=16")
+SHORT = (
+    "teacher.candidates=[{model: resnet8x4, weights: embedded}]",
+    "distill.baseline=false",
+    "require={}",
+    "validate.repeats=16",
+)
 PAIRS = ("static_loses", "tuned_loses", "tuned_gains_over_static", "tuned_gains_over_longer_static")
 
 
@@ -47,16 +52,32 @@ PAIRS = ("static_loses", "tuned_loses", "tuned_gains_over_static", "tuned_gains_
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 10))
 @click.option("--epochs", default=6, show_default=True, type=click.IntRange(1), help="of distillation")
 @click.option("--further", default=2, show_default=True, type=click.IntRange(1), help="epochs of tuning")
-@click.option("--spread", default=1.0, show_default=True, type=click.FloatRange(1), help="take channels apart by up to this factor")
+@click.option(
+    "--spread",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(1),
+    help="take channels apart by up to this factor",
+)
 @click.option("--longer/--no-longer", default=True, help="also train in float for as long, and quantise that")
 @click.option("--case", "cases", multiple=True, type=click.Choice(list(CASES)), help="only these")
 @click.option("--artifacts", default=Path("artifacts"), show_default=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results" / "qat.json", help="the result")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results" / "qat.json", help="the result"
+)
 @click.option("--set", "overrides", multiple=True, help="further overrides, given to every run")
 def main(
-    path: Path, seeds: int, epochs: int, further: int, spread: float, longer: bool, cases: tuple[str, ...], artifacts: Path, out: Path,
+    path: Path,
+    seeds: int,
+    epochs: int,
+    further: int,
+    spread: float,
+    longer: bool,
+    cases: tuple[str, ...],
+    artifacts: Path,
+    out: Path,
     overrides: tuple[str, ...],
-) -> None:  # fmt: skip
+) -> None:
     """Run every case with every seed and compare."""
     chosen = {name: CASES[name] for name in (cases or CASES)}
     if spread > 1:
@@ -65,23 +86,37 @@ def main(
     for seed in range(seeds):
         for name, settings in chosen.items():
             common = (*SHORT, f"seed={seed}", f"name=qat-{path.stem}", *settings, *overrides)
-            tuned = _run(path, artifacts, (*common, f"train.epochs={epochs}", "quantize.scheme=qat", f"quantize.epochs={further}"))
+            tuned = _run(
+                path,
+                artifacts,
+                (*common, f"train.epochs={epochs}", "quantize.scheme=qat", f"quantize.epochs={further}"),
+            )
             other = _run(path, artifacts, (*common, f"train.epochs={epochs + further}")) if longer else None
             runs[name].append({"seed": seed, **_seed(tuned, other)})
-            print(name, json.dumps({key: value for key, value in runs[name][-1].items() if key != "environment"}), flush=True)
+            print(
+                name,
+                json.dumps({key: value for key, value in runs[name][-1].items() if key != "environment"}),
+                flush=True,
+            )
     table = {name: _row(rows) for name, rows in runs.items()}
     for line in _lines(table, seeds):
         print(line)
     content = {
         "command": f"python benchmarks/qat.py {path} --seeds {seeds} --epochs {epochs} --further {further} --spread {spread:g}"
-        + "".join(f' --case "{one}"' for one in cases) + ("" if longer else " --no-longer")
+        + "".join(f' --case "{one}"' for one in cases)
+        + ("" if longer else " --no-longer")
         + "".join(f" --set {one}" for one in overrides),
         "epochs": epochs,
         "further": further,
         "test_pictures": runs[next(iter(runs))][0]["images"],
         "table": table,
-        "runs": {name: [{key: value for key, value in row.items() if key != "environment"} for row in rows] for name, rows in runs.items()},
-        "environment": {key: value for key, value in runs[next(iter(runs))][0]["environment"].items() if key != "compress"},
+        "runs": {
+            name: [{key: value for key, value in row.items() if key != "environment"} for row in rows]
+            for name, rows in runs.items()
+        },
+        "environment": {
+            key: value for key, value in runs[next(iter(runs))][0]["environment"].items() if key != "compress"
+        },
     }
     out.write_text(json.dumps(content, indent=1) + "\n")
     print(f"written: {out}")
@@ -89,10 +124,15 @@ def main(
 
 def _run(path: Path, artifacts: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
     """One `compress run`: its report, and which test pictures each file gets right."""
-    outcome = pipeline.run(recipe.load(path, overrides), artifacts=artifacts, device="auto", until=None, force=(), console=Console())
+    outcome = pipeline.run(
+        recipe.load(path, overrides), artifacts=artifacts, device="auto", until=None, force=(), console=Console()
+    )
     assert outcome.report is not None and outcome.run_folder is not None  # no --until
     with np.load(outcome.run_folder / "predictions.npz") as stored:
-        right = {row["file"]: stored[f"logits/{row['file']}"].argmax(axis=1) == stored["labels"] for row in outcome.report["models"]}
+        right = {
+            row["file"]: stored[f"logits/{row['file']}"].argmax(axis=1) == stored["labels"]
+            for row in outcome.report["models"]
+        }
     return {"report": outcome.report, "right": right}
 
 
@@ -103,7 +143,10 @@ def _seed(tuned: dict[str, Any], longer: dict[str, Any] | None) -> dict[str, Any
     more: dict[str, Any] = {}
     if longer is not None:
         other = longer["right"]["student.int8.onnx"]
-        more = {"longer_float": float(longer["right"]["student.fp32.onnx"].mean()), "longer_static": float(other.mean())}
+        more = {
+            "longer_float": float(longer["right"]["student.fp32.onnx"].mean()),
+            "longer_static": float(other.mean()),
+        }
         more["tuned_gains_over_longer_static"] = _pair(qat, other)
     return {
         "images": len(floats),
@@ -114,7 +157,10 @@ def _seed(tuned: dict[str, Any], longer: dict[str, Any] | None) -> dict[str, Any
         "tuned_loses": _pair(floats, qat),
         "tuned_gains_over_static": _pair(qat, static),
         **more,
-        **{key: report["tuning"][key] for key in ("epochs", "lr", "agreement", "mean_abs_diff", "images_per_second", "threads")},
+        **{
+            key: report["tuning"][key]
+            for key in ("epochs", "lr", "agreement", "mean_abs_diff", "images_per_second", "threads")
+        },
         "int8_mac_share": [row["int8_mac_share"] for row in report["models"] if row["precision"] == "int8"],
         "environment": report["environment"],
     }
@@ -142,7 +188,9 @@ def _lines(table: dict[str, dict[str, Any]], seeds: int) -> list[str]:
         for key in PAIRS:
             if key in row:
                 ends = row[key]["ci95"]
-                lines.append(f"  {key:<34}{row[key]['mean']:+.2f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else ""))
+                lines.append(
+                    f"  {key:<34}{row[key]['mean']:+.2f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")
+                )
     return lines
 
 
@@ -169,10 +217,16 @@ def take_apart(source: Path, target: Path, factor: float) -> None:
     readers = graph.consumers(model.graph)
     for last in [node for node in model.graph.node if node.op_type == "Conv"]:
         relu = behind.get(last.input[0])
-        first = behind.get(relu.input[0]) if relu is not None and relu.op_type == "Relu" and len(readers[relu.output[0]]) == 1 else None
+        first = (
+            behind.get(relu.input[0])
+            if relu is not None and relu.op_type == "Relu" and len(readers[relu.output[0]]) == 1
+            else None
+        )
         if first is None or first.op_type != "Conv" or len(readers[first.output[0]]) != 1:
             continue
-        weight, bias, next_weight = (numpy_helper.to_array(tensors[name]).copy() for name in (*first.input[1:3], last.input[1]))
+        weight, bias, next_weight = (
+            numpy_helper.to_array(tensors[name]).copy() for name in (*first.input[1:3], last.input[1])
+        )
         by = np.exp(random.uniform(-np.log(factor), 0, len(weight))).astype(np.float32)
         depthwise = next_weight.shape[1] == 1
         if not depthwise and next_weight.shape[1] != len(by):

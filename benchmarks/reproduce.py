@@ -73,11 +73,20 @@ def judge(best: Sequence[float], published_top1: float, half_width: float) -> di
         verdict, why = "outside", f"the whole interval lies {'below' if ends[1] < low else 'above'} the band"
     else:
         more = needed(best, low, high)
-        verdict, why = "undecided", f"the interval touches the band's edge; {f'about {more}' if more else 'more than ten'} seeds would settle it"
+        verdict, why = (
+            "undecided",
+            f"the interval touches the band's edge; {f'about {more}' if more else 'more than ten'} seeds would settle it",
+        )
     interval_text = "" if ends is None else f" [{ends[0]:.2f}, {ends[1]:.2f}]"
     count = f"{len(best)} seed{'' if len(best) == 1 else 's'}"
     sentence = f"{verdict}: {middle:.2f}{interval_text} % over {count}; published {published_top1:.2f}, band {low:.2f} to {high:.2f}: {why}"
-    return {"verdict": verdict, "mean_within_band": low <= middle <= high, "published_top1": published_top1, "band": [low, high], "sentence": sentence}
+    return {
+        "verdict": verdict,
+        "mean_within_band": low <= middle <= high,
+        "published_top1": published_top1,
+        "band": [low, high],
+        "sentence": sentence,
+    }
 
 
 def watched(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -91,28 +100,62 @@ def watched(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for label in np.unique(labels):
             here, there = places[labels[places] == label], arrays[f"{part}_labels"] == label
             if len(here) != int(there.sum()):
-                raise UsageError(f"class {label} has another share of the test pictures than of the training pictures; this is not CIFAR-100")
+                raise UsageError(
+                    f"class {label} has another share of the test pictures than of the training pictures; this is not CIFAR-100"
+                )
             images[here] = arrays[f"{part}_images"][there]
     return {**arrays, "train_images": images, "train_labels": labels}
 
 
 @click.command()
-@click.argument("pair", type=click.Choice(sorted(path.stem for path in (HERE.parent / "recipes" / "cifar100").glob("*.yaml"))))
+@click.argument(
+    "pair", type=click.Choice(sorted(path.stem for path in (HERE.parent / "recipes" / "cifar100").glob("*.yaml")))
+)
 @click.argument("method", type=click.Choice(METHODS))
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 10))
-@click.option("--only", type=click.IntRange(0, 9), help="train this seed and write no result; the whole command then finds it")
-@click.option("--together", default=1, show_default=True, type=click.IntRange(1, 10), help="so many seeds at once, a process each: a large card has room")
-@click.option("--data", type=click.Path(path_type=Path), help="npz file, or the folder of cifar-100-python; default: torchvision's copy")
-@click.option("--teacher", type=click.Path(path_type=Path), help="checkpoint of the teacher; default: trained here by the recipe")
-@click.option("--epochs", type=click.IntRange(1), help="a trial: fewer epochs of the student (and of a teacher trained here)")
+@click.option(
+    "--only", type=click.IntRange(0, 9), help="train this seed and write no result; the whole command then finds it"
+)
+@click.option(
+    "--together",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 10),
+    help="so many seeds at once, a process each: a large card has room",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="npz file, or the folder of cifar-100-python; default: torchvision's copy",
+)
+@click.option(
+    "--teacher", type=click.Path(path_type=Path), help="checkpoint of the teacher; default: trained here by the recipe"
+)
+@click.option(
+    "--epochs", type=click.IntRange(1), help="a trial: fewer epochs of the student (and of a teacher trained here)"
+)
 @click.option("--subset", type=click.IntRange(200, 49_999), help="a trial: so many training pictures")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--artifacts", default=Path("artifacts"), show_default=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="default: benchmarks/results/reproduce-PAIR-METHOD.json; of a trial: in --artifacts")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="default: benchmarks/results/reproduce-PAIR-METHOD.json; of a trial: in --artifacts",
+)
 def main(
-    pair: str, method: str, seeds: int, only: int | None, together: int, data: Path | None, teacher: Path | None, epochs: int | None, subset: int | None,
-    device: str, artifacts: Path, out: Path | None,
-) -> None:  # fmt: skip
+    pair: str,
+    method: str,
+    seeds: int,
+    only: int | None,
+    together: int,
+    data: Path | None,
+    teacher: Path | None,
+    epochs: int | None,
+    subset: int | None,
+    device: str,
+    artifacts: Path,
+    out: Path | None,
+) -> None:
     """Train METHOD on PAIR as the papers do and judge the mean of the best epochs."""
     trial = epochs is not None or subset is not None
     name = f"reproduce-{pair}-{method}"
@@ -120,22 +163,41 @@ def main(
     command = shlex.join(["python", "benchmarks/reproduce.py", *sys.argv[1:]])
     try:
         arrays = _pictures(data)
-        changes = (*overrides(method), *_teacher(pair, teacher, epochs), *((f"train.epochs={epochs}",) if epochs else ()), f"name={name}")
+        changes = (
+            *overrides(method),
+            *_teacher(pair, teacher, epochs),
+            *((f"train.epochs={epochs}",) if epochs else ()),
+            f"name={name}",
+        )
         if not trial and pipeline.resolve_device(device) == "cpu":
             print(_time(pair, changes, arrays, seeds), flush=True)
         if subset:
             arrays = _part(arrays, subset)
-        changes = (*changes, *_stored(arrays, artifacts.absolute() / f"cifar100-watched{f'-{subset}' if subset else ''}.npz"))
-        print("as in the papers the test pictures are watched after every epoch: the warning that they are in both parts is right", flush=True)
+        changes = (
+            *changes,
+            *_stored(arrays, artifacts.absolute() / f"cifar100-watched{f'-{subset}' if subset else ''}.npz"),
+        )
+        print(
+            "as in the papers the test pictures are watched after every epoch: the warning that they are in both parts is right",
+            flush=True,
+        )
         runs: list[dict[str, Any]] = []
         if only is not None:
-            print(f"seed {only}: best epoch {_run(pair, (*changes, f'seed={only}'), only, artifacts, device)['best']:.2f} %")
+            print(
+                f"seed {only}: best epoch {_run(pair, (*changes, f'seed={only}'), only, artifacts, device)['best']:.2f} %"
+            )
             return
         if together > 1:
             _at_once(seeds, together, artifacts / name)
         for seed in range(seeds):
             runs.append(_run(pair, (*changes, f"seed={seed}"), seed, artifacts, device))
-            content = {"command": command, "pair": pair, "method": method, "trial": trial, **_result(pair, method, runs, trial)}
+            content = {
+                "command": command,
+                "pair": pair,
+                "method": method,
+                "trial": trial,
+                **_result(pair, method, runs, trial),
+            }
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(content, indent=1) + "\n")
     except CompressError as error:
@@ -149,7 +211,11 @@ def _pictures(source: Path | None) -> dict[str, np.ndarray]:
     """CIFAR-100 as the product's five arrays. Raises MissingError where nothing is."""
     if source is not None and not source.exists():
         raise MissingError(f"{source} does not exist; --data wants an npz file or the folder of cifar-100-python")
-    arrays, classes = npz.load(source) if source and source.is_file() else cifar.load("cifar100", source or cifar.default_root(), download=False)
+    arrays, classes = (
+        npz.load(source)
+        if source and source.is_file()
+        else cifar.load("cifar100", source or cifar.default_root(), download=False)
+    )
     return {**arrays, "class_names": np.array(classes)}
 
 
@@ -164,7 +230,11 @@ def _teacher(pair: str, weights: Path | None, epochs: int | None) -> tuple[str, 
     """A checkpoint must reach the published accuracy of its kind; its interval decides, see `expect_top1`."""
     if weights is None:
         return (f"teacher.candidates.0.train.epochs={epochs}",) if epochs else ()
-    candidate = {"model": pair.split("-")[0], "weights": str(weights.absolute()), "expect_top1": published()[pair]["teacher"] / 100}
+    candidate = {
+        "model": pair.split("-")[0],
+        "weights": str(weights.absolute()),
+        "expect_top1": published()[pair]["teacher"] / 100,
+    }
     return (f"teacher.candidates={json.dumps([candidate])}",)
 
 
@@ -177,7 +247,12 @@ def _stored(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
         write_atomically(path, content.getvalue())
     constants = cifar.SETS["cifar100"]
     normalize = json.dumps({"mean": constants.mean, "std": constants.std})
-    return "data.source=npz", f"data.root={path}", f"data.validation={len(arrays['test_labels'])}", f"data.normalize={normalize}"
+    return (
+        "data.source=npz",
+        f"data.root={path}",
+        f"data.validation={len(arrays['test_labels'])}",
+        f"data.normalize={normalize}",
+    )
 
 
 def _time(pair: str, changes: tuple[str, ...], arrays: dict[str, np.ndarray], seeds: int) -> str:
@@ -185,13 +260,26 @@ def _time(pair: str, changes: tuple[str, ...], arrays: dict[str, np.ndarray], se
     path = HERE.parent / "recipes" / "cifar100" / f"{pair}.yaml"
     settings = recipe.resolve(recipe.load(path, changes).recipe)
     own = settings.teacher.candidates[0].train
-    few = _part({**arrays, **{key: arrays[key][:1000] for key in ("test_images", "test_labels")}}, SAMPLE * len(arrays["class_names"]))
-    short = ("train.epochs=2", *(("teacher.candidates.0.train.epochs=2",) if own else ("teacher.candidates.0.expect_top1=null",)))
+    few = _part(
+        {**arrays, **{key: arrays[key][:1000] for key in ("test_images", "test_labels")}},
+        SAMPLE * len(arrays["class_names"]),
+    )
+    short = (
+        "train.epochs=2",
+        *(("teacher.candidates.0.train.epochs=2",) if own else ("teacher.candidates.0.expect_top1=null",)),
+    )
     speed: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder) / "few.npz", **few)  # type: ignore[arg-type]
         told = (*changes, *short, "data.source=npz", f"data.root={folder}/few.npz", "data.validation=100")
-        pipeline.run(recipe.load(path, told), artifacts=Path(folder), device="cpu", until="distill", force=(), console=Console(quiet=True))
+        pipeline.run(
+            recipe.load(path, told),
+            artifacts=Path(folder),
+            device="cpu",
+            until="distill",
+            force=(),
+            console=Console(quiet=True),
+        )
         for stage in ("teacher", "distill"):
             for record in (Path(folder) / "cache" / stage).glob("*/stage.json"):
                 speed[stage] = json.loads(record.read_text())["result"]["images_per_second"]
@@ -206,19 +294,32 @@ def _time(pair: str, changes: tuple[str, ...], arrays: dict[str, np.ndarray], se
 
 def _run(pair: str, changes: tuple[str, ...], seed: int, artifacts: Path, device: str) -> dict[str, Any]:
     """One `compress run`: the best and the last epoch by the test pictures, per cent."""
-    loaded = recipe.load(HERE.parent / "recipes" / "cifar100" / f"{pair}.yaml", (*changes, "distill.baseline=false", "require={}", "validate.repeats=16"))
+    loaded = recipe.load(
+        HERE.parent / "recipes" / "cifar100" / f"{pair}.yaml",
+        (*changes, "distill.baseline=false", "require={}", "validate.repeats=16"),
+    )
     outcome = pipeline.run(loaded, artifacts=artifacts, device=device, until=None, force=(), console=Console())
     assert outcome.report is not None and outcome.run_folder is not None  # no --until
     with (outcome.run_folder / "history" / "student.csv").open() as stream:
         epochs = [100 * float(row["top1_validation"]) for row in csv.DictReader(stream)]
     report = outcome.report
     return {
-        "seed": seed, "best": max(epochs), "best_epoch": 1 + epochs.index(max(epochs)), "last": epochs[-1], "epochs": len(epochs),
-        "int8_of_last": next((100 * row["top1"] for row in report["models"] if row["file"] == "student.int8.onnx"), None),
-        "teacher_top1": 100 * report["teacher"]["top1_validation"], "seconds": report["seconds"].get("distill"),  # of the student, from start to last epoch
-        **{key: report["student"][key] for key in ("params", "macs", "precision", "threads", "images_per_second", "gpu")},
+        "seed": seed,
+        "best": max(epochs),
+        "best_epoch": 1 + epochs.index(max(epochs)),
+        "last": epochs[-1],
+        "epochs": len(epochs),
+        "int8_of_last": next(
+            (100 * row["top1"] for row in report["models"] if row["file"] == "student.int8.onnx"), None
+        ),
+        "teacher_top1": 100 * report["teacher"]["top1_validation"],
+        "seconds": report["seconds"].get("distill"),  # of the student, from start to last epoch
+        **{
+            key: report["student"][key]
+            for key in ("params", "macs", "precision", "threads", "images_per_second", "gpu")
+        },
         "environment": {key: value for key, value in report["environment"].items() if key != "compress"},
-    }  # fmt: skip
+    }
 
 
 def _at_once(seeds: int, together: int, log: Path) -> None:
@@ -236,10 +337,15 @@ def _at_once(seeds: int, together: int, log: Path) -> None:
                 print(f"seed {seed}: begins, see {path[seed]}", flush=True)
                 with path[seed].open("ab") as stream:
                     running[seed] = subprocess.Popen(
-                        [sys.executable, *sys.argv, "--together", "1", "--only", str(seed)], stdout=stream, stderr=stream, start_new_session=True
+                        [sys.executable, *sys.argv, "--together", "1", "--only", str(seed)],
+                        stdout=stream,
+                        stderr=stream,
+                        start_new_session=True,
                     )
             time.sleep(0.5)
-            for seed, code in [(seed, code) for seed, process in running.items() if (code := process.poll()) is not None]:
+            for seed, code in [
+                (seed, code) for seed, process in running.items() if (code := process.poll()) is not None
+            ]:
                 del running[seed]
                 print(f"seed {seed}: {'done' if code == 0 else f'ended with {code}, see {path[seed]}'}", flush=True)
                 waiting = waiting if code == 0 else []
@@ -258,11 +364,20 @@ def _result(pair: str, method: str, runs: list[dict[str, Any]], trial: bool) -> 
     best, known = [run["best"] for run in runs], published()[pair].get(method)
     if trial or known is None:
         why = "a trial" if trial else "there is no published number"
-        verdict = {"verdict": "not judged", "sentence": f"not judged ({why}): best epoch {statistics.mean(best):.2f} %, mean of {len(best)}"}
+        verdict = {
+            "verdict": "not judged",
+            "sentence": f"not judged ({why}): best epoch {statistics.mean(best):.2f} %, mean of {len(best)}",
+        }
     else:
         verdict = judge(best, known, band(pair, method))
     bare = [{key: value for key, value in run.items() if key != "environment"} for run in runs]
-    return {**verdict, "best": mean(best), "last": mean([run["last"] for run in runs]), "runs": bare, "environment": runs[0]["environment"]}
+    return {
+        **verdict,
+        "best": mean(best),
+        "last": mean([run["last"] for run in runs]),
+        "runs": bare,
+        "environment": runs[0]["environment"],
+    }
 
 
 if __name__ == "__main__":

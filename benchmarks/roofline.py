@@ -54,7 +54,19 @@ STEPS = 240 * 782  # of the training whose engine is measured
 WARM_UP = recorded.WARM_UP + 2  # steps before the timed ones: kernels are chosen, a graph is recorded and replayed
 PARTS = {  # what an operator's name contains -> what it is; the first that fits
     "compiled, fused": ("triton", "compiledfx"),
-    "convolutions and products": ("conv", "addmm", "aten::mm", "aten::bmm", "gemm", "cutlass", "xmma", "nvjet", "wgrad", "dgrad", "fprop"),
+    "convolutions and products": (
+        "conv",
+        "addmm",
+        "aten::mm",
+        "aten::bmm",
+        "gemm",
+        "cutlass",
+        "xmma",
+        "nvjet",
+        "wgrad",
+        "dgrad",
+        "fprop",
+    ),
     "batch normalisation": ("batch_norm", "_batchnorm", "bn_fw", "bn_bw"),
     "optimizer": ("sgd", "optimizer"),
     "other operators": ("",),
@@ -64,11 +76,22 @@ CPU_EVENTS = ("aten::", "_BatchNorm", "## Call CompiledFx")
 
 @click.command()
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--engine", "name", default="auto", show_default=True, type=click.Choice(("auto", "graph", "compile", "eager")), help="train.engine")
+@click.option(
+    "--engine",
+    "name",
+    default="auto",
+    show_default=True,
+    type=click.Choice(("auto", "graph", "compile", "eager")),
+    help="train.engine",
+)
 @click.option("--batch", default=64, show_default=True, type=click.IntRange(2))
 @click.option("--steps", default=10, show_default=True, type=click.IntRange(3))
 @click.option("--pair", "chosen", multiple=True, help="teacher:student, more than once; default: all three")
-@click.option("--out", type=click.Path(path_type=Path), help="default: benchmarks/results/roofline-<device>.json, -<engine> unless that is auto")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="default: benchmarks/results/roofline-<device>.json, -<engine> unless that is auto",
+)
 def main(device: str, name: str, batch: int, steps: int, chosen: tuple[str, ...], out: Path | None) -> None:
     """Measure all pairs, print and write."""
     keep_freed_memory()  # as a training does
@@ -83,27 +106,40 @@ def main(device: str, name: str, batch: int, steps: int, chosen: tuple[str, ...]
     for row in rows:
         _show(row, batch, rate)
     content = {
-        "command": "python " + " ".join(["benchmarks/roofline.py", *sys.argv[1:]]), "batch": batch, "steps": steps, "engine": name,
+        "command": "python " + " ".join(["benchmarks/roofline.py", *sys.argv[1:]]),
+        "batch": batch,
+        "steps": steps,
+        "engine": name,
         "peak_gflop_per_s": {precision: value / 1e9 for precision, value in best.items()},
-        "kernels_gflop_per_s": {precision: {one: value / 1e9 for one, value in rates.items()} for precision, rates in found.items()},
-        "copy_gb_per_s": rate / 1e9, "rows": rows, "environment": place.environment(device),
-    }  # fmt: skip
+        "kernels_gflop_per_s": {
+            precision: {one: value / 1e9 for one, value in rates.items()} for precision, rates in found.items()
+        },
+        "copy_gb_per_s": rate / 1e9,
+        "rows": rows,
+        "environment": place.environment(device),
+    }
     path = out or place.path("roofline", device, name)
     path.write_text(json.dumps(content, indent=1) + "\n")
     print(f"written: {path}")
 
 
 def _show(row: dict, batch: int, rate: float) -> None:
-    print(f"\n{row['teacher']} -> {row['student']}, {row['precision']}, {batch} pictures: {row['step_ms']:.1f} ms, {row['gflop']:.2f} GFLOP, "
-          f"{row['gflop_per_s']:.0f} GFLOP/s, {100 * row['share_of_peak']:.0f} % of the peak")  # fmt: skip
+    print(
+        f"\n{row['teacher']} -> {row['student']}, {row['precision']}, {batch} pictures: {row['step_ms']:.1f} ms, {row['gflop']:.2f} GFLOP, "
+        f"{row['gflop_per_s']:.0f} GFLOP/s, {100 * row['share_of_peak']:.0f} % of the peak"
+    )
     for name, value in row["split_ms"].items():
         print(f"  {name:<28}{value:8.2f} ms  {100 * value / row['step_ms']:4.0f} %")
     if row["plain_step_ms"] is not None:
         print(f"  {'(neither recorded nor compiled':<31}{row['plain_step_ms']:5.2f} ms)")
-    print(f"  {'moved':<28}{row['moved_gb']:8.2f} GB by {row['operators']} operators, {1e12 * row['moved_gb'] / rate:.1f} ms at a copy's rate")
+    print(
+        f"  {'moved':<28}{row['moved_gb']:8.2f} GB by {row['operators']} operators, {1e12 * row['moved_gb'] / rate:.1f} ms at a copy's rate"
+    )
     print(f"  {'(a step of 2 pictures':<28}{row['two_pictures_ms']:8.2f} ms)")
-    print(f"  {'teacher, where not known':<28}{row['teacher_ms']:8.2f} ms, {row['teacher_gflop']:.2f} GFLOP, "
-          f"{100 * row['teacher_share_of_peak']:.0f} % of the peak in {row['teacher_precision']}")  # fmt: skip
+    print(
+        f"  {'teacher, where not known':<28}{row['teacher_ms']:8.2f} ms, {row['teacher_gflop']:.2f} GFLOP, "
+        f"{100 * row['teacher_share_of_peak']:.0f} % of the peak in {row['teacher_precision']}"
+    )
     for text in row["said"]:
         print(f"  {text}")
 
@@ -112,11 +148,17 @@ def _row(teacher: str, student: str, device: str, name: str, batch: int, steps: 
     step, said = step_of(student, device, name), list[str]()
     data, small = (_cut(step, batch_of(size, device)) for size in (batch, 2))
     plain = _median(lambda: step(data), device, steps)
-    usual = step_of(student, device, "eager")  # what is asked for: a gradient that is computed in a roundabout way is more arithmetic, and not more use
+    usual = step_of(
+        student, device, "eager"
+    )  # what is asked for: a gradient that is computed in a roundabout way is more arithmetic, and not more use
     flop, (moved, operators) = _flop(lambda: usual(data)), _traffic(lambda: usual(data))
     assert isinstance(step.network, Tapped)
-    classifier = engine.classifier_of(step.network.model, outline(student, classes=CLASSES, width=None, image_size=SIDE).taps)
-    few = engine.engine("graph" if name != "eager" and device.startswith("cuda") else "eager", step, 2, STEPS, classifier, said.append)
+    classifier = engine.classifier_of(
+        step.network.model, outline(student, classes=CLASSES, width=None, image_size=SIDE).taps
+    )
+    few = engine.engine(
+        "graph" if name != "eager" and device.startswith("cuda") else "eager", step, 2, STEPS, classifier, said.append
+    )
     two = _median(lambda: few(small), device, steps)
     run = engine.engine(name, step, batch, STEPS, classifier, said.append)
     seconds = plain if run is step else _median(lambda: run(data), device, steps)
@@ -124,15 +166,28 @@ def _row(teacher: str, student: str, device: str, name: str, batch: int, steps: 
     # On CUDA the teacher runs ahead of the steps, in large batches.
     rows = schedule.rows_at_once(device, SIDE) if device.startswith("cuda") else batch
     forward, precision = _teacher(teacher, step, batch_of(rows, device), device)
-    teacher_seconds, teacher_flop = (value * batch / rows for value in (_median(forward, device, steps), _flop(forward)))
+    teacher_seconds, teacher_flop = (
+        value * batch / rows for value in (_median(forward, device, steps), _flop(forward))
+    )
     return {
-        "teacher": teacher, "student": student, "precision": step.precision, "step_ms": 1e3 * seconds, "gflop": flop / 1e9,
-        "gflop_per_s": flop / seconds / 1e9, "share_of_peak": flop / seconds / best[step.precision], "split_ms": split,
-        "plain_step_ms": None if run is step else 1e3 * plain, "two_pictures_ms": 1e3 * two, "moved_gb": moved / 1e9,
-        "operators": operators, "said": list(dict.fromkeys(said)),
-        "teacher_ms": 1e3 * teacher_seconds, "teacher_gflop": teacher_flop / 1e9, "teacher_precision": precision,
+        "teacher": teacher,
+        "student": student,
+        "precision": step.precision,
+        "step_ms": 1e3 * seconds,
+        "gflop": flop / 1e9,
+        "gflop_per_s": flop / seconds / 1e9,
+        "share_of_peak": flop / seconds / best[step.precision],
+        "split_ms": split,
+        "plain_step_ms": None if run is step else 1e3 * plain,
+        "two_pictures_ms": 1e3 * two,
+        "moved_gb": moved / 1e9,
+        "operators": operators,
+        "said": list(dict.fromkeys(said)),
+        "teacher_ms": 1e3 * teacher_seconds,
+        "teacher_gflop": teacher_flop / 1e9,
+        "teacher_precision": precision,
         "teacher_share_of_peak": teacher_flop / teacher_seconds / best[precision],
-    }  # fmt: skip
+    }
 
 
 def _median(run: Callable[[], object], device: str, count: int) -> float:
@@ -140,7 +195,9 @@ def _median(run: Callable[[], object], device: str, count: int) -> float:
 
 
 def _flop(run: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _backward_flop}) as counter:
+    with FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: _backward_flop}
+    ) as counter:
         run()
     return int(counter.get_total_flops())
 
@@ -203,13 +260,27 @@ def step_of(student: str, device: str, name: str = "auto") -> Step:
     precision = resolve_precision("auto", device)
     mean, spread = (torch.full((3,), value, device=device) for value in (0.5, 0.25))
     return Step(
-        Tapped(model, {name: shape.taps[name] for name in method.student_taps}), method, images, torch.arange(PICTURES, device=device) % CLASSES,
-        "crop_flip", SIDE, mean, spread, _Known(), optimizer, parameters, precision, ALONE,
-    )  # fmt: skip
+        Tapped(model, {name: shape.taps[name] for name in method.student_taps}),
+        method,
+        images,
+        torch.arange(PICTURES, device=device) % CLASSES,
+        "crop_flip",
+        SIDE,
+        mean,
+        spread,
+        _Known(),
+        optimizer,
+        parameters,
+        precision,
+        ALONE,
+    )
 
 
 def batch_of(size: int, device: str) -> Batch:
-    index, view = torch.randint(0, PICTURES, (size,), device=device), torch.randint(0, views.view_count("crop_flip", SIDE), (size,), device=device)
+    index, view = (
+        torch.randint(0, PICTURES, (size,), device=device),
+        torch.randint(0, views.view_count("crop_flip", SIDE), (size,), device=device),
+    )
     one = torch.ones((), device=device)
     return Batch(index, view, torch.randn(size, CLASSES, device=device).half(), one, one.long(), size)
 
@@ -244,11 +315,16 @@ def _split(run: engine.Run, batch: Batch, device: str, count: int, step_ms: floa
     parts = dict.fromkeys(PARTS, 0.0)
     for event in found.key_averages():
         if cuda:  # kernels alone: the operator that launched one tells the same time again, and so does a named range around several
-            counts, own = event.device_type == DeviceType.CUDA and not event.is_user_annotation, event.self_device_time_total
+            counts, own = (
+                event.device_type == DeviceType.CUDA and not event.is_user_annotation,
+                event.self_device_time_total,
+            )
         else:  # operators, own kernels and compiled graphs: the autograd engine's nodes are dispatch
             counts, own = event.key.startswith(CPU_EVENTS), event.self_cpu_time_total
         if counts:
-            parts[next(part for part, words in PARTS.items() if any(word in event.key.lower() for word in words))] += own / 1e3
+            parts[next(part for part, words in PARTS.items() if any(word in event.key.lower() for word in words))] += (
+                own / 1e3
+            )
     parts["Python, dispatch, launches"] = max(wall - sum(parts.values()), 0.0)
     return {name: value / wall * step_ms for name, value in parts.items() if value or name != "compiled, fused"}
 

@@ -6,7 +6,17 @@ import math
 import statistics
 from collections.abc import Sequence
 
-T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t by number of seeds
+T_975 = {
+    2: 12.706,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    6: 2.571,
+    7: 2.447,
+    8: 2.365,
+    9: 2.306,
+    10: 2.262,
+}  # Student's t by number of seeds
 
 
 def spread(values: Sequence[float]) -> dict[str, float | int | None]:
@@ -33,4 +43,6 @@ def needed(values: Sequence[float], low: float, high: float) -> int | None:
     """How many seeds of this mean and spread, at most ten, would take the interval off both ends of a band; None: more."""
     middle, sd = statistics.mean(values), statistics.stdev(values)
     distance = min(abs(middle - low), abs(middle - high))
-    return next((count for count in range(len(values) + 1, 11) if T_975[count] * sd / math.sqrt(count) < distance), None)
+    return next(
+        (count for count in range(len(values) + 1, 11) if T_975[count] * sd / math.sqrt(count) < distance), None
+    )

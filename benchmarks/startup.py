@@ -58,17 +58,27 @@ def main(path: Path, repeats: int, artifacts: Path, out: Path) -> None:
             if number and name == "cached run":
                 _all_reused(json.loads(done.stdout))
     for name, values in seconds.items():
-        print(f"{name:<14}{statistics.median(values):7.2f} s  [{min(values):.2f}, {max(values):.2f}]  n = {repeats}{_ratio(values, seconds['import torch'])}")
+        print(
+            f"{name:<14}{statistics.median(values):7.2f} s  [{min(values):.2f}, {max(values):.2f}]  n = {repeats}{_ratio(values, seconds['import torch'])}"
+        )
     rows = {name: {"median_seconds": statistics.median(values), "each": values} for name, values in seconds.items()}
     wrote = f"python benchmarks/startup.py {path} --repeats {repeats}"
-    out.write_text(json.dumps({"command": wrote, "rows": rows, "environment": {**host(), "torch": importlib.metadata.version("torch")}}, indent=1) + "\n")
+    out.write_text(
+        json.dumps(
+            {"command": wrote, "rows": rows, "environment": {**host(), "torch": importlib.metadata.version("torch")}},
+            indent=1,
+        )
+        + "\n"
+    )
     print(f"written: {out}")
 
 
 def _all_reused(report: dict[str, Any]) -> None:
     """Raises SystemExit where a stage of the run was not taken from the cache."""
     if anew := [stage for stage in report["seconds"] if stage not in report["reused"]]:
-        raise SystemExit(f"cached run: {', '.join(anew)} ran and {'was' if len(anew) == 1 else 'were'} not reused; what was timed is not a cached run")
+        raise SystemExit(
+            f"cached run: {', '.join(anew)} ran and {'was' if len(anew) == 1 else 'were'} not reused; what was timed is not a cached run"
+        )
 
 
 def _ratio(values: list[float], others: list[float]) -> str:

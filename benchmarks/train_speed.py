@@ -67,13 +67,40 @@ class Setting:
 
 @click.command()
 @click.option("--device", help="cpu or cuda; default: the CPU and, where there is one, CUDA")
-@click.option("--engine", default="auto", show_default=True, type=click.Choice(ENGINES), help="train.engine of our runs; auto compiles none this short")
+@click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    type=click.Choice(ENGINES),
+    help="train.engine of our runs; auto compiles none this short",
+)
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--pictures", type=click.IntRange(3 * CLASSES), help="of an epoch of ours; default: 1,280 on the CPU, 50,000 on CUDA")
+@click.option(
+    "--pictures",
+    type=click.IntRange(3 * CLASSES),
+    help="of an epoch of ours; default: 1,280 on the CPU, 50,000 on CUDA",
+)
 @click.option("--pair", "chosen", multiple=True, help="teacher:student, more than once; default: all three")
-@click.option("--out", type=click.Path(path_type=Path), help="default: benchmarks/results/train_speed-<device>.json, -<engine> unless that is auto")
-@click.option("--authors-alone", is_flag=True, hidden=True, help="one pass of the authors' loop for the one --pair; prints pictures per second")
-def main(device: str | None, engine: str, rounds: int, pictures: int | None, chosen: tuple[str, ...], out: Path | None, authors_alone: bool) -> None:
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="default: benchmarks/results/train_speed-<device>.json, -<engine> unless that is auto",
+)
+@click.option(
+    "--authors-alone",
+    is_flag=True,
+    hidden=True,
+    help="one pass of the authors' loop for the one --pair; prints pictures per second",
+)
+def main(
+    device: str | None,
+    engine: str,
+    rounds: int,
+    pictures: int | None,
+    chosen: tuple[str, ...],
+    out: Path | None,
+    authors_alone: bool,
+) -> None:
     """Measure all pairs, print a table of ratios, write the numbers."""
     pairs = [(one.split(":")[0], one.split(":")[1]) for one in chosen] or list(PAIRS)
     devices = [device] if device else ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -100,15 +127,29 @@ def _measure(setting: Setting, pairs: list[tuple[str, str]], rounds: int, path: 
     for teacher, student in pairs:
         rows.append(_row(setting, teacher, student, rounds))
         content = {
-            "command": "python " + " ".join(["benchmarks/train_speed.py", *sys.argv[1:]]), "batch": BATCH, "pictures": setting.pictures,
-            "pictures_authors": setting.theirs, "rounds": rounds, "engine": setting.engine, "views": VIEWS, "views_accuracy": study, "rows": rows,
-            "unit": "pictures/s", "environment": place.environment(setting.device),
-        }  # fmt: skip
+            "command": "python " + " ".join(["benchmarks/train_speed.py", *sys.argv[1:]]),
+            "batch": BATCH,
+            "pictures": setting.pictures,
+            "pictures_authors": setting.theirs,
+            "rounds": rounds,
+            "engine": setting.engine,
+            "views": VIEWS,
+            "views_accuracy": study,
+            "rows": rows,
+            "unit": "pictures/s",
+            "environment": place.environment(setting.device),
+        }
         path.write_text(json.dumps(content, indent=1) + "\n")  # what is measured is kept if the next pair is not
     print("\npictures/s, median of the rounds; ratio to the authors' loop, median and range of the rounds")
-    print(f"{'pair':<28}{'authors':>8}" + "".join(f"{name:>26}" for name in ("cold", "warm, all views", f"views: {VIEWS}")))
+    print(
+        f"{'pair':<28}{'authors':>8}"
+        + "".join(f"{name:>26}" for name in ("cold", "warm, all views", f"views: {VIEWS}"))
+    )
     for row in rows:
-        print(f"{row['teacher'] + ' -> ' + row['student']:<28}{row['authors']['median']:>8.0f}" + "".join(_cell(row, name) for name in LINES))
+        print(
+            f"{row['teacher'] + ' -> ' + row['student']:<28}{row['authors']['median']:>8.0f}"
+            + "".join(_cell(row, name) for name in LINES)
+        )
     print(_accuracy(study))
     print("\n".join(table(content)))
     print(f"written: {path}")
@@ -122,9 +163,20 @@ def table(content: dict[str, Any]) -> list[str]:
         ends = f" [{ratio['low']:.1f}, {ratio['high']:.1f}]" if ratio["n"] > 1 else ""
         return f"{row[name]['median']:.0f}, {ratio['median']:.1f}x{ends}"
 
-    head = ("teacher -> student", "published loop", "cold: the teacher runs", "warm: its logits are known", f"`train.views: {content['views']}`, known")
+    head = (
+        "teacher -> student",
+        "published loop",
+        "cold: the teacher runs",
+        "warm: its logits are known",
+        f"`train.views: {content['views']}`, known",
+    )
     rows = [
-        (f"{row['teacher']} -> {row['student']}", f"{row['authors']['median']:.0f}", *(cell(row, name) for name in LINES)) for row in content["rows"]
+        (
+            f"{row['teacher']} -> {row['student']}",
+            f"{row['authors']['median']:.0f}",
+            *(cell(row, name) for name in LINES),
+        )
+        for row in content["rows"]
     ]
     first, *others = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
     return [first, "|" + "---|" * len(head), *others]
@@ -132,7 +184,9 @@ def table(content: dict[str, Any]) -> list[str]:
 
 def _cell(row: dict, name: str) -> str:
     ratio = row[name]["ratio"]
-    return f"{row[name]['median']:>9.0f} {ratio['median']:>4.1f}x" + f"[{ratio['low']:.1f}, {ratio['high']:.1f}]".rjust(11)
+    return f"{row[name]['median']:>9.0f} {ratio['median']:>4.1f}x" + f"[{ratio['low']:.1f}, {ratio['high']:.1f}]".rjust(
+        11
+    )
 
 
 def _study() -> dict[str, Any] | None:
@@ -142,10 +196,17 @@ def _study() -> dict[str, Any] | None:
     found = json.loads(STUDY.read_text())
     row = found["table"][str(VIEWS)]
     return {
-        "gain_points": row["gain_points"]["mean"], "ci95": row["gain_points"]["ci95"], "seeds": row["top1"]["n"],
-        "teacher": found["teacher"]["model"], "student": found["student"], "method": found["method"], "epochs": found["epochs"],
-        "pictures": found["pictures"], "data": "embedded pictures, a tenth for validation, crops and flips", "source": f"benchmarks/results/{STUDY.name}",
-    }  # fmt: skip
+        "gain_points": row["gain_points"]["mean"],
+        "ci95": row["gain_points"]["ci95"],
+        "seeds": row["top1"]["n"],
+        "teacher": found["teacher"]["model"],
+        "student": found["student"],
+        "method": found["method"],
+        "epochs": found["epochs"],
+        "pictures": found["pictures"],
+        "data": "embedded pictures, a tenth for validation, crops and flips",
+        "source": f"benchmarks/results/{STUDY.name}",
+    }
 
 
 def _accuracy(study: dict[str, Any] | None) -> str:
@@ -178,19 +239,36 @@ def _pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
 def _row(setting: Setting, teacher: str, student: str, rounds: int) -> dict:
     speeds: dict[str, list[float]] = {"authors": [], "cold": [], "warm": [], "views": []}
     for number in range(rounds):
-        told = ["--authors-alone", "--pair", f"{teacher}:{student}", "--device", setting.device, "--pictures", str(setting.pictures)]
+        told = [
+            "--authors-alone",
+            "--pair",
+            f"{teacher}:{student}",
+            "--device",
+            setting.device,
+            "--pictures",
+            str(setting.pictures),
+        ]
         speeds["authors"].append(float(_run(str(Path(__file__).resolve()), *told)))
         with tempfile.TemporaryDirectory() as folder:
             for name, speed in _ours(setting, teacher, student, Path(folder)).items():
                 speeds[name].append(speed)
-        print(f"{teacher} -> {student}, round {number + 1}: " + ", ".join(f"{name} {values[-1]:.0f}" for name, values in speeds.items()), flush=True)
-    row: dict = {"teacher": teacher, "student": student, "authors": {"median": statistics.median(speeds["authors"]), "each": speeds["authors"]}}
+        print(
+            f"{teacher} -> {student}, round {number + 1}: "
+            + ", ".join(f"{name} {values[-1]:.0f}" for name, values in speeds.items()),
+            flush=True,
+        )
+    row: dict = {
+        "teacher": teacher,
+        "student": student,
+        "authors": {"median": statistics.median(speeds["authors"]), "each": speeds["authors"]},
+    }
     for name in LINES:
         ratios = [ours / theirs for ours, theirs in zip(speeds[name], speeds["authors"], strict=True)]
         row[name] = {
-            "median": statistics.median(speeds[name]), "each": speeds[name],
+            "median": statistics.median(speeds[name]),
+            "each": speeds[name],
             "ratio": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "n": len(ratios)},
-        }  # fmt: skip
+        }
     return row
 
 
@@ -239,13 +317,22 @@ class _Keep(nn.Module):
 def _ours(setting: Setting, teacher: str, student: str, folder: Path) -> dict[str, float]:
     """Pictures per second of `compress run --until distill`: cold, warm, and with limited views."""
     np.savez(
-        folder / "pictures.npz", train_images=setting.images, train_labels=setting.labels, test_images=setting.images[:CLASSES],
-        test_labels=setting.labels[:CLASSES], class_names=np.array([f"class {number}" for number in range(CLASSES)]),
-    )  # fmt: skip
+        folder / "pictures.npz",
+        train_images=setting.images,
+        train_labels=setting.labels,
+        test_images=setting.images[:CLASSES],
+        test_labels=setting.labels[:CLASSES],
+        class_names=np.array([f"class {number}" for number in range(CLASSES)]),
+    )
     torch.manual_seed(0)
     save_file(models.build(teacher, classes=CLASSES).state_dict(), folder / "teacher.safetensors")
     content = {
-        "data": {"source": "npz", "root": "pictures.npz", "validation": CLASSES, "normalize": {"mean": list(MEAN), "std": list(STD)}},
+        "data": {
+            "source": "npz",
+            "root": "pictures.npz",
+            "validation": CLASSES,
+            "normalize": {"mean": list(MEAN), "std": list(STD)},
+        },
         "teacher": {"candidates": [{"model": teacher, "weights": "teacher.safetensors"}]},
         "student": {"model": student},
         "distill": {"method": "dhkd"},
@@ -255,27 +342,46 @@ def _ours(setting: Setting, teacher: str, student: str, folder: Path) -> dict[st
     path.write_text(yaml.safe_dump(content))
     each = setting.pictures - CLASSES  # views that one epoch trains on
     return {
-        "cold": _speed(path, folder / "cold", setting, epochs=2, asked=(each + 1, 2 * each)),  # in the timed epoch, too; some views come again
+        "cold": _speed(
+            path, folder / "cold", setting, epochs=2, asked=(each + 1, 2 * each)
+        ),  # in the timed epoch, too; some views come again
         "warm": _speed(path, folder / "cold", setting, epochs=2, asked=(0, 0), again=True),
-        "views": _speed(path, folder / "few", setting, epochs=VIEWS + 1, asked=((VIEWS - 1) * each + 1, VIEWS * each), views=VIEWS),
+        "views": _speed(
+            path, folder / "few", setting, epochs=VIEWS + 1, asked=((VIEWS - 1) * each + 1, VIEWS * each), views=VIEWS
+        ),
     }
 
 
 def _speed(
-    path: Path, artifacts: Path, setting: Setting, *, epochs: int, asked: tuple[int, int], views: int | None = None, again: bool = False
-) -> float:  # fmt: skip
+    path: Path,
+    artifacts: Path,
+    setting: Setting,
+    *,
+    epochs: int,
+    asked: tuple[int, int],
+    views: int | None = None,
+    again: bool = False,
+) -> float:
     """Pictures per second of the last epoch. `again`: train anew, with the logits that are known.
 
     Raises SystemExit where the teacher ran on fewer or more views than `asked`: another thing was timed.
     """
     told = [f"train.epochs={epochs}", f"train.engine={setting.engine}", *([f"train.views={views}"] if views else [])]
     command = ["run", str(path), "--artifacts", str(artifacts), "--device", setting.device, "--until", "distill", "-q"]
-    _run("-m", "compress", *command, *(part for one in told for part in ("--set", one)), *(["--force", "distill"] if again else []))
+    _run(
+        "-m",
+        "compress",
+        *command,
+        *(part for one in told for part in ("--set", one)),
+        *(["--force", "distill"] if again else []),
+    )
     (history,) = (artifacts / "cache" / "distill").glob("*/history.csv")
     rows = json.loads((history.parent / "stage.json").read_text())["result"]["teacher_rows"]
     if rows is None or not asked[0] <= rows <= asked[1]:
         kind = "warm" if again else f"views: {views}" if views else "cold"
-        raise SystemExit(f"{kind}: the teacher ran on {rows} views in {epochs} epochs, not on {asked[0]} to {asked[1]}; the time would be of something else")
+        raise SystemExit(
+            f"{kind}: the teacher ran on {rows} views in {epochs} epochs, not on {asked[0]} to {asked[1]}; the time would be of something else"
+        )
     with history.open() as stream:
         return float(list(csv.DictReader(stream))[-1]["images_per_second"])
 

@@ -25,16 +25,25 @@ SPEED = "images_per_second"
 @click.command()
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 10))
 @click.option("--epochs", default=20, show_default=True, type=click.IntRange(1))
-@click.option("--pictures", default=2000, show_default=True, type=click.IntRange(100, 7000), help="to train on, a tenth of them for validation")
+@click.option(
+    "--pictures",
+    default=2000,
+    show_default=True,
+    type=click.IntRange(100, 7000),
+    help="to train on, a tenth of them for validation",
+)
 @click.option("--method", default="dhkd", show_default=True)
 @click.option("--artifacts", default=Path("artifacts"), show_default=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default=HERE / "results" / "views.json", help="the result")
 def main(seeds: int, epochs: int, pictures: int, method: str, artifacts: Path, out: Path) -> None:
     """Train with every limit and every seed and compare with no limit."""
     same = (
-        "data.augment=crop_flip", f"data.limit_train={pictures}", "teacher.candidates=[{model: resnet8x4, weights: embedded}]",
-        f"train.epochs={epochs}", "quantize.scheme=none",
-    )  # fmt: skip
+        "data.augment=crop_flip",
+        f"data.limit_train={pictures}",
+        "teacher.candidates=[{model: resnet8x4, weights: embedded}]",
+        f"train.epochs={epochs}",
+        "quantize.scheme=none",
+    )
     runs: dict[str, list[dict[str, Any]]] = {str(limit or "all"): [] for limit in LIMITS}
     common: dict[str, Any] = {}
     for seed in range(seeds):
@@ -45,11 +54,19 @@ def main(seeds: int, epochs: int, pictures: int, method: str, artifacts: Path, o
             runs[name].append(row)
         everything = by_seed(runs["all"])
         content = {
-            "command": "python " + " ".join(["benchmarks/views.py", *sys.argv[1:]]), "method": method, "epochs": epochs, "pictures": pictures, **common,
-            "table": {name: _without_speed({**table_row(rows, everything), "teacher_rows": [row.get("teacher_rows") for row in rows]})
-                      for name, rows in runs.items()},
+            "command": "python " + " ".join(["benchmarks/views.py", *sys.argv[1:]]),
+            "method": method,
+            "epochs": epochs,
+            "pictures": pictures,
+            **common,
+            "table": {
+                name: _without_speed(
+                    {**table_row(rows, everything), "teacher_rows": [row.get("teacher_rows") for row in rows]}
+                )
+                for name, rows in runs.items()
+            },
             "runs": {name: [_without_speed(row) for row in rows] for name, rows in runs.items()},
-        }  # fmt: skip
+        }
         out.write_text(json.dumps(content, indent=1) + "\n")
     for name, row in content["table"].items():
         gain, rows = row.get("gain_points"), ", ".join(f"{count:,}" for count in row["teacher_rows"])

@@ -54,7 +54,9 @@ def analyze(folder: Path, *, against: Sequence[Path], artifacts: Path, console: 
 
 def sentences(content: Row) -> list[str]:
     """What the analysis found, for a terminal."""
-    said = [content[key]["sentence"] for key in ("gradients", "logits", "features") if content.get(key, {}).get("sentence")]
+    said = [
+        content[key]["sentence"] for key in ("gradients", "logits", "features") if content.get(key, {}).get("sentence")
+    ]
     said += [
         f"correlations of logits, {row['what']} against teacher on {row['pictures']:,} {row['split']} pictures: "
         f"mean |difference| {row['mean_abs']:.4f}, largest {row['max_abs']:.3f}"
@@ -72,7 +74,10 @@ def _gradients(folder: Path, report: Row) -> Row:
     settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     every = (settings.get("train") or {}).get("trace_gradients")
     student = next((curve for curve in curves_of(folder) if curve.name == "student"), None)
-    found = {name.removeprefix("cos_"): float(np.nanmin(values)) for name, values in (student.cosines if student else {}).items()}
+    found = {
+        name.removeprefix("cos_"): float(np.nanmin(values))
+        for name, values in (student.cosines if student else {}).items()
+    }
     sentence = None
     if not found and every is None:
         command = report.get("command") or again(folder)
@@ -107,8 +112,18 @@ def _by_logits(folder: Path, report: Row, arrays: Arrays) -> Row:
     calibration = []
     for number, (what, values) in enumerate(logits.items()):
         found = insight.reliability(values, labels, seed=SEED)
-        row = {"what": what, "file": files[what], "pictures": found.n, "bins": insight.BINS, "resamples": insight.RESAMPLES, "ece": found.ece,
-               "ece_ci95": list(found.ece_ci95), "confidence": found.confidence, "top1": found.top1, "nll": found.nll}  # fmt: skip
+        row = {
+            "what": what,
+            "file": files[what],
+            "pictures": found.n,
+            "bins": insight.BINS,
+            "resamples": insight.RESAMPLES,
+            "ece": found.ece,
+            "ece_ci95": list(found.ece_ci95),
+            "confidence": found.confidence,
+            "top1": found.top1,
+            "nll": found.nll,
+        }
         calibration.append(row)
         parts = {"pictures": found.pictures, "confidence": found.mean_confidence, "accuracy": found.accuracy}
         arrays |= {f"calibration_{number}_{name}": value for name, value in parts.items()}
@@ -117,11 +132,19 @@ def _by_logits(folder: Path, report: Row, arrays: Arrays) -> Row:
 
 
 def _float_row(report: Row) -> Row:
-    return next((row for row in report["models"] if row.get("role") == "student" and row.get("precision") == "fp32"), {})
+    return next(
+        (row for row in report["models"] if row.get("role") == "student" and row.get("precision") == "fp32"), {}
+    )
 
 
 def _correlated(
-    what: str, logits: NDArray[np.float32], teacher: NDArray[np.float32], labels: NDArray[np.int64], split: str, arrays: Arrays, number: int
+    what: str,
+    logits: NDArray[np.float32],
+    teacher: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    split: str,
+    arrays: Arrays,
+    number: int,
 ) -> Row:
     """A student's correlations minus the teacher's; the matrix goes into `arrays`."""
     difference = insight.correlation(logits) - insight.correlation(teacher)
@@ -129,8 +152,14 @@ def _correlated(
     beside = np.abs(insight.off_diagonal(difference))
     means = np.abs(insight.off_diagonal(insight.mean_logits(logits, labels) - insight.mean_logits(teacher, labels)))
     finite = means[np.isfinite(means)]
-    return {"what": what, "split": split, "pictures": len(labels), "mean_abs": float(beside.mean()), "max_abs": float(beside.max()),
-            "mean_logits_abs": float(finite.mean()) if finite.size else None}  # fmt: skip
+    return {
+        "what": what,
+        "split": split,
+        "pictures": len(labels),
+        "mean_abs": float(beside.mean()),
+        "max_abs": float(beside.max()),
+        "mean_logits_abs": float(finite.mean()) if finite.size else None,
+    }
 
 
 def _by_networks(folder: Path, report: Row, artifacts: Path, arrays: Arrays, console: Console) -> Row:
@@ -146,7 +175,9 @@ def _by_networks(folder: Path, report: Row, artifacts: Path, arrays: Arrays, con
     pictures = loading.pictures(kept.data, "cpu")
     found = features.heads(kept, pictures)
     rows = []
-    for number, (what, logits) in enumerate((("classifier", found.classifier), ("auxiliary head", found.auxiliary)) if found else (), 1):
+    for number, (what, logits) in enumerate(
+        (("classifier", found.classifier), ("auxiliary head", found.auxiliary)) if found else (), 1
+    ):
         assert found is not None
         rows.append(_correlated(what, logits, found.teacher, found.labels, "validation", arrays, number))
     return {"features": _features(kept, pictures, arrays, console), "heads": rows}
@@ -158,8 +189,15 @@ def _features(kept: Any, pictures: Any, arrays: Arrays, console: Console) -> Row
 
     drawn = features.draw(pictures, len(kept.data.classes), SEED)
     names = [kept.data.classes[index] for index in drawn.classes]
-    content: Row = {"pictures": len(drawn.index), "classes": names, "of_classes": len(kept.data.classes), "perplexity": features.PERPLEXITY,
-                    "neighbours": features.NEIGHBOURS, "networks": [], "sentence": None}  # fmt: skip
+    content: Row = {
+        "pictures": len(drawn.index),
+        "classes": names,
+        "of_classes": len(kept.data.classes),
+        "perplexity": features.PERPLEXITY,
+        "neighbours": features.NEIGHBOURS,
+        "networks": [],
+        "sentence": None,
+    }
     said = []
     for role, one in (("teacher", kept.teacher), ("student", kept.student.trained)):
         if (reason := features.why_not(one.network)) is not None:
@@ -167,7 +205,9 @@ def _features(kept: Any, pictures: Any, arrays: Arrays, console: Console) -> Row
             continue
         vectors = features.pooled(one.network, one.weights, pictures, drawn.index)
         near = features.same_class_neighbours(vectors, drawn.labels)
-        content["networks"].append({"role": role, "model": one.network.model, "width": vectors.shape[1], "same_class_neighbours": near})
+        content["networks"].append(
+            {"role": role, "model": one.network.model, "width": vectors.shape[1], "same_class_neighbours": near}
+        )
         console.line(f"t-SNE: {one.network.model}, {len(vectors):,} vectors of {vectors.shape[1]} features")
         try:
             arrays[f"features_{role}"] = features.plane(vectors, SEED)
@@ -190,11 +230,21 @@ def _against(folder: Path, others: Sequence[Path], arrays: Arrays) -> list[Row]:
         report = read_report(one)
         curve = next((curve for curve in curves_of(one) if curve.name == "student"), None)
         if curve is None:
-            raise StageError(f"{one / 'history' / 'student.csv'}: no training curve here; make the run again: {report.get('command')}")
+            raise StageError(
+                f"{one / 'history' / 'student.csv'}: no training curve here; make the run again: {report.get('command')}"
+            )
         task = next(iter(curve.losses.values()), np.full_like(curve.epoch, np.nan))
         top1 = curve.top1 if curve.top1 is not None else np.full_like(curve.epoch, np.nan)
         parts = {"epoch": curve.epoch, "top1": top1, "task": task, **curve.cosines}
         arrays |= {f"against_{number}_{name}": values for name, values in parts.items()}
-        rows.append({"recipe": report["recipe"], "run": one.resolve().name, "method": report["student"].get("method"), "loss": next(iter(curve.losses), None),
-                     "top1_validation": float(top1[-1]) if np.isfinite(top1[-1]) else None, "cosines": sorted(curve.cosines)})  # fmt: skip
+        rows.append(
+            {
+                "recipe": report["recipe"],
+                "run": one.resolve().name,
+                "method": report["student"].get("method"),
+                "loss": next(iter(curve.losses), None),
+                "top1_validation": float(top1[-1]) if np.isfinite(top1[-1]) else None,
+                "cosines": sorted(curve.cosines),
+            }
+        )
     return rows

@@ -12,7 +12,13 @@ from export.targets import verify as targets
 
 
 def ask(
-    target: str, bundle: Path, work: Path, settings: Settings, *, limit_seconds: float | None = None, console: Console | None = None
+    target: str,
+    bundle: Path,
+    work: Path,
+    settings: Settings,
+    *,
+    limit_seconds: float | None = None,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """A device's answer for a bundle (zip). Raises UsageError, MissingError (out of reach, no interpreter) or StageError (it failed)."""
     tell = console.line if console else lambda text: None

@@ -96,7 +96,9 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
             "teacher_rows": student.teacher_rows,
         },
         "models": students,
-        "comparisons": [row for row in evidence.measured.comparisons if row["model"] not in plain and row["against"] not in plain],
+        "comparisons": [
+            row for row in evidence.measured.comparisons if row["model"] not in plain and row["against"] not in plain
+        ],
         "baseline": _baseline(evidence, extra),
         "distillation": _worth(evidence),
         "int8_against_float": _int8(evidence),
@@ -117,7 +119,9 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
         "per_class": list(evidence.measured.per_class),
         "slices": list(evidence.measured.slices),
         "unreadable": to_json(evidence.prepared.unreadable),
-        "export": {key: value for key, value in to_json(evidence.student.fp32).items() if key not in ("file", "int8_source")},
+        "export": {
+            key: value for key, value in to_json(evidence.student.fp32).items() if key not in ("file", "int8_source")
+        },
         "package": _package(evidence.packaged),
         "quantize": _quantized(evidence.student),
         "latency": evidence.measured.latency,
@@ -129,14 +133,18 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
     }
     if not device.distant:
         return content
-    return device_limits.merge(content, require, evidence.verified.rows, device.name, where=evidence.where, failure=evidence.verified.failure)
+    return device_limits.merge(
+        content, require, evidence.verified.rows, device.name, where=evidence.where, failure=evidence.verified.failure
+    )
 
 
 def _quantized(branch: Branch) -> dict[str, Any] | None:
     """How the student's int8 file was made; `further`: those for other targets."""
     if branch.int8 is None:
         return None
-    made = [{key: value for key, value in to_json(one).items() if key != "file"} for one in (branch.int8, *branch.further)]
+    made = [
+        {key: value for key, value in to_json(one).items() if key != "file"} for one in (branch.int8, *branch.further)
+    ]
     return {**made[0], **({"further": made[1:]} if branch.further else {})}
 
 
@@ -187,7 +195,9 @@ def _comparison(evidence: Evidence, model_role: str, against_role: str) -> dict[
     """The paired comparison of the shipped precision between two roles."""
     shipped = facts(evidence.measured, evidence.models).file
     precision = next(model.precision for model in evidence.models if model.name == shipped)
-    names = {(model.role, model.precision): model.name for model in reversed(evidence.models)}  # of several int8 files the device's, the first
+    names = {
+        (model.role, model.precision): model.name for model in reversed(evidence.models)
+    }  # of several int8 files the device's, the first
     wanted = names.get((model_role, precision)), names.get((against_role, precision))
     return next((row for row in evidence.measured.comparisons if (row["model"], row["against"]) == wanted), None)
 
@@ -198,7 +208,9 @@ def _baseline(evidence: Evidence, rows: list[dict[str, Any]]) -> dict[str, Any] 
     plain = {row["file"] for row in rows}
     return {
         "models": rows,
-        "comparisons": [row for row in evidence.measured.comparisons if row["model"] in plain or row["against"] in plain],
+        "comparisons": [
+            row for row in evidence.measured.comparisons if row["model"] in plain or row["against"] in plain
+        ],
         "epochs": evidence.baseline.trained.epochs,
         "top1_validation": evidence.baseline.stripped.trained.top1_validation,
         "seconds": evidence.baseline.trained.seconds,
@@ -215,7 +227,12 @@ def _worth(evidence: Evidence) -> dict[str, Any] | None:
 
 
 def _gain(drop: PairedDrop, sentence: str) -> dict[str, Any]:
-    return {"gain_points": 0.0 - drop.drop_points, "ci95": [0.0 - drop.high, 0.0 - drop.low], "mcnemar_p": drop.p, "sentence": sentence}
+    return {
+        "gain_points": 0.0 - drop.drop_points,
+        "ci95": [0.0 - drop.high, 0.0 - drop.low],
+        "mcnemar_p": drop.p,
+        "sentence": sentence,
+    }
 
 
 def _tuning(evidence: Evidence) -> dict[str, Any] | None:
@@ -232,7 +249,10 @@ def _tuning(evidence: Evidence) -> dict[str, Any] | None:
 
 def _int8(evidence: Evidence) -> dict[str, Any] | None:
     names = {model.precision: model.name for model in reversed(evidence.models) if model.role == "student"}
-    row = next((r for r in evidence.measured.comparisons if r["model"] == names.get("int8") and r["against"] == names["fp32"]), None)
+    row = next(
+        (r for r in evidence.measured.comparisons if r["model"] == names.get("int8") and r["against"] == names["fp32"]),
+        None,
+    )
     if row is None or row["speedup_p50"] is None:
         return None
     return {
@@ -240,13 +260,19 @@ def _int8(evidence: Evidence) -> dict[str, Any] | None:
         "ci95": row["speedup_ci95"],
         "top1_drop_points": row["top1_drop_points"],
         "top1_drop_ci95": row["top1_drop_ci95"],
-        "sentence": verdict.int8_against_float(row["speedup_p50"], row["speedup_ci95"], unfit=evidence.measured.latency.get("unfit")),
+        "sentence": verdict.int8_against_float(
+            row["speedup_p50"], row["speedup_ci95"], unfit=evidence.measured.latency.get("unfit")
+        ),
     }
 
 
 def model_files(teacher_onnx: Any, student: Branch, baseline: Branch | None) -> tuple[ModelFile, ...]:
     """What validate measures, the teacher first; names are those in the run folder."""
-    files = [ModelFile("teacher.onnx", "teacher", "fp32", teacher_onnx.file, None, teacher_onnx.max_abs_diff, teacher_onnx.contract)]
+    files = [
+        ModelFile(
+            "teacher.onnx", "teacher", "fp32", teacher_onnx.file, None, teacher_onnx.max_abs_diff, teacher_onnx.contract
+        )
+    ]
     for role, branch in (("student", student), ("baseline", baseline)):
         if branch is None:
             continue
@@ -254,6 +280,11 @@ def model_files(teacher_onnx: Any, student: Branch, baseline: Branch | None) -> 
         if branch.int8 is not None:
             files.append(ModelFile(f"{role}.int8.onnx", role, "int8", branch.int8.file, branch.int8.target, None))
         if branch.static is not None:
-            files.append(ModelFile(f"{role}.static.int8.onnx", "static", "int8", branch.static.file, branch.static.target, None))
-        files += [ModelFile(f"{role}.int8.{one.target}.onnx", role, "int8", one.file, one.target, None) for one in branch.further]
+            files.append(
+                ModelFile(f"{role}.static.int8.onnx", "static", "int8", branch.static.file, branch.static.target, None)
+            )
+        files += [
+            ModelFile(f"{role}.int8.{one.target}.onnx", role, "int8", one.file, one.target, None)
+            for one in branch.further
+        ]
     return tuple(files)

@@ -11,7 +11,9 @@ from compress.step import Step
 from compress.stream import Stream
 
 WINDOW = {"cpu": 1, "cuda": 64}  # steps whose views are cut at once, and that the teacher runs ahead at least
-CUT = 64 * 2**20  # bytes of views that are cut ahead at most; cutting a step's own takes as many launches as cutting a window's
+CUT = (
+    64 * 2**20
+)  # bytes of views that are cut ahead at most; cutting a step's own takes as many launches as cutting a window's
 
 
 def batches(
@@ -25,7 +27,9 @@ def batches(
         yield from _streamed(order, view, first, size, steps, step, stream)
         return
     window = min(WINDOW.get(order.device.type, 1), steps)
-    cut = window > 1 and window * size * step.image_size**2 * 3 <= CUT  # of all windows or of none: a recorded step is given its views or makes them
+    cut = (
+        window > 1 and window * size * step.image_size**2 * 3 <= CUT
+    )  # of all windows or of none: a recorded step is given its views or makes them
     far = max(window, step.teacher.far // size) if window > 1 and step.teacher is not None else window
     for begin in range(first, steps, far):
         parts = [order[at * size : (at + 1) * size] for at in range(begin, min(begin + far, steps))]
@@ -34,7 +38,9 @@ def batches(
         for at in range(0, len(parts), window):
             here = slice(at, at + window)
             pixels = _cut(shares[here], view, step) if cut else [None] * len(parts[here])
-            yield from zip(range(begin + at, begin + at + len(parts[here])), parts[here], known[here], pixels, strict=True)
+            yield from zip(
+                range(begin + at, begin + at + len(parts[here])), parts[here], known[here], pixels, strict=True
+            )
 
 
 def _known(shares: list[Tensor], view: Tensor, step: Step) -> Sequence[Tensor | None]:
@@ -56,7 +62,9 @@ def _streamed(
     """As `batches`: this process decodes its share alone, and the teacher answers within the step, for the same view rarely comes again."""
     places, numbers = order.cpu(), view.cpu()
     shares = (step.group.share(places[at * size : (at + 1) * size]) for at in range(first, steps))
-    asked = stream.reading_ahead(((share, numbers[share]) for share in shares), places, range(first * size, steps * size, size))
+    asked = stream.reading_ahead(
+        ((share, numbers[share]) for share in shares), places, range(first * size, steps * size, size)
+    )
     decoded = stream.batches(asked, -(-size // step.group.size))
     for at, pixels in zip(range(first, steps), decoded, strict=True):
         yield at, order[at * size : (at + 1) * size], None, pixels

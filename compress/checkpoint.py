@@ -30,7 +30,9 @@ class State:
     best: dict[str, Any] | None = None
 
 
-def save(path: Path, student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer, state: State, precision: str) -> None:
+def save(
+    path: Path, student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer, state: State, precision: str
+) -> None:
     """Write networks, optimizer, position and the random states of the CPU and of the student's card, atomically."""
     device = next(student.parameters()).device
     content = {
@@ -68,13 +70,17 @@ def load(
         return State(**found["state"]), found["precision"]
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise StageError(f"{path} cannot be resumed from ({reason}); start this training again: rm -r {path.parent}") from error
+        raise StageError(
+            f"{path} cannot be resumed from ({reason}); start this training again: rm -r {path.parent}"
+        ) from error
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
     """history.csv: one row an epoch."""
     buffer = io.StringIO()
-    names = list(dict.fromkeys(name for row in history for name in row))  # a method's later stage may have a column more
+    names = list(
+        dict.fromkeys(name for row in history for name in row)
+    )  # a method's later stage may have a column more
     writer = csv.DictWriter(buffer, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)

@@ -22,7 +22,9 @@ class Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in self.commands and not args[0].startswith("-"):
             close = difflib.get_close_matches(args[0], self.commands, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(self.commands)}"
@@ -32,7 +34,9 @@ class Group(click.Group):
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(prog)s %(version)s")
-@click.option("--traceback", is_flag=True, help="Show where an error comes from; stands anywhere. Also: COMPRESS_TRACEBACK=1.")
+@click.option(
+    "--traceback", is_flag=True, help="Show where an error comes from; stands anywhere. Also: COMPRESS_TRACEBACK=1."
+)
 def cli(traceback: bool) -> None:
     """Make an image classifier small enough for a device: from a recipe to a verified int8 ONNX file.
 
@@ -42,9 +46,21 @@ def cli(traceback: bool) -> None:
 
 
 for command in (
-    recipes.run, recipes.check, recipes.show, lists.schema, lists.recipes, lists.methods, lists.models, recipes.teachers, recipes.plan,
-    runs.verify, runs.report, runs.analyze, runs.compare, lists.doctor,
-):  # fmt: skip
+    recipes.run,
+    recipes.check,
+    recipes.show,
+    lists.schema,
+    lists.recipes,
+    lists.methods,
+    lists.models,
+    recipes.teachers,
+    recipes.plan,
+    runs.verify,
+    runs.report,
+    runs.analyze,
+    runs.compare,
+    lists.doctor,
+):
     cli.add_command(command)
 
 

@@ -29,7 +29,11 @@ def check(loaded: Loaded, settings: Recipe, *, classes: int, image_size: int) ->
     """
     if settings.distill.plain:
         return []
-    teachers = [outlined(loaded, place, one, classes, image_size) for place, one in places(settings) if isinstance(one, Candidate)]
+    teachers = [
+        outlined(loaded, place, one, classes, image_size)
+        for place, one in places(settings)
+        if isinstance(one, Candidate)
+    ]
     notes = []
     for place, choice in ((place, one) for place, one in places(settings) if isinstance(one, Choice)):
         student = outlined(loaded, place, choice, classes, image_size)
@@ -37,11 +41,17 @@ def check(loaded: Loaded, settings: Recipe, *, classes: int, image_size: int) ->
             try:
                 method, plain, ships = _built(settings, choice, student, teacher, classes)
             except UsageError as error:
-                raise UsageError(f"{loaded.where('distill.method')}: {error} (student {student.name}, teacher {teacher.name})") from error
+                raise UsageError(
+                    f"{loaded.where('distill.method')}: {error} (student {student.name}, teacher {teacher.name})"
+                ) from error
             if settings.train.batch_size < method.smallest_batch():
                 why = f"{settings.distill.name} needs at least {method.smallest_batch()} pictures a batch, got {settings.train.batch_size}"
-                raise UsageError(f"{loaded.where('train.batch_size')}: train.batch_size: {why} (a smaller last batch of an epoch is left out by itself)")
-            sizes = [(params(one), macs(one, image_size)) for one in (plain, ships)] if method.form() is not None else []
+                raise UsageError(
+                    f"{loaded.where('train.batch_size')}: train.batch_size: {why} (a smaller last batch of an epoch is left out by itself)"
+                )
+            sizes = (
+                [(params(one), macs(one, image_size)) for one in (plain, ships)] if method.form() is not None else []
+            )
             if sizes and (sentence := larger(choice.model, sizes[0], sizes[1])):
                 notes.append(f"{settings.distill.name} with teacher {teacher.name}: {sentence}")
     _prove(loaded, settings, method, image_size)
@@ -69,20 +79,32 @@ def shipped_form(settings: Recipe, one: Choice, *, classes: int, image_size: int
     return form, name if len({str(entry[1]) for entry in found}) > 1 else ""
 
 
-def _built(settings: Recipe, one: Choice, student: Outline, teacher: Outline, classes: int) -> tuple[Method, nn.Module, nn.Module]:
+def _built(
+    settings: Recipe, one: Choice, student: Outline, teacher: Outline, classes: int
+) -> tuple[Method, nn.Module, nn.Module]:
     """The method, the plain student and what ships of it, without weights. Raises UsageError where the method does not take the pair."""
     labels = torch.arange(classes)
     with hollow():
-        method = build_method(settings.distill, student=student, teacher=teacher, train_labels=labels, train_index=labels)
+        method = build_method(
+            settings.distill, student=student, teacher=teacher, train_labels=labels, train_index=labels
+        )
         plain, copy = (models.build(one.model, classes=classes, width=one.width) for _ in range(2))
         return method, plain, deployed(copy, one.model, method.form(), one.taps)
 
 
 def places(settings: Recipe) -> list[tuple[str, Candidate | Choice]]:
     """Every network of a recipe, with the section that names it."""
-    found: list[tuple[str, Candidate | Choice]] = [(f"teacher.candidates.{number}", one) for number, one in enumerate(settings.teacher.candidates)]
+    found: list[tuple[str, Candidate | Choice]] = [
+        (f"teacher.candidates.{number}", one) for number, one in enumerate(settings.teacher.candidates)
+    ]
     several = settings.student.choose is not None
-    return [*found, *((f"student.choose.from.{number}" if several else "student", one) for number, one in enumerate(settings.student.networks))]
+    return [
+        *found,
+        *(
+            (f"student.choose.from.{number}" if several else "student", one)
+            for number, one in enumerate(settings.student.networks)
+        ),
+    ]
 
 
 def outlined(loaded: Loaded, place: str, one: Choice | Candidate, classes: int, image_size: int) -> Outline:

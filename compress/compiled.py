@@ -18,7 +18,10 @@ from compress.recorded import reason
 from compress.step import Step
 
 BACKEND = "inductor"
-COMBINED = ("combo_kernels", "combo_kernels_pointwise_only")  # inductor's settings: casts of weights and counters of batches in few launches
+COMBINED = (
+    "combo_kernels",
+    "combo_kernels_pointwise_only",
+)  # inductor's settings: casts of weights and counters of batches in few launches
 
 
 def compiled(step: Step, size: int, classifier: nn.Module | None, warn: Callable[[str], None]) -> Step | None:
@@ -35,16 +38,27 @@ def compiled(step: Step, size: int, classifier: nn.Module | None, warn: Callable
     step.network.model.train()  # as every epoch does; compiled for evaluation it would be compiled again
     fast: Step | None = None
     try:
-        with torch.random.fork_rng(devices=[step.labels.device] if step.labels.is_cuda else []), warnings.catch_warnings(), _combined():
+        with (
+            torch.random.fork_rng(devices=[step.labels.device] if step.labels.is_cuda else []),
+            warnings.catch_warnings(),
+            _combined(),
+        ):
             warnings.simplefilter("ignore")  # the compiler's own, on code of its making
             reach = Reach(step.parameters, [leaves(value) for value in _outputs(step, min(size, 2))])
             _settings().donated_buffer = False  # two backward passes go through one graph
             classifier.forward = torch.compiler.disable(classifier.forward)
-            fast = replace(step, network=torch.compile(step.network.__call__, backend=BACKEND, dynamic=False), reach=reach)
+            fast = replace(
+                step, network=torch.compile(step.network.__call__, backend=BACKEND, dynamic=False), reach=reach
+            )
             for value in _outputs(fast, size):
                 torch.autograd.grad(value.float().sum(), step.parameters, retain_graph=True, allow_unused=True)
             return fast
-    except (RuntimeError, ImportError, OSError, subprocess.SubprocessError) as error:  # the last: a C compiler that a kernel's first launch asks
+    except (
+        RuntimeError,
+        ImportError,
+        OSError,
+        subprocess.SubprocessError,
+    ) as error:  # the last: a C compiler that a kernel's first launch asks
         why = reason(error)
     finally:
         for value, before in buffers:
@@ -57,7 +71,9 @@ def compiled(step: Step, size: int, classifier: nn.Module | None, warn: Callable
 
 def _outputs(step: Step, size: int) -> list[Tensor]:
     """Logits and taps of black pictures."""
-    logits, taps = step.student(torch.zeros(size, step.image_size, step.image_size, 3, dtype=torch.uint8, device=step.labels.device))
+    logits, taps = step.student(
+        torch.zeros(size, step.image_size, step.image_size, 3, dtype=torch.uint8, device=step.labels.device)
+    )
     return [logits, *taps.values()]
 
 

@@ -12,7 +12,9 @@ from compress.recorded import Losses, Run
 
 SYNC = "called a synchronizing CUDA operation"  # torch's words
 TIMED = True  # cuDNN times its kernels for a shape that it meets in a step; never for the teacher's, whose rows vary: each number would be timed anew
-_LOST: list[torch.cuda.CUDAGraph] = []  # of recordings that failed: torch's allocators may still ask them which streams are theirs
+_LOST: list[
+    torch.cuda.CUDAGraph
+] = []  # of recordings that failed: torch's allocators may still ask them which streams are theirs
 
 
 class Graphs:

@@ -22,7 +22,9 @@ class Exported:
     pictures: int
     rewrites: tuple[dict[str, Any], ...]  # kept and refused, with their numbers
     contract: File | None = None  # beside a file of another project, which has none inside
-    int8_source: File | None = None  # the float file that int8 is made from, where rewrites for integer kernels made it another one
+    int8_source: File | None = (
+        None  # the float file that int8 is made from, where rewrites for integer kernels made it another one
+    )
 
 
 @dataclass(frozen=True)

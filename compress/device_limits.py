@@ -9,7 +9,12 @@ from typing import Any
 from compress import verdict
 from compress.schema import Require
 
-LIMITS = ("max_latency_ms", "min_speedup", "min_int8_speedup", "max_memory_bytes")  # what another device answers differently
+LIMITS = (
+    "max_latency_ms",
+    "min_speedup",
+    "min_int8_speedup",
+    "max_memory_bytes",
+)  # what another device answers differently
 Row = dict[str, Any]
 
 
@@ -19,7 +24,13 @@ def elsewhere(require: Require) -> Require:
 
 
 def merge(
-    content: Row, require: Require, rows: tuple[Row, ...], target: str, *, where: Mapping[str, str] | None = None, failure: str | None = None
+    content: Row,
+    require: Require,
+    rows: tuple[Row, ...],
+    target: str,
+    *,
+    where: Mapping[str, str] | None = None,
+    failure: str | None = None,
 ) -> Row:
     """report.json's content with a device's rows in place of its earlier ones, and its requirements judged again.
 
@@ -39,7 +50,12 @@ def merge(
     if named and named["target"] == target:
         content = {**content, "named_device": {"target": target, "failure": failure}}
         content |= {"int8_against_float": _int8(content, rows, target)}
-    return {**content, "device": device, "requirements": [asdict(row) for row in requirements], "status": verdict.status(requirements)}
+    return {
+        **content,
+        "device": device,
+        "requirements": [asdict(row) for row in requirements],
+        "status": verdict.status(requirements),
+    }
 
 
 def _stays(row: verdict.Requirement, target: str, new: verdict.Requirement) -> bool:
@@ -67,7 +83,8 @@ def facts(content: Row, rows: tuple[Row, ...], target: str) -> verdict.Facts:
         int8_speedup=integers["speedup"] if integers else None,
         int8_speedup_ci95=verdict.interval(integers["ci95"] if integers else None),
         peak_memory_bytes=row["peak_memory_bytes"],
-        disturbed="; ".join(row.get("disturbances") or ()) or ("other processes were busy on the device" if row["contaminated"] else None),
+        disturbed="; ".join(row.get("disturbances") or ())
+        or ("other processes were busy on the device" if row["contaminated"] else None),
         unfit=_unfit(row),
         sha256=row["sha256"],
         precision=row["precision"],
@@ -78,13 +95,18 @@ def facts(content: Row, rows: tuple[Row, ...], target: str) -> verdict.Facts:
 def _shipped(content: Row, rows: tuple[Row, ...], target: str) -> tuple[Row, str | None]:
     """The device's row of the file that ships there, and why it has no time. Without an answer a row without numbers."""
     ships = (content.get("ships") or {}).get("file")
-    precision = "int8" if any(row["role"] == "student" and row["precision"] == "int8" for row in content["models"]) else "fp32"
+    precision = (
+        "int8" if any(row["role"] == "student" and row["precision"] == "int8" for row in content["models"]) else "fp32"
+    )
     precision = next((row["precision"] for row in content["models"] if row["file"] == ships), precision)
     if not rows:
         models = [row for row in content["models"] if row["role"] == "student" and row["precision"] == precision]
         known = next((row for row in models if row["file"] == ships), models[0])
         nothing: Row = {"latency_ms": None, "speedup_over": {}, "peak_memory_bytes": None, "contaminated": None}
-        return {**nothing, **{key: known.get(key) for key in ("file", "sha256", "precision")}}, f"{target} gave no answer"
+        return {
+            **nothing,
+            **{key: known.get(key) for key in ("file", "sha256", "precision")},
+        }, f"{target} gave no answer"
     students = [row for row in rows if row["role"] == "student" and row["precision"] == precision]
     right = [row for row in students if row["ok"] is not None]
     right.sort(key=lambda row: row["built_for"] != row["isa"])
@@ -99,12 +121,16 @@ def _shipped(content: Row, rows: tuple[Row, ...], target: str) -> tuple[Row, str
 def _int8(content: Row, rows: tuple[Row, ...], target: str) -> Row | None:
     """What integer arithmetic is worth on the device; None where it gave no two times."""
     floats = next((row["file"] for row in rows if row["role"] == "student" and row["precision"] == "fp32"), None)
-    timed = [row for row in rows if row["role"] == "student" and row["precision"] == "int8" and floats in row["speedup_over"]]
+    timed = [
+        row for row in rows if row["role"] == "student" and row["precision"] == "int8" and floats in row["speedup_over"]
+    ]
     if not timed:
         return None
     row = min(timed, key=lambda row: row["built_for"] != row["isa"])
     speedup, low, high = row["speedup_over"][floats]
-    pair: Row = next((one for one in content.get("comparisons") or () if (one["model"], one["against"]) == (row["file"], floats)), {})
+    pair: Row = next(
+        (one for one in content.get("comparisons") or () if (one["model"], one["against"]) == (row["file"], floats)), {}
+    )
     return {
         "speedup": speedup,
         "ci95": [low, high],
@@ -129,10 +155,16 @@ def keeps_int8(int8: str, floats: str, rows: Sequence[Row], target: str) -> tupl
     own = next((row for row in rows if row["file"] == int8), {})
     ratio = (own.get("speedup_over") or {}).get(floats)
     if ratio is not None and (unfit := _unfit(own)):
-        return True, f"{int8} ships although keep: faster was asked for: its speed on {target} could not be judged ({unfit})."
+        return (
+            True,
+            f"{int8} ships although keep: faster was asked for: its speed on {target} could not be judged ({unfit}).",
+        )
     if ratio is None:
         return True, f"{int8} ships although keep: faster was asked for: {target} gave no times to judge it by."
     numbers = f"{ratio[0]:.2f}x [{ratio[1]:.2f}, {ratio[2]:.2f}] its speed"
     if ratio[1] > 1:
         return True, f"{int8} ships: it is faster than the float student on {target} ({numbers}), as keep: faster asks."
-    return False, f"{floats} ships instead of {int8}: int8 is not measurably faster than the float student on {target} ({numbers}; keep: faster)."
+    return (
+        False,
+        f"{floats} ships instead of {int8}: int8 is not measurably faster than the float student on {target} ({numbers}; keep: faster).",
+    )

@@ -42,9 +42,18 @@ class Student:
 
 
 def distil(
-    config: Distill, *, context: Context, student: Network, start: str, weights: File | None, teacher: Trained | None, data: TrainingData,
-    train: Train, share: float = 1.0, title: str = "",
-) -> Student:  # fmt: skip
+    config: Distill,
+    *,
+    context: Context,
+    student: Network,
+    start: str,
+    weights: File | None,
+    teacher: Trained | None,
+    data: TrainingData,
+    train: Train,
+    share: float = 1.0,
+    title: str = "",
+) -> Student:
     """Train the student by the configured method.
 
     `start` is the student's `weights` key ("none", "file" or a torchvision weights name), `weights` the file where it is one. `share`: of
@@ -54,27 +63,51 @@ def distil(
     pictures = _share(loading.pictures(data, context.device), share, data.split_seed)
     model = loading.start(student, start, weights, new_head=True, device=context.device)
     outline = loading.outline(student, model)
-    taught_by = loading.outline(teacher.network, loading.network(teacher.network, teacher.weights, "cpu")) if teacher else None
+    taught_by = (
+        loading.outline(teacher.network, loading.network(teacher.network, teacher.weights, "cpu")) if teacher else None
+    )
     method = build_method(
-        config, student=outline, teacher=taught_by, train_labels=pictures.labels, train_index=pictures.train_index,
-        label_smoothing=train.label_smoothing, seed=train.seed or 0,
-    ).to(context.device)  # fmt: skip
+        config,
+        student=outline,
+        teacher=taught_by,
+        train_labels=pictures.labels,
+        train_index=pictures.train_index,
+        label_smoothing=train.label_smoothing,
+        seed=train.seed or 0,
+    ).to(context.device)
     _warn_of_size(model, method, student, context)
     if teacher is not None and method.reads_logits:
         require_logits(teacher)
     teaching = None
     if method.needs_teacher and teacher is not None and taught_by is not None:
         teaching = loading.teaching(
-            teacher, method, taught_by.taps, data, len(pictures.images), device=context.device, cache=context.cache, warn=context.console.warn
+            teacher,
+            method,
+            taught_by.taps,
+            data,
+            len(pictures.images),
+            device=context.device,
+            cache=context.cache,
+            warn=context.console.warn,
         )
         say_teaching(teaching, teacher, config.name, data, len(pictures.train_index), train, context)
     steps = -(-len(pictures.train_index) // train.batch_size)
-    with context.console.training(title or f"student {student.model} by {config.name}", train.epochs or 1, steps) as progress:
+    with context.console.training(
+        title or f"student {student.model} by {config.name}", train.epochs or 1, steps
+    ) as progress:
         fitted = fit(
-            model, method, pictures, train=train, normalization=student.normalization, taps=outline.taps,
-            teacher=teaching, device=context.device, folder=context.work, progress=progress,
+            model,
+            method,
+            pictures,
+            train=train,
+            normalization=student.normalization,
+            taps=outline.taps,
+            teacher=teaching,
+            device=context.device,
+            folder=context.work,
+            progress=progress,
             group=context.group,
-        )  # fmt: skip
+        )
     return Student(model, method, fitted, len(pictures.validation_index), _rows_run(teaching, context))
 
 
@@ -110,11 +143,15 @@ def _warn_of_size(model: nn.Module, method: Method, student: Network, context: C
         context.console.warn(sentence)
 
 
-def say_teaching(teaching: Teaching, teacher: Trained, method: str, data: TrainingData, pictures: int, train: Train, context: Context) -> None:
+def say_teaching(
+    teaching: Teaching, teacher: Trained, method: str, data: TrainingData, pictures: int, train: Train, context: Context
+) -> None:
     """How often the teacher will run, and what remembering its logits can cost, before it is spent. `pictures`: so many are trained on."""
     said, cache = context.console.line, teaching if isinstance(teaching, TeacherCache) else None
     if data.streamed is not None:
-        said(f"teacher {teacher.network.model} runs on every batch: pictures are decoded in training, so a view rarely comes again")
+        said(
+            f"teacher {teacher.network.model} runs on every batch: pictures are decoded in training, so a view rarely comes again"
+        )
         return
     if isinstance(teaching, TeacherNetwork):
         said(f"teacher {teacher.network.model} runs on every batch: {method} reads its feature maps")

@@ -22,7 +22,9 @@ if TYPE_CHECKING:  # torch is imported where there is more than one process, or 
 
 AGREE = 10  # steps between two questions whether to stop
 STEP = timedelta(minutes=30)  # between two messages of a training
-WAIT = timedelta(hours=48)  # the first process may look for pictures, validate, quantise and measure while the others wait for its word
+WAIT = timedelta(
+    hours=48
+)  # the first process may look for pictures, validate, quantise and measure while the others wait for its word
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,9 @@ class Group:
 ALONE = Group()
 
 
-def synchronise(group: Group, device: str, wanted: bool, warn: Callable[[str], None], *modules: nn.Module) -> Callable[[], None]:
+def synchronise(
+    group: Group, device: str, wanted: bool, warn: Callable[[str], None], *modules: nn.Module
+) -> Callable[[], None]:
     """BatchNorms inside `modules` take their training statistics over the whole batch. What is returned puts them back as they were.
 
     Only between processes on CUDA, where torch has it; elsewhere, or where it is not wanted, `warn` is told whose statistics they take.
@@ -147,14 +151,19 @@ def synchronise(group: Group, device: str, wanted: bool, warn: Callable[[str], N
     from torch import nn
 
     norms = [
-        (parent, name, layer) for module in modules for parent in module.modules() for name, layer in parent.named_children()
+        (parent, name, layer)
+        for module in modules
+        for parent in module.modules()
+        for name, layer in parent.named_children()
         if isinstance(layer, nn.modules.batchnorm._BatchNorm)
-    ]  # fmt: skip
+    ]
     if group.size == 1 or not norms:
         return lambda: None
     if not wanted or not device.startswith("cuda"):
         why = "train.sync_batchnorm is false" if not wanted else "SyncBatchNorm needs CUDA"
-        warn(f"BatchNorm takes its statistics over each process's own share of a batch, 1/{group.size} of it ({why}); the first process's are kept")
+        warn(
+            f"BatchNorm takes its statistics over each process's own share of a batch, 1/{group.size} of it ({why}); the first process's are kept"
+        )
         return lambda: None
     for parent, name, layer in norms:
         setattr(parent, name, torch.nn.SyncBatchNorm.convert_sync_batchnorm(layer))
@@ -180,9 +189,13 @@ def _named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        first = re.sub(r"^\[[^]]*\] *", "", str(error).strip())  # gloo begins with the place in its source, and ends with advice
+        first = re.sub(
+            r"^\[[^]]*\] *", "", str(error).strip()
+        )  # gloo begins with the place in its source, and ends with advice
         reason = re.split(r"\. |\n", first, maxsplit=1)[0] or "no message"
-        raise StageError(f"another process of this run is gone ({reason}); run the same command again to resume") from error
+        raise StageError(
+            f"another process of this run is gone ({reason}); run the same command again to resume"
+        ) from error
 
 
 def under_torchrun() -> bool:
@@ -209,12 +222,19 @@ def joined(device: str) -> Iterator[tuple[Group, str]]:
     if cuda:
         cards, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if max(local + 1, processes) > cards:  # every process says it, and none waits for the others
-            raise MissingError(f"torch sees {cards} CUDA devices here for {max(local + 1, processes)} processes; start fewer: --nproc-per-node {cards}")
+            raise MissingError(
+                f"torch sees {cards} CUDA devices here for {max(local + 1, processes)} processes; start fewer: --nproc-per-node {cards}"
+            )
         torch.cuda.set_device(local)
-    torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=STEP, device_id=torch.device("cuda", local) if cuda else None)
+    torch.distributed.init_process_group(
+        "nccl" if cuda else "gloo", timeout=STEP, device_id=torch.device("cuda", local) if cuda else None
+    )
     # On the CPU whatever the device: a wait of hours keeps no card busy, and a first process that is gone is noticed at once.
     waiting = torch.distributed.new_group(backend="gloo", timeout=WAIT)
-    yield Group(torch.distributed.get_rank(), torch.distributed.get_world_size(), waiting), f"cuda:{local}" if cuda else device
+    yield (
+        Group(torch.distributed.get_rank(), torch.distributed.get_world_size(), waiting),
+        f"cuda:{local}" if cuda else device,
+    )
     with _named():
         torch.distributed.all_reduce(torch.zeros(1), group=waiting)  # type: ignore[arg-type]  # nobody closes its connections while another one still works
 

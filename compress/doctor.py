@@ -34,7 +34,9 @@ Row = tuple[str, str, str]  # what, ok | missing | note, detail
 def doctor(artifacts: Path = Path("artifacts")) -> list[Row]:
     """Rows of (what, state, detail); a state is ok, note (works, worth knowing) or missing (no run could finish)."""
     enough = sys.version_info[:2] >= PYTHON
-    python = platform.python_version() if enough else f"{platform.python_version()}; needs {PYTHON[0]}.{PYTHON[1]} or newer"
+    python = (
+        platform.python_version() if enough else f"{platform.python_version()}; needs {PYTHON[0]}.{PYTHON[1]} or newer"
+    )
     rows: list[Row] = [("python", "ok" if enough else "missing", python)]
     rows += [_package(name, *about) for name, about in REQUIRED.items()]
     present = {row[0] for row in rows if row[1] == "ok"}
@@ -54,7 +56,11 @@ def _package(module: str, distribution: str, purpose: str) -> Row:
         importlib.import_module(module)
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        return distribution, "missing", f"cannot be imported ({reason}); repair it with: {pip} --force-reinstall {distribution}"
+        return (
+            distribution,
+            "missing",
+            f"cannot be imported ({reason}); repair it with: {pip} --force-reinstall {distribution}",
+        )
     return distribution, "ok", importlib.metadata.version(distribution)
 
 
@@ -73,7 +79,11 @@ def _kernels() -> Row:
     from compress.kernels.library import library, why_not
 
     made = library()
-    return ("CPU kernels", "ok", made.made_by) if made else ("CPU kernels", "note", f"{why_not()}: training on the CPU is slower, with torch's BatchNorms")
+    return (
+        ("CPU kernels", "ok", made.made_by)
+        if made
+        else ("CPU kernels", "note", f"{why_not()}: training on the CPU is slower, with torch's BatchNorms")
+    )
 
 
 def _runtime() -> list[Row]:
@@ -96,7 +106,11 @@ def _data() -> Row:
     folder = Path(str(resources.files("compress"))) / "data" / "embedded"
     files = sorted(folder.glob("*.npz"))
     if not files:
-        return "embedded data", "missing", "the package is incomplete; install it again: pip install --force-reinstall ."
+        return (
+            "embedded data",
+            "missing",
+            "the package is incomplete; install it again: pip install --force-reinstall .",
+        )
     return "embedded data", "ok", ", ".join(f"{path.name} ({path.stat().st_size / 1e6:.1f} MB)" for path in files)
 
 
@@ -107,7 +121,11 @@ def _disk(artifacts: Path) -> Row:
         tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # those are said by the free space
-            return "disk", "missing", f"{place} cannot be written ({error.strerror}); choose another place with --artifacts"
+            return (
+                "disk",
+                "missing",
+                f"{place} cannot be written ({error.strerror}); choose another place with --artifacts",
+            )
     free = shutil.disk_usage(place).free / 2**30
     detail = f"{free:.1f} GiB free for {artifacts}"
     return "disk", "ok" if free >= 1 else "note", detail if free >= 1 else f"{detail}; a run may need 1 GiB"
@@ -122,9 +140,13 @@ def plant(report: Callable[[str], None]) -> bool:
     begin = time.monotonic()
 
     def tell(outcome: planted.Outcome) -> None:
-        state = {True: "ok", False: "WRONG", None: "note"}[outcome.caught] if outcome.control else states[outcome.caught]
+        state = (
+            {True: "ok", False: "WRONG", None: "note"}[outcome.caught] if outcome.control else states[outcome.caught]
+        )
         report(f"{state:<7} {outcome.name:<36} {outcome.said}")
 
     good = planted.run(tell)
-    report(f"{'every fault was caught and named' if good else 'the verdict cannot be trusted on this machine'}; {time.monotonic() - begin:.0f} s")
+    report(
+        f"{'every fault was caught and named' if good else 'the verdict cannot be trusted on this machine'}; {time.monotonic() - begin:.0f} s"
+    )
     return good

@@ -19,7 +19,9 @@ RECORDERS: dict[str, Callable[[], Recorder]] = {"cuda": Graphs}  # by the type o
 Run = Callable[[Batch], dict[str, Tensor]]
 
 
-def engine(name: str, step: Step, size: int, steps: int, classifier: nn.Module | None, warn: Callable[[str], None]) -> Run:
+def engine(
+    name: str, step: Step, size: int, steps: int, classifier: nn.Module | None, warn: Callable[[str], None]
+) -> Run:
     """How a training of `steps` steps runs them. Batches of another size than `size` run as they are.
 
     auto: on CUDA recorded where method and teacher allow it, compiled too where the training is long; elsewhere as they are. compile: compiled on any
@@ -68,7 +70,11 @@ def keep_layout(student: nn.Module) -> Callable[[], None]:
         if not torch.compiler.is_compiling() and args[0].requires_grad:
             args[0].register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
 
-    hooks = [module.register_forward_pre_hook(before) for module in student.modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
+    hooks = [
+        module.register_forward_pre_hook(before)
+        for module in student.modules()
+        if isinstance(module, nn.AdaptiveAvgPool2d)
+    ]
 
     def off() -> None:
         for hook in hooks:

@@ -46,7 +46,13 @@ class Pictures:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, images: Tensor, image_size: int, normalization: Normalization, *, batch_size: int | None = None, device: torch.device | None = None
+    model: nn.Module,
+    images: Tensor,
+    image_size: int,
+    normalization: Normalization,
+    *,
+    batch_size: int | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Float32 logits (N, K) of stored uint8 pictures (N, S, S, 3) through the evaluation view; the model's mode is kept.
 

@@ -42,7 +42,9 @@ def explain(error: BaseException, arguments: Sequence[str]) -> tuple[int, str]:
     command = shlex.join(["compress", *arguments])
     again = "run the same command again to resume"
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return Interrupted.exit_code, f"interrupted; {again}: {command}" if set(arguments[:1]) & set(RESUMABLE) else "interrupted"
+        return Interrupted.exit_code, f"interrupted; {again}: {command}" if set(arguments[:1]) & set(
+            RESUMABLE
+        ) else "interrupted"
     if isinstance(error, Interrupted):
         message = str(error)
         return error.exit_code, f"{message}: {command}" if message.endswith(again) else message
@@ -57,7 +59,10 @@ def explain(error: BaseException, arguments: Sequence[str]) -> tuple[int, str]:
     if isinstance(error, OSError) and error.errno in (*FULL, *CLOSED):
         return StageError.exit_code, _of_disk(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's; torch is not imported for it
-        return StageError.exit_code, "the device's memory is full; lower train.batch_size, or choose another device with --device"
+        return (
+            StageError.exit_code,
+            "the device's memory is full; lower train.batch_size, or choose another device with --device",
+        )
     raise error
 
 

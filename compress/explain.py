@@ -51,7 +51,9 @@ def _explain(detail: ErrorDetails, data: Any) -> Finding:
     if what == "missing" and isinstance(keys[-1], int):
         return Finding(keys[:-1], f"expected {keys[-1] + 1} entries, got {len(detail['input'])}")
     if what == "missing":
-        return Finding(keys, "missing; every recipe needs it" if len(keys) == 1 else "missing; it has no default", "key")
+        return Finding(
+            keys, "missing; every recipe needs it" if len(keys) == 1 else "missing; it has no default", "key"
+        )
     if what == "literal_error":
         options = _options(keys)
         wanted = f"one of {', '.join(options)}" if len(options) > 1 else options[0]
@@ -95,7 +97,13 @@ def _real_keys(detail: ErrorDetails, data: Any) -> Keys:
     keys: list[str | int] = []
     for number, part in enumerate(detail["loc"]):
         last = number == len(detail["loc"]) - 1
-        inside = isinstance(data, dict) and part in data or isinstance(data, list) and isinstance(part, int) and part < len(data)
+        inside = (
+            isinstance(data, dict)
+            and part in data
+            or isinstance(data, list)
+            and isinstance(part, int)
+            and part < len(data)
+        )
         if inside:
             keys.append(part)
             data = data[part]

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from compress.statistics import mcnemar_exact, wilson
 
 Pixels = NDArray[np.float32]
-Predict = Callable[[Pixels], NDArray[np.floating]]  # pixels (N, H, W, 3) on the scale 0 to 255, not always whole or inside it -> logits (N, K)
+Predict = Callable[
+    [Pixels], NDArray[np.floating]
+]  # pixels (N, H, W, 3) on the scale 0 to 255, not always whole or inside it -> logits (N, K)
 Constants = tuple[Sequence[float], Sequence[float]]  # mean, std per channel of pixels in [0, 1]
 
 SCREENED = 64  # pictures that every repair is tried on
@@ -51,8 +53,13 @@ class Fault:
 
     def sentence(self) -> str:
         """For an error message: which mistake it looks like, and what its repair gives."""
-        looks = {"normalisation": "another normalisation", "range": "another range of pixels", "inverted": "inverted pictures",
-                 "turned": "turned pictures", "classes": "another order of the classes"}.get(self.kind, self.kind)  # fmt: skip
+        looks = {
+            "normalisation": "another normalisation",
+            "range": "another range of pixels",
+            "inverted": "inverted pictures",
+            "turned": "turned pictures",
+            "classes": "another order of the classes",
+        }.get(self.kind, self.kind)
         rest = "" if self.restores else ", which explains a part of it only"
         return f"looks like {looks}: with {self.repair} top-1 is {self.repaired:.4f} instead of {self.seen:.4f} on {self.pictures} pictures{rest}"
 
@@ -85,7 +92,9 @@ def name_fault(
 
     def scored(repairs: list[_Repair]) -> list[_Repair]:
         """Best first: by accuracy, then by how likely the labels are; the sort is stable, so simpler ones stand first among equals."""
-        scores = [_score(model(one.apply(images[screened].astype(np.float32), screened)), labels[screened]) for one in repairs]
+        scores = [
+            _score(model(one.apply(images[screened].astype(np.float32), screened)), labels[screened]) for one in repairs
+        ]
         return [repairs[place] for place in sorted(range(len(repairs)), key=lambda place: scores[place])]
 
     plain = model(images[judged].astype(np.float32))
@@ -97,22 +106,40 @@ def name_fault(
 
     found = [tried(one) for one in scored(single)[:2]]
     # An order of classes that is learnt from the answers can imitate a mistake in the input (red shirts for blue ones), not the other way round.
-    found += [_classes_fault(plain, labels[judged], expected_top1, classes), *(tried(one) for one in scored(double)[:1])]
+    found += [
+        _classes_fault(plain, labels[judged], expected_top1, classes),
+        *(tried(one) for one in scored(double)[:1]),
+    ]
     named = [fault for fault in found if fault is not None]
     if not named:
         return None
     best = max(fault.repaired for fault in named)
     # Within two standard errors of the best the simpler explanation wins: one repair, another order of classes, two repairs.
     margin = 2 * np.sqrt(max(best * (1 - best), 1e-4) / len(judged))
-    return next(fault for fault in sorted(named, key=lambda fault: not fault.restores) if fault.repaired >= best - margin)
+    return next(
+        fault for fault in sorted(named, key=lambda fault: not fault.restores) if fault.repaired >= best - margin
+    )
 
 
-def _repairs(normalization: Constants | None, variants: Mapping[str, NDArray[np.uint8]]) -> tuple[list[_Repair], list[_Repair]]:
+def _repairs(
+    normalization: Constants | None, variants: Mapping[str, NDArray[np.uint8]]
+) -> tuple[list[_Repair], list[_Repair]]:
     """Single repairs, and pairs of channel order and normalisation, the one pair that is common (BGR networks of Caffe)."""
     flip = _Repair("BGR", "red and blue exchanged", lambda pixels, _: np.ascontiguousarray(pixels[..., ::-1]))
-    values = [_renormalize(name, kind, normalization, constants) for name, (kind, constants) in NORMALIZATIONS.items()] if normalization else []
-    single = [flip, *values, _Repair("inverted", "black and white exchanged", lambda pixels, _: np.float32(255) - pixels)]
-    single += [_turned(words, quarter) for words, quarter in (("a quarter turn", 1), ("a half turn", 2), ("three quarter turns", 3))]
+    values = (
+        [_renormalize(name, kind, normalization, constants) for name, (kind, constants) in NORMALIZATIONS.items()]
+        if normalization
+        else []
+    )
+    single = [
+        flip,
+        *values,
+        _Repair("inverted", "black and white exchanged", lambda pixels, _: np.float32(255) - pixels),
+    ]
+    single += [
+        _turned(words, quarter)
+        for words, quarter in (("a quarter turn", 1), ("a half turn", 2), ("three quarter turns", 3))
+    ]
     single += [_Repair(name, "pictures prepared without it", _chosen(right)) for name, right in variants.items()]
     return single, [_both(flip, one) for one in values]
 
@@ -147,17 +174,25 @@ def _score(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> tuple[f
     return float((values.argmax(axis=1) != labels).mean()), -float(own.mean())
 
 
-def _judged(kind: str, words: str, before: NDArray[np.bool_], after: NDArray[np.bool_], expected: float) -> Fault | None:
+def _judged(
+    kind: str, words: str, before: NDArray[np.bool_], after: NDArray[np.bool_], expected: float
+) -> Fault | None:
     """A repair that lifts the accuracy beyond chance and closes at least half of the gap."""
     lost, gained = int(np.sum(before & ~after)), int(np.sum(~before & after))
     seen, repaired, n = float(before.mean()), float(after.mean()), len(before)
     if gained <= lost or mcnemar_exact(lost, gained) > LEVEL:
         return None
     restores = wilson(int(after.sum()), n)[1] >= expected
-    return Fault(kind, words, seen, repaired, n, restores) if restores or repaired - seen >= 0.5 * (expected - seen) else None
+    return (
+        Fault(kind, words, seen, repaired, n, restores)
+        if restores or repaired - seen >= 0.5 * (expected - seen)
+        else None
+    )
 
 
-def _classes_fault(logits: NDArray[np.floating], labels: NDArray[np.integer], expected: float, classes: Sequence[str] | None) -> Fault | None:
+def _classes_fault(
+    logits: NDArray[np.floating], labels: NDArray[np.integer], expected: float, classes: Sequence[str] | None
+) -> Fault | None:
     """Another order of the classes: what each answer means is learnt on one half of the pictures and judged on the other."""
     answers, count = logits.argmax(axis=1), logits.shape[1]
     meaning = _meaning(answers[::2], labels[::2], count)
@@ -196,8 +231,16 @@ def per_tensor_layers(path: Path) -> tuple[int, int]:
 
     graph = onnx.load(str(path)).graph
     sizes = {value.name: int(np.prod(value.dims)) for value in graph.initializer}
-    weights = {node.output[0]: sizes.get(node.input[1]) for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in sizes}
-    layers = [weights[node.input[1]] for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in weights]
+    weights = {
+        node.output[0]: sizes.get(node.input[1])
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in sizes
+    }
+    layers = [
+        weights[node.input[1]]
+        for node in graph.node
+        if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in weights
+    ]
     return sum(size == 1 for size in layers), len(layers)
 
 

@@ -38,7 +38,9 @@ class Drawn:
 
 def draw(pictures: Pictures, count: int, seed: int) -> Drawn:
     """At most MOST_PICTURES validation pictures of at most MOST_CLASSES classes (spread evenly over the list), in proportion."""
-    shown = tuple(int(value) for value in np.unique(np.linspace(0, count - 1, min(count, MOST_CLASSES)).round().astype(np.int64)))
+    shown = tuple(
+        int(value) for value in np.unique(np.linspace(0, count - 1, min(count, MOST_CLASSES)).round().astype(np.int64))
+    )
     index = pictures.validation_index.cpu().numpy()
     labels = pictures.labels.cpu().numpy()[index]
     index, labels = index[np.isin(labels, shown)], labels[np.isin(labels, shown)]
@@ -51,7 +53,9 @@ def why_not(record: Network) -> str | None:
     if record.black_box:
         return f"The teacher {record.model} is an ONNX file: it gives logits and no features."
     if record.source is not None:
-        return f"{record.model} is code of its own, which `compress analyze` does not run; so its features are not read."
+        return (
+            f"{record.model} is code of its own, which `compress analyze` does not run; so its features are not read."
+        )
     return None
 
 
@@ -76,7 +80,13 @@ def _tapped(
 
     with Tapped(model, taps) as tapped:
         logits = [
-            answer(views.to_float(views.evaluation_view(pictures.images[part], record.image_size), record.normalization.mean, record.normalization.std))
+            answer(
+                views.to_float(
+                    views.evaluation_view(pictures.images[part], record.image_size),
+                    record.normalization.mean,
+                    record.normalization.std,
+                )
+            )
             for part in torch.from_numpy(index).split(BATCH)  # pictures that stay in their files are decoded here
         ]
     return torch.cat(logits).float().numpy(), torch.cat(seen).numpy()
@@ -94,23 +104,34 @@ class Heads:
 
 def heads(kept: Kept, pictures: Pictures) -> Heads | None:
     """What DHKD's two heads answer; None where the method has no auxiliary head."""
-    if "dhkd" not in kept.method.method or any(why_not(record) for record in (kept.teacher.network, kept.trained.network)):
+    if "dhkd" not in kept.method.method or any(
+        why_not(record) for record in (kept.teacher.network, kept.trained.network)
+    ):
         return None
     model, method = loading.distilled(kept.method, kept.trained, kept.teacher, pictures)
     auxiliary = _auxiliary(method)
     if auxiliary is None:
         return None
     record, index = kept.trained.network, pictures.validation_index.numpy()
-    logits, features = _tapped(model.eval(), {"pooled": loading.outline(record).taps["pooled"]}, record, pictures, index)
+    logits, features = _tapped(
+        model.eval(), {"pooled": loading.outline(record).taps["pooled"]}, record, pictures, index
+    )
     teacher = kept.teacher.network
-    taught = predict(loading.network(teacher, kept.teacher.weights, "cpu"), pictures.validation(), teacher.image_size, teacher.normalization).numpy()
+    taught = predict(
+        loading.network(teacher, kept.teacher.weights, "cpu"),
+        pictures.validation(),
+        teacher.image_size,
+        teacher.normalization,
+    ).numpy()
     with torch.no_grad():
         second = auxiliary.eval()(torch.from_numpy(features)).numpy()
     return Heads(taught, logits, second, pictures.labels[pictures.validation_index].numpy())
 
 
 def _auxiliary(method: Method) -> nn.Module | None:
-    return next((part.auxiliary for part in method.modules() if isinstance(part, DHKD) and part.auxiliary is not None), None)
+    return next(
+        (part.auxiliary for part in method.modules() if isinstance(part, DHKD) and part.auxiliary is not None), None
+    )
 
 
 def same_class_neighbours(features: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
@@ -133,5 +154,3 @@ def plane(features: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
     spread = min(PERPLEXITY, (len(features) - 1) / 3)
     laid: NDArray[np.float64] = TSNE(perplexity=spread, init="pca", random_state=seed, n_jobs=1).fit_transform(features)
     return laid
-
-

@@ -53,7 +53,9 @@ def _forms(settings: Recipe, frame: subjects.Frame) -> Iterator[Network]:
     """The student as it ships; with several teachers, of which one is chosen later, in the form that each would give it."""
     for one in settings.teacher.candidates:
         teacher = settings.teacher.model_copy(update={"candidates": (one,)})
-        yield subjects.student(settings.model_copy(update={"teacher": teacher}), "student", settings.student.networks[0], frame).network
+        yield subjects.student(
+            settings.model_copy(update={"teacher": teacher}), "student", settings.student.networks[0], frame
+        ).network
 
 
 def _missing(network: Network, config: Export, wanted: Sequence[str]) -> str | None:

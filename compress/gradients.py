@@ -35,18 +35,30 @@ def cosine(task: Tensor, other: Tensor, parameters: Sequence[Tensor]) -> Tensor 
     parameters = list(parameters)
     if not (task.requires_grad and other.requires_grad):
         return None
-    pairs = zip(*(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in (task, other)), strict=True)
+    pairs = zip(
+        *(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in (task, other)),
+        strict=True,
+    )
     both = [(t, o) for t, o in pairs if t is not None and o is not None]
     if not both:
         return None
-    dot, task2, other2 = (torch.stack([(a * b).sum() for a, b in chosen]).sum() for chosen in (both, [(t, t) for t, _ in both], [(o, o) for _, o in both]))
+    dot, task2, other2 = (
+        torch.stack([(a * b).sum() for a, b in chosen]).sum()
+        for chosen in (both, [(t, t) for t, _ in both], [(o, o) for _, o in both])
+    )
     return dot / (task2.sqrt() * other2.sqrt()).clamp(min=torch.finfo(dot.dtype).tiny)
 
 
 def aligned_backward(
-    task: Tensor, auxiliary: Tensor, parameters: Sequence[Tensor], *, scope: str, free: Tensor | None = None, reduce: Reduce | None = None,
+    task: Tensor,
+    auxiliary: Tensor,
+    parameters: Sequence[Tensor],
+    *,
+    scope: str,
+    free: Tensor | None = None,
+    reduce: Reduce | None = None,
     reached: Sequence[Sequence[bool]] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Set `p.grad` to g_task + g_auxiliary (+ g_free), the auxiliary gradient first projected where the two conflict.
 
     Where <g_aux, g_task> < 0:  g_aux <- g_aux - <g_aux, g_task> / ||g_task||^2 g_task.  The task's gradient is never altered.
@@ -68,7 +80,9 @@ def aligned_backward(
     parameters = list(parameters)
     reach = [*reached, None][:3] if reached is not None else [None] * 3
     keep = (True, free is not None, False)
-    g_task, g_aux, g_free = (_gradients(*one, parameters) for one in zip((task, auxiliary, free), reach, keep, strict=True))
+    g_task, g_aux, g_free = (
+        _gradients(*one, parameters) for one in zip((task, auxiliary, free), reach, keep, strict=True)
+    )
     if reduce is not None:
         reduce([grad for grads in (g_task, g_aux, g_free) for grad in grads if grad is not None])
 
@@ -87,12 +101,18 @@ def aligned_backward(
             _add(p, grad)
 
 
-def _gradients(loss: Tensor | None, reached: Sequence[bool] | None, keep: bool, parameters: Sequence[Tensor]) -> Gradients:
+def _gradients(
+    loss: Tensor | None, reached: Sequence[bool] | None, keep: bool, parameters: Sequence[Tensor]
+) -> Gradients:
     """Of each parameter; nothing where it is not `reached`. `keep`: the graph, for a loss that follows."""
     if loss is None:
         return [None] * len(parameters)
     found = torch.autograd.grad(loss, parameters, retain_graph=keep, allow_unused=True)
-    return found if reached is None else [gradient if there else None for gradient, there in zip(found, reached, strict=True)]
+    return (
+        found
+        if reached is None
+        else [gradient if there else None for gradient, there in zip(found, reached, strict=True)]
+    )
 
 
 def _correction(g_task: Gradients, g_aux: Gradients, scope: str) -> Tensor | None:
@@ -109,7 +129,11 @@ def _correction(g_task: Gradients, g_aux: Gradients, scope: str) -> Tensor | Non
 
 def _less(g_task: Gradients, grads: Gradients, projected: list[bool], correction: Tensor) -> Sequence[Tensor]:
     """grad - correction g_task of the projected parameters alone."""
-    chosen = [(t, grad) for t, grad, wanted in zip(g_task, grads, projected, strict=True) if wanted and t is not None and grad is not None]
+    chosen = [
+        (t, grad)
+        for t, grad, wanted in zip(g_task, grads, projected, strict=True)
+        if wanted and t is not None and grad is not None
+    ]
     less = torch._foreach_mul([t for t, _ in chosen], -correction)
     torch._foreach_add_(less, [grad for _, grad in chosen])
     return less
@@ -136,7 +160,11 @@ def _add(p: Tensor, grad: Tensor) -> None:
 def _sum_of_products(left: list[Tensor], right: list[Tensor]) -> Tensor:
     """The dot product of two lists of tensors, as if each were one vector: a scalar on their device."""
     products = list(torch._foreach_mul(left, right))
-    return _in_few_launches(products) if products[0].is_cuda else torch.stack([product.sum() for product in products]).sum()
+    return (
+        _in_few_launches(products)
+        if products[0].is_cuda
+        else torch.stack([product.sum() for product in products]).sum()
+    )
 
 
 def _in_few_launches(values: list[Tensor]) -> Tensor:

@@ -22,7 +22,13 @@ def of_shipped(measured: Measured) -> list[str]:
     """A sentence on the file that ships, by the test pictures, or nothing."""
     row = next(row for row in measured.models if row["file"] == measured.ships)
     said = _sentence(row["file"], row["top1"], np.array([one["n"] for one in measured.per_class]), "test")
-    return [f"{said}: whatever the limits say, it is of no use yet; train longer, with more pictures or from pretrained weights"] if said else []
+    return (
+        [
+            f"{said}: whatever the limits say, it is of no use yet; train longer, with more pictures or from pretrained weights"
+        ]
+        if said
+        else []
+    )
 
 
 def _sentence(name: str, top1: float, counts: np.ndarray, part: str) -> str | None:

@@ -65,7 +65,9 @@ def reliability(logits: NDArray[np.float32], labels: NDArray[np.int64], *, seed:
     confidence, right = np.exp(log_p.max(axis=1)), logits.argmax(axis=1) == labels
     place = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
     counts = np.bincount(place, minlength=BINS)
-    sure, correct = (np.bincount(place, weights=values, minlength=BINS) for values in (confidence, right.astype(np.float64)))
+    sure, correct = (
+        np.bincount(place, weights=values, minlength=BINS) for values in (confidence, right.astype(np.float64))
+    )
     gap, n = confidence - right, len(labels)
     rng = np.random.default_rng(seed)
     drawn = (rng.integers(n, size=n) for _ in range(RESAMPLES))

@@ -50,5 +50,7 @@ def read(folder: Path, root: Path, command: str | None) -> Kept:
     kept: Kept = located(from_json(Kept, json.loads(path.read_text(encoding="utf-8"))), root)
     for file in files(kept):
         if not file.path.is_file() or File.of(file.path).sha256 != file.sha256:
-            raise MissingError(f"{file.path} is not there any more, or not as this run left it; make it again: {command}")
+            raise MissingError(
+                f"{file.path} is not there any more, or not as this run left it; make it again: {command}"
+            )
     return kept

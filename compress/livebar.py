@@ -29,6 +29,11 @@ class LiveBar:
 @contextmanager
 def live(stream: TextIO, title: str, total: int) -> Iterator[LiveBar]:
     """A bar of `total` steps while the block runs; it is gone afterwards, its lines stay."""
-    columns = (TextColumn("  {task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(file=stream), transient=True, refresh_per_second=4) as progress:
         yield LiveBar(progress, progress.add_task(escape(title), total=total, text=""))

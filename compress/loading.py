@@ -38,8 +38,15 @@ def network(record: Network, weights: File | None, device: str) -> nn.Module:
     """The network that a record names, in the form that it names, on the device in channels_last; fresh weights where none are given."""
     if record.black_box:
         assert weights is not None  # the file is the network
-        return _contracted(record, OnnxNetwork(weights.path, torch.get_num_threads())).to(device)  # the order of its answers lies there
-    model = deployed(models.build(record.model, classes=record.outputs or record.classes, width=record.width), record.model, record.deployed, record.taps)
+        return _contracted(record, OnnxNetwork(weights.path, torch.get_num_threads())).to(
+            device
+        )  # the order of its answers lies there
+    model = deployed(
+        models.build(record.model, classes=record.outputs or record.classes, width=record.width),
+        record.model,
+        record.deployed,
+        record.taps,
+    )
     if weights is not None:
         checkpoints.fit(model, checkpoints.read_state(weights.path), source=str(weights.path))
     return _contracted(record, model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -71,7 +78,14 @@ def outline(record: Network, model: nn.Module | None = None) -> Outline:
     if record.black_box:
         return Outline(record.model, record.classes, {})
     own = None if model is None else inner(model)
-    found = outline_of(record.model, classes=record.outputs or record.classes, width=record.width, image_size=record.side, model=own, stages=record.taps)
+    found = outline_of(
+        record.model,
+        classes=record.outputs or record.classes,
+        width=record.width,
+        image_size=record.side,
+        model=own,
+        stages=record.taps,
+    )
     if not record.contracted:
         return found
     taps = {name: " + ".join(f"network.{part}" for part in tap.split(" + ")) for name, tap in found.taps.items()}
@@ -79,14 +93,26 @@ def outline(record: Network, model: nn.Module | None = None) -> Outline:
         return replace(found, taps=taps)
     # its classifier answers in another order: methods that work on the classifier itself do not get it
     shapes = {name: shape for name, shape in found.shapes.items() if name != "head"}
-    return replace(found, classes=record.classes, shapes=shapes, taps={name: taps[name] for name in taps if name != "head"}, classifier=None)
+    return replace(
+        found,
+        classes=record.classes,
+        shapes=shapes,
+        taps={name: taps[name] for name in taps if name != "head"},
+        classifier=None,
+    )
 
 
-def distilled(config: Distill, trained: Distilled, teacher: Trained | None, pictures: Pictures) -> tuple[nn.Module, Method]:
+def distilled(
+    config: Distill, trained: Distilled, teacher: Trained | None, pictures: Pictures
+) -> tuple[nn.Module, Method]:
     """Student and method as distillation left them, on the CPU; the student in channels_last."""
     state, record = load_file(trained.combined.path), trained.network
     model = models.build(record.model, classes=record.classes, width=record.width).to(memory_format=torch.channels_last)
-    checkpoints.fit(model, {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")}, source="distill")
+    checkpoints.fit(
+        model,
+        {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")},
+        source="distill",
+    )
     method = build_method(
         config,
         student=outline(record, model),
@@ -94,7 +120,11 @@ def distilled(config: Distill, trained: Distilled, teacher: Trained | None, pict
         train_labels=pictures.labels,
         train_index=pictures.train_index,
     )
-    checkpoints.fit(method, {name.removeprefix("method."): value for name, value in state.items() if name.startswith("method.")}, source="distill")
+    checkpoints.fit(
+        method,
+        {name.removeprefix("method."): value for name, value in state.items() if name.startswith("method.")},
+        source="distill",
+    )
     return model, method
 
 
@@ -105,7 +135,9 @@ def pictures(data: TrainingData, device: str) -> Pictures:
     if isinstance(images, Listing):
         workers = data.streamed.workers if data.streamed is not None else None
         held = torch.from_numpy(held_images(data))
-        pixels = Stream(images, augment=data.augment, workers=workers, device=device, shards_at_once=data.shards_at_once)
+        pixels = Stream(
+            images, augment=data.augment, workers=workers, device=device, shards_at_once=data.shards_at_once
+        )
     return Pictures(
         images=torch.from_numpy(np.ascontiguousarray(images)).to(device) if pixels is None else pixels,
         labels=torch.from_numpy(np.asarray(labels)).to(device),
@@ -134,16 +166,34 @@ def teacher_cache(
         with autocast(device, precision):
             return model(prepare(raw)).float()
 
-    scheme = [LOGITS_VERSION, record, teacher.weights, data.images, data.image_size, data.augment, precision, device.split(":")[0]]
+    scheme = [
+        LOGITS_VERSION,
+        record,
+        teacher.weights,
+        data.images,
+        data.image_size,
+        data.augment,
+        precision,
+        device.split(":")[0],
+    ]
     scheme += [] if data.distortion is None else [data.distortion]
     folder = cache / "logits" / sha256_of(scheme) if cache is not None else None
     count_views = views.view_count(data.augment, data.image_size, distorted=data.distortion is not None)
     return TeacherCache(
-        forward, pictures=count, views=count_views, classes=record.classes, device=device, folder=folder, warn=warn, remember=data.streamed is None,
+        forward,
+        pictures=count,
+        views=count_views,
+        classes=record.classes,
+        device=device,
+        folder=folder,
+        warn=warn,
+        remember=data.streamed is None,
         image_size=max(record.side, data.image_size),
-        recordable=not (record.black_box and data.streamed is not None),  # onnxruntime answers on the CPU, of streamed pictures within the step
+        recordable=not (
+            record.black_box and data.streamed is not None
+        ),  # onnxruntime answers on the CPU, of streamed pictures within the step
         runs_on="cpu" if record.black_box else None,
-    )  # fmt: skip
+    )
 
 
 def _teacher_precision(record: Network, device: str) -> str:
@@ -154,14 +204,23 @@ def _teacher_precision(record: Network, device: str) -> str:
 
 def _preparing(record: Network, device: str) -> Callable[[Tensor], Tensor]:
     """Raw pixels uint8 (N, H, W, 3) -> what the network takes; its constants lie on the device."""
-    mean, std = (torch.tensor(values, device=device) for values in (record.normalization.mean, record.normalization.std))
+    mean, std = (
+        torch.tensor(values, device=device) for values in (record.normalization.mean, record.normalization.std)
+    )
     return lambda raw: views.to_float(raw, mean, std)
 
 
 def teaching(
-    teacher: Trained, method: Method, taps: Mapping[str, str], data: TrainingData, count: int, *, device: str, cache: Path | None,
+    teacher: Trained,
+    method: Method,
+    taps: Mapping[str, str],
+    data: TrainingData,
+    count: int,
+    *,
+    device: str,
+    cache: Path | None,
     warn: Callable[[str], None],
-) -> Teaching:  # fmt: skip
+) -> Teaching:
     """What the method is taught by: remembered logits where they are all that it reads, else the teacher network with taps.
 
     `taps`: the teacher's, by name; `count`: how many pictures the indices may name.
@@ -169,7 +228,11 @@ def teaching(
     batch_stats = method.teacher_mode == "batch_stats"
     if not method.teacher_taps:
         return teacher_cache(teacher, data, count, device=device, cache=cache, warn=warn)
-    apart = teacher_cache(teacher, data, count, device=device, cache=cache, warn=warn) if batch_stats and method.reads_logits else None
+    apart = (
+        teacher_cache(teacher, data, count, device=device, cache=cache, warn=warn)
+        if batch_stats and method.reads_logits
+        else None
+    )
     record = teacher.network
     return TeacherNetwork(
         network(record, teacher.weights, device),

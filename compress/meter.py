@@ -28,11 +28,19 @@ class Meter:
         self.parameters, self.epoch = parameters, epoch
         self._sums: dict[str, float] = {}
         self._steps: list[tuple[int, tuple[tuple[str, float], ...], Tensor]] = []  # not read yet
-        self._broken: tuple[int, str] | None = None  # the first step with a loss that is not finite, and its losses in words
+        self._broken: tuple[int, str] | None = (
+            None  # the first step with a loss that is not finite, and its losses in words
+        )
 
     def note(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], step: int) -> None:
         """A step's losses, scalars on one device, and how often each counts in the sum."""
-        self._steps.append((step, tuple((name, weights[name]) for name in losses), torch.stack([loss.detach() for loss in losses.values()])))
+        self._steps.append(
+            (
+                step,
+                tuple((name, weights[name]) for name in losses),
+                torch.stack([loss.detach() for loss in losses.values()]),
+            )
+        )
 
     def sums(self) -> dict[str, float]:
         """By name, each loss times its weight."""
@@ -55,7 +63,11 @@ class Meter:
         if self._broken is not None:
             step, values = self._broken
             return f"the loss is not finite in epoch {self.epoch}, step {step + 1} ({values})"
-        return None if finite(self.parameters) else f"the weights are not finite in epoch {self.epoch}, though every loss until then was"
+        return (
+            None
+            if finite(self.parameters)
+            else f"the weights are not finite in epoch {self.epoch}, though every loss until then was"
+        )
 
     def check(self, *, kept: bool) -> None:
         """Raises StageError where something is not finite. `kept`: whether there is a checkpoint."""

@@ -9,20 +9,38 @@ from compress.schema import Candidate, Choice, Distill, Train
 from compress.yamltree import Keys
 
 WEIGHTS = {  # of each method's losses, the cross-entropy first
-    "dhkd": ("gamma", "alpha"), "kd": ("ce", "kd"), "dkd": ("ce", "alpha", "beta"), "dist": ("ce", "inter", "intra"), "fitnet": ("ce", "hint"),
-    "at": ("ce", "at"), "rkd": ("ce", "distance", "angle"), "crd": ("ce", "crd"), "ofd": ("ce", "ofd"), "reviewkd": ("ce", "weight"),
-}  # fmt: skip
+    "dhkd": ("gamma", "alpha"),
+    "kd": ("ce", "kd"),
+    "dkd": ("ce", "alpha", "beta"),
+    "dist": ("ce", "inter", "intra"),
+    "fitnet": ("ce", "hint"),
+    "at": ("ce", "at"),
+    "rkd": ("ce", "distance", "angle"),
+    "crd": ("ce", "crd"),
+    "ofd": ("ce", "ofd"),
+    "reviewkd": ("ce", "weight"),
+}
 SHIP_ANOTHER = frozenset({"simkd", "catkd"})  # another form of the student than the one that is trained
 READ_MAPS = frozenset({"fitnet", "at", "ofd", "reviewkd", "simkd", "catkd"})  # more than logits and the pooled vector
 
 
-def mistakes(distill: Distill, train: Train, networks: Iterable[tuple[Keys, Candidate | Choice]]) -> Iterator[tuple[Keys, str, frozenset[str]]]:
+def mistakes(
+    distill: Distill, train: Train, networks: Iterable[tuple[Keys, Candidate | Choice]]
+) -> Iterator[tuple[Keys, str, frozenset[str]]]:
     """(key, sentence, sections that it was judged from); what only built networks show, `compatible.check` finds."""
     methods = distill.method
-    named = [(method, names if place == 0 else names[1:]) for place, method in enumerate(methods) for names in [WEIGHTS.get(method, ())]]
+    named = [
+        (method, names if place == 0 else names[1:])
+        for place, method in enumerate(methods)
+        for names in [WEIGHTS.get(method, ())]
+    ]
     if all(names and all(getattr(distill.settings(method), name) == 0 for name in names) for method, names in named):
         names = [name if len(methods) == 1 else f"{method}.{name}" for method, names in named for name in names]
-        yield ("distill",), f"{' and '.join(names)} are {'both' if len(names) == 2 else 'all'} 0: nothing would be learnt", frozenset({"distill"})
+        yield (
+            ("distill",),
+            f"{' and '.join(names)} are {'both' if len(names) == 2 else 'all'} 0: nothing would be learnt",
+            frozenset({"distill"}),
+        )
     readers = [method for method in methods if method in READ_MAPS]
     for keys, item in networks:
         info = catalog.NETWORKS.get(item.model)

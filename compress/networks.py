@@ -37,12 +37,16 @@ class Networks:
         weights = [(one.model, one.weights, one.normalize) for one in settings.teacher.candidates if one.onnx is None]
         for one in settings.teacher.candidates:
             if one.onnx is not None and one.normalize is None and settings.data.normalize is None:
-                notices.append(f"{one.title}: it says no normalisation, so the data's is used; set `normalize` if it was trained with another")
+                notices.append(
+                    f"{one.title}: it says no normalisation, so the data's is used; set `normalize` if it was trained with another"
+                )
         weights += [(one.model, one.weights, None) for one in settings.student.networks]
         for model, key, normalize in weights:
             known = catalog.info(model).family == "photos"  # published as files, all with one normalisation
             if is_file(key) and normalize is None and settings.data.normalize is None and not known:
-                notices.append(f"{model}: its checkpoint says no normalisation, so the data's is used; set `normalize` if it was trained with another")
+                notices.append(
+                    f"{model}: its checkpoint says no normalisation, so the data's is used; set `normalize` if it was trained with another"
+                )
         return notices
 
     def network(self, one: Choice | Candidate) -> Network:
@@ -57,18 +61,30 @@ class Networks:
         else:
             normalization = self.prepared.normalization
         source = own.source(one.model) if catalog.is_own(one.model) else None
-        return Network(one.model, one.width, len(self.prepared.classes), self.prepared.image_size, normalization, source=source, taps=one.taps)
+        return Network(
+            one.model,
+            one.width,
+            len(self.prepared.classes),
+            self.prepared.image_size,
+            normalization,
+            source=source,
+            taps=one.taps,
+        )
 
     def weights(self, key: str, model: str) -> tuple[str, File | None]:
         """A `weights` key -> (what the stage's config says, the file where it is one). Raises MissingError."""
         if key == "embedded":
             return key, File.of(checkpoints.embedded(model))
         if key.startswith(("http://", "https://")):
-            raise MissingError(f"weights: {key} is not downloaded by a run; fetch it first and name the file: curl -LO {key}")
+            raise MissingError(
+                f"weights: {key} is not downloaded by a run; fetch it first and name the file: curl -LO {key}"
+            )
         if is_file(key):
             path = self.base / Path(key).expanduser()
             if not path.is_file():
-                raise MissingError(f"weights: {path} does not exist; put the checkpoint there, or see it with: ls {path.parent}")
+                raise MissingError(
+                    f"weights: {path} does not exist; put the checkpoint there, or see it with: ls {path.parent}"
+                )
             return "file", File.of(path)
         return key, None
 
@@ -82,7 +98,14 @@ class Networks:
             asked = candidate.normalize or self.settings.data.normalize
             normalization = normalized(asked) if asked else self.prepared.normalization
             key, weights = "none", File.of(path)
-            network = Network(candidate.title, None, len(self.prepared.classes), self.prepared.image_size, normalization, black_box=True)
+            network = Network(
+                candidate.title,
+                None,
+                len(self.prepared.classes),
+                self.prepared.image_size,
+                normalization,
+                black_box=True,
+            )
             own_size = candidate.image_size or teacher.file_side(path)
             own_size = None if own_size == network.image_size else own_size
         else:
@@ -90,7 +113,11 @@ class Networks:
             network = self.network(candidate)
         order = self._order(candidate.classes, label)
         network = replace(
-            network, own_size=own_size, channels=candidate.channels, order=order, outputs=len(candidate.classes) if candidate.classes else None
+            network,
+            own_size=own_size,
+            channels=candidate.channels,
+            order=order,
+            outputs=len(candidate.classes) if candidate.classes else None,
         )
         return candidate.model_copy(update={"weights": key}), network, weights
 

@@ -20,7 +20,14 @@ from compress.summary import ending
 Row = dict[str, Any]
 
 
-def verify(run_folder: Path, *, target: str | None, preprocess: str | None = None, sustained: int | None = None, console: Console) -> Row:
+def verify(
+    run_folder: Path,
+    *,
+    target: str | None,
+    preprocess: str | None = None,
+    sustained: int | None = None,
+    console: Console,
+) -> Row:
     """Run the bundle on a device, merge its answer into the run's report, and judge its limits on time and memory by that device's numbers.
 
     `target` None: the device that the recipe names. `sustained`: seconds without a pause; None: the recipe's. Answers the new content of
@@ -42,7 +49,13 @@ def verify(run_folder: Path, *, target: str | None, preprocess: str | None = Non
         sustained = timing.sustained_seconds if named.distant and target == named.target else 0
     work = run_folder / "device"
     work.mkdir(exist_ok=True)
-    asked = Settings(name=content["recipe"], threads=timing.threads, repeats=timing.repeats, preprocess=preprocess, sustained=sustained)
+    asked = Settings(
+        name=content["recipe"],
+        threads=timing.threads,
+        repeats=timing.repeats,
+        preprocess=preprocess,
+        sustained=sustained,
+    )
     try:
         answer = asking.ask(target, bundle, work, asked, console=console)
     finally:
@@ -51,7 +64,9 @@ def verify(run_folder: Path, *, target: str | None, preprocess: str | None = Non
     name, wrong = parse(target).shown, complaint(answer)
     rows = device.rows(answer, name)
     content = merge(content, require, rows, name, failure=f"{name}: {wrong}" if wrong else None)
-    for one in answer.get("also") or ():  # what the device could run besides; not asked for, so no limit is judged by it
+    for one in (
+        answer.get("also") or ()
+    ):  # what the device could run besides; not asked for, so no limit is judged by it
         other = f"{name}?provider={one['provider']}"
         more = device.rows(one, other)
         content["device"] = [row for row in content["device"] if row["target"] != other] + list(more)
@@ -61,8 +76,16 @@ def verify(run_folder: Path, *, target: str | None, preprocess: str | None = Non
     render(run_folder)
     for row in rows:
         difference = "n/a" if row["max_abs_diff"] is None else f"{row['max_abs_diff']:.2e}"
-        p50 = f", p50 {row['latency_ms']['p50']:.3g} ms" if row["latency_ms"] else f" ({row['note']})" if row["note"] else ""
-        console.line(f"{row['file']}: agreement {row['agreement']:.4f} on {row['images']} pictures, max |diff| {difference}{p50}")
+        p50 = (
+            f", p50 {row['latency_ms']['p50']:.3g} ms"
+            if row["latency_ms"]
+            else f" ({row['note']})"
+            if row["note"]
+            else ""
+        )
+        console.line(
+            f"{row['file']}: agreement {row['agreement']:.4f} on {row['images']} pictures, max |diff| {difference}{p50}"
+        )
         if row["provider"]:
             console.line(f"{row['file']}: {row['provider']['sentence']}")
         if row["photo_to_answer"]:
@@ -100,7 +123,9 @@ def settings_of(run_folder: Path) -> tuple[Require, Validate, Device]:
     """The limits, the measurement's settings and the device that a run was made with. Raises MissingError."""
     path = run_folder / RESOLVED
     if not path.is_file():
-        raise MissingError(f"{path} is missing, so its limits are not known; make it again: {again(run_folder, RECIPE)}")
+        raise MissingError(
+            f"{path} is missing, so its limits are not known; make it again: {again(run_folder, RECIPE)}"
+        )
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     device = Device.model_validate(content.get("device") or {})
     return Require.model_validate(content["require"]), Validate.model_validate(content["validate"]), device

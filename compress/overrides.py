@@ -27,7 +27,12 @@ class Override:
     @property
     def flat(self) -> bool:
         """Whether it is a key of the selected method: `distill.alpha=2`."""
-        return self.keys[0] == "distill" and len(self.keys) == 2 and self.keys[1] not in _OWN and not _is_section(self.keys[1], self.data)
+        return (
+            self.keys[0] == "distill"
+            and len(self.keys) == 2
+            and self.keys[1] not in _OWN
+            and not _is_section(self.keys[1], self.data)
+        )
 
 
 def parse_override(text: str, number: int, problems: list[Problem]) -> Override | None:
@@ -89,7 +94,11 @@ def _sort_flat(tree: Tree, problems: list[Problem]) -> list[str]:
     method = _method(tree)
     mine, moved = _fields(method), []
     # A section that is nobody's flat key stays, for the schema to refuse; all flat ones are taken out first: kd has a key named kd.
-    flat = [key for key in distill if key not in _OWN and not _is_section(key, distill[key]) and (key in mine or key not in _SECTIONS)]
+    flat = [
+        key
+        for key in distill
+        if key not in _OWN and not _is_section(key, distill[key]) and (key in mine or key not in _SECTIONS)
+    ]
     taken = {key: (tree.place(("distill", key)), *tree.take(("distill", key))) for key in flat}
     for key, (place, data, places) in taken.items():
         target: Keys = ("distill", method, key)
@@ -128,7 +137,19 @@ def _foreign(key: str, method: Any, where: str) -> list[Problem]:
         return [Problem(where, f"distill.{key}", f"unknown key{hint}")]
     if isinstance(method, list) and len(method) > 1 and set(owners) & set(map(str, method)):
         places = " or ".join(f"distill.{name}.{key}" for name in owners if name in method)
-        return [Problem(where, f"distill.{key}", f"several methods are listed, so their keys stand in their own sections: {places}")]
+        return [
+            Problem(
+                where,
+                f"distill.{key}",
+                f"several methods are listed, so their keys stand in their own sections: {places}",
+            )
+        ]
     if not isinstance(method, str) or method not in METHOD_SECTIONS:
         return []  # the wrong method is reported already
-    return [Problem(where, f"distill.{key}", f"belongs to method {' or '.join(map(repr, owners))}, but distill.method is {method!r}")]
+    return [
+        Problem(
+            where,
+            f"distill.{key}",
+            f"belongs to method {' or '.join(map(repr, owners))}, but distill.method is {method!r}",
+        )
+    ]

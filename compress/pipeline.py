@@ -33,10 +33,16 @@ class Outcome:
     stopped: dict[str, Any] | None = None
 
 
-def run(loaded: Loaded, *, artifacts: Path, device: str, until: str | None, force: tuple[str, ...], console: Console) -> Outcome:
+def run(
+    loaded: Loaded, *, artifacts: Path, device: str, until: str | None, force: tuple[str, ...], console: Console
+) -> Outcome:
     """Run a recipe from teacher to verdict; every stage that is whole already is reused. Under torchrun the processes share the trainings."""
     with distributed.joined(resolve_device(device)) as (group, own):
-        return _run(loaded.run_with(artifacts, device), Store(artifacts, own, console if group.first else Console(silent=True), force, group), until)
+        return _run(
+            loaded.run_with(artifacts, device),
+            Store(artifacts, own, console if group.first else Console(silent=True), force, group),
+            until,
+        )
 
 
 def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
@@ -51,7 +57,12 @@ def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
         return Outcome(0, None, None)
     if evidence is None:
         console.line(f"stopped after {until}, as asked; run again without --until to go on")
-        return Outcome(0, None, None, {"schema": 1, "recipe": loaded.name, "until": until, **assembly.stages(store.seconds, tuple(store.reused))})
+        return Outcome(
+            0,
+            None,
+            None,
+            {"schema": 1, "recipe": loaded.name, "until": until, **assembly.stages(store.seconds, tuple(store.reused))},
+        )
     folder = _new_folder(artifacts / "runs" / loaded.name, now, sha256_of(settings)[:8])
     standalone.write(loaded, work.settings, folder)
     content = report.write(evidence, folder)
@@ -141,6 +152,8 @@ def resolve_device(name: str) -> str:
         raise UsageError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda" and device.index is not None and not distributed.under_torchrun():
         if device.index >= torch.cuda.device_count():
-            raise MissingError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here, counted from 0; see them with: compress doctor")
+            raise MissingError(
+                f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here, counted from 0; see them with: compress doctor"
+            )
         torch.cuda.set_device(device)
     return name

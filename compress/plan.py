@@ -59,20 +59,41 @@ class Ground:
         return subjects.Frame(self.classes, self.size, self.normalization)
 
 
-def ground(settings: Recipe, prepared: Prepared | None, store: Store, versions: Mapping[str, str], where: Mapping[str, str], base: Path) -> Ground:
+def ground(
+    settings: Recipe,
+    prepared: Prepared | None,
+    store: Store,
+    versions: Mapping[str, str],
+    where: Mapping[str, str],
+    base: Path,
+) -> Ground:
     """`settings` is a resolved recipe; `prepared` None where its data are not here. Raises UsageError where int8 has no rule for this machine."""
     config = settings.data
-    given = Normalization(config.normalize.mean, config.normalize.std) if config.normalize else Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    pictures = None if prepared is None else replace(data.calibration(prepared, config), count=min(config.calibration, stages.PICTURES))
+    given = (
+        Normalization(config.normalize.mean, config.normalize.std)
+        if config.normalize
+        else Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    )
+    pictures = (
+        None
+        if prepared is None
+        else replace(data.calibration(prepared, config), count=min(config.calibration, stages.PICTURES))
+    )
     return Ground(
         recipe=settings,
         store=store,
         classes=len(prepared.classes) if prepared else KNOWN_CLASSES.get(config.source, UNKNOWN_CLASSES),
         normalization=prepared.normalization if prepared else given,
         pictures=pictures,
-        target=None if settings.quantize.scheme == "none" else quantize.resolve_targets(settings.quantize, settings.device)[0],
+        target=None
+        if settings.quantize.scheme == "none"
+        else quantize.resolve_targets(settings.quantize, settings.device)[0],
         host=host(),
-        versions={**versions, "convert": convert.run.version, "quantize": quantize.run.version},  # other stages would write other files
+        versions={
+            **versions,
+            "convert": convert.run.version,
+            "quantize": quantize.run.version,
+        },  # other stages would write other files
         where=where,
         base=base,
     )
@@ -82,10 +103,14 @@ def run(ground: Ground, *, neighbours: int, report: Report) -> dict[str, Any]:
     """Teachers, the student (or those that `choose` picks from) and up to `neighbours` other networks; one line to `report` as each is done."""
     own, choice = ground.recipe.student.networks, ground.recipe.student.choose
     if choice is not None and not ground.recipe.device.distant and not runs_on(ground.target, isa()):
-        raise UsageError(f"student.choose: an int8 file for {ground.target} cannot be timed on this machine ({isa()}); name a network in student.model instead")
+        raise UsageError(
+            f"student.choose: an int8 file for {ground.target} cannot be timed on this machine ({isa()}); name a network in student.model instead"
+        )
     others = _neighbours(ground, own[0], neighbours) if choice is None else []
     role = "choice" if choice else "student"
-    rows = _measure(ground, [*(subjects.student(ground.recipe, role, one, ground.frame) for one in own), *others], report)
+    rows = _measure(
+        ground, [*(subjects.student(ground.recipe, role, one, ground.frame) for one in own), *others], report
+    )
     mine = largest(rows, choice.max_latency_ms) if choice else next(row for row in rows if row["role"] == "student")
     requirements = mine["requirements"] if mine else []
     status = "failed" if mine is None else plan_limits.status(requirements)
@@ -101,7 +126,11 @@ def run(ground: Ground, *, neighbours: int, report: Report) -> dict[str, Any]:
         "host": dict(ground.host),
         "networks": rows,
         "requirements": requirements,
-        "not_judged": [name for name, limit in ground.recipe.require if limit is not None and name not in plan_limits.judged(ground.recipe, ground.base)],
+        "not_judged": [
+            name
+            for name, limit in ground.recipe.require
+            if limit is not None and name not in plan_limits.judged(ground.recipe, ground.base)
+        ],
         "choose": _chosen(choice, rows, mine, plantext.place(ground.recipe.device.name)) if choice else None,
     }
     return {**content, "sentences": list(plantext.sentences(content))}
@@ -127,7 +156,9 @@ def keep(content: dict[str, Any], name: str, student: Student, artifacts: Path) 
 
 def largest(rows: list[Row], budget_ms: float) -> Row | None:
     """The largest choice (MACs, then parameters) whose whole interval of the median lies within the budget, of equal ones the first."""
-    fitting = [row for row in rows if row["role"] == "choice" and row[row["ships"]]["latency_ms"]["p50_ci95"][1] <= budget_ms]
+    fitting = [
+        row for row in rows if row["role"] == "choice" and row[row["ships"]]["latency_ms"]["p50_ci95"][1] <= budget_ms
+    ]
     return max(fitting, key=lambda row: (row["macs"], row["params"]), default=None)
 
 
@@ -149,7 +180,11 @@ def _measure(ground: Ground, others: list[Subject], report: Report) -> list[Row]
         row = _row(ground, one, drafted, {} if one.role == "teacher" else references)
         if one.role == "teacher":
             references[one.name] = drafted.fp32
-        rows.append(row if one.role == "teacher" else {**row, **plan_limits.judge(ground.recipe, ground.base, ground.where, row, rows)})
+        rows.append(
+            row
+            if one.role == "teacher"
+            else {**row, **plan_limits.judge(ground.recipe, ground.base, ground.where, row, rows)}
+        )
         report(plantext.line(rows[-1], names))
     return rows
 
@@ -157,12 +192,21 @@ def _measure(ground: Ground, others: list[Subject], report: Report) -> list[Row]
 def _draft(ground: Ground, one: Subject) -> stages.Drafted:
     target = None if one.role == "teacher" else ground.target
     # Layers named by their node are the student's own; another network has other nodes.
-    floats = tuple(layer for layer in ground.recipe.quantize.float_layers if one.role == "student" or layer in ("first", "last"))
+    floats = tuple(
+        layer for layer in ground.recipe.quantize.float_layers if one.role == "student" or layer in ("first", "last")
+    )
     drafted: stages.Drafted = ground.store.run(
-        stages.draft, ground.recipe.export, label=one.name, network=one.network, target=target, per_channel=ground.recipe.quantize.per_channel,
-        float_layers=floats if target else (), pictures=ground.pictures, versions=dict(ground.versions),
+        stages.draft,
+        ground.recipe.export,
+        label=one.name,
+        network=one.network,
+        target=target,
+        per_channel=ground.recipe.quantize.per_channel,
+        float_layers=floats if target else (),
+        pictures=ground.pictures,
+        versions=dict(ground.versions),
         file=None if one.file is None else File.of(one.file),
-    )  # fmt: skip
+    )
     return drafted
 
 
@@ -183,7 +227,9 @@ def _row(ground: Ground, one: Subject, drafted: stages.Drafted, references: Mapp
         "ships": ships,
         "ships_as": one.ships_as,
         "fp32": _file(drafted.fp32, "fp32", timed),
-        "int8": None if drafted.int8 is None else {
+        "int8": None
+        if drafted.int8 is None
+        else {
             **_file(drafted.int8, "int8", timed),
             "target": drafted.target,
             "int8_mac_share": drafted.int8_mac_share,
@@ -191,13 +237,17 @@ def _row(ground: Ground, one: Subject, drafted: stages.Drafted, references: Mapp
         },
         "int8_speedup": speedup[0] if speedup else None,
         "int8_speedup_ci95": speedup[1:] if speedup else None,
-        "speedups": [{"against": key, "speedup": pair[0], "ci95": pair[1:]} for key, pair in timed.speedup.get(ships, {}).items() if key in references],
+        "speedups": [
+            {"against": key, "speedup": pair[0], "ci95": pair[1:]}
+            for key, pair in timed.speedup.get(ships, {}).items()
+            if key in references
+        ],
         "other_cores": timed.other_cores,
         "disturbances": list(timed.disturbances),
         "unfit": timed.unfit,
         "seconds": round(sum(ground.store.seconds[title] for title in titles), 1),
         "reused": all(title in ground.store.reused for title in titles),
-    }  # fmt: skip
+    }
 
 
 def _timed(ground: Ground, name: str, drafted: stages.Drafted, references: Mapping[str, File]) -> stages.Timed:
@@ -206,13 +256,27 @@ def _timed(ground: Ground, name: str, drafted: stages.Drafted, references: Mappi
     timed: stages.Timed
     if device.distant:
         timed = ground.store.anew(
-            stages.there, device, label=name, draft=drafted, against=dict(references), pictures=ground.pictures, size=ground.size, threads=threads
+            stages.there,
+            device,
+            label=name,
+            draft=drafted,
+            against=dict(references),
+            pictures=ground.pictures,
+            size=ground.size,
+            threads=threads,
         )
     else:
         timed = ground.store.run(
-            stages.timing, threads, label=name, draft=drafted, against=dict(references), pictures=ground.pictures, size=ground.size,
-            host=dict(ground.host), versions=dict(ground.versions),
-        )  # fmt: skip
+            stages.timing,
+            threads,
+            label=name,
+            draft=drafted,
+            against=dict(references),
+            pictures=ground.pictures,
+            size=ground.size,
+            host=dict(ground.host),
+            versions=dict(ground.versions),
+        )
     return timed
 
 
@@ -229,7 +293,16 @@ def _neighbours(ground: Ground, student: Choice, most: int) -> list[Subject]:
     """Other networks that the recipe could name, as its method would ship them; teachers are measured anyway."""
     teachers = tuple(name_of(one.model, one.width) for one in ground.recipe.teacher.candidates if one.onnx is None)
     found = ground.store.run(
-        neighbours_stage.find, student, size=ground.size, classes=ground.classes, most=most, without=teachers, known=catalog.names()
+        neighbours_stage.find,
+        student,
+        size=ground.size,
+        classes=ground.classes,
+        most=most,
+        without=teachers,
+        known=catalog.names(),
     )
-    others = (subjects.neighbour(ground.recipe, Choice(model=one.model, width=one.width), ground.frame) for one in found.networks)
+    others = (
+        subjects.neighbour(ground.recipe, Choice(model=one.model, width=one.width), ground.frame)
+        for one in found.networks
+    )
     return [one for one in others if one is not None]

@@ -10,7 +10,15 @@ from typing import Any
 from compress import subjects, verdict
 from compress.schema import Device, Recipe
 
-JUDGED = ("max_latency_ms", "min_speedup", "min_int8_speedup", "max_bytes", "min_compression", "max_memory_bytes", "min_int8_mac_share")
+JUDGED = (
+    "max_latency_ms",
+    "min_speedup",
+    "min_int8_speedup",
+    "max_bytes",
+    "min_compression",
+    "max_memory_bytes",
+    "min_int8_mac_share",
+)
 
 Row = dict[str, Any]
 
@@ -30,10 +38,15 @@ def judge(recipe: Recipe, base: Path, where: Mapping[str, str], row: Row, rows: 
     require = recipe.require.model_copy(update={name: None for name in limits if name not in judged(recipe, base)})
     teachers: list[Row | None] = [one for one in rows if one["role"] == "teacher"] or [None]
     by_teacher = [
-        (teacher["name"] if teacher else "", [asdict(one) for one in verdict.judge(require, _facts(row, teacher, recipe.device), where)])
+        (
+            teacher["name"] if teacher else "",
+            [asdict(one) for one in verdict.judge(require, _facts(row, teacher, recipe.device), where)],
+        )
         for teacher in teachers
     ]
-    requirements = [agreed([(name, judged[index]) for name, judged in by_teacher]) for index in range(len(by_teacher[0][1]))]
+    requirements = [
+        agreed([(name, judged[index]) for name, judged in by_teacher]) for index in range(len(by_teacher[0][1]))
+    ]
     return {"requirements": requirements, "status": status(requirements)}
 
 
@@ -46,7 +59,11 @@ def _facts(row: Row, teacher: Row | None, device: Device) -> verdict.Facts:
     """What was measured on the recipe's device."""
     own = row[row["ships"]]
     latency = own["latency_ms"] or {}
-    against = None if teacher is None else next((pair for pair in row["speedups"] if pair["against"] == teacher["name"]), None)
+    against = (
+        None
+        if teacher is None
+        else next((pair for pair in row["speedups"] if pair["against"] == teacher["name"]), None)
+    )
     return verdict.Facts(
         file=f"{row['name']} {row['ships']}",
         target=device.name,
@@ -76,5 +93,12 @@ def agreed(by_teacher: list[tuple[str, Row]]) -> Row:
         return by_teacher[0][1]
     if len({row["verdict"] for _, row in by_teacher}) == 1:
         return {**hardest[1], "sentence": f"Against {hardest[0]}: {hardest[1]['sentence']}"}
-    parts = "; ".join(f"{row['verdict']} against {name} ({row['value']:.3g}x)" if row["value"] else row["verdict"] for name, row in by_teacher)
-    return {**hardest[1], "verdict": "undecided", "sentence": f"It depends on which teacher is chosen: {parts}; the minimum is {hardest[1]['limit']:g}x."}
+    parts = "; ".join(
+        f"{row['verdict']} against {name} ({row['value']:.3g}x)" if row["value"] else row["verdict"]
+        for name, row in by_teacher
+    )
+    return {
+        **hardest[1],
+        "verdict": "undecided",
+        "sentence": f"It depends on which teacher is chosen: {parts}; the minimum is {hardest[1]['limit']:g}x.",
+    }

@@ -74,13 +74,21 @@ def _outcome(name: str, row: verdict.Requirement, named: str | None, *expected: 
 
 
 def _input(
-    name: str, ground: Ground, path: Path, fed: NDArray[np.uint8], normalization: faults.Constants, *expected: str, crop: NDArray[np.uint8] | None = None
+    name: str,
+    ground: Ground,
+    path: Path,
+    fed: NDArray[np.uint8],
+    normalization: faults.Constants,
+    *expected: str,
+    crop: NDArray[np.uint8] | None = None,
 ) -> Outcome:
     """A fault in what the file is fed or expects. `crop`: the pictures prepared right, where `fed` was prepared otherwise."""
     answers = _answers(path)
     row = _judged(ground, answers(fed.astype(np.float32)))
     variants = {"squash for crop": crop} if crop is not None else None
-    fault = faults.name_fault(answers, fed, ground.labels, ground.top1, normalization=normalization, variants=variants, classes=CLASSES)
+    fault = faults.name_fault(
+        answers, fed, ground.labels, ground.top1, normalization=normalization, variants=variants, classes=CLASSES
+    )
     return _outcome(name, row, fault.sentence() if fault else None, *expected)
 
 
@@ -90,10 +98,17 @@ def nothing(ground: Ground) -> Outcome:
     quantize(ground.fp32, path, ground.calibration, isa=isa() if isa() in TARGETS else "x86-vnni")
     row = _judged(ground, Model.load(path).run(ground.right))
     named = faults.name_int8_fault(path)
-    fault = faults.name_fault(_answers(ground.fp32), ground.right, ground.labels, ground.top1, normalization=RIGHT, classes=CLASSES)
+    fault = faults.name_fault(
+        _answers(ground.fp32), ground.right, ground.labels, ground.top1, normalization=RIGHT, classes=CLASSES
+    )
     named = named or (fault.sentence() if fault else None)
     good = row.verdict == "passed" and named is None
-    return Outcome("nothing planted", good, f"{row.verdict} (drop {row.value:.1f} points); {named or 'no fault named'}", control=True)
+    return Outcome(
+        "nothing planted",
+        good,
+        f"{row.verdict} (drop {row.value:.1f} points); {named or 'no fault named'}",
+        control=True,
+    )
 
 
 def itself(ground: Ground) -> Outcome:
@@ -101,7 +116,9 @@ def itself(ground: Ground) -> Outcome:
     # so small a network needs many runs: one takes 20 millionths of a second
     copy = ground.folder / "copy.onnx"
     shutil.copyfile(ground.fp32, copy)
-    timed = export.measure.latency({"model": ground.fp32, "copy": copy}, ground.right[:64], repeats=10 * RUNS, rounds=40, attempts=3)
+    timed = export.measure.latency(
+        {"model": ground.fp32, "copy": copy}, ground.right[:64], repeats=10 * RUNS, rounds=40, attempts=3
+    )
     ratio, low, high = export.timings.ratio(timed, "model", "copy")
     drop = paired_drop(ground.correct, Model.load(copy).run(ground.right).argmax(axis=1) == ground.labels)
     # 95 in 100 intervals hold the truth; one that misses it by less than a hundredth is no error of the measurement
@@ -115,19 +132,31 @@ def itself(ground: Ground) -> Outcome:
 
 def bgr(ground: Ground) -> Outcome:
     """Red and blue exchanged."""
-    return _input("BGR for RGB", ground, ground.fp32, np.ascontiguousarray(ground.right[..., ::-1]), RIGHT, "looks like BGR")
+    return _input(
+        "BGR for RGB", ground, ground.fp32, np.ascontiguousarray(ground.right[..., ::-1]), RIGHT, "looks like BGR"
+    )
 
 
 def squash(ground: Ground) -> Outcome:
     """The whole picture resized to a square, where the centre was learnt."""
-    return _input("squash for crop", ground, ground.fp32, ground.squashed, RIGHT, "looks like squash for crop", crop=ground.right)
+    return _input(
+        "squash for crop", ground, ground.fp32, ground.squashed, RIGHT, "looks like squash for crop", crop=ground.right
+    )
 
 
 def normalization(ground: Ground) -> Outcome:
     """Another mean and deviation in the file."""
     path = ground.folder / "wrong.onnx"
     to_onnx(ground.network, path, contract(WRONG))
-    return _input("wrong mean and deviation", ground, path, ground.right, WRONG, "looks like another normalisation", "(x / 255 - 0.5) / 0.5")
+    return _input(
+        "wrong mean and deviation",
+        ground,
+        path,
+        ground.right,
+        WRONG,
+        "looks like another normalisation",
+        "(x / 255 - 0.5) / 0.5",
+    )
 
 
 def swapped(ground: Ground) -> Outcome:
@@ -136,15 +165,34 @@ def swapped(ground: Ground) -> Outcome:
     order[[2, 5]] = order[[5, 2]]
     right = _answers(ground.fp32)
     row = _judged(ground, right(ground.right.astype(np.float32))[:, order])
-    fault = faults.name_fault(lambda pixels: right(pixels)[:, order], ground.right, ground.labels, ground.top1, normalization=RIGHT, classes=CLASSES)
-    return _outcome("swapped classes", row, fault.sentence() if fault else None, "looks like swapped classes", CLASSES[2], CLASSES[5])
+    fault = faults.name_fault(
+        lambda pixels: right(pixels)[:, order],
+        ground.right,
+        ground.labels,
+        ground.top1,
+        normalization=RIGHT,
+        classes=CLASSES,
+    )
+    return _outcome(
+        "swapped classes",
+        row,
+        fault.sentence() if fault else None,
+        "looks like swapped classes",
+        CLASSES[2],
+        CLASSES[5],
+    )
 
 
 def per_tensor(ground: Ground) -> Outcome:
     """One weight scale for all channels."""
     path = ground.folder / "tensor.int8.onnx"
     quantize(ground.fp32, path, ground.calibration, isa="arm64" if isa() == "arm64" else "x86-vnni", per_channel=False)
-    return _outcome("per-tensor int8", _judged(ground, Model.load(path).run(ground.right)), faults.name_int8_fault(path), "looks like per-tensor int8")
+    return _outcome(
+        "per-tensor int8",
+        _judged(ground, Model.load(path).run(ground.right)),
+        faults.name_int8_fault(path),
+        "looks like per-tensor int8",
+    )
 
 
 def other_target(ground: Ground) -> Outcome:
@@ -160,7 +208,9 @@ def other_target(ground: Ground) -> Outcome:
 def busy_neighbour(ground: Ground) -> Outcome:
     """Other processes on every core while the time is measured; the limit is the best that the machine reached without them (or with them: it may have
     been slower before)."""
-    quiet = float(export.measure.latency({"model": ground.fp32}, ground.right[:64], repeats=RUNS).models["model"].samples_ms.min())
+    quiet = float(
+        export.measure.latency({"model": ground.fp32}, ground.right[:64], repeats=RUNS).models["model"].samples_ms.min()
+    )
     # About two seconds: the kernel counts other processes' time in ticks of 10 ms.
     repeats = max(RUNS, round(2000 / max(quiet, 1e-3)))
     with _neighbours():
@@ -168,7 +218,14 @@ def busy_neighbour(ground: Ground) -> Outcome:
     if timed.contaminated is None:
         return Outcome("a busy neighbour", None, "not shown: this system does not tell what other processes use")
     value, low, high = export.timings.p50_interval(timed, "model")
-    facts = verdict.Facts("student", "local", latency_ms=value, latency_ci95=(low, high), timed_runs=repeats, disturbed="; ".join(timed.disturbances) or None)
+    facts = verdict.Facts(
+        "student",
+        "local",
+        latency_ms=value,
+        latency_ci95=(low, high),
+        timed_runs=repeats,
+        disturbed="; ".join(timed.disturbances) or None,
+    )
     row = verdict.judge(Require(max_latency_ms=min(quiet, low)), facts)[0]
     return _outcome("a busy neighbour", row, facts.disturbed, "other processes used")
 
@@ -177,7 +234,10 @@ def busy_neighbour(ground: Ground) -> Outcome:
 def _neighbours() -> Iterator[None]:
     """One process a core that does nothing but compute."""
     count = os.cpu_count() or 1
-    started = [subprocess.Popen([sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE) for _ in range(count)]
+    started = [
+        subprocess.Popen([sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE)
+        for _ in range(count)
+    ]
     try:
         for process in started:
             assert process.stdout is not None
@@ -190,5 +250,13 @@ def _neighbours() -> Iterator[None]:
 
 
 PLANTED: tuple[Callable[[Ground], Outcome], ...] = (
-    nothing, itself, bgr, squash, normalization, swapped, per_tensor, other_target, busy_neighbour,
-)  # fmt: skip
+    nothing,
+    itself,
+    bgr,
+    squash,
+    normalization,
+    swapped,
+    per_tensor,
+    other_target,
+    busy_neighbour,
+)

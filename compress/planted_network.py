@@ -87,7 +87,9 @@ def prepare(folder: Path) -> Ground:
     return Ground(folder, network, path, right, squashed, labels, train[:64], correct)
 
 
-def _draw(items: NDArray[np.uint8], kinds: NDArray[np.int64], count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8]]:
+def _draw(
+    items: NDArray[np.uint8], kinds: NDArray[np.int64], count: int, seed: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8]]:
     """(prepared right, labels, squashed): clothes in a colour on a grey ground, WIDE x SIZE, as an application would decode them."""
     random = np.random.default_rng(seed)
     chosen = np.flatnonzero(np.isin(kinds, KINDS))[:count]
@@ -100,7 +102,9 @@ def _draw(items: NDArray[np.uint8], kinds: NDArray[np.int64], count: int, seed: 
     np.maximum(inside, clothes, out=inside)
     files = [_png(picture) for picture in (scene + random.normal(0, 6, scene.shape)).clip(0, 255).astype(np.uint8)]
     right = np.stack([decode(file, SIZE) for file in files])
-    squashed = np.stack([np.asarray(Image.open(io.BytesIO(file)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for file in files])
+    squashed = np.stack(
+        [np.asarray(Image.open(io.BytesIO(file)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for file in files]
+    )
     return right, np.array([KINDS.index(kind) for kind in kinds[chosen]]) * len(COLOURS) + colour, squashed
 
 
@@ -135,7 +139,9 @@ def _with_dead_outlier(network: _Network) -> _Network:
             assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
             assert norm.running_mean is not None and norm.running_var is not None
             least = int(norm.weight.abs().argmin())
-            convolution.weight[least] *= OUTLIER * convolution.weight.abs().max() / convolution.weight[least].abs().max()
+            convolution.weight[least] *= (
+                OUTLIER * convolution.weight.abs().max() / convolution.weight[least].abs().max()
+            )
             norm.weight[least], norm.running_var[least], norm.running_mean[least] = 1.0, 1.0, 0.0
             norm.bias[least] = -1e6  # below zero for every picture
     return network

@@ -42,7 +42,9 @@ def line(row: Row, names: Sequence[str]) -> str:
         "-" if row["macs"] is None else _short(row["macs"]),
         _time(row["fp32"]["latency_ms"]),
         _time(int8["latency_ms"]) if int8 else "-",
-        f"{_ratio(row['int8_speedup'], row['int8_speedup_ci95'])} {_worth(row)}".strip() if row["int8_speedup"] else "-",
+        f"{_ratio(row['int8_speedup'], row['int8_speedup_ci95'])} {_worth(row)}".strip()
+        if row["int8_speedup"]
+        else "-",
         f"{_short(int8['bytes'])}B" if int8 else "-",
         "-" if files["peak_memory_bytes"] is None else f"{_short(files['peak_memory_bytes'])}B",
         f"{100 * int8['int8_mac_share']:.1f} %" if int8 and int8["int8_mac_share"] is not None else "-",
@@ -67,7 +69,11 @@ def sentences(plan: dict[str, Any]) -> Iterator[str]:
     for row in timed:
         if _worth(row):
             floats = f"; in float inside int8: {', '.join(row['int8']['islands'])}" if row["int8"]["islands"] else ""
-            how = f"slower than float32 {where}" if _worth(row) == "slower" else f"no faster than float32 {where}, within noise"
+            how = (
+                f"slower than float32 {where}"
+                if _worth(row) == "slower"
+                else f"no faster than float32 {where}, within noise"
+            )
             kept = ", so float32 would ship (quantize.keep)" if row["ships"] == "fp32" else ""
             yield f"{row['name']}: int8 is {how}, {_ratio(row['int8_speedup'], row['int8_speedup_ci95'])} its speed{kept}{floats}."
     faster = [row["name"] for row in timed if not _worth(row)]
@@ -105,7 +111,9 @@ def _limits(rows: list[Row]) -> Iterator[str]:
             by_verdict.setdefault(row["requirements"][index]["verdict"], []).append(row["name"])
         met, missed = by_verdict.pop("passed", []), by_verdict.pop("failed", [])
         what = f"{LIMITS[limit['name']].format(limit['limit'])} ({limit['name']})"
-        parts = [f"{_list(met)} {'meets' if len(met) == 1 else 'meet'} {what}"] if met else [f"none is sure to meet {what}"]
+        parts = (
+            [f"{_list(met)} {'meets' if len(met) == 1 else 'meet'} {what}"] if met else [f"none is sure to meet {what}"]
+        )
         parts += [f"{_list(missed)} {'does' if len(missed) == 1 else 'do'} not"] if missed else []
         parts += [f"{verdict}: {_list(names)}" for verdict, names in by_verdict.items()]
         yield "; ".join(parts) + "."

@@ -17,7 +17,9 @@ def resolve_precision(precision: str, device: str) -> str:
     """`auto` by flags, never by a clock: bf16 on CUDA cards and CPUs that multiply it, for depthwise convolutions too (`kernels/depthwise.py`)."""
     if precision != "auto":
         return precision
-    if device.startswith("cuda"):  # of the current card: the one that trains. Before Ampere bf16 is emulated, slower than float32
+    if device.startswith(
+        "cuda"
+    ):  # of the current card: the one that trains. Before Ampere bf16 is emulated, slower than float32
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bf16" if cpu_has_bf16() else "float32"
 

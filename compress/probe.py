@@ -30,7 +30,9 @@ def check(loaded: Loaded) -> tuple[list[str], list[str]]:
     Networks are built without weights, one line each; absent data or weights are no error.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # one picture keeps no second thread busy, and on a busy machine waiting for one takes longer than the arithmetic
+    torch.set_num_threads(
+        1
+    )  # one picture keeps no second thread busy, and on a busy machine waiting for one takes longer than the arithmetic
     try:
         return _check(loaded, recipe.resolve(loaded.recipe), loaded.path.resolve().parent)
     finally:
@@ -41,9 +43,15 @@ def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], lis
     size, names = settings.data.image_size or 32, sources.class_names(settings.data, base)
     known = len(names) if names else KNOWN_CLASSES.get(settings.data.source)
     classes = known or ASSUMED_CLASSES
-    larger = compatible.check(loaded, settings, classes=classes, image_size=size)  # before what takes seconds: a network of one's own is exported
-    named = [(place, one) for place, one in compatible.places(settings) if not (isinstance(one, Candidate) and one.onnx)]
-    files = [(f"teacher.candidates.{number}.onnx", one) for number, one in enumerate(settings.teacher.candidates) if one.onnx]
+    larger = compatible.check(
+        loaded, settings, classes=classes, image_size=size
+    )  # before what takes seconds: a network of one's own is exported
+    named = [
+        (place, one) for place, one in compatible.places(settings) if not (isinstance(one, Candidate) and one.onnx)
+    ]
+    files = [
+        (f"teacher.candidates.{number}.onnx", one) for number, one in enumerate(settings.teacher.candidates) if one.onnx
+    ]
     notes = [_network(loaded, place, one, classes, size) for place, one in named if isinstance(one, Candidate)]
     notes += [_file(loaded, place, one, base, size) for place, one in files if _is_there(one.onnx, base)]
     notes += [_network(loaded, place, one, classes, size) for place, one in named if not isinstance(one, Candidate)]
@@ -55,13 +63,25 @@ def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], lis
     if narrow:
         notes.append(f"{loaded.where('validate.threads')}: {narrow}")
     if settings.student.choose is not None:
-        notes.append(f"{loaded.where('student.choose')}: student.choose: picked by time on the device; see the choice with: compress plan {loaded.path}")
-    weights = [(f"{place}.weights", one.weights) for place, one in named if Path(one.weights).suffix in catalog.CHECKPOINT_SUFFIXES]
-    absent = [(place, path) for place, path in [*((place, one.onnx) for place, one in files), *weights] if not _is_there(path, base)]
+        notes.append(
+            f"{loaded.where('student.choose')}: student.choose: picked by time on the device; see the choice with: compress plan {loaded.path}"
+        )
+    weights = [
+        (f"{place}.weights", one.weights)
+        for place, one in named
+        if Path(one.weights).suffix in catalog.CHECKPOINT_SUFFIXES
+    ]
+    absent = [
+        (place, path)
+        for place, path in [*((place, one.onnx) for place, one in files), *weights]
+        if not _is_there(path, base)
+    ]
     for place, one in named:
         _checkpoint(loaded, place, one, base, classes, known is not None)
     more, missing = _data(loaded, base, names or ())
-    return notes + more, [f"{loaded.where(place)}: {place}: {path} is not there yet" for place, path in absent] + missing
+    return notes + more, [
+        f"{loaded.where(place)}: {place}: {path} is not there yet" for place, path in absent
+    ] + missing
 
 
 def _is_there(path: str | None, base: Path) -> bool:
@@ -77,7 +97,12 @@ def _checkpoint(loaded: Loaded, place: str, one: Candidate | Choice, base: Path,
     try:
         path = checkpoints.embedded(one.model) if embedded else file
         model = models.build(one.model, classes=outputs, width=one.width)
-        checkpoints.fit(model, checkpoints.read_state(path), source=str(path), new_head=isinstance(one, Choice) or one.train is not None or not counted)
+        checkpoints.fit(
+            model,
+            checkpoints.read_state(path),
+            source=str(path),
+            new_head=isinstance(one, Choice) or one.train is not None or not counted,
+        )
     except CompressError as error:
         raise UsageError(f"{loaded.where(f'{place}.weights')}: {place}.weights: {error}") from error
 
@@ -90,7 +115,11 @@ def _file(loaded: Loaded, place: str, one: Candidate, base: Path, size: int) -> 
     path = base / Path(one.onnx or "").expanduser()
     try:
         side = one.image_size or own_side(path) or size
-        found: BlackBox = inspect(path, image_size=side, outputs=len(one.classes) if one.classes else KNOWN_CLASSES.get(loaded.recipe.data.source))
+        found: BlackBox = inspect(
+            path,
+            image_size=side,
+            outputs=len(one.classes) if one.classes else KNOWN_CLASSES.get(loaded.recipe.data.source),
+        )
     except ExportError as error:
         raise UsageError(f"{loaded.where(place)}: {place}: {error}") from error
     resized = f", to which each view of {size}x{size} is resized" if side != size else ""
@@ -110,7 +139,9 @@ def _network(loaded: Loaded, place: str, one: Candidate | Choice, classes: int, 
     with Tapped(model, {"pooled": catalog.taps(info)["pooled"]}) as tapped, torch.no_grad():
         logits, taps = tapped(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
     if taps["pooled"].ndim != 2 or logits.shape != (1, classes):
-        raise UsageError(f"{title}: expected a pooled vector (N, d) and logits (N, K), found {tuple(taps['pooled'].shape)} and {tuple(logits.shape)}")
+        raise UsageError(
+            f"{title}: expected a pooled vector (N, d) and logits (N, K), found {tuple(taps['pooled'].shape)} and {tuple(logits.shape)}"
+        )
     return f"{title}: {params(model):,} parameters, {macs(model, size):,} multiply-accumulates at {size}x{size} ({classes} classes)"
 
 
@@ -121,12 +152,16 @@ def _own(title: str, one: Candidate | Choice, classes: int, size: int) -> str:
 
     shapes = outline(one.model, classes=classes, width=None, image_size=size, stages=one.taps).shapes
     if len(shapes["pooled"]) != 1:
-        raise UsageError(f"{one.model}: the input of its last Linear is {shapes['pooled']} a picture, expected a vector (d,)")
+        raise UsageError(
+            f"{one.model}: the input of its last Linear is {shapes['pooled']} a picture, expected a vector (d,)"
+        )
     model = models.build(one.model, classes=classes, width=None).eval()
     with torch.no_grad():
         logits = model(torch.zeros(2, 3, size, size))
     if logits.shape != (2, classes):
-        raise UsageError(f"{one.model}: expected logits (N, K), (2, {classes}) for two pictures, found {tuple(logits.shape)}")
+        raise UsageError(
+            f"{one.model}: expected logits (N, K), (2, {classes}) for two pictures, found {tuple(logits.shape)}"
+        )
     pictures = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
     contract = Contract(tuple(map(str, range(classes))), size, (0.5,) * 3, (0.25,) * 3, "uint8_nhwc", "compress")
     try:
@@ -169,11 +204,15 @@ def _splits(loaded: Loaded, base: Path, names: tuple[str, ...]) -> list[str]:
     notes = [f"data: {len(labels):,} training pictures"]
     if config.calibration > len(trained):
         where = loaded.where("data.calibration")
-        notes.append(f"{where}: data.calibration: {config.calibration:,} pictures are asked for; all {len(trained):,} that are trained on are taken")
+        notes.append(
+            f"{where}: data.calibration: {config.calibration:,} pictures are asked for; all {len(trained):,} that are trained on are taken"
+        )
     tested, asked = _tested(config, base), loaded.recipe.device.samples
     if tested is not None and asked > tested:
         where = loaded.where("device.samples")
-        notes.append(f"{where}: device.samples: {asked:,} pictures are asked for; all {tested:,} of the test part are taken")
+        notes.append(
+            f"{where}: device.samples: {asked:,} pictures are asked for; all {tested:,} of the test part are taken"
+        )
     scratch = [one.model for one in loaded.recipe.student.networks if one.weights == "none"]
     if len(labels) < FEW_PICTURES and scratch:
         notes.append(
@@ -192,7 +231,11 @@ def _tested(config: Data, base: Path) -> int | None:
             count = len(stored["test_labels"])
     elif config.source == "folder":
         layout = folder.scan(sources.located(config, base))
-        count = len(layout.train) - len(folder.left_for_training(layout, config.test)) if layout.test is None else len(layout.test)
+        count = (
+            len(layout.train) - len(folder.left_for_training(layout, config.test))
+            if layout.test is None
+            else len(layout.test)
+        )
     else:
         return None
     return min(count, config.limit_test or count)

@@ -48,7 +48,11 @@ class Reach:
     def of(self, phase: int, losses: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[tuple[bool, ...]]:
         """Of each loss whether it reaches each parameter; `outputs`: the compiled network's, of which the losses were made."""
         if phase not in self._known:
-            known = {(value.grad_fn, value.output_nr): ids for value, ids in zip(outputs, self.outputs, strict=True) if value.grad_fn is not None}
+            known = {
+                (value.grad_fn, value.output_nr): ids
+                for value, ids in zip(outputs, self.outputs, strict=True)
+                if value.grad_fn is not None
+            }
             reached = [leaves(loss, known) for loss in losses]
             self._known[phase] = [tuple(place in ids for place in self.places) for ids in reached]
         return self._known[phase]

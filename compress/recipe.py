@@ -30,7 +30,9 @@ class Loaded:
     name: str
     notices: tuple[str, ...]
     tree: Tree = field(repr=False, compare=False)
-    flags: tuple[str, ...] = ()  # behind the path on the command line: --set KEY=VALUE, --allow-code, --artifacts FOLDER, --device NAME
+    flags: tuple[
+        str, ...
+    ] = ()  # behind the path on the command line: --set KEY=VALUE, --allow-code, --artifacts FOLDER, --device NAME
 
     @property
     def command(self) -> str:
@@ -40,7 +42,10 @@ class Loaded:
     def run_with(self, artifacts: Path, device: str) -> Loaded:
         """The same, its command with these options where they are not at their defaults."""
         options = (("--artifacts", str(artifacts), "artifacts"), ("--device", device, "auto"))
-        return replace(self, flags=(*self.flags, *(word for name, value, usual in options if value != usual for word in (name, value))))
+        return replace(
+            self,
+            flags=(*self.flags, *(word for name, value, usual in options if value != usual for word in (name, value))),
+        )
 
     def where(self, key: str) -> str:
         """`path:line:column` of a dotted key, or its --set flag; of the nearest section around it where the recipe leaves it out."""
@@ -75,15 +80,27 @@ def load(path: Path, overrides: Sequence[str] = (), *, allow_code: bool = False)
 def resolve(recipe: Recipe) -> Recipe:
     """The recipe with the defaults that follow from other keys filled in; what depends on the data or the machine stays null or auto."""
     data = recipe.data.model_copy(update={"image_size": recipe.data.side, "augment": recipe.data.views})
-    candidates = tuple(candidate.model_copy(update={"train": _candidate_train(candidate, recipe.train.threads)}) for candidate in recipe.teacher.candidates)
+    candidates = tuple(
+        candidate.model_copy(update={"train": _candidate_train(candidate, recipe.train.threads)})
+        for candidate in recipe.teacher.candidates
+    )
     starts = {(crosschecks.network(one.model).mobile, one.weights != "none") for one in recipe.student.networks}
     if len(starts) == 1:
         ((mobile, pretrained),) = starts
         train = resolved_train(recipe.train, mobile=mobile, pretrained=pretrained, seed=recipe.seed)
     else:  # `student.choose` among unlike networks: what follows from the network stays null until it is picked
-        train = recipe.train.model_copy(update={"seed": recipe.seed if recipe.train.seed is None else recipe.train.seed})
+        train = recipe.train.model_copy(
+            update={"seed": recipe.seed if recipe.train.seed is None else recipe.train.seed}
+        )
     teacher = recipe.teacher.model_copy(update={"candidates": candidates})
-    return recipe.model_copy(update={"data": data, "teacher": teacher, "train": train, "quantize": _resolved_quantize(recipe.quantize, train)})
+    return recipe.model_copy(
+        update={
+            "data": data,
+            "teacher": teacher,
+            "train": train,
+            "quantize": _resolved_quantize(recipe.quantize, train),
+        }
+    )
 
 
 def _resolved_quantize(quantize: Quantize, train: Train) -> Quantize:
@@ -100,7 +117,9 @@ def _candidate_train(candidate: Candidate, threads: int | None) -> Train | None:
     if candidate.onnx is not None or (pretrained and candidate.train is None):
         return None
     mobile = crosschecks.network(candidate.model).mobile
-    train = resolved_train(candidate.train, mobile=mobile, pretrained=pretrained, seed=0, scratch_epochs=crosschecks.CANDIDATE_EPOCHS)
+    train = resolved_train(
+        candidate.train, mobile=mobile, pretrained=pretrained, seed=0, scratch_epochs=crosschecks.CANDIDATE_EPOCHS
+    )
     return train.model_copy(update={"threads": threads if train.threads is None else train.threads})
 
 
@@ -133,7 +152,12 @@ def _fill_empty(data: Any, section: type[Section]) -> None:
     """A section that is there but empty (`require:` with everything commented out) has its defaults."""
     for name, info in section.model_fields.items():
         key = info.alias or name
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Section) and isinstance(data, dict) and key in data:
+        if (
+            isinstance(info.annotation, type)
+            and issubclass(info.annotation, Section)
+            and isinstance(data, dict)
+            and key in data
+        ):
             data[key] = {} if data[key] is None else data[key]
             _fill_empty(data[key], info.annotation)
 
@@ -190,7 +214,9 @@ def _without(data: Any, wrong: list[Keys]) -> Recipe | None:
 def _problem(tree: Tree, keys: Keys, message: str, at: str = "value") -> Problem:
     place = tree.place(keys)
     exact = keys in tree.places
-    return Problem(place.value if exact and at == "value" else place.key, place.shown if exact else dotted(keys), message)
+    return Problem(
+        place.value if exact and at == "value" else place.key, place.shown if exact else dotted(keys), message
+    )
 
 
 def _position(problem: Problem) -> tuple[bool, int, int]:

@@ -80,7 +80,13 @@ class Recorded:
 
     def _record(self, batch: Batch) -> None:
         known, pixels = (None if value is None else value.clone() for value in (batch.known, batch.pixels))
-        kept = replace(batch, index=batch.index.clone(), view=batch.view.clone(), epoch=batch.epoch.clone(), step=batch.step.clone())
+        kept = replace(
+            batch,
+            index=batch.index.clone(),
+            view=batch.view.clone(),
+            epoch=batch.epoch.clone(),
+            step=batch.step.clone(),
+        )
         self.batch, why = replace(kept, known=known, pixels=pixels), None
         try:
             self.replay = self.recorder.record(partial(self.step, self.batch))

@@ -18,7 +18,19 @@ from typing import Any
 CHECKPOINT = "checkpoint.pt"  # in a stage's folder: where its training goes on, until it is done
 # Fields that say how a result came about, not what it is: never part of a cache key.
 CIRCUMSTANCE = frozenset(
-    {"seconds", "images_per_second", "history", "threads", "kernels", "precision", "origin", "largest_logit", "streamed", "teacher_rows", "gpu"}
+    {
+        "seconds",
+        "images_per_second",
+        "history",
+        "threads",
+        "kernels",
+        "precision",
+        "origin",
+        "largest_logit",
+        "streamed",
+        "teacher_rows",
+        "gpu",
+    }
 )
 # Fields that count only where they are set: without them a key is what it was before there was such a field.
 WHERE_SET = frozenset({"distortion", "shards_at_once"})
@@ -63,7 +75,13 @@ def from_json(kind: Any, data: Any) -> Any:
         return from_json(inner[0], data) if len(inner) == 1 else data
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         hints = typing.get_type_hints(kind)
-        return kind(**{field.name: from_json(hints[field.name], data[field.name]) for field in dataclasses.fields(kind) if field.name in data})
+        return kind(
+            **{
+                field.name: from_json(hints[field.name], data[field.name])
+                for field in dataclasses.fields(kind)
+                if field.name in data
+            }
+        )
     if origin is tuple:
         args = typing.get_args(kind)
         if len(args) == 2 and args[1] is Ellipsis:
@@ -83,9 +101,17 @@ def identity(value: Any) -> Any:
     if isinstance(value, File):
         return {"sha256": value.sha256}
     if hasattr(value, "model_dump"):
-        return {name: item for name, item in value.model_dump(mode="json").items() if item is not None or name not in WHERE_SET}
+        return {
+            name: item
+            for name, item in value.model_dump(mode="json").items()
+            if item is not None or name not in WHERE_SET
+        }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.name not in CIRCUMSTANCE}
+        fields = {
+            field.name: getattr(value, field.name)
+            for field in dataclasses.fields(value)
+            if field.name not in CIRCUMSTANCE
+        }
         return {name: identity(item) for name, item in fields.items() if item is not None or name not in WHERE_SET}
     if isinstance(value, dict):
         return {str(key): identity(item) for key, item in value.items()}

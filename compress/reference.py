@@ -65,7 +65,9 @@ def _homes(schema: dict[str, Any]) -> dict[str, str]:
     return homes
 
 
-def _walk(section: dict[str, Any], schema: dict[str, Any], homes: dict[str, str], path: str) -> Iterator[tuple[str, str]]:
+def _walk(
+    section: dict[str, Any], schema: dict[str, Any], homes: dict[str, str], path: str
+) -> Iterator[tuple[str, str]]:
     """(path, section's name) in the order of a recipe, each section once."""
     for key, name in _sections(section):
         place = f"{path}.{key}".lstrip(".")
@@ -77,7 +79,13 @@ def _walk(section: dict[str, Any], schema: dict[str, Any], homes: dict[str, str]
 def _table(title: str, intro: str, section: dict[str, Any], schema: dict[str, Any], homes: dict[str, str]) -> str:
     required = section.get("required", [])
     rows = [_row(key, value, key in required, homes) for key, value in section["properties"].items()]
-    head = [f"## {title}", "", *([intro, ""] if intro else []), "| key | default | allowed | meaning |", "|---|---|---|---|"]
+    head = [
+        f"## {title}",
+        "",
+        *([intro, ""] if intro else []),
+        "| key | default | allowed | meaning |",
+        "|---|---|---|---|",
+    ]
     return "\n".join(head + rows)
 
 

@@ -161,7 +161,9 @@ class Trained:
     weights: File
     top1_validation: float  # fraction, float32 eval
     params: int
-    macs: int | None  # multiply-accumulates of convolutions and linear layers, one picture; None: an ONNX file that does not show it
+    macs: (
+        int | None
+    )  # multiply-accumulates of convolutions and linear layers, one picture; None: an ONNX file that does not show it
     epochs: int
     seconds: float
     images_per_second: float | None = None

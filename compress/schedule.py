@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from compress.errors import UsageError
 from compress.schema import Train
 
-ROWS = {"cpu": 64, "cuda": 1024}  # of a network's forward pass alone; larger batches leave a CPU's caches (measured: half the speed at 512)
+ROWS = {
+    "cpu": 64,
+    "cuda": 1024,
+}  # of a network's forward pass alone; larger batches leave a CPU's caches (measured: half the speed at 512)
 # Bytes from which on a card takes so many times more: on an H200 1,024 rows take ResNet-56 7.9 ms and ResNet-32x4, which has nine times the arithmetic, 10.4:
 # they wait for launches.
 LARGE_CARD, TIMES = 30 * 2**30, 4
@@ -52,7 +55,9 @@ def smallest_batch(student: nn.Module, image_size: int, device: str) -> int:
 def batch_size(size: int, pictures: int, smallest: int) -> int:
     """The batch that is used: at most all pictures. Raises UsageError where it is too small for the method or a BatchNorm."""
     if min(size, pictures) < smallest:
-        raise UsageError(f"train.batch_size: batches of at least {smallest} are needed, got {min(size, pictures)} (the method, or a BatchNorm over one value)")
+        raise UsageError(
+            f"train.batch_size: batches of at least {smallest} are needed, got {min(size, pictures)} (the method, or a BatchNorm over one value)"
+        )
     return min(size, pictures)
 
 

@@ -55,7 +55,11 @@ def select(candidates: list[Trained], proxies: tuple[Proxied, ...] = ()) -> Sele
     second = max((c for i, c in enumerate(candidates) if i != index), key=lambda c: c.top1_validation)
     lead = 100 * (best.top1_validation - second.top1_validation)
     if lead == 0:
-        return Selected(best, index, f"{best.network.model} ties with {second.network.model} on validation and needs fewer multiply-accumulates")
+        return Selected(
+            best,
+            index,
+            f"{best.network.model} ties with {second.network.model} on validation and needs fewer multiply-accumulates",
+        )
     return Selected(
         best,
         index,
@@ -66,11 +70,15 @@ def select(candidates: list[Trained], proxies: tuple[Proxied, ...] = ()) -> Sele
 
 def _by_proxy(candidates: list[Trained], proxies: tuple[Proxied, ...]) -> Selected:
     places = range(len(candidates))
-    best = min(places, key=lambda i: (-proxies[i].top1_validation, _cost(candidates[i]), -candidates[i].top1_validation))
+    best = min(
+        places, key=lambda i: (-proxies[i].top1_validation, _cost(candidates[i]), -candidates[i].top1_validation)
+    )
     right = [np.load(proxy.correct.path) for proxy in proxies]
     behind = tuple(None if i == best else _behind(right[best], right[i]) for i in places)
     equal = [i for i, gap in enumerate(behind) if gap is None or not gap.shown]
-    index = min(equal, key=lambda i: (_cost(candidates[i]), -proxies[i].top1_validation, -candidates[i].top1_validation))
+    index = min(
+        equal, key=lambda i: (_cost(candidates[i]), -proxies[i].top1_validation, -candidates[i].top1_validation)
+    )
     return Selected(candidates[index], index, _proxy_reason(candidates, proxies, behind, index, best), proxies, behind)
 
 
@@ -85,7 +93,9 @@ def _cost(one: Trained) -> float:
     return float("inf") if one.macs is None else one.macs
 
 
-def _proxy_reason(candidates: list[Trained], proxies: tuple[Proxied, ...], behind: tuple[Behind | None, ...], index: int, best: int) -> str:
+def _proxy_reason(
+    candidates: list[Trained], proxies: tuple[Proxied, ...], behind: tuple[Behind | None, ...], index: int, best: int
+) -> str:
     """Who made the best student, by how much, whether that is more than chance, and whether the strongest teacher is another one."""
     names = [one.network.model for one in candidates]
     one = proxies[best]
@@ -94,7 +104,11 @@ def _proxy_reason(candidates: list[Trained], proxies: tuple[Proxied, ...], behin
     ahead = f"{told} of the pictures with {names[best]}, {behind[second]} more than with {names[second]}"
     gap = behind[second]
     if gap is not None and not gap.shown:
-        cheaper = "is as large" if _cost(candidates[index]) == _cost(candidates[second if index == best else best]) else "needs fewer multiply-accumulates"
+        cheaper = (
+            "is as large"
+            if _cost(candidates[index]) == _cost(candidates[second if index == best else best])
+            else "needs fewer multiply-accumulates"
+        )
         return f"{ahead}: no difference shown, and {names[index]} {cheaper}; more validation pictures or longer proxies would tell more"
     strongest = max(range(len(candidates)), key=lambda i: candidates[i].top1_validation)
     if candidates[strongest].top1_validation == candidates[index].top1_validation:

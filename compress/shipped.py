@@ -15,10 +15,14 @@ def facts(measured: Measured, models: tuple[ModelFile, ...]) -> verdict.Facts:
     students = [row for row in measured.models if row["role"] == "student"]
     best = next((row for row in students if row["precision"] == "int8"), students[0])
     shipped = next((row for row in students if row["file"] == measured.ships), best)
-    pair = next(row for row in measured.comparisons if row["model"] == shipped["file"] and row["against"] == teacher["file"])
+    pair = next(
+        row for row in measured.comparisons if row["model"] == shipped["file"] and row["against"] == teacher["file"]
+    )
     latency = shipped["latency_ms"] or {}
     floats = next(row["file"] for row in students if row["precision"] == "fp32")
-    integers = next((row for row in measured.comparisons if (row["model"], row["against"]) == (best["file"], floats)), {})
+    integers = next(
+        (row for row in measured.comparisons if (row["model"], row["against"]) == (best["file"], floats)), {}
+    )
     return verdict.Facts(
         file=shipped["file"],
         target="local",
@@ -54,4 +58,8 @@ def _untimed(row: dict[str, Any]) -> str | None:
     """Why a file has no time here."""
     from export.runtime import isa  # onnxruntime; training alone runs without
 
-    return f"it is built for {row['target']} and this machine is {isa()}" if row["latency_ms"] is None and row["target"] else None
+    return (
+        f"it is built for {row['target']} and this machine is {isa()}"
+        if row["latency_ms"] is None and row["target"]
+        else None
+    )

@@ -34,17 +34,28 @@ class Changes:
 
 
 def changes(
-    images: NDArray[np.uint8], labels: NDArray[np.integer], logits: Mapping[str, Logits], *, teacher: str, model: str, floats: str | None,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.integer],
+    logits: Mapping[str, Logits],
+    *,
+    teacher: str,
+    model: str,
+    floats: str | None,
     classes: Sequence[str],
-) -> Changes:  # fmt: skip
+) -> Changes:
     """Of the model that ships, on all test pictures uint8 (N, H, W, 3). `floats`: the float student, where another file ships."""
     rows = class_rows(labels, logits[teacher], logits[model], logits[floats] if floats else None, classes)
     unsure = unsure_rows(labels, logits, teacher=teacher, model=model, against=[teacher, *([floats] if floats else [])])
-    shown = {**mistakes(images, labels, logits[teacher], logits[model]), **pictures(images, labels, logits[teacher], logits[model], rows)}
+    shown = {
+        **mistakes(images, labels, logits[teacher], logits[model]),
+        **pictures(images, labels, logits[teacher], logits[model], rows),
+    }
     return Changes(rows, unsure, shown)
 
 
-def mistakes(images: NDArray[np.uint8], labels: NDArray[np.integer], teacher: Logits, student: Logits) -> dict[str, NDArray[Any]]:
+def mistakes(
+    images: NDArray[np.uint8], labels: NDArray[np.integer], teacher: Logits, student: Logits
+) -> dict[str, NDArray[Any]]:
     """Pictures that the student gets wrong and the teacher right, the student's surest mistakes first."""
     wrong = np.flatnonzero((teacher.argmax(axis=1) == labels) & (student.argmax(axis=1) != labels))
     gap = student[wrong].max(axis=1) - student[wrong, labels[wrong]]
@@ -62,11 +73,18 @@ def mistakes(images: NDArray[np.uint8], labels: NDArray[np.integer], teacher: Lo
 def drop_row(drop: PairedDrop) -> dict[str, Any]:
     """The keys that every paired comparison has."""
     return {
-        "n": drop.n, "lost": drop.lost, "gained": drop.gained, "drop_points": drop.drop_points, "drop_ci95": [drop.low, drop.high], "mcnemar_p": drop.p,
-    }  # fmt: skip
+        "n": drop.n,
+        "lost": drop.lost,
+        "gained": drop.gained,
+        "drop_points": drop.drop_points,
+        "drop_ci95": [drop.low, drop.high],
+        "mcnemar_p": drop.p,
+    }
 
 
-def unsure_rows(labels: NDArray[np.integer], logits: Mapping[str, Logits], *, teacher: str, model: str, against: Sequence[str]) -> tuple[dict[str, Any], ...]:
+def unsure_rows(
+    labels: NDArray[np.integer], logits: Mapping[str, Logits], *, teacher: str, model: str, against: Sequence[str]
+) -> tuple[dict[str, Any], ...]:
     """One row a slice and reference: `model` on the pictures of which the teacher is least sure. Slices follow logits, never labels."""
     rows = []
     for name, share in SHARES.items():
@@ -95,12 +113,24 @@ def class_rows(
     return tuple(rows)
 
 
-def _class_row(chosen: NDArray[np.bool_], name: str, labels: NDArray[np.integer], teacher: Logits, model: Logits, floats: Logits | None) -> dict[str, Any]:
+def _class_row(
+    chosen: NDArray[np.bool_],
+    name: str,
+    labels: NDArray[np.integer],
+    teacher: Logits,
+    model: Logits,
+    floats: Logits | None,
+) -> dict[str, Any]:
     if not chosen.any():
         return {"class": name, "n": 0, "teacher": None, "student": None, "lost": 0, "gained": 0}
     own = model[chosen].argmax(axis=1) == labels[chosen]
     right = teacher[chosen].argmax(axis=1) == labels[chosen]
-    row = {"class": name, "teacher": float(right.mean()), "student": float(own.mean()), **drop_row(paired_drop(right, own))}
+    row = {
+        "class": name,
+        "teacher": float(right.mean()),
+        "student": float(own.mean()),
+        **drop_row(paired_drop(right, own)),
+    }
     if floats is not None:
         before = floats[chosen].argmax(axis=1) == labels[chosen]
         drop = drop_row(paired_drop(before, own))
@@ -109,7 +139,11 @@ def _class_row(chosen: NDArray[np.bool_], name: str, labels: NDArray[np.integer]
 
 
 def pictures(
-    images: NDArray[np.uint8], labels: NDArray[np.integer], teacher: Logits, model: Logits, rows: Sequence[Mapping[str, Any]]
+    images: NDArray[np.uint8],
+    labels: NDArray[np.integer],
+    teacher: Logits,
+    model: Logits,
+    rows: Sequence[Mapping[str, Any]],
 ) -> dict[str, NDArray[Any]]:
     """Pictures behind the rows: right by the teacher, wrong by the model, surest mistakes first, for the unsure tenth and each worse class.
 
@@ -129,6 +163,9 @@ def pictures(
         names += [name] * len(found)
     taken = np.array(index, dtype=np.int64)
     return {
-        "slice_images": images[taken], "slice_labels": labels[taken], "slice_student": model[taken].argmax(axis=1),
-        "slice_margin": top_margin(teacher)[taken], "slice_name": np.array(names, dtype=np.str_),
-    }  # fmt: skip
+        "slice_images": images[taken],
+        "slice_labels": labels[taken],
+        "slice_student": model[taken].argmax(axis=1),
+        "slice_margin": top_margin(teacher)[taken],
+        "slice_name": np.array(names, dtype=np.str_),
+    }

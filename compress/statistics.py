@@ -192,7 +192,11 @@ def pictures_for_margin(n: int, flips: int, margin_points: float) -> int | None:
 
     About 1.96^2 x share of flips / margin^2: 960 pictures resolve 1 point where 2.5 % flip.
     """
-    return _fewest(n, lambda pictures: certifiable_margin(pictures, flips * pictures / n) < margin_points) if margin_points > 0 else None
+    return (
+        _fewest(n, lambda pictures: certifiable_margin(pictures, flips * pictures / n) < margin_points)
+        if margin_points > 0
+        else None
+    )
 
 
 def holm(p_values: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -248,5 +252,7 @@ def per_class(
         reference, model = np.asarray(reference_correct, bool)[chosen], np.asarray(model_correct, bool)[chosen]
         n = int(chosen.sum())
         right = (float(reference.mean()), float(model.mean())) if n else (None, None)
-        changes.append(ClassChange(index, n, right[0], right[1], int(np.sum(reference & ~model)), int(np.sum(~reference & model))))
+        changes.append(
+            ClassChange(index, n, right[0], right[1], int(np.sum(reference & ~model)), int(np.sum(~reference & model)))
+        )
     return changes

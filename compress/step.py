@@ -110,13 +110,26 @@ class Step:
 
         `trace`: and the cosines between the first loss's gradient and that of the others, over each of the `traced` groups that both reach.
         """
-        raw = self.pixels(batch.index, batch.view) if batch.pixels is None else distorted(batch.pixels, batch.view, self.distortion)
+        raw = (
+            self.pixels(batch.index, batch.view)
+            if batch.pixels is None
+            else distorted(batch.pixels, batch.view, self.distortion)
+        )
         teacher_logits, teacher_taps = self.teacher.answer(batch.known, raw) if self.teacher is not None else (None, {})
         logits, taps = self.student(raw)
         outputs = [logits, *taps.values()]
         # Distillation losses live in float32: bf16 makes small differences of logits vanish.
         taps = {name: wide(tap) for name, tap in taps.items()}
-        signals = Signals(self.labels[batch.index], batch.index, batch.epoch, wide(logits), teacher_logits, taps, teacher_taps, batch.step)
+        signals = Signals(
+            self.labels[batch.index],
+            batch.index,
+            batch.epoch,
+            wide(logits),
+            teacher_logits,
+            taps,
+            teacher_taps,
+            batch.step,
+        )
         losses = self.method(signals)
         self.optimizer.zero_grad(set_to_none=True)
         cosines = self._cosines(list(losses.values())) if trace else {}
@@ -130,19 +143,37 @@ class Step:
         found = {name: cosine(losses[0], torch.stack(losses[1:]).sum(), group) for name, group in self.traced.items()}
         return {name: value for name, value in found.items() if value is not None}
 
-    def _backward(self, losses: dict[str, Tensor], reduce: Callable[[list[Tensor]], None] | None, outputs: Sequence[Tensor]) -> None:
+    def _backward(
+        self, losses: dict[str, Tensor], reduce: Callable[[list[Tensor]], None] | None, outputs: Sequence[Tensor]
+    ) -> None:
         names, method = list(losses), self.method
         aligned = [losses[name] for name in names if name in method.aligned]
         free = [losses[name] for name in names[1:] if name not in method.aligned]
-        parts = [sum(some[1:], some[0]) for some in ([[losses[names[0]]], aligned, free] if aligned else [list(losses.values())]) if some]
+        parts = [
+            sum(some[1:], some[0])
+            for some in ([[losses[names[0]]], aligned, free] if aligned else [list(losses.values())])
+            if some
+        ]
         reached = None if self.reach is None else self.reach.of(method.phase, parts, outputs)
         if aligned:
             task, auxiliary, *others = parts
             aligned_backward(
-                task, auxiliary, self.parameters, scope=method.scope, free=others[0] if others else None, reduce=reduce, reached=reached
-            )  # fmt: skip
+                task,
+                auxiliary,
+                self.parameters,
+                scope=method.scope,
+                free=others[0] if others else None,
+                reduce=reduce,
+                reached=reached,
+            )
             return
-        sum_backward(parts, self.parameters if reached is None else [p for p, there in zip(self.parameters, reached[0], strict=True) if there], reduce=reduce)
+        sum_backward(
+            parts,
+            self.parameters
+            if reached is None
+            else [p for p, there in zip(self.parameters, reached[0], strict=True) if there],
+            reduce=reduce,
+        )
 
 
 def trainable(*modules: nn.Module) -> list[Tensor]:
@@ -150,10 +181,16 @@ def trainable(*modules: nn.Module) -> list[Tensor]:
     return [p for module in modules for p in module.parameters() if p.requires_grad]
 
 
-def sgd(parameters: Sequence[Tensor], *, lr: float, momentum: float, weight_decay: float, nesterov: bool = False) -> torch.optim.SGD:
+def sgd(
+    parameters: Sequence[Tensor], *, lr: float, momentum: float, weight_decay: float, nesterov: bool = False
+) -> torch.optim.SGD:
     """The optimizer of every training, in one operator for all parameters."""
-    optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True)
-    if momentum:  # from the start: fused SGD cannot add a buffer when a later stage of the method reaches a parameter first
+    optimizer = torch.optim.SGD(
+        parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
+    )
+    if (
+        momentum
+    ):  # from the start: fused SGD cannot add a buffer when a later stage of the method reaches a parameter first
         optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in parameters})
     return optimizer
 
@@ -162,4 +199,6 @@ def traced(student: nn.Module, taps: Mapping[str, str]) -> dict[str, Sequence[Te
     """The student's parameters in two groups: the classifier block, which reads the pooled vector, and all before it."""
     head = trainable(student.get_submodule(taps["pooled"].split(":")[0]))
     known = {id(parameter) for parameter in head}
-    return dict(zip(TRACED, (head, [parameter for parameter in trainable(student) if id(parameter) not in known]), strict=True))
+    return dict(
+        zip(TRACED, (head, [parameter for parameter in trainable(student) if id(parameter) not in known]), strict=True)
+    )

@@ -85,7 +85,9 @@ class Store:
     def _run(self, stage: Stage, config: Any, label: str, inputs: dict[str, Any]) -> Any:
         title = f"{stage.name} {label}".strip()
         folder = self.root / "cache" / stage.name / sha256_of([stage.name, stage.version, config, inputs])
-        with locked(folder.with_suffix(".lock"), lambda holder: self.console.stage(title, f"waiting for another run{holder}")):
+        with locked(
+            folder.with_suffix(".lock"), lambda holder: self.console.stage(title, f"waiting for another run{holder}")
+        ):
             found = None if stage.name in self.force else self._find(stage, folder, title)
             if stage.together:
                 self.group.word(found is None)
@@ -136,7 +138,9 @@ class Store:
     def _make(self, stage: Stage, config: Any, folder: Path, title: str, inputs: dict[str, Any]) -> tuple[Any, float]:
         """The result, and the seconds that its record names: those of interrupted parts are in it."""
         partial = folder.with_suffix(".partial")
-        if stage.name in self.force and folder.exists():  # where only a partial is left, a forced run was interrupted: it goes on
+        if (
+            stage.name in self.force and folder.exists()
+        ):  # where only a partial is left, a forced run was interrupted: it goes on
             shutil.rmtree(partial, ignore_errors=True)
             shutil.rmtree(folder)
         begin = time.monotonic() - _spent(partial)
@@ -154,7 +158,9 @@ class Store:
             }
             (partial / "stage.json").write_text(json.dumps(record, indent=1) + "\n")
             (partial / SPENT).unlink(missing_ok=True)
-            (partial / CHECKPOINT).unlink(missing_ok=True)  # the result stands beside it, and the optimizer's state doubles its size
+            (partial / CHECKPOINT).unlink(
+                missing_ok=True
+            )  # the result stands beside it, and the optimizer's state doubles its size
             if folder.exists():
                 shutil.rmtree(folder)
             partial.rename(folder)
@@ -163,7 +169,9 @@ class Store:
                 if (partial / CHECKPOINT).is_file():
                     (partial / SPENT).write_text(f"{time.monotonic() - begin:.3f}")
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StageError(f"{title}: the disk under {self.root} is full; free some space and run the same command again") from error
+                raise StageError(
+                    f"{title}: the disk under {self.root} is full; free some space and run the same command again"
+                ) from error
             raise
         return located(relative(result, partial), folder), seconds
 
@@ -201,7 +209,9 @@ def _map_files(value: Any, change: Callable[[File], File]) -> Any:
     if isinstance(value, File):
         return change(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **{f.name: _map_files(getattr(value, f.name), change) for f in dataclasses.fields(value)})
+        return dataclasses.replace(
+            value, **{f.name: _map_files(getattr(value, f.name), change) for f in dataclasses.fields(value)}
+        )
     if isinstance(value, tuple):
         return tuple(_map_files(item, change) for item in value)
     if isinstance(value, list):

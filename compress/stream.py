@@ -21,7 +21,9 @@ class Stream:
     `workers`: decode processes; None: one a core. They start with the first batch and end with `close`. `shards_at_once`: see `schedule.Shards`.
     """
 
-    def __init__(self, listing: Listing, *, augment: str, workers: int | None, device: str, shards_at_once: int | None = None) -> None:
+    def __init__(
+        self, listing: Listing, *, augment: str, workers: int | None, device: str, shards_at_once: int | None = None
+    ) -> None:
         self.listing, self.device = listing, torch.device(device)
         self.shards = Shards(torch.from_numpy(np.array(listing.rows[:, 0])), shards_at_once) if shards_at_once else None
         self.decoders = Decoders(listing.place, augment=augment, workers=workers or default_workers())
@@ -32,14 +34,20 @@ class Stream:
     def __getitem__(self, index: Tensor) -> Tensor:
         return torch.from_numpy(self.listing[index.cpu().numpy()]).to(self.device)
 
-    def reading_ahead(self, asked: Iterable[tuple[Tensor, Tensor]], order: Tensor, places: Iterable[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    def reading_ahead(
+        self, asked: Iterable[tuple[Tensor, Tensor]], order: Tensor, places: Iterable[int]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """`asked`, while the shards that the pictures of `order` (n,) lie in are read ahead; `places`: where in `order` each of `asked` begins."""
-        if self.shards is None or os.environ.get("LOCAL_RANK", "0") != "0" or not self._pays(order):  # processes of one machine share its memory
+        if (
+            self.shards is None or os.environ.get("LOCAL_RANK", "0") != "0" or not self._pays(order)
+        ):  # processes of one machine share its memory
             yield from asked
             return
         shards, first = np.unique(self.shards.of[order].numpy(), return_index=True)
         turns = np.argsort(first)
-        begun = [int(count) for count in np.searchsorted(first[turns], list(places), side="right")]  # shards, at each place
+        begun = [
+            int(count) for count in np.searchsorted(first[turns], list(places), side="right")
+        ]  # shards, at each place
         files, at_once = [self.listing.file(int(number)) for number in shards[turns]], self.shards.at_once
         with ReadAhead(files) as ahead:
             for count, one in zip(begun, asked, strict=True):
@@ -63,7 +71,11 @@ class Stream:
     def _moved(self, pixels: np.ndarray) -> Tensor:
         """Through pinned memory, so that the copy waits for no step that is under way; on the CPU the decoders' own memory."""
         shared = torch.from_numpy(pixels)
-        return shared.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else shared.to(self.device)
+        return (
+            shared.pin_memory().to(self.device, non_blocking=True)
+            if self.device.type == "cuda"
+            else shared.to(self.device)
+        )
 
     def close(self) -> None:
         """End the decode processes."""

@@ -49,7 +49,9 @@ def teachers(recipe: Recipe, base: Path, frame: Frame) -> list[Subject]:
 
 def unmeasured(recipe: Recipe, base: Path) -> bool:
     """Whether an ONNX teacher is not here yet, so that no limit can be held against it."""
-    return any(one.onnx is not None and not (base / Path(one.onnx).expanduser()).is_file() for one in recipe.teacher.candidates)
+    return any(
+        one.onnx is not None and not (base / Path(one.onnx).expanduser()).is_file() for one in recipe.teacher.candidates
+    )
 
 
 def _teacher(one: Candidate, path: Path | None, frame: Frame) -> Subject:
@@ -69,7 +71,9 @@ def _teacher(one: Candidate, path: Path | None, frame: Frame) -> Subject:
     if path is not None:
         network = Network(one.title, None, frame.classes, frame.size, frame.normalization, black_box=True, **contract)
         return Subject("teacher", f"{one.title}{at}", one.title, None, network, path)
-    return Subject("teacher", f"{name_of(one.model, one.width)}{at}", one.model, one.width, _record(one, frame, **contract))
+    return Subject(
+        "teacher", f"{name_of(one.model, one.width)}{at}", one.model, one.width, _record(one, frame, **contract)
+    )
 
 
 def student(recipe: Recipe, role: str, one: Choice, frame: Frame) -> Subject:
@@ -93,4 +97,6 @@ def neighbour(recipe: Recipe, one: Choice, frame: Frame) -> Subject | None:
 def _record(one: Choice | Candidate, frame: Frame, **more: Any) -> Network:
     width = catalog.resolve_width(catalog.info(one.model), one.width)
     source = own.source(one.model) if catalog.is_own(one.model) else None  # changed code is another network
-    return Network(one.model, width, frame.classes, frame.size, frame.normalization, source=source, taps=one.taps, **more)
+    return Network(
+        one.model, width, frame.classes, frame.size, frame.normalization, source=source, taps=one.taps, **more
+    )

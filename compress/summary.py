@@ -28,7 +28,11 @@ def ending(report: Mapping[str, Any], folder: Path) -> str:
     """The last line: the verdict and where the report is."""
     rows = report.get("requirements") or []
     met = sum(row.get("verdict") == "passed" for row in rows)
-    said = f"{report['status']}: {met} of {len(rows)} requirements met" if rows else "done: the recipe sets no requirement, so nothing was judged"
+    said = (
+        f"{report['status']}: {met} of {len(rows)} requirements met"
+        if rows
+        else "done: the recipe sets no requirement, so nothing was judged"
+    )
     return f"{said}; report: {folder / 'report.html'}"
 
 
@@ -53,7 +57,10 @@ def _table(report: Mapping[str, Any]) -> list[str]:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
-        "  ".join([row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))]) for row in rows
+        "  ".join(
+            [row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
     ]
 
 

@@ -21,7 +21,9 @@ from compress.schedule import SIDE, rows_at_once
 from compress.store import locked
 
 MEMORY_LIMIT = 2 * 2**30  # bytes; beyond it the teacher simply runs
-PARTS = {"cuda": 4}  # rows ahead come in so many sizes: cuDNN prepares its kernels for each number of rows anew, and what is not known is any number
+PARTS = {
+    "cuda": 4
+}  # rows ahead come in so many sizes: cuDNN prepares its kernels for each number of rows anew, and what is not known is any number
 # Pixels of pictures that it is asked for at once, or a window of steps; asking waits for all steps before it: of CIFAR once an epoch.
 AHEAD = 64 * 2**20
 EVEN = 16  # rows on a CPU are a multiple of: few rows, and with several threads odd ones, take another matrix kernel, whose last bits differ
@@ -40,10 +42,20 @@ class TeacherCache:
     """
 
     def __init__(
-        self, forward: Callable[[Tensor], Tensor], *, pictures: int, views: int, classes: int, device: str, folder: Path | None,
-        warn: Callable[[str], None], remember: bool = True, image_size: int = SIDE, recordable: bool = True,
+        self,
+        forward: Callable[[Tensor], Tensor],
+        *,
+        pictures: int,
+        views: int,
+        classes: int,
+        device: str,
+        folder: Path | None,
+        warn: Callable[[str], None],
+        remember: bool = True,
+        image_size: int = SIDE,
+        recordable: bool = True,
         runs_on: str | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.forward, self.warn = forward, warn
         self.image_size = image_size
         self.recordable, self.device, self.classes, self.runs_on = recordable, device, classes, runs_on or device
@@ -79,7 +91,9 @@ class TeacherCache:
         """
         most, even = self._sizes()
         if not self.enabled:
-            return torch.cat([self._run(pixels(*part), even) for part in zip(index.split(most), view.split(most), strict=True)])
+            return torch.cat(
+                [self._run(pixels(*part), even) for part in zip(index.split(most), view.split(most), strict=True)]
+            )
         self.opened()
         slot = self.slot[index, view].long()
         unknown = torch.nonzero(slot < 0).squeeze(1)
@@ -96,7 +110,9 @@ class TeacherCache:
                 self._remember(some, views, fresh)
             elif not self.full:
                 self.full = True
-                self.warn(f"teacher logits: {self.used:,} rows fill the {MEMORY_LIMIT / 2**20:,.0f} MiB that they may take; for other views the teacher runs")
+                self.warn(
+                    f"teacher logits: {self.used:,} rows fill the {MEMORY_LIMIT / 2**20:,.0f} MiB that they may take; for other views the teacher runs"
+                )
         return out
 
     def answer(self, known: Tensor | None, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -135,9 +151,16 @@ class TeacherCache:
             with locked(self.file.with_suffix(".lock")):
                 self._load()
                 index, view = torch.nonzero(self.slot >= 0, as_tuple=True)
-                rows = self.logits[: self.used].cpu()[self.slot[index, view].long().cpu()]  # a card may have no room for a copy
+                rows = self.logits[: self.used].cpu()[
+                    self.slot[index, view].long().cpu()
+                ]  # a card may have no room for a copy
                 with replacing(self.file) as stream:
-                    np.savez(stream, index=index.cpu().numpy().astype(np.int32), view=view.cpu().numpy().astype(np.int32), logits=rows.numpy())
+                    np.savez(
+                        stream,
+                        index=index.cpu().numpy().astype(np.int32),
+                        view=view.cpu().numpy().astype(np.int32),
+                        logits=rows.numpy(),
+                    )
                 self._read = _version(self.file)
         except (OSError, torch.OutOfMemoryError) as error:
             if not self._told:
@@ -180,7 +203,10 @@ class TeacherCache:
         if file is None or not file.is_file() or (version := _version(file)) == self._read:
             return
         try:
-            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:  # opened here: numpy leaves a damaged one open
+            with (
+                file.open("rb") as stream,
+                np.load(stream, allow_pickle=False) as data,
+            ):  # opened here: numpy leaves a damaged one open
                 index, view, rows = (data[name] for name in ("index", "view", "logits"))
             self._check(index, view, rows)
         except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
@@ -193,8 +219,12 @@ class TeacherCache:
             self._learn(pictures, numbers, torch.from_numpy(rows).to(self.slot.device))
         else:
             count = min(len(rows), self.room)
-            self.logits = torch.from_numpy(rows[:count]).to(self.slot.device)  # itself: it may be as large as all that may be remembered
-            self.slot[pictures[:count], numbers[:count]] = torch.arange(count, dtype=torch.int32, device=self.slot.device)
+            self.logits = torch.from_numpy(rows[:count]).to(
+                self.slot.device
+            )  # itself: it may be as large as all that may be remembered
+            self.slot[pictures[:count], numbers[:count]] = torch.arange(
+                count, dtype=torch.int32, device=self.slot.device
+            )
             self.used = count
         self._read = version  # now that it is known: a card's memory may have been full
 
@@ -202,7 +232,11 @@ class TeacherCache:
         """Raises ValueError where the arrays are not this cache's."""
         if not np.isfinite(rows).all():
             raise ValueError("logits that are not finite")
-        if rows.dtype != np.float16 or rows.shape[1:] != self.logits.shape[1:] or not index.shape == view.shape == rows.shape[:1]:
+        if (
+            rows.dtype != np.float16
+            or rows.shape[1:] != self.logits.shape[1:]
+            or not index.shape == view.shape == rows.shape[:1]
+        ):
             raise ValueError(f"logits {rows.dtype} {rows.shape} for {index.shape} pictures")
         for part, limit in zip((index, view), self.slot.shape, strict=True):
             if part.dtype.kind != "i" or (len(part) and not (0 <= part.min() and part.max() < limit)):

@@ -24,16 +24,24 @@ class TeacherNetwork:
     """
 
     def __init__(
-        self, model: nn.Module, taps: Mapping[str, str], prepare: Callable[[Tensor], Tensor], autocast: Callable[[], AbstractContextManager[Any]],
-        *, batch_stats: bool, logits: TeacherCache | Literal["own"] | None,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        taps: Mapping[str, str],
+        prepare: Callable[[Tensor], Tensor],
+        autocast: Callable[[], AbstractContextManager[Any]],
+        *,
+        batch_stats: bool,
+        logits: TeacherCache | Literal["own"] | None,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tapped, self.prepare, self.autocast, self.logits = Tapped(model, taps), prepare, autocast, logits
         if batch_stats:
             for module in model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.train()
-                    module.track_running_stats = False  # in training mode: the running statistics are neither read nor written
+                    module.track_running_stats = (
+                        False  # in training mode: the running statistics are neither read nor written
+                    )
 
     @property
     def recordable(self) -> bool:

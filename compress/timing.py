@@ -27,19 +27,36 @@ PHOTO_REPEATS = 72  # enough for p90, though some be interrupted; a photo of 12 
 QUALITY = 90
 
 
-def inference(files: Mapping[str, File], images: NDArray[np.uint8], *, threads: int, warmup: int, repeats: int, seed: int) -> LatencyResult:
+def inference(
+    files: Mapping[str, File], images: NDArray[np.uint8], *, threads: int, warmup: int, repeats: int, seed: int
+) -> LatencyResult:
     """All models interleaved; the bytes that ran are those that were hashed when they were made. Raises StageError, ExportError."""
     timed = export.measure.latency(
-        {name: file.path for name, file in files.items()}, images, threads=threads, warmup=warmup, repeats=repeats, seed=seed, attempts=ATTEMPTS
+        {name: file.path for name, file in files.items()},
+        images,
+        threads=threads,
+        warmup=warmup,
+        repeats=repeats,
+        seed=seed,
+        attempts=ATTEMPTS,
     )
     for name, digest in timed.sha256.items():
         if digest != files[name].sha256:
-            raise StageError(f"validate: {name} changed while it was measured (sha256 {digest[:12]}, it was {files[name].sha256[:12]}); run again")
+            raise StageError(
+                f"validate: {name} changed while it was measured (sha256 {digest[:12]}, it was {files[name].sha256[:12]}); run again"
+            )
     return timed
 
 
 def photos_to_answers(
-    files: Mapping[str, File], photos: Sequence[File], images: NDArray[np.uint8], *, resize: int | None, threads: int, repeats: int, seed: int
+    files: Mapping[str, File],
+    photos: Sequence[File],
+    images: NDArray[np.uint8],
+    *,
+    resize: int | None,
+    threads: int,
+    repeats: int,
+    seed: int,
 ) -> tuple[LatencyResult, str]:
     """Time from the bytes of a picture file to logits, and what the files were: the data set's photos, or JPEGs of the stored pictures.
 
@@ -52,10 +69,20 @@ def photos_to_answers(
         return centre_crop(pictures.decode(content, (resize or size) if photos else size)[None], size)[0]
 
     timed = export.measure.photo_latency(
-        {name: file.path for name, file in files.items()}, contents, decode,
-        threads=threads, repeats=min(repeats, PHOTO_REPEATS), seed=seed, attempts=ATTEMPTS,
-    )  # fmt: skip
-    return timed, _described(contents) if photos else f"{len(contents)} JPEG files made from the stored pictures, {size} x {size} pixels, quality {QUALITY}"
+        {name: file.path for name, file in files.items()},
+        contents,
+        decode,
+        threads=threads,
+        repeats=min(repeats, PHOTO_REPEATS),
+        seed=seed,
+        attempts=ATTEMPTS,
+    )
+    return (
+        timed,
+        _described(contents)
+        if photos
+        else f"{len(contents)} JPEG files made from the stored pictures, {size} x {size} pixels, quality {QUALITY}",
+    )
 
 
 def _jpeg(image: NDArray[np.uint8]) -> bytes:
@@ -91,7 +118,9 @@ def photo_conditions(timed: LatencyResult, source: str) -> dict[str, Any]:
 def warnings(timed: LatencyResult, sustained: Mapping[str, Any] | None) -> tuple[str, ...]:
     """What a reader of the times must know."""
     tries = f" in each of {timed.attempts} attempts" if timed.attempts > 1 else ""
-    said = [f"{what}{tries}; ratios are from interleaved rounds and suffer less than times" for what in timed.disturbances]
+    said = [
+        f"{what}{tries}; ratios are from interleaved rounds and suffer less than times" for what in timed.disturbances
+    ]
     if timed.unfit is not None:
         crowded = conditions.crowded(next(iter(timed.models.values())).threads)
         again = "" if crowded else "; measure again on a quiet machine: --force validate"

@@ -92,7 +92,9 @@ def fit(
     Raises: StageError on a loss that is not finite or a process that is gone, Interrupted after Ctrl-C (a checkpoint is written first),
         UsageError for a batch too small for the method or the processes.
     """
-    training = _Training(student, method, pictures, train, normalization, taps, teacher, device, folder, progress, group, before)
+    training = _Training(
+        student, method, pictures, train, normalization, taps, teacher, device, folder, progress, group, before
+    )
     ended = None
     try:
         training.loop()
@@ -116,13 +118,40 @@ class _Training:
     """
 
     def __init__(
-        self, student: nn.Module, method: Method, pictures: Pictures, train: Train, normalization: Normalization, taps: Mapping[str, str],
-        teacher: Teaching | None, device: str, folder: Path, progress: Progress, group: Group, before: int,
-    ) -> None:  # fmt: skip
-        self.student, self.method, self.pictures, self.train, self.normalization, self.taps = student, method, pictures, train, normalization, taps
-        self.teacher, self.device, self.folder, self.progress, self.group, self.before = teacher, device, folder, progress, group, before
+        self,
+        student: nn.Module,
+        method: Method,
+        pictures: Pictures,
+        train: Train,
+        normalization: Normalization,
+        taps: Mapping[str, str],
+        teacher: Teaching | None,
+        device: str,
+        folder: Path,
+        progress: Progress,
+        group: Group,
+        before: int,
+    ) -> None:
+        self.student, self.method, self.pictures, self.train, self.normalization, self.taps = (
+            student,
+            method,
+            pictures,
+            train,
+            normalization,
+            taps,
+        )
+        self.teacher, self.device, self.folder, self.progress, self.group, self.before = (
+            teacher,
+            device,
+            folder,
+            progress,
+            group,
+            before,
+        )
         self.epochs, self.seed, count = train.epochs or 1, train.seed or 0, len(pictures.train_index)
-        smallest = max(method.smallest_batch(), schedule.smallest_batch(student, pictures.image_size, device)) * group.size
+        smallest = (
+            max(method.smallest_batch(), schedule.smallest_batch(student, pictures.image_size, device)) * group.size
+        )
         self.size = schedule.batch_size(train.batch_size, count, smallest)
         self.steps = schedule.steps(count, self.size, smallest)
         self.agreed = False
@@ -131,9 +160,17 @@ class _Training:
         self.cosine_share = self.seen / -(-self.steps // (train.trace_gradients or 1)) / group.size
         method.join(group)
         keep_freed_memory()
-        self.unsynchronise = synchronise(group, device, train.sync_batchnorm, progress.warn if group.first else lambda _: None, student, method)
+        self.unsynchronise = synchronise(
+            group, device, train.sync_batchnorm, progress.warn if group.first else lambda _: None, student, method
+        )
         self.parameters = trainable(student, method)
-        self.optimizer = sgd(self.parameters, lr=train.lr or 0.0, momentum=train.momentum, weight_decay=train.weight_decay, nesterov=train.nesterov)
+        self.optimizer = sgd(
+            self.parameters,
+            lr=train.lr or 0.0,
+            momentum=train.momentum,
+            weight_decay=train.weight_decay,
+            nesterov=train.nesterov,
+        )
         torch.manual_seed(self.seed)  # dropout; everything else has a stateless source
         self.threads_before = torch.get_num_threads()
         torch.set_num_threads(train.threads or self.threads_before)
@@ -160,23 +197,44 @@ class _Training:
 
     def _build_step(self) -> Step:
         pictures, images = self.pictures, None if isinstance(self.pictures.images, Stream) else self.pictures.images
-        mean, std = (torch.tensor(values, device=self.device) for values in (self.normalization.mean, self.normalization.std))
+        mean, std = (
+            torch.tensor(values, device=self.device) for values in (self.normalization.mean, self.normalization.std)
+        )
         return Step(
-            self.tapped, self.method, images, pictures.labels, pictures.augment, pictures.image_size, mean, std, self.teacher, self.optimizer,
-            self.parameters, self.precision, self.group, traced(self.student, self.taps) if self.train.trace_gradients else {}, pictures.distortion,
-        )  # fmt: skip
+            self.tapped,
+            self.method,
+            images,
+            pictures.labels,
+            pictures.augment,
+            pictures.image_size,
+            mean,
+            std,
+            self.teacher,
+            self.optimizer,
+            self.parameters,
+            self.precision,
+            self.group,
+            traced(self.student, self.taps) if self.train.trace_gradients else {},
+            pictures.distortion,
+        )
 
     def loop(self) -> None:
         """All epochs that are left. Raises KeyboardInterrupt between two steps after Ctrl-C."""
         if self.device == "cpu":
-            self.kernels_off, self.kernels = quicker(self.student, self.pictures.image_size, self.train.engine, self.progress.warn)
-        self.run = engine(self.train.engine, self.step, self.size, self.steps * self.epochs, self.classifier, self.progress.warn)
+            self.kernels_off, self.kernels = quicker(
+                self.student, self.pictures.image_size, self.train.engine, self.progress.warn
+            )
+        self.run = engine(
+            self.train.engine, self.step, self.size, self.steps * self.epochs, self.classifier, self.progress.warn
+        )
         with between_steps(alone=self.group.size == 1) as stop:
             while self.state.epoch <= self.epochs:
                 self._epoch(stop)
                 self._end_epoch()
                 self._keep_epoch()
-                self._stop(self.group.agree(stop.is_set(), 0))  # during validation: nothing may swallow a Ctrl-C, and decoders do not wait for long
+                self._stop(
+                    self.group.agree(stop.is_set(), 0)
+                )  # during validation: nothing may swallow a Ctrl-C, and decoders do not wait for long
         if self.teacher is not None and self.group.size > 1:
             self.teacher.merge(self.group.gather)
 
@@ -187,7 +245,10 @@ class _Training:
         self.student.train()
         self.method.train()
         self.method.start_epoch(done + 1)
-        order, view = schedule.order(self.pictures.train_index, self.seed, state.epoch, self.pictures.shards), self._views()
+        order, view = (
+            schedule.order(self.pictures.train_index, self.seed, state.epoch, self.pictures.shards),
+            self._views(),
+        )
         epoch = torch.tensor(float(done + 1), device=self.device)
         number = torch.tensor(done * self.steps + state.step, device=self.device)
         looked = time.monotonic()
@@ -217,15 +278,22 @@ class _Training:
         """The epoch's view of each picture, int64 (P,)."""
         pictures = self.pictures
         return views.views_of_epoch(
-            len(pictures.images), self.state.epoch, self.seed, pictures.augment, self.train.views, pictures.image_size,
+            len(pictures.images),
+            self.state.epoch,
+            self.seed,
+            pictures.augment,
+            self.train.views,
+            pictures.image_size,
             distorted=pictures.distortion is not None,
-        ).to(self.device)  # fmt: skip
+        ).to(self.device)
 
     def _take_step(self, batch: Batch, at: int) -> dict[str, Tensor]:
         """Take step `at` of the epoch: its losses, which the meter has noted."""
         every = self.train.trace_gradients
         losses = self.step(batch, trace=True) if every and at % every == 0 else self.run(batch)
-        self.meter.note(losses, {name: self.cosine_share if name in TRACED else len(batch.index) for name in losses}, at)
+        self.meter.note(
+            losses, {name: self.cosine_share if name in TRACED else len(batch.index) for name in losses}, at
+        )
         return losses
 
     def _end_epoch(self) -> None:
@@ -237,13 +305,23 @@ class _Training:
         row |= {name: value / count for name, value in state.sums.items()}
         if len(pictures.validation_index) and self.group.first:
             network = self.method.deployed(self.student)
-            logits = predict(network, pictures.validation(), pictures.image_size, self.normalization, device=pictures.labels.device)
+            logits = predict(
+                network, pictures.validation(), pictures.image_size, self.normalization, device=pictures.labels.device
+            )
             row["top1_validation"] = accuracy(logits, pictures.labels[pictures.validation_index])
         row["images_per_second"] = round((count - self.first * self.size) / max(seconds, 1e-9), 1)
         state.history.append(row)
         if train.keep == "best" and row.get("top1_validation", 0.0) >= (state.best or {"top1": -1.0})["top1"]:
-            copies = [{name: value.detach().clone() for name, value in module.state_dict().items()} for module in (self.student, self.method)]
-            state.best = {"top1": row.get("top1_validation", 0.0), "epoch": state.epoch, "student": copies[0], "method": copies[1]}
+            copies = [
+                {name: value.detach().clone() for name, value in module.state_dict().items()}
+                for module in (self.student, self.method)
+            ]
+            state.best = {
+                "top1": row.get("top1_validation", 0.0),
+                "epoch": state.epoch,
+                "student": copies[0],
+                "method": copies[1],
+            }
         state.sums, state.step = {}, 0
         state.epoch += 1
         self._begin()
@@ -257,7 +335,9 @@ class _Training:
         if self.teacher is not None and self.group.first and time.monotonic() - self.learnt > SAVE_SECONDS:
             self.teacher.save()
             self.learnt = time.monotonic()
-        self.group.word(None)  # the others wait here while the first process validates, not in the next step, whose messages have less time
+        self.group.word(
+            None
+        )  # the others wait here while the first process validates, not in the next step, whose messages have less time
         self.saved = time.monotonic()
 
     def _begin(self) -> None:
@@ -299,7 +379,9 @@ class _Training:
         self.hooks_off()
         self.kernels_off()
         release(self.classifier)
-        self.optimizer.zero_grad(set_to_none=True)  # what is trained ships without them, and a recording's memory goes with them
+        self.optimizer.zero_grad(
+            set_to_none=True
+        )  # what is trained ships without them, and a recording's memory goes with them
         self.unsynchronise()
         self.method.join(ALONE)
         if self.stream is not None:
@@ -316,4 +398,6 @@ class _Training:
             shipped = state.best["epoch"]
         seen = self.seen * len(state.history)
         speed = seen / max(state.seconds, 1e-9)
-        return Fitted(state.history, state.seconds, speed, self.precision, self.threads, self.kernels, shipped, card(self.device))
+        return Fitted(
+            state.history, state.seconds, speed, self.precision, self.threads, self.kernels, shipped, card(self.device)
+        )

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compress.schema import Require
-from compress.statistics import PairedDrop, certifiable_margin, pictures_for_margin, pictures_needed, pictures_needed_top1, samples_needed, wilson
+from compress.statistics import (
+    PairedDrop,
+    certifiable_margin,
+    pictures_for_margin,
+    pictures_needed,
+    pictures_needed_top1,
+    samples_needed,
+    wilson,
+)
 
 Verdict = Literal["passed", "failed", "undecided", "not judged"]
 Status = Literal["passed", "failed", "undecided"]
@@ -42,8 +50,12 @@ class Facts:
     peak_memory_bytes: int | None = None
     int8_mac_share: float | None = None
     disturbed: str | None = None  # why the timing is noisy, e.g. "other processes used 40 % of a core"
-    unfit: str | None = None  # why it is too long, and ratios are wrong in every round alike: see export.rounds.uninterrupted
-    untimed: str | None = None  # why the file could not be timed, e.g. "it is built for arm64 and this machine is x86-vnni"
+    unfit: str | None = (
+        None  # why it is too long, and ratios are wrong in every round alike: see export.rounds.uninterrupted
+    )
+    untimed: str | None = (
+        None  # why the file could not be timed, e.g. "it is built for arm64 and this machine is x86-vnni"
+    )
     sha256: str | None = None  # of the file
     precision: str | None = None  # fp32 | int8
 
@@ -78,7 +90,21 @@ def judge(require: Require, facts: Facts, where: Mapping[str, str] | None = None
         if limit is not None:
             value, interval, verdict, sentence = JUDGES[name](facts, limit)
             place = (where or {}).get(name, "")
-            rows.append(Requirement(name, facts.target, facts.file, limit, value, interval, verdict, place, sentence, facts.sha256, facts.precision))
+            rows.append(
+                Requirement(
+                    name,
+                    facts.target,
+                    facts.file,
+                    limit,
+                    value,
+                    interval,
+                    verdict,
+                    place,
+                    sentence,
+                    facts.sha256,
+                    facts.precision,
+                )
+            )
     return rows
 
 
@@ -107,16 +133,31 @@ def _side(interval: Interval, limit: float, *, at_most: bool) -> Verdict:
     return "passed" if high < bound else "failed" if low > bound else "undecided"
 
 
-def _exact(value: float | None, limit: float, what: str, show: Callable[[float], str], *, at_most: bool, untimed: str | None = None) -> Judgement:
+def _exact(
+    value: float | None,
+    limit: float,
+    what: str,
+    show: Callable[[float], str],
+    *,
+    at_most: bool,
+    untimed: str | None = None,
+) -> Judgement:
     """Judge a quantity without an interval. `untimed`: why it could not be measured."""
     if value is None:
-        return None, None, "not judged", f"{what} was not measured{f' ({untimed})' if untimed else ''}, so this limit is not judged."
+        return (
+            None,
+            None,
+            "not judged",
+            f"{what} was not measured{f' ({untimed})' if untimed else ''}, so this limit is not judged.",
+        )
     met = value <= limit if at_most else value >= limit
     bound = "limit" if at_most else "minimum"
     return value, None, "passed" if met else "failed", f"{what} is {show(value)}; the {bound} is {show(limit)}."
 
 
-def _timed(value: float | None, interval: Interval | None, limit: float, facts: Facts, what: str, unit: str, at_most: bool) -> Judgement:
+def _timed(
+    value: float | None, interval: Interval | None, limit: float, facts: Facts, what: str, unit: str, at_most: bool
+) -> Judgement:
     """Judge a timing by its interval over rounds; when it is too wide, say how many runs would settle it."""
     if value is None:
         why = f" ({facts.untimed})" if facts.untimed else ""
@@ -127,14 +168,22 @@ def _timed(value: float | None, interval: Interval | None, limit: float, facts: 
         return value, None, "undecided", f"{what} is {_number(value)}{unit} and {bound}, but {why}."
     verdict = _side(interval, limit, at_most=at_most)
     sentence = f"{what} is {_number(value)}{unit} [{_number(interval[0])}, {_number(interval[1])}]; {bound}"
-    if facts.unfit and not (at_most and verdict == "passed"):  # what meets a limit although it took too long does meet it
-        cure = "" if "; lower " in facts.unfit else ": measure again on a quiet machine"  # too many threads: a quiet machine is no cure
+    if facts.unfit and not (
+        at_most and verdict == "passed"
+    ):  # what meets a limit although it took too long does meet it
+        cure = (
+            "" if "; lower " in facts.unfit else ": measure again on a quiet machine"
+        )  # too many threads: a quiet machine is no cure
         return value, interval, "undecided", f"{sentence}, but {facts.unfit}{cure}."
     if verdict == "undecided":
         edge = interval[1] if value < limit else interval[0]
         needed = samples_needed(facts.timed_runs, value, edge, limit) if facts.timed_runs else None
         # A median outside its own bootstrap interval needs no more runs by the formula, but the verdict still does.
-        more = f"about {_count(needed)} timed runs would settle it" if needed and needed > (facts.timed_runs or 0) else "measure again"
+        more = (
+            f"about {_count(needed)} timed runs would settle it"
+            if needed and needed > (facts.timed_runs or 0)
+            else "measure again"
+        )
         noise = f"; {facts.disturbed}" if facts.disturbed else ""
         sentence += f", inside the interval: {more} (validate.repeats), on a quiet machine{noise}"
     elif facts.disturbed:
@@ -178,7 +227,11 @@ def _top1(facts: Facts, limit: float) -> Judgement:
     sentence = f"Top-1 is {_percent(value)} [{_percent(interval[0])}, {_percent(interval[1])}]; the minimum is {_percent(limit)}"
     if verdict == "undecided":
         needed = pictures_needed_top1(facts.correct, facts.images, limit)
-        more = f"about {_count(needed)} would settle it" if needed else "it sits on the minimum, so no number of them would settle it"
+        more = (
+            f"about {_count(needed)} would settle it"
+            if needed
+            else "it sits on the minimum, so no number of them would settle it"
+        )
         sentence += f". {facts.images:,} test pictures are too few to tell; {more}"
     return value, interval, verdict, sentence + "."
 
@@ -191,12 +244,20 @@ def _compression(facts: Facts, limit: float) -> Judgement:
 JUDGES: dict[str, Callable[[Facts, float], Judgement]] = {
     "max_top1_drop": _top1_drop,
     "min_top1": _top1,
-    "max_latency_ms": lambda f, limit: _timed(f.latency_ms, f.latency_ci95, limit, f, "The median latency of one picture", " ms", True),
-    "min_speedup": lambda f, limit: _timed(f.speedup, f.speedup_ci95, limit, f, "The speed-up over the teacher", "x", False),
-    "min_int8_speedup": lambda f, limit: _timed(f.int8_speedup, f.int8_speedup_ci95, limit, f, "The speed-up of int8 over the float student", "x", False),
+    "max_latency_ms": lambda f, limit: _timed(
+        f.latency_ms, f.latency_ci95, limit, f, "The median latency of one picture", " ms", True
+    ),
+    "min_speedup": lambda f, limit: _timed(
+        f.speedup, f.speedup_ci95, limit, f, "The speed-up over the teacher", "x", False
+    ),
+    "min_int8_speedup": lambda f, limit: _timed(
+        f.int8_speedup, f.int8_speedup_ci95, limit, f, "The speed-up of int8 over the float student", "x", False
+    ),
     "max_bytes": lambda f, limit: _exact(f.bytes, limit, "The file's size", _bytes, at_most=True),
     "min_compression": _compression,
-    "max_memory_bytes": lambda f, limit: _exact(f.peak_memory_bytes, limit, "Peak memory", _bytes, at_most=True, untimed=f.untimed),
+    "max_memory_bytes": lambda f, limit: _exact(
+        f.peak_memory_bytes, limit, "Peak memory", _bytes, at_most=True, untimed=f.untimed
+    ),
     "min_int8_mac_share": lambda f, limit: _exact(
         f.int8_mac_share, limit, "The integer share of the arithmetic", _percent, at_most=False, untimed=f.untimed
     ),
@@ -221,7 +282,9 @@ def _worth(drop: PairedDrop, what: str, helper: str, over: str = "", against: st
     return f"{what} hurt: {numbers}{against}" if high < 0 else f"no evidence that {helper} helped: {numbers}{against}"
 
 
-def int8_against_float(speedup: float, ci95: Sequence[float] | None, where: str = "here", unfit: str | None = None) -> str:
+def int8_against_float(
+    speedup: float, ci95: Sequence[float] | None, where: str = "here", unfit: str | None = None
+) -> str:
     """What integer arithmetic is worth on a machine, in one sentence. `speedup`: float latency / int8 latency; `where`: `here`, `on ssh://pi`.
 
     `unfit`: see `Facts`.
@@ -229,7 +292,9 @@ def int8_against_float(speedup: float, ci95: Sequence[float] | None, where: str 
     if unfit is not None:
         return f"how fast int8 is against the float student {where} is not known: {unfit}."
     if ci95 is None:
-        return f"int8 runs at {_number(speedup)}x the float student's speed {where}; without rounds there is no interval."
+        return (
+            f"int8 runs at {_number(speedup)}x the float student's speed {where}; without rounds there is no interval."
+        )
     numbers = f"{_number(speedup)}x [{_number(ci95[0])}, {_number(ci95[1])}]"
     if ci95[0] > 1:
         return f"int8 is {numbers} as fast as the float student {where}."

@@ -37,16 +37,23 @@ class Workflow:
         self.root = (self.base / Path(root).expanduser()).resolve() if root else None
         self.prepared, self.training = self._prepared()
         # in every run, whether or not the data was reused
-        self.cautions, self.doubts = (self._warned([f"data: {text}" for text in said]) for said in (self.prepared.cautions, self.prepared.warnings))
+        self.cautions, self.doubts = (
+            self._warned([f"data: {text}" for text in said])
+            for said in (self.prepared.cautions, self.prepared.warnings)
+        )
 
     def evidence(self, started: str) -> Evidence | None:
         """Run everything up to the report; None where `--until` ends it."""
-        compatible.check(self.loaded, self.settings, classes=len(self.prepared.classes), image_size=self.prepared.image_size)
+        compatible.check(
+            self.loaded, self.settings, classes=len(self.prepared.classes), image_size=self.prepared.image_size
+        )
         planned = self.choose()
         settings, store = self.settings, self.store
         if settings.quantize.scheme != "none" and self.until not in STAGES[: STAGES.index("quantize")]:
             self._targets()  # a device out of reach is said before hours of training, and a layer that is not there
-            float_layers.check(self.loaded, settings, classes=len(self.prepared.classes), image_size=self.prepared.image_size)
+            float_layers.check(
+                self.loaded, settings, classes=len(self.prepared.classes), image_size=self.prepared.image_size
+            )
         candidates, selected = self.selected()
         for row in selection.rows(candidates, selected) if selected.proxies else ():
             store.console.line(selection.proxy_line(row))
@@ -71,11 +78,18 @@ class Workflow:
         narrow = None if distant else crowded(settings.validate_.threads)
         guesses += self._warned([narrow] if narrow else [])
         measured = store.run(
-            validate.run, settings.validate_.model_copy(update={"sustained_seconds": 0}) if distant else settings.validate_,
-            models=models, samples=settings.device.samples, test=data.test(self.prepared), host=here, versions=written_by,
-            photos=data.photos(settings.data, self.root), resize=sources.store_size(settings.data), keep="always" if distant else settings.quantize.keep,
+            validate.run,
+            settings.validate_.model_copy(update={"sustained_seconds": 0}) if distant else settings.validate_,
+            models=models,
+            samples=settings.device.samples,
+            test=data.test(self.prepared),
+            host=here,
+            versions=written_by,
+            photos=data.photos(settings.data, self.root),
+            resize=sources.store_size(settings.data),
+            keep="always" if distant else settings.quantize.keep,
             own=data.photos(settings.data, self.root, settings.device.photos),
-        )  # fmt: skip
+        )
         if self.until == "validate":
             return None
         verified = self._verified(measured.bundle, here)
@@ -83,7 +97,9 @@ class Workflow:
             return None
         measured = self._settled(measured, verified)
         guesses += self._warned(guessing.of_shipped(measured))
-        self._warned([] if distant else list(measured.warnings))  # of another device's files this machine's times say nothing
+        self._warned(
+            [] if distant else list(measured.warnings)
+        )  # of another device's files this machine's times say nothing
         packaged = self._packaged(shipping(models, measured))
         if self.until == "package":
             return None
@@ -102,7 +118,13 @@ class Workflow:
             packaged=packaged,
             seconds=store.seconds,
             reused=tuple(store.reused),
-            environment={**here, "torch": written_by["torch"], "onnx": written_by["onnx"], "compress": __version__, "device": store.device},
+            environment={
+                **here,
+                "torch": written_by["torch"],
+                "onnx": written_by["onnx"],
+                "compress": __version__,
+                "device": store.device,
+            },
             command=self.loaded.command,
             started=started,
             cautions=(*guesses, *self.cautions),
@@ -137,15 +159,25 @@ class Workflow:
         asked, student = settings.teacher.proxy, settings.student.networks[0]
         start, weights = self.networks.weights(student.weights, student.model)
         network = self.networks.network(student)
-        schedule = Schedule(kind="cosine", warmup_epochs=min(settings.train.schedule.warmup_epochs or 0.0, asked.epochs / 4))
+        schedule = Schedule(
+            kind="cosine", warmup_epochs=min(settings.train.schedule.warmup_epochs or 0.0, asked.epochs / 4)
+        )
         train = settings.train.model_copy(update={"epochs": asked.epochs, "schedule": schedule, "keep": "last"})
         proxies = tuple(
             self.store.run(
-                proxy.run, settings.distill.alone(), label=label, student=network, start=start, weights=weights, teacher=one, data=self.training,
-                train=train, share=asked.share,
+                proxy.run,
+                settings.distill.alone(),
+                label=label,
+                student=network,
+                start=start,
+                weights=weights,
+                teacher=one,
+                data=self.training,
+                train=train,
+                share=asked.share,
             )
             for one, label in zip(candidates, self._labels(), strict=True)
-        )  # fmt: skip
+        )
         return candidates, selection.select(candidates, proxies)
 
     def _labels(self) -> list[str]:
@@ -156,12 +188,19 @@ class Workflow:
     def candidates(self) -> list[Trained]:
         """Every teacher candidate, each cached alone: a new student retrains no teacher. What can be wrong is found before anything is trained."""
         labels = self._labels()
-        named = [self.networks.candidate(one, label) for one, label in zip(self.settings.teacher.candidates, labels, strict=True)]
+        named = [
+            self.networks.candidate(one, label)
+            for one, label in zip(self.settings.teacher.candidates, labels, strict=True)
+        ]
         found: dict[int, Trained] = {}
-        for place in sorted(range(len(named)), key=lambda place: named[place][0].train is not None):  # finished ones first: they may miss expect_top1
+        for place in sorted(
+            range(len(named)), key=lambda place: named[place][0].train is not None
+        ):  # finished ones first: they may miss expect_top1
             config, network, weights = named[place]
             read = self.training if config.train is not None else self.training.evaluated
-            found[place] = self.store.run(teacher.train, config, label=labels[place], network=network, data=read, weights=weights)
+            found[place] = self.store.run(
+                teacher.train, config, label=labels[place], network=network, data=read, weights=weights
+            )
         return [found[place] for place in range(len(named))]
 
     def _warned(self, sentences: list[str]) -> list[str]:
@@ -179,12 +218,16 @@ class Workflow:
         config = config.model_copy(update={"root": str(self.root) if self.root else None})
         fingerprint = sources.fingerprint(config, Path())
         # What does not change the decoded arrays stays out of the key.
-        keyed = config.model_copy(update={"validation": 0.1, "calibration": 512, "normalize": None, "download": False, "workers": None})
+        keyed = config.model_copy(
+            update={"validation": 0.1, "calibration": 512, "normalize": None, "download": False, "workers": None}
+        )
         keyed = keyed.model_copy(update={"color_jitter": None, "rand_augment": None, "shards_at_once": None})
         prepared: Prepared = self.store.run(data.prepare, keyed, fingerprint=fingerprint)
         training = data.training(prepared, config)
         if training.streamed is not None:
-            held: Held = self.store.run(data.hold, None, label="validation", data=training.evaluated, fingerprint=fingerprint)
+            held: Held = self.store.run(
+                data.hold, None, label="validation", data=training.evaluated, fingerprint=fingerprint
+            )
             training = data.training(prepared, config, held)
         if config.normalize is not None:
             prepared = replace(prepared, normalization=normalized(config.normalize))
@@ -199,11 +242,21 @@ class Workflow:
         own = config.alone()  # other methods' sections are no part of the key
         train: Train = settings.train
         trained = store.run(
-            distill.run, own, label=label, student=network, start=start, weights=weights, teacher=chosen, data=self.training, train=train
+            distill.run,
+            own,
+            label=label,
+            student=network,
+            start=start,
+            weights=weights,
+            teacher=chosen,
+            data=self.training,
+            train=train,
         )
         if self.until == "distill":
             return None
-        stripped = store.run(strip.run, own, label=label, student=network, teacher=chosen, trained=trained, data=self.training)
+        stripped = store.run(
+            strip.run, own, label=label, student=network, teacher=chosen, trained=trained, data=self.training
+        )
         if self.until == "strip":
             return None
         fp32 = self._converted(label or "student", stripped.trained, stripped.predictions)
@@ -211,21 +264,34 @@ class Workflow:
             return Branch(trained, stripped, fp32, None)
         from compress.stages import quantize, tune
 
-        told: dict[str, Any] = {"model": fp32, "data": data.calibration(self.prepared, settings.data), "versions": versions()}
+        told: dict[str, Any] = {
+            "model": fp32,
+            "data": data.calibration(self.prepared, settings.data),
+            "versions": versions(),
+        }
         int8 = settings.quantize.model_copy(update={"keep": "always", "target": "auto"})
         targets = self._targets() if label == "" else self._targets()[:1]
         titles = [f"{label or 'student'}{f' {target}' if number else ''}" for number, target in enumerate(targets)]
         tuned: list[Tuned] = []
         if int8.scheme == "qat":
             more = {**told, "method": own, "trained": trained, "stripped": stripped, "teacher": chosen, "train": train}
-            tuned = [store.run(tune.run, int8, label=title, target=target, **more) for target, title in zip(targets, titles, strict=True)]
+            tuned = [
+                store.run(tune.run, int8, label=title, target=target, **more)
+                for target, title in zip(targets, titles, strict=True)
+            ]
         if self.until == "tune":
             return None
         files = [
-            store.run(quantize.run, int8, label=title, target=target, **told, **({"tuned": tuned[number]} if tuned else {}))
+            store.run(
+                quantize.run, int8, label=title, target=target, **told, **({"tuned": tuned[number]} if tuned else {})
+            )
             for number, (target, title) in enumerate(zip(targets, titles, strict=True))
         ]
-        static = store.run(quantize.run, int8.static, label="student static", target=targets[0], **told) if tuned and not label else None
+        static = (
+            store.run(quantize.run, int8.static, label="student static", target=targets[0], **told)
+            if tuned and not label
+            else None
+        )
         return Branch(trained, stripped, fp32, files[0], tuple(files[1:]), tuned[0] if tuned else None, static)
 
     def _converted(self, label: str, model: Trained, recorded: File | None) -> Exported:
@@ -236,7 +302,14 @@ class Workflow:
         config = settings.export.model_copy(update={"fixed_batch": False, "ort": False})  # the package stage's
         told = convert.preprocessing(settings.data.source, sources.store_size(settings.data), self.prepared.image_size)
         exported: Exported = self.store.run(
-            convert.run, config, label=label, model=model, recorded=recorded, data=self.training.evaluated, versions=versions(), preprocessing=told
+            convert.run,
+            config,
+            label=label,
+            model=model,
+            recorded=recorded,
+            data=self.training.evaluated,
+            versions=versions(),
+            preprocessing=told,
         )
         return exported
 
@@ -247,7 +320,9 @@ class Workflow:
             return None
         from compress.stages import package
 
-        packaged: Packaged = self.store.run(package.run, settings.export, models=models, target=self._targets()[0], versions=versions())
+        packaged: Packaged = self.store.run(
+            package.run, settings.export, models=models, target=self._targets()[0], versions=versions()
+        )
         return packaged
 
     def _targets(self) -> tuple[str, ...]:
@@ -265,7 +340,10 @@ class Workflow:
         from compress import device_limits
         from compress.stages import settle
 
-        int8, floats = (next(row["file"] for row in measured.models if row["role"] == "student" and row["precision"] == kind) for kind in ("int8", "fp32"))
+        int8, floats = (
+            next(row["file"] for row in measured.models if row["role"] == "student" and row["precision"] == kind)
+            for kind in ("int8", "fp32")
+        )
         kept, because = device_limits.keeps_int8(int8, floats, verified.rows, config.name)
         self.store.console.line(because)
         if not kept:
@@ -279,9 +357,13 @@ class Workflow:
 
         config, timing = self.settings.device, self.settings.validate_
         if not config.distant:
-            here_verified: Verified = self.store.run(device.run, config, bundle=bundle, threads=timing.threads, host=here, versions=versions())
+            here_verified: Verified = self.store.run(
+                device.run, config, bundle=bundle, threads=timing.threads, host=here, versions=versions()
+            )
             return here_verified
-        asked = Settings(name=self.loaded.name, threads=timing.threads, repeats=timing.repeats, sustained=timing.sustained_seconds)
+        asked = Settings(
+            name=self.loaded.name, threads=timing.threads, repeats=timing.repeats, sustained=timing.sustained_seconds
+        )
         verified: Verified = self.store.anew(device.distant, config, bundle=bundle, settings=asked)
         if verified.failure is not None and self.until == "device":
             raise (MissingError if verified.exit_code == MissingError.exit_code else StageError)(verified.failure)

@@ -32,7 +32,10 @@ _SYNTAX = (
     (r"mapping values are not allowed", "unexpected ':' (check the indentation, or put the text in quotes)"),
     (r"expected <block end>", "the indentation does not fit the lines above"),
     (r"expected '(,|\])' or '(\]|,)'|expected ',' or '\}'", "a bracket that is not closed, or a comma is missing"),
-    (r"expected the node content|cannot start any token", "this character cannot begin a value; put the text in quotes"),
+    (
+        r"expected the node content|cannot start any token",
+        "this character cannot begin a value; put the text in quotes",
+    ),
     (r"end of stream", "the text ends inside quotes that are not closed"),
 )
 
@@ -81,7 +84,13 @@ class Tree:
         for part in keys:
             key = part if isinstance(holder, list) else str(part)
             found.append(key)
-            inside = isinstance(holder, list) and isinstance(key, int) and key < len(holder) or isinstance(holder, dict) and key in holder
+            inside = (
+                isinstance(holder, list)
+                and isinstance(key, int)
+                and key < len(holder)
+                or isinstance(holder, dict)
+                and key in holder
+            )
             holder = holder[key] if inside else None
         return tuple(found)
 
@@ -145,7 +154,9 @@ def read(path: Path) -> Tree:
     if tree.problems and tree.data is None:
         raise RecipeError(tree.problems)
     if tree.data is None:
-        raise RecipeError([Problem(f"{path}:1:1", "", "the recipe is empty; it needs at least data, teacher and student")])
+        raise RecipeError(
+            [Problem(f"{path}:1:1", "", "the recipe is empty; it needs at least data, teacher and student")]
+        )
     if not isinstance(tree.data, dict):
         message = f"a recipe is made of sections (`data:`, `teacher:`, ...), not {kind(tree.data)}"
         raise RecipeError([Problem(tree.place(()).value, "", message)])
@@ -167,7 +178,13 @@ def parse(text: str, source: str, flag: int, shown: str, problems: list[Problem]
         problems.append(Problem(where(error.problem_mark or error.context_mark), shown, _syntax(error)))
         return None, {}
     except yaml.reader.ReaderError as error:
-        problems.append(Problem(source, shown, f"a character that YAML does not allow (code {error.character}, position {error.position})"))
+        problems.append(
+            Problem(
+                source,
+                shown,
+                f"a character that YAML does not allow (code {error.character}, position {error.position})",
+            )
+        )
         return None, {}
     except RecursionError:
         problems.append(Problem(source, shown, "nested too deeply"))
@@ -207,7 +224,11 @@ def kind(value: Any) -> str:
         return "a section"
     if isinstance(value, list):
         return "a list"
-    return {None: "nothing", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+    return (
+        {None: "nothing", True: "true", False: "false"}[value]
+        if value is None or isinstance(value, bool)
+        else str(value)
+    )
 
 
 class _Unsupported(yaml.MarkedYAMLError):
@@ -221,7 +242,9 @@ class _Loader(yaml.SafeLoader):
         event: Any = self.peek_event()
         mark: Any = event.start_mark
         if isinstance(event, yaml.AliasEvent):
-            raise _Unsupported(None, None, "an alias (*name) is not supported; write the value out, or put the text in quotes", mark)
+            raise _Unsupported(
+                None, None, "an alias (*name) is not supported; write the value out, or put the text in quotes", mark
+            )
         if getattr(event, "tag", None) not in (None, "!"):
             raise _Unsupported(None, None, "a tag (!name) is not supported; put the text in quotes", mark)
         return super().compose_node(parent, index)
@@ -265,7 +288,9 @@ def changed(text: str, values: Mapping[Keys, str]) -> str:
             spans.append((start, start, f"{keys[0]}: {word}{behind}"))
         else:
             start, end = node.start_mark.index, node.end_mark.index
-            spans.append((start, end, f" {word}" if start == end else f"{word}\n" if node.style in ("|", ">") else word))
+            spans.append(
+                (start, end, f" {word}" if start == end else f"{word}\n" if node.style in ("|", ">") else word)
+            )
     for start, end, word in sorted(spans, reverse=True):
         text = text[:start] + word + text[end:]
     return text

@@ -14,7 +14,16 @@ from export.provider import Placement
 from export.runtime import Model, runs_on
 from export.timings import LatencyResult
 
-CONDITIONS = ("threads", "spinning", "governor", "cpu_features", "rounds", "attempts", "other_cores", "unfit")  # of a measurement, in each timed row
+CONDITIONS = (
+    "threads",
+    "spinning",
+    "governor",
+    "cpu_features",
+    "rounds",
+    "attempts",
+    "other_cores",
+    "unfit",
+)  # of a measurement, in each timed row
 
 
 def _answers(model: Model, entry: dict[str, Any], samples: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -27,7 +36,9 @@ def _answers(model: Model, entry: dict[str, Any], samples: dict[str, np.ndarray]
     if entry["max_abs_diff"] is not None:
         right = difference <= entry["max_abs_diff"]
     else:  # one picture may always differ, or few samples would fail on a single tie
-        right = bool(np.isfinite(logits).all()) and int((~same).sum()) <= max(1, int((1 - entry["min_agreement"]) * count))
+        right = bool(np.isfinite(logits).all()) and int((~same).sum()) <= max(
+            1, int((1 - entry["min_agreement"]) * count)
+        )
     return {
         "images": count,
         "top1": float((logits.argmax(1) == labels).mean()),
@@ -67,9 +78,20 @@ def add_latency(rows: list[dict[str, Any]], result: LatencyResult) -> None:
         timed = result.models.get(name)
         if timed is not None:
             row["latency_ms"] = {**timed.summary(), "p50_ci95": list(timings.p50_interval(result, name)[1:])}
-            row.update(first_run_ms=timed.first_run_ms, load_ms=timed.load_ms, contaminated=result.contaminated, disturbances=list(result.disturbances))
-            row["speedup_over"] = {other: list(timings.ratio(result, other, name)) for other in result.models if other != name}
-            row["conditions"] = {**{key: known[key] for key in CONDITIONS}, "drift": result.drift.get(name), "interrupted": result.interrupted.get(name)}
+            row.update(
+                first_run_ms=timed.first_run_ms,
+                load_ms=timed.load_ms,
+                contaminated=result.contaminated,
+                disturbances=list(result.disturbances),
+            )
+            row["speedup_over"] = {
+                other: list(timings.ratio(result, other, name)) for other in result.models if other != name
+            }
+            row["conditions"] = {
+                **{key: known[key] for key in CONDITIONS},
+                "drift": result.drift.get(name),
+                "interrupted": result.interrupted.get(name),
+            }
 
 
 def fitting(rows: list[dict[str, Any]], isa: str) -> str | None:

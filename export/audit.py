@@ -55,7 +55,9 @@ class Audit:
         groups: dict[tuple[str, str], list[str]] = {}
         for name, op in self.islands:
             groups.setdefault((op, self.causes[name]), []).append(name)
-        rows = [{"op": op, "cause": cause, "count": len(nodes), "nodes": nodes} for (op, cause), nodes in groups.items()]
+        rows = [
+            {"op": op, "cause": cause, "count": len(nodes), "nodes": nodes} for (op, cause), nodes in groups.items()
+        ]
         return sorted(rows, key=lambda row: -row["count"])
 
 
@@ -86,7 +88,9 @@ def audit(path: Path, *, threads: int = 1) -> Audit:
     kept = json.loads(model.session.get_modelmeta().custom_metadata_map.get(FLOAT_LAYERS, "[]"))
     told = causes.explain(islands, written, optimised, kept=frozenset(kept), x86=isa().startswith("x86"))
     again = causes.requantised(written, [(kernel.name, kernel.op) for kernel in kernels], INTEGER)
-    return Audit(integer / total, total, executed, islands, onnxruntime.__version__, runs_on(model.target, isa()), told, again)
+    return Audit(
+        integer / total, total, executed, islands, onnxruntime.__version__, runs_on(model.target, isa()), told, again
+    )
 
 
 def _profile(
@@ -127,7 +131,9 @@ def _macs(kernels: list[_Kernel], optimised: GraphProto) -> Iterator[tuple[_Kern
         if kernel.op in CONVOLUTIONS:
             shape = weights.get(nodes[kernel.name].input[CONVOLUTIONS[kernel.op]])
             if shape is None:
-                raise ExportError(f"{kernel.name}: the weights of this convolution are computed, which is not supported")
+                raise ExportError(
+                    f"{kernel.name}: the weights of this convolution are computed, which is not supported"
+                )
             positions = kernel.inputs if kernel.op == "ConvTranspose" else kernel.outputs
             yield kernel, math.prod(positions[0][1]) * math.prod(shape[1:])
         elif kernel.op in PRODUCTS:

@@ -29,9 +29,17 @@ def corrected(model: ModelProto, quantized: ModelProto, images: np.ndarray, runt
     size = images[0, ..., 0].size
     images, batch = images[: max(16, PIXELS // size)], max(1, BATCH_PIXELS // size)
     pictures = [np.ascontiguousarray(images[start : start + batch]) for start in range(0, len(images), batch)]
-    reference = _means(_session(_shown(result, [node.output[0] for node in chosen])), [node.output[0] for node in chosen], runtime, pictures, {})
+    reference = _means(
+        _session(_shown(result, [node.output[0] for node in chosen])),
+        [node.output[0] for node in chosen],
+        runtime,
+        pictures,
+        {},
+    )
     outputs = {node.name: node.output[0] for node in quantized.graph.node}
-    session = _session(_with_bias_inputs(quantized, [node.name for node in chosen], [outputs[node.name] for node in chosen]))
+    session = _session(
+        _with_bias_inputs(quantized, [node.name for node in chosen], [outputs[node.name] for node in chosen])
+    )
     values = {f"{node.name}_bias": own[node.name] for node in chosen}
     for node in chosen:
         output = outputs[node.name]
@@ -113,7 +121,11 @@ def _session(model: ModelProto) -> onnxruntime.InferenceSession:
 
 
 def _means(
-    session: onnxruntime.InferenceSession, outputs: list[str], runtime: Model, pictures: list[np.ndarray], values: dict[str, np.ndarray]
+    session: onnxruntime.InferenceSession,
+    outputs: list[str],
+    runtime: Model,
+    pictures: list[np.ndarray],
+    values: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """Mean of each output (N, C, ...) by channel, float64 (C,). Only what leads to `outputs` is computed."""
     run_options = onnxruntime.RunOptions()

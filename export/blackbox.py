@@ -54,20 +54,40 @@ def inspect(path: Path, *, image_size: int, outputs: int | None) -> BlackBox:
     model = onnx.load(str(path), load_external_data=False)
     outside = [tensor.name for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
     if outside:
-        raise ExportError(f"{path}: keeps its weights in other files ({outside[0]} ...); save it as one file: onnx.save(onnx.load(PATH), ONE_FILE)")
+        raise ExportError(
+            f"{path}: keeps its weights in other files ({outside[0]} ...); save it as one file: onnx.save(onnx.load(PATH), ONE_FILE)"
+        )
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
     if len(inputs) != 1 or len(model.graph.output) != 1:
         names = [value.name for value in (*inputs, *model.graph.output)]
-        raise ExportError(f"{path}: expected one input and one output, found {len(inputs)} and {len(model.graph.output)} ({', '.join(names)})")
+        raise ExportError(
+            f"{path}: expected one input and one output, found {len(inputs)} and {len(model.graph.output)} ({', '.join(names)})"
+        )
     layout = _layout(path, inputs[0], image_size)
     found = _answers(path, session, layout, image_size)
     if outputs is not None and found != outputs:
-        fix = "name them in their order in `classes`" if found > outputs else "it cannot teach a class that it does not know"
+        fix = (
+            "name them in their order in `classes`"
+            if found > outputs
+            else "it cannot teach a class that it does not know"
+        )
         raise ExportError(f"{path}: answers {found} values a picture, but {outputs} classes are expected; {fix}")
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    params = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16))
-    return BlackBox(layout, found, opset, model.ir_version, len(model.graph.node), params, _macs(model, inputs[0].name, layout, image_size))
+    params = sum(
+        int(np.prod(tensor.dims))
+        for tensor in model.graph.initializer
+        if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
+    )
+    return BlackBox(
+        layout,
+        found,
+        opset,
+        model.ir_version,
+        len(model.graph.node),
+        params,
+        _macs(model, inputs[0].name, layout, image_size),
+    )
 
 
 def _layout(path: Path, value: onnx.ValueInfoProto, size: int) -> str:
@@ -75,7 +95,9 @@ def _layout(path: Path, value: onnx.ValueInfoProto, size: int) -> str:
     tensor = value.type.tensor_type
     if tensor.elem_type != TensorProto.FLOAT:
         kind = TensorProto.DataType.Name(tensor.elem_type).lower()
-        raise ExportError(f"{path}: its input {value.name!r} is {kind}, expected float (N, 3, {size}, {size}) or (N, {size}, {size}, 3)")
+        raise ExportError(
+            f"{path}: its input {value.name!r} is {kind}, expected float (N, 3, {size}, {size}) or (N, {size}, {size}, 3)"
+        )
     shape = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
     for layout, wanted in (("float_nchw", (3, size, size)), ("float_nhwc", (size, size, 3))):
         if len(shape) == 4 and all(have in (None, want) for have, want in zip(shape[1:], wanted, strict=True)):
@@ -90,7 +112,9 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(path), session_options(1), providers=["CPUExecutionProvider"])
     except SESSION_ERRORS as error:
-        raise ExportError(f"{path}: onnxruntime {onnxruntime.__version__} cannot load this file: {str(error).splitlines()[0]}") from error
+        raise ExportError(
+            f"{path}: onnxruntime {onnxruntime.__version__} cannot load this file: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _answers(path: Path, session: onnxruntime.InferenceSession, layout: str, size: int) -> int:
@@ -101,7 +125,9 @@ def _answers(path: Path, session: onnxruntime.InferenceSession, layout: str, siz
         shape = (count, 3, size, size) if layout == "float_nchw" else (count, size, size, 3)
         (answer,) = session.run(None, {value.name: np.zeros(shape, np.float32)})
     except SESSION_ERRORS as error:
-        raise ExportError(f"{path}: onnxruntime {onnxruntime.__version__} cannot run this file: {str(error).splitlines()[0]}") from error
+        raise ExportError(
+            f"{path}: onnxruntime {onnxruntime.__version__} cannot run this file: {str(error).splitlines()[0]}"
+        ) from error
     if answer.ndim != 2 or len(answer) != count or answer.dtype != np.float32:
         raise ExportError(f"{path}: its output is {answer.dtype} {answer.shape}, expected float logits (N, K)")
     return int(answer.shape[1])
@@ -117,7 +143,10 @@ def _macs(model: onnx.ModelProto, name: str, layout: str, size: int) -> int | No
             for dim, side in zip(value.type.tensor_type.shape.dim, shape, strict=True):
                 dim.dim_value = side
     inferred = onnx.shape_inference.infer_shapes(fixed).graph
-    sides = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in (*inferred.value_info, *inferred.output)}
+    sides = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.value_info, *inferred.output)
+    }
     weights = {tensor.name: numpy_helper.to_array(tensor).shape for tensor in model.graph.initializer}
     total = 0
     for node in layers(model):

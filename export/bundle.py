@@ -19,9 +19,26 @@ from export import runtime
 from export.runtime import FOREIGN, ExportError, MissingError, Model, copy_model, isa, saturates
 from export.targets import ortweb
 
-RUNTIME_FILES = tuple(f"{name}.py" for name in (
-    "__init__", "runtime", "conditions", "rounds", "timings", "measure", "photos", "provider", "sustained", "answers", "verify"))  # fmt: skip
-PAGE, PAGE_FILES = "page", ("page.js", "photos.js", "style.css", "verify.js")  # beside index.html: the bundle's own page, for browsers
+RUNTIME_FILES = tuple(
+    f"{name}.py"
+    for name in (
+        "__init__",
+        "runtime",
+        "conditions",
+        "rounds",
+        "timings",
+        "measure",
+        "photos",
+        "provider",
+        "sustained",
+        "answers",
+        "verify",
+    )
+)
+PAGE, PAGE_FILES = (
+    "page",
+    ("page.js", "photos.js", "style.css", "verify.js"),
+)  # beside index.html: the bundle's own page, for browsers
 FLOAT_TOLERANCE = 1e-3  # of the largest logit, at least of 1: float kernels of two CPUs differ by far less, a wrong kernel by far more
 INT8_AGREEMENT = 0.95  # integer kernels round differently between instruction sets; a wrong kernel agrees at chance
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first moment: equal contents give equal bytes
@@ -61,8 +78,15 @@ class Bundle:
 
 
 def write(
-    folder: Path, models: Sequence[Shipped], images: np.ndarray, labels: np.ndarray, *, title: str = "model", min_runtime: str = "1.19",
-    resize: int | None = None, own: Sequence[Path] = (),
+    folder: Path,
+    models: Sequence[Shipped],
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    title: str = "model",
+    min_runtime: str = "1.19",
+    resize: int | None = None,
+    own: Sequence[Path] = (),
 ) -> Bundle:
     """Write `folder` anew and `folder.zip` beside it; expected logits come from this machine's onnxruntime (where its kernels would saturate: the
     file's operators one by one).
@@ -84,7 +108,9 @@ def write(
     _page(partial)
     shipped = max(models, key=lambda model: (model.role == "student", model.precision == "int8"))
     contract = Model.load(shipped.path).contract  # not the teacher's: that may be a file of another project
-    text = _README.format(title=title, classes=len(contract.classes), size=contract.image_size, file=shipped.path.name, web=ortweb.VERSION)
+    text = _README.format(
+        title=title, classes=len(contract.classes), size=contract.image_size, file=shipped.path.name, web=ortweb.VERSION
+    )
     (partial / "README.md").write_text(text, encoding="utf-8")
     (partial / "requirements.txt").write_text(f"numpy>=1.21\nonnxruntime>={min_runtime}\n", encoding="utf-8")
     _write_manifest(partial, [entry for entry, _ in entries], contract, len(images), photos)
@@ -102,10 +128,21 @@ def _check(models: Sequence[Shipped], images: np.ndarray, labels: np.ndarray) ->
         if (model.precision == "int8") != (model.target is not None):
             raise ExportError(f"{model.path.name}: int8 files name their target, float files have none")
     names = [model.path.name for model in models]
-    if len(set(names)) != len(names) or set(names) & {"README.md", "samples.npz", "manifest.json", "index.html", "export", PAGE, "photos", "photos.npz"}:
+    if len(set(names)) != len(names) or set(names) & {
+        "README.md",
+        "samples.npz",
+        "manifest.json",
+        "index.html",
+        "export",
+        PAGE,
+        "photos",
+        "photos.npz",
+    }:
         raise ExportError(f"models of a bundle need names of their own, not {', '.join(names)}")
     if len(images) == 0 or len(images) != len(labels):
-        raise ExportError(f"a bundle needs as many labels as pictures, at least one; got {len(labels)} and {len(images)}")
+        raise ExportError(
+            f"a bundle needs as many labels as pictures, at least one; got {len(labels)} and {len(images)}"
+        )
 
 
 def _ship(shipped: Shipped, folder: Path, images: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
@@ -113,7 +150,9 @@ def _ship(shipped: Shipped, folder: Path, images: np.ndarray) -> tuple[dict[str,
     copy_model(shipped.path, folder / shipped.path.name)
     model = Model.load(shipped.path, as_written=saturates(shipped.target, isa()))
     if model.target != shipped.target:
-        raise ExportError(f"{shipped.path.name}: the file says that it was built for {model.target}, not for {shipped.target}")
+        raise ExportError(
+            f"{shipped.path.name}: the file says that it was built for {model.target}, not for {shipped.target}"
+        )
     logits = model.run(images)
     entry = {
         "file": shipped.path.name,
@@ -123,14 +162,22 @@ def _ship(shipped: Shipped, folder: Path, images: np.ndarray) -> tuple[dict[str,
         **_described(folder / shipped.path.name),
         "normalize": {"mean": list(model.contract.mean), "std": list(model.contract.std)},
         "layout": model.contract.layout,
-        **({name: getattr(model.contract, name) for name in ("channels", "order", "own_size")} if model.contract.made_by == FOREIGN else {}),
-        "max_abs_diff": FLOAT_TOLERANCE * max(1.0, float(np.abs(logits).max())) if shipped.precision == "fp32" else None,
+        **(
+            {name: getattr(model.contract, name) for name in ("channels", "order", "own_size")}
+            if model.contract.made_by == FOREIGN
+            else {}
+        ),
+        "max_abs_diff": FLOAT_TOLERANCE * max(1.0, float(np.abs(logits).max()))
+        if shipped.precision == "fp32"
+        else None,
         "min_agreement": 1.0 if shipped.precision == "fp32" else INT8_AGREEMENT,
     }
     return entry, logits
 
 
-def _photos(folder: Path, models: Sequence[Shipped], images: np.ndarray, resize: int, own: Sequence[Path]) -> dict[str, Any]:
+def _photos(
+    folder: Path, models: Sequence[Shipped], images: np.ndarray, resize: int, own: Sequence[Path]
+) -> dict[str, Any]:
     """Draw the photos; their manifest entry. Beside them `photos.npz`: the right pixels, what faults would give, every model's logits."""
     from export import photoset
 
@@ -155,7 +202,9 @@ def npz_layout(path: Path) -> dict[str, dict[str, Any]]:
     found = {}
     with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
         for member in archive.infolist():
-            stream.seek(member.header_offset + 26)  # the local header's last two fields: lengths of the name and of the extra field
+            stream.seek(
+                member.header_offset + 26
+            )  # the local header's last two fields: lengths of the name and of the extra field
             skipped = int.from_bytes(stream.read(2), "little") + int.from_bytes(stream.read(2), "little")
             stream.seek(skipped, os.SEEK_CUR)
             version = np.lib.format.read_magic(stream)
@@ -163,7 +212,11 @@ def npz_layout(path: Path) -> dict[str, dict[str, Any]]:
             shape, fortran, dtype = header(stream)
             if member.compress_type != zipfile.ZIP_STORED or fortran or dtype.byteorder == ">":
                 raise ExportError(f"{path.name}: {member.filename} is not stored plainly")
-            found[member.filename.removesuffix(".npy")] = {"offset": stream.tell(), "dtype": dtype.name, "shape": list(shape)}
+            found[member.filename.removesuffix(".npy")] = {
+                "offset": stream.tell(),
+                "dtype": dtype.name,
+                "shape": list(shape),
+            }
     return found
 
 
@@ -176,7 +229,13 @@ def _listed(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def _write_manifest(folder: Path, entries: list[dict[str, Any]], contract: runtime.Contract, pictures: int, photos: dict[str, Any] | None) -> None:
+def _write_manifest(
+    folder: Path,
+    entries: list[dict[str, Any]],
+    contract: runtime.Contract,
+    pictures: int,
+    photos: dict[str, Any] | None,
+) -> None:
     manifest = {
         "schema": 1,
         "made_by": contract.made_by,

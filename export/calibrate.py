@@ -30,7 +30,9 @@ LEVELS = 256  # of an 8-bit activation
 BATCH_BYTES = 96 << 20  # activations held at once
 LARGEST_BATCH = 32
 CHUNK = 1 << 18  # values counted at once: their indices stay in the processor's cache
-LEAST_VALUES = 8 * BINS  # below it a histogram has no shape to speak of, and the entropy calibrator keeps the whole range
+LEAST_VALUES = (
+    8 * BINS
+)  # below it a histogram has no shape to speak of, and the entropy calibrator keeps the whole range
 CANDIDATES = 64  # ranges that the entropy calibrator tries beside the whole one
 EPSILON = 1e-6  # share that an empty level is given, so that the divergence stays finite
 VERSION = 1  # of the numbers; part of the cache's key
@@ -83,7 +85,14 @@ def _collect(model: ModelProto, images: np.ndarray, runtime: Model) -> Statistic
     for values in _batches(session, names, images, runtime, batch):
         for index, value in enumerate(values):
             low[index], high[index] = min(low[index], value.min()), max(high[index], value.max())
-    wrong = next((name for name, least, most in zip(names, low, high, strict=True) if not (np.isfinite(least) and np.isfinite(most))), None)
+    wrong = next(
+        (
+            name
+            for name, least, most in zip(names, low, high, strict=True)
+            if not (np.isfinite(least) and np.isfinite(most))
+        ),
+        None,
+    )
     if wrong is not None:
         raise ExportError(f"calibration: activation {wrong} is not finite on the calibration pictures")
     counts, zeros = np.zeros((len(names), BINS), np.int64), np.zeros(len(names), np.int64)
@@ -121,7 +130,10 @@ def activations(model: ModelProto) -> tuple[str, ...]:
     return tuple(
         name
         for name in names
-        if name in known and name not in weights and name not in merged and known[name].type.tensor_type.elem_type == TensorProto.FLOAT
+        if name in known
+        and name not in weights
+        and name not in merged
+        and known[name].type.tensor_type.elem_type == TensorProto.FLOAT
     )
 
 
@@ -134,7 +146,10 @@ def fused(model: ModelProto) -> dict[str, str]:
 
 def _batch_size(model: ModelProto) -> int:
     """Pictures a batch so that their activations stay within BATCH_BYTES; one where shapes are not known."""
-    known = {value.name: value.type.tensor_type.shape.dim for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)}
+    known = {
+        value.name: value.type.tensor_type.shape.dim
+        for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)
+    }
     sizes = [[dim.dim_value for dim in known[name]][1:] for name in activations(model)]
     if any(0 in size for size in sizes):
         return 1
@@ -150,11 +165,15 @@ def _session(model: ModelProto, names: tuple[str, ...]) -> onnxruntime.Inference
     options = session_options(1)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_mem_pattern = False
-    options.enable_cpu_mem_arena = False  # an arena keeps what its largest batch needed, and outputs are handed out of it anyway
+    options.enable_cpu_mem_arena = (
+        False  # an arena keeps what its largest batch needed, and outputs are handed out of it anyway
+    )
     try:
         return onnxruntime.InferenceSession(shown.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except SESSION_ERRORS as error:
-        raise ExportError(f"calibration: onnxruntime cannot run the prepared graph: {str(error).splitlines()[0]}") from error
+        raise ExportError(
+            f"calibration: onnxruntime cannot run the prepared graph: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _batches(
@@ -168,7 +187,9 @@ def _batches(
         yield [feed[name] if name in inputs else found[name] for name in names]
 
 
-def ranges(statistics: Statistics, calibrate: str, percentile: float = LEAST_PERCENTILE) -> dict[str, tuple[float, float]]:
+def ranges(
+    statistics: Statistics, calibrate: str, percentile: float = LEAST_PERCENTILE
+) -> dict[str, tuple[float, float]]:
     """(low, high) of each activation, low <= 0 <= high.
 
     minmax: what was seen. percentile: from the (1 - p) / 2 quantile to the (1 + p) / 2 one. entropy: see `entropy_range`.
@@ -246,7 +267,9 @@ def _load(path: Path) -> Statistics | None:
     """A stored collection; None where there is none or it is damaged, and then it is made again."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            return Statistics(tuple(stored["names"].tolist()), *(stored[name] for name in ("low", "high", "counts", "zeros")))
+            return Statistics(
+                tuple(stored["names"].tolist()), *(stored[name] for name in ("low", "high", "counts", "zeros"))
+            )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
@@ -254,7 +277,9 @@ def _load(path: Path) -> Statistics | None:
 def _save(path: Path, made: Statistics) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
-    np.savez_compressed(partial, names=np.array(made.names), low=made.low, high=made.high, counts=made.counts, zeros=made.zeros)
+    np.savez_compressed(
+        partial, names=np.array(made.names), low=made.low, high=made.high, counts=made.counts, zeros=made.zeros
+    )
     os.replace(partial, path)
 
 

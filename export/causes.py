@@ -42,7 +42,9 @@ def explain(
     while missing := [name for name in names if name not in told]:
         found = {name: told[other] for name in missing for other in beside[name] if other in told}
         if not found:
-            rest = S8_ON_X86 if x86 and file.int8_activations else "what it reads or computes is not quantised in the file"
+            rest = (
+                S8_ON_X86 if x86 and file.int8_activations else "what it reads or computes is not quantised in the file"
+            )
             return {**told, **dict.fromkeys(missing, rest)}
         told.update(found)
     return told
@@ -52,7 +54,11 @@ def requantised(written: GraphProto, kernels: Iterable[tuple[str, str]], integer
     """Layers whose weights are float in the file and whose kernel (name, op) is an integer one: WeightBiasQuantization's work."""
     file = _File(written)
     ran = {node.name for name, op in kernels if op in integer and (node := file.origin(name, op)) is not None}
-    return tuple(node.name for node in written.node if node.op_type in LAYERS and node.name in ran and file.has_float_weights(node))
+    return tuple(
+        node.name
+        for node in written.node
+        if node.op_type in LAYERS and node.name in ran and file.has_float_weights(node)
+    )
 
 
 class _File:
@@ -65,7 +71,8 @@ class _File:
         self.stored = {tensor.name: tensor for tensor in written.initializer}
         self.quantized = any(node.op_type == "QuantizeLinear" for node in written.node)
         self.int8_activations = any(
-            node.op_type == "QuantizeLinear" and len(node.input) > 2 and self._type(node.input[2]) == TensorProto.INT8 for node in written.node
+            node.op_type == "QuantizeLinear" and len(node.input) > 2 and self._type(node.input[2]) == TensorProto.INT8
+            for node in written.node
         )
 
         self._aliases = {output: node for node in written.node for output in node.output} | self.nodes
@@ -137,5 +144,9 @@ def _neighbours(executed: GraphProto, islands: Collection[str]) -> dict[str, lis
         for name in node.output:
             yield from (reader.name for reader in readers.get(name, []))
 
-    found = {node.name: [other for other in around(node) if other in islands] for node in executed.node if node.name in islands}
+    found = {
+        node.name: [other for other in around(node) if other in islands]
+        for node in executed.node
+        if node.name in islands
+    }
     return {name: found.get(name, []) for name in islands}

@@ -16,7 +16,22 @@ BUSY_CORES = 0.05  # of one core, used by other processes: above it a measuremen
 TICKS_OF_SLACK = 2  # /proc/stat counts whole ticks
 ROUND_TICKS = 10  # a round shorter than so many ticks has no load of its own: one tick would be a tenth of a core
 # Instruction sets that decide which kernels run.
-FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "sve", "bf16")
+FEATURES = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "sve",
+    "bf16",
+)
 
 Busy = Tuple[float, float]  # CPU seconds: of everybody, of this process
 
@@ -36,7 +51,11 @@ def _allowed() -> List[int]:
 def crowded(threads: int) -> Optional[str]:
     """What is wrong where more threads compute than there are cores for this process; None where there are enough."""
     count = len(_allowed())
-    return None if threads <= count else f"{threads} threads on {count} core{'' if count == 1 else 's'} interrupt each other; lower validate.threads"
+    return (
+        None
+        if threads <= count
+        else f"{threads} threads on {count} core{'' if count == 1 else 's'} interrupt each other; lower validate.threads"
+    )
 
 
 def isa_of(machine: str, flags: str) -> str:

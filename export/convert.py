@@ -54,7 +54,9 @@ class Parity:
     largest: float
 
 
-def to_onnx(model: nn.Module, path: Path, contract: Contract, *, opset: int = 18, pictures: np.ndarray | None = None) -> Exported:
+def to_onnx(
+    model: nn.Module, path: Path, contract: Contract, *, opset: int = 18, pictures: np.ndarray | None = None
+) -> Exported:
     """Export `model`, float32 (N, 3, H, W) to logits (N, K), as one file with a dynamic batch.
 
     With `uint8_nhwc` the graph takes pixels and normalises them itself. `pictures` uint8 (N, H, W, 3) judge the rewrites; noise without.
@@ -93,7 +95,9 @@ def fixed_batch(source: Path, target: Path) -> float:
     difference = float(np.abs(expected.astype(np.float64) - fixed.run(images, batch=1)).max())
     if not difference <= rewrites.PARITY * float(np.abs(expected).max()):
         target.unlink()
-        raise ExportError(f"{target.name}: with a fixed batch the logits differ from those of {source.name} by {difference:.3g}")
+        raise ExportError(
+            f"{target.name}: with a fixed batch the logits differ from those of {source.name} by {difference:.3g}"
+        )
     return difference
 
 
@@ -108,7 +112,14 @@ def parity(model: nn.Module, path: Path, images: np.ndarray, *, batch: int = 64)
     if not np.isfinite(difference).all():
         raise ExportError(f"{path.name}: logits that are not finite")
     agreement = float((expected.argmax(1) == found.argmax(1)).mean())
-    return Parity(float(difference.max()), float(difference.mean()), agreement, len(images), found.argmax(1), float(np.abs(expected).max()))
+    return Parity(
+        float(difference.max()),
+        float(difference.mean()),
+        agreement,
+        len(images),
+        found.argmax(1),
+        float(np.abs(expected).max()),
+    )
 
 
 def _frozen(model: nn.Module) -> nn.Module:
@@ -199,7 +210,9 @@ def _check_classes(network: nn.Module, contract: Contract) -> None:
     try:
         answer = _torch_logits(network, image, contract, 1)
     except RuntimeError as error:
-        raise ExportError(f"the network cannot run on {contract.image_size} pixels: {str(error).splitlines()[0]}") from error
+        raise ExportError(
+            f"the network cannot run on {contract.image_size} pixels: {str(error).splitlines()[0]}"
+        ) from error
     if answer.shape != (1, len(contract.classes)):
         raise ExportError(f"the network answers {answer.shape[1:]} for {len(contract.classes)} classes")
 

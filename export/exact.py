@@ -29,7 +29,9 @@ def logits(model: ModelProto, contract: Contract, images: np.ndarray) -> np.ndar
         raise ExportError(f"the graph cannot be evaluated in float64: {str(error).splitlines()[0]}") from error
     assert isinstance(found, np.ndarray)
     if found.dtype != np.float64:
-        raise ExportError(f"the graph's logits are {found.dtype} in a float64 evaluation: a constant or cast keeps another type")
+        raise ExportError(
+            f"the graph's logits are {found.dtype} in a float64 evaluation: a constant or cast keeps another type"
+        )
     return found
 
 

@@ -20,7 +20,9 @@ def scale_and_zero_point(low: Tensor, high: Tensor, least: int, most: int) -> tu
     device, low, high = low.device, _double(low), _double(high)
     scale = (high - low) / (most - least)
     empty = scale < TINY
-    zero_point = torch.where(empty, torch.zeros_like(scale), torch.round(least - low / torch.where(empty, torch.ones_like(scale), scale)))
+    zero_point = torch.where(
+        empty, torch.zeros_like(scale), torch.round(least - low / torch.where(empty, torch.ones_like(scale), scale))
+    )
     return torch.where(empty, torch.ones_like(scale), scale).float().to(device), zero_point.float().to(device)
 
 

@@ -22,7 +22,14 @@ _IR_OF_OPSET = {18: 8, 19: 9, 20: 9}
 
 # onnxruntime's compatibility table (its documentation, "ONNX opset support"): first release, highest opset, highest IR version.
 # 1.23 is not in the table read; its own error message names IR 11, with opset 23. Releases between two rows count as the older one.
-_RUNTIMES = (((1, 14), 18, 8), ((1, 15), 19, 8), ((1, 16), 19, 9), ((1, 17), 20, 9), ((1, 18), 21, 10), ((1, 23), 23, 11))
+_RUNTIMES = (
+    ((1, 14), 18, 8),
+    ((1, 15), 19, 8),
+    ((1, 16), 19, 9),
+    ((1, 17), 20, 9),
+    ((1, 18), 21, 10),
+    ((1, 23), 23, 11),
+)
 
 
 def opset_of(model: ModelProto) -> int:
@@ -93,7 +100,10 @@ def normalise_by_rows(model: ModelProto, channels: int = 3) -> int:
         return 0
     name = chain[-1].output[0]
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    values = [constants.get(next(part for part in node.input if part not in chain[place + 1].output)) for place, node in enumerate(chain[2:])]
+    values = [
+        constants.get(next(part for part in node.input if part not in chain[place + 1].output))
+        for place, node in enumerate(chain[2:])
+    ]
     height, width = (dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim[1:3])
     known = [value for value in values if value is not None and value.shape == (1, 3, 1, 1)]
     if len(known) != 2:
@@ -108,7 +118,9 @@ def normalise_by_rows(model: ModelProto, channels: int = 3) -> int:
         helper.make_node("Reshape", ["float_pixels", "pixel_rows"], ["float_rows"], name="float_rows"),
         helper.make_node("Mul", ["float_rows", "row_scale"], ["scaled_rows"], name="scaled_rows"),
         helper.make_node("Add", ["scaled_rows", "row_shift"], ["normalised_rows"], name="normalised_rows"),
-        helper.make_node("Reshape", ["normalised_rows", "pixel_columns"], ["normalised_pixels"], name="normalised_pixels"),
+        helper.make_node(
+            "Reshape", ["normalised_rows", "pixel_columns"], ["normalised_pixels"], name="normalised_pixels"
+        ),
         helper.make_node("Transpose", ["normalised_pixels"], [name], name="channels_first", perm=[0, 3, 1, 2]),
     ]
     replace(graph.node, nodes + [node for node in graph.node if node not in chain])
@@ -128,12 +140,24 @@ def absorb_scalar_products(model: ModelProto) -> int:
         for tensor, scalar in (node.input, reversed(node.input)):
             source, factor = behind.get(tensor), _scalar(scalar, constants, behind)
             reading = readers.get(node.output[0], [])
-            if factor is None or factor <= 0 or source is None or len(reading) != 1 or reading[0].op_type != "QuantizeLinear":
+            if (
+                factor is None
+                or factor <= 0
+                or source is None
+                or len(reading) != 1
+                or reading[0].op_type != "QuantizeLinear"
+            ):
                 continue
-            if source.op_type != "DequantizeLinear" or source.input[0] in constants or constants[source.input[1]].size != 1:
+            if (
+                source.op_type != "DequantizeLinear"
+                or source.input[0] in constants
+                or constants[source.input[1]].size != 1
+            ):
                 continue
             scale = f"{node.output[0]}_absorbed_scale"
-            graph.initializer.append(numpy_helper.from_array((constants[source.input[1]] * factor).astype(np.float32), scale))
+            graph.initializer.append(
+                numpy_helper.from_array((constants[source.input[1]] * factor).astype(np.float32), scale)
+            )
             for reader in readers[reading[0].output[0]]:
                 reader.input[0], reader.input[1], reader.input[2] = source.input[0], scale, source.input[2]
             count += 1
@@ -147,7 +171,11 @@ def _scalar(name: str, constants: dict[str, np.ndarray], behind: dict[str, NodeP
     if name in constants:
         return float(constants[name].item()) if constants[name].size == 1 else None
     node = behind.get(name)
-    if node is None or node.op_type != "DequantizeLinear" or any(part not in constants or constants[part].size != 1 for part in node.input):
+    if (
+        node is None
+        or node.op_type != "DequantizeLinear"
+        or any(part not in constants or constants[part].size != 1 for part in node.input)
+    ):
         return None
     value, scale, zero_point = (float(constants[part].item()) for part in node.input)
     return (value - zero_point) * scale
@@ -167,12 +195,18 @@ def ranks_of(model: ModelProto) -> dict[str, int]:
     """Number of axes of each tensor whose shape is known."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     values = [*graph.value_info, *graph.input, *graph.output]
-    return {value.name: len(value.type.tensor_type.shape.dim) for value in values if value.type.tensor_type.HasField("shape")}
+    return {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in values
+        if value.type.tensor_type.HasField("shape")
+    }
 
 
 def replace(field: object, values: list) -> None:
     """The content of a repeated field becomes `values`."""
-    kept = [type(value).FromString(value.SerializeToString()) for value in values]  # copies: deleting would clear the originals
+    kept = [
+        type(value).FromString(value.SerializeToString()) for value in values
+    ]  # copies: deleting would clear the originals
     del field[:]  # type: ignore[attr-defined]
     field.extend(kept)  # type: ignore[attr-defined]
 
@@ -225,7 +259,13 @@ def _machine_paths(model: ModelProto) -> Iterator[str]:
     for tensor in bare.graph.initializer:
         tensor.ClearField("raw_data")
     data = bare.SerializeToString()
-    folders = {str(Path.home()), str(Path.cwd()), sys.prefix, tempfile.gettempdir(), str(Path(__file__).resolve().parent.parent)}
+    folders = {
+        str(Path.home()),
+        str(Path.cwd()),
+        sys.prefix,
+        tempfile.gettempdir(),
+        str(Path(__file__).resolve().parent.parent),
+    }
     for folder in sorted(folders):
         if folder != os.sep and (folder.rstrip(os.sep) + os.sep).encode() in data:
             yield folder
@@ -243,7 +283,9 @@ def check(path: Path, *, opset: int) -> ModelProto:
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise ExportError(f"{path.name}: weights lie outside the file")
     for name in _unfolded_batch_norms(model.graph):
-        raise ExportError(f"{path.name}: BatchNormalization {name} stands directly behind a convolution instead of being folded into it")
+        raise ExportError(
+            f"{path.name}: BatchNormalization {name} stands directly behind a convolution instead of being folded into it"
+        )
     for text in _machine_paths(model):
         raise ExportError(f"{path.name}: the file names a path of the build machine ({text})")
     names = [value.name for value in model.graph.input], [value.name for value in model.graph.output]

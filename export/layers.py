@@ -34,7 +34,11 @@ def resolve(model: ModelProto, wanted: Sequence[str]) -> tuple[str, ...]:
             name = next((one for one in names if one.startswith(f"{word}/")), name)
         if name not in names:
             close = difflib.get_close_matches(word, names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are first, last, {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+            hint = (
+                f"did you mean {close[0]!r}?"
+                if close
+                else f"known are first, last, {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+            )
             raise ExportError(f"float_layers: the network has no layer {word!r}; {hint}")
         chosen.add(name)
     return tuple(name for name in names if name in chosen)
@@ -59,7 +63,9 @@ def keep_in_float(model: ModelProto, names: Sequence[str]) -> tuple[str, ...]:
             kept += _as_max_and_min(model, behind[0])
         else:
             node.output[0] = f"{output}_float"
-            kept += _insert(model, node, [("Max", _constant(model, f"{name}_lowest", _LOWEST))], f"{output}_float", output)
+            kept += _insert(
+                model, node, [("Max", _constant(model, f"{name}_lowest", _LOWEST))], f"{output}_float", output
+            )
     return tuple(kept)
 
 

@@ -22,7 +22,17 @@ EXACT = 1e-12  # of the largest |logit|, in float64
 BLOCK = 16
 PIXELS = 4  # of one row that the stem reads as one
 MOST = 2.0  # times as many channels that a depthwise convolution may get
-UNARY = ("Relu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "LeakyRelu", "GlobalAveragePool", "AveragePool", "MaxPool")
+UNARY = (
+    "Relu",
+    "Clip",
+    "HardSwish",
+    "HardSigmoid",
+    "Sigmoid",
+    "LeakyRelu",
+    "GlobalAveragePool",
+    "AveragePool",
+    "MaxPool",
+)
 BINARY = ("Add", "Mul", "Max", "Min")
 
 
@@ -87,7 +97,11 @@ def fill_blocks(model: ModelProto) -> int:
         if not channels or channels % BLOCK == 0 or node.output[0] in done:
             continue
         region = _region(model, node, channels, stored)
-        weights = [name for part in (*region.sources, *region.inside, *region.sinks) for name in part.input[1:3]] if region else []
+        weights = (
+            [name for part in (*region.sources, *region.inside, *region.sinks) for name in part.input[1:3]]
+            if region
+            else []
+        )
         if region is None or any(len(read[name]) != 1 for name in weights if name in stored):
             continue
         wanted = math.ceil(channels / BLOCK) * BLOCK
@@ -122,7 +136,10 @@ def _region(model: ModelProto, start: NodeProto, channels: int, stored: dict) ->
             return None
         region.tensors.add(tensor)
         for node in (behind[tensor], *readers.get(tensor, [])):
-            end = (node.output[0], tensor in node.input)  # not its name: parts of an inlined function have none; a layer may be source and sink
+            end = (
+                node.output[0],
+                tensor in node.input,
+            )  # not its name: parts of an inlined function have none; a layer may be source and sink
             if end in seen:
                 continue
             more = _join(region, node, tensor, stored, known=(end[0], not end[1]) in seen)
@@ -205,7 +222,11 @@ def read_pixels_in_fours(model: ModelProto) -> dict[str, str]:
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in stem.attribute}
     height, width = (dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:3])
     pads, kernel = list(attributes.get("pads", [0] * 4)), weight.shape[3]
-    plain = attributes.get("group", 1) == 1 and list(attributes.get("dilations", [1, 1])) == [1, 1] and b"auto_pad" not in attributes
+    plain = (
+        attributes.get("group", 1) == 1
+        and list(attributes.get("dilations", [1, 1])) == [1, 1]
+        and b"auto_pad" not in attributes
+    )
     halves = width % PIXELS == 0 and (width + pads[1] + pads[3] - kernel) // 2 + 1 == width // 2
     if not plain or list(attributes.get("strides", [1, 1])) != [2, 2] or not halves or weight.shape[1] != 3:
         return {}
@@ -230,7 +251,9 @@ def _in_fours(weight: np.ndarray, pad: int) -> tuple[np.ndarray, int, int]:
     return fours.reshape(2 * channels, 3 * PIXELS, height, last - first + 1), -first, last
 
 
-def _replace_stem(model: ModelProto, stem: NodeProto, weight: np.ndarray, pads: list[int], answers: list[int]) -> dict[str, str]:
+def _replace_stem(
+    model: ModelProto, stem: NodeProto, weight: np.ndarray, pads: list[int], answers: list[int]
+) -> dict[str, str]:
     """`answers`: their shape with channels last."""
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     name, answer = stem.name, stem.output[0]
@@ -244,12 +267,20 @@ def _replace_stem(model: ModelProto, stem: NodeProto, weight: np.ndarray, pads: 
     last = fused[0].output[0] if fused else answer
     convolved = f"{name}_in_fours"
     inputs = [stem.input[0], f"{name}_fours_weight", *bias]
-    nodes = [helper.make_node("Conv", inputs, [convolved], name=name, strides=[2, 1], pads=pads, kernel_shape=list(weight.shape[2:]))]
+    nodes = [
+        helper.make_node(
+            "Conv", inputs, [convolved], name=name, strides=[2, 1], pads=pads, kernel_shape=list(weight.shape[2:])
+        )
+    ]
     for node in fused:
-        nodes.append(helper.make_node(node.op_type, [convolved, *node.input[1:]], [f"{convolved}_active"], name=node.name))
+        nodes.append(
+            helper.make_node(node.op_type, [convolved, *node.input[1:]], [f"{convolved}_active"], name=node.name)
+        )
         convolved = f"{convolved}_active"
     nodes += [
-        helper.make_node("Transpose", [convolved], [f"{name}_fours_last"], name=f"{name}_fours_last", perm=[0, 2, 3, 1]),
+        helper.make_node(
+            "Transpose", [convolved], [f"{name}_fours_last"], name=f"{name}_fours_last", perm=[0, 2, 3, 1]
+        ),
         helper.make_node("Reshape", [f"{name}_fours_last", f"{name}_columns"], [f"{name}_twos"], name=f"{name}_twos"),
         helper.make_node("Transpose", [f"{name}_twos"], [last], name=f"{name}_twos_first", perm=[0, 3, 1, 2]),
     ]

@@ -53,7 +53,9 @@ def latency(
     `rounds.uninterrupted`. `provider`: an execution provider. Raises ExportError.
     """
     pictures = [np.ascontiguousarray(images[index : index + 1]) for index in range(len(images))]
-    return _measure(models, pictures, lambda picture: picture, threads, warmup, repeats, rounds, seed, attempts, provider)
+    return _measure(
+        models, pictures, lambda picture: picture, threads, warmup, repeats, rounds, seed, attempts, provider
+    )
 
 
 def photo_latency(
@@ -73,20 +75,43 @@ def photo_latency(
 
     Photos differ in size: without the interrupted runs the small ones would be left.
     """
-    return _measure(models, list(photos), lambda photo: decode(photo)[None], threads, warmup, repeats, rounds, seed, attempts, provider, every=True)
+    return _measure(
+        models,
+        list(photos),
+        lambda photo: decode(photo)[None],
+        threads,
+        warmup,
+        repeats,
+        rounds,
+        seed,
+        attempts,
+        provider,
+        every=True,
+    )
 
 
 def _measure(
-    models: Mapping[str, str | Path], inputs: list[Any], prepare: Callable[[Any], np.ndarray],
-    threads: int, warmup: int, repeats: int, rounds: int, seed: int, attempts: int, provider: str | None = None, every: bool = False,
-) -> LatencyResult:  # fmt: skip
+    models: Mapping[str, str | Path],
+    inputs: list[Any],
+    prepare: Callable[[Any], np.ndarray],
+    threads: int,
+    warmup: int,
+    repeats: int,
+    rounds: int,
+    seed: int,
+    attempts: int,
+    provider: str | None = None,
+    every: bool = False,
+) -> LatencyResult:
     if not models or not inputs or repeats < 1 or warmup < 0 or rounds < 1 or attempts < 1:
         raise ExportError("latency needs at least one model, one picture, one round and one run")
     digests = {name: _sha256(path) for name, path in models.items()}
     loaded = {name: Model.load(path, threads, provider) for name, path in models.items()}
     for name, model in loaded.items():
         if not runs_on(model.target, isa()):
-            raise ExportError(f"{name} was built for {model.target} and this machine is {isa()}: how long it takes here says nothing about that device")
+            raise ExportError(
+                f"{name} was built for {model.target} and this machine is {isa()}: how long it takes here says nothing about that device"
+            )
         model.check(prepare(inputs[0]))
     random = np.random.default_rng(seed)
     inputs = [inputs[index] for index in random.permutation(len(inputs))]
@@ -125,9 +150,14 @@ def _switches(threads: int) -> Callable[[], int] | None:
 
 
 def _attempt(
-    runs: dict[str, Callable[[Any], Any]], inputs: list[Any], repeats: int, rounds: int, random: np.random.Generator, threads: int,
+    runs: dict[str, Callable[[Any], Any]],
+    inputs: list[Any],
+    repeats: int,
+    rounds: int,
+    random: np.random.Generator,
+    threads: int,
     switches: Callable[[], int] | None,
-) -> Attempt:  # fmt: skip
+) -> Attempt:
     least = _LOST if threads == 1 else -np.inf  # one thread's own time says nothing of the others'
     parts: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     flags: dict[str, list[np.ndarray]] = {name: [] for name in runs}
@@ -145,7 +175,9 @@ def _attempt(
         before, since = after, now
     wall = since - start
     cores, contaminated = conditions.others(begin, before, wall)
-    return Attempt(parts, loads, None if cores is None else cores * wall, wall, contaminated, flags if switches else None)
+    return Attempt(
+        parts, loads, None if cores is None else cores * wall, wall, contaminated, flags if switches else None
+    )
 
 
 def _time(
@@ -172,11 +204,24 @@ def memory(path: str | Path, *, threads: int = 1, provider: str | None = None) -
     if not Path(path).is_file():
         raise MissingError(f"{path}: no such file")
     package = str(Path(__file__).resolve().parent.parent)
-    command = [sys.executable, "-B", "-m", "export.measure", "--memory", str(Path(path).resolve()), "--threads", str(threads)]
+    command = [
+        sys.executable,
+        "-B",
+        "-m",
+        "export.measure",
+        "--memory",
+        str(Path(path).resolve()),
+        "--threads",
+        str(threads),
+    ]
     command += ["--provider", provider] if provider else []
-    child = subprocess.run(command, cwd=package, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": package})
+    child = subprocess.run(
+        command, cwd=package, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": package}
+    )
     if child.returncode != 0:
-        raise ExportError(f"{path}: the process that measures memory failed: {(child.stderr.strip().splitlines() or ['no message'])[-1]}")
+        raise ExportError(
+            f"{path}: the process that measures memory failed: {(child.stderr.strip().splitlines() or ['no message'])[-1]}"
+        )
     return json.loads(child.stdout)["peak_memory_bytes"]
 
 
@@ -202,7 +247,9 @@ def _peak_memory(path: str, threads: int, provider: str | None) -> int | None:
 
 def main() -> int:
     """Print the peak memory of one model as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m export.measure", description="peak resident memory of this process with one model")
+    parser = argparse.ArgumentParser(
+        prog="python -m export.measure", description="peak resident memory of this process with one model"
+    )
     parser.add_argument("--memory", metavar="FILE", required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--provider")

@@ -22,7 +22,10 @@ from export.runtime import SESSION_ERRORS, TARGETS, ExportError, Model, isa, run
 _KEEPS_INT8 = {"x86-vnni": "0", "x86-avx2": "0", "arm64": "1", "web": "0"}
 # Blocked channels are stored in a width that the converting CPU has: such a file would be right on this kind of CPU only.
 _MACHINE_SPECIFIC = ["NchwcTransformer"]
-SAME, ROUNDED = 1e-3, 0.25  # of the largest logit: the same kernels; int8 kernels that round otherwise (a wrong file is off by more than all of it)
+SAME, ROUNDED = (
+    1e-3,
+    0.25,
+)  # of the largest logit: the same kernels; int8 kernels that round otherwise (a wrong file is off by more than all of it)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ def to_ort(source: Path, ort: Path, config: Path, *, target: str) -> Minimal:
         raise ExportError(f"no .ort file can be made for {target!r}; known are {', '.join(TARGETS)}")
     model = Model.load(source)
     if model.target not in (None, target):
-        raise ExportError(f"{source.name}: this int8 file was built for {model.target}; its .ort file would not be one for {target}")
+        raise ExportError(
+            f"{source.name}: this int8 file was built for {model.target}; its .ort file would not be one for {target}"
+        )
     ort.parent.mkdir(parents=True, exist_ok=True)
     _convert(source, ort, target)
     operators = _operators(ort, config)
@@ -60,9 +65,13 @@ def _convert(source: Path, ort: Path, target: str) -> None:
     options.add_session_config_entry("session.save_model_format", "ORT")
     options.add_session_config_entry("session.qdqisint8allowed", _KEEPS_INT8[target])
     try:
-        onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=_MACHINE_SPECIFIC)
+        onnxruntime.InferenceSession(
+            str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=_MACHINE_SPECIFIC
+        )
     except SESSION_ERRORS as error:
-        raise ExportError(f"{source.name}: onnxruntime cannot write this file as .ort: {str(error).splitlines()[0]}") from error
+        raise ExportError(
+            f"{source.name}: onnxruntime cannot write this file as .ort: {str(error).splitlines()[0]}"
+        ) from error
     os.replace(partial, ort)
 
 
@@ -75,7 +84,9 @@ def _operators(ort: Path, config: Path) -> tuple[str, ...]:
         create_config_from_models([ort], written, True)
         lines = [line for line in written.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     config.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return tuple(f"{domain}:{name}" for line in lines for domain, _, entries in [line.split(";", 2)] for name in _names(entries))
+    return tuple(
+        f"{domain}:{name}" for line in lines for domain, _, entries in [line.split(";", 2)] for name in _names(entries)
+    )
 
 
 def _names(entries: str) -> Iterator[str]:
@@ -101,7 +112,9 @@ def _check(model: Model, ort: Path) -> float:
     limit = (SAME if runs_on(model.target, isa()) else ROUNDED) * float(np.abs(expected).max())
     if converted.contract != model.contract or not difference <= limit:
         ort.unlink()
-        raise ExportError(f"{ort.name}: the answers differ from those of the .onnx file by {difference:.3g} (limit {limit:.3g})")
+        raise ExportError(
+            f"{ort.name}: the answers differ from those of the .onnx file by {difference:.3g} (limit {limit:.3g})"
+        )
     return difference
 
 

@@ -29,7 +29,9 @@ def attributes_of(node: NodeProto) -> dict[str, Any]:
 def operator(node: NodeProto) -> Operator:
     """What the node computes. Raises ExportError for an operator that is not known."""
     if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
-        raise ExportError(f"{node.name or node.output[0]}: the operator {node.op_type} cannot be trained; known are {', '.join(sorted(OPERATORS))}")
+        raise ExportError(
+            f"{node.name or node.output[0]}: the operator {node.op_type} cannot be trained; known are {', '.join(sorted(OPERATORS))}"
+        )
     return OPERATORS[node.op_type]
 
 
@@ -74,7 +76,12 @@ def _clip(attributes: Attributes, values: Sequence[Value]) -> Tensor:
 def _max_pool(attributes: Attributes, values: Sequence[Value]) -> Tensor:
     x, padding = _padded(_needed(values, 0), attributes, -torch.inf)
     return F.max_pool2d(
-        x, attributes["kernel_shape"], attributes.get("strides", (1, 1)), padding, attributes.get("dilations", (1, 1)), bool(attributes.get("ceil_mode"))
+        x,
+        attributes["kernel_shape"],
+        attributes.get("strides", (1, 1)),
+        padding,
+        attributes.get("dilations", (1, 1)),
+        bool(attributes.get("ceil_mode")),
     )
 
 
@@ -151,7 +158,9 @@ OPERATORS: dict[str, Operator] = {
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
     "Clip": _clip,
-    "Concat": lambda attributes, values: torch.cat([value for value in values if value is not None], dim=attributes["axis"]),
+    "Concat": lambda attributes, values: torch.cat(
+        [value for value in values if value is not None], dim=attributes["axis"]
+    ),
     "Conv": _conv,
     "Div": _pairwise(torch.div),
     "Flatten": lambda attributes, values: _needed(values, 0).flatten(attributes.get("axis", 1)),

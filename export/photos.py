@@ -20,11 +20,17 @@ FOLDER, ARRAYS = "photos", "photos.npz"
 TOLERANCE = 6.0  # mean |difference| in levels of 255: other decoders and antialiased filters stay below it, known faults mostly begin at 9
 NAMED = 6.0  # a known fault is named when it explains the pixels to this many levels
 ANOTHER_FILTER = 15.0  # the right picture, but rougher: up to here it may be resampled without antialiasing
-VARIANTS = {"squash": "squash instead of crop", "exif": "EXIF rotation ignored", "uncropped": "the whole square instead of its centre"}
+VARIANTS = {
+    "squash": "squash instead of crop",
+    "exif": "EXIF rotation ignored",
+    "uncropped": "the whole square instead of its centre",
+}
 POOLED = 64  # faults are compared on pictures of at most this side: they are coarse
 LIMIT_SECONDS = 60
 PHOTO_REPEATS = 72  # enough for p90, though some be interrupted
-Decode = Callable[[Path], Tuple[np.ndarray, Optional[str]]]  # a photo's path -> pixels float32 (S, S, 3), 0 to 255, and a doubtful normalisation
+Decode = Callable[
+    [Path], Tuple[np.ndarray, Optional[str]]
+]  # a photo's path -> pixels float32 (S, S, 3), 0 to 255, and a doubtful normalisation
 # (x - mean) / std of pixels in [0, 255], the same for each channel but for ImageNet's.
 _HABITS = {
     "pixels divided by 255 only": ((0.0,) * 3, (255.0,) * 3),
@@ -43,7 +49,9 @@ def preprocess(content: Any, resize: int, crop: int, *, squash: bool = False, up
 
     bilinear = getattr(Image, "Resampling", Image).BILINEAR  # Pillow before 9.1 has it in the module
     with Image.open(content) as opened:
-        opened.draft(None, (2 * resize, 2 * resize))  # JPEG: decoded at a half, a quarter or an eighth where twice the size is left
+        opened.draft(
+            None, (2 * resize, 2 * resize)
+        )  # JPEG: decoded at a half, a quarter or an eighth where twice the size is left
         image = ImageOps.exif_transpose(opened) if upright else opened.copy()
     if image.mode.startswith("I"):  # 16 bits of grey
         image = Image.fromarray((np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8).astype(np.uint8))
@@ -86,12 +94,24 @@ def time_to_answer(
     chosen = own or [entry["file"] for entry in listed["pictures"]]
     contents = [(folder / name).read_bytes() for name in chosen]
     timed = measure.photo_latency(
-        {file: folder / file}, contents, lambda content: preprocess(io.BytesIO(content), listed["resize"], listed["crop"]),
-        threads=threads, repeats=min(repeats, PHOTO_REPEATS), attempts=2, provider=provider,
-    )  # fmt: skip
-    summary = {**timed.models[file].summary(), "p50_ci95": list(timings.p50_interval(timed, file)[1:]), "contaminated": timed.contaminated}
+        {file: folder / file},
+        contents,
+        lambda content: preprocess(io.BytesIO(content), listed["resize"], listed["crop"]),
+        threads=threads,
+        repeats=min(repeats, PHOTO_REPEATS),
+        attempts=2,
+        provider=provider,
+    )
+    summary = {
+        **timed.models[file].summary(),
+        "p50_ci95": list(timings.p50_interval(timed, file)[1:]),
+        "contaminated": timed.contaminated,
+    }
     kind = "of your own photos" if own else "drawn photos"
-    return summary, f"{summary['p50']:.3g} ms (median of {summary['runs']} runs), Pillow {version}, {len(chosen)} {kind}"
+    return (
+        summary,
+        f"{summary['p50']:.3g} ms (median of {summary['runs']} runs), Pillow {version}, {len(chosen)} {kind}",
+    )
 
 
 def pool(images: np.ndarray) -> np.ndarray:
@@ -105,7 +125,11 @@ def pool(images: np.ndarray) -> np.ndarray:
 
 
 def check(
-    folder: Path, manifest: Dict[str, Any], models: Dict[str, Any], command: str | None = None, other: Tuple[str, Decode] | None = None
+    folder: Path,
+    manifest: Dict[str, Any],
+    models: Dict[str, Any],
+    command: str | None = None,
+    other: Tuple[str, Decode] | None = None,
 ) -> Tuple[Dict[str, Any], Dict[str, Dict[str, float]]]:
     """Decode every photo as the application would and compare pixels and answers.
 
@@ -115,7 +139,13 @@ def check(
     """
     listed = manifest.get("photos")
     if not listed:
-        return {"status": "not run", "ok": None, "decoder": None, "sentence": "photos: not run, the bundle has none", "pictures": []}, {}
+        return {
+            "status": "not run",
+            "ok": None,
+            "decoder": None,
+            "sentence": "photos: not run, the bundle has none",
+            "pictures": [],
+        }, {}
     version = pillow()
     if command is None and other is None and version is None:
         why = "photos: not run, Pillow is not installed here and no --preprocess command was given"
@@ -130,19 +160,37 @@ def check(
         pixels.append(arrays["pixels"][index] * 0 if got is None else got)
     answers = {name: _answers(model, np.stack(pixels), arrays["logits/" + name]) for name, model in models.items()}
     ok = all(row["ok"] for row in rows)
-    return {"status": "ok" if ok else "wrong", "ok": ok, "decoder": decoder, "sentence": _sentence(rows, decoder), "pictures": rows}, answers
+    return {
+        "status": "ok" if ok else "wrong",
+        "ok": ok,
+        "decoder": decoder,
+        "sentence": _sentence(rows, decoder),
+        "pictures": rows,
+    }, answers
 
 
 def _decoder(command: str | None, listed: Dict[str, Any], contract: Contract) -> Tuple[str, Decode]:
     """The application's own decoder, or Pillow."""
     if command is not None:
         return command, lambda path: _by_command(command, path, listed["crop"], contract)
-    return f"Pillow {pillow()}", lambda path: (preprocess(path, listed["resize"], listed["crop"]).astype(np.float32), None)
+    return f"Pillow {pillow()}", lambda path: (
+        preprocess(path, listed["resize"], listed["crop"]).astype(np.float32),
+        None,
+    )
 
 
-def _one(folder: Path, entry: Dict[str, Any], arrays: Dict[str, np.ndarray], index: int, decode: Decode) -> Tuple[Dict[str, Any], np.ndarray | None]:
+def _one(
+    folder: Path, entry: Dict[str, Any], arrays: Dict[str, np.ndarray], index: int, decode: Decode
+) -> Tuple[Dict[str, Any], np.ndarray | None]:
     """One photo's row, and its pixels as uint8 (S, S, 3) where there are any."""
-    row: Dict[str, Any] = {"file": entry["file"], "what": entry["what"], "mean_abs_diff": None, "ok": False, "looks_like": None, "note": None}
+    row: Dict[str, Any] = {
+        "file": entry["file"],
+        "what": entry["what"],
+        "mean_abs_diff": None,
+        "ok": False,
+        "looks_like": None,
+        "note": None,
+    }
     expected = arrays["pixels"][index]
     try:
         got, note = decode(folder / entry["file"])
@@ -175,7 +223,9 @@ def _by_command(command: str, photo: Path, side: int, contract: Contract) -> Tup
         values = np.frombuffer(done.stdout, "<f4").reshape(3, side, side).transpose(1, 2, 0)
         scale, shift = scale_and_shift(contract)
         return ((values - shift) / scale).astype(np.float32), _habit(values)
-    raise ExportError(f"the command wrote {len(done.stdout)} bytes; {side} x {side} x 3 = {side * side * 3} are one RGB picture")
+    raise ExportError(
+        f"the command wrote {len(done.stdout)} bytes; {side} x {side} x 3 = {side * side * 3} are one RGB picture"
+    )
 
 
 def _habit(values: np.ndarray) -> str | None:
@@ -192,7 +242,9 @@ def _habit(values: np.ndarray) -> str | None:
 
 def name_fault(got: np.ndarray, expected: np.ndarray, variants: Dict[str, np.ndarray]) -> str:
     """The known mistake that explains wrong pixels best: `got` and `expected` (S, S, 3), 0 to 255; `variants`: pooled, by fault."""
-    if float(got.std()) < 2 or float(((got <= 4) | (got >= 251)).mean()) > 0.95 > float(((expected <= 4) | (expected >= 251)).mean()):
+    if float(got.std()) < 2 or float(((got <= 4) | (got >= 251)).mean()) > 0.95 > float(
+        ((expected <= 4) | (expected >= 251)).mean()
+    ):
         return "wrong normalisation (the bytes are normalised or scaled values, not pixels)"
     seen, right = pool(got), pool(expected)
     geometry = {"": right, "mirrored": right[:, ::-1], "upside down": right[::-1, ::-1]}
@@ -203,11 +255,18 @@ def name_fault(got: np.ndarray, expected: np.ndarray, variants: Dict[str, np.nda
         for colour, changed in (("", picture), ("BGR", picture[..., ::-1])):
             names = [name for name in (colour, where) if name]
             error = float(np.abs(seen - changed).mean())
-            found.append((error + 0.5 * len(names) - 0.1 * (where in VARIANTS.values()), "looks like " + " and ".join(names)))
+            found.append(
+                (error + 0.5 * len(names) - 0.1 * (where in VARIANTS.values()), "looks like " + " and ".join(names))
+            )
             fitted, gain, offset = _affine(seen, changed)
             if max(abs(gain - 1)) > 0.08 or max(abs(offset)) > 8:
                 also = " and ".join([*names, "wrong normalisation"])
-                found.append((fitted + 2.0 + 0.5 * len(names), f"looks like {also} (values are {gain.mean():.2f} x {offset.mean():+.0f} of the right ones)"))
+                found.append(
+                    (
+                        fitted + 2.0 + 0.5 * len(names),
+                        f"looks like {also} (values are {gain.mean():.2f} x {offset.mean():+.0f} of the right ones)",
+                    )
+                )
     error, name = min(found)
     if error <= NAMED and name != "looks like ":
         return name
@@ -230,7 +289,11 @@ def _answers(model: Any, pixels: np.ndarray, expected: np.ndarray) -> Dict[str, 
     """How one model's answers on the decoded photos agree with the expected ones."""
     logits = model.run(np.ascontiguousarray(pixels))
     same = logits.argmax(1) == expected.argmax(1)
-    return {"photos": len(pixels), "agreement": float(same.mean()), "max_abs_diff": float(np.abs(logits.astype(np.float64) - expected).max())}
+    return {
+        "photos": len(pixels),
+        "agreement": float(same.mean()),
+        "max_abs_diff": float(np.abs(logits.astype(np.float64) - expected).max()),
+    }
 
 
 def _sentence(rows: List[Dict[str, Any]], decoder: str) -> str:
@@ -240,5 +303,8 @@ def _sentence(rows: List[Dict[str, Any]], decoder: str) -> str:
         worst = max(row["mean_abs_diff"] for row in rows)
         return f"photos: all {len(rows)} decoded by {decoder} as expected (largest mean difference {worst:.2f} of 255)"
     named = Counter(row["looks_like"] or row["note"] for row in wrong)
-    causes = "; ".join(f"{name} ({', '.join(row['what'] for row in wrong if (row['looks_like'] or row['note']) == name)})" for name, _ in named.most_common())
+    causes = "; ".join(
+        f"{name} ({', '.join(row['what'] for row in wrong if (row['looks_like'] or row['note']) == name)})"
+        for name, _ in named.most_common()
+    )
     return f"photos: {len(wrong)} of {len(rows)} decoded by {decoder} are wrong: {causes}"

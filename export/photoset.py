@@ -31,7 +31,9 @@ _WARM = np.array([1.0, 0.85, 0.65])  # of a grey picture, on which swapped chann
 _STORED = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
 
-def write(folder: Path, images: np.ndarray, resize: int, own: Sequence[Path] = ()) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def write(
+    folder: Path, images: np.ndarray, resize: int, own: Sequence[Path] = ()
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Write `folder/photos/*.jpg` around pictures uint8 (N, S, S, 3), one of each kind, and copy the user's `own` photos beside them.
 
     Own photos keep every byte, EXIF included, but not their names. Returns the manifest's entry and the arrays.
@@ -51,7 +53,9 @@ def write(folder: Path, images: np.ndarray, resize: int, own: Sequence[Path] = (
     for number, source in enumerate(own, 1):
         path = folder / photos.FOLDER / f"own{number}{source.suffix.lower()}"
         shutil.copyfile(source, path)
-        rows.append({"file": f"{photos.FOLDER}/{path.name}", "what": _described(path, number), "picture": None, "own": True})
+        rows.append(
+            {"file": f"{photos.FOLDER}/{path.name}", "what": _described(path, number), "picture": None, "own": True}
+        )
     for row in rows:
         path = folder / row["file"]
         pixels.append(photos.preprocess(path, resize, crop))
@@ -59,7 +63,14 @@ def write(folder: Path, images: np.ndarray, resize: int, own: Sequence[Path] = (
         faulty["exif"].append(photos.preprocess(path, resize, crop, upright=False))
         if "uncropped" in faulty:
             faulty["uncropped"].append(photos.preprocess(path, crop, crop))
-    spec = {"file": photos.ARRAYS, "resize": resize, "crop": crop, "filter": "bilinear, antialiased", "upright": "EXIF", "colour": "RGB"}
+    spec = {
+        "file": photos.ARRAYS,
+        "resize": resize,
+        "crop": crop,
+        "filter": "bilinear, antialiased",
+        "upright": "EXIF",
+        "colour": "RGB",
+    }
     pooled = {name: np.rint(photos.pool(np.stack(pictures))).astype(np.uint8) for name, pictures in faulty.items()}
     return {**spec, "pictures": rows}, {"pixels": np.stack(pixels), **pooled}
 
@@ -68,7 +79,9 @@ def _described(path: Path, number: int) -> str:
     with Image.open(path) as picture:
         turned = picture.getexif().get(_ORIENTATION, 1)
         mode = "" if picture.mode == "RGB" else f", {picture.mode}"
-        return f"own photo {number}: {picture.width} x {picture.height}{mode}" + (f", EXIF orientation {turned}" if turned != 1 else "")
+        return f"own photo {number}: {picture.width} x {picture.height}{mode}" + (
+            f", EXIF orientation {turned}" if turned != 1 else ""
+        )
 
 
 def _size(shape: tuple[float, float], resize: int) -> tuple[int, int]:
@@ -85,7 +98,9 @@ def _draw(picture: np.ndarray, size: tuple[int, int], border: float) -> Image.Im
     width, height = size
     across = np.linspace(0, 1, width)
     canvas = np.empty((height, width, 3), np.uint8)
-    for rows in np.array_split(np.arange(height), -(-height // _ROWS)):  # 12 megapixels of float64 would take a gigabyte
+    for rows in np.array_split(
+        np.arange(height), -(-height // _ROWS)
+    ):  # 12 megapixels of float64 would take a gigabyte
         down = np.linspace(0, 1, height)[rows, None]
         for channel, values in enumerate((230 - 200 * across, 40 + 170 * down, 30 + 110 * (across + (1 - down)))):
             canvas[rows, :, channel] = np.clip(np.rint(values), 0, 255)
@@ -93,7 +108,10 @@ def _draw(picture: np.ndarray, size: tuple[int, int], border: float) -> Image.Im
     if (picture == picture[..., :1]).all():
         picture = np.rint(picture * _WARM).astype(np.uint8)
     side = round(min(size) / border)
-    image.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC), ((width - side) // 2, (height - side) // 2))
+    image.paste(
+        Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC),
+        ((width - side) // 2, (height - side) // 2),
+    )
     return image
 
 

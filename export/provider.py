@@ -23,10 +23,15 @@ from export.runtime import CPU, MissingError, Model
 RUN_BY_SUITE = (CPU, "OpenVINOExecutionProvider")
 # The package that brings a provider, where it is not the plain one.
 PACKAGES = {
-    "OpenVINOExecutionProvider": "onnxruntime-openvino", "CUDAExecutionProvider": "onnxruntime-gpu", "TensorrtExecutionProvider": "onnxruntime-gpu",
-    "DmlExecutionProvider": "onnxruntime-directml", "QNNExecutionProvider": "onnxruntime-qnn", "MIGraphXExecutionProvider": "onnxruntime-migraphx",
-    "WebGpuExecutionProvider": "onnxruntime-webgpu", "CANNExecutionProvider": "onnxruntime-cann",
-}  # fmt: skip
+    "OpenVINOExecutionProvider": "onnxruntime-openvino",
+    "CUDAExecutionProvider": "onnxruntime-gpu",
+    "TensorrtExecutionProvider": "onnxruntime-gpu",
+    "DmlExecutionProvider": "onnxruntime-directml",
+    "QNNExecutionProvider": "onnxruntime-qnn",
+    "MIGraphXExecutionProvider": "onnxruntime-migraphx",
+    "WebGpuExecutionProvider": "onnxruntime-webgpu",
+    "CANNExecutionProvider": "onnxruntime-cann",
+}
 _RUNS = 3  # the first one compiles in some providers; the last one counts
 
 
@@ -67,7 +72,11 @@ def resolve(name: str) -> str:
         return found
     listed = next((one for one in onnxruntime.get_all_providers() if _stem(one) == _stem(name)), None)
     package = PACKAGES.get(listed or "")
-    then = f"install it with: python -m pip install {package}" if package else "it needs a build of onnxruntime that has it"
+    then = (
+        f"install it with: python -m pip install {package}"
+        if package
+        else "it needs a build of onnxruntime that has it"
+    )
     what = f"no {listed}" if listed else f"no execution provider {name!r}"
     raise MissingError(f"{what} in onnxruntime {onnxruntime.__version__} here, which has {', '.join(there)}; {then}")
 
@@ -92,7 +101,11 @@ def counted(events: List[Dict[str, Any]], provider: str, started: bool) -> Place
     for event in events:
         about = event.get("args") or {}
         if event.get("cat") == "Node" and "provider" in about and str(event.get("name")).endswith("_kernel_time"):
-            ran[str(event["name"]), str(about.get("node_index"))] = (about["provider"], about.get("op_name", "?"), float(event["dur"]))  # the last run
+            ran[str(event["name"]), str(about.get("node_index"))] = (
+                about["provider"],
+                about.get("op_name", "?"),
+                float(event["dur"]),
+            )  # the last run
     there = [one for one in ran.values() if one[0] == provider]
     elsewhere = Counter(operator for place_, operator, _ in ran.values() if place_ != provider)
     whole = sum(one[2] for one in ran.values())
@@ -100,10 +113,14 @@ def counted(events: List[Dict[str, Any]], provider: str, started: bool) -> Place
     return told(provider, len(there), len(ran), share, elsewhere, started)
 
 
-def told(provider: str, nodes: int, of: int, share: float | None, elsewhere: Dict[str, int], started: bool = True) -> Placement:
+def told(
+    provider: str, nodes: int, of: int, share: float | None, elsewhere: Dict[str, int], started: bool = True
+) -> Placement:
     """The placement with its sentence."""
     ordered = Counter(elsewhere)
-    return Placement(provider, nodes, of, share, dict(ordered.most_common()), _sentence(provider, nodes, of, share, ordered, started))
+    return Placement(
+        provider, nodes, of, share, dict(ordered.most_common()), _sentence(provider, nodes, of, share, ordered, started)
+    )
 
 
 def _sentence(provider: str, nodes: int, of: int, share: float | None, elsewhere: Counter, started: bool) -> str:
@@ -111,7 +128,11 @@ def _sentence(provider: str, nodes: int, of: int, share: float | None, elsewhere
         why = "it took none of them" if started else "it could not be started"
         return f"asked for {provider}: 0 of {of} nodes ran there, all fell back to the CPU ({why})"
     if nodes == of:
-        return f"asked for {provider}: all {of} nodes ran there" if of > 1 else f"asked for {provider}: the whole graph ran there, as one node"
+        return (
+            f"asked for {provider}: all {of} nodes ran there"
+            if of > 1
+            else f"asked for {provider}: the whole graph ran there, as one node"
+        )
     rest = ", ".join(f"{operator} x{count}" if count > 1 else operator for operator, count in elsewhere.most_common(5))
     time = "" if share is None else f", {share:.0%} of the time"
     return f"asked for {provider}: {nodes} of {of} nodes ran there{time}; on the CPU: {rest}{', ...' if len(elsewhere) > 5 else ''}"

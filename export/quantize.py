@@ -99,7 +99,9 @@ def check(settings: Settings) -> None:
         raise ExportError(f"no int8 settings for {settings.isa!r}; known are {', '.join(TARGETS)}")
     calibration.check(settings.calibrate, settings.percentile)
     if settings.reduce_range and not settings.per_channel:
-        raise ExportError(f"{settings.isa} needs per-channel weights: with its reduced range, one scale a tensor ruins compact networks")
+        raise ExportError(
+            f"{settings.isa} needs per-channel weights: with its reduced range, one scale a tensor ruins compact networks"
+        )
 
 
 def preprocessed(source: Path) -> onnx.ModelProto:
@@ -109,7 +111,9 @@ def preprocessed(source: Path) -> onnx.ModelProto:
 
     with tempfile.TemporaryDirectory() as folder, quiet():
         prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)  # the symbolic pass imports torch; batches need no symbols
+        quant_pre_process(
+            str(source), str(prepared), skip_symbolic_shape=True
+        )  # the symbolic pass imports torch; batches need no symbols
         return load_model_with_shape_infer(prepared)
 
 
@@ -142,7 +146,11 @@ class Pairs:
 
 
 def pairs(
-    prepared: Prepared, settings: Settings, ranges: dict[str, tuple[float, float]] | None = None, *, for_kernels: bool = False
+    prepared: Prepared,
+    settings: Settings,
+    ranges: dict[str, tuple[float, float]] | None = None,
+    *,
+    for_kernels: bool = False,
 ) -> Pairs:
     """Put Q/DQ pairs into the float graph. `ranges` replaces those of the calibration where they were learned.
 
@@ -161,7 +169,9 @@ def pairs(
     found |= {name: found[other] for name, other in alike.items()}
     quantized = _with_qdq(model, found, settings, exclude)
     if settings.bias_correction:
-        quantized = _with_qdq(bias.corrected(model, quantized, prepared.images, prepared.runtime), found, settings, exclude)
+        quantized = _with_qdq(
+            bias.corrected(model, quantized, prepared.images, prepared.runtime), found, settings, exclude
+        )
     graph.absorb_scalar_products(quantized)
     _float_logits(quantized)
     levels = 64 if settings.reduce_range else 127
@@ -173,7 +183,9 @@ def with_weights(prepared: Prepared, weights: Mapping[str, np.ndarray]) -> Prepa
     return replace(prepared, model=layers.with_weights(prepared.model, weights))
 
 
-def emit(prepared: Prepared, target: Path, settings: Settings, ranges: dict[str, tuple[float, float]] | None = None) -> Quantized:
+def emit(
+    prepared: Prepared, target: Path, settings: Settings, ranges: dict[str, tuple[float, float]] | None = None
+) -> Quantized:
     """Write one int8 file, and prove that what was to stay in float runs in float. `ranges`: see `pairs`. Raises ExportError."""
     made = pairs(prepared, settings, ranges, for_kernels=True)
     quantized, kept = made.quantized, made.kept
@@ -184,11 +196,21 @@ def emit(prepared: Prepared, target: Path, settings: Settings, ranges: dict[str,
         _prove_float(target)
     size, nodes = target.stat().st_size, graph.op_counts(saved)
     return Quantized(
-        settings.isa, settings.activations, "int8", settings.reduce_range, settings.per_channel, len(prepared.images), size, nodes, kept
+        settings.isa,
+        settings.activations,
+        "int8",
+        settings.reduce_range,
+        settings.per_channel,
+        len(prepared.images),
+        size,
+        nodes,
+        kept,
     )
 
 
-def _lay_out(model: onnx.ModelProto, steps: tuple[str, ...], settings: Settings, kept: tuple[str, ...]) -> dict[str, str]:
+def _lay_out(
+    model: onnx.ModelProto, steps: tuple[str, ...], settings: Settings, kept: tuple[str, ...]
+) -> dict[str, str]:
     """Lay the graph out as the target's kernels want it; returns its new tensors with the known ones of equal values.
 
     Measured on x86 only, so others keep the plain one; a stem that stays in float keeps its three channels, which float kernels like better.
@@ -211,7 +233,8 @@ def _with_qdq(
     own = onnx.ModelProto()
     own.CopyFrom(model)
     numbers = {
-        name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in calibration.with_fused(ranges, own).items()
+        name: TensorData(lowest=np.float32(low), highest=np.float32(high))
+        for name, (low, high) in calibration.with_fused(ranges, own).items()
     }
     with quiet():
         quantizer = QDQQuantizer(
@@ -263,7 +286,11 @@ def _float_logits(model: onnx.ModelProto) -> None:
     if dequantize.op_type != "DequantizeLinear":
         return
     quantize_node = behind.get(dequantize.input[0])
-    last = behind.get(quantize_node.input[0]) if quantize_node is not None and quantize_node.op_type == "QuantizeLinear" else None
+    last = (
+        behind.get(quantize_node.input[0])
+        if quantize_node is not None and quantize_node.op_type == "QuantizeLinear"
+        else None
+    )
     if last is None or quantize_node is None or len(graph.consumers(model.graph)[last.output[0]]) != 1:
         return
     last.output[0] = OUTPUT
@@ -271,10 +298,16 @@ def _float_logits(model: onnx.ModelProto) -> None:
     model.graph.node.remove(dequantize)
 
 
-def _finish(model: onnx.ModelProto, target: Path, contract: Contract, isa: str, opset: int, kept: tuple[str, ...]) -> None:
+def _finish(
+    model: onnx.ModelProto, target: Path, contract: Contract, isa: str, opset: int, kept: tuple[str, ...]
+) -> None:
     if graph.opset_of(model) != opset:
         raise ExportError(f"{target.name}: quantisation changed opset {opset} to {graph.opset_of(model)}")
-    metadata = {**contract.to_metadata(), PREFIX + "target": json.dumps(isa), **({FLOAT_LAYERS: json.dumps(kept)} if kept else {})}
+    metadata = {
+        **contract.to_metadata(),
+        PREFIX + "target": json.dumps(isa),
+        **({FLOAT_LAYERS: json.dumps(kept)} if kept else {}),
+    }
     graph.clean(model, metadata, made_by=contract.made_by)
     target.parent.mkdir(parents=True, exist_ok=True)
     graph.save(model, target)

@@ -92,7 +92,9 @@ def expand_hard_activations(model: ModelProto) -> int:
         gate = out if node.op_type == "HardSigmoid" else f"{out}_gate"
         scale, low, high = (_constant(model, constants, value, 0) for value in (slope, 0.0, 1.0))
         # Behind a convolution that nothing else reads, product and sum move into its weights where the sum has its channels.
-        shift = _constant(model, constants, offset, channels.get(node.input[0], 0) if node.op_type == "HardSigmoid" else 0)
+        shift = _constant(
+            model, constants, offset, channels.get(node.input[0], 0) if node.op_type == "HardSigmoid" else 0
+        )
         nodes.append(helper.make_node("Mul", [node.input[0], scale], [f"{out}_scaled"], name=f"{out}_scale"))
         nodes.append(helper.make_node("Add", [f"{out}_scaled", shift], [f"{out}_shifted"], name=f"{out}_shift"))
         nodes.append(helper.make_node("Clip", [f"{out}_shifted", low, high], [gate], name=f"{out}_clip"))
@@ -129,7 +131,9 @@ def _constant(model: ModelProto, constants: dict[tuple[float, int], str], value:
     return constants[key]
 
 
-def for_every_file(model: ModelProto, contract: Contract, pictures: np.ndarray | None) -> tuple[ModelProto, tuple[Rewrite, ...]]:
+def for_every_file(
+    model: ModelProto, contract: Contract, pictures: np.ndarray | None
+) -> tuple[ModelProto, tuple[Rewrite, ...]]:
     """Rewrites that cost the float file nothing and that int8 cannot do without; `pictures` uint8 (N, H, W, 3), else noise."""
     return _try(model, contract, pictures, POOLS, pool_means, files="float and int8")
 
@@ -150,7 +154,13 @@ def for_integers(source: Path, target: Path, pictures: np.ndarray | None) -> tup
 
 
 def _try(
-    model: ModelProto, contract: Contract, pictures: np.ndarray | None, name: str, rewrite: Callable[[ModelProto], int], *, files: str
+    model: ModelProto,
+    contract: Contract,
+    pictures: np.ndarray | None,
+    name: str,
+    rewrite: Callable[[ModelProto], int],
+    *,
+    files: str,
 ) -> tuple[ModelProto, tuple[Rewrite, ...]]:
     """The model to go on with, and the verdict; none where the network has nothing to rewrite."""
     candidate = ModelProto()
@@ -164,7 +174,10 @@ def _try(
     difference, limit = float(np.abs(wanted - got).max()), PARITY * float(np.abs(wanted).max())
     equal = difference <= limit
     with tempfile.TemporaryDirectory() as folder:
-        before, after = (_write(one, contract, Path(folder) / f"{part}.onnx") for part, one in (("before", model), ("after", candidate)))
+        before, after = (
+            _write(one, contract, Path(folder) / f"{part}.onnx")
+            for part, one in (("before", model), ("after", candidate))
+        )
         expected, found = (Model.load(path).run(images) for path in (before, after))
         rounded = float(np.abs(expected.astype(np.float64) - found).max())
         # What every file needs is not asked for its worth: onnxruntime has no other integer kernel for it.
@@ -204,4 +217,6 @@ def _integer_share(path: Path, pictures: np.ndarray) -> float:
     quantized = path.with_suffix(".int8.onnx")
     quantize(path, quantized, pictures, isa="arm64" if isa() == "arm64" else "x86-vnni")
     executed = audit(quantized).executed
-    return sum(count for op, count in executed.items() if op.startswith("QLinear") or op in INTEGER) / sum(executed.values())
+    return sum(count for op, count in executed.items() if op.startswith("QLinear") or op in INTEGER) / sum(
+        executed.values()
+    )

@@ -39,10 +39,10 @@ def join(attempts: list[Attempt]) -> Attempt:
         other_seconds=sum(seconds) if len(seconds) == len(attempts) else None,
         wall=sum(one.wall for one in attempts),
         contaminated=None if None in flags else any(flags),
-        interrupted=None if any(one.interrupted is None for one in attempts) else {
-            name: [part for one in attempts for part in (one.interrupted or {})[name]] for name in attempts[0].parts
-        },
-    )  # fmt: skip
+        interrupted=None
+        if any(one.interrupted is None for one in attempts)
+        else {name: [part for one in attempts for part in (one.interrupted or {})[name]] for name in attempts[0].parts},
+    )
 
 
 def uninterrupted(attempt: Attempt, crowded: str | None = None) -> tuple[Attempt, dict[str, int], str | None]:
@@ -60,15 +60,34 @@ def uninterrupted(attempt: Attempt, crowded: str | None = None) -> tuple[Attempt
         return attempt, counts, None
     if crowded:
         return attempt, {}, crowded if attempt.contaminated else None
-    rounds = [place for place in range(len(attempt.round_other_cores)) if not any(parts[place].all() for parts in flags.values())]
-    if len(rounds) < max(min(LEAST_ROUNDS, len(attempt.round_other_cores)), LEAST_SHARE * len(attempt.round_other_cores)):
+    rounds = [
+        place
+        for place in range(len(attempt.round_other_cores))
+        if not any(parts[place].all() for parts in flags.values())
+    ]
+    if len(rounds) < max(
+        min(LEAST_ROUNDS, len(attempt.round_other_cores)), LEAST_SHARE * len(attempt.round_other_cores)
+    ):
         if not attempt.contaminated:  # a slow model of several threads, whose switches are its own
             return attempt, {}, None
         worst = max(counts, key=lambda name: counts[name] / sum(len(part) for part in flags[name]))
         runs = sum(len(part) for part in flags[worst])
-        return attempt, {}, f"other processes interrupted {worst} in {counts[worst]} of {runs} runs, too many to leave them out"
+        return (
+            attempt,
+            {},
+            f"other processes interrupted {worst} in {counts[worst]} of {runs} runs, too many to leave them out",
+        )
     parts = {name: [attempt.parts[name][place][~flags[name][place]] for place in rounds] for name in flags}
-    return replace(attempt, parts=parts, round_other_cores=[attempt.round_other_cores[place] for place in rounds], interrupted=None), counts, None
+    return (
+        replace(
+            attempt,
+            parts=parts,
+            round_other_cores=[attempt.round_other_cores[place] for place in rounds],
+            interrupted=None,
+        ),
+        counts,
+        None,
+    )
 
 
 def disturbances(attempt: Attempt) -> tuple[str, ...]:
@@ -76,10 +95,18 @@ def disturbances(attempt: Attempt) -> tuple[str, ...]:
     found = []
     if attempt.contaminated and attempt.other_seconds is not None:
         found.append(f"other processes used {attempt.other_seconds / attempt.wall:.2f} cores while it was measured")
-    changes = [value for parts in attempt.parts.values() if (value := drift([float(np.median(part)) for part in parts])) is not None]
-    change = float(np.median(changes)) if changes else 1.0  # of all models: one slow round of one model is no drift of the machine
+    changes = [
+        value
+        for parts in attempt.parts.values()
+        if (value := drift([float(np.median(part)) for part in parts])) is not None
+    ]
+    change = (
+        float(np.median(changes)) if changes else 1.0
+    )  # of all models: one slow round of one model is no drift of the machine
     if abs(change - 1) > DRIFT:
-        found.append(f"the machine became {abs(change - 1):.0%} {'slower' if change > 1 else 'faster'} from the first to the last third of the rounds")
+        found.append(
+            f"the machine became {abs(change - 1):.0%} {'slower' if change > 1 else 'faster'} from the first to the last third of the rounds"
+        )
     return tuple(found)
 
 
@@ -102,8 +129,10 @@ def two_speeds(round_medians_ms: Sequence[float]) -> tuple[float, float, int] | 
     total = float(((values - values.mean()) ** 2).sum())
     if len(values) < 2 * least or total == 0:
         return None
-    inside = [float(((values[:cut] - values[:cut].mean()) ** 2).sum() + ((values[cut:] - values[cut:].mean()) ** 2).sum())
-              for cut in range(least, len(values) - least + 1)]  # fmt: skip
+    inside = [
+        float(((values[:cut] - values[:cut].mean()) ** 2).sum() + ((values[cut:] - values[cut:].mean()) ** 2).sum())
+        for cut in range(least, len(values) - least + 1)
+    ]
     cut = least + int(np.argmin(inside))
     fast, slow = float(np.median(values[:cut])), float(np.median(values[cut:]))
     return (fast, slow, len(values) - cut) if min(inside) <= 0.15 * total and slow >= TWO_SPEEDS * fast else None

@@ -23,15 +23,24 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 from export import conditions
 
 LAYOUTS = ("uint8_nhwc", "float_nchw", "float_nhwc")
-TARGETS = ("x86-vnni", "x86-avx2", "arm64", "web")  # what an int8 file can be built for; web: onnxruntime-web's wasm kernels
+TARGETS = (
+    "x86-vnni",
+    "x86-avx2",
+    "arm64",
+    "web",
+)  # what an int8 file can be built for; web: onnxruntime-web's wasm kernels
 INPUT, OUTPUT = "image", "logits"
 FOREIGN = "another project"  # who made such a file
-BESIDE = ".contract.json"  # a file of another project has its contract beside it, in a file of its name with this behind it
+BESIDE = (
+    ".contract.json"  # a file of another project has its contract beside it, in a file of its name with this behind it
+)
 CPU = "CPUExecutionProvider"
 PREFIX = "compress."  # of the metadata keys; values are JSON
 
 # onnxruntime's exceptions share no base class of their own.
-SESSION_ERRORS = tuple(kind for kind in vars(_state).values() if isinstance(kind, type) and issubclass(kind, Exception)) + (RuntimeError,)
+SESSION_ERRORS = tuple(
+    kind for kind in vars(_state).values() if isinstance(kind, type) and issubclass(kind, Exception)
+) + (RuntimeError,)
 
 
 class ExportError(Exception):
@@ -55,7 +64,9 @@ class Contract:
     preprocessing: dict[str, Any] | None = None  # what the application must do from a picture to the input; JSON values
     channels: str = "rgb"  # rgb | bgr; only a file of another project may have blue first
     order: tuple[int, ...] | None = None  # which of such a file's outputs stands for each class; None: all, in order
-    own_size: int | None = None  # side that such a file takes: pictures of image_size are resized to it; None: image_size
+    own_size: int | None = (
+        None  # side that such a file takes: pictures of image_size are resized to it; None: image_size
+    )
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -63,12 +74,19 @@ class Contract:
         if not self.classes or self.image_size < 1:
             raise ExportError("a contract needs at least one class and a positive image_size")
         numbers = (*self.mean, *self.std)
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(math.isfinite(number) for number in numbers) or min(self.std) <= 0:
+        if (
+            len(self.mean) != 3
+            or len(self.std) != 3
+            or not all(math.isfinite(number) for number in numbers)
+            or min(self.std) <= 0
+        ):
             raise ExportError("mean and std must be three finite numbers each, std above 0")
 
     def to_metadata(self) -> dict[str, str]:
         """ONNX metadata: JSON strings by key."""
-        names = ["classes", "image_size", "layout", "made_by", "mean", "std"] + ["preprocessing"] * (self.preprocessing is not None)
+        names = ["classes", "image_size", "layout", "made_by", "mean", "std"] + ["preprocessing"] * (
+            self.preprocessing is not None
+        )
         return {PREFIX + name: json.dumps(getattr(self, name), ensure_ascii=False) for name in names}
 
     @staticmethod
@@ -83,10 +101,14 @@ class Contract:
                 std=tuple(float(value) for value in values["std"]),  # type: ignore[arg-type]
                 layout=values["layout"],
                 made_by=values["made_by"],
-                preprocessing=json.loads(metadata.get(PREFIX + "preprocessing", "null")),  # files of before it existed have none
+                preprocessing=json.loads(
+                    metadata.get(PREFIX + "preprocessing", "null")
+                ),  # files of before it existed have none
             )
         except KeyError as error:
-            raise ExportError(f"the model's metadata has no {error.args[0]!r}: it was not exported by this product") from error
+            raise ExportError(
+                f"the model's metadata has no {error.args[0]!r}: it was not exported by this product"
+            ) from error
         except (TypeError, ValueError) as error:
             raise ExportError(f"the model's metadata cannot be read: {error}") from error
 
@@ -104,12 +126,20 @@ def read_beside(path: Path) -> Contract | None:
         raise ExportError(f"{path}{BESIDE}: not readable ({error})") from error
     contract = Contract.from_metadata({PREFIX + name: json.dumps(values.get(name)) for name in NAMES})
     order = values.get("order")
-    return replace(contract, channels=values.get("channels", "rgb"), order=None if order is None else tuple(order), own_size=values.get("own_size"))
+    return replace(
+        contract,
+        channels=values.get("channels", "rgb"),
+        order=None if order is None else tuple(order),
+        own_size=values.get("own_size"),
+    )
 
 
 def write_beside(path: Path, contract: Contract) -> Path:
     """Write a contract beside a file that has none inside; equal contracts give equal bytes."""
-    values = {name: getattr(contract, name) for name in (*NAMES, "channels", "order", *(("own_size",) if contract.own_size else ()))}
+    values = {
+        name: getattr(contract, name)
+        for name in (*NAMES, "channels", "order", *(("own_size",) if contract.own_size else ()))
+    }
     beside = Path(str(path) + BESIDE)
     beside.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return beside
@@ -125,7 +155,9 @@ def copy_model(source: Path, target: Path) -> None:
 def scale_and_shift(contract: Contract) -> tuple[np.ndarray, np.ndarray]:
     """float32 (3,) each, so that `pixel * scale + shift` equals (pixel / 255 - mean) / std."""
     std = np.asarray(contract.std, dtype=np.float64)
-    return (1.0 / (255.0 * std)).astype(np.float32), (-np.asarray(contract.mean, dtype=np.float64) / std).astype(np.float32)
+    return (1.0 / (255.0 * std)).astype(np.float32), (-np.asarray(contract.mean, dtype=np.float64) / std).astype(
+        np.float32
+    )
 
 
 def normalize(images: np.ndarray, contract: Contract) -> np.ndarray:
@@ -162,7 +194,9 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
 class Model:
     """An ONNX file with a contract, loaded on the CPU, or in another execution provider with the CPU behind it."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, contract: Contract, target: str | None, load_ms: float) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, contract: Contract, target: str | None, load_ms: float
+    ) -> None:
         self.session = session
         self.contract = contract
         self.target = target  # the instruction set that an int8 file was built for; None for float
@@ -173,7 +207,12 @@ class Model:
 
     @staticmethod
     def load(
-        path: str | Path, threads: int = 1, provider: str | None = None, *, profile: str | None = None, as_written: bool = False
+        path: str | Path,
+        threads: int = 1,
+        provider: str | None = None,
+        *,
+        profile: str | None = None,
+        as_written: bool = False,
     ) -> Model:
         """Raises MissingError, or ExportError where onnxruntime refuses the file or the contract is absent.
 
@@ -195,14 +234,18 @@ class Model:
             session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except SESSION_ERRORS as error:
             reason = str(error).splitlines()[0]
-            raise ExportError(f"{path}: onnxruntime {onnxruntime.__version__} cannot load this file: {reason}") from error
+            raise ExportError(
+                f"{path}: onnxruntime {onnxruntime.__version__} cannot load this file: {reason}"
+            ) from error
         load_ms = (time.perf_counter() - start) * 1e3
         metadata = session.get_modelmeta().custom_metadata_map
         foreign = read_beside(Path(path))
         contract = foreign or Contract.from_metadata(metadata)
         names = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
         if foreign is None and names != ([INPUT], [OUTPUT]):
-            raise ExportError(f"{path}: expected one input {INPUT!r} and one output {OUTPUT!r}, found {names[0]} and {names[1]}")
+            raise ExportError(
+                f"{path}: expected one input {INPUT!r} and one output {OUTPUT!r}, found {names[0]} and {names[1]}"
+            )
         target = metadata.get(PREFIX + "target")
         return Model(session, contract, None if target is None else json.loads(target), load_ms)
 
@@ -215,7 +258,11 @@ class Model:
             pixels = np.matmul(np.matmul(self.resizing, pixels), self.resizing.T)
         if self.contract.channels == "bgr":
             pixels = np.ascontiguousarray(pixels[:, ::-1])
-        return {self.input: np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)) if self.contract.layout == "float_nhwc" else pixels}
+        return {
+            self.input: np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+            if self.contract.layout == "float_nhwc"
+            else pixels
+        }
 
     def check(self, images: np.ndarray) -> None:
         """Raises ExportError unless `images` is uint8 (N, image_size, image_size, 3)."""

@@ -24,9 +24,15 @@ FLOAT_LAYERS: tuple[tuple[str, ...], ...] = ((), ("first",), ("last",), ("first"
 # Combinations that are known to be bad, with what was measured on EfficientNet-Lite0 (per-channel minmax: 76.80 %, float: 77.94 %).
 PRUNED = (
     ("percentile 99.9", "cuts off real activations: measured 66.97 % where minmax gives 76.80 %"),
-    ("one weight scale a tensor", "starves channels of compact networks: measured 70.17 % where one a channel gives 76.80 %"),
+    (
+        "one weight scale a tensor",
+        "starves channels of compact networks: measured 70.17 % where one a channel gives 76.80 %",
+    ),
     ("reduced range with one weight scale a tensor", "measured 48.80 %, with one scale a channel 76.69 %"),
-    ("only Conv, Gemm and MatMul quantised", "the range before a ReLU6 is quantised instead of [0, 6]: measured 64.91 %"),
+    (
+        "only Conv, Gemm and MatMul quantised",
+        "the range before a ReLU6 is quantised instead of [0, 6]: measured 64.91 %",
+    ),
 )
 
 
@@ -45,7 +51,9 @@ class Trial:
     path: Path | None = None
 
 
-def run(prepared: Prepared, folder: Path, base: Settings, pictures: np.ndarray, report: Callable[[str], None]) -> tuple[Trial, ...]:
+def run(
+    prepared: Prepared, folder: Path, base: Settings, pictures: np.ndarray, report: Callable[[str], None]
+) -> tuple[Trial, ...]:
     """Make and rank every variant in `folder`; `kept` marks at most SURVIVORS, the best first. `pictures` uint8 (N, H, W, 3), unlabelled.
 
     `base` names the target; one collection of statistics serves all. Raises ExportError where no variant can be made.
@@ -69,7 +77,14 @@ def run(prepared: Prepared, folder: Path, base: Settings, pictures: np.ndarray, 
     return (*select(trials), *pruned)
 
 
-def _attempt(prepared: Prepared, path: Path, settings: Settings, pictures: np.ndarray, expected: np.ndarray, before: Sequence[Trial]) -> Trial:
+def _attempt(
+    prepared: Prepared,
+    path: Path,
+    settings: Settings,
+    pictures: np.ndarray,
+    expected: np.ndarray,
+    before: Sequence[Trial],
+) -> Trial:
     name, begin = variant_name(settings), time.monotonic()
     twin = _same_ranges(prepared, settings, before)
     if twin is not None:
@@ -80,7 +95,9 @@ def _attempt(prepared: Prepared, path: Path, settings: Settings, pictures: np.nd
     except ExportError as error:
         return Trial(name, None, None, None, False, f"not made: {error}")
     agreement = float((found.argmax(1) == expected.argmax(1)).mean())
-    return Trial(name, divergence(expected, found), agreement, made.bytes, False, "", time.monotonic() - begin, settings, path)
+    return Trial(
+        name, divergence(expected, found), agreement, made.bytes, False, "", time.monotonic() - begin, settings, path
+    )
 
 
 def variant_name(settings: Settings) -> str:
@@ -95,7 +112,10 @@ def _same_ranges(prepared: Prepared, settings: Settings, before: Sequence[Trial]
     own = calibrate.ranges(prepared.statistics, settings.calibrate, settings.percentile)
     for trial in before:
         other = trial.settings
-        if other is None or (other.float_layers, other.bias_correction) != (settings.float_layers, settings.bias_correction):
+        if other is None or (other.float_layers, other.bias_correction) != (
+            settings.float_layers,
+            settings.bias_correction,
+        ):
             continue
         if calibrate.ranges(prepared.statistics, other.calibrate, other.percentile) == own:
             return trial.name
@@ -104,7 +124,10 @@ def _same_ranges(prepared: Prepared, settings: Settings, before: Sequence[Trial]
 
 def _worth_correcting(trials: Sequence[Trial]) -> list[Settings]:
     """The best variant overall and the best without layers in float: correction costs the most time, and changes no size."""
-    made = sorted((trial for trial in trials if trial.kl is not None and trial.settings is not None), key=lambda trial: trial.kl or 0.0)
+    made = sorted(
+        (trial for trial in trials if trial.kl is not None and trial.settings is not None),
+        key=lambda trial: trial.kl or 0.0,
+    )
     best = made[:1] + [trial for trial in made if trial.settings and not trial.settings.float_layers][:1]
     return list(dict.fromkeys(trial.settings for trial in best if trial.settings))
 
@@ -135,10 +158,14 @@ def select(trials: Sequence[Trial]) -> tuple[Trial, ...]:
     survivors = list(front) if len(front) <= SURVIVORS else [*front[: SURVIVORS - 1], front[-1]]
     runners = [trial for trial in made if trial not in front][: SURVIVORS - len(survivors)]
     kept = [replace(trial, kept=True, reason="survives: nothing smaller is as close to float") for trial in survivors]
-    kept += [replace(trial, kept=True, reason="survives as a runner-up: the next closest to float") for trial in runners]
+    kept += [
+        replace(trial, kept=True, reason="survives as a runner-up: the next closest to float") for trial in runners
+    ]
     survivors += runners
     rest = [
-        trial if trial.kl is None else replace(trial, reason=_why_not(trial, made, front)) for trial in [*made, *trials] if trial not in survivors
+        trial if trial.kl is None else replace(trial, reason=_why_not(trial, made, front))
+        for trial in [*made, *trials]
+        if trial not in survivors
     ]
     return (*kept, *dict.fromkeys(rest))
 

@@ -70,7 +70,9 @@ class Simulation(nn.Module):
     tensor passes as its readers see it. Raises ExportError for an operator that cannot be trained and for a tensor that is not there.
     """
 
-    def __init__(self, model: ModelProto, pairs: Pairs | None = None, *, shown: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, model: ModelProto, pairs: Pairs | None = None, *, shown: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__()
         self._pairs = pairs
         chosen = (model if pairs is None else pairs.quantized).graph
@@ -86,10 +88,19 @@ class Simulation(nn.Module):
                 self._keep(tensor.name, numpy_helper.to_array(tensor))
         self.ranges = nn.ModuleList()
         self._ranges: dict[str, Range] = {}  # by tensor
-        self._halves: dict[str, tuple[Range, float]] = {}  # what a QuantizeLinear writes: its range, and the scale that stands in the file
-        self._reads: dict[str, tuple[Range, float]] = {}  # what a DequantizeLinear writes: the range, and a factor on its scale
+        self._halves: dict[
+            str, tuple[Range, float]
+        ] = {}  # what a QuantizeLinear writes: its range, and the scale that stands in the file
+        self._reads: dict[
+            str, tuple[Range, float]
+        ] = {}  # what a DequantizeLinear writes: the range, and a factor on its scale
         self._rounded: dict[str, tuple[str, int | None]] = {}  # the same of a weight: its name and axis
-        self._layer_of = {name: (node.input[0], node.input[1]) for node in chosen.node for name in node.input[2:3] if node.op_type in layers.LAYERS}
+        self._layer_of = {
+            name: (node.input[0], node.input[1])
+            for node in chosen.node
+            for name in node.input[2:3]
+            if node.op_type in layers.LAYERS
+        }
         self.entry = graph.normalised_pixels(chosen)
         self._steps = self._plan(chosen)
         self.taps = nn.ModuleDict({name: nn.Identity() for name in shown or {}})
@@ -124,7 +135,9 @@ class Simulation(nn.Module):
         return {name: self.weights[place].detach().cpu().contiguous().numpy() for name, place in self._weights.items()}
 
     def _keep(self, name: str, array: np.ndarray) -> None:
-        if array.dtype == np.int64 and name not in self._indices:  # shapes and axes are read by Python: they stay where it is
+        if (
+            array.dtype == np.int64 and name not in self._indices
+        ):  # shapes and axes are read by Python: they stay where it is
             self._shapes[name] = constant(array)
             return
         self._constants[name] = f"constant{len(self._constants)}"
@@ -205,7 +218,9 @@ class Simulation(nn.Module):
 
     def _weight(self, output: str) -> Tensor:
         assert self._pairs is not None
-        return quantize_weight(self.weights[self._weights[self._rounded[output][0]]], self._weight_scale(output), self._pairs.levels)
+        return quantize_weight(
+            self.weights[self._weights[self._rounded[output][0]]], self._weight_scale(output), self._pairs.levels
+        )
 
     def _bias(self, name: str, x: str, weight: str) -> Tensor:
         """On multiples of the scale of what it is added to: its layer's input's times its weight's."""
@@ -218,7 +233,9 @@ class Simulation(nn.Module):
             raise ExportError(f"tap {tap!r}: the int8 graph has no tensor {tensor}: it was merged with its neighbour")
         readers = graph.consumers(chosen)
         halves = [node.output[0] for node in readers.get(tensor, ()) if node.op_type == "QuantizeLinear"]
-        behind = [node.output[0] for half in halves for node in readers.get(half, ()) if node.op_type == "DequantizeLinear"]
+        behind = [
+            node.output[0] for half in halves for node in readers.get(half, ()) if node.op_type == "DequantizeLinear"
+        ]
         return behind[0] if behind else tensor
 
 

@@ -52,24 +52,55 @@ class Sustained:
         """What happened, with what the host shows of the reason."""
         name = "minute" if self.window_seconds == WINDOW_SECONDS else f"{self.window_seconds:.3g} s"
         change = self.ratio - 1
-        kind = f"{change:.0%} slower" if change > _CHANGE else f"{-change:.0%} faster" if change < -_CHANGE else "as fast"
-        parts = [f"After {self.seconds:.3g} s without a pause it is {kind}: {self.first_p50_ms:.3g} ms in the first {name}, {self.last_p50_ms:.3g} in the last"]
+        kind = (
+            f"{change:.0%} slower" if change > _CHANGE else f"{-change:.0%} faster" if change < -_CHANGE else "as fast"
+        )
+        parts = [
+            f"After {self.seconds:.3g} s without a pause it is {kind}: {self.first_p50_ms:.3g} ms in the first {name}, {self.last_p50_ms:.3g} in the last"
+        ]
         heat = self.first["temperature_c"], self.last["temperature_c"]
         parts.append("this host shows no temperature" if None in heat else f"{heat[0]:.0f} to {heat[1]:.0f} degrees C")
-        parts.append("nor whether it throttles" if self.throttled is None and None in heat else
-                     "this host does not count throttling" if self.throttled is None else f"throttled {self.throttled} times")  # fmt: skip
+        parts.append(
+            "nor whether it throttles"
+            if self.throttled is None and None in heat
+            else "this host does not count throttling"
+            if self.throttled is None
+            else f"throttled {self.throttled} times"
+        )
         if self.contaminated:
             parts.append(f"other processes used {self.other_cores:.2f} cores meanwhile")
         return "; ".join(parts).replace("; nor", ", nor") + "."
 
     def summary(self) -> dict[str, Any]:
         """The `sustained` entry of a report's `latency`."""
-        names = ("seconds", "window_seconds", "runs", "threads", "first_p50_ms", "last_p50_ms", "ratio", "throttled", "other_cores", "contaminated")
-        states = {f"{name}_{kind}": getattr(self, kind)[name] for name in ("temperature_c", "clock_mhz") for kind in ("first", "last")}
-        return {**{name: getattr(self, name) for name in names}, **states, "slices_ms": list(self.slices_ms), "sentence": self.sentence()}
+        names = (
+            "seconds",
+            "window_seconds",
+            "runs",
+            "threads",
+            "first_p50_ms",
+            "last_p50_ms",
+            "ratio",
+            "throttled",
+            "other_cores",
+            "contaminated",
+        )
+        states = {
+            f"{name}_{kind}": getattr(self, kind)[name]
+            for name in ("temperature_c", "clock_mhz")
+            for kind in ("first", "last")
+        }
+        return {
+            **{name: getattr(self, name) for name in names},
+            **states,
+            "slices_ms": list(self.slices_ms),
+            "sentence": self.sentence(),
+        }
 
 
-def sustained(path: str | Path, images: np.ndarray, seconds: float, *, threads: int = 1, provider: str | None = None) -> Sustained:
+def sustained(
+    path: str | Path, images: np.ndarray, seconds: float, *, threads: int = 1, provider: str | None = None
+) -> Sustained:
     """Run a model at batch 1 on uint8 (N, H, W, 3) for so many seconds. `provider`: an execution provider. Raises ExportError."""
     if seconds <= 0 or len(images) == 0:
         raise ExportError("a sustained run needs at least one picture and more than 0 seconds")
@@ -93,10 +124,18 @@ def sustained(path: str | Path, images: np.ndarray, seconds: float, *, threads: 
     wall = time.perf_counter() - start
     cores, contaminated = conditions.others(before, conditions.busy_seconds(), wall)
     return Sustained(
-        seconds=wall, window_seconds=window, runs=runs, threads=threads,
-        first_p50_ms=float(np.median(np.concatenate(early))), last_p50_ms=float(np.median(np.concatenate(list(late)))),
-        slices_ms=tuple(round(value, 4) for value in medians), other_cores=cores, contaminated=contaminated, first=first, last=conditions.state(),
-    )  # fmt: skip
+        seconds=wall,
+        window_seconds=window,
+        runs=runs,
+        threads=threads,
+        first_p50_ms=float(np.median(np.concatenate(early))),
+        last_p50_ms=float(np.median(np.concatenate(list(late)))),
+        slices_ms=tuple(round(value, 4) for value in medians),
+        other_cores=cores,
+        contaminated=contaminated,
+        first=first,
+        last=conditions.state(),
+    )
 
 
 def _slice(model: Model, pictures: list[np.ndarray], done: int, end: float, now: float) -> np.ndarray:

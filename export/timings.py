@@ -37,7 +37,14 @@ class ModelLatency:
 
     def summary(self) -> dict[str, Any]:
         """The `latency_ms` entry of a report."""
-        return {"p50": self.p50_ms, "p90": self.p90_ms, "p99": self.p99_ms, "runs": self.runs, "threads": self.threads, "batch": self.batch}
+        return {
+            "p50": self.p50_ms,
+            "p90": self.p90_ms,
+            "p99": self.p99_ms,
+            "runs": self.runs,
+            "threads": self.threads,
+            "batch": self.batch,
+        }
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,11 @@ class LatencyResult:
 
 
 def conclude(
-    tried: Sequence[Attempt], threads: int, first_run_ms: Mapping[str, float], load_ms: Mapping[str, float], digests: Mapping[str, str]
+    tried: Sequence[Attempt],
+    threads: int,
+    first_run_ms: Mapping[str, float],
+    load_ms: Mapping[str, float],
+    digests: Mapping[str, str],
 ) -> LatencyResult:
     """What the attempts at one measurement say: the last one alone if it was quiet, else all of them joined."""
     kept = [tried[-1]] if not disturbances(tried[-1]) else list(tried)
@@ -134,7 +145,11 @@ def ratio(result: LatencyResult, a: str, b: str, *, seed: int = 0) -> tuple[floa
     low, high = np.percentile(np.median(ratios[drawn], axis=1), (2.5, 97.5))
     value = float(np.median(ratios))
     floor = PLACEMENT * value
-    return value, value - float(np.hypot(max(value - low, 0.0), floor)), value + float(np.hypot(max(high - value, 0.0), floor))
+    return (
+        value,
+        value - float(np.hypot(max(value - low, 0.0), floor)),
+        value + float(np.hypot(max(high - value, 0.0), floor)),
+    )
 
 
 def p50_interval(result: LatencyResult, name: str, *, seed: int = 0) -> tuple[float, float, float]:
@@ -142,6 +157,9 @@ def p50_interval(result: LatencyResult, name: str, *, seed: int = 0) -> tuple[fl
     model = result.models[name]
     parts = [model.samples_ms[model.rounds == number] for number in range(len(model.round_medians_ms))]
     random = np.random.default_rng(seed)
-    medians = [np.median(np.concatenate([parts[index] for index in random.integers(0, len(parts), len(parts))])) for _ in range(_RESAMPLES)]
+    medians = [
+        np.median(np.concatenate([parts[index] for index in random.integers(0, len(parts), len(parts))]))
+        for _ in range(_RESAMPLES)
+    ]
     low, high = np.percentile(medians, (2.5, 97.5))
     return model.p50_ms, float(low), float(high)

@@ -43,9 +43,13 @@ def check_files(folder: Path, report: Path | None = None) -> int:
         digest, _, name = line.partition("  ")
         expected[name] = digest
     ignored = {listing.resolve()} | ({report.resolve()} if report else set())
-    there = [path for path in folder.rglob("*") if (path.is_file() or path.is_symlink()) and path.resolve() not in ignored]
+    there = [
+        path for path in folder.rglob("*") if (path.is_file() or path.is_symlink()) and path.resolve() not in ignored
+    ]
     names = {path.relative_to(folder).as_posix(): path for path in there}
-    found = {name: path for name, path in names.items() if not name.startswith("export/__pycache__/")}  # Python's own copies
+    found = {
+        name: path for name, path in names.items() if not name.startswith("export/__pycache__/")
+    }  # Python's own copies
     for name in sorted(set(expected) - set(found)):
         raise Refused(WRONG, f"{name} is missing from the bundle: it is not the one that was made")
     for name in sorted(set(found) - set(expected)):
@@ -64,14 +68,23 @@ def _place(folder: Path, rows: list[dict[str, Any]], images: np.ndarray, asked: 
         answers.add_placement(row, provider.place(folder / row["file"], images, asked, threads))
 
 
-def _time(folder: Path, rows: list[dict[str, Any]], images: np.ndarray, threads: int, repeats: int, asked: str | None) -> None:
+def _time(
+    folder: Path, rows: list[dict[str, Any]], images: np.ndarray, threads: int, repeats: int, asked: str | None
+) -> None:
     """Add latency, memory and speed ratios of the models that are meant for this machine."""
     from export import answers, measure
 
     files = [row["file"] for row in rows if row["ok"]]
     if not files:
         return
-    result = measure.latency({name: folder / name for name in files}, images, threads=threads, repeats=repeats, attempts=ATTEMPTS, provider=asked)
+    result = measure.latency(
+        {name: folder / name for name in files},
+        images,
+        threads=threads,
+        repeats=repeats,
+        attempts=ATTEMPTS,
+        provider=asked,
+    )
     answers.add_latency(rows, result)
     for row in rows:
         if row["file"] in result.models:
@@ -79,7 +92,14 @@ def _time(folder: Path, rows: list[dict[str, Any]], images: np.ndarray, threads:
 
 
 def _time_shipped(
-    folder: Path, shipped: list[dict[str, Any]], manifest: dict[str, Any], images: np.ndarray, threads: int, repeats: int, seconds: int, asked: str | None
+    folder: Path,
+    shipped: list[dict[str, Any]],
+    manifest: dict[str, Any],
+    images: np.ndarray,
+    threads: int,
+    repeats: int,
+    seconds: int,
+    asked: str | None,
 ) -> str:
     """From a photo's bytes to the answer, and a run without a pause, of the file for this machine; what was timed of the first, in words."""
     from export import photos
@@ -90,7 +110,9 @@ def _time_shipped(
     (row,) = shipped
     if seconds:
         row["sustained"] = sustained(folder / row["file"], images, seconds, threads=threads, provider=asked).summary()
-    row["photo_latency_ms"], said = photos.time_to_answer(folder, manifest, row["file"], threads=threads, repeats=repeats, provider=asked)
+    row["photo_latency_ms"], said = photos.time_to_answer(
+        folder, manifest, row["file"], threads=threads, repeats=repeats, provider=asked
+    )
     return said
 
 
@@ -104,13 +126,24 @@ def emulated() -> str | None:
     foreign = platform.machine().lower() in ("aarch64", "arm64", "armv7l") and "vendor_id" in processor
     if not foreign and not name.startswith("qemu-"):
         return None
-    model = next((line.partition(":")[2].strip() for line in processor.splitlines() if line.startswith("model name")), "another processor")
+    model = next(
+        (line.partition(":")[2].strip() for line in processor.splitlines() if line.startswith("model name")),
+        "another processor",
+    )
     return f"emulated on {model}"
 
 
 def verify(
-    folder: Path, *, model: str | None = None, threads: int = 1, repeats: int = 700, report: Path | None = None,
-    preprocess: str | None = None, latency: bool = True, asked: str | None = None, sustained: int = 0,
+    folder: Path,
+    *,
+    model: str | None = None,
+    threads: int = 1,
+    repeats: int = 700,
+    report: Path | None = None,
+    preprocess: str | None = None,
+    latency: bool = True,
+    asked: str | None = None,
+    sustained: int = 0,
 ) -> dict[str, Any]:
     """Everything that is known after the checks, as JSON values. `asked`: an execution provider. Raises Refused, or export.runtime.ExportError."""
     check_files(folder, report)
@@ -123,7 +156,9 @@ def verify(
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     entries = [entry for entry in manifest["models"] if model in (None, entry["file"], Path(entry["file"]).stem)]
     if not entries:
-        raise Refused(2, f"no model {model!r} in the bundle; it has {', '.join(entry['file'] for entry in manifest['models'])}")
+        raise Refused(
+            2, f"no model {model!r} in the bundle; it has {', '.join(entry['file'] for entry in manifest['models'])}"
+        )
     host, emulation = runtime.host(), emulated()
     if emulation:
         host = {**host, "cpu": emulation}
@@ -133,14 +168,30 @@ def verify(
     rows = judge(models, entries, samples, host["isa"])
     seen, decoded = photos.check(folder, manifest, models, preprocess)
     for row in rows:
-        row.update(latency_ms=None, first_run_ms=None, load_ms=None, peak_memory_bytes=None, speedup_over={}, photos=decoded.get(row["file"]))
+        row.update(
+            latency_ms=None,
+            first_run_ms=None,
+            load_ms=None,
+            peak_memory_bytes=None,
+            speedup_over={},
+            photos=decoded.get(row["file"]),
+        )
         row.update(provider=None, photo_latency_ms=None, sustained=None)
     file, photo = fitting(rows, host["isa"]), "not timed"
     if asked:
         _place(folder, rows, samples["images"], asked, threads)
     if latency and not emulation:
         _time(folder, rows, samples["images"], threads, repeats, asked)
-        photo = _time_shipped(folder, [row for row in rows if row["file"] == file], manifest, samples["images"], threads, repeats, sustained, asked)
+        photo = _time_shipped(
+            folder,
+            [row for row in rows if row["file"] == file],
+            manifest,
+            samples["images"],
+            threads,
+            repeats,
+            sustained,
+            asked,
+        )
     judged = [row["ok"] for row in rows if row["ok"] is not None]
     why = "emulated" if emulation else None if latency else "--no-latency"
     if asked and not why and not any((row["provider"] or {})["nodes"] for row in rows):
@@ -169,7 +220,9 @@ def _table(answer: dict[str, Any]) -> str:
         memory = "n/a" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 1e6:.0f}"
         verdict = row["note"] or ("ok" if row["ok"] else "WRONG ANSWERS")
         verdict += f"; {row['provider']['sentence']}" if row["provider"] and row["provider"]["nodes"] else ""
-        lines.append(f"{row['file']:<32}{top1:>16}{row['agreement']:>11.1%}{difference:>11}{p50:>9}{memory:>8}  {verdict}")
+        lines.append(
+            f"{row['file']:<32}{top1:>16}{row['agreement']:>11.1%}{difference:>11}{p50:>9}{memory:>8}  {verdict}"
+        )
     if any(row.get("contaminated") for row in answer["models"]):
         lines.append("other processes were busy while the time was measured: run again on a quiet machine")
     if answer["not_timed"]:
@@ -184,16 +237,32 @@ def _table(answer: dict[str, Any]) -> str:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m export.verify", description="check a bundle on this machine: files, answers, time")
+    parser = argparse.ArgumentParser(
+        prog="python -m export.verify", description="check a bundle on this machine: files, answers, time"
+    )
     parser.add_argument("folder", nargs="?", default=".", type=Path, metavar="FOLDER")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers")
     parser.add_argument("--model", metavar="NAME", help="only this model")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=700, help="timed runs a model; p90 needs 64, p99 needs 662")
-    parser.add_argument("--preprocess", metavar="CMD", help="the application's decoder: gets a photo's path, writes RGB uint8 height x width x 3 to stdout")
-    parser.add_argument("--provider", metavar="NAME", help="an execution provider of the installed onnxruntime, such as openvino; default: the CPU")
+    parser.add_argument(
+        "--preprocess",
+        metavar="CMD",
+        help="the application's decoder: gets a photo's path, writes RGB uint8 height x width x 3 to stdout",
+    )
+    parser.add_argument(
+        "--provider",
+        metavar="NAME",
+        help="an execution provider of the installed onnxruntime, such as openvino; default: the CPU",
+    )
     parser.add_argument("--no-latency", action="store_true", help="do not measure time and memory")
-    parser.add_argument("--sustained", type=int, default=0, metavar="SECONDS", help="also run the file for this machine so long without a pause")
+    parser.add_argument(
+        "--sustained",
+        type=int,
+        default=0,
+        metavar="SECONDS",
+        help="also run the file for this machine so long without a pause",
+    )
     arguments = parser.parse_args(argv)
     if arguments.json and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
         parser.error(f"--json {arguments.json}: is no file in a folder that exists")  # said before minutes of measuring
@@ -219,9 +288,16 @@ def main(argv: list[str] | None = None) -> int:
         return MISSING
     try:
         answer = verify(
-            arguments.folder, model=arguments.model, threads=arguments.threads, repeats=arguments.repeats, report=arguments.json,
-            preprocess=arguments.preprocess, latency=not arguments.no_latency, asked=arguments.provider, sustained=arguments.sustained,
-        )  # fmt: skip
+            arguments.folder,
+            model=arguments.model,
+            threads=arguments.threads,
+            repeats=arguments.repeats,
+            report=arguments.json,
+            preprocess=arguments.preprocess,
+            latency=not arguments.no_latency,
+            asked=arguments.provider,
+            sustained=arguments.sustained,
+        )
         if arguments.json:
             arguments.json.write_text(json.dumps(answer, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except Refused as error:

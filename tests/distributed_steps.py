@@ -91,10 +91,14 @@ class Progress:
 def main(folder: Path, dying: int, where: str, names: list[str]) -> None:
     torch.set_num_threads(1)
     loop.LOOK, loop.SAVE_SECONDS = 1, -1.0  # a checkpoint behind every step
-    signal.signal(signal.SIGTERM, lambda *_: None)  # torchrun's, for those that are left: first they say what happened, then they end
+    signal.signal(
+        signal.SIGTERM, lambda *_: None
+    )  # torchrun's, for those that are left: first they say what happened, then they end
     with distributed.joined(where) as (group, device):
         for name in names:
-            own = folder / (name if group.first else f"{name}.beside")  # as the store gives each process a folder of its own
+            own = folder / (
+                name if group.first else f"{name}.beside"
+            )  # as the store gives each process a folder of its own
             own.mkdir(exist_ok=True)
             train(name, own, group, device, progress=Progress(group.rank == dying))
 
@@ -108,33 +112,63 @@ def filed(images: Tensor, folder: Path) -> Place:
         Image.fromarray(image).save(folder / path, quality=95)
     every = np.arange(COUNT)
     sizes = np.array([(folder / path).stat().st_size for path in names])
-    rows, _, paths = write(Part(names, every, np.zeros_like(every), sizes, names, every % CLASSES), every, folder, "train")
+    rows, _, paths = write(
+        Part(names, every, np.zeros_like(every), sizes, names, every % CLASSES), every, folder, "train"
+    )
     return Place(folder, rows.path, paths.path, SIDE)
 
 
 def train(
-    name: str, folder: Path, group: distributed.Group, device: str, *, progress: Progress, batch_size: int = 15, teacher: Any = None, **settings: Any
-) -> None:  # fmt: skip
+    name: str,
+    folder: Path,
+    group: distributed.Group,
+    device: str,
+    *,
+    progress: Progress,
+    batch_size: int = 15,
+    teacher: Any = None,
+    **settings: Any,
+) -> None:
     """Two epochs of a method; other settings of the training by name."""
     torch.manual_seed(5 + group.rank)  # the first process's weights count
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (COUNT, SIDE, SIDE, 3), generator=generator).to(torch.uint8)
     labels = torch.arange(COUNT) % CLASSES
-    pictures = Pictures(*(part.to(device) for part in (images, labels, torch.arange(COUNT), torch.arange(0))), "crop_flip", SIDE)
+    pictures = Pictures(
+        *(part.to(device) for part in (images, labels, torch.arange(COUNT), torch.arange(0))), "crop_flip", SIDE
+    )
     if name == "streamed":  # the same pictures in files
         stream = Stream(Listing(filed(images, folder)), augment="resized_crop", workers=1, device=device)
         pictures = replace(pictures, images=stream, augment="resized_crop")
     student = Net(name == "norm").double().to(device)
-    method = build_method(METHODS[name], student=STUDENT, teacher=TEACHER, train_labels=labels, seed=1).double().to(device)
+    method = (
+        build_method(METHODS[name], student=STUDENT, teacher=TEACHER, train_labels=labels, seed=1).double().to(device)
+    )
     fit(
-        student, method, pictures,
-        train=Train(epochs=2, batch_size=batch_size, lr=0.5, precision="float32", schedule=Schedule(warmup_epochs=0.0), **settings),
-        normalization=Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), taps={"pooled": "fc:in"}, teacher=teacher or Teacher(),
-        device=device, folder=folder, progress=progress, group=group,
-    )  # fmt: skip
+        student,
+        method,
+        pictures,
+        train=Train(
+            epochs=2,
+            batch_size=batch_size,
+            lr=0.5,
+            precision="float32",
+            schedule=Schedule(warmup_epochs=0.0),
+            **settings,
+        ),
+        normalization=Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        taps={"pooled": "fc:in"},
+        teacher=teacher or Teacher(),
+        device=device,
+        folder=folder,
+        progress=progress,
+        group=group,
+    )
     if group.first:
         state = {**student.state_dict(), **{f"method.{key}": value for key, value in method.state_dict().items()}}
-        save_file({key: value.cpu().contiguous().clone() for key, value in state.items()}, folder / "weights.safetensors")
+        save_file(
+            {key: value.cpu().contiguous().clone() for key, value in state.items()}, folder / "weights.safetensors"
+        )
 
 
 def entry() -> None:

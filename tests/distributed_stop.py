@@ -96,8 +96,15 @@ def ended(name: str, own: Path, group: distributed.Group) -> int:
     try:
         train("dhkd", own, group, "cpu", progress=progress, batch_size=BATCH, teacher=Keeping(own / "answers"))
     except Interrupted as error:  # all is there before any process ends: torchrun then ends all
-        state, answers = torch.load(own.parent / name / "checkpoint.pt", weights_only=True)["state"], (own.parent / name / "answers").read_text()
-        say(name, group, f"{error} | began at {progress.started} | steps {progress.steps} | kept {state['epoch'], state['step']} and {answers}")
+        state, answers = (
+            torch.load(own.parent / name / "checkpoint.pt", weights_only=True)["state"],
+            (own.parent / name / "answers").read_text(),
+        )
+        say(
+            name,
+            group,
+            f"{error} | began at {progress.started} | steps {progress.steps} | kept {state['epoch'], state['step']} and {answers}",
+        )
         return error.exit_code
     say(name, group, f"done | began at {progress.started} | messages {progress.sent}")
     return 0
@@ -109,11 +116,26 @@ def taught(folder: Path, own: Path, group: distributed.Group) -> None:
     for seed in (0, 1):
         said = Teacher()
         cache = TeacherCache(
-            lambda raw, said=said: said.answer(None, raw)[0].float(), pictures=COUNT, views=views.view_count("crop_flip", SIDE), classes=CLASSES, device="cpu",
-            folder=folder / "logits", warn=lambda text: print(text, flush=True),
-        )  # fmt: skip
+            lambda raw, said=said: said.answer(None, raw)[0].float(),
+            pictures=COUNT,
+            views=views.view_count("crop_flip", SIDE),
+            classes=CLASSES,
+            device="cpu",
+            folder=folder / "logits",
+            warn=lambda text: print(text, flush=True),
+        )
         (own / str(seed)).mkdir(exist_ok=True)
-        train("kd", own / str(seed), group, "cpu", progress=Telling(None), batch_size=BATCH, teacher=cache, seed=seed, views=2)
+        train(
+            "kd",
+            own / str(seed),
+            group,
+            "cpu",
+            progress=Telling(None),
+            batch_size=BATCH,
+            teacher=cache,
+            seed=seed,
+            views=2,
+        )
         rows.append(cache.rows_run)
     say("taught", group, f"rows {rows}")
 
@@ -127,7 +149,9 @@ def main(folder: Path) -> int:
     with distributed.joined("cpu") as (group, _):
         codes = []
         for name in (*TOLD, "taught"):
-            own = folder / (name if group.first else f"{name}.beside")  # as the store gives each process a folder of its own
+            own = folder / (
+                name if group.first else f"{name}.beside"
+            )  # as the store gives each process a folder of its own
             own.mkdir(exist_ok=True)
             if name in TOLD:
                 codes.append(ended(name, own, group))

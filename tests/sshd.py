@@ -63,10 +63,19 @@ def start(folder: Path, *more: str, port: int | None = None) -> tuple[subprocess
     host = " ".join((folder / "host.pub").read_text().split()[:2])
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {host}\n")
     lines = [
-        f"Port {port}", "ListenAddress 127.0.0.1", f"HostKey {folder}/host", f"PidFile {folder}/pid", f"AuthorizedKeysFile {folder}/authorized_keys",
-        "UsePAM no", "StrictModes no", "PasswordAuthentication no", "KbdInteractiveAuthentication no", "Subsystem sftp internal-sftp", "LogLevel ERROR",
+        f"Port {port}",
+        "ListenAddress 127.0.0.1",
+        f"HostKey {folder}/host",
+        f"PidFile {folder}/pid",
+        f"AuthorizedKeysFile {folder}/authorized_keys",
+        "UsePAM no",
+        "StrictModes no",
+        "PasswordAuthentication no",
+        "KbdInteractiveAuthentication no",
+        "Subsystem sftp internal-sftp",
+        "LogLevel ERROR",
         *more,
-    ]  # fmt: skip
+    ]
     (folder / "sshd_config").write_text("\n".join(lines) + "\n")
     client = f"IdentityFile {folder}/user\nIdentitiesOnly yes\nUserKnownHostsFile {folder}/known_hosts\nGlobalKnownHostsFile /dev/null\n"
     (folder / "ssh_config").write_text(client)

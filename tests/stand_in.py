@@ -28,7 +28,11 @@ def pictures(part: str, count: int) -> Iterator[tuple[str, int, bytes]]:
     """(name, label, file) of `count` pictures a class, upright and lying."""
     for label, wnid in enumerate(WNIDS):
         for number in range(count):
-            yield f"{wnid}_{part}_{number:03d}", label, jpeg(label, 1000 * label + number + 500 * (part == "val"), ((48, 36), (36, 52))[number % 2])
+            yield (
+                f"{wnid}_{part}_{number:03d}",
+                label,
+                jpeg(label, 1000 * label + number + 500 * (part == "val"), ((48, 36), (36, 52))[number % 2]),
+            )
 
 
 def folders(root: Path, train: int, val: int) -> Path:
@@ -56,5 +60,9 @@ def shards(root: Path, train: int, val: int, each: int = 10) -> Path:
             with tarfile.open(root / f"{part}-{number:06d}.tar", "w") as shard:
                 for name, label, content in every[number * each : (number + 1) * each]:
                     add(shard, f"{name}.jpg", content)
-                    add(shard, f"{name}.cls" if number % 2 == 0 else f"{name}.json", str(label).encode() if number % 2 == 0 else b'{"label": %d}' % label)
+                    add(
+                        shard,
+                        f"{name}.cls" if number % 2 == 0 else f"{name}.json",
+                        str(label).encode() if number % 2 == 0 else b'{"label": %d}' % label,
+                    )
     return root

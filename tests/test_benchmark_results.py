@@ -60,9 +60,14 @@ def test_a_result_has_a_command_that_its_script_takes_and_a_machine(path: Path) 
     content = json.loads(path.read_text(encoding="utf-8"))
     found = wrong(content)
     reasons = [reason for pattern, reason in EXCEPTIONS.items() if fnmatch(path.name, pattern)]
-    assert bool(found) == bool(reasons), f"{path.name}: {found or 'is as its script writes it, and named as an exception: ' + reasons[0]}"
+    assert bool(found) == bool(reasons), (
+        f"{path.name}: {found or 'is as its script writes it, and named as an exception: ' + reasons[0]}"
+    )
     (row,) = (line for line in PAGE.splitlines() if line.startswith("|") and f"`{path.name}`" in line)
-    assert re.findall(r"benchmarks/\w+\.py", content.get("command", ""))[:1] in ([], re.findall(r"benchmarks/\w+\.py", row)[:1])
+    assert re.findall(r"benchmarks/\w+\.py", content.get("command", ""))[:1] in (
+        [],
+        re.findall(r"benchmarks/\w+\.py", row)[:1],
+    )
 
 
 def test_the_page_names_the_exceptions() -> None:
@@ -73,15 +78,24 @@ def test_the_page_names_the_exceptions() -> None:
 
 @pytest.mark.parametrize(
     ("changed", "words"),
-    [({"command": "python benchmarks/startup.py recipes/mobilenet.yaml --repeat 5"}, "command: No such option"),
-     ({"command": "python benchmarks/startup.py recipes/none.yaml"}, "command: Invalid value for 'PATH'"),
-     ({"command": "python benchmarks/start.py"}, "command: no script: 'benchmarks/start.py'"),
-     ({"command": ""}, "command: no script: ''"),
-     ({"command": "OMP_NUM_THREADS=1 python benchmarks/startup.py recipes/mobilenet.yaml"}, "command: the script writes no variables"),
-     ({"environment": None}, "environment: no processor"), ({"environment": {"cpu": "a", "torch": ""}}, "environment: no processor"),
-     ({"note": "seconds are not known"}, "note: no script")],
-)  # fmt: skip
+    [
+        ({"command": "python benchmarks/startup.py recipes/mobilenet.yaml --repeat 5"}, "command: No such option"),
+        ({"command": "python benchmarks/startup.py recipes/none.yaml"}, "command: Invalid value for 'PATH'"),
+        ({"command": "python benchmarks/start.py"}, "command: no script: 'benchmarks/start.py'"),
+        ({"command": ""}, "command: no script: ''"),
+        (
+            {"command": "OMP_NUM_THREADS=1 python benchmarks/startup.py recipes/mobilenet.yaml"},
+            "command: the script writes no variables",
+        ),
+        ({"environment": None}, "environment: no processor"),
+        ({"environment": {"cpu": "a", "torch": ""}}, "environment: no processor"),
+        ({"note": "seconds are not known"}, "note: no script"),
+    ],
+)
 def test_what_a_script_would_not_have_written_is_told(changed: dict[str, Any], words: str) -> None:
-    content = {"command": "python benchmarks/startup.py recipes/mobilenet.yaml --repeats 5", "environment": {"cpu": "a", "torch": "b"}}
+    content = {
+        "command": "python benchmarks/startup.py recipes/mobilenet.yaml --repeats 5",
+        "environment": {"cpu": "a", "torch": "b"},
+    }
     assert wrong(content) == []
     assert words in "; ".join(wrong({**content, **changed}))

@@ -50,7 +50,12 @@ def test_the_published_loop_runs_each_network_once_a_batch_and_two_backward_pass
     optimizer = torch.optim.SGD([*student.parameters(), *head.parameters()], lr=0.1)
     seconds, seen = authors_loop.train(student, head, pooled(), teacher, batches, optimizer, device="cpu")
     count_of_batches = PICTURES // BATCH
-    assert ran == {"teacher": count_of_batches, "student": count_of_batches, "head": count_of_batches, "backward": 2 * count_of_batches}
+    assert ran == {
+        "teacher": count_of_batches,
+        "student": count_of_batches,
+        "head": count_of_batches,
+        "backward": 2 * count_of_batches,
+    }
     assert seen == PICTURES and seconds > 0
     assert all(torch.equal(one, other) for one, other in zip(before, teacher.parameters(), strict=True))
 
@@ -82,23 +87,34 @@ def speeds(folder: Path, monkeypatch: pytest.MonkeyPatch, asked: Callable[[bool,
     monkeypatch.setattr(train_speed, "_run", training(set(), asked))
     pictures = VIEWS_OF_AN_EPOCH + train_speed.CLASSES
     images, labels = np.zeros((pictures, 32, 32, 3), np.uint8), np.arange(pictures) % train_speed.CLASSES
-    return train_speed._ours(train_speed.Setting("cpu", "auto", pictures, 128, images, labels), "resnet8", "resnet8", folder)
+    return train_speed._ours(
+        train_speed.Setting("cpu", "auto", pictures, 128, images, labels), "resnet8", "resnet8", folder
+    )
 
 
 def test_warm_is_a_training_whose_teacher_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert speeds(tmp_path, monkeypatch, lambda known, new: 0 if known else new) == {"cold": 700.0, "warm": 700.0, "views": 700.0}
+    assert speeds(tmp_path, monkeypatch, lambda known, new: 0 if known else new) == {
+        "cold": 700.0,
+        "warm": 700.0,
+        "views": 700.0,
+    }
 
 
 @pytest.mark.parametrize(
     ("asked", "words"),
-    [(lambda known, new: new, "warm: the teacher ran on 400 views in 2 epochs, not on 0 to 0"),
-     (lambda known, new: 1 if known else new, "warm: the teacher ran on 1 views"),
-     (lambda known, new: 0, "cold: the teacher ran on 0 views in 2 epochs, not on 201 to 400"),
-     (lambda known, new: None, "cold: the teacher ran on None views"),
-     (lambda known, new: 0 if known else 200 if new == 400 else new, "cold: the teacher ran on 200 views"),
-     (lambda known, new: 0 if known else new if new == 400 else 1000, "views: 4: the teacher ran on 1000 views in 5 epochs, not on 601 to 800"),
-     (lambda known, new: 0 if known else new if new == 400 else 0, "views: 4: the teacher ran on 0 views")],
-)  # fmt: skip
+    [
+        (lambda known, new: new, "warm: the teacher ran on 400 views in 2 epochs, not on 0 to 0"),
+        (lambda known, new: 1 if known else new, "warm: the teacher ran on 1 views"),
+        (lambda known, new: 0, "cold: the teacher ran on 0 views in 2 epochs, not on 201 to 400"),
+        (lambda known, new: None, "cold: the teacher ran on None views"),
+        (lambda known, new: 0 if known else 200 if new == 400 else new, "cold: the teacher ran on 200 views"),
+        (
+            lambda known, new: 0 if known else new if new == 400 else 1000,
+            "views: 4: the teacher ran on 1000 views in 5 epochs, not on 601 to 800",
+        ),
+        (lambda known, new: 0 if known else new if new == 400 else 0, "views: 4: the teacher ran on 0 views"),
+    ],
+)
 def test_a_speed_with_another_cache_than_the_line_says_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Callable[[bool, int], int | None], words: str
 ) -> None:
@@ -122,11 +138,21 @@ def started(monkeypatch: pytest.MonkeyPatch, folder: Path, anew: tuple[str, ...]
         report = {"seconds": dict.fromkeys(stages, 1.0), "reused": [stage for stage in stages if stage not in forced]}
         if "torch" in command[-1]:
             next(clock), next(clock)  # three times as long as any other
-        return subprocess.CompletedProcess(command, 2 if "train.epoch=1" in command else 0, json.dumps(report) if "--json" in command else "", "")
+        return subprocess.CompletedProcess(
+            command, 2 if "train.epoch=1" in command else 0, json.dumps(report) if "--json" in command else "", ""
+        )
 
     monkeypatch.setattr(startup, "subprocess", SimpleNamespace(run=run))
     monkeypatch.setattr(startup, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    told = [str(folder / "r.yaml"), "--repeats", "2", "--artifacts", str(folder / "a"), "--out", str(folder / "out.json")]
+    told = [
+        str(folder / "r.yaml"),
+        "--repeats",
+        "2",
+        "--artifacts",
+        str(folder / "a"),
+        "--out",
+        str(folder / "out.json"),
+    ]
     return CliRunner().invoke(startup.main, told)
 
 
@@ -135,24 +161,40 @@ def test_start_up_says_each_command_against_importing_torch(tmp_path: Path, monk
     assert done.exit_code == 0, done.output
     ratios = {line[:14].strip(): line.split("n = 2  ")[1] for line in done.output.splitlines() if "n = 2" in line}
     third = "0.33x [0.33, 0.33] of import torch"
-    assert ratios == {"help": third, "recipe error": third, "import torch": "1.00x [1.00, 1.00] of import torch", "check": third, "cached run": third}
+    assert ratios == {
+        "help": third,
+        "recipe error": third,
+        "import torch": "1.00x [1.00, 1.00] of import torch",
+        "check": third,
+        "cached run": third,
+    }
     assert json.loads((tmp_path / "out.json").read_text())["rows"].keys() == ratios.keys()
 
 
 @pytest.mark.parametrize(
-    ("anew", "words"), [(("distill",), "distill ran and was not reused"), (("data", "validate"), "data, validate ran and were not reused")]
+    ("anew", "words"),
+    [
+        (("distill",), "distill ran and was not reused"),
+        (("data", "validate"), "data, validate ran and were not reused"),
+    ],
 )
-def test_a_run_that_is_not_cached_is_not_timed_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anew: tuple[str, ...], words: str) -> None:
+def test_a_run_that_is_not_cached_is_not_timed_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anew: tuple[str, ...], words: str
+) -> None:
     done = started(monkeypatch, tmp_path, anew)
     assert done.exit_code == 1 and f"cached run: {words}" in done.output and not (tmp_path / "out.json").exists()
 
 
 @pytest.mark.parametrize(("peak", "ratio", "code"), [(1_200_000_000, "0.80x", 0), (1_800_000_000, "1.20x", 1)])
-def test_memory_is_said_against_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peak: int, ratio: str, code: int) -> None:
+def test_memory_is_said_against_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peak: int, ratio: str, code: int
+) -> None:
     (tmp_path / "r.yaml").write_text("name: r\n")
     process = SimpleNamespace(returncode=0, stdout=iter(()))
     monkeypatch.setattr(memory, "subprocess", SimpleNamespace(Popen=lambda *_, **__: process, PIPE=-1, STDOUT=-2))
     monkeypatch.setattr(memory, "_watch", lambda *_: ({"data": peak + 5}, {1: 7, 2: peak}))
     done = CliRunner().invoke(memory.main, [str(tmp_path / "r.yaml"), "--out", str(tmp_path / "out.json")])
-    assert f"largest process {peak / 1e6:.0f} MB, {ratio} the limit of 1500 MB" in done.output and done.exit_code == code
+    assert (
+        f"largest process {peak / 1e6:.0f} MB, {ratio} the limit of 1500 MB" in done.output and done.exit_code == code
+    )
     assert json.loads((tmp_path / "out.json").read_text())["peak_of_largest_process"] == peak

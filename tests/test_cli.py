@@ -24,7 +24,17 @@ ROOT = Path(__file__).parents[1]
 GOOD = "data: {source: fashion}\nteacher: {candidates: [{model: resnet20}]}\nstudent: {model: mobilenet_v2}\n"
 
 # What help and the check of a recipe may import: 0.2 and 0.35 s on one idle core. A clock says nothing where tests share the machine.
-LIGHT = {"click", "yaml", "pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection", "compress", "export"}
+LIGHT = {
+    "click",
+    "yaml",
+    "pydantic",
+    "pydantic_core",
+    "annotated_types",
+    "typing_extensions",
+    "typing_inspection",
+    "compress",
+    "export",
+}
 
 # Runs the command line as `compress` would, then says on the last line of stderr which packages were imported that are not light.
 PROBE = f"""
@@ -40,7 +50,9 @@ sys.exit(code)
 
 def compress(*arguments: str, code: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *(("-m", "compress") if code is None else ("-c", code)), *arguments]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @pytest.fixture
@@ -88,11 +100,15 @@ def test_a_wrong_recipe_is_exit_2_with_one_line_a_mistake(bad: Path) -> None:
         (["zzz"], 2, f"no command 'zzz' (there are {', '.join(cli.cli.commands)})"),
         (["run"], 2, "Missing argument 'RECIPE' (see: compress run --help)"),
         (["run", "x.yaml", "--device", "tpu"], 2, "--device tpu: expected auto, cpu, cuda, cuda:N or mps"),
-        (["run", "recipes/mobilnet.yaml"], 2, "recipes/mobilnet.yaml: no such recipe (did you mean recipes/mobilenet.yaml?)"),
+        (
+            ["run", "recipes/mobilnet.yaml"],
+            2,
+            "recipes/mobilnet.yaml: no such recipe (did you mean recipes/mobilenet.yaml?)",
+        ),
         (["run", "mobilenet"], 2, "mobilenet: no such recipe (did you mean recipes/mobilenet.yaml?)"),
         (["run", "recipes"], 2, "recipes: this is a folder, not a recipe"),
     ],
-)  # fmt: skip
+)
 def test_wrong_usage_is_one_line(
     arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +123,9 @@ def test_a_wrong_stage_names_all_stages(capsys: pytest.CaptureFixture[str], good
     assert said.count("\n") == 1 and all(stage in said for stage in STAGES)
 
 
-def test_show_prints_a_recipe_that_shows_the_same_again(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_a_recipe_that_shows_the_same_again(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["show", str(good), "--set", "train.epochs=7"]) == 0
     first = capsys.readouterr().out
     assert yaml.safe_load(first)["train"]["epochs"] == 7
@@ -121,7 +139,11 @@ def test_schema_methods_models_and_recipes(capsys: pytest.CaptureFixture[str], m
     monkeypatch.chdir(ROOT)
     assert cli.main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "Recipe"
-    for command, first in (("methods", "dhkd"), ("models", "resnet8"), ("recipes", "recipes/cifar100/resnet110-resnet32.yaml")):
+    for command, first in (
+        ("methods", "dhkd"),
+        ("models", "resnet8"),
+        ("recipes", "recipes/cifar100/resnet110-resnet32.yaml"),
+    ):
         assert cli.main([command]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[0].startswith(f"{first} ")
@@ -136,7 +158,9 @@ def test_version_and_every_command_has_help(capsys: pytest.CaptureFixture[str]) 
         assert cli.main([name, "--help"]) == 0
 
 
-def test_doctor_names_what_is_missing_and_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_names_what_is_missing_and_the_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(doctor, "REQUIRED", {"yaml": ("PyYAML", "recipes"), "no_such_package": ("no-such", "nothing")})
     assert cli.main(["doctor"]) == 3
     rows = [line.split(None, 2) for line in capsys.readouterr().out.splitlines()]
@@ -164,7 +188,11 @@ def test_doctor_tries_to_write_where_results_go(
     capsys.readouterr()
     assert cli.main(arguments) == 3
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.split(None, 2) == ["disk", "missing", f"{tmp_path} cannot be written ({os.strerror(number)}); choose another place with --artifacts"]
+    assert last.split(None, 2) == [
+        "disk",
+        "missing",
+        f"{tmp_path} cannot be written ({os.strerror(number)}); choose another place with --artifacts",
+    ]
 
 
 @pytest.mark.parametrize("text", ["mobilenet", "FOLDER"])
@@ -179,17 +207,24 @@ def test_a_run_is_found_by_name_or_folder(tmp_path: Path, text: str) -> None:
 def test_a_run_that_is_not_there_is_exit_3_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "runs" / "mobilenet" / "latest"
     folder.mkdir(parents=True)
-    with pytest.raises(MissingError, match=r"no finished run 'mobilnet' \(did you mean 'mobilenet'\?\); give the folder of a run, or where runs lie with"):
+    with pytest.raises(
+        MissingError,
+        match=r"no finished run 'mobilnet' \(did you mean 'mobilenet'\?\); give the folder of a run, or where runs lie with",
+    ):
         runs.find_run("mobilnet", tmp_path)
     monkeypatch.chdir(ROOT)
-    with pytest.raises(MissingError, match=r"no finished run 'mobilenet' .*; make one with: compress run recipes/mobilenet.yaml$"):
+    with pytest.raises(
+        MissingError, match=r"no finished run 'mobilenet' .*; make one with: compress run recipes/mobilenet.yaml$"
+    ):
         runs.find_run("mobilenet", tmp_path)
     with pytest.raises(MissingError, match="there is no report.json in this folder; finish the run with: compress run"):
         runs.find_run(str(folder), tmp_path)
 
 
 @pytest.mark.parametrize("place", ["file", "file/below/it"])
-def test_artifacts_that_would_lie_in_a_file_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str) -> None:
+def test_artifacts_that_would_lie_in_a_file_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
     (tmp_path / "file").touch()
     assert cli.main(["run", "recipes/mobilenet.yaml", "--artifacts", str(tmp_path / place)]) == 2
     assert f"--artifacts {tmp_path / place}: {tmp_path / 'file'} is a file; name a folder" in capsys.readouterr().err
@@ -222,13 +257,25 @@ AGAIN = "interrupted; run the same command again to resume: compress run 'a b.ya
         (click.Abort(), 130, AGAIN),
         (Interrupted(AGAIN.partition(":")[0]), 130, AGAIN),
         (Interrupted("stopped"), 130, "stopped"),
-        (torch.OutOfMemoryError("CUDA out of memory."), 4, "the device's memory is full; lower train.batch_size, or choose another device with --device"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            4,
+            "the device's memory is full; lower train.batch_size, or choose another device with --device",
+        ),
         (OSError(28, "Full", "x.bin"), 4, "x.bin: Full; make room or choose another place with --artifacts"),
-        (OSError(30, "Read-only file system", "x.bin"), 4, "x.bin: cannot be written (Read-only file system); choose another place with --artifacts"),
+        (
+            OSError(30, "Read-only file system", "x.bin"),
+            4,
+            "x.bin: cannot be written (Read-only file system); choose another place with --artifacts",
+        ),
         (OSError(13, "Denied", "x.bin"), 4, "x.bin: cannot be written (Denied); choose another place with --artifacts"),
-        (OSError(1, "Not permitted"), 4, "a file: cannot be written (Not permitted); choose another place with --artifacts"),
+        (
+            OSError(1, "Not permitted"),
+            4,
+            "a file: cannot be written (Not permitted); choose another place with --artifacts",
+        ),
     ],
-)  # fmt: skip
+)
 def test_expected_errors_have_a_sentence_and_an_exit_code(error: BaseException, code: int, message: str) -> None:
     assert exits.explain(error, RUN) == (code, message)
 
@@ -236,7 +283,10 @@ def test_expected_errors_have_a_sentence_and_an_exit_code(error: BaseException, 
 def test_a_file_that_may_not_be_read_is_not_called_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x").touch()
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may
-    assert exits.explain(OSError(13, "Denied", str(tmp_path / "x")), RUN) == (4, f"{tmp_path / 'x'}: cannot be read (Denied)")
+    assert exits.explain(OSError(13, "Denied", str(tmp_path / "x")), RUN) == (
+        4,
+        f"{tmp_path / 'x'}: cannot be read (Denied)",
+    )
 
 
 def test_another_command_does_not_offer_to_resume() -> None:
@@ -269,7 +319,10 @@ def test_a_bug_is_one_line_and_exit_1(good: Path) -> None:
 
 
 def test_traceback_shows_the_rest_wherever_it_stands(good: Path) -> None:
-    for arguments, environment in ((["show", str(good), "--traceback"], {}), (["show", str(good)], {"COMPRESS_TRACEBACK": "1"})):
+    for arguments, environment in (
+        (["show", str(good), "--traceback"], {}),
+        (["show", str(good)], {"COMPRESS_TRACEBACK": "1"}),
+    ):
         done = compress(code=BUG.format(arguments=arguments), **environment)
         assert done.returncode == 1
         assert done.stderr.startswith("Traceback (most recent call last):") and "bug:" not in done.stderr
@@ -290,6 +343,11 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     os.close(read)
     with os.fdopen(written, "w") as closed:
         done = subprocess.run(
-            [sys.executable, "-m", "compress", "schema"], cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True, check=False
+            [sys.executable, "-m", "compress", "schema"],
+            cwd=ROOT,
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
         )
     assert (done.returncode, done.stderr) == (0, "")

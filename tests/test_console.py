@@ -42,7 +42,9 @@ def test_off_a_terminal_an_epoch_is_one_plain_line(capsys: pytest.CaptureFixture
     assert out.count("\n") == 1 and "\x1b" not in out and " left" in out
 
 
-def test_a_heartbeat_at_most_every_ten_seconds(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heartbeat_at_most_every_ten_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [100.0]
     monkeypatch.setattr(console_module.time, "monotonic", lambda: now[0])
     loss = Lossy()
@@ -58,7 +60,9 @@ def test_a_heartbeat_at_most_every_ten_seconds(capsys: pytest.CaptureFixture[str
     assert loss.reads == 2
 
 
-def test_a_live_bar_moves_five_times_a_second_and_reads_losses_every_five_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_live_bar_moves_five_times_a_second_and_reads_losses_every_five_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now, shown, loss = [100.0], list[str](), Lossy()
     monkeypatch.setattr(console_module.time, "monotonic", lambda: now[0])
     with Console().training("student", 2, 100) as progress:
@@ -69,7 +73,9 @@ def test_a_live_bar_moves_five_times_a_second_and_reads_losses_every_five_second
     assert len(shown) == 48 and all("ce 0.5000" in text for text in shown) and loss.reads == 3
 
 
-def test_a_resume_counts_the_time_left_from_its_own_steps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_counts_the_time_left_from_its_own_steps(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [0.0]
     monkeypatch.setattr(console_module.time, "monotonic", lambda: now[0])
     with Console().training("student", 4, 10) as progress:
@@ -105,7 +111,9 @@ def test_without_json_there_is_no_document(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == ""
 
 
-def test_the_log_has_everything_plain_and_from_the_beginning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_has_everything_plain_and_from_the_beginning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     console = Console(quiet=True)
     console.line("before")
     console.log_to(tmp_path / "run" / "log.txt")
@@ -121,14 +129,50 @@ def test_the_log_has_everything_plain_and_from_the_beginning(tmp_path: Path, cap
 
 def test_the_summary_shows_the_models_and_names_the_line_of_a_missed_limit(capsys: pytest.CaptureFixture[str]) -> None:
     models = [
-        {"role": "teacher", "file": "teacher.onnx", "top1": 0.9, "top1_ci95": [0.89, 0.91], "bytes": 5000, "latency_ms": {"p50": 1.5}},
-        {"role": "student", "file": "student.int8.onnx", "top1": 0.88, "top1_ci95": None, "bytes": 1000, "latency_ms": {"p50": None}},
+        {
+            "role": "teacher",
+            "file": "teacher.onnx",
+            "top1": 0.9,
+            "top1_ci95": [0.89, 0.91],
+            "bytes": 5000,
+            "latency_ms": {"p50": 1.5},
+        },
+        {
+            "role": "student",
+            "file": "student.int8.onnx",
+            "top1": 0.88,
+            "top1_ci95": None,
+            "bytes": 1000,
+            "latency_ms": {"p50": None},
+        },
     ]
     pair = {"model": "student.int8.onnx", "against": "teacher.onnx", "top1_drop_points": 2.0, "speedup_p50": None}
-    limit = {"name": "max_top1_drop", "limit": 1.0, "value": 2.0, "verdict": "failed", "where": "a.yaml:9:3", "sentence": "Lower."}
-    Console().summary({"status": "failed", "models": models, "comparisons": [pair], "requirements": [limit]}, Path("runs/x"))
+    limit = {
+        "name": "max_top1_drop",
+        "limit": 1.0,
+        "value": 2.0,
+        "verdict": "failed",
+        "where": "a.yaml:9:3",
+        "sentence": "Lower.",
+    }
+    Console().summary(
+        {"status": "failed", "models": models, "comparisons": [pair], "requirements": [limit]}, Path("runs/x")
+    )
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].split() == ["teacher.onnx", "90.00", "%", "89.00", "to", "91.00", "-", "1.500", "ms", "-", "5,000", "bytes"]
+    assert lines[2].split() == [
+        "teacher.onnx",
+        "90.00",
+        "%",
+        "89.00",
+        "to",
+        "91.00",
+        "-",
+        "1.500",
+        "ms",
+        "-",
+        "5,000",
+        "bytes",
+    ]
     assert lines[3].split() == ["student.int8.onnx", "88.00", "%", "-", "+2.00", "points", "-", "-", "1,000", "bytes"]
     assert lines[4:] == [
         "failed     max_top1_drop: Lower. (a.yaml:9:3)",
@@ -220,10 +264,17 @@ def test_a_line_is_one_write_where_nothing_is_buffered() -> None:
     assert raw.parts == [b"a line\n"]
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.06, "0.1 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.06, "0.1 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
 def test_cells_of_the_history() -> None:
-    assert [cell(name, value) for name, value in ROW.items()][1:] == ["lr 0.05", "ce 0.4312", "validation 85.40 %", "1,240 images/s"]
+    assert [cell(name, value) for name, value in ROW.items()][1:] == [
+        "lr 0.05",
+        "ce 0.4312",
+        "validation 85.40 %",
+        "1,240 images/s",
+    ]

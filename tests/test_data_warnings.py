@@ -37,7 +37,9 @@ def leaking(tmp_path: Path) -> Path:
     return tmp_path / "r.yaml"
 
 
-def test_a_warning_is_said_when_the_data_is_reused_too(leaking: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_warning_is_said_when_the_data_is_reused_too(
+    leaking: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     loaded = recipe.load(leaking)
     for reused in ([], ["data"]):
         store = Store(tmp_path / "artifacts", "cpu", Console(quiet=True))
@@ -49,7 +51,9 @@ def test_a_warning_is_said_when_the_data_is_reused_too(leaking: Path, tmp_path: 
 
 def test_a_record_from_before_there_were_warnings_loads(leaking: Path, tmp_path: Path):
     loaded = recipe.load(leaking)
-    prepared = Workflow(loaded, recipe.resolve(loaded.recipe), Store(tmp_path / "artifacts", "cpu", Console(quiet=True)), None).prepared
+    prepared = Workflow(
+        loaded, recipe.resolve(loaded.recipe), Store(tmp_path / "artifacts", "cpu", Console(quiet=True)), None
+    ).prepared
     record = json.loads(json.dumps(to_json(prepared)))
     assert from_json(Prepared, record).cautions == prepared.cautions != ()
     del record["warnings"], record["cautions"]

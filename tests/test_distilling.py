@@ -25,8 +25,15 @@ SIDE, TRAINED = 16, 160
 def recipe(tmp_path: Path) -> Path:
     """resnet8 teaches resnet8 for two epochs on 160 pictures of noise."""
     random = np.random.default_rng(0)
-    parts = {name: (random.integers(0, 256, (count, SIDE, SIDE, 3)).astype(np.uint8), np.arange(count) % 4) for name, count in (("train", 200), ("test", 40))}
-    arrays = {f"{name}_{kind}": array for name, pair in parts.items() for kind, array in zip(("images", "labels"), pair, strict=True)}
+    parts = {
+        name: (random.integers(0, 256, (count, SIDE, SIDE, 3)).astype(np.uint8), np.arange(count) % 4)
+        for name, count in (("train", 200), ("test", 40))
+    }
+    arrays = {
+        f"{name}_{kind}": array
+        for name, pair in parts.items()
+        for kind, array in zip(("images", "labels"), pair, strict=True)
+    }
     np.savez(tmp_path / "set.npz", class_names=np.array(list("abcd")), **arrays)
     path = tmp_path / "small.yaml"
     path.write_text(
@@ -45,7 +52,19 @@ def said(recipe: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., list
 
     def run(*settings: str) -> list[str]:
         changes = [part for setting in settings for part in ("--set", setting)]
-        code = cli.main(["run", str(recipe), "--artifacts", str(recipe.parent / "a"), "--device", "cpu", "--until", "distill", *changes])
+        code = cli.main(
+            [
+                "run",
+                str(recipe),
+                "--artifacts",
+                str(recipe.parent / "a"),
+                "--device",
+                "cpu",
+                "--until",
+                "distill",
+                *changes,
+            ]
+        )
         out, err = capsys.readouterr()
         assert code == 0, err
         lines = out.splitlines()
@@ -60,21 +79,31 @@ def test_what_the_teacher_will_take_is_said_before_the_first_epoch(said):
     at_most = f"teacher logits: at most {2 * TRAINED} rows (0.0 MiB, with their table) for 2 views a picture"
     assert said() == [at_most]
     most, known = said("distill.method=kd")
-    assert most == at_most and known.endswith(" rows known from earlier runs") and TRAINED < int(known.split()[2]) <= 2 * TRAINED
+    assert (
+        most == at_most
+        and known.endswith(" rows known from earlier runs")
+        and TRAINED < int(known.split()[2]) <= 2 * TRAINED
+    )
     assert said("distill.method=at") == ["teacher resnet8 runs on every batch: at reads its feature maps"]
 
 
 def laid_out(model: nn.Module) -> bool:
     """Whether every convolution's weight is in channels_last, and one is not in the default layout as well."""
     weights = [p for p in model.parameters() if p.dim() == 4]
-    return all(w.is_contiguous(memory_format=torch.channels_last) for w in weights) and any(not w.is_contiguous() for w in weights)
+    return all(w.is_contiguous(memory_format=torch.channels_last) for w in weights) and any(
+        not w.is_contiguous() for w in weights
+    )
 
 
 def test_what_is_trained_lies_in_channels_last(said, monkeypatch):
     layouts: list[bool] = []
     for module in (distilling, teachers):
         fit: Any = module.fit
-        monkeypatch.setattr(module, "fit", lambda model, *args, fit=fit, **named: layouts.append(laid_out(model)) or fit(model, *args, **named))
+        monkeypatch.setattr(
+            module,
+            "fit",
+            lambda model, *args, fit=fit, **named: layouts.append(laid_out(model)) or fit(model, *args, **named),
+        )
     said()
     assert layouts == [True, True]  # the teacher, the student
 

@@ -28,7 +28,9 @@ ENVIRONMENT = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
 
 def started(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, timeout=300, check=False)
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, timeout=300, check=False
+    )
 
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -53,7 +55,9 @@ def test_two_processes_train_what_one_trains(tmp_path, shared):
         one, two = (load_file(folder / method / "weights.safetensors") for folder in (tmp_path, shared))
         assert one.keys() == two.keys() and any(key.startswith("method.") for key in one) == (method in ("dhkd", "crd"))
         for key in one:
-            torch.testing.assert_close(two[key], one[key], rtol=1e-9, atol=1e-11, msg=lambda text, name=f"{method} {key}": f"{name}: {text}")
+            torch.testing.assert_close(
+                two[key], one[key], rtol=1e-9, atol=1e-11, msg=lambda text, name=f"{method} {key}": f"{name}: {text}"
+            )
 
 
 @pytest.mark.gpu
@@ -74,7 +78,9 @@ def test_batchnorm_is_synchronised_on_cuda_alone_and_put_back():
     norm, weights = student[1][0], list(student.parameters())
 
     back = synchronise(Group(0, 2), "cuda:0", True, said.append, student)
-    assert isinstance(student[1][0], nn.SyncBatchNorm) and all(a is b for a, b in zip(student.parameters(), weights, strict=True))
+    assert isinstance(student[1][0], nn.SyncBatchNorm) and all(
+        a is b for a, b in zip(student.parameters(), weights, strict=True)
+    )
     student[1][0].running_mean.fill_(3)
     back()
     assert student[1][0] is norm and norm.running_mean.eq(3).all() and not said
@@ -82,18 +88,27 @@ def test_batchnorm_is_synchronised_on_cuda_alone_and_put_back():
     for arguments in ((Group(0, 2), "cpu", True), (Group(0, 2), "cuda:0", False), (ALONE, "cuda", True)):
         synchronise(*arguments, said.append, student)()
         assert student[1][0] is norm
-    assert len(said) == 2 and "SyncBatchNorm needs CUDA" in said[0] and "1/2" in said[0] and "train.sync_batchnorm is false" in said[1]
+    assert (
+        len(said) == 2
+        and "SyncBatchNorm needs CUDA" in said[0]
+        and "1/2" in said[0]
+        and "train.sync_batchnorm is false" in said[1]
+    )
 
 
 @pytest.mark.slow
 def test_a_lost_process_ends_the_job_and_the_job_resumes(tmp_path, shared):
     lost = torchrun(str(SCRIPT), str(tmp_path), "1", "cpu", "kd")
     assert lost.returncode != 0 and not (tmp_path / "kd" / "weights.safetensors").exists()
-    assert "another process of this run is gone" in lost.stdout and "run the same command again to resume" in lost.stdout, lost.stdout + lost.stderr
+    assert (
+        "another process of this run is gone" in lost.stdout and "run the same command again to resume" in lost.stdout
+    ), lost.stdout + lost.stderr
     again = torchrun(str(SCRIPT), str(tmp_path), "-1", "cpu", "kd")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "goes on in epoch 2 behind step 1" in again.stdout  # of three
-    rows = [list(csv.DictReader((folder / "kd" / "history.csv").read_text().splitlines())) for folder in (shared, tmp_path)]
+    rows = [
+        list(csv.DictReader((folder / "kd" / "history.csv").read_text().splitlines())) for folder in (shared, tmp_path)
+    ]
     for one, other in zip(*rows, strict=True):
         assert all(float(other[name]) == pytest.approx(float(one[name]), rel=1e-5) for name in ("ce", "kd"))
     expected, found = (load_file(folder / "kd" / "weights.safetensors") for folder in (shared, tmp_path))
@@ -138,7 +153,9 @@ def test_what_a_process_beside_the_first_fails_of_is_left_to_torchrun(tmp_path, 
     assert cli.main(["run", str(tmp_path / "none.yaml")]) == 2 and capsys.readouterr().err == ""
     assert "none.yaml: no such recipe" in json.loads(error.read_text())["message"]["message"]
     error.unlink()
-    monkeypatch.setattr("compress.atomic.os.replace", full_disk)  # torchrun itself would end on a file that is not whole
+    monkeypatch.setattr(
+        "compress.atomic.os.replace", full_disk
+    )  # torchrun itself would end on a file that is not whole
     assert cli.main(["run", str(tmp_path / "none.yaml")]) == 2 and not list(tmp_path.glob("error*"))
     monkeypatch.setattr("compress.recipe.load", interrupted)  # as torchrun does to those beside the one that failed
     (tmp_path / "none.yaml").touch()
@@ -155,7 +172,9 @@ def interrupted(*_, **__):
 
 @pytest.mark.slow
 def test_torchruns_account_of_a_wrong_recipe_ends_with_the_sentence(tmp_path):
-    (tmp_path / "wrong.yaml").write_text("data: {source: fashion}\nteacher: {candidates: [{model: resnet9}]}\nstudent: {model: resnet8}\n")
+    (tmp_path / "wrong.yaml").write_text(
+        "data: {source: fashion}\nteacher: {candidates: [{model: resnet9}]}\nstudent: {model: resnet8}\n"
+    )
     done = torchrun("-m", "compress", "run", str(tmp_path / "wrong.yaml"))
     assert done.returncode == 1 and "there is no network 'resnet9'" in done.stderr.split("Root Cause")[1], done.stderr
 
@@ -164,7 +183,9 @@ def ranks(job: int) -> dict[str, int]:
     """The processes that torchrun started, by rank."""
     found = {}
     for child in Path(f"/proc/{job}/task/{job}/children").read_text().split():
-        values = dict(line.split("=", 1) for line in Path(f"/proc/{child}/environ").read_text().split("\0") if "=" in line)
+        values = dict(
+            line.split("=", 1) for line in Path(f"/proc/{child}/environ").read_text().split("\0") if "=" in line
+        )
         found[values.get("RANK", "")] = int(child)
     return found
 
@@ -176,8 +197,12 @@ def test_a_killed_process_of_the_command_line_ends_the_job_and_the_job_resumes(t
     said = []
     with subprocess.Popen(
         [sys.executable, *TORCHRUN, *tiny(8), "--until", "distill"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env={**ENVIRONMENT, "PYTHONUNBUFFERED": "1"},
-    ) as job:  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env={**ENVIRONMENT, "PYTHONUNBUFFERED": "1"},
+    ) as job:
         assert job.stdout is not None
         for line in job.stdout:
             said.append(line)
@@ -186,12 +211,23 @@ def test_a_killed_process_of_the_command_line_ends_the_job_and_the_job_resumes(t
     text = "".join(said)
     assert job.returncode == 1 and "  epoch 2/8  lr" in text and "  epoch 8/8  lr" not in text, text
     # torchrun's account repeats it
-    (sentence,) = {line.removeprefix("  traceback : ") for line in said if "another process of this run is gone" in line}
-    assert sentence.rstrip().endswith("); run the same command again to resume") and "gloo/" not in sentence and ". " not in sentence, sentence
+    (sentence,) = {
+        line.removeprefix("  traceback : ") for line in said if "another process of this run is gone" in line
+    }
+    assert (
+        sentence.rstrip().endswith("); run the same command again to resume")
+        and "gloo/" not in sentence
+        and ". " not in sentence
+    ), sentence
 
     again = torchrun(*tiny(8), "--until", "distill")
-    assert again.returncode == 0 and "  epoch 1/8  lr" not in again.stdout and "  epoch 8/8  lr" in again.stdout, again.stdout + again.stderr
-    histories = [list(csv.DictReader(path.read_text().splitlines())) for path in (tmp_path / "a" / "cache" / "distill").glob("*/history.csv")]
+    assert again.returncode == 0 and "  epoch 1/8  lr" not in again.stdout and "  epoch 8/8  lr" in again.stdout, (
+        again.stdout + again.stderr
+    )
+    histories = [
+        list(csv.DictReader(path.read_text().splitlines()))
+        for path in (tmp_path / "a" / "cache" / "distill").glob("*/history.csv")
+    ]
     assert [[row["epoch"] for row in rows] for rows in histories] == [[str(epoch) for epoch in range(1, 9)]]
 
 
@@ -204,7 +240,12 @@ def test_shares_of_a_batch_are_even_and_whole():
 
 
 def test_alone_nothing_is_asked():
-    assert ALONE.first and ALONE.summing is None and ALONE.weigh({"ce": torch.ones(())}, 3, 3) == {"ce": 1} and ALONE.word("x") == "x"
+    assert (
+        ALONE.first
+        and ALONE.summing is None
+        and ALONE.weigh({"ce": torch.ones(())}, 3, 3) == {"ce": 1}
+        and ALONE.word("x") == "x"
+    )
     assert ALONE.agree(True, 7) and not ALONE.agree(False, 0)
     rows = torch.arange(3)
     assert ALONE.gather(rows) is rows
@@ -245,31 +286,57 @@ def test_a_card_named_by_number_is_the_one_that_streams_and_graphs_are_made_on(c
 
 def test_a_training_names_its_card(chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", {"cuda": "NVIDIA H200", "cuda:1": "NVIDIA T4"}.__getitem__)
-    assert [precision.card(name) for name in ("cuda", "cuda:1", "cpu", "mps")] == ["NVIDIA H200", "NVIDIA T4", None, None]
+    assert [precision.card(name) for name in ("cuda", "cuda:1", "cpu", "mps")] == [
+        "NVIDIA H200",
+        "NVIDIA T4",
+        None,
+        None,
+    ]
 
 
 def test_more_processes_than_cards_are_refused_by_each_of_them(chosen, monkeypatch):
     for rank in ("0", "2"):
         for name, value in (("WORLD_SIZE", "3"), ("LOCAL_WORLD_SIZE", "3"), ("LOCAL_RANK", rank)):
             monkeypatch.setenv(name, value)
-        with pytest.raises(MissingError, match="torch sees 2 CUDA devices here for 3 processes; start fewer: --nproc-per-node 2"), distributed.joined("cuda"):
+        with (
+            pytest.raises(
+                MissingError, match="torch sees 2 CUDA devices here for 3 processes; start fewer: --nproc-per-node 2"
+            ),
+            distributed.joined("cuda"),
+        ):
             pass
     assert not chosen
 
 
-@pytest.mark.parametrize(("device", "backend", "card"), [("cuda", "nccl", torch.device("cuda", 1)), ("cpu", "gloo", None)])
-def test_a_step_waits_for_minutes_and_the_first_processs_word_is_waited_for_over_the_cpu(chosen, monkeypatch, device, backend, card):
+@pytest.mark.parametrize(
+    ("device", "backend", "card"), [("cuda", "nccl", torch.device("cuda", 1)), ("cpu", "gloo", None)]
+)
+def test_a_step_waits_for_minutes_and_the_first_processs_word_is_waited_for_over_the_cpu(
+    chosen, monkeypatch, device, backend, card
+):
     told: list[tuple] = []
     for name, value in (("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
     for name in ("init_process_group", "all_reduce", "broadcast_object_list"):
         monkeypatch.setattr(torch.distributed, name, lambda *args, name=name, **named: told.append((name, args, named)))
     for name, found in (("new_group", "over the CPU"), ("get_rank", 1), ("get_world_size", 2)):
-        monkeypatch.setattr(torch.distributed, name, lambda found=found, **named: (told.append(("", (), named)), found)[1] if named else found)
+        monkeypatch.setattr(
+            torch.distributed,
+            name,
+            lambda found=found, **named: (told.append(("", (), named)), found)[1] if named else found,
+        )
     with distributed.joined(device) as (group, own):
         assert (group, own) == (Group(1, 2, "over the CPU"), "cuda:1" if device == "cuda" else "cpu")
         group.word(None)
     (_, started_with, connection), (_, _, waiting), (_, _, word), (_, (last,), end) = told
-    assert started_with == (backend,) and connection == {"timeout": distributed.STEP, "device_id": card} and distributed.STEP.total_seconds() <= 3600
-    assert waiting == {"backend": "gloo", "timeout": distributed.WAIT} and word["group"] == end["group"] == "over the CPU" and last.device.type == "cpu"
+    assert (
+        started_with == (backend,)
+        and connection == {"timeout": distributed.STEP, "device_id": card}
+        and distributed.STEP.total_seconds() <= 3600
+    )
+    assert (
+        waiting == {"backend": "gloo", "timeout": distributed.WAIT}
+        and word["group"] == end["group"] == "over the CPU"
+        and last.device.type == "cpu"
+    )
     assert chosen == ([1] if device == "cuda" else [])

@@ -32,7 +32,12 @@ class Runs:
     def said(self, number: int, name: str) -> list[str]:
         """Of a training in one of the runs, by rank."""
         lines = self.answers[number].stdout.splitlines()
-        return [line.removeprefix(f"<{name} {rank}> ") for rank in (0, 1) for line in lines if line.startswith(f"<{name} {rank}> ")]
+        return [
+            line.removeprefix(f"<{name} {rank}> ")
+            for rank in (0, 1)
+            for line in lines
+            if line.startswith(f"<{name} {rank}> ")
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +56,9 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(runs, name):
     steps = STEPS + AGREE
     assert TOLD < steps <= TOLD + AGREE  # within so many
     again = "interrupted in epoch 2 of 2, checkpoint kept; run the same command again to resume"
-    assert runs.said(0, name) == [f"{again} | began at (1, 0) | steps {steps} | kept (2, {AGREE}) and answers"] * 2, words(runs.answers[0])
+    assert runs.said(0, name) == [f"{again} | began at (1, 0) | steps {steps} | kept (2, {AGREE}) and answers"] * 2, (
+        words(runs.answers[0])
+    )
 
 
 def test_each_process_ends_with_the_code_of_an_interruption(runs):
@@ -62,10 +69,15 @@ def test_each_process_ends_with_the_code_of_an_interruption(runs):
 @pytest.mark.parametrize("name", ENDED)
 def test_the_same_command_ends_with_the_weights_and_history_of_a_training_that_nobody_ended(runs, name):
     assert runs.answers[1].returncode == 0, words(runs.answers[1])
-    assert all(f"done | began at (2, {AGREE}) | " in line for line in runs.said(1, name)) and len(runs.said(1, name)) == 2
+    assert (
+        all(f"done | began at (2, {AGREE}) | " in line for line in runs.said(1, name)) and len(runs.said(1, name)) == 2
+    )
     expected, found = (load_file(runs.folder / folder / "weights.safetensors") for folder in ("whole", name))
     assert expected.keys() == found.keys() and all(torch.equal(expected[key], found[key]) for key in expected)
-    whole, parts = (list(csv.DictReader((runs.folder / folder / "history.csv").read_text().splitlines())) for folder in ("whole", name))
+    whole, parts = (
+        list(csv.DictReader((runs.folder / folder / "history.csv").read_text().splitlines()))
+        for folder in ("whole", name)
+    )
     assert [row["epoch"] for row in whole] == [row["epoch"] for row in parts] == ["1", "2"]
     for one, other in zip(whole, parts, strict=True):
         assert all(float(other[loss]) == pytest.approx(float(one[loss]), rel=1e-9) for loss in ("ce", "bkl"))
@@ -84,7 +96,10 @@ def test_the_gradients_of_a_step_are_one_message(runs):
 
 def test_both_processes_know_what_each_was_taught(runs):
     """In the second training each asks for pictures that the other one had."""
-    (first, second) = ([int(number) for number in line.removeprefix("rows [").rstrip("]").split(", ")] for line in runs.said(0, "taught"))
+    (first, second) = (
+        [int(number) for number in line.removeprefix("rows [").rstrip("]").split(", ")]
+        for line in runs.said(0, "taught")
+    )
     assert first[0] > 0 < second[0] and first[1] == second[1] == 0
     with np.load(runs.folder / "logits" / "logits.npz") as stored:
         known = set(zip(stored["index"].tolist(), stored["view"].tolist(), strict=True))

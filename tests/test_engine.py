@@ -50,31 +50,56 @@ def pictures(device: str = "cpu") -> train.Pictures:
 
 
 def settings(name: str, **changes: Any) -> Train:
-    values = {"epochs": 2, "batch_size": 16, "lr": 0.05, "seed": 7, "precision": "float32", "schedule": Schedule(warmup_epochs=0.0), "engine": name}
+    values = {
+        "epochs": 2,
+        "batch_size": 16,
+        "lr": 0.05,
+        "seed": 7,
+        "precision": "float32",
+        "schedule": Schedule(warmup_epochs=0.0),
+        "engine": name,
+    }
     return Train(**{**values, **changes})
 
 
 def trained(
     folder: Path, name: str, *, align: Any = "all", taps: str = "fc:in", device: str = "cpu", dropout: float = 0.3
-) -> tuple[list[Tensor], list[str], nn.Module]:  # fmt: skip
+) -> tuple[list[Tensor], list[str], nn.Module]:
     """Weights after two epochs of three batches, the last one short, what was said, and the student."""
     (folder / name).mkdir(parents=True)
     torch.manual_seed(11)
     net = Net().eval().requires_grad_(False).to(device)
     cache = TeacherCache(
         lambda raw: net(train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
-        pictures=COUNT, views=18, classes=CLASSES, device=device, folder=None, warn=lambda text: None,
-    )  # fmt: skip
+        pictures=COUNT,
+        views=18,
+        classes=CLASSES,
+        device=device,
+        folder=None,
+        warn=lambda text: None,
+    )
     student = Net().to(device=device, memory_format=torch.channels_last)
     student.drop.p = dropout
     distill = Distill(dhkd=Dhkd(hidden=12, dropout=dropout, head="nonlinear", align=align))
     method: Method = build_method(distill, student=SHAPE, teacher=SHAPE, train_labels=torch.zeros(1)).to(device)
     progress = Quiet()
     train.fit(
-        student, method, pictures(device), train=settings(name),
-        normalization=NORMALIZATION, taps={"pooled": taps}, teacher=cache, device=device, folder=folder / name, progress=progress,
-    )  # fmt: skip
-    return [value.clone() for module in (student, method) for value in module.state_dict().values()], progress.said, student
+        student,
+        method,
+        pictures(device),
+        train=settings(name),
+        normalization=NORMALIZATION,
+        taps={"pooled": taps},
+        teacher=cache,
+        device=device,
+        folder=folder / name,
+        progress=progress,
+    )
+    return (
+        [value.clone() for module in (student, method) for value in module.state_dict().values()],
+        progress.said,
+        student,
+    )
 
 
 def same(one: list[Tensor], other: list[Tensor]) -> bool:
@@ -101,7 +126,11 @@ def test_a_compiled_student_is_the_student(tmp_path, monkeypatch, align):
     ("backend", "dropout"),
     [
         ("aot_eager", 0.3),
-        pytest.param("inductor", 0.0, marks=[pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")]),
+        pytest.param(
+            "inductor",
+            0.0,
+            marks=[pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")],
+        ),
     ],
 )
 def test_two_backward_passes_go_through_one_compiled_graph(tmp_path, monkeypatch, backend, dropout):
@@ -124,25 +153,44 @@ def test_a_compiled_phase_moves_only_what_its_loss_reaches(tmp_path, monkeypatch
     distill = Distill(method="fitnet", fitnet=Fitnet(mode="two_stage", hint_epochs=1))
     for name, epochs in itertools.product(("eager", "compile"), (1, 2)):
         torch.manual_seed(11)
-        student, teacher = (models.build("resnet8", classes=CLASSES).to(memory_format=torch.channels_last) for _ in range(2))
+        student, teacher = (
+            models.build("resnet8", classes=CLASSES).to(memory_format=torch.channels_last) for _ in range(2)
+        )
         method = build_method(distill, student=shape, teacher=shape, train_labels=torch.zeros(1))
         started = {key: value.clone() for key, value in student.state_dict().items()}
         progress = Quiet()
         teaching = TeacherNetwork(
-            teacher, {tap: taps[tap] for tap in method.teacher_taps}, lambda raw: train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std),
-            nullcontext, batch_stats=False, logits="own",
-        )  # fmt: skip
+            teacher,
+            {tap: taps[tap] for tap in method.teacher_taps},
+            lambda raw: train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std),
+            nullcontext,
+            batch_stats=False,
+            logits="own",
+        )
         (tmp_path / f"{name}{epochs}").mkdir()
         train.fit(
-            student, method, pictures(), train=settings(name, epochs=epochs, weight_decay=0.1), normalization=NORMALIZATION, taps=taps, teacher=teaching,
-            device="cpu", folder=tmp_path / f"{name}{epochs}", progress=progress,
-        )  # fmt: skip
+            student,
+            method,
+            pictures(),
+            train=settings(name, epochs=epochs, weight_decay=0.1),
+            normalization=NORMALIZATION,
+            taps=taps,
+            teacher=teaching,
+            device="cpu",
+            folder=tmp_path / f"{name}{epochs}",
+            progress=progress,
+        )
         assert not progress.said
         states[name, epochs] = {key: value.clone() for key, value in student.state_dict().items()}
 
     for name in ("eager", "compile"):
         weights = [key for key in started if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))]
-        assert {key.split(".")[0] for key in weights if not torch.equal(states[name, 1][key], started[key])} == {"conv1", "bn1", "layer1", "layer2"}
+        assert {key.split(".")[0] for key in weights if not torch.equal(states[name, 1][key], started[key])} == {
+            "conv1",
+            "bn1",
+            "layer1",
+            "layer2",
+        }
     for key, value in states["eager", 2].items():
         torch.testing.assert_close(value, states["compile", 2][key], rtol=1e-3, atol=1e-4)
 
@@ -175,6 +223,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_why(tmp_path, monkeypatc
 
     assert len(compiling[1]) == 1 and "no compiler here" in compiling[1][0] and "\n" not in compiling[1][0]
     assert same(plain[0], compiling[0])
+
     def unlinked(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
         def first_launch(*args: Any) -> Any:
             raise subprocess.CalledProcessError(1, ["gcc"])
@@ -191,7 +240,11 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_why(tmp_path, monkeypatc
 def test_a_cpu_compiles_and_records_only_when_told(tmp_path, monkeypatch, name):
     monkeypatch.setattr(engine, "LONG", 1)
     monkeypatch.setattr(engine, "compiled", lambda *_: pytest.fail("compiled"))
-    asked = ["train.engine: graph does nothing here (nothing is recorded on cpu); steps run as they are"] if name == "graph" else []
+    asked = (
+        ["train.engine: graph does nothing here (nothing is recorded on cpu); steps run as they are"]
+        if name == "graph"
+        else []
+    )
     assert trained(tmp_path, name)[1] == asked
 
 
@@ -217,11 +270,15 @@ def test_compiled_and_recorded_on_cuda(tmp_path, monkeypatch, name, dropout):
 
 def test_gradients_leave_the_global_pooling_in_its_maps_layout():
     torch.manual_seed(1)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    )
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(4, 3, 6, 6).to(memory_format=torch.channels_last)
     layouts: list[bool] = []
-    model[2].register_full_backward_hook(lambda module, into, out: layouts.append(out[0].is_contiguous(memory_format=torch.channels_last)))
+    model[2].register_full_backward_hook(
+        lambda module, into, out: layouts.append(out[0].is_contiguous(memory_format=torch.channels_last))
+    )
     plain = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
 
     off = engine.keep_layout(model)
@@ -265,9 +322,22 @@ class Operators(TorchDispatchMode):
 
 def effort(count: int, augment: str, distortion: Distortion | None, folder: Path) -> tuple[int, int]:
     """Operators of torch, and calls of Python functions, of a training by one batch of so many pictures, teacher and views included."""
-    images, labels, index, nothing = torch.zeros(count, SIDE, SIDE, 3, dtype=torch.uint8), torch.arange(count) % CLASSES, torch.arange(count), torch.arange(0)
+    images, labels, index, nothing = (
+        torch.zeros(count, SIDE, SIDE, 3, dtype=torch.uint8),
+        torch.arange(count) % CLASSES,
+        torch.arange(count),
+        torch.arange(0),
+    )
     every = train.views.view_count(augment, SIDE, distorted=distortion is not None)
-    answers = TeacherCache(lambda raw: raw.float().mean((1, 2)), pictures=count, views=every, classes=CLASSES, device="cpu", folder=None, warn=pytest.fail)
+    answers = TeacherCache(
+        lambda raw: raw.float().mean((1, 2)),
+        pictures=count,
+        views=every,
+        classes=CLASSES,
+        device="cpu",
+        folder=None,
+        warn=pytest.fail,
+    )
     method = build_method(Distill(dhkd=Dhkd(hidden=12)), student=SHAPE, teacher=SHAPE, train_labels=torch.zeros(1))
     calls = itertools.count()
     folder.mkdir()
@@ -275,19 +345,38 @@ def effort(count: int, augment: str, distortion: Distortion | None, folder: Path
     try:
         with Operators() as operators:
             train.fit(
-                Net(), method, train.Pictures(images, labels, index, nothing, augment, SIDE, distortion=distortion),
-                train=settings("auto", epochs=1, batch_size=count), normalization=NORMALIZATION, taps={"pooled": "fc:in"}, teacher=answers,
-                device="cpu", folder=folder, progress=Quiet(),
-            )  # fmt: skip
+                Net(),
+                method,
+                train.Pictures(images, labels, index, nothing, augment, SIDE, distortion=distortion),
+                train=settings("auto", epochs=1, batch_size=count),
+                normalization=NORMALIZATION,
+                taps={"pooled": "fc:in"},
+                teacher=answers,
+                device="cpu",
+                folder=folder,
+                progress=Quiet(),
+            )
     finally:
         sys.setprofile(None)
     return operators.count, next(calls)
 
 
 @pytest.mark.parametrize(
-    ("augment", "distortion"), [("crop_flip", None), ("resized_crop", None), ("crop_flip", Distortion(0.4, 0.4, 0.4, 0.1, operations=2, magnitude=9))]
+    ("augment", "distortion"),
+    [
+        ("crop_flip", None),
+        ("resized_crop", None),
+        ("crop_flip", Distortion(0.4, 0.4, 0.4, 0.1, operations=2, magnitude=9)),
+    ],
 )
 def test_more_pictures_are_no_more_python(tmp_path, augment, distortion):
-    found = {count: [effort(count, augment, distortion, tmp_path / f"{count}-{turn}") for turn in range(3)] for count in (8, 64)}
-    few, many = ([min(values) for values in zip(*turns, strict=True)] for turns in found.values())  # the first one prepares what the others find
-    assert few[0] > 0 and all(more - less < 56 for more, less in zip(many, few, strict=True))  # one call or operator a picture would be 56 more
+    found = {
+        count: [effort(count, augment, distortion, tmp_path / f"{count}-{turn}") for turn in range(3)]
+        for count in (8, 64)
+    }
+    few, many = (
+        [min(values) for values in zip(*turns, strict=True)] for turns in found.values()
+    )  # the first one prepares what the others find
+    assert few[0] > 0 and all(
+        more - less < 56 for more, less in zip(many, few, strict=True)
+    )  # one call or operator a picture would be 56 more

@@ -40,7 +40,9 @@ def test_published_numbers_are_those_of_the_recipes_heading(path: Path) -> None:
     told["none"], told["dhkd+reviewkd"] = told.pop("student alone"), told.pop("dhkd + reviewkd")
 
     known = compare_methods.published()[path.stem]
-    assert len(told) >= 13 and {name: known[name] for name in told} == {name: float(value) for name, value in told.items()}
+    assert len(told) >= 13 and {name: known[name] for name in told} == {
+        name: float(value) for name, value in told.items()
+    }
     assert set(known) <= {"teacher", *compare_methods.METHODS}
 
 
@@ -57,7 +59,9 @@ def test_published_numbers_are_those_of_the_recipes_heading(path: Path) -> None:
         ("vgg13-mobilenet_v2", "none", 64.81, True),
     ],
 )
-def test_reruns_by_others_are_judged_as_their_authors_saw_them(pair: str, method: str, rerun: float, within: bool) -> None:
+def test_reruns_by_others_are_judged_as_their_authors_saw_them(
+    pair: str, method: str, rerun: float, within: bool
+) -> None:
     close = [rerun - 0.001, rerun, rerun + 0.001]
     verdict = reproduce.judge(close, compare_methods.published()[pair][method], reproduce.band(pair, method))
 
@@ -83,7 +87,13 @@ def test_a_mean_beside_the_band_is_outside_on_either_side() -> None:
 
 
 def test_bands_follow_the_pair() -> None:
-    wanted = {"resnet56-resnet20": 0.5, "vgg13-vgg8": 0.5, "wrn_40_2-wrn_40_1": 1.0, "vgg13-mobilenet_v2": 0.8, "wrn_40_2-shufflenet_v1": 0.8}
+    wanted = {
+        "resnet56-resnet20": 0.5,
+        "vgg13-vgg8": 0.5,
+        "wrn_40_2-wrn_40_1": 1.0,
+        "vgg13-mobilenet_v2": 0.8,
+        "wrn_40_2-shufflenet_v1": 0.8,
+    }
     assert {pair: reproduce.band(pair, "kd") for pair in wanted} == wanted
     assert reproduce.band("wrn_40_2-wrn_40_1", "none") == 0.6
 
@@ -92,12 +102,19 @@ def test_the_watched_pictures_are_the_test_pictures_and_all_others_train() -> No
     arrays = {"class_names": np.array(["a", "b", "c"])}
     for part, per_class, first in (("train", 5, 0), ("test", 2, 100)):
         labels = np.random.default_rng(1).permutation(np.repeat(np.arange(3), per_class))
-        arrays |= {f"{part}_labels": labels, f"{part}_images": (first + np.arange(len(labels), dtype=np.uint8))[:, None, None, None].repeat(3, axis=3)}
+        arrays |= {
+            f"{part}_labels": labels,
+            f"{part}_images": (first + np.arange(len(labels), dtype=np.uint8))[:, None, None, None].repeat(3, axis=3),
+        }
     stored = reproduce.watched(arrays)
-    train, held = carve(stored["train_labels"], 6, 0)  # as the product does with data.validation: 6 and its default seed
+    train, held = carve(
+        stored["train_labels"], 6, 0
+    )  # as the product does with data.validation: 6 and its default seed
 
     for part, index in (("train", train), ("test", held)):
-        pairs = zip(stored["train_images"][index, 0, 0, 0].tolist(), stored["train_labels"][index].tolist(), strict=True)
+        pairs = zip(
+            stored["train_images"][index, 0, 0, 0].tolist(), stored["train_labels"][index].tolist(), strict=True
+        )
         wanted = zip(arrays[f"{part}_images"][:, 0, 0, 0].tolist(), arrays[f"{part}_labels"].tolist(), strict=True)
         assert sorted(pairs) == sorted(wanted)
     with pytest.raises(UsageError, match="another share of the test pictures"):
@@ -107,18 +124,36 @@ def test_the_watched_pictures_are_the_test_pictures_and_all_others_train() -> No
 def test_a_gain_is_paired_by_seed_and_a_failed_training_is_a_row() -> None:
     def run(seed: int, right: list[bool]) -> dict:
         fixed = {"params": 1, "macs": 2, "bytes": 3, "images_per_second": 4.0}
-        return {"seed": seed, "top1": 100 * sum(right) / len(right), "fp32_top1": 50.0, "_right": np.array(right), **fixed}
+        return {
+            "seed": seed,
+            "top1": 100 * sum(right) / len(right),
+            "fp32_top1": 50.0,
+            "_right": np.array(right),
+            **fixed,
+        }
 
     plain = {0: run(0, [True, False, False, False]), 1: run(1, [True, True, False, False])}
     row = compare_methods.table_row([run(1, [True, True, True, False]), run(0, [True, True, False, False])], plain)
 
-    assert row["gain_points"]["each"] == [25.0, 25.0] and row["top1"] == {"mean": 62.5, "sd": pytest.approx(17.678, abs=1e-3), "low": 50, "high": 75, "n": 2}
+    assert row["gain_points"]["each"] == [25.0, 25.0] and row["top1"] == {
+        "mean": 62.5,
+        "sd": pytest.approx(17.678, abs=1e-3),
+        "low": 50,
+        "high": 75,
+        "n": 2,
+    }
     assert row["gain_ci95_of_each_seed"][0][0] < 25 < row["gain_ci95_of_each_seed"][0][1]
     failed = compare_methods.table_row([{"seed": 0, "failed": "the loss is not finite"}], plain)
-    result = {"student": "s", "teacher": {"model": "t", "top1": 90.0}, "test_pictures": 4, "table": {"kd": row, "at": failed}}
+    result = {
+        "student": "s",
+        "teacher": {"model": "t", "top1": 90.0},
+        "test_pictures": 4,
+        "table": {"kd": row, "at": failed},
+    }
     assert compare_methods.lines("pair", result)[-2:] == [
-        "| kd | 2 | 62.50 ± 17.68 | +25.00 [25.00, 25.00] | 1 | 3 | 4 |", "| at | failed: the loss is not finite | | | | | |",
-    ]  # fmt: skip
+        "| kd | 2 | 62.50 ± 17.68 | +25.00 [25.00, 25.00] | 1 | 3 | 4 |",
+        "| at | failed: the loss is not finite | | | | | |",
+    ]
 
 
 def test_students_interval_of_three_seeds() -> None:
@@ -139,11 +174,17 @@ def test_several_seeds_at_once_are_processes_of_their_own(tmp_path, monkeypatch,
 
     running = [1 if line == "begin" else -1 for line in told.read_text().split()]
     count, said = len(running) // 2, capsys.readouterr().out.splitlines()
-    assert count in (3, 4) and max(sum(running[: end + 1]) for end in range(2 * count)) == 2  # none begins behind the one that failed
-    assert [f"seed {seed}: begins, see {tmp_path}/pair-{seed}.log" in said for seed in range(9)] == [True] * count + [False] * (9 - count)
+    assert (
+        count in (3, 4) and max(sum(running[: end + 1]) for end in range(2 * count)) == 2
+    )  # none begins behind the one that failed
+    assert [f"seed {seed}: begins, see {tmp_path}/pair-{seed}.log" in said for seed in range(9)] == [True] * count + [
+        False
+    ] * (9 - count)
     assert "seed 0: done" in said and f"seed 2: ended with 3, see {tmp_path}/pair-2.log" in said
     for seed in range(count):
-        assert (tmp_path / f"pair-{seed}.log").read_text() == f"['pair', '--together', '2', '--together', '1', '--only', '{seed}']\n"
+        assert (
+            tmp_path / f"pair-{seed}.log"
+        ).read_text() == f"['pair', '--together', '2', '--together', '1', '--only', '{seed}']\n"
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -54,7 +54,10 @@ def test_bgr() -> None:
     fault = name(pictures=np.ascontiguousarray(PICTURES[..., ::-1]))
 
     assert fault is not None and (fault.kind, fault.restores, fault.repaired) == ("BGR", True, pytest.approx(TOP1))
-    assert fault.sentence().startswith("looks like BGR: with red and blue exchanged top-1 is 0.") and "on 400 pictures" in fault.sentence()
+    assert (
+        fault.sentence().startswith("looks like BGR: with red and blue exchanged top-1 is 0.")
+        and "on 400 pictures" in fault.sentence()
+    )
 
 
 @pytest.mark.parametrize("now", [HALF, RAW])
@@ -75,9 +78,13 @@ def test_the_range_of_pixels() -> None:
     """A network that wants pixels in [0, 255] gets them in [0, 1]."""
     unit = ((0.0,) * 3, (1.0,) * 3)
 
-    fault = name(lambda pixels: network(pixels / 255), normalization=unit)  # what arrives is on the scale 0 to 255 / 255
+    fault = name(
+        lambda pixels: network(pixels / 255), normalization=unit
+    )  # what arrives is on the scale 0 to 255 / 255
 
-    assert fault is not None and fault.sentence().startswith("looks like another range of pixels: with pixels in [0, 255], not divided")
+    assert fault is not None and fault.sentence().startswith(
+        "looks like another range of pixels: with pixels in [0, 255], not divided"
+    )
 
 
 @pytest.mark.parametrize(("quarters", "words"), [(1, "three quarter turns"), (2, "a half turn"), (3, "a quarter turn")])
@@ -105,16 +112,24 @@ def test_a_variant_is_named_by_its_mistake() -> None:
 
     fault = name(pictures=narrow, variants={"squash for crop": PICTURES})
 
-    assert fault is not None and fault.sentence().startswith("looks like squash for crop: with pictures prepared without it top-1")
+    assert fault is not None and fault.sentence().startswith(
+        "looks like squash for crop: with pictures prepared without it top-1"
+    )
 
 
 def test_swapped_classes_and_another_order() -> None:
     swapped, turned = np.array([0, 4, 2, 3, 1, 5]), np.array([1, 2, 3, 4, 5, 0])
 
     fault = name(lambda pixels: network(pixels)[:, swapped])
-    assert fault is not None and "looks like swapped classes: with b and e exchanged" in fault.sentence() and fault.pictures == 200
+    assert (
+        fault is not None
+        and "looks like swapped classes: with b and e exchanged" in fault.sentence()
+        and fault.pictures == 200
+    )
     fault = name(lambda pixels: network(pixels)[:, turned])
-    assert fault is not None and fault.sentence().startswith("looks like another order of the classes: with 6 of 6 classes in another order")
+    assert fault is not None and fault.sentence().startswith(
+        "looks like another order of the classes: with 6 of 6 classes in another order"
+    )
 
 
 def test_a_network_that_knows_nothing_is_not_explained() -> None:
@@ -129,7 +144,12 @@ def test_what_explains_a_part_is_said_so() -> None:
 
     fault = name(pictures=pictures)
 
-    assert fault is not None and fault.kind == "BGR" and not fault.restores and fault.sentence().endswith("which explains a part of it only")
+    assert (
+        fault is not None
+        and fault.kind == "BGR"
+        and not fault.restores
+        and fault.sentence().endswith("which explains a part of it only")
+    )
 
 
 def file_with_scales(path: Path, sizes: list[int]) -> Path:

@@ -23,7 +23,9 @@ def two_heads():
     parameters = [torch.tensor(GA[name], dtype=torch.float64, requires_grad=True) for name in ("W_b", "W_m", "W_a")]
     features = torch.tensor(GA["x"], dtype=torch.float64) @ parameters[0].T
     task = cross_entropy(features @ parameters[1].T, torch.tensor([0, 1]))
-    auxiliary = binary_kl_norm(features @ parameters[2].T, torch.tensor(DATA["inputs"]["V2"]["z_t"], dtype=torch.float64), 2.0)
+    auxiliary = binary_kl_norm(
+        features @ parameters[2].T, torch.tensor(DATA["inputs"]["V2"]["z_t"], dtype=torch.float64), 2.0
+    )
     return task, auxiliary, parameters
 
 
@@ -58,9 +60,13 @@ def test_aligned_gradients_are_golden(scope, classifier):
 def test_the_published_loop_that_speed_is_measured_against_steps_the_golden_gradients():
     task, auxiliary, parameters = two_heads()
     authors_loop.aligned_step(torch.optim.SGD(parameters, lr=0.5), task, auxiliary)
-    for parameter, name, key in zip(parameters, ("W_b", "W_m", "W_a"), ("grad_Wb_all", "grad_Wm_all", "grad_Wa"), strict=True):
+    for parameter, name, key in zip(
+        parameters, ("W_b", "W_m", "W_a"), ("grad_Wb_all", "grad_Wm_all", "grad_Wa"), strict=True
+    ):
         assert_golden(parameter, key)
-        torch.testing.assert_close(parameter.detach(), torch.tensor(GA[name], dtype=torch.float64) - 0.5 * parameter.grad)
+        torch.testing.assert_close(
+            parameter.detach(), torch.tensor(GA[name], dtype=torch.float64) - 0.5 * parameter.grad
+        )
     logits, teacher = torch.randn(2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(authors_loop.binary_kl_norm(logits, teacher, 2.0), binary_kl_norm(logits, teacher, 2.0))
 
@@ -91,7 +97,11 @@ def test_a_free_loss_is_added_unprojected():
 @pytest.mark.parametrize("scope", ["all", "shared"])
 def test_aligned_backward_equals_the_flattened_projection(scope, cuda, monkeypatch):
     if cuda:
-        monkeypatch.setattr(gradients, "_sum_of_products", lambda left, right: gradients._in_few_launches(torch._foreach_mul(left, right)))
+        monkeypatch.setattr(
+            gradients,
+            "_sum_of_products",
+            lambda left, right: gradients._in_few_launches(torch._foreach_mul(left, right)),
+        )
     torch.manual_seed(0)
     body = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 5)).double()
     main, extra = torch.nn.Linear(5, 3).double(), torch.nn.Linear(5, 3).double()
@@ -104,8 +114,13 @@ def test_aligned_backward_equals_the_flattened_projection(scope, cuda, monkeypat
 
     task, auxiliary = pair()
     g = [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in (task, auxiliary)]
-    flat = [torch.cat([(torch.zeros_like(p) if v is None else v).flatten() for v, p in zip(one, parameters, strict=True)]) for one in g]
-    shared = torch.cat([torch.full((p.numel(),), a is not None and b is not None) for a, b, p in zip(*g, parameters, strict=True)])
+    flat = [
+        torch.cat([(torch.zeros_like(p) if v is None else v).flatten() for v, p in zip(one, parameters, strict=True)])
+        for one in g
+    ]
+    shared = torch.cat(
+        [torch.full((p.numel(),), a is not None and b is not None) for a, b, p in zip(*g, parameters, strict=True)]
+    )
     basis = flat[0] * shared if scope == "shared" else flat[0]
     dot = flat[0] @ flat[1]
     if dot >= 0:  # make the case a conflict, or the test shows nothing
@@ -151,7 +166,9 @@ class Operators(TorchDispatchMode):
 
 @pytest.mark.parametrize("scope", ["all", "shared"])
 def test_more_parameters_are_no_more_operators_but_for_their_backward_passes_and_sums(scope, monkeypatch):
-    monkeypatch.setattr(gradients, "_sum_of_products", lambda left, right: gradients._in_few_launches(torch._foreach_mul(left, right)))  # as on CUDA
+    monkeypatch.setattr(
+        gradients, "_sum_of_products", lambda left, right: gradients._in_few_launches(torch._foreach_mul(left, right))
+    )  # as on CUDA
     counts = []
     for size in (2, 20):
         parameters = [torch.tensor([1.0, -2.0], requires_grad=True) for _ in range(size)]

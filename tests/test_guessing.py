@@ -27,7 +27,9 @@ def taught(top1: float, tmp_path: Path, counts: tuple[int, ...] = (40, 40, 40, 4
 def test_a_teacher_at_chance_is_named_with_its_interval(tmp_path: Path):
     (said,) = taught(0.3, tmp_path)
     # Wilson's interval of 12 of 40: (0.3 + 1.96^2 / 80 +- 1.96 sqrt(0.3 0.7 / 40 + 1.96^2 / 6400)) / (1 + 1.96^2 / 40)
-    assert said.startswith("teacher resnet8: 30.00 % [18.07, 45.43] on 40 validation pictures is not shown to be better than always naming the commonest")
+    assert said.startswith(
+        "teacher resnet8: 30.00 % [18.07, 45.43] on 40 validation pictures is not shown to be better than always naming the commonest"
+    )
     assert "(25.00 %)" in said and "has little to teach" in said
 
 
@@ -41,7 +43,13 @@ def test_the_commonest_class_counts_not_their_number(tmp_path: Path):
 
 @pytest.mark.parametrize(("top1", "said"), [(0.25, 1), (0.6, 0)])
 def test_the_file_that_ships_is_judged_on_the_test_pictures(top1: float, said: int):
-    models = ({"file": "teacher.onnx", "top1": 0.25}, {"file": "student.int8.onnx", "top1": top1}, {"file": "student.fp32.onnx", "top1": 0.25})
+    models = (
+        {"file": "teacher.onnx", "top1": 0.25},
+        {"file": "student.int8.onnx", "top1": top1},
+        {"file": "student.fp32.onnx", "top1": 0.25},
+    )
     measured = Measured(models, (), ({"n": 24},) * 4, {}, (), NONE, NONE, NONE, NONE, ships="student.int8.onnx")
     sentences = guessing.of_shipped(measured)
-    assert len(sentences) == said and all(one.startswith("student.int8.onnx: 25.00 %") and "96 test pictures" in one for one in sentences)
+    assert len(sentences) == said and all(
+        one.startswith("student.int8.onnx: 25.00 %") and "96 test pictures" in one for one in sentences
+    )

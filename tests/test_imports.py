@@ -18,12 +18,33 @@ OPTIONAL = ("torchvision", "onnx", "onnxscript", "onnxruntime", "matplotlib", "P
 # What a module may import of the project, imports inside functions included. A pattern covers a package's modules; the first one counts.
 FOUNDATIONS = ("compress.atomic", "compress.errors", "compress.records", "compress.results", "compress.delivery")
 ABOVE_STAGES = (
-    *FOUNDATIONS, "compress.schema", "compress.statistics", "compress.verdict", "compress.store", "compress.checkpoint", "compress.train",
-    "compress.evaluation", "compress.teacher_cache",
-    "compress.loading", "compress.distilling", "compress.selection", "compress.methods", "compress.data*", "compress.models*",
-    "compress.report", "compress.console", "compress.faults",
-    "compress.slices", "compress.timing", "compress.plantext", "compress.device_limits", "compress.assembly", "compress.shipped", "export.*", "compress",
-)  # fmt: skip
+    *FOUNDATIONS,
+    "compress.schema",
+    "compress.statistics",
+    "compress.verdict",
+    "compress.store",
+    "compress.checkpoint",
+    "compress.train",
+    "compress.evaluation",
+    "compress.teacher_cache",
+    "compress.loading",
+    "compress.distilling",
+    "compress.selection",
+    "compress.methods",
+    "compress.data*",
+    "compress.models*",
+    "compress.report",
+    "compress.console",
+    "compress.faults",
+    "compress.slices",
+    "compress.timing",
+    "compress.plantext",
+    "compress.device_limits",
+    "compress.assembly",
+    "compress.shipped",
+    "export.*",
+    "compress",
+)
 ALLOWED: dict[str, tuple[str, ...]] = {
     "compress": (),
     "compress.errors": (),
@@ -39,26 +60,68 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.yamltree": ("compress.errors",),
     "compress.explain": ("compress.schema", "compress.yamltree"),
     "compress.overrides": ("compress.errors", "compress.explain", "compress.schema", "compress.yamltree", "compress"),
-    "compress.crosschecks": ("compress.errors", "compress.explain", "compress.schema", "compress.yamltree", "compress.method_rules", "compress.models.catalog"),
+    "compress.crosschecks": (
+        "compress.errors",
+        "compress.explain",
+        "compress.schema",
+        "compress.yamltree",
+        "compress.method_rules",
+        "compress.models.catalog",
+    ),
     "compress.method_rules": ("compress.schema", "compress.yamltree", "compress.models.catalog"),
-    "compress.recipe": ("compress.errors", "compress.explain", "compress.overrides", "compress.schema", "compress.yamltree", "compress.crosschecks"),
+    "compress.recipe": (
+        "compress.errors",
+        "compress.explain",
+        "compress.overrides",
+        "compress.schema",
+        "compress.yamltree",
+        "compress.crosschecks",
+    ),
     "compress.reference": ("compress.schema",),  # docs/recipe.md
     "compress.insight": (),
-    "compress.standalone": ("compress.models.catalog", "compress.recipe", "compress.schema", "compress.yamltree", "compress"),
+    "compress.standalone": (
+        "compress.models.catalog",
+        "compress.recipe",
+        "compress.schema",
+        "compress.yamltree",
+        "compress",
+    ),
     "compress.kept": (*FOUNDATIONS, "compress.schema", "compress.standalone", "compress.store"),
     "compress.features": (
-        *FOUNDATIONS, "compress.loading", "compress.data*", "compress.kept", "compress.methods*", "compress.models.taps", "compress.evaluation", "compress",
+        *FOUNDATIONS,
+        "compress.loading",
+        "compress.data*",
+        "compress.kept",
+        "compress.methods*",
+        "compress.models.taps",
+        "compress.evaluation",
+        "compress",
     ),
     "compress.analyze": (
-        *FOUNDATIONS, "compress.console", "compress.features", "compress.insight", "compress.kept", "compress.loading", "compress.report*",
-        "compress.standalone", "compress.store", "compress",
+        *FOUNDATIONS,
+        "compress.console",
+        "compress.features",
+        "compress.insight",
+        "compress.kept",
+        "compress.loading",
+        "compress.report*",
+        "compress.standalone",
+        "compress.store",
+        "compress",
     ),
     "compress.verdict": ("compress.schema", "compress.statistics"),
     "compress.device_limits": ("compress.schema", "compress.verdict"),
     "compress.shipped": ("compress.delivery", "compress.statistics", "compress.verdict", "export.runtime"),
     "compress.assembly": (
-        *FOUNDATIONS, "compress.device_limits", "compress.models.growth", "compress.schema", "compress.selection", "compress.shipped", "compress.statistics",
-        "compress.verdict", "compress",
+        *FOUNDATIONS,
+        "compress.device_limits",
+        "compress.models.growth",
+        "compress.schema",
+        "compress.selection",
+        "compress.shipped",
+        "compress.statistics",
+        "compress.verdict",
+        "compress",
     ),
     "compress.summary": (),
     "compress.livebar": (),
@@ -73,13 +136,26 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.models.onnx_network": ("export.runtime",),
     "compress.models*": (*FOUNDATIONS, "compress.schema", "compress.models", "compress.models.*"),
     "compress.methods*": (
-        "compress.errors", "compress.losses", "compress.schema", "compress.hashing", "compress.methods.*", "compress.models.catalog",
-        "compress.models.outline", "compress.models.deployed", "compress.distributed",
+        "compress.errors",
+        "compress.losses",
+        "compress.schema",
+        "compress.hashing",
+        "compress.methods.*",
+        "compress.models.catalog",
+        "compress.models.outline",
+        "compress.models.deployed",
+        "compress.distributed",
     ),
     "compress.step": (
-        "compress.data.views", "compress.data.distort", "compress.results", "compress.distributed", "compress.gradients", "compress.losses.precision",
+        "compress.data.views",
+        "compress.data.distort",
+        "compress.results",
+        "compress.distributed",
+        "compress.gradients",
+        "compress.losses.precision",
         "compress.methods",
-        "compress.precision", "compress.reach",
+        "compress.precision",
+        "compress.reach",
     ),
     "compress.allocation": (),
     "compress.reach": (),
@@ -88,8 +164,19 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.compiled": ("compress.models.taps", "compress.reach", "compress.recorded", "compress.step"),
     "compress.engine": ("compress.compiled", "compress.cudagraph", "compress.recorded", "compress.step"),
     "compress.batches": ("compress.step", "compress.stream"),
-    "compress.stream": ("compress.data.listing", "compress.data.readahead", "compress.data.workers", "compress.schedule"),
-    "compress.teacher_cache": ("compress.atomic", "compress.errors", "compress.store", "compress.precision", "compress.schedule"),
+    "compress.stream": (
+        "compress.data.listing",
+        "compress.data.readahead",
+        "compress.data.workers",
+        "compress.schedule",
+    ),
+    "compress.teacher_cache": (
+        "compress.atomic",
+        "compress.errors",
+        "compress.store",
+        "compress.precision",
+        "compress.schedule",
+    ),
     "compress.teacher_network": ("compress.teacher_cache", "compress.precision", "compress.models.taps"),
     "compress.checkpoint": ("compress.atomic", "compress.errors"),
     "compress.precision": (),
@@ -98,21 +185,63 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.schedule": ("compress.errors", "compress.schema"),
     "compress.kernels*": ("compress.kernels", "compress.kernels.*", "compress.models.sums"),
     "compress.evaluation": (
-        "compress.data.views", "compress.models.contracted", "compress.models.onnx_network", "compress.precision", "compress.results", "compress.schedule",
+        "compress.data.views",
+        "compress.models.contracted",
+        "compress.models.onnx_network",
+        "compress.precision",
+        "compress.results",
+        "compress.schedule",
         "compress.stream",
     ),
     "compress.train": (
-        *FOUNDATIONS, "compress.schema", "compress.schedule", "compress.precision", "compress.meter", "compress.stopping",
-        "compress.methods", "compress.step", "compress.allocation", "compress.compiled", "compress.engine", "compress.distributed", "compress.checkpoint",
-        "compress.data.views", "compress.models.taps", "compress.batches", "compress.stream", "compress.kernels", "compress.evaluation",
+        *FOUNDATIONS,
+        "compress.schema",
+        "compress.schedule",
+        "compress.precision",
+        "compress.meter",
+        "compress.stopping",
+        "compress.methods",
+        "compress.step",
+        "compress.allocation",
+        "compress.compiled",
+        "compress.engine",
+        "compress.distributed",
+        "compress.checkpoint",
+        "compress.data.views",
+        "compress.models.taps",
+        "compress.batches",
+        "compress.stream",
+        "compress.kernels",
+        "compress.evaluation",
     ),
     "compress.loading": (
-        *FOUNDATIONS, "compress.schema", "compress.precision", "compress.data*", "compress.models*", "compress.methods", "compress.teacher_cache",
-        "compress.teacher_network", "compress.step", "compress.stream", "compress.evaluation",
+        *FOUNDATIONS,
+        "compress.schema",
+        "compress.precision",
+        "compress.data*",
+        "compress.models*",
+        "compress.methods",
+        "compress.teacher_cache",
+        "compress.teacher_network",
+        "compress.step",
+        "compress.stream",
+        "compress.evaluation",
     ),
-    "compress.distilling": (*FOUNDATIONS, "compress.schema", "compress.store", "compress.loading", "compress.data*", "compress.methods", "compress.models*",
-                            "compress.evaluation",
-                            "compress.precision", "compress.step", "compress.teacher_cache", "compress.teacher_network", "compress.train"),
+    "compress.distilling": (
+        *FOUNDATIONS,
+        "compress.schema",
+        "compress.store",
+        "compress.loading",
+        "compress.data*",
+        "compress.methods",
+        "compress.models*",
+        "compress.evaluation",
+        "compress.precision",
+        "compress.step",
+        "compress.teacher_cache",
+        "compress.teacher_network",
+        "compress.train",
+    ),
     "compress.selection": ("compress.results", "compress.statistics"),
     "compress.faults": ("compress.statistics",),
     "compress.guessing": (*FOUNDATIONS, "compress.data.splits", "compress.statistics"),
@@ -122,58 +251,175 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.asking": ("compress.console", "compress.errors", "export.targets*"),
     "compress.stages*": (*ABOVE_STAGES, "compress.asking"),
     "compress.subjects": (
-        *FOUNDATIONS, "compress.schema", "compress.compatible", "compress.plantext", "compress.models.catalog", "compress.models.own", "export.blackbox",
+        *FOUNDATIONS,
+        "compress.schema",
+        "compress.compatible",
+        "compress.plantext",
+        "compress.models.catalog",
+        "compress.models.own",
+        "export.blackbox",
     ),
     "compress.plan_limits": ("compress.schema", "compress.subjects", "compress.verdict", "compress"),
     "compress.plan": (
-        *FOUNDATIONS, "compress.schema", "compress.plan_limits", "compress.plantext", "compress.subjects", "compress.models.catalog", "compress.store",
+        *FOUNDATIONS,
+        "compress.schema",
+        "compress.plan_limits",
+        "compress.plantext",
+        "compress.subjects",
+        "compress.models.catalog",
+        "compress.store",
         "compress.stages*",
         "export.runtime",
     ),
     "compress.on_device": (
-        "compress.asking", "compress.console", "compress.errors", "compress.schema", "compress.device_limits", "compress.report", "compress.stages.device",
-        "compress.atomic", "compress.standalone", "compress.summary", "export.targets*",
+        "compress.asking",
+        "compress.console",
+        "compress.errors",
+        "compress.schema",
+        "compress.device_limits",
+        "compress.report",
+        "compress.stages.device",
+        "compress.atomic",
+        "compress.standalone",
+        "compress.summary",
+        "export.targets*",
     ),
     "compress.planted_network": ("compress.data*", "compress.faults", "export.*"),
-    "compress.planted": ("compress.faults", "compress.planted_network", "compress.schema", "compress.statistics", "compress.verdict", "export.*", "compress"),
-    "compress.report*": ("compress.atomic", "compress.errors", "compress.statistics", "compress.report.*"),
-    "compress.probe": (*FOUNDATIONS, "compress.recipe", "compress.compatible", "compress.float_layers", "compress.data", "compress.data.*",
-                       "compress.methods", "compress.models*",
-                       "compress.schema", "export.blackbox", "export.conditions", "export.convert", "export.runtime"),
-    "compress.float_layers": (
-        *FOUNDATIONS, "compress.recipe", "compress.schema", "compress.subjects", "compress.stages.plan", "compress", "export.convert",
-        "export.layers", "export.quantize", "export.runtime",
+    "compress.planted": (
+        "compress.faults",
+        "compress.planted_network",
+        "compress.schema",
+        "compress.statistics",
+        "compress.verdict",
+        "export.*",
+        "compress",
     ),
-    "compress.compatible": ("compress.errors", "compress.recipe", "compress.schema", "compress.methods", "compress.models*"),
+    "compress.report*": ("compress.atomic", "compress.errors", "compress.statistics", "compress.report.*"),
+    "compress.probe": (
+        *FOUNDATIONS,
+        "compress.recipe",
+        "compress.compatible",
+        "compress.float_layers",
+        "compress.data",
+        "compress.data.*",
+        "compress.methods",
+        "compress.models*",
+        "compress.schema",
+        "export.blackbox",
+        "export.conditions",
+        "export.convert",
+        "export.runtime",
+    ),
+    "compress.float_layers": (
+        *FOUNDATIONS,
+        "compress.recipe",
+        "compress.schema",
+        "compress.subjects",
+        "compress.stages.plan",
+        "compress",
+        "export.convert",
+        "export.layers",
+        "export.quantize",
+        "export.runtime",
+    ),
+    "compress.compatible": (
+        "compress.errors",
+        "compress.recipe",
+        "compress.schema",
+        "compress.methods",
+        "compress.models*",
+    ),
     "compress.doctor": ("compress.kernels.library", "export.runtime", "export.provider", "compress.planted"),
-    "compress.networks": (*FOUNDATIONS, "compress.schema", "compress.models.catalog", "compress.models.checkpoints", "compress.models.own",
-                          "compress.stages.teacher"),
+    "compress.networks": (
+        *FOUNDATIONS,
+        "compress.schema",
+        "compress.models.catalog",
+        "compress.models.checkpoints",
+        "compress.models.own",
+        "compress.stages.teacher",
+    ),
     "compress.workflow": (
-        *FOUNDATIONS, "compress.schema", "compress.recipe", "compress.compatible", "compress.float_layers", "compress.networks", "compress.selection",
+        *FOUNDATIONS,
+        "compress.schema",
+        "compress.recipe",
+        "compress.compatible",
+        "compress.float_layers",
+        "compress.networks",
+        "compress.selection",
         "compress.store",
-        "compress.stages", "compress.stages.*", "compress.data.sources", "compress.report", "compress.plan", "compress.device_limits",
-        "compress.assembly", "compress.guessing", "compress.shipped", "compress.models.catalog", "compress",
-        "export.conditions", "export.runtime", "export.targets",
+        "compress.stages",
+        "compress.stages.*",
+        "compress.data.sources",
+        "compress.report",
+        "compress.plan",
+        "compress.device_limits",
+        "compress.assembly",
+        "compress.guessing",
+        "compress.shipped",
+        "compress.models.catalog",
+        "compress",
+        "export.conditions",
+        "export.runtime",
+        "export.targets",
     ),
     "compress.pipeline": (
-        *FOUNDATIONS, "compress.recipe", "compress.compatible", "compress.verdict", "compress.console", "compress.store", "compress.selection",
-        "compress.distributed", "compress.stages.report", "compress.plan", "compress.workflow", "compress.device_limits", "compress.kept",
-        "compress.standalone", "compress.assembly", "export.conditions",
+        *FOUNDATIONS,
+        "compress.recipe",
+        "compress.compatible",
+        "compress.verdict",
+        "compress.console",
+        "compress.store",
+        "compress.selection",
+        "compress.distributed",
+        "compress.stages.report",
+        "compress.plan",
+        "compress.workflow",
+        "compress.device_limits",
+        "compress.kept",
+        "compress.standalone",
+        "compress.assembly",
+        "export.conditions",
     ),
     "compress.commands": (),
     "compress.commands.options": ("compress.errors",),
     "compress.commands.recipes": (
-        "compress.commands.options", "compress.console", "compress.errors", "compress.pipeline", "compress.probe", "compress.recipe", "compress.selection",
-        "compress.stages", "compress",
+        "compress.commands.options",
+        "compress.console",
+        "compress.errors",
+        "compress.pipeline",
+        "compress.probe",
+        "compress.recipe",
+        "compress.selection",
+        "compress.stages",
+        "compress",
     ),
     "compress.commands.runs": (
-        "compress.commands.options", "compress.console", "compress.errors", "compress.analyze", "compress.on_device", "compress.report", "compress.verdict",
+        "compress.commands.options",
+        "compress.console",
+        "compress.errors",
+        "compress.analyze",
+        "compress.on_device",
+        "compress.report",
+        "compress.verdict",
         "compress",
     ),
     "compress.commands.lists": (
-        "compress.commands.options", "compress.console", "compress.errors", "compress.doctor", "compress.models", "compress.models.catalog", "compress.schema",
+        "compress.commands.options",
+        "compress.console",
+        "compress.errors",
+        "compress.doctor",
+        "compress.models",
+        "compress.models.catalog",
+        "compress.schema",
     ),
-    "compress.cli": ("compress.commands", "compress.commands.*", "compress.console", "compress.errors", "compress.exits", "compress"),
+    "compress.cli": (
+        "compress.commands",
+        "compress.commands.*",
+        "compress.console",
+        "compress.errors",
+        "compress.exits",
+        "compress",
+    ),
     "compress.__main__": ("compress.cli", "compress.distributed"),
     "export": (),
     "export.runtime": ("export.conditions",),
@@ -186,9 +432,16 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "export.provider": ("export.runtime",),
     "export.sustained": ("export.runtime", "export.conditions"),
     "export.answers": ("export.runtime", "export.timings", "export.provider"),
-    "export.verify": ("export.runtime", "export.answers", "export.measure", "export.photos", "export.provider", "export.sustained"),
+    "export.verify": (
+        "export.runtime",
+        "export.answers",
+        "export.measure",
+        "export.photos",
+        "export.provider",
+        "export.sustained",
+    ),
     "export.*": ("export.*",),
-}  # fmt: skip
+}
 
 
 def modules() -> dict[str, Path]:
@@ -202,8 +455,18 @@ MODULES = modules()
 def imported(path: Path, top_level: bool = False) -> Iterator[str]:
     """Full names of what a file imports; `from a import b` is `a.b` where that is a module. `top_level`: not what functions import."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    inside = {id(node) for scope in ast.walk(tree) if isinstance(scope, (ast.FunctionDef, ast.AsyncFunctionDef)) for node in ast.walk(scope)}
-    inside |= {id(node) for guard in ast.walk(tree) if isinstance(guard, ast.If) and "TYPE_CHECKING" in ast.dump(guard.test) for node in ast.walk(guard)}
+    inside = {
+        id(node)
+        for scope in ast.walk(tree)
+        if isinstance(scope, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for node in ast.walk(scope)
+    }
+    inside |= {
+        id(node)
+        for guard in ast.walk(tree)
+        if isinstance(guard, ast.If) and "TYPE_CHECKING" in ast.dump(guard.test)
+        for node in ast.walk(guard)
+    }
     for node in ast.walk(tree):
         if top_level and id(node) in inside:
             continue
@@ -211,7 +474,10 @@ def imported(path: Path, top_level: bool = False) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module, f"{path}: relative imports hide where a name comes from"
-            yield from {f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in MODULES else node.module for alias in node.names}
+            yield from {
+                f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in MODULES else node.module
+                for alias in node.names
+            }
 
 
 def of_project(name: str) -> bool:
@@ -224,7 +490,9 @@ def test_a_module_imports_only_what_its_place_allows(module):
     assert pattern is not None, f"{module} has no place in the table of this test: say what it may import"
     found = sorted({name for name in imported(MODULES[module]) if of_project(name)})
     wrong = [name for name in found if not any(fnmatch(name, allowed) for allowed in ALLOWED[pattern])]
-    assert not wrong, f"{module} imports {', '.join(wrong)}; {pattern} may import {', '.join(ALLOWED[pattern]) or 'nothing'} of the project"
+    assert not wrong, (
+        f"{module} imports {', '.join(wrong)}; {pattern} may import {', '.join(ALLOWED[pattern]) or 'nothing'} of the project"
+    )
 
 
 def test_the_table_names_modules_that_exist():
@@ -234,18 +502,38 @@ def test_the_table_names_modules_that_exist():
 def test_a_stage_imports_no_other_stage():
     stages = [module for module in MODULES if module.startswith("compress.stages.")]
     assert len(stages) >= 9
-    assert not [(module, name) for module in stages for name in imported(MODULES[module]) if name.startswith("compress.stages")]
+    assert not [
+        (module, name) for module in stages for name in imported(MODULES[module]) if name.startswith("compress.stages")
+    ]
 
 
 def test_export_never_imports_compress():
     exports = [module for module in MODULES if module.split(".")[0] == "export"]
     assert len(exports) >= 9
-    assert not [(module, name) for module in exports for name in imported(MODULES[module]) if name.split(".")[0] == "compress"]
+    assert not [
+        (module, name) for module in exports for name in imported(MODULES[module]) if name.split(".")[0] == "compress"
+    ]
 
 
 @pytest.mark.parametrize(
     "module",
-    ["export", *(f"export.{name}" for name in ("runtime", "measure", "rounds", "timings", "conditions", "provider", "sustained", "answers", "verify"))],
+    [
+        "export",
+        *(
+            f"export.{name}"
+            for name in (
+                "runtime",
+                "measure",
+                "rounds",
+                "timings",
+                "conditions",
+                "provider",
+                "sustained",
+                "answers",
+                "verify",
+            )
+        ),
+    ],
 )
 def test_the_device_half_needs_numpy_and_onnxruntime_alone(module):
     foreign = {name.split(".")[0] for name in imported(MODULES[module])} - set(sys.stdlib_module_names) - {"export"}
@@ -253,13 +541,19 @@ def test_the_device_half_needs_numpy_and_onnxruntime_alone(module):
 
 
 def test_optional_packages_are_imported_where_they_are_used():
-    at_the_top = {(module, name.split(".")[0]) for module in MODULES for name in imported(MODULES[module], top_level=True)}
+    at_the_top = {
+        (module, name.split(".")[0]) for module in MODULES for name in imported(MODULES[module], top_level=True)
+    }
     heavy = {(module, name) for module, name in at_the_top if name in OPTIONAL and module.split(".")[0] == "compress"}
     # these modules are themselves imported where photos are decoded and where a report is drawn
     assert heavy == {
-        ("compress.data.pictures", "PIL"), ("compress.timing", "PIL"), ("compress.planted_network", "PIL"),
-        ("compress.report.evidence", "PIL"), ("compress.report.plots", "matplotlib"), ("compress.report.insight_plots", "matplotlib"),
-    }  # fmt: skip
+        ("compress.data.pictures", "PIL"),
+        ("compress.timing", "PIL"),
+        ("compress.planted_network", "PIL"),
+        ("compress.report.evidence", "PIL"),
+        ("compress.report.plots", "matplotlib"),
+        ("compress.report.insight_plots", "matplotlib"),
+    }
 
 
 def test_no_file_shadows_a_package():
@@ -291,7 +585,13 @@ importlib.metadata.version = version
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 

@@ -12,7 +12,9 @@ RNG = np.random.default_rng(3)
 
 def test_correlations_are_pearsons() -> None:
     logits = RNG.normal(0, 2, (60, 5)).astype(np.float32) @ RNG.normal(0, 1, (5, 5)).astype(np.float32)
-    np.testing.assert_allclose(correlation(logits), np.corrcoef(logits.astype(np.float64), rowvar=False), atol=1e-6)  # numpy keeps float64 means
+    np.testing.assert_allclose(
+        correlation(logits), np.corrcoef(logits.astype(np.float64), rowvar=False), atol=1e-6
+    )  # numpy keeps float64 means
 
 
 def test_a_logit_that_never_changes_is_related_to_none() -> None:

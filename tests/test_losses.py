@@ -26,7 +26,12 @@ LABELS = torch.tensor(GOLDEN["inputs"]["V2"]["y"])
 
 
 def close(value: Tensor, expected: float | list) -> None:
-    torch.testing.assert_close(value, tensor(expected) if isinstance(expected, list) else torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        value,
+        tensor(expected) if isinstance(expected, list) else torch.tensor(expected, dtype=torch.float64),
+        rtol=1e-9,
+        atol=1e-12,
+    )
 
 
 def test_cross_entropy_is_golden():
@@ -48,7 +53,9 @@ def test_binary_kl_is_golden(temperature):
     close(losses.binary_kl(V2["z_s"], V2["z_t"], temperature), EXPECTED[f"BinaryKL_tau{temperature}"])
 
 
-@pytest.mark.parametrize(("loss", "key"), [(losses.binary_kl_norm, "BinaryKLNorm_grad_tau2"), (losses.binary_kl, "BinaryKL_grad_tau2")])
+@pytest.mark.parametrize(
+    ("loss", "key"), [(losses.binary_kl_norm, "BinaryKLNorm_grad_tau2"), (losses.binary_kl, "BinaryKL_grad_tau2")]
+)
 def test_gradients_are_golden(loss, key):
     z = V2["z_s"].clone().requires_grad_()
     loss(z, V2["z_t"], 2.0).backward()
@@ -56,7 +63,9 @@ def test_gradients_are_golden(loss, key):
 
 
 def test_binary_kl_norm_with_a_large_temperature_is_a_squared_error():
-    close(losses.binary_kl_norm(V2["z_s"], V2["z_t"], 1e4).round(decimals=7), round(EXPECTED["BKLN_large_tau_limit"], 7))
+    close(
+        losses.binary_kl_norm(V2["z_s"], V2["z_t"], 1e4).round(decimals=7), round(EXPECTED["BKLN_large_tau_limit"], 7)
+    )
 
 
 def test_binary_kl_norm_is_symmetric_and_zero_at_equality():
@@ -118,7 +127,9 @@ PAIR = (drawn("A", 2, 3, 2, 2), drawn("B", 2, 3, 2, 2))
 
 @pytest.mark.parametrize("temperature", [1, 4])
 def test_decoupled_kd_is_golden(temperature):
-    scale = 1 if temperature == 4 else temperature**2  # the vectors of T = 4 have T^2 inside, and T = 1 does not show it
+    scale = (
+        1 if temperature == 4 else temperature**2
+    )  # the vectors of T = 4 have T^2 inside, and T = 1 does not show it
     target, others = losses.decoupled_kd(V2["z_s"], V2["z_t"], LABELS, temperature)
     close(target / scale, EXPECTED[f"TCKD_T{temperature}"])
     close(others / scale, EXPECTED[f"NCKD_T{temperature}"])
@@ -127,7 +138,10 @@ def test_decoupled_kd_is_golden(temperature):
 def test_kd_is_the_right_class_and_the_others_weighed_by_the_teachers_doubt():
     doubt = 1 - torch.softmax(V2["z_t"], 1)[[0, 1], LABELS]
     parts = [losses.decoupled_kd(V2["z_s"][n : n + 1], V2["z_t"][n : n + 1], LABELS[n : n + 1], 1.0) for n in (0, 1)]
-    close(sum(t + d * o for (t, o), d in zip(parts, doubt, strict=True)) / 2, losses.kd_kl(V2["z_s"], V2["z_t"], 1.0).item())
+    close(
+        sum(t + d * o for (t, o), d in zip(parts, doubt, strict=True)) / 2,
+        losses.kd_kl(V2["z_s"], V2["z_t"], 1.0).item(),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -222,14 +236,19 @@ def test_margins_where_the_authors_code_jumps_or_divides_by_zero():
     close(losses.margins(one, ratio), [losses.margins(one, ratio, exact=True)[0].item(), -3.0])
     assert losses.margins(one, ratio, exact=True).tolist() == pytest.approx([-0.283, -0.270], abs=5e-4)
     draws = torch.distributions.Normal(1.0, 2.0).sample((400_000,))
-    assert losses.margins(tensor([-2.0]), tensor([1.0])).item() == pytest.approx(draws[draws < 0].mean().item(), abs=0.02)
+    assert losses.margins(tensor([-2.0]), tensor([1.0])).item() == pytest.approx(
+        draws[draws < 0].mean().item(), abs=0.02
+    )
     assert losses.margins(tensor([0.0, 0.0]), tensor([0.5, -0.5])).tolist() == [0.0, -0.5]
     assert torch.isfinite(losses.margins(one, tensor([50.0, -50.0]), exact=True)).all()
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 2, 2), (2, 3, 8, 8), (2, 3, 1, 1)])
 def test_hierarchical_context_is_golden(shape):
-    close(losses.hierarchical_context(drawn("A", *shape), drawn("B", *shape)), EXPECTED["HCL_" + "x".join(map(str, shape))])
+    close(
+        losses.hierarchical_context(drawn("A", *shape), drawn("B", *shape)),
+        EXPECTED["HCL_" + "x".join(map(str, shape))],
+    )
 
 
 def test_class_activation_is_golden():
@@ -263,7 +282,11 @@ def test_rkd_makes_no_tensor_of_all_pairs_differences():
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             nonlocal largest
             out = function(*args, **(kwargs or {}))
-            largest = max(largest, *(one.numel() for one in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(one, Tensor)), 0)
+            largest = max(
+                largest,
+                *(one.numel() for one in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(one, Tensor)),
+                0,
+            )
             return out
 
     e = torch.randn(20, 4096, requires_grad=True)
@@ -274,9 +297,16 @@ def test_rkd_makes_no_tensor_of_all_pairs_differences():
 
 def test_rkd_matches_the_plain_formula_in_float32_far_from_the_origin():
     torch.manual_seed(0)
-    e, t = torch.randn(8, 16) + 100, torch.randn(8, 3)  # a Gram matrix of such vectors would cancel: it is taken around their mean
-    torch.testing.assert_close(losses.rkd_angle(e, t).double(), losses.rkd_angle(e.double(), t.double()), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(losses.rkd_distance(e, t).double(), losses.rkd_distance(e.double(), t.double()), rtol=1e-4, atol=1e-6)
+    e, t = (
+        torch.randn(8, 16) + 100,
+        torch.randn(8, 3),
+    )  # a Gram matrix of such vectors would cancel: it is taken around their mean
+    torch.testing.assert_close(
+        losses.rkd_angle(e, t).double(), losses.rkd_angle(e.double(), t.double()), rtol=1e-4, atol=1e-6
+    )
+    torch.testing.assert_close(
+        losses.rkd_distance(e, t).double(), losses.rkd_distance(e.double(), t.double()), rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.07])

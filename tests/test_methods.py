@@ -56,23 +56,32 @@ class Pair:
         self.names = (student, teacher)
         self.student, self.teacher = (models.build(name, classes=classes) for name in self.names)
         self.teacher.eval().requires_grad_(False)
-        self.outlines = [outline(name, classes=classes, width=None, image_size=SIDE, model=model)
-                         for name, model in zip(self.names, (self.student, self.teacher), strict=True)]  # fmt: skip
+        self.outlines = [
+            outline(name, classes=classes, width=None, image_size=SIDE, model=model)
+            for name, model in zip(self.names, (self.student, self.teacher), strict=True)
+        ]
 
     def build(self, distill: Distill, labels: Tensor = LABELS) -> Method:
         torch.manual_seed(1)
         return build_method(distill, student=self.outlines[0], teacher=self.outlines[1], train_labels=labels)
 
-    def signals(self, method: Method, batch: int = N, *, dtype: torch.dtype = torch.float32, epoch: float = 1.0, seed: int = 2) -> Signals:
+    def signals(
+        self, method: Method, batch: int = N, *, dtype: torch.dtype = torch.float32, epoch: float = 1.0, seed: int = 2
+    ) -> Signals:
         generator = torch.Generator().manual_seed(seed)
         pixels = torch.randn(batch, 3, SIDE, SIDE, generator=generator)
         index = torch.arange(batch)
         with Tapped(self.student, {name: self.outlines[0].taps[name] for name in method.student_taps}) as tapped:
             logits, student = tapped(pixels)
-        with torch.no_grad(), Tapped(self.teacher, {name: self.outlines[1].taps[name] for name in method.teacher_taps}) as tapped:
+        with (
+            torch.no_grad(),
+            Tapped(self.teacher, {name: self.outlines[1].taps[name] for name in method.teacher_taps}) as tapped,
+        ):
             known, teacher = tapped(pixels)
         student, teacher = ({name: tap.to(dtype) for name, tap in taps.items()} for taps in (student, teacher))
-        return Signals(LABELS[index % len(LABELS)], index, torch.tensor(epoch), logits.to(dtype), known.to(dtype), student, teacher)
+        return Signals(
+            LABELS[index % len(LABELS)], index, torch.tensor(epoch), logits.to(dtype), known.to(dtype), student, teacher
+        )
 
 
 @cache
@@ -110,9 +119,13 @@ def test_gradient_reaches_the_student_and_the_methods_own_parameters_and_never_t
         method.start_epoch(int(epoch))
         sum(method(pair.signals(method, epoch=epoch)).values()).backward()
     assert pair.student.conv1.weight.grad is not None and pair.student.conv1.weight.grad.abs().sum() > 0
-    silent = {name for name, p in method.named_parameters() if p.requires_grad and (p.grad is None or p.grad.abs().sum() == 0)}
+    silent = {
+        name for name, p in method.named_parameters() if p.requires_grad and (p.grad is None or p.grad.abs().sum() == 0)
+    }
     assert all(name.endswith("0.bias") for name in silent), silent  # a bias in front of a BatchNorm
-    assert all(p.grad is None for p in (*pair.teacher.parameters(), *(p for p in method.parameters() if not p.requires_grad)))
+    assert all(
+        p.grad is None for p in (*pair.teacher.parameters(), *(p for p in method.parameters() if not p.requires_grad))
+    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -123,10 +136,16 @@ def test_the_order_of_the_batch_does_not_matter(pair, name):
     method.eval()
     order = torch.tensor([3, 1, 5, 0, 2, 4])
     moved = dataclasses.replace(
-        first, labels=first.labels[order], index=first.index[order], student_logits=first.student_logits[order],
+        first,
+        labels=first.labels[order],
+        index=first.index[order],
+        student_logits=first.student_logits[order],
         teacher_logits=first.teacher_logits[order],
-        **{side: {tap: value if tap == "head" else value[order] for tap, value in getattr(first, side).items()} for side in ("student", "teacher")},
-    )  # fmt: skip
+        **{
+            side: {tap: value if tap == "head" else value[order] for tap, value in getattr(first, side).items()}
+            for side in ("student", "teacher")
+        },
+    )
     for one, other in zip(method(first).values(), method(moved).values(), strict=True):
         torch.testing.assert_close(one, other)
 
@@ -135,7 +154,9 @@ def test_the_order_of_the_batch_does_not_matter(pair, name):
 def test_bf16_signals_give_finite_float32_losses(pair, name):
     method = pair.build(VARIANTS[name])
     signals = pair.signals(method, dtype=torch.bfloat16)
-    taps = {side: {tap: value.float() for tap, value in getattr(signals, side).items()} for side in ("student", "teacher")}  # as the engine does
+    taps = {
+        side: {tap: value.float() for tap, value in getattr(signals, side).items()} for side in ("student", "teacher")
+    }  # as the engine does
     losses = method(dataclasses.replace(signals, **taps))
     assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
 
@@ -149,8 +170,13 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = str(func)
-        by_mask = name.startswith("aten.index") and any(isinstance(one, Tensor) and one.dtype == torch.bool for one in args[1] or ())
-        if by_mask or any(word in name for word in ("nonzero", "_local_scalar_dense", "masked_select", "unique", "aten.equal", "bincount")):
+        by_mask = name.startswith("aten.index") and any(
+            isinstance(one, Tensor) and one.dtype == torch.bool for one in args[1] or ()
+        )
+        if by_mask or any(
+            word in name
+            for word in ("nonzero", "_local_scalar_dense", "masked_select", "unique", "aten.equal", "bincount")
+        ):
             self.found.add(name)
         return func(*args, **(kwargs or {}))
 
@@ -188,7 +214,9 @@ def test_the_smallest_batch_that_a_method_names_works(pair, name):
     losses = method(signals)
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
-    assert all(torch.isfinite(p.grad).all() for p in (*pair.student.parameters(), *method.parameters()) if p.grad is not None)
+    assert all(
+        torch.isfinite(p.grad).all() for p in (*pair.student.parameters(), *method.parameters()) if p.grad is not None
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "none"])
@@ -196,14 +224,18 @@ def test_a_teacher_is_needed_and_its_classes_must_fit(pair, name):
     with pytest.raises(UsageError, match="needs a teacher"):
         build_method(VARIANTS[name], student=pair.outlines[0], teacher=None, train_labels=LABELS)
     with pytest.raises(UsageError, match="knows 7 classes"):
-        build_method(VARIANTS[name], student=pair.outlines[0], teacher=fresh(classes=7).outlines[1], train_labels=LABELS)
+        build_method(
+            VARIANTS[name], student=pair.outlines[0], teacher=fresh(classes=7).outlines[1], train_labels=LABELS
+        )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_state_is_disjoint_from_the_students_and_survives_a_round_trip(pair, name):
     method = pair.build(VARIANTS[name])
     method(pair.signals(method))
-    assert not {value.data_ptr() for value in method.state_dict().values()} & {value.data_ptr() for value in pair.student.state_dict().values()}
+    assert not {value.data_ptr() for value in method.state_dict().values()} & {
+        value.data_ptr() for value in pair.student.state_dict().values()
+    }
     again = fresh().build(VARIANTS[name])
     again.load_state_dict({key: value.clone() for key, value in method.state_dict().items()})
     method.eval(), again.eval()
@@ -219,9 +251,14 @@ def test_what_ships_answers_as_in_training_and_can_be_built_from_its_record(name
     method = pair.build(VARIANTS[name]).eval()
     pair.student.eval()
     pixels = torch.randn(3, 3, SIDE, SIDE)
-    with torch.no_grad(), Tapped(pair.student, {tap: pair.outlines[0].taps[tap] for tap in method.student_taps}) as tapped:
+    with (
+        torch.no_grad(),
+        Tapped(pair.student, {tap: pair.outlines[0].taps[tap] for tap in method.student_taps}) as tapped,
+    ):
         logits, taps = tapped(pixels)
-        trained = method.logits(Signals(torch.zeros(3, dtype=torch.int64), torch.arange(3), torch.ones(()), logits, None, taps))
+        trained = method.logits(
+            Signals(torch.zeros(3, dtype=torch.int64), torch.arange(3), torch.ones(()), logits, None, taps)
+        )
     deployed = method.deployed(pair.student)
     assert (deployed is pair.student) == (method.form() is None)
     rebuilt = deployed_as(models.build(student, classes=K), student, method.form()).eval()
@@ -233,7 +270,9 @@ def test_what_ships_answers_as_in_training_and_can_be_built_from_its_record(name
         assert torch.equal(trained, shipped) and params(deployed) == params(pair.student)
     elif name.startswith("catkd"):
         assert params(deployed) == params(pair.student) - K
-    assert pair.student.get_submodule(catalog.info(student).linear).bias is not None  # the student itself stays as it is
+    assert (
+        pair.student.get_submodule(catalog.info(student).linear).bias is not None
+    )  # the student itself stays as it is
 
 
 def test_losses_of_several_methods_are_the_parts_with_one_task(pair):
@@ -253,13 +292,21 @@ def test_the_first_methods_cross_entropy_counts(pair):
     for methods, weight in ((("kd", "rkd"), 0.1), (("rkd", "kd"), 1.0)):
         method = pair.build(Distill(method=methods))
         signals = pair.signals(method)
-        assert method(signals)["ce"].item() == pytest.approx(weight * nn.functional.cross_entropy(signals.student_logits, signals.labels).item())
+        assert method(signals)["ce"].item() == pytest.approx(
+            weight * nn.functional.cross_entropy(signals.student_logits, signals.labels).item()
+        )
 
 
 def test_methods_that_read_the_teacher_in_two_ways_are_refused(pair):
-    with pytest.raises(UsageError, match=r"ofd reads the teacher with the batch's statistics, reviewkd with its own; choose one with teacher_bn"):
+    with pytest.raises(
+        UsageError,
+        match=r"ofd reads the teacher with the batch's statistics, reviewkd with its own; choose one with teacher_bn",
+    ):
         pair.build(Distill(method=("ofd", "reviewkd")))
-    assert pair.build(Distill(method=("ofd", "reviewkd"), reviewkd=ReviewKd(teacher_bn="batch"))).teacher_mode == "batch_stats"
+    assert (
+        pair.build(Distill(method=("ofd", "reviewkd"), reviewkd=ReviewKd(teacher_bn="batch"))).teacher_mode
+        == "batch_stats"
+    )
 
 
 @pytest.mark.parametrize("method", ["dkd", "crd"])
@@ -273,7 +320,10 @@ def test_a_network_without_the_maps_is_named():
     pair = fresh()
     for method in ("fitnet", "at", "ofd", "reviewkd", "simkd", "catkd"):
         for student, teacher in ((bare, pair.outlines[1]), (pair.outlines[0], bare)):
-            with pytest.raises(UsageError, match=rf"distill.method: {method} .*which the catalogue does not give for plain; choose another method or network"):
+            with pytest.raises(
+                UsageError,
+                match=rf"distill.method: {method} .*which the catalogue does not give for plain; choose another method or network",
+            ):
                 build_method(Distill(method=method), student=student, teacher=teacher, train_labels=LABELS)
     for method in ("kd", "dkd", "dist", "dhkd", "rkd", "crd"):
         assert build_method(Distill(method=method, crd=SMALL), student=bare, teacher=bare, train_labels=LABELS)

@@ -22,7 +22,10 @@ from compress.schema import Crd, Dhkd, Dist, Distill, Dkd, Kd, Simkd
 
 FOLDER = Path(__file__).parent / "golden"
 METHODS, VECTORS = (json.loads((FOLDER / name).read_text()) for name in ("methods.json", "testvectors.json"))
-V2, V3 = ({name: torch.tensor(VECTORS["inputs"][which][name], dtype=torch.float64) for name in ("z_s", "z_t")} for which in ("V2", "V3"))
+V2, V3 = (
+    {name: torch.tensor(VECTORS["inputs"][which][name], dtype=torch.float64) for name in ("z_s", "z_t")}
+    for which in ("V2", "V3")
+)
 LABELS = torch.tensor(VECTORS["inputs"]["V2"]["y"])
 PAIRS = [(method, pair, count) for method, counts in METHODS["parameters"].items() for pair, count in counts.items()]
 BARE = Outline("net", 3, {"pooled": (3,)})
@@ -30,7 +33,13 @@ BARE = Outline("net", 3, {"pooled": (3,)})
 
 def signals(**more: object) -> Signals:
     now = torch.tensor(40.0, dtype=torch.float64)
-    given = {"labels": LABELS, "index": torch.arange(2), "epoch": now, "student_logits": V2["z_s"], "teacher_logits": V2["z_t"]}
+    given = {
+        "labels": LABELS,
+        "index": torch.arange(2),
+        "epoch": now,
+        "student_logits": V2["z_s"],
+        "teacher_logits": V2["z_t"],
+    }
     return Signals(**{**given, **more})
 
 
@@ -75,7 +84,10 @@ def test_total_of_rkd():
 
 def test_total_of_dhkd_and_reviewkd():
     """V2's DHKD plus 5 HCL of three maps: the fusions are left out, their output is what the vectors give."""
-    shapes = {"pooled": (3,), **{f"stages_{kind}.{stage}": (3, side, side) for kind in ("pre", "post") for stage, side in ((1, 8), (2, 2))}}
+    shapes = {
+        "pooled": (3,),
+        **{f"stages_{kind}.{stage}": (3, side, side) for kind in ("pre", "post") for stage, side in ((1, 8), (2, 2))},
+    }
     net = Outline("net", 3, shapes)
     distill = Distill(method=("dhkd", "reviewkd"), dhkd=Dhkd(head="none")).model_copy(
         update={"reviewkd": Distill().reviewkd.model_copy(update={"weight": 5.0})}
@@ -83,7 +95,10 @@ def test_total_of_dhkd_and_reviewkd():
     method = build_method(distill, student=net, teacher=net, train_labels=LABELS)
     method.parts[1].fused = lambda student, sides: student
     taps = [{"pooled": f(2, 3), "stages.2": f(2, 3, 2, 2), "stages.1": f(2, 3, 8, 8)} for f in (a, b)]
-    student, teacher = ({n.replace("stages", f"stages_{kind}"): value for n, value in tap.items()} for tap, kind in zip(taps, ("post", "pre"), strict=True))
+    student, teacher = (
+        {n.replace("stages", f"stages_{kind}"): value for n, value in tap.items()}
+        for tap, kind in zip(taps, ("post", "pre"), strict=True)
+    )
     total = sum(method(signals(student=student, teacher=teacher)).values())
     assert total.item() == pytest.approx(METHODS["totals"]["DHKD_REVIEW"], rel=1e-9)
 
@@ -114,7 +129,9 @@ def test_crd_with_the_vectors_memories():
     assert isinstance(method, CRD)
     for layer in (method.embed_student, method.embed_teacher):
         layer.weight.data, layer.bias.data = torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    method.memory_student, method.memory_teacher = (torch.tensor(given[name], dtype=torch.float64) for name in ("mem_s", "mem_t"))
+    method.memory_student, method.memory_teacher = (
+        torch.tensor(given[name], dtype=torch.float64) for name in ("mem_s", "mem_t")
+    )
     method.draws = lambda _: torch.tensor(given["contrast"])
     batch = signals(index=torch.tensor(given["idx"]), student={"pooled": V2["z_s"]}, teacher={"pooled": V2["z_t"]})
     before = method.memory_student.clone()
@@ -122,7 +139,9 @@ def test_crd_with_the_vectors_memories():
     assert method.memory_student[0].tolist() == pytest.approx(METHODS["crd_memory"]["row0"], rel=1e-9)
     assert method.memory_student[3].tolist() == pytest.approx(VECTORS["expected"]["CRD_mem1_row3"], rel=1e-9)
     assert torch.equal(method.memory_student[[1, 2, 4]], before[[1, 2, 4]])
-    assert method.log_z.exp().tolist() == pytest.approx([VECTORS["expected"]["CRD_T0.5"][name] for name in ("Z_s", "Z_t")], rel=1e-9)
+    assert method.log_z.exp().tolist() == pytest.approx(
+        [VECTORS["expected"]["CRD_T0.5"][name] for name in ("Z_s", "Z_t")], rel=1e-9
+    )
     first = method.log_z.clone()
     method(batch)
     assert torch.equal(method.log_z, first)  # the first batch's, for good
@@ -136,20 +155,31 @@ def at_32(name: str) -> Outline:
 def test_parameters_of_the_modules_that_never_ship(method, pair, count):
     teacher, student = map(at_32, pair.split())
     with torch.device("meta"):
-        built = build_method(Distill(method=method), student=student, teacher=teacher, train_labels=torch.tensor([0, 1], device="cpu"))
+        built = build_method(
+            Distill(method=method), student=student, teacher=teacher, train_labels=torch.tensor([0, 1], device="cpu")
+        )
     assert params(built) == count
 
 
 AUXILIARY = {  # width of the pooled vector -> parameters of the linear and of the nonlinear head at 100 classes; source: the authors' heads
-    64: (6_500, 33_500), 128: (12_900, 46_300), 256: (25_700, 71_900), 512: (51_300, 123_100), 960: (96_100, 212_700), 1024: (102_500, 225_500),
-    1280: (128_100, 276_700), 2048: (204_900, 430_300),
-}  # fmt: skip
+    64: (6_500, 33_500),
+    128: (12_900, 46_300),
+    256: (25_700, 71_900),
+    512: (51_300, 123_100),
+    960: (96_100, 212_700),
+    1024: (102_500, 225_500),
+    1280: (128_100, 276_700),
+    2048: (204_900, 430_300),
+}
 
 
 @pytest.mark.parametrize("width", AUXILIARY)
 def test_parameters_of_dhkds_auxiliary_head(width):
     net = Outline("net", 100, {"pooled": (width,)})
-    built = [build_method(Distill(method="dhkd", dhkd=Dhkd(head=head)), student=net, teacher=net, train_labels=LABELS) for head in ("linear", "nonlinear")]
+    built = [
+        build_method(Distill(method="dhkd", dhkd=Dhkd(head=head)), student=net, teacher=net, train_labels=LABELS)
+        for head in ("linear", "nonlinear")
+    ]
     assert tuple(params(method) for method in built) == AUXILIARY[width]
 
 
@@ -162,21 +192,37 @@ def test_parameters_of_simkds_projector(factor, count):
 def test_parameters_of_what_simkd_ships(pair, count):
     teacher, student, factor = pair.split()
     with torch.device("meta"):
-        method = build_method(Distill(method="simkd", simkd=Simkd(factor=int(factor))), student=at_32(student), teacher=at_32(teacher), train_labels=LABELS)
+        method = build_method(
+            Distill(method="simkd", simkd=Simkd(factor=int(factor))),
+            student=at_32(student),
+            teacher=at_32(teacher),
+            train_labels=LABELS,
+        )
         assert params(deployed(models.build(student, classes=100), student, method.form())) == count
 
 
 GROWTH = [  # per cent more parameters, and where it is known multiply-accumulates, than the plain student; source: the same measurement
-    ("resnet56 resnet20 2", 5, 2), ("resnet32x4 resnet8x4 2", 17, 8), ("resnet32x4 resnet8x4 4", 6, 3), ("resnet32x4 resnet8x4 8", 2, 1),
-    ("wrn_40_2 wrn_40_1 2", 10, 4), ("vgg13 vgg8 2", 22, 14), ("resnet32x4 shufflenet_v1 2", 25, 13), ("resnet50 vgg8 2", 308, None),
-]  # fmt: skip
+    ("resnet56 resnet20 2", 5, 2),
+    ("resnet32x4 resnet8x4 2", 17, 8),
+    ("resnet32x4 resnet8x4 4", 6, 3),
+    ("resnet32x4 resnet8x4 8", 2, 1),
+    ("wrn_40_2 wrn_40_1 2", 10, 4),
+    ("vgg13 vgg8 2", 22, 14),
+    ("resnet32x4 shufflenet_v1 2", 25, 13),
+    ("resnet50 vgg8 2", 308, None),
+]
 
 
 @pytest.mark.parametrize(("pair", "parameters", "products"), GROWTH)
 def test_what_simkd_adds_to_the_plain_student(pair, parameters, products):
     teacher, student, factor = pair.split()
     with torch.device("meta"):
-        method = build_method(Distill(method="simkd", simkd=Simkd(factor=int(factor))), student=at_32(student), teacher=at_32(teacher), train_labels=LABELS)
+        method = build_method(
+            Distill(method="simkd", simkd=Simkd(factor=int(factor))),
+            student=at_32(student),
+            teacher=at_32(teacher),
+            train_labels=LABELS,
+        )
         plain, ships = (models.build(student, classes=100) for _ in range(2))
         ships = deployed(ships, student, method.form())
     assert abs(100 * (params(ships) / params(plain) - 1) - parameters) <= 1
@@ -202,12 +248,21 @@ def test_parameters_of_what_catkd_ships(student, count):
         assert params(deployed(models.build(student, classes=100), student, {"kind": "catkd"})) == count
 
 
-@pytest.mark.parametrize(("student", "dropped"), [("mobilenet_v2", 160 * 1280 + 2 * 1280), ("shufflenet_v2", 464 * 1024 + 2 * 1024)])
+@pytest.mark.parametrize(
+    ("student", "dropped"), [("mobilenet_v2", 160 * 1280 + 2 * 1280), ("shufflenet_v2", 464 * 1024 + 2 * 1024)]
+)
 def test_simkd_ships_no_layers_that_its_projector_passes_by(student, dropped):
     with torch.device("meta"):
         plain = models.build(student, classes=100)
         shapes = at_32(student).shapes
-        form = {"kind": "simkd", "width_in": shapes["last_stage"][0], "width": 256, "factor": 8, "pool": None, "classes": 100}
+        form = {
+            "kind": "simkd",
+            "width_in": shapes["last_stage"][0],
+            "width": 256,
+            "factor": 8,
+            "pool": None,
+            "classes": 100,
+        }
         shipped = deployed(models.build(student, classes=100), student, form)
     head = params(projector(shapes["last_stage"][0], 256, 8)) + 257 * 100
     assert params(shipped) == params(plain) - dropped - 100 * (shapes["pooled"][0] + 1) + head

@@ -22,7 +22,9 @@ UNEVEN = torch.tensor([2, 0, 0, 0, 0, 0, 0, 1, 0, 2, 0])  # ragged lists of clas
 
 
 def net(classes: int = 3, **shapes: tuple[int, ...]) -> Outline:
-    return Outline("resnet8", classes, {"pooled": (5,), **{name.replace("__", "."): shape for name, shape in shapes.items()}})
+    return Outline(
+        "resnet8", classes, {"pooled": (5,), **{name.replace("__", "."): shape for name, shape in shapes.items()}}
+    )
 
 
 def crd(labels: Tensor = UNEVEN, index: Tensor | None = None, *, distill: Distill = CRD_SMALL, seed: int = 3) -> CRD:
@@ -35,7 +37,16 @@ def crd(labels: Tensor = UNEVEN, index: Tensor | None = None, *, distill: Distil
 def batch(index: list[int], labels: Tensor = UNEVEN, step: int = 0) -> Signals:
     at, generator = torch.tensor(index), torch.Generator().manual_seed(1)
     drawn = torch.randn(2, len(labels), 5, generator=generator)[:, at]
-    return Signals(labels[at], at, torch.tensor(1.0), drawn[0, :, :3], None, {"pooled": drawn[0]}, {"pooled": drawn[1]}, torch.tensor(step))
+    return Signals(
+        labels[at],
+        at,
+        torch.tensor(1.0),
+        drawn[0, :, :3],
+        None,
+        {"pooled": drawn[0]},
+        {"pooled": drawn[1]},
+        torch.tensor(step),
+    )
 
 
 # --- crd
@@ -56,7 +67,9 @@ def test_negatives_are_of_other_classes_and_all_of_them():
 def test_negatives_follow_from_seed_step_and_picture_alone():
     method = crd()
     rows = method.draws(batch([4, 9, 2], step=7))
-    assert torch.equal(rows[1], method.draws(batch([9], step=7))[0])  # whoever shares the batch, whichever process it is
+    assert torch.equal(
+        rows[1], method.draws(batch([9], step=7))[0]
+    )  # whoever shares the batch, whichever process it is
     assert not torch.equal(rows, method.draws(batch([4, 9, 2], step=8)))
     assert not torch.equal(rows, crd(seed=4).draws(batch([4, 9, 2], step=7)))
 
@@ -124,8 +137,16 @@ def test_memories_of_two_processes_are_the_same_and_one_processs(tmp_path):
 # --- stages
 
 
-@pytest.mark.parametrize(("side", "kind", "kernel", "stride", "out"), [(8, "Conv2d", 3, 2, 4), (2, "ConvTranspose2d", 4, 2, 4), (4, "Conv2d", 1, 1, 4),
-                                                                       (6, "Conv2d", 3, 1, 4), (1, "Conv2d", 1, 1, 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("side", "kind", "kernel", "stride", "out"),
+    [
+        (8, "Conv2d", 3, 2, 4),
+        (2, "ConvTranspose2d", 4, 2, 4),
+        (4, "Conv2d", 1, 1, 4),
+        (6, "Conv2d", 3, 1, 4),
+        (1, "Conv2d", 1, 1, 1),
+    ],
+)
 def test_a_regressor_for_every_size(side, kind, kernel, stride, out):
     layers = regressor((3, side, side), (7, 4, 4))
     assert (type(layers[0]).__name__, layers[0].kernel_size[0], layers[0].stride[0]) == (kind, kernel, stride)
@@ -134,14 +155,33 @@ def test_a_regressor_for_every_size(side, kind, kernel, stride, out):
 
 def test_fitnet_names_a_stage_that_is_not_there_and_takes_signed_maps():
     maps = {"stages_post__1": (4, 8, 8)}
-    with pytest.raises(UsageError, match=r"fitnet with stage 4 needs the map 'stages_post.4', which the catalogue does not give for resnet8"):
-        build_method(Distill(method="fitnet", fitnet=Fitnet(stage=4)), student=net(**maps), teacher=net(**maps), train_labels=UNEVEN)
-    method = build_method(Distill(method="fitnet", fitnet=Fitnet(stage=1, signed=True)), student=net(**maps), teacher=net(**maps), train_labels=UNEVEN)
+    with pytest.raises(
+        UsageError,
+        match=r"fitnet with stage 4 needs the map 'stages_post.4', which the catalogue does not give for resnet8",
+    ):
+        build_method(
+            Distill(method="fitnet", fitnet=Fitnet(stage=4)),
+            student=net(**maps),
+            teacher=net(**maps),
+            train_labels=UNEVEN,
+        )
+    method = build_method(
+        Distill(method="fitnet", fitnet=Fitnet(stage=1, signed=True)),
+        student=net(**maps),
+        teacher=net(**maps),
+        train_labels=UNEVEN,
+    )
     assert [type(layer).__name__ for layer in method.regressor] == ["Conv2d", "BatchNorm2d"]
 
 
 def stages(*sides: int, width: int = 4) -> Outline:
-    return net(**{f"stages_{kind}__{stage}": (width * stage, side, side) for stage, side in enumerate(sides, 1) for kind in ("post", "pre")})
+    return net(
+        **{
+            f"stages_{kind}__{stage}": (width * stage, side, side)
+            for stage, side in enumerate(sides, 1)
+            for kind in ("post", "pre")
+        }
+    )
 
 
 def test_stages_are_matched_from_the_shallow_end_by_at_and_from_the_deep_end_by_reviewkd():
@@ -154,23 +194,52 @@ def test_stages_are_matched_from_the_shallow_end_by_at_and_from_the_deep_end_by_
 
 
 def test_the_width_within_reviewkds_fusions_is_the_recipes():
-    method = build_method(Distill(method="reviewkd", reviewkd=ReviewKd(width=7)), student=stages(8, 4), teacher=stages(8, 4), train_labels=UNEVEN)
-    assert [fusion.reduce[0].out_channels for fusion in method.fusions] == [7, 7, 7]  # mdistiller reads this setting and then takes 512
-    wide = Outline("wide", 3, {"pooled": (900,), **{name: shape for name, shape in stages(8, 4).shapes.items() if name != "pooled"}})
-    assert build_method(Distill(method="reviewkd"), student=wide, teacher=stages(8, 4), train_labels=UNEVEN).fusions[0].reduce[0].out_channels == 512
+    method = build_method(
+        Distill(method="reviewkd", reviewkd=ReviewKd(width=7)),
+        student=stages(8, 4),
+        teacher=stages(8, 4),
+        train_labels=UNEVEN,
+    )
+    assert [fusion.reduce[0].out_channels for fusion in method.fusions] == [
+        7,
+        7,
+        7,
+    ]  # mdistiller reads this setting and then takes 512
+    wide = Outline(
+        "wide",
+        3,
+        {"pooled": (900,), **{name: shape for name, shape in stages(8, 4).shapes.items() if name != "pooled"}},
+    )
+    assert (
+        build_method(Distill(method="reviewkd"), student=wide, teacher=stages(8, 4), train_labels=UNEVEN)
+        .fusions[0]
+        .reduce[0]
+        .out_channels
+        == 512
+    )
 
 
 def test_reviewkds_weight_grows_from_the_first_epoch_and_takes_the_students_maps_before_the_activation():
-    method = build_method(Distill(method="reviewkd", reviewkd=ReviewKd(student_maps="pre")), student=stages(4), teacher=stages(4), train_labels=UNEVEN)
+    method = build_method(
+        Distill(method="reviewkd", reviewkd=ReviewKd(student_maps="pre")),
+        student=stages(4),
+        teacher=stages(4),
+        train_labels=UNEVEN,
+    )
     assert method.student_taps == ("pooled", "stages_pre.1")
     taps = {"pooled": torch.randn(3, 5), "stages_pre.1": torch.randn(3, 4, 4, 4)}
     epochs = [torch.tensor(epoch) for epoch in (1.0, 10.0, 20.0, 99.0)]
-    values = [method(Signals(UNEVEN[:3], torch.arange(3), epoch, torch.randn(3, 3), None, taps, taps))["hcl"].item() for epoch in epochs]
+    values = [
+        method(Signals(UNEVEN[:3], torch.arange(3), epoch, torch.randn(3, 3), None, taps, taps))["hcl"].item()
+        for epoch in epochs
+    ]
     assert [value / values[-1] for value in values] == pytest.approx([0.05, 0.5, 1.0, 1.0], rel=1e-4)
 
 
 def test_ofd_refuses_a_teacher_whose_maps_no_batchnorm_describes():
-    with pytest.raises(UsageError, match="resnet8 has none that describes all channels; choose another teacher, or reviewkd"):
+    with pytest.raises(
+        UsageError, match="resnet8 has none that describes all channels; choose another teacher, or reviewkd"
+    ):
         build_method(Distill(method="ofd"), student=stages(4), teacher=stages(4), train_labels=UNEVEN)
 
 
@@ -192,23 +261,46 @@ def test_simkd_pools_the_larger_map():
     assert projector(3, 8, 2, pool=4)(torch.randn(2, 3, 8, 8)).shape == (2, 8, 4, 4)
     head = (torch.randn(3, 8), torch.randn(3))
     teacher = Outline("t", 3, {"pooled": (8,), "head": (3, 8), "pre_pool": (8, 4, 4)}, classifier=head)
-    small = build_method(Distill(method="simkd"), student=net(last_stage=(5, 2, 2)), teacher=teacher, train_labels=UNEVEN)
-    large = build_method(Distill(method="simkd"), student=net(last_stage=(5, 8, 8)), teacher=teacher, train_labels=UNEVEN)
+    small = build_method(
+        Distill(method="simkd"), student=net(last_stage=(5, 2, 2)), teacher=teacher, train_labels=UNEVEN
+    )
+    large = build_method(
+        Distill(method="simkd"), student=net(last_stage=(5, 8, 8)), teacher=teacher, train_labels=UNEVEN
+    )
     assert (small.form()["pool"], large.form()["pool"]) == (None, 4)
     for method, side in ((small, 2), (large, 8)):
         taps = {"last_stage": torch.randn(2, 5, side, side)}
-        signals = Signals(UNEVEN[:2], torch.arange(2), torch.tensor(1.0), torch.randn(2, 3), None, taps, {"pre_pool": torch.rand(2, 8, 4, 4)})
+        signals = Signals(
+            UNEVEN[:2],
+            torch.arange(2),
+            torch.tensor(1.0),
+            torch.randn(2, 3),
+            None,
+            taps,
+            {"pre_pool": torch.rand(2, 8, 4, 4)},
+        )
         assert torch.isfinite(method(signals)["simkd"])
     assert torch.equal(large.classifier.weight, head[0]) and not large.classifier.weight.requires_grad
 
 
 def test_simkd_refuses_a_factor_that_does_not_divide():
-    teacher = Outline("t", 3, {"pooled": (8,), "head": (3, 8), "pre_pool": (8, 4, 4)}, classifier=(torch.randn(3, 8), torch.randn(3)))
+    teacher = Outline(
+        "t", 3, {"pooled": (8,), "head": (3, 8), "pre_pool": (8, 4, 4)}, classifier=(torch.randn(3, 8), torch.randn(3))
+    )
     with pytest.raises(UsageError, match=r"distill.simkd.factor: 3 does not divide the 8 channels of t"):
-        build_method(Distill(method="simkd", simkd=Simkd(factor=3)), student=net(last_stage=(5, 2, 2)), teacher=teacher, train_labels=UNEVEN)
+        build_method(
+            Distill(method="simkd", simkd=Simkd(factor=3)),
+            student=net(last_stage=(5, 2, 2)),
+            teacher=teacher,
+            train_labels=UNEVEN,
+        )
 
 
 def test_catkd_refuses_more_cells_than_the_map_has():
     maps = {"pre_pool": (5, 2, 2), "head": (3, 5)}
-    with pytest.raises(UsageError, match=r"distill.catkd.side: 4 is larger than the last map of resnet8 \(2x2\); lower it"):
-        build_method(Distill(method="catkd", catkd=Catkd(side=4)), student=net(**maps), teacher=net(**maps), train_labels=UNEVEN)
+    with pytest.raises(
+        UsageError, match=r"distill.catkd.side: 4 is larger than the last map of resnet8 \(2x2\); lower it"
+    ):
+        build_method(
+            Distill(method="catkd", catkd=Catkd(side=4)), student=net(**maps), teacher=net(**maps), train_labels=UNEVEN
+        )

@@ -26,7 +26,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE, CLASSES, COUNT = 16, 4, 44
 NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 STUDENT = Network("resnet8", None, CLASSES, SIDE, NORMALIZATION)
-SMALL = {"crd": Crd(negatives=8, width=4), "catkd": Catkd(side=2), "simkd": Simkd(factor=8), "fitnet": Fitnet(mode="two_stage", hint_epochs=1)}
+SMALL = {
+    "crd": Crd(negatives=8, width=4),
+    "catkd": Catkd(side=2),
+    "simkd": Simkd(factor=8),
+    "fitnet": Fitnet(mode="two_stage", hint_epochs=1),
+}
 VARIANTS = {
     **{name: Distill(method=name, **SMALL) for name in METHODS},
     "fitnet-joint": Distill(method="fitnet"),
@@ -61,7 +66,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
     random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("data")
     images = random.integers(0, 256, (COUNT, SIDE, SIDE, 3)).astype(np.uint8)
     labels = (np.arange(COUNT) % CLASSES).astype(np.int64)
-    return TrainingData(npy.write_array(folder / "i.npy", images), npy.write_array(folder / "l.npy", labels), tuple("abcd"), SIDE, "crop_flip", 8, 0)
+    return TrainingData(
+        npy.write_array(folder / "i.npy", images),
+        npy.write_array(folder / "l.npy", labels),
+        tuple("abcd"),
+        SIDE,
+        "crop_flip",
+        8,
+        0,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,25 +90,50 @@ def start(distill: Distill, teacher: Trained, data: TrainingData) -> tuple[nn.Mo
     pictures = loading.pictures(data, "cpu")
     student = loading.network(STUDENT, None, "cpu")
     known = loading.outline(STUDENT, loading.network(STUDENT, teacher.weights, "cpu"))
-    method = build_method(distill, student=loading.outline(STUDENT), teacher=known, train_labels=pictures.labels, train_index=pictures.train_index, seed=5)
-    teaching = loading.teaching(teacher, method, known.taps, data, COUNT, device="cpu", cache=None, warn=pytest.fail) if method.needs_teacher else None
+    method = build_method(
+        distill,
+        student=loading.outline(STUDENT),
+        teacher=known,
+        train_labels=pictures.labels,
+        train_index=pictures.train_index,
+        seed=5,
+    )
+    teaching = (
+        loading.teaching(teacher, method, known.taps, data, COUNT, device="cpu", cache=None, warn=pytest.fail)
+        if method.needs_teacher
+        else None
+    )
     return student, method, teaching
 
 
-def fit(folder: Path, data: TrainingData, begun: tuple[nn.Module, Method, train.Teaching | None], steps: int = -1) -> train.Fitted:
+def fit(
+    folder: Path, data: TrainingData, begun: tuple[nn.Module, Method, train.Teaching | None], steps: int = -1
+) -> train.Fitted:
     folder.mkdir(exist_ok=True)
     student, method, teaching = begun
     return train.fit(
-        student, method, loading.pictures(data, "cpu"), train=TRAIN, normalization=NORMALIZATION, taps=loading.outline(STUDENT).taps,
-        teacher=teaching, device="cpu", folder=folder, progress=Progress(steps),
-    )  # fmt: skip
+        student,
+        method,
+        loading.pictures(data, "cpu"),
+        train=TRAIN,
+        normalization=NORMALIZATION,
+        taps=loading.outline(STUDENT).taps,
+        teacher=teaching,
+        device="cpu",
+        folder=folder,
+        progress=Progress(steps),
+    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_few_steps_a_kill_and_what_ships(name, tmp_path, data, teacher):
     whole = start(VARIANTS[name], teacher, data)
     before = {key: value.clone() for key, value in whole[0].state_dict().items()}
-    taught = {key: value.clone() for key, value in whole[2].model.state_dict().items()} if isinstance(whole[2], TeacherNetwork) else {}
+    taught = (
+        {key: value.clone() for key, value in whole[2].model.state_dict().items()}
+        if isinstance(whole[2], TeacherNetwork)
+        else {}
+    )
     fitted = fit(tmp_path / "whole", data, whole)
     assert any(not torch.equal(value, before[key]) for key, value in whole[0].state_dict().items())
     assert all(np.isfinite(value) for row in fitted.history for value in row.values())
@@ -103,7 +141,9 @@ def test_a_few_steps_a_kill_and_what_ships(name, tmp_path, data, teacher):
         assert all(torch.equal(value, taught[key]) for key, value in whole[2].model.state_dict().items())
 
     with pytest.raises(PowerCut):
-        fit(tmp_path / "parts", data, start(VARIANTS[name], teacher, data), steps=4)  # in the second epoch: one is saved
+        fit(
+            tmp_path / "parts", data, start(VARIANTS[name], teacher, data), steps=4
+        )  # in the second epoch: one is saved
     parts = start(VARIANTS[name], teacher, data)
     fit(tmp_path / "parts", data, parts)
     for one, other in zip(whole[:2], parts[:2], strict=True):
@@ -118,11 +158,20 @@ def export_and_compare(model: nn.Module, path: Path) -> None:
     import export.convert
     from export.runtime import Contract
 
-    contract = Contract(classes=tuple("abcd"), image_size=SIDE, mean=NORMALIZATION.mean, std=NORMALIZATION.std, layout="uint8_nhwc", made_by="test")
+    contract = Contract(
+        classes=tuple("abcd"),
+        image_size=SIDE,
+        mean=NORMALIZATION.mean,
+        std=NORMALIZATION.std,
+        layout="uint8_nhwc",
+        made_by="test",
+    )
     pixels = np.random.default_rng(4).integers(0, 256, (5, SIDE, SIDE, 3)).astype(np.uint8)
     export.convert.to_onnx(model.eval(), path, contract, opset=18, pictures=pixels)
     with torch.no_grad():
-        largest = model(views.to_float(torch.from_numpy(pixels), NORMALIZATION.mean, NORMALIZATION.std)).abs().max().item()
+        largest = (
+            model(views.to_float(torch.from_numpy(pixels), NORMALIZATION.mean, NORMALIZATION.std)).abs().max().item()
+        )
     assert export.convert.parity(model, path, pixels).max_abs_diff <= 1e-5 * max(1.0, largest)
 
 
@@ -132,7 +181,9 @@ def test_methods_that_read_logits_alone_are_taught_by_the_memory(teacher, data):
     assert {name for name, kind in kinds.items() if kind is type(None)} == {"none"}
 
 
-def answers(teacher: Trained, data: TrainingData, distill: Distill) -> tuple[train.Teaching, Tensor | None, dict[str, Tensor], Tensor]:
+def answers(
+    teacher: Trained, data: TrainingData, distill: Distill
+) -> tuple[train.Teaching, Tensor | None, dict[str, Tensor], Tensor]:
     teaching = start(distill, teacher, data)[2]
     assert teaching is not None
     images = loading.pictures(data, "cpu").images[:6]
@@ -154,10 +205,17 @@ def test_ofds_teacher_uses_the_batchs_statistics_for_maps_and_its_own_for_logits
     assert torch.equal(logits, answers(teacher, data, VARIANTS["dhkd"])[1])
     model = loading.network(STUDENT, teacher.weights, "cpu").train()
     roles = loading.outline(STUDENT).taps
-    with torch.no_grad(), autocast("cpu", resolve_precision("auto", "cpu")), Tapped(model, {"map": roles["stages_pre.1"]}) as tapped:
+    with (
+        torch.no_grad(),
+        autocast("cpu", resolve_precision("auto", "cpu")),
+        Tapped(model, {"map": roles["stages_pre.1"]}) as tapped,
+    ):
         _, wanted = tapped(views.to_float(images, NORMALIZATION.mean, NORMALIZATION.std))
     assert torch.equal(maps["stages_pre.1"], wanted["map"].float())
-    state, drifted = teaching.model.state_dict(), model.state_dict()  # the plain training mode changes buffers, the teacher's stay
+    state, drifted = (
+        teaching.model.state_dict(),
+        model.state_dict(),
+    )  # the plain training mode changes buffers, the teacher's stay
     assert torch.equal(state["bn1.running_mean"], torch.zeros(16)) and state["bn1.num_batches_tracked"] == 0
     assert not torch.equal(drifted["bn1.running_mean"], torch.zeros(16)) and drifted["bn1.num_batches_tracked"] == 1
     alone = start(VARIANTS["ofd"], teacher, data)[2]
@@ -172,4 +230,7 @@ def test_two_stage_fitnet_first_moves_nothing_above_the_hint(tmp_path, data, tea
     moved = {key.split(".")[0] for key, value in student.named_parameters() if not torch.equal(value, before[key])}
     assert moved == {"conv1", "bn1", "layer1", "layer2"}
     fit(tmp_path / "run2", data, (student, method, teaching))
-    assert {key.split(".")[0] for key, value in student.named_parameters() if not torch.equal(value, before[key])} >= {"layer3", "fc"}
+    assert {key.split(".")[0] for key, value in student.named_parameters() if not torch.equal(value, before[key])} >= {
+        "layer3",
+        "fc",
+    }

@@ -47,10 +47,12 @@ def scorer(weights: np.ndarray, *, size: int | str = 32, batch: int | str = "N",
     ]
     stored = {"identity": np.eye(3, dtype=np.float32)[:, :, None, None], "weights": weights.astype(np.float32)}
     graph = helper.make_graph(
-        nodes, "scorer", [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, shape)],
+        nodes,
+        "scorer",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch, len(weights)])],
         [numpy_helper.from_array(value, name) for name, value in stored.items()],
-    )  # fmt: skip
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -79,9 +81,21 @@ def another_input(model: onnx.ModelProto) -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("model", "outputs", "said"),
     [
-        (scorer(np.ones((4, 3)), size=16), 4, r"its input is \(\?, 3, 16, 16\), expected \(N, 3, 32, 32\) .*; leave image_size out, the file says its own"),
-        (scorer(np.ones((4, 3))), 5, "answers 4 values a picture, but 5 classes are expected; it cannot teach a class that it does not know"),
-        (scorer(np.ones((4, 3))), 3, "answers 4 values a picture, but 3 classes are expected; name them in their order in `classes`"),
+        (
+            scorer(np.ones((4, 3)), size=16),
+            4,
+            r"its input is \(\?, 3, 16, 16\), expected \(N, 3, 32, 32\) .*; leave image_size out, the file says its own",
+        ),
+        (
+            scorer(np.ones((4, 3))),
+            5,
+            "answers 4 values a picture, but 5 classes are expected; it cannot teach a class that it does not know",
+        ),
+        (
+            scorer(np.ones((4, 3))),
+            3,
+            "answers 4 values a picture, but 3 classes are expected; name them in their order in `classes`",
+        ),
         (another_input(scorer(np.ones((4, 3)))), 4, r"found 2 and 1 \(pixels, scale, scores\)"),
     ],
 )
@@ -91,7 +105,13 @@ def test_a_file_that_does_not_fit_is_refused(save, model: onnx.ModelProto, outpu
 
 
 def test_weights_in_another_file_and_no_onnx_are_refused(tmp_path: Path):
-    onnx.save(scorer(np.ones((4, 3))), str(tmp_path / "t.onnx"), save_as_external_data=True, location="t.bin", size_threshold=0)
+    onnx.save(
+        scorer(np.ones((4, 3))),
+        str(tmp_path / "t.onnx"),
+        save_as_external_data=True,
+        location="t.bin",
+        size_threshold=0,
+    )
     with pytest.raises(ExportError, match="keeps its weights in other files"):
         inspect(tmp_path / "t.onnx", image_size=32, outputs=4)
     (tmp_path / "t.onnx").write_bytes(b"nothing")
@@ -104,7 +124,16 @@ def test_weights_in_another_file_and_no_onnx_are_refused(tmp_path: Path):
 def test_a_contract_beside_the_file_makes_it_answer_like_any_other(save, last: bool, batch: int | str):
     weights = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
     path = save(scorer(weights, last=last, batch=batch))
-    contract = Contract(("a", "b"), 32, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), "float_nhwc" if last else "float_nchw", "x", channels="bgr", order=(2, 0))
+    contract = Contract(
+        ("a", "b"),
+        32,
+        (0.1, 0.2, 0.3),
+        (0.5, 0.6, 0.7),
+        "float_nhwc" if last else "float_nchw",
+        "x",
+        channels="bgr",
+        order=(2, 0),
+    )
     write_beside(path, contract)
     images = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
 
@@ -130,13 +159,20 @@ def test_what_is_no_file_of_pictures_has_no_size(tmp_path: Path):
 def test_a_file_of_another_size_teaches_and_answers_alike_on_resized_pictures(save, size: int, last: bool):
     kernel = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
     model = scorer(kernel, size=size, last=last)
-    model.graph.node[-3].CopyFrom(helper.make_node("MaxPool", ["kept"], ["pooled"], kernel_shape=[size, size]))  # the largest value shows how it was resized
+    model.graph.node[-3].CopyFrom(
+        helper.make_node("MaxPool", ["kept"], ["pooled"], kernel_shape=[size, size])
+    )  # the largest value shows how it was resized
     path = save(model)
     images = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    write_beside(path, Contract(("a", "b"), 32, (0.5,) * 3, (0.25,) * 3, "float_nhwc" if last else "float_nchw", "x", own_size=size))
+    write_beside(
+        path,
+        Contract(("a", "b"), 32, (0.5,) * 3, (0.25,) * 3, "float_nhwc" if last else "float_nchw", "x", own_size=size),
+    )
 
     record = Network("t.onnx", None, 2, 32, Normalization((0.5,) * 3, (0.25,) * 3), own_size=size, black_box=True)
-    teaches = loading.network(record, File.of(path), "cpu")(views.to_float(torch.from_numpy(images), (0.5,) * 3, (0.25,) * 3))
+    teaches = loading.network(record, File.of(path), "cpu")(
+        views.to_float(torch.from_numpy(images), (0.5,) * 3, (0.25,) * 3)
+    )
     answers = Model.load(path).run(images)
 
     assert Model.load(path).contract.own_size == size
@@ -148,16 +184,22 @@ def test_a_file_of_another_size_teaches_and_answers_alike_on_resized_pictures(sa
 
 def test_steps_are_recorded_only_where_an_onnx_teacher_answers_ahead_of_them(save, tmp_path):
     file = File.of(save(scorer(np.ones((4, 3)))))
-    teacher = Trained(Network("t.onnx", None, 4, 32, Normalization((0.5,) * 3, (0.25,) * 3), black_box=True), file, 0.5, 1, 1, 1, 1.0)
+    teacher = Trained(
+        Network("t.onnx", None, 4, 32, Normalization((0.5,) * 3, (0.25,) * 3), black_box=True), file, 0.5, 1, 1, 1, 1.0
+    )
     data = TrainingData(file, file, tuple("abcd"), 32, "crop_flip", 8, 0)
     for streamed, recordable in ((None, True), (Streamed(tmp_path, file, None, 1), False)):
-        cache = loading.teacher_cache(teacher, replace(data, streamed=streamed), 10, device="cpu", cache=None, warn=pytest.fail)
+        cache = loading.teacher_cache(
+            teacher, replace(data, streamed=streamed), 10, device="cpu", cache=None, warn=pytest.fail
+        )
         assert cache.recordable is recordable
 
 
 def test_a_card_keeps_the_order_of_its_answers_and_asks_it_as_the_cpu_is_asked(save, monkeypatch):
     file = File.of(save(scorer(np.ones((4, 3)))))
-    record = Network("t.onnx", None, 3, 32, Normalization((0.5,) * 3, (0.25,) * 3), black_box=True, order=(2, 0, 1), outputs=4)
+    record = Network(
+        "t.onnx", None, 3, 32, Normalization((0.5,) * 3, (0.25,) * 3), black_box=True, order=(2, 0, 1), outputs=4
+    )
     (order,) = loading.network(record, file, "meta").buffers()
     assert order.device.type == "meta"  # no card is needed to see where it lies
     asked = rows_asked_for(monkeypatch)
@@ -180,7 +222,11 @@ def rows_asked_for(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Where and of which side rows are asked for, as they are."""
     asked: list[tuple[str, int]] = []
     real = schedule.rows_at_once
-    monkeypatch.setattr(schedule, "rows_at_once", lambda place, side: asked.append((torch.device(place).type, side)) or real(place, side))
+    monkeypatch.setattr(
+        schedule,
+        "rows_at_once",
+        lambda place, side: asked.append((torch.device(place).type, side)) or real(place, side),
+    )
     return asked
 
 
@@ -188,7 +234,9 @@ def test_the_page_resizes_as_the_device_does(tmp_path: Path):
     if shutil.which("node") is None:
         pytest.skip("needs node")
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-    (tmp_path / "verify.mjs").write_text((ROOT / "export" / "page" / "verify.js").read_text())  # in a browser it is a module by its tag
+    (tmp_path / "verify.mjs").write_text(
+        (ROOT / "export" / "page" / "verify.js").read_text()
+    )  # in a browser it is a module by its tag
     for own in (13, 5):
         script = f"import('{tmp_path}/verify.mjs').then(m => console.log(JSON.stringify([...m.resized({json.dumps(x.ravel().tolist())}, 2, 8, {own})])))"
         done = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
@@ -203,17 +251,28 @@ def test_a_teacher_of_its_own_size_is_checked_and_judged(save, tmp_path: Path, c
     assert "10 classes, float_nchw, 48x48, to which each view of 32x32 is resized" in capsys.readouterr().out
     assert cli.main(["check", FLAGSHIP, *sets(f"{{onnx: {path}, image_size: 40}}")]) == 2
     assert "its input is (?, 3, 48, 48), expected (N, 3, 40, 40)" in capsys.readouterr().err
-    assert cli.main(["teachers", FLAGSHIP, *sets(f"{{onnx: {path}}}"), "--artifacts", str(tmp_path), "--device", "cpu"]) == 0
+    assert (
+        cli.main(["teachers", FLAGSHIP, *sets(f"{{onnx: {path}}}"), "--artifacts", str(tmp_path), "--device", "cpu"])
+        == 0
+    )
 
 
-def test_wrong_classes_of_one_candidate_are_said_before_another_is_trained(save, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_wrong_classes_of_one_candidate_are_said_before_another_is_trained(
+    save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     path = save(scorer(np.ones((11, 3))))
     common = ["--artifacts", str(tmp_path), "--device", "cpu"]
     assert cli.main(["check", FLAGSHIP, *sets(f"{{onnx: {path}}}")]) == 2
     assert "answers 11 values a picture, but 10 classes are expected; name them" in capsys.readouterr().err
     others = "classes: [Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot, a, b]"
-    for candidate, said in ((f"{{onnx: {path}}}", "answers 11 values"), (f"{{onnx: {path}, {others}}}", "it has no 'T-shirt/top'; the data's classes are")):
-        assert cli.main(["teachers", FLAGSHIP, *sets(f"{{model: resnet8, train: {{epochs: 9}}}}, {candidate}"), *common]) == 2
+    for candidate, said in (
+        (f"{{onnx: {path}}}", "answers 11 values"),
+        (f"{{onnx: {path}, {others}}}", "it has no 'T-shirt/top'; the data's classes are"),
+    ):
+        assert (
+            cli.main(["teachers", FLAGSHIP, *sets(f"{{model: resnet8, train: {{epochs: 9}}}}, {candidate}"), *common])
+            == 2
+        )
         out, err = capsys.readouterr()
         assert said in err and len(err.splitlines()) == 1 and "teacher resnet8" not in out
 
@@ -231,7 +290,15 @@ def test_a_plan_takes_the_file_as_it_is(save, tmp_path: Path):
     (one,) = subjects.teachers(settings, tmp_path, subjects.Frame(10, 32, Normalization((0.5,) * 3, (0.25,) * 3)))
     context = Context(tmp_path, "cpu", Console(silent=True), tmp_path)
     drafted = draft.run(
-        Export(), context=context, network=one.network, target=None, per_channel=True, float_layers=(), pictures=None, versions={}, file=File.of(path)
+        Export(),
+        context=context,
+        network=one.network,
+        target=None,
+        per_channel=True,
+        float_layers=(),
+        pictures=None,
+        versions={},
+        file=File.of(path),
     )
     assert one.name == "teacher.onnx at 48 pixels" and plan_limits.judged(settings, tmp_path) == plan_limits.JUDGED
     assert drafted.fp32.path.read_bytes() == path.read_bytes() and drafted.params == 39 and drafted.contract is not None
@@ -240,10 +307,19 @@ def test_a_plan_takes_the_file_as_it_is(save, tmp_path: Path):
 
 def sets(candidate: str, **more: object) -> list[str]:
     keys = {
-        "data.limit_train": 300, "data.limit_test": 200, "data.validation": 100, "teacher.candidates": f"[{candidate}]", "distill.baseline": False,
-        "student.model": "resnet8", "student.width": "null", "train.epochs": 1, "validate.repeats": 64, "validate.warmup": 2,
-        "require": "{max_top1_drop: 100}", **more,
-    }  # fmt: skip
+        "data.limit_train": 300,
+        "data.limit_test": 200,
+        "data.validation": 100,
+        "teacher.candidates": f"[{candidate}]",
+        "distill.baseline": False,
+        "student.model": "resnet8",
+        "student.width": "null",
+        "train.epochs": 1,
+        "validate.repeats": 64,
+        "validate.warmup": 2,
+        "require": "{max_top1_drop: 100}",
+        **more,
+    }
     return [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
 
 
@@ -267,8 +343,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("foreign") / "theirs.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch 2.11's exporter warns of its own code
-        torch.onnx.export(Foreign().eval(), (torch.zeros(2, 3, 32, 32),), str(path), dynamo=True, external_data=False, verbose=False,
-                          dynamic_shapes={"x": {0: torch.export.Dim("N")}}, input_names=["x"], output_names=["y"])  # fmt: skip
+        torch.onnx.export(
+            Foreign().eval(),
+            (torch.zeros(2, 3, 32, 32),),
+            str(path),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            dynamic_shapes={"x": {0: torch.export.Dim("N")}},
+            input_names=["x"],
+            output_names=["y"],
+        )
     nameless = onnx.load(str(path))
     for node in nameless.graph.node:  # other exporters name no nodes
         node.name = ""
@@ -292,21 +377,34 @@ def test_the_whole_workflow_with_an_onnx_teacher(trained: Path, tmp_path: Path, 
     assert (run / "teacher.onnx").read_bytes() == trained.read_bytes()
     teacher = report["models"][0]
     assert (teacher["file"], teacher["max_abs_diff_from_torch"]) == ("teacher.onnx", None)
-    assert teacher["top1"] > 0.8 and report["teacher"]["model"] == "theirs.onnx" and report["teacher"]["origin"] == "an ONNX file as it is"
+    assert (
+        teacher["top1"] > 0.8
+        and report["teacher"]["model"] == "theirs.onnx"
+        and report["teacher"]["origin"] == "an ONNX file as it is"
+    )
     assert report["teacher"]["top1_validation"] > 0.8 and report["teacher"]["macs"] == 177_071_104 - 90 * 256
     moved = tmp_path / "moved"
     shutil.copytree(run / "bundle", moved)  # on the device: numpy and onnxruntime alone
-    done = subprocess.run([sys.executable, "-m", "export.verify", ".", "--no-latency"], cwd=moved, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "export.verify", ".", "--no-latency"], cwd=moved, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_features_are_refused_by_name_and_a_wrong_input_stops_the_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_features_are_refused_by_name_and_a_wrong_input_stops_the_run(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     common = ["--artifacts", str(tmp_path), "--device", "cpu"]
     assert cli.main(["check", FLAGSHIP, *sets(theirs(trained), **{"distill.method": "at"})]) == 2
     assert "theirs.onnx" in capsys.readouterr().err
     upright = theirs(trained).replace("channels: bgr, ", "")
     assert cli.main(["check", FLAGSHIP, *sets(upright)]) == 0
     assert "theirs.onnx: " in capsys.readouterr().out
-    assert cli.main(["teachers", FLAGSHIP, *sets(theirs(trained).replace("0.286, 0.286, 0.286", "0.9, 0.9, 0.9")), *common]) == 4
+    assert (
+        cli.main(
+            ["teachers", FLAGSHIP, *sets(theirs(trained).replace("0.286, 0.286, 0.286", "0.9, 0.9, 0.9")), *common]
+        )
+        == 4
+    )
     assert "teacher theirs.onnx: expect_top1 is 0.8500" in capsys.readouterr().err

@@ -123,7 +123,9 @@ def test_a_strangers_recipe_runs_nothing(project: Path, capsys: pytest.CaptureFi
     for command in ("check", "run", "show", "teachers", "plan"):
         assert cli.main([command, str(project)]) == 2
         said = capsys.readouterr().err
-        assert "mine.yaml:6:15: teacher.candidates.0.model: minenets.nets:small is Python code that would be run" in said
+        assert (
+            "mine.yaml:6:15: teacher.candidates.0.model: minenets.nets:small is Python code that would be run" in said
+        )
         assert "student.model: minenets.nets:small is Python code" in said and "--allow-code" in said
     with pytest.raises(RecipeError):
         recipe.load(project)
@@ -164,12 +166,18 @@ def test_the_source_is_read_and_not_run(project: Path) -> None:
 def test_what_lies_beside_a_single_file_is_in_the_key_where_it_is_imported(project: Path):
     sys.path.append(str(project.parent))
     place = project.parent / "minefile.py"
-    place.write_text("import torch\n\ndef small(classes):\n    from mineblocks import Block\n    return Block(classes)\n")
+    place.write_text(
+        "import torch\n\ndef small(classes):\n    from mineblocks import Block\n    return Block(classes)\n"
+    )
     (project.parent / "mineblocks.py").write_text("from minedeep.part import A\n")
     (project.parent / "minedeep").mkdir()
     (project.parent / "minedeep" / "part.py").write_text("A = 1\n")
     keys = [own.source("minefile:small")]
-    for changed, text in (("minedeep/part.py", "A = 2\n"), ("mineblocks.py", "from minedeep.part import A\nB = 1\n"), ("unused.py", "C = 1\n")):
+    for changed, text in (
+        ("minedeep/part.py", "A = 2\n"),
+        ("mineblocks.py", "from minedeep.part import A\nB = 1\n"),
+        ("unused.py", "C = 1\n"),
+    ):
         (project.parent / changed).write_text(text)
         keys.append(own.source("minefile:small"))
     assert keys[0] != keys[1] != keys[2] == keys[3]
@@ -178,19 +186,40 @@ def test_what_lies_beside_a_single_file_is_in_the_key_where_it_is_imported(proje
 def test_check_probes_the_maps_the_vector_and_the_file(project: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["check", str(project.with_name("maps.yaml")), "--allow-code"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "teacher minenets.nets:telling: " in said and "stages 8x16x16, 16x8x8, 24x4x4, pooled 24; exported, onnxruntime and torch differ by" in said
+    assert (
+        "teacher minenets.nets:telling: " in said
+        and "stages 8x16x16, 16x8x8, 24x4x4, pooled 24; exported, onnxruntime and torch differ by" in said
+    )
     assert "student minenets.nets:staged: " in said and "stages 4x16x16, 8x8x8, 12x4x4, pooled 12; exported" in said
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["student.taps=[layr1, layer2]"], "student.taps: tap 'layr1:out': Staged has no module 'layr1' (did you mean 'layer1'?)"),
-        (["student.taps=[layer1, fc]"], "student.taps: minenets.nets:staged: stage 2 of its taps gives (10,) a picture, expected a map (C, H, W)"),
-        (["student.taps=null", "distill.method=at"], "which minenets.nets:staged does not name; name its stages in `taps`"),
-        (["student.model=minenets.nets:doubled"], "student.taps: minenets.nets:doubled: what its last Linear reads is not the mean over 'layer3:out'"),
-        (["student.model=minenets.nets:lost", "student.taps=null"], "student.model: minenets.nets:lost: its attribute taps has 'pools'; known are stages, pre"),
-        (["student.model=resnet8"], "student.taps: only a network of one's own names its stages; those of resnet8 are known"),
+        (
+            ["student.taps=[layr1, layer2]"],
+            "student.taps: tap 'layr1:out': Staged has no module 'layr1' (did you mean 'layer1'?)",
+        ),
+        (
+            ["student.taps=[layer1, fc]"],
+            "student.taps: minenets.nets:staged: stage 2 of its taps gives (10,) a picture, expected a map (C, H, W)",
+        ),
+        (
+            ["student.taps=null", "distill.method=at"],
+            "which minenets.nets:staged does not name; name its stages in `taps`",
+        ),
+        (
+            ["student.model=minenets.nets:doubled"],
+            "student.taps: minenets.nets:doubled: what its last Linear reads is not the mean over 'layer3:out'",
+        ),
+        (
+            ["student.model=minenets.nets:lost", "student.taps=null"],
+            "student.model: minenets.nets:lost: its attribute taps has 'pools'; known are stages, pre",
+        ),
+        (
+            ["student.model=resnet8"],
+            "student.taps: only a network of one's own names its stages; those of resnet8 are known",
+        ),
     ],
 )
 def test_maps_that_are_not_there(project: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str):
@@ -230,15 +259,21 @@ def test_methods_that_read_maps_take_it_and_what_ships_is_built_anew(project: Pa
 
 
 @pytest.mark.slow
-def test_it_teaches_by_its_maps_and_ships_with_the_teachers_classifier(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_teaches_by_its_maps_and_ships_with_the_teachers_classifier(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     artifacts = project.parent / "artifacts"
-    assert cli.main(["run", str(project.with_name("maps.yaml")), "--allow-code", "--artifacts", str(artifacts), "--device", "cpu"]) in (0, 6)
+    assert cli.main(
+        ["run", str(project.with_name("maps.yaml")), "--allow-code", "--artifacts", str(artifacts), "--device", "cpu"]
+    ) in (0, 6)
     report = json.loads((artifacts / "runs" / "maps" / "latest" / "report.json").read_text())
     assert report["student"]["params"] > 4 * 27 + 8 * 36 and report["models"][-1]["precision"] == "int8"
 
 
 @pytest.mark.slow
-def test_it_teaches_learns_and_ships_and_changed_code_is_trained_again(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_teaches_learns_and_ships_and_changed_code_is_trained_again(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     artifacts = project.parent / "artifacts"
     arguments = ["run", str(project), "--allow-code", "--artifacts", str(artifacts), "--device", "cpu"]
     assert cli.main(arguments) in (0, 6), capsys.readouterr().err

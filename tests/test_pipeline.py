@@ -24,10 +24,16 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 FLAGSHIP = "recipes/mobilenet.yaml"
 SMALL = {
-    "data.limit_train": 300, "data.limit_test": 200, "train.epochs": 1, "validate.repeats": 64, "validate.warmup": 2,
+    "data.limit_train": 300,
+    "data.limit_test": 200,
+    "train.epochs": 1,
+    "validate.repeats": 64,
+    "validate.warmup": 2,
     "teacher.candidates": "[{model: resnet14, train: {epochs: 1}}, {model: resnet8, train: {epochs: 2}}]",
-    "require.max_top1_drop": 100, "require.min_speedup": 0.01, "require.min_compression": 0.01,
-}  # fmt: skip
+    "require.max_top1_drop": 100,
+    "require.min_speedup": 0.01,
+    "require.min_compression": 0.01,
+}
 STAGES = ["data", "teacher", "distill", "strip", "convert", "quantize", "validate", "device"]
 
 # `python -m compress`, noting which stage opens a file that holds test pictures (an audit hook sees every open of this process).
@@ -57,7 +63,14 @@ finally:
 
 def arguments(artifacts: Path, *more: str, recipe: str = FLAGSHIP, **changes: Any) -> list[str]:
     keys = {**SMALL, **{name.replace("__", "."): value for name, value in changes.items()}}
-    return ["run", recipe, "--artifacts", str(artifacts), *(part for key, value in keys.items() for part in ("--set", f"{key}={value}")), *more]
+    return [
+        "run",
+        recipe,
+        "--artifacts",
+        str(artifacts),
+        *(part for key, value in keys.items() for part in ("--set", f"{key}={value}")),
+        *more,
+    ]
 
 
 def start(*command: str) -> subprocess.Popen[str]:
@@ -114,8 +127,20 @@ def test_no_stage_before_validate_opens_the_test_split(opened):
 
 
 def test_the_run_folder_has_the_contracts_paths(run_folder, report):
-    for name in ("recipe.yaml", "resolved.yaml", "report.json", "report.html", "environment.json", "log.txt", "student.safetensors",
-                 "student.fp32.onnx", "student.int8.onnx", "teacher.onnx", "predictions.npz", "bundle/manifest.json"):  # fmt: skip
+    for name in (
+        "recipe.yaml",
+        "resolved.yaml",
+        "report.json",
+        "report.html",
+        "environment.json",
+        "log.txt",
+        "student.safetensors",
+        "student.fp32.onnx",
+        "student.int8.onnx",
+        "teacher.onnx",
+        "predictions.npz",
+        "bundle/manifest.json",
+    ):
         assert (run_folder / name).stat().st_size > 0, name
     assert list((run_folder / "plots").iterdir())
     assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{8}", run_folder.name)
@@ -132,23 +157,86 @@ def test_the_run_folder_has_the_contracts_paths(run_folder, report):
 
 NUMBER, TEXT, COUNT = (int, float), str, int
 SHAPE: dict[str, Any] = {
-    "schema": COUNT, "recipe": TEXT, "status": TEXT,
-    "teacher": {"model": TEXT, "top1_validation": float, "params": COUNT, "macs": COUNT,
-                "candidates": [{"model": TEXT, "top1_validation": float, "chosen": bool}]},
+    "schema": COUNT,
+    "recipe": TEXT,
+    "status": TEXT,
+    "teacher": {
+        "model": TEXT,
+        "top1_validation": float,
+        "params": COUNT,
+        "macs": COUNT,
+        "candidates": [{"model": TEXT, "top1_validation": float, "chosen": bool}],
+    },
     "student": {"model": TEXT, "params": COUNT, "macs": COUNT, "dropped": [TEXT], "epochs": COUNT},
-    "models": [{"role": TEXT, "precision": TEXT, "file": TEXT, "sha256": TEXT, "bytes": COUNT, "images": COUNT, "top1": float,
-                "top1_ci95": [float], "top5": float, "agreement_with_teacher": float, "max_abs_diff_from_torch": (float, type(None)),
-                "latency_ms": {"p50": float, "p90": float, "p99": type(None), "runs": COUNT, "threads": COUNT, "batch": COUNT},
-                "first_run_ms": float, "load_ms": float, "peak_memory_bytes": (int, type(None)), "int8_mac_share": float,
-                "target": (str, type(None))}],
-    "comparisons": [{"model": TEXT, "against": TEXT, "top1_drop_points": float, "top1_drop_ci95": [float], "mcnemar_p": float,
-                     "speedup_p50": float, "size_ratio": float}],
-    "device": [{"target": TEXT, "file": TEXT, "sha256": TEXT, "precision": TEXT, "host": TEXT, "cpu": TEXT, "onnxruntime": TEXT,
-                "top1": float, "agreement": float, "max_abs_diff": float, "latency_ms": {"p50": float}}],
-    "requirements": [{"name": TEXT, "target": TEXT, "file": TEXT, "limit": NUMBER, "value": NUMBER,
-                      "ci95": (list, tuple, type(None)), "verdict": TEXT}],
-    "seconds": {"teacher": float, "distill": float}, "reused": [TEXT], "environment": {},
-}  # fmt: skip
+    "models": [
+        {
+            "role": TEXT,
+            "precision": TEXT,
+            "file": TEXT,
+            "sha256": TEXT,
+            "bytes": COUNT,
+            "images": COUNT,
+            "top1": float,
+            "top1_ci95": [float],
+            "top5": float,
+            "agreement_with_teacher": float,
+            "max_abs_diff_from_torch": (float, type(None)),
+            "latency_ms": {
+                "p50": float,
+                "p90": float,
+                "p99": type(None),
+                "runs": COUNT,
+                "threads": COUNT,
+                "batch": COUNT,
+            },
+            "first_run_ms": float,
+            "load_ms": float,
+            "peak_memory_bytes": (int, type(None)),
+            "int8_mac_share": float,
+            "target": (str, type(None)),
+        }
+    ],
+    "comparisons": [
+        {
+            "model": TEXT,
+            "against": TEXT,
+            "top1_drop_points": float,
+            "top1_drop_ci95": [float],
+            "mcnemar_p": float,
+            "speedup_p50": float,
+            "size_ratio": float,
+        }
+    ],
+    "device": [
+        {
+            "target": TEXT,
+            "file": TEXT,
+            "sha256": TEXT,
+            "precision": TEXT,
+            "host": TEXT,
+            "cpu": TEXT,
+            "onnxruntime": TEXT,
+            "top1": float,
+            "agreement": float,
+            "max_abs_diff": float,
+            "latency_ms": {"p50": float},
+        }
+    ],
+    "requirements": [
+        {
+            "name": TEXT,
+            "target": TEXT,
+            "file": TEXT,
+            "limit": NUMBER,
+            "value": NUMBER,
+            "ci95": (list, tuple, type(None)),
+            "verdict": TEXT,
+        }
+    ],
+    "seconds": {"teacher": float, "distill": float},
+    "reused": [TEXT],
+    "environment": {},
+}
 
 
 def check(value: Any, shape: Any, where: str = "report") -> None:
@@ -168,11 +256,19 @@ def check(value: Any, shape: Any, where: str = "report") -> None:
 def test_report_json_is_as_in_the_contract(report):
     check(report, SHAPE)
     assert (report["schema"], report["recipe"], report["status"]) == (1, "mobilenet", "passed")
-    assert [(row["role"], row["precision"]) for row in report["models"]] == [("teacher", "fp32"), ("student", "fp32"), ("student", "int8")]
+    assert [(row["role"], row["precision"]) for row in report["models"]] == [
+        ("teacher", "fp32"),
+        ("student", "fp32"),
+        ("student", "int8"),
+    ]
     assert [row["file"] for row in report["models"]] == ["teacher.onnx", "student.fp32.onnx", "student.int8.onnx"]
     assert {row["images"] for row in report["models"]} == {200}
     assert [row["chosen"] for row in report["teacher"]["candidates"]].count(True) == 1 and report["teacher"]["reason"]
-    assert len(report["student"]["dropped"]) == 9 and report["student"]["epochs"] == 1 and report["student"]["teacher_rows"] == 270
+    assert (
+        len(report["student"]["dropped"]) == 9
+        and report["student"]["epochs"] == 1
+        and report["student"]["teacher_rows"] == 270
+    )
     assert report["student"]["kernels"]
     assert {row["name"]: row["verdict"] for row in report["requirements"]} == dict.fromkeys(
         ("max_top1_drop", "min_speedup", "min_compression"), "passed"
@@ -197,9 +293,13 @@ def test_a_second_run_executes_no_stage(artifacts, run_folder, report, capsys):
 
 def test_the_resolved_recipe_runs_from_the_run_folder(artifacts, run_folder, report, capsys):
     assert report["command"].startswith(f"compress run {FLAGSHIP} --set ")
-    assert cli.main(["run", str(run_folder / "resolved.yaml"), "--artifacts", str(artifacts), "--until", "quantize"]) == 0
+    assert (
+        cli.main(["run", str(run_folder / "resolved.yaml"), "--artifacts", str(artifacts), "--until", "quantize"]) == 0
+    )
     out = capsys.readouterr().out
-    assert ran(out) == [] and out.count(" reused\n") == len([part for part in report["stages"] if part["title"].split()[0] in STAGES[:6]])
+    assert ran(out) == [] and out.count(" reused\n") == len(
+        [part for part in report["stages"] if part["title"].split()[0] in STAGES[:6]]
+    )
 
 
 @pytest.mark.parametrize("verdict", [5, 6])
@@ -223,7 +323,11 @@ def test_until_teacher_stops_there_and_the_table_is_shown(artifacts, report, cap
     out = capsys.readouterr().out
     assert "stopped after teacher, as asked" in out and "distill" not in out
     assert cli.main(["teachers", *arguments(artifacts)[1:]]) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if re.search(r"resnet(8|14) .*%", line) and "trained here" in line]
+    rows = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if re.search(r"resnet(8|14) .*%", line) and "trained here" in line
+    ]
     assert len(rows) == 2 and sum(row.startswith("*") for row in rows) == 1
     assert sorted((artifacts / "runs" / "mobilenet").iterdir()) == before
 
@@ -249,10 +353,15 @@ def test_verify_report_and_compare(artifacts, run_folder, report, capsys):
     assert cli.main(["verify", str(run_folder), "--artifacts", str(artifacts)]) == 0
     assert "student.int8.onnx: agreement 1.0000 on 64 pictures" in capsys.readouterr().out
     merged = json.loads((run_folder / "report.json").read_text())
-    assert [row["file"] for row in merged["device"]] == [row["file"] for row in report["device"]] and merged["models"] == report["models"]
+    assert [row["file"] for row in merged["device"]] == [row["file"] for row in report["device"]] and merged[
+        "models"
+    ] == report["models"]
     (run_folder / "report.html").unlink()
     assert cli.main(["report", str(run_folder)]) == 0
-    assert capsys.readouterr().out.strip() == str(run_folder / "report.html") and (run_folder / "report.html").stat().st_size > 10_000
+    assert (
+        capsys.readouterr().out.strip() == str(run_folder / "report.html")
+        and (run_folder / "report.html").stat().st_size > 10_000
+    )
     assert cli.main(["compare", "mobilenet", str(run_folder), "--artifacts", str(artifacts)]) == 0
     assert "mobilenet" in capsys.readouterr().out
 
@@ -305,10 +414,17 @@ def test_interrupted_and_killed_runs_end_with_the_same_student(artifacts, report
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert re.search(r"interrupted in epoch \d of 6, checkpoint kept; run the same command again to resume: compress run recipes", err)
+    assert re.search(
+        r"interrupted in epoch \d of 6, checkpoint kept; run the same command again to resume: compress run recipes",
+        err,
+    )
 
     process = start("-m", "compress", *distilling(parts))
-    wait_for(parts, process, max(written, *(path.stat().st_mtime_ns for path in parts.glob("cache/distill/*.partial/checkpoint.pt"))))
+    wait_for(
+        parts,
+        process,
+        max(written, *(path.stat().st_mtime_ns for path in parts.glob("cache/distill/*.partial/checkpoint.pt"))),
+    )
     process.kill()
     process.communicate(timeout=60)
     assert not list(parts.glob("cache/distill/*/stage.json")) and not list(parts.glob("cache/strip/*/stage.json"))

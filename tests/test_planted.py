@@ -7,8 +7,17 @@ import pytest
 from compress import cli, planted
 from compress.planted import Outcome
 
-NAMES = ("nothing planted", "a model against itself", "BGR for RGB", "squash for crop", "wrong mean and deviation", "swapped classes", "per-tensor int8",
-         "a file for another instruction set", "a busy neighbour")  # fmt: skip
+NAMES = (
+    "nothing planted",
+    "a model against itself",
+    "BGR for RGB",
+    "squash for crop",
+    "wrong mean and deviation",
+    "swapped classes",
+    "per-tensor int8",
+    "a file for another instruction set",
+    "a busy neighbour",
+)
 
 
 @pytest.mark.slow
@@ -20,16 +29,22 @@ def test_every_planted_fault_is_caught_and_named(capfd: pytest.CaptureFixture[st
     assert [line[8:].startswith(name) for line, name in zip(lines[1:], NAMES, strict=False)] == [True] * len(NAMES)
     said = dict(zip(NAMES, lines[1:], strict=False))
     for name, word in {
-        "BGR for RGB": "looks like BGR", "squash for crop": "looks like squash for crop", "wrong mean and deviation": "looks like another normalisation",
-        "swapped classes": "looks like swapped classes", "per-tensor int8": "looks like per-tensor int8", "a file for another instruction set": "built for",
-    }.items():  # fmt: skip
+        "BGR for RGB": "looks like BGR",
+        "squash for crop": "looks like squash for crop",
+        "wrong mean and deviation": "looks like another normalisation",
+        "swapped classes": "looks like swapped classes",
+        "per-tensor int8": "looks like per-tensor int8",
+        "a file for another instruction set": "built for",
+    }.items():
         assert said[name].startswith("caught") and word in said[name]
     assert "drop 0.00 points" in said["a model against itself"]
     assert "no fault named" in said["nothing planted"]
 
 
 @pytest.mark.parametrize(("caught", "state", "code"), [(True, "caught", 0), (None, "note", 0), (False, "MISSED", 4)])
-def test_a_missed_fault_is_exit_4(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caught: bool | None, state: str, code: int) -> None:
+def test_a_missed_fault_is_exit_4(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caught: bool | None, state: str, code: int
+) -> None:
     outcomes = (Outcome("control", True, "passed", control=True), Outcome("a fault", caught, "failed; looks like it"))
     monkeypatch.setattr(planted, "prepare", lambda folder: None)
     monkeypatch.setattr(planted, "PLANTED", tuple(lambda ground, one=one: one for one in outcomes))

@@ -18,8 +18,16 @@ def x86(vendor: str, name: str, flags: str) -> str:
     return "".join(X86.format(number=number, vendor=vendor, name=name, flags=COMMON + flags) for number in range(2))
 
 
-ZEN4 = x86("AuthenticAMD", "AMD EPYC 9354 32-Core Processor", AVX512 + "avx512ifma avx512_bf16 avx512vbmi avx512_vnni avx512_bitalg")
-SAPPHIRE_RAPIDS = x86("GenuineIntel", "Intel(R) Xeon(R) Platinum 8480+", AVX512 + "avx512_vnni avx512_bf16 avx512_fp16 amx_bf16 amx_tile amx_int8")
+ZEN4 = x86(
+    "AuthenticAMD",
+    "AMD EPYC 9354 32-Core Processor",
+    AVX512 + "avx512ifma avx512_bf16 avx512vbmi avx512_vnni avx512_bitalg",
+)
+SAPPHIRE_RAPIDS = x86(
+    "GenuineIntel",
+    "Intel(R) Xeon(R) Platinum 8480+",
+    AVX512 + "avx512_vnni avx512_bf16 avx512_fp16 amx_bf16 amx_tile amx_int8",
+)
 
 
 @pytest.mark.parametrize(
@@ -36,9 +44,22 @@ SAPPHIRE_RAPIDS = x86("GenuineIntel", "Intel(R) Xeon(R) Platinum 8480+", AVX512 
         (ARM.format(more="dcpop"), False),
         ("", False),
     ],
-    ids=["zen 4", "sapphire rapids", "amx alone", "skylake-x", "cascade lake", "amx int8", "zen 2", "arm bf16", "arm", "empty"],
+    ids=[
+        "zen 4",
+        "sapphire rapids",
+        "amx alone",
+        "skylake-x",
+        "cascade lake",
+        "amx int8",
+        "zen 2",
+        "arm bf16",
+        "arm",
+        "empty",
+    ],
 )
-def test_bf16_of_a_cpu_by_its_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, multiplies: bool) -> None:
+def test_bf16_of_a_cpu_by_its_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, multiplies: bool
+) -> None:
     read: list[str] = []
 
     def place(name: str) -> Path:

@@ -21,7 +21,9 @@ student: {{model: mobilenet_v2, width: 0.5}}
 """
 
 
-def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, root: str, weights: str = "none") -> tuple[int, str]:
+def check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, root: str, weights: str = "none"
+) -> tuple[int, str]:
     """(exit code, everything said)."""
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.format(source=source, root=root, weights=weights))
@@ -54,22 +56,38 @@ def test_networks_are_counted_with_the_shards_named_classes(tmp_path: Path, caps
     assert code == 0 and said.count("(3 classes)") == 2 and "until the data is listed" not in said
     (tmp_path / "shards" / "classes.txt").write_bytes("a\né\n".encode("latin-1"))
     code, said = check(tmp_path, capsys, "webdataset", "shards")
-    assert code == 2 and "classes.txt: is no UTF-8 text (invalid continuation byte at byte 2); write one name a line" in said
+    assert (
+        code == 2
+        and "classes.txt: is no UTF-8 text (invalid continuation byte at byte 2); write one name a line" in said
+    )
 
 
 def test_networks_are_counted_with_the_files_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     images, labels = np.zeros((4, 32, 32), np.uint8), np.array([0, 1, 0, 1])
-    np.savez(tmp_path / "mine.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels, class_names=np.array(["a", "b"]))
+    np.savez(
+        tmp_path / "mine.npz",
+        train_images=images,
+        train_labels=labels,
+        test_images=images,
+        test_labels=labels,
+        class_names=np.array(["a", "b"]),
+    )
     code, said = check(tmp_path, capsys, "npz", "mine.npz")
     assert "device.samples: 64 pictures are asked for; all 4 of the test part are taken" in said
     assert code == 0 and said.count("(2 classes)") == 2 and said.splitlines()[-1].endswith("recipe.yaml: ok")
 
 
-def test_what_a_run_will_warn_of_is_said_as_far_as_no_picture_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_a_run_will_warn_of_is_said_as_far_as_no_picture_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     photos(tmp_path / "photos", classes=3, each=5)
     (tmp_path / "photos" / "class0" / "loop").symlink_to("../class1")
     code, said = check(tmp_path, capsys, "folder", "photos")
-    assert code == 0 and "note: data: 1 folder leads to pictures of another class, where alone they count (first: class0/loop, to class 'class1')\n" in said
+    assert (
+        code == 0
+        and "note: data: 1 folder leads to pictures of another class, where alone they count (first: class0/loop, to class 'class1')\n"
+        in said
+    )
     images, labels = np.zeros((4, 32, 32), np.uint8), np.array([0, 1, 0, 1])
     arrays = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels * 0}
     np.savez(tmp_path / "mine.npz", **arrays, class_names=np.array(["a", "b"]))
@@ -82,7 +100,9 @@ def test_what_is_not_there_yet_is_counted_in_the_last_line(tmp_path: Path, capsy
     assert code == 0 and "networks are counted with 10 classes until the data is listed" in said
     assert "teacher.candidates.0.weights: teacher.pt is not there yet" in said and "photos is not a folder" in said
     assert said.splitlines()[-1].endswith("recipe.yaml: ok, but 2 things that a run needs are not there yet")
-    torch.save(models.build("resnet20", classes=7).state_dict(), tmp_path / "teacher.pt")  # how many classes there will be is not known yet
+    torch.save(
+        models.build("resnet20", classes=7).state_dict(), tmp_path / "teacher.pt"
+    )  # how many classes there will be is not known yet
     _, said = check(tmp_path, capsys, "folder", "photos", weights="teacher.pt")
     assert said.splitlines()[-1].endswith("recipe.yaml: ok, but 1 thing that a run needs is not there yet")
 
@@ -95,25 +115,37 @@ def test_weights_that_are_there_are_the_networks(tmp_path: Path, capsys: pytest.
         (models.build("resnet8", classes=3).state_dict(), "it is a checkpoint of another network"),
         (None, "could not be read as a PyTorch checkpoint"),
     ):
-        torch.save(state, tmp_path / "teacher.pt") if state is not None else (tmp_path / "teacher.pt").write_bytes(b"junk")
+        torch.save(state, tmp_path / "teacher.pt") if state is not None else (tmp_path / "teacher.pt").write_bytes(
+            b"junk"
+        )
         code, said = check(tmp_path, capsys, "folder", "photos", weights="teacher.pt")
         assert expected in said.splitlines()[-1] and code == (0 if expected.endswith("ok") else 2)
         assert code == 0 or "recipe.yaml:3:" in said.splitlines()[-1] and "teacher.candidates.0.weights: " in said
 
 
 def test_embedded_weights_that_do_not_exist_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "r.yaml").write_text("data: {source: fashion}\nteacher: {candidates: [{model: resnet56, weights: embedded}]}\nstudent: {model: resnet8}\n")
-    assert cli.main(["check", str(tmp_path / "r.yaml")]) == 2 and "no embedded weights for resnet56" in capsys.readouterr().err
+    (tmp_path / "r.yaml").write_text(
+        "data: {source: fashion}\nteacher: {candidates: [{model: resnet56, weights: embedded}]}\nstudent: {model: resnet8}\n"
+    )
+    assert (
+        cli.main(["check", str(tmp_path / "r.yaml")]) == 2
+        and "no embedded weights for resnet56" in capsys.readouterr().err
+    )
 
 
-def test_more_threads_than_cores_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_more_threads_than_cores_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("export.conditions._allowed", lambda: [0, 1])
     recipe = "data: {source: fashion}\nteacher: {candidates: [{model: resnet8}]}\nstudent: {model: resnet8}\nvalidate: {threads: 64}\n"
     (tmp_path / "r.yaml").write_text(recipe)
     note = "r.yaml:4:12: 64 threads on 2 cores interrupt each other; lower validate.threads\n"
     assert cli.main(["check", str(tmp_path / "r.yaml")]) == 0 and note in capsys.readouterr().out
     for more in ("validate.threads=2", "device.target=ssh://user@host"):  # of a distant device's cores nothing is known
-        assert cli.main(["check", str(tmp_path / "r.yaml"), "--set", more]) == 0 and "interrupt" not in capsys.readouterr().out
+        assert (
+            cli.main(["check", str(tmp_path / "r.yaml"), "--set", more]) == 0
+            and "interrupt" not in capsys.readouterr().out
+        )
 
 
 def test_a_float_layer_that_is_not_there_is_said_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -125,17 +157,30 @@ def test_a_float_layer_that_is_not_there_is_said_before_training(tmp_path: Path,
         said = capsys.readouterr()
         assert wrong in said.err and not re.search("^(teacher|distill)", said.out, re.MULTILINE)
     known = said.err.partition(wrong)[2].split(",")[0]
-    assert cli.main(["check", str(tmp_path / "r.yaml"), "--set", "distill.method=simkd"]) == 2 and wrong in capsys.readouterr().err  # another network ships
+    assert (
+        cli.main(["check", str(tmp_path / "r.yaml"), "--set", "distill.method=simkd"]) == 2
+        and wrong in capsys.readouterr().err
+    )  # another network ships
     for more in (f"quantize.float_layers=[{known}]", "quantize.scheme=none"):
         assert cli.main(["check", str(tmp_path / "r.yaml"), "--set", more]) == 0, capsys.readouterr().err
 
 
-def test_pictures_that_cannot_be_shared_out_are_said_and_what_is_taken_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_pictures_that_cannot_be_shared_out_are_said_and_what_is_taken_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     recipe = "data: {{source: fashion, {keys}}}\nteacher: {{candidates: [{{model: resnet8x4, weights: embedded}}]}}\nstudent: {{model: resnet8}}\n"
     for keys, code, expected in (
         ("limit_train: 3", 2, "class 'T-shirt/top' has a single training picture"),
-        ("validation: 6999", 2, "data.validation: 6999 of 7000 training pictures cannot hold every one of 10 classes in both parts"),
-        ("limit_train: 500, calibration: 600", 0, "data.calibration: 600 pictures are asked for; all 450 that are trained on are taken"),
+        (
+            "validation: 6999",
+            2,
+            "data.validation: 6999 of 7000 training pictures cannot hold every one of 10 classes in both parts",
+        ),
+        (
+            "limit_train: 500, calibration: 600",
+            0,
+            "data.calibration: 600 pictures are asked for; all 450 that are trained on are taken",
+        ),
         ("limit_train: 500", 0, "data: 500 training pictures"),
         ("limit_test: 40", 0, "device.samples: 64 pictures are asked for; all 40 of the test part are taken"),
     ):
@@ -156,7 +201,10 @@ LABELS = np.arange(6) % 2
     ("changed", "expected"),
     [
         ({"train_images": PICTURES.astype(np.float32)}, "train_images is float32 6x32x32x3, but pictures are uint8"),
-        ({"train_images": np.zeros((6, 3, 32, 32), np.uint8)}, "train_images is uint8 6x3x32x32, but pictures are uint8"),
+        (
+            {"train_images": np.zeros((6, 3, 32, 32), np.uint8)},
+            "train_images is uint8 6x3x32x32, but pictures are uint8",
+        ),
         ({"test_images": np.zeros((0, 32, 32, 3), np.uint8)}, "test_images is uint8 0x32x32x3, but pictures are uint8"),
         ({"train_labels": LABELS[:4]}, "train_labels is int64 (4,), but 6 pictures need integers"),
         ({"train_labels": LABELS + 5}, "train_labels holds 5 to 6, but 2 class_names allow 0 to 1"),
@@ -170,7 +218,13 @@ LABELS = np.arange(6) % 2
 def test_a_file_of_arrays_is_judged_without_reading_its_pictures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, changed: dict, expected: str
 ):
-    arrays = {"train_images": PICTURES, "train_labels": LABELS, "test_images": PICTURES, "test_labels": LABELS, "class_names": np.array(["a", "b"])}
+    arrays = {
+        "train_images": PICTURES,
+        "train_labels": LABELS,
+        "test_images": PICTURES,
+        "test_labels": LABELS,
+        "class_names": np.array(["a", "b"]),
+    }
     np.savez(tmp_path / "mine.npz", **{key: value for key, value in {**arrays, **changed}.items() if value is not None})
     with monkeypatch.context() as patch:
         patch.setattr(npz, "_images", lambda *_: pytest.fail("the pictures were read"))
@@ -183,4 +237,8 @@ def test_a_file_of_arrays_is_judged_without_reading_its_pictures(
 def test_a_layout_that_is_wrong_is_an_error_even_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     photos(tmp_path / "photos", classes=1, each=3)
     code, said = check(tmp_path, capsys, "folder", "photos")
-    assert code == 2 and "1 class sub-folder, but a classifier needs at least two" in said and "ok" not in said.splitlines()[-1]
+    assert (
+        code == 2
+        and "1 class sub-folder, but a classifier needs at least two" in said
+        and "ok" not in said.splitlines()[-1]
+    )

@@ -57,29 +57,48 @@ def report(run: tuple[Path, list[str]]) -> dict[str, Any]:
 def test_the_report_shows_both(run, report) -> None:
     students = [row for row in report["models"] if row["role"] == "student"]
     assert [(row["file"], row["variant"]) for row in students] == [
-        ("student.fp32.onnx", None), ("student.int8.onnx", None), ("student.static.int8.onnx", "static"), ("student.int8.arm64.onnx", None),
-    ]  # fmt: skip
-    assert report["ships"]["file"] == "student.int8.onnx" and {row["file"] for row in report["requirements"]} == {"student.int8.onnx"}
+        ("student.fp32.onnx", None),
+        ("student.int8.onnx", None),
+        ("student.static.int8.onnx", "static"),
+        ("student.int8.arm64.onnx", None),
+    ]
+    assert report["ships"]["file"] == "student.int8.onnx" and {row["file"] for row in report["requirements"]} == {
+        "student.int8.onnx"
+    }
     pairs = {(row["model"], row["against"]): row for row in report["comparisons"]}
     pair = pairs["student.int8.onnx", "student.static.int8.onnx"]
-    assert ("student.static.int8.onnx", "student.fp32.onnx") in pairs and ("student.static.int8.onnx", "teacher.onnx") in pairs
+    assert ("student.static.int8.onnx", "student.fp32.onnx") in pairs and (
+        "student.static.int8.onnx",
+        "teacher.onnx",
+    ) in pairs
     tuning = report["tuning"]
     assert (tuning["gain_points"], tuning["mcnemar_p"]) == (-pair["top1_drop_points"], pair["mcnemar_p"])
     assert tuning["epochs"] == 1 and tuning["agreement"] >= 0.98 and "static int8" in tuning["sentence"]
     assert tuning["sentence"].capitalize()[:6] in (run[0] / "report.html").read_text()
     assert report["quantize"]["scheme"] == "qat" and [row["scheme"] for row in report["quantize"]["further"]] == ["qat"]
     shares = {row["file"]: row["int8_mac_share"] for row in students}
-    assert shares["student.int8.onnx"] == shares["student.static.int8.onnx"] and shares["student.int8.onnx"] in (None, pytest.approx(1, abs=0.1))
+    assert shares["student.int8.onnx"] == shares["student.static.int8.onnx"] and shares["student.int8.onnx"] in (
+        None,
+        pytest.approx(1, abs=0.1),
+    )
 
 
 @pytest.mark.slow
 def test_static_int8_is_evidence_and_the_float_student_is_the_distilled_one(run, report) -> None:
     folder = run[0]
-    assert {"student.static.int8.onnx", "student.int8.onnx", "student.fp32.onnx", "baseline.int8.onnx"} <= {path.name for path in folder.iterdir()}
+    assert {"student.static.int8.onnx", "student.int8.onnx", "student.fp32.onnx", "baseline.int8.onnx"} <= {
+        path.name for path in folder.iterdir()
+    }
     with zipfile.ZipFile(folder / "bundle.zip") as archive:
         assert not [name for name in archive.namelist() if "static" in name or "baseline" in name]
-    assert (folder / "history" / "student-tuning.csv").is_file() and (folder / "history" / "baseline-tuning.csv").is_file()
-    assert [part["title"] for part in report["stages"] if part["title"].startswith("tune")] == ["tune student", "tune student arm64", "tune baseline"]
+    assert (folder / "history" / "student-tuning.csv").is_file() and (
+        folder / "history" / "baseline-tuning.csv"
+    ).is_file()
+    assert [part["title"] for part in report["stages"] if part["title"].startswith("tune")] == [
+        "tune student",
+        "tune student arm64",
+        "tune baseline",
+    ]
 
 
 @pytest.mark.slow
@@ -88,4 +107,6 @@ def test_a_second_run_tunes_nothing_and_static_alone_trains_nothing(run, report,
     assert cli.main([*command, "--until", "quantize"]) == 0
     assert " running" not in capsys.readouterr().out
     assert cli.main([*command, "--until", "quantize", "--set", "quantize={scheme: static, target: x86-vnni}"]) == 0
-    assert [line for line in capsys.readouterr().out.splitlines() if line.endswith(" running")] == [f"{'quantize baseline':<29}running"]
+    assert [line for line in capsys.readouterr().out.splitlines() if line.endswith(" running")] == [
+        f"{'quantize baseline':<29}running"
+    ]

@@ -17,7 +17,10 @@ from compress import cli, recipe, reference
 from compress.schema import METHOD_SECTIONS, Section
 
 ROOT = Path(__file__).parents[1]
-PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
+}
 REFERENCE = "docs/recipe.md"
 MINIMAL = {
     "data": {"source": "fashion"},
@@ -35,7 +38,11 @@ def blocks(language: str) -> list[str]:
 def commands() -> list[str]:
     """What a reader is told to type: in console blocks, and the benchmarks' commands in tables."""
     typed = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
-    tables = [line for text in PAGES.values() for line in re.findall(r"^\|.*?`(python benchmarks/[^`]+)` \|", text, re.MULTILINE)]
+    tables = [
+        line
+        for text in PAGES.values()
+        for line in re.findall(r"^\|.*?`(python benchmarks/[^`]+)` \|", text, re.MULTILINE)
+    ]
     return list(dict.fromkeys(typed + tables))
 
 
@@ -48,7 +55,9 @@ def parse_command(line: str) -> None:
     """Parse one console line by the program that it names; an unknown program fails."""
     program, *arguments = shlex.split(line)
     if program == "torchrun":
-        assert arguments[0] == "--nproc-per-node" and arguments[1].isdigit() and arguments[2:4] == ["-m", "compress"]  # as the suite starts it
+        assert (
+            arguments[0] == "--nproc-per-node" and arguments[1].isdigit() and arguments[2:4] == ["-m", "compress"]
+        )  # as the suite starts it
         program, arguments = arguments[3], arguments[4:]
     if program == "compress":
         assert arguments[0] in cli.cli.commands, arguments[0]
@@ -76,13 +85,20 @@ def parse_command(line: str) -> None:
         assert arguments == ["install", f"onnxruntime-web@{ortweb.VERSION}"]  # the version that the suite runs
     else:
         assert line in (
-            "python3 -m venv .venv", ". .venv/bin/activate", "pip install -e .", "cd bundle", "python -m pip install -r requirements.txt",
-            "cp -r node_modules/onnxruntime-web/dist ort", "python3 -m http.server",
-        )  # fmt: skip
+            "python3 -m venv .venv",
+            ". .venv/bin/activate",
+            "pip install -e .",
+            "cd bundle",
+            "python -m pip install -r requirements.txt",
+            "cp -r node_modules/onnxruntime-web/dist ort",
+            "python3 -m http.server",
+        )
 
 
 def test_the_reference_is_the_schemas() -> None:
-    assert reference.between(PAGES[REFERENCE]) == reference.markdown(), f"write it again: python -m compress.reference {REFERENCE}"
+    assert reference.between(PAGES[REFERENCE]) == reference.markdown(), (
+        f"write it again: python -m compress.reference {REFERENCE}"
+    )
 
 
 def every_section(section: type[Section] | None = None) -> list[type[Section]]:
@@ -93,7 +109,9 @@ def every_section(section: type[Section] | None = None) -> list[type[Section]]:
 def test_every_key_has_a_description_and_a_row() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", reference.markdown(), re.MULTILINE)
     keys = [info.alias or name for section in every_section() for name, info in section.model_fields.items()]
-    assert [name for section in every_section() for name, info in section.model_fields.items() if not info.description] == []
+    assert [
+        name for section in every_section() for name, info in section.model_fields.items() if not info.description
+    ] == []
     assert sorted(rows) == sorted(keys)
     assert {"alpha", "standardize", "max_top1_drop"} <= set(rows) and METHOD_SECTIONS["dhkd"] in every_section()
 
@@ -104,7 +122,9 @@ def test_the_reference_shows_defaults_ranges_and_homes() -> None:
     assert "| `max_unreadable` | `0.01` | number from 0, below 1 |" in text
     assert '| `min_runtime` | `"1.19"` |' in text  # without quotes YAML would read a number
     assert "| `train` | `null` | section, see `train` or `null` |" in text
-    assert "| `source` | required | `fashion`, `cifar10`, `cifar100`, `folder`, `npz`, `imagenet`, `webdataset` |" in text
+    assert (
+        "| `source` | required | `fashion`, `cifar10`, `cifar100`, `folder`, `npz`, `imagenet`, `webdataset` |" in text
+    )
 
 
 def test_replacing_keeps_the_rest_and_needs_both_markers() -> None:
@@ -126,7 +146,9 @@ def test_every_command_parses(line: str) -> None:
     parse_command(line)
 
 
-@pytest.mark.parametrize("line", ["compress runn x.yaml", "compress run --nope x.yaml", "make nothing", "rm -r artifacts"])
+@pytest.mark.parametrize(
+    "line", ["compress runn x.yaml", "compress run --nope x.yaml", "make nothing", "rm -r artifacts"]
+)
 def test_a_wrong_command_is_noticed(line: str) -> None:
     with pytest.raises((AssertionError, click.UsageError)):
         parse_command(line)
@@ -137,7 +159,9 @@ def test_there_are_commands_to_check() -> None:
 
 
 def test_every_option_in_the_text_exists() -> None:
-    options = {option for command in cli.cli.commands.values() for parameter in command.params for option in parameter.opts}
+    options = {
+        option for command in cli.cli.commands.values() for parameter in command.params for option in parameter.opts
+    }
     devices = set(re.findall(r'add_argument\("(--[a-z-]+)"', (ROOT / "export/verify.py").read_text()))
     named = set(re.findall(r"`(--[a-z-]+)[ `]", "".join(PAGES.values())))
     assert named and named <= options | devices | {"--help"}, named - options - devices
@@ -176,7 +200,9 @@ def test_every_link_leads_somewhere(page: str) -> None:
 def test_a_broken_link_is_noticed() -> None:
     wrong = ["docs/nothing.md", "docs/data.md#nothing", "#nothing", "data.md"]
     assert not any(leads_somewhere("README.md", target) for target in wrong)
-    assert leads_somewhere("README.md", "docs/data.md#large-data") and leads_somewhere("docs/scale.md", "data.md#large-data")
+    assert leads_somewhere("README.md", "docs/data.md#large-data") and leads_somewhere(
+        "docs/scale.md", "data.md#large-data"
+    )
 
 
 def test_every_page_is_one_click_from_the_readme() -> None:
@@ -193,9 +219,13 @@ def test_every_command_of_the_tool_is_in_the_readme() -> None:
 
 def test_every_benchmark_and_result_is_listed() -> None:
     page = PAGES["docs/benchmarks.md"]
-    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py") if "click.command" in path.read_text(encoding="utf-8")}
+    scripts = {
+        path.name for path in (ROOT / "benchmarks").glob("*.py") if "click.command" in path.read_text(encoding="utf-8")
+    }
     assert scripts == set(re.findall(r"`python benchmarks/(\w+\.py)", page))
-    assert {path.name for path in (ROOT / "benchmarks/results").glob("*.json")} == set(re.findall(r"`([\w-]+\.json)`", page))
+    assert {path.name for path in (ROOT / "benchmarks/results").glob("*.json")} == set(
+        re.findall(r"`([\w-]+\.json)`", page)
+    )
 
 
 @pytest.mark.parametrize("page", PAGES)

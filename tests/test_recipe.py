@@ -41,7 +41,10 @@ APPENDED = [
     ("train: {nesterov: on}", ["6:19: train.nesterov: expected true or false, got 'on'"]),
     ("train: {nesterov: 1}", ["6:19: train.nesterov: expected true or false, got 1"]),
     ("train: {batch_size: 70000}", ["6:21: train.batch_size: must be at most 65536, got 70000"]),
-    ("train: {precision: fp16}", ["6:20: train.precision: expected one of auto, float32, bf16, got 'fp16' (did you mean 'bf16'?)"]),
+    (
+        "train: {precision: fp16}",
+        ["6:20: train.precision: expected one of auto, float32, bf16, got 'fp16' (did you mean 'bf16'?)"],
+    ),
     ("train: 5", ["6:8: train: expected a section (keys with values), got 5"]),
     ("train: {schedule: {kind: step, milestones: 5}}", ["6:44: train.schedule.milestones: expected a list, got 5"]),
     (
@@ -62,40 +65,83 @@ APPENDED = [
         "distill: {head: nonliner}",
         ["6:17: distill.head: expected one of linear, nonlinear, none, got 'nonliner' (did you mean 'nonlinear'?)"],
     ),
-    ("distill: {standardize: true}", ["6:11: distill.standardize: belongs to method 'kd', but distill.method is 'dhkd'"]),
-    ("distill: {method: dkhd, alpha: 2}",
-     ["6:19: distill.method: expected one of dhkd, kd, dkd, dist, fitnet, at, rkd, crd, ofd, reviewkd, simkd, catkd, none, "
-         "got 'dkhd' (did you mean 'dkd'?)"]),
-    ("distill: {method: [dhkd, dkd], alpha: 2}",
-     ["6:32: distill.alpha: several methods are listed, so their keys stand in their own sections: distill.dhkd.alpha or distill.dkd.alpha"]),
-    ("distill: {method: [dhkd, dkhd]}",
-     ["6:26: distill.method.1: expected one of dhkd, kd, dkd, dist, fitnet, at, rkd, crd, ofd, reviewkd, simkd, catkd, none, got 'dkhd' "
-      "(did you mean 'dkd'?)"]),
+    (
+        "distill: {standardize: true}",
+        ["6:11: distill.standardize: belongs to method 'kd', but distill.method is 'dhkd'"],
+    ),
+    (
+        "distill: {method: dkhd, alpha: 2}",
+        [
+            "6:19: distill.method: expected one of dhkd, kd, dkd, dist, fitnet, at, rkd, crd, ofd, reviewkd, simkd, catkd, none, "
+            "got 'dkhd' (did you mean 'dkd'?)"
+        ],
+    ),
+    (
+        "distill: {method: [dhkd, dkd], alpha: 2}",
+        [
+            "6:32: distill.alpha: several methods are listed, so their keys stand in their own sections: distill.dhkd.alpha or distill.dkd.alpha"
+        ],
+    ),
+    (
+        "distill: {method: [dhkd, dkhd]}",
+        [
+            "6:26: distill.method.1: expected one of dhkd, kd, dkd, dist, fitnet, at, rkd, crd, ofd, reviewkd, simkd, catkd, none, got 'dkhd' "
+            "(did you mean 'dkd'?)"
+        ],
+    ),
     ("distill: {method: [kd, kd]}", ["6:19: distill.method: kd is named twice"]),
     ("distill: {method: []}", ["6:19: distill.method: expected at least one method, got none"]),
-    ("distill: {method: [kd, none]}",
-     ["6:19: distill.method: none is plain cross-entropy, which every other method has already; leave it out of the list"]),
-    ("distill: {method: [simkd, kd]}",
-     ["6:19: distill.method: simkd ships the teacher's classifier and drops the student's, so nothing that trains the student's own can stand "
-      "beside it"]),
-    ("distill: {method: [kd, rkd], kd: {ce: 0, kd: 0}, rkd: {distance: 0, angle: 0}}",
-     ["6:10: distill: kd.ce and kd.kd and rkd.distance and rkd.angle are all 0: nothing would be learnt"]),
-    ("distill: {method: fitnet, mode: two_stage}\ntrain: {epochs: 5}",
-     ["6:27: distill.fitnet.hint_epochs: 5 epochs of the hint alone leave none of train.epochs (5) for the rest"]),
+    (
+        "distill: {method: [kd, none]}",
+        [
+            "6:19: distill.method: none is plain cross-entropy, which every other method has already; leave it out of the list"
+        ],
+    ),
+    (
+        "distill: {method: [simkd, kd]}",
+        [
+            "6:19: distill.method: simkd ships the teacher's classifier and drops the student's, so nothing that trains the student's own can stand "
+            "beside it"
+        ],
+    ),
+    (
+        "distill: {method: [kd, rkd], kd: {ce: 0, kd: 0}, rkd: {distance: 0, angle: 0}}",
+        ["6:10: distill: kd.ce and kd.kd and rkd.distance and rkd.angle are all 0: nothing would be learnt"],
+    ),
+    (
+        "distill: {method: fitnet, mode: two_stage}\ntrain: {epochs: 5}",
+        ["6:27: distill.fitnet.hint_epochs: 5 epochs of the hint alone leave none of train.epochs (5) for the rest"],
+    ),
     ("distill: {kd: {temperature: 0}}", ["6:29: distill.kd.temperature: must be above 0, got 0"]),
-    ("distill: {alpha: 1, dhkd: {alpha: 2}}", ["6:11: distill.alpha: given twice, also as distill.dhkd.alpha at {path}:6:28"]),
+    (
+        "distill: {alpha: 1, dhkd: {alpha: 2}}",
+        ["6:11: distill.alpha: given twice, also as distill.dhkd.alpha at {path}:6:28"],
+    ),
     ("distill: {alpha: 0, gamma: 0}", ["6:10: distill: gamma and alpha are both 0: nothing would be learnt"]),
     ("quantize: {scheme: dynamic}", ["6:20: quantize.scheme: expected one of static, qat, none, got 'dynamic'"]),
     ("quantize: {epochs: 2, lr: 0.1}", ["6:11: quantize: epochs and lr belong to scheme: qat, but scheme is static"]),
-    ("quantize: {scheme: qat, search: true}",
-     ["6:11: quantize: search: true looks for the best int8 without training, scheme: qat trains; leave one of them out"]),
-    ("quantize: {scheme: qat, bias_correction: true}", ["6:11: quantize: bias_correction: true corrects what scheme: qat learns; leave it out"]),
-    ("distill: {method: simkd}\nquantize: {scheme: qat}",
-     ["7:20: quantize.scheme: qat trains the network that ships, but simkd compares another one with the teacher; use scheme: static, or another method"]),
+    (
+        "quantize: {scheme: qat, search: true}",
+        [
+            "6:11: quantize: search: true looks for the best int8 without training, scheme: qat trains; leave one of them out"
+        ],
+    ),
+    (
+        "quantize: {scheme: qat, bias_correction: true}",
+        ["6:11: quantize: bias_correction: true corrects what scheme: qat learns; leave it out"],
+    ),
+    (
+        "distill: {method: simkd}\nquantize: {scheme: qat}",
+        [
+            "7:20: quantize.scheme: qat trains the network that ships, but simkd compares another one with the teacher; use scheme: static, or another method"
+        ],
+    ),
     (
         "quantize: {calibrate: percentile, percentile: 99.9}",
-        ["6:47: quantize.percentile: must be at least 99.99 and below 100, got 99.9: lower ones cut off real activations "
-         "(measured: 99.9 gives 66.97 %, 99.99 gives 76.91 %)"],
+        [
+            "6:47: quantize.percentile: must be at least 99.99 and below 100, got 99.9: lower ones cut off real activations "
+            "(measured: 99.9 gives 66.97 %, 99.99 gives 76.91 %)"
+        ],
     ),
     (
         "quantize: {search: true, calibrate: entropy, float_layers: [first]}",
@@ -114,7 +160,10 @@ APPENDED = [
         "device: {target: 'ssh://pi@board?config=here'}",
         ["6:18: device.target: config=here is a relative path; in a recipe it must be absolute or begin with ~"],
     ),
-    ("quantize: {keep: fastest}", ["6:18: quantize.keep: expected one of always, faster, got 'fastest' (did you mean 'faster'?)"]),
+    (
+        "quantize: {keep: fastest}",
+        ["6:18: quantize.keep: expected one of always, faster, got 'fastest' (did you mean 'faster'?)"],
+    ),
     (
         "quantize: {scheme: none}\nrequire: {min_int8_mac_share: 0.5}",
         ["7:31: require.min_int8_mac_share: asks for integer kernels, but quantize.scheme is none"],
@@ -123,24 +172,40 @@ APPENDED = [
     ("export: {min_runtime: newest}", ["6:23: export.min_runtime: expected a version such as '1.19', got 'newest'"]),
     (
         'name: "my recipe"',
-        ["6:7: name: expected a name of letters, digits, '.', '_' and '-' that begins with a letter or a digit, got 'my recipe'"],
+        [
+            "6:7: name: expected a name of letters, digits, '.', '_' and '-' that begins with a letter or a digit, got 'my recipe'"
+        ],
     ),
     ("seed:", ["6:6: seed: expected a whole number, got nothing"]),
     ("seed: 1\nseed: 2", ["7:1: seed: given twice, first at {path}:6:1"]),
-    ("device: {target: lokal}", ["6:18: device.target: expected local, browser, ssh://user@host[:port][/folder] or adb://SERIAL (did you mean 'local'?)"]),
+    (
+        "device: {target: lokal}",
+        [
+            "6:18: device.target: expected local, browser, ssh://user@host[:port][/folder] or adb://SERIAL (did you mean 'local'?)"
+        ],
+    ),
     (
         "validate: {repeats: 3}\nvalidate_: {}",
-        ["6:21: validate.repeats: must be at least 16, got 3", "7:1: validate_: unknown key (did you mean 'validate'?)"],
+        [
+            "6:21: validate.repeats: must be at least 16, got 3",
+            "7:1: validate_: unknown key (did you mean 'validate'?)",
+        ],
     ),
     ("a: {? [b] : c}", ["6:1: a: unknown key here", "6:7: a: a key is a plain word, not a list or a section"]),
-    ("seed: &s 1\ntrain: {seed: *s}", ["7:15: an alias (*name) is not supported; write the value out, or put the text in quotes"]),
+    (
+        "seed: &s 1\ntrain: {seed: *s}",
+        ["7:15: an alias (*name) is not supported; write the value out, or put the text in quotes"],
+    ),
     ("name: !!python/object:os.system x", ["6:7: a tag (!name) is not supported; put the text in quotes"]),
     ("train:\n\tepochs: 3", ["7:1: a tab; YAML takes only spaces here"]),
     ("train: {epochs: 3", ["7:1: a bracket that is not closed, or a comma is missing"]),
     ("train\nseed: 1", ["7:1: expected `key: value`, with a space behind the colon"]),
     ("seed: 1: 2", ["6:8: unexpected ':' (check the indentation, or put the text in quotes)"]),
     ("---\nseed: 1", ["6:1: one recipe a file; a second document begins here"]),
-    ("<<<<<<< ours\nseed: 1", ["6:1: a merge conflict is not resolved here; remove its <<<<<<<, ======= and >>>>>>> lines"]),
+    (
+        "<<<<<<< ours\nseed: 1",
+        ["6:1: a merge conflict is not resolved here; remove its <<<<<<<, ======= and >>>>>>> lines"],
+    ),
 ]
 
 # whole files
@@ -148,10 +213,7 @@ FILES = [
     ("", ["1:1: the recipe is empty; it needs at least data, teacher and student"]),
     ("- a\n", ["1:1: a recipe is made of sections (`data:`, `teacher:`, ...), not a list"]),
     ("hello\n", ["1:1: a recipe is made of sections (`data:`, `teacher:`, ...), not 'hello'"]),
-    (
-        "seed: 1\n",
-        [f"1:1: {section}: missing; every recipe needs it" for section in ("data", "teacher", "student")],
-    ),
+    ("seed: 1\n", [f"1:1: {section}: missing; every recipe needs it" for section in ("data", "teacher", "student")]),
     (
         "data:\nteacher: {candidates: []}\nstudent: {}\n",
         [
@@ -173,14 +235,14 @@ FILES = [
     (
         GOOD.replace("fashion", "fashion, root: photos"),
         [
-            "1:31: data.root: is not read, for the pictures of source: fashion are embedded; leave it out, or name the source that it belongs to",
+            "1:31: data.root: is not read, for the pictures of source: fashion are embedded; leave it out, or name the source that it belongs to"
         ],
     ),
     (
         GOOD.replace("fashion", "cifar10").replace("resnet20", "resnet8x4, weights: embedded"),
         [
             "4:35: teacher.candidates.0.weights: embedded weights name the classes of source fashion, not those of cifar10: "
-            "leave them out, or train them further (train)",
+            "leave them out, or train them further (train)"
         ],
     ),
     (
@@ -220,7 +282,9 @@ FILES = [
         ],
     ),
     (
-        GOOD.replace("fashion", "fashion, color_jitter: {hue: 0.6, contrst: 1}, rand_augment: {operations: 0, magnitude: 31}"),
+        GOOD.replace(
+            "fashion", "fashion, color_jitter: {hue: 0.6, contrst: 1}, rand_augment: {operations: 0, magnitude: 31}"
+        ),
         [
             "1:45: data.color_jitter.hue: must be at most 0.5, got 0.6",
             "1:50: data.color_jitter.contrst: unknown key (did you mean 'contrast'?)",
@@ -239,9 +303,14 @@ FILES = [
     ),
     (
         GOOD.replace("fashion", "webdataset, root: shards, augment: resized_crop") + "train: {views: 3}\n",
-        ["6:16: train.views: lets a teacher's remembered logits come again, but of webdataset none are remembered: leave it out"],
+        [
+            "6:16: train.views: lets a teacher's remembered logits come again, but of webdataset none are remembered: leave it out"
+        ],
     ),
-    (GOOD.replace("fashion", "fashion, shards_at_once: 4"), ["1:41: data.shards_at_once: pictures of fashion lie in no shards: leave it out"]),
+    (
+        GOOD.replace("fashion", "fashion, shards_at_once: 4"),
+        ["1:41: data.shards_at_once: pictures of fashion lie in no shards: leave it out"],
+    ),
     (
         GOOD.replace("mobilenet_v2", "torchvision/mobilenet_v2, weights: IMAGENET1K_V3"),
         [
@@ -259,11 +328,20 @@ OVERRIDES = [
     (["=3"], "expected key=value, such as train.epochs=2"),
     (["seed="], "seed: expected a whole number, got nothing"),
     (["train={epochs: 2"], "train: a bracket that is not closed, or a comma is missing"),
-    (["teacher.candidates.3.model=x"], "teacher.candidates.3.model: teacher.candidates is a list of 1, counted from 0; 3 is not in it"),
+    (
+        ["teacher.candidates.3.model=x"],
+        "teacher.candidates.3.model: teacher.candidates is a list of 1, counted from 0; 3 is not in it",
+    ),
     (["data.source.a=1"], "data.source.a: data.source is a single value, not a section"),
-    (["distill.method=kd", "distill.alpha=2"], "distill.alpha: belongs to method 'dhkd' or 'dkd', but distill.method is 'kd'"),
+    (
+        ["distill.method=kd", "distill.alpha=2"],
+        "distill.alpha: belongs to method 'dhkd' or 'dkd', but distill.method is 'kd'",
+    ),
     (["trian.seed=1"], "trian: unknown key (did you mean 'train'?)"),
-    (["student.model=mobilnet_v2"], f"student.model: there is no network 'mobilnet_v2' (did you mean 'mobilenet_v2'?); {LISTS}"),
+    (
+        ["student.model=mobilnet_v2"],
+        f"student.model: there is no network 'mobilnet_v2' (did you mean 'mobilenet_v2'?); {LISTS}",
+    ),
 ]
 
 
@@ -281,7 +359,9 @@ def said(path: Path, overrides: tuple[str, ...] = ()) -> list[str]:
 
 
 @pytest.mark.parametrize(("text", "expected"), [*((GOOD + line + "\n", lines) for line, lines in APPENDED), *FILES])
-def test_a_bad_recipe_is_answered_with_every_mistake_and_its_place(tmp_path: Path, text: str, expected: list[str]) -> None:
+def test_a_bad_recipe_is_answered_with_every_mistake_and_its_place(
+    tmp_path: Path, text: str, expected: list[str]
+) -> None:
     path = write(tmp_path, text)
     lines = said(path)
     wanted = [f"{path}:{line.replace('{path}', str(path))}" for line in expected]
@@ -305,8 +385,7 @@ def test_a_missing_file_a_folder_and_bytes_that_are_no_text(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("written", "value"),
-    [("5e-4", 5e-4), ("5.0e-4", 5e-4), ("1e-2", 0.01), (".5", 0.5), ("1", 1.0), ("+0.1", 0.1)],
+    ("written", "value"), [("5e-4", 5e-4), ("5.0e-4", 5e-4), ("1e-2", 0.01), (".5", 0.5), ("1", 1.0), ("+0.1", 0.1)]
 )
 def test_numbers_as_people_write_them(tmp_path: Path, written: str, value: float) -> None:
     assert recipe.load(write(tmp_path, GOOD + f"train: {{lr: {written}}}\n")).recipe.train.lr == value
@@ -344,7 +423,13 @@ def test_a_network_for_small_pictures_at_a_large_size_is_remarked(tmp_path: Path
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("folder, root: x", ("workers is not read: pictures of folder are decoded once", "download is not read: there is nothing to download")),
+        (
+            "folder, root: x",
+            (
+                "workers is not read: pictures of folder are decoded once",
+                "download is not read: there is nothing to download",
+            ),
+        ),
         ("imagenet, root: x", ("download is not read",)),
         ("cifar10", ("workers is not read",)),
     ],
@@ -353,7 +438,9 @@ def test_a_key_that_the_source_does_not_read_is_remarked(tmp_path: Path, source:
     path = write(tmp_path, GOOD.replace("fashion", f"{source}, image_size: 64, workers: 2, download: true"))
     found = [notice for notice in recipe.load(path).notices if "is not read" in notice]
     assert len(found) == len(said), found
-    assert all(notice.startswith(f"{path}:1:") and f": data.{one}" in notice for one, notice in zip(said, found, strict=True)), found
+    assert all(
+        notice.startswith(f"{path}:1:") and f": data.{one}" in notice for one, notice in zip(said, found, strict=True)
+    ), found
 
 
 def test_overrides_reach_sections_lists_and_whole_values(tmp_path: Path) -> None:
@@ -408,15 +495,25 @@ def test_a_short_trial_of_a_step_schedule_is_a_notice_only(tmp_path: Path) -> No
     path = write(tmp_path, GOOD + "train: {epochs: 240, schedule: {kind: step}}\n")
     assert recipe.load(path).notices == ()
     notices = recipe.load(path, ["train.epochs=2"]).notices
-    assert notices == (f"{path}:6:22: train.schedule.milestones: 150, 180, 210 would never act: the training has 2 epochs",)
+    assert notices == (
+        f"{path}:6:22: train.schedule.milestones: 150, 180, 210 would never act: the training has 2 epochs",
+    )
 
 
 def test_resolve_fills_what_follows_from_other_keys(tmp_path: Path) -> None:
-    text = GOOD.replace("{model: resnet20}", "{model: resnet20}\n    - {model: resnet8x4, weights: embedded}") + "seed: 7\n"
+    text = (
+        GOOD.replace("{model: resnet20}", "{model: resnet20}\n    - {model: resnet8x4, weights: embedded}")
+        + "seed: 7\n"
+    )
     settings = recipe.resolve(recipe.load(write(tmp_path, text)).recipe)
     trained, given = settings.teacher.candidates
     assert (settings.data.image_size, settings.data.augment) == (32, "crop_flip")
-    assert (settings.train.epochs, settings.train.lr, settings.train.seed, settings.train.schedule.warmup_epochs) == (240, 0.01, 7, 0.0)
+    assert (settings.train.epochs, settings.train.lr, settings.train.seed, settings.train.schedule.warmup_epochs) == (
+        240,
+        0.01,
+        7,
+        0.0,
+    )
     assert trained.train is not None and (trained.train.epochs, trained.train.lr, trained.train.seed) == (60, 0.05, 0)
     assert given.train is None and trained.train.threads is None
     assert recipe.resolve(settings) == settings
@@ -511,7 +608,9 @@ def test_dump_loads_to_the_same_recipe(tmp_path: Path, seed: int) -> None:
     settings = settings.model_copy(
         update={
             "name": rng.choice(["a", "1.0", "5e4", "on", "2024"]),
-            "data": settings.data.model_copy(update={"source": "cifar10", "root": random_value(rng), "validation": rng.choice([0.25, 7, 1e-9])}),
+            "data": settings.data.model_copy(
+                update={"source": "cifar10", "root": random_value(rng), "validation": rng.choice([0.25, 7, 1e-9])}
+            ),
             "train": settings.train.model_copy(update={"lr": rng.choice([1e-12, 3e-05, 1e20, rng.random() + 1e-9])}),
         }
     )
@@ -542,7 +641,9 @@ def test_the_collapse_pair_differs_in_where_its_losses_stand_alone() -> None:
     paths = sorted((RECIPES / "collapse").glob("*.yaml"))
     assert [path.stem for path in paths] == ["one_head", "two_heads"]
     one, two = (recipe.load(path).recipe.model_dump(mode="json", by_alias=True) for path in paths)
-    heads = [tuple(settings["distill"]["dhkd"].pop(key) for key in ("head", "loss", "align")) for settings in (one, two)]
+    heads = [
+        tuple(settings["distill"]["dhkd"].pop(key) for key in ("head", "loss", "align")) for settings in (one, two)
+    ]
     assert heads == [("none", "binary_kl", "none"), ("nonlinear", "binary_kl_norm", "all")]
     assert (one.pop("name"), two.pop("name")) == ("one_head", "two_heads")
     assert one == two and one["train"]["trace_gradients"] == 10

@@ -87,19 +87,38 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ru
     images = np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3)).astype(np.uint8)
     labels = (np.arange(COUNT) % CLASSES).astype(np.int64)
     data = TrainingData(
-        npy.write_array(tmp_path / "i.npy", images), npy.write_array(tmp_path / "l.npy", labels), tuple("abcd"), SIDE, "crop_flip", VALIDATION, 0
+        npy.write_array(tmp_path / "i.npy", images),
+        npy.write_array(tmp_path / "l.npy", labels),
+        tuple("abcd"),
+        SIDE,
+        "crop_flip",
+        VALIDATION,
+        0,
     )
 
-    def run(name: str, distill: Distill = DHKD, *, streamed: bool = False, device: str = "cpu", wrap: Callable[[nn.Module], None] = lambda _: None) -> Run:
+    def run(
+        name: str,
+        distill: Distill = DHKD,
+        *,
+        streamed: bool = False,
+        device: str = "cpu",
+        wrap: Callable[[nn.Module], None] = lambda _: None,
+    ) -> Run:
         torch.manual_seed(3)
         pictures = loading.pictures(data, device)
         student = loading.network(STUDENT, None, device)
         wrap(student)
         known = loading.outline(STUDENT, loading.network(STUDENT, teacher.weights, "cpu"))
         method = build_method(
-            distill, student=loading.outline(STUDENT), teacher=known, train_labels=pictures.labels, train_index=pictures.train_index
+            distill,
+            student=loading.outline(STUDENT),
+            teacher=known,
+            train_labels=pictures.labels,
+            train_index=pictures.train_index,
         ).to(device)
-        teaching = loading.teaching(teacher, method, known.taps, data, COUNT, device=device, cache=None, warn=pytest.fail)
+        teaching = loading.teaching(
+            teacher, method, known.taps, data, COUNT, device=device, cache=None, warn=pytest.fail
+        )
         if streamed:
             pictures = replace(pictures, images=Held(pictures.images), held=pictures.validation())
         runs: list[Any] = []
@@ -107,11 +126,27 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ru
             patch.setattr(train, "engine", lambda *args: runs.append(engine.engine(*args)) or runs[-1])
             progress, folder = Quiet(), tmp_path / f"{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
-            config = Train(epochs=EPOCHS, batch_size=BATCH, lr=0.05, seed=5, precision="float32", schedule=Schedule(warmup_epochs=1.0), engine=name)
+            config = Train(
+                epochs=EPOCHS,
+                batch_size=BATCH,
+                lr=0.05,
+                seed=5,
+                precision="float32",
+                schedule=Schedule(warmup_epochs=1.0),
+                engine=name,
+            )
             fitted = train.fit(
-                student, method, pictures, train=config, normalization=NORMALIZATION, taps=loading.outline(STUDENT).taps,
-                teacher=teaching, device=device, folder=folder, progress=progress,
-            )  # fmt: skip
+                student,
+                method,
+                pictures,
+                train=config,
+                normalization=NORMALIZATION,
+                taps=loading.outline(STUDENT).taps,
+                teacher=teaching,
+                device=device,
+                folder=folder,
+                progress=progress,
+            )
         rows = [{key: value for key, value in row.items() if key != "images_per_second"} for row in fitted.history]
         state = [value.clone() for module in (student, method) for value in module.state_dict().values()]
         return Run(state, rows, progress.said, runs[0] if isinstance(runs[0], Recorded) else None, teaching, student)
@@ -131,7 +166,9 @@ def test_a_recorded_training_is_the_one_without(trained, tapes, name):
     phases = 2 if name == "fitnet" else 1
     assert same(plain, replayed) and not replayed.said
     assert plain.recorded is None and replayed.recorded is not None
-    assert replayed.recorded.count == 4 * EPOCHS - WARM_UP * phases  # short batches and those before a recording run as they are
+    assert (
+        replayed.recorded.count == 4 * EPOCHS - WARM_UP * phases
+    )  # short batches and those before a recording run as they are
     assert [one.recordings for one in tapes] == [phases]
     assert all(p.grad is None for p in replayed.student.parameters())
 
@@ -162,7 +199,9 @@ def test_a_recording_that_fails_changes_nothing_and_says_why(trained, monkeypatc
     plain, failed = trained("eager"), trained("graph")
 
     assert same(plain, failed) and failed.recorded.failed and not failed.recorded.count
-    assert failed.said == ["train.engine: this step cannot be recorded (operation not permitted); it runs without, slower"]
+    assert failed.said == [
+        "train.engine: this step cannot be recorded (operation not permitted); it runs without, slower"
+    ]
     assert (tapes.recordings, tapes.freed) == (1, 1)
 
 
@@ -173,7 +212,9 @@ def test_views_cut_for_several_steps_at_once_are_those_that_a_step_cuts(trained,
     cut, calls = Step.cut, list[int]()
     monkeypatch.setattr(Step, "cut", lambda self, index, view: calls.append(len(index)) or cut(self, index, view))
     ahead = trained(name)
-    assert len(calls) == EPOCHS * (2 + 1)  # five steps an epoch are two windows for the student, and the teacher is asked once
+    assert len(calls) == EPOCHS * (
+        2 + 1
+    )  # five steps an epoch are two windows for the student, and the teacher is asked once
     monkeypatch.setattr(teacher_cache, "AHEAD", 3 * BATCH * SIDE**2)
     calls.clear()
     assert same(ahead, trained(name)) and len(calls) == EPOCHS * 2 * 2  # larger pictures: asked for each window
@@ -192,12 +233,19 @@ def test_a_step_that_waits_is_not_recorded(trained, tapes):
     plain, failed = trained("eager", wrap=waiting), trained("graph", wrap=waiting)
 
     assert same(plain, failed) and failed.recorded.failed and not tapes[0].recordings
-    assert failed.said == ["train.engine: this step cannot be recorded (it waits for the device); it runs without, slower"]
+    assert failed.said == [
+        "train.engine: this step cannot be recorded (it waits for the device); it runs without, slower"
+    ]
 
 
 def test_a_full_memory_is_said_in_a_sentence():
-    assert recorded.reason(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")) == "the device's memory is full"
-    assert recorded.reason(RuntimeError("\n  one \n two")) == "one" and recorded.reason(RuntimeError()) == "RuntimeError"
+    assert (
+        recorded.reason(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."))
+        == "the device's memory is full"
+    )
+    assert (
+        recorded.reason(RuntimeError("\n  one \n two")) == "one" and recorded.reason(RuntimeError()) == "RuntimeError"
+    )
 
 
 @pytest.mark.gpu
@@ -209,7 +257,11 @@ def test_a_card_goes_on_behind_a_graph_that_failed(trained, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Graphs, "waits", lambda self, run: (self.beside(run), False))
         failed = trained("graph", device="cuda", wrap=waiting)
-    assert "waits for the device" in waits.said[0] and "cannot be recorded" in failed.said[0] and "waits" not in failed.said[0]
+    assert (
+        "waits for the device" in waits.said[0]
+        and "cannot be recorded" in failed.said[0]
+        and "waits" not in failed.said[0]
+    )
     for one, other, third in zip(plain.state, waits.state, failed.state, strict=True):
         torch.testing.assert_close(one, other, rtol=0.01, atol=0.005)
         torch.testing.assert_close(one, third, rtol=0.01, atol=0.005)
@@ -244,15 +296,24 @@ class Card:
 @pytest.mark.parametrize("ends", [True, False], ids=["torch 2.11", "torch 2.15"])
 def test_a_graph_that_fails_leaves_streams_generators_and_pools_as_they_were(monkeypatch, ends):
     card = Card(ends=ends)
-    generator = SimpleNamespace(clone_state=lambda: "clone", graphsafe_set_state=lambda state: card.asked.append(f"state {state}"))
+    generator = SimpleNamespace(
+        clone_state=lambda: "clone", graphsafe_set_state=lambda state: card.asked.append(f"state {state}")
+    )
     for name, value in {
-        "Stream": lambda: "side", "CUDAGraph": lambda: SimpleNamespace(reset=lambda: card.asked.append("reset")), "graph_pool_handle": lambda: (0, 7),
-        "current_stream": lambda: card.stream, "set_stream": lambda stream: setattr(card, "stream", stream), "graph": card.graph,
-        "current_device": lambda: 0, "default_generators": (generator,),
-    }.items():  # fmt: skip
+        "Stream": lambda: "side",
+        "CUDAGraph": lambda: SimpleNamespace(reset=lambda: card.asked.append("reset")),
+        "graph_pool_handle": lambda: (0, 7),
+        "current_stream": lambda: card.stream,
+        "set_stream": lambda stream: setattr(card, "stream", stream),
+        "graph": card.graph,
+        "current_device": lambda: 0,
+        "default_generators": (generator,),
+    }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", card.end, raising=False)
-    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda device, pool: card.asked.append(f"release {pool}"), raising=False)
+    monkeypatch.setattr(
+        torch._C, "_cuda_releasePool", lambda device, pool: card.asked.append(f"release {pool}"), raising=False
+    )
     monkeypatch.setattr(cudagraph, "_LOST", [])
 
     def step() -> dict[str, Tensor]:
@@ -266,7 +327,9 @@ def test_a_graph_that_fails_leaves_streams_generators_and_pools_as_they_were(mon
     assert card.asked == ["reset", "state clone", "end (0, 7)", *(["release (0, 7)"] if ends else [])]
 
 
-@pytest.mark.parametrize("text", ["called a synchronizing CUDA operation (Triggered internally at ...)", "something else"])
+@pytest.mark.parametrize(
+    "text", ["called a synchronizing CUDA operation (Triggered internally at ...)", "something else"]
+)
 def test_torch_says_whether_a_step_waits(monkeypatch, text):
     modes = [0]
     monkeypatch.setattr(torch.cuda, "Stream", lambda: None)

@@ -18,13 +18,20 @@ A, B = (File(Path(f"/cache/{name}"), name * 64, 7) for name in "ab")
 NETWORK = Network("mobilenet_v2", 0.5, 10, 32, Normalization((0.1, 0.2, 0.3), (1.0, 0.5, 0.25)))
 TRAINED = Trained(NETWORK, A, 0.75, 100, 2000, 3, 1.5, history=B)
 RECORDS = [
-    Prepared("fashion", ("a", "b"), 32, A, B, A, B, NETWORK.normalization, "crop_flip", (Unreadable("x/y.jpg", "truncated"),)),
+    Prepared(
+        "fashion", ("a", "b"), 32, A, B, A, B, NETWORK.normalization, "crop_flip", (Unreadable("x/y.jpg", "truncated"),)
+    ),
     TRAINED,
     dataclasses.replace(TRAINED, history=None, network=dataclasses.replace(NETWORK, width=None)),
     Distilled(NETWORK, A, "dhkd", 3, 2, 1.5, 800.0, "bf16", 1, "cc 1.0", B),
     Stripped(TRAINED, ("auxiliary.0.weight",), B),
     Exported(A, 18, 8, 106, "uint8_nhwc", 1e-7, 0, 64, ({"name": "ReduceMean to GlobalAveragePool", "kept": True},), B),
-    Packaged((Extra("student.int8.ort", "ort", "student.int8.onnx", A, "arm64", 0.0, ("ai.onnx:Cast",)), Extra("b", "batch1", "a", B, None, 0.0, None))),
+    Packaged(
+        (
+            Extra("student.int8.ort", "ort", "student.int8.onnx", A, "arm64", 0.0, ("ai.onnx:Cast",)),
+            Extra("b", "batch1", "a", B, None, 0.0, None),
+        )
+    ),
     Quantized(A, "x86-vnni", "uint8", "int8", 512),
     Measured(({"role": "teacher", "top5": None},), ({"model": "m"},), (), {"contaminated": False}, ("w",), A, B, A, B),
     Verified(({"target": "local", "latency_ms": {"p50": 1.0, "p99": None}},), True),
@@ -59,9 +66,16 @@ def test_a_file_is_hashed_by_content(tmp_path):
 
 def test_identity_ignores_paths_and_circumstance():
     elsewhere = dataclasses.replace(
-        TRAINED, weights=dataclasses.replace(A, path=Path("/moved")), seconds=99.0, images_per_second=3.0, precision="bf16", threads=8, kernels="torch",
-        history=None, origin="checkpoint",
-    )  # fmt: skip
+        TRAINED,
+        weights=dataclasses.replace(A, path=Path("/moved")),
+        seconds=99.0,
+        images_per_second=3.0,
+        precision="bf16",
+        threads=8,
+        kernels="torch",
+        history=None,
+        origin="checkpoint",
+    )
     assert sha256_of(elsewhere) == sha256_of(TRAINED)
 
 

@@ -31,8 +31,11 @@ def test_the_unsure_pictures_are_where_it_got_worse() -> None:
     rows = slices.unsure_rows(LABELS, LOGITS, teacher="teacher", model="student", against=["teacher", "float"])
 
     assert [(row["slice"], row["against"], row["n"]) for row in rows] == [
-        ("least sure tenth", "teacher", 30), ("least sure tenth", "float", 30), ("least sure quarter", "teacher", 75), ("least sure quarter", "float", 75),
-    ]  # fmt: skip
+        ("least sure tenth", "teacher", 30),
+        ("least sure tenth", "float", 30),
+        ("least sure quarter", "teacher", 75),
+        ("least sure quarter", "float", 75),
+    ]
     tenth = rows[0]
     assert (tenth["lost"], tenth["gained"], tenth["top1"], tenth["reference"]) == (21, 0, 9 / 30, 1.0)
     assert tenth["drop_points"] == pytest.approx(70) and tenth["drop_ci95"][0] < 70 < tenth["drop_ci95"][1]
@@ -41,9 +44,17 @@ def test_the_unsure_pictures_are_where_it_got_worse() -> None:
 
 
 def test_a_class_is_worse_only_beyond_chance() -> None:
-    rows = {row["class"]: row for row in slices.class_rows(LABELS, LOGITS["teacher"], LOGITS["student"], LOGITS["float"], CLASSES)}
+    rows = {
+        row["class"]: row
+        for row in slices.class_rows(LABELS, LOGITS["teacher"], LOGITS["student"], LOGITS["float"], CLASSES)
+    }
 
-    assert (rows["owl"]["worse"], rows["owl"]["lost"], rows["owl"]["float_lost"], rows["owl"]["float_worse"]) == (True, 20, 18, True)
+    assert (rows["owl"]["worse"], rows["owl"]["lost"], rows["owl"]["float_lost"], rows["owl"]["float_worse"]) == (
+        True,
+        20,
+        18,
+        True,
+    )
     assert (rows["cat"]["worse"], rows["cat"]["lost"]) == (False, 1)  # one picture is chance
     assert rows["owl"]["drop_points"] == pytest.approx(20) and rows["owl"]["float"] == 0.98
     assert rows["empty"] == {"class": "empty", "n": 0, "teacher": None, "student": None, "lost": 0, "gained": 0}
@@ -62,6 +73,10 @@ def test_pictures_of_the_slice_and_of_the_worse_class() -> None:
     found = slices.pictures(images, LABELS, LOGITS["teacher"], LOGITS["student"], rows)
 
     assert found["slice_name"].tolist() == ["least sure tenth"] * 8 + ["class owl"] * 8
-    assert found["slice_images"].shape == (16, 1, 1, 3) and set(found["slice_labels"][8:]) == {2} and set(found["slice_student"][8:]) == {1}
+    assert (
+        found["slice_images"].shape == (16, 1, 1, 3)
+        and set(found["slice_labels"][8:]) == {2}
+        and set(found["slice_student"][8:]) == {1}
+    )
     assert found["slice_labels"][0] == 0 and found["slice_student"][0] == 3  # the surest mistake first
     assert (found["slice_margin"][1:8] < 0.3).all()

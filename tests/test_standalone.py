@@ -32,8 +32,16 @@ def project(tmp_path: Path) -> Path:
     (folder / "here").mkdir(parents=True)
     random = np.random.default_rng(0)
     labels = np.arange(40) % 4
-    pictures = {part: random.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8) for part in ("train_images", "test_images")}
-    np.savez(folder / "here" / "pictures.npz", **pictures, train_labels=labels, test_labels=labels, class_names=np.array(list("abcd")))  # type: ignore[arg-type]
+    pictures = {
+        part: random.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8) for part in ("train_images", "test_images")
+    }
+    np.savez(
+        folder / "here" / "pictures.npz",
+        **pictures,
+        train_labels=labels,
+        test_labels=labels,
+        class_names=np.array(list("abcd")),
+    )  # type: ignore[arg-type]
     torch.manual_seed(0)
     save_file(models.build("resnet8", classes=4).state_dict(), tmp_path / "project" / "teacher.safetensors")
     path = folder / "mine.yaml"
@@ -43,7 +51,11 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("more", [(), ("--set", "data.root=../recipes/here/pictures.npz", "--set", "distill.alpha=3")])
 def test_both_copies_run_from_the_runs_folder_and_find_every_stage(
-    project: Path, more: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path,
+    more: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     loaded = recipe.load(project, more[1::2])
     run = tmp_path / "elsewhere" / "run"
@@ -64,7 +76,13 @@ def test_both_copies_run_from_the_runs_folder_and_find_every_stage(
 
 def test_a_recipe_without_relative_paths_is_copied_to_the_letter(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
-    lines = ("name: b", "data: {source: fashion}  # \u00e9", "teacher: {candidates: [{model: resnet8, weights: ~/a.pt}]}", "student: {model: resnet8}", "")
+    lines = (
+        "name: b",
+        "data: {source: fashion}  # \u00e9",
+        "teacher: {candidates: [{model: resnet8, weights: ~/a.pt}]}",
+        "student: {model: resnet8}",
+        "",
+    )
     path.write_bytes("\r\n".join(lines).encode())
     loaded = recipe.load(path)
     (tmp_path / "run").mkdir()
@@ -78,17 +96,27 @@ def test_paths_are_written_from_the_home_folder_or_the_root(tmp_path: Path, monk
     monkeypatch.setenv("HOME", str(tmp_path))
     values = {
         "data": {"source": "folder", "root": "photos"},
-        "teacher": {"candidates": [{"model": "resnet8", "weights": "w.pt"}, {"onnx": "t.onnx"}, {"model": "resnet20", "weights": "IMAGENET1K_V1"}]},
-        "student": {"choose": {"from": [{"model": "resnet8", "weights": "/w.pth"}, {"model": "resnet8", "weights": "../s.pth"}]}},
+        "teacher": {
+            "candidates": [
+                {"model": "resnet8", "weights": "w.pt"},
+                {"onnx": "t.onnx"},
+                {"model": "resnet20", "weights": "IMAGENET1K_V1"},
+            ]
+        },
+        "student": {
+            "choose": {"from": [{"model": "resnet8", "weights": "/w.pth"}, {"model": "resnet8", "weights": "../s.pth"}]}
+        },
     }
     assert standalone.written_out(values, tmp_path / "recipes") == {
-        ("data", "root"): "~/recipes/photos", ("teacher", "candidates", 0, "weights"): "~/recipes/w.pt",
-        ("teacher", "candidates", 1, "onnx"): "~/recipes/t.onnx", ("student", "choose", "from", 1, "weights"): "~/s.pth",
-    }  # fmt: skip
-    assert standalone.written_out({"data": {"root": "photos"}}, Path("/srv")) == {("data", "root"): "/srv/photos"}
-    assert standalone.written_out({"data": {"root": "https.npz"}, "teacher": None, "student": {"weights": "https://x/a.pt"}}, Path("/srv")) == {
-        ("data", "root"): "/srv/https.npz"
+        ("data", "root"): "~/recipes/photos",
+        ("teacher", "candidates", 0, "weights"): "~/recipes/w.pt",
+        ("teacher", "candidates", 1, "onnx"): "~/recipes/t.onnx",
+        ("student", "choose", "from", 1, "weights"): "~/s.pth",
     }
+    assert standalone.written_out({"data": {"root": "photos"}}, Path("/srv")) == {("data", "root"): "/srv/photos"}
+    assert standalone.written_out(
+        {"data": {"root": "https.npz"}, "teacher": None, "student": {"weights": "https://x/a.pt"}}, Path("/srv")
+    ) == {("data", "root"): "/srv/https.npz"}
 
 
 @pytest.mark.parametrize(
@@ -105,8 +133,10 @@ def test_paths_are_written_from_the_home_folder_or_the_root(tmp_path: Path, monk
 )
 def test_changed_text_differs_at_the_named_keys_alone(text: str) -> None:
     changes: dict[yamltree.Keys, str] = {
-        ("name",): "m", ("data", "root"): "/\u00fc b: #c.npz", ("teacher", "candidates", 0, "weights"): "~/'\"\\x.pt"
-    }  # fmt: skip
+        ("name",): "m",
+        ("data", "root"): "/\u00fc b: #c.npz",
+        ("teacher", "candidates", 0, "weights"): "~/'\"\\x.pt",
+    }
     expected, _ = yamltree.parse(text, "", 0, "", [])
     if "weights" in expected["teacher"]["candidates"][1]:
         changes["teacher", "candidates", 1, "weights"] = expected["teacher"]["candidates"][1]["weights"] = "/a.pt"
@@ -122,15 +152,35 @@ def test_changed_text_differs_at_the_named_keys_alone(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("artifacts", "device", "options"),
-    [("artifacts", "auto", []), ("../a b", "cpu", ["--artifacts", "../a b", "--device", "cpu"]), ("artifacts", "cuda:1", ["--device", "cuda:1"])],
+    [
+        ("artifacts", "auto", []),
+        ("../a b", "cpu", ["--artifacts", "../a b", "--device", "cpu"]),
+        ("artifacts", "cuda:1", ["--device", "cuda:1"]),
+    ],
 )
-def test_the_command_says_where_the_results_lie_and_where_it_trained(tmp_path: Path, artifacts: str, device: str, options: list[str]) -> None:
+def test_the_command_says_where_the_results_lie_and_where_it_trained(
+    tmp_path: Path, artifacts: str, device: str, options: list[str]
+) -> None:
     path, run = tmp_path / "mine.yaml", tmp_path / "run"
     path.write_text(TEXT)
     run.mkdir()
     loaded = recipe.load(path, ("train.epochs=3",), allow_code=True).run_with(Path(artifacts), device)
-    assert shlex.split(loaded.command) == ["compress", "run", str(path), "--set", "train.epochs=3", "--allow-code", *options]
+    assert shlex.split(loaded.command) == [
+        "compress",
+        "run",
+        str(path),
+        "--set",
+        "train.epochs=3",
+        "--allow-code",
+        *options,
+    ]
     assert shlex.split(standalone.again(run)) == ["compress", "run", str(run / "resolved.yaml")]  # no report
     (run / "report.json").write_text(json.dumps({"command": loaded.command}))
-    assert shlex.split(standalone.again(run)) == ["compress", "run", str(run / "resolved.yaml"), "--allow-code", *options]
+    assert shlex.split(standalone.again(run)) == [
+        "compress",
+        "run",
+        str(run / "resolved.yaml"),
+        "--allow-code",
+        *options,
+    ]
     assert standalone.options_of(loaded.command, ("--artifacts",)) == options[:2] * ("--artifacts" in options)

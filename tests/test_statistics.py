@@ -13,7 +13,13 @@ from compress import statistics
 
 @pytest.mark.parametrize(
     ("successes", "n", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718), (29, 29, 0.8830, 1.0)],
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (29, 29, 0.8830, 1.0),
+    ],
 )
 def test_wilson_equals_newcombes_table(successes: int, n: int, low: float, high: float) -> None:
     # Newcombe 1998, Statistics in Medicine 17, 857-872, table I, method 3 (the last one mirrors his 0 of 29: 0 to 0.1170)
@@ -33,7 +39,15 @@ def test_wilson_is_wider_with_more_confidence_and_refuses_nonsense() -> None:
 
 @pytest.mark.parametrize(
     ("lost", "gained", "p"),
-    [(1, 7, 18 / 256), (7, 1, 18 / 256), (0, 0, 1.0), (4, 4, 1.0), (0, 6, 2 / 64), (16, 6, 0.0524788), (11, 3, 0.0573730)],
+    [
+        (1, 7, 18 / 256),
+        (7, 1, 18 / 256),
+        (0, 0, 1.0),
+        (4, 4, 1.0),
+        (0, 6, 2 / 64),
+        (16, 6, 0.0524788),
+        (11, 3, 0.0573730),
+    ],
 )
 def test_mcnemar_by_hand(lost: int, gained: int, p: float) -> None:
     assert statistics.mcnemar_exact(lost, gained) == pytest.approx(p, abs=5e-8)
@@ -86,7 +100,9 @@ def wald(lost: float, gained: float, n: float) -> tuple[float, float]:
     return p - q - half, p - q + half
 
 
-def misses(interval: Callable[[float, float, float], tuple[float, float]], n: int, p_lost: float, p_gained: float) -> tuple[float, float]:
+def misses(
+    interval: Callable[[float, float, float], tuple[float, float]], n: int, p_lost: float, p_gained: float
+) -> tuple[float, float]:
     """Exact probabilities that the true difference lies above the upper end, and below the lower one: every outcome, weighted."""
     above = below = 0.0
     for lost in range(n + 1):
@@ -95,7 +111,11 @@ def misses(interval: Callable[[float, float, float], tuple[float, float]], n: in
                 break
             rest = n - lost - gained
             log = math.lgamma(n + 1) - math.lgamma(lost + 1) - math.lgamma(gained + 1) - math.lgamma(rest + 1)
-            log += lost * math.log(p_lost) + (gained * math.log(p_gained) if gained else 0.0) + rest * math.log(1 - p_lost - p_gained)
+            log += (
+                lost * math.log(p_lost)
+                + (gained * math.log(p_gained) if gained else 0.0)
+                + rest * math.log(1 - p_lost - p_gained)
+            )
             if log > -18:
                 low, high = interval(lost, gained, n)
                 above += math.exp(log) * (high < p_lost - p_gained)
@@ -226,7 +246,11 @@ def test_960_pictures_certify_a_point_where_a_fortieth_flips() -> None:
     assert statistics.certifiable_margin(960, 24) == pytest.approx(1.96 * math.sqrt(0.025 / 960) * 100, rel=0.1)
     needed = statistics.pictures_for_margin(200, 5, 1.0)
     assert needed == pytest.approx(960, rel=0.15)
-    assert statistics.certifiable_margin(needed, 5 * needed / 200) < 1.0 <= statistics.certifiable_margin(needed - 1, 5 * (needed - 1) / 200)
+    assert (
+        statistics.certifiable_margin(needed, 5 * needed / 200)
+        < 1.0
+        <= statistics.certifiable_margin(needed - 1, 5 * (needed - 1) / 200)
+    )
     assert statistics.pictures_for_margin(200, 5, 0.0) is None
 
 

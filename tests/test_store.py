@@ -74,7 +74,10 @@ def test_a_second_run_reuses_the_result(tmp_path, source, capsys):
     again = Store(tmp_path / "a", "cpu", Console())
     assert again.run(stage, Validate(), label="x", one=Input(source, "n")) == first
     assert len(calls) == 1 and again.reused == ["stage x"]
-    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [["stage", "x", "running"], ["stage", "x", "reused"]]
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["stage", "x", "running"],
+        ["stage", "x", "reused"],
+    ]
     assert first.file.path.read_text() == "0" and first.file.path.is_relative_to(tmp_path / "a" / "cache" / "stage")
     assert entries(tmp_path / "a") == ["", ".lock"]
 
@@ -179,9 +182,18 @@ def test_a_changed_file_is_noticed_and_made_again(tmp_path, capsys, change):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", '{"result": 3}', '{"seconds": 1}', '{"seconds": 1, "result": {"file": 3}}', "\udcff",
-     '{"seconds": 1, "result": {"number": 1, "file": {"path": "x"}}}'],
-)  # fmt: skip
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"result": 3}',
+        '{"seconds": 1}',
+        '{"seconds": 1, "result": {"file": 3}}',
+        "\udcff",
+        '{"seconds": 1, "result": {"number": 1, "file": {"path": "x"}}}',
+    ],
+)
 def test_an_unreadable_record_is_said_and_made_again(tmp_path, capsys, text):
     calls: list[Any] = []
     stage = make_stage(calls)
@@ -251,7 +263,10 @@ def test_a_checkpoint_goes_when_the_result_stands_and_not_before(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         make_store(tmp_path).run(stage, Validate())
     made = make_store(tmp_path).run(stage, Validate())
-    assert tries == [False, True] and sorted(path.name for path in made.file.path.parent.iterdir()) == ["made", "stage.json"]
+    assert tries == [False, True] and sorted(path.name for path in made.file.path.parent.iterdir()) == [
+        "made",
+        "stage.json",
+    ]
 
 
 def _slow(config: Validate, *, context: Context, log: str) -> Made:
@@ -270,7 +285,9 @@ def _child(root: Path, log: str) -> None:
 @pytest.mark.parametrize("kind", ["processes", "threads"])
 def test_two_runs_at_once_do_the_work_once(tmp_path, kind):
     log = tmp_path / "log"
-    make: Any = multiprocessing.get_context("spawn").Process if kind == "processes" else threading.Thread  # a fork of a process with threads may hang
+    make: Any = (
+        multiprocessing.get_context("spawn").Process if kind == "processes" else threading.Thread
+    )  # a fork of a process with threads may hang
     if kind == "processes":
         pytest.importorskip("fcntl")
     workers = [make(target=_child, args=(tmp_path / "a", str(log))) for _ in range(2)]
@@ -289,8 +306,10 @@ def test_a_run_that_waits_for_another_says_so(tmp_path, capsys):
     stage, folder = make_stage(calls), tmp_path / "cache" / "stage"
     make_store(tmp_path).run(stage, Validate())
     (lock,) = folder.glob("*.lock")
-    for text, shown in ((f"{os.getpid()}\n", f"stage                        waiting for another run (pid {os.getpid()})"),
-                        ("", "stage                        waiting for another run")):  # fmt: skip
+    for text, shown in (
+        (f"{os.getpid()}\n", f"stage                        waiting for another run (pid {os.getpid()})"),
+        ("", "stage                        waiting for another run"),
+    ):
         with locked(lock):
             assert lock.read_text() == f"{os.getpid()}\n"
             lock.write_text(text)
@@ -322,7 +341,9 @@ def test_a_full_disk_is_a_stage_error(tmp_path, number):
     def run(config: Validate, *, context: Context) -> Made:
         raise OSError(number, os.strerror(number), str(context.work / "big"))
 
-    with pytest.raises(StageError, match=r"stage x: the disk under .* is full; free some space and run the same command again") as raised:
+    with pytest.raises(
+        StageError, match=r"stage x: the disk under .* is full; free some space and run the same command again"
+    ) as raised:
         make_store(tmp_path).run(Stage("stage", 1, run, Made), Validate(), label="x")
     assert raised.value.exit_code == 4 and entries(tmp_path) == [".lock", ".partial"]
 

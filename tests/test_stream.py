@@ -58,7 +58,9 @@ def place(training: TrainingData) -> Place:
     return Place(training.streamed.root, training.images.path, training.streamed.paths.path, SIDE)
 
 
-def test_an_analysis_decodes_one_batch_at_a_time(training: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_analysis_decodes_one_batch_at_a_time(
+    training: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     save_file(models.build("resnet8", classes=3).state_dict(), tmp_path / "a.safetensors")
     record, weights = Network("resnet8", None, 3, SIDE, NORMALIZATION), File.of(tmp_path / "a.safetensors")
@@ -88,7 +90,10 @@ def test_decoders_answer_in_order_whatever_their_number(training: TrainingData) 
         decoders.close()
     for (positions, numbers), one, two in zip(asked, *found, strict=True):
         assert np.array_equal(one, two) and one.shape == (len(positions), SIDE, SIDE, 3)
-        expected = [listing.decoded(int(p), lambda content, v=v: training_view(content, int(v), SIDE)) for p, v in zip(positions, numbers, strict=True)]
+        expected = [
+            listing.decoded(int(p), lambda content, v=v: training_view(content, int(v), SIDE))
+            for p, v in zip(positions, numbers, strict=True)
+        ]
         assert np.array_equal(one, np.stack(expected))
 
 
@@ -99,7 +104,14 @@ def test_the_device_gets_the_same_views(training: TrainingData) -> None:
     found = []
     for device in ("cpu", "cuda"):
         stream = Stream(Listing(place(training)), augment="resized_crop", workers=1, device=device)
-        found.append(torch.cat([pixels.cpu().clone() for pixels in stream.batches(((index[at : at + 9], view[at : at + 9]) for at in range(0, 45, 9)), 9)]))
+        found.append(
+            torch.cat(
+                [
+                    pixels.cpu().clone()
+                    for pixels in stream.batches(((index[at : at + 9], view[at : at + 9]) for at in range(0, 45, 9)), 9)
+                ]
+            )
+        )
         stream.close()
     assert torch.equal(*found)
 
@@ -116,7 +128,9 @@ def test_decoders_work_on_several_batches_at_once(training: TrainingData, monkey
     """On all that the ring holds: the one that is read and those ahead of it."""
     submitted: list[int] = []
     submit = workers._submitted
-    monkeypatch.setattr(workers, "_submitted", lambda pool, job, slot, *asked: submitted.append(slot) or submit(pool, job, slot, *asked))
+    monkeypatch.setattr(
+        workers, "_submitted", lambda pool, job, slot, *asked: submitted.append(slot) or submit(pool, job, slot, *asked)
+    )
     decoders = Decoders(place(training), augment="resized_crop", workers=1)
     asked = [(np.arange(8), np.full(8, number)) for number in range(10)]
     flight = []
@@ -147,25 +161,45 @@ def test_pixels_go_to_a_card_through_pinned_memory(training: TrainingData, monke
     streams = [Stream(Listing(place(training)), augment="none", workers=1, device=device) for device in ("cuda", "cpu")]
     monkeypatch.setattr(torch, "from_numpy", lambda _: Copied(told))
     for stream in streams:
-        monkeypatch.setattr(stream.decoders, "batches", lambda asked, rows: (np.zeros((len(index), SIDE, SIDE, 3), np.uint8) for index, _ in asked))
+        monkeypatch.setattr(
+            stream.decoders,
+            "batches",
+            lambda asked, rows: (np.zeros((len(index), SIDE, SIDE, 3), np.uint8) for index, _ in asked),
+        )
         assert len(list(stream.batches([(torch.arange(4), torch.arange(4))] * 2, 4))) == 2
     assert told == [(True, "cuda", True)] * 2 + [(False, "cpu", False)] * 2
 
 
-def fit(folder: Path, training: TrainingData, *, progress: Recorder | None = None, epochs: int = 2) -> tuple[list[torch.Tensor], train.Fitted]:
+def fit(
+    folder: Path, training: TrainingData, *, progress: Recorder | None = None, epochs: int = 2
+) -> tuple[list[torch.Tensor], train.Fitted]:
     """Two epochs of DHKD by a teacher that runs on every batch; everything that was trained, and how it went."""
     student, method = started(Distill(dhkd=Dhkd(hidden=12, dropout=0.3, head="nonlinear", align="all")))
     torch.manual_seed(11)
     net = Net().eval().requires_grad_(False)
     teacher = TeacherCache(
-        lambda raw: net(train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(), pictures=45, views=8192, classes=3, device="cpu",
-        folder=folder, warn=lambda text: None, remember=False,
-    )  # fmt: skip
+        lambda raw: net(train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
+        pictures=45,
+        views=8192,
+        classes=3,
+        device="cpu",
+        folder=folder,
+        warn=lambda text: None,
+        remember=False,
+    )
     pictures = loading.pictures(training, "cpu")
     fitted = train.fit(
-        student, method, pictures, train=settings(epochs=epochs, batch_size=8), normalization=NORMALIZATION, taps={"pooled": "fc:in"},
-        teacher=teacher, device="cpu", folder=folder, progress=progress or Recorder(),
-    )  # fmt: skip
+        student,
+        method,
+        pictures,
+        train=settings(epochs=epochs, batch_size=8),
+        normalization=NORMALIZATION,
+        taps={"pooled": "fc:in"},
+        teacher=teacher,
+        device="cpu",
+        folder=folder,
+        progress=progress or Recorder(),
+    )
     assert isinstance(pictures.images, Stream) and pictures.images.decoders.pool is None  # the processes are gone
     assert not (folder / "logits.npz").exists() and teacher.used == 0  # nothing is remembered
     return state_of(student, method), fitted
@@ -179,7 +213,11 @@ def test_an_epoch_that_is_interrupted_in_its_middle_ends_with_the_same_bits(trai
     for name in ("whole", "broken"):
         (tmp_path / name).mkdir()
     expected, whole = fit(tmp_path / "whole", training)
-    assert [row["epoch"] for row in whole.history] == [1, 2] and whole.history[1]["ce"] > 0 and 0 <= whole.history[1]["top1_validation"] <= 1
+    assert (
+        [row["epoch"] for row in whole.history] == [1, 2]
+        and whole.history[1]["ce"] > 0
+        and 0 <= whole.history[1]["top1_validation"] <= 1
+    )
 
     with pytest.raises(PowerCut):
         fit(tmp_path / "broken", training, progress=Recorder(4, cut))  # five steps an epoch
@@ -191,19 +229,31 @@ def test_an_epoch_that_is_interrupted_in_its_middle_ends_with_the_same_bits(trai
     assert stopped.started == (1, 2)  # the checkpoint of the second step
     assert resumed.started == (2, 3) and len(resumed.steps) == 2 and same(found, expected)
     for before, after in zip(whole.history, fitted.history, strict=True):
-        assert after["ce"] == pytest.approx(before["ce"], rel=1e-5) and after["top1_validation"] == before["top1_validation"]
+        assert (
+            after["ce"] == pytest.approx(before["ce"], rel=1e-5)
+            and after["top1_validation"] == before["top1_validation"]
+        )
 
 
 def test_shards_come_in_turn_and_their_pictures_mixed():
-    shards, index = Shards(torch.arange(60) // 6, 3), torch.arange(60)[torch.arange(60) % 6 != 2]  # ten shards, of each one picture for validation
+    shards, index = (
+        Shards(torch.arange(60) // 6, 3),
+        torch.arange(60)[torch.arange(60) % 6 != 2],
+    )  # ten shards, of each one picture for validation
     orders = [schedule.order(index, seed, epoch, shards) for seed, epoch in ((0, 1), (0, 1), (0, 2), (1, 1))]
-    few = torch.tensor([0, 1, 18, 19, 36, 37, 54, 55])  # of four shards of the ten, which are two blocks of two whatever their numbers
-    assert all(len(shards.of[schedule.order(few, 0, epoch, Shards(shards.of, 2))[:4]].unique()) == 2 for epoch in range(1, 20))
+    few = torch.tensor(
+        [0, 1, 18, 19, 36, 37, 54, 55]
+    )  # of four shards of the ten, which are two blocks of two whatever their numbers
+    assert all(
+        len(shards.of[schedule.order(few, 0, epoch, Shards(shards.of, 2))[:4]].unique()) == 2 for epoch in range(1, 20)
+    )
     assert torch.equal(orders[0], orders[1]) and len({tuple(order.tolist()) for order in orders}) == 3
     for order in orders:
         assert torch.equal(order.sort().values, index)
         blocks = [shards.of[part].unique().tolist() for part in order.split(15)]
-        assert [len(block) for block in blocks] == [3, 3, 3, 1] and len({shard for block in blocks for shard in block}) == 10
+        assert [len(block) for block in blocks] == [3, 3, 3, 1] and len(
+            {shard for block in blocks for shard in block}
+        ) == 10
         assert len(shards.of[order[:15]].unique_consecutive()) > 6  # one behind the other would be 3
     assert len({tuple(shards.of[order[:15]].unique().tolist()) for order in orders}) == 3
     assert torch.equal(schedule.order(index, 0, 1, Shards(shards.of, 10)), schedule.order(index, 0, 1))  # all at once
@@ -230,7 +280,9 @@ def test_shards_are_read_ahead_one_block_before_their_pictures(training, tmp_pat
             begun = len(set(turns[: places[number] + 1]))
             wait_until(lambda begun=begun: bool(read) and in_turn.index(read[-1]) >= min(begun + 2, 9) - 1)
             assert in_turn.index(read[-1]) <= begun + 1
-        assert read == in_turn[max(len(set(turns[: first + 1])) - 2, 0) :]  # each once; of an epoch that goes on those behind are left out
+        assert (
+            read == in_turn[max(len(set(turns[: first + 1])) - 2, 0) :]
+        )  # each once; of an epoch that goes on those behind are left out
 
     monkeypatch.setenv("LOCAL_RANK", "1")  # the other processes of a machine leave it to the first
     read.clear()
@@ -281,18 +333,28 @@ def test_shards_are_read_ahead_where_most_of_them_is_asked_for(tmp_path):
     config = Data(source="webdataset", root=str(root), image_size=SIDE, validation=3, workers=1, shards_at_once=1)
     prepared = sources.prepare(config, tmp_path, base=Path("/"), report=lambda text: None)
     stream = loading.pictures(data.training(prepared, config), "cpu").images
-    assert stream._pays(torch.arange(18)) and not stream._pays(torch.tensor([0, 6, 12]))  # a picture of each shard, as with data.limit_train
+    assert stream._pays(torch.arange(18)) and not stream._pays(
+        torch.tensor([0, 6, 12])
+    )  # a picture of each shard, as with data.limit_train
     (root / "train-000001.tar").unlink()
     assert not stream._pays(torch.arange(18))
 
 
 def test_shards_at_once_are_part_of_a_trainings_key_where_they_are_set(training):
-    assert sha256_of(training) == sha256_of(replace(training, shards_at_once=None)) != sha256_of(replace(training, shards_at_once=4))
+    assert (
+        sha256_of(training)
+        == sha256_of(replace(training, shards_at_once=None))
+        != sha256_of(replace(training, shards_at_once=4))
+    )
     assert "shards_at_once" not in identity(training)
-    assert sha256_of(replace(training, shards_at_once=4, distortion=Distortion(hue=0.1)).evaluated) == sha256_of(training)  # who trains nothing
+    assert sha256_of(replace(training, shards_at_once=4, distortion=Distortion(hue=0.1)).evaluated) == sha256_of(
+        training
+    )  # who trains nothing
     key = "60beddf56f2935d22c05918d6a2f39b11179b276efd535a7e63637e726854f9e"  # what the data stage's was before there was such a key in a recipe
     assert sha256_of(["data", 1, Data(source="fashion"), {}]) == key
-    assert sha256_of(["data", 1, Data(source="webdataset", shards_at_once=4), {}]) != sha256_of(["data", 1, Data(source="webdataset"), {}])
+    assert sha256_of(["data", 1, Data(source="webdataset", shards_at_once=4), {}]) != sha256_of(
+        ["data", 1, Data(source="webdataset"), {}]
+    )
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
@@ -334,19 +396,38 @@ def test_views_are_distorted_behind_the_decoders(training, tmp_path):
     pictures = loading.pictures(replace(training, distortion=asked), "cpu")
     seen: list[torch.Tensor] = []
     cache = TeacherCache(
-        lambda raw: seen.append(raw.clone()) or torch.zeros(len(raw), 3), pictures=45, views=8192, classes=3, device="cpu", folder=None,
-        warn=pytest.fail, remember=False,
-    )  # fmt: skip
+        lambda raw: seen.append(raw.clone()) or torch.zeros(len(raw), 3),
+        pictures=45,
+        views=8192,
+        classes=3,
+        device="cpu",
+        folder=None,
+        warn=pytest.fail,
+        remember=False,
+    )
     student, method = started(Distill(method="kd"))
     train.fit(
-        student, method, pictures, train=settings(epochs=1, batch_size=8), normalization=NORMALIZATION, taps={"pooled": "fc:in"},
-        teacher=cache, device="cpu", folder=tmp_path, progress=Recorder(),
-    )  # fmt: skip
+        student,
+        method,
+        pictures,
+        train=settings(epochs=1, batch_size=8),
+        normalization=NORMALIZATION,
+        taps={"pooled": "fc:in"},
+        teacher=cache,
+        device="cpu",
+        folder=tmp_path,
+        progress=Recorder(),
+    )
     order = train.schedule.order(pictures.train_index, settings().seed or 0, 1)[:8]
     numbers = train.views.views_of_epoch(45, 1, settings().seed or 0, "resized_crop", None, SIDE, distorted=True)[order]
     listing = Listing(place(training))
-    crops = [listing.decoded(int(p), lambda content, v=v: training_view(content, int(v), SIDE)) for p, v in zip(order, numbers, strict=True)]
-    assert torch.equal(seen[0], distorted(torch.from_numpy(np.stack(crops)), numbers, asked)) and not np.array_equal(seen[0].numpy(), np.stack(crops))
+    crops = [
+        listing.decoded(int(p), lambda content, v=v: training_view(content, int(v), SIDE))
+        for p, v in zip(order, numbers, strict=True)
+    ]
+    assert torch.equal(seen[0], distorted(torch.from_numpy(np.stack(crops)), numbers, asked)) and not np.array_equal(
+        seen[0].numpy(), np.stack(crops)
+    )
 
 
 def noting(batches: Any, asked: list[int]) -> Any:
@@ -375,11 +456,15 @@ def test_a_bad_picture_ends_the_training_with_its_name(tmp_path):
     root = stand_in.folders(tmp_path / "set", train=4, val=1)
     config = Data(source="imagenet", root=str(root), image_size=SIDE, validation=3, workers=1)
     (tmp_path / "work").mkdir()
-    prepared = data.training(sources.prepare(config, tmp_path / "work", base=Path("/"), report=lambda text: None), config)
+    prepared = data.training(
+        sources.prepare(config, tmp_path / "work", base=Path("/"), report=lambda text: None), config
+    )
     _, _, train_index, _ = training_arrays(prepared)
     bad = Listing(place(prepared)).path(int(train_index[5]))
     bad.write_bytes(b"?" * bad.stat().st_size)
-    with pytest.raises(StageError, match=rf"{bad.name} cannot be read \(not a picture that Pillow can read\); repair or replace it"):
+    with pytest.raises(
+        StageError, match=rf"{bad.name} cannot be read \(not a picture that Pillow can read\); repair or replace it"
+    ):
         fit(tmp_path, prepared, epochs=1)
 
 
@@ -404,11 +489,17 @@ def test_a_lost_decoder_is_one_sentence_and_a_lost_training_takes_its_decoders_a
         "    next(batches)\n    print(*decoders.pool._processes, flush=True)\n    import time; time.sleep(60)\n"
     )
     where = place(training)
-    parent = subprocess.Popen([sys.executable, str(script), where.root, where.rows, where.paths], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, str(script), where.root, where.rows, where.paths], stdout=subprocess.PIPE, text=True
+    )
     child = int(parent.stdout.readline())
     parent.kill()
     parent.communicate()
     deadline = time.monotonic() + 120
-    while Path(f"/proc/{child}").exists() and "State:\tZ" not in Path(f"/proc/{child}/status").read_text() and time.monotonic() < deadline:
+    while (
+        Path(f"/proc/{child}").exists()
+        and "State:\tZ" not in Path(f"/proc/{child}/status").read_text()
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     assert time.monotonic() < deadline

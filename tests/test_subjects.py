@@ -43,7 +43,9 @@ def test_the_student_is_what_the_method_ships(tmp_path: Path, method: str, count
 @pytest.mark.parametrize("order", [1, -1])
 def test_of_several_teachers_forms_the_largest_is_planned(tmp_path: Path, order: int):
     models = ["resnet20", "resnet32x4"][::order]
-    settings = loaded(tmp_path, "distill.method=simkd", f"teacher.candidates=[{{model: {models[0]}}}, {{model: {models[1]}}}]")
+    settings = loaded(
+        tmp_path, "distill.method=simkd", f"teacher.candidates=[{{model: {models[0]}}}, {{model: {models[1]}}}]"
+    )
     one = subjects.student(settings, "student", Choice(model="resnet8x4"), FRAME)
     assert counted(one.network)[0] == 1_447_556 and one.ships_as is not None
     assert one.ships_as.endswith("as simkd ships it with teacher resnet32x4, the largest of its forms.")
@@ -66,4 +68,6 @@ def test_a_neighbour_that_the_method_does_not_take_is_left_out(tmp_path: Path):
 
 def test_an_absent_onnx_teacher_is_not_measured(tmp_path: Path):
     settings = loaded(tmp_path, "teacher.candidates=[{onnx: x.onnx}, {model: resnet8}]")
-    assert [one.name for one in subjects.teachers(settings, tmp_path, FRAME)] == ["resnet8"] and subjects.unmeasured(settings, tmp_path)
+    assert [one.name for one in subjects.teachers(settings, tmp_path, FRAME)] == ["resnet8"] and subjects.unmeasured(
+        settings, tmp_path
+    )

@@ -37,7 +37,13 @@ def data(tmp_path: Path) -> TrainingData:
     images = random.integers(0, 256, (COUNT, SIDE, SIDE, 3)).astype(np.uint8)
     labels = (np.arange(COUNT) % CLASSES).astype(np.int64)
     return TrainingData(
-        npy.write_array(tmp_path / "i.npy", images), npy.write_array(tmp_path / "l.npy", labels), tuple("abcd"), SIDE, "crop_flip", 8, 0
+        npy.write_array(tmp_path / "i.npy", images),
+        npy.write_array(tmp_path / "l.npy", labels),
+        tuple("abcd"),
+        SIDE,
+        "crop_flip",
+        8,
+        0,
     )
 
 
@@ -45,28 +51,64 @@ def data(tmp_path: Path) -> TrainingData:
 def teacher(tmp_path: Path, request: pytest.FixtureRequest) -> Trained:
     network = RESNET if request.param == "resnet8" else MOBILE
     torch.manual_seed(1)
-    checkpoints.save_state(models.build(network.model, classes=CLASSES, width=network.width), tmp_path / "t.safetensors")
+    checkpoints.save_state(
+        models.build(network.model, classes=CLASSES, width=network.width), tmp_path / "t.safetensors"
+    )
     return Trained(network, File.of(tmp_path / "t.safetensors"), 0.5, 1, 1, 1, 1.0)
 
 
 def cache_of(
-    teacher: Trained, data: TrainingData, folder: Path | None, warn: Callable[[str], None] = pytest.fail, device: str = "cpu"
-) -> TeacherCache:  # fmt: skip
+    teacher: Trained,
+    data: TrainingData,
+    folder: Path | None,
+    warn: Callable[[str], None] = pytest.fail,
+    device: str = "cpu",
+) -> TeacherCache:
     return loading.teacher_cache(teacher, data, COUNT, device=device, cache=folder, warn=warn)
 
 
 def distil(
-    cache: TeacherCache, data: TrainingData, work: Path, *, seed: int = 0, views: int | None = 2, method: str = "dhkd", network: Network = RESNET
+    cache: TeacherCache,
+    data: TrainingData,
+    work: Path,
+    *,
+    seed: int = 0,
+    views: int | None = 2,
+    method: str = "dhkd",
+    network: Network = RESNET,
 ) -> list[Tensor]:
     """Student and auxiliary head after two epochs."""
     work.mkdir()
     torch.manual_seed(3)
     student = loading.network(network, None, "cpu")
     shape = loading.outline(network)
-    built = build_method(Distill(method=method, dhkd=Dhkd(hidden=8)), student=shape, teacher=loading.outline(RESNET), train_labels=torch.zeros(1))
-    config = Train(epochs=2, batch_size=16, lr=0.05, seed=seed, precision="float32", views=views, schedule=Schedule(warmup_epochs=0.0))
-    fit(student, built, loading.pictures(data, "cpu"), train=config, normalization=NORMALIZATION, taps=shape.taps,
-        teacher=cache, device="cpu", folder=work, progress=Quiet())  # fmt: skip
+    built = build_method(
+        Distill(method=method, dhkd=Dhkd(hidden=8)),
+        student=shape,
+        teacher=loading.outline(RESNET),
+        train_labels=torch.zeros(1),
+    )
+    config = Train(
+        epochs=2,
+        batch_size=16,
+        lr=0.05,
+        seed=seed,
+        precision="float32",
+        views=views,
+        schedule=Schedule(warmup_epochs=0.0),
+    )
+    fit(
+        student,
+        built,
+        loading.pictures(data, "cpu"),
+        train=config,
+        normalization=NORMALIZATION,
+        taps=shape.taps,
+        teacher=cache,
+        device="cpu",
+        folder=work,
+        progress=Quiet(),
+    )
     return [value.clone() for module in (student, built) for value in module.state_dict().values()]
 
 
@@ -119,7 +161,9 @@ def test_a_full_cache_never_runs_the_network(tmp_path, data, teacher, teachers_m
 @pytest.mark.parametrize("teacher", ["resnet8"], indirect=True)
 @pytest.mark.parametrize(("bf16", "dtype"), [(False, torch.float32), (True, torch.bfloat16)], ids=["float32", "bf16"])
 @pytest.mark.parametrize("method", ["kd", "at"])
-def test_a_teacher_computes_in_bfloat16_where_the_cpu_does(data, teacher, teachers_maps, monkeypatch, method, bf16, dtype):
+def test_a_teacher_computes_in_bfloat16_where_the_cpu_does(
+    data, teacher, teachers_maps, monkeypatch, method, bf16, dtype
+):
     """As a cache of logits, and as a network whose maps are read; what it answers is rounded to no bfloat16."""
     monkeypatch.setattr("compress.precision.cpu_has_bf16", lambda: bf16)
     shape = loading.outline(RESNET)
@@ -129,7 +173,9 @@ def test_a_teacher_computes_in_bfloat16_where_the_cpu_does(data, teacher, teache
     pixels = torch.zeros(16, SIDE, SIDE, 3, dtype=torch.uint8)
     logits, maps = teaching.answer(None, pixels)
     assert [one.dtype for one in teachers_maps] == [dtype]
-    assert all(value.dtype == torch.float32 for value in (logits, *maps.values()) if value is not None) and bool(maps) == (method == "at")
+    assert all(value.dtype == torch.float32 for value in (logits, *maps.values()) if value is not None) and bool(
+        maps
+    ) == (method == "at")
 
 
 @pytest.mark.parametrize("teacher", ["resnet8"], indirect=True)
@@ -149,7 +195,9 @@ def test_distorted_views_are_remembered_and_taught_like_others(tmp_path, data, t
 @pytest.mark.parametrize("teacher", ["resnet8"], indirect=True)
 def test_another_seed_method_and_student_never_run_the_teacher(tmp_path, data, teacher):
     distil(cache_of(teacher, data, tmp_path / "cache"), data, tmp_path / "1")
-    for number, (seed, method, network) in enumerate([(5, "dhkd", RESNET), (0, "kd", RESNET), (9, "kd", MOBILE), (0, "dhkd", MOBILE)]):
+    for number, (seed, method, network) in enumerate(
+        [(5, "dhkd", RESNET), (0, "kd", RESNET), (9, "kd", MOBILE), (0, "dhkd", MOBILE)]
+    ):
         cache = cache_of(teacher, data, tmp_path / "cache")
         distil(cache, data, tmp_path / f"again{number}", seed=seed, method=method, network=network)
         assert cache.rows_run == 0 < cache.used, (seed, method, network.model)
@@ -166,14 +214,19 @@ def test_other_weights_pictures_views_or_devices_have_a_copy_of_their_own(tmp_pa
     checkpoints.save_state(models.build("resnet8", classes=CLASSES), other)
     images = np.load(data.images.path)
     moved = dataclasses.replace(data, images=npy.write_array(tmp_path / "moved.npy", images[::-1]))
-    rescaled = dataclasses.replace(teacher, network=dataclasses.replace(RESNET, normalization=Normalization((0.0,) * 3, (1.0,) * 3)))
+    rescaled = dataclasses.replace(
+        teacher, network=dataclasses.replace(RESNET, normalization=Normalization((0.0,) * 3, (1.0,) * 3))
+    )
     monkeypatch.setattr("compress.precision.cpu_has_bf16", lambda: False)
     files = [cache_of(teacher, data, tmp_path).file]
     files.append(cache_of(dataclasses.replace(teacher, weights=File.of(other)), data, tmp_path).file)
     files.append(cache_of(teacher, moved, tmp_path).file)
     files.append(cache_of(rescaled, data, tmp_path).file)
     files.append(cache_of(teacher, dataclasses.replace(data, augment="crop"), tmp_path).file)
-    files += [cache_of(teacher, dataclasses.replace(data, distortion=one), tmp_path).file for one in (Distortion(hue=0.1), Distortion(hue=0.2))]
+    files += [
+        cache_of(teacher, dataclasses.replace(data, distortion=one), tmp_path).file
+        for one in (Distortion(hue=0.1), Distortion(hue=0.2))
+    ]
     with monkeypatch.context() as patch:
         patch.setattr("compress.precision.cpu_has_bf16", lambda: True)
         files.append(cache_of(teacher, data, tmp_path).file)
@@ -223,7 +276,15 @@ def test_only_unknown_rows_run_and_logits_have_the_precision_of_float16():
 
 def test_logits_beyond_float16_are_its_largest_numbers():
     wild = torch.tensor([[1e6, -1e30, 3.0]])
-    cache = TeacherCache(lambda raw: wild.expand(len(raw), 3), pictures=2, views=1, classes=3, device="cpu", folder=None, warn=pytest.fail)
+    cache = TeacherCache(
+        lambda raw: wild.expand(len(raw), 3),
+        pictures=2,
+        views=1,
+        classes=3,
+        device="cpu",
+        folder=None,
+        warn=pytest.fail,
+    )
     assert ask(cache, *batch(0)).tolist() == [[65504.0, -65504.0, 3.0]]
 
 
@@ -244,7 +305,16 @@ def test_an_answer_does_not_depend_on_what_else_is_unknown(threads, precision):
         return cache.ahead(index[known:], index[known:] * 0, lambda some, _: images[some])
 
     def made(remember: bool) -> TeacherCache:
-        return TeacherCache(forward, pictures=64, views=1, classes=classes, device="cpu", folder=None, warn=pytest.fail, remember=remember)
+        return TeacherCache(
+            forward,
+            pictures=64,
+            views=1,
+            classes=classes,
+            device="cpu",
+            folder=None,
+            warn=pytest.fail,
+            remember=remember,
+        )
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -260,16 +330,31 @@ def test_an_answer_does_not_depend_on_what_else_is_unknown(threads, precision):
 
 @pytest.mark.parametrize(
     ("device", "gib", "side", "largest"),
-    [("cuda", 8, 32, 1024), ("cuda", 24, 28, 1024), ("cuda", 24, 64, 256), ("cuda", 24, 56, 332), ("cuda", 24, 224, 20), ("cuda", 80, 32, 4096),
-     ("cuda", 80, 224, 80), ("cpu", 0, 224, 64)],
-)  # fmt: skip
+    [
+        ("cuda", 8, 32, 1024),
+        ("cuda", 24, 28, 1024),
+        ("cuda", 24, 64, 256),
+        ("cuda", 24, 56, 332),
+        ("cuda", 24, 224, 20),
+        ("cuda", 80, 32, 4096),
+        ("cuda", 80, 224, 80),
+        ("cpu", 0, 224, 64),
+    ],
+)
 def test_a_card_runs_fewer_large_pictures_at_once(monkeypatch, device, gib, side, largest):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=gib * 2**30))
     sizes: list[int] = []
     cache = TeacherCache(
-        lambda raw: (sizes.append(len(raw)), answers(raw))[1], pictures=5000, views=1, classes=CLASSES, device=device, folder=None, warn=pytest.fail,
-        remember=False, image_size=side,
-    )  # fmt: skip
+        lambda raw: (sizes.append(len(raw)), answers(raw))[1],
+        pictures=5000,
+        views=1,
+        classes=CLASSES,
+        device=device,
+        folder=None,
+        warn=pytest.fail,
+        remember=False,
+        image_size=side,
+    )
     count = 5000 if largest == 4096 else 1100
     index = torch.arange(count)
     logits = cache.ahead(index, index, lambda some, _: torch.zeros(len(some), 2, 2, 3, dtype=torch.uint8))
@@ -281,9 +366,16 @@ def test_a_card_runs_fewer_large_pictures_at_once(monkeypatch, device, gib, side
 def test_a_card_asks_a_teacher_that_computes_on_the_cpu_for_few_at_once_and_not_far_ahead():
     sizes: list[int] = []
     cache = TeacherCache(
-        lambda raw: (sizes.append(len(raw)), answers(raw))[1], pictures=5000, views=1, classes=CLASSES, device="cuda", folder=None, warn=pytest.fail,
-        remember=False, runs_on="cpu",
-    )  # fmt: skip
+        lambda raw: (sizes.append(len(raw)), answers(raw))[1],
+        pictures=5000,
+        views=1,
+        classes=CLASSES,
+        device="cuda",
+        folder=None,
+        warn=pytest.fail,
+        remember=False,
+        runs_on="cpu",
+    )
     index = torch.arange(130)
     cache.ahead(index, index, lambda some, _: torch.zeros(len(some), 2, 2, 3, dtype=torch.uint8))
     assert sizes == [64, 64, 16] and cache.far == 0
@@ -376,7 +468,10 @@ def test_two_runs_at_once_keep_what_both_learnt(tmp_path):
     third = small(tmp_path)
     assert third.used == 12
     ask(third, *batch(*range(10)))
-    assert torch.equal(ask(third, *batch(1, 2, view=2)), answers(batch(1, 2, view=2)[2]).half().float()) and third.rows_run == 0
+    assert (
+        torch.equal(ask(third, *batch(1, 2, view=2)), answers(batch(1, 2, view=2)[2]).half().float())
+        and third.rows_run == 0
+    )
 
 
 def test_a_copy_that_cannot_be_written_is_said_and_costs_no_training(tmp_path):
@@ -386,7 +481,11 @@ def test_a_copy_that_cannot_be_written_is_said_and_costs_no_training(tmp_path):
     (tmp_path / "logits.npz.tmp").mkdir()
     cache.save()
     cache.save()  # tried again, said once
-    assert len(said) == 1 and "logits.npz cannot be written" in said[0] and said[0].endswith("a later run asks the teacher again")
+    assert (
+        len(said) == 1
+        and "logits.npz cannot be written" in said[0]
+        and said[0].endswith("a later run asks the teacher again")
+    )
     (tmp_path / "logits.npz.tmp").rmdir()
     cache.save()
     assert small(tmp_path).used == 2 and len(said) == 1
@@ -420,12 +519,19 @@ def without_views(path: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        truncated, flipped, without_views, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"PK\x03\x04 not a zip"),
-        changed(index=np.array([0, 99], np.int32)), changed(view=np.array([0, -1], np.int32)), changed(view=np.zeros(1, np.int32)),
-        changed(logits=np.zeros((2, 9), np.float16)), changed(logits=np.zeros((2, CLASSES), np.float32)),
+        truncated,
+        flipped,
+        without_views,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"PK\x03\x04 not a zip"),
+        changed(index=np.array([0, 99], np.int32)),
+        changed(view=np.array([0, -1], np.int32)),
+        changed(view=np.zeros(1, np.int32)),
+        changed(logits=np.zeros((2, 9), np.float16)),
+        changed(logits=np.zeros((2, CLASSES), np.float32)),
         changed(index=np.array(["a", "b"], dtype=object)),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_copy_is_said_left_out_and_written_anew(tmp_path, damage):
     cache = small(tmp_path)
     ask(cache, *batch(1, 2))

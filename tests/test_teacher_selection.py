@@ -12,9 +12,14 @@ from compress.errors import RecipeError
 ROOT = Path(__file__).parents[1]
 FLAGSHIP = str(ROOT / "recipes" / "mobilenet.yaml")
 SMALL = {
-    "data.limit_train": 300, "data.limit_test": 200, "teacher.select": "proxy", "teacher.proxy.epochs": 1, "teacher.proxy.share": 0.5,
-    "teacher.candidates": "[{model: resnet8, train: {epochs: 1}}, {model: resnet8, train: {epochs: 2}}]", "train.precision": "float32",
-}  # fmt: skip
+    "data.limit_train": 300,
+    "data.limit_test": 200,
+    "teacher.select": "proxy",
+    "teacher.proxy.epochs": 1,
+    "teacher.proxy.share": 0.5,
+    "teacher.candidates": "[{model: resnet8, train: {epochs: 1}}, {model: resnet8, train: {epochs: 2}}]",
+    "train.precision": "float32",
+}
 
 
 def sets(**changes: object) -> list[str]:
@@ -23,7 +28,9 @@ def sets(**changes: object) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_table_has_both_rankings_and_a_second_time_nothing_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_both_rankings_and_a_second_time_nothing_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["teachers", FLAGSHIP, *sets(), "--artifacts", str(tmp_path), "--device", "cpu"]
     assert cli.main(arguments) == 0
     said = capsys.readouterr().out
@@ -52,7 +59,9 @@ def test_without_a_teacher_the_proxy_is_remarked() -> None:
 WITH_FILE = "[{model: resnet8, weights: x.pt, expect_top1: 0.5, classes: [a, b]}]"
 
 
-def test_a_checkpoint_that_lacks_one_of_the_classes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_that_lacks_one_of_the_classes_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "x.pt").write_bytes(b"")
     changes = sets(teacher__candidates=WITH_FILE.replace("x.pt", str(tmp_path / "x.pt")), teacher__select="best")
 
@@ -64,9 +73,15 @@ def test_a_checkpoint_that_lacks_one_of_the_classes_is_refused(tmp_path: Path, c
     ("candidate", "said"),
     [
         ("{model: resnet8, classes: [a, b]}", "says what a finished checkpoint's outputs are"),
-        ("{model: resnet8, weights: x.pt, train: {epochs: 1}, classes: [a, b]}", "says what a finished checkpoint's outputs are"),
+        (
+            "{model: resnet8, weights: x.pt, train: {epochs: 1}, classes: [a, b]}",
+            "says what a finished checkpoint's outputs are",
+        ),
         ("{model: resnet8, weights: x.pt, classes: [a, a]}", "'a' is there twice"),
-        ("{model: torchvision/resnet18, weights: x.pt, image_size: 16}", "needs pictures of at least 32 pixels, but its image_size is 16"),
+        (
+            "{model: torchvision/resnet18, weights: x.pt, image_size: 16}",
+            "needs pictures of at least 32 pixels, but its image_size is 16",
+        ),
     ],
 )
 def test_a_contract_that_cannot_be(candidate: str, said: str) -> None:

@@ -42,7 +42,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, li
         patch.setattr("compress.console.Console.warn", lambda self, text: self.line(f"warning: {text}"))
         lines: list[str] = []
         patch.setattr("compress.console.say", lambda text, stream: lines.append(text))
-        assert cli.main(["run", "tiny.yaml", "--artifacts", "elsewhere/../A", "--device", "cpu", "--set", "train.epochs=1"]) == 5, lines
+        assert (
+            cli.main(
+                ["run", "tiny.yaml", "--artifacts", "elsewhere/../A", "--device", "cpu", "--set", "train.epochs=1"]
+            )
+            == 5
+        ), lines
         yield folder, lines
 
 
@@ -60,9 +65,7 @@ def test_the_command_finds_the_same_results(project: tuple[Path, list[str]]) -> 
     assert report(folder)["reused"]
 
 
-def test_its_path_is_said_without_detours_and_a_devices_answer_ends_as_the_run(
-    project: tuple[Path, list[str]],
-) -> None:
+def test_its_path_is_said_without_detours_and_a_devices_answer_ends_as_the_run(project: tuple[Path, list[str]]) -> None:
     folder, lines = project
     run = (folder / "A/runs/tiny/latest").resolve()
     assert re.fullmatch(rf"failed: 1 of 2 requirements met; report: {run.parent}/[^/]+/report.html", lines[-1])
@@ -80,5 +83,7 @@ def test_every_layer_of_its_file_may_be_named(project: tuple[Path, list[str]]) -
 
 def test_too_many_threads_are_said_before_they_are_timed(project: tuple[Path, list[str]]) -> None:
     folder, lines = project
-    assert lines.index(CROWDED) < next(number for number, line in enumerate(lines) if line.startswith("validate") and line.endswith("running"))
+    assert lines.index(CROWDED) < next(
+        number for number, line in enumerate(lines) if line.startswith("validate") and line.endswith("running")
+    )
     assert CROWDED.removeprefix("warning: ") in report(folder)["warnings"]

@@ -92,11 +92,20 @@ def pictures(count: int = COUNT, validation: int = VALIDATION, augment: str = "c
     labels = torch.arange(count) % CLASSES
     images = torch.randint(0, 190, (count, SIDE, SIDE, 3), generator=generator)
     images += 60 * nn.functional.one_hot(labels, 3)[:, None, None, :]
-    return train.Pictures(images.to(torch.uint8), labels, torch.arange(validation, count), torch.arange(validation), augment, SIDE)
+    return train.Pictures(
+        images.to(torch.uint8), labels, torch.arange(validation, count), torch.arange(validation), augment, SIDE
+    )
 
 
 def settings(**changes: Any) -> Train:
-    values = {"epochs": 3, "batch_size": 16, "lr": 0.05, "seed": 7, "precision": "float32", "schedule": Schedule(warmup_epochs=0.0)}
+    values = {
+        "epochs": 3,
+        "batch_size": 16,
+        "lr": 0.05,
+        "seed": 7,
+        "precision": "float32",
+        "schedule": Schedule(warmup_epochs=0.0),
+    }
     return Train(**{**values, **changes})
 
 
@@ -105,8 +114,13 @@ def teacher() -> TeacherCache:
     net = Net().eval().requires_grad_(False)
     return TeacherCache(
         lambda raw: net(train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
-        pictures=COUNT, views=18, classes=CLASSES, device="cpu", folder=None, warn=lambda text: None,
-    )  # fmt: skip
+        pictures=COUNT,
+        views=18,
+        classes=CLASSES,
+        device="cpu",
+        folder=None,
+        warn=lambda text: None,
+    )
 
 
 def started(distill: Distill = DHKD, *, net: nn.Module | None = None) -> tuple[nn.Module, Method]:
@@ -115,12 +129,28 @@ def started(distill: Distill = DHKD, *, net: nn.Module | None = None) -> tuple[n
     return student, build_method(distill, student=SHAPE, teacher=SHAPE, train_labels=torch.zeros(1))
 
 
-def fit(folder: Path, student: nn.Module, method: Method, *, config: Train | None = None, data: train.Pictures | None = None,
-        progress: Recorder | None = None, device: str = "cpu") -> train.Fitted:  # fmt: skip
+def fit(
+    folder: Path,
+    student: nn.Module,
+    method: Method,
+    *,
+    config: Train | None = None,
+    data: train.Pictures | None = None,
+    progress: Recorder | None = None,
+    device: str = "cpu",
+) -> train.Fitted:
     return train.fit(
-        student, method, data or pictures(), train=config or settings(), normalization=NORMALIZATION, taps={"pooled": "fc:in"},
-        teacher=teacher() if method.needs_teacher else None, device=device, folder=folder, progress=progress or Recorder(),
-    )  # fmt: skip
+        student,
+        method,
+        data or pictures(),
+        train=config or settings(),
+        normalization=NORMALIZATION,
+        taps={"pooled": "fc:in"},
+        teacher=teacher() if method.needs_teacher else None,
+        device=device,
+        folder=folder,
+        progress=progress or Recorder(),
+    )
 
 
 def state_of(*modules: nn.Module) -> list[Tensor]:
@@ -134,7 +164,9 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 # --- schedules and precision
 
 
-@pytest.mark.parametrize(("epoch", "rate"), [(1, 0.1), (150, 0.1), (151, 0.01), (180, 0.01), (181, 0.001), (211, 0.0001)])
+@pytest.mark.parametrize(
+    ("epoch", "rate"), [(1, 0.1), (150, 0.1), (151, 0.01), (180, 0.01), (181, 0.001), (211, 0.0001)]
+)
 def test_step_schedule_falls_behind_its_milestones(epoch, rate):
     config = settings(epochs=240, lr=0.1, schedule=Schedule(kind="step", warmup_epochs=0.0))
     assert schedule.learning_rate(config, epoch, 0.5) == pytest.approx(rate)
@@ -223,7 +255,13 @@ def test_a_last_batch_of_one_waits_where_batchnorm_would_see_one_value(folders):
     fit(folders / "wide", *started(none), config=settings(epochs=1), data=pictures(VALIDATION + 33), progress=progress)
     assert progress.steps == [16, 16, 1]
     narrow = Recorder()
-    fit(folders / "narrow", *started(none, net=Net(kernel=8)), config=settings(epochs=1), data=pictures(VALIDATION + 33), progress=narrow)
+    fit(
+        folders / "narrow",
+        *started(none, net=Net(kernel=8)),
+        config=settings(epochs=1),
+        data=pictures(VALIDATION + 33),
+        progress=narrow,
+    )
     assert narrow.steps == [16, 16]
 
 
@@ -339,11 +377,16 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_checkpoint(tmp_path,
     student = Net()
     method = Exploding(None, Setting(SHAPE, None, torch.zeros(1), torch.zeros(1)))
     method.value = value
-    with pytest.raises(StageError, match=rf"not finite in epoch 2, step 2 \(ce [0-9.]+, extra {shown}\); the last good checkpoint is kept"):
+    with pytest.raises(
+        StageError,
+        match=rf"not finite in epoch 2, step 2 \(ce [0-9.]+, extra {shown}\); the last good checkpoint is kept",
+    ):
         fit(tmp_path, student, method)
     again = Net()
     optimizer = torch.optim.SGD(again.parameters(), lr=0.1, momentum=0.9)
-    state, _ = checkpoint.load((tmp_path / "checkpoint.pt").read_bytes(), tmp_path / "checkpoint.pt", again, nn.Module(), optimizer)
+    state, _ = checkpoint.load(
+        (tmp_path / "checkpoint.pt").read_bytes(), tmp_path / "checkpoint.pt", again, nn.Module(), optimizer
+    )
     assert (state.epoch, state.step) == (2, 0)
     assert all(torch.isfinite(value).all() for value in again.state_dict().values())
 
@@ -355,25 +398,37 @@ class Poisoned(Plain):
 
     def forward(self, signals: Signals) -> dict[str, Tensor]:
         self.__dict__["calls"] = self.__dict__.get("calls", 0) + 1
-        extra = (signals.student_logits - signals.student_logits.detach()).pow(2).sum().sqrt() if self.__dict__["calls"] >= self.first else torch.zeros(())
+        extra = (
+            (signals.student_logits - signals.student_logits.detach()).pow(2).sum().sqrt()
+            if self.__dict__["calls"] >= self.first
+            else torch.zeros(())
+        )
         return {**super().forward(signals), "extra": extra}
 
 
-@pytest.mark.parametrize(("first", "kept"), [(3, "there is no checkpoint yet"), (6, "the last good checkpoint is kept")])
+@pytest.mark.parametrize(
+    ("first", "kept"), [(3, "there is no checkpoint yet"), (6, "the last good checkpoint is kept")]
+)
 def test_weights_that_the_last_step_of_an_epoch_spoilt_are_neither_kept_nor_shipped(tmp_path, first, kept):
     """Three steps an epoch, two epochs."""
     method = Poisoned(None, Setting(SHAPE, None, torch.zeros(1), torch.zeros(1)))
     method.first = first
-    with pytest.raises(StageError, match=f"the weights are not finite in epoch {first // 3}, though every loss until then was; {kept}"):
+    with pytest.raises(
+        StageError, match=f"the weights are not finite in epoch {first // 3}, though every loss until then was; {kept}"
+    ):
         fit(tmp_path, Net(), method)
     assert (tmp_path / "checkpoint.pt").exists() == (first == 6)
     if first == 6:
         stored = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-        assert all(torch.isfinite(value).all() for value in stored["student"].values()) and stored["state"]["epoch"] == 2
+        assert (
+            all(torch.isfinite(value).all() for value in stored["student"].values()) and stored["state"]["epoch"] == 2
+        )
 
 
 def test_without_a_checkpoint_the_message_says_so(tmp_path):
-    with pytest.raises(StageError, match=r"not finite in epoch 1, step [0-9]+ \(ce .*there is no checkpoint yet: lower train.lr"):
+    with pytest.raises(
+        StageError, match=r"not finite in epoch 1, step [0-9]+ \(ce .*there is no checkpoint yet: lower train.lr"
+    ):
         fit(tmp_path, *started(Distill(method="none")), config=settings(lr=1e30))
     assert not (tmp_path / "checkpoint.pt").exists()
 
@@ -383,14 +438,25 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path):
     path = tmp_path / "checkpoint.pt"
     for content in (path.read_bytes()[:1000], b"", b"not a checkpoint"):
         path.write_bytes(content)
-        with pytest.raises(StageError, match=r"checkpoint.pt cannot be resumed from .*; start this training again: rm -r "):
+        with pytest.raises(
+            StageError, match=r"checkpoint.pt cannot be resumed from .*; start this training again: rm -r "
+        ):
             fit(tmp_path, *started())
     fit_other = started(Distill(method="none"), net=nn.Sequential(Net()))
     (tmp_path / "checkpoint.pt").unlink()
     fit(tmp_path, *started(Distill(method="none")), config=settings(epochs=1))
     with pytest.raises(StageError, match="cannot be resumed from"):
-        train.fit(*fit_other, pictures(), train=settings(), normalization=NORMALIZATION, taps={"pooled": "0.fc:in"}, teacher=None,
-                  device="cpu", folder=tmp_path, progress=Recorder())  # fmt: skip
+        train.fit(
+            *fit_other,
+            pictures(),
+            train=settings(),
+            normalization=NORMALIZATION,
+            taps={"pooled": "0.fc:in"},
+            teacher=None,
+            device="cpu",
+            folder=tmp_path,
+            progress=Recorder(),
+        )
 
 
 def of_four_cards(path: Path) -> None:
@@ -400,7 +466,9 @@ def of_four_cards(path: Path) -> None:
     torch.save(content, path)
 
 
-def test_a_training_on_the_cpu_never_asks_for_a_card_and_reads_the_checkpoint_of_a_machine_with_four(tmp_path, monkeypatch):
+def test_a_training_on_the_cpu_never_asks_for_a_card_and_reads_the_checkpoint_of_a_machine_with_four(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name in ("get_rng_state", "get_rng_state_all", "set_rng_state", "set_rng_state_all"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: pytest.fail("a card was asked for"))
@@ -501,18 +569,31 @@ def test_training_runs_on_cuda(tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
     data = pictures()
-    there = train.Pictures(*(part.cuda() for part in (data.images, data.labels, data.train_index, data.validation_index)), "crop_flip", SIDE)
+    there = train.Pictures(
+        *(part.cuda() for part in (data.images, data.labels, data.train_index, data.validation_index)),
+        "crop_flip",
+        SIDE,
+    )
     torch.manual_seed(11)
     net = Net().eval().requires_grad_(False).cuda()
     cache = TeacherCache(
         lambda raw: net(train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
-        pictures=COUNT, views=18, classes=CLASSES, device="cuda", folder=None, warn=lambda text: None,
-    )  # fmt: skip
+        pictures=COUNT,
+        views=18,
+        classes=CLASSES,
+        device="cuda",
+        folder=None,
+        warn=lambda text: None,
+    )
     student, method = (module.cuda() for module in started())
     arguments: dict[str, Any] = {
-        "train": settings(epochs=6, lr=0.1, precision="auto"), "normalization": NORMALIZATION, "taps": {"pooled": "fc:in"},
-        "teacher": cache, "device": "cuda", "folder": tmp_path,
-    }  # fmt: skip
+        "train": settings(epochs=6, lr=0.1, precision="auto"),
+        "normalization": NORMALIZATION,
+        "taps": {"pooled": "fc:in"},
+        "teacher": cache,
+        "device": "cuda",
+        "folder": tmp_path,
+    }
     with pytest.raises(Interrupted):
         train.fit(student, method, there, progress=Recorder(7, interrupt), **arguments)
     of_four_cards(tmp_path / "checkpoint.pt")
@@ -530,7 +611,11 @@ def test_a_recorded_step_trains_what_a_plain_one_trains(tmp_path, name):
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
     data = pictures(count=200)
-    there = train.Pictures(*(part.cuda() for part in (data.images, data.labels, data.train_index, data.validation_index)), "crop_flip", SIDE)
+    there = train.Pictures(
+        *(part.cuda() for part in (data.images, data.labels, data.train_index, data.validation_index)),
+        "crop_flip",
+        SIDE,
+    )
     states, replayed = [], []
     for engine in ("eager", "auto"):
         (tmp_path / engine).mkdir()
@@ -538,14 +623,29 @@ def test_a_recorded_step_trains_what_a_plain_one_trains(tmp_path, name):
         net = Net().eval().requires_grad_(False).cuda()
         cache = TeacherCache(
             lambda raw, net=net: net(train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
-            pictures=200, views=18, classes=CLASSES, device="cuda", folder=None, warn=lambda text: None,
-        )  # fmt: skip
-        student, method = (module.cuda() for module in started(Distill(method=(name,), dhkd=Dhkd(hidden=12, dropout=0.0))))
+            pictures=200,
+            views=18,
+            classes=CLASSES,
+            device="cuda",
+            folder=None,
+            warn=lambda text: None,
+        )
+        student, method = (
+            module.cuda() for module in started(Distill(method=(name,), dhkd=Dhkd(hidden=12, dropout=0.0)))
+        )
         recorder = Recorder()
         train.fit(
-            student, method, there, train=settings(epochs=2, engine=engine), normalization=NORMALIZATION, taps={"pooled": "fc:in"},
-            teacher=cache, device="cuda", folder=tmp_path / engine, progress=recorder,
-        )  # fmt: skip
+            student,
+            method,
+            there,
+            train=settings(epochs=2, engine=engine),
+            normalization=NORMALIZATION,
+            taps={"pooled": "fc:in"},
+            teacher=cache,
+            device="cuda",
+            folder=tmp_path / engine,
+            progress=recorder,
+        )
         states.append(state_of(student, method))
         replayed.append(recorder.rows[-1]["ce"])
     assert replayed[0] == pytest.approx(replayed[1], rel=1e-3)
@@ -569,7 +669,9 @@ def test_traced_gradients_change_no_bit_and_survive_an_interrupt(tmp_path):
     resumed = fit(tmp_path / "parts", *parts, config=settings(trace_gradients=2))
     for row, again in zip(traced.history, resumed.history, strict=True):
         assert -1 <= row["cos_classifier"] <= 1 and -1 <= row["cos_backbone"] <= 1
-        assert [again[name] for name in ("cos_classifier", "cos_backbone")] == pytest.approx([row["cos_classifier"], row["cos_backbone"]])
+        assert [again[name] for name in ("cos_classifier", "cos_backbone")] == pytest.approx(
+            [row["cos_classifier"], row["cos_backbone"]]
+        )
 
 
 def test_a_loss_with_a_head_of_its_own_reaches_the_backbone_alone(tmp_path):

@@ -27,7 +27,12 @@ def test_a_step_computes_the_student_in_the_trainings_precision(tmp_path, precis
     seen: list[tuple[bool, int, torch.dtype]] = []
     student.conv.register_forward_hook(lambda module, args, out: seen.append((module.training, len(out), out.dtype)))
     fit(tmp_path, student, method, config=settings(epochs=1, precision=precision))
-    assert seen[-4:] == [(True, 16, dtype), (True, 16, dtype), (True, 8, dtype), (False, VALIDATION, torch.float32)]  # validated as it ships
+    assert seen[-4:] == [
+        (True, 16, dtype),
+        (True, 16, dtype),
+        (True, 8, dtype),
+        (False, VALIDATION, torch.float32),
+    ]  # validated as it ships
 
 
 class Depthwise(Net):
@@ -52,7 +57,13 @@ def test_a_training_on_a_cpu_runs_the_projects_kernels(tmp_path, name):
         pytest.skip(f"no kernels: {library.why_not()}")
     student, method = started(NONE, net=Depthwise())
     during: list[set[str]] = []
-    fitted = fit(tmp_path, student, method, config=settings(epochs=1, engine=name), progress=Recorder(1, lambda: during.append(replaced(student))))
+    fitted = fit(
+        tmp_path,
+        student,
+        method,
+        config=settings(epochs=1, engine=name),
+        progress=Recorder(1, lambda: during.append(replaced(student))),
+    )
     made = library.library()
     assert made is not None and fitted.kernels == (made.made_by if name == "auto" else TORCH) and made.made_by != TORCH
     assert during == [{"depthwise", "bn"} if name == "auto" else {"depthwise"}] and not replaced(student)
@@ -62,16 +73,38 @@ def test_a_training_keeps_freed_memory_before_its_first_step(tmp_path, monkeypat
     for variable in [name for name in allocation.os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
         monkeypatch.delenv(variable)
     told: list[tuple[int, int]] = []
-    monkeypatch.setattr(allocation, "ctypes", SimpleNamespace(CDLL=lambda _: SimpleNamespace(mallopt=lambda *option: told.append(option))))
+    monkeypatch.setattr(
+        allocation,
+        "ctypes",
+        SimpleNamespace(CDLL=lambda _: SimpleNamespace(mallopt=lambda *option: told.append(option))),
+    )
     before: list[set[tuple[int, int]]] = []
     fit(tmp_path, *started(NONE), config=settings(epochs=1), progress=Recorder(1, lambda: before.append(set(told))))
-    assert before == [{(allocation.M_MMAP_THRESHOLD, allocation.LARGEST_MMAP_THRESHOLD), (allocation.M_TRIM_THRESHOLD, allocation.NEVER)}]
+    assert before == [
+        {
+            (allocation.M_MMAP_THRESHOLD, allocation.LARGEST_MMAP_THRESHOLD),
+            (allocation.M_TRIM_THRESHOLD, allocation.NEVER),
+        }
+    ]
 
 
 class Reads(TorchFunctionMode):
     """Counts what brings a tensor's numbers to Python, which waits for a device."""
 
-    NAMES = ("item", "tolist", "numpy", "cpu", "__float__", "__bool__", "__int__", "__index__", "__array__", "equal", "allclose", "is_nonzero")
+    NAMES = (
+        "item",
+        "tolist",
+        "numpy",
+        "cpu",
+        "__float__",
+        "__bool__",
+        "__int__",
+        "__index__",
+        "__array__",
+        "equal",
+        "allclose",
+        "is_nonzero",
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +115,9 @@ class Reads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def reads(folder: Path, distill: Distill, steps: int, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[int]]:
+def reads(
+    folder: Path, distill: Distill, steps: int, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, list[int]]:
     """Of an epoch of so many steps: in all of the training, and behind each step."""
     folder.mkdir()
     behind: list[int] = []
@@ -91,7 +126,13 @@ def reads(folder: Path, distill: Distill, steps: int, clock: Callable[[], float]
         patch.setattr(train, "LOOK", 1)
         progress = Recorder()
         patch.setattr(progress, "step", lambda images, losses: behind.append(mode.count))
-        fit(folder, *started(distill), config=settings(epochs=1, batch_size=4), data=pictures(VALIDATION + 4 * steps), progress=progress)
+        fit(
+            folder,
+            *started(distill),
+            config=settings(epochs=1, batch_size=4),
+            data=pictures(VALIDATION + 4 * steps),
+            progress=progress,
+        )
     assert len(behind) == steps
     return mode.count, behind
 
@@ -142,8 +183,11 @@ def test_a_long_training_is_compiled_where_steps_are_recorded_and_a_short_one_is
 def test_compiling_begins_where_it_pays(monkeypatch, steps, compiles):
     """From as many steps on as the documentation says."""
     step: Any = SimpleNamespace(
-        group=SimpleNamespace(size=1), labels=torch.zeros(1), method=SimpleNamespace(recordable=True, phase=None), teacher=None,
-    )  # fmt: skip
+        group=SimpleNamespace(size=1),
+        labels=torch.zeros(1),
+        method=SimpleNamespace(recordable=True, phase=None),
+        teacher=None,
+    )
     fast: Any = object()
     monkeypatch.setitem(engine.RECORDERS, "cpu", Recorded)
     monkeypatch.setattr(engine, "compiled", lambda *_: fast)

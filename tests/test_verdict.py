@@ -9,7 +9,16 @@ import pytest
 
 from compress.schema import Require
 from compress.statistics import PairedDrop, drop_from_counts
-from compress.verdict import Facts, Requirement, distillation_worth, exit_code, int8_against_float, judge, status, tuning_worth
+from compress.verdict import (
+    Facts,
+    Requirement,
+    distillation_worth,
+    exit_code,
+    int8_against_float,
+    judge,
+    status,
+    tuning_worth,
+)
 
 FACTS = Facts(
     file="student.int8.onnx",
@@ -84,8 +93,22 @@ def test_a_row_has_the_contracts_keys_and_the_place_in_the_recipe() -> None:
     rows = judge(Require(min_speedup=2, max_bytes=10), FACTS, {"max_bytes": "recipes/a.yaml:9:12"})
 
     assert [row.name for row in rows] == ["min_speedup", "max_bytes"]
-    assert {"name", "target", "file", "limit", "value", "ci95", "verdict", "where", "sentence", "sha256", "precision"} == set(vars(rows[0]))
-    assert {(row.target, row.file, row.sha256, row.precision) for row in rows} == {("local", "student.int8.onnx", "ab" * 32, "int8")}
+    assert {
+        "name",
+        "target",
+        "file",
+        "limit",
+        "value",
+        "ci95",
+        "verdict",
+        "where",
+        "sentence",
+        "sha256",
+        "precision",
+    } == set(vars(rows[0]))
+    assert {(row.target, row.file, row.sha256, row.precision) for row in rows} == {
+        ("local", "student.int8.onnx", "ab" * 32, "int8")
+    }
     assert [row.where for row in rows] == ["", "recipes/a.yaml:9:12"]
     assert (rows[0].value, rows[0].ci95, rows[1].value, rows[1].ci95) == (3.5, (3.3, 3.6), 900_000, None)
 
@@ -95,12 +118,18 @@ def test_an_undecided_drop_says_how_many_pictures_would_settle_it() -> None:
 
     sentence = one(few, max_top1_drop=2.0).sentence
 
-    assert "drop 1.50 [" in sentence and "Your 200 test pictures can certify 3.4 points; 500 are needed for 2; " in sentence
+    assert (
+        "drop 1.50 [" in sentence
+        and "Your 200 test pictures can certify 3.4 points; 500 are needed for 2; " in sentence
+    )
     assert "about 7,200 would settle it" in sentence  # by the rule of thumb 1.96^2 0.045 / 0.005^2, about 6,900
 
 
 def test_a_drop_on_the_limit_cannot_be_settled() -> None:
-    assert "no number of them would settle it" in one(replace(FACTS, drop=drop_from_counts(80, 0, 4000)), max_top1_drop=2.0).sentence
+    assert (
+        "no number of them would settle it"
+        in one(replace(FACTS, drop=drop_from_counts(80, 0, 4000)), max_top1_drop=2.0).sentence
+    )
 
 
 def test_a_student_above_its_teacher_is_said_so() -> None:
@@ -120,11 +149,16 @@ def test_an_undecided_timing_says_how_many_runs_and_what_disturbed_it() -> None:
 def test_pictures_that_would_do_for_a_student_without_a_drop_are_not_asked_for() -> None:
     sentence = one(max_top1_drop=1.3).sentence
 
-    assert "Your 4,000 test pictures can certify 0.4 points; at the drop seen, about" in sentence and "are needed" not in sentence
+    assert (
+        "Your 4,000 test pictures can certify 0.4 points; at the drop seen, about" in sentence
+        and "are needed" not in sentence
+    )
 
 
 def test_times_that_others_made_too_long_decide_nothing_but_a_limit_that_they_meet_all_the_same() -> None:
-    doubtful = replace(FACTS, unfit="other processes interrupted teacher.onnx in 90 of 100 runs, too many to leave them out")
+    doubtful = replace(
+        FACTS, unfit="other processes interrupted teacher.onnx in 90 of 100 runs, too many to leave them out"
+    )
     for limits in ({"min_speedup": 0.1}, {"min_speedup": 1000.0}, {"max_latency_ms": 0.001}):
         row = one(doubtful, **limits)
         assert row.verdict == "undecided" and row.ci95 is not None
@@ -138,7 +172,10 @@ def test_a_disturbed_timing_clear_of_its_limit_is_decided_and_says_so() -> None:
     noisy = replace(FACTS, disturbed="other processes used 0.80 cores")
 
     assert [one(noisy, max_latency_ms=limit).verdict for limit in (0.3, 0.1)] == ["passed", "failed"]
-    assert "other processes used 0.80 cores, but the interval over all rounds lies clear" in one(noisy, max_latency_ms=0.3).sentence
+    assert (
+        "other processes used 0.80 cores, but the interval over all rounds lies clear"
+        in one(noisy, max_latency_ms=0.3).sentence
+    )
 
 
 def test_a_file_for_another_processor_is_not_judged_and_the_reason_is_named() -> None:
@@ -200,4 +237,7 @@ def test_what_int8_was_worth() -> None:
     assert "within noise" in int8_against_float(1.02, (0.97, 1.08))
     assert "no interval" in int8_against_float(1.02, None)
     unknown = int8_against_float(1.152, (1.1, 1.2), "on ssh://pi", "others took the core in most runs")
-    assert unknown == "how fast int8 is against the float student on ssh://pi is not known: others took the core in most runs."
+    assert (
+        unknown
+        == "how fast int8 is against the float student on ssh://pi is not known: others took the core in most runs."
+    )

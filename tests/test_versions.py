@@ -22,37 +22,167 @@ ROOT = Path(__file__).parents[1]
 PINS = Path(__file__).parent / "golden" / "stages.json"
 
 SPLITS = ("compress/data/__init__.py", "compress/data/splits.py")
-NETWORKS = tuple(f"compress/models/{name}.py" for name in (
-    "__init__", "builders", "catalog", "checkpoints", "contracted", "count", "deployed", "efficientnet_lite", "hollow", "initial", "mobilenet", "onnx_network",
-    "outline", "own", "resnet", "resnet4", "roles", "shufflenet", "sums", "taps", "vgg", "vision", "wrn"))  # fmt: skip
-METHODS = tuple(str(path.relative_to(ROOT)) for folder in ("methods", "losses") for path in sorted((ROOT / "compress" / folder).glob("*.py")))
+NETWORKS = tuple(
+    f"compress/models/{name}.py"
+    for name in (
+        "__init__",
+        "builders",
+        "catalog",
+        "checkpoints",
+        "contracted",
+        "count",
+        "deployed",
+        "efficientnet_lite",
+        "hollow",
+        "initial",
+        "mobilenet",
+        "onnx_network",
+        "outline",
+        "own",
+        "resnet",
+        "resnet4",
+        "roles",
+        "shufflenet",
+        "sums",
+        "taps",
+        "vgg",
+        "vision",
+        "wrn",
+    )
+)
+METHODS = tuple(
+    str(path.relative_to(ROOT))
+    for folder in ("methods", "losses")
+    for path in sorted((ROOT / "compress" / folder).glob("*.py"))
+)
 FILES = ("compress/data/listing.py", "compress/data/pictures.py")  # of sets that are decoded when they are asked for
-RUNNING = (*SPLITS, *FILES, *NETWORKS, "compress/hashing.py", *(f"compress/data/{name}.py" for name in ("views", "distort", "pixels")), "compress/loading.py")
-TRAINING = (*RUNNING, *METHODS, "compress/data/crops.py", "compress/data/workers.py", *(f"compress/{name}.py" for name in (
-    "train", "batches", "engine", "compiled", "recorded", "cudagraph", "reach", "step", "stream", "distributed", "schedule", "precision", "checkpoint",
-    "meter", "evaluation", "teacher_cache", "teacher_network", "gradients",
-    "kernels/__init__", "kernels/norm", "kernels/depthwise")), "compress/kernels/batch_norm.c", "compress/kernels/batch_norm.h")
+RUNNING = (
+    *SPLITS,
+    *FILES,
+    *NETWORKS,
+    "compress/hashing.py",
+    *(f"compress/data/{name}.py" for name in ("views", "distort", "pixels")),
+    "compress/loading.py",
+)
+TRAINING = (
+    *RUNNING,
+    *METHODS,
+    "compress/data/crops.py",
+    "compress/data/workers.py",
+    *(
+        f"compress/{name}.py"
+        for name in (
+            "train",
+            "batches",
+            "engine",
+            "compiled",
+            "recorded",
+            "cudagraph",
+            "reach",
+            "step",
+            "stream",
+            "distributed",
+            "schedule",
+            "precision",
+            "checkpoint",
+            "meter",
+            "evaluation",
+            "teacher_cache",
+            "teacher_network",
+            "gradients",
+            "kernels/__init__",
+            "kernels/norm",
+            "kernels/depthwise",
+        )
+    ),
+    "compress/kernels/batch_norm.c",
+    "compress/kernels/batch_norm.h",
+)
 
 # What decides the numbers of each stage, beside its inputs; "logits" is the disk copy of what a teacher says.
 SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
-    "data": (data.prepare.version, ("compress/stages/data.py", *SPLITS, *FILES, *(f"compress/data/{name}.py" for name in (
-        "sources", "fashion", "cifar", "npz", "npy", "folder", "streamed", "written", "imagenet", "webdataset", "doubts")))),
+    "data": (
+        data.prepare.version,
+        (
+            "compress/stages/data.py",
+            *SPLITS,
+            *FILES,
+            *(
+                f"compress/data/{name}.py"
+                for name in (
+                    "sources",
+                    "fashion",
+                    "cifar",
+                    "npz",
+                    "npy",
+                    "folder",
+                    "streamed",
+                    "written",
+                    "imagenet",
+                    "webdataset",
+                    "doubts",
+                )
+            ),
+        ),
+    ),
     "teacher": (teacher.train.version, ("compress/stages/teacher.py", *TRAINING)),
     "logits": (loading.LOGITS_VERSION, (*RUNNING, "compress/teacher_cache.py")),
     "distill": (distill.run.version, ("compress/stages/distill.py", "compress/distilling.py", *TRAINING)),
     "proxy": (proxy.run.version, ("compress/stages/proxy.py", "compress/distilling.py", *TRAINING)),
     "strip": (strip.run.version, ("compress/stages/strip.py", *RUNNING, *METHODS, "compress/evaluation.py")),
-    "convert": (convert.run.version, ("compress/stages/convert.py", *RUNNING, *(
-        f"export/{name}.py" for name in ("convert", "exact", "graph", "rewrites", "runtime")))),
-    "quantize": (quantize.run.version, ("compress/stages/quantize.py", *SPLITS, *(
-        f"export/{name}.py" for name in ("quantize", "layout", "graph", "audit", "runtime")))),
-    "tune": (tune.run.version, ("compress/stages/tune.py", *TRAINING, *(f"export/{name}.py" for name in (
-        "quantize", "calibrate", "simulation", "operators", "fakequant")))),
-    "validate": (validate.run.version, ("compress/stages/validate.py", "compress/slices.py", "compress/data/__init__.py", "compress/statistics.py", *(
-        f"export/{name}.py" for name in ("__init__", "runtime", "measure", "timings", "audit", "graph", "bundle", "answers", "verify")))),
-    "settle": (settle.run.version, ("compress/stages/settle.py", "compress/slices.py", "compress/data/__init__.py", "compress/statistics.py")),
+    "convert": (
+        convert.run.version,
+        (
+            "compress/stages/convert.py",
+            *RUNNING,
+            *(f"export/{name}.py" for name in ("convert", "exact", "graph", "rewrites", "runtime")),
+        ),
+    ),
+    "quantize": (
+        quantize.run.version,
+        (
+            "compress/stages/quantize.py",
+            *SPLITS,
+            *(f"export/{name}.py" for name in ("quantize", "layout", "graph", "audit", "runtime")),
+        ),
+    ),
+    "tune": (
+        tune.run.version,
+        (
+            "compress/stages/tune.py",
+            *TRAINING,
+            *(f"export/{name}.py" for name in ("quantize", "calibrate", "simulation", "operators", "fakequant")),
+        ),
+    ),
+    "validate": (
+        validate.run.version,
+        (
+            "compress/stages/validate.py",
+            "compress/slices.py",
+            "compress/data/__init__.py",
+            "compress/statistics.py",
+            *(
+                f"export/{name}.py"
+                for name in (
+                    "__init__",
+                    "runtime",
+                    "measure",
+                    "timings",
+                    "audit",
+                    "graph",
+                    "bundle",
+                    "answers",
+                    "verify",
+                )
+            ),
+        ),
+    ),
+    "settle": (
+        settle.run.version,
+        ("compress/stages/settle.py", "compress/slices.py", "compress/data/__init__.py", "compress/statistics.py"),
+    ),
     "device": (device.run.version, ("compress/stages/device.py",)),
-}  # fmt: skip
+}
 
 
 def normal(node: Any) -> Any:
@@ -61,12 +191,20 @@ def normal(node: Any) -> Any:
         return [normal(item) for item in node]
     if not isinstance(node, ast.AST):
         return repr(node)
-    parts = {name: value for name, value in ast.iter_fields(node) if value not in (None, []) and name not in ("type_ignores", "kind", "ctx")}
+    parts = {
+        name: value
+        for name, value in ast.iter_fields(node)
+        if value not in (None, []) and name not in ("type_ignores", "kind", "ctx")
+    }
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.arg)):
         parts.pop("returns", None)
         parts.pop("annotation", None)
     body = parts.get("body")
-    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and body and ast.get_docstring(node) is not None:
+    if (
+        isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        and body
+        and ast.get_docstring(node) is not None
+    ):
         parts["body"] = body[1:]
     return [type(node).__name__, *([name, normal(value)] for name, value in sorted(parts.items()))]
 
@@ -115,7 +253,19 @@ def test_a_digest_sees_code_and_not_words(other, same):
 
 
 def test_stage_names_are_those_of_the_store():
-    kinds = (data.prepare, teacher.train, distill.run, proxy.run, strip.run, convert.run, tune.run, quantize.run, validate.run, device.run, settle.run)
+    kinds = (
+        data.prepare,
+        teacher.train,
+        distill.run,
+        proxy.run,
+        strip.run,
+        convert.run,
+        tune.run,
+        quantize.run,
+        validate.run,
+        device.run,
+        settle.run,
+    )
     assert {stage.name for stage in kinds} == SOURCES.keys() - {"logits"}
 
 

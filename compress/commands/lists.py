@@ -51,7 +51,11 @@ def models() -> int:
 
 
 @click.command()
-@click.option("--verdict", is_flag=True, help="Plant known faults and show that the verdict catches and names each; takes under a minute.")
+@click.option(
+    "--verdict",
+    is_flag=True,
+    help="Plant known faults and show that the verdict catches and names each; takes under a minute.",
+)
 @artifacts_option
 def doctor(verdict: bool, artifacts: Path) -> int:
     """Say what this machine has: packages, CUDA, runtime, int8 instructions, memory, disk, data."""

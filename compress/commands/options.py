@@ -37,10 +37,16 @@ def _folder(ctx: click.Context, option: click.Parameter, value: Path) -> Path:
 
 _recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
 _set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe, such as train.epochs=2."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the recipe, such as train.epochs=2.",
 )
 _code_option = click.option(
-    "--allow-code", is_flag=True, help="Let the recipe name networks of your own (package.module:function), whose code is then run."
+    "--allow-code",
+    is_flag=True,
+    help="Let the recipe name networks of your own (package.module:function), whose code is then run.",
 )
 artifacts_option = click.option(
     "--artifacts",
@@ -52,7 +58,12 @@ artifacts_option = click.option(
     help="Where results are kept.",
 )
 device_option = click.option(
-    "--device", default="auto", show_default=True, callback=_device_name, metavar="auto|cpu|cuda|cuda:N|mps", help="Where training runs."
+    "--device",
+    default="auto",
+    show_default=True,
+    callback=_device_name,
+    metavar="auto|cpu|cuda|cuda:N|mps",
+    help="Where training runs.",
 )
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Only warnings and the verdict.")
 run_argument = click.argument("run_name", metavar="RUN")

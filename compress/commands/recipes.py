@@ -19,16 +19,34 @@ from compress.stages import STAGES
 @recipe_options
 @device_option
 @artifacts_option
-@click.option("--until", type=click.Choice(STAGES), metavar="STAGE", help=f"Stop after this stage: {', '.join(STAGES)}.")
 @click.option(
-    "--force", type=click.Choice(STAGES), multiple=True, metavar="STAGE", help="Run this stage again, even if its result is there."
+    "--until", type=click.Choice(STAGES), metavar="STAGE", help=f"Stop after this stage: {', '.join(STAGES)}."
 )
-@click.option("--json", "as_json", is_flag=True, help="The content of report.json on stdout, with --until what was run; everything else on stderr.")
+@click.option(
+    "--force",
+    type=click.Choice(STAGES),
+    multiple=True,
+    metavar="STAGE",
+    help="Run this stage again, even if its result is there.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="The content of report.json on stdout, with --until what was run; everything else on stderr.",
+)
 @quiet_option
 def run(
-    recipe: Path, overrides: tuple[str, ...], allow_code: bool, device: str, artifacts: Path,
-    until: str | None, force: tuple[str, ...], as_json: bool, quiet: bool,
-) -> int:  # fmt: skip
+    recipe: Path,
+    overrides: tuple[str, ...],
+    allow_code: bool,
+    device: str,
+    artifacts: Path,
+    until: str | None,
+    force: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+) -> int:
     """Run a recipe from teacher to verdict; what is done already is reused."""
     loaded = _load(recipe, overrides, allow_code)
     from compress import pipeline
@@ -50,8 +68,15 @@ def check(recipe: Path, overrides: tuple[str, ...], allow_code: bool) -> int:
     notes, missing = probe.check(loaded)
     for note in (*loaded.notices, *notes, *missing):
         console.notice(note)
-    console.line(f"{recipe}: ok" + (f", but {len(missing)} thing{'' if len(missing) == 1 else 's'} that a run needs {'is' if len(missing) == 1 else 'are'} "
-                                    "not there yet" if missing else ""))
+    console.line(
+        f"{recipe}: ok"
+        + (
+            f", but {len(missing)} thing{'' if len(missing) == 1 else 's'} that a run needs {'is' if len(missing) == 1 else 'are'} "
+            "not there yet"
+            if missing
+            else ""
+        )
+    )
     return 0
 
 
@@ -76,7 +101,9 @@ def show(recipe: Path, overrides: tuple[str, ...], allow_code: bool, artifacts: 
 @device_option
 @artifacts_option
 @quiet_option
-def teachers(recipe: Path, overrides: tuple[str, ...], allow_code: bool, device: str, artifacts: Path, quiet: bool) -> int:
+def teachers(
+    recipe: Path, overrides: tuple[str, ...], allow_code: bool, device: str, artifacts: Path, quiet: bool
+) -> int:
     """Train or load the teacher candidates alone; print the table that one is chosen from."""
     loaded = _load(recipe, overrides, allow_code)
     from compress import pipeline, selection
@@ -86,11 +113,27 @@ def teachers(recipe: Path, overrides: tuple[str, ...], allow_code: bool, device:
     ranking = ("rank", "student, proxy", "rank by proxy", "against the best") if proxy else ()
     header = ("", "model", "validation", *ranking, "parameters", "MACs", "time", "origin")
     cells = [
-        ("*" if row["chosen"] else "", row["model"], f"{100 * row['top1_validation']:.2f} %",
-         *((str(row["rank"]), f"{100 * row['proxy_top1_validation']:.2f} %", str(row["proxy_rank"]), selection.behind_best(row) or "-") if proxy else ()),
-         f"{row['params']:,}", "-" if row["macs"] is None else f"{row['macs']:,}", f"{row['seconds']:.1f} s", row["origin"])
+        (
+            "*" if row["chosen"] else "",
+            row["model"],
+            f"{100 * row['top1_validation']:.2f} %",
+            *(
+                (
+                    str(row["rank"]),
+                    f"{100 * row['proxy_top1_validation']:.2f} %",
+                    str(row["proxy_rank"]),
+                    selection.behind_best(row) or "-",
+                )
+                if proxy
+                else ()
+            ),
+            f"{row['params']:,}",
+            "-" if row["macs"] is None else f"{row['macs']:,}",
+            f"{row['seconds']:.1f} s",
+            row["origin"],
+        )
         for row in rows
-    ]  # fmt: skip
+    ]
     table([header, *cells])
     return 0
 
@@ -98,11 +141,22 @@ def teachers(recipe: Path, overrides: tuple[str, ...], allow_code: bool, device:
 @click.command()
 @recipe_options
 @artifacts_option
-@click.option("--neighbours", type=click.IntRange(0, 20), default=6, show_default=True, help="How many other networks to try.")
+@click.option(
+    "--neighbours", type=click.IntRange(0, 20), default=6, show_default=True, help="How many other networks to try."
+)
 @click.option("--force", is_flag=True, help="Measure again, even if the results are there.")
 @click.option("--json", "as_json", is_flag=True, help="The plan as JSON on stdout; everything else on stderr.")
 @quiet_option
-def plan(recipe: Path, overrides: tuple[str, ...], allow_code: bool, artifacts: Path, neighbours: int, force: bool, as_json: bool, quiet: bool) -> int:
+def plan(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    allow_code: bool,
+    artifacts: Path,
+    neighbours: int,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
     """Before any training: export, quantise and time the networks with random weights; judge the recipe's limits."""
     loaded = _load(recipe, overrides, allow_code)
     from compress import pipeline
@@ -118,7 +172,9 @@ def _load(path: Path, overrides: tuple[str, ...], allow_code: bool) -> Any:
 
     if not path.exists():
         known = [str(found) for found in Path("recipes").rglob("*.yaml")]
-        named = [text for text in known if Path(text).stem == path.stem] or difflib.get_close_matches(str(path), known, n=1)
+        named = [text for text in known if Path(text).stem == path.stem] or difflib.get_close_matches(
+            str(path), known, n=1
+        )
         hint = f"did you mean {named[0]}?" if named else "`compress recipes` lists those of this folder"
         raise UsageError(f"{path}: no such recipe ({hint})")
     if allow_code:  # a network of one's own is looked for beside the recipe and in the working folder

@@ -16,22 +16,36 @@ from compress.errors import MissingError
 @click.command()
 @run_argument
 @click.option(
-    "--target", metavar="TARGET",
+    "--target",
+    metavar="TARGET",
     help="The device (default: the one that the recipe names): local, browser, ssh://user@host[:port][/folder], or adb://SERIAL?python=/path. "
     "Options: ?python=/path (has numpy and onnxruntime), ?wheels=push (packages come from here), ?config=FILE (of ssh), "
     "?provider=NAME (an execution provider that the device's onnxruntime has); of browser: ?binary=/path, ?ort=/path (onnxruntime-web), "
     "?provider=wasm, webgpu or all.",
-)  # fmt: skip
-@click.option("--preprocess", metavar="CMD", help="The application's photo decoder on the device: gets a path, writes RGB bytes to stdout.")
-@click.option("--sustained", type=click.IntRange(1, 86400), metavar="SECONDS", help="Also run the file for the device so long without a pause.")
+)
+@click.option(
+    "--preprocess",
+    metavar="CMD",
+    help="The application's photo decoder on the device: gets a path, writes RGB bytes to stdout.",
+)
+@click.option(
+    "--sustained",
+    type=click.IntRange(1, 86400),
+    metavar="SECONDS",
+    help="Also run the file for the device so long without a pause.",
+)
 @artifacts_option
 @quiet_option
-def verify(run_name: str, target: str | None, preprocess: str | None, sustained: int | None, artifacts: Path, quiet: bool) -> int:
+def verify(
+    run_name: str, target: str | None, preprocess: str | None, sustained: int | None, artifacts: Path, quiet: bool
+) -> int:
     """Run a finished run's bundle on a device, merge the answer into its report, and judge its limits on time and memory there."""
     folder = find_run(run_name, artifacts)
     from compress import on_device, verdict
 
-    content = on_device.verify(folder, target=target, preprocess=preprocess, sustained=sustained, console=Console(quiet=quiet))
+    content = on_device.verify(
+        folder, target=target, preprocess=preprocess, sustained=sustained, console=Console(quiet=quiet)
+    )
     return verdict.exit_code(content["status"])
 
 
@@ -49,7 +63,12 @@ def report(run_name: str, artifacts: Path) -> int:
 
 @click.command()
 @run_argument
-@click.option("--against", multiple=True, metavar="RUN", help="Another run whose training curves stand beside this one's; may be repeated.")
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="RUN",
+    help="Another run whose training curves stand beside this one's; may be repeated.",
+)
 @artifacts_option
 @quiet_option
 def analyze(run_name: str, against: tuple[str, ...], artifacts: Path, quiet: bool) -> int:
@@ -88,5 +107,9 @@ def find_run(text: str, artifacts: Path) -> Path:
     close = difflib.get_close_matches(text, names, n=1)
     known = f"did you mean {close[0]!r}?" if close else f"finished runs in {runs}: {', '.join(names) or 'none'}"
     recipe = Path("recipes") / f"{given.stem}.yaml"
-    how = f"make one with: compress run {recipe}" if recipe.is_file() else "give the folder of a run, or where runs lie with --artifacts"
+    how = (
+        f"make one with: compress run {recipe}"
+        if recipe.is_file()
+        else "give the folder of a run, or where runs lie with --artifacts"
+    )
     raise MissingError(f"no finished run {text!r} ({known}); {how}")

@@ -30,7 +30,9 @@ SETS = {
         (0.4914, 0.4822, 0.4465),
         (0.2470, 0.2435, 0.2616),
     ),
-    "cifar100": Cifar("CIFAR-100", "cifar-100-python", ("train", "test", "meta"), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "cifar100": Cifar(
+        "CIFAR-100", "cifar-100-python", ("train", "test", "meta"), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+    ),
 }
 
 
@@ -66,7 +68,10 @@ def load(source: str, root: Path, download: bool) -> tuple[dict[str, np.ndarray]
         for part in ("train", "test"):
             loaded = kind(root, train=part == "train", download=download)
             arrays[f"{part}_images"], arrays[f"{part}_labels"] = loaded.data, np.asarray(loaded.targets, dtype=np.int64)
-    except (RuntimeError, OSError) as error:  # torchvision: RuntimeError for a wrong md5, URLError (an OSError) for the network
+    except (
+        RuntimeError,
+        OSError,
+    ) as error:  # torchvision: RuntimeError for a wrong md5, URLError (an OSError) for the network
         reason = " ".join(str(error).split())
         raise MissingError(
             f"{SETS[source].title} in {root} cannot be read ({reason}): remove {root / SETS[source].folder} and download it again: "

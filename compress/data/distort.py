@@ -18,13 +18,29 @@ from compress.hashing import hashed
 from compress.results import Distortion
 
 JITTER_KEYS = (23, 29, 31, 37)  # of `hashed`: brightness, contrast, saturation, hue
-OPERATION_KEY, SIGN_KEY, KEYS_APART = 41, 43, 64  # of the first operation of RandAugment; the next one's are so much further
+OPERATION_KEY, SIGN_KEY, KEYS_APART = (
+    41,
+    43,
+    64,
+)  # of the first operation of RandAugment; the next one's are so much further
 BLOCK = {"cpu": 1 << 18}  # values at once: larger blocks leave a CPU's caches
 STRONGEST = 30  # RandAugment's magnitudes are 0 to 30
 OPERATIONS = (
-    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast", "sharpness", "posterize", "solarize",
-    "autocontrast", "equalize",
-)  # fmt: skip
+    "identity",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+    "rotate",
+    "brightness",
+    "color",
+    "contrast",
+    "sharpness",
+    "posterize",
+    "solarize",
+    "autocontrast",
+    "equalize",
+)
 
 
 def distorted(images: Tensor, view: Tensor, distortion: Distortion | None) -> Tensor:
@@ -86,7 +102,9 @@ def operated(images: Tensor, chosen: Tensor, sign: Tensor, magnitude: int) -> Te
     values = pixels.looked_up(_tables(is_, pixels.counted(place), magnitude), place)
     shades = pixels.grey(values)
     flat = pixels.mean_of(shades) * _wide(is_["contrast"])  # brightness blends with black
-    other = torch.where(_wide(is_["color"]), shades, torch.where(_wide(is_["sharpness"]), pixels.smoothed(values), flat))
+    other = torch.where(
+        _wide(is_["color"]), shades, torch.where(_wide(is_["sharpness"]), pixels.smoothed(values), flat)
+    )
     blends = is_["brightness"] | is_["color"] | is_["contrast"] | is_["sharpness"]
     strength = 1 + blends * sign * (0.9 * magnitude / STRONGEST)
     return pixels.blended(values, other, strength).to(torch.uint8)
@@ -104,9 +122,13 @@ def _matrices(is_: dict[str, Tensor], sign: Tensor, magnitude: int, height: int,
     x, y, turn = (is_[name] * sign for name in ("shear_x", "shear_y", "rotate"))
     straight = torch.where(is_["rotate"], math.cos(angle), 1.0)
     rows = (
-        straight, x * shear - turn * math.sin(angle), x * (shear * height / 2) - is_["translate_x"] * sign * across,
-        y * shear + turn * math.sin(angle), straight, y * (shear * width / 2) - is_["translate_y"] * sign * down,
-    )  # fmt: skip
+        straight,
+        x * shear - turn * math.sin(angle),
+        x * (shear * height / 2) - is_["translate_x"] * sign * across,
+        y * shear + turn * math.sin(angle),
+        straight,
+        y * (shear * width / 2) - is_["translate_y"] * sign * down,
+    )
     return torch.stack(rows, dim=1).view(-1, 2, 3)
 
 

@@ -14,7 +14,9 @@ def many(count: int, what: str) -> str:
 
 def leaked(count: int, what: str, then: str) -> str:
     """`count` training pictures have the same `what` (bytes, pixels) as a test picture; `then`: what is done about it."""
-    return f"{many(count, 'training picture')} {'is' if count == 1 else 'are'} also in the test part (same {what}); {then}"
+    return (
+        f"{many(count, 'training picture')} {'is' if count == 1 else 'are'} also in the test part (same {what}); {then}"
+    )
 
 
 def twins(pictures: Iterable[tuple[str, int, object]], what: str) -> list[str]:
@@ -28,7 +30,9 @@ def twins(pictures: Iterable[tuple[str, int, object]], what: str) -> list[str]:
     if not pairs:
         return []
     shown = next(iter(pairs.values()))
-    return [f"{many(len(pairs), 'picture')} {'lies' if len(pairs) == 1 else 'lie'} in two classes with the same {what} (first: {shown})"]
+    return [
+        f"{many(len(pairs), 'picture')} {'lies' if len(pairs) == 1 else 'lie'} in two classes with the same {what} (first: {shown})"
+    ]
 
 
 def absent(classes: tuple[str, ...], train: np.ndarray, test: np.ndarray) -> list[str]:
@@ -40,5 +44,7 @@ def absent(classes: tuple[str, ...], train: np.ndarray, test: np.ndarray) -> lis
         if len(gone) == 1:
             said.append(f"class {gone[0]} has no {parts} pictures")
         elif gone:
-            said.append(f"{len(gone)} classes have no {parts} pictures: {', '.join(gone[:3])}{', ...' if gone[3:] else ''}")
+            said.append(
+                f"{len(gone)} classes have no {parts} pictures: {', '.join(gone[:3])}{', ...' if gone[3:] else ''}"
+            )
     return said

@@ -15,7 +15,18 @@ from compress.errors import MissingError, UsageError
 
 EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist.npz"
 SIDE = 28
-CLASSES: tuple[str, ...] = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+CLASSES: tuple[str, ...] = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 
 # The published constants of the 60,000 training pictures at 28x28. Those of the padded picture (0.2190, 0.3318 at 32x32) would change with
 # image_size, and a network trained elsewhere on Fashion-MNIST expects these.

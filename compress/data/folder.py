@@ -41,7 +41,9 @@ class Layout:
     test: tuple[Picture, ...] | None
     ignored: tuple[str, ...]
     unused: tuple[str, ...] = ()  # sub-folders that were left out, such as val beside test
-    strayed: tuple[tuple[str, str], ...] = ()  # (path, class): folders within one class that lead to another's, where alone they count
+    strayed: tuple[
+        tuple[str, str], ...
+    ] = ()  # (path, class): folders within one class that lead to another's, where alone they count
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -77,7 +79,9 @@ class _Walk:
 def _files(walk: _Walk, folder: str, name: str) -> list[str]:
     """Sorted picture paths relative to the root below the folder of class `name`, at any depth; no folder is entered twice."""
     found: list[str] = []
-    above = {os.path.realpath(place) for place in (walk.root / folder).absolute().parents}  # a link to one of them would count every picture again
+    above = {
+        os.path.realpath(place) for place in (walk.root / folder).absolute().parents
+    }  # a link to one of them would count every picture again
     for place, below, names in os.walk(walk.root / folder, followlinks=True):
         real, relative = os.path.realpath(place), Path(place).relative_to(walk.root).as_posix()
         owner = walk.owner(real)
@@ -99,7 +103,9 @@ def _kinds(paths: Sequence[str]) -> str:
     named = {path: Path(path).suffix.lower() or "without a suffix" for path in paths}
     kinds = Counter("pipe or device" if kind in SUFFIXES else kind for kind in named.values()).most_common()
     first = next((path for path, kind in named.items() if kind == kinds[0][0]), paths[0])
-    return f"{', '.join(f'{count:,} {kind}' for kind, count in kinds[:5])}{', ...' if kinds[5:] else ''} (first: {first})"
+    return (
+        f"{', '.join(f'{count:,} {kind}' for kind, count in kinds[:5])}{', ...' if kinds[5:] else ''} (first: {first})"
+    )
 
 
 def _part(root: Path, prefix: str, classes: list[str]) -> _Walk:
@@ -110,14 +116,25 @@ def _part(root: Path, prefix: str, classes: list[str]) -> _Walk:
         other = walk.tops.setdefault(os.path.realpath(top), name)
         if other != name:
             link, kept = (name, other) if top.is_symlink() else (other, name)
-            raise UsageError(f"{root / prefix / link}: is a link to the folder of class {kept!r}, so its pictures would count for both; remove the link")
+            raise UsageError(
+                f"{root / prefix / link}: is a link to the folder of class {kept!r}, so its pictures would count for both; remove the link"
+            )
     for label, name in enumerate(classes):
         paths = _files(walk, f"{prefix}{name}", name)
         if not paths:
             others = [path for path in walk.ignored if path.startswith(f"{prefix}{name}/")]
             beside = f" beside {_kinds(others)}" if others else ""
-            beside += next((f" beside {path}, which leads to class {other!r}" for path, other in walk.strayed if path.startswith(f"{prefix}{name}/")), "")
-            raise UsageError(f"{root / prefix / name}: no pictures ({', '.join(SUFFIXES)}) of class {name!r}{beside}; add some, or remove the folder")
+            beside += next(
+                (
+                    f" beside {path}, which leads to class {other!r}"
+                    for path, other in walk.strayed
+                    if path.startswith(f"{prefix}{name}/")
+                ),
+                "",
+            )
+            raise UsageError(
+                f"{root / prefix / name}: no pictures ({', '.join(SUFFIXES)}) of class {name!r}{beside}; add some, or remove the folder"
+            )
         walk.pictures += [Picture(path, label) for path in paths]
     return walk
 
@@ -233,17 +250,26 @@ def left_for_training(layout: Layout, test: float) -> np.ndarray:
     return np.repeat(np.arange(len(sizes), dtype=np.int64), sizes - _tested(sizes, test, layout.classes))
 
 
-def _chosen_for_test(labels: np.ndarray, test: float, hashes: list[str], seed: int, classes: tuple[str, ...]) -> set[tuple[int, str]]:
+def _chosen_for_test(
+    labels: np.ndarray, test: float, hashes: list[str], seed: int, classes: tuple[str, ...]
+) -> set[tuple[int, str]]:
     """(label, hash) of the contents that go to the test part: for each class the lowest of sha256(seed, content)."""
-    contents = [sorted({digest for digest, other in zip(hashes, labels, strict=True) if other == label}) for label in range(len(classes))]
+    contents = [
+        sorted({digest for digest, other in zip(hashes, labels, strict=True) if other == label})
+        for label in range(len(classes))
+    ]
     chosen = set()
-    for label, (group, taken) in enumerate(zip(contents, _tested(np.array([len(group) for group in contents]), test, classes), strict=True)):
+    for label, (group, taken) in enumerate(
+        zip(contents, _tested(np.array([len(group) for group in contents]), test, classes), strict=True)
+    ):
         ranked = sorted(group, key=lambda digest: hashlib.sha256(f"{seed} {digest}".encode()).hexdigest())
         chosen |= {(label, digest) for digest in ranked[:taken]}
     return chosen
 
 
-def parts(root: Path, layout: Layout, test: float, seed: int) -> tuple[list[Picture], list[Picture], list[str], list[str]]:
+def parts(
+    root: Path, layout: Layout, test: float, seed: int
+) -> tuple[list[Picture], list[Picture], list[str], list[str]]:
     """(train, test, sentences on pictures in two classes, on pictures of both parts): a carved test part follows the files' content, not their names,
     and no content is in both parts.
 
@@ -262,7 +288,9 @@ def parts(root: Path, layout: Layout, test: float, seed: int) -> tuple[list[Pict
         tested = digests(root, layout.test)
         test_hashes = set(tested)
     leaked = [digest in test_hashes and not held for digest, held in zip(hashes, held_out, strict=True)]
-    train = [picture for picture, held, leak in zip(layout.train, held_out, leaked, strict=True) if not held and not leak]
+    train = [
+        picture for picture, held, leak in zip(layout.train, held_out, leaked, strict=True) if not held and not leak
+    ]
     gone = set(range(len(layout.classes))) - {picture.label for picture in train}
     if gone:
         raise UsageError(

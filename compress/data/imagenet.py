@@ -17,7 +17,10 @@ from compress.data.folder import SUFFIXES, compare_classes, subfolders
 from compress.data.listing import Part
 from compress.errors import MissingError, UsageError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of its training pictures, as torchvision's weights expect them
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of its training pictures, as torchvision's weights expect them
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 
 
@@ -41,7 +44,9 @@ def scan(root: Path) -> Found:
             raise MissingError(_absent(root, folder))
     classes = subfolders(root / "train")
     if len(classes) < 2:
-        raise UsageError(f"{root / 'train'}: {len(classes)} class sub-folders, but a classifier needs at least two; unpack each class into a folder of its own")
+        raise UsageError(
+            f"{root / 'train'}: {len(classes)} class sub-folders, but a classifier needs at least two; unpack each class into a folder of its own"
+        )
     if not subfolders(root / "val"):
         raise UsageError(
             f"{root / 'val'}: its pictures lie side by side, not in class sub-folders, so nothing says what they show; move each into "
@@ -55,7 +60,12 @@ def scan(root: Path) -> Found:
 
 def paths(root: Path, part: str) -> list[str]:
     """Paths of one part's pictures relative to the root, classes and names in order."""
-    return [f"{part}/{name}/{file}" for name in subfolders(root / part) for file in sorted(os.listdir(root / part / name)) if _picture(file)]
+    return [
+        f"{part}/{name}/{file}"
+        for name in subfolders(root / part)
+        for file in sorted(os.listdir(root / part / name))
+        if _picture(file)
+    ]
 
 
 def _picture(name: str) -> bool:
@@ -79,9 +89,7 @@ def _absent(root: Path, folder: Path) -> str:
     archive = root / ARCHIVES.get(part, "")
     if part and archive.is_file():
         return f"{folder} is not there, but {archive.name} is: unpack it first: mkdir {folder} && tar -xf {archive} -C {folder}"
-    return (
-        f"{folder} is not there; data.root is the folder that holds train/<class>/*.JPEG and val/<class>/*.JPEG: compress run RECIPE --set data.root=FOLDER"
-    )
+    return f"{folder} is not there; data.root is the folder that holds train/<class>/*.JPEG and val/<class>/*.JPEG: compress run RECIPE --set data.root=FOLDER"
 
 
 def _part(root: Path, part: str, classes: list[str], digest: hashlib._Hash) -> Part:
@@ -92,7 +100,9 @@ def _part(root: Path, part: str, classes: list[str], digest: hashlib._Hash) -> P
         with os.scandir(root / part / name) as entries:
             found = sorted((one.name, _status(one)) for one in entries if _picture(one.name))
         if not found:
-            raise UsageError(f"{root / part / name}: no pictures ({', '.join(SUFFIXES)}) of class {name!r}; unpack it again, or remove the folder")
+            raise UsageError(
+                f"{root / part / name}: no pictures ({', '.join(SUFFIXES)}) of class {name!r}; unpack it again, or remove the folder"
+            )
         paths += [f"{part}/{name}/{file}" for file, _ in found]
         facts.append(np.array([(status.st_size, status.st_mtime_ns) for _, status in found], dtype=np.int64))
     numbers = np.concatenate(facts)

@@ -64,7 +64,11 @@ def write(part: Part, chosen: np.ndarray, work: Path, name: str) -> tuple[File, 
     rows = np.stack([part.file[chosen], part.offset[chosen], part.bytes[chosen], marks], axis=1).astype(np.int64)
     paths = work / f"{name}_paths.txt"
     paths.write_bytes(b"".join(os.fsencode(path) + b"\n" for path in part.paths))
-    return npy.write_array(work / f"{name}_rows.npy", rows), npy.write_array(work / f"{name}_labels.npy", part.labels[chosen]), File.of(paths)
+    return (
+        npy.write_array(work / f"{name}_rows.npy", rows),
+        npy.write_array(work / f"{name}_labels.npy", part.labels[chosen]),
+        File.of(paths),
+    )
 
 
 def _mark(name: str) -> int:
@@ -134,7 +138,9 @@ class Listing:
         except (tarfile.TarError, OSError):
             return f"{path}: the picture at byte {offset:,}"
 
-    def evaluated(self, positions: Iterable[int] | np.ndarray, report: Report = lambda text: None, what: str = "") -> Iterator[np.ndarray]:
+    def evaluated(
+        self, positions: Iterable[int] | np.ndarray, report: Report = lambda text: None, what: str = ""
+    ) -> Iterator[np.ndarray]:
         """Blocks (n, S, S, 3) of pictures in order, see `evaluation_view`; decoded in threads, a progress line every few seconds."""
         from compress.data import pictures
 

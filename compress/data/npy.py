@@ -52,7 +52,9 @@ def write_rows(path: Path, blocks: Iterable[np.ndarray], row: tuple[int, ...], d
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise StageError(f"{path}: no space left on the disk; free some, or choose another place with --artifacts") from error
+        raise StageError(
+            f"{path}: no space left on the disk; free some, or choose another place with --artifacts"
+        ) from error
     return File.of(path)
 
 

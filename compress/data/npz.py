@@ -39,7 +39,9 @@ def _require_pictures(path: Path, key: str, dtype: np.dtype[np.generic], shape: 
     full = (*shape, 1) if len(shape) == 3 else shape
     if dtype != np.uint8 or len(full) != 4 or full[3] not in (1, 3) or min(full) < 1:
         said = "x".join(map(str, full))
-        raise UsageError(f"{path}: {key} is {dtype} {said}, but pictures are uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), N at least 1")
+        raise UsageError(
+            f"{path}: {key} is {dtype} {said}, but pictures are uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), N at least 1"
+        )
 
 
 def _images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
@@ -53,18 +55,26 @@ def _images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
 def _labels(path: Path, key: str, labels: np.ndarray, count: int, classes: int) -> np.ndarray:
     """Labels as int64 (N,)."""
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise UsageError(f"{path}: {key} is {labels.dtype} {labels.shape}, but {count} pictures need integers of shape ({count},)")
+        raise UsageError(
+            f"{path}: {key} is {labels.dtype} {labels.shape}, but {count} pictures need integers of shape ({count},)"
+        )
     if labels.min() < 0 or labels.max() >= classes:
-        raise UsageError(f"{path}: {key} holds {labels.min()} to {labels.max()}, but {classes} class_names allow 0 to {classes - 1}")
+        raise UsageError(
+            f"{path}: {key} holds {labels.min()} to {labels.max()}, but {classes} class_names allow 0 to {classes - 1}"
+        )
     return labels.astype(np.int64)
 
 
 def _class_names(path: Path, names: np.ndarray) -> tuple[str, ...]:
     if names.ndim != 1 or names.dtype.kind not in "US" or len(names) < 2:
-        raise UsageError(f"{path}: class_names is {names.dtype} {names.shape}, but it lists at least two names as strings")
+        raise UsageError(
+            f"{path}: class_names is {names.dtype} {names.shape}, but it lists at least two names as strings"
+        )
     text = tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names.tolist())
     if "" in text:
-        raise UsageError(f"{path}: class_names holds an empty name; every class needs one, for reports and devices show it")
+        raise UsageError(
+            f"{path}: class_names holds an empty name; every class needs one, for reports and devices show it"
+        )
     if len(set(text)) < len(text):
         raise UsageError(
             f"{path}: class_names holds {next(name for name in text if text.count(name) > 1)!r} twice; every class needs its own name"
@@ -79,23 +89,34 @@ def validated(path: Path, stored: Mapping[str, np.ndarray]) -> tuple[dict[str, n
     return {**arrays, **labels}, classes
 
 
-def _labelled(path: Path, stored: Mapping[str, np.ndarray], counts: Mapping[str, int]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def _labelled(
+    path: Path, stored: Mapping[str, np.ndarray], counts: Mapping[str, int]
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Both parts' labels, and the class names; `counts`: pictures of each part."""
     classes = _class_names(path, stored["class_names"])
-    labels = {f"{part}_labels": _labels(path, f"{part}_labels", stored[f"{part}_labels"], count, len(classes)) for part, count in counts.items()}
+    labels = {
+        f"{part}_labels": _labels(path, f"{part}_labels", stored[f"{part}_labels"], count, len(classes))
+        for part, count in counts.items()
+    }
     present = np.unique(labels["train_labels"])
     unseen = np.setdiff1d(labels["test_labels"], present)
     if len(unseen):
-        raise UsageError(f"{path}: class {classes[unseen[0]]!r} has test pictures but no training pictures; add some, or remove the class")
+        raise UsageError(
+            f"{path}: class {classes[unseen[0]]!r} has test pictures but no training pictures; add some, or remove the class"
+        )
     if len(present) < 2:
-        raise UsageError(f"{path}: all training pictures are of class {classes[present[0]]!r}; a classifier needs at least two classes")
+        raise UsageError(
+            f"{path}: all training pictures are of class {classes[present[0]]!r}; a classifier needs at least two classes"
+        )
     return labels, classes
 
 
 def _header(path: Path, key: str, stored: Mapping[str, np.ndarray]) -> tuple[np.dtype[np.generic], tuple[int, ...]]:
     """Type and shape of an array in the file, whose values are not read; but for a header that numpy writes for no pictures."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as stream:
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(np.lib.format.read_magic(stream))
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(
+            np.lib.format.read_magic(stream)
+        )
         if read is None:
             return stored[key].dtype, stored[key].shape
         shape, _, dtype = read(stream)

@@ -22,7 +22,19 @@ CHUNK = 256  # pictures decoded before they are handed on
 PROGRESS_SECONDS = 5.0
 
 # What Pillow raises on broken files: it documents OSError and SyntaxError, and its parsers let these others through.
-BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, struct.error, zlib.error, MemoryError)
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    MemoryError,
+)
 UNREADABLE = (*BROKEN, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 

@@ -47,7 +47,11 @@ def hue_turned(pixels: Tensor, turn: Tensor) -> Tensor:
     low, high = torch.minimum(torch.minimum(red, green), blue), torch.maximum(torch.maximum(red, green), blue)
     chroma = high - low
     safe = chroma.masked_fill(chroma == 0, 1)
-    sixths = torch.where(high == red, (green - blue).div_(safe), torch.where(high == green, (blue - red).div_(safe).add_(2), (red - green).div_(safe).add_(4)))
+    sixths = torch.where(
+        high == red,
+        (green - blue).div_(safe),
+        torch.where(high == green, (blue - red).div_(safe).add_(2), (red - green).div_(safe).add_(4)),
+    )
     sixths.add_(6 * turn[:, None, None])
     for channel, offset in enumerate((5, 3, 1)):
         k = (sixths + offset).remainder_(6)

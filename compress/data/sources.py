@@ -66,7 +66,8 @@ def fingerprint(config: schema.Data, root_base: Path) -> str:
         cifar.require(config.source, located(config, root_base), config.download)
         content = config.source
     keys = config.model_dump(
-        mode="json", include={"source", "normalize", "test", "max_unreadable", "limit_train", "limit_test", "split_seed"}
+        mode="json",
+        include={"source", "normalize", "test", "max_unreadable", "limit_train", "limit_test", "split_seed"},
     )
     if config.source != "folder":  # only there are they read
         del keys["test"], keys["max_unreadable"]
@@ -85,7 +86,11 @@ def prepare(config: schema.Data, work: Path, *, base: Path, report: Report) -> P
     work.mkdir(parents=True, exist_ok=True)
     if config.source in streamed.SOURCES:
         return _prepare_streamed(config, work, base, report)
-    written = _judged(_prepare_folder(config, work, base, report) if config.source == "folder" else _prepare_arrays(config, work, base, report))
+    written = _judged(
+        _prepare_folder(config, work, base, report)
+        if config.source == "folder"
+        else _prepare_arrays(config, work, base, report)
+    )
     return Prepared(
         source=config.source,
         image_size=config.side,
@@ -106,10 +111,16 @@ def _prepare_streamed(config: schema.Data, work: Path, base: Path, report: Repor
     root, size = located(config, base), config.side
     written, listing = streamed.prepare(config, root, work, image_size=size, test_stream=TEST_STREAM, report=report)
     written = _judged(written)
-    known = Normalization(config.normalize.mean, config.normalize.std) if config.normalize else streamed.named_normalization(config.source)
+    known = (
+        Normalization(config.normalize.mean, config.normalize.std)
+        if config.normalize
+        else streamed.named_normalization(config.source)
+    )
     if known is None:
         known = measured_normalization(streamed.normalization_pictures(listing, np.load(written.train_labels.path)))
-    return Prepared(source=config.source, image_size=size, normalization=known, augment=config.views, root=root, **vars(written))
+    return Prepared(
+        source=config.source, image_size=size, normalization=known, augment=config.views, root=root, **vars(written)
+    )
 
 
 def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report) -> Written:
@@ -129,12 +140,20 @@ def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report)
         images, labels = (arrays[f"{part}_{what}"][taken[part]] for what in ("images", "labels"))
         size = config.side
         if part == "train" and config.source != "fashion" and images.shape[1:3] != (size, size):
-            report(f"data: pictures of {images.shape[2]}x{images.shape[1]} are resized to {size}x{size}; data.image_size says otherwise")
+            report(
+                f"data: pictures of {images.shape[2]}x{images.shape[1]} are resized to {size}x{size}; data.image_size says otherwise"
+            )
         blocks = iter([fashion.padded(images, size)]) if config.source == "fashion" else _resized(images, size)
         files[f"{part}_images"] = npy.write_rows(work / f"{part}_images.npy", blocks, (size, size, 3), np.uint8)
         files[f"{part}_labels"] = npy.write_array(work / f"{part}_labels.npy", labels)
         report(f"data: {len(labels):,} {part} pictures of {len(classes)} classes, {size}x{size}")
-    return Written(classes, **files, unreadable=(), warnings=(), cautions=tuple(_alike(arrays, taken) if config.source == "npz" else ()))
+    return Written(
+        classes,
+        **files,
+        unreadable=(),
+        warnings=(),
+        cautions=tuple(_alike(arrays, taken) if config.source == "npz" else ()),
+    )
 
 
 def _resized(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -156,13 +175,21 @@ def _alike(arrays: dict[str, np.ndarray], taken: dict[str, np.ndarray | slice]) 
     `taken`: the rows of each part that are used.
     """
     rows = {part: np.arange(len(arrays[f"{part}_labels"]))[index] for part, index in taken.items()}
-    hashes = {part: [hashlib.blake2b(arrays[f"{part}_images"][i].tobytes()).digest() for i in index] for part, index in rows.items()}
+    hashes = {
+        part: [hashlib.blake2b(arrays[f"{part}_images"][i].tobytes()).digest() for i in index]
+        for part, index in rows.items()
+    }
     every = (
-        (f"{part}_images[{i}]", int(arrays[f"{part}_labels"][i]), digest) for part, index in rows.items() for i, digest in zip(index, hashes[part], strict=True)
+        (f"{part}_images[{i}]", int(arrays[f"{part}_labels"][i]), digest)
+        for part, index in rows.items()
+        for i, digest in zip(index, hashes[part], strict=True)
     )
     said, seen = doubts.twins(every, "pixels"), set(hashes["test"])
     both = sum(digest in seen for digest in hashes["train"])
-    return [*said, *([doubts.leaked(both, "pixels", "kept in both, so test accuracy may be flattered")] if both else [])]
+    return [
+        *said,
+        *([doubts.leaked(both, "pixels", "kept in both, so test accuracy may be flattered")] if both else []),
+    ]
 
 
 def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report) -> Written:
@@ -179,7 +206,8 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
         pictures = chosen[part]
         if limit is not None:
             pictures = [
-                pictures[i] for i in stratified(np.array([picture.label for picture in pictures]), limit, config.split_seed, stream)
+                pictures[i]
+                for i in stratified(np.array([picture.label for picture in pictures]), limit, config.split_seed, stream)
             ]
         total += len(pictures)
         crop = config.side if part == "test" else store_size(config)
@@ -194,7 +222,14 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
 
 
 def _decoded(
-    root: Path, pictures: list[folder.Picture], size: int, crop: int, part: str, labels: list[int], bad: list[Unreadable], report: Report
+    root: Path,
+    pictures: list[folder.Picture],
+    size: int,
+    crop: int,
+    part: str,
+    labels: list[int],
+    bad: list[Unreadable],
+    report: Report,
 ) -> Iterator[np.ndarray]:
     """The readable pictures as blocks (1, crop, crop, 3); appends their labels and the unreadable ones to the two lists."""
     from compress.data.pictures import decode_all
@@ -222,7 +257,9 @@ def _judge_unreadable(bad: list[Unreadable], total: int, limit: float) -> list[s
     return [f"{len(bad)} of {total} pictures cannot be read and are skipped ({_few(bad)})"] if bad else []
 
 
-def _check_left(root: Path, pictures: list[folder.Picture], labels: list[int], classes: tuple[str, ...], part: str) -> None:
+def _check_left(
+    root: Path, pictures: list[folder.Picture], labels: list[int], classes: tuple[str, ...], part: str
+) -> None:
     """Raise StageError where no picture of a class could be read."""
     gone = {picture.label for picture in pictures} - set(labels)
     if gone:
@@ -270,7 +307,11 @@ def class_names(config: schema.Data, base: Path) -> tuple[str, ...] | None:
             return folder.scan(root).classes
         if config.source == "webdataset":
             return webdataset.named(root) or None
-        return tuple(folder.subfolders(root / "train")) if config.source == "imagenet" and (root / "train").is_dir() else None
+        return (
+            tuple(folder.subfolders(root / "train"))
+            if config.source == "imagenet" and (root / "train").is_dir()
+            else None
+        )
     except CompressError:  # `fingerprint` says what is wrong
         return None
 

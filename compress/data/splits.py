@@ -29,7 +29,9 @@ def allocate(sizes: np.ndarray, total: int, least: int = 0, leave: int = 0) -> n
     sizes = np.asarray(sizes, dtype=np.int64)
     quota = sizes * (total / max(int(sizes.sum()), 1))
     floor, ceiling = np.minimum(least, sizes), np.maximum(sizes - leave, 0)
-    given = np.clip(np.floor(quota + 1e-9).astype(np.int64), floor, ceiling)  # 1e-9: an exact quota must not fall to the integer below
+    given = np.clip(
+        np.floor(quota + 1e-9).astype(np.int64), floor, ceiling
+    )  # 1e-9: an exact quota must not fall to the integer below
     while (missing := total - int(given.sum())) != 0:
         step = 1 if missing > 0 else -1
         open_groups = given < ceiling if step > 0 else given > floor
@@ -68,7 +70,9 @@ def carve(labels: np.ndarray, validation: float, seed: int, names: Sequence[str]
     labels = np.asarray(labels)
     classes, sizes = np.unique(labels, return_counts=True)
     if len(classes) == 0:
-        raise UsageError("data: there are no training pictures to carve a validation part from; add pictures or raise data.limit_train")
+        raise UsageError(
+            "data: there are no training pictures to carve a validation part from; add pictures or raise data.limit_train"
+        )
     if sizes.min() < 2:
         alone = int(classes[sizes.argmin()])
         raise UsageError(

@@ -30,7 +30,9 @@ def stamp(source: str, root: Path) -> object:
     return [webdataset.stamp(root), webdataset.classes_file(root)]
 
 
-def prepare(config: schema.Data, root: Path, work: Path, *, image_size: int, test_stream: int, report: Report) -> tuple[Written, Listing]:
+def prepare(
+    config: schema.Data, root: Path, work: Path, *, image_size: int, test_stream: int, report: Report
+) -> tuple[Written, Listing]:
     """List the training part, decode the test part, each stratified and seeded where the recipe limits it; the listing is the training part's.
 
     Raises as the source's `scan`.
@@ -45,8 +47,12 @@ def prepare(config: schema.Data, root: Path, work: Path, *, image_size: int, tes
             raise UsageError(f"{root}: the test shards hold no pictures with labels")
         classes = webdataset.class_names(root, train, test)
     rows, labels, paths = write(train, _chosen(train, config.limit_train, config.split_seed, 0), work, "train")
-    report(f"data: {len(np.load(labels.path)):,} training pictures of {len(classes)} classes, listed; they are decoded in training")
-    test_rows, test_labels, test_paths = write(test, _chosen(test, config.limit_test, config.split_seed, test_stream), work, "test")
+    report(
+        f"data: {len(np.load(labels.path)):,} training pictures of {len(classes)} classes, listed; they are decoded in training"
+    )
+    test_rows, test_labels, test_paths = write(
+        test, _chosen(test, config.limit_test, config.split_seed, test_stream), work, "test"
+    )
     tested = Listing(Place(root, test_rows.path, test_paths.path, image_size))
     images = decode(tested, np.arange(len(tested)), work / "test_images.npy", "test", report)
     test_rows.path.unlink()

@@ -30,12 +30,21 @@ def view_count(augment: str, image_size: int = 32, padding: int | None = None, *
     resized_crop has 8,192 in either case: each box and flip has its own distortion.
     """
     offsets = 2 * (padding_of(image_size) if padding is None else padding) + 1
-    crops = {"none": 1, "flip": 2, "crop": offsets**2, "crop_flip": offsets**2 * 2, "resized_crop": CROP_BOXES * 2}[augment]
+    crops = {"none": 1, "flip": 2, "crop": offsets**2, "crop_flip": offsets**2 * 2, "resized_crop": CROP_BOXES * 2}[
+        augment
+    ]
     return crops * DISTORTIONS if distorted and augment != "resized_crop" else crops
 
 
 def views_of(
-    index: Tensor, epoch: int, seed: int, augment: str, limit: int | None = None, image_size: int = 32, *, distorted: bool = False
+    index: Tensor,
+    epoch: int,
+    seed: int,
+    augment: str,
+    limit: int | None = None,
+    image_size: int = 32,
+    *,
+    distorted: bool = False,
 ) -> Tensor:
     """The view of each picture `index` (B,) in an epoch: int64 (B,) in [0, view_count).
 
@@ -54,13 +63,22 @@ def views_of(
 
 
 def views_of_epoch(
-    count: int, epoch: int, seed: int, augment: str, limit: int | None = None, image_size: int = 32, *, distorted: bool = False
+    count: int,
+    epoch: int,
+    seed: int,
+    augment: str,
+    limit: int | None = None,
+    image_size: int = 32,
+    *,
+    distorted: bool = False,
 ) -> Tensor:
     """`views_of` for all pictures 0 ... count - 1: int64 (count,)."""
     return views_of(torch.arange(count), epoch, seed, augment, limit, image_size, distorted=distorted)
 
 
-def apply_views(images: Tensor, index: Tensor, view: Tensor, augment: str, image_size: int, padding: int | None = None) -> Tensor:
+def apply_views(
+    images: Tensor, index: Tensor, view: Tensor, augment: str, image_size: int, padding: int | None = None
+) -> Tensor:
     """The views (B,) of pictures `index` (B,) of images uint8 (N, S, S, 3), S >= image_size: uint8 (B, image_size, image_size, 3).
 
     crop_flip, crop: the centre window moved by up to p = `padding` pixels each way, black outside the picture;
@@ -109,7 +127,9 @@ def _resized_crops(batch: Tensor, view: Tensor, image_size: int) -> Tensor:
     zero = torch.zeros_like(x)
     theta = torch.stack([torch.stack([width * mirror, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
     grid = functional.affine_grid(theta, [len(batch), 3, image_size, image_size], align_corners=False)
-    sampled = functional.grid_sample(batch.permute(0, 3, 1, 2).float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    sampled = functional.grid_sample(
+        batch.permute(0, 3, 1, 2).float(), grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
     return sampled.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 

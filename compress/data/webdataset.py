@@ -43,10 +43,16 @@ class _Sample:
 def shards(root: Path) -> Shards:
     """Find the shards without opening one. Raises MissingError for none of a part and for a gap in their numbers, UsageError for compressed ones."""
     if not root.is_dir():
-        raise MissingError(f"data.root: {root} is not a folder; name the one with the shards: compress run RECIPE --set data.root=FOLDER")
-    packed = sorted(path.name for path in root.iterdir() if path.name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz")))
+        raise MissingError(
+            f"data.root: {root} is not a folder; name the one with the shards: compress run RECIPE --set data.root=FOLDER"
+        )
+    packed = sorted(
+        path.name for path in root.iterdir() if path.name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz"))
+    )
     if packed:
-        raise UsageError(f"{root / packed[0]}: a compressed shard cannot be read in any order; unpack it to a plain .tar (its pictures are compressed already)")
+        raise UsageError(
+            f"{root / packed[0]}: a compressed shard cannot be read in any order; unpack it to a plain .tar (its pictures are compressed already)"
+        )
     found = sorted(root.glob("*.tar"))
     parts = {part: tuple(path for path in found if _is(path, (part,))) for part in ("train", *TEST_NAMES)}
     test = next((parts[part] for part in TEST_NAMES if parts[part]), ())
@@ -67,11 +73,16 @@ def _is(path: Path, words: tuple[str, ...]) -> bool:
 def _require_all(part: tuple[Path, ...]) -> None:
     """Raise MissingError where numbered shards leave a number out: an interrupted download would quietly train on less."""
     numbered = {int(match[1]): path for path in part if (match := re.search(r"(\d+)$", path.stem))}
-    gap = next((number for number in range(max(numbered, default=0)) if number not in numbered and number > min(numbered)), None)
+    gap = next(
+        (number for number in range(max(numbered, default=0)) if number not in numbered and number > min(numbered)),
+        None,
+    )
     if gap is not None:
         before = numbered[gap - 1]
         missing = re.sub(r"\d+$", lambda match: f"{gap:0{len(match[0])}d}", before.stem)
-        raise MissingError(f"{before.with_name(f'{missing}.tar')} is missing between its neighbours; bring it, then see them all: ls {before.parent}")
+        raise MissingError(
+            f"{before.with_name(f'{missing}.tar')} is missing between its neighbours; bring it, then see them all: ls {before.parent}"
+        )
 
 
 def stamp(root: Path) -> list[tuple[str, int, int]]:
@@ -93,7 +104,14 @@ def scan(paths: tuple[Path, ...], report: Callable[[str], None]) -> Part:
     pictures = [sample.picture for sample in samples if sample.picture is not None]
     offset, size = (np.array([picture[which] for picture in pictures], dtype=np.int64) for which in (0, 1))
     labels = np.array([sample.label for sample in samples], dtype=np.int64)
-    return Part(tuple(path.name for path in paths), np.array(file, np.int64), offset, size, tuple(picture[2] for picture in pictures), labels)
+    return Part(
+        tuple(path.name for path in paths),
+        np.array(file, np.int64),
+        offset,
+        size,
+        tuple(picture[2] for picture in pictures),
+        labels,
+    )
 
 
 def _samples(path: Path) -> Iterator[_Sample]:
@@ -111,13 +129,17 @@ def _samples(path: Path) -> Iterator[_Sample]:
                     yield from _whole(path, sample)
                     sample = _Sample(name)
                 _note(path, shard, member, sample, f".{suffix.lower()}")
-            end = shard.offset  # of what was read: tarfile takes the end of a file that was cut between two members for the archive's
+            end = (
+                shard.offset
+            )  # of what was read: tarfile takes the end of a file that was cut between two members for the archive's
         with path.open("rb") as stream:
             stream.seek(end)
             if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise EOFError("it has no end mark, so it was cut short")
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise MissingError(f"{path} cannot be read as a tar file ({error}); bring it again, and check it with: tar -tf {path}") from error
+        raise MissingError(
+            f"{path} cannot be read as a tar file ({error}); bring it again, and check it with: tar -tf {path}"
+        ) from error
     yield from _whole(path, sample)
 
 
@@ -152,7 +174,11 @@ def _whole(path: Path, sample: _Sample | None) -> Iterator[_Sample]:
     if sample is None or (sample.picture is None and sample.label is None):
         return
     if sample.picture is None or sample.label is None:
-        lacks = f"no picture ({', '.join(SUFFIXES)})" if sample.picture is None else "no label (.cls, or .json with a number under 'label')"
+        lacks = (
+            f"no picture ({', '.join(SUFFIXES)})"
+            if sample.picture is None
+            else "no label (.cls, or .json with a number under 'label')"
+        )
         raise UsageError(f"{path}: {sample.name} has {lacks} beside it; write the shard again with both under one name")
     yield sample
 
@@ -163,7 +189,9 @@ def classes_file(root: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8") if path.is_file() else None
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is no UTF-8 text ({error.reason} at byte {error.start}); write one name a line") from error
+        raise UsageError(
+            f"{path}: is no UTF-8 text ({error.reason} at byte {error.start}); write one name a line"
+        ) from error
 
 
 def named(root: Path) -> tuple[str, ...]:
@@ -177,10 +205,14 @@ def class_names(root: Path, train: Part, test: Part) -> tuple[str, ...]:
     names = named(root)
     if names and len(names) < count:
         path = root / "classes.txt"
-        raise UsageError(f"{path}: {len(names)} names, but the shards have classes up to number {count - 1}; one line for each class, from 0 on")
+        raise UsageError(
+            f"{path}: {len(names)} names, but the shards have classes up to number {count - 1}; one line for each class, from 0 on"
+        )
     names = names or tuple(str(number) for number in range(count))
     absent = sorted(set(range(len(names))) - set(train.labels.tolist()))
     if absent or len(names) < 2:
-        what = f"class {absent[0]} ({names[absent[0]]}) has no picture" if absent else "there are fewer than two classes"
+        what = (
+            f"class {absent[0]} ({names[absent[0]]}) has no picture" if absent else "there are fewer than two classes"
+        )
         raise UsageError(f"{root}: {what} in the training shards; a classifier needs pictures of each")
     return names

@@ -100,11 +100,15 @@ class Decoders:
         if self.pool is not None and self.job is not None and self.job.rows >= rows:
             return self.job, self.pool
         self.close()
-        slots = 2 + -(-AHEAD * self.workers * CHUNK // rows)  # one that is read, one that is nearly done, and work for every process
+        slots = 2 + -(
+            -AHEAD * self.workers * CHUNK // rows
+        )  # one that is read, one that is nearly done, and work for every process
         self.memory, path = _memory(slots * rows * self.place.image_size**2 * 3)
         self.job = Job(self.place, self.augment, path, slots, rows)
         # spawn: a fork of a process with torch's threads, or CUDA, can hang
-        self.pool = ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+        self.pool = ProcessPoolExecutor(
+            self.workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin
+        )
         return self.job, self.pool
 
     def close(self) -> None:
@@ -129,10 +133,15 @@ def _memory(size: int) -> tuple[BinaryIO, str]:
     return memory, path
 
 
-def _submitted(pool: ProcessPoolExecutor, job: Job, slot: int, positions: np.ndarray, views: np.ndarray) -> list[Future[None]]:
+def _submitted(
+    pool: ProcessPoolExecutor, job: Job, slot: int, positions: np.ndarray, views: np.ndarray
+) -> list[Future[None]]:
     starts = range(0, len(positions), CHUNK)
     return [
-        pool.submit(_decode, job, slot, start, positions[start : start + CHUNK].tolist(), views[start : start + CHUNK].tolist()) for start in starts
+        pool.submit(
+            _decode, job, slot, start, positions[start : start + CHUNK].tolist(), views[start : start + CHUNK].tolist()
+        )
+        for start in starts
     ]
 
 
@@ -178,5 +187,9 @@ def _decode(job: Job, slot: int, row: int, positions: list[int], views: list[int
     size = job.place.image_size
     with strict():
         for number, (position, view) in enumerate(zip(positions, views, strict=True), row):
-            make = partial(training_view, view=view, size=size) if job.augment == "resized_crop" else partial(evaluation_view, size=size)
+            make = (
+                partial(training_view, view=view, size=size)
+                if job.augment == "resized_crop"
+                else partial(evaluation_view, size=size)
+            )
             ring[slot, number] = listing.decoded(position, make)

@@ -23,7 +23,11 @@ def quicker(student: nn.Module, image_size: int, engine: str, warn: Callable[[st
     with ExitStack() as undo:
         undo.callback(reroute(student))
         made = library.library() if engine == "auto" else None
-        if engine == "auto" and made is None and any(isinstance(module, nn.BatchNorm2d) for module in student.modules()):
+        if (
+            engine == "auto"
+            and made is None
+            and any(isinstance(module, nn.BatchNorm2d) for module in student.modules())
+        ):
             warn(f"CPU kernels: {library.why_not()}; torch's BatchNorms run, slower")
         if made is not None:
             undo.callback(fuse(student, image_size, made))

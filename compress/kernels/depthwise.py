@@ -31,24 +31,37 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         of_x = _of_input(gradient, x, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[0] else None
-        return of_x, _of_weight(gradient, x, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[1] else None, None, None
+        return (
+            of_x,
+            _of_weight(gradient, x, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[1] else None,
+            None,
+            None,
+        )
 
 
-def _gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], which: int) -> Tensor:
+def _gradient(
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], which: int
+) -> Tensor:
     wanted = [which == 0, which == 1, False]
-    return torch.ops.aten.convolution_backward(gradient, x, weight, None, stride, padding, (1, 1), False, (0, 0), weight.shape[0], wanted)[which]
+    return torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, stride, padding, (1, 1), False, (0, 0), weight.shape[0], wanted
+    )[which]
 
 
 def _of_input(gradient: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
     if stride == (1, 1) or gradient.dtype != torch.bfloat16:
         return _gradient(gradient, x, weight, stride, padding, 0)
-    height, width = (side + 2 * pad - kernel + 1 for side, pad, kernel in zip(x.shape[2:], padding, weight.shape[2:], strict=True))
+    height, width = (
+        side + 2 * pad - kernel + 1 for side, pad, kernel in zip(x.shape[2:], padding, weight.shape[2:], strict=True)
+    )
     spread = torch.empty((*x.shape[:2], height, width), dtype=gradient.dtype, memory_format=torch.channels_last).zero_()
     spread[:, :, :: stride[0], :: stride[1]] = gradient
     return _gradient(spread, x, weight, (1, 1), padding, 0)
 
 
-def _of_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+def _of_weight(
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
     if weight.shape[2:] != (3, 3) and gradient.dtype == torch.bfloat16:
         return _gradient(gradient.float(), x.float(), weight.float(), stride, padding, 1).to(weight.dtype)
     if stride == (1, 1) and padding == (1, 1) and weight.shape[2:] == (3, 3) and min(x.shape[2:]) <= NARROW:
@@ -74,7 +87,12 @@ def reroute(student: nn.Module) -> Callable[[], None]:
 
 
 def _depthwise(layer: nn.Conv2d) -> bool:
-    plain = layer.dilation == (1, 1) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str) and layer.bias is None
+    plain = (
+        layer.dilation == (1, 1)
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+        and layer.bias is None
+    )
     return plain and 1 < layer.groups == layer.in_channels == layer.out_channels and layer.weight.device.type == "cpu"
 
 

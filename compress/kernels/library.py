@@ -48,16 +48,27 @@ def why_not() -> str | None:
 
 @functools.cache
 def _load() -> tuple[Library | None, str | None]:
-    compiler = next((found for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (found := shutil.which(name))), None)
+    compiler = next(
+        (found for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (found := shutil.which(name))), None
+    )
     if compiler is None:
         return None, "no C compiler is installed (cc, gcc or clang, or what CC names)"
     try:
         version = _said(compiler, "--version").splitlines()[0]
         return _functions(ctypes.CDLL(str(_file(compiler, version, _native()))), version), None
-    except (OSError, subprocess.SubprocessError, AttributeError, IndexError, RuntimeError) as error:  # RuntimeError: there is no home folder
+    except (
+        OSError,
+        subprocess.SubprocessError,
+        AttributeError,
+        IndexError,
+        RuntimeError,
+    ) as error:  # RuntimeError: there is no home folder
         said = getattr(error, "stderr", None) or str(error)
         said = said.decode(errors="replace") if isinstance(said, bytes) else said  # of a compiler that took too long
-        return None, f"{compiler} does not make them ({' '.join(said.strip().splitlines()[-1:]) or type(error).__name__})"
+        return (
+            None,
+            f"{compiler} does not make them ({' '.join(said.strip().splitlines()[-1:]) or type(error).__name__})",
+        )
 
 
 def _said(*command: str) -> str:
@@ -72,7 +83,9 @@ def _file(compiler: str, version: str, target: str) -> Path:
     """The library compiled for a target, made where it is not there yet; named by all that it follows from."""
     flags = (*FLAGS, target)
     texts = {name: resources.files(__package__).joinpath(name).read_text() for name in SOURCES}
-    digest = hashlib.sha256("\0".join((*texts.values(), compiler, version, *flags, _processor(), torch.__version__)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(
+        "\0".join((*texts.values(), compiler, version, *flags, _processor(), torch.__version__)).encode()
+    ).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "compress" / "kernels"
     path = cache / f"{digest}.so"
     if path.is_file():
@@ -93,7 +106,9 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+    return "\n".join(
+        sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    )
 
 
 def _functions(loaded: ctypes.CDLL, version: str) -> Library:

@@ -34,7 +34,14 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, kept: Tensor | None, weight: Tensor, bias: Tensor, layer: nn.BatchNorm2d, bounds: tuple[float, float], made: Library
+        ctx: Any,
+        x: Tensor,
+        kept: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        layer: nn.BatchNorm2d,
+        bounds: tuple[float, float],
+        made: Library,
     ) -> Tensor:
         n, c, h, w = x.shape
         threads = torch.get_num_threads() if x.numel() > FEW else 1
@@ -42,9 +49,23 @@ class _BatchNorm(torch.autograd.Function):
         first, row = found.data_ptr(), 4 * c
         running = layer.running_mean.data_ptr(), layer.running_var.data_ptr()  # type: ignore[union-attr]
         failed = made.forward[x.dtype](
-            x.data_ptr(), None if kept is None else kept.data_ptr(), n * h * w, c, weight.data_ptr(), bias.data_ptr(), layer.eps, layer.momentum, *bounds,
-            *running, first, first + row, first + 2 * row, first + 3 * row, out.data_ptr(), threads,
-        )  # fmt: skip
+            x.data_ptr(),
+            None if kept is None else kept.data_ptr(),
+            n * h * w,
+            c,
+            weight.data_ptr(),
+            bias.data_ptr(),
+            layer.eps,
+            layer.momentum,
+            *bounds,
+            *running,
+            first,
+            first + row,
+            first + 2 * row,
+            first + 3 * row,
+            out.data_ptr(),
+            threads,
+        )
         if failed:
             raise MemoryError("a BatchNorm's working memory")
         masked = kept is not None and bounds != NONE  # what passes the activation then follows from its output alone
@@ -63,9 +84,22 @@ class _BatchNorm(torch.autograd.Function):
         out, own = torch.empty_like(x), torch.empty(2, c)
         first, row = found.data_ptr(), 4 * c
         failed = made.backward[x.dtype](
-            gradient.data_ptr(), x.data_ptr(), None if y is None else y.data_ptr(), n * h * w, c, first, first + row, first + 2 * row, first + 3 * row,
-            *bounds, out.data_ptr(), None if y is None else through.data_ptr(), own.data_ptr(), own.data_ptr() + row, threads,
-        )  # fmt: skip
+            gradient.data_ptr(),
+            x.data_ptr(),
+            None if y is None else y.data_ptr(),
+            n * h * w,
+            c,
+            first,
+            first + row,
+            first + 2 * row,
+            first + 3 * row,
+            *bounds,
+            out.data_ptr(),
+            None if y is None else through.data_ptr(),
+            own.data_ptr(),
+            own.data_ptr() + row,
+            threads,
+        )
         if failed:
             raise MemoryError("a BatchNorm's working memory")
         return out, through if summed else None, own[0], own[1], None, None, None
@@ -81,9 +115,18 @@ def fuse(student: nn.Module, image_size: int, made: Library) -> Off:
     behind = _behind(student, image_size)
     changed: list[nn.Module] = []
     for layer in student.modules():
-        if type(layer) is not nn.BatchNorm2d or layer.weight is None or layer.bias is None or layer.running_mean is None or layer.momentum is None:
+        if (
+            type(layer) is not nn.BatchNorm2d
+            or layer.weight is None
+            or layer.bias is None
+            or layer.running_mean is None
+            or layer.momentum is None
+        ):
             continue
-        if any(value.dtype != torch.float32 or value.device.type != "cpu" for value in (layer.weight, layer.bias, layer.running_mean)):
+        if any(
+            value.dtype != torch.float32 or value.device.type != "cpu"
+            for value in (layer.weight, layer.bias, layer.running_mean)
+        ):
             continue
         followers = behind.get(layer, [])
         activation = followers[-1] if followers and type(followers[-1]) in ACTIVATIONS else None
@@ -140,7 +183,9 @@ class _Reads(TorchFunctionMode):
         self.count: dict[int, int] = {}
         self.kept: list[Tensor] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") not in SHAPES:
             for value in tree_leaves((args, kwargs)):
@@ -167,7 +212,9 @@ def _behind(student: nn.Module, image_size: int) -> dict[nn.Module, list[nn.Modu
     def before(module: nn.Module, args: tuple[Any, ...]) -> None:
         if args and id(args[0]) in outputs:
             earlier, between, node, version = outputs[id(args[0])]
-            if node is not None and between.grad_fn is node and between._version == version:  # nothing has written to it
+            if (
+                node is not None and between.grad_fn is node and between._version == version
+            ):  # nothing has written to it
                 pairs.append((earlier, module, between, node))
 
     def reading(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -193,9 +240,13 @@ def _behind(student: nn.Module, image_size: int) -> dict[nn.Module, list[nn.Modu
     readers, kept = _readers(out.grad_fn), {id(value) for value in seen}
     once = {module for module, count in calls.items() if count == 1}
     next_of = {
-        earlier: later for earlier, later, between, node in pairs
-        if {earlier, later} <= once and id(between) not in kept and reads.count.get(id(between)) == 1 and readers.get(node) == 1
-    }  # fmt: skip
+        earlier: later
+        for earlier, later, between, node in pairs
+        if {earlier, later} <= once
+        and id(between) not in kept
+        and reads.count.get(id(between)) == 1
+        and readers.get(node) == 1
+    }
     found: dict[nn.Module, list[nn.Module]] = {}
     for layer in watched:
         if type(layer) is nn.BatchNorm2d and layer in next_of:

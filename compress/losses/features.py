@@ -15,7 +15,9 @@ def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both maps at the smaller of the two sizes, the larger one pooled by adaptive averaging."""
     side = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
     s, t = wide(student), wide(teacher)
-    return s if s.shape[2:] == side else F.adaptive_avg_pool2d(s, side), t if t.shape[2:] == side else F.adaptive_avg_pool2d(t, side)
+    return s if s.shape[2:] == side else F.adaptive_avg_pool2d(s, side), t if t.shape[
+        2:
+    ] == side else F.adaptive_avg_pool2d(t, side)
 
 
 def hint(student: Tensor, teacher: Tensor) -> Tensor:

@@ -29,17 +29,34 @@ from compress.models.outline import Outline
 from compress.schema import Distill
 
 METHODS: Mapping[str, type[Method]] = {
-    "dhkd": DHKD, "kd": KD, "dkd": DKD, "dist": DIST, "fitnet": FitNet, "at": AT, "rkd": RKD, "crd": CRD, "ofd": OFD, "reviewkd": ReviewKD,
-    "simkd": SimKD, "catkd": CATKD, "none": Plain,
-}  # fmt: skip
+    "dhkd": DHKD,
+    "kd": KD,
+    "dkd": DKD,
+    "dist": DIST,
+    "fitnet": FitNet,
+    "at": AT,
+    "rkd": RKD,
+    "crd": CRD,
+    "ofd": OFD,
+    "reviewkd": ReviewKD,
+    "simkd": SimKD,
+    "catkd": CATKD,
+    "none": Plain,
+}
 
 __all__ = ["METHODS", "Method", "Outline", "Setting", "Signals", "build_method"]
 
 
 def build_method(
-    distill: Distill, *, student: Outline, teacher: Outline | None, train_labels: Tensor, train_index: Tensor | None = None,
-    label_smoothing: float = 0.0, seed: int = 0,
-) -> Method:  # fmt: skip
+    distill: Distill,
+    *,
+    student: Outline,
+    teacher: Outline | None,
+    train_labels: Tensor,
+    train_index: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    seed: int = 0,
+) -> Method:
     """What a recipe's `distill` section selects, with fresh extra modules; several methods as their sum.
 
     train_labels (P,) int64 of all pictures; train_index (M,): those that are trained on, None: all. Raises UsageError with the reason where

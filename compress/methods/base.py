@@ -84,7 +84,9 @@ class Method(nn.Module):
         if self.needs_teacher and teacher is None:
             raise UsageError(f"{self.says()} needs a teacher; use method: none for plain cross-entropy")
         if teacher is not None and teacher.classes != student.classes:
-            raise UsageError(f"the teacher {teacher.name} knows {teacher.classes} classes, the student {student.name} {student.classes}")
+            raise UsageError(
+                f"the teacher {teacher.name} knows {teacher.classes} classes, the student {student.name} {student.classes}"
+            )
         unlabelled = int((setting.labels < 0).sum()) if self.needs_labels else 0
         if unlabelled:
             raise UsageError(f"{self.says()} needs a label for every picture; {unlabelled} have none")

@@ -37,7 +37,9 @@ class CATKD(Method):
             network.shape("head", self.says())
             side = network.shape("pre_pool", self.says())[1]
             if side < config.side:
-                raise UsageError(f"distill.catkd.side: {config.side} is larger than the last map of {network.name} ({side}x{side}); lower it")
+                raise UsageError(
+                    f"distill.catkd.side: {config.side} is larger than the last map of {network.name} ({side}x{side}); lower it"
+                )
         self.entry = setting.student.entry
 
     def logits(self, signals: Signals) -> Tensor:
@@ -45,9 +47,14 @@ class CATKD(Method):
 
     def forward(self, signals: Signals) -> dict[str, Tensor]:
         config = self.config
-        student, teacher = (activation_maps(side["pre_pool"], side["head"]) for side in (signals.student, signals.teacher))
+        student, teacher = (
+            activation_maps(side["pre_pool"], side["head"]) for side in (signals.student, signals.teacher)
+        )
         task = config.ce * cross_entropy(student.mean((2, 3)), signals.labels, self.label_smoothing)
-        return {"ce": task, "cat": config.cat * class_activation(student, teacher, config.side, normalize=config.normalize)}
+        return {
+            "ce": task,
+            "cat": config.cat * class_activation(student, teacher, config.side, normalize=config.normalize),
+        }
 
     def deployed(self, student: nn.Module) -> nn.Module:
         return without_bias(student, self.entry)

@@ -70,7 +70,11 @@ class CRD(Method):
         numbers = hashed(hashed(signals.index + (signals.step << 32), self.seed)[:, None] + place, 7)
         negative = numbers[:, 1:] % (len(self.memory_student) - (end - begin))
         negative = negative + (end - begin) * (negative >= begin)
-        own = self.row[signals.index][:, None] if self.config.positive == "own" else begin + numbers[:, :1] % (end - begin)
+        own = (
+            self.row[signals.index][:, None]
+            if self.config.positive == "own"
+            else begin + numbers[:, :1] % (end - begin)
+        )
         return torch.cat([own, negative], dim=1)
 
     def forward(self, signals: Signals) -> dict[str, Tensor]:
@@ -78,7 +82,9 @@ class CRD(Method):
         teacher = F.normalize(self.embed_teacher(signals.teacher["pooled"]), dim=1)
         rows = self.draws(signals)
         # of copies: the backward pass reads the memories as they were, while they themselves move on in their place
-        total = self.contrast(student, self.memory_teacher.clone(), rows, 0) + self.contrast(teacher, self.memory_student.clone(), rows, 1)
+        total = self.contrast(student, self.memory_teacher.clone(), rows, 0) + self.contrast(
+            teacher, self.memory_student.clone(), rows, 1
+        )
         if self.training:
             self.remember(self.row[signals.index], student.detach(), teacher.detach())
         return {"ce": self.task(signals, self.config.ce), "crd": self.config.crd * total}
@@ -113,4 +119,3 @@ class CRD(Method):
             memory = self.get_buffer(name)
             moved = F.normalize(momentum * memory[rows] + (1 - momentum) * value.to(memory.dtype), dim=1)
             memory.index_copy_(0, rows, moved)
-

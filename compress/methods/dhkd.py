@@ -20,7 +20,9 @@ def auxiliary_head(kind: str, width: int, classes: int, hidden: int, dropout: fl
     """
     if kind == "linear":
         return nn.Sequential(nn.Linear(width, classes))
-    return nn.Sequential(nn.Linear(width, hidden), nn.Dropout(dropout), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, classes))
+    return nn.Sequential(
+        nn.Linear(width, hidden), nn.Dropout(dropout), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, classes)
+    )
 
 
 class DHKD(Method):
@@ -36,7 +38,9 @@ class DHKD(Method):
         student = setting.student
         self.auxiliary: nn.Sequential | None = None
         if config.head != "none":
-            self.auxiliary = auxiliary_head(config.head, student.shape("pooled", self.says())[0], student.classes, config.hidden, config.dropout)
+            self.auxiliary = auxiliary_head(
+                config.head, student.shape("pooled", self.says())[0], student.classes, config.hidden, config.dropout
+            )
             self.student_taps = ("pooled",)
         self.aligned = () if config.align == "none" else ("bkl",)
         self.scope = "shared" if config.align == "shared" else "all"

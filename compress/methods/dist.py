@@ -19,7 +19,11 @@ class DIST(Method):
         config = self.config
         inter, intra = dist_relations(signals.student_logits, signals.teacher_logits, config.temperature)
         scale = config.temperature**2 if config.tau_squared else 1.0
-        return {"ce": self.task(signals, config.ce), "inter": config.inter * scale * inter, "intra": config.intra * scale * intra}
+        return {
+            "ce": self.task(signals, config.ce),
+            "inter": config.inter * scale * inter,
+            "intra": config.intra * scale * intra,
+        }
 
     def smallest_batch(self) -> int:
         return 2 if self.config.intra > 0 else 1  # one picture has no relation to another

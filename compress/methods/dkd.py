@@ -29,6 +29,12 @@ class DKD(Method):
     def forward(self, signals: Signals) -> dict[str, Tensor]:
         assert signals.teacher_logits is not None  # the engine supplies them: reads_logits
         config = self.config
-        target, others = decoupled_kd(signals.student_logits, signals.teacher_logits, signals.labels, config.temperature)
+        target, others = decoupled_kd(
+            signals.student_logits, signals.teacher_logits, signals.labels, config.temperature
+        )
         warm = ramp(signals.epoch, config.warmup_epochs)
-        return {"ce": self.task(signals, config.ce), "tckd": warm * config.alpha * target, "nckd": warm * config.beta * others}
+        return {
+            "ce": self.task(signals, config.ce),
+            "tckd": warm * config.alpha * target,
+            "nckd": warm * config.beta * others,
+        }

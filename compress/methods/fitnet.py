@@ -37,7 +37,10 @@ class FitNet(Method):
         super().__init__(config, setting)
         assert setting.teacher is not None  # needs_teacher
         tap = f"stages_post.{config.stage}"
-        student, teacher = (network.shape(tap, f"{self.says()} with stage {config.stage}") for network in (setting.student, setting.teacher))
+        student, teacher = (
+            network.shape(tap, f"{self.says()} with stage {config.stage}")
+            for network in (setting.student, setting.teacher)
+        )
         self.regressor = regressor(student, teacher, activation=not config.signed)
         self.student_taps = self.teacher_taps = (tap,)
         self.reads_logits = config.mode == "two_stage"

@@ -19,4 +19,7 @@ class KD(Method):
         student, teacher = signals.student_logits, signals.teacher_logits
         if self.config.standardize:
             student, teacher = standardize_logits(student), standardize_logits(teacher)
-        return {"ce": self.task(signals, self.config.ce), "kd": self.config.kd * kd_kl(student, teacher, self.config.temperature)}
+        return {
+            "ce": self.task(signals, self.config.ce),
+            "kd": self.config.kd * kd_kl(student, teacher, self.config.temperature),
+        }

@@ -42,7 +42,9 @@ class OFD(Method):
         count = min(len(ours), len(theirs))
         self.student_taps = tuple(f"stages_pre.{number}" for number in range(len(ours) - count + 1, len(ours) + 1))
         self.teacher_taps = tuple(f"stages_pre.{number}" for number in range(len(theirs) - count + 1, len(theirs) + 1))
-        self.connectors = nn.ModuleList(connector(own[0], their[0]) for own, their in zip(ours[-count:], theirs[-count:], strict=True))
+        self.connectors = nn.ModuleList(
+            connector(own[0], their[0]) for own, their in zip(ours[-count:], theirs[-count:], strict=True)
+        )
         for place, (gamma, beta) in enumerate(teacher.norms[-count:]):
             self.register_buffer(f"margin_{place}", margins(gamma, beta, exact=config.exact_margins).float())
         self.teacher_mode = "batch_stats" if config.teacher_bn == "batch" else "eval"

@@ -53,12 +53,24 @@ class ReviewKD(Method):
         theirs = setting.teacher.stages("stages_pre", self.says())
         count = min(len(ours), len(theirs))
         # matched from the deep end, the pooled vector first: what has no partner is the shallowest
-        self.student_taps = ("pooled", *(f"stages_{config.student_maps}.{number}" for number in range(len(ours), len(ours) - count, -1)))
-        self.teacher_taps = ("pooled", *(f"stages_pre.{number}" for number in range(len(theirs), len(theirs) - count, -1)))
-        widths = [network.shapes[name][0] for network, names in ((setting.student, self.student_taps), (setting.teacher, self.teacher_taps)) for name in names]
+        self.student_taps = (
+            "pooled",
+            *(f"stages_{config.student_maps}.{number}" for number in range(len(ours), len(ours) - count, -1)),
+        )
+        self.teacher_taps = (
+            "pooled",
+            *(f"stages_pre.{number}" for number in range(len(theirs), len(theirs) - count, -1)),
+        )
+        widths = [
+            network.shapes[name][0]
+            for network, names in ((setting.student, self.student_taps), (setting.teacher, self.teacher_taps))
+            for name in names
+        ]
         inner = config.width or min(512, widths[0])
         pairs = zip(widths[: count + 1], widths[count + 1 :], strict=True)
-        self.fusions = nn.ModuleList(Fusion(own, inner, width, fuse=place > 0) for place, (own, width) in enumerate(pairs))
+        self.fusions = nn.ModuleList(
+            Fusion(own, inner, width, fuse=place > 0) for place, (own, width) in enumerate(pairs)
+        )
         self.teacher_mode = "batch_stats" if config.teacher_bn == "batch" else "eval"
 
     def fused(self, student: list[Tensor], sides: list[tuple[int, int]]) -> list[Tensor]:
@@ -74,7 +86,10 @@ class ReviewKD(Method):
         teacher = [_map(signals.teacher[name]) for name in self.teacher_taps]
         ours = self.fused(student, [(map_.shape[2], map_.shape[3]) for map_ in teacher])
         total = torch.stack([hierarchical_context(own, their) for own, their in zip(ours, teacher, strict=True)]).sum()
-        return {"ce": self.task(signals, self.config.ce), "hcl": ramp(signals.epoch, self.config.warmup_epochs) * self.config.weight * total}
+        return {
+            "ce": self.task(signals, self.config.ce),
+            "hcl": ramp(signals.epoch, self.config.warmup_epochs) * self.config.weight * total,
+        }
 
     def smallest_batch(self) -> int:
         return 2  # BatchNorm over the pooled vector

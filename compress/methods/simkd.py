@@ -29,12 +29,18 @@ class SimKD(Method):
         ours, theirs = student.shape("last_stage", self.says()), teacher.shape("pre_pool", self.says())
         head = teacher.shape("head", f"{self.says()} ships the teacher's classifier and")
         if theirs[0] % config.factor:
-            raise UsageError(f"distill.simkd.factor: {config.factor} does not divide the {theirs[0]} channels of {teacher.name}")
+            raise UsageError(
+                f"distill.simkd.factor: {config.factor} does not divide the {theirs[0]} channels of {teacher.name}"
+            )
         self.entry = student.entry
         self._form = {
-            "kind": "simkd", "width_in": ours[0], "width": theirs[0], "factor": config.factor, "pool": theirs[1] if ours[1] > theirs[1] else None,
+            "kind": "simkd",
+            "width_in": ours[0],
+            "width": theirs[0],
+            "factor": config.factor,
+            "pool": theirs[1] if ours[1] > theirs[1] else None,
             "classes": teacher.classes,
-        }  # fmt: skip
+        }
         self.projector = projector(ours[0], theirs[0], config.factor, self._form["pool"])
         self.classifier = nn.Linear(head[1], head[0]).requires_grad_(False)
         assert teacher.classifier is not None  # it has a head

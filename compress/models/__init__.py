@@ -19,7 +19,9 @@ def build(name: str, *, classes: int, width: float | None = None) -> nn.Module:
     network = catalog.info(name)
     width = catalog.resolve_width(network, width)
     if classes < 2:
-        raise UsageError(f"{name}: a classifier needs at least 2 classes, not {classes}; check the class folders of `data`")
+        raise UsageError(
+            f"{name}: a classifier needs at least 2 classes, not {classes}; check the class folders of `data`"
+        )
     if network.family == "torchvision":
         from compress.models import vision
 

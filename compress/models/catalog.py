@@ -34,20 +34,26 @@ class NetworkInfo:
     """
 
     name: str
-    family: Literal["cifar", "photos", "torchvision", "own"]  # for small pictures, for large ones, torchvision's, the user's
+    family: Literal[
+        "cifar", "photos", "torchvision", "own"
+    ]  # for small pictures, for large ones, torchvision's, the user's
     summary: str
     min_size: int
     default_size: int
     classifier: str
     linear: str
     pooled: str = ""
-    widths: tuple[float, float] | None = None  # lowest and highest width multiplier; None: the network has no such option
+    widths: tuple[float, float] | None = (
+        None  # lowest and highest width multiplier; None: the network has no such option
+    )
     width_choices: tuple[float, ...] = ()  # empty: every width in the range
     default_width: float | None = None
     pretrained: tuple[str, ...] = ()  # torchvision's names of its weights
     mobile: bool = False  # the papers train these students at lr 0.01
     roles: Roles | None = None  # the maps that feature methods read; None: logits and pooled vector only
-    normalization: Constants | None = None  # what its published weights were trained with: mean, deviation of pixels in [0, 1]
+    normalization: Constants | None = (
+        None  # what its published weights were trained with: mean, deviation of pixels in [0, 1]
+    )
 
 
 def _cifar_resnet(name: str, counts: str) -> NetworkInfo:
@@ -57,17 +63,33 @@ def _cifar_resnet(name: str, counts: str) -> NetworkInfo:
 
 
 def _deep_resnet(name: str, counts: str) -> NetworkInfo:
-    maps = roles.basic_resnet(roles.RESNET_BLOCKS[name]) if name != "resnet50" else roles.bottleneck_resnet(roles.RESNET_BLOCKS[name])
+    maps = (
+        roles.basic_resnet(roles.RESNET_BLOCKS[name])
+        if name != "resnet50"
+        else roles.bottleneck_resnet(roles.RESNET_BLOCKS[name])
+    )
     summary = f"ResNet of four stages for small pictures (3x3 stem, no pooling): {counts}"
     return NetworkInfo(name, "cifar", summary, 8, 32, "fc", "fc", roles=maps)
 
 
 def _wide_resnet(name: str, counts: str) -> NetworkInfo:
-    return NetworkInfo(name, "cifar", f"wide ResNet, pre-activation, three stages: {counts}", 8, 32, "fc", "fc", roles=roles.WIDE_RESNET)
+    return NetworkInfo(
+        name,
+        "cifar",
+        f"wide ResNet, pre-activation, three stages: {counts}",
+        8,
+        32,
+        "fc",
+        "fc",
+        roles=roles.WIDE_RESNET,
+    )
 
 
 def _vgg(name: str, counts: str) -> NetworkInfo:
-    summary, maps = f"VGG with BatchNorm and one Linear, for small pictures: {counts}", roles.vgg(roles.VGG_CONVOLUTIONS[name])
+    summary, maps = (
+        f"VGG with BatchNorm and one Linear, for small pictures: {counts}",
+        roles.vgg(roles.VGG_CONVOLUTIONS[name]),
+    )
     return NetworkInfo(name, "cifar", summary, 8, 32, "classifier", "classifier", roles=maps)
 
 
@@ -78,31 +100,65 @@ def _vision_resnet(name: str, counts: str, pretrained: tuple[str, ...]) -> Netwo
     maps = roles.vision_resnet(roles.RESNET_BLOCKS[name], 3 if name == "resnet50" else 2)
     summary = f"ImageNet ResNet: {counts}"
     return NetworkInfo(
-        f"torchvision/{name}", "torchvision", summary, 32, 224, "fc", "fc", pretrained=pretrained, roles=maps, normalization=IMAGENET_NORMALIZATION
+        f"torchvision/{name}",
+        "torchvision",
+        summary,
+        32,
+        224,
+        "fc",
+        "fc",
+        pretrained=pretrained,
+        roles=maps,
+        normalization=IMAGENET_NORMALIZATION,
     )
 
 
 def _vision_mobile(name: str, summary: str, classifier: str, linear: str, pretrained: tuple[str, ...]) -> NetworkInfo:
     return NetworkInfo(
-        f"torchvision/{name}", "torchvision", summary, 32, 224, classifier, linear, pretrained=pretrained, mobile=True,
+        f"torchvision/{name}",
+        "torchvision",
+        summary,
+        32,
+        224,
+        classifier,
+        linear,
+        pretrained=pretrained,
+        mobile=True,
         normalization=IMAGENET_NORMALIZATION,
-    )  # fmt: skip
+    )
 
 
 def _lite(variant: int, size: int, counts: str, stages: tuple[int, int, int, int]) -> NetworkInfo:
     """`stages`: the last block before each halving of the maps, and the last of all."""
     return NetworkInfo(
-        f"efficientnet_lite{variant}", "photos", f"EfficientNet-Lite{variant} at {size} pixels, ReLU6: {counts}", 32, size, "classifier", "classifier.1",
-        mobile=True, normalization=LITE_NORMALIZATION, roles=roles.efficientnet_lite(stages),
-    )  # fmt: skip
+        f"efficientnet_lite{variant}",
+        "photos",
+        f"EfficientNet-Lite{variant} at {size} pixels, ReLU6: {counts}",
+        32,
+        size,
+        "classifier",
+        "classifier.1",
+        mobile=True,
+        normalization=LITE_NORMALIZATION,
+        roles=roles.efficientnet_lite(stages),
+    )
 
 
 def _squeezenet(name: str, counts: str) -> NetworkInfo:
     """Its classifier convolves and then pools: the vector that stands for a picture is the mean of the map in front of it."""
     return NetworkInfo(
-        f"torchvision/{name}", "torchvision", f"SqueezeNet without BatchNorm: {counts}", 32, 224, "classifier", "classifier.1",
-        pooled="features:out[mean]", pretrained=_V1, mobile=True, normalization=IMAGENET_NORMALIZATION,
-    )  # fmt: skip
+        f"torchvision/{name}",
+        "torchvision",
+        f"SqueezeNet without BatchNorm: {counts}",
+        32,
+        224,
+        "classifier",
+        "classifier.1",
+        pooled="features:out[mean]",
+        pretrained=_V1,
+        mobile=True,
+        normalization=IMAGENET_NORMALIZATION,
+    )
 
 
 _ALL = (
@@ -183,14 +239,22 @@ _ALL = (
     _lite(2, 260, "6.09 M parameters, 859.7 M MACs", (3, 6, 14, 20)),
     _lite(3, 280, "8.20 M parameters, 1383.3 M MACs", (3, 6, 16, 23)),
     _lite(4, 300, "13.01 M parameters, 2553.0 M MACs", (4, 8, 20, 29)),
-    _vision_mobile("mobilenet_v2", "MobileNetV2: 3.50 M parameters, 300.8 M MACs", "classifier", "classifier.1", _V1_V2),
-    _vision_mobile("mobilenet_v3_small", "MobileNetV3 small: 2.54 M parameters, 56.5 M MACs", "classifier", "classifier.3", _V1),
-    _vision_mobile("mobilenet_v3_large", "MobileNetV3 large: 5.48 M parameters, 216.6 M MACs", "classifier", "classifier.3", _V1_V2),
+    _vision_mobile(
+        "mobilenet_v2", "MobileNetV2: 3.50 M parameters, 300.8 M MACs", "classifier", "classifier.1", _V1_V2
+    ),
+    _vision_mobile(
+        "mobilenet_v3_small", "MobileNetV3 small: 2.54 M parameters, 56.5 M MACs", "classifier", "classifier.3", _V1
+    ),
+    _vision_mobile(
+        "mobilenet_v3_large", "MobileNetV3 large: 5.48 M parameters, 216.6 M MACs", "classifier", "classifier.3", _V1_V2
+    ),
     _vision_mobile("shufflenet_v2_x0_5", "ShuffleNetV2 0.5x: 1.37 M parameters, 40.5 M MACs", "fc", "fc", _V1),
     _vision_mobile("shufflenet_v2_x1_0", "ShuffleNetV2 1.0x: 2.28 M parameters, 144.9 M MACs", "fc", "fc", _V1),
     _vision_mobile("shufflenet_v2_x1_5", "ShuffleNetV2 1.5x: 3.50 M parameters, 295.8 M MACs", "fc", "fc", _V1),
     _vision_mobile("shufflenet_v2_x2_0", "ShuffleNetV2 2.0x: 7.39 M parameters, 583.3 M MACs", "fc", "fc", _V1),
-    _vision_mobile("efficientnet_b0", "EfficientNet-B0: 5.29 M parameters, 385.8 M MACs", "classifier", "classifier.1", _V1),
+    _vision_mobile(
+        "efficientnet_b0", "EfficientNet-B0: 5.29 M parameters, 385.8 M MACs", "classifier", "classifier.1", _V1
+    ),
     _squeezenet("squeezenet1_0", "1.25 M parameters, 818.9 M MACs"),
     _squeezenet("squeezenet1_1", "1.24 M parameters, 349.2 M MACs"),
     _vision_resnet("resnet18", "11.69 M parameters, 1814.1 M MACs", _V1),
@@ -260,4 +324,6 @@ def taps(network: NetworkInfo) -> dict[str, str]:
 def require_size(network: NetworkInfo, image_size: int) -> None:
     """Raises UsageError where the pictures (side in pixels) are too small for the network."""
     if image_size < network.min_size:
-        raise UsageError(f"data.image_size: {network.name} needs pictures of at least {network.min_size} pixels, not {image_size}")
+        raise UsageError(
+            f"data.image_size: {network.name} needs pictures of at least {network.min_size} pixels, not {image_size}"
+        )

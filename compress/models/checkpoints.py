@@ -32,7 +32,18 @@ RENAMES = (
     ("model.", "blocks."),  # MobileNetV1
 )
 # what torch.load raises on damaged bytes, found by changing bytes at random
-DAMAGED = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError, struct.error)
+DAMAGED = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+)
 SHOWN = 4  # keys named in a message
 
 
@@ -40,8 +51,15 @@ def embedded(model: str) -> Path:
     """The teacher that ships with the package for the embedded data. Raises MissingError where there is none for this network."""
     path = Path(str(resources.files("compress"))) / "models" / "weights" / f"{model}-fashion.safetensors"
     if not path.is_file():
-        have = ", ".join(sorted(p.name.removesuffix("-fashion.safetensors") for p in path.parent.glob("*-fashion.safetensors"))) or "none"
-        raise MissingError(f"no embedded weights for {model} (there are: {have}); train it here: remove `weights: embedded` from the candidate")
+        have = (
+            ", ".join(
+                sorted(p.name.removesuffix("-fashion.safetensors") for p in path.parent.glob("*-fashion.safetensors"))
+            )
+            or "none"
+        )
+        raise MissingError(
+            f"no embedded weights for {model} (there are: {have}); train it here: remove `weights: embedded` from the candidate"
+        )
     return path
 
 
@@ -51,7 +69,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises MissingError (no such file), UsageError (unknown ending, or a pickle that contains code), StageError (damaged, no state dict).
     """
     if not path.is_file():
-        raise MissingError(f"weights: there is no file {path}; check the path, or copy the checkpoint there: cp CHECKPOINT {path}")
+        raise MissingError(
+            f"weights: there is no file {path}; check the path, or copy the checkpoint there: cp CHECKPOINT {path}"
+        )
     if path.suffix == ".safetensors":
         try:
             state: object = safetensors.torch.load_file(path)
@@ -62,7 +82,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
     else:
         raise UsageError(f"weights: {path} ends in {path.suffix!r}; give a .safetensors, .pt, .pth or .bin file")
     assert isinstance(state, dict)
-    return plain_keys({key: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor for key, tensor in state.items()})
+    return plain_keys(
+        {
+            key: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+            for key, tensor in state.items()
+        }
+    )
 
 
 def _read_pickle(path: Path) -> object:
@@ -83,7 +108,9 @@ def _read_pickle(path: Path) -> object:
 
 
 def _unreadable(path: Path, reason: str) -> StageError:
-    return StageError(f"weights: {path} could not be read as a PyTorch checkpoint ({reason}); fetch it again, or save its state dict")
+    return StageError(
+        f"weights: {path} could not be read as a PyTorch checkpoint ({reason}); fetch it again, or save its state dict"
+    )
 
 
 def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
@@ -122,7 +149,11 @@ def fit(model: nn.Module, state: dict[str, Tensor], *, source: str, new_head: bo
     given = _renamed(plain_keys(state), expected)
     wrong = [key for key in expected if key in given and given[key].shape != expected[key].shape]
     head = _head(model)
-    other_head = bool(wrong) and set(wrong) <= set(head) and all(given[key].shape[1:] == expected[key].shape[1:] for key in wrong)
+    other_head = (
+        bool(wrong)
+        and set(wrong) <= set(head)
+        and all(given[key].shape[1:] == expected[key].shape[1:] for key in wrong)
+    )
     fresh = tuple(wrong) if new_head and other_head else ()
     wrong = [key for key in wrong if key not in fresh]
     missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
@@ -137,7 +168,9 @@ def fit(model: nn.Module, state: dict[str, Tensor], *, source: str, new_head: bo
     bad = [key for key in expected if key in given and not torch.isfinite(given[key]).all()]
     if bad:
         raise StageError(f"{source} holds values that are not finite in {_some(bad)}; take an earlier checkpoint")
-    model.load_state_dict({key: tensor for key, tensor in given.items() if key in expected and key not in fresh}, strict=False)
+    model.load_state_dict(
+        {key: tensor for key, tensor in given.items() if key in expected and key not in fresh}, strict=False
+    )
     return fresh
 
 
@@ -146,7 +179,12 @@ def _renamed(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str,
     renamed: dict[str, Tensor] = {}
     for key, tensor in state.items():
         options = _other_names(key) if key not in expected else ()
-        renamed[next((option for option in options if option in expected and option not in state and option not in renamed), key)] = tensor
+        renamed[
+            next(
+                (option for option in options if option in expected and option not in state and option not in renamed),
+                key,
+            )
+        ] = tensor
     return renamed
 
 

@@ -22,7 +22,9 @@ class Contracted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, S, S) -> (N, K)."""
         if self.size is not None and self.size != x.shape[-1]:
-            x = functional.interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False, antialias=self.size < x.shape[-1])
+            x = functional.interpolate(
+                x, size=(self.size, self.size), mode="bilinear", align_corners=False, antialias=self.size < x.shape[-1]
+            )
         logits = self.network(x.flip(1) if self.bgr else x)
         return logits if self.order is None else logits.index_select(1, self.order)
 

@@ -69,11 +69,15 @@ def projected(model: nn.Module, info: NetworkInfo, through: nn.Sequential, class
         stage = info.roles.last_stage.removesuffix(":out")
         modules = {stage: nn.Sequential(model.get_submodule(stage), through)}
     else:
-        raise UsageError(f"distill.method: simkd has no place for its projector in {info.name}; choose another student or method")
+        raise UsageError(
+            f"distill.method: simkd has no place for its projector in {info.name}; choose another student or method"
+        )
     return replaced(model, {**modules, info.classifier: classifier})
 
 
-def deployed(model: nn.Module, name: str, form: Mapping[str, Any] | None, stages: tuple[str, ...] | None = None) -> nn.Module:
+def deployed(
+    model: nn.Module, name: str, form: Mapping[str, Any] | None, stages: tuple[str, ...] | None = None
+) -> nn.Module:
     """A freshly built network in the form that ships; None: as it is. `stages`: a recipe's `taps` of a network of one's own."""
     if form is None:
         return model

@@ -19,7 +19,15 @@ from compress.models.initial import initialise
 from compress.models.sums import Sum
 
 # expansion t, kernel k, stride s of the first unit, channels c, units n
-SETTINGS = ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3), (6, 5, 1, 112, 3), (6, 5, 2, 192, 4), (6, 3, 1, 320, 1))
+SETTINGS = (
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
 # width, depth, dropout
 SCALES = {0: (1.0, 1.0, 0.2), 1: (1.0, 1.1, 0.2), 2: (1.1, 1.2, 0.3), 3: (1.2, 1.4, 0.3), 4: (1.4, 1.8, 0.3)}
 STEM, LAST = 32, 1280
@@ -36,7 +44,9 @@ def depths(variant: int) -> tuple[int, ...]:
     """Units of each of the seven stages."""
     depth = SCALES[variant][1]
     last = len(SETTINGS) - 1
-    return tuple(units if stage in (0, last) else math.ceil(units * depth) for stage, (*_, units) in enumerate(SETTINGS))
+    return tuple(
+        units if stage in (0, last) else math.ceil(units * depth) for stage, (*_, units) in enumerate(SETTINGS)
+    )
 
 
 class SameConv2d(nn.Conv2d):
@@ -68,7 +78,11 @@ class Block(nn.Module):
         self.expands = expansion != 1
         if self.expands:
             self.expand_conv, self.bn0, self.relu0 = SameConv2d(width_in, hidden, 1), _norm(hidden), nn.ReLU6()
-        self.depthwise_conv, self.bn1, self.relu1 = SameConv2d(hidden, hidden, kernel, stride, hidden), _norm(hidden), nn.ReLU6()
+        self.depthwise_conv, self.bn1, self.relu1 = (
+            SameConv2d(hidden, hidden, kernel, stride, hidden),
+            _norm(hidden),
+            nn.ReLU6(),
+        )
         self.project_conv, self.bn2 = SameConv2d(hidden, width, 1), _norm(width)
         if self.shortcut:
             self.sum = Sum()
@@ -92,7 +106,9 @@ class EfficientNetLite(nn.Module):
         for (expansion, kernel, stride, base, _), units in zip(SETTINGS, depths(variant), strict=True):
             channels = channels_of(base, width)
             for unit in range(units):
-                blocks.append(Block(width_in, channels, kernel=kernel, stride=stride if unit == 0 else 1, expansion=expansion))
+                blocks.append(
+                    Block(width_in, channels, kernel=kernel, stride=stride if unit == 0 else 1, expansion=expansion)
+                )
                 width_in = channels
         self.blocks = nn.Sequential(*blocks)
         self.conv_head, self.bn1, self.relu1 = SameConv2d(width_in, LAST, 1), _norm(LAST), nn.ReLU6()
@@ -111,4 +127,6 @@ def _norm(width: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(width, eps=1e-3, momentum=0.01)
 
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {f"efficientnet_lite{variant}": partial(EfficientNetLite, variant) for variant in SCALES}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    f"efficientnet_lite{variant}": partial(EfficientNetLite, variant) for variant in SCALES
+}

@@ -19,7 +19,9 @@ _FILLING = (nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, torch.T
 class _Unfilled(TorchFunctionMode):
     """Leaves random initialisation out; torch gives no other way to leave it out."""
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func in _FILLING:
             return args[0] if args else kwargs["tensor"]

@@ -55,7 +55,9 @@ class MobileNetV2(nn.Module):
         for expansion, base, units, stride in SETTINGS:
             channels = int(base * width)
             first = InvertedResidual(width_in, channels, stride, expansion)
-            groups.append(nn.Sequential(first, *(InvertedResidual(channels, channels, 1, expansion) for _ in range(units - 1))))
+            groups.append(
+                nn.Sequential(first, *(InvertedResidual(channels, channels, 1, expansion) for _ in range(units - 1)))
+            )
             width_in = channels
         self.blocks = nn.Sequential(*groups)
         self.conv2 = _conv_bn_relu(width_in, last, kernel=1, stride=1)

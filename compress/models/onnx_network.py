@@ -18,7 +18,9 @@ class OnnxNetwork(nn.Module):
 
         from export.runtime import session_options
 
-        self.session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            str(path), session_options(threads), providers=["CPUExecutionProvider"]
+        )
         value = self.session.get_inputs()[0]
         self.input, self.last = value.name, value.shape[3] == 3  # channels stand last
         self.batch = value.shape[0] if isinstance(value.shape[0], int) else None

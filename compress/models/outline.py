@@ -43,18 +43,31 @@ class Outline:
         if name not in self.shapes:
             what = "a single Linear as classifier" if name == "head" else f"the map {name!r}"
             if catalog.is_own(self.name):
-                raise UsageError(f"{why} needs {what}, which {self.name} does not name; name its stages in `taps`, and what pools them in its attribute taps")
-            raise UsageError(f"{why} needs {what}, which the catalogue does not give for {self.name}; choose another method or network")
+                raise UsageError(
+                    f"{why} needs {what}, which {self.name} does not name; name its stages in `taps`, and what pools them in its attribute taps"
+                )
+            raise UsageError(
+                f"{why} needs {what}, which the catalogue does not give for {self.name}; choose another method or network"
+            )
         return self.shapes[name]
 
     def stages(self, role: str, why: str) -> list[tuple[int, ...]]:
         """Shapes (C, H, W) of all of "stages_post" or "stages_pre", shallow to deep. Raises UsageError where there are none."""
         self.shape(f"{role}.1", why)
-        return [self.shapes[f"{role}.{number}"] for number in range(1, 1 + sum(name.startswith(f"{role}.") for name in self.shapes))]
+        return [
+            self.shapes[f"{role}.{number}"]
+            for number in range(1, 1 + sum(name.startswith(f"{role}.") for name in self.shapes))
+        ]
 
 
 def outline(
-    name: str, *, classes: int, width: float | None, image_size: int, model: nn.Module | None = None, stages: tuple[str, ...] | None = None
+    name: str,
+    *,
+    classes: int,
+    width: float | None,
+    image_size: int,
+    model: nn.Module | None = None,
+    stages: tuple[str, ...] | None = None,
 ) -> Outline:
     """The outline of a network, probed without weights; weights are read off `model` where it is given.
 
@@ -78,15 +91,24 @@ def outline(
         shapes = _maps(name, shapes)
         taps = {tap: text for tap, text in taps.items() if tap in shapes}
     model = model or empty.to("meta")  # nothing is known of its weights
-    return Outline(name, classes, shapes, taps, _affine(model, info.linear) if single else None,
-                   tuple(_affine(model, path) for path in (info.roles.bn_before_relu if info.roles else ())), info)  # fmt: skip
+    return Outline(
+        name,
+        classes,
+        shapes,
+        taps,
+        _affine(model, info.linear) if single else None,
+        tuple(_affine(model, path) for path in (info.roles.bn_before_relu if info.roles else ())),
+        info,
+    )
 
 
 def _maps(name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Those of a network of one's own; the averaged map only where it has as many channels as the vector. Raises UsageError for a stage that is no map."""
     for tap, shape in shapes.items():
         if tap.startswith("stages_") and len(shape) != 3:
-            raise UsageError(f"{name}: stage {tap.split('.')[1]} of its taps gives {shape} a picture, expected a map (C, H, W)")
+            raise UsageError(
+                f"{name}: stage {tap.split('.')[1]} of its taps gives {shape} a picture, expected a map (C, H, W)"
+            )
     averaged = shapes.get("pre_pool", ())
     fits = len(averaged) == 3 and averaged[:1] == shapes["pooled"]
     return {tap: shape for tap, shape in shapes.items() if fits or tap not in ("pre_pool", "last_stage")}

@@ -35,7 +35,9 @@ def build(name: str, classes: int) -> nn.Module:
         raise _not_found(name, f"there is no module {error.name!r}") from error
     make = getattr(module, function, None)
     if not callable(make) or "classes" not in inspect.signature(make).parameters:
-        raise UsageError(f"model: {name}: {path} has no function {function}(classes); it is called with the number of classes and gives an nn.Module")
+        raise UsageError(
+            f"model: {name}: {path} has no function {function}(classes); it is called with the number of classes and gives an nn.Module"
+        )
     model = make(classes=classes)
     if not isinstance(model, nn.Module):
         raise UsageError(f"model: {name} gives a {type(model).__name__}, not an nn.Module")
@@ -58,9 +60,13 @@ def described(model: nn.Module, name: str, taps: tuple[str, ...] | None) -> Netw
     unknown = [key for key in parts if key not in PARTS]
     if unknown:
         raise UsageError(f"{name}: its attribute taps has {unknown[0]!r}; known are {', '.join(PARTS)}")
-    post, pre = (tuple(text if ":" in text else f"{text}:out" for text in parts.get(key) or ()) for key in ("stages", "pre"))
+    post, pre = (
+        tuple(text if ":" in text else f"{text}:out" for text in parts.get(key) or ()) for key in ("stages", "pre")
+    )
     if pre and len(pre) != len(post):
-        raise UsageError(f"{name}: its attribute taps names {len(pre)} maps in `pre` for {len(post)} in `stages`; each stage has one")
+        raise UsageError(
+            f"{name}: its attribute taps names {len(pre)} maps in `pre` for {len(post)} in `stages`; each stage has one"
+        )
     pools = [path for path, module in model.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
     pool = parts.get("pool") or (pools[-1] if pools else None)
     averaged = f"{pool}:in" if pool else post[-1] if post else ""
@@ -89,7 +95,12 @@ def source(name: str) -> str:
                 continue
             found[shown] = path.read_text(encoding="utf-8", errors="replace")
             if root.name not in ("site-packages", "dist-packages"):  # there every package lies beside every other
-                waiting += [near for word in _imported(found[shown]) for near in (root / word, root / f"{word}.py") if near.exists()]
+                waiting += [
+                    near
+                    for word in _imported(found[shown])
+                    for near in (root / word, root / f"{word}.py")
+                    if near.exists()
+                ]
     return sha256_of(sorted(found.items()))
 
 
@@ -129,4 +140,6 @@ def head(model: nn.Module, name: str) -> str:
 
 
 def _not_found(name: str, reason: str) -> MissingError:
-    return MissingError(f"model: {name}: {reason}; it is looked for beside the recipe, in the working folder and among installed packages: ls")
+    return MissingError(
+        f"model: {name}: {reason}; it is looked for beside the recipe, in the working folder and among installed packages: ls"
+    )

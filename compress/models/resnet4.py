@@ -55,7 +55,8 @@ class ResNet4(nn.Module):
         self.relu = nn.ReLU()
         plan = zip((WIDTHS[0], *widths), widths, RESNET_BLOCKS[f"resnet{depth}"], (1, 2, 2, 2), strict=False)
         self.layer1, self.layer2, self.layer3, self.layer4 = (
-            nn.Sequential(block(width_in, width, stride), *(block(width, width, 1) for _ in range(count - 1))) for width_in, width, count, stride in plan
+            nn.Sequential(block(width_in, width, stride), *(block(width, width, 1) for _ in range(count - 1)))
+            for width_in, width, count, stride in plan
         )
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[-1], classes)

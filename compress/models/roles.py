@@ -9,7 +9,13 @@ from dataclasses import dataclass, replace
 
 # blocks in each of four stages; convolutions in each of five blocks
 RESNET_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
-VGG_CONVOLUTIONS = {"vgg8": (1, 1, 1, 1, 1), "vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+VGG_CONVOLUTIONS = {
+    "vgg8": (1, 1, 1, 1, 1),
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
 
 
 @dataclass(frozen=True)
@@ -50,14 +56,20 @@ def basic_resnet(blocks: tuple[int, ...]) -> Roles:
 def bottleneck_resnet(blocks: tuple[int, ...]) -> Roles:
     """ResNets of Bottlenecks: as `basic_resnet`, with a third convolution."""
     last = [f"layer{stage}.{count - 1}" for stage, count in enumerate(blocks, 1)]
-    return replace(basic_resnet(blocks), stages_pre=tuple(f"{block}.relu3:in" for block in last), bn_before_relu=tuple(f"{block}.bn3" for block in last))
+    return replace(
+        basic_resnet(blocks),
+        stages_pre=tuple(f"{block}.relu3:in" for block in last),
+        bn_before_relu=tuple(f"{block}.bn3" for block in last),
+    )
 
 
 def vision_resnet(blocks: tuple[int, ...], convolutions: int) -> Roles:
     """torchvision's ResNets: one ReLU serves a block, its last call follows the sum."""
     last = [f"layer{stage}.{count - 1}" for stage, count in enumerate(blocks, 1)]
     pre = tuple(f"{block}.relu:in#{convolutions}" for block in last)
-    return replace(basic_resnet(blocks), stages_pre=pre, bn_before_relu=tuple(f"{block}.bn{convolutions}" for block in last))
+    return replace(
+        basic_resnet(blocks), stages_pre=pre, bn_before_relu=tuple(f"{block}.bn{convolutions}" for block in last)
+    )
 
 
 # what follows a stage activates it: the next stage's first block, the network's own BatchNorm behind the last

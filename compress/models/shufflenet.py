@@ -14,7 +14,12 @@ from compress.models.sums import Sum
 # units a stage; channels of stage 1 to 3 and of the last convolution, by width
 V1_UNITS, V1_CHANNELS, V1_GROUPS = (4, 8, 4), (240, 480, 960), 3
 V2_UNITS = (4, 8, 4)  # the down unit counted
-V2_CHANNELS = {0.5: (48, 96, 192, 1024), 1.0: (116, 232, 464, 1024), 1.5: (176, 352, 704, 1024), 2.0: (244, 488, 976, 2048)}
+V2_CHANNELS = {
+    0.5: (48, 96, 192, 1024),
+    1.0: (116, 232, 464, 1024),
+    1.5: (176, 352, 704, 1024),
+    2.0: (244, 488, 976, 2048),
+}
 STEM = 24
 
 
@@ -24,7 +29,9 @@ def shuffle(x: Tensor, groups: int) -> Tensor:
     if x.requires_grad and x.is_contiguous(memory_format=torch.channels_last) and not torch.compiler.is_compiling():
         # the same in memory that stays channels_last: what follows in a training, forward and backward, is spared a change of layout
         return x.permute(0, 2, 3, 1).unflatten(3, (groups, -1)).transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
-    return x.view(batch, groups, channels // groups, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+    return (
+        x.view(batch, groups, channels // groups, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+    )
 
 
 class UnitV1(nn.Module):
@@ -70,7 +77,9 @@ class ShuffleNetV1(nn.Module):
         self.relu = nn.ReLU()
         stages, width_in = [], STEM
         for width, units in zip(V1_CHANNELS, V1_UNITS, strict=True):
-            stages.append(nn.Sequential(UnitV1(width_in, width, 2), *(UnitV1(width, width, 1) for _ in range(units - 1))))
+            stages.append(
+                nn.Sequential(UnitV1(width_in, width, 2), *(UnitV1(width, width, 1) for _ in range(units - 1)))
+            )
             width_in = width
         self.layer1, self.layer2, self.layer3 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)

@@ -21,7 +21,9 @@ from torch.utils.hooks import RemovableHandle
 from compress.errors import StageError, UsageError
 from compress.models.catalog import did_you_mean
 
-_TAP = re.compile(r"(?P<path>[^:#\[\]+\s]+):(?P<side>in|out|weight)(?:#(?P<call>[1-9]\d*))?(?:\[(?P<part>[1-9])/(?P<parts>[1-9])\])?(?P<mean>\[mean\])?")
+_TAP = re.compile(
+    r"(?P<path>[^:#\[\]+\s]+):(?P<side>in|out|weight)(?:#(?P<call>[1-9]\d*))?(?:\[(?P<part>[1-9])/(?P<parts>[1-9])\])?(?P<mean>\[mean\])?"
+)
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,26 @@ def parse_tap(text: str, model: nn.Module) -> Tap:
     """One tap, without `+`. Raises UsageError where the form is wrong or the network has no such module."""
     match = _TAP.fullmatch(text)
     if match is None:
-        raise UsageError(f"tap {text!r}: write it as `module:in` or `module:out`, with `#2` behind it for a second call")
+        raise UsageError(
+            f"tap {text!r}: write it as `module:in` or `module:out`, with `#2` behind it for a second call"
+        )
     paths = tuple(path for path, _ in model.named_modules() if path)
     if match["path"] not in paths:
-        raise UsageError(f"tap {text!r}: {type(model).__name__} has no module {match['path']!r}{did_you_mean(match['path'], paths)}")
+        raise UsageError(
+            f"tap {text!r}: {type(model).__name__} has no module {match['path']!r}{did_you_mean(match['path'], paths)}"
+        )
     part, parts = int(match["part"] or 1), int(match["parts"] or 1)
     if part > parts:
         raise UsageError(f"tap {text!r}: there is no part {part} of {parts}")
-    return Tap(text, match["path"], match["side"], int(match["call"]) if match["call"] else None, part, parts, bool(match["mean"]))
+    return Tap(
+        text,
+        match["path"],
+        match["side"],
+        int(match["call"]) if match["call"] else None,
+        part,
+        parts,
+        bool(match["mean"]),
+    )
 
 
 class Tapped:
@@ -122,7 +136,9 @@ class Tapped:
     def __enter__(self) -> Tapped:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -160,7 +176,11 @@ def _pick(tap: Tap, calls: list[tuple[Any, int]]) -> Tensor:
         raise StageError(f"tap {tap.text!r}: {tap.path!r} is called only {len(calls)} times")
     tensor, version = calls[(tap.call or 1) - 1]
     if not isinstance(tensor, Tensor):
-        raise StageError(f"tap {tap.text!r}: {tap.path!r} passes a {type(tensor).__name__} there, not a tensor; tap another module")
+        raise StageError(
+            f"tap {tap.text!r}: {tap.path!r} passes a {type(tensor).__name__} there, not a tensor; tap another module"
+        )
     if _version(tensor) != version:
-        raise StageError(f"tap {tap.text!r}: the network overwrites this tensor in place; tap the input of the module that follows")
+        raise StageError(
+            f"tap {tap.text!r}: the network overwrites this tensor in place; tap the input of the module that follows"
+        )
     return tensor

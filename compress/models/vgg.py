@@ -22,7 +22,9 @@ class VGG(nn.Module):
     def __init__(self, depth: int, classes: int) -> None:
         super().__init__()
         layers = zip((3, *WIDTHS), WIDTHS, VGG_CONVOLUTIONS[f"vgg{depth}"], strict=False)
-        self.block0, self.block1, self.block2, self.block3, self.block4 = (_block(width_in, width, count) for width_in, width, count in layers)
+        self.block0, self.block1, self.block2, self.block3, self.block4 = (
+            _block(width_in, width, count) for width_in, width, count in layers
+        )
         self.relu0, self.relu1, self.relu2, self.relu3, self.relu4 = (nn.ReLU() for _ in WIDTHS)
         self.pool = nn.MaxPool2d(2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)

@@ -32,9 +32,13 @@ def pretrained_state(network: NetworkInfo, weights_name: str) -> dict[str, Tenso
     from torchvision.models import get_model_weights
 
     if weights_name not in network.pretrained:
-        offered = f"it has {', '.join(network.pretrained)}" if network.pretrained else "no weights come with this network"
+        offered = (
+            f"it has {', '.join(network.pretrained)}" if network.pretrained else "no weights come with this network"
+        )
         hint = did_you_mean(weights_name, network.pretrained)
-        raise UsageError(f"weights: {network.name} has no weights {weights_name!r}{hint}; {offered}, or give the path of a file")
+        raise UsageError(
+            f"weights: {network.name} has no weights {weights_name!r}{hint}; {offered}, or give the path of a file"
+        )
     url = get_model_weights(_plain(network.name))[weights_name].url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.exists():

@@ -58,7 +58,9 @@ class WideResNet(nn.Module):
 
 
 def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(PreactBlock(width_in, width, stride), *(PreactBlock(width, width, 1) for _ in range(blocks - 1)))
+    return nn.Sequential(
+        PreactBlock(width_in, width, stride), *(PreactBlock(width, width, 1) for _ in range(blocks - 1))
+    )
 
 
 @torch.no_grad()

@@ -22,7 +22,9 @@ def compare(paths: Sequence[Path]) -> str:
     table = [row for row in table if any(cell != NOTHING for cell in row[1:])]
     widths = [max(len(row[column]) for row in table) for column in range(len(reports) + 1)]
     lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]).rstrip()
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        ).rstrip()
         for row in table
     ]
     lines.insert(1, "-" * max(map(len, lines)))
@@ -46,7 +48,9 @@ def _number(value: Any, unit: str = "", scale: float = 1.0) -> str:
     return significant(value * scale) + unit if is_number(value) else NOTHING
 
 
-def _of(find: Callable[[dict[str, Any]], dict[str, Any]], key: str, unit: str = "", scale: float = 1.0) -> Callable[[dict[str, Any]], str]:
+def _of(
+    find: Callable[[dict[str, Any]], dict[str, Any]], key: str, unit: str = "", scale: float = 1.0
+) -> Callable[[dict[str, Any]], str]:
     return lambda report: _number(find(report).get(key), unit, scale)
 
 

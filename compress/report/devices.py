@@ -10,7 +10,17 @@ from compress.report.parts import Child, Html, el, facts, is_number, join, milli
 from compress.report.source import Source
 
 # too long for a column
-SENTENCES = ("Execution provider", "Measured with", "Disturbed", "Photo to answer", "Without a pause", "Not timed", "Photos", "Note", "Remarks")
+SENTENCES = (
+    "Execution provider",
+    "Measured with",
+    "Disturbed",
+    "Photo to answer",
+    "Without a pause",
+    "Not timed",
+    "Photos",
+    "Note",
+    "Remarks",
+)
 
 
 def devices(source: Source) -> Html | None:
@@ -20,9 +30,14 @@ def devices(source: Source) -> Html | None:
     if not answers and not failure:
         return None
     lead = "The bundle, run by its own verifier, without this program."
-    said = el("p", f"The device that the recipe names gave no good answer: {failure}.", class_="said") if failure else None
+    said = (
+        el("p", f"The device that the recipe names gave no good answer: {failure}.", class_="said") if failure else None
+    )
     targets = [str(answer.get("target", "device")) for answer in answers]
-    parts = (_target(target, [one for one, of in zip(answers, targets, strict=True) if of == target]) for target in dict.fromkeys(targets))
+    parts = (
+        _target(target, [one for one, of in zip(answers, targets, strict=True) if of == target])
+        for target in dict.fromkeys(targets)
+    )
     return section("device", "Verified on the device", said, *parts, lead=lead)
 
 
@@ -31,7 +46,12 @@ def _target(target: str, answers: list[dict[str, Any]]) -> Html:
     known = [dict(_known(answer)) for answer in answers]
     files = [str(answer.get("file") or "") for answer in answers]
     if len(answers) == 1:
-        return join([el("h3", f"{target}, {files[0]}" if files[0] else target), facts((name, value) for name, value in known[0].items() if value)])
+        return join(
+            [
+                el("h3", f"{target}, {files[0]}" if files[0] else target),
+                facts((name, value) for name, value in known[0].items() if value),
+            ]
+        )
     shared: list[tuple[str, Child]] = []
     rows: list[tuple[Child, ...]] = []
     for name in known[0]:
@@ -61,7 +81,10 @@ def _known(answer: dict[str, Any]) -> list[tuple[str, Child]]:
         ("Top-1 on the bundle's pictures", percent(answer.get("top1"))),
         ("Agreement with the expected answers", percent(answer.get("agreement"))),
         ("Largest logit difference", difference(answer.get("max_abs_diff"))),
-        *((f"Latency {key}", milliseconds(latency[key]) if latency.get(key) else None) for key in ("p50", "p90", "p99")),
+        *(
+            (f"Latency {key}", milliseconds(latency[key]) if latency.get(key) else None)
+            for key in ("p50", "p90", "p99")
+        ),
         ("First run", milliseconds(answer["first_run_ms"]) if answer.get("first_run_ms") else None),
         ("Load", milliseconds(answer["load_ms"]) if answer.get("load_ms") else None),
         ("Peak memory", size(answer["peak_memory_bytes"]) if answer.get("peak_memory_bytes") else None),

@@ -48,12 +48,24 @@ def teacher(source: Source) -> Html | None:
         [
             [row.get("model"), " ", el("span", "\u2713 chosen", class_="chip passed") if row.get("chosen") else None],
             percent(row.get("top1_validation"), 2),
-            *([count(row.get("rank")), percent(row.get("proxy_top1_validation"), 2), count(row.get("proxy_rank")), _behind(row)] if proxy else []),
-            count(row.get("params")), count(row.get("macs")), count(row.get("epochs")),
-            duration(row.get("seconds")), " on ".join(part for part in (row.get("origin"), row.get("gpu")) if part) or NOT_MEASURED,
+            *(
+                [
+                    count(row.get("rank")),
+                    percent(row.get("proxy_top1_validation"), 2),
+                    count(row.get("proxy_rank")),
+                    _behind(row),
+                ]
+                if proxy
+                else []
+            ),
+            count(row.get("params")),
+            count(row.get("macs")),
+            count(row.get("epochs")),
+            duration(row.get("seconds")),
+            " on ".join(part for part in (row.get("origin"), row.get("gpu")) if part) or NOT_MEASURED,
         ]
         for row in candidates
-    ]  # fmt: skip
+    ]
     return section("teacher", "Teacher", table("Teacher candidates", head, rows), lead=report["teacher"].get("reason"))
 
 
@@ -68,7 +80,9 @@ def _behind(row: Mapping[str, Any]) -> Child:
 def figure_of(drawn: Mapping[str, str], name: str, alt: str, caption: Child = None) -> Html | None:
     if name not in drawn:
         return None
-    return el("figure", Html(plots.inline(drawn[name], name, escape(alt))), el("figcaption", caption) if caption else None)
+    return el(
+        "figure", Html(plots.inline(drawn[name], name, escape(alt))), el("figcaption", caption) if caption else None
+    )
 
 
 def training(source: Source, drawn: Mapping[str, str]) -> Html | None:
@@ -80,7 +94,9 @@ def training(source: Source, drawn: Mapping[str, str]) -> Html | None:
     accuracy = figure_of(drawn, "accuracy", f"Validation accuracy by epoch; at the end: {', '.join(last)}")
     loss = figure_of(drawn, "loss", "Training losses by epoch of the student and the baseline")
     method, gpu = method_of(source.report), source.report["student"].get("gpu")
-    lead = (f"Distilled with {method}{f' on {gpu}' if gpu else ''}. " if method else "") + "Accuracies are on pictures carved from the training set."
+    lead = (
+        f"Distilled with {method}{f' on {gpu}' if gpu else ''}. " if method else ""
+    ) + "Accuracies are on pictures carved from the training set."
     return section("training", "Training", el("div", accuracy, loss, class_="plots"), lead=lead)
 
 
@@ -89,11 +105,15 @@ def latency(source: Source, drawn: Mapping[str, str]) -> Html | None:
     note = (source.report.get("int8_against_float") or {}).get("sentence")
     if "latency" not in drawn:
         return section("latency", "Latency", el("p", note)) if note else None
-    medians = [f"{name} {significant(float(np.median(values)))} ms" for name, values in source.latency.items() if values.size]
+    medians = [
+        f"{name} {significant(float(np.median(values)))} ms" for name, values in source.latency.items() if values.size
+    ]
     how = "Each shape holds every timed run that kept its core; the upright line is the median. The models took turns, so a slow moment hits all of them."
     body = figure_of(drawn, "latency", "Distribution of latencies; medians: " + ", ".join(medians))
     further = [el("p", text, class_="quiet") for text in _circumstances(source.report)]
-    aside = el("div", el("p", note, class_="said") if note else None, el("p", how, class_="quiet"), *further, class_="aside")
+    aside = el(
+        "div", el("p", note, class_="said") if note else None, el("p", how, class_="quiet"), *further, class_="aside"
+    )
     return section("latency", "Latency", el("div", body, aside, class_="plots"))
 
 
@@ -104,14 +124,28 @@ def _circumstances(report: dict[str, Any]) -> list[str]:
     said = []
     if "governor" in timing:
         load = timing.get("other_cores")
-        others = f"other processes used {load:.2f} cores" if is_number(load) else "the load of other processes is not known"
-        tries = f", measured {timing['attempts']} times because it was disturbed" if (timing.get("attempts") or 1) > 1 else ""
+        others = (
+            f"other processes used {load:.2f} cores" if is_number(load) else "the load of other processes is not known"
+        )
+        tries = (
+            f", measured {timing['attempts']} times because it was disturbed"
+            if (timing.get("attempts") or 1) > 1
+            else ""
+        )
         lost = sum((timing.get("interrupted") or {}).values())
-        runs = "run that lost its core to other processes does" if lost == 1 else "runs that lost their core to other processes do"
+        runs = (
+            "run that lost its core to other processes does"
+            if lost == 1
+            else "runs that lost their core to other processes do"
+        )
         left = f"; {lost:,} {runs} not count" if lost and not timing.get("unfit") else ""
-        said.append(f"{timing.get('rounds')} rounds{tries}; {others}{left}; clock governor: {timing['governor'] or 'not shown by this host'}.")
+        said.append(
+            f"{timing.get('rounds')} rounds{tries}; {others}{left}; clock governor: {timing['governor'] or 'not shown by this host'}."
+        )
     if photo.get("pictures"):
-        said.append(f"Photo to answer: decoding ({photo.get('decoder')}), resizing and inference of {photo['pictures']}.")
+        said.append(
+            f"Photo to answer: decoding ({photo.get('decoder')}), resizing and inference of {photo['pictures']}."
+        )
     return said + ([str(sustained["sentence"])] if sustained.get("sentence") else [])
 
 
@@ -123,7 +157,9 @@ def classes(source: Source) -> Html | None:
     rows = sorted(rows, key=lambda row: row["student"] - row["teacher"])
     widest = max(max(abs(100 * (row["student"] - row["teacher"])) for row in rows), 1.0)
     shown, rest = (rows, []) if len(rows) <= MOST_CLASSES else (rows[:12] + rows[-4:], rows[12:-4])
-    hidden = el("details", el("summary", f"The {len(rest)} classes between"), _class_list(rest, widest)) if rest else None
+    hidden = (
+        el("details", el("summary", f"The {len(rest)} classes between"), _class_list(rest, widest)) if rest else None
+    )
     lead = (
         "Top-1 of the teacher and of the shipped student on the test pictures of each class, and the change in points, worst first. "
         "A class has few pictures: only large changes mean something."
@@ -138,10 +174,21 @@ def _class_list(rows: list[dict[str, Any]], widest: float) -> Html:
 def _class_row(row: dict[str, Any], widest: float) -> Html:
     change = 100 * (row["student"] - row["teacher"])
     width = round(50 * abs(change) / widest, 2)
-    swing = el("span", el("i", class_="down" if change < 0 else "up", style=f"width:{width}%"), class_="swing", aria_hidden="true")
+    swing = el(
+        "span",
+        el("i", class_="down" if change < 0 else "up", style=f"width:{width}%"),
+        class_="swing",
+        aria_hidden="true",
+    )
     pair = el("span", percent(row["teacher"]), " \u2192 ", percent(row["student"]), class_="pair")
     title = f"{row['n']} pictures" if row.get("n") else None
-    return el("li", el("span", literal(row.get("class")), class_="name", title=title), pair, swing, el("span", signed(change), class_="change"))
+    return el(
+        "li",
+        el("span", literal(row.get("class")), class_="name", title=title),
+        pair,
+        swing,
+        el("span", signed(change), class_="change"),
+    )
 
 
 def pictures(source: Source) -> Html | None:
@@ -150,10 +197,14 @@ def pictures(source: Source) -> Html | None:
     if not found or not len(found["images"]):
         return None
     figures = []
-    for image, label, student in list(zip(found["images"], found["labels"], found["student"], strict=True))[:MOST_PICTURES]:
+    for image, label, student in list(zip(found["images"], found["labels"], found["student"], strict=True))[
+        :MOST_PICTURES
+    ]:
         name = source.class_name(label)
         said = (el("b", literal(name)), ", the student says ", el("b", literal(source.class_name(student))))
-        drawn = el("img", src=thumbnail(image), alt=f"test picture of {name}", class_="small" if image.shape[0] < 64 else None)
+        drawn = el(
+            "img", src=thumbnail(image), alt=f"test picture of {name}", class_="small" if image.shape[0] < 64 else None
+        )
         figures.append(el("figure", drawn, el("figcaption", said)))
     more = int(found["total"] if "total" in found else len(found["images"])) - len(figures)
     lead = f"The teacher is right, the shipped student is wrong{f' ({more:,} more not shown)' if more > 0 else ''}."

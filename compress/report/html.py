@@ -7,7 +7,19 @@ from pathlib import Path
 from string import Template
 
 from compress.atomic import write_atomically
-from compress.report import devices, evidence, insight_plots, manifest, measured, planned, plots, quantized, slices, summary, understanding
+from compress.report import (
+    devices,
+    evidence,
+    insight_plots,
+    manifest,
+    measured,
+    planned,
+    plots,
+    quantized,
+    slices,
+    summary,
+    understanding,
+)
 from compress.report.parts import Html, el, escape, join
 from compress.report.source import Source, method_of, read
 

@@ -16,9 +16,16 @@ from compress.report.plots import CLASSES, COLOURS, INK, MUTED, finish, marker, 
 from compress.report.source import Source
 
 NAMES = (
-    "gradients", "correlation", "correlation-auxiliary", "features-teacher", "features-student", "calibration",
-    "against-accuracy", "against-loss", "against-gradients",
-)  # fmt: skip
+    "gradients",
+    "correlation",
+    "correlation-auxiliary",
+    "features-teacher",
+    "features-student",
+    "calibration",
+    "against-accuracy",
+    "against-loss",
+    "against-gradients",
+)
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 RUNS = ("student", "teacher", "baseline", "float", "other")  # colours of the runs side by side
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1, 1.3)))
@@ -33,7 +40,11 @@ def draw(source: Source) -> dict[str, str]:
     if not isinstance(analysis, dict):
         return {}
     with matplotlib.rc_context(plots.STYLE):
-        figures = {"gradients": _gradients(source), "calibration": _calibration(source, analysis), **_correlations(source, analysis)}
+        figures = {
+            "gradients": _gradients(source),
+            "calibration": _calibration(source, analysis),
+            **_correlations(source, analysis),
+        }
         figures |= {f"features-{role}": _features(source, analysis, role) for role in ("teacher", "student")}
         figures |= _against(source, analysis)
         return {name: svg_of(figure) for name, figure in figures.items() if figure is not None}
@@ -45,10 +56,20 @@ def _gradients(source: Source) -> Figure | None:
     if student is None or not student.cosines:
         return None
     figure, axes = panel(3.0)
-    classifier, backbone = {"color": COLOURS["student"], "linewidth": 2.2}, {"color": COLOURS["teacher"], "linewidth": 1.8, "linestyle": (0, (5, 2))}
+    classifier, backbone = (
+        {"color": COLOURS["student"], "linewidth": 2.2},
+        {"color": COLOURS["teacher"], "linewidth": 1.8, "linestyle": (0, (5, 2))},
+    )
     looks: dict[str, dict[str, Any]] = {"cos_classifier": classifier, "cos_backbone": backbone}
     for name, values in student.cosines.items():
-        axes.plot(student.epoch, values, label=PARTS.get(name, name), marker=marker(student.epoch), markersize=4, **looks.get(name, {}))
+        axes.plot(
+            student.epoch,
+            values,
+            label=PARTS.get(name, name),
+            marker=marker(student.epoch),
+            markersize=4,
+            **looks.get(name, {}),
+        )
     _signed(axes, list(student.cosines.values()))
     finish(figure, axes, "Cosine of the two losses' gradients")
     return figure
@@ -61,16 +82,31 @@ def _signed(axes: Axes, curves: list[NDArray[np.float64]]) -> None:
     axes.set_ylim(max(low, -1.05), min(high, 1.05))
     axes.axhline(0.0, color=INK, linewidth=1.0, zorder=1)
     axes.axhspan(-2.0, 0.0, color=MUTED, alpha=0.1, linewidth=0, zorder=0)
-    axes.text(0.99, 0.02, "below 0 the losses oppose each other", transform=axes.transAxes, ha="right", fontsize=9, color=MUTED)
+    axes.text(
+        0.99,
+        0.02,
+        "below 0 the losses oppose each other",
+        transform=axes.transAxes,
+        ha="right",
+        fontsize=9,
+        color=MUTED,
+    )
 
 
 def _correlations(source: Source, analysis: dict[str, Any]) -> dict[str, Figure | None]:
     """A matrix of differences for the float student, and for DHKD's auxiliary head; one colour scale for both."""
     rows = [*analysis.get("correlations", ()), *analysis.get("heads", ())]
-    found = {MATRICES[row["what"]]: (row["what"], source.analysis[f"correlation_{number}"]) for number, row in enumerate(rows) if row["what"] in MATRICES}
+    found = {
+        MATRICES[row["what"]]: (row["what"], source.analysis[f"correlation_{number}"])
+        for number, row in enumerate(rows)
+        if row["what"] in MATRICES
+    }
     top = max((float(np.abs(matrix).max()) for _, matrix in found.values()), default=0.0)
     classes = [str(name) for name in source.report.get("classes") or ()]
-    return {name: _matrix(matrix, max(top, 0.01), f"{what.capitalize()} minus teacher", classes) for name, (what, matrix) in found.items()}
+    return {
+        name: _matrix(matrix, max(top, 0.01), f"{what.capitalize()} minus teacher", classes)
+        for name, (what, matrix) in found.items()
+    }
 
 
 def _matrix(matrix: NDArray[np.float64], top: float, title: str, classes: list[str]) -> Figure:
@@ -81,7 +117,12 @@ def _matrix(matrix: NDArray[np.float64], top: float, title: str, classes: list[s
         for row, column in np.ndindex(matrix.shape):
             _cell(axes, column, row, float(matrix[row, column]) / top)
             if count <= 10:
-                text = f"{matrix[row, column]:+.2f}".replace("+0.00", "0").replace("-0.00", "0").replace("0.", ".").replace("-", "\u2212")
+                text = (
+                    f"{matrix[row, column]:+.2f}".replace("+0.00", "0")
+                    .replace("-0.00", "0")
+                    .replace("0.", ".")
+                    .replace("-", "\u2212")
+                )
                 axes.text(column, row, text, ha="center", va="center", fontsize=7)
         labels = [_short(classes[index] if index < len(classes) else str(index)) for index in range(count)]
         axes.set_xticks(range(count), labels, rotation=90, fontsize=8.5)
@@ -101,12 +142,23 @@ def _matrix(matrix: NDArray[np.float64], top: float, title: str, classes: list[s
 def _cell(axes: Axes, x: float, y: float, value: float, width: float = 1.0, height: float = 1.0) -> None:
     """A rectangle around (x, y), shaded by a value in [-1, 1]."""
     colour = COLOURS["student" if value > 0 else "teacher"]
-    axes.add_patch(Rectangle((x - width / 2, y - height / 2), width, height, facecolor=colour, alpha=round(min(abs(value), 1.0), 3), linewidth=0))
+    axes.add_patch(
+        Rectangle(
+            (x - width / 2, y - height / 2),
+            width,
+            height,
+            facecolor=colour,
+            alpha=round(min(abs(value), 1.0), 3),
+            linewidth=0,
+        )
+    )
 
 
 def _shades(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """(K, K) in [-1, 1] -> RGBA (K, K, 4): what is near zero is transparent, so that it stands on light and on dark paper."""
-    colours = np.array([[int(COLOURS[name][at : at + 2], 16) / 255 for at in (1, 3, 5)] for name in ("teacher", "student")])
+    colours = np.array(
+        [[int(COLOURS[name][at : at + 2], 16) / 255 for at in (1, 3, 5)] for name in ("teacher", "student")]
+    )
     return np.concatenate([colours[(values > 0).astype(int)], np.abs(values).clip(0, 1)[..., None]], axis=2)
 
 
@@ -139,7 +191,16 @@ def _features(source: Source, analysis: dict[str, Any], role: str) -> Figure | N
     figure, axes = panel(4.0)
     for number, name in enumerate(analysis["features"]["classes"]):
         x, y = points[labels == number].T.round(2)
-        axes.scatter(x, y, s=11, marker=SHAPES[number % 10], color=CLASSES[number % 10], alpha=0.75, linewidths=0, label=_short(str(name)))
+        axes.scatter(
+            x,
+            y,
+            s=11,
+            marker=SHAPES[number % 10],
+            color=CLASSES[number % 10],
+            alpha=0.75,
+            linewidths=0,
+            label=_short(str(name)),
+        )
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(False)
@@ -157,14 +218,35 @@ def _calibration(source: Source, analysis: dict[str, Any]) -> Figure | None:
         return None
     figure, axes = panel(3.5)
     axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1.0, linestyle=(0, (2, 2)))
-    looks = {"teacher": ("teacher", (0, (1, 1.2)), "o"), "float student": ("float", (0, (5, 2)), "s"), "int8 student": ("student", "solid", "D")}
+    looks = {
+        "teacher": ("teacher", (0, (1, 1.2)), "o"),
+        "float student": ("float", (0, (5, 2)), "s"),
+        "int8 student": ("student", "solid", "D"),
+    }
     for number, row in enumerate(rows):
-        pictures, confidence, accuracy = (source.analysis[f"calibration_{number}_{name}"] for name in ("pictures", "confidence", "accuracy"))
+        pictures, confidence, accuracy = (
+            source.analysis[f"calibration_{number}_{name}"] for name in ("pictures", "confidence", "accuracy")
+        )
         colour, dash, shape = looks[row["what"]]
         some = pictures > 0
-        axes.plot(100 * confidence[some], 100 * accuracy[some], color=COLOURS[colour], linestyle=dash, linewidth=1.6, label=row["what"])
+        axes.plot(
+            100 * confidence[some],
+            100 * accuracy[some],
+            color=COLOURS[colour],
+            linestyle=dash,
+            linewidth=1.6,
+            label=row["what"],
+        )
         sizes = 6 + 130 * pictures[some] / pictures.sum()
-        axes.scatter(100 * confidence[some], 100 * accuracy[some], s=sizes, marker=shape, color=COLOURS[colour], alpha=0.8, linewidths=0)
+        axes.scatter(
+            100 * confidence[some],
+            100 * accuracy[some],
+            s=sizes,
+            marker=shape,
+            color=COLOURS[colour],
+            alpha=0.8,
+            linewidths=0,
+        )
     axes.set_xlim(0, 103)
     axes.set_ylim(0, 103)
     finish(figure, axes, "Accuracy against confidence, %", axis="confidence, %")
@@ -176,9 +258,17 @@ def _against(source: Source, analysis: dict[str, Any]) -> dict[str, Figure | Non
     rows, arrays = analysis.get("against") or [], source.analysis
     if not rows:
         return {}
-    names = [row["recipe"] if [one["recipe"] for one in rows].count(row["recipe"]) == 1 else f"{row['recipe']} {row['run'][:16]}" for row in rows]
-    shown = {"against-accuracy": (("top1",), 100.0, "Top-1 on validation, %"), "against-loss": (("task",), 1.0, "Cross-entropy in training"),
-             "against-gradients": (tuple(PARTS), 1.0, "Cosine of the two losses' gradients")}  # fmt: skip
+    names = [
+        row["recipe"]
+        if [one["recipe"] for one in rows].count(row["recipe"]) == 1
+        else f"{row['recipe']} {row['run'][:16]}"
+        for row in rows
+    ]
+    shown = {
+        "against-accuracy": (("top1",), 100.0, "Top-1 on validation, %"),
+        "against-loss": (("task",), 1.0, "Cross-entropy in training"),
+        "against-gradients": (tuple(PARTS), 1.0, "Cosine of the two losses' gradients"),
+    }
     figures: dict[str, Figure | None] = {}
     for title, (keys, scale, heading) in shown.items():
         figure, axes = panel(3.0)
@@ -189,8 +279,16 @@ def _against(source: Source, analysis: dict[str, Any]) -> dict[str, Figure | Non
                 if values is None or not np.isfinite(values).any():
                     continue
                 epoch, label = arrays[f"against_{number}_epoch"], f"{name}, {PARTS[key]}" if key in PARTS else name
-                axes.plot(epoch, scale * values, label=plain(label), color=COLOURS[RUNS[number % 5]], linestyle=DASHES[place if len(keys) > 1 else number % 3],
-                          linewidth=1.9, marker=marker(epoch), markersize=4)  # fmt: skip
+                axes.plot(
+                    epoch,
+                    scale * values,
+                    label=plain(label),
+                    color=COLOURS[RUNS[number % 5]],
+                    linestyle=DASHES[place if len(keys) > 1 else number % 3],
+                    linewidth=1.9,
+                    marker=marker(epoch),
+                    markersize=4,
+                )
                 drawn.append(values)
         if drawn and title == "against-gradients":
             _signed(axes, drawn)

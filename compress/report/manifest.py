@@ -10,9 +10,14 @@ from compress.report.source import Source, measured_rows, model_label
 
 SETTINGS = (("distill", "Distillation"), ("export", "Export"), ("quantize", "Quantisation"), ("latency", "Timing"))
 TABLES = {  # are shown elsewhere
-    ("export", "rewrites"), ("quantize", "trials"),
-    ("latency", "sustained"), ("latency", "photo"), ("latency", "disturbances"), ("latency", "interrupted"), ("latency", "round_other_cores"),
-}  # fmt: skip
+    ("export", "rewrites"),
+    ("quantize", "trials"),
+    ("latency", "sustained"),
+    ("latency", "photo"),
+    ("latency", "disturbances"),
+    ("latency", "interrupted"),
+    ("latency", "round_other_cores"),
+}
 
 
 def manifest(source: Source) -> Html:
@@ -52,7 +57,11 @@ def _value(value: Any) -> Child:
         return f"{value:,}" if abs(value) >= 10000 else str(value)
     if isinstance(value, list) and all(isinstance(item, (str, int, float)) for item in value):
         return ", ".join(str(item) for item in value)
-    return el("code", json.dumps(value, ensure_ascii=False, sort_keys=True)) if isinstance(value, (dict, list)) else str(value)
+    return (
+        el("code", json.dumps(value, ensure_ascii=False, sort_keys=True))
+        if isinstance(value, (dict, list))
+        else str(value)
+    )
 
 
 def _settings(report: dict[str, Any], key: str, title: str) -> Html | None:
@@ -61,13 +70,22 @@ def _settings(report: dict[str, Any], key: str, title: str) -> Html | None:
     if not isinstance(settings, dict) or not settings:
         return None
     shown = {name: value for name, value in settings.items() if value is not None and (key, name) not in TABLES}
-    return el("details", el("summary", title), facts((_words(name), _value(value)) for name, value in shown.items())) if shown else None
+    return (
+        el("details", el("summary", title), facts((_words(name), _value(value)) for name, value in shown.items()))
+        if shown
+        else None
+    )
 
 
 def _files(report: dict[str, Any]) -> Html:
     rows = measured_rows(report)
     lines: list[list[Child]] = [
-        [el("code", row.get("file")), model_label(row), size(row.get("bytes")), el("code", row.get("sha256") or "not known", class_="sha")]
+        [
+            el("code", row.get("file")),
+            model_label(row),
+            size(row.get("bytes")),
+            el("code", row.get("sha256") or "not known", class_="sha"),
+        ]
         for row in rows
     ]
     body = table("Files", ["File", "What", "Size", "sha256"], lines, ["", "", "", "text"])
@@ -80,11 +98,24 @@ def _rewrites(report: dict[str, Any]) -> Html | None:
     if not rows:
         return None
     lines: list[list[Child]] = [
-        [row["name"], str(row["nodes"]), f"{'kept' if row['kept'] else 'refused'} ({row['files']})", f"{row['max_abs_diff']:.1e} of {row['limit']:.1e}",
-         f"{percent(row['integer_share'])} \u2192 {percent(row['rewritten_share'])}" if row.get("rewritten_share") is not None else "", row["reason"]]
+        [
+            row["name"],
+            str(row["nodes"]),
+            f"{'kept' if row['kept'] else 'refused'} ({row['files']})",
+            f"{row['max_abs_diff']:.1e} of {row['limit']:.1e}",
+            f"{percent(row['integer_share'])} \u2192 {percent(row['rewritten_share'])}"
+            if row.get("rewritten_share") is not None
+            else "",
+            row["reason"],
+        ]
         for row in rows
-    ]  # fmt: skip
-    body = table("Rewrites", ["Rewrite", "Nodes", "", "Difference", "Integer kernels", "Why"], lines, ["text", "", "text", "", "", "text"])
+    ]
+    body = table(
+        "Rewrites",
+        ["Rewrite", "Nodes", "", "Difference", "Integer kernels", "Why"],
+        lines,
+        ["text", "", "text", "", "", "text"],
+    )
     return el("details", el("summary", "Float-exact rewrites"), body)
 
 
@@ -94,11 +125,21 @@ def _package(report: dict[str, Any]) -> Html | None:
     if not rows:
         return None
     lines: list[list[Child]] = [
-        [el("code", row["file"]), row.get("target") or "any", size(row["bytes"]), ", ".join(row.get("operators") or []),
-         el("code", row["sha256"], class_="sha")]
+        [
+            el("code", row["file"]),
+            row.get("target") or "any",
+            size(row["bytes"]),
+            ", ".join(row.get("operators") or []),
+            el("code", row["sha256"], class_="sha"),
+        ]
         for row in rows
-    ]  # fmt: skip
-    body = table("Further files", ["File", "For", "Size", "Kernels of a minimal onnxruntime", "sha256"], lines, ["", "", "", "text", "text"])
+    ]
+    body = table(
+        "Further files",
+        ["File", "For", "Size", "Kernels of a minimal onnxruntime", "sha256"],
+        lines,
+        ["", "", "", "text", "text"],
+    )
     return el("details", el("summary", "Further files: one picture at a time, minimal onnxruntime"), body)
 
 
@@ -107,11 +148,15 @@ def _times(report: dict[str, Any]) -> Html | None:
     names = list(seconds) + [name for name in reused if name not in seconds]
     if not names:
         return None
-    lines: list[list[Child]] = [[name, duration(seconds.get(name)), "reused" if name in reused else "run"] for name in names]
+    lines: list[list[Child]] = [
+        [name, duration(seconds.get(name)), "reused" if name in reused else "run"] for name in names
+    ]
     spent = sum(value for name, value in seconds.items() if name not in reused and isinstance(value, (int, float)))
     total = [f"Stages: {duration(spent)}"] + ([f", {len(reused)} of {len(names)} reused"] if reused else [])
     told = "The time of a training that was interrupted is that of all its parts."
-    note = el("p", f"A reused stage shows the time that it took when it was made. {told}" if reused else told, class_="quiet")
+    note = el(
+        "p", f"A reused stage shows the time that it took when it was made. {told}" if reused else told, class_="quiet"
+    )
     return el("details", el("summary", total), table("Stages", ["Stage", "Time", ""], lines), note)
 
 

@@ -32,20 +32,30 @@ def models(source: Source) -> Html:
     rows = measured_rows(report)
     ship = shipped(report)
     head: list[Child] = [""] + [[model_label(row), _under(row, ship)] for row in rows]
-    few = 0 < len(report.get("classes") or []) <= 5  # the first five answers of so few classes always hold the right one
+    few = (
+        0 < len(report.get("classes") or []) <= 5
+    )  # the first five answers of so few classes always hold the right one
     lines = [[name, *(cell(row, report) for row in rows)] for name, cell in CELLS if not (few and name == "Top-5")]
     lines = [line for line in lines if any(cell is not NOT_MEASURED for cell in line[1:])]
     kinds = ["", *("ship" if row is ship else "" for row in rows)]
     images = next((row["images"] for row in rows if row.get("images")), None)
     timing: dict[str, Any] = next((row["latency_ms"] for row in rows if row.get("latency_ms")), {})
     parts = [f"all on the same {images:,} test pictures" if images else None, _conditions(timing)]
-    lead = "Every file measured in one runtime" + "".join(f"; {part}" for part in parts if part) + ". Small print: 95 % intervals."
+    lead = (
+        "Every file measured in one runtime"
+        + "".join(f"; {part}" for part in parts if part)
+        + ". Small print: 95 % intervals."
+    )
     return section("models", "Models", table("Measured models", head, lines, kinds, stacked=True), lead=lead)
 
 
 def _under(row: dict[str, Any], ship: dict[str, Any]) -> list[Html]:
     """What stands under a model's name: whether it ships, and for which processors it is."""
-    return [el("small", text) for text in ("ships" if row is ship else None, row.get("target"), "not timed here" if row.get("note") else None) if text]
+    return [
+        el("small", text)
+        for text in ("ships" if row is ship else None, row.get("target"), "not timed here" if row.get("note") else None)
+        if text
+    ]
 
 
 def _conditions(timing: Mapping[str, Any]) -> str | None:
@@ -56,7 +66,11 @@ def _conditions(timing: Mapping[str, Any]) -> str | None:
 
 
 def _top1(row: dict[str, Any], report: dict[str, Any]) -> Child:
-    return [percent(row["top1"], 2), bracket(interval_of(row.get("top1_ci95")), 100)] if is_number(row.get("top1")) else NOT_MEASURED
+    return (
+        [percent(row["top1"], 2), bracket(interval_of(row.get("top1_ci95")), 100)]
+        if is_number(row.get("top1"))
+        else NOT_MEASURED
+    )
 
 
 def _drop(against: Callable[[dict[str, Any]], Any]) -> Any:
@@ -65,7 +79,11 @@ def _drop(against: Callable[[dict[str, Any]], Any]) -> Any:
     def cell(row: dict[str, Any], report: dict[str, Any]) -> Child:
         pair = comparison_of(report, row.get("file"), against(report))
         drop = pair.get("top1_drop_points")
-        return [signed(drop, 2).lstrip("+"), bracket(interval_of(pair.get("top1_drop_ci95")), 1, 2)] if is_number(drop) else NOT_MEASURED
+        return (
+            [signed(drop, 2).lstrip("+"), bracket(interval_of(pair.get("top1_drop_ci95")), 1, 2)]
+            if is_number(drop)
+            else NOT_MEASURED
+        )
 
     return cell
 
@@ -87,13 +105,24 @@ def _teacher_file(report: dict[str, Any]) -> Any:
 
 
 def _float_file(report: dict[str, Any]) -> Any:
-    return next((row.get("file") for row in report["models"] if row.get("role") == "student" and row.get("precision") == "fp32"), None)
+    return next(
+        (
+            row.get("file")
+            for row in report["models"]
+            if row.get("role") == "student" and row.get("precision") == "fp32"
+        ),
+        None,
+    )
 
 
 def _p50(key: str) -> Any:
     def cell(row: dict[str, Any], report: dict[str, Any]) -> Child:
         latency = row.get(key) or {}
-        return [milliseconds(latency["p50"]), bracket(interval_of(latency.get("p50_ci95")), 1, 3)] if is_number(latency.get("p50")) else NOT_MEASURED
+        return (
+            [milliseconds(latency["p50"]), bracket(interval_of(latency.get("p50_ci95")), 1, 3)]
+            if is_number(latency.get("p50"))
+            else NOT_MEASURED
+        )
 
     return cell
 
@@ -103,7 +132,10 @@ def _pair(key: str, unit: str) -> Any:
         pair = comparison_of(report, row.get("file"), _teacher_file(report))
         if not is_number(pair.get(key)):
             return NOT_MEASURED
-        return [significant(pair[key]) + unit, bracket(interval_of(pair.get("speedup_ci95")), 1, 2) if key == "speedup_p50" else None]
+        return [
+            significant(pair[key]) + unit,
+            bracket(interval_of(pair.get("speedup_ci95")), 1, 2) if key == "speedup_p50" else None,
+        ]
 
     return cell
 
@@ -114,7 +146,9 @@ def _own(key: str, show: Any) -> Any:
 
 def _network(key: str) -> Any:
     """A number of the network, not of the file: the teacher's, the student's; the baseline is the same network as the student."""
-    return lambda row, report: count((report["teacher"] if row.get("role") == "teacher" else report["student"]).get(key))
+    return lambda row, report: count(
+        (report["teacher"] if row.get("role") == "teacher" else report["student"]).get(key)
+    )
 
 
 def difference(value: Any) -> Child:

@@ -57,7 +57,11 @@ def join(children: Child, between: str = "", write: Callable[[object], str] = pr
 
 def el(name: str, *children: Child, **attributes: object) -> Html:
     """An element. `class_` is class, `aria_label` is aria-label; an attribute that is None is left out."""
-    written = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items() if value is not None)
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
     if name in VOID:
         return Html(f"<{name}{written}>")
     return Html(f"<{name}{written}>{join(children, write=escape if name in VERBATIM else prose).text}</{name}>")
@@ -69,7 +73,14 @@ def section(anchor: str, title: str, *children: Child, lead: Child = None) -> Ht
     return el("section", el("h2", title), intro, *children, id=anchor, class_="card")
 
 
-def table(caption: str, head: Sequence[Child], rows: Iterable[Sequence[Child]], kinds: Sequence[str] = (), *, stacked: bool = False) -> Html:
+def table(
+    caption: str,
+    head: Sequence[Child],
+    rows: Iterable[Sequence[Child]],
+    kinds: Sequence[str] = (),
+    *,
+    stacked: bool = False,
+) -> Html:
     """A table whose first cell of each row is its header; it scrolls sideways on a narrow screen. `kinds`: classes of the columns.
 
     `stacked`: on a narrow screen the header stands above its row, for tables of many columns.
@@ -80,7 +91,11 @@ def table(caption: str, head: Sequence[Child], rows: Iterable[Sequence[Child]], 
 
     top = el("tr", *(el("th", cell, scope="col", class_=kind(column)) for column, cell in enumerate(head)))
     body = [
-        el("tr", el("th", row[0], scope="row"), *(el("td", cell, class_=kind(column)) for column, cell in enumerate(row[1:], start=1)))
+        el(
+            "tr",
+            el("th", row[0], scope="row"),
+            *(el("td", cell, class_=kind(column)) for column, cell in enumerate(row[1:], start=1)),
+        )
         for row in rows
     ]
     narrow = {"class_": "columns", "style": f"--columns:{len(head) - 1}"} if stacked else {}
@@ -168,7 +183,9 @@ def bracket(interval: tuple[float, float] | None, scale: float = 1.0, digits: in
     return el("span", text, class_="interval")
 
 
-def bar(value: float, interval: tuple[float, float] | None, limit: float, *, at_most: bool, mark: str, alt: str, tone: str) -> Html:
+def bar(
+    value: float, interval: tuple[float, float] | None, limit: float, *, at_most: bool, mark: str, alt: str, tone: str
+) -> Html:
     """Value and interval against a limit; the side that meets it is shaded. Drawn by CSS, so it fits every width."""
     points = [value, limit, *(interval or ())]
     pad = (max(points) - min(points) or abs(limit) or 1.0) * 0.15
@@ -181,12 +198,16 @@ def bar(value: float, interval: tuple[float, float] | None, limit: float, *, at_
     zone = f"left:0;width:{tick}%" if at_most else f"left:{tick}%;right:0"
     span = None
     if interval is not None:
-        span = el("span", class_="span", style=f"left:{at(interval[0])}%;width:{round(at(interval[1]) - at(interval[0]), 2)}%")
+        span = el(
+            "span", class_="span", style=f"left:{at(interval[0])}%;width:{round(at(interval[1]) - at(interval[0]), 2)}%"
+        )
     label = el("span", mark, class_="mark", style=f"left:{tick}%;transform:translateX(-{tick}%)")
     track = el(
         "span",
-        el("span", class_="zone", style=zone), span,
-        el("span", class_="tick", style=f"left:{tick}%"), el("span", class_="dot", style=f"left:{at(value)}%"),
+        el("span", class_="zone", style=zone),
+        span,
+        el("span", class_="tick", style=f"left:{tick}%"),
+        el("span", class_="dot", style=f"left:{at(value)}%"),
         class_="track",
-    )  # fmt: skip
+    )
     return el("div", track, label, class_=f"bar {tone}", role="img", aria_label=alt)

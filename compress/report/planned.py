@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress.report.parts import NOT_MEASURED, Child, Html, bracket, count, el, interval_of, is_number, milliseconds, section, significant, size, table
+from compress.report.parts import (
+    NOT_MEASURED,
+    Child,
+    Html,
+    bracket,
+    count,
+    el,
+    interval_of,
+    is_number,
+    milliseconds,
+    section,
+    significant,
+    size,
+    table,
+)
 from compress.report.source import Source
 
 HEAD = ("Network", "MACs", "Parameters", "float32 p50", "int8 p50", "int8 against float32", "File", "Peak memory")
@@ -20,7 +34,9 @@ def choice(source: Source) -> Html | None:
     place = (plan.get("host") or {}).get("cpu") if device == "local" else device
     where = f" Timed with random weights on {place}." if place else " Timed with random weights."
     rows = [_row(row, chosen.get("chosen")) for row in plan.get("networks") or []]
-    return section("plan", "Before training", table("Networks tried before training", HEAD, rows), lead=chosen["sentence"] + where)
+    return section(
+        "plan", "Before training", table("Networks tried before training", HEAD, rows), lead=chosen["sentence"] + where
+    )
 
 
 def _row(row: dict[str, Any], chosen: str | None) -> list[Child]:
@@ -28,11 +44,21 @@ def _row(row: dict[str, Any], chosen: str | None) -> list[Child]:
     teacher = el("span", "teacher", class_="quiet") if row.get("role") == "teacher" else None
     mark = el("span", "\u2713 chosen", class_="chip passed") if row["name"] == chosen and teacher is None else teacher
     speedup = row.get("int8_speedup")
-    ratio = [f"{significant(speedup)}\u00d7", bracket(interval_of(row.get("int8_speedup_ci95")), 1, 2)] if is_number(speedup) else NOT_MEASURED
+    ratio = (
+        [f"{significant(speedup)}\u00d7", bracket(interval_of(row.get("int8_speedup_ci95")), 1, 2)]
+        if is_number(speedup)
+        else NOT_MEASURED
+    )
     return [
-        [row["name"], " ", mark], count(row.get("macs")), count(row.get("params")), _p50(row["fp32"]), _p50(row.get("int8") or {}),
-        ratio, size(shipped.get("bytes")), size(shipped.get("peak_memory_bytes")),
-    ]  # fmt: skip
+        [row["name"], " ", mark],
+        count(row.get("macs")),
+        count(row.get("params")),
+        _p50(row["fp32"]),
+        _p50(row.get("int8") or {}),
+        ratio,
+        size(shipped.get("bytes")),
+        size(shipped.get("peak_memory_bytes")),
+    ]
 
 
 def _p50(file: dict[str, Any]) -> Child:

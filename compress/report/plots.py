@@ -28,8 +28,13 @@ INK, MUTED, GRID = "#1d2126", "#5b636e", "#dfddd8"
 COLOURS = {"teacher": "#0072b2", "student": "#c84e00", "float": "#a8578a", "baseline": "#00805e", "other": "#77736b"}
 # Of up to ten classes in one plot, which differ in shape as well.
 CLASSES = ("#1f6fb4", "#e07b00", "#2f8f4e", "#c23b3b", "#8055a8", "#8a5a3c", "#d25fa6", "#5f6b73", "#8f8f00", "#1393a5")
-VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", **{value: f"--c-{name}" for name, value in COLOURS.items()},
-             **{value: f"--k-{number}" for number, value in enumerate(CLASSES)}}  # fmt: skip
+VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--line",
+    **{value: f"--c-{name}" for name, value in COLOURS.items()},
+    **{value: f"--k-{number}" for number, value in enumerate(CLASSES)},
+}
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -73,7 +78,9 @@ def inline(svg: str, name: str, alt: str) -> str:
     for colour, variable in VARIABLES.items():
         body = body.replace(colour, f"var({variable})")
     view = re.search(r'viewBox="[^"]*"', body)
-    return re.sub(r"<svg[^>]*>", f'<svg {view.group(0) if view else ""} role="img" aria-label="{alt}">', body, count=1).strip()
+    return re.sub(
+        r"<svg[^>]*>", f'<svg {view.group(0) if view else ""} role="img" aria-label="{alt}">', body, count=1
+    ).strip()
 
 
 def svg_of(figure: Figure) -> str:
@@ -95,7 +102,9 @@ def panel(height: float) -> tuple[Figure, Axes]:
 
 def plain(label: str) -> str:
     """A label that every SVG may hold and the panel has room for: printable, shortened. The viewer's fonts write it."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in label).lstrip("_")  # matplotlib hides labels with a leading _
+    text = "".join(letter if letter.isprintable() else "?" for letter in label).lstrip(
+        "_"
+    )  # matplotlib hides labels with a leading _
     return (text or "?") if len(text) <= 36 else text[:33] + "..."
 
 
@@ -110,7 +119,9 @@ def _hue(name: str, source: Source) -> dict[str, Any]:
     return {"color": COLOURS["other"], "linewidth": 1.2, "linestyle": (0, (3, 1.5, 1, 1.5))}
 
 
-def finish(figure: Figure, axes: Axes, title: str, order: int = 1, axis: str | None = "epoch", markers: float = 1.0) -> None:
+def finish(
+    figure: Figure, axes: Axes, title: str, order: int = 1, axis: str | None = "epoch", markers: float = 1.0
+) -> None:
     """Title, name of the axis (whole epochs), and the legend under it where it hides nothing; `markers`: how much larger they are there."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(axis or "")
@@ -118,9 +129,18 @@ def finish(figure: Figure, axes: Axes, title: str, order: int = 1, axis: str | N
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     handles, labels = axes.get_legend_handles_labels()
     columns = 2 if max(map(len, labels)) <= 20 else 1
-    figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(labels) // columns))  # the legend takes nothing from the curves
+    figure.set_figheight(
+        figure.get_figheight() + 0.19 * -(-len(labels) // columns)
+    )  # the legend takes nothing from the curves
     figure.legend(
-        handles[::order], labels[::order], loc="outside lower left", ncols=columns, frameon=False, fontsize=9.5, handlelength=2.6, markerscale=markers
+        handles[::order],
+        labels[::order],
+        loc="outside lower left",
+        ncols=columns,
+        frameon=False,
+        fontsize=9.5,
+        handlelength=2.6,
+        markerscale=markers,
     )
 
 
@@ -133,7 +153,12 @@ def _accuracy(source: Source) -> Figure | None:
     for curve in reversed(curves):  # the student on top
         assert curve.top1 is not None
         axes.plot(
-            curve.epoch, 100 * curve.top1, label=plain(curve.name), marker=marker(curve.epoch), markersize=4, **_hue(curve.name, source)
+            curve.epoch,
+            100 * curve.top1,
+            label=plain(curve.name),
+            marker=marker(curve.epoch),
+            markersize=4,
+            **_hue(curve.name, source),
         )
     finish(figure, axes, "Top-1 on validation, %", order=-1)
     return figure
@@ -154,7 +179,14 @@ def _loss(source: Source) -> Figure | None:
         hue = _hue(curve.name, source)
         for place, (loss, series) in enumerate(curve.losses.items()):
             line = hue if place == 0 else {**hue, "linewidth": 1.3, "linestyle": (0, (1, 1.5)), "alpha": 0.9}
-            axes.plot(curve.epoch, series, label=plain(f"{curve.name} {loss}"), marker=marker(curve.epoch), markersize=4, **line)
+            axes.plot(
+                curve.epoch,
+                series,
+                label=plain(f"{curve.name} {loss}"),
+                marker=marker(curve.epoch),
+                markersize=4,
+                **line,
+            )
             values.append(series[np.isfinite(series) & (series > 0)])
     every = np.concatenate(values)
     if every.size and every.max() / every.min() > 50:
@@ -176,7 +208,9 @@ def _latency_rows(source: Source) -> list[tuple[str, str, NDArray[np.float64]]]:
     report = source.report
     rows = measured_rows(report)
     labels = {row.get("file"): (model_label(row), _role_colour(row, report)) for row in rows}
-    order = [name for name in labels if name in source.latency] + [name for name in source.latency if name not in labels]
+    order = [name for name in labels if name in source.latency] + [
+        name for name in source.latency if name not in labels
+    ]
     found = [(*labels.get(name, (name, COLOURS["other"])), source.latency[name]) for name in order]
     return [(label, colour, samples) for label, colour, samples in found if samples.size]
 
@@ -201,7 +235,13 @@ def _latency(source: Source) -> Figure | None:
     figure, axes = panel(0.9 + 0.72 * len(rows))
     for place, ((label, colour, values), median) in enumerate(zip(rows, medians, strict=True)):
         _ridge(axes, len(rows) - 1 - place, values, edges, colour)
-        axes.text(0.0, len(rows) - 1 - place + 0.72, f"{plain(label)}: {median:.3g} ms", transform=axes.get_yaxis_transform(), fontsize=10)
+        axes.text(
+            0.0,
+            len(rows) - 1 - place + 0.72,
+            f"{plain(label)}: {median:.3g} ms",
+            transform=axes.get_yaxis_transform(),
+            fontsize=10,
+        )
     if wide:
         axes.set_xscale("log")
         _decades(axes.xaxis)
@@ -210,7 +250,9 @@ def _latency(source: Source) -> Figure | None:
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.grid(True, axis="x")
-    axes.set_title("Latency of one picture, ms" + (" (log)" if wide else ""), loc="left", fontsize=11, fontweight="bold")
+    axes.set_title(
+        "Latency of one picture, ms" + (" (log)" if wide else ""), loc="left", fontsize=11, fontweight="bold"
+    )
     return figure
 
 

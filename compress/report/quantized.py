@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress.report.parts import NOT_MEASURED, Child, Html, bracket, chance, el, interval_of, is_number, percent, section, signed, size, table
+from compress.report.parts import (
+    NOT_MEASURED,
+    Child,
+    Html,
+    bracket,
+    chance,
+    el,
+    interval_of,
+    is_number,
+    percent,
+    section,
+    signed,
+    size,
+    table,
+)
 from compress.report.source import Source
 
 
@@ -12,7 +26,9 @@ def int8(source: Source) -> Html | None:
     """The trials of the search, the islands of float, and whether int8 ships; nothing for a run that made none of it."""
     report = source.report
     quantize = report.get("quantize") or {}
-    row: dict[str, Any] = next((row for row in report["models"] if row.get("role") == "student" and row.get("precision") == "int8"), {})
+    row: dict[str, Any] = next(
+        (row for row in report["models"] if row.get("role") == "student" and row.get("precision") == "int8"), {}
+    )
     said = (report.get("ships") or {}).get("sentence")
     parts = [
         el("p", said, class_="said") if said else None,
@@ -33,10 +49,24 @@ def _tuning(tuning: dict[str, Any]) -> Html | None:
     top1 = [percent(tuning.get(f"top1_{name}"), 2) for name in ("float", "static", "validation")]
     p = f"; McNemar's exact p {chance(tuning['mcnemar_p'])}" if is_number(tuning.get("mcnemar_p")) else ""
     how: list[Child] = [
-        f"{tuning.get('epochs')} further epochs as int8 computes, by the same method and teacher", p, ". On validation pictures: float ", top1[0],
-        ", static int8 ", top1[1], ", tuned ", top1[2], ". The file agrees with what training simulated on ", percent(tuning.get("agreement")), ".",
-    ]  # fmt: skip
-    return el("div", el("h3", "Tuning"), el("p", said[:1].upper() + said[1:] + ".", class_="said"), el("p", *how, class_="quiet"))
+        f"{tuning.get('epochs')} further epochs as int8 computes, by the same method and teacher",
+        p,
+        ". On validation pictures: float ",
+        top1[0],
+        ", static int8 ",
+        top1[1],
+        ", tuned ",
+        top1[2],
+        ". The file agrees with what training simulated on ",
+        percent(tuning.get("agreement")),
+        ".",
+    ]
+    return el(
+        "div",
+        el("h3", "Tuning"),
+        el("p", said[:1].upper() + said[1:] + ".", class_="said"),
+        el("p", *how, class_="quiet"),
+    )
 
 
 def _trials(trials: list[dict[str, Any]], said: str | None) -> Html | None:
@@ -44,10 +74,20 @@ def _trials(trials: list[dict[str, Any]], said: str | None) -> Html | None:
         return None
     head = ["Variant", "KL to float", "Agrees", "Size", "Drop, validation", "Why"]
     rows: list[list[Child]] = [
-        [_name(trial), _kl(trial), percent(trial.get("agreement")), size(trial.get("bytes")), _drop(trial), _why(trial)] for trial in trials
+        [_name(trial), _kl(trial), percent(trial.get("agreement")), size(trial.get("bytes")), _drop(trial), _why(trial)]
+        for trial in trials
     ]
-    lead = el("p", f"Search chose {said}. Variants were ranked without labels; the survivors were certified on validation pictures.", class_="quiet")
-    return el("div", el("h3", "Search"), lead if said else None, table("Trials of the int8 search", head, rows, ["", "", "", "", "", "text"]))
+    lead = el(
+        "p",
+        f"Search chose {said}. Variants were ranked without labels; the survivors were certified on validation pictures.",
+        class_="quiet",
+    )
+    return el(
+        "div",
+        el("h3", "Search"),
+        lead if said else None,
+        table("Trials of the int8 search", head, rows, ["", "", "", "", "", "text"]),
+    )
 
 
 def _name(trial: dict[str, Any]) -> Child:
@@ -74,10 +114,18 @@ def _islands(causes: list[dict[str, Any]] | None) -> Html | None:
     if not causes:
         return el("p", "Everything behind the first layer runs in integer kernels.", class_="quiet")
     rows: list[list[Child]] = [[row.get("op"), str(row.get("count")), row.get("cause")] for row in causes]
-    return el("div", el("h3", "What runs in float inside int8"), table("Islands of float", ["Operator", "Nodes", "Cause"], rows, ["", "", "text"]))
+    return el(
+        "div",
+        el("h3", "What runs in float inside int8"),
+        table("Islands of float", ["Operator", "Nodes", "Cause"], rows, ["", "", "text"]),
+    )
 
 
 def _requantised(names: list[str]) -> Html | None:
     if not names:
         return None
-    return el("p", f"Float in the file, but quantised again by onnxruntime when it loads it: {', '.join(names)}.", class_="said")
+    return el(
+        "p",
+        f"Float in the file, but quantised again by onnxruntime when it loads it: {', '.join(names)}.",
+        class_="said",
+    )

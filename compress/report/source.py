@@ -16,7 +16,19 @@ from numpy.typing import NDArray
 from compress.errors import MissingError, StageError
 from compress.statistics import per_class, top_k_correct
 
-CONTRACT = ("schema", "recipe", "status", "teacher", "student", "models", "comparisons", "requirements", "seconds", "reused", "environment")
+CONTRACT = (
+    "schema",
+    "recipe",
+    "status",
+    "teacher",
+    "student",
+    "models",
+    "comparisons",
+    "requirements",
+    "seconds",
+    "reused",
+    "environment",
+)
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -29,7 +41,9 @@ class Curve:
     epoch: NDArray[np.float64]
     top1: NDArray[np.float64] | None  # fractions, on validation
     losses: dict[str, NDArray[np.float64]]
-    cosines: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # cos_classifier, cos_backbone, where they were traced
+    cosines: dict[str, NDArray[np.float64]] = field(
+        default_factory=dict
+    )  # cos_classifier, cos_backbone, where they were traced
 
 
 @dataclass(frozen=True)
@@ -60,10 +74,14 @@ def read_report(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise MissingError(f"{path}: no report here; finish the run with `compress run RECIPE`") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StageError(f"{path}: not a JSON file ({error}); write it again with `compress run RECIPE --force report`") from None
+        raise StageError(
+            f"{path}: not a JSON file ({error}); write it again with `compress run RECIPE --force report`"
+        ) from None
     missing = [key for key in CONTRACT if key not in report] if isinstance(report, dict) else list(CONTRACT)
     if missing:
-        raise StageError(f"{path}: not a report, {', '.join(missing)} missing; write it again with `compress run RECIPE --force report`")
+        raise StageError(
+            f"{path}: not a report, {', '.join(missing)} missing; write it again with `compress run RECIPE --force report`"
+        )
     if report["schema"] != 1:
         raise StageError(f"{path}: schema {report['schema']!r} was written by another version; this one reads schema 1")
     return report
@@ -82,7 +100,9 @@ def read(folder: Path) -> Source:
         report=report,
         curves=curves_of(folder),
         latency={
-            name: samples[np.isfinite(samples)] for name, samples in sorted(arrays_of(folder / "latency.npz").items()) if not name.startswith("rounds/")
+            name: samples[np.isfinite(samples)]
+            for name, samples in sorted(arrays_of(folder / "latency.npz").items())
+            if not name.startswith("rounds/")
         },
         pictures=pictures,
         per_class=report.get("per_class") or _per_class(report, predictions),
@@ -95,7 +115,9 @@ def shipped(report: dict[str, Any]) -> dict[str, Any]:
     students = [row for row in report["models"] if row.get("role") == "student"]
     judged = {row.get("file") for row in report["requirements"]}
     named = (report.get("ships") or {}).get("file")
-    students.sort(key=lambda row: (row.get("file") != named, row.get("file") not in judged, row.get("precision") != "int8"))
+    students.sort(
+        key=lambda row: (row.get("file") != named, row.get("file") not in judged, row.get("precision") != "int8")
+    )
     return students[0] if students else {}
 
 
@@ -114,13 +136,24 @@ def speedup(report: dict[str, Any]) -> float | None:
     """How many times as fast as the teacher the shipped file is on this machine: as a limit on it was last judged, else as it was validated."""
     ship = shipped(report)
     found = judged(report, "min_speedup", ship.get("file"))
-    return comparison_of(report, ship.get("file"), teacher_row(report).get("file")).get("speedup_p50") if found is None else found
+    return (
+        comparison_of(report, ship.get("file"), teacher_row(report).get("file")).get("speedup_p50")
+        if found is None
+        else found
+    )
 
 
 def judged(report: dict[str, Any], name: str, file: str | None) -> float | None:
     """What a limit on a file was last held against on this machine; None where there is no such limit."""
     asked = (name, "local", file)
-    return next((row.get("value") for row in report["requirements"] if (row.get("name"), row.get("target"), row.get("file")) == asked), None)
+    return next(
+        (
+            row.get("value")
+            for row in report["requirements"]
+            if (row.get("name"), row.get("target"), row.get("file")) == asked
+        ),
+        None,
+    )
 
 
 def measured_rows(report: dict[str, Any]) -> list[dict[str, Any]]:

@@ -24,11 +24,7 @@ from compress.report.source import Source, comparison_of, judged, shipped, speed
 
 DISAGREE = 0.05  # two measurements of one speed-up that are further apart are both shown
 SIGNS = {"passed": "\u2713", "failed": "\u2715", "undecided": "?", "not judged": "?"}
-VERDICTS = {
-    "passed": "Passed",
-    "failed": "Failed",
-    "undecided": "Undecided",
-}
+VERDICTS = {"passed": "Passed", "failed": "Failed", "undecided": "Undecided"}
 # What each requirement asks, around its limit.
 ASKED = {
     "max_top1_drop": "Top-1 drop at most {}",
@@ -51,7 +47,11 @@ def verdict(source: Source) -> Html:
     met = sum(row.get("verdict") == "passed" for row in rows)
     ship = shipped(report)
     if rows:
-        line: Child = [f"{met} of {len(rows)} requirements met by ", el("code", ship.get("file", "the student")), *_counts(rows)]
+        line: Child = [
+            f"{met} of {len(rows)} requirements met by ",
+            el("code", ship.get("file", "the student")),
+            *_counts(rows),
+        ]
     else:
         line = "The recipe sets no requirement (require:), so nothing was held against a limit."
     warnings = report.get("warnings") or []
@@ -70,7 +70,11 @@ def _tone(verdict: str) -> str:
 
 def _counts(rows: list[dict[str, Any]]) -> list[str]:
     """What the others are, by number."""
-    parts = [f"{n} {name}" for name in ("failed", "undecided", "not judged") if (n := sum(row.get("verdict") == name for row in rows))]
+    parts = [
+        f"{n} {name}"
+        for name in ("failed", "undecided", "not judged")
+        if (n := sum(row.get("verdict") == name for row in rows))
+    ]
     return ["; " + ", ".join(parts) + "."] if parts else ["."]
 
 
@@ -102,7 +106,9 @@ def _tiles(report: dict[str, Any], ship: dict[str, Any]) -> Html | None:
         tiles.append(("Distillation", f"{signed(gain['gain_points'])} points", against))
     if not tiles:
         return None
-    pairs = [el("div", el("dt", name), el("dd", value, el("small", more) if more else None)) for name, value, more in tiles]
+    pairs = [
+        el("div", el("dt", name), el("dd", value, el("small", more) if more else None)) for name, value, more in tiles
+    ]
     return el("dl", *pairs, class_="tiles")
 
 
@@ -111,15 +117,27 @@ def _times(ratio: float, more: str, less: str) -> str:
     return f"{significant(ratio if ratio >= 1 else 1 / ratio)}\u00d7 {more if ratio >= 1 else less}"
 
 
-def _device_tiles(report: dict[str, Any], ship: dict[str, Any], teacher: dict[str, Any], named: str) -> list[tuple[str, Child, Child]]:
+def _device_tiles(
+    report: dict[str, Any], ship: dict[str, Any], teacher: dict[str, Any], named: str
+) -> list[tuple[str, Child, Child]]:
     """The speed on the device that the recipe names; this machine's says nothing about it."""
     rows = [row for row in report.get("device") or [] if row.get("target") == named]
-    students = [row for row in rows if row.get("role") == "student" and row.get("precision") == ship.get("precision") and row.get("latency_ms")]
+    students = [
+        row
+        for row in rows
+        if row.get("role") == "student" and row.get("precision") == ship.get("precision") and row.get("latency_ms")
+    ]
     row = min(students, key=lambda row: row.get("built_for") != row.get("isa"), default=None)
     ratio = (row.get("speedup_over") or {}).get(teacher.get("file")) if row else None
     if row is None or not ratio:
         return [("Speed", "not measured", [f"on {named}"])]
-    return [("Speed", _times(ratio[0], "faster", "slower"), [milliseconds(row["latency_ms"].get("p50")), f" a picture on {named}"])]
+    return [
+        (
+            "Speed",
+            _times(ratio[0], "faster", "slower"),
+            [milliseconds(row["latency_ms"].get("p50")), f" a picture on {named}"],
+        )
+    ]
 
 
 def requirements(source: Source) -> Html | None:
@@ -137,7 +155,11 @@ def _requirement(row: dict[str, Any]) -> Html:
     limit = _quantity(name, row.get("limit"))
     title = ASKED.get(name, f"{name}: {{}}").replace("{}", limit)
     digest = f"sha256 {row['sha256'][:12]}" if row.get("sha256") else None
-    where = [str(item) for item in (row.get("file"), row.get("precision"), row.get("target"), digest, row.get("where")) if item]
+    where = [
+        str(item)
+        for item in (row.get("file"), row.get("precision"), row.get("target"), digest, row.get("where"))
+        if item
+    ]
     place = el("p", " \u00b7 ".join(where), class_="where") if where else None
     text = el("div", el("h3", title, chip), el("p", row.get("sentence")), place)
     return el("li", text, _requirement_bar(row, name, limit), class_=_tone(verdict))
@@ -172,7 +194,12 @@ def _quantity(name: str, value: Any) -> str:
         return f"{_short(100 * value)} %"
     if name.endswith("_bytes"):
         return str(size(value))
-    return _short(value) + {"max_latency_ms": " ms", "min_speedup": "\u00d7", "min_int8_speedup": "\u00d7", "min_compression": "\u00d7"}.get(name, "")
+    return _short(value) + {
+        "max_latency_ms": " ms",
+        "min_speedup": "\u00d7",
+        "min_int8_speedup": "\u00d7",
+        "min_compression": "\u00d7",
+    }.get(name, "")
 
 
 def _short(value: float) -> str:
@@ -190,15 +217,30 @@ def distillation(source: Source) -> Html | None:
         return None
     picture = None
     if is_number(value):
-        alt = f"gain {signed(value)} points" + (f", interval {signed(interval[0])} to {signed(interval[1])}" if interval else "")
+        alt = f"gain {signed(value)} points" + (
+            f", interval {signed(interval[0])} to {signed(interval[1])}" if interval else ""
+        )
         picture = bar(value, interval, 0.0, at_most=False, mark="no difference", alt=alt, tone="plain")
     p = gain.get("mcnemar_p")
     test = f"; McNemar's exact p {chance(p)}" if is_number(p) else ""
     files: list[Child] = (
-        [": ", el("code", gain["model"]), " against ", el("code", gain["against"])] if gain.get("model") and gain.get("against") else []
+        [": ", el("code", gain["model"]), " against ", el("code", gain["against"])]
+        if gain.get("model") and gain.get("against")
+        else []
     )
     how = el(
-        "p", "The same network, seed and epochs with and without the teacher, on the same test pictures", *files, test, ".", class_="quiet"
+        "p",
+        "The same network, seed and epochs with and without the teacher, on the same test pictures",
+        *files,
+        test,
+        ".",
+        class_="quiet",
     )
     text = str(sentence or f"distillation {signed(value) if is_number(value) else ''} points")
-    return section("distillation", "What distillation was worth", el("p", text[:1].upper() + text[1:], class_="worth"), how, picture)
+    return section(
+        "distillation",
+        "What distillation was worth",
+        el("p", text[:1].upper() + text[1:], class_="worth"),
+        how,
+        picture,
+    )

@@ -7,7 +7,18 @@ from typing import Any
 
 from compress.report.evidence import figure_of
 from compress.report.insight_plots import MATRICES
-from compress.report.parts import NOT_MEASURED, Child, Html, bracket, el, interval_of, is_number, percent, section, table
+from compress.report.parts import (
+    NOT_MEASURED,
+    Child,
+    Html,
+    bracket,
+    el,
+    interval_of,
+    is_number,
+    percent,
+    section,
+    table,
+)
 from compress.report.source import Source
 
 Drawn = Mapping[str, str]
@@ -19,9 +30,16 @@ def understanding(source: Source, drawn: Drawn) -> Html | None:
     analysis = source.report.get("analysis")
     if not isinstance(analysis, dict):
         return None
-    parts = [_side_by_side(analysis, drawn), _gradients(analysis, drawn), _correlations(analysis, drawn), _features(analysis, drawn),
-             _calibration(analysis, drawn)]  # fmt: skip
-    lead = "What the distillation did, from what the run left: nothing was trained for it, and no test picture was read."
+    parts = [
+        _side_by_side(analysis, drawn),
+        _gradients(analysis, drawn),
+        _correlations(analysis, drawn),
+        _features(analysis, drawn),
+        _calibration(analysis, drawn),
+    ]
+    lead = (
+        "What the distillation did, from what the run left: nothing was trained for it, and no test picture was read."
+    )
     return section("understanding", "Understanding", *parts, lead=lead)
 
 
@@ -43,10 +61,21 @@ def _side_by_side(analysis: Row, drawn: Drawn) -> list[Child] | None:
     rows = analysis.get("against") or []
     if not rows:
         return None
-    names = " and ".join(f"{row['recipe']} ({percent(row['top1_validation'], 2) if is_number(row['top1_validation']) else 'no accuracy'})" for row in rows)
-    note = _quiet(f"{names}; in brackets the last epoch's accuracy on validation. One training each: a difference may be the seed's.")
-    figures = (figure_of(drawn, f"against-{name}", f"{what} by epoch of {names}") for name, what in (
-        ("accuracy", "Validation accuracy"), ("loss", "Cross-entropy"), ("gradients", "Cosine of the two losses' gradients")))  # fmt: skip
+    names = " and ".join(
+        f"{row['recipe']} ({percent(row['top1_validation'], 2) if is_number(row['top1_validation']) else 'no accuracy'})"
+        for row in rows
+    )
+    note = _quiet(
+        f"{names}; in brackets the last epoch's accuracy on validation. One training each: a difference may be the seed's."
+    )
+    figures = (
+        figure_of(drawn, f"against-{name}", f"{what} by epoch of {names}")
+        for name, what in (
+            ("accuracy", "Validation accuracy"),
+            ("loss", "Cross-entropy"),
+            ("gradients", "Cosine of the two losses' gradients"),
+        )
+    )
     return _part("Side by side", note, _plots(*figures))
 
 
@@ -73,7 +102,11 @@ def _gradients(analysis: Row, drawn: Drawn) -> list[Child]:
     alt = f"Cosine between the gradients of the first loss and of all others by epoch; lowest: {lowest}"
     caption = f"Each point is an epoch's mean over every {found['every']}th step, before any alignment."
     said = [el("p", el("b", name), text, class_="quiet") for name, text in PROPOSITIONS]
-    said.append(_quiet("From these two the DHKD paper (Yang et al. 2024) concludes that the losses conflict in the classifier and not in the backbone."))
+    said.append(
+        _quiet(
+            "From these two the DHKD paper (Yang et al. 2024) concludes that the losses conflict in the classifier and not in the backbone."
+        )
+    )
     aside = el("div", *([el("p", _met(found), class_="said")] if found["head"] else []), *said, class_="aside")
     return _part(title, el("div", figure_of(drawn, "gradients", alt, caption), aside, class_="plots"))
 
@@ -81,15 +114,26 @@ def _gradients(analysis: Row, drawn: Drawn) -> list[Child]:
 def _met(found: Row) -> str:
     """Where the losses meet in this run, and what the lowest cosine was there."""
     shared = found["head"].get("head") == "none"
-    place = "Both losses are on one classifier" if shared else "Each loss has a head of its own, so they meet in the backbone alone"
+    place = (
+        "Both losses are on one classifier"
+        if shared
+        else "Each loss has a head of its own, so they meet in the backbone alone"
+    )
     below = [name for name, value in found["lowest"].items() if value < 0]
-    seen = f"their gradients opposed each other in an epoch's mean: {' and '.join(below)}" if below else "in no epoch did their gradients oppose each other"
+    seen = (
+        f"their gradients opposed each other in an epoch's mean: {' and '.join(below)}"
+        if below
+        else "in no epoch did their gradients oppose each other"
+    )
     return f"{place}; {seen}."
 
 
 def _correlations(analysis: Row, drawn: Drawn) -> list[Child]:
     """The matrices of differences and their mean absolute values."""
-    title, rows = "Does the student relate classes as the teacher does?", [*analysis["correlations"], *analysis.get("heads", ())]
+    title, rows = (
+        "Does the student relate classes as the teacher does?",
+        [*analysis["correlations"], *analysis.get("heads", ())],
+    )
     if not rows:
         return _part(title, el("p", analysis["logits"]["sentence"]))
     note = (
@@ -100,16 +144,26 @@ def _correlations(analysis: Row, drawn: Drawn) -> list[Child]:
     if analysis.get("heads"):
         note += " The auxiliary head does not ship; it is compared on validation pictures, and the classifier once more on the same ones."
     lines: list[list[Child]] = [
-        [row["what"], f"{row['pictures']:,} {row['split']}", f"{row['mean_abs']:.4f}", f"{row['max_abs']:.3f}",
-         f"{row['mean_logits_abs']:.3f}" if is_number(row["mean_logits_abs"]) else NOT_MEASURED]
+        [
+            row["what"],
+            f"{row['pictures']:,} {row['split']}",
+            f"{row['mean_abs']:.4f}",
+            f"{row['max_abs']:.3f}",
+            f"{row['mean_logits_abs']:.3f}" if is_number(row["mean_logits_abs"]) else NOT_MEASURED,
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     head = ["Against the teacher", "Pictures", "Mean |difference|", "Largest", "Mean |difference| of mean logits"]
     figures = [
-        figure_of(drawn, MATRICES[row["what"]], f"Matrix of the differences of logit correlations, {row['what']} against teacher; mean {row['mean_abs']:.4f}",
-                  f"{row['what'].capitalize()}, {row['pictures']:,} {row['split']} pictures: mean |difference| {row['mean_abs']:.4f}.")
-        for row in rows if row["what"] in MATRICES
-    ]  # fmt: skip
+        figure_of(
+            drawn,
+            MATRICES[row["what"]],
+            f"Matrix of the differences of logit correlations, {row['what']} against teacher; mean {row['mean_abs']:.4f}",
+            f"{row['what'].capitalize()}, {row['pictures']:,} {row['split']} pictures: mean |difference| {row['mean_abs']:.4f}.",
+        )
+        for row in rows
+        if row["what"] in MATRICES
+    ]
     return _part(title, _quiet(note), table("Differences of correlations", head, lines), _plots(*figures))
 
 
@@ -119,7 +173,11 @@ def _features(analysis: Row, drawn: Drawn) -> list[Child]:
     sentence = el("p", found["sentence"]) if found.get("sentence") else None
     if not found.get("networks"):
         return _part(title, sentence)
-    classes = f"{len(found['classes'])} of {found['of_classes']} classes" if found["of_classes"] > len(found["classes"]) else "all classes"
+    classes = (
+        f"{len(found['classes'])} of {found['of_classes']} classes"
+        if found["of_classes"] > len(found["classes"])
+        else "all classes"
+    )
     near = "; ".join(f"{row['role']} {100 * row['same_class_neighbours']:.1f} %" for row in found["networks"])
     laid = any(f"features-{row['role']}" in drawn for row in found["networks"])
     drawing = (
@@ -131,10 +189,14 @@ def _features(analysis: Row, drawn: Drawn) -> list[Child]:
         f"{found['neighbours']} nearest in the features themselves, so many are of its class: {near}."
     )
     figures = (
-        figure_of(drawn, f"features-{row['role']}", f"t-SNE of the {row['role']}'s features, a colour and a shape a class",
-                  f"{row['model']}, {row['width']} features")
+        figure_of(
+            drawn,
+            f"features-{row['role']}",
+            f"t-SNE of the {row['role']}'s features, a colour and a shape a class",
+            f"{row['model']}, {row['width']} features",
+        )
         for row in found["networks"]
-    )  # fmt: skip
+    )
     return _part(title, sentence, _quiet(note), _plots(*figures))
 
 
@@ -144,17 +206,24 @@ def _calibration(analysis: Row, drawn: Drawn) -> list[Child]:
     if not rows:
         return _part(title, el("p", analysis["logits"]["sentence"]))
     lines: list[list[Child]] = [
-        [row["what"], [f"{100 * row['ece']:.2f} %", bracket(interval_of(row["ece_ci95"]), 100, 2)], percent(row["confidence"], 2), percent(row["top1"], 2),
-         f"{row['nll']:.3f}"]
+        [
+            row["what"],
+            [f"{100 * row['ece']:.2f} %", bracket(interval_of(row["ece_ci95"]), 100, 2)],
+            percent(row["confidence"], 2),
+            percent(row["top1"], 2),
+            f"{row['nll']:.3f}",
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     one = rows[0]
     note = (
         f"Expected calibration error (ECE): the pictures are sorted by confidence, the largest softmax probability, into {one['bins']} equal bins; the mean "
         f"of |accuracy \u2212 confidence| over the bins, weighted by their {one['pictures']:,} test pictures (Naeini et al. 2015; Guo et al. 2017). The "
         f"interval is a bootstrap of {one['resamples']:,} draws of the pictures; bins with few pictures make both too large rather than too small."
     )
-    alt = "Accuracy against confidence; expected calibration errors: " + ", ".join(f"{row['what']} {100 * row['ece']:.2f} %" for row in rows)
+    alt = "Accuracy against confidence; expected calibration errors: " + ", ".join(
+        f"{row['what']} {100 * row['ece']:.2f} %" for row in rows
+    )
     shape = "On the dotted diagonal confidence equals accuracy; below it the network is too sure. The larger a mark, the more pictures are behind it."
     numbers = table("Calibration", ["File", "ECE", "Mean confidence", "Top-1", "Negative log-likelihood, nats"], lines)
     aside = el("div", _quiet(note), _quiet(shape), class_="aside")

@@ -20,17 +20,56 @@ from compress.schema.ship import Device, Export, Quantize, Require, Validate
 from compress.schema.train import Schedule, Train
 
 __all__ = [
-    "KNOWN_CLASSES", "METHOD_SECTIONS", "METHOD_SUMMARIES", "PATTERNS", "At", "Candidate", "Catkd", "Choice", "Choose", "ColorJitter", "Crd", "Data",
-    "Device", "Dhkd", "Dist", "Distill", "Dkd", "Export", "Fitnet", "Kd", "Normalize", "Ofd", "Plain", "Proxy", "Quantize", "RandAugment", "Recipe",
-    "Require", "ReviewKd", "Rkd", "Schedule", "Section", "Simkd", "Student", "Teacher", "Train", "Validate", "json_schema",
-]  # fmt: skip
+    "KNOWN_CLASSES",
+    "METHOD_SECTIONS",
+    "METHOD_SUMMARIES",
+    "PATTERNS",
+    "At",
+    "Candidate",
+    "Catkd",
+    "Choice",
+    "Choose",
+    "ColorJitter",
+    "Crd",
+    "Data",
+    "Device",
+    "Dhkd",
+    "Dist",
+    "Distill",
+    "Dkd",
+    "Export",
+    "Fitnet",
+    "Kd",
+    "Normalize",
+    "Ofd",
+    "Plain",
+    "Proxy",
+    "Quantize",
+    "RandAugment",
+    "Recipe",
+    "Require",
+    "ReviewKd",
+    "Rkd",
+    "Schedule",
+    "Section",
+    "Simkd",
+    "Student",
+    "Teacher",
+    "Train",
+    "Validate",
+    "json_schema",
+]
 
 
 class Recipe(Section):
     """A whole recipe."""
 
-    name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = Field(default=None, description="names the folder of its runs; null: the file's name")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(default=0, description="of the student's training: weights, order, views")
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = Field(
+        default=None, description="names the folder of its runs; null: the file's name"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        default=0, description="of the student's training: weights, order, views"
+    )
     data: Data = Field(description="the pictures and their splits")
     teacher: Teacher = Field(description="the teacher's candidates")
     student: Student = Field(description="the network that ships")

@@ -48,4 +48,6 @@ class Normalize(Section):
     """Per-channel mean and standard deviation of pixels in [0, 1], RGB."""
 
     mean: tuple[Level, Level, Level] = Field(description="mean of red, green, blue, of pixels in [0, 1]")
-    std: tuple[Spread, Spread, Spread] = Field(description="standard deviation of red, green, blue, of pixels in [0, 1]")
+    std: tuple[Spread, Spread, Spread] = Field(
+        description="standard deviation of red, green, blue, of pixels in [0, 1]"
+    )

@@ -16,12 +16,18 @@ class Fitnet(Section):
     ce: Weight = Field(default=1.0, description=CE)
     hint: Weight = Field(default=100.0, description="weight of the squared difference")
     stage: Count = Field(default=2, description="which stage gives the hint; 1 is the first behind the stem")
-    signed: bool = Field(default=False, description="no ReLU behind the regressor, for teachers whose maps have negative values (mobilenet_v2)")
+    signed: bool = Field(
+        default=False,
+        description="no ReLU behind the regressor, for teachers whose maps have negative values (mobilenet_v2)",
+    )
     mode: Literal["joint", "two_stage"] = Field(
-        default="joint", description="two_stage: as in the paper, first the hint alone, then classic distillation; it trains nothing above the hint at first"
+        default="joint",
+        description="two_stage: as in the paper, first the hint alone, then classic distillation; it trains nothing above the hint at first",
     )
     hint_epochs: Count = Field(default=5, description="two_stage: epochs of the hint alone, of train.epochs")
-    kd: Weight = Field(default=1.0, description="two_stage: weight of the divergence from the teacher's softened logits")
+    kd: Weight = Field(
+        default=1.0, description="two_stage: weight of the divergence from the teacher's softened logits"
+    )
     temperature: Temperature = Field(default=4.0, description="two_stage: divides the logits of both")
 
 
@@ -46,19 +52,32 @@ class Crd(Section):
     ce: Weight = Field(default=1.0, description=CE)
     crd: Weight = Field(default=0.8, description="weight of the contrast")
     width: Count = Field(default=128, description="length of the embeddings; two memories hold one a training picture")
-    negatives: Count = Field(default=16384, description="memory entries of other classes that each picture is held against")
+    negatives: Count = Field(
+        default=16384, description="memory entries of other classes that each picture is held against"
+    )
     temperature: Temperature = Field(default=0.07, description="divides the products of embeddings")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.5, description="share of the old entry that stays in the memory")
-    positive: Literal["own", "class"] = Field(default="own", description="what a picture belongs to: its own entry, or any of its class")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.5, description="share of the old entry that stays in the memory"
+    )
+    positive: Literal["own", "class"] = Field(
+        default="own", description="what a picture belongs to: its own entry, or any of its class"
+    )
 
 
 class Ofd(Section):
     """L = ce CE + ofd sum over stages of 2^-(stages behind it) partial L2, in front of the activation. Source: Heo et al. 2019."""
 
     ce: Weight = Field(default=1.0, description=CE)
-    ofd: Weight = Field(default=1e-3, description="weight of the maps' difference, a sum over each picture; ImageNet: 1e-4")
-    teacher_bn: Literal["batch", "eval"] = Field(default="batch", description="the teacher's BatchNorms: statistics of the batch (the authors) or its own")
-    exact_margins: bool = Field(default=False, description="the margin's formula everywhere; false: the authors' jump to -3 deviations beyond 3.1")
+    ofd: Weight = Field(
+        default=1e-3, description="weight of the maps' difference, a sum over each picture; ImageNet: 1e-4"
+    )
+    teacher_bn: Literal["batch", "eval"] = Field(
+        default="batch", description="the teacher's BatchNorms: statistics of the batch (the authors) or its own"
+    )
+    exact_margins: bool = Field(
+        default=False,
+        description="the margin's formula everywhere; false: the authors' jump to -3 deviations beyond 3.1",
+    )
 
 
 class ReviewKd(Section):
@@ -66,25 +85,38 @@ class ReviewKd(Section):
 
     ce: Weight = Field(default=1.0, description=CE)
     weight: Weight = Field(default=1.0, description="weight of the maps' difference; the papers' pairs take 0.6 to 8")
-    warmup_epochs: Weight = Field(default=20.0, description="weight grows linearly over so many first epochs; ImageNet: 0")
-    student_maps: Literal["post", "pre"] = Field(default="post", description="the student's maps behind or before the activation; ImageNet: pre")
-    width: Count | None = Field(default=None, description="channels within the fusions; null: those of the pooled vector, at most 512")
-    teacher_bn: Literal["batch", "eval"] = Field(default="eval", description="batch: statistics of the batch, as in the authors' CIFAR-100 script")
+    warmup_epochs: Weight = Field(
+        default=20.0, description="weight grows linearly over so many first epochs; ImageNet: 0"
+    )
+    student_maps: Literal["post", "pre"] = Field(
+        default="post", description="the student's maps behind or before the activation; ImageNet: pre"
+    )
+    width: Count | None = Field(
+        default=None, description="channels within the fusions; null: those of the pooled vector, at most 512"
+    )
+    teacher_bn: Literal["batch", "eval"] = Field(
+        default="eval", description="batch: statistics of the batch, as in the authors' CIFAR-100 script"
+    )
 
 
 class Simkd(Section):
     """L = simkd MSE(projector(student's map), teacher's map); no labels. The teacher's classifier ships. Source: Chen et al. 2022."""
 
     simkd: Annotated[float, Field(gt=0)] = Field(default=1.0, description="weight of the squared difference")
-    factor: Count = Field(default=2, description="the projector is the teacher's width over this factor inside; 8 is small, 2 the papers'")
+    factor: Count = Field(
+        default=2, description="the projector is the teacher's width over this factor inside; 8 is small, 2 the papers'"
+    )
 
 
 class Catkd(Section):
     """L = ce CE + cat MSE of class activation maps. The student ships without a bias in its classifier. Source: Guo et al. 2023."""
 
     ce: Weight = Field(default=1.0, description=CE)
-    cat: Annotated[float, Field(gt=0)] = Field(default=15.0, description="weight of the maps' difference; the papers' pairs take 0.5 to 600")
+    cat: Annotated[float, Field(gt=0)] = Field(
+        default=15.0, description="weight of the maps' difference; the papers' pairs take 0.5 to 600"
+    )
     side: Count = Field(default=2, description="maps are averaged to side x side first")
     normalize: bool = Field(
-        default=True, description="scale each map to norm 1, which bounds the loss; the papers do so for mobile students and not for ResNets, WRNs and VGGs"
+        default=True,
+        description="scale each map to norm 1, which bounds the loss; the papers do so for mobile students and not for ResNets, WRNs and VGGs",
     )

@@ -11,9 +11,20 @@ from compress.schema.feature_methods import At, Catkd, Crd, Fitnet, Ofd, ReviewK
 from compress.schema.logit_methods import Dhkd, Dist, Dkd, Kd, Plain
 
 METHOD_SECTIONS: dict[str, type[Section]] = {
-    "dhkd": Dhkd, "kd": Kd, "dkd": Dkd, "dist": Dist, "fitnet": Fitnet, "at": At, "rkd": Rkd, "crd": Crd, "ofd": Ofd, "reviewkd": ReviewKd,
-    "simkd": Simkd, "catkd": Catkd, "none": Plain,
-}  # fmt: skip
+    "dhkd": Dhkd,
+    "kd": Kd,
+    "dkd": Dkd,
+    "dist": Dist,
+    "fitnet": Fitnet,
+    "at": At,
+    "rkd": Rkd,
+    "crd": Crd,
+    "ofd": Ofd,
+    "reviewkd": ReviewKd,
+    "simkd": Simkd,
+    "catkd": Catkd,
+    "none": Plain,
+}
 METHOD_SUMMARIES: dict[str, str] = {
     "dhkd": "dual-head distillation: an auxiliary head that never ships learns from the teacher's logits (Yang et al. 2024)",
     "kd": "classic distillation: cross-entropy and the KL divergence to the teacher's softened logits (Hinton et al. 2015)",
@@ -30,7 +41,9 @@ METHOD_SUMMARIES: dict[str, str] = {
     "none": "plain cross-entropy without a teacher, the baseline",
 }
 
-MethodName = Literal["dhkd", "kd", "dkd", "dist", "fitnet", "at", "rkd", "crd", "ofd", "reviewkd", "simkd", "catkd", "none"]
+MethodName = Literal[
+    "dhkd", "kd", "dkd", "dist", "fitnet", "at", "rkd", "crd", "ofd", "reviewkd", "simkd", "catkd", "none"
+]
 
 
 def _listed(value: Any) -> Any:
@@ -48,7 +61,9 @@ def _together(methods: tuple[str, ...]) -> tuple[str, ...]:
     if len(methods) > 1 and "none" in methods:
         raise ValueError("none is plain cross-entropy, which every other method has already; leave it out of the list")
     if len(methods) > 1 and "simkd" in methods:
-        raise ValueError("simkd ships the teacher's classifier and drops the student's, so nothing that trains the student's own can stand beside it")
+        raise ValueError(
+            "simkd ships the teacher's classifier and drops the student's, so nothing that trains the student's own can stand beside it"
+        )
     return methods
 
 
@@ -57,7 +72,9 @@ def _short(methods: tuple[str, ...]) -> str | list[str]:
     return methods[0] if len(methods) == 1 else list(methods)
 
 
-Methods = Annotated[tuple[MethodName, ...], BeforeValidator(_listed), AfterValidator(_together), PlainSerializer(_short)]
+Methods = Annotated[
+    tuple[MethodName, ...], BeforeValidator(_listed), AfterValidator(_together), PlainSerializer(_short)
+]
 
 
 class Distill(Section):
@@ -65,9 +82,12 @@ class Distill(Section):
 
     # recipe.py sorts the flat keys into the method's own section before this is built
     method: Methods = Field(
-        default=("dhkd",), description="see `compress methods`; none: plain cross-entropy; a list adds the methods up, with the first one's cross-entropy"
+        default=("dhkd",),
+        description="see `compress methods`; none: plain cross-entropy; a list adds the methods up, with the first one's cross-entropy",
     )
-    baseline: bool = Field(default=False, description="train the same student without a teacher too, and report the difference")
+    baseline: bool = Field(
+        default=False, description="train the same student without a teacher too, and report the difference"
+    )
     dhkd: Dhkd = Field(default=Dhkd(), description="settings of dhkd")
     kd: Kd = Field(default=Kd(), description="settings of kd")
     dkd: Dkd = Field(default=Dkd(), description="settings of dkd")

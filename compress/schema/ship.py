@@ -18,16 +18,19 @@ class Export(Section):
     opset: Annotated[int, Field(ge=18, le=23)] = Field(default=18, description="version of the ONNX operators")
     batch: Literal["dynamic"] = Field(default="dynamic", description="the file takes any number of pictures at once")
     input: Literal["uint8_nhwc", "float_nchw"] = Field(
-        default="uint8_nhwc", description="uint8_nhwc: RGB pixels (N, H, W, 3), normalised in the file; float_nchw: (N, 3, H, W), normalised by the app"
+        default="uint8_nhwc",
+        description="uint8_nhwc: RGB pixels (N, H, W, 3), normalised in the file; float_nchw: (N, 3, H, W), normalised by the app",
     )
     min_runtime: Annotated[str, Field(pattern=VERSION_PATTERN)] = Field(
         default="1.19", description="oldest onnxruntime that must run the file; in quotes"
     )
     fixed_batch: bool = Field(
-        default=False, description="also write copies of the student's files that take one picture at a time (NNAPI, CoreML and QNN need that)"
+        default=False,
+        description="also write copies of the student's files that take one picture at a time (NNAPI, CoreML and QNN need that)",
     )
     ort: bool = Field(
-        default=False, description="also write the student's files as .ort, with the list of kernels that a minimal build of onnxruntime needs"
+        default=False,
+        description="also write the student's files as .ort, with the list of kernels that a minimal build of onnxruntime needs",
     )
 
 
@@ -45,7 +48,9 @@ def _target_or_list(value: Any) -> Any:
     listed = value if isinstance(value, (list, tuple)) else [value]
     wrong = [item for item in listed if not isinstance(item, str) or item not in known]
     if wrong:
-        raise ValueError(f"expected one of {', '.join(known)}, or a list of them, got {wrong[0]!r}{_hint(str(wrong[0]), known)}")
+        raise ValueError(
+            f"expected one of {', '.join(known)}, or a list of them, got {wrong[0]!r}{_hint(str(wrong[0]), known)}"
+        )
     if not listed or len(set(listed)) != len(listed):
         raise ValueError("names a target twice" if listed else "expected at least one entry, got none")
     return tuple(value) if isinstance(value, list) else value
@@ -55,34 +60,49 @@ class Quantize(Section):
     """Int8, after training or by training further."""
 
     scheme: Literal["static", "qat", "none"] = Field(
-        default="static", description="static: int8 weights and activations, ranges from calibration; qat: the student trains further, by the recipe's own "
-        "method, as int8 will compute it, and its learned ranges are the file's; none: the float file ships"
-    )  # fmt: skip
-    epochs: Count | None = Field(default=None, description="of scheme: qat; null: a tenth of `train.epochs`, at least 2")
+        default="static",
+        description="static: int8 weights and activations, ranges from calibration; qat: the student trains further, by the recipe's own "
+        "method, as int8 will compute it, and its learned ranges are the file's; none: the float file ships",
+    )
+    epochs: Count | None = Field(
+        default=None, description="of scheme: qat; null: a tenth of `train.epochs`, at least 2"
+    )
     lr: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="of scheme: qat, falling to zero along a cosine; null: a tenth of `train.lr`"
     )
-    target: Annotated[Target | Annotated[tuple[Target, ...], Field(min_length=1)], BeforeValidator(_target_or_list)] = Field(
-        default="auto", description="instruction set that the int8 file is made for; auto: that of `device.target`; a list makes one file for each: the "
-        "first that is meant for the device (auto, where the list has it) is student.int8.onnx, others are student.int8.<target>.onnx"
-    )  # fmt: skip
-    per_channel: bool = Field(default=True, description="one weight scale an output channel; false: one a tensor, refused for x86-avx2")
+    target: Annotated[Target | Annotated[tuple[Target, ...], Field(min_length=1)], BeforeValidator(_target_or_list)] = (
+        Field(
+            default="auto",
+            description="instruction set that the int8 file is made for; auto: that of `device.target`; a list makes one file for each: the "
+            "first that is meant for the device (auto, where the list has it) is student.int8.onnx, others are student.int8.<target>.onnx",
+        )
+    )
+    per_channel: bool = Field(
+        default=True, description="one weight scale an output channel; false: one a tensor, refused for x86-avx2"
+    )
     calibrate: Literal["minmax", "entropy", "percentile"] = Field(
         default="minmax",
         description="how activation ranges follow from the calibration pictures; minmax: all that was seen; entropy: the range that changes the "
         "histogram least; percentile: without the rarest values",
     )
-    percentile: float = Field(default=99.99, description="of calibrate: percentile, in per cent of the values; 99.99 or more, below 100")
-    float_layers: tuple[str, ...] = Field(
-        default=(), description="layers that stay in float: first, last, or names of nodes in student.fp32.onnx; proven in the graph that runs"
+    percentile: float = Field(
+        default=99.99, description="of calibrate: percentile, in per cent of the values; 99.99 or more, below 100"
     )
-    bias_correction: bool = Field(default=False, description="take each layer's mean shift through quantisation back in its bias")
+    float_layers: tuple[str, ...] = Field(
+        default=(),
+        description="layers that stay in float: first, last, or names of nodes in student.fp32.onnx; proven in the graph that runs",
+    )
+    bias_correction: bool = Field(
+        default=False, description="take each layer's mean shift through quantisation back in its bias"
+    )
     search: bool = Field(
-        default=False, description="try calibrators, first and last layer in float, and bias correction; rank them by KL to the float student on "
-        "32 unlabelled pictures and certify the best on the validation pictures; chooses the four keys above"
-    )  # fmt: skip
+        default=False,
+        description="try calibrators, first and last layer in float, and bias correction; rank them by KL to the float student on "
+        "32 unlabelled pictures and certify the best on the validation pictures; chooses the four keys above",
+    )
     keep: Literal["always", "faster"] = Field(
-        default="always", description="faster: where int8 is not measurably faster than float on this target, the float file ships"
+        default="always",
+        description="faster: where int8 is not measurably faster than float on this target, the float file ships",
     )
 
     @field_validator("percentile")
@@ -97,18 +117,28 @@ class Quantize(Section):
 
     @model_validator(mode="after")
     def _search_chooses(self) -> Quantize:
-        chosen = [name for name in ("calibrate", "percentile", "float_layers", "bias_correction", "per_channel") if self._is_set(name)]
+        chosen = [
+            name
+            for name in ("calibrate", "percentile", "float_layers", "bias_correction", "per_channel")
+            if self._is_set(name)
+        ]
         if self.search and chosen:
-            raise ValueError(f"search: true chooses {' and '.join(chosen)}; leave {'it' if len(chosen) == 1 else 'them'} out")
+            raise ValueError(
+                f"search: true chooses {' and '.join(chosen)}; leave {'it' if len(chosen) == 1 else 'them'} out"
+            )
         return self
 
     @model_validator(mode="after")
     def _tuning(self) -> Quantize:
         given = [name for name in ("epochs", "lr") if self._is_set(name)]
         if given and self.scheme != "qat":
-            raise ValueError(f"{' and '.join(given)} {'belongs' if len(given) == 1 else 'belong'} to scheme: qat, but scheme is {self.scheme}")
+            raise ValueError(
+                f"{' and '.join(given)} {'belongs' if len(given) == 1 else 'belong'} to scheme: qat, but scheme is {self.scheme}"
+            )
         if self.scheme == "qat" and self.search:
-            raise ValueError("search: true looks for the best int8 without training, scheme: qat trains; leave one of them out")
+            raise ValueError(
+                "search: true looks for the best int8 without training, scheme: qat trains; leave one of them out"
+            )
         if self.scheme == "qat" and self.bias_correction:
             raise ValueError("bias_correction: true corrects what scheme: qat learns; leave it out")
         return self
@@ -116,7 +146,9 @@ class Quantize(Section):
     @property
     def static(self) -> Quantize:
         """The same without training further."""
-        return self.model_copy(update={"scheme": "static", "epochs": None, "lr": None}) if self.scheme == "qat" else self
+        return (
+            self.model_copy(update={"scheme": "static", "epochs": None, "lr": None}) if self.scheme == "qat" else self
+        )
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -140,26 +172,33 @@ class Validate(Section):
 
     threads: Count = Field(default=1, description="onnxruntime's threads")
     warmup: Annotated[int, Field(ge=0)] = Field(default=50, description="runs a model before the timed ones")
-    repeats: Annotated[int, Field(ge=16)] = Field(default=700, description="timed runs a model; p90 needs 64, p99 needs 662")
+    repeats: Annotated[int, Field(ge=16)] = Field(
+        default=700, description="timed runs a model; p90 needs 64, p99 needs 662"
+    )
     sustained_seconds: Annotated[int, Field(ge=0, le=86400)] = Field(
-        default=0, description="seconds that the file which ships runs without a pause; the first minute is held against the last (of under 600 s "
-        "the tenths); 0: not run"
-    )  # fmt: skip
-    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="of the order of models and pictures, of the resampling, and of the bundle's pictures")
+        default=0,
+        description="seconds that the file which ships runs without a pause; the first minute is held against the last (of under 600 s "
+        "the tenths); 0: not run",
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="of the order of models and pictures, of the resampling, and of the bundle's pictures"
+    )
 
 
 class Device(Section):
     """Where the bundle is verified, alone, as an application would run it."""
 
     target: str = Field(
-        default="local", description="local: this machine, in a process of its own; or what `compress verify --target` takes, such as "
-        "`ssh://pi@board.local`: limits on time and memory are judged there; paths in its options are absolute or begin with `~`"
-    )  # fmt: skip
+        default="local",
+        description="local: this machine, in a process of its own; or what `compress verify --target` takes, such as "
+        "`ssh://pi@board.local`: limits on time and memory are judged there; paths in its options are absolute or begin with `~`",
+    )
     samples: Annotated[int, Field(ge=16)] = Field(default=64, description="test pictures in the bundle")
     photos: Annotated[int, Field(ge=0, le=64)] = Field(
-        default=16, description="picture files of a folder of photos that go into the bundle as they are, EXIF and all, 20 MB at most, to check an "
-        "application's decoder; 0: none"
-    )  # fmt: skip
+        default=16,
+        description="picture files of a folder of photos that go into the bundle as they are, EXIF and all, 20 MB at most, to check an "
+        "application's decoder; 0: none",
+    )
 
     @field_validator("target")
     @classmethod
@@ -167,9 +206,16 @@ class Device(Section):
         try:
             address = parse(value)
         except WrongTarget as error:
-            raise ValueError(f"{str(error).removeprefix(f'--target {value}: ')}{_hint(value, ('local', 'browser'))}") from error
+            raise ValueError(
+                f"{str(error).removeprefix(f'--target {value}: ')}{_hint(value, ('local', 'browser'))}"
+            ) from error
         here = address.python if address.scheme == "local" else None  # elsewhere it is a path of the device
-        for name, path in (("python", here), ("config", address.config), ("binary", address.binary), ("ort", address.ort)):
+        for name, path in (
+            ("python", here),
+            ("config", address.config),
+            ("binary", address.binary),
+            ("ort", address.ort),
+        ):
             if path is not None and not path.startswith(("/", "~")):
                 raise ValueError(f"{name}={path} is a relative path; in a recipe it must be absolute or begin with ~")
         return value
@@ -188,15 +234,26 @@ class Device(Section):
 class Require(Section):
     """Limits on the model that ships (int8, or float with `scheme: none`), against the float teacher. null: not required."""
 
-    max_top1_drop: Annotated[float, Field(ge=0, le=100)] | None = Field(default=None, description="accuracy drop in points of per cent")
+    max_top1_drop: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        default=None, description="accuracy drop in points of per cent"
+    )
     min_top1: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, description="accuracy as a fraction")
-    max_latency_ms: Annotated[float, Field(gt=0)] | None = Field(default=None, description="median latency of one picture in milliseconds")
-    min_speedup: Annotated[float, Field(gt=0)] | None = Field(default=None, description="times the teacher's speed, median, one picture at a time")
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="median latency of one picture in milliseconds"
+    )
+    min_speedup: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="times the teacher's speed, median, one picture at a time"
+    )
     max_bytes: Count | None = Field(default=None, description="size of the shipped file in bytes")
-    min_compression: Annotated[float, Field(gt=0)] | None = Field(default=None, description="teacher's bytes / shipped file's bytes")
-    max_memory_bytes: Count | None = Field(default=None, description="peak resident memory in bytes of a fresh process that runs it, interpreter included")
+    min_compression: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="teacher's bytes / shipped file's bytes"
+    )
+    max_memory_bytes: Count | None = Field(
+        default=None, description="peak resident memory in bytes of a fresh process that runs it, interpreter included"
+    )
     min_int8_speedup: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="times the float student's speed that the int8 file must have, median, one picture at a time"
+        default=None,
+        description="times the float student's speed that the int8 file must have, median, one picture at a time",
     )
     min_int8_mac_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, description="share of multiply-accumulates in integer kernels, as a fraction"

@@ -12,11 +12,16 @@ from compress.schema.base import Count, Section
 class Schedule(Section):
     """Learning rate over epochs. step: x gamma after each milestone epoch; cosine: to zero at the end of the last epoch."""
 
-    kind: Literal["cosine", "step", "constant"] = Field(default="cosine", description="shape of the learning rate over the epochs")
-    milestones: tuple[Count, ...] = Field(default=(150, 180, 210), description="step: last epoch (1-based) at the higher rate")
+    kind: Literal["cosine", "step", "constant"] = Field(
+        default="cosine", description="shape of the learning rate over the epochs"
+    )
+    milestones: tuple[Count, ...] = Field(
+        default=(150, 180, 210), description="step: last epoch (1-based) at the higher rate"
+    )
     gamma: Annotated[float, Field(gt=0, le=1)] = Field(default=0.1, description="step: factor at each milestone")
     warmup_epochs: Annotated[float, Field(ge=0)] | None = Field(
-        default=None, description="epochs in which the rate rises linearly from 0; null: 0, or 1 (at most a quarter of the epochs) from pretrained weights"
+        default=None,
+        description="epochs in which the rate rises linearly from 0; null: 0, or 1 (at most a quarter of the epochs) from pretrained weights",
     )
 
 
@@ -24,36 +29,49 @@ class Train(Section):
     """SGD as in the papers. `null` takes the default for the start: from scratch, or from pretrained weights."""
 
     epochs: Count | None = Field(
-        default=None, description="null: 240 from scratch (the papers'; 60 for a teacher candidate), 20 from pretrained weights"
+        default=None,
+        description="null: 240 from scratch (the papers'; 60 for a teacher candidate), 20 from pretrained weights",
     )
     batch_size: Annotated[int, Field(ge=1, le=65536)] = Field(default=64, description="pictures a step")
     lr: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="learning rate; null: 0.05 from scratch (0.01 for Mobile- and ShuffleNets), 0.005 from pretrained weights"
+        default=None,
+        description="learning rate; null: 0.05 from scratch (0.01 for Mobile- and ShuffleNets), 0.005 from pretrained weights",
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="of SGD")
     nesterov: bool = Field(default=False, description="Nesterov's form of momentum")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(default=5e-4, description="on every parameter, the method's own included")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=5e-4, description="on every parameter, the method's own included"
+    )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="of the cross-entropy")
     schedule: Schedule = Field(default=Schedule(), description="learning rate over the epochs")
     precision: Literal["auto", "float32", "bf16"] = Field(
         default="auto", description="auto: bf16 on CUDA cards (from Ampere on) and CPUs with bf16 units, else float32"
     )
     engine: Literal["auto", "compile", "graph", "eager"] = Field(
-        default="auto", description="auto: on a CPU BatchNorms run in kernels that the C compiler there makes; on CUDA a step is recorded once as a graph and "
+        default="auto",
+        description="auto: on a CPU BatchNorms run in kernels that the C compiler there makes; on CUDA a step is recorded once as a graph and "
         "replayed, where method and teacher allow it, and from 50,000 steps on the student is compiled by torch.compile; compile: compiled on any device (a "
-        "CPU needs a C++ compiler); graph: recorded only; eager: neither. All but auto train on a CPU without these kernels"
-    )  # fmt: skip
+        "CPU needs a C++ compiler); graph: recorded only; eager: neither. All but auto train on a CPU without these kernels",
+    )
     sync_batchnorm: bool = Field(
-        default=True, description="in several processes on CUDA, BatchNorm's statistics are over the whole batch; false, and on CPUs always: over each "
-        "process's share"
-    )  # fmt: skip
+        default=True,
+        description="in several processes on CUDA, BatchNorm's statistics are over the whole batch; false, and on CPUs always: over each "
+        "process's share",
+    )
     views: Count | None = Field(
-        default=None, description="limit the augmentation to so many views a picture, so that the teacher's logits are reused sooner; null: no limit"
+        default=None,
+        description="limit the augmentation to so many views a picture, so that the teacher's logits are reused sooner; null: no limit",
     )
     trace_gradients: Count | None = Field(
-        default=None, description="every so many steps, record in the history the cosine between the gradients of the cross-entropy and of the "
-        "distillation losses, for the classifier and for the backbone; null: not at all"
-    )  # fmt: skip
+        default=None,
+        description="every so many steps, record in the history the cosine between the gradients of the cross-entropy and of the "
+        "distillation losses, for the classifier and for the backbone; null: not at all",
+    )
     keep: Literal["last", "best"] = Field(default="last", description="which epoch ships; best: by validation accuracy")
-    threads: Count | None = Field(default=None, description="CPU threads; null: as many as torch chooses (of a candidate: the student's); a resume keeps them")
-    seed: Annotated[int, Field(ge=0)] | None = Field(default=None, description="null: the recipe's seed (student) or 0 (teacher candidates)")
+    threads: Count | None = Field(
+        default=None,
+        description="CPU threads; null: as many as torch chooses (of a candidate: the student's); a resume keeps them",
+    )
+    seed: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="null: the recipe's seed (student) or 0 (teacher candidates)"
+    )

@@ -43,11 +43,21 @@ def preprocessing(source: str, resize: int, size: int) -> dict[str, Any]:
             {"step": "pad", "size": [size, size], "value": 0},
             {"step": "repeat", "channels": 3},
         ]
-    return {"version": 1, "steps": made, "result": {"channels": "RGB", "dtype": "uint8", "layout": "NHWC", "range": [0, 255]}}
+    return {
+        "version": 1,
+        "steps": made,
+        "result": {"channels": "RGB", "dtype": "uint8", "layout": "NHWC", "range": [0, 255]},
+    }
 
 
 def _run(
-    config: Export, *, context: Context, model: Trained, recorded: File | None, data: TrainingData, versions: dict[str, str],
+    config: Export,
+    *,
+    context: Context,
+    model: Trained,
+    recorded: File | None,
+    data: TrainingData,
+    versions: dict[str, str],
     preprocessing: dict[str, Any] | None = None,
 ) -> Exported:
     """One float32 ONNX file of a trained network, and the float file that int8 is made from where that is another one (students).
@@ -77,7 +87,11 @@ def _run(
         exported = export.convert.to_onnx(live, path, contract, opset=config.opset, pictures=judging)
         export.convert.check_runtime(path, config.min_runtime)
         parity = export.convert.parity(live, path, validation.numpy())
-        rewrites = exported.rewrites if recorded is None else (*exported.rewrites, *export.rewrites.for_integers(path, source, judging))
+        rewrites = (
+            exported.rewrites
+            if recorded is None
+            else (*exported.rewrites, *export.rewrites.for_integers(path, source, judging))
+        )
     except ExportError as error:
         raise StageError(f"convert {network.model}: {error}") from error
     limit = PARITY_LIMIT * max(1.0, parity.largest)
@@ -115,17 +129,37 @@ def _copied(context: Context, model: Trained, data: TrainingData) -> Exported:
     try:
         found = export.blackbox.inspect(path, image_size=network.side, outputs=network.outputs or network.classes)
         contract = Contract(
-            data.classes, network.image_size, network.normalization.mean, network.normalization.std, found.layout, FOREIGN,
-            channels=network.channels, order=network.order, own_size=network.own_size,
-        )  # fmt: skip
+            data.classes,
+            network.image_size,
+            network.normalization.mean,
+            network.normalization.std,
+            found.layout,
+            FOREIGN,
+            channels=network.channels,
+            order=network.order,
+            own_size=network.own_size,
+        )
         beside = write_beside(path, contract)
         predictions = Model.load(path).run(validation.numpy()).argmax(axis=1)
     except ExportError as error:
         raise StageError(f"convert {network.model}: {error}") from error
     lost = _disagreements(predictions, None, model, pictures.labels[pictures.validation_index])
     if lost > max(1, len(validation) // 1000):
-        raise StageError(f"convert {network.model}: {lost} of {len(validation)} pictures are answered otherwise than when its accuracy was recorded")
-    return Exported(File.of(path), found.opset, found.ir_version, found.nodes, found.layout, None, lost, len(validation), (), File.of(beside))
+        raise StageError(
+            f"convert {network.model}: {lost} of {len(validation)} pictures are answered otherwise than when its accuracy was recorded"
+        )
+    return Exported(
+        File.of(path),
+        found.opset,
+        found.ir_version,
+        found.nodes,
+        found.layout,
+        None,
+        lost,
+        len(validation),
+        (),
+        File.of(beside),
+    )
 
 
 def _disagreements(predictions: np.ndarray, recorded: File | None, model: Trained, labels: torch.Tensor) -> int:

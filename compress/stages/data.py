@@ -65,7 +65,12 @@ def calibration(prepared: Prepared, config: Data) -> CalibrationData:
 
 def test(prepared: Prepared) -> TestData:
     """What `validate` alone may read."""
-    return TestData(images=prepared.test_images, labels=prepared.test_labels, classes=prepared.classes, image_size=prepared.image_size)
+    return TestData(
+        images=prepared.test_images,
+        labels=prepared.test_labels,
+        classes=prepared.classes,
+        image_size=prepared.image_size,
+    )
 
 
 def photos(config: Data, root: Path | None, count: int = 16) -> tuple[File, ...]:

@@ -17,7 +17,9 @@ from export.targets import verify as targets
 LIMIT_SECONDS = 900
 
 
-def _run(config: Device, *, context: Context, bundle: File, threads: int, host: dict[str, Any], versions: dict[str, str]) -> Verified:
+def _run(
+    config: Device, *, context: Context, bundle: File, threads: int, host: dict[str, Any], versions: dict[str, str]
+) -> Verified:
     """Run `python -m export.verify` inside the unpacked bundle and take its answer. Raises StageError on a wrong answer."""
     return verify_local(bundle.path, context.work, threads=threads)
 
@@ -30,7 +32,12 @@ def _distant(config: Device, *, context: Context, bundle: File, settings: Settin
         return Verified(rows=(), ok=False, failure=str(error), exit_code=error.exit_code)
     wrong = targets.complaint(answer)
     failure = f"{config.name}: {wrong}" if wrong else None
-    return Verified(rows=rows(answer, config.name), ok=wrong is None, failure=failure, exit_code=StageError.exit_code if wrong else 0)
+    return Verified(
+        rows=rows(answer, config.name),
+        ok=wrong is None,
+        failure=failure,
+        exit_code=StageError.exit_code if wrong else 0,
+    )
 
 
 def verify_local(bundle: Path, work: Path, *, threads: int = 1) -> Verified:
@@ -82,7 +89,9 @@ def _row(model: dict[str, Any], answer: dict[str, Any], target: str) -> dict[str
         "disturbances": model.get("disturbances") or [],
         "conditions": model.get("conditions"),
         "remarks": answer.get("remarks") or [],
-        "photos": {"status": photos["status"], "sentence": photos["sentence"], **(model.get("photos") or {})} if photos else None,
+        "photos": {"status": photos["status"], "sentence": photos["sentence"], **(model.get("photos") or {})}
+        if photos
+        else None,
         "ok": model["ok"],
     }
 

@@ -16,13 +16,23 @@ from compress.store import Context, Stage
 
 
 def _run(
-    config: Distill, *, context: Context, student: Network, start: str, weights: File | None, teacher: Trained | None, data: TrainingData, train: Train
+    config: Distill,
+    *,
+    context: Context,
+    student: Network,
+    start: str,
+    weights: File | None,
+    teacher: Trained | None,
+    data: TrainingData,
+    train: Train,
 ) -> Distilled:
     """Train the student by the configured method.
 
     `start` is the student's `weights` key ("none", "file" or a torchvision weights name), `weights` the file where it is one.
     """
-    trained = distil(config, context=context, student=student, start=start, weights=weights, teacher=teacher, data=data, train=train)
+    trained = distil(
+        config, context=context, student=student, start=start, weights=weights, teacher=teacher, data=data, train=train
+    )
     model, method, fitted = trained.model, trained.method, trained.fitted
     path = context.work / "trained.safetensors"
     save_combined(model, method, path)
@@ -48,7 +58,9 @@ def save_combined(model: nn.Module, method: nn.Module, path: Path) -> None:
     state = {f"student.{name}": value for name, value in model.state_dict().items()}
     state |= {f"method.{name}": value for name, value in method.state_dict().items()}
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(state.items())}
-    path.write_bytes(save(tensors, metadata={"format": "pt"}))  # not save_file: a full disk is then an OSError, which the store explains
+    path.write_bytes(
+        save(tensors, metadata={"format": "pt"})
+    )  # not save_file: a full disk is then an OSError, which the store explains
 
 
 run = Stage("distill", 6, _run, Distilled, together=True)

@@ -34,7 +34,16 @@ class Neighbours:
     networks: tuple[Neighbour, ...]
 
 
-def _find(config: Choice, *, context: Context, size: int, classes: int, most: int, without: tuple[str, ...], known: tuple[str, ...]) -> Neighbours:
+def _find(
+    config: Choice,
+    *,
+    context: Context,
+    size: int,
+    classes: int,
+    most: int,
+    without: tuple[str, ...],
+    known: tuple[str, ...],
+) -> Neighbours:
     """Up to `most` networks by how near their MACs come to the student's, at most half of them of its family, one of each other family.
 
     `without`: names that are measured anyway; `known`: the catalogue, which is part of the key only.
@@ -72,7 +81,11 @@ def _in_widths(network: catalog.NetworkInfo) -> Iterator[Choice]:
 
 def _family(name: str) -> str:
     """torchvision/shufflenet_v2 of torchvision/shufflenet_v2_x0_5, resnet of resnet8x4, wrn of wrn_16_2."""
-    return re.sub(r"_x\d_\d$|_small$|_large$|_b\d$|(?<=resnet)\d.*$|(?<=squeezenet)\d.*$|(?<=_lite)\d$|(?<=vgg)\d+$|(?<=wrn)_.*$", "", name)
+    return re.sub(
+        r"_x\d_\d$|_small$|_large$|_b\d$|(?<=resnet)\d.*$|(?<=squeezenet)\d.*$|(?<=_lite)\d$|(?<=vgg)\d+$|(?<=wrn)_.*$",
+        "",
+        name,
+    )
 
 
 def _macs(one: Choice, classes: int, size: int) -> int:

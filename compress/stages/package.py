@@ -12,7 +12,9 @@ from compress.store import Context, Stage
 from export.runtime import ExportError
 
 
-def _run(config: Export, *, context: Context, models: tuple[ModelFile, ...], target: str, versions: dict[str, str]) -> Packaged:
+def _run(
+    config: Export, *, context: Context, models: tuple[ModelFile, ...], target: str, versions: dict[str, str]
+) -> Packaged:
     """Each form is held against the file that it was made from. `target`: what the float .ort file is made for; `versions`: of the key only."""
     files: list[Extra] = []
     try:

@@ -50,7 +50,9 @@ class Drafted:
     """A network with random weights as files. `int8` is None where the recipe ships float, or for a teacher."""
 
     params: int
-    macs: int | None  # multiply-accumulates of convolutions and linear layers, one picture; None: an ONNX file that does not show it
+    macs: (
+        int | None
+    )  # multiply-accumulates of convolutions and linear layers, one picture; None: an ONNX file that does not show it
     fp32: File
     int8: File | None
     target: str | None
@@ -72,8 +74,16 @@ class Timed:
 
 
 def _draft(
-    config: Export, *, context: Context, network: Network, target: str | None, per_channel: bool, float_layers: tuple[str, ...],
-    pictures: CalibrationData | None, versions: dict[str, Any], file: File | None = None,
+    config: Export,
+    *,
+    context: Context,
+    network: Network,
+    target: str | None,
+    per_channel: bool,
+    float_layers: tuple[str, ...],
+    pictures: CalibrationData | None,
+    versions: dict[str, Any],
+    file: File | None = None,
 ) -> Drafted:
     """Write the float file and, with a target, the int8 file. `pictures` None: seeded noise. `versions` are part of the key only.
 
@@ -98,7 +108,9 @@ def _draft(
         if target is not None:
             export.rewrites.for_integers(fp32, source, images)  # writes `source` where a rewrite is worth keeping
             origin = source if source.is_file() else fp32
-            export.quantize.quantize(origin, int8, images, isa=target, per_channel=per_channel, float_layers=float_layers)
+            export.quantize.quantize(
+                origin, int8, images, isa=target, per_channel=per_channel, float_layers=float_layers
+            )
             audit = export.audit.audit(int8) if runs_on(target, isa()) else None
     except ExportError as error:
         raise StageError(f"plan {network.model}: {error}") from error
@@ -109,7 +121,9 @@ def _draft(
         int8=None if target is None else File.of(int8),
         target=target,
         int8_mac_share=audit.int8_mac_share if audit else None,
-        islands=tuple(f"{row['count']} {row['op']} ({row['cause']})" for row in audit.causes_counted()) if audit else None,
+        islands=tuple(f"{row['count']} {row['op']} ({row['cause']})" for row in audit.causes_counted())
+        if audit
+        else None,
     )
 
 
@@ -122,10 +136,19 @@ def _taken(context: Context, network: Network, file: File) -> Drafted:
     except ExportError as error:
         raise UsageError(f"plan {network.model}: {error}") from error
     contract = Contract(
-        tuple(f"class {number}" for number in range(network.classes)), network.image_size, network.normalization.mean, network.normalization.std,
-        found.layout, FOREIGN, channels=network.channels, order=network.order, own_size=network.own_size,
-    )  # fmt: skip
-    return Drafted(found.params, found.macs, File.of(path), None, None, None, None, File.of(write_beside(path, contract)))
+        tuple(f"class {number}" for number in range(network.classes)),
+        network.image_size,
+        network.normalization.mean,
+        network.normalization.std,
+        found.layout,
+        FOREIGN,
+        channels=network.channels,
+        order=network.order,
+        own_size=network.own_size,
+    )
+    return Drafted(
+        found.params, found.macs, File.of(path), None, None, None, None, File.of(write_beside(path, contract))
+    )
 
 
 def _images(pictures: CalibrationData | None, size: int) -> np.ndarray:
@@ -150,16 +173,25 @@ def untrained(network: Network, images: np.ndarray) -> nn.Module:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = None  # the plain mean over batches: of one batch, the batch's own
-        pixels = views.to_float(torch.from_numpy(np.ascontiguousarray(images)), network.normalization.mean, network.normalization.std)
+        pixels = views.to_float(
+            torch.from_numpy(np.ascontiguousarray(images)), network.normalization.mean, network.normalization.std
+        )
         with torch.no_grad():
             model.train()(pixels)
     return model.eval()
 
 
 def _time(
-    config: int, *, context: Context, draft: Drafted, against: dict[str, File], pictures: CalibrationData | None, size: int,
-    host: dict[str, Any], versions: dict[str, Any],
-) -> Timed:  # fmt: skip
+    config: int,
+    *,
+    context: Context,
+    draft: Drafted,
+    against: dict[str, File],
+    pictures: CalibrationData | None,
+    size: int,
+    host: dict[str, Any],
+    versions: dict[str, Any],
+) -> Timed:
     """Float, int8 and the teachers' files in turns, with `config` threads. `host` is part of the key: a latency never crosses machines."""
     own = {"fp32": draft.fp32}
     if draft.int8 is not None and runs_on(draft.target, isa()):
@@ -172,8 +204,14 @@ def _time(
     except ExportError as error:
         raise StageError(f"plan: {error}") from error
     return Timed(
-        latency_ms={name: {**result.models[name].summary(), "p50_ci95": list(export.timings.p50_interval(result, name)[1:])} for name in files},
-        speedup={mine: {name: list(export.timings.ratio(result, name, mine)) for name in files if name != mine} for mine in own},
+        latency_ms={
+            name: {**result.models[name].summary(), "p50_ci95": list(export.timings.p50_interval(result, name)[1:])}
+            for name in files
+        },
+        speedup={
+            mine: {name: list(export.timings.ratio(result, name, mine)) for name in files if name != mine}
+            for mine in own
+        },
         peak_memory_bytes=memory,
         other_cores=result.other_cores,
         disturbances=result.disturbances,
@@ -186,11 +224,20 @@ def _latency(files: dict[str, Any], images: np.ndarray, threads: int) -> Latency
     first = export.measure.latency(files, images, threads=threads, warmup=2, repeats=3, rounds=1)
     turn = sum(model.p50_ms for model in first.models.values())
     repeats = min(MOST, max(FEWEST, int(BUDGET_MS / turn)))
-    return export.measure.latency(files, images, threads=threads, warmup=10, repeats=repeats, rounds=ROUNDS, attempts=ATTEMPTS)
+    return export.measure.latency(
+        files, images, threads=threads, warmup=10, repeats=repeats, rounds=ROUNDS, attempts=ATTEMPTS
+    )
 
 
 def _there(
-    config: Device, *, context: Context, draft: Drafted, against: dict[str, File], pictures: CalibrationData | None, size: int, threads: int
+    config: Device,
+    *,
+    context: Context,
+    draft: Drafted,
+    against: dict[str, File],
+    pictures: CalibrationData | None,
+    size: int,
+    threads: int,
 ) -> Timed:
     """The same on another device: a bundle of the files, verified and timed there. Raises MissingError out of reach, StageError on wrong answers."""
     own = {"fp32": draft.fp32, **({"int8": draft.int8} if draft.int8 is not None else {})}
@@ -203,10 +250,18 @@ def _there(
         models.append(Shipped(context.work / file, role, "int8" if int8 else "fp32", draft.target if int8 else None))
     images = _images(pictures, size)[:PICTURES]
     try:
-        bundle = export.bundle.write(context.work / "bundle", models, images, np.zeros(len(images), np.int64), title="plan")
+        bundle = export.bundle.write(
+            context.work / "bundle", models, images, np.zeros(len(images), np.int64), title="plan"
+        )
     except ExportError as error:
         raise StageError(f"plan: {error}") from error
-    answer = ask(config.target, bundle.archive, context.work, Settings(name="plan", threads=threads, repeats=FEWEST), console=context.console)
+    answer = ask(
+        config.target,
+        bundle.archive,
+        context.work,
+        Settings(name="plan", threads=threads, repeats=FEWEST),
+        console=context.console,
+    )
     rows = {names[row["file"]]: row for row in answer["models"]}
     untimed = next((name for name in own if not rows[name].get("latency_ms")), None)
     if untimed is not None:

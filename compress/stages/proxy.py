@@ -14,12 +14,31 @@ from compress.store import Context, Stage
 
 
 def _run(
-    config: Distill, *, context: Context, student: Network, start: str, weights: File | None, teacher: Trained, data: TrainingData, train: Train,
+    config: Distill,
+    *,
+    context: Context,
+    student: Network,
+    start: str,
+    weights: File | None,
+    teacher: Trained,
+    data: TrainingData,
+    train: Train,
     share: float,
-) -> Proxied:  # fmt: skip
+) -> Proxied:
     """Inputs as of the distill stage; `train` is the short one, `share` how much of the training pictures it sees."""
     title = f"proxy: {student.model} from {teacher.network.model}"
-    short = distil(config, context=context, student=student, start=start, weights=weights, teacher=teacher, data=data, train=train, share=share, title=title)
+    short = distil(
+        config,
+        context=context,
+        student=student,
+        start=start,
+        weights=weights,
+        teacher=teacher,
+        data=data,
+        train=train,
+        share=share,
+        title=title,
+    )
     pictures = loading.pictures(data, context.device)
     shipped, shown = short.method.deployed(short.model), pictures.validation()
     logits = predict(shipped, shown, data.image_size, student.normalization, device=pictures.labels.device)

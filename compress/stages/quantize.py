@@ -47,7 +47,9 @@ def resolve_target(target: str, device: Device) -> str:
         ) from error
     if found not in TARGETS:
         where = device.name if device.distant else "this machine"
-        raise UsageError(f"quantize.target: there is no int8 rule for {where} ({found}); name one of x86-vnni, x86-avx2, arm64, or set scheme: none")
+        raise UsageError(
+            f"quantize.target: there is no int8 rule for {where} ({found}); name one of x86-vnni, x86-avx2, arm64, or set scheme: none"
+        )
     return found
 
 
@@ -64,7 +66,14 @@ def resolve_targets(config: Quantize, device: Device) -> tuple[str, ...]:
 
 
 def _run(
-    config: Quantize, *, context: Context, model: Exported, data: CalibrationData, target: str, versions: dict[str, str], tuned: Tuned | None = None
+    config: Quantize,
+    *,
+    context: Context,
+    model: Exported,
+    data: CalibrationData,
+    target: str,
+    versions: dict[str, str],
+    tuned: Tuned | None = None,
 ) -> Quantized:
     """QDQ int8, per channel; activation and weight types follow from the target. `tuned`: weights and ranges that training left."""
     images, _ = calibration_arrays(data)
@@ -75,7 +84,14 @@ def _run(
             found = _search(source, path, images, data, target, cache, context.console)
             settings, trials, sentence = found.settings, found.trials, found.sentence
         else:
-            settings = Settings(target, config.per_channel, config.calibrate, config.percentile, config.float_layers, config.bias_correction)
+            settings = Settings(
+                target,
+                config.per_channel,
+                config.calibrate,
+                config.percentile,
+                config.float_layers,
+                config.bias_correction,
+            )
             trials, sentence = (), None
             options = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
             if tuned is None:
@@ -103,7 +119,9 @@ def _run(
 def _tuned(prepared: Prepared, tuned: Tuned, path: Path, settings: Settings) -> export.quantize.Quantized:
     """The same file with what training left in it."""
     ranges = {name: (low, high) for name, (low, high) in json.loads(tuned.ranges.path.read_text()).items()}
-    return export.quantize.emit(export.quantize.with_weights(prepared, load_file(tuned.weights.path)), path, settings, ranges)
+    return export.quantize.emit(
+        export.quantize.with_weights(prepared, load_file(tuned.weights.path)), path, settings, ranges
+    )
 
 
 @dataclass(frozen=True)
@@ -113,7 +131,9 @@ class _Chosen:
     sentence: str
 
 
-def _search(source: Path, path: Path, images: np.ndarray, data: CalibrationData, target: str, cache: Path, console: Console) -> _Chosen:
+def _search(
+    source: Path, path: Path, images: np.ndarray, data: CalibrationData, target: str, cache: Path, console: Console
+) -> _Chosen:
     """Write the best variant to `path`."""
     ranking = _ranking_pictures(data)
     prepared = export.quantize.prepare(source, images, cache=cache)
@@ -122,8 +142,12 @@ def _search(source: Path, path: Path, images: np.ndarray, data: CalibrationData,
         validation, labels = _validation(data)
         right = prepared.runtime.run(validation).argmax(axis=1) == labels
         survivors = [trial for trial in trials if trial.kept]
-        console.line(f"search: {len(survivors)} of {sum(trial.kl is not None for trial in trials)} certified on {len(labels):,} validation pictures")
-        answers = [export.search.logits(_path(trial), target, validation).argmax(axis=1) == labels for trial in survivors]
+        console.line(
+            f"search: {len(survivors)} of {sum(trial.kl is not None for trial in trials)} certified on {len(labels):,} validation pictures"
+        )
+        answers = [
+            export.search.logits(_path(trial), target, validation).argmax(axis=1) == labels for trial in survivors
+        ]
         winner = choose(answers)
         drops = [statistics.paired_drop(right, answer) for answer in answers]
         chosen = survivors[winner]
@@ -142,7 +166,11 @@ def choose(answers: list[np.ndarray]) -> int:
     tell apart, and labels only overrule it beyond chance.
     """
     best = max(answers, key=lambda answer: int(answer.sum()))
-    return next(number for number, answer in enumerate(answers) if answer is best or statistics.paired_drop(best, answer).low <= 0)
+    return next(
+        number
+        for number, answer in enumerate(answers)
+        if answer is best or statistics.paired_drop(best, answer).low <= 0
+    )
 
 
 def _ranking_pictures(data: CalibrationData) -> np.ndarray:
@@ -170,12 +198,23 @@ def _path(trial: Trial) -> Path:
 
 def _row(trial: Trial) -> dict[str, Any]:
     """report.json's row of a trial."""
-    return {name: getattr(trial, name) for name in ("name", "kl", "agreement", "bytes", "kept", "reason")} | {"chosen": False}
+    return {name: getattr(trial, name) for name in ("name", "kl", "agreement", "bytes", "kept", "reason")} | {
+        "chosen": False
+    }
 
 
 def _certified(drop: statistics.PairedDrop, chosen: bool) -> dict[str, Any]:
-    numbers = {"drop_points": drop.drop_points, "drop_ci95": [drop.low, drop.high], "mcnemar_p": drop.p, "images": drop.n}
-    return {**numbers, "chosen": chosen, **({"reason": "chosen: the closest to float that labels do not speak against"} if chosen else {})}
+    numbers = {
+        "drop_points": drop.drop_points,
+        "drop_ci95": [drop.low, drop.high],
+        "mcnemar_p": drop.p,
+        "images": drop.n,
+    }
+    return {
+        **numbers,
+        "chosen": chosen,
+        **({"reason": "chosen: the closest to float that labels do not speak against"} if chosen else {}),
+    }
 
 
 def _sentence(trial: Trial, drop: statistics.PairedDrop) -> str:

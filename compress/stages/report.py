@@ -35,7 +35,10 @@ def _copy_files(evidence: Evidence, folder: Path) -> None:
     shutil.copyfile(evidence.student.stripped.trained.weights.path, folder / "student.safetensors")
     for extra in evidence.packaged.files if evidence.packaged else ():
         shutil.copyfile(extra.file.path, folder / extra.name)
-    for name, file in (("predictions.npz", evidence.measured.predictions), ("latency.npz", evidence.measured.latency_samples)):
+    for name, file in (
+        ("predictions.npz", evidence.measured.predictions),
+        ("latency.npz", evidence.measured.latency_samples),
+    ):
         shutil.copyfile(file.path, folder / name)
     shutil.copyfile(evidence.measured.pictures.path, folder / "pictures.npz")
     histories: dict[str, File | None] = {"student": evidence.student.trained.history}

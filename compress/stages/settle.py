@@ -21,10 +21,20 @@ def _run(config: str, *, context: Context, measured: Measured, test: TestData) -
         logits = {name.removeprefix("logits/"): stored[name] for name in stored.files if name.startswith("logits/")}
     teacher = next(row["file"] for row in measured.models if row["role"] == "teacher")
     floats = next(row["file"] for row in measured.models if row["role"] == "student" and row["precision"] == "fp32")
-    found = slices.changes(images, labels, logits, teacher=teacher, model=config, floats=None if config == floats else floats, classes=test.classes)
+    found = slices.changes(
+        images,
+        labels,
+        logits,
+        teacher=teacher,
+        model=config,
+        floats=None if config == floats else floats,
+        classes=test.classes,
+    )
     path = context.work / "pictures.npz"
     np.savez_compressed(path, **found.pictures)  # type: ignore[arg-type]
-    return dataclasses.replace(measured, per_class=found.per_class, slices=found.unsure, pictures=File.of(path), ships=config)
+    return dataclasses.replace(
+        measured, per_class=found.per_class, slices=found.unsure, pictures=File.of(path), ships=config
+    )
 
 
 run = Stage("settle", 1, _run, Measured)

@@ -26,14 +26,29 @@ from compress.store import Context, Stage
 FORM_LIMIT = 1e-5
 
 
-def _run(config: Distill, *, context: Context, student: Network, teacher: Trained | None, trained: Distilled, data: TrainingData) -> Stripped:
+def _run(
+    config: Distill,
+    *,
+    context: Context,
+    student: Network,
+    teacher: Trained | None,
+    trained: Distilled,
+    data: TrainingData,
+) -> Stripped:
     """Keep `method.deployed(student)`; assert it bit for bit against the trained main head; record its float32 accuracy."""
     pictures = loading.pictures(data, "cpu")
     model, method = loading.distilled(config, trained, teacher, pictures)
 
     path = context.work / "student.safetensors"
     kept = {value.data_ptr() for value in method.deployed(model).state_dict().values()}
-    dropped = tuple(sorted(name for part in (model, method) for name, value in part.state_dict().items() if value.data_ptr() not in kept))
+    dropped = tuple(
+        sorted(
+            name
+            for part in (model, method)
+            for name, value in part.state_dict().items()
+            if value.data_ptr() not in kept
+        )
+    )
     checkpoints.save_state(method.deployed(model), path)
     ships = replace(student, deployed=method.form())
     deployed = loading.network(ships, File.of(path), "cpu")
@@ -55,7 +70,9 @@ def _run(config: Distill, *, context: Context, student: Network, teacher: Traine
         kernels=trained.kernels,
         origin=f"distilled by {trained.method}" if trained.method != "none" else "trained without a teacher",
     )
-    return Stripped(result, dropped, File.of(context.work / "predictions.npy"), params(model), macs(model, student.image_size))
+    return Stripped(
+        result, dropped, File.of(context.work / "predictions.npy"), params(model), macs(model, student.image_size)
+    )
 
 
 @torch.no_grad()
@@ -64,7 +81,9 @@ def _prove(model: nn.Module, deployed: nn.Module, method: Method, student: Netwo
 
     Raises StageError where it does not.
     """
-    pixels = views.to_float(views.evaluation_view(images, student.image_size), student.normalization.mean, student.normalization.std)
+    pixels = views.to_float(
+        views.evaluation_view(images, student.image_size), student.normalization.mean, student.normalization.std
+    )
     outline = loading.outline(student)
     with Tapped(model.eval(), {name: outline.taps[name] for name in method.eval().student_taps}) as tapped:
         logits, taps = tapped(pixels)
@@ -76,11 +95,17 @@ def _prove(model: nn.Module, deployed: nn.Module, method: Method, student: Netwo
     away, largest = float((trained - shipped).abs().max()), float(trained.abs().max())
     if not away <= FORM_LIMIT * max(1.0, largest):
         limit = f"{FORM_LIMIT * max(1.0, largest):.1e}, which is {FORM_LIMIT:g} times the largest logit above 1 ({largest:.3g})"
-        raise StageError(f"strip: what ships of {student.model} answers {away:.1e} away from what was trained; the limit is {limit}")
+        raise StageError(
+            f"strip: what ships of {student.model} answers {away:.1e} away from what was trained; the limit is {limit}"
+        )
     ours = {parameter.data_ptr() for parameter in method.deployed(model).parameters()}
-    expected = sum(parameter.numel() for part in (model, method) for parameter in part.parameters() if parameter.data_ptr() in ours)
+    expected = sum(
+        parameter.numel() for part in (model, method) for parameter in part.parameters() if parameter.data_ptr() in ours
+    )
     if params(deployed) != expected:
-        raise StageError(f"strip: the stripped {student.model} has {params(deployed):,} parameters, it should have {expected:,}")
+        raise StageError(
+            f"strip: the stripped {student.model} has {params(deployed):,} parameters, it should have {expected:,}"
+        )
     left = set(deployed.state_dict()) - set(model.state_dict()) if method.form() is None else set()
     if left:
         raise StageError(f"strip: keys of the method remain in the student: {', '.join(sorted(left))}")

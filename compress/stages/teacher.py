@@ -27,12 +27,17 @@ from compress.store import Context, Stage
 from compress.train import fit
 
 REMEDIES = {  # what the candidate's section should say
-    "BGR": "; say channels: bgr", "normalisation": "; say so in normalize", "range": "; say so in normalize",
-    "swapped classes": "; name its classes in their order", "classes": "; name its classes in their order",
-}  # fmt: skip
+    "BGR": "; say channels: bgr",
+    "normalisation": "; say so in normalize",
+    "range": "; say so in normalize",
+    "swapped classes": "; name its classes in their order",
+    "classes": "; name its classes in their order",
+}
 
 
-def _train(config: Candidate, *, context: Context, network: Network, data: TrainingData, weights: File | None) -> Trained:
+def _train(
+    config: Candidate, *, context: Context, network: Network, data: TrainingData, weights: File | None
+) -> Trained:
     """Train a candidate, or load it, or both; judge it on validation in float32."""
     begin = time.monotonic()
     torch.manual_seed((config.train.seed if config.train else 0) or 0)
@@ -42,7 +47,9 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
         counted = _inspected(network, weights)
         model = loading.network(network, weights, context.device)
     else:
-        model = loading.start(network, config.weights, weights, new_head=config.train is not None, device=context.device)
+        model = loading.start(
+            network, config.weights, weights, new_head=config.train is not None, device=context.device
+        )
     fitted = None
     if config.train is not None:
         outline = loading.outline(network)
@@ -56,11 +63,21 @@ def _train(config: Candidate, *, context: Context, network: Network, data: Train
         steps = -(-len(pictures.train_index) // config.train.batch_size)
         with context.console.training(f"teacher {network.model}", config.train.epochs or 1, steps) as progress:
             fitted = fit(
-                model, method, pictures, train=config.train, normalization=network.normalization, taps=outline.taps,
-                teacher=None, device=context.device, folder=context.work, progress=progress,
+                model,
+                method,
+                pictures,
+                train=config.train,
+                normalization=network.normalization,
+                taps=outline.taps,
+                teacher=None,
+                device=context.device,
+                folder=context.work,
+                progress=progress,
                 group=context.group,
-            )  # fmt: skip
-    logits = predict(model, pictures.validation(), data.image_size, network.normalization, device=pictures.labels.device)
+            )
+    logits = predict(
+        model, pictures.validation(), data.image_size, network.normalization, device=pictures.labels.device
+    )
     top1 = accuracy(logits, pictures.labels[pictures.validation_index])
     _expect(config, top1, len(pictures.validation_index), lambda: _named(config, model, pictures, network, data))
     if network.black_box and weights is not None:
@@ -134,7 +151,12 @@ def _named(config: Candidate, model: nn.Module, pictures: Pictures, network: Net
 
     labels = pictures.labels[pictures.validation_index].cpu().numpy()
     fault = faults.name_fault(
-        answers, images, labels, config.expect_top1 or 1.0, normalization=(normalization.mean, normalization.std), classes=data.classes
+        answers,
+        images,
+        labels,
+        config.expect_top1 or 1.0,
+        normalization=(normalization.mean, normalization.std),
+        classes=data.classes,
     )
     return None if fault is None else fault.sentence() + REMEDIES.get(fault.kind, "")
 

@@ -42,9 +42,19 @@ TAP_LIMIT = 1e-3  # largest difference of a tap in the two graphs, of its larges
 
 
 def _run(
-    config: Quantize, *, context: Context, method: Distill, trained: Distilled, stripped: Stripped, model: Exported, teacher: Trained | None,
-    data: CalibrationData, train: Train, target: str, versions: dict[str, str],
-) -> Tuned:  # fmt: skip
+    config: Quantize,
+    *,
+    context: Context,
+    method: Distill,
+    trained: Distilled,
+    stripped: Stripped,
+    model: Exported,
+    teacher: Trained | None,
+    data: CalibrationData,
+    train: Train,
+    target: str,
+    versions: dict[str, str],
+) -> Tuned:
     """Train the exported student further with fake quantisation for `target`.
 
     `method`, `train`: what the student was distilled by; `trained` holds the method's own modules, which go on where they were.
@@ -52,12 +62,20 @@ def _run(
     images, _ = calibration_arrays(data)
     settings = Settings(target, config.per_channel, config.calibrate, config.percentile, config.float_layers)
     pictures, live = loading.pictures(data.training, context.device), _student(stripped)
-    own = train.model_copy(update={
-        "epochs": config.epochs, "lr": config.lr, "schedule": Schedule(warmup_epochs=0.0), "precision": "float32", "keep": "last",
-    })  # fmt: skip
+    own = train.model_copy(
+        update={
+            "epochs": config.epochs,
+            "lr": config.lr,
+            "schedule": Schedule(warmup_epochs=0.0),
+            "precision": "float32",
+            "keep": "last",
+        }
+    )
     teaching_method, teaching = _taught(method, trained, live, teacher, pictures, data, own, context)
     try:
-        prepared = export.quantize.prepare((model.int8_source or model.file).path, images, cache=context.cache / "calibration")
+        prepared = export.quantize.prepare(
+            (model.int8_source or model.file).path, images, cache=context.cache / "calibration"
+        )
         shown = _tensors(teaching_method.student_taps, stripped.trained, live, prepared, pictures)
         pairs = export.quantize.pairs(prepared, settings)
         simulation = Simulation(pairs.model, pairs, shown=shown).to(context.device)
@@ -65,18 +83,35 @@ def _run(
         raise StageError(f"tune: {error}") from error
     static = _accuracy(simulation, stripped.trained, pictures)
     steps = -(-len(pictures.train_index) // train.batch_size)
-    with context.console.training(f"int8 of {stripped.trained.network.model} by {method.name}", own.epochs or 1, steps) as progress:
+    with context.console.training(
+        f"int8 of {stripped.trained.network.model} by {method.name}", own.epochs or 1, steps
+    ) as progress:
         fitted = fit(
-            simulation, teaching_method, pictures, train=own, normalization=stripped.trained.network.normalization,
-            taps={name: f"taps.{name}:out" for name in shown}, teacher=teaching, device=context.device, folder=context.work,
-            progress=progress, before=trained.epochs,
-        )  # fmt: skip
+            simulation,
+            teaching_method,
+            pictures,
+            train=own,
+            normalization=stripped.trained.network.normalization,
+            taps={name: f"taps.{name}:out" for name in shown},
+            teacher=teaching,
+            device=context.device,
+            folder=context.work,
+            progress=progress,
+            before=trained.epochs,
+        )
     try:
-        agreement, difference = _hold_against_file(simulation.cpu().eval(), prepared, settings, stripped.trained, data, context.work / "check.onnx")
+        agreement, difference = _hold_against_file(
+            simulation.cpu().eval(), prepared, settings, stripped.trained, data, context.work / "check.onnx"
+        )
     except ExportError as error:
         raise StageError(f"tune: {error}") from error
     weights, ranges = context.work / "tuned.safetensors", context.work / "ranges.json"
-    weights.write_bytes(save({name: torch.from_numpy(value) for name, value in simulation.learned_weights().items()}, metadata={"format": "pt"}))
+    weights.write_bytes(
+        save(
+            {name: torch.from_numpy(value) for name, value in simulation.learned_weights().items()},
+            metadata={"format": "pt"},
+        )
+    )
     ranges.write_text(json.dumps(simulation.learned_ranges(), indent=1) + "\n")
     if sentence := worse(static, fitted.history[-1].get("top1_validation", static)):
         context.console.warn(sentence)
@@ -111,33 +146,62 @@ def worse(static: float, tuned: float) -> str | None:
 def _student(stripped: Stripped) -> nn.Module:
     """The float student in torch, which the method's taps are named in."""
     if stripped.trained.network.deployed is not None:
-        raise StageError("tune: the method ships another network than it compares with the teacher, so its loss cannot go on; use quantize.scheme: static")
+        raise StageError(
+            "tune: the method ships another network than it compares with the teacher, so its loss cannot go on; use quantize.scheme: static"
+        )
     return loading.network(stripped.trained.network, stripped.trained.weights, "cpu").eval()
 
 
 def _taught(
-    config: Distill, trained: Distilled, live: nn.Module, teacher: Trained | None, pictures: Pictures, data: CalibrationData, train: Train, context: Context
+    config: Distill,
+    trained: Distilled,
+    live: nn.Module,
+    teacher: Trained | None,
+    pictures: Pictures,
+    data: CalibrationData,
+    train: Train,
+    context: Context,
 ) -> tuple[Method, Teaching | None]:
     """The method with its own modules as distillation left them, and what it is taught by."""
-    state = {name.removeprefix("method."): value for name, value in load_file(trained.combined.path).items() if name.startswith("method.")}
-    taught_by = loading.outline(teacher.network, loading.network(teacher.network, teacher.weights, "cpu")) if teacher else None
+    state = {
+        name.removeprefix("method."): value
+        for name, value in load_file(trained.combined.path).items()
+        if name.startswith("method.")
+    }
+    taught_by = (
+        loading.outline(teacher.network, loading.network(teacher.network, teacher.weights, "cpu")) if teacher else None
+    )
     method = build_method(
-        config, student=loading.outline(trained.network, live), teacher=taught_by, train_labels=pictures.labels, train_index=pictures.train_index,
-        label_smoothing=train.label_smoothing, seed=train.seed or 0,
-    )  # fmt: skip
+        config,
+        student=loading.outline(trained.network, live),
+        teacher=taught_by,
+        train_labels=pictures.labels,
+        train_index=pictures.train_index,
+        label_smoothing=train.label_smoothing,
+        seed=train.seed or 0,
+    )
     checkpoints.fit(method, state, source="distill")
     method.to(context.device)
     if teacher is None or taught_by is None or not method.needs_teacher:
         return method, None
     teaching = loading.teaching(
-        teacher, method, taught_by.taps, data.training, len(pictures.images), device=context.device, cache=context.cache, warn=context.console.warn
+        teacher,
+        method,
+        taught_by.taps,
+        data.training,
+        len(pictures.images),
+        device=context.device,
+        cache=context.cache,
+        warn=context.console.warn,
     )
     say_teaching(teaching, teacher, config.name, data.training, len(pictures.train_index), train, context)
     return method, teaching
 
 
 @torch.no_grad()
-def _tensors(wanted: tuple[str, ...], student: Trained, live: nn.Module, prepared: Prepared, pictures: Pictures) -> dict[str, str]:
+def _tensors(
+    wanted: tuple[str, ...], student: Trained, live: nn.Module, prepared: Prepared, pictures: Pictures
+) -> dict[str, str]:
     """For each tap the graph's tensor with the same values on a few pictures. Raises StageError where there is none."""
     if not wanted:
         return {}
@@ -153,7 +217,11 @@ def _tensors(wanted: tuple[str, ...], student: Trained, live: nn.Module, prepare
 
 def _same(tap: str, expected: torch.Tensor, values: Mapping[str, torch.Tensor]) -> str:
     limit = TAP_LIMIT * float(expected.abs().max())
-    found = [name for name, value in values.items() if value.shape == expected.shape and float((value - expected).abs().max()) <= limit]
+    found = [
+        name
+        for name, value in values.items()
+        if value.shape == expected.shape and float((value - expected).abs().max()) <= limit
+    ]
     if not found:
         raise StageError(
             f"tune: the method reads the map {tap!r}, which the exported graph does not hold; use quantize.scheme: static, or a method that reads other maps"
@@ -162,7 +230,13 @@ def _same(tap: str, expected: torch.Tensor, values: Mapping[str, torch.Tensor]) 
 
 
 def _accuracy(simulation: nn.Module, student: Trained, pictures: Pictures) -> float:
-    logits = predict(simulation, pictures.validation(), pictures.image_size, student.network.normalization, device=pictures.labels.device)
+    logits = predict(
+        simulation,
+        pictures.validation(),
+        pictures.image_size,
+        student.network.normalization,
+        device=pictures.labels.device,
+    )
     return accuracy(logits, pictures.labels[pictures.validation_index])
 
 
@@ -174,12 +248,16 @@ def _hold_against_file(
     chosen = pictures.validation()[:CHECKED]
     tuned = export.quantize.with_weights(prepared, simulation.learned_weights())
     export.quantize.emit(tuned, path, settings, simulation.learned_ranges())
-    written = export.search.logits(path, settings.isa, np.ascontiguousarray(views.evaluation_view(chosen, pictures.image_size).numpy()))
+    written = export.search.logits(
+        path, settings.isa, np.ascontiguousarray(views.evaluation_view(chosen, pictures.image_size).numpy())
+    )
     path.unlink()
     simulated = predict(simulation, chosen, pictures.image_size, student.network.normalization).numpy()
     differ = int((simulated.argmax(1) != written.argmax(1)).sum())
     agreement = 1 - differ / len(chosen)
-    if differ > max(1, (1 - LEAST_AGREEMENT) * len(chosen)):  # one picture may lie between two classes, however few there are
+    if differ > max(
+        1, (1 - LEAST_AGREEMENT) * len(chosen)
+    ):  # one picture may lie between two classes, however few there are
         raise StageError(
             f"tune: the int8 file gives {100 * agreement:.1f} % of the predictions that training simulated (at least {100 * LEAST_AGREEMENT:g} %): "
             "it is not what was trained"

@@ -33,10 +33,19 @@ OWN_BYTES = 20_000_000  # of the user's photos in the bundle
 
 
 def _run(
-    config: Validate, *, context: Context, models: tuple[ModelFile, ...], samples: int, test: TestData, host: dict[str, Any],
-    versions: dict[str, str], photos: tuple[File, ...] = (), resize: int | None = None, keep: str = "always",
+    config: Validate,
+    *,
+    context: Context,
+    models: tuple[ModelFile, ...],
+    samples: int,
+    test: TestData,
+    host: dict[str, Any],
+    versions: dict[str, str],
+    photos: tuple[File, ...] = (),
+    resize: int | None = None,
+    keep: str = "always",
     own: tuple[File, ...] = (),
-) -> Measured:  # fmt: skip
+) -> Measured:
     """Accuracy, latency, memory and size of each file; `models` begins with the teacher, the reference of every comparison.
 
     `samples` test pictures go into the bundle. `photos`: picture files of the data set, for the time from photo to answer.
@@ -48,28 +57,62 @@ def _run(
     images, labels = test_arrays(test)
     try:
         logits = {model.name: _predict(model, images, context) for model in models}
-        context.console.line(f"latency: {len(models)} models interleaved, {config.repeats} runs each, {config.threads} thread(s), batch 1")
+        context.console.line(
+            f"latency: {len(models)} models interleaved, {config.repeats} runs each, {config.threads} thread(s), batch 1"
+        )
         here = [model for model in models if runs_on(model.target, isa())]
         timed = timing.inference(
-            {model.name: model.file for model in here}, images[:64], threads=config.threads, warmup=config.warmup, repeats=config.repeats, seed=config.seed
+            {model.name: model.file for model in here},
+            images[:64],
+            threads=config.threads,
+            warmup=config.warmup,
+            repeats=config.repeats,
+            seed=config.seed,
         )
         shown = {model.name: model.file for model in here if not model.evidence}
-        photo, source = timing.photos_to_answers(shown, photos, images, resize=resize, threads=config.threads, repeats=config.repeats, seed=config.seed)
+        photo, source = timing.photos_to_answers(
+            shown, photos, images, resize=resize, threads=config.threads, repeats=config.repeats, seed=config.seed
+        )
         rows = tuple(
-            {**_row(model, logits, labels, models[0].name, timed, config), "photo_latency_ms": timing.entry(photo, model.name, config.seed)} for model in models
+            {
+                **_row(model, logits, labels, models[0].name, timed, config),
+                "photo_latency_ms": timing.entry(photo, model.name, config.seed),
+            }
+            for model in models
         )
         shipped, because = _ships(models, timed, keep, config.seed)
         if because:
             context.console.line(because)
         sustained = _sustained(shipped, images, config, context, timed)
-        bundle = _bundle(context, _in_bundle(models, shipped), images, labels, samples, config.seed, resize, [file.path for file in _within(own)])
+        bundle = _bundle(
+            context,
+            _in_bundle(models, shipped),
+            images,
+            labels,
+            samples,
+            config.seed,
+            resize,
+            [file.path for file in _within(own)],
+        )
     except ExportError as error:
         raise StageError(f"validate: {error}") from error
     comparisons = tuple(
-        _compare(model, against, logits, labels, timed, config.seed) for model in models[1:] for against in models if _compared(model, against)
+        _compare(model, against, logits, labels, timed, config.seed)
+        for model in models[1:]
+        for against in models
+        if _compared(model, against)
     )
-    floats = next((model.name for model in models if model.role == "student" and model.precision == "fp32" and model is not shipped), None)
-    changes = slices.changes(images, labels, logits, teacher=models[0].name, model=shipped.name, floats=floats, classes=test.classes)
+    floats = next(
+        (
+            model.name
+            for model in models
+            if model.role == "student" and model.precision == "fp32" and model is not shipped
+        ),
+        None,
+    )
+    changes = slices.changes(
+        images, labels, logits, teacher=models[0].name, model=shipped.name, floats=floats, classes=test.classes
+    )
     return Measured(
         models=rows,
         comparisons=comparisons,
@@ -95,9 +138,15 @@ def _shipped(models: tuple[ModelFile, ...]) -> ModelFile:
 def _int8_warnings(models: tuple[ModelFile, ...], comparisons: tuple[dict[str, Any], ...]) -> tuple[str, ...]:
     """What is known to ruin int8, where the student's int8 file is worse than its float file beyond chance."""
     files = {model.name: model for model in models if model.role == "student"}
-    pairs = [row for row in comparisons if row["model"] in files and row["against"] in files and row["top1_drop_ci95"][0] > 0]
+    pairs = [
+        row for row in comparisons if row["model"] in files and row["against"] in files and row["top1_drop_ci95"][0] > 0
+    ]
     named = ((row, faults.name_int8_fault(files[row["model"]].file.path)) for row in pairs)
-    return tuple(f"{row['model']} is {row['top1_drop_points']:.1f} points below {row['against']}: {fault}" for row, fault in named if fault)
+    return tuple(
+        f"{row['model']} is {row['top1_drop_points']:.1f} points below {row['against']}: {fault}"
+        for row, fault in named
+        if fault
+    )
 
 
 def _ships(models: tuple[ModelFile, ...], times: LatencyResult, keep: str, seed: int) -> tuple[ModelFile, str | None]:
@@ -107,14 +156,23 @@ def _ships(models: tuple[ModelFile, ...], times: LatencyResult, keep: str, seed:
     if keep != "faster" or best is plain:
         return best, None
     if best.name not in times.models:
-        return best, f"{best.name} ships although keep: faster was asked for: it is built for {best.target}, so its speed could not be judged here."
+        return (
+            best,
+            f"{best.name} ships although keep: faster was asked for: it is built for {best.target}, so its speed could not be judged here.",
+        )
     if times.unfit is not None:
-        return best, f"{best.name} ships although keep: faster was asked for: its speed could not be judged here ({times.unfit})."
+        return (
+            best,
+            f"{best.name} ships although keep: faster was asked for: its speed could not be judged here ({times.unfit}).",
+        )
     speedup, low, high = export.timings.ratio(times, plain.name, best.name, seed=seed)
     numbers = f"{speedup:.2f}x [{low:.2f}, {high:.2f}] its speed"
     if low > 1:
         return best, f"{best.name} ships: it is faster than the float student here ({numbers}), as keep: faster asks."
-    return plain, f"{plain.name} ships instead of {best.name}: int8 is not measurably faster than the float student here ({numbers}; keep: faster)."
+    return (
+        plain,
+        f"{plain.name} ships instead of {best.name}: int8 is not measurably faster than the float student here ({numbers}; keep: faster).",
+    )
 
 
 def _in_bundle(models: tuple[ModelFile, ...], shipped: ModelFile) -> tuple[ModelFile, ...]:
@@ -134,17 +192,30 @@ def _compared(model: ModelFile, against: ModelFile) -> bool:
         return model.role == "student" and (model.precision, model.target) == (against.precision, against.target)
     if model.role == against.role:
         return model.precision == "int8" and against.precision == "fp32"
-    return model.role == "student" and against.role == "baseline" and (model.precision, model.target) == (against.precision, against.target)
+    return (
+        model.role == "student"
+        and against.role == "baseline"
+        and (model.precision, model.target) == (against.precision, against.target)
+    )
 
 
 def _predict(model: ModelFile, images: np.ndarray, context: Context) -> np.ndarray:
     """Logits float32 (N, K) of the whole test split, on all cores (answers do not depend on threads; latency is measured apart). A file whose
     sums this machine's kernels would saturate is computed as it is written."""
     context.console.line(f"test split: {model.name} on {len(images):,} pictures")
-    return Model.load(model.file.path, threads=cores(), as_written=saturates(model.target, isa())).run(images, batch=BATCH)
+    return Model.load(model.file.path, threads=cores(), as_written=saturates(model.target, isa())).run(
+        images, batch=BATCH
+    )
 
 
-def _row(model: ModelFile, logits: dict[str, np.ndarray], labels: np.ndarray, teacher: str, times: LatencyResult, config: Validate) -> dict[str, Any]:
+def _row(
+    model: ModelFile,
+    logits: dict[str, np.ndarray],
+    labels: np.ndarray,
+    teacher: str,
+    times: LatencyResult,
+    config: Validate,
+) -> dict[str, Any]:
     """report.json's row of a model; a file for another instruction set is neither timed nor audited here."""
     timed = times.models.get(model.name)
     own = logits[model.name]
@@ -178,7 +249,9 @@ def _row(model: ModelFile, logits: dict[str, np.ndarray], labels: np.ndarray, te
     }
 
 
-def _sustained(model: ModelFile, images: np.ndarray, config: Validate, context: Context, times: LatencyResult) -> dict[str, Any] | None:
+def _sustained(
+    model: ModelFile, images: np.ndarray, config: Validate, context: Context, times: LatencyResult
+) -> dict[str, Any] | None:
     """The file that ships, run without a pause where the recipe asks for it and it is meant for this machine."""
     if not config.sustained_seconds or model.name not in times.models:
         return None
@@ -188,12 +261,21 @@ def _sustained(model: ModelFile, images: np.ndarray, config: Validate, context: 
     return {"file": model.name, **found.summary()}
 
 
-def _compare(model: ModelFile, against: ModelFile, logits: dict[str, np.ndarray], labels: np.ndarray, times: LatencyResult, seed: int) -> dict[str, Any]:
+def _compare(
+    model: ModelFile,
+    against: ModelFile,
+    logits: dict[str, np.ndarray],
+    labels: np.ndarray,
+    times: LatencyResult,
+    seed: int,
+) -> dict[str, Any]:
     """report.json's paired comparison of two models on the same pictures."""
     right = {name: logits[name].argmax(axis=1) == labels for name in (model.name, against.name)}
     drop = statistics.paired_drop(right[against.name], right[model.name])
     both = model.name in times.models and against.name in times.models
-    speedup, low, high = export.timings.ratio(times, against.name, model.name, seed=seed) if both else (None, None, None)
+    speedup, low, high = (
+        export.timings.ratio(times, against.name, model.name, seed=seed) if both else (None, None, None)
+    )
     return {
         "model": model.name,
         "against": against.name,
@@ -212,7 +294,11 @@ def _compare(model: ModelFile, against: ModelFile, logits: dict[str, np.ndarray]
 def _predictions(images: np.ndarray, labels: np.ndarray, logits: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Per test picture: content hash, label, logits of every model, so that anyone can recompute every interval."""
     hashes = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in images])
-    return {"sha256": hashes, "labels": labels, **{f"logits/{name}": value.astype(np.float32) for name, value in logits.items()}}
+    return {
+        "sha256": hashes,
+        "labels": labels,
+        **{f"logits/{name}": value.astype(np.float32) for name, value in logits.items()},
+    }
 
 
 def _samples(timed: LatencyResult) -> dict[str, np.ndarray]:
@@ -231,7 +317,14 @@ def _within(own: tuple[File, ...], most: int = OWN_BYTES) -> list[File]:
 
 
 def _bundle(
-    context: Context, models: tuple[ModelFile, ...], images: np.ndarray, labels: np.ndarray, samples: int, seed: int, resize: int | None, own: list[Path]
+    context: Context,
+    models: tuple[ModelFile, ...],
+    images: np.ndarray,
+    labels: np.ndarray,
+    samples: int,
+    seed: int,
+    resize: int | None,
+    own: list[Path],
 ) -> File:
     """The folder for the device: teacher and student with a stratified sample of test pictures. Only the student's files need to ship."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -244,9 +337,13 @@ def _bundle(
         chosen = stratified(labels, min(samples, len(labels)), seed)
         side = resize or images.shape[1]
         if own:
-            context.console.line(f"bundle: {len(own)} of your photos go along as they are, metadata included (device.photos: 0 leaves them out)")
+            context.console.line(
+                f"bundle: {len(own)} of your photos go along as they are, metadata included (device.photos: 0 leaves them out)"
+            )
         title = _shipped(models).name
-        written = export.bundle.write(context.work / "bundle", shipped, images[chosen], labels[chosen], title=title, resize=side, own=own)
+        written = export.bundle.write(
+            context.work / "bundle", shipped, images[chosen], labels[chosen], title=title, resize=side, own=own
+        )
     return File.of(written.archive)
 
 

@@ -14,7 +14,9 @@ LOCAL_OPTIONS = ("python", "provider")
 OPTIONS = ("python", "wheels", "config", "provider")
 BROWSER_OPTIONS = ("binary", "ort", "provider")
 BROWSER_PROVIDERS = ("wasm", "webgpu", "all")
-_SAFE = re.compile(r"[A-Za-z0-9_.~/][A-Za-z0-9_./~+@:=-]*")  # no character that any shell, scp or adb would read as more than a letter
+_SAFE = re.compile(
+    r"[A-Za-z0-9_.~/][A-Za-z0-9_./~+@:=-]*"
+)  # no character that any shell, scp or adb would read as more than a letter
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
 
@@ -50,7 +52,9 @@ class Address:
     config: str | None = None  # of ssh
     binary: str | None = None  # of browser: Chromium or Chrome; None: the one on PATH
     ort: str | None = None  # of browser: a folder with onnxruntime-web; None: from npm, by the pinned lock file
-    provider: str | None = None  # an execution provider; of browser: wasm | webgpu | all; None: wasm, and WebGPU where a graphics card is
+    provider: str | None = (
+        None  # an execution provider; of browser: wasm | webgpu | all; None: wasm, and WebGPU where a graphics card is
+    )
 
     @property
     def shown(self) -> str:
@@ -75,7 +79,14 @@ class Settings:
         more = ["--preprocess", self.preprocess] if self.preprocess else []
         more += ["--provider", self.provider] if self.provider else []
         more += ["--sustained", str(self.sustained)] if self.sustained else []
-        return ["--threads", str(self.threads), "--repeats", str(self.repeats), *more, *([] if self.latency else ["--no-latency"])]
+        return [
+            "--threads",
+            str(self.threads),
+            "--repeats",
+            str(self.repeats),
+            *more,
+            *([] if self.latency else ["--no-latency"]),
+        ]
 
 
 def parse(text: str) -> Address:
@@ -96,7 +107,13 @@ def parse(text: str) -> Address:
     python = options.get("python")
     if python is not None and not _SAFE.fullmatch(python):
         raise WrongTarget(f"--target {text}: python={python!r} must be a plain path")
-    common = {"name": name, "scheme": parts.scheme, "folder": folder, "python": python, "wheels": options.get("wheels", "auto")}
+    common = {
+        "name": name,
+        "scheme": parts.scheme,
+        "folder": folder,
+        "python": python,
+        "wheels": options.get("wheels", "auto"),
+    }
     common["provider"] = _provider(text, options)
     if parts.scheme == "adb":
         if not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.:-]*", parts.netloc):
@@ -108,7 +125,9 @@ def parse(text: str) -> Address:
         raise WrongTarget(f"--target {text}: the port must be a number up to 65535") from None
     host, user = parts.hostname or "", parts.username
     if not _HOST.fullmatch(host) or (user is not None and not _USER.fullmatch(user)) or parts.password is not None:
-        raise WrongTarget(f"--target {text}: expected ssh://user@host[:port][/folder], without a password (ssh uses your keys)")
+        raise WrongTarget(
+            f"--target {text}: expected ssh://user@host[:port][/folder], without a password (ssh uses your keys)"
+        )
     return Address(host=host, user=user, port=port, config=options.get("config"), **common)  # type: ignore[arg-type]
 
 
@@ -122,7 +141,9 @@ def _options(text: str, query: str, known: tuple[str, ...]) -> dict[str, str]:
 def _provider(text: str, options: dict[str, str]) -> str | None:
     provider = options.get("provider")
     if provider is not None and not re.fullmatch(r"[A-Za-z0-9_]+", provider):
-        raise WrongTarget(f"--target {text}: provider is the name of an execution provider, such as openvino, not {provider!r}")
+        raise WrongTarget(
+            f"--target {text}: provider is the name of an execution provider, such as openvino, not {provider!r}"
+        )
     return provider
 
 

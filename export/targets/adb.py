@@ -14,7 +14,10 @@ from export.targets import Address, DeviceFailed, Unreachable
 from export.targets.remote import Done, quoted
 
 FOLDER = "/data/local/tmp/compress-verify"  # where the shell user may write and run
-_ABSENT = re.compile(r"device '.*' not found|device offline|unauthorized|no devices|device still|closed$|connection reset|cannot connect", re.MULTILINE)
+_ABSENT = re.compile(
+    r"device '.*' not found|device offline|unauthorized|no devices|device still|closed$|connection reset|cannot connect",
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,26 @@ class Adb:
     def push(self, files: list[Path], folder: str, limit_seconds: float) -> str | None:
         """See `remote.Link`."""
         done = self._run(self.copy(files, folder), limit_seconds)
-        return None if done.code == 0 else (done.err.strip().splitlines() or done.out.strip().splitlines() or ["no message"])[-1]
+        return (
+            None
+            if done.code == 0
+            else (done.err.strip().splitlines() or done.out.strip().splitlines() or ["no message"])[-1]
+        )
 
     def _run(self, command: list[str], limit_seconds: float) -> Done:
         try:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_seconds, check=False)
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_seconds, check=False
+            )
         except FileNotFoundError:
             raise Unreachable("adb is not installed here; install it with: apt-get install adb") from None
         except subprocess.TimeoutExpired:
-            raise DeviceFailed(f"{self.address.name}: no answer within {limit_seconds:.0f} seconds; run the same command again to go on") from None
+            raise DeviceFailed(
+                f"{self.address.name}: no answer within {limit_seconds:.0f} seconds; run the same command again to go on"
+            ) from None
         err = done.stderr.decode(errors="replace")
         if done.returncode != 0 and _ABSENT.search(err):
-            raise Unreachable(f"{self.address.name} cannot be reached ({err.strip().splitlines()[-1]}); see it with: adb devices")
+            raise Unreachable(
+                f"{self.address.name} cannot be reached ({err.strip().splitlines()[-1]}); see it with: adb devices"
+            )
         return Done(done.returncode, done.stdout.decode(errors="replace"), err)

@@ -29,14 +29,30 @@ from export.targets import Address, DeviceFailed, Settings, Unreachable, WrongTa
 from export.targets.unpack import unpacked
 
 BROWSERS = (
-    "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge",
-    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome", "/Applications/Chromium.app/Contents/MacOS/Chromium",
-)  # fmt: skip
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+    "microsoft-edge",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+)
 FLAGS = (
-    "--headless=new", "--no-first-run", "--no-default-browser-check", "--disable-extensions", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-default-apps", "--metrics-recording-only", "--mute-audio", "--disable-dev-shm-usage",
-    "--password-store=basic", "--enable-unsafe-webgpu",  # the last: Linux keeps WebGPU behind it
-)  # fmt: skip
+    "--headless=new",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+    "--metrics-recording-only",
+    "--mute-audio",
+    "--disable-dev-shm-usage",
+    "--password-store=basic",
+    "--enable-unsafe-webgpu",  # the last: Linux keeps WebGPU behind it
+)
 
 WEBGPU = "WebGpuExecutionProvider"  # onnxruntime's name
 
@@ -54,12 +70,18 @@ class Heard:
     done: threading.Event = field(default_factory=threading.Event)
 
 
-def run(address: Address, bundle: Path, settings: Settings, limit_seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
+def run(
+    address: Address, bundle: Path, settings: Settings, limit_seconds: float, tell: Callable[[str], None]
+) -> dict[str, Any]:
     """The browser's answer for a bundle (zip). Raises Unreachable, DeviceFailed, WrongTarget."""
     if settings.sustained:
-        raise WrongTarget("--target browser: a run without a pause (--sustained) is not made in a browser; leave it out")
+        raise WrongTarget(
+            "--target browser: a run without a pause (--sustained) is not made in a browser; leave it out"
+        )
     if settings.preprocess:
-        raise WrongTarget("--target browser: the page decodes photos with the browser's own decoder, --preprocess has no place there")
+        raise WrongTarget(
+            "--target browser: the page decodes photos with the browser's own decoder, --preprocess has no place there"
+        )
     binary = _binary(address)
     dist = ortweb.folder(address.ort, tell)
     with tempfile.TemporaryDirectory() as temporary:
@@ -70,9 +92,13 @@ def run(address: Address, bundle: Path, settings: Settings, limit_seconds: float
             raise DeviceFailed(f"{address.name}: {error}") from error
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if not (folder / "index.html").is_file():
-            raise DeviceFailed(f"{address.name}: the bundle has no page; make it again with: compress run --force validate")
+            raise DeviceFailed(
+                f"{address.name}: the bundle has no page; make it again with: compress run --force validate"
+            )
         tell(f"{address.name}: verifying with {Path(binary).name}")
-        heard = _ask(address, settings, binary, {"bundle": folder, "ort": dist}, limit_seconds, len(manifest["classes"]))
+        heard = _ask(
+            address, settings, binary, {"bundle": folder, "ort": dist}, limit_seconds, len(manifest["classes"])
+        )
         answers = [_answer(said, heard, folder, manifest, settings) for said in heard.answer or []]
     return {**answers[0], "also": answers[1:]}
 
@@ -81,7 +107,9 @@ def _binary(address: Address) -> str:
     if address.binary is not None:
         found = shutil.which(os.path.expanduser(address.binary))
         if found is None:
-            raise Unreachable(f"browser: {address.binary} is no program; name Chromium or Chrome: --target 'browser?binary=/path'")
+            raise Unreachable(
+                f"browser: {address.binary} is no program; name Chromium or Chrome: --target 'browser?binary=/path'"
+            )
         return found
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
@@ -92,7 +120,9 @@ def _binary(address: Address) -> str:
     return found
 
 
-def _ask(address: Address, settings: Settings, binary: str, folders: dict[str, Path], limit_seconds: float, classes: int) -> Heard:
+def _ask(
+    address: Address, settings: Settings, binary: str, folders: dict[str, Path], limit_seconds: float, classes: int
+) -> Heard:
     """Serve the page, open it in the browser, and wait for its answer."""
     heard = Heard()
     processes: list[int] = []
@@ -105,7 +135,9 @@ def _ask(address: Address, settings: Settings, binary: str, folders: dict[str, P
             deadline = time.monotonic() + limit_seconds
             while not heard.done.wait(0.2):
                 if process.poll() is not None:
-                    raise DeviceFailed(f"{address.name}: {Path(binary).name} ended with {process.returncode}: {_last(log)}")
+                    raise DeviceFailed(
+                        f"{address.name}: {Path(binary).name} ended with {process.returncode}: {_last(log)}"
+                    )
                 if time.monotonic() > deadline:
                     raise DeviceFailed(f"{address.name}: the page did not answer within {limit_seconds:.0f} seconds")
     if heard.error is not None:
@@ -122,7 +154,9 @@ def _opened(binary: str, url: str) -> Iterator[tuple[subprocess.Popen[bytes], Pa
         log = Path(profile) / "said.txt"
         command = [binary, *FLAGS, *root, f"--user-data-dir={profile}", url]
         with log.open("wb") as stream:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+            )
         try:
             yield process, log
         finally:
@@ -175,12 +209,20 @@ def _models(heard: Heard, provider: str, kind: str, manifest: dict[str, Any]) ->
     return {entry["file"]: _Said(heard.logits[provider, f"{kind}/{entry['file']}"]) for entry in manifest["models"]}
 
 
-def _photos(heard: Heard, provider: str, folder: Path, manifest: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+def _photos(
+    heard: Heard, provider: str, folder: Path, manifest: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
     """The photos' line: what the browser's decoder made of them."""
     if provider not in heard.photos:
         return photos.check(folder, {**manifest, "photos": None}, {})
     listed, (pixels, broken) = manifest["photos"], heard.photos[provider]
-    every = dict(zip((one["file"] for one in listed["pictures"]), pixels.reshape(-1, listed["crop"], listed["crop"], 3), strict=True))
+    every = dict(
+        zip(
+            (one["file"] for one in listed["pictures"]),
+            pixels.reshape(-1, listed["crop"], listed["crop"], 3),
+            strict=True,
+        )
+    )
 
     def decode(path: Path) -> tuple[np.ndarray, None]:
         name = path.relative_to(folder).as_posix()
@@ -188,10 +230,14 @@ def _photos(heard: Heard, provider: str, folder: Path, manifest: dict[str, Any])
             raise runtime.ExportError("the browser cannot decode it")
         return every[name].astype(np.float32), None
 
-    return photos.check(folder, manifest, _models(heard, provider, "photo-logits", manifest), other=("the browser", decode))
+    return photos.check(
+        folder, manifest, _models(heard, provider, "photo-logits", manifest), other=("the browser", decode)
+    )
 
 
-def _answer(said: dict[str, Any], heard: Heard, folder: Path, manifest: dict[str, Any], settings: Settings) -> dict[str, Any]:
+def _answer(
+    said: dict[str, Any], heard: Heard, folder: Path, manifest: dict[str, Any], settings: Settings
+) -> dict[str, Any]:
     """What one provider said, in the form of `export.verify`'s answer."""
     provider, about = said["provider"], said["host"]
     with np.load(folder / manifest["samples"]["file"], allow_pickle=False) as stored:
@@ -199,9 +245,18 @@ def _answer(said: dict[str, Any], heard: Heard, folder: Path, manifest: dict[str
     rows = answers.judge(_models(heard, provider, "logits", manifest), manifest["models"], samples, "web")
     seen, decoded = _photos(heard, provider, folder, manifest)
     for row in rows:
-        row.update(latency_ms=None, first_run_ms=None, load_ms=None, peak_memory_bytes=None, speedup_over={}, photos=decoded.get(row["file"]))
+        row.update(
+            latency_ms=None,
+            first_run_ms=None,
+            load_ms=None,
+            peak_memory_bytes=None,
+            speedup_over={},
+            photos=decoded.get(row["file"]),
+        )
         row["provider"] = None
-    placed = {one["file"]: one.get("placed") or {"nodes": {}} for one in said["models"]}  # pages of before it existed do not say
+    placed = {
+        one["file"]: one.get("placed") or {"nodes": {}} for one in said["models"]
+    }  # pages of before it existed do not say
     for row in rows:
         if provider == "webgpu" and placed[row["file"]]["nodes"]:  # empty: onnxruntime-web's log did not say
             nodes, elsewhere = placed[row["file"]]["nodes"], placed[row["file"]]["elsewhere"]
@@ -213,15 +268,29 @@ def _answer(said: dict[str, Any], heard: Heard, folder: Path, manifest: dict[str
         digests = {entry["file"]: entry["sha256"] for entry in manifest["models"]}
         answers.add_latency(rows, timings.conclude(attempts, about["threads"], first, load, digests))
     webgpu = about["webgpu"]
-    why = "--no-latency" if not settings.latency else "a software adapter" if provider == "webgpu" and webgpu["software"] else None
+    why = (
+        "--no-latency"
+        if not settings.latency
+        else "a software adapter"
+        if provider == "webgpu" and webgpu["software"]
+        else None
+    )
     judged = [row["ok"] for row in rows if row["ok"] is not None]
     here = runtime.host()
     return {
         "provider": provider,
         "host": {
-            "cpu": here["cpu"], "architecture": here["architecture"], "isa": "web", "cores": about["cores"], "memory_bytes": None,
-            "os": f"{about['browser'] or about['user_agent']} on {about['platform']}", "python": None, "user_agent": about["user_agent"],
-            "isolated": about["isolated"], "clock_step_ms": about["clock_step_ms"], "webgpu": webgpu,
+            "cpu": here["cpu"],
+            "architecture": here["architecture"],
+            "isa": "web",
+            "cores": about["cores"],
+            "memory_bytes": None,
+            "os": f"{about['browser'] or about['user_agent']} on {about['platform']}",
+            "python": None,
+            "user_agent": about["user_agent"],
+            "isolated": about["isolated"],
+            "clock_step_ms": about["clock_step_ms"],
+            "webgpu": webgpu,
         },
         "onnxruntime": f"onnxruntime-web {about['onnxruntime_web']}, {provider}",
         "models": rows,
@@ -230,7 +299,7 @@ def _answer(said: dict[str, Any], heard: Heard, folder: Path, manifest: dict[str
         "file": answers.fitting(rows, "web"),
         "remarks": _remarks(provider, webgpu, manifest),
         "ok": bool(judged) and all(judged) and seen["ok"] is not False,
-    }  # fmt: skip
+    }
 
 
 def _remarks(provider: str, webgpu: dict[str, Any] | None, manifest: dict[str, Any]) -> list[str]:
@@ -240,8 +309,16 @@ def _remarks(provider: str, webgpu: dict[str, Any] | None, manifest: dict[str, A
         remarks.append("WebGPU: this browser gives no adapter, so only WebAssembly was run.")
     elif webgpu["software"]:
         kind = f"{webgpu['vendor']} {webgpu['architecture']}".strip()
-        then = "its time is not a graphics card's" if provider == "webgpu" else "so it was not run; ?provider=webgpu runs it without timing"
+        then = (
+            "its time is not a graphics card's"
+            if provider == "webgpu"
+            else "so it was not run; ?provider=webgpu runs it without timing"
+        )
         remarks.append(f"WebGPU: only an adapter in software ({kind}), {then}.")
-    if not any(entry["target"] == "web" for entry in manifest["models"]) and any(entry["precision"] == "int8" for entry in manifest["models"]):
-        remarks.append("No int8 file of the bundle is built for web (quantize.target: web makes one), so only the float files are judged.")
+    if not any(entry["target"] == "web" for entry in manifest["models"]) and any(
+        entry["precision"] == "int8" for entry in manifest["models"]
+    ):
+        remarks.append(
+            "No int8 file of the bundle is built for web (quantize.target: web makes one), so only the float files are judged."
+        )
     return remarks

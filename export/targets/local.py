@@ -14,7 +14,9 @@ from export.targets import DeviceFailed, Settings, Unreachable
 from export.targets.unpack import unpacked
 
 
-def run(bundle: Path, work: Path, settings: Settings, limit_seconds: float, python: str | None = None) -> dict[str, Any]:
+def run(
+    bundle: Path, work: Path, settings: Settings, limit_seconds: float, python: str | None = None
+) -> dict[str, Any]:
     """The answer of `python -m export.verify` inside the unpacked bundle; `work` gets answer.json. Raises DeviceFailed, Unreachable.
 
     `python`: another interpreter of this machine, which has numpy and an onnxruntime of its own.
@@ -25,11 +27,23 @@ def run(bundle: Path, work: Path, settings: Settings, limit_seconds: float, pyth
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     with tempfile.TemporaryDirectory() as temporary:
         folder = unpacked(bundle, Path(temporary))
-        command = [os.path.expanduser(python) if python else sys.executable, "-m", "export.verify", "--json", str(answer), *settings.arguments(), "."]
+        command = [
+            os.path.expanduser(python) if python else sys.executable,
+            "-m",
+            "export.verify",
+            "--json",
+            str(answer),
+            *settings.arguments(),
+            ".",
+        ]
         try:
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=limit_seconds, check=False)
+            done = subprocess.run(
+                command, cwd=folder, env=environment, capture_output=True, text=True, timeout=limit_seconds, check=False
+            )
         except OSError as error:
-            raise Unreachable(f"local: {python} cannot be run ({error.strerror}); name an interpreter: --target 'local?python=/path'") from error
+            raise Unreachable(
+                f"local: {python} cannot be run ({error.strerror}); name an interpreter: --target 'local?python=/path'"
+            ) from error
         except subprocess.TimeoutExpired as error:
             raise DeviceFailed(f"the bundle's verifier did not answer within {limit_seconds} seconds") from error
     if not answer.is_file():

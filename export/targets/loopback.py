@@ -12,9 +12,14 @@ from typing import Iterator
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 TYPES = {
-    ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript", ".mjs": "text/javascript",
-    ".json": "application/json", ".wasm": "application/wasm", ".jpg": "image/jpeg",
-}  # fmt: skip
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript",
+    ".mjs": "text/javascript",
+    ".json": "application/json",
+    ".wasm": "application/wasm",
+    ".jpg": "image/jpeg",
+}
 HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",  # both together isolate the page: threads, and a clock of 5 microseconds
     "Cross-Origin-Embedder-Policy": "require-corp",

@@ -16,9 +16,13 @@ _LOCK = Path(__file__).with_name("npm")
 VERSION: str = json.loads((_LOCK / "package.json").read_text(encoding="utf-8"))["dependencies"]["onnxruntime-web"]
 # What the page loads of the package's dist: each script with the module that it fetches.
 FILES = (
-    "ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm",
-    "ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm",
-)  # fmt: skip
+    "ort.wasm.min.mjs",
+    "ort-wasm-simd-threaded.mjs",
+    "ort-wasm-simd-threaded.wasm",
+    "ort.webgpu.min.mjs",
+    "ort-wasm-simd-threaded.asyncify.mjs",
+    "ort-wasm-simd-threaded.asyncify.wasm",
+)
 SECONDS = 600
 
 
@@ -35,7 +39,9 @@ def folder(named: str | None, tell: Callable[[str], None]) -> Path:
         places = (given, given / "dist", given / "node_modules" / "onnxruntime-web" / "dist")
         found = next((place for place in places if _whole(place)), None)
         if found is None:
-            raise Unreachable(f"browser: {given} does not hold onnxruntime-web ({FILES[0]} and others); make it with: npm install onnxruntime-web@{VERSION}")
+            raise Unreachable(
+                f"browser: {given} does not hold onnxruntime-web ({FILES[0]} and others); make it with: npm install onnxruntime-web@{VERSION}"
+            )
         return found
     kept = cache()
     if not _whole(kept):
@@ -63,14 +69,26 @@ def _install(kept: Path) -> None:
             shutil.copyfile(_LOCK / name, work / name)
         command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
         try:
-            done = subprocess.run(command, cwd=work, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False)
+            done = subprocess.run(
+                command,
+                cwd=work,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+                check=False,
+            )
         except subprocess.TimeoutExpired:
-            raise Unreachable(f"browser: npm did not end within {SECONDS} seconds; see why with: npm install onnxruntime-web@{VERSION}") from None
+            raise Unreachable(
+                f"browser: npm did not end within {SECONDS} seconds; see why with: npm install onnxruntime-web@{VERSION}"
+            ) from None
         dist = work / "node_modules" / "onnxruntime-web" / "dist"
         if done.returncode != 0 or not _whole(dist):
             said = [line for line in done.stderr.splitlines() if line.strip() and "complete log" not in line]
             why = said[0].removeprefix("npm error ").strip() if said else "no message"
-            raise Unreachable(f"browser: npm could not install onnxruntime-web ({why}); see why with: npm install onnxruntime-web@{VERSION}")
+            raise Unreachable(
+                f"browser: npm could not install onnxruntime-web ({why}); see why with: npm install onnxruntime-web@{VERSION}"
+            )
         ready = work / "ready"
         ready.mkdir()
         for name in FILES:

@@ -59,13 +59,17 @@ class Seen:
     isa: str
 
 
-def run(link: Link, address: Address, bundle: Path, settings: Settings, limit_seconds: float, tell: Tell) -> dict[str, Any]:
+def run(
+    link: Link, address: Address, bundle: Path, settings: Settings, limit_seconds: float, tell: Tell
+) -> dict[str, Any]:
     """The device's answer for a bundle (zip). Raises Unreachable, DeviceFailed."""
     with tempfile.TemporaryDirectory() as temporary:
         local = unpacked(bundle, Path(temporary))
         sums = {**checksums(local), "checksums.sha256": scripts.sha256(local / "checksums.sha256")}
         seen = look(link, address)
-        tell(f"{address.name}: {seen.machine}, Python {seen.version[0]}.{seen.version[1]}, {seen.free / 1e9:.1f} GB free")
+        tell(
+            f"{address.name}: {seen.machine}, Python {seen.version[0]}.{seen.version[1]}, {seen.free / 1e9:.1f} GB free"
+        )
         if address.python is None and (seen.machine not in wheels.MACHINES or seen.bits != 64):
             raise Unreachable(
                 f"{address.name} is {seen.machine} ({seen.bits} bits), for which onnxruntime has no wheels (x86_64 and aarch64 have); "
@@ -74,10 +78,21 @@ def run(link: Link, address: Address, bundle: Path, settings: Settings, limit_se
         folder = f"bundle-{re.sub(r'[^A-Za-z0-9_.-]', '-', settings.name)}"
         copied = _sync(link, address, seen, local, sums, folder)
         tell(f"{address.name}: {copied} of {len(sums)} files copied, the others were there")
-        python = _given(link, address) if address.python else _installed(link, address, seen, local / "requirements.txt", tell)
+        python = (
+            _given(link, address)
+            if address.python
+            else _installed(link, address, seen, local / "requirements.txt", tell)
+        )
     arguments = [python, "-E", "-B", "-m", "export.verify", "--json", "../answer.json", *settings.arguments(), "."]
-    tell(f"{address.name}: verifying" + (f", {settings.sustained} s of it without a pause" if settings.sustained else ""))
-    order = {"argv": arguments, "cwd": f"{seen.folder}/{folder}", "answer": f"{seen.folder}/answer.json", "limit": limit_seconds}
+    tell(
+        f"{address.name}: verifying" + (f", {settings.sustained} s of it without a pause" if settings.sustained else "")
+    )
+    order = {
+        "argv": arguments,
+        "cwd": f"{seen.folder}/{folder}",
+        "answer": f"{seen.folder}/answer.json",
+        "limit": limit_seconds,
+    }
     said = _python(link, address, seen.python, scripts.VERIFY, order, limit_seconds + QUICK)
     if said["answer"] is not None:
         return dict(said["answer"])
@@ -90,18 +105,33 @@ def run(link: Link, address: Address, bundle: Path, settings: Settings, limit_se
 def look(link: Link, address: Address) -> Seen:
     """Architecture, interpreter and disk of the device. Raises Unreachable, DeviceFailed."""
     candidates = [address.python] if address.python else list(PYTHONS)
-    done = link.call(["sh", "-c", scripts.LOOK, "sh", address.folder or ".compress-verify", scripts.PYTHON, *candidates], QUICK)
+    done = link.call(
+        ["sh", "-c", scripts.LOOK, "sh", address.folder or ".compress-verify", scripts.PYTHON, *candidates], QUICK
+    )
     lines = done.out.partition(_MARK)[2].strip().splitlines()
     if done.code != 0 or len(lines) < 2:
         said = _last(done.err or done.out)
         raise DeviceFailed(f"{address.name}: {_full(said) or said or 'it has no POSIX shell'}")
     if len(lines) < 3:
         what = f"no working Python 3.8 or newer at {address.python}" if address.python else "no Python 3.8 or newer"
-        raise Unreachable(f"{address.name} has {what}; install one there (Debian: apt-get install python3-venv), or add ?python=/path to the target")
+        raise Unreachable(
+            f"{address.name} has {what}; install one there (Debian: apt-get install python3-venv), or add ?python=/path to the target"
+        )
     about = json.loads(lines[2])
-    glibc = tuple(int(part) for part in about["glibc"].split(".")[:2]) if re.match(r"\d+\.\d+", about["glibc"]) else None
+    glibc = (
+        tuple(int(part) for part in about["glibc"].split(".")[:2]) if re.match(r"\d+\.\d+", about["glibc"]) else None
+    )
     version = (about["version"][0], about["version"][1])
-    return Seen(lines[0], lines[1], about["executable"], version, glibc, about["bits"], about["free"], isa_of(lines[1], about["flags"]))  # type: ignore[arg-type]
+    return Seen(
+        lines[0],
+        lines[1],
+        about["executable"],
+        version,
+        glibc,
+        about["bits"],
+        about["free"],
+        isa_of(lines[1], about["flags"]),
+    )  # type: ignore[arg-type]
 
 
 def _sync(link: Link, address: Address, seen: Seen, local: Path, sums: dict[str, str], name: str) -> int:
@@ -111,17 +141,23 @@ def _sync(link: Link, address: Address, seen: Seen, local: Path, sums: dict[str,
     missing, free = state["missing"], state["free"]
     needed = sum((local / one).stat().st_size for one in missing)
     if needed + MARGIN > free:
-        raise DeviceFailed(f"{address.name}: the disk is full: {free / 1e6:.0f} MB free in {seen.folder}, {(needed + MARGIN) / 1e6:.0f} MB needed")
+        raise DeviceFailed(
+            f"{address.name}: the disk is full: {free / 1e6:.0f} MB free in {seen.folder}, {(needed + MARGIN) / 1e6:.0f} MB needed"
+        )
     for parent in sorted({Path(one).parent.as_posix() for one in missing}):
         files = [local / one for one in missing if Path(one).parent.as_posix() == parent]
         failure = link.push(files, f"{seen.folder}/{name}" + ("" if parent == "." else f"/{parent}"), COPY)
         if failure is not None:
             left = _python(link, address, seen.python, scripts.COMPARE, {**order, "sums": None}, QUICK)["free"]
             full = left < sum(file.stat().st_size for file in files)
-            raise DeviceFailed(f"{address.name}: {'the disk is full' if full else 'copying failed'}: {failure}; run the same command again to go on")
+            raise DeviceFailed(
+                f"{address.name}: {'the disk is full' if full else 'copying failed'}: {failure}; run the same command again to go on"
+            )
     left = _python(link, address, seen.python, scripts.COMPARE, order, COPY)["missing"] if missing else []
     if left:
-        raise DeviceFailed(f"{address.name}: {left[0]} arrived changed; its disk may be full or broken; run the same command again to go on")
+        raise DeviceFailed(
+            f"{address.name}: {left[0]} arrived changed; its disk may be full or broken; run the same command again to go on"
+        )
     return len(missing)
 
 
@@ -158,13 +194,33 @@ def _installed(link: Link, address: Address, seen: Seen, requirements: Path, tel
     fetched = False
     if whole and address.wheels == "auto" and link.call([python, "-c", scripts.NETWORK], QUICK).code == 0:
         tell(f"{address.name}: installing numpy and onnxruntime from its own network")
-        fetched = link.call([python, "-m", "pip", "install", "-q", "--retries", "1", "--timeout", "15", "--only-binary=:all:", *wanted], INSTALL).code == 0
+        fetched = (
+            link.call(
+                [
+                    python,
+                    "-m",
+                    "pip",
+                    "install",
+                    "-q",
+                    "--retries",
+                    "1",
+                    "--timeout",
+                    "15",
+                    "--only-binary=:all:",
+                    *wanted,
+                ],
+                INSTALL,
+            ).code
+            == 0
+        )
     if not fetched:
         tell(f"{address.name}: fetching wheels here and pushing them")
         _push_wheels(link, address, seen, python, wanted)
     done = link.call([python, "-E", "-B", "-c", scripts.PACKAGES], QUICK)
     if done.code != 0:
-        raise DeviceFailed(f"{address.name}: numpy and onnxruntime were installed and cannot be imported: {_last(done.err)}")
+        raise DeviceFailed(
+            f"{address.name}: numpy and onnxruntime were installed and cannot be imported: {_last(done.err)}"
+        )
     return python
 
 
@@ -177,7 +233,9 @@ def _push_wheels(link: Link, address: Address, seen: Seen, python: str, wanted: 
     _python(link, address, python, scripts.INSTALL, {"folder": f"{seen.folder}/wheels"}, INSTALL)
 
 
-def _python(link: Link, address: Address, python: str, script: str, order: dict[str, Any], limit_seconds: float) -> dict[str, Any]:
+def _python(
+    link: Link, address: Address, python: str, script: str, order: dict[str, Any], limit_seconds: float
+) -> dict[str, Any]:
     """Run one of our scripts there; it gets its order and gives its result as JSON."""
     done = link.call([python, "-E", "-B", "-c", script, json.dumps(order)], limit_seconds)
     if done.code != 0:
@@ -193,7 +251,9 @@ def _last(text: str) -> str:
 
 def _full(said: str) -> str | None:
     """A sentence for a full disk, in the words of any program."""
-    return f"the disk is full ({said})" if re.search(r"no space left|disk quota|disk full", said, re.IGNORECASE) else None
+    return (
+        f"the disk is full ({said})" if re.search(r"no space left|disk quota|disk full", said, re.IGNORECASE) else None
+    )
 
 
 def quoted(argv: list[str]) -> str:

@@ -12,9 +12,21 @@ from export.targets.remote import Done, quoted
 
 # No questions, no unknown hosts, no waiting for a dead link.
 OPTIONS = (
-    "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "ConnectTimeout=10",
-    "-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3", "-o", "ForwardAgent=no", "-o", "ForwardX11=no",
-)  # fmt: skip
+    "-o",
+    "BatchMode=yes",
+    "-o",
+    "StrictHostKeyChecking=yes",
+    "-o",
+    "ConnectTimeout=10",
+    "-o",
+    "ServerAliveInterval=10",
+    "-o",
+    "ServerAliveCountMax=3",
+    "-o",
+    "ForwardAgent=no",
+    "-o",
+    "ForwardX11=no",
+)
 _BROKEN = re.compile(
     r"connection (closed|reset|refused|timed out)|lost connection|broken pipe|timed out|no route|not resolve|verification failed|permission denied \("
 )
@@ -37,7 +49,17 @@ class Ssh:
         host = f"[{self.address.host}]" if ":" in self.address.host else self.address.host
         where = f"{self.address.user}@{host}" if self.address.user else host
         port = ["-P", str(self.address.port)] if self.address.port else []
-        return ["scp", "-q", *(["-O"] if old else []), *self._config(), *OPTIONS, *port, "--", *map(str, files), f"{where}:{folder}/"]
+        return [
+            "scp",
+            "-q",
+            *(["-O"] if old else []),
+            *self._config(),
+            *OPTIONS,
+            *port,
+            "--",
+            *map(str, files),
+            f"{where}:{folder}/",
+        ]
 
     def call(self, argv: list[str], limit_seconds: float) -> Done:
         """See `remote.Link`."""
@@ -62,11 +84,17 @@ class Ssh:
 
     def _run(self, command: list[str], limit_seconds: float) -> Done:
         try:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_seconds, check=False)
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_seconds, check=False
+            )
         except FileNotFoundError:
-            raise Unreachable(f"{command[0]} is not installed here; install it with: apt-get install openssh-client") from None
+            raise Unreachable(
+                f"{command[0]} is not installed here; install it with: apt-get install openssh-client"
+            ) from None
         except subprocess.TimeoutExpired:
-            raise DeviceFailed(f"{self.address.name}: no answer within {limit_seconds:.0f} seconds; run the same command again to go on") from None
+            raise DeviceFailed(
+                f"{self.address.name}: no answer within {limit_seconds:.0f} seconds; run the same command again to go on"
+            ) from None
         return Done(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
     def _said(self, err: str) -> str:

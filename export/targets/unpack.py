@@ -18,7 +18,9 @@ def unpacked(bundle: Path, folder: Path) -> Path:
         with zipfile.ZipFile(bundle) as archive:
             archive.extractall(folder)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
-        raise DeviceFailed(f"{bundle} is damaged ({error}); make it again with: compress run --force validate") from error
+        raise DeviceFailed(
+            f"{bundle} is damaged ({error}); make it again with: compress run --force validate"
+        ) from error
     return next((path.parent for path in sorted(folder.rglob("manifest.json"))), folder)
 
 
@@ -31,6 +33,8 @@ def checksums(folder: Path) -> dict[str, str]:
     for line in listing.read_text(encoding="utf-8").splitlines():
         digest, _, name = line.partition("  ")
         if not _NAME.fullmatch(name) or not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise DeviceFailed(f"checksums.sha256 names {name!r}, which is not a plain file name; make the bundle again")
+            raise DeviceFailed(
+                f"checksums.sha256 names {name!r}, which is not a plain file name; make the bundle again"
+            )
         found[name] = digest
     return found

@@ -16,7 +16,13 @@ LOCAL_SECONDS, REMOTE_SECONDS = 900, 3600
 
 
 def verify(
-    bundle: Path, address: Address, work: Path, settings: Settings, *, limit_seconds: float | None = None, tell: Callable[[str], None] = lambda text: None
+    bundle: Path,
+    address: Address,
+    work: Path,
+    settings: Settings,
+    *,
+    limit_seconds: float | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """What `python -m export.verify --json` says on the target about a bundle (zip). Raises Unreachable, DeviceFailed."""
     if address.scheme != "browser":
@@ -44,7 +50,9 @@ def _linked(address: Address) -> tuple[remote.Link, Address]:
     if address.scheme == "ssh":
         return Ssh(address), address
     if address.python is None:
-        raise Unreachable(f"{address.name}: Android has no Python of its own; name one that has numpy and onnxruntime: --target '{address.name}?python=/path'")
+        raise Unreachable(
+            f"{address.name}: Android has no Python of its own; name one that has numpy and onnxruntime: --target '{address.name}?python=/path'"
+        )
     address = replace(address, folder=address.folder or FOLDER)
     return Adb(address), address
 

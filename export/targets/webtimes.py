@@ -59,4 +59,3 @@ def _session_seconds(session: int, proc: Path = Path("/proc")) -> float:
         if int(fields[3]) == session:
             ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
-

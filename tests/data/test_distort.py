@@ -18,14 +18,27 @@ ops = v2.functional
 BOTH = Distortion(0.4, 0.4, 0.4, 0.1, operations=2, magnitude=9)
 NAMES = {name: name.title().replace("_", "") for name in distort.OPERATIONS} | {"autocontrast": "AutoContrast"}
 SPACE = v2.RandAugment._AUGMENTATION_SPACE
-BLENDS = ("brightness", "color", "contrast", "sharpness")  # float32 rounds otherwise here and there: a level; most where a pixel is its own grey
-MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")  # processors may differ where a place is nearly half-way between two pixels
+BLENDS = (
+    "brightness",
+    "color",
+    "contrast",
+    "sharpness",
+)  # float32 rounds otherwise here and there: a level; most where a pixel is its own grey
+MOVES = (
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+    "rotate",
+)  # processors may differ where a place is nearly half-way between two pixels
 
 
 def planes(height: int, width: int) -> Tensor:
     """Smooth, noisy, dark, grey, flat, nearly flat and black pictures: uint8 (8, 3, height, width)."""
     random = torch.Generator().manual_seed(1)
-    smooth = torch.nn.functional.interpolate(255 * torch.rand(8, 3, 5, 5, generator=random), (height, width), mode="bicubic").clamp(0, 255)
+    smooth = torch.nn.functional.interpolate(
+        255 * torch.rand(8, 3, 5, 5, generator=random), (height, width), mode="bicubic"
+    ).clamp(0, 255)
     noise = torch.randint(0, 256, smooth.shape, generator=random).float()
     made = torch.where((torch.arange(8) % 2 == 0)[:, None, None, None], smooth, noise)
     made[2] *= 0.4
@@ -42,7 +55,9 @@ def expected(images: Tensor, name: str, sign: int, magnitude: int) -> Tensor:
     strengths, signed = SPACE[NAMES[name]]
     strength = strengths(31, *images.shape[2:])
     value = 0.0 if strength is None else float(strength[magnitude]) * (sign if signed else 1)
-    return made._apply_image_or_video_transform(images, NAMES[name], value, interpolation=made.interpolation, fill=made._fill)
+    return made._apply_image_or_video_transform(
+        images, NAMES[name], value, interpolation=made.interpolation, fill=made._fill
+    )
 
 
 @pytest.mark.parametrize("name", distort.OPERATIONS)
@@ -105,7 +120,11 @@ def test_draws_cover_their_ranges_evenly_and_independently() -> None:
 def test_a_picture_depends_on_neither_its_batch_nor_the_blocks_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     images, view = planes(20, 24).permute(0, 2, 3, 1).contiguous(), torch.tensor([7, 8000, 3, 3, 0, 91, 2, 5])
     whole = distort.distorted(images, view, BOTH)
-    assert whole.is_contiguous() and whole.shape == images.shape and torch.equal(whole, distort.distorted(images, view, BOTH))
+    assert (
+        whole.is_contiguous()
+        and whole.shape == images.shape
+        and torch.equal(whole, distort.distorted(images, view, BOTH))
+    )
     assert torch.equal(distort.distorted(images[[4, 1]], view[[4, 1]], BOTH), whole[[4, 1]])
     monkeypatch.setitem(distort.BLOCK, "cpu", 2 * 20 * 24 * 3)
     assert torch.equal(distort.distorted(images[:7], view[:7], BOTH), whole[:7])
@@ -114,7 +133,10 @@ def test_a_picture_depends_on_neither_its_batch_nor_the_blocks_of_a_cpu(monkeypa
 
 def test_nothing_looks_at_a_value() -> None:
     """A device without values: what copies to it, waits for it or depends on it in its shape fails there, as it would in a recorded step."""
-    images, view = torch.empty(4, 16, 16, 3, dtype=torch.uint8, device="meta"), torch.empty(4, dtype=torch.int64, device="meta")
+    images, view = (
+        torch.empty(4, 16, 16, 3, dtype=torch.uint8, device="meta"),
+        torch.empty(4, dtype=torch.int64, device="meta"),
+    )
     assert distort.distorted(images, view, BOTH).shape == images.shape
     with pytest.raises((RuntimeError, NotImplementedError)):
         images[images > 3]  # such as this
@@ -122,10 +144,17 @@ def test_nothing_looks_at_a_value() -> None:
 
 def test_equalize_and_autocontrast_count_each_picture_for_itself() -> None:
     counts = pixels.counted(pixels.places(planes(16, 16)))
-    assert counts.shape == (8, 3, 256) and (counts.sum(2) == 256).all() and counts[5, :, 77].tolist() == [256] * 3 and counts[7, 0, 0] == 256
+    assert (
+        counts.shape == (8, 3, 256)
+        and (counts.sum(2) == 256).all()
+        and counts[5, :, 77].tolist() == [256] * 3
+        and counts[7, 0, 0] == 256
+    )
 
 
-@pytest.mark.parametrize(("augment", "count"), [("crop_flip", 162 * 16), ("flip", 32), ("crop", 81 * 16), ("resized_crop", 8192)])
+@pytest.mark.parametrize(
+    ("augment", "count"), [("crop_flip", 162 * 16), ("flip", 32), ("crop", 81 * 16), ("resized_crop", 8192)]
+)
 def test_distorted_views_are_more_and_have_the_same_crops(augment: str, count: int) -> None:
     assert views.view_count(augment, distorted=True) == count
     drawn = views.views_of_epoch(4000, 1, 0, augment, distorted=True)
@@ -133,9 +162,16 @@ def test_distorted_views_are_more_and_have_the_same_crops(augment: str, count: i
     cycle = torch.stack([views.views_of_epoch(50, epoch, 0, augment, 5, distorted=True) for epoch in range(5)])
     assert all(len(set(column.tolist())) == 5 for column in cycle.T)
     if augment != "resized_crop":
-        images, index, view = planes(32, 32).permute(0, 2, 3, 1).contiguous(), torch.arange(8), torch.arange(8) % (count // 16)
+        images, index, view = (
+            planes(32, 32).permute(0, 2, 3, 1).contiguous(),
+            torch.arange(8),
+            torch.arange(8) % (count // 16),
+        )
         crops = [views.apply_views(images, index, number, augment, 32) for number in (view, view + count // 16)]
-        made = [distort.distorted(crop, number, BOTH) for crop, number in zip(crops, (view, view + count // 16), strict=True)]
+        made = [
+            distort.distorted(crop, number, BOTH)
+            for crop, number in zip(crops, (view, view + count // 16), strict=True)
+        ]
         assert torch.equal(*crops) and not torch.equal(*made)
 
 

@@ -56,7 +56,9 @@ def test_reads_without_pillow_or_torch() -> None:
         "import sys\nfor name in ('PIL', 'torch', 'torchvision'): sys.modules[name] = None\n"
         "from compress.data import fashion\nprint(len(fashion.load()['train_images']))"
     )
-    answer = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=fashion.EMBEDDED.parents[3])
+    answer = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=fashion.EMBEDDED.parents[3]
+    )
     assert answer.stdout.strip() == "7000", answer.stderr
 
 
@@ -66,7 +68,8 @@ def test_encode_and_decode_are_inverse_on_noise() -> None:
 
 
 @pytest.mark.skipif(
-    not COMPLETE.is_dir(), reason="the complete Fashion-MNIST is not here (Debian: dataset-fashion-mnist, or FASHION_MNIST_DIR)"
+    not COMPLETE.is_dir(),
+    reason="the complete Fashion-MNIST is not here (Debian: dataset-fashion-mnist, or FASHION_MNIST_DIR)",
 )
 def test_a_rebuild_gives_the_same_file(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
     out = tmp_path / "again.npz"
@@ -78,7 +81,9 @@ def test_a_rebuild_gives_the_same_file(tmp_path: Path, arrays: dict[str, np.ndar
     )
     again = fashion.load(out)
     assert all(np.array_equal(again[key], arrays[key]) for key in arrays)
-    if zlib.ZLIB_RUNTIME_VERSION.startswith("1.") and "ng" not in zlib.ZLIB_RUNTIME_VERSION:  # another zlib packs differently
+    if (
+        zlib.ZLIB_RUNTIME_VERSION.startswith("1.") and "ng" not in zlib.ZLIB_RUNTIME_VERSION
+    ):  # another zlib packs differently
         assert hashlib.sha256(out.read_bytes()).hexdigest() == FILE_SHA256
 
 

@@ -50,10 +50,7 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
     assert made.normalization.mean == pytest.approx(train.reshape(-1, 3).mean(0) / 255, abs=1e-4)
     assert made.normalization.std == pytest.approx(train.reshape(-1, 3).std(0) / 255, abs=1e-4)
     assert made.warnings == ("class 'blue' has only 6 pictures",)
-    assert lines == [
-        "data: 12 train pictures of 2 classes, 16x16",
-        "data: 6 test pictures of 2 classes, 14x14",
-    ]
+    assert lines == ["data: 12 train pictures of 2 classes, 16x16", "data: 6 test pictures of 2 classes, 14x14"]
 
 
 def test_a_test_folder_beside_classes_is_refused(tmp_path: Path) -> None:
@@ -67,7 +64,9 @@ def test_evaluation_is_the_centre_of_what_is_stored(tmp_path: Path) -> None:
     save(tmp_path / "a.png", RED, 0, (72, 48))
     stored = pictures.decode((tmp_path / "a.png").read_bytes(), 16)
     with Image.open(tmp_path / "a.png") as image:
-        expected = image.resize((24, 16), Image.Resampling.BILINEAR).crop((4, 0, 20, 16))  # short side to 16, then the centre
+        expected = image.resize((24, 16), Image.Resampling.BILINEAR).crop(
+            (4, 0, 20, 16)
+        )  # short side to 16, then the centre
     assert np.array_equal(stored, np.asarray(expected))
     two_classes(tmp_path / "set", "train", 2)
     two_classes(tmp_path / "set", "test", 1, seed=9)
@@ -114,9 +113,15 @@ def odd_pictures(folder: Path) -> dict[str, tuple[int, int, int]]:
     Image.new("RGB", (40, 40), RED).save(folder / "UPPER.BMP")
     grey = (100, 100, 100)
     return {
-        "exif.png": RED, "grey.jpg": grey, "grey16.png": grey, "cmyk.jpg": RED, "palette.png": BLUE,
-        "clear.webp": (255, 255, 255), "grey_alpha.png": grey, "UPPER.BMP": RED,
-    }  # fmt: skip
+        "exif.png": RED,
+        "grey.jpg": grey,
+        "grey16.png": grey,
+        "cmyk.jpg": RED,
+        "palette.png": BLUE,
+        "clear.webp": (255, 255, 255),
+        "grey_alpha.png": grey,
+        "UPPER.BMP": RED,
+    }
 
 
 def test_every_mode_becomes_upright_rgb(tmp_path: Path) -> None:
@@ -131,7 +136,9 @@ def test_every_mode_becomes_upright_rgb(tmp_path: Path) -> None:
 
 def test_a_large_jpeg_is_decoded_at_a_smaller_scale_and_looks_the_same(tmp_path: Path) -> None:
     ramp = np.linspace(0, 255, 640).astype(np.uint8)
-    Image.fromarray(np.stack(np.broadcast_arrays(ramp[None, :], ramp[:, None], np.uint8(80)), axis=2)).save(tmp_path / "a.jpg", quality=95)
+    Image.fromarray(np.stack(np.broadcast_arrays(ramp[None, :], ramp[:, None], np.uint8(80)), axis=2)).save(
+        tmp_path / "a.jpg", quality=95
+    )
     with Image.open(tmp_path / "a.jpg") as image:
         expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
     assert np.abs(pictures.decode((tmp_path / "a.jpg").read_bytes(), 32) - expected).max() <= 3
@@ -155,7 +162,9 @@ def test_unreadable_pictures_are_named_counted_and_skipped(tmp_path: Path) -> No
     assert reasons["train/red/empty.jpg"] == "the file is empty"
     assert reasons["train/red/text.jpg"] == "not a picture that Pillow can read"
     assert "truncated" in reasons["train/red/cut.png"]
-    assert np.bincount(load_labels(made.train_labels)).tolist() == [12, 12] and len(load_images(made.train_images)) == 24
+    assert (
+        np.bincount(load_labels(made.train_labels)).tolist() == [12, 12] and len(load_images(made.train_images)) == 24
+    )
     assert made.warnings[-1].startswith("3 of 31 pictures cannot be read and are skipped (train/red/cut.png: ")
 
 
@@ -183,7 +192,9 @@ def test_a_class_without_a_readable_picture_stops_the_stage(tmp_path: Path) -> N
 def test_a_decompression_bomb_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two_classes(tmp_path / "set", "train", 3)
     two_classes(tmp_path / "set", "test", 3, seed=50)
-    for number, size in enumerate([(60, 60), (90, 90)]):  # above the limit Pillow warns, above twice the limit it refuses
+    for number, size in enumerate(
+        [(60, 60), (90, 90)]
+    ):  # above the limit Pillow warns, above twice the limit it refuses
         save(tmp_path / f"set/train/red/huge{number}.png", RED, 99, size)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     made, _ = prepared(tmp_path / "set", tmp_path / "work", max_unreadable=0.5)
@@ -211,7 +222,9 @@ def test_copies_of_a_picture_stay_on_one_side_of_a_carved_split(tmp_path: Path) 
     train = {picture[2:-2, 2:-2].tobytes() for picture in load_images(made.train_images)}
     assert load_images(made.train_images).shape[1:3] == (32, 32)
     assert not train & {picture.tobytes() for picture in load_images(made.test_images)}
-    assert np.bincount(load_labels(made.test_labels)).tolist() == [2, 4] and not any("also in the test part" in said for said in made.warnings)
+    assert np.bincount(load_labels(made.test_labels)).tolist() == [2, 4] and not any(
+        "also in the test part" in said for said in made.warnings
+    )
 
 
 def test_other_files_are_ignored_and_counted(tmp_path: Path) -> None:
@@ -225,7 +238,10 @@ def test_other_files_are_ignored_and_counted(tmp_path: Path) -> None:
     made, _ = prepared(tmp_path / "set", tmp_path / "work")
     assert np.bincount(load_labels(made.train_labels)).tolist() == [2, 3]
     found = "2 .heic, 1 without a suffix, 1 .txt (first: train/red/A.HEIC)"
-    assert made.warnings[0] == f"4 files are no pictures (.jpg, .jpeg, .png, .webp, .bmp), left out: {found}" and "sub-folders not used: val" in made.warnings
+    assert (
+        made.warnings[0] == f"4 files are no pictures (.jpg, .jpeg, .png, .webp, .bmp), left out: {found}"
+        and "sub-folders not used: val" in made.warnings
+    )
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
@@ -246,7 +262,10 @@ def test_links_and_pipes_among_the_pictures(tmp_path: Path) -> None:
     made, _ = prepared(tmp_path / "set", tmp_path / "work", max_unreadable=0.1)
     assert load_labels(made.train_labels).tolist() == [0] * 30 + [1] * 31
     assert [one.path for one in made.unreadable] == ["train/red/gone.jpg"]
-    assert "1 file is no picture (.jpg, .jpeg, .png, .webp, .bmp), left out: 1 pipe or device (first: train/red/pipe.jpg)" in made.warnings
+    assert (
+        "1 file is no picture (.jpg, .jpeg, .png, .webp, .bmp), left out: 1 pipe or device (first: train/red/pipe.jpg)"
+        in made.warnings
+    )
 
 
 def test_a_link_into_another_classs_folder_is_not_followed(tmp_path: Path) -> None:
@@ -265,13 +284,18 @@ def test_a_link_into_another_classs_folder_is_not_followed(tmp_path: Path) -> No
         (tmp_path / "set/train" / name / "same").symlink_to(tmp_path / "beside")
     made, _ = prepared(tmp_path / "set", tmp_path / "work")
     assert np.bincount(load_labels(made.train_labels)).tolist() == [13, 13]
-    assert made.warnings == ("4 folders lead to pictures of another class, where alone they count (first: train/blue/into, to class 'red')",)
+    assert made.warnings == (
+        "4 folders lead to pictures of another class, where alone they count (first: train/blue/into, to class 'red')",
+    )
 
 
 def test_two_classes_in_one_folder_are_refused(tmp_path: Path) -> None:
     two_classes(tmp_path / "set", "", 4)
     (tmp_path / "set" / "ruby").symlink_to("red")
-    with pytest.raises(UsageError, match=r"set/ruby: is a link to the folder of class 'red', so its pictures would count for both; remove the link"):
+    with pytest.raises(
+        UsageError,
+        match=r"set/ruby: is a link to the folder of class 'red', so its pictures would count for both; remove the link",
+    ):
         folder.scan(tmp_path / "set")
     (tmp_path / "set" / "ruby").rename(tmp_path / "set" / "apple")
     with pytest.raises(UsageError, match=r"set/apple: is a link to the folder of class 'red'"):
@@ -289,13 +313,21 @@ def test_the_same_file_in_two_classes_is_said(tmp_path: Path) -> None:
     for name in ("blue", "red"):
         (tmp_path / "set/train" / name / "empty.png").write_bytes(b"")  # not read, and so in no class
     alone, _ = prepared(tmp_path / "set", tmp_path / "one", max_unreadable=0.1)
-    assert not any("in two classes" in said for said in alone.cautions) and not any("also in the test part" in said for said in alone.warnings)
+    assert not any("in two classes" in said for said in alone.cautions) and not any(
+        "also in the test part" in said for said in alone.warnings
+    )
     (tmp_path / "set/train/red/copy.png").write_bytes((tmp_path / "set/train/blue/3.png").read_bytes())
     made, _ = prepared(tmp_path / "set", tmp_path / "two", max_unreadable=0.1)
-    assert "1 picture lies in two classes with the same bytes (first: train/blue/3.png and train/red/copy.png)" in made.cautions
+    assert (
+        "1 picture lies in two classes with the same bytes (first: train/blue/3.png and train/red/copy.png)"
+        in made.cautions
+    )
     (tmp_path / "set/test/red/copy.png").write_bytes((tmp_path / "set/train/blue/4.png").read_bytes())
     made, _ = prepared(tmp_path / "set", tmp_path / "three", max_unreadable=0.1)
-    assert "2 pictures lie in two classes with the same bytes (first: train/blue/3.png and train/red/copy.png)" in made.cautions
+    assert (
+        "2 pictures lie in two classes with the same bytes (first: train/blue/3.png and train/red/copy.png)"
+        in made.cautions
+    )
 
 
 def test_limits_are_stratified(tmp_path: Path) -> None:
@@ -312,7 +344,11 @@ def test_limits_are_stratified(tmp_path: Path) -> None:
         ([], MissingError, r"is not a folder; .*: compress run RECIPE --set data\.root=FOLDER$"),
         (["red/0.png"], UsageError, "1 class sub-folder, but a classifier needs at least two"),
         (["loose.png"], UsageError, "0 class sub-folders, but a classifier needs at least two"),
-        (["red/0.png", "blue/1.heic"], UsageError, r"no pictures \(.jpg, .*\) of class 'blue' beside 1 .heic \(first: blue/1.heic\); add some"),
+        (
+            ["red/0.png", "blue/1.heic"],
+            UsageError,
+            r"no pictures \(.jpg, .*\) of class 'blue' beside 1 .heic \(first: blue/1.heic\); add some",
+        ),
         (["train/red/0.png", "train/blue/1.png", "test/red/2.png"], UsageError, "no sub-folder for class 'blue'"),
         (
             ["train/red/0.png", "train/blue/1.png", "test/red/2.png", "test/blue/3.png", "test/green/4.png"],
@@ -339,7 +375,10 @@ def test_two_runs_write_the_same_bytes_and_the_fingerprint_follows_the_files(tmp
     two_classes(tmp_path / "set", "test", 2, seed=50)
     first, _ = prepared(tmp_path / "set", tmp_path / "one")
     second, _ = prepared(tmp_path / "set", tmp_path / "two")
-    assert first.train_images.sha256 == second.train_images.sha256 and first.test_images.sha256 == second.test_images.sha256
+    assert (
+        first.train_images.sha256 == second.train_images.sha256
+        and first.test_images.sha256 == second.test_images.sha256
+    )
     config = schema.Data(source="folder", root="set", image_size=14)
     before = sources.fingerprint(config, tmp_path)
     assert before == sources.fingerprint(config.model_copy(update={"calibration": 7, "validation": 0.3}), tmp_path)

@@ -40,14 +40,27 @@ def print_of(source: str, root: Path) -> str:
 def test_imagenet_lists_training_pictures_and_decodes_the_test_part(tmp_path: Path) -> None:
     root = stand_in.folders(tmp_path / "set", train=5, val=2)
     made, listing = prepared("imagenet", root, tmp_path / "work")
-    assert made.classes == stand_in.WNIDS and made.augment == "resized_crop" and made.normalization.mean == (0.485, 0.456, 0.406)
+    assert (
+        made.classes == stand_in.WNIDS
+        and made.augment == "resized_crop"
+        and made.normalization.mean == (0.485, 0.456, 0.406)
+    )
     assert load_labels(made.train_labels).tolist() == [0] * 5 + [1] * 5 + [2] * 5 and len(listing) == 15
     assert listing.path(7) == root / "train" / "n01443537" / "n01443537_train_002.JPEG"
-    assert load_images(made.test_images).shape == (6, 28, 28, 3) and load_labels(made.test_labels).tolist() == [0, 0, 1, 1, 2, 2]
+    assert load_images(made.test_images).shape == (6, 28, 28, 3) and load_labels(made.test_labels).tolist() == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    ]
     assert [root / path for path in imagenet.paths(root, "train")] == [listing.path(number) for number in range(15)]
     expected = evaluation_view((root / "val" / "n02102040" / "n02102040_val_001.JPEG").read_bytes(), 28)
     assert np.array_equal(load_images(made.test_images)[5], expected)
-    assert np.array_equal(listing[np.array([7])][0], evaluation_view(listing.path(7).read_bytes(), 28)) and listing[np.array([], int)].shape == (0, 28, 28, 3)
+    assert np.array_equal(listing[np.array([7])][0], evaluation_view(listing.path(7).read_bytes(), 28)) and listing[
+        np.array([], int)
+    ].shape == (0, 28, 28, 3)
 
 
 def test_shards_hold_the_same_pictures_wherever_they_are_cut(tmp_path: Path) -> None:
@@ -65,8 +78,14 @@ def test_shards_hold_the_same_pictures_wherever_they_are_cut(tmp_path: Path) -> 
 
 
 def test_limits_are_stratified(tmp_path: Path) -> None:
-    made, listing = prepared("imagenet", stand_in.folders(tmp_path / "set", train=5, val=3), tmp_path / "w", limit_train=6, limit_test=3)
-    assert load_labels(made.train_labels).tolist() == [0, 0, 1, 1, 2, 2] and load_labels(made.test_labels).tolist() == [0, 1, 2]
+    made, listing = prepared(
+        "imagenet", stand_in.folders(tmp_path / "set", train=5, val=3), tmp_path / "w", limit_train=6, limit_test=3
+    )
+    assert load_labels(made.train_labels).tolist() == [0, 0, 1, 1, 2, 2] and load_labels(made.test_labels).tolist() == [
+        0,
+        1,
+        2,
+    ]
     assert [listing.path(place).parent.name for place in (0, 2, 4)] == list(stand_in.WNIDS)
 
 
@@ -75,7 +94,10 @@ def test_a_touched_picture_is_listed_again_and_is_the_same_to_a_training(tmp_pat
     before, (made, listing) = print_of("imagenet", root), prepared("imagenet", root, tmp_path / "a")
     path = listing.path(0)
     os.utime(path, ns=(1, 1))
-    assert print_of("imagenet", root) != before and prepared("imagenet", root, tmp_path / "b")[0].train_images.sha256 == made.train_images.sha256
+    assert (
+        print_of("imagenet", root) != before
+        and prepared("imagenet", root, tmp_path / "b")[0].train_images.sha256 == made.train_images.sha256
+    )
     path.write_bytes(path.read_bytes() + b"more")
     assert prepared("imagenet", root, tmp_path / "c")[0].train_images.sha256 != made.train_images.sha256
     shards = stand_in.shards(tmp_path / "shards", train=3, val=1)
@@ -108,9 +130,21 @@ def empty_class(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "error", "sentence"),
     [
-        (flat, UsageError, r"val: its pictures lie side by side, not in class sub-folders.*move each into val/<class>/"),
-        (packed, MissingError, r"val is not there, but ILSVRC2012_img_val.tar is: unpack it first: mkdir .*val && tar -xf .*val.tar -C .*val$"),
-        (lambda root: shutil.rmtree(root / "train"), MissingError, r"train is not there; data.root is the folder that holds train/<class>"),
+        (
+            flat,
+            UsageError,
+            r"val: its pictures lie side by side, not in class sub-folders.*move each into val/<class>/",
+        ),
+        (
+            packed,
+            MissingError,
+            r"val is not there, but ILSVRC2012_img_val.tar is: unpack it first: mkdir .*val && tar -xf .*val.tar -C .*val$",
+        ),
+        (
+            lambda root: shutil.rmtree(root / "train"),
+            MissingError,
+            r"train is not there; data.root is the folder that holds train/<class>",
+        ),
         (shutil.rmtree, MissingError, r"set is not there; data.root is"),
         (other_class, UsageError, r"val: no sub-folder for class 'n01440764'"),
         (empty_class, UsageError, r"train.n00000001: no pictures"),
@@ -155,7 +189,10 @@ def test_a_shard_that_was_cut_between_two_members_is_refused(members: int, tmp_p
     with tarfile.open(root / "train-000001.tar") as shard:
         end = shard.getmembers()[members].offset
     os.truncate(root / "train-000001.tar", end)
-    with pytest.raises(MissingError, match=r"train-000001.tar cannot be read as a tar file \(it has no end mark, so it was cut short\); bring it again"):
+    with pytest.raises(
+        MissingError,
+        match=r"train-000001.tar cannot be read as a tar file \(it has no end mark, so it was cut short\); bring it again",
+    ):
         prepared("webdataset", root, tmp_path / "work")
 
 
@@ -165,7 +202,9 @@ def test_missing_and_compressed_shards_are_said_before_one_is_read(tmp_path: Pat
     with pytest.raises(MissingError, match=r"train-000001.tar is missing between its neighbours"):
         print_of("webdataset", root)
     (root / "train-000001.tar.gz").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"train-000001.tar.gz: a compressed shard cannot be read in any order; unpack it"):
+    with pytest.raises(
+        UsageError, match=r"train-000001.tar.gz: a compressed shard cannot be read in any order; unpack it"
+    ):
         print_of("webdataset", root)
     (root / "val-000000.tar").unlink()
     (root / "train-000001.tar.gz").unlink()
@@ -178,10 +217,15 @@ def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
     _, listing = prepared("imagenet", root, tmp_path / "work")
     content = listing.path(3).read_bytes()
     listing.path(3).write_bytes(content[:100])
-    with pytest.raises(StageError, match=r"n01443537_train_001.JPEG cannot be read \(100 of [\d,]+ bytes are there\); repair or replace it"):
+    with pytest.raises(
+        StageError,
+        match=r"n01443537_train_001.JPEG cannot be read \(100 of [\d,]+ bytes are there\); repair or replace it",
+    ):
         listing[np.array([3])]
     listing.path(3).write_bytes(b"?" * len(content))
-    with pytest.raises(StageError, match=r"n01443537_train_001.JPEG cannot be read \(not a picture that Pillow can read\)"):
+    with pytest.raises(
+        StageError, match=r"n01443537_train_001.JPEG cannot be read \(not a picture that Pillow can read\)"
+    ):
         listing[np.array([3])]
     shards = stand_in.shards(tmp_path / "shards", train=2, val=1)
     _, sharded = prepared("webdataset", shards, tmp_path / "w")
@@ -202,9 +246,16 @@ def test_numbers_are_drawn_as_on_the_device() -> None:
 def test_boxes_have_the_papers_areas_and_aspects() -> None:
     boxes = np.array([crop_box(number, 500, 375) for number in range(4000)])
     left, top, width, height = boxes.T
-    assert (left >= 0).all() and (top >= 0).all() and (left + width <= 500 + 1e-9).all() and (top + height <= 375 + 1e-9).all()
+    assert (
+        (left >= 0).all()
+        and (top >= 0).all()
+        and (left + width <= 500 + 1e-9).all()
+        and (top + height <= 375 + 1e-9).all()
+    )
     area, aspect = width * height / (500 * 375), width / height
-    assert area.min() >= 0.08 - 1e-9 and area.max() > 0.95 and 0.75 - 1e-9 <= aspect.min() < aspect.max() <= 4 / 3 + 1e-9
+    assert (
+        area.min() >= 0.08 - 1e-9 and area.max() > 0.95 and 0.75 - 1e-9 <= aspect.min() < aspect.max() <= 4 / 3 + 1e-9
+    )
     logs = np.log([box[2] / box[3] for box in (crop_box(number, 400, 400) for number in range(4000))])
     assert abs(logs.mean()) < 0.02  # log-uniform, so upright as often as lying
     # 6,000 draws of torchvision's RandomResizedCrop on such a picture: area 0.432 +- 0.218, log of the aspect 0.027 +- 0.164
@@ -218,10 +269,14 @@ def test_a_view_is_its_box_resized_and_flipped() -> None:
     content = stand_in.jpeg(1, 3, (300, 200))
     left, top, width, height = crop_box(17, 300, 200, 0.25)
     with Image.open(io.BytesIO(content)) as image:
-        plain = image.convert("RGB").resize((16, 16), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
+        plain = image.convert("RGB").resize(
+            (16, 16), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height)
+        )
     straight, mirrored = (training_view(content, 2 * 17 + flip, 16) for flip in (0, 1))
     assert np.array_equal(straight, mirrored[:, ::-1])
-    assert np.abs(straight.astype(int) - np.asarray(plain).astype(int)).mean() < 2  # decoded at a smaller scale, which a JPEG allows
+    assert (
+        np.abs(straight.astype(int) - np.asarray(plain).astype(int)).mean() < 2
+    )  # decoded at a smaller scale, which a JPEG allows
     whole = training_view(content, 2 * 17, 150)
     with Image.open(io.BytesIO(content)) as image:
         expected = image.resize((150, 150), Image.Resampling.BILINEAR, box=crop_rectangle(17))

@@ -48,7 +48,11 @@ def test_fashion_is_prepared_with_published_constants(tmp_path: Path) -> None:
     made, lines = prepare(schema.Data(source="fashion", limit_train=200, limit_test=50), tmp_path)
     images = product.load_images(made.train_images)
     assert images.shape == (200, 32, 32, 3) and made.image_size == 32 and made.augment == "crop_flip"
-    assert made.classes == fashion.CLASSES and made.normalization.mean == (0.2860,) * 3 and made.normalization.std == (0.3530,) * 3
+    assert (
+        made.classes == fashion.CLASSES
+        and made.normalization.mean == (0.2860,) * 3
+        and made.normalization.std == (0.3530,) * 3
+    )
     assert np.bincount(product.load_labels(made.train_labels)).tolist() == [20] * 10
     assert np.bincount(product.load_labels(made.test_labels)).tolist() == [5] * 10
     assert not images[:, :2].any() and not images[:, :, -2:].any() and np.array_equal(images[..., 0], images[..., 2])
@@ -82,7 +86,8 @@ def test_npz_grey_is_repeated_and_another_size_resized(tmp_path: Path) -> None:
     images = product.load_images(made.train_images)
     assert images.shape == (30, 8, 8, 3) and np.array_equal(images[..., 0], images[..., 1])
     assert np.array_equal(
-        images[4, ..., 0], np.asarray(Image.fromarray(given["train_images"][4]).resize((8, 8), Image.Resampling.BILINEAR))
+        images[4, ..., 0],
+        np.asarray(Image.fromarray(given["train_images"][4]).resize((8, 8), Image.Resampling.BILINEAR)),
     )
     assert any("12x12 are resized to 8x8" in line for line in lines)
 
@@ -92,7 +97,9 @@ def test_npz_leak_is_told(tmp_path: Path) -> None:
     given["test_images"][[2, 5]] = given["train_images"][5]  # all of class c
     np.savez(tmp_path / "own.npz", **given)
     made, lines = prepare(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
-    assert made.cautions == ("1 training picture is also in the test part (same pixels); kept in both, so test accuracy may be flattered",)
+    assert made.cautions == (
+        "1 training picture is also in the test part (same pixels); kept in both, so test accuracy may be flattered",
+    )
     assert len(product.load_labels(made.train_labels)) == 30 and not any("also" in line for line in lines)
 
 
@@ -103,10 +110,16 @@ def test_npz_pictures_that_a_limit_leaves_out_are_no_leak(tmp_path: Path) -> Non
     np.savez(tmp_path / "own.npz", **given)
     found = {}
     for limit in (3, 29):
-        found[limit], _ = prepare(schema.Data(source="npz", root="own.npz", image_size=12, limit_train=limit), tmp_path / f"work{limit}", tmp_path)
+        found[limit], _ = prepare(
+            schema.Data(source="npz", root="own.npz", image_size=12, limit_train=limit),
+            tmp_path / f"work{limit}",
+            tmp_path,
+        )
     kept = {limit: {tuple(image.ravel()) for image in np.load(made.train_images.path)} for limit, made in found.items()}
     for limit, made in found.items():
-        assert bool(made.cautions) == (tuple(given["train_images"][5].ravel()) in kept[limit] or len(kept[limit]) < limit)
+        assert bool(made.cautions) == (
+            tuple(given["train_images"][5].ravel()) in kept[limit] or len(kept[limit]) < limit
+        )
     assert not found[3].cautions and found[29].cautions
 
 
@@ -117,7 +130,10 @@ def test_npz_the_same_picture_in_two_classes_is_told(tmp_path: Path) -> None:
     given["test_images"][1] = given["train_images"][0]
     np.savez(tmp_path / "own.npz", **given)
     made, _ = prepare(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
-    assert made.cautions[0] == "2 pictures lie in two classes with the same pixels (first: train_images[2] and train_images[4])"
+    assert (
+        made.cautions[0]
+        == "2 pictures lie in two classes with the same pixels (first: train_images[2] and train_images[4])"
+    )
 
 
 def test_a_class_without_pictures_is_told(tmp_path: Path) -> None:
@@ -125,7 +141,10 @@ def test_a_class_without_pictures_is_told(tmp_path: Path) -> None:
     given["class_names"], given["test_labels"] = np.array(["a", "b", "c", "d"]), np.arange(9) % 2
     np.savez(tmp_path / "own.npz", **given)
     made, _ = prepare(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
-    assert made.cautions == ("class 'd' has no training or validation pictures", "2 classes have no test pictures: 'c', 'd'")
+    assert made.cautions == (
+        "class 'd' has no training or validation pictures",
+        "2 classes have no test pictures: 'c', 'd'",
+    )
     limited, _ = prepare(schema.Data(source="fashion", limit_train=20, limit_test=5), tmp_path / "limited")
     assert limited.cautions == ("5 classes have no test pictures: 'Sandal', 'Shirt', 'Sneaker', ...",)
 
@@ -139,13 +158,22 @@ def test_a_class_without_pictures_is_told(tmp_path: Path) -> None:
             r"train_images is float32 30x12x12x3, but pictures are uint8 \(N, H, W\)",
         ),
         ({"train_images": np.zeros((30, 12, 12, 4), np.uint8)}, "train_images is uint8 30x12x12x4"),
-        ({"test_images": np.zeros((0, 12, 12, 3), np.uint8), "test_labels": np.zeros(0, int)}, "test_images is uint8 0x12x12x3"),
-        ({"train_labels": np.arange(29) % 3}, r"train_labels is int64 \(29,\), but 30 pictures need integers of shape \(30,\)"),
+        (
+            {"test_images": np.zeros((0, 12, 12, 3), np.uint8), "test_labels": np.zeros(0, int)},
+            "test_images is uint8 0x12x12x3",
+        ),
+        (
+            {"train_labels": np.arange(29) % 3},
+            r"train_labels is int64 \(29,\), but 30 pictures need integers of shape \(30,\)",
+        ),
         ({"train_labels": np.arange(30) / 3}, "train_labels is float64"),
         ({"train_labels": np.arange(30) % 4}, "train_labels holds 0 to 3, but 3 class_names allow 0 to 2"),
         ({"test_labels": np.arange(9) % 3 - 1}, "test_labels holds -1 to 1"),
         ({"train_labels": np.arange(30) % 2}, "class 'c' has test pictures but no training pictures"),
-        ({"train_labels": np.zeros(30, int), "test_labels": np.zeros(9, int)}, "all training pictures are of class 'a'"),
+        (
+            {"train_labels": np.zeros(30, int), "test_labels": np.zeros(9, int)},
+            "all training pictures are of class 'a'",
+        ),
         ({"class_names": np.array(["a", "b", "a"])}, "class_names holds 'a' twice"),
         ({"class_names": np.array([1, 2, 3])}, "class_names is int64"),
         ({"class_names": np.array(["a", "b", "c"], dtype=object)}, "cannot be read as an .npz of plain arrays"),
@@ -220,13 +248,25 @@ def test_damaged_cifar_is_missing_data(tmp_path: Path, monkeypatch: pytest.Monke
             r"run RECIPE --set "
             r"data\.download=true$",
         ),
-        ({"source": "cifar100", "root": "here"}, r"CIFAR-100 is not in .*here \(no cifar-100-python/train\): .*--set data\.download=true$"),
-        ({"source": "npz", "root": "absent.npz"}, r"absent\.npz is not a file; .*: compress run RECIPE --set data\.root=FILE\.npz$"),
-        ({"source": "folder", "root": "absent"}, r"absent is not a folder; .*: compress run RECIPE --set data\.root=FOLDER$"),
+        (
+            {"source": "cifar100", "root": "here"},
+            r"CIFAR-100 is not in .*here \(no cifar-100-python/train\): .*--set data\.download=true$",
+        ),
+        (
+            {"source": "npz", "root": "absent.npz"},
+            r"absent\.npz is not a file; .*: compress run RECIPE --set data\.root=FILE\.npz$",
+        ),
+        (
+            {"source": "folder", "root": "absent"},
+            r"absent is not a folder; .*: compress run RECIPE --set data\.root=FOLDER$",
+        ),
     ],
 )
 def test_absent_data_is_exit_3_with_the_command(tmp_path: Path, config: dict[str, str], sentence: str) -> None:
-    for act in (lambda data: sources.fingerprint(data, tmp_path), lambda data: prepare(data, tmp_path / "work", tmp_path)):
+    for act in (
+        lambda data: sources.fingerprint(data, tmp_path),
+        lambda data: prepare(data, tmp_path / "work", tmp_path),
+    ):
         with pytest.raises(MissingError, match=sentence) as caught:
             act(schema.Data(**config))  # type: ignore[arg-type]
         assert caught.value.exit_code == 3
@@ -281,7 +321,9 @@ def test_fingerprint_imports_neither_torch_nor_pillow() -> None:
     assert answer.stdout.strip() == "[]", answer.stderr
 
 
-def test_root_expands_the_home_folder_and_is_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_expands_the_home_folder_and_is_relative_to_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     base = tmp_path / "recipes"
@@ -294,7 +336,9 @@ def test_root_expands_the_home_folder_and_is_relative_to_the_recipe(tmp_path: Pa
 
 
 def records(made: Prepared, validation: float = 0.2) -> tuple[TrainingData, TestData]:
-    training = TrainingData(made.train_images, made.train_labels, made.classes, made.image_size, made.augment, validation, 0)
+    training = TrainingData(
+        made.train_images, made.train_labels, made.classes, made.image_size, made.augment, validation, 0
+    )
     return training, TestData(made.test_images, made.test_labels, made.classes, made.image_size)
 
 
@@ -311,9 +355,13 @@ def test_stages_get_disjoint_arrays(tmp_path: Path) -> None:
 
 
 def test_calibration_pictures_are_the_centre(tmp_path: Path) -> None:
-    images = npy.write_array(tmp_path / "i.npy", np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8))
+    images = npy.write_array(
+        tmp_path / "i.npy", np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+    )
     labels = npy.write_array(tmp_path / "l.npy", np.arange(20) % 2)
-    made, index = product.calibration_arrays(CalibrationData(TrainingData(images, labels, ("a", "b"), 14, "none", 0.2, 0), 5))
+    made, index = product.calibration_arrays(
+        CalibrationData(TrainingData(images, labels, ("a", "b"), 14, "none", 0.2, 0), 5)
+    )
     assert np.array_equal(made, np.load(images.path)[index, 1:15, 1:15])
 
 

@@ -38,13 +38,17 @@ def test_crop_from_a_larger_picture_moves_around_its_centre() -> None:
     images = pictures(2, 20)
     made = views.apply_views(images, torch.tensor([1, 0]), torch.tensor([0, 24]), "crop", 16)
     assert views.view_count("crop", 16) == 25
-    assert np.array_equal(made[0].numpy(), images[1, 0:16, 0:16].numpy())  # 2 of room and 2 of padding: offset -2 is the corner
+    assert np.array_equal(
+        made[0].numpy(), images[1, 0:16, 0:16].numpy()
+    )  # 2 of room and 2 of padding: offset -2 is the corner
     assert np.array_equal(made[1].numpy(), images[0, 4:20, 4:20].numpy())
 
 
 def test_flip_has_two_views_the_picture_and_its_mirror():
     images = torch.randint(256, (3, 40, 40, 3), dtype=torch.uint8)
-    plain, mirrored = (views.apply_views(images, torch.arange(3), torch.full((3,), number), "flip", 32) for number in (0, 1))
+    plain, mirrored = (
+        views.apply_views(images, torch.arange(3), torch.full((3,), number), "flip", 32) for number in (0, 1)
+    )
     assert views.view_count("flip", 32) == 2
     assert torch.equal(plain, views.evaluation_view(images, 32)) and torch.equal(mirrored, plain.flip(2))
 
@@ -71,7 +75,9 @@ def test_resized_crop_samples_the_box() -> None:
     ramp = (torch.arange(side) * 3)[None, None, :, None].expand(1, side, side, 3).to(torch.uint8).contiguous()
     for number in range(40):
         x, _, half, _ = views.crop_boxes(torch.tensor([number]), size)[0].tolist()
-        made = views.apply_views(ramp, torch.tensor([0]), torch.tensor([2 * number]), "resized_crop", size)[0, size // 2, :, 0].float()
+        made = views.apply_views(ramp, torch.tensor([0]), torch.tensor([2 * number]), "resized_crop", size)[
+            0, size // 2, :, 0
+        ].float()
         mirrored = views.apply_views(ramp, torch.tensor([0]), torch.tensor([2 * number + 1]), "resized_crop", size)[
             0, size // 2, :, 0
         ].float()
@@ -107,7 +113,9 @@ def test_hash_equals_unsigned_python_arithmetic(key: int) -> None:
 def test_views_of_an_epoch_are_spread_evenly_and_change_with_epoch_and_seed() -> None:
     first = views.views_of_epoch(16_200, 1, 0, "crop_flip")
     counts = torch.bincount(first, minlength=162)
-    assert first.dtype == torch.int64 and counts.min() > 60 and counts.max() < 140  # 100 each expected, standard deviation 10
+    assert (
+        first.dtype == torch.int64 and counts.min() > 60 and counts.max() < 140
+    )  # 100 each expected, standard deviation 10
     for other in (views.views_of_epoch(16_200, 2, 0, "crop_flip"), views.views_of_epoch(16_200, 1, 1, "crop_flip")):
         assert (first == other).float().mean() < 0.012  # 1 / 162 by chance
     assert torch.equal(first, views.views_of_epoch(16_200, 1, 0, "crop_flip"))
@@ -164,4 +172,6 @@ def test_to_float_layout_and_independence_of_batch() -> None:
 def test_flip_is_what_pillow_does() -> None:
     images = pictures(1, 32)
     made = views.apply_views(images, torch.tensor([0]), torch.tensor([(4 * 9 + 4) * 2 + 1]), "crop_flip", 32)
-    assert np.array_equal(made[0].numpy(), np.asarray(Image.fromarray(images[0].numpy()).transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
+    assert np.array_equal(
+        made[0].numpy(), np.asarray(Image.fromarray(images[0].numpy()).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    )

@@ -17,7 +17,9 @@ from export.runtime import ExportError
 MACS = 64 * (16 * 27 + 16 * 9 + 16 * 16) + 16 * 4
 LAID = MACS + 64 * 16 * (72 - 27)  # int8 for x86: the stem reads 3 rows of 2 x 4 pixels, most of them times zero
 
-x86_only = pytest.mark.skipif(not runtime.isa().startswith("x86"), reason="integer kernels for uint8 activations are those of x86")
+x86_only = pytest.mark.skipif(
+    not runtime.isa().startswith("x86"), reason="integer kernels for uint8 activations are those of x86"
+)
 
 
 def test_float_file_has_no_integer_share(fp32: Path) -> None:
@@ -81,20 +83,28 @@ def test_every_island_has_its_cause(int8: Path, fp32: Path, calibration: np.ndar
     assert signed.islands and all(cause.startswith("int8 activations on x86") for cause in signed.causes.values())
     quantize(fp32, tmp_path / "kept.onnx", calibration, isa="x86-vnni", float_layers=("last",))
     kept = audit(tmp_path / "kept.onnx")
-    assert {op for _, op in kept.islands} & {"Gemm", "FusedGemm"} and all("kept in float by the recipe" in cause for cause in kept.causes.values())
+    assert {op for _, op in kept.islands} & {"Gemm", "FusedGemm"} and all(
+        "kept in float by the recipe" in cause for cause in kept.causes.values()
+    )
     assert kept.causes_counted()[0]["count"] == len(kept.causes_counted()[0]["nodes"])
     for op, words in (("HardSigmoid", "rewrite it to Mul, Add and Clip"), ("Sin", "no int8 kernel for Sin")):
         _bend(int8, op, tmp_path / "bent.onnx")
         found = audit(tmp_path / "bent.onnx")
         assert words in found.causes["bent"]
-        assert all("not quantised in the file" in found.causes[name] for name, kind in found.islands if kind in ("Conv", "FusedConv"))
+        assert all(
+            "not quantised in the file" in found.causes[name]
+            for name, kind in found.islands
+            if kind in ("Conv", "FusedConv")
+        )
 
 
 def _bend(source: Path, op: str, target: Path) -> None:
     """An operator of float between a DequantizeLinear and the pointwise convolution."""
     model = onnx.load(str(source))
     conv = [node for node in model.graph.node if node.op_type == "Conv"][2]
-    model.graph.node.insert(list(model.graph.node).index(conv), onnx.helper.make_node(op, [conv.input[0]], ["bent"], name="bent"))
+    model.graph.node.insert(
+        list(model.graph.node).index(conv), onnx.helper.make_node(op, [conv.input[0]], ["bent"], name="bent")
+    )
     conv.input[0] = "bent"
     target.write_bytes(model.SerializeToString())
 

@@ -39,19 +39,25 @@ def _mean_logits(path: Path, images: np.ndarray) -> np.ndarray:
     return Model.load(path).run(images).mean(axis=0)
 
 
-def test_it_lowers_the_mean_error_of_a_planted_shift(shifted: Path, calibration: np.ndarray, images: np.ndarray, tmp_path: Path) -> None:
+def test_it_lowers_the_mean_error_of_a_planted_shift(
+    shifted: Path, calibration: np.ndarray, images: np.ndarray, tmp_path: Path
+) -> None:
     prepared = prepare(shifted, calibration)
     for name, correct in (("plain", False), ("corrected", True)):
         emit(prepared, tmp_path / name, Settings("x86-vnni", per_channel=False, bias_correction=correct))
     expected = _mean_logits(shifted, images)
 
-    plain, corrected = (np.abs(_mean_logits(tmp_path / name, images) - expected).max() for name in ("plain", "corrected"))
+    plain, corrected = (
+        np.abs(_mean_logits(tmp_path / name, images) - expected).max() for name in ("plain", "corrected")
+    )
 
     assert plain > 0.05  # or there was nothing to correct
     assert corrected < 0.25 * plain
 
 
-def test_the_correction_is_the_mean_difference_of_the_layer(shifted: Path, calibration: np.ndarray, tmp_path: Path) -> None:
+def test_the_correction_is_the_mean_difference_of_the_layer(
+    shifted: Path, calibration: np.ndarray, tmp_path: Path
+) -> None:
     """Of the first layer, where nothing in front is quantised but the pixels: float mean minus int8 mean, channel by channel."""
     from export import calibrate
     from export.quantize import _before_first_layer, _with_qdq
@@ -68,15 +74,24 @@ def test_the_correction_is_the_mean_difference_of_the_layer(shifted: Path, calib
     means = []
     for model, output in ((prepared.model, first.output[0]), (quantized, same.output[0])):
         session = bias._session(bias._shown(model, [output]))
-        means.append(session.run([output], prepared.runtime.feed(calibration))[0].astype(np.float64).mean(axis=(0, 2, 3)))
-    before, after = (numpy_helper.to_array(layers.stored(model)[layers.layers(model)[0].input[2]]) for model in (prepared.model, corrected))
+        means.append(
+            session.run([output], prepared.runtime.feed(calibration))[0].astype(np.float64).mean(axis=(0, 2, 3))
+        )
+    before, after = (
+        numpy_helper.to_array(layers.stored(model)[layers.layers(model)[0].input[2]])
+        for model in (prepared.model, corrected)
+    )
     assert np.abs(after - before).max() > 1e-3
     assert after - before == pytest.approx(means[0] - means[1], abs=1e-4)  # the file's own bias is rounded to 32 bits
 
 
 def test_a_layer_in_float_keeps_its_bias(shifted: Path, calibration: np.ndarray, tmp_path: Path) -> None:
     prepared = prepare(shifted, calibration)
-    emit(prepared, tmp_path / "q.onnx", Settings("x86-vnni", per_channel=False, float_layers=("first",), bias_correction=True))
+    emit(
+        prepared,
+        tmp_path / "q.onnx",
+        Settings("x86-vnni", per_channel=False, float_layers=("first",), bias_correction=True),
+    )
     first = layers.layers(prepared.model)[0]
     before = numpy_helper.to_array(layers.stored(prepared.model)[first.input[2]])
     written = onnx.load(str(tmp_path / "q.onnx"))
@@ -92,7 +107,10 @@ def test_shared_and_missing_biases_become_the_layers_own() -> None:
         make("Conv", ["y", "w", "b"], ["z"], "b"),
         make("Conv", ["z", "w"], ["out"], "c"),
     ]
-    weights = [numpy_helper.from_array(np.ones((2, 2, 1, 1), np.float32), "w"), numpy_helper.from_array(np.array([1, 2], np.float32), "b")]
+    weights = [
+        numpy_helper.from_array(np.ones((2, 2, 1, 1), np.float32), "w"),
+        numpy_helper.from_array(np.array([1, 2], np.float32), "b"),
+    ]
     model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], weights))
 
     found = bias.biases(model)

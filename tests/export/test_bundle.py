@@ -22,17 +22,30 @@ def models(fp32: Path, int8: Path) -> list[Shipped]:
 
 
 @pytest.fixture(scope="module")
-def made(models: list[Shipped], images: np.ndarray, labels: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> bundle.Bundle:
+def made(
+    models: list[Shipped], images: np.ndarray, labels: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+) -> bundle.Bundle:
     return bundle.write(tmp_path_factory.mktemp("a") / "bundle", models, images[:32], labels[:32], title="small")
 
 
 def test_everything_that_is_needed_is_there(made: bundle.Bundle) -> None:
     assert set(made.files) == {
-        "README.md", "checksums.sha256", *(f"export/{name}" for name in bundle.RUNTIME_FILES), "manifest.json",
-        "requirements.txt", "samples.npz", "small.fp32.onnx", "small.int8.onnx", "index.html", *(f"page/{name}" for name in bundle.PAGE_FILES),
-    }  # fmt: skip
+        "README.md",
+        "checksums.sha256",
+        *(f"export/{name}" for name in bundle.RUNTIME_FILES),
+        "manifest.json",
+        "requirements.txt",
+        "samples.npz",
+        "small.fp32.onnx",
+        "small.int8.onnx",
+        "index.html",
+        *(f"page/{name}" for name in bundle.PAGE_FILES),
+    }
     assert len((made.folder / "README.md").read_text().splitlines()) <= 11
-    assert [line.split(">=")[0] for line in (made.folder / "requirements.txt").read_text().splitlines()] == ["numpy", "onnxruntime"]
+    assert [line.split(">=")[0] for line in (made.folder / "requirements.txt").read_text().splitlines()] == [
+        "numpy",
+        "onnxruntime",
+    ]
 
 
 def test_checksums_cover_every_file(made: bundle.Bundle) -> None:
@@ -48,7 +61,12 @@ def test_manifest_describes_models_and_files(made: bundle.Bundle, int8: Path, co
 
     assert manifest["classes"] == list(contract.classes) and manifest["samples"]["images"] == 32
     first = manifest["models"][0]
-    assert (first["file"], first["role"], first["precision"], first["target"]) == ("small.int8.onnx", "student", "int8", "x86-vnni")
+    assert (first["file"], first["role"], first["precision"], first["target"]) == (
+        "small.int8.onnx",
+        "student",
+        "int8",
+        "x86-vnni",
+    )
     assert first["sha256"] == hashlib.sha256(int8.read_bytes()).hexdigest() and first["bytes"] == int8.stat().st_size
     assert set(manifest["files"]) == set(made.files) - {"checksums.sha256", "manifest.json"}
 
@@ -58,15 +76,28 @@ def test_the_manifest_says_where_each_array_lies_in_the_file(made: bundle.Bundle
     content = (made.folder / manifest["samples"]["file"]).read_bytes()
 
     with np.load(made.folder / "samples.npz") as stored:
-        assert set(stored.files) == set(manifest["samples"]["arrays"]) == {"images", "labels", "logits/small.int8.onnx", "logits/small.fp32.onnx"}
+        assert (
+            set(stored.files)
+            == set(manifest["samples"]["arrays"])
+            == {"images", "labels", "logits/small.int8.onnx", "logits/small.fp32.onnx"}
+        )
         for name, place in manifest["samples"]["arrays"].items():
-            read = np.frombuffer(content, place["dtype"], int(np.prod(place["shape"])), place["offset"]).reshape(place["shape"])
+            read = np.frombuffer(content, place["dtype"], int(np.prod(place["shape"])), place["offset"]).reshape(
+                place["shape"]
+            )
             assert read.dtype == stored[name].dtype and (read == stored[name]).all()
-    assert sorted(path.name for path in Path(bundle.__file__).with_name("page").iterdir()) == sorted([*bundle.PAGE_FILES, "index.html"])
+    assert sorted(path.name for path in Path(bundle.__file__).with_name("page").iterdir()) == sorted(
+        [*bundle.PAGE_FILES, "index.html"]
+    )
 
 
 def test_equal_inputs_give_equal_bytes(
-    made: bundle.Bundle, models: list[Shipped], images: np.ndarray, labels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: bundle.Bundle,
+    models: list[Shipped],
+    images: np.ndarray,
+    labels: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(time, "time", lambda: 2e9)  # another day
 
@@ -87,7 +118,9 @@ def test_archive_holds_the_folder(made: bundle.Bundle) -> None:
         assert [name.split("/", 1)[1] for name in archive.namelist()] == list(made.files)
 
 
-def test_writing_again_leaves_nothing_of_before(models: list[Shipped], images: np.ndarray, labels: np.ndarray, tmp_path: Path) -> None:
+def test_writing_again_leaves_nothing_of_before(
+    models: list[Shipped], images: np.ndarray, labels: np.ndarray, tmp_path: Path
+) -> None:
     bundle.write(tmp_path / "bundle", models, images[:4], labels[:4])
 
     again = bundle.write(tmp_path / "bundle", models[1:], images[:4], labels[:4])
@@ -95,7 +128,9 @@ def test_writing_again_leaves_nothing_of_before(models: list[Shipped], images: n
     assert "small.int8.onnx" not in again.files and not (tmp_path / "bundle.partial").exists()
 
 
-def test_refusals(models: list[Shipped], fp32: Path, int8: Path, images: np.ndarray, labels: np.ndarray, tmp_path: Path) -> None:
+def test_refusals(
+    models: list[Shipped], fp32: Path, int8: Path, images: np.ndarray, labels: np.ndarray, tmp_path: Path
+) -> None:
     def write(ships: list[Shipped], count: int = 4) -> None:
         bundle.write(tmp_path / "bundle", ships, images[:4], labels[:count])
 

@@ -23,7 +23,11 @@ SIZE = 8
 def _tiny(path: Path, seed: int = 0) -> Model:
     """Pixels to float, a convolution, Relu, mean, a product: with a contract, so that it can be loaded."""
     random = np.random.default_rng(seed)
-    weights = {"w": random.normal(0, 0.02, (4, 3, 3, 3)), "b": random.normal(0, 0.1, 4), "v": random.normal(0, 1, (4, 2))}
+    weights = {
+        "w": random.normal(0, 0.02, (4, 3, 3, 3)),
+        "b": random.normal(0, 0.1, 4),
+        "v": random.normal(0, 1, (4, 2)),
+    }
     nodes = [
         helper.make_node("Transpose", ["image"], ["bytes"], "t", perm=[0, 3, 1, 2]),
         helper.make_node("Cast", ["bytes"], ["pixels"], "c", to=TensorProto.FLOAT),
@@ -80,7 +84,9 @@ def test_minmax_and_histogram_are_those_of_all_pictures_at_once(tiny) -> None:
         low, high = min(value.min(), 0), max(value.max(), 0)
         expected = np.histogram(value.astype(np.float64), BINS, (low, high))[0]
         assert found.counts[index].sum() == value.size
-        assert np.abs(np.cumsum(found.counts[index]) - np.cumsum(expected)).max() <= 3  # values on an edge may fall to either side
+        assert (
+            np.abs(np.cumsum(found.counts[index]) - np.cumsum(expected)).max() <= 3
+        )  # values on an edge may fall to either side
         assert found.zeros[index] == (value == 0).sum()
     assert ranges(found, "minmax")["relu"] == pytest.approx((0.0, _direct(model, pictures, "relu").max()), rel=1e-6)
 
@@ -130,7 +136,9 @@ def test_entropy_follows_the_formula(low: float, tail: float, monkeypatch: pytes
     zeros = int((values == 0).sum())
     plain = [float(count) for count in counts]
     plain[int(-low / (tail - low) * BINS)] -= zeros
-    inner = [(value - low) / (tail - low) * BINS for value in percentile_range(counts, low, tail, calibrate.LEAST_PERCENTILE)]
+    inner = [
+        (value - low) / (tail - low) * BINS for value in percentile_range(counts, low, tail, calibrate.LEAST_PERCENTILE)
+    ]
     tried = [(math.floor(step / 8 * inner[0]), math.ceil(BINS + step / 8 * (inner[1] - BINS))) for step in range(9)]
 
     start, stop = min(tried, key=lambda bins: _reference_divergence(plain, *bins))
@@ -160,7 +168,11 @@ def test_entropy_of_few_values_is_their_range() -> None:
 
 @pytest.mark.parametrize(
     ("method", "percentile", "words"),
-    [("percentile", 99.9, "66.97 %"), ("percentile", 100.0, "below 100"), ("mean", 99.99, "use minmax, entropy, percentile")],
+    [
+        ("percentile", 99.9, "66.97 %"),
+        ("percentile", 100.0, "below 100"),
+        ("mean", 99.99, "use minmax, entropy, percentile"),
+    ],
 )
 def test_calibrators_that_ruin_networks_are_refused(method: str, percentile: float, words: str) -> None:
     with pytest.raises(ExportError, match=words):
@@ -194,7 +206,9 @@ def test_the_cache_knows_model_and_pictures(tiny, tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_cached_collection_is_read_and_a_damaged_one_made_again(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_collection_is_read_and_a_damaged_one_made_again(
+    tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, runtime = tiny
     first = collect(model, _pictures(4), runtime, cache=tmp_path)
     with monkeypatch.context() as patched:
@@ -242,5 +256,7 @@ def test_memory_does_not_grow_with_the_pictures(fp32: Path) -> None:
 def collect_bytes(source: Path) -> int:
     """Bytes of the activations of one picture."""
     model = quantize.prepare(source, np.zeros((1, 16, 16, 3), np.uint8)).model
-    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim][1:] for value in model.graph.value_info}
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim][1:] for value in model.graph.value_info
+    }
     return sum(4 * math.prod(shapes[name]) for name in calibrate.activations(model) if name in shapes)

@@ -28,7 +28,10 @@ def test_nothing_is_guessed(tmp_path: Path) -> None:
 def test_busy_seconds_are_those_of_the_allowed_cores_with_steal_and_without_idle(tmp_path: Path) -> None:
     tick = os.sysconf("SC_CLK_TCK")
     rows = [f"cpu{core} {tick} 0 {tick} 999999 777 {tick} 0 {2 * tick} 0 0" for core in CORES]
-    root = plant(tmp_path, {"proc/stat": "\n".join(["cpu 1 2 3 4 5 6 7 8 9 10", *rows, "cpu99999 5000 0 0 0 0 0 0 0 0 0", "intr 5"])})
+    root = plant(
+        tmp_path,
+        {"proc/stat": "\n".join(["cpu 1 2 3 4 5 6 7 8 9 10", *rows, "cpu99999 5000 0 0 0 0 0 0 0 0 0", "intr 5"])},
+    )
 
     everybody, own = conditions.busy_seconds(root)
 
@@ -53,8 +56,15 @@ def test_features_governor_clock_temperature_and_throttling(tmp_path: Path) -> N
     cpu, zone = "sys/devices/system/cpu/", "sys/class/thermal/"
     files = {f"{cpu}cpu{core}/cpufreq/scaling_governor": "schedutil" for core in CORES}
     files |= {f"{cpu}cpu{core}/cpufreq/scaling_cur_freq": "1500000" for core in CORES}
-    files |= {"proc/cpuinfo": "processor : 0\nflags : fpu avx2 avx512_vnni", f"{cpu}cpu0/thermal_throttle/core_throttle_count": "3"}
-    files |= {f"{cpu}cpu0/thermal_throttle/package_throttle_count": "4", f"{zone}thermal_zone0/temp": "41500", f"{zone}thermal_zone1/temp": "0"}
+    files |= {
+        "proc/cpuinfo": "processor : 0\nflags : fpu avx2 avx512_vnni",
+        f"{cpu}cpu0/thermal_throttle/core_throttle_count": "3",
+    }
+    files |= {
+        f"{cpu}cpu0/thermal_throttle/package_throttle_count": "4",
+        f"{zone}thermal_zone0/temp": "41500",
+        f"{zone}thermal_zone1/temp": "0",
+    }
     root = plant(tmp_path, files)
 
     assert conditions.cpu_features(root) == ["avx2", "avx512_vnni"]
@@ -63,4 +73,7 @@ def test_features_governor_clock_temperature_and_throttling(tmp_path: Path) -> N
 
 
 def test_arm_calls_its_flags_features(tmp_path: Path) -> None:
-    assert conditions.cpu_features(plant(tmp_path, {"proc/cpuinfo": "Features\t: fp asimd asimddp"})) == ["asimd", "asimddp"]
+    assert conditions.cpu_features(plant(tmp_path, {"proc/cpuinfo": "Features\t: fp asimd asimddp"})) == [
+        "asimd",
+        "asimddp",
+    ]

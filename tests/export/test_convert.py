@@ -126,7 +126,9 @@ def test_equal_inputs_give_equal_bytes_in_another_process(tmp_path: Path, monkey
     assert done.stdout == "" and done.stderr == ""
     assert sorted(path.name for path in there.iterdir()) == ["f.onnx", "q.onnx"]
     for name in ("f.onnx", "q.onnx"):
-        assert hashlib.sha256((here / name).read_bytes()).digest() == hashlib.sha256((there / name).read_bytes()).digest()
+        assert (
+            hashlib.sha256((here / name).read_bytes()).digest() == hashlib.sha256((there / name).read_bytes()).digest()
+        )
 
 
 class Branching(nn.Module):
@@ -157,7 +159,9 @@ def _batch_norm_behind_conv(model: onnx.ModelProto) -> None:
     conv = next(node for node in model.graph.node if node.op_type == "Conv")
     channels = next(tensor.dims[0] for tensor in model.graph.initializer if tensor.name == conv.input[1])
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(channels, np.float32), "ones"))
-    norm = onnx.helper.make_node("BatchNormalization", ["inner", "ones", "ones", "ones", "ones"], [conv.output[0]], name="norm")
+    norm = onnx.helper.make_node(
+        "BatchNormalization", ["inner", "ones", "ones", "ones", "ones"], [conv.output[0]], name="norm"
+    )
     conv.output[0] = "inner"
     model.graph.node.insert(list(model.graph.node).index(conv) + 1, norm)
 
@@ -168,7 +172,10 @@ def _batch_norm_behind_conv(model: onnx.ModelProto) -> None:
         (lambda model: setattr(model.opset_import[0], "version", 20), "has opset 20, opset 18 was asked for"),
         (lambda model: setattr(model, "ir_version", 11), "IR version 11 is above 10"),
         (lambda model: setattr(model.graph.node[0], "doc_string", f"{Path.cwd()}/net.py"), "path of the build machine"),
-        (lambda model: setattr(model.graph.node[0], "doc_string", "File /srv/code/net.py, line 3"), "path of the build machine"),
+        (
+            lambda model: setattr(model.graph.node[0], "doc_string", "File /srv/code/net.py, line 3"),
+            "path of the build machine",
+        ),
         (lambda model: setattr(model.graph.node[0], "op_type", "NoSuchOp"), "not a valid ONNX file"),
         (lambda model: setattr(model.graph.output[0], "name", "scores"), "instead of 'image' and 'logits'"),
         (lambda model: setattr(model.graph.initializer[0], "data_location", 1), "outside the file"),
@@ -219,8 +226,17 @@ def test_pools_are_judged_and_told(network: nn.Module, contract: Contract, image
     exported = convert.to_onnx(network, tmp_path / "a.onnx", contract, pictures=images[:20])
 
     (verdict,) = exported.rewrites
-    assert (verdict.name, verdict.nodes, verdict.kept, verdict.images) == ("ReduceMean to GlobalAveragePool", 1, True, 4)
-    assert verdict.max_abs_diff <= verdict.limit and verdict.integer_share is None and verdict.reason.startswith("required")
+    assert (verdict.name, verdict.nodes, verdict.kept, verdict.images) == (
+        "ReduceMean to GlobalAveragePool",
+        1,
+        True,
+        4,
+    )
+    assert (
+        verdict.max_abs_diff <= verdict.limit
+        and verdict.integer_share is None
+        and verdict.reason.startswith("required")
+    )
 
 
 def test_a_pool_that_changes_answers_is_refused(
@@ -230,12 +246,16 @@ def test_a_pool_that_changes_answers_is_refused(
 
     exported = convert.to_onnx(network, tmp_path / "a.onnx", contract, pictures=images[:20])
 
-    assert [verdict.kept for verdict in exported.rewrites] == [False] and "answer otherwise" in exported.rewrites[0].reason
+    assert [verdict.kept for verdict in exported.rewrites] == [False] and "answer otherwise" in exported.rewrites[
+        0
+    ].reason
     assert _ops(tmp_path / "a.onnx")["ReduceMean"] == 1
 
 
 @pytest.mark.parametrize("kind", ["fp32", "int8"])
-def test_a_fixed_batch_answers_as_the_dynamic_file_does(kind: str, request: pytest.FixtureRequest, images: np.ndarray, tmp_path: Path) -> None:
+def test_a_fixed_batch_answers_as_the_dynamic_file_does(
+    kind: str, request: pytest.FixtureRequest, images: np.ndarray, tmp_path: Path
+) -> None:
     source = request.getfixturevalue(kind)
 
     difference = convert.fixed_batch(source, tmp_path / "one.onnx")
@@ -247,21 +267,29 @@ def test_a_fixed_batch_answers_as_the_dynamic_file_does(kind: str, request: pyte
     assert fixed.contract == dynamic.contract and fixed.target == dynamic.target
     expected = dynamic.run(images[:20])
     assert difference <= 1e-6 * np.abs(expected).max()
-    np.testing.assert_allclose(fixed.run(images[:20]), expected, atol=2e-6 * np.abs(expected).max())  # `run` feeds one by one
+    np.testing.assert_allclose(
+        fixed.run(images[:20]), expected, atol=2e-6 * np.abs(expected).max()
+    )  # `run` feeds one by one
     with pytest.raises(SESSION_ERRORS, match="(?i)invalid dimensions"):
         fixed.session.run(None, fixed.feed(images[:2]))
 
 
-def test_a_fixed_batch_that_answers_otherwise_is_refused(fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fixed_batch_that_answers_otherwise_is_refused(
+    fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rewrites, "PARITY", -1.0)
 
-    with pytest.raises(ExportError, match="one.onnx: with a fixed batch the logits differ from those of small.fp32.onnx"):
+    with pytest.raises(
+        ExportError, match="one.onnx: with a fixed batch the logits differ from those of small.fp32.onnx"
+    ):
         convert.fixed_batch(fp32, tmp_path / "one.onnx")
 
     assert not (tmp_path / "one.onnx").exists()
 
 
-def test_preprocessing_travels_in_the_file(network: nn.Module, contract: Contract, fp32: Path, calibration: np.ndarray, tmp_path: Path) -> None:
+def test_preprocessing_travels_in_the_file(
+    network: nn.Module, contract: Contract, fp32: Path, calibration: np.ndarray, tmp_path: Path
+) -> None:
     steps = {"version": 1, "steps": [{"step": "resize", "short_side": 18}]}
     told = dataclasses.replace(contract, preprocessing=steps)
     convert.to_onnx(network, tmp_path / "a.onnx", told)

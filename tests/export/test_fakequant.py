@@ -20,9 +20,16 @@ RANGES = [(0.0, 6.0), (-1.3, 2.7), (-4.0, 0.0), (-0.37, 5.2), (0.0, 0.0), (-2e-3
 def _pair(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
     """QuantizeLinear and DequantizeLinear in onnxruntime."""
     constants = [numpy_helper.from_array(value, name) for name, value in (("scale", scale), ("zero", zero_point))]
-    nodes = [helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]), helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"])]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * x.ndim) for name in ("x", "y")]
-    model = helper.make_model(helper.make_graph(nodes, "pair", ends[:1], ends[1:], constants), opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    model = helper.make_model(
+        helper.make_graph(nodes, "pair", ends[:1], ends[1:], constants),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=8,
+    )
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     answer: np.ndarray = session.run(None, {"x": x})[0]
     return answer
@@ -58,7 +65,9 @@ def test_gradients_are_those_of_the_straight_through_formula(low: float, high: f
     x, weight = (torch.randn(4, 50, generator=torch.Generator().manual_seed(seed)) * 2 for seed in (0, 1))
     ends = torch.tensor(low), torch.tensor(high)
     own = [part.clone().requires_grad_() for part in (x, *ends)]
-    reference = [part.double().requires_grad_() for part in (x, *ends)]  # in float32 the sum in `_straight` leaves the whole numbers
+    reference = [
+        part.double().requires_grad_() for part in (x, *ends)
+    ]  # in float32 the sum in `_straight` leaves the whole numbers
     found = torch.autograd.grad((quantize_activation(*own, 0, 255) * weight).sum(), own)
     expected = [part.float() for part in torch.autograd.grad((_by_autograd(*reference) * weight).sum(), reference)]
     damping = 1 / math.sqrt(50 * 255)
@@ -92,7 +101,9 @@ def test_a_weight_of_zeros_and_a_bias_stay_finite() -> None:
     scale = weight_scale(torch.zeros(2, 3), 127, 0)
     bias = torch.tensor([0.1, -70000.0], requires_grad=True)
 
-    assert torch.equal(scale, torch.ones(2, 1)) and torch.equal(quantize_weight(torch.zeros(2, 3), scale, 127), torch.zeros(2, 3))
+    assert torch.equal(scale, torch.ones(2, 1)) and torch.equal(
+        quantize_weight(torch.zeros(2, 3), scale, 127), torch.zeros(2, 3)
+    )
     rounded = quantize_bias(bias, torch.tensor([[0.25], [1e-3]]))
     rounded.sum().backward()
     torch.testing.assert_close(rounded.detach(), torch.tensor([0.0, -70000.0]))

@@ -18,7 +18,9 @@ from export.bundle import Shipped
 
 
 @pytest.mark.slow
-def test_bundle_verifies_with_two_packages(fp32: Path, int8: Path, images: np.ndarray, labels: np.ndarray, tmp_path: Path) -> None:
+def test_bundle_verifies_with_two_packages(
+    fp32: Path, int8: Path, images: np.ndarray, labels: np.ndarray, tmp_path: Path
+) -> None:
     models = [Shipped(fp32, "student", "fp32"), Shipped(int8, "student", "int8", "x86-vnni")]
     made = bundle.write(tmp_path / "made" / "bundle", models, images[:32], labels[:32])
     shutil.unpack_archive(made.archive, tmp_path / "device")  # what travels is the zip

@@ -26,7 +26,9 @@ def names(prepared: quantize.Prepared) -> list[str]:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3])
-def test_every_kind_of_layer_can_stay_in_float(prepared, names, number: int, images: np.ndarray, tmp_path: Path) -> None:
+def test_every_kind_of_layer_can_stay_in_float(
+    prepared, names, number: int, images: np.ndarray, tmp_path: Path
+) -> None:
     made = emit(prepared, tmp_path / "q.onnx", Settings("x86-vnni", float_layers=(names[number],)))
     found = audit(tmp_path / "q.onnx")
 
@@ -35,7 +37,9 @@ def test_every_kind_of_layer_can_stay_in_float(prepared, names, number: int, ima
     assert sum(kind == onnx.TensorProto.FLOAT for name, kind in weights.items() if name.endswith(".weight")) == 1
     floats = [op for _, op in found.islands if op in ("Conv", "FusedConv", "Gemm", "FusedGemm")]
     assert len(floats) == 1 and 0 < found.int8_mac_share < 1
-    assert (Model.load(tmp_path / "q.onnx").run(images).argmax(1) == prepared.runtime.run(images).argmax(1)).mean() > 0.95
+    assert (
+        Model.load(tmp_path / "q.onnx").run(images).argmax(1) == prepared.runtime.run(images).argmax(1)
+    ).mean() > 0.95
 
 
 def test_first_and_last_are_places(prepared, names) -> None:
@@ -50,7 +54,9 @@ def test_a_layer_that_onnxruntime_made_another_of_goes_by_its_first_name(prepare
     assert layers.resolve(model, (names[1],)) == layers.resolve(model, (node.name,)) == (node.name,)
 
 
-def test_a_plain_exclusion_is_quantised_again_and_refused(prepared, names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_exclusion_is_quantised_again_and_refused(
+    prepared, names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without Max and Min behind the layer onnxruntime quantises it when it loads the file: that is seen, and the file is not kept."""
     monkeypatch.setattr(layers, "keep_in_float", lambda model, kept: tuple(kept))
 
@@ -73,7 +79,11 @@ def test_max_and_min_compute_what_clip_computes(prepared, names, images: np.ndar
 
 @pytest.mark.parametrize(
     ("wanted", "words"),
-    [(("frist",), "no layer 'frist'"), (("node_conv",), "did you mean|known are first, last"), (("first", "last", "all"), "no layer 'all'")],
+    [
+        (("frist",), "no layer 'frist'"),
+        (("node_conv",), "did you mean|known are first, last"),
+        (("first", "last", "all"), "no layer 'all'"),
+    ],
 )
 def test_an_unknown_layer_is_refused(prepared, wanted: tuple[str, ...], words: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=words):

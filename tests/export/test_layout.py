@@ -24,7 +24,9 @@ class Mobile(nn.Module):
     def __init__(self, stem: nn.Conv2d, tied: bool = False) -> None:
         super().__init__()
         self.stem, self.tied = stem, tied
-        self.expand = nn.Sequential(nn.Conv2d(stem.out_channels, 24, 1), nn.Hardswish(), nn.Conv2d(24, 24, 3, 1, 1, groups=24), nn.Hardswish())
+        self.expand = nn.Sequential(
+            nn.Conv2d(stem.out_channels, 24, 1), nn.Hardswish(), nn.Conv2d(24, 24, 3, 1, 1, groups=24), nn.Hardswish()
+        )
         self.squeeze, self.excite = nn.Conv2d(24, 8, 1), nn.Conv2d(8, 24, 1)
         self.project = nn.Conv2d(24, 12, 1)
         self.classifier = nn.Linear(36 if tied else 12, 4)
@@ -49,7 +51,9 @@ def stem_of(model: onnx.ModelProto) -> tuple[list[int], list[int]]:
 
 
 @pytest.mark.parametrize(("kernel", "pad"), [(3, 1), (3, 0), (5, 2), (7, 3), (2, 0)])
-def test_a_stem_that_reads_fours_answers_the_same(kernel: int, pad: int, contract: Contract, images: np.ndarray, tmp_path: Path) -> None:
+def test_a_stem_that_reads_fours_answers_the_same(
+    kernel: int, pad: int, contract: Contract, images: np.ndarray, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     halves = (16 + 2 * pad - kernel) // 2 + 1 == 8
     model = export(Mobile(nn.Conv2d(3, 8, kernel, 2, pad)), contract, tmp_path / "m.onnx")
@@ -77,7 +81,9 @@ def test_padding_on_one_side_is_read_in_fours_too(contract: Contract, images: np
     np.testing.assert_allclose(exact.logits(model, contract, images[:3]), before, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("stem", [nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(3, 8, 3, 2, 1, dilation=2), nn.Conv2d(3, 9, 3, 2, 1, groups=3)])
+@pytest.mark.parametrize(
+    "stem", [nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(3, 8, 3, 2, 1, dilation=2), nn.Conv2d(3, 9, 3, 2, 1, groups=3)]
+)
 def test_other_stems_are_left_alone(stem: nn.Conv2d, contract: Contract, tmp_path: Path) -> None:
     assert layout.read_pixels_in_fours(export(Mobile(stem), contract, tmp_path / "m.onnx")) == {}
 
@@ -110,7 +116,9 @@ def test_weights_that_two_layers_share_are_left_alone(contract: Contract, tmp_pa
 
 
 @x86_only
-def test_int8_for_x86_is_laid_out_and_answers_alike(contract: Contract, calibration: np.ndarray, images: np.ndarray, tmp_path: Path) -> None:
+def test_int8_for_x86_is_laid_out_and_answers_alike(
+    contract: Contract, calibration: np.ndarray, images: np.ndarray, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     export(Mobile(nn.Conv2d(3, 8, 3, 2, 1)), contract, tmp_path / "m.onnx")
     prepared = quantize.prepare(tmp_path / "m.onnx", calibration)
@@ -124,7 +132,10 @@ def test_int8_for_x86_is_laid_out_and_answers_alike(contract: Contract, calibrat
     assert seen.int8_mac_share == 1.0 and seen.executed["Transpose"] <= 1 and "Clip" not in seen.executed
     expected = Model.load(tmp_path / "m.onnx").run(images)
     for name in ("x86", "first"):
-        assert np.abs(search.logits(tmp_path / f"{name}.onnx", "x86-vnni", images) - expected).max() < 0.06 * np.abs(expected).max()
+        assert (
+            np.abs(search.logits(tmp_path / f"{name}.onnx", "x86-vnni", images) - expected).max()
+            < 0.06 * np.abs(expected).max()
+        )
     assert "Conv" in audit(tmp_path / "first.onnx").executed
 
 
@@ -132,4 +143,6 @@ def stem_of_int8(path: Path) -> list[int]:
     model = onnx.load(str(path))
     behind = graph.producers(model.graph)
     node = next(node for node in model.graph.node if node.op_type == "Conv")
-    return next(list(tensor.dims) for tensor in model.graph.initializer if tensor.name == behind[node.input[1]].input[0])
+    return next(
+        list(tensor.dims) for tensor in model.graph.initializer if tensor.name == behind[node.input[1]].input[0]
+    )

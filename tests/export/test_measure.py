@@ -40,10 +40,15 @@ def int8(fp32: Path, calibration: np.ndarray, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.parametrize("target", ["web", "x86-avx2" if isa() == "arm64" else "arm64"])
-def test_a_file_for_another_instruction_set_is_not_timed(fp32: Path, calibration: np.ndarray, images: np.ndarray, tmp_path: Path, target: str) -> None:
+def test_a_file_for_another_instruction_set_is_not_timed(
+    fp32: Path, calibration: np.ndarray, images: np.ndarray, tmp_path: Path, target: str
+) -> None:
     quantize(fp32, tmp_path / "other.onnx", calibration, isa=target)
 
-    with pytest.raises(ExportError, match=f"other was built for {target} and this machine is {isa()}: how long it takes here says nothing"):
+    with pytest.raises(
+        ExportError,
+        match=f"other was built for {target} and this machine is {isa()}: how long it takes here says nothing",
+    ):
         measure.latency({"fp32": fp32, "other": tmp_path / "other.onnx"}, images, warmup=0, repeats=2)
 
 
@@ -58,7 +63,9 @@ def _result(**medians: list[float]) -> LatencyResult:
     def model(values: list[float]) -> ModelLatency:
         samples = np.repeat(values, 3)
         rounds = np.repeat(np.arange(len(values)), 3)
-        return ModelLatency(float(np.median(samples)), None, None, len(samples), 1, 1, 1.0, 1.0, tuple(values), samples, rounds)
+        return ModelLatency(
+            float(np.median(samples)), None, None, len(samples), 1, 1, 1.0, 1.0, tuple(values), samples, rounds
+        )
 
     return LatencyResult({name: model(values) for name, values in medians.items()}, False, 0.0)
 
@@ -76,7 +83,9 @@ def test_summary_is_the_reports_entry(timed: LatencyResult) -> None:
     assert list(timed.models["fp32"].summary()) == ["p50", "p90", "p99", "runs", "threads", "batch"]
 
 
-@pytest.mark.parametrize(("repeats", "p90", "p99"), [(63, False, False), (64, True, False), (661, True, False), (662, True, True)])
+@pytest.mark.parametrize(
+    ("repeats", "p90", "p99"), [(63, False, False), (64, True, False), (661, True, False), (662, True, True)]
+)
 def test_percentiles_need_samples(int8: Path, images: np.ndarray, repeats: int, p90: bool, p99: bool) -> None:
     model = measure.latency({"int8": int8}, images, warmup=0, repeats=repeats).models["int8"]
 
@@ -89,7 +98,9 @@ def test_fewer_runs_than_rounds(int8: Path, images: np.ndarray) -> None:
     assert model.runs == 3 and len(model.round_medians_ms) == 3
 
 
-def test_pictures_vary_and_models_see_the_same_ones(fp32: Path, int8: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_vary_and_models_see_the_same_ones(
+    fp32: Path, int8: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: dict[int, list[int]] = {}
 
     def record(model: object, pictures: list[np.ndarray], *_: object) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +119,9 @@ def test_ratio_is_paired_by_round() -> None:
     """The machine slows down by half between rounds; the ratio does not."""
     drifting = _result(teacher=[4.0, 6.0, 4.0, 6.0], student=[1.0, 1.5, 1.0, 1.5])
 
-    assert timings.ratio(drifting, "teacher", "student") == pytest.approx((4.0, 3.96, 4.04))  # but for the place in memory
+    assert timings.ratio(drifting, "teacher", "student") == pytest.approx(
+        (4.0, 3.96, 4.04)
+    )  # but for the place in memory
     noisy = _result(a=[2.0, 3.0, 4.0, 5.0, 6.0], b=[1.0] * 5)
     value, low, high = timings.ratio(noisy, "a", "b", seed=1)
     assert low < value == 4.0 < high and timings.ratio(noisy, "a", "b", seed=1) == (value, low, high)
@@ -153,10 +166,21 @@ def _disturb(monkeypatch: pytest.MonkeyPatch, flags: list[bool]) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "attempts", "kept", "contaminated"),
-    [([False], 1, 1, False), ([True, False], 2, 1, False), ([True, True, False], 3, 1, False), ([True, True, True], 3, 3, True)],
+    [
+        ([False], 1, 1, False),
+        ([True, False], 2, 1, False),
+        ([True, True, False], 3, 1, False),
+        ([True, True, True], 3, 3, True),
+    ],
 )
 def test_a_disturbed_measurement_is_repeated_and_rounds_are_joined_where_none_is_quiet(
-    int8: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch, flags: list[bool], attempts: int, kept: int, contaminated: bool
+    int8: Path,
+    images: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[bool],
+    attempts: int,
+    kept: int,
+    contaminated: bool,
 ) -> None:
     _disturb(monkeypatch, flags)
 
@@ -164,7 +188,11 @@ def test_a_disturbed_measurement_is_repeated_and_rounds_are_joined_where_none_is
 
     model = result.models["int8"]
     assert (result.attempts, result.contaminated) == (attempts, contaminated)
-    assert (model.runs, len(model.round_medians_ms)) == (30 * kept, 6 * kept) == (len(model.samples_ms), len(set(model.rounds)))
+    assert (
+        (model.runs, len(model.round_medians_ms))
+        == (30 * kept, 6 * kept)
+        == (len(model.samples_ms), len(set(model.rounds)))
+    )
     assert bool(result.disturbances) is contaminated
     if contaminated:
         assert result.other_cores == pytest.approx(0.5)
@@ -176,7 +204,9 @@ def _attempt(lost: list[list[int]], *, contaminated: bool = True) -> rounds.Atte
     flags = [np.isin(np.arange(4), places) for places in lost]
     parts = {"long": [np.where(flag, 7.0, 1.0) for flag in flags], "short": [np.full(4, 0.1)] * 10}
     nothing = [np.zeros(4, dtype=bool)] * 10
-    return rounds.Attempt(parts, [0.1 * number for number in range(10)], 1.0, 2.0, contaminated, {"long": flags, "short": nothing})
+    return rounds.Attempt(
+        parts, [0.1 * number for number in range(10)], 1.0, 2.0, contaminated, {"long": flags, "short": nothing}
+    )
 
 
 def test_runs_that_lost_their_core_do_not_count() -> None:
@@ -184,22 +214,44 @@ def test_runs_that_lost_their_core_do_not_count() -> None:
     left, counts, unfit = rounds.uninterrupted(_attempt([[0, 1, 3], everything, [2], [], *[[0, 1, 2]] * 6]))
 
     assert unfit is None and counts == {"long": 26, "short": 0}
-    assert len(left.parts["long"]) == len(left.parts["short"]) == 9  # a round that has no time of one has none of the other
+    assert (
+        len(left.parts["long"]) == len(left.parts["short"]) == 9
+    )  # a round that has no time of one has none of the other
     assert left.round_other_cores == pytest.approx([0.0, *(0.1 * number for number in range(2, 10))])
-    assert all((part == 1.0).all() for part in left.parts["long"]) and [len(part) for part in left.parts["long"]] == [1, 3, 4, 1, 1, 1, 1, 1, 1]
+    assert all((part == 1.0).all() for part in left.parts["long"]) and [len(part) for part in left.parts["long"]] == [
+        1,
+        3,
+        4,
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+    ]
 
     busy = _attempt([everything] * 7 + [[0]] * 3)
-    assert rounds.uninterrupted(busy) == (busy, {}, "other processes interrupted long in 31 of 40 runs, too many to leave them out")
+    assert rounds.uninterrupted(busy) == (
+        busy,
+        {},
+        "other processes interrupted long in 31 of 40 runs, too many to leave them out",
+    )
     for contaminated in (False, None):
         alone = replace(_attempt([everything] * 10), contaminated=contaminated)
         assert rounds.uninterrupted(alone) == (alone, {}, None)
     unknown = replace(alone, interrupted=None)
     assert rounds.uninterrupted(unknown) == (unknown, {}, None)
     joined = rounds.join([busy, busy])
-    assert joined.interrupted is not None and len(joined.interrupted["long"]) == 20 and rounds.join([busy, unknown]).interrupted is None
+    assert (
+        joined.interrupted is not None
+        and len(joined.interrupted["long"]) == 20
+        and rounds.join([busy, unknown]).interrupted is None
+    )
 
 
-def test_more_threads_than_cores_interrupt_each_other_and_nobody_else_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_threads_than_cores_interrupt_each_other_and_nobody_else_is_blamed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(conditions, "_allowed", lambda: [0, 1])
     assert conditions.crowded(2) is None
     why = "64 threads on 2 cores interrupt each other; lower validate.threads"
@@ -208,7 +260,9 @@ def test_more_threads_than_cores_interrupt_each_other_and_nobody_else_is_blamed(
         told = ([attempt], 64, {"long": 1.0, "short": 1.0}, {"long": 1.0, "short": 1.0}, {})
         result = timings.conclude(*told)
         assert (result.unfit, result.interrupted, result.models["long"].runs) == (why, {}, 40)
-        assert [text for text in timing.warnings(result, None) if "quiet machine" in text or "interrupted" in text] == []
+        assert [
+            text for text in timing.warnings(result, None) if "quiet machine" in text or "interrupted" in text
+        ] == []
         quiet = timings.conclude([replace(attempt, contaminated=False)], *told[1:])
         assert (quiet.unfit, quiet.interrupted, quiet.models["long"].runs) == (None, {}, 40)
     monkeypatch.setattr(conditions, "_allowed", lambda: [0])
@@ -216,11 +270,19 @@ def test_more_threads_than_cores_interrupt_each_other_and_nobody_else_is_blamed(
 
 
 def test_what_could_not_be_left_out_is_in_the_result() -> None:
-    result = timings.conclude([_attempt([[0, 1, 2, 3]] * 10)], 1, {"long": 1.0, "short": 1.0}, {"long": 1.0, "short": 1.0}, {})
+    result = timings.conclude(
+        [_attempt([[0, 1, 2, 3]] * 10)], 1, {"long": 1.0, "short": 1.0}, {"long": 1.0, "short": 1.0}, {}
+    )
     assert result.unfit is not None and result.conditions()["unfit"] == result.unfit and result.interrupted == {}
     assert timings.ratio(result, "long", "short")[0] == pytest.approx(70)
-    clean = timings.conclude([_attempt([[0, 1, 2]] * 10)], 1, {"long": 1.0, "short": 1.0}, {"long": 1.0, "short": 1.0}, {})
-    assert clean.unfit is None and timings.ratio(clean, "long", "short")[0] == pytest.approx(10) and clean.models["long"].runs == 10
+    clean = timings.conclude(
+        [_attempt([[0, 1, 2]] * 10)], 1, {"long": 1.0, "short": 1.0}, {"long": 1.0, "short": 1.0}, {}
+    )
+    assert (
+        clean.unfit is None
+        and timings.ratio(clean, "long", "short")[0] == pytest.approx(10)
+        and clean.models["long"].runs == 10
+    )
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts what a thread loses to others")
@@ -254,7 +316,9 @@ def test_a_drifting_machine_is_a_disturbance() -> None:
     def said(**parts: list[np.ndarray]) -> tuple[str, ...]:
         return rounds.disturbances(rounds.Attempt(parts, [None] * 6, 0.0, 1.0, False))
 
-    assert said(a=slowing, b=slowing) == ("the machine became 30% slower from the first to the last third of the rounds",)
+    assert said(a=slowing, b=slowing) == (
+        "the machine became 30% slower from the first to the last third of the rounds",
+    )
     assert said(a=slowing[::-1]) == ("the machine became 23% faster from the first to the last third of the rounds",)
     assert said(a=slowing, b=steady, c=steady) == () and said(a=steady) == ()
     assert rounds.drift([1.0] * 5) is None and rounds.drift([1.0, 1.0, 1.0, 1.0, 2.0, 2.0]) == 2.0
@@ -289,7 +353,9 @@ def test_a_model_against_itself_is_neither_faster_nor_slower(int8: Path, images:
     result = measure.latency({"a": int8, "b": tmp_path / "copy.onnx"}, images, repeats=1000, rounds=40)
     value, low, high = timings.ratio(result, "a", "b")
 
-    assert low <= value <= high and 0.8 < value < 1.25  # a first run, a load or a slow round that one of them alone paid for would show
+    assert (
+        low <= value <= high and 0.8 < value < 1.25
+    )  # a first run, a load or a slow round that one of them alone paid for would show
 
 
 def test_photo_latency_includes_the_decoding(int8: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,20 +52,39 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = subprocess.run([_old_python(), "-m", "venv", str(folder)], capture_output=True, text=True)
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"]
-    installed = subprocess.run([*install, f"onnxruntime=={OLDEST}", "numpy<2"], capture_output=True, text=True) if made.returncode == 0 else made
+    installed = (
+        subprocess.run([*install, f"onnxruntime=={OLDEST}", "numpy<2"], capture_output=True, text=True)
+        if made.returncode == 0
+        else made
+    )
     if installed.returncode != 0:
-        pytest.skip(f"onnxruntime {OLDEST} cannot be installed here: {(installed.stderr.strip().splitlines() or ['no message'])[-1]}")
+        pytest.skip(
+            f"onnxruntime {OLDEST} cannot be installed here: {(installed.stderr.strip().splitlines() or ['no message'])[-1]}"
+        )
     return python
 
 
 @pytest.fixture(scope="module")
-def files(fp32: Path, network: nn.Module, contract: Contract, calibration: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def files(
+    fp32: Path,
+    network: nn.Module,
+    contract: Contract,
+    calibration: np.ndarray,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """A folder with every kind of ONNX file that a run folder can hold."""
     folder = tmp_path_factory.mktemp("files")
     shutil.copyfile(fp32, folder / "student.fp32.onnx")
     for target in TARGETS:
         quantize(fp32, folder / f"student.int8.{target}.onnx", calibration, isa=target)
-    hard = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.Hardswish(), nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    hard = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2),
+        nn.Hardswish(),
+        nn.Conv2d(8, 8, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    ).eval()
     to_onnx(hard, folder / "hard.fp32.onnx", contract)
     assert rewrites.for_integers(folder / "hard.fp32.onnx", folder / "hard.source.onnx", calibration)[0].kept
     quantize(folder / "hard.source.onnx", folder / "hard.int8.onnx", calibration, isa="x86-vnni")
@@ -85,13 +104,17 @@ def _environment() -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_every_kind_of_file_runs_in_the_oldest_runtime(old: Path, files: Path, images: np.ndarray, tmp_path: Path) -> None:
+def test_every_kind_of_file_runs_in_the_oldest_runtime(
+    old: Path, files: Path, images: np.ndarray, tmp_path: Path
+) -> None:
     assert OLDEST.startswith(f"{Export().min_runtime}.")  # what recipes promise unless they say otherwise
     shutil.copytree(files, tmp_path / "device")
     _device_half(tmp_path / "device")
     np.save(tmp_path / "device" / "images.npy", images[:64])
 
-    done = subprocess.run([str(old), "-c", _RUN], cwd=tmp_path / "device", capture_output=True, text=True, env=_environment())
+    done = subprocess.run(
+        [str(old), "-c", _RUN], cwd=tmp_path / "device", capture_output=True, text=True, env=_environment()
+    )
 
     assert done.returncode == 0, done.stderr
     _, numpy_version, version = json.loads(done.stdout)
@@ -106,9 +129,14 @@ def test_every_kind_of_file_runs_in_the_oldest_runtime(old: Path, files: Path, i
 
 
 @pytest.mark.slow
-def test_the_bundle_verifies_itself_in_the_oldest_runtime(old: Path, files: Path, images: np.ndarray, labels: np.ndarray, tmp_path: Path) -> None:
+def test_the_bundle_verifies_itself_in_the_oldest_runtime(
+    old: Path, files: Path, images: np.ndarray, labels: np.ndarray, tmp_path: Path
+) -> None:
     here = next((target for target in TARGETS if target == isa()), "x86-vnni")
-    shipped = [Shipped(files / "student.fp32.onnx", "student", "fp32"), Shipped(files / f"student.int8.{here}.onnx", "student", "int8", here)]
+    shipped = [
+        Shipped(files / "student.fp32.onnx", "student", "fp32"),
+        Shipped(files / f"student.int8.{here}.onnx", "student", "int8", here),
+    ]
     made = bundle.write(tmp_path / "bundle", shipped, images[:32], labels[:32])
 
     command = [str(old), "-m", "export.verify", "--json", "../answer.json", "--repeats", "16"]
@@ -117,7 +145,15 @@ def test_the_bundle_verifies_itself_in_the_oldest_runtime(old: Path, files: Path
     assert done.returncode == 0, done.stderr
     answer = json.loads((tmp_path / "answer.json").read_text())
     assert answer["ok"] and answer["onnxruntime"] == OLDEST
-    done = subprocess.run([*command, "--no-latency", "--provider", "cpu"], cwd=made.folder, capture_output=True, text=True, env=_environment())
+    done = subprocess.run(
+        [*command, "--no-latency", "--provider", "cpu"],
+        cwd=made.folder,
+        capture_output=True,
+        text=True,
+        env=_environment(),
+    )
     assert done.returncode == 0, done.stderr
-    for row in json.loads((tmp_path / "answer.json").read_text())["models"]:  # what ran where is read from a profile: its form must be the same
+    for row in json.loads((tmp_path / "answer.json").read_text())[
+        "models"
+    ]:  # what ran where is read from a profile: its form must be the same
         assert row["provider"]["nodes"] == row["provider"]["of"] > 3

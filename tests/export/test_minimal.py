@@ -28,7 +28,9 @@ def test_the_ort_file_answers_as_the_onnx_file_does(int8: Path, images: np.ndarr
     converted = Model.load(tmp_path / "small.ort")
     assert converted.contract == Model.load(int8).contract and converted.target == "x86-vnni"
     np.testing.assert_allclose(converted.run(images), Model.load(int8).run(images), atol=1e-4)
-    assert made.bytes == (tmp_path / "small.ort").stat().st_size and (tmp_path / "small.ort").read_bytes()[4:8] == b"ORTM"
+    assert (
+        made.bytes == (tmp_path / "small.ort").stat().st_size and (tmp_path / "small.ort").read_bytes()[4:8] == b"ORTM"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.config", "small.ort"]
 
 
@@ -49,15 +51,18 @@ def test_each_target_gets_its_own_types(arm64: Path, int8: Path, tmp_path: Path)
     minimal.to_ort(int8, tmp_path / "x86.ort", tmp_path / "x86.config", target="x86-vnni")
 
     assert 'QLinearConv{"inputs": {"0": ["int8_t"]}}' in (tmp_path / "arm.config").read_text()
-    assert "uint8_t" not in (tmp_path / "arm.config").read_text().replace('Cast{"inputs": {"0": ["uint8_t"]}', "").replace(
-        'Reshape{"inputs": {"0": ["uint8_t"]}', ""
-    )
+    assert "uint8_t" not in (tmp_path / "arm.config").read_text().replace(
+        'Cast{"inputs": {"0": ["uint8_t"]}', ""
+    ).replace('Reshape{"inputs": {"0": ["uint8_t"]}', "")
     assert "int8_t" not in (tmp_path / "x86.config").read_text().replace("uint8_t", "")
 
 
 def test_a_float_file_is_no_machine_specific_one(fp32: Path, tmp_path: Path) -> None:
     """Blocked channels are as wide as the converting CPU's registers: no such kernel may be in it."""
-    made = {target: minimal.to_ort(fp32, tmp_path / f"{target}.ort", tmp_path / f"{target}.config", target=target) for target in ("x86-vnni", "arm64")}
+    made = {
+        target: minimal.to_ort(fp32, tmp_path / f"{target}.ort", tmp_path / f"{target}.config", target=target)
+        for target in ("x86-vnni", "arm64")
+    }
 
     assert not any("nchwc" in name for facts in made.values() for name in facts.operators)
     assert (tmp_path / "x86-vnni.config").read_bytes() == (tmp_path / "arm64.config").read_bytes()
@@ -89,7 +94,9 @@ def test_onnxruntimes_tools_leave_logging_alone(int8: Path, tmp_path: Path) -> N
     assert (list(logging.root.handlers), logging.root.level, logging.root.manager.disable) == before
 
 
-@pytest.mark.parametrize(("target", "words"), [("sparc", "no .ort file can be made for 'sparc'"), ("arm64", "was built for x86-vnni")])
+@pytest.mark.parametrize(
+    ("target", "words"), [("sparc", "no .ort file can be made for 'sparc'"), ("arm64", "was built for x86-vnni")]
+)
 def test_what_would_be_wrong_on_the_target_is_refused(int8: Path, tmp_path: Path, target: str, words: str) -> None:
     with pytest.raises(ExportError, match=words):
         minimal.to_ort(int8, tmp_path / "x.ort", tmp_path / "x.config", target=target)

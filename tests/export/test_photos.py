@@ -38,14 +38,21 @@ RIGHT = {"upright": "ImageOps.exif_transpose(image)", "resize": RESIZE, "box": "
 def smooth() -> np.ndarray:
     """Coloured slopes with a bright corner: uint8 (8, 16, 16, 3)."""
     across, down = np.meshgrid(np.linspace(0, 1, SIDE), np.linspace(0, 1, SIDE))
-    pictures = [np.stack([200 * across + 5 * i, 120 * down, 60 + 40 * (1 - across) + 90 * ((across < 0.3) & (down < 0.3))], axis=2) for i in range(8)]
+    pictures = [
+        np.stack(
+            [200 * across + 5 * i, 120 * down, 60 + 40 * (1 - across) + 90 * ((across < 0.3) & (down < 0.3))], axis=2
+        )
+        for i in range(8)
+    ]
     return np.stack(pictures).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def made(smooth: np.ndarray, fp32: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
-    return bundle.write(folder / "bundle", [Shipped(fp32, "student", "fp32")], smooth, np.zeros(8, np.int64), resize=RESIZE).folder
+    return bundle.write(
+        folder / "bundle", [Shipped(fp32, "student", "fp32")], smooth, np.zeros(8, np.int64), resize=RESIZE
+    ).folder
 
 
 def command(tmp_path: Path, **changes: Any) -> str:
@@ -62,7 +69,13 @@ def test_the_photos_are_what_they_are_called(made: Path) -> None:
     seen = {}
     for path in sorted((made / "photos").iterdir()):
         with Image.open(path) as image:
-            seen[path.stem] = (image.format, image.mode, image.size, image.getexif().get(0x0112), "progressive" in image.info)
+            seen[path.stem] = (
+                image.format,
+                image.mode,
+                image.size,
+                image.getexif().get(0x0112),
+                "progressive" in image.info,
+            )
 
     assert len(seen) == photoset.COUNT and {row[0] for row in seen.values()} == {"JPEG"}
     assert seen["large"][2] == (4000, 3000) and seen["portrait"][4] and not seen["landscape"][4]
@@ -75,8 +88,12 @@ def test_the_same_pixels_as_in_training(made: Path) -> None:
     with np.load(made / photos.ARRAYS) as stored:
         expected = stored["pixels"]
     offset = (RESIZE - SIDE) // 2
-    for path, pixels in zip(("landscape", "portrait", "exif6", "exif3", "exif8", "grey", "cmyk", "large"), expected, strict=True):
-        own = decode((made / "photos" / f"{path}.jpg").read_bytes(), RESIZE)[offset : offset + SIDE, offset : offset + SIDE]
+    for path, pixels in zip(
+        ("landscape", "portrait", "exif6", "exif3", "exif8", "grey", "cmyk", "large"), expected, strict=True
+    ):
+        own = decode((made / "photos" / f"{path}.jpg").read_bytes(), RESIZE)[
+            offset : offset + SIDE, offset : offset + SIDE
+        ]
         assert (own == pixels).all(), path
 
 
@@ -86,11 +103,15 @@ def owned(smooth: np.ndarray, fp32: Path, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("own")
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "my dog"
-    Image.fromarray(np.kron(smooth[0], np.ones((4, 6, 1), np.uint8))).save(folder / "IMG_1.JPG", exif=exif.tobytes(), quality=95)
+    Image.fromarray(np.kron(smooth[0], np.ones((4, 6, 1), np.uint8))).save(
+        folder / "IMG_1.JPG", exif=exif.tobytes(), quality=95
+    )
     clear = np.dstack([smooth[1], np.full(smooth[1].shape[:2], 90, np.uint8)])
     Image.fromarray(np.kron(clear, np.ones((3, 2, 1), np.uint8))).save(folder / "clear.png")
     own = [folder / "IMG_1.JPG", folder / "clear.png"]
-    write = bundle.write(folder / "bundle", [Shipped(fp32, "student", "fp32")], smooth, np.zeros(8, np.int64), resize=RESIZE, own=own)
+    write = bundle.write(
+        folder / "bundle", [Shipped(fp32, "student", "fp32")], smooth, np.zeros(8, np.int64), resize=RESIZE, own=own
+    )
     return write.folder, own
 
 
@@ -100,7 +121,10 @@ def test_own_photos_travel_as_they_are_and_are_decoded_like_the_data_set(owned: 
     mine = [row for row in listed if row["own"]]
 
     assert [row["file"] for row in mine] == ["photos/own1.jpg", "photos/own2.png"] and len(listed) == photoset.COUNT + 2
-    assert mine[0]["what"] == "own photo 1: 96 x 64, EXIF orientation 6" and mine[1]["what"] == "own photo 2: 32 x 48, RGBA"
+    assert (
+        mine[0]["what"] == "own photo 1: 96 x 64, EXIF orientation 6"
+        and mine[1]["what"] == "own photo 2: 32 x 48, RGBA"
+    )
     assert [(folder / row["file"]).read_bytes() for row in mine] == [path.read_bytes() for path in own]
     with np.load(folder / photos.ARRAYS) as stored:
         expected = stored["pixels"][photoset.COUNT :]
@@ -135,7 +159,9 @@ def test_equal_pictures_give_equal_photos(smooth: np.ndarray, made: Path, tmp_pa
 def test_pillow_decodes_them_and_answers_agree(made: Path) -> None:
     found = answer(made, None)
 
-    assert found["ok"] is True and found["photos"]["status"] == "ok" and found["photos"]["decoder"].startswith("Pillow ")
+    assert (
+        found["ok"] is True and found["photos"]["status"] == "ok" and found["photos"]["decoder"].startswith("Pillow ")
+    )
     assert found["models"][0]["photos"] == {"photos": 8, "agreement": 1.0, "max_abs_diff": pytest.approx(0, abs=1e-4)}
 
 
@@ -156,7 +182,9 @@ def test_pillow_decodes_them_and_answers_agree(made: Path) -> None:
         ({"change": "1 / 0"}, "the command ended with 1: ZeroDivisionError: division by zero"),
     ],
 )
-def test_each_mistake_of_a_decoder_is_named(made: Path, tmp_path: Path, changes: dict[str, Any], named: str | None) -> None:
+def test_each_mistake_of_a_decoder_is_named(
+    made: Path, tmp_path: Path, changes: dict[str, Any], named: str | None
+) -> None:
     found = answer(made, command(tmp_path, **changes))
 
     if named is None:
@@ -170,7 +198,9 @@ def test_each_mistake_of_a_decoder_is_named(made: Path, tmp_path: Path, changes:
 
 
 def test_faults_are_named_on_larger_pictures_too(smooth: np.ndarray) -> None:
-    large = np.repeat(np.repeat(smooth[0], 14, axis=0), 14, axis=1).astype(np.float32)  # 224 x 224, not a multiple of the pooled side
+    large = np.repeat(np.repeat(smooth[0], 14, axis=0), 14, axis=1).astype(
+        np.float32
+    )  # 224 x 224, not a multiple of the pooled side
     noise = np.random.default_rng(0).uniform(0, 255, large.shape).astype(np.float32)
 
     assert photos.name_fault(large[..., ::-1], large, {}) == "looks like BGR"
@@ -184,7 +214,9 @@ def test_floats_of_an_application_that_normalises(smooth: np.ndarray, contract: 
 
     floats = replace(contract, layout="float_nchw")
     script = tmp_path / "floats.py"
-    script.write_text("import sys, numpy as np\nsys.stdout.buffer.write(np.load(sys.argv[1]).astype('<f4').tobytes())\n")
+    script.write_text(
+        "import sys, numpy as np\nsys.stdout.buffer.write(np.load(sys.argv[1]).astype('<f4').tobytes())\n"
+    )
 
     def told(values: np.ndarray) -> tuple[np.ndarray, str | None]:
         np.save(tmp_path / "values.npy", values.transpose(2, 0, 1))
@@ -196,7 +228,11 @@ def test_floats_of_an_application_that_normalises(smooth: np.ndarray, contract: 
     _, half = told(full / 127.5 - 1)
     _, unit = told(full / 255)
 
-    assert np.abs(right - full).max() < 0.01 and half == "pixels scaled to [-1, 1]" and unit == "pixels divided by 255 only"
+    assert (
+        np.abs(right - full).max() < 0.01
+        and half == "pixels scaled to [-1, 1]"
+        and unit == "pixels divided by 255 only"
+    )
 
 
 def test_without_pillow_and_a_command_nothing_is_claimed(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +241,12 @@ def test_without_pillow_and_a_command_nothing_is_claimed(made: Path, monkeypatch
     found = answer(made, None)
 
     assert found["ok"] is True and found["photos"]["status"] == "not run" and found["models"][0]["photos"] is None
-    assert found["photos"]["sentence"] == "photos: not run, Pillow is not installed here and no --preprocess command was given"
+    assert (
+        found["photos"]["sentence"]
+        == "photos: not run, Pillow is not installed here and no --preprocess command was given"
+    )
     timed = verify.verify(made, repeats=2)
-    assert timed["photo_to_answer"] == "not timed, Pillow is not installed here" and timed["models"][0]["photo_latency_ms"] is None
+    assert (
+        timed["photo_to_answer"] == "not timed, Pillow is not installed here"
+        and timed["models"][0]["photo_latency_ms"] is None
+    )

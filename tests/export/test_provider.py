@@ -24,7 +24,9 @@ OPENVINO_PACKAGE = "onnxruntime-openvino==1.24.1"
 
 
 @pytest.fixture(scope="module")
-def shipped(fp32: Path, int8: Path, images: np.ndarray, labels: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> bundle.Bundle:
+def shipped(
+    fp32: Path, int8: Path, images: np.ndarray, labels: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+) -> bundle.Bundle:
     models = [Shipped(fp32, "student", "fp32"), Shipped(int8, "student", "int8", "x86-vnni")]
     return bundle.write(tmp_path_factory.mktemp("shipped") / "bundle", models, images[:16], labels[:16])
 
@@ -46,8 +48,12 @@ def test_the_cpu_runs_all_of_it(shipped: bundle.Bundle, tmp_path: Path) -> None:
         assert row["provider"]["time_share"] == 1.0 and row["provider"]["elsewhere"] == {}
 
 
-def test_a_silent_fallback_is_named_and_fails(azure: str, shipped: bundle.Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = verify.main([str(shipped.folder), "--provider", "azure", "--json", str(tmp_path / "a.json"), "--repeats", "16"])
+def test_a_silent_fallback_is_named_and_fails(
+    azure: str, shipped: bundle.Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = verify.main(
+        [str(shipped.folder), "--provider", "azure", "--json", str(tmp_path / "a.json"), "--repeats", "16"]
+    )
 
     answer, said = json.loads((tmp_path / "a.json").read_text()), capsys.readouterr().out
     assert done == 4 and answer["ok"] is False and answer["not_timed"] == f"no node ran in {AZURE}"
@@ -55,7 +61,11 @@ def test_a_silent_fallback_is_named_and_fails(azure: str, shipped: bundle.Bundle
     sentence = f"asked for {AZURE}: 0 of {row['provider']['of']} nodes ran there, all fell back to the CPU (it took none of them)"
     assert row["ok"] is False and row["note"] == row["provider"]["sentence"] == sentence and row["latency_ms"] is None
     assert row["agreement"] == 1.0 and sum(row["provider"]["elsewhere"].values()) == row["provider"]["of"] > 3
-    assert sentence in said and f"{AZURE} (built only: never run by the test suite)" in said and "WRONG ANSWERS" not in said
+    assert (
+        sentence in said
+        and f"{AZURE} (built only: never run by the test suite)" in said
+        and "WRONG ANSWERS" not in said
+    )
 
 
 def test_the_same_over_a_target(azure: str, shipped: bundle.Bundle, tmp_path: Path) -> None:
@@ -67,13 +77,19 @@ def test_the_same_over_a_target(azure: str, shipped: bundle.Bundle, tmp_path: Pa
     assert verify.verify(shipped.folder, latency=False)["models"][0]["provider"] is None
 
 
-def test_one_that_is_not_there_is_exit_3(shipped: bundle.Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_that_is_not_there_is_exit_3(
+    shipped: bundle.Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     there = ", ".join(provider.available())
-    absent = next(name for name in ("CoreMLExecutionProvider", "QNNExecutionProvider") if name not in provider.available())
+    absent = next(
+        name for name in ("CoreMLExecutionProvider", "QNNExecutionProvider") if name not in provider.available()
+    )
     assert verify.main([str(shipped.folder), "--provider", "nonsense"]) == 3
     said = f"no execution provider 'nonsense' in onnxruntime {onnxruntime.__version__} here, which has {there}; it needs a build of onnxruntime that has it"
     assert capsys.readouterr().err.strip() == said
-    with pytest.raises(MissingError, match=f"^local: no {absent} in onnxruntime .* here, which has {there}; it needs") as raised:
+    with pytest.raises(
+        MissingError, match=f"^local: no {absent} in onnxruntime .* here, which has {there}; it needs"
+    ) as raised:
         asking.ask(f"local?provider={absent}", shipped.archive, tmp_path, Settings())
     assert raised.value.exit_code == 3
     if OPENVINO not in provider.available():
@@ -86,8 +102,14 @@ def test_one_that_is_not_there_is_exit_3(shipped: bundle.Bundle, tmp_path: Path,
 def test_names_and_addresses() -> None:
     assert provider.resolve("cpu") == provider.resolve("CPUExecutionProvider") == runtime.CPU
     assert parse("local?provider=openvino").shown == "local?provider=openvino" and parse("local").shown == "local"
-    assert parse("ssh://pi@board?provider=acl").shown == "ssh://pi@board?provider=acl" and parse("ssh://pi@board?provider=acl").name == "ssh://pi@board"
-    assert parse("browser?provider=wasm").shown == "browser" and parse("browser?provider=webgpu").shown == "browser?provider=webgpu"
+    assert (
+        parse("ssh://pi@board?provider=acl").shown == "ssh://pi@board?provider=acl"
+        and parse("ssh://pi@board?provider=acl").name == "ssh://pi@board"
+    )
+    assert (
+        parse("browser?provider=wasm").shown == "browser"
+        and parse("browser?provider=webgpu").shown == "browser?provider=webgpu"
+    )
     assert Settings(provider="acl").arguments()[-2:] == ["--provider", "acl"]
     for wrong in ("local?provider=a;b", "ssh://pi@board?provider=", "local?wheels=push"):
         with pytest.raises(WrongTarget):
@@ -95,21 +117,40 @@ def test_names_and_addresses() -> None:
 
 
 def _event(name: str, place: str, operator: str, micros: int, index: int) -> dict:
-    return {"cat": "Node", "name": f"{name}_kernel_time", "dur": micros, "args": {"provider": place, "op_name": operator, "node_index": str(index)}}
+    return {
+        "cat": "Node",
+        "name": f"{name}_kernel_time",
+        "dur": micros,
+        "args": {"provider": place, "op_name": operator, "node_index": str(index)},
+    }
 
 
 def test_a_part_that_falls_back_is_counted() -> None:
     events = [
-        {"cat": "Session", "name": "model_run", "dur": 900}, {"cat": "Node", "name": "a_fence_before", "dur": 1, "args": {"op_name": "Conv"}},
-        _event("a", "XnnpackExecutionProvider", "Conv", 9999, 0), _event("a", "XnnpackExecutionProvider", "Conv", 90, 0),
-        _event("b", "XnnpackExecutionProvider", "Conv", 50, 1), _event("c", runtime.CPU, "Mul", 30, 2), _event("d", runtime.CPU, "Mul", 20, 3),
+        {"cat": "Session", "name": "model_run", "dur": 900},
+        {"cat": "Node", "name": "a_fence_before", "dur": 1, "args": {"op_name": "Conv"}},
+        _event("a", "XnnpackExecutionProvider", "Conv", 9999, 0),
+        _event("a", "XnnpackExecutionProvider", "Conv", 90, 0),
+        _event("b", "XnnpackExecutionProvider", "Conv", 50, 1),
+        _event("c", runtime.CPU, "Mul", 30, 2),
+        _event("d", runtime.CPU, "Mul", 20, 3),
         _event("e", runtime.CPU, "Softmax", 10, 4),
-    ]  # fmt: skip
+    ]
     found = provider.counted(events, "XnnpackExecutionProvider", True)
 
-    assert (found.nodes, found.of, found.time_share, found.elsewhere) == (2, 5, 0.7, {"Mul": 2, "Softmax": 1})  # the first run does not count
-    assert found.sentence == "asked for XnnpackExecutionProvider: 2 of 5 nodes ran there, 70% of the time; on the CPU: Mul x2, Softmax"
-    assert provider.counted(events[5:], "XnnpackExecutionProvider", False).sentence.endswith("all fell back to the CPU (it could not be started)")
+    assert (found.nodes, found.of, found.time_share, found.elsewhere) == (
+        2,
+        5,
+        0.7,
+        {"Mul": 2, "Softmax": 1},
+    )  # the first run does not count
+    assert (
+        found.sentence
+        == "asked for XnnpackExecutionProvider: 2 of 5 nodes ran there, 70% of the time; on the CPU: Mul x2, Softmax"
+    )
+    assert provider.counted(events[5:], "XnnpackExecutionProvider", False).sentence.endswith(
+        "all fell back to the CPU (it could not be started)"
+    )
 
 
 @pytest.mark.slow
@@ -118,18 +159,40 @@ def test_openvino_runs_and_is_seen_to_run(shipped: bundle.Bundle, tmp_path: Path
     assert set(provider.RUN_BY_SUITE) == {runtime.CPU, OPENVINO}
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     python = tmp_path / "venv" / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "--only-binary=:all:", "--no-deps"]
-    done = subprocess.run([*install, OPENVINO_PACKAGE, "numpy", "flatbuffers", "packaging"], capture_output=True, text=True)
+    install = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "--only-binary=:all:",
+        "--no-deps",
+    ]
+    done = subprocess.run(
+        [*install, OPENVINO_PACKAGE, "numpy", "flatbuffers", "packaging"], capture_output=True, text=True
+    )
     if done.returncode != 0:
-        pytest.skip(f"{OPENVINO_PACKAGE} cannot be installed here: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        pytest.skip(
+            f"{OPENVINO_PACKAGE} cannot be installed here: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+        )
 
-    answer = asking.ask(f"local?python={python}&provider=openvino", shipped.archive, tmp_path, Settings(repeats=64), limit_seconds=200)
+    answer = asking.ask(
+        f"local?python={python}&provider=openvino", shipped.archive, tmp_path, Settings(repeats=64), limit_seconds=200
+    )
 
     row = answer["models"][0]
-    assert row["provider"]["asked"] == OPENVINO and row["provider"]["nodes"] >= 1 and row["provider"]["time_share"] > 0.5
+    assert (
+        row["provider"]["asked"] == OPENVINO and row["provider"]["nodes"] >= 1 and row["provider"]["time_share"] > 0.5
+    )
     assert row["ok"] is True and row["agreement"] == 1.0 and row["latency_ms"]["p50"] > 0
-    assert answer["remarks"] == [f"{OPENVINO} (run by the test suite)"] and answer["onnxruntime"] == OPENVINO_PACKAGE.partition("==")[2]
+    assert (
+        answer["remarks"] == [f"{OPENVINO} (run by the test suite)"]
+        and answer["onnxruntime"] == OPENVINO_PACKAGE.partition("==")[2]
+    )
     if runtime.isa() == "x86-vnni":
         assert answer["models"][1]["provider"]["nodes"] >= 1 and answer["models"][1]["ok"] is not None
     with pytest.raises(StageError, match="did not answer within"):
-        asking.ask(f"local?python={python}&provider=openvino", shipped.archive, tmp_path, Settings(), limit_seconds=0.05)
+        asking.ask(
+            f"local?python={python}&provider=openvino", shipped.archive, tmp_path, Settings(), limit_seconds=0.05
+        )

@@ -20,9 +20,13 @@ from export.runtime import TARGETS, Contract, ExportError, Model
 
 
 @pytest.fixture(scope="module")
-def made(fp32: Path, calibration: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Quantized]]:
+def made(
+    fp32: Path, calibration: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, Quantized]]:
     folder = tmp_path_factory.mktemp("int8")
-    return {isa: (folder / f"{isa}.onnx", quantize(fp32, folder / f"{isa}.onnx", calibration, isa=isa)) for isa in TARGETS}
+    return {
+        isa: (folder / f"{isa}.onnx", quantize(fp32, folder / f"{isa}.onnx", calibration, isa=isa)) for isa in TARGETS
+    }
 
 
 def _agreement(a: Path, b: Path, images: np.ndarray) -> float:
@@ -57,7 +61,8 @@ def _constants(path: Path) -> tuple[onnx.GraphProto, dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize(
-    ("isa", "activations", "largest"), [("x86-vnni", np.uint8, 127), ("x86-avx2", np.uint8, 64), ("arm64", np.int8, 127), ("web", np.uint8, 127)]
+    ("isa", "activations", "largest"),
+    [("x86-vnni", np.uint8, 127), ("x86-avx2", np.uint8, 64), ("arm64", np.int8, 127), ("web", np.uint8, 127)],
 )
 def test_types_and_ranges_follow_the_instruction_set(made, isa: str, activations: type, largest: int) -> None:
     made_graph, constants = _constants(made[isa][0])
@@ -84,7 +89,14 @@ def test_pixels_are_prepared_in_float(made) -> None:
     ops = [node.op_type for node in made_graph.node]
     first = ops.index("QuantizeLinear")
 
-    assert [op for op in ops[:first] if op != "DequantizeLinear"] == ["Cast", "Reshape", "Mul", "Add", "Reshape", "Transpose"]
+    assert [op for op in ops[:first] if op != "DequantizeLinear"] == [
+        "Cast",
+        "Reshape",
+        "Mul",
+        "Add",
+        "Reshape",
+        "Transpose",
+    ]
 
 
 def test_the_last_layer_answers_in_float(made, images: np.ndarray) -> None:
@@ -94,9 +106,13 @@ def test_the_last_layer_answers_in_float(made, images: np.ndarray) -> None:
     assert len(np.unique(Model.load(path).run(images))) > 512  # more values than two bytes of levels could show
 
 
-def test_one_scale_a_tensor_starves_quiet_channels(network: nn.Module, contract: Contract, calibration: np.ndarray, tmp_path: Path) -> None:
+def test_one_scale_a_tensor_starves_quiet_channels(
+    network: nn.Module, contract: Contract, calibration: np.ndarray, tmp_path: Path
+) -> None:
     net = copy.deepcopy(network)
-    with torch.no_grad():  # depthwise weights 100 times apart, as they are in trained compact networks once BatchNorm is folded
+    with (
+        torch.no_grad()
+    ):  # depthwise weights 100 times apart, as they are in trained compact networks once BatchNorm is folded
         net.depthwise[1].weight.copy_(net.depthwise[1].weight.sign() * torch.logspace(-2, 0, 16))
     to_onnx(net, tmp_path / "f.onnx", contract)
 
@@ -156,7 +172,9 @@ def test_float_layout_calibrates_on_normalised_pictures(
         ({"images": np.zeros((4, 3, 16, 16), np.float32)}, "images must be uint8"),
     ],
 )
-def test_wrong_arguments_are_refused(fp32: Path, calibration: np.ndarray, tmp_path: Path, change: dict, words: str) -> None:
+def test_wrong_arguments_are_refused(
+    fp32: Path, calibration: np.ndarray, tmp_path: Path, change: dict, words: str
+) -> None:
     arguments = {"images": calibration, "isa": "x86-vnni", **change}
 
     with pytest.raises(ExportError, match=words):

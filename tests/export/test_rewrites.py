@@ -19,7 +19,9 @@ from export.convert import to_onnx
 from export.quantize import quantize
 from export.runtime import Contract, Model, isa
 
-x86_only = pytest.mark.skipif(not isa().startswith("x86"), reason="integer kernels for uint8 activations are those of x86")
+x86_only = pytest.mark.skipif(
+    not isa().startswith("x86"), reason="integer kernels for uint8 activations are those of x86"
+)
 
 
 class HardNet(nn.Module):
@@ -52,7 +54,10 @@ def _ops(path: Path) -> Counter:
 
 
 def _model(nodes: list, weights: dict[str, np.ndarray], shape: list[int]) -> onnx.ModelProto:
-    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims) for name, dims in (("x", shape), ("y", None))]
+    values = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims)
+        for name, dims in (("x", shape), ("y", None))
+    ]
     tensors = [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()]
     made = onnx.helper.make_graph(nodes, "g", values[:1], values[1:], tensors)
     return onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
@@ -61,7 +66,9 @@ def _model(nodes: list, weights: dict[str, np.ndarray], shape: list[int]) -> onn
 def _run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(
+        None, {"x": x}
+    )[0]
 
 
 def test_means_over_other_axes_are_left_alone() -> None:
@@ -74,11 +81,15 @@ def test_means_over_other_axes_are_left_alone() -> None:
     flat = mean([-1, -2], 0)
     before = _run(flat, x := np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4))
     assert rewrites.pool_means(flat) == 1
-    assert [node.op_type for node in flat.graph.node] == ["GlobalAveragePool", "Flatten"] and flat.graph.node[1].output[0] == "y"
+    assert [node.op_type for node in flat.graph.node] == ["GlobalAveragePool", "Flatten"] and flat.graph.node[1].output[
+        0
+    ] == "y"
     np.testing.assert_array_equal(_run(flat, x), before)
 
 
-@pytest.mark.parametrize(("op", "attributes"), [("HardSwish", {}), ("HardSigmoid", {}), ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5})])
+@pytest.mark.parametrize(
+    ("op", "attributes"), [("HardSwish", {}), ("HardSigmoid", {}), ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5})]
+)
 def test_hard_activations_keep_their_values_everywhere(op: str, attributes: dict) -> None:
     x = np.concatenate([np.linspace(-8, 8, 4001), [-3, 3, 0, -1e30, 1e30]]).astype(np.float32)
     model = _model([onnx.helper.make_node(op, ["x"], ["y"], name="hard", **attributes)], {}, [len(x)])
@@ -90,13 +101,21 @@ def test_hard_activations_keep_their_values_everywhere(op: str, attributes: dict
     np.testing.assert_allclose(_run(model, x), expected, rtol=2e-6, atol=3e-7)
 
 
-def test_pools_are_in_the_float_file_and_activations_in_the_source_of_int8(hard: Path, images: np.ndarray, tmp_path: Path) -> None:
+def test_pools_are_in_the_float_file_and_activations_in_the_source_of_int8(
+    hard: Path, images: np.ndarray, tmp_path: Path
+) -> None:
     verdicts = rewrites.for_integers(hard, tmp_path / "source.onnx", images[:32])
 
     (verdict,) = verdicts
     assert verdict.name == rewrites.HARD and verdict.nodes == 3 and verdict.kept and verdict.files == "int8"
-    assert verdict.max_abs_diff <= verdict.limit and verdict.images == exact.PICTURES and verdict.float32_diff is not None
-    assert verdict.integer_share is not None and verdict.rewritten_share is not None and verdict.integer_share < verdict.rewritten_share
+    assert (
+        verdict.max_abs_diff <= verdict.limit and verdict.images == exact.PICTURES and verdict.float32_diff is not None
+    )
+    assert (
+        verdict.integer_share is not None
+        and verdict.rewritten_share is not None
+        and verdict.integer_share < verdict.rewritten_share
+    )
     assert _ops(hard)["HardSwish"] == 2 and _ops(hard)["GlobalAveragePool"] == 2 and _ops(hard)["ReduceMean"] == 0
     assert not {"HardSwish", "HardSigmoid"} & set(_ops(tmp_path / "source.onnx"))
     assert Model.load(tmp_path / "source.onnx").contract == Model.load(hard).contract
@@ -113,7 +132,9 @@ def test_exactness_is_judged_in_double_precision(hard: Path, images: np.ndarray)
     last = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [4])
     moved = onnx.numpy_helper.to_array(last).astype(np.float64) + 1e-12  # float32 has no such step at these values
     double = exact.in_double(model)
-    next(tensor for tensor in double.graph.initializer if tensor.name == last.name).CopyFrom(onnx.numpy_helper.from_array(moved, last.name))
+    next(tensor for tensor in double.graph.initializer if tensor.name == last.name).CopyFrom(
+        onnx.numpy_helper.from_array(moved, last.name)
+    )
     difference = exact.logits(double, contract, images[:2]) - reference
     np.testing.assert_allclose(difference, 1e-12, rtol=1e-2)
 
@@ -123,7 +144,9 @@ def test_a_network_without_such_activations_has_nothing_to_judge(fp32: Path, tmp
     assert not (tmp_path / "source.onnx").exists()
 
 
-def test_a_rewrite_that_changes_answers_is_refused(hard: Path, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rewrite_that_changes_answers_is_refused(
+    hard: Path, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     right = rewrites.expand_hard_activations
 
     def inexact(model: onnx.ModelProto) -> int:
@@ -139,7 +162,9 @@ def test_a_rewrite_that_changes_answers_is_refused(hard: Path, images: np.ndarra
     assert not (tmp_path / "source.onnx").exists()
 
 
-def test_a_rewrite_that_gains_no_integer_kernel_is_refused(hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rewrite_that_gains_no_integer_kernel_is_refused(
+    hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rewrites, "_integer_share", lambda path, pictures: 0.5)
 
     (verdict,) = rewrites.for_integers(hard, tmp_path / "source.onnx", None)
@@ -149,7 +174,9 @@ def test_a_rewrite_that_gains_no_integer_kernel_is_refused(hard: Path, tmp_path:
 
 
 @x86_only
-def test_int8_of_the_rewritten_file_is_integer_throughout(hard: Path, calibration: np.ndarray, images: np.ndarray, tmp_path: Path) -> None:
+def test_int8_of_the_rewritten_file_is_integer_throughout(
+    hard: Path, calibration: np.ndarray, images: np.ndarray, tmp_path: Path
+) -> None:
     rewrites.for_integers(hard, tmp_path / "source.onnx", calibration)
     quantize(hard, tmp_path / "plain.onnx", calibration, isa="x86-vnni")
     quantize(tmp_path / "source.onnx", tmp_path / "int8.onnx", calibration, isa="x86-vnni")
@@ -157,7 +184,11 @@ def test_int8_of_the_rewritten_file_is_integer_throughout(hard: Path, calibratio
     plain, rewritten = audit(tmp_path / "plain.onnx"), audit(tmp_path / "int8.onnx")
 
     assert plain.executed["HardSigmoid"] == 3 and plain.executed["DequantizeLinear"] >= 3
-    assert rewritten.executed["QuantizeLinear"] == 1 and "DequantizeLinear" not in rewritten.executed and rewritten.islands == ()
+    assert (
+        rewritten.executed["QuantizeLinear"] == 1
+        and "DequantizeLinear" not in rewritten.executed
+        and rewritten.islands == ()
+    )
     logits, expected = Model.load(tmp_path / "int8.onnx").run(images), Model.load(hard).run(images)
     assert np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
 
@@ -206,9 +237,13 @@ def _calibrated(net: nn.Module, size: int) -> nn.Module:
     return net.eval()
 
 
-def _whole(net: nn.Module, size: int, classes: int, folder: Path) -> tuple[tuple[rewrites.Rewrite, ...], dict[str, int], float]:
+def _whole(
+    net: nn.Module, size: int, classes: int, folder: Path
+) -> tuple[tuple[rewrites.Rewrite, ...], dict[str, int], float]:
     """Every rewrite's verdict, what the int8 file executes, and its share of integer multiply-accumulates."""
-    contract = Contract(tuple(map(str, range(classes))), size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "uint8_nhwc", "compress 1")
+    contract = Contract(
+        tuple(map(str, range(classes))), size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "uint8_nhwc", "compress 1"
+    )
     exported = to_onnx(_calibrated(net, size), folder / "f.onnx", contract)
     verdicts = (*exported.rewrites, *rewrites.for_integers(folder / "f.onnx", folder / "s.onnx", None))
     source = folder / ("s.onnx" if (folder / "s.onnx").is_file() else "f.onnx")
@@ -225,7 +260,10 @@ def test_mobilenet_v3_small_runs_in_integers_throughout(tmp_path: Path) -> None:
     torch.manual_seed(0)
     verdicts, executed, share = _whole(mobilenet_v3_small(weights=None), 96, 1000, tmp_path)
 
-    assert [(verdict.name, verdict.nodes, verdict.kept) for verdict in verdicts] == [(rewrites.POOLS, 10, True), (rewrites.HARD, 28, True)]
+    assert [(verdict.name, verdict.nodes, verdict.kept) for verdict in verdicts] == [
+        (rewrites.POOLS, 10, True),
+        (rewrites.HARD, 28, True),
+    ]
     assert share == 1.0 and executed["QLinearConv"] == 52 and executed["QGemm"] == 2
     assert executed["QuantizeLinear"] == 1 and executed.get("DequantizeLinear", 0) <= 1
     assert executed["Mul"] == executed["Add"] == executed["Cast"] == executed["Transpose"] == 1  # the pixels

@@ -39,7 +39,8 @@ def test_contract_refuses_impossible_values(contract: Contract, change: dict, wo
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [({"compress.mean": None}, "has no 'compress.mean'"), ({"compress.std": "[1, 2"}, "cannot be read")]
+    ("change", "words"),
+    [({"compress.mean": None}, "has no 'compress.mean'"), ({"compress.std": "[1, 2"}, "cannot be read")],
 )
 def test_damaged_metadata_is_refused(contract: Contract, change: dict, words: str) -> None:
     stored = {key: value for key, value in {**contract.to_metadata(), **change}.items() if value is not None}
@@ -68,7 +69,9 @@ def test_run_does_not_depend_on_the_batch(fp32: Path, images: np.ndarray) -> Non
     assert model.load_ms > 0 and model.target is None
 
 
-@pytest.mark.parametrize(("shape", "kind"), [((1, 16, 16, 3), np.float32), ((1, 8, 16, 3), np.uint8), ((16, 16, 3), np.uint8)])
+@pytest.mark.parametrize(
+    ("shape", "kind"), [((1, 16, 16, 3), np.float32), ((1, 8, 16, 3), np.uint8), ((16, 16, 3), np.uint8)]
+)
 def test_run_refuses_other_pictures(fp32: Path, shape: tuple[int, ...], kind: type) -> None:
     wrong = np.zeros(shape, kind)
 
@@ -106,7 +109,9 @@ def test_load_names_what_is_wrong(fp32: Path, tmp_path: Path) -> None:
         ("riscv64", None, "riscv64"),
     ],
 )
-def test_isa_follows_the_flags(monkeypatch: pytest.MonkeyPatch, machine: str, cpuinfo: str | None, expected: str) -> None:
+def test_isa_follows_the_flags(
+    monkeypatch: pytest.MonkeyPatch, machine: str, cpuinfo: str | None, expected: str
+) -> None:
     monkeypatch.setattr(runtime.platform, "machine", lambda: machine)
     monkeypatch.setattr(runtime, "_read", lambda path: cpuinfo)
 

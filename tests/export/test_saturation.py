@@ -25,9 +25,15 @@ def two_sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An int8 file for x86 with VNNI whose two logits are sums of all pixels."""
     inputs = 3 * SIDE * SIDE
     stored = {
-        "pixel": np.float32(1 / 255), "weight": np.float32(1 / 127), "quarter": np.float32(0.25), "zero": np.uint8(0), "signed_zero": np.int8(0),
-        "weights": np.tile(np.array([127, 64], np.int8), (inputs, 1)), "shape": np.array([-1, inputs]), "scale": np.float32(1 / 255),
-    }  # fmt: skip
+        "pixel": np.float32(1 / 255),
+        "weight": np.float32(1 / 127),
+        "quarter": np.float32(0.25),
+        "zero": np.uint8(0),
+        "signed_zero": np.int8(0),
+        "weights": np.tile(np.array([127, 64], np.int8), (inputs, 1)),
+        "shape": np.array([-1, inputs]),
+        "scale": np.float32(1 / 255),
+    }
     nodes = [
         helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["pixels", "scale"], ["shares"]),
@@ -40,10 +46,12 @@ def two_sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
         helper.make_node("DequantizeLinear", ["sums_q", "quarter", "zero"], ["logits"]),
     ]
     graph = helper.make_graph(
-        nodes, "two_sums", [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])],
+        nodes,
+        "two_sums",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in stored.items()],
-    )  # fmt: skip
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     contract = Contract(("large", "small"), SIDE, (0.0,) * 3, (1.0,) * 3, "uint8_nhwc", "compress 9.8.7")
     helper.set_model_props(model, {**contract.to_metadata(), PREFIX + "target": json.dumps("x86-vnni")})
@@ -62,7 +70,9 @@ def executed(path: Path, work: Path, *, as_written: bool) -> set[str]:
 
 @pytest.mark.parametrize("target", [None, *TARGETS])
 @pytest.mark.parametrize("machine", ["x86-vnni", "x86-avx2", "x86", "arm64", "riscv64"])
-def test_only_x86_without_vnni_saturates_and_only_files_that_were_not_built_for_it(target: str | None, machine: str) -> None:
+def test_only_x86_without_vnni_saturates_and_only_files_that_were_not_built_for_it(
+    target: str | None, machine: str
+) -> None:
     expected = machine in ("x86", "x86-avx2") and target in ("x86-vnni", "arm64", "web")
     assert saturates(target, machine) is expected
 
@@ -84,12 +94,16 @@ def test_this_machines_kernels_differ_from_it_exactly_where_they_are_said_to(two
     assert small == AS_WRITTEN[1]  # within 16 bits everywhere
     if not saturates("x86-vnni", isa()):
         assert large == AS_WRITTEN[0]
-    elif isa() == "x86-avx2":  # 24 pairs of 32,767 where 64,770 is meant; an x86 that does not show its instructions may have others
+    elif (
+        isa() == "x86-avx2"
+    ):  # 24 pairs of 32,767 where 64,770 is meant; an x86 that does not show its instructions may have others
         assert large == 24.25
 
 
 def test_a_bundle_expects_what_the_file_says_whatever_machine_wrote_it(two_sums: Path, tmp_path: Path) -> None:
-    made = bundle.write(tmp_path / "bundle", [Shipped(two_sums, "student", "int8", "x86-vnni")], WHITE, np.array([0, 0]))
+    made = bundle.write(
+        tmp_path / "bundle", [Shipped(two_sums, "student", "int8", "x86-vnni")], WHITE, np.array([0, 0])
+    )
 
     with np.load(made.folder / "samples.npz") as stored:
         assert stored["logits/sums.int8.onnx"].tolist() == [AS_WRITTEN] * 2

@@ -17,7 +17,9 @@ from export.search import PRUNED, SURVIVORS, Trial, divergence, select
 @pytest.fixture(scope="module")
 def tried(fp32: Path, calibration: np.ndarray, images: np.ndarray, tmp_path_factory: pytest.TempPathFactory):
     lines: list[str] = []
-    trials = search.run(prepare(fp32, calibration), tmp_path_factory.mktemp("search"), Settings("x86-vnni"), images[:32], lines.append)
+    trials = search.run(
+        prepare(fp32, calibration), tmp_path_factory.mktemp("search"), Settings("x86-vnni"), images[:32], lines.append
+    )
     return trials, lines
 
 
@@ -37,7 +39,9 @@ def test_every_variant_is_tried_and_said(tried) -> None:
     assert len(names) == len(set(names)) and len(names) >= 4 * 3 + 1 + len(PRUNED)
     assert {"minmax", "minmax, first and last in float"} <= set(names)
     assert any("bias corrected" in trial.name for trial in made)
-    assert len(lines) == 1 + len(names) - len(PRUNED) and all(any(trial.name in line for line in lines) for trial in made)
+    assert len(lines) == 1 + len(names) - len(PRUNED) and all(
+        any(trial.name in line for line in lines) for trial in made
+    )
     assert all(trial.reason for trial in trials)
 
 
@@ -70,7 +74,13 @@ def _trial(name: str, kl: float, size: int) -> Trial:
 
 
 def test_the_front_keeps_the_closest_and_the_smallest() -> None:
-    trials = [_trial("a", 0.1, 4000), _trial("b", 0.2, 3000), _trial("c", 0.3, 2000), _trial("d", 0.4, 1000), _trial("e", 0.25, 3500)]
+    trials = [
+        _trial("a", 0.1, 4000),
+        _trial("b", 0.2, 3000),
+        _trial("c", 0.3, 2000),
+        _trial("d", 0.4, 1000),
+        _trial("e", 0.25, 3500),
+    ]
 
     found = select(trials)
 
@@ -86,7 +96,9 @@ def test_sizes_within_a_per_cent_are_equal_and_runners_up_fill_the_places() -> N
     assert "runner-up" in found[1].reason
 
 
-def test_a_variant_that_cannot_be_made_is_a_row(fp32: Path, calibration: np.ndarray, images: np.ndarray, tmp_path: Path, monkeypatch) -> None:
+def test_a_variant_that_cannot_be_made_is_a_row(
+    fp32: Path, calibration: np.ndarray, images: np.ndarray, tmp_path: Path, monkeypatch
+) -> None:
     made = search.emit
 
     def failing(prepared, path, settings):
@@ -101,7 +113,9 @@ def test_a_variant_that_cannot_be_made_is_a_row(fp32: Path, calibration: np.ndar
     assert len(failed) >= 3 and not any(trial.kept for trial in failed)
 
 
-def test_another_instruction_set_is_computed_as_it_is_written(fp32: Path, calibration: np.ndarray, images: np.ndarray, tmp_path: Path) -> None:
+def test_another_instruction_set_is_computed_as_it_is_written(
+    fp32: Path, calibration: np.ndarray, images: np.ndarray, tmp_path: Path
+) -> None:
     prepared = prepare(fp32, calibration)
     search.emit(prepared, tmp_path / "arm.onnx", replace(Settings("x86-vnni"), isa="arm64"))
 

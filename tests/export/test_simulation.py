@@ -23,7 +23,14 @@ from export.simulation import Simulation
 MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)
 # One of each kind of network that the catalogue holds; those of a kind differ in depth and width alone.
 QUICK = ("resnet8",)
-SLOW = ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2", "torchvision/mobilenet_v3_small", "torchvision/shufflenet_v2_x0_5", "torchvision/resnet18")
+SLOW = (
+    "mobilenet_v2",
+    "shufflenet_v1",
+    "shufflenet_v2",
+    "torchvision/mobilenet_v3_small",
+    "torchvision/shufflenet_v2_x0_5",
+    "torchvision/resnet18",
+)
 
 
 def _pixels(images: np.ndarray, contract: Contract) -> torch.Tensor:
@@ -37,7 +44,8 @@ def prepared(fp32: Path, calibration: np.ndarray) -> Prepared:
 
 
 @pytest.mark.parametrize(
-    ("isa", "per_channel"), [("x86-vnni", True), ("x86-vnni", False), ("x86-avx2", True), ("arm64", True), ("arm64", False), ("web", True)]
+    ("isa", "per_channel"),
+    [("x86-vnni", True), ("x86-vnni", False), ("x86-avx2", True), ("arm64", True), ("arm64", False), ("web", True)],
 )
 def test_the_simulation_is_the_int8_file(prepared, contract, images, isa, per_channel, tmp_path) -> None:
     settings = Settings(isa, per_channel=per_channel)
@@ -64,14 +72,21 @@ def test_learned_numbers_are_the_files(prepared, contract, images, tmp_path) -> 
             weight.mul_(1.1)
         found = simulation(_pixels(images, contract)).numpy()
 
-    learned = Prepared(layers.with_weights(prepared.model, simulation.learned_weights()), *list(vars(prepared).values())[1:])
+    learned = Prepared(
+        layers.with_weights(prepared.model, simulation.learned_weights()), *list(vars(prepared).values())[1:]
+    )
     quantize.emit(learned, tmp_path / "q.onnx", settings, simulation.learned_ranges())
 
     expected = search.logits(tmp_path / "q.onnx", "x86-vnni", images)
     assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.99
     assert np.abs(expected - prepared.runtime.run(images)).max() > 0.05  # another file than the calibrated one
-    written = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(str(tmp_path / "q.onnx")).graph.initializer}
-    stem = next(name for name in written if name.endswith("_in_fours_active_scale"))  # its ReLU, where the file reads pixels in fours
+    written = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in onnx.load(str(tmp_path / "q.onnx")).graph.initializer
+    }
+    stem = next(
+        name for name in written if name.endswith("_in_fours_active_scale")
+    )  # its ReLU, where the file reads pixels in fours
     for name, one in simulation._ranges.items():
         assert float(written.get(f"{name}_scale", written[stem])) == float(one.scale()), name
 
@@ -100,7 +115,9 @@ def test_taps_are_what_the_next_layer_reads(prepared, contract, images) -> None:
     weight = next(name for name in pairs.quantized.graph.node if name.output[0] == logits_input(pairs)).output[0]
     values = simulation.tensors(_pixels(images[:8], contract))
     torch.testing.assert_close(seen[0] @ values[weight].T, logits - values[f"{node.input[2]}"])
-    with pytest.raises(ExportError, match="tap 'stage': the int8 graph has no tensor nothing: it was merged with its neighbour"):
+    with pytest.raises(
+        ExportError, match="tap 'stage': the int8 graph has no tensor nothing: it was merged with its neighbour"
+    ):
         Simulation(pairs.model, pairs, shown={"stage": "nothing"})
 
 
@@ -184,11 +201,20 @@ def test_operators_compute_what_onnxruntime_computes(op, shapes, attributes, con
     fixed = [np.array(value, np.int64) for value in constants]
     names = [f"in{place}" for place in range(len(arrays) + len(fixed))]
     node = helper.make_node(op, names, ["out"], name="node", **attributes)
-    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, array.shape) for name, array in zip(names, arrays, strict=False)]
-    stored = [onnx.numpy_helper.from_array(value, name) for value, name in zip(fixed, names[len(arrays) :], strict=True)]
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, array.shape)
+        for name, array in zip(names, arrays, strict=False)
+    ]
+    stored = [
+        onnx.numpy_helper.from_array(value, name) for value, name in zip(fixed, names[len(arrays) :], strict=True)
+    ]
     out = helper.make_empty_tensor_value_info("out")
-    model = helper.make_model(helper.make_graph([node], "one", ends, [out], stored), opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    session = onnxruntime.InferenceSession(onnx.shape_inference.infer_shapes(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    model = helper.make_model(
+        helper.make_graph([node], "one", ends, [out], stored), opset_imports=[helper.make_opsetid("", 18)], ir_version=8
+    )
+    session = onnxruntime.InferenceSession(
+        onnx.shape_inference.infer_shapes(model).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
 
     found = operator(node)(attributes_of(node), [torch.from_numpy(array) for array in (*arrays, *fixed)])
 

@@ -20,13 +20,19 @@ def test_a_short_run_compares_tenths(int8: Path, images: np.ndarray) -> None:
     found = sustained.sustained(int8, images, 0.5)
 
     assert found.window_seconds == pytest.approx(0.05) and found.seconds >= 0.5
-    assert 1 <= len(found.slices_ms) <= 100 and found.runs >= len(found.slices_ms)  # a machine that stands still for a moment makes fewer
+    assert 1 <= len(found.slices_ms) <= 100 and found.runs >= len(
+        found.slices_ms
+    )  # a machine that stands still for a moment makes fewer
     assert min(found.slices_ms) <= found.first_p50_ms <= max(found.slices_ms)
     summary = found.summary()
-    assert summary["ratio"] == found.last_p50_ms / found.first_p50_ms and summary["sentence"].startswith(f"After {found.seconds:.3g} s without a pause it is ")
+    assert summary["ratio"] == found.last_p50_ms / found.first_p50_ms and summary["sentence"].startswith(
+        f"After {found.seconds:.3g} s without a pause it is "
+    )
 
 
-def test_the_windows_are_the_first_and_the_last_slices(int8: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_windows_are_the_first_and_the_last_slices(
+    int8: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A clock that jumps a tenth of a window at each slice, and runs that take longer every time."""
     now = [0.0]
     monkeypatch.setattr(sustained.time, "perf_counter", lambda: now[0])
@@ -52,7 +58,11 @@ def test_sentences() -> None:
     )
     assert replace(RUN, first=warm, last=hot).sentence().endswith("; 50 to 83 degrees C; throttled 20 times.")
     assert "it is as fast: " in replace(RUN, last_p50_ms=1.04).sentence()
-    assert replace(RUN, contaminated=True, other_cores=0.5).sentence().endswith("other processes used 0.50 cores meanwhile.")
+    assert (
+        replace(RUN, contaminated=True, other_cores=0.5)
+        .sentence()
+        .endswith("other processes used 0.50 cores meanwhile.")
+    )
     assert replace(RUN, first=warm, last=hot).summary()["throttled"] == 20
 
 

@@ -25,7 +25,11 @@ def test_addresses_are_taken_apart() -> None:
     address = parse("ssh://pi@board.local:2222/~/models?python=/opt/venv/bin/python&wheels=push")
 
     assert (address.user, address.host, address.port, address.folder) == ("pi", "board.local", 2222, "models")
-    assert (address.python, address.wheels, address.name) == ("/opt/venv/bin/python", "push", "ssh://pi@board.local:2222/~/models")
+    assert (address.python, address.wheels, address.name) == (
+        "/opt/venv/bin/python",
+        "push",
+        "ssh://pi@board.local:2222/~/models",
+    )
     assert parse("ssh://[::1]/data/x/").host == "::1" and parse("ssh://[::1]/data/x/").folder == "/data/x"
     assert parse("adb://0123ABCD?python=/data/local/tmp/python").host == "0123ABCD"
     assert parse("local").scheme == "local"
@@ -53,7 +57,11 @@ def test_addresses_are_taken_apart() -> None:
 def test_what_is_no_address_is_refused_in_one_sentence(text: str, why: str) -> None:
     with pytest.raises(WrongTarget) as raised:
         parse(text)
-    assert why in str(raised.value) and str(raised.value).startswith(f"--target {text}: ") and "\n" not in str(raised.value)
+    assert (
+        why in str(raised.value)
+        and str(raised.value).startswith(f"--target {text}: ")
+        and "\n" not in str(raised.value)
+    )
 
 
 def test_ssh_and_scp_get_lists_and_the_remote_line_is_quoted() -> None:
@@ -62,7 +70,11 @@ def test_ssh_and_scp_get_lists_and_the_remote_line_is_quoted() -> None:
 
     command = link.command(nasty)
 
-    assert command[:3] == ["ssh", "-F", "/etc/lab"] and "StrictHostKeyChecking=yes" in OPTIONS and "BatchMode=yes" in OPTIONS
+    assert (
+        command[:3] == ["ssh", "-F", "/etc/lab"]
+        and "StrictHostKeyChecking=yes" in OPTIONS
+        and "BatchMode=yes" in OPTIONS
+    )
     assert command[-8:-1] == ["-T", "-p", "2222", "-l", "pi", "--", "::1"] and shlex.split(command[-1]) == nasty
     said = subprocess.run(["sh", "-c", command[-1]], capture_output=True, text=True, check=True).stdout
     assert said == "a b $(id) it's ;  ü\n\n"
@@ -74,29 +86,47 @@ def test_adb_gets_lists_with_the_serial() -> None:
     link = Adb(parse("adb://0123ABCD"))
 
     assert link.command(["ls", "a b"]) == ["adb", "-s", "0123ABCD", "shell", "-T", "ls 'a b'"]
-    assert link.copy([Path("m.onnx"), Path("x")], FOLDER) == ["adb", "-s", "0123ABCD", "push", "m.onnx", "x", f"{FOLDER}/"]
+    assert link.copy([Path("m.onnx"), Path("x")], FOLDER) == [
+        "adb",
+        "-s",
+        "0123ABCD",
+        "push",
+        "m.onnx",
+        "x",
+        f"{FOLDER}/",
+    ]
 
 
 def test_adb_without_adb_a_python_or_a_device_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = tmp_path / "none.zip"
-    with pytest.raises(Unreachable, match=r"Android has no Python of its own; name one .*--target 'adb://X\?python=/path'"):
+    with pytest.raises(
+        Unreachable, match=r"Android has no Python of its own; name one .*--target 'adb://X\?python=/path'"
+    ):
         targets.verify(archive, parse("adb://X"), tmp_path, Settings())
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Unreachable, match="adb is not installed here; install it with: apt-get install adb"):
         Adb(parse("adb://X")).call(["true"], 5)
     (tmp_path / "adb").write_text("#!/bin/sh\necho \"adb: device 'X' not found\" >&2; exit 1\n")
     (tmp_path / "adb").chmod(0o755)
-    with pytest.raises(Unreachable, match=r"adb://X cannot be reached \(adb: device 'X' not found\); see it with: adb devices"):
+    with pytest.raises(
+        Unreachable, match=r"adb://X cannot be reached \(adb: device 'X' not found\); see it with: adb devices"
+    ):
         Adb(parse("adb://X")).call(["true"], 5)
 
 
 @pytest.fixture(scope="module")
-def shipped(fp32: Path, images: np.ndarray, labels: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> bundle.Bundle:
-    return bundle.write(tmp_path_factory.mktemp("shipped") / "bundle", [Shipped(fp32, "student", "fp32")], images[:16], labels[:16])
+def shipped(
+    fp32: Path, images: np.ndarray, labels: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+) -> bundle.Bundle:
+    return bundle.write(
+        tmp_path_factory.mktemp("shipped") / "bundle", [Shipped(fp32, "student", "fp32")], images[:16], labels[:16]
+    )
 
 
 @pytest.mark.slow
-def test_the_whole_way_through_a_stand_in_for_adb(shipped: bundle.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_way_through_a_stand_in_for_adb(
+    shipped: bundle.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No hardware: a program that runs adb's lines in a shell here shows that the lines are right."""
     stand_in = tmp_path / "bin" / "adb"
     stand_in.parent.mkdir()
@@ -130,7 +160,13 @@ def test_complaints_name_what_is_wrong() -> None:
     wrong = {"ok": False, "models": [row], "photos": {"ok": True}, "host": {"isa": "arm64"}}
 
     assert targets.complaint({**wrong, "ok": True}) is None
-    assert targets.complaint(wrong) == "wrong answers from a.onnx: it agrees on 25.0% of 16 pictures, largest logit difference 3"
+    assert (
+        targets.complaint(wrong)
+        == "wrong answers from a.onnx: it agrees on 25.0% of 16 pictures, largest logit difference 3"
+    )
     seen = {"ok": False, "sentence": "photos: 8 of 8 decoded by x are wrong: looks like BGR"}
     assert targets.complaint({**wrong, "models": [{**row, "ok": True}], "photos": seen}) == seen["sentence"]
-    assert targets.complaint({**wrong, "models": [{**row, "ok": None}]}) == "no model in the bundle is meant for arm64: nothing was verified"
+    assert (
+        targets.complaint({**wrong, "models": [{**row, "ok": None}]})
+        == "no model in the bundle is meant for arm64: nothing was verified"
+    )

@@ -32,7 +32,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def shipped(fp32: Path, images: np.ndarray, labels: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = bundle.write(tmp_path_factory.mktemp("shipped") / "bundle", [Shipped(fp32, "student", "fp32")], images[:16], labels[:16], resize=18)
+    made = bundle.write(
+        tmp_path_factory.mktemp("shipped") / "bundle",
+        [Shipped(fp32, "student", "fp32")],
+        images[:16],
+        labels[:16],
+        resize=18,
+    )
     return made.archive
 
 
@@ -52,7 +58,9 @@ def copied(ask: Callable[..., dict]) -> int:
     return int(line.split(": ")[1].split(" of ")[0])
 
 
-def test_the_answer_comes_back_and_a_second_run_copies_nothing(server: Server, ask: Callable[..., dict], shipped: Path, tmp_path: Path) -> None:
+def test_the_answer_comes_back_and_a_second_run_copies_nothing(
+    server: Server, ask: Callable[..., dict], shipped: Path, tmp_path: Path
+) -> None:
     address = server.target(tmp_path / "device")
 
     first = ask(address, replace(QUICK, latency=True, repeats=64, threads=2))
@@ -80,7 +88,9 @@ def test_a_half_copied_bundle_is_made_whole_again(server: Server, ask: Callable[
 
 
 @pytest.mark.slow
-def test_a_broken_link_is_one_sentence_and_the_next_run_goes_on(server: Server, ask: Callable[..., dict], shipped: Path, tmp_path: Path) -> None:
+def test_a_broken_link_is_one_sentence_and_the_next_run_goes_on(
+    server: Server, ask: Callable[..., dict], shipped: Path, tmp_path: Path
+) -> None:
     relay = tmp_path / "relay.py"  # lets so many bytes pass to the server, over all connections, and then hangs up
     relay.write_text(
         "import os, select, socket, sys\n"
@@ -102,7 +112,9 @@ def test_a_broken_link_is_one_sentence_and_the_next_run_goes_on(server: Server, 
     count.write_text(str(size // 2))
     address = server.target(tmp_path / "device", config=config)
 
-    with pytest.raises(Unreachable, match=r"cannot be reached or the link broke .*what was copied stays; try it with: ssh -F"):
+    with pytest.raises(
+        Unreachable, match=r"cannot be reached or the link broke .*what was copied stays; try it with: ssh -F"
+    ):
         ask(address)
 
     assert [path for path in (tmp_path / "device").rglob("*") if path.is_file()]
@@ -119,9 +131,15 @@ def test_unreachable_hosts_say_why(server: Server, ask: Callable[..., dict], tmp
     closed = replace(server.target(tmp_path / "device"), port=free_port())
 
     for address, why in (
-        (server.target(tmp_path / "device", config=strange), "its host key is not known here; check it and accept it with: ssh -F"),
+        (
+            server.target(tmp_path / "device", config=strange),
+            "its host key is not known here; check it and accept it with: ssh -F",
+        ),
         (server.target(tmp_path / "device", config=locked), "none of your keys is accepted; see why with: ssh -F"),
-        (closed, r"cannot be reached or the link broke \(ssh: connect to host 127.0.0.1 port \d+: Connection refused\)"),
+        (
+            closed,
+            r"cannot be reached or the link broke \(ssh: connect to host 127.0.0.1 port \d+: Connection refused\)",
+        ),
     ):
         with pytest.raises(Unreachable, match=why) as raised:
             ask(address)
@@ -135,7 +153,10 @@ def test_interpreters_that_do_not_do(server: Server, ask: Callable[..., dict], t
 
     with pytest.raises(Unreachable, match="has no working Python 3.8 or newer at /no/python; install one there"):
         ask(server.target(tmp_path / "device", python="/no/python"))
-    with pytest.raises(Unreachable, match=r"bare/bin/python does not have numpy and onnxruntime \(ModuleNotFoundError: No module named 'numpy'\)"):
+    with pytest.raises(
+        Unreachable,
+        match=r"bare/bin/python does not have numpy and onnxruntime \(ModuleNotFoundError: No module named 'numpy'\)",
+    ):
         ask(server.target(tmp_path / "device", python=str(tmp_path / "bare" / "bin" / "python")))
 
 
@@ -147,7 +168,9 @@ def poor(tmp_path: Path) -> Iterator[Callable[[str], Server]]:
     def make(machine: str, *programs: str) -> Server:
         (tmp_path / "bin").mkdir()
         for name in ("sh", "mkdir", *programs):
-            (tmp_path / "bin" / name).symlink_to(os.path.realpath(sys.executable if name == "python3" else str(shutil.which(name))))
+            (tmp_path / "bin" / name).symlink_to(
+                os.path.realpath(sys.executable if name == "python3" else str(shutil.which(name)))
+            )
         (tmp_path / "bin" / "uname").write_text(f"#!/bin/sh\necho {machine}\n")
         (tmp_path / "bin" / "uname").chmod(0o755)
         (tmp_path / "sshd").mkdir()
@@ -162,7 +185,9 @@ def poor(tmp_path: Path) -> Iterator[Callable[[str], Server]]:
 
 @pytest.mark.slow
 def test_a_host_without_python(poor: Callable[..., Server], ask: Callable[..., dict], tmp_path: Path) -> None:
-    with pytest.raises(Unreachable, match=r"has no Python 3.8 or newer; install one there \(Debian: apt-get install python3-venv\)"):
+    with pytest.raises(
+        Unreachable, match=r"has no Python 3.8 or newer; install one there \(Debian: apt-get install python3-venv\)"
+    ):
         ask(poor("aarch64").target(tmp_path / "device", python=None))
 
 
@@ -170,7 +195,9 @@ def test_a_host_without_python(poor: Callable[..., Server], ask: Callable[..., d
 def test_a_processor_without_wheels(poor: Callable[..., Server], ask: Callable[..., dict], tmp_path: Path) -> None:
     server = poor("armv7l", "python3")
 
-    with pytest.raises(Unreachable, match=r"is armv7l \(64 bits\), for which onnxruntime has no wheels .*'ssh://.*\?python=/path'"):
+    with pytest.raises(
+        Unreachable, match=r"is armv7l \(64 bits\), for which onnxruntime has no wheels .*'ssh://.*\?python=/path'"
+    ):
         ask(server.target(tmp_path / "device", python=None))
 
 
@@ -178,7 +205,9 @@ def test_a_processor_without_wheels(poor: Callable[..., Server], ask: Callable[.
 def test_a_full_disk(server: Server, ask: Callable[..., dict], tmp_path: Path) -> None:
     device = tmp_path / "disk"
     device.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(device)], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(device)], capture_output=True, text=True
+    )
     if mounted.returncode != 0:
         pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
     try:
@@ -202,14 +231,18 @@ def test_a_verifier_that_does_not_answer_in_time(server: Server, ask: Callable[.
 
 
 @pytest.mark.slow
-def test_wrong_answers_come_back_as_answers(server: Server, fp32: Path, images: np.ndarray, labels: np.ndarray, tmp_path: Path) -> None:
+def test_wrong_answers_come_back_as_answers(
+    server: Server, fp32: Path, images: np.ndarray, labels: np.ndarray, tmp_path: Path
+) -> None:
     made = bundle.write(tmp_path / "bundle", [Shipped(fp32, "student", "fp32")], images[:16], labels[:16])
     with np.load(made.folder / "samples.npz") as stored:
         arrays = {name: stored[name] for name in stored.files}
     arrays["logits/small.fp32.onnx"] = -arrays["logits/small.fp32.onnx"]
     np.savez(made.folder / "samples.npz", **arrays)
     names = [name for name in made.files if name != "checksums.sha256"]
-    (made.folder / "checksums.sha256").write_text("".join(f"{scripts.sha256(made.folder / name)}  {name}\n" for name in names))
+    (made.folder / "checksums.sha256").write_text(
+        "".join(f"{scripts.sha256(made.folder / name)}  {name}\n" for name in names)
+    )
     archive = Path(shutil.make_archive(str(tmp_path / "wrong"), "zip", tmp_path, "bundle"))
 
     answer = targets.verify(archive, server.target(tmp_path / "device"), tmp_path, QUICK)
@@ -221,7 +254,7 @@ def test_wrong_answers_come_back_as_answers(server: Server, fp32: Path, images: 
 @pytest.mark.slow
 def test_nothing_reaches_a_shell_unquoted(server: Server, ask: Callable[..., dict], tmp_path: Path) -> None:
     trap = tmp_path / "trap"
-    command = f"{sys.executable} -c 'import sys; sys.exit(\"no decoder; touch {trap}\")' $(touch {trap}) ; touch {trap} \"&&\" `touch {trap}`"
+    command = f'{sys.executable} -c \'import sys; sys.exit("no decoder; touch {trap}")\' $(touch {trap}) ; touch {trap} "&&" `touch {trap}`'
 
     answer = ask(server.target(tmp_path / "device"), replace(QUICK, preprocess=command))
 
@@ -256,7 +289,10 @@ def test_a_host_with_a_network_fetches_its_own(server: Server, ask: Callable[...
 def test_wheels_are_asked_for_the_device_not_for_this_machine() -> None:
     command = wheels.command(Path("w"), ["numpy>=1.21", "onnxruntime>=1.19"], "aarch64", (3, 9), (2, 31))
 
-    assert command[-4:] == ["-d", "w", "numpy>=1.21", "onnxruntime>=1.19"] and command[command.index("--python-version") + 1] == "3.9"
+    assert (
+        command[-4:] == ["-d", "w", "numpy>=1.21", "onnxruntime>=1.19"]
+        and command[command.index("--python-version") + 1] == "3.9"
+    )
     assert command[command.index("--platform") + 1] == "manylinux_2_31_aarch64" and "manylinux_2_17_aarch64" in command
     with pytest.raises(Unreachable, match="no glibc 2.17 or newer"):
         wheels.platforms("aarch64", None)

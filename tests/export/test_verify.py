@@ -32,7 +32,13 @@ runpy.run_module("export.verify", run_name="__main__", alter_sys=True)
 
 
 @pytest.fixture(scope="module")
-def shipped(fp32: Path, images: np.ndarray, labels: np.ndarray, calibration: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shipped(
+    fp32: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    calibration: np.ndarray,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """A bundle with a file for this machine and one for another."""
     here = runtime.isa() if runtime.isa() in runtime.TARGETS else "x86-vnni"
     other = "x86-vnni" if here == "arm64" else "arm64"
@@ -62,8 +68,17 @@ def test_a_fresh_bundle_verifies_without_torch(copied: Path, labels: np.ndarray)
     answer = json.loads((copied.parent / "answer.json").read_text())
     assert answer["ok"] is True and answer["onnxruntime"] == answer["host"]["onnxruntime"]
     float_row, here, other = answer["models"]
-    assert float_row["images"] == 32 and float_row["agreement"] == 1.0 and float_row["max_abs_diff"] < 1e-5 and float_row["ok"] is True
-    assert float_row["top1"] > 0.8 and 0 < float_row["latency_ms"]["runs"] <= 192 and float_row["latency_ms"]["p99"] is None
+    assert (
+        float_row["images"] == 32
+        and float_row["agreement"] == 1.0
+        and float_row["max_abs_diff"] < 1e-5
+        and float_row["ok"] is True
+    )
+    assert (
+        float_row["top1"] > 0.8
+        and 0 < float_row["latency_ms"]["runs"] <= 192
+        and float_row["latency_ms"]["p99"] is None
+    )
     assert float_row["first_run_ms"] > 0 and float_row["load_ms"] > 0
     if runtime.isa() in runtime.TARGETS:
         assert here["ok"] is True and here["latency_ms"]["p50"] > 0
@@ -170,7 +185,10 @@ def test_usage_and_missing_things(copied: Path, tmp_path: Path, capsys: pytest.C
 
 def test_missing_onnxruntime_is_exit_3(copied: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _ISOLATED.replace('"torch", "onnx"', '"onnxruntime"')], cwd=copied, capture_output=True, text=True
+        [sys.executable, "-c", _ISOLATED.replace('"torch", "onnx"', '"onnxruntime"')],
+        cwd=copied,
+        capture_output=True,
+        text=True,
     )
 
     assert done.returncode == 3

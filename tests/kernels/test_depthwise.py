@@ -35,16 +35,28 @@ def gradients(layer: nn.Conv2d, x: Tensor, low: bool) -> tuple[Tensor, Tensor, T
         out = layer(x)
     torch.manual_seed(1)
     with Calls() as calls:
-        of_x, of_weight = torch.autograd.grad(out, (x, layer.weight), torch.randn(out.shape).to(out.dtype).to(memory_format=torch.channels_last))
+        of_x, of_weight = torch.autograd.grad(
+            out, (x, layer.weight), torch.randn(out.shape).to(out.dtype).to(memory_format=torch.channels_last)
+        )
     return out, of_x, of_weight, calls
 
 
 @pytest.mark.parametrize("low", [False, True])
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "height", "width"),
-    [(3, 1, 1, 8, 8), (3, 2, 1, 8, 8), (3, 2, 1, 7, 9), (3, 2, 0, 9, 9), (3, 1, 1, 2, 2), (3, 1, 1, 1, 1), (3, 1, 1, 5, 2), (5, 1, 2, 6, 6), (5, 2, 2, 8, 8),
-     (3, 3, 1, 10, 11)],
-)  # fmt: skip
+    [
+        (3, 1, 1, 8, 8),
+        (3, 2, 1, 8, 8),
+        (3, 2, 1, 7, 9),
+        (3, 2, 0, 9, 9),
+        (3, 1, 1, 2, 2),
+        (3, 1, 1, 1, 1),
+        (3, 1, 1, 5, 2),
+        (5, 1, 2, 6, 6),
+        (5, 2, 2, 8, 8),
+        (3, 3, 1, 10, 11),
+    ],
+)
 def test_gradients_are_torchs(low, kernel, stride, padding, height, width):
     torch.manual_seed(0)
     layer = nn.Conv2d(24, 24, kernel, stride, padding, groups=24, bias=False)
@@ -68,7 +80,9 @@ def test_no_network_calls_what_is_slow(name):
     """Without the detour each of them does (the control), in bfloat16."""
     torch.manual_seed(0)
     network = models.build(name, classes=10).to(memory_format=torch.channels_last).train()
-    x = torch.randn(2, 3, 64 if name.startswith("eff") else 32, 64 if name.startswith("eff") else 32).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 64 if name.startswith("eff") else 32, 64 if name.startswith("eff") else 32).to(
+        memory_format=torch.channels_last
+    )
 
     def slow() -> int:
         with torch.autocast("cpu", torch.bfloat16):
@@ -77,8 +91,11 @@ def test_no_network_calls_what_is_slow(name):
             loss.backward()
         assert calls.seen
         low = torch.bfloat16
-        return sum((dtype == low and ((stride > 1 and of_x) or (kernel != 3 and of_weight))) or (stride == 1 and side < 3 and kernel == 3 and of_weight)
-                   for dtype, stride, kernel, side, of_x, of_weight in calls.seen)  # fmt: skip
+        return sum(
+            (dtype == low and ((stride > 1 and of_x) or (kernel != 3 and of_weight)))
+            or (stride == 1 and side < 3 and kernel == 3 and of_weight)
+            for dtype, stride, kernel, side, of_x, of_weight in calls.seen
+        )
 
     assert slow() > 0
     off = reroute(network)
@@ -89,9 +106,13 @@ def test_no_network_calls_what_is_slow(name):
 
 def test_others_are_left_alone():
     network = nn.Sequential(
-        nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 16, 3, groups=8), nn.Conv2d(8, 8, 3, groups=8, bias=True),
-        nn.Conv2d(8, 8, 3, groups=8, bias=False, dilation=2), nn.Conv2d(8, 8, 3, groups=8, bias=False, padding="same"),
-    )  # fmt: skip
+        nn.Conv2d(8, 8, 3),
+        nn.Conv2d(8, 8, 3, groups=4),
+        nn.Conv2d(8, 16, 3, groups=8),
+        nn.Conv2d(8, 8, 3, groups=8, bias=True),
+        nn.Conv2d(8, 8, 3, groups=8, bias=False, dilation=2),
+        nn.Conv2d(8, 8, 3, groups=8, bias=False, padding="same"),
+    )
     reroute(network)
     assert not any("_conv_forward" in module.__dict__ for module in network)
 
@@ -101,7 +122,9 @@ def test_a_convolution_that_computes_otherwise_stays_its_own():
         def _conv_forward(self, x, weight, bias):
             return super()._conv_forward(x, 2 * weight, bias)
 
-    network = nn.Sequential(Doubled(4, 4, 3, 2, 1, groups=4, bias=False), nn.Conv2d(4, 4, 3, 2, 1, groups=4, bias=False))
+    network = nn.Sequential(
+        Doubled(4, 4, 3, 2, 1, groups=4, bias=False), nn.Conv2d(4, 4, 3, 2, 1, groups=4, bias=False)
+    )
     off = reroute(network)
     assert ["_conv_forward" in layer.__dict__ for layer in network] == [False, True]
     off()

@@ -37,7 +37,9 @@ def test_without_a_compiler_torch_trains(fresh, monkeypatch):
     off, kernels = quicker(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()), 6, "auto", said.append)
     off()
     assert kernels == TORCH
-    assert said == ["CPU kernels: no C compiler is installed (cc, gcc or clang, or what CC names); torch's BatchNorms run, slower"]
+    assert said == [
+        "CPU kernels: no C compiler is installed (cc, gcc or clang, or what CC names); torch's BatchNorms run, slower"
+    ]
     assert library.why_not() == "no C compiler is installed (cc, gcc or clang, or what CC names)"
     ((_, state, detail),) = [row for row in doctor.doctor() if row[0] == "CPU kernels"]
     assert state == "note" and "no C compiler is installed" in detail
@@ -45,7 +47,9 @@ def test_without_a_compiler_torch_trains(fresh, monkeypatch):
 
 def test_a_compiler_that_fails_is_said(fresh, monkeypatch, tmp_path):
     broken = tmp_path / "broken"
-    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "broken 1.0" && exit 0\necho "broken: no such thing" >&2\nexit 3\n')
+    broken.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo "broken 1.0" && exit 0\necho "broken: no such thing" >&2\nexit 3\n'
+    )
     broken.chmod(0o755)
     monkeypatch.setenv("CC", str(broken))
     assert library.library() is None
@@ -55,7 +59,9 @@ def test_a_compiler_that_fails_is_said(fresh, monkeypatch, tmp_path):
 
 def test_a_compiler_that_hangs_is_said(fresh, monkeypatch, tmp_path):
     slow = tmp_path / "slow"
-    slow.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "slow 1.0" && exit 0\necho "slow: thinking" >&2\nexec sleep 30\n')
+    slow.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo "slow 1.0" && exit 0\necho "slow: thinking" >&2\nexec sleep 30\n'
+    )
     slow.chmod(0o755)
     monkeypatch.setenv("CC", str(slow))
     monkeypatch.setattr(library, "SECONDS", 1)

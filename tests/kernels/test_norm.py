@@ -74,8 +74,13 @@ def maps(channels: int, side: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, 
 
 def reference(x: Tensor, kept: Tensor | None, gradient: Tensor, layer: nn.BatchNorm2d) -> tuple[Tensor, ...]:
     """What goes into the activation, and the gradients of x, weight, bias and kept, all in float64."""
-    exact = [value.detach().double().requires_grad_() for value in (x, layer.weight, layer.bias, *([] if kept is None else [kept]))]
-    inner = functional.batch_norm(exact[0], None, None, exact[1], exact[2], training=True, eps=layer.eps) + (0 if kept is None else exact[3])
+    exact = [
+        value.detach().double().requires_grad_()
+        for value in (x, layer.weight, layer.bias, *([] if kept is None else [kept]))
+    ]
+    inner = functional.batch_norm(exact[0], None, None, exact[1], exact[2], training=True, eps=layer.eps) + (
+        0 if kept is None else exact[3]
+    )
     return inner.detach(), *torch.autograd.grad(inner, exact, gradient.double())
 
 
@@ -118,9 +123,13 @@ def test_values_and_gradients_are_batch_norms(each, channels, side, dtype, bound
 
     count_values = x.numel() // channels
     exact = x.detach().double()
-    torch.testing.assert_close(layer.running_mean.double(), 0.9 * mean.double() + 0.1 * exact.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        layer.running_mean.double(), 0.9 * mean.double() + 0.1 * exact.mean((0, 2, 3)), rtol=1e-5, atol=1e-6
+    )
     if count_values > 1:
-        torch.testing.assert_close(layer.running_var.double(), 0.9 * var.double() + 0.1 * exact.var((0, 2, 3)), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            layer.running_var.double(), 0.9 * var.double() + 0.1 * exact.var((0, 2, 3)), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_a_far_mean_keeps_the_variance(made):
@@ -160,9 +169,13 @@ def gradients(network: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("name", "side", "norms", "activations", "sums"),
     [
-        ("resnet8", 32, 9, 7, 3), ("mobilenet_v2", 32, 53, 36, 10), ("shufflenet_v1", 32, 49, 46, 13), ("shufflenet_v2", 32, 56, 37, 0),
-        ("wrn_16_1", 32, 13, 13, 0), ("torchvision/resnet18", 64, 20, 1, 0),
-    ],  # fmt: skip
+        ("resnet8", 32, 9, 7, 3),
+        ("mobilenet_v2", 32, 53, 36, 10),
+        ("shufflenet_v1", 32, 49, 46, 13),
+        ("shufflenet_v2", 32, 56, 37, 0),
+        ("wrn_16_1", 32, 13, 13, 0),
+        ("torchvision/resnet18", 64, 20, 1, 0),
+    ],
 )
 def test_networks_train_as_they_did(made, name, side, norms, activations, sums):
     """An activation that is called twice, or whose BatchNorm is read elsewhere too (a plain sum, a shortcut), stays apart.
@@ -182,7 +195,11 @@ def test_networks_train_as_they_did(made, name, side, norms, activations, sums):
     changed = [module for module in network.modules() if "forward" in module.__dict__]
     mine = float((gradients(network, x) - exact).norm() / exact.norm())
 
-    assert [sum(isinstance(module, kind) for module in changed) for kind in (nn.BatchNorm2d, nn.ReLU, Sum)] == [norms, activations, sums]
+    assert [sum(isinstance(module, kind) for module in changed) for kind in (nn.BatchNorm2d, nn.ReLU, Sum)] == [
+        norms,
+        activations,
+        sums,
+    ]
     assert mine < 0.1
     for key, value in network.state_dict().items():
         torch.testing.assert_close(value, updated[key], rtol=1e-3, atol=1e-4)
@@ -224,7 +241,12 @@ class Block(nn.Module):
 
     def __init__(self, behind: Callable[[Block, Tensor], Tensor]) -> None:
         super().__init__()
-        self.conv, self.bn, self.relu, self.drop = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5)
+        self.conv, self.bn, self.relu, self.drop = (
+            nn.Conv2d(3, 8, 3, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+        )
         self.behind = behind
 
     def forward(self, x: Tensor) -> Tensor:
@@ -277,7 +299,9 @@ def test_code_between_a_batch_norm_and_its_activation_is_kept(made, case, frozen
     torch.set_rng_state(random)
 
     off = fuse(network, 12, made)
-    assert torch.equal(torch.get_rng_state(), random) and all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random) and all(
+        torch.equal(value, before[key]) for key, value in network.state_dict().items()
+    )
     assert "forward" in network.bn.__dict__ and "forward" not in network.relu.__dict__
     found = network(x)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -305,9 +329,13 @@ def test_layers_that_do_not_fit_are_torchs(made):
     unbiased = nn.BatchNorm2d(4)
     unbiased.bias = None
     network = nn.Sequential(
-        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4, track_running_stats=False), nn.BatchNorm2d(4, momentum=None), unbiased,
+        nn.Conv2d(3, 4, 1),
+        nn.BatchNorm2d(4, affine=False),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.BatchNorm2d(4, momentum=None),
+        unbiased,
         nn.BatchNorm2d(4),
-    )  # fmt: skip
+    )
     off = fuse(network, 6, made)
     assert [number for number, module in enumerate(network) if "forward" in module.__dict__] == [5]
     network.double()

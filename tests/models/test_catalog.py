@@ -30,7 +30,10 @@ def test_unknown_name_is_answered_with_a_close_one(wrong: str, right: str):
     with pytest.raises(UsageError) as error:
         catalog.info(wrong)
 
-    assert str(error.value) == f"model: there is no network {wrong!r} (did you mean {right!r}?); `compress models` lists all"
+    assert (
+        str(error.value)
+        == f"model: there is no network {wrong!r} (did you mean {right!r}?); `compress models` lists all"
+    )
 
 
 def test_name_that_is_close_to_nothing_has_no_suggestion():

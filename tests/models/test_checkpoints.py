@@ -263,7 +263,8 @@ def test_pretrained_weights_without_a_network_name_the_command(tmp_path: Path, m
 
     target = re.escape(str(tmp_path / "checkpoints" / "shufflenetv2_x0.5-f707e7126e.pth"))
     assert re.search(
-        rf"could not be downloaded .*no route.*: curl -L --create-dirs -o {target} https://\S+/shufflenetv2_x0.5", str(error.value)
+        rf"could not be downloaded .*no route.*: curl -L --create-dirs -o {target} https://\S+/shufflenetv2_x0.5",
+        str(error.value),
     )
 
 
@@ -275,7 +276,11 @@ def test_pretrained_weights_without_a_network_name_the_command(tmp_path: Path, m
             "imagenet1k_v1",
             "has no weights 'imagenet1k_v1' (did you mean 'IMAGENET1K_V1'?); it has IMAGENET1K_V1, or give the path of a file",
         ),
-        ("resnet20", "IMAGENET1K_V1", "has no weights 'IMAGENET1K_V1'; no weights come with this network, or give the path of a file"),
+        (
+            "resnet20",
+            "IMAGENET1K_V1",
+            "has no weights 'IMAGENET1K_V1'; no weights come with this network, or give the path of a file",
+        ),
     ],
 )
 def test_unknown_weights_name(name: str, weights: str, message: str):

@@ -9,7 +9,11 @@ from compress.models.count import macs, params
 
 def test_counts_by_hand():
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=4), nn.Flatten(), nn.Linear(32, 5)
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 8, 3, groups=4),
+        nn.Flatten(),
+        nn.Linear(32, 5),
     )
 
     assert params(model) == (3 * 8 * 9 + 8) + 16 + (2 * 8 * 9 + 8) + (32 * 5 + 5)

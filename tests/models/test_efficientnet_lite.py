@@ -45,7 +45,11 @@ def test_every_variant_has_an_entry_and_a_builder():
 
 
 def test_depths_and_channels_are_rounded_as_published():
-    assert [depths(variant) for variant in (0, 2, 4)] == [(1, 2, 2, 3, 3, 4, 1), (1, 3, 3, 4, 4, 5, 1), (1, 4, 4, 6, 6, 8, 1)]
+    assert [depths(variant) for variant in (0, 2, 4)] == [
+        (1, 2, 2, 3, 3, 4, 1),
+        (1, 3, 3, 4, 4, 5, 1),
+        (1, 4, 4, 6, 6, 8, 1),
+    ]
     assert [channels_of(base, 1.1) for base in (16, 24, 40, 80, 112, 192, 320)] == [16, 24, 48, 88, 120, 208, 352]
 
 
@@ -69,7 +73,11 @@ def test_names_of_the_published_packages_are_understood():
     theirs = {}
     for key, tensor in model.state_dict().items():
         parts = key.replace("classifier.1.", "fc.").split(".")
-        theirs[".".join(part if part.isdigit() or place == len(parts) - 1 else f"_{part}" for place, part in enumerate(parts))] = tensor
+        theirs[
+            ".".join(
+                part if part.isdigit() or place == len(parts) - 1 else f"_{part}" for place, part in enumerate(parts)
+            )
+        ] = tensor
 
     assert "_blocks.0._depthwise_conv.weight" in theirs and "_fc.bias" in theirs
     assert fit(other, theirs, source="theirs.pth") == ()
@@ -96,7 +104,9 @@ def photos() -> tuple[np.ndarray, np.ndarray]:
     for path in paths:
         with Image.open(path) as photo:
             scale = 256 / min(photo.size)
-            resized = photo.convert("RGB").resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BICUBIC)
+            resized = photo.convert("RGB").resize(
+                (round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BICUBIC
+            )
         left, top = (resized.width - 224) // 2, (resized.height - 224) // 2
         made.append(np.asarray(resized.crop((left, top, left + 224, top + 224))))
     return np.stack(made), np.array([int(path.name[:3]) for path in paths])
@@ -108,14 +118,21 @@ def lite0(tmp_path_factory: pytest.TempPathFactory) -> Model:
     network = models.build("efficientnet_lite0", classes=1000)
     fit(network, read_state(weights(0)), source="published")
     path = tmp_path_factory.mktemp("lite0") / "lite0.onnx"
-    to_onnx(network.eval(), path, Contract(tuple(map(str, range(1000))), 224, *catalog.LITE_NORMALIZATION, "float_nchw", "compress 1"))
+    to_onnx(
+        network.eval(),
+        path,
+        Contract(tuple(map(str, range(1000))), 224, *catalog.LITE_NORMALIZATION, "float_nchw", "compress 1"),
+    )
     return Model.load(path)
 
 
 def answers(model: Model, pixels: np.ndarray, constants: catalog.Constants) -> np.ndarray:
     """Logits (N, 1000) of pixels (N, H, W, 3) on the scale 0 to 255, normalised by `constants`."""
     mean, std = (np.asarray(values, np.float32) * 255 for values in constants)
-    parts = [((pixels[at : at + 50].astype(np.float32) - mean) / std).transpose(0, 3, 1, 2) for at in range(0, len(pixels), 50)]
+    parts = [
+        ((pixels[at : at + 50].astype(np.float32) - mean) / std).transpose(0, 3, 1, 2)
+        for at in range(0, len(pixels), 50)
+    ]
     return np.concatenate([model.session.run(None, {"image": np.ascontiguousarray(part)})[0] for part in parts])
 
 
@@ -136,16 +153,23 @@ def test_a_wrong_normalisation_is_caught_by_expect_top1_and_named(lite0: Model, 
     top1 = float((answers(lite0, images, wrong).argmax(1) == labels).mean())
 
     def named() -> str | None:
-        fault = faults.name_fault(lambda pixels: answers(lite0, pixels, wrong), images, labels, 0.874, normalization=wrong)
+        fault = faults.name_fault(
+            lambda pixels: answers(lite0, pixels, wrong), images, labels, 0.874, normalization=wrong
+        )
         return fault and fault.sentence()
 
-    with pytest.raises(StageError, match=r"expect_top1 is 0.8740, but validation gives 0.7\d+ .* looks like another normalisation: with \(x"):
+    with pytest.raises(
+        StageError,
+        match=r"expect_top1 is 0.8740, but validation gives 0.7\d+ .* looks like another normalisation: with \(x",
+    ):
         teacher._expect(candidate, top1, len(labels), named)
     teacher._expect(candidate, 0.874, len(labels), named)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not isa().startswith("x86"), reason="the int8 file is for x86, and this machine's kernels are others")
+@pytest.mark.skipif(
+    not isa().startswith("x86"), reason="the int8 file is for x86, and this machine's kernels are others"
+)
 def test_searched_int8_loses_at_most_six_tenths_of_a_point(photos: tuple[np.ndarray, np.ndarray], tmp_path: Path):
     """Every eighth photo quantises (32 of them rank, 93 calibrate, without labels); the other 875 are classified once, by the winner."""
     images, labels = photos
@@ -162,7 +186,10 @@ def test_searched_int8_loses_at_most_six_tenths_of_a_point(photos: tuple[np.ndar
     winner = next(trial for trial in trials if trial.kept)
     right, found = (
         answers.argmax(1) == labels[evaluation]
-        for answers in (prepared.runtime.run(images[evaluation]), search.logits(winner.path, "x86-vnni", images[evaluation]))
+        for answers in (
+            prepared.runtime.run(images[evaluation]),
+            search.logits(winner.path, "x86-vnni", images[evaluation]),
+        )
     )
 
     drop = statistics.paired_drop(right, found)

@@ -10,7 +10,9 @@ from compress.models.outline import outline
 def test_a_network_for_its_shapes_has_them_and_no_values():
     model, whole = shapes_only("resnet8", classes=10, width=None), build("resnet8", classes=10)
 
-    assert {name: value.shape for name, value in model.state_dict().items()} == {name: value.shape for name, value in whole.state_dict().items()}
+    assert {name: value.shape for name, value in model.state_dict().items()} == {
+        name: value.shape for name, value in whole.state_dict().items()
+    }
     assert not any(value.any() for value in model.state_dict().values()) and not model.training
 
 

@@ -61,7 +61,10 @@ DEEP_TAPS = (*RESNET_TAPS[:4], "layer4:out", "fc:in")
 SHAPES = {
     "resnet50": (DEEP_TAPS, ((64, 32, 32), (256, 32, 32), (512, 16, 16), (1024, 8, 8), (2048, 4, 4), (2048,))),
     "resnet18": (DEEP_TAPS, ((64, 32, 32), (64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512,))),
-    "wrn_16_2": (("conv1:out", "block1:out", "block2:out", "block3:out", "fc:in"), ((16, 32, 32), (32, 32, 32), (64, 16, 16), (128, 8, 8), (128,))),
+    "wrn_16_2": (
+        ("conv1:out", "block1:out", "block2:out", "block3:out", "fc:in"),
+        ((16, 32, 32), (32, 32, 32), (64, 16, 16), (128, 8, 8), (128,)),
+    ),
     "vgg8": (
         ("relu0:out", "relu1:out", "relu2:out", "relu3:out", "relu4:out", "classifier:in"),
         ((64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 4, 4), (512,)),
@@ -73,7 +76,10 @@ SHAPES = {
         ((16, 16, 16), (12, 16, 16), (16, 8, 8), (48, 4, 4), (160, 2, 2), (1280,)),
     ),
     "shufflenet_v1": (RESNET_TAPS, ((24, 32, 32), (240, 16, 16), (480, 8, 8), (960, 4, 4), (960,))),
-    "shufflenet_v2": (("relu1:out", *RESNET_TAPS[1:]), ((24, 32, 32), (116, 16, 16), (232, 8, 8), (464, 4, 4), (1024,))),
+    "shufflenet_v2": (
+        ("relu1:out", *RESNET_TAPS[1:]),
+        ((24, 32, 32), (116, 16, 16), (232, 8, 8), (464, 4, 4), (1024,)),
+    ),
 }
 
 
@@ -113,12 +119,31 @@ def test_widths_change_the_channels_as_the_papers_say():
     shuffle_wide = on_meta("shufflenet_v2", 10, 1.5)
     quarter = on_meta("mobilenet_v1", 10, 0.25)
 
-    assert [quarter.get_submodule(f"blocks.{unit}.3").out_channels for unit in (1, 2, 4, 6, 12, 13)] == [16, 32, 64, 128, 256, 256]
+    assert [quarter.get_submodule(f"blocks.{unit}.3").out_channels for unit in (1, 2, 4, 6, 12, 13)] == [
+        16,
+        32,
+        64,
+        128,
+        256,
+        256,
+    ]
     assert outline("mobilenet_v1", classes=10, width=0.25, image_size=32).shapes["pooled"] == (256,)
-    assert [half.get_submodule(f"blocks.{group}.0.conv.6").out_channels for group in range(7)] == [8, 12, 16, 32, 48, 80, 160]
+    assert [half.get_submodule(f"blocks.{group}.0.conv.6").out_channels for group in range(7)] == [
+        8,
+        12,
+        16,
+        32,
+        48,
+        80,
+        160,
+    ]
     assert half.classifier.in_features == 1280
     assert wide.classifier.in_features == 1920
-    assert [shuffle_wide.get_submodule(f"layer{stage}.1.bn3").num_features * 2 for stage in (1, 2, 3)] == [176, 352, 704]
+    assert [shuffle_wide.get_submodule(f"layer{stage}.1.bn3").num_features * 2 for stage in (1, 2, 3)] == [
+        176,
+        352,
+        704,
+    ]
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -133,7 +158,16 @@ def test_tap_shapes_at_32(name: str):
     assert [tuple(features[tap].shape[1:]) for tap in taps] == list(shapes)
 
 
-REPRESENTATIVES = ("resnet8", "resnet18", "wrn_16_1", "vgg8", "mobilenet_v1", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2")
+REPRESENTATIVES = (
+    "resnet8",
+    "resnet18",
+    "wrn_16_1",
+    "vgg8",
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "shufflenet_v1",
+    "shufflenet_v2",
+)
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVES)
@@ -168,7 +202,10 @@ def test_no_activation_works_in_place(name: str):
 
 
 def test_pre_activation_taps_keep_their_negative_values():
-    with torch.no_grad(), Tapped(build("resnet8", classes=5), {"pre": "layer3.0.relu2:in", "post": "layer3:out"}) as tapped:
+    with (
+        torch.no_grad(),
+        Tapped(build("resnet8", classes=5), {"pre": "layer3.0.relu2:in", "post": "layer3:out"}) as tapped,
+    ):
         _, features = tapped(torch.randn(2, 3, 16, 16))
 
     assert features["pre"].min() < 0
@@ -207,7 +244,9 @@ def test_initialisation_is_the_papers():
     conv, depthwise, head = resnet.layer3[0].conv2.weight, mobile.blocks[6][0].conv[3].weight, mobile.classifier
 
     assert conv.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)  # fan out
-    assert depthwise.std().item() == pytest.approx((2 / (9 * 480)) ** 0.5, rel=0.05)  # all output channels, not the group's
+    assert depthwise.std().item() == pytest.approx(
+        (2 / (9 * 480)) ** 0.5, rel=0.05
+    )  # all output channels, not the group's
     assert head.weight.std().item() == pytest.approx(0.01, rel=0.02)
     assert head.bias.abs().max().item() == 0
 
@@ -231,7 +270,9 @@ def check_torchvision(name: str) -> None:
     assert not any(getattr(module, "inplace", False) for module in model.modules())
 
 
-@pytest.mark.parametrize("name", ["torchvision/mobilenet_v3_small", "torchvision/shufflenet_v2_x0_5", "torchvision/squeezenet1_1"])
+@pytest.mark.parametrize(
+    "name", ["torchvision/mobilenet_v3_small", "torchvision/shufflenet_v2_x0_5", "torchvision/squeezenet1_1"]
+)
 def test_torchvision_network(name: str):
     check_torchvision(name)
 
@@ -258,7 +299,9 @@ def test_offered_weights_are_torchvisions():
     from torchvision.models import get_model_weights
 
     for name in TORCHVISION:
-        assert catalog.info(name).pretrained == tuple(entry.name for entry in get_model_weights(name.removeprefix("torchvision/")))
+        assert catalog.info(name).pretrained == tuple(
+            entry.name for entry in get_model_weights(name.removeprefix("torchvision/"))
+        )
 
 
 def test_a_shuffle_that_is_trained_through_keeps_channels_last_and_the_order():

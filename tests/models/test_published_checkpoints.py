@@ -60,7 +60,9 @@ def resnet50() -> Shapes:
     for number, (width, units) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), 1):
         for unit in range(units):
             name = f"layer{number}.{unit}"
-            for part, (out, here, kernel) in enumerate(((width, width_in, 1), (width, width, 3), (4 * width, width, 1)), 1):
+            for part, (out, here, kernel) in enumerate(
+                ((width, width_in, 1), (width, width, 3), (4 * width, width, 1)), 1
+            ):
                 yield from (*conv(f"{name}.conv{part}", out, here, kernel), *norm(f"{name}.bn{part}", out))
             if unit == 0:
                 yield from (*conv(f"{name}.shortcut.0", 4 * width, width_in, 1), *norm(f"{name}.shortcut.1", 4 * width))
@@ -78,7 +80,9 @@ def mobilenet_v1() -> Shapes:
 
 
 def bn(state: State, name: str, x: Tensor) -> Tensor:
-    return functional.batch_norm(x, *(state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")))
+    return functional.batch_norm(
+        x, *(state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+    )
 
 
 def conv_bn(state: State, name: str, x: Tensor, number: int | str = 1, stride: int = 1) -> Tensor:
@@ -115,7 +119,9 @@ def run_resnet50(state: State, x: Tensor) -> Tensor:
             y = conv_bn(state, name, conv_bn(state, name, x).relu(), 2, stride).relu()
             kept = x
             if unit == 0:
-                kept = bn(state, f"{name}shortcut.1", functional.conv2d(x, state[f"{name}shortcut.0.weight"], stride=stride))
+                kept = bn(
+                    state, f"{name}shortcut.1", functional.conv2d(x, state[f"{name}shortcut.0.weight"], stride=stride)
+                )
             x = (conv_bn(state, name, y, 3) + kept).relu()
     return functional.linear(x.mean((2, 3)), state["linear.weight"], state["linear.bias"])
 
@@ -124,7 +130,9 @@ def run_mobilenet_v1(state: State, x: Tensor) -> Tensor:
     x = bn(state, "model.0.1", functional.conv2d(x, state["model.0.0.weight"], stride=2, padding=1)).relu()
     for unit in range(1, 14):
         stride, weight = 2 if unit in (2, 4, 6, 12) else 1, state[f"model.{unit}.0.weight"]
-        x = bn(state, f"model.{unit}.1", functional.conv2d(x, weight, stride=stride, padding=1, groups=len(weight))).relu()
+        x = bn(
+            state, f"model.{unit}.1", functional.conv2d(x, weight, stride=stride, padding=1, groups=len(weight))
+        ).relu()
         x = bn(state, f"model.{unit}.4", functional.conv2d(x, state[f"model.{unit}.3.weight"])).relu()
     return functional.linear(x.mean((2, 3)), state["fc.weight"], state["fc.bias"])
 
@@ -154,7 +162,10 @@ def test_benchmark_checkpoint_loads_and_answers_as_by_its_own_names(name: str, p
     torch.manual_seed(0)
     shapes, forward = LAYOUTS[name]
     state = stand_in(shapes())
-    torch.save({"epoch": 240, "model": {prefix + key: value for key, value in state.items()}, "best_acc": 75.61}, tmp_path / "ckpt_epoch_240.pth")
+    torch.save(
+        {"epoch": 240, "model": {prefix + key: value for key, value in state.items()}, "best_acc": 75.61},
+        tmp_path / "ckpt_epoch_240.pth",
+    )
     model = build(name, classes=5).eval()
     x = torch.randn(2, 3, 32, 32)
 

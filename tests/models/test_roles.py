@@ -11,7 +11,10 @@ from compress.models.shufflenet import shuffle
 from compress.models.taps import Tapped
 
 WITH_ROLES = tuple(name for name in catalog.names() if catalog.info(name).roles is not None)
-LINEAR_STAGES = ("mobilenet_v2", *(f"efficientnet_lite{variant}" for variant in range(5)))  # no activation behind the stages
+LINEAR_STAGES = (
+    "mobilenet_v2",
+    *(f"efficientnet_lite{variant}" for variant in range(5)),
+)  # no activation behind the stages
 
 
 def read(name: str, *, train: bool = True) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -20,7 +23,11 @@ def read(name: str, *, train: bool = True) -> tuple[nn.Module, dict[str, Tensor]
     info = catalog.info(name)
     assert info.roles is not None
     model = build(name, classes=3).train(train)
-    named = {f"{role}.{number}": tap for role in ("stages_post", "stages_pre") for number, tap in enumerate(getattr(info.roles, role))}
+    named = {
+        f"{role}.{number}": tap
+        for role in ("stages_post", "stages_pre")
+        for number, tap in enumerate(getattr(info.roles, role))
+    }
     named |= {"pre_pool": info.roles.pre_pool, "last_stage": info.roles.last_stage, "pooled": f"{info.classifier}:in"}
     with torch.no_grad(), Tapped(model, named) as tapped:
         _, maps = tapped(torch.randn(2, 3, *(info.default_size if info.family == "cifar" else info.min_size,) * 2))
@@ -52,7 +59,10 @@ def test_roles_are_what_they_say(name):
     assert bool(roles.after_last_stage) == (maps["last_stage"].shape != maps["pre_pool"].shape)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet8x4", "shufflenet_v1", "resnet50", "wrn_16_2", "vgg13", "mobilenet_v1", "torchvision/resnet18"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet20", "resnet8x4", "shufflenet_v1", "resnet50", "wrn_16_2", "vgg13", "mobilenet_v1", "torchvision/resnet18"],
+)
 def test_the_activation_of_the_map_before_it_is_the_map_behind_it(name):
     _, maps = read(name)
     for stage in range(len([key for key in maps if key.startswith("stages_pre")])):

@@ -95,7 +95,12 @@ def test_second_call_is_tapped_by_its_number():
 
 def test_parts_of_the_channels_maps_side_by_side_and_weights_are_taps():
     model = build("resnet8", classes=5)
-    with torch.no_grad(), Tapped(model, {"half": "layer3:out[2/2]", "both": "fc:in[1/2] + fc:in", "head": "fc:weight", "map": "layer3:out"}) as tapped:
+    with (
+        torch.no_grad(),
+        Tapped(
+            model, {"half": "layer3:out[2/2]", "both": "fc:in[1/2] + fc:in", "head": "fc:weight", "map": "layer3:out"}
+        ) as tapped,
+    ):
         _, features = tapped(torch.randn(2, 3, 16, 16))
 
     assert torch.equal(features["half"], features["map"][:, 32:])
@@ -109,7 +114,10 @@ def test_parts_of_the_channels_maps_side_by_side_and_weights_are_taps():
         ("relu:in", "tap 'relu:in': 'relu' is called 2 times; say which, as in 'relu:in#2'"),
         ("relu:in#3", "tap 'relu:in#3': 'relu' is called only 2 times"),
         ("unused:out", "tap 'unused:out': the forward pass does not call 'unused'; tap a module that it calls"),
-        ("second:out", "tap 'second:out': the network overwrites this tensor in place; tap the input of the module that follows"),
+        (
+            "second:out",
+            "tap 'second:out': the network overwrites this tensor in place; tap the input of the module that follows",
+        ),
     ],
 )
 def test_tap_that_cannot_be_read(tap: str, message: str):

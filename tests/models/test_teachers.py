@@ -38,7 +38,9 @@ def pictures(cifar100: Path) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("name", "least"), [("resnet20", 0.63), ("resnet56", 0.68)])
-def test_published_teacher_loads_and_classifies(cifar100: Path, pictures: tuple[Tensor, Tensor], name: str, least: float):
+def test_published_teacher_loads_and_classifies(
+    cifar100: Path, pictures: tuple[Tensor, Tensor], name: str, least: float
+):
     model = build(name, classes=100).eval()
     fit(model, read_state(cifar100 / "teachers" / f"{name}.safetensors"), source=f"{name}.safetensors")
     images, labels = pictures
@@ -51,6 +53,10 @@ def test_published_teacher_loads_and_classifies(cifar100: Path, pictures: tuple[
 
 @pytest.mark.parametrize("name", ["resnet32", "resnet44"])
 def test_the_other_teachers_fit(cifar100: Path, name: str):
-    kept = fit(build(name, classes=100), read_state(cifar100 / "teachers" / f"{name}.safetensors"), source=f"{name}.safetensors")
+    kept = fit(
+        build(name, classes=100),
+        read_state(cifar100 / "teachers" / f"{name}.safetensors"),
+        source=f"{name}.safetensors",
+    )
 
     assert kept == ()

@@ -31,21 +31,48 @@ def page(folder: Path, **keys: Any) -> str:
 
 
 def answer(**more: Any) -> dict[str, Any]:
-    conditions = {"threads": 1, "spinning": False, "governor": "ondemand", "cpu_features": ["asimd", "asimddp"], "rounds": 20, "attempts": 2,
-                  "other_cores": 0.013, "drift": 1.0}  # fmt: skip
+    conditions = {
+        "threads": 1,
+        "spinning": False,
+        "governor": "ondemand",
+        "cpu_features": ["asimd", "asimddp"],
+        "rounds": 20,
+        "attempts": 2,
+        "other_cores": 0.013,
+        "drift": 1.0,
+    }
     return {
-        "target": "ssh://pi", "file": "student.int8.onnx", "role": "student", "precision": "int8", "built_for": "arm64", "isa": "arm64",
-        "latency_ms": {"p50": 3.21}, "speedup_over": {"teacher.onnx": [4.5, 4.4, 4.6]}, "first_run_ms": 9.87, "load_ms": 54.3,
-        "peak_memory_bytes": 61_000_000, "conditions": conditions, "photo_to_answer": "7.1 ms, 8 drawn photos",
-        "sustained": {"sentence": "After 600 s it is 12% slower"}, **more,
-    }  # fmt: skip
+        "target": "ssh://pi",
+        "file": "student.int8.onnx",
+        "role": "student",
+        "precision": "int8",
+        "built_for": "arm64",
+        "isa": "arm64",
+        "latency_ms": {"p50": 3.21},
+        "speedup_over": {"teacher.onnx": [4.5, 4.4, 4.6]},
+        "first_run_ms": 9.87,
+        "load_ms": 54.3,
+        "peak_memory_bytes": 61_000_000,
+        "conditions": conditions,
+        "photo_to_answer": "7.1 ms, 8 drawn photos",
+        "sustained": {"sentence": "After 600 s it is 12% slower"},
+        **more,
+    }
 
 
 def test_a_devices_times_and_their_conditions(run: Path) -> None:
     text = page(run, device=[answer()], named_device={"target": "ssh://pi", "failure": None})
 
-    for said in ("9.87 ms", "54.3 ms", "61.0 MB", "7.1 ms, 8 drawn photos", "After 600 s it is 12% slower", "4.50\u00d7 faster", "a picture on ssh://pi",
-                 "1 thread, not spinning; 20 rounds in 2 attempts; clock governor ondemand; others used 0.01 cores; asimd, asimddp"):  # fmt: skip
+    for said in (
+        "9.87 ms",
+        "54.3 ms",
+        "61.0 MB",
+        "7.1 ms, 8 drawn photos",
+        "After 600 s it is 12% slower",
+        "4.50\u00d7 faster",
+        "a picture on ssh://pi",
+        "1 thread, not spinning; 20 rounds in 2 attempts; clock governor ondemand; others used 0.01 cores; asimd, asimddp",
+    ):
         assert said in text
 
 
@@ -57,7 +84,9 @@ def test_what_a_device_says_of_all_files_stands_once_the_rest_side_by_side(run: 
     assert text.count("Cortex-A76") == 1 and text.count("<h3>") == 2 and "<h3>browser, student.int8.onnx</h3>" in text
     assert '<th scope="col">teacher.onnx</th><th scope="col">student.int8.onnx</th>' in text
     assert '<th scope="row">Load</th><td>11.1 ms</td><td>54.3 ms</td>' in text and text.count("9.87 ms") == 2
-    assert "<dt>Photo to answer, student.int8.onnx</dt>" in text and "<dt>Photo to answer, teacher.onnx</dt>" not in text
+    assert (
+        "<dt>Photo to answer, student.int8.onnx</dt>" in text and "<dt>Photo to answer, teacher.onnx</dt>" not in text
+    )
 
 
 def test_a_device_that_gave_no_answer_is_named_and_this_machine_does_not_stand_in(run: Path) -> None:

@@ -6,10 +6,28 @@ from typing import Any
 
 from compress.report import manifest
 
-REWRITE = {"name": "HardSwish to Mul", "nodes": 28, "kept": True, "reason": "more integer kernels", "files": "int8", "max_abs_diff": 4.1e-7,
-           "limit": 1e-6, "images": 64, "integer_share": 0.516, "rewritten_share": 0.929}  # fmt: skip
-ORT = {"file": "student.int8.ort", "kind": "ort", "source": "student.int8.onnx", "target": "arm64", "sha256": "ab" * 32, "bytes": 969336,
-       "max_abs_diff": 0.0, "operators": ["ai.onnx:Cast", "com.microsoft:QLinearConv"]}  # fmt: skip
+REWRITE = {
+    "name": "HardSwish to Mul",
+    "nodes": 28,
+    "kept": True,
+    "reason": "more integer kernels",
+    "files": "int8",
+    "max_abs_diff": 4.1e-7,
+    "limit": 1e-6,
+    "images": 64,
+    "integer_share": 0.516,
+    "rewritten_share": 0.929,
+}
+ORT = {
+    "file": "student.int8.ort",
+    "kind": "ort",
+    "source": "student.int8.onnx",
+    "target": "arm64",
+    "sha256": "ab" * 32,
+    "bytes": 969336,
+    "max_abs_diff": 0.0,
+    "operators": ["ai.onnx:Cast", "com.microsoft:QLinearConv"],
+}
 
 
 def test_kept_and_refused_rewrites_stand_with_their_numbers() -> None:

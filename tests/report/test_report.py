@@ -27,7 +27,9 @@ example = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(example)
 
 VOID = {"meta", "img", "br", "hr"}
-SECTIONS = "verdict requirements distillation models latency teacher training classes pictures device warnings repeat".split()
+SECTIONS = (
+    "verdict requirements distillation models latency teacher training classes pictures device warnings repeat".split()
+)
 
 
 class Page(HTMLParser):
@@ -47,7 +49,9 @@ class Page(HTMLParser):
         named = dict(attrs)
         self.elements.append((tag, named))
         self.ids += [value for key, value in attrs if key == "id" and value]
-        self.references += [value for key, value in attrs if key in ("href", "src", "xlink:href", "srcset", "action") and value]
+        self.references += [
+            value for key, value in attrs if key in ("href", "src", "xlink:href", "srcset", "action") and value
+        ]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -93,9 +97,15 @@ def test_the_full_page_shows_every_section_in_order(full: Path) -> None:
     assert sections == SECTIONS
     assert page.open == []
     for said in (
-        "Passed", "3 of 3 requirements met", "student.int8.onnx", "recipes/mobilenet.yaml:31:12", "Ankle boot", "resnet8x4", "trained here on NVIDIA H200",
+        "Passed",
+        "3 of 3 requirements met",
+        "student.int8.onnx",
+        "recipes/mobilenet.yaml:31:12",
+        "Ankle boot",
+        "resnet8x4",
+        "trained here on NVIDIA H200",
         "dhkd on NVIDIA T4.",
-    ):  # fmt: skip
+    ):
         assert said in page.text
 
 
@@ -113,7 +123,11 @@ def test_on_a_phone_every_file_has_a_column_and_the_measure_stands_above(full: P
     text = (full / "report.html").read_text(encoding="utf-8")
     (models,) = re.findall(r'<table class="columns" style="--columns:(\d+)">(.*?)</table>', text, flags=re.DOTALL)
 
-    assert {row.count("<td") for row in models[1].split("</thead>")[1].split("</tr>")[:-1]} == {int(models[0])} == {len(example.FILES)}
+    assert (
+        {row.count("<td") for row in models[1].split("</thead>")[1].split("</tr>")[:-1]}
+        == {int(models[0])}
+        == {len(example.FILES)}
+    )
     narrow = text.split("@media (max-width: 38rem)")[1].split("@media")[0]
     assert "repeat(var(--columns)" in narrow and re.search(r"\.columns tbody th \{[^}]*grid-column: 1 / -1", narrow)
 
@@ -123,7 +137,9 @@ def test_a_student_that_is_larger_and_slower_is_called_so(run: Path) -> None:
     change(run, comparisons=[row | {"speedup_p50": 0.8, "size_ratio": 0.25} for row in rows], requirements=[])
 
     text = page_of(run).text
-    assert "1.25\u00d7 slower" in text and "4.00\u00d7 larger" in text and "\u00d7 smaller" not in text.split("Models")[1]
+    assert (
+        "1.25\u00d7 slower" in text and "4.00\u00d7 larger" in text and "\u00d7 smaller" not in text.split("Models")[1]
+    )
 
 
 def test_plots_are_written_and_inlined(full: Path) -> None:
@@ -133,7 +149,10 @@ def test_plots_are_written_and_inlined(full: Path) -> None:
     drawings = [attributes for tag, attributes in page.elements if tag == "svg"]
     assert len(drawings) == 3 and all(drawing["role"] == "img" and drawing["aria-label"] for drawing in drawings)
     assert "var(--c-student)" in (full / "report.html").read_text()
-    assert "#c84e00" in (full / "plots" / "accuracy.svg").read_text() and "var(" not in (full / "plots" / "accuracy.svg").read_text()
+    assert (
+        "#c84e00" in (full / "plots" / "accuracy.svg").read_text()
+        and "var(" not in (full / "plots" / "accuracy.svg").read_text()
+    )
 
 
 def test_a_wide_range_has_a_logarithmic_axis_with_plain_numbers(run: Path) -> None:
@@ -168,7 +187,9 @@ def test_the_page_is_accessible(full: Path) -> None:
     assert all(attributes.get("alt") for tag, attributes in page.elements if tag == "img")
     assert all(attributes.get("scope") in ("row", "col") for tag, attributes in page.elements if tag == "th")
     assert sum(tag == "caption" for tag, _ in page.elements) == sum(tag == "table" for tag, _ in page.elements) >= 4
-    assert all(attributes.get("aria-label") for _, attributes in page.elements if attributes.get("role") in ("img", "region"))
+    assert all(
+        attributes.get("aria-label") for _, attributes in page.elements if attributes.get("role") in ("img", "region")
+    )
 
 
 def luminance(colour: str) -> float:
@@ -188,7 +209,9 @@ def test_colours_have_contrast_in_both_modes(full: Path, mode: int) -> None:
     colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", blocks[mode]))
 
     for name in ("ink", "muted", "good", "bad", "unsure"):  # text: WCAG AA
-        assert contrast(colours[name], colours["card"]) >= 4.5 and contrast(colours[name], colours["ground"]) >= 4.5, name
+        assert contrast(colours[name], colours["card"]) >= 4.5 and contrast(colours[name], colours["ground"]) >= 4.5, (
+            name
+        )
     for name in ("good", "bad", "unsure"):
         assert contrast(colours[name], colours[f"{name}-soft"]) >= 4.5, name
     for name in ("c-teacher", "c-student", "c-float", "c-baseline", "c-other"):  # lines: 3 to 1
@@ -211,7 +234,10 @@ def test_only_the_contracts_keys_are_needed(run: Path) -> None:
     bare = {key: report[key] for key in CONTRACT}
     bare["teacher"] = {"model": "resnet20", "candidates": []}
     bare["student"] = {"model": "mobilenet_v2"}
-    bare["models"] = [{"role": row["role"], "precision": row["precision"], "file": row["file"], "top1": None, "latency_ms": None} for row in bare["models"]]
+    bare["models"] = [
+        {"role": row["role"], "precision": row["precision"], "file": row["file"], "top1": None, "latency_ms": None}
+        for row in bare["models"]
+    ]
     bare |= {"comparisons": [], "requirements": [], "seconds": {}, "reused": [], "environment": {}}
     for path in run.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -219,7 +245,11 @@ def test_only_the_contracts_keys_are_needed(run: Path) -> None:
 
     page = page_of(run)
 
-    assert [attributes["id"] for tag, attributes in page.elements if tag == "section"] == ["verdict", "models", "repeat"]
+    assert [attributes["id"] for tag, attributes in page.elements if tag == "section"] == [
+        "verdict",
+        "models",
+        "repeat",
+    ]
     assert "sets no requirement" in page.text and "Done" in page.text and "Passed" not in page.text
     assert not (run / "plots").exists()
 
@@ -231,7 +261,9 @@ def test_each_file_beside_the_report_may_be_missing(run: Path, gone: str) -> Non
 
     page = page_of(run)
 
-    absent = {"latency.npz": set(), "pictures.npz": {"pictures"}, "history": {"training"}, "predictions.npz": set()}[gone]
+    absent = {"latency.npz": set(), "pictures.npz": {"pictures"}, "history": {"training"}, "predictions.npz": set()}[
+        gone
+    ]
     assert {attributes["id"] for tag, attributes in page.elements if tag == "section"} == set(SECTIONS) - absent
 
 
@@ -274,7 +306,10 @@ def test_every_text_of_a_user_is_escaped(run: Path) -> None:
 
     def poison(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: item if key in ("file", "model", "against", "role", "schema") else poison(item) for key, item in value.items()}
+            return {
+                key: item if key in ("file", "model", "against", "role", "schema") else poison(item)
+                for key, item in value.items()
+            }
         if isinstance(value, list):
             return [poison(item) for item in value]
         return evil if isinstance(value, str) else value
@@ -314,7 +349,9 @@ def test_large_pictures_become_thumbnails(run: Path) -> None:
     page = page_of(run)
 
     images = [attributes for tag, attributes in page.elements if tag == "img"]
-    assert len(images) == 24 and all(len(image["src"] or "") < 40_000 and image.get("class") is None for image in images)
+    assert len(images) == 24 and all(
+        len(image["src"] or "") < 40_000 and image.get("class") is None for image in images
+    )
     assert "16 more not shown" in page.text and "the student says 77" in page.text
 
 
@@ -324,7 +361,13 @@ def test_a_missing_report_says_how_to_get_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("{", "not a JSON file"), ("[]", "not a report"), ('{"schema": 1}', "recipe, status, teacher"), ("null", "not a report")]
+    ("text", "said"),
+    [
+        ("{", "not a JSON file"),
+        ("[]", "not a report"),
+        ('{"schema": 1}', "recipe, status, teacher"),
+        ("null", "not a report"),
+    ],
 )
 def test_a_file_that_is_no_report_is_refused(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "report.json").write_text(text)
@@ -349,7 +392,13 @@ def test_a_damaged_file_is_named(run: Path, name: str) -> None:
 
 
 def test_pictures_of_another_kind_are_refused(run: Path) -> None:
-    np.savez(run / "pictures.npz", images=np.zeros((2, 8, 8), np.float32), labels=np.zeros(2), teacher=np.zeros(2), student=np.zeros(2))
+    np.savez(
+        run / "pictures.npz",
+        images=np.zeros((2, 8, 8), np.float32),
+        labels=np.zeros(2),
+        teacher=np.zeros(2),
+        student=np.zeros(2),
+    )
 
     with pytest.raises(StageError, match="uint8"):
         render(run)
@@ -366,13 +415,17 @@ def test_runs_stand_side_by_side(run: Path, full: Path) -> None:
     assert top1[1] == top1[3] == "89.60"
     assert next(line for line in lines if line.startswith("distillation")).endswith("-")
     assert all(line == line.rstrip() for line in lines)
-    assert next(line for line in lines if line.startswith("test pictures")).split()[2] == "4,000" and "do not compare" not in lines[-1]
+    assert (
+        next(line for line in lines if line.startswith("test pictures")).split()[2] == "4,000"
+        and "do not compare" not in lines[-1]
+    )
 
     data = json.loads((run / "report.json").read_text())["data"]
     change(run, data={**data, "test_pictures": 48}, latency={"disturbances": ["other processes used 1.30 cores"]})
     assert compare([full, run]).splitlines()[-2:] == [
-        "the runs were tested on different pictures: accuracies and drops do not compare", "other: times are doubtful: other processes used 1.30 cores",
-    ]  # fmt: skip
+        "the runs were tested on different pictures: accuracies and drops do not compare",
+        "other: times are doubtful: other processes used 1.30 cores",
+    ]
 
 
 def test_the_headline_shows_the_speed_that_was_judged_last_and_both_where_they_disagree(run: Path) -> None:
@@ -382,8 +435,12 @@ def test_the_headline_shows_the_speed_that_was_judged_last_and_both_where_they_d
     change(run, requirements=judged)
 
     text = page_of(run).text
-    assert f"{significant(2 * first)}\u00d7 faster" in text and f"{significant(first)}\u00d7 when it was validated" in text
-    assert next(line for line in compare([run]).splitlines() if line.startswith("x teacher")).endswith(f" {significant(2 * first)}")
+    assert (
+        f"{significant(2 * first)}\u00d7 faster" in text and f"{significant(first)}\u00d7 when it was validated" in text
+    )
+    assert next(line for line in compare([run]).splitlines() if line.startswith("x teacher")).endswith(
+        f" {significant(2 * first)}"
+    )
 
 
 def test_the_headlines_latency_is_the_one_that_was_judged_last(run: Path) -> None:
@@ -431,5 +488,8 @@ def test_a_bar_holds_the_limit_the_value_and_the_interval() -> None:
 
 
 def test_elements_escape_all_but_markup() -> None:
-    assert el("p", "<", Html("<b>x</b>"), None, ["a", 1], class_='"', title=None).text == '<p class="&quot;">&lt;<b>x</b>a1</p>'
+    assert (
+        el("p", "<", Html("<b>x</b>"), None, ["a", 1], class_='"', title=None).text
+        == '<p class="&quot;">&lt;<b>x</b>a1</p>'
+    )
     assert [significant(value) for value in (0.2114, 12.345, 1234.5, 0)] == ["0.211", "12.3", "1,234", "0"]

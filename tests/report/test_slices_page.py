@@ -18,13 +18,25 @@ example = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(example)
 
 PAIR = {"lost": 9, "gained": 2, "drop_points": 7.0, "drop_ci95": [1.0, 13.0], "mcnemar_p": 0.065}
-SLICE = {"slice": "least sure tenth", "share": 0.1, "margin_below": 0.2, "model": "student.int8.onnx", "against": "teacher.onnx", "top1": 0.43,
-         "reference": 0.5, "n": 100, **PAIR}  # fmt: skip
+SLICE = {
+    "slice": "least sure tenth",
+    "share": 0.1,
+    "margin_below": 0.2,
+    "model": "student.int8.onnx",
+    "against": "teacher.onnx",
+    "top1": 0.43,
+    "reference": 0.5,
+    "n": 100,
+    **PAIR,
+}
 TIMING = {
-    "governor": None, "rounds": 60, "attempts": 3, "other_cores": 0.42,
+    "governor": None,
+    "rounds": 60,
+    "attempts": 3,
+    "other_cores": 0.42,
     "photo": {"pictures": "16 photos of the data set, 640 x 480 pixels", "decoder": "Pillow 12"},
     "sustained": {"sentence": "After 600 s without a pause it is 20% slower."},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -48,8 +60,13 @@ def test_slices_and_worse_classes_are_shown_with_their_pictures(run: Path) -> No
     with np.load(run / "pictures.npz") as stored:
         arrays = dict(stored)
     count = 2
-    extra = {"slice_images": arrays["images"][:count], "slice_labels": np.array([3, 4]), "slice_student": np.array([4, 3]),
-             "slice_margin": np.array([0.1, 0.3]), "slice_name": np.array(["least sure tenth", "class Dress"])}  # fmt: skip
+    extra = {
+        "slice_images": arrays["images"][:count],
+        "slice_labels": np.array([3, 4]),
+        "slice_student": np.array([4, 3]),
+        "slice_margin": np.array([0.1, 0.3]),
+        "slice_name": np.array(["least sure tenth", "class Dress"]),
+    }
     np.savez_compressed(run / "pictures.npz", **arrays, **extra)
 
     html = page(run, slices=[SLICE, {**SLICE, "against": "student.fp32.onnx"}], per_class=classes(run, True))
@@ -57,7 +74,9 @@ def test_slices_and_worse_classes_are_shown_with_their_pictures(run: Path) -> No
     assert 'id="slices"' in html and "Where it got worse" in html
     assert "least sure tenth" in html and "float student" in html and "class Dress" in html and "9 / 2" in html
     assert "Worse beyond chance (5 %, corrected for the number of classes): Dress." in html
-    assert "2 of the pictures that were lost there" in html and "the teacher&#x27;s lead 0.10" in html.replace("'", "&#x27;")
+    assert "2 of the pictures that were lost there" in html and "the teacher&#x27;s lead 0.10" in html.replace(
+        "'", "&#x27;"
+    )
 
 
 def test_no_class_that_got_worse_is_said(run: Path) -> None:
@@ -74,8 +93,14 @@ def test_the_measurement_and_the_second_latency_are_described(run: Path) -> None
 
     html = page(run, latency=TIMING, models=rows)
 
-    assert "60 rounds, measured 3 times because it was disturbed; other processes used 0.42 cores; clock governor: not shown by this host." in html
-    assert "Photo to answer: decoding (Pillow 12), resizing and inference of 16 photos of the data set, 640 x 480 pixels." in html
+    assert (
+        "60 rounds, measured 3 times because it was disturbed; other processes used 0.42 cores; clock governor: not shown by this host."
+        in html
+    )
+    assert (
+        "Photo to answer: decoding (Pillow 12), resizing and inference of 16 photos of the data set, 640 x 480 pixels."
+        in html
+    )
     assert "After 600 s without a pause it is 20% slower." in html
     assert "Photo to answer, p50" in html and "12.5 ms" in html
     assert "<dt>Attempts</dt>" in html and "<dt>Governor</dt>" not in html  # nothing is said of what is null
@@ -85,4 +110,6 @@ def test_a_requirement_names_its_file_precision_and_bytes(run: Path) -> None:
     report = json.loads((run / "report.json").read_text())
     rows = [{**row, "sha256": "cd" * 32, "precision": "int8"} for row in report["requirements"]]
 
-    assert f"student.int8.onnx · int8 · local · sha256 {'cd' * 6} · recipes/mobilenet.yaml:31:12" in page(run, requirements=rows)
+    assert f"student.int8.onnx · int8 · local · sha256 {'cd' * 6} · recipes/mobilenet.yaml:31:12" in page(
+        run, requirements=rows
+    )

@@ -22,7 +22,9 @@ CLASSES = ("red", "green", "blue", "grey")
 TRAIN = Train(epochs=4, batch_size=32, lr=0.1, seed=0, precision="float32", schedule=Schedule(warmup_epochs=0.0))
 DHKD = Distill(method="dhkd", dhkd=Dhkd(hidden=8))
 VERSIONS = {"torch": "1", "onnx": "1", "onnxruntime": "1"}
-TARGET = isa() if isa() in TARGETS else "x86-vnni"  # this machine's: a file for another one is neither timed nor audited, and may saturate
+TARGET = (
+    isa() if isa() in TARGETS else "x86-vnni"
+)  # this machine's: a file for another one is neither timed nor audited, and may saturate
 
 
 def drawn(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -30,7 +32,9 @@ def drawn(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
     labels = np.arange(count) % len(CLASSES)
     tint = np.eye(4, 3, dtype=np.int64)[labels] * random.integers(0, 26, (count, 1))
-    return (random.integers(0, 200, (count, SIDE, SIDE, 3)) + tint[:, None, None, :]).astype(np.uint8), labels.astype(np.int64)
+    return (random.integers(0, 200, (count, SIDE, SIDE, 3)) + tint[:, None, None, :]).astype(np.uint8), labels.astype(
+        np.int64
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,7 +50,9 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Context
     """A fresh working folder by name."""
 
     def make(name: str) -> Context:
-        return Context(tmp_path_factory.mktemp(name), "cpu", Console(quiet=True), tmp_path_factory.getbasetemp() / "cache")
+        return Context(
+            tmp_path_factory.mktemp(name), "cpu", Console(quiet=True), tmp_path_factory.getbasetemp() / "cache"
+        )
 
     return make
 
@@ -55,8 +61,14 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Context
 def data_config(tmp_path_factory: pytest.TempPathFactory) -> Data:
     path = tmp_path_factory.mktemp("npz") / "set.npz"
     (train_images, train_labels), (test_images, test_labels) = drawn(200, 1), drawn(120, 2)
-    np.savez(path, train_images=train_images, train_labels=train_labels, test_images=test_images, test_labels=test_labels,
-             class_names=np.array(CLASSES))  # fmt: skip
+    np.savez(
+        path,
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        class_names=np.array(CLASSES),
+    )
     return Data(source="npz", root=str(path), image_size=SIDE, augment="crop_flip", validation=40, calibration=32)
 
 
@@ -77,31 +89,53 @@ def network(prepared) -> Network:
 
 @pytest.fixture(scope="session")
 def trained_teacher(context, network, training) -> Trained:
-    return teacher.train.run(Candidate(model="resnet8", train=TRAIN), context=context("teacher"), network=network, data=training, weights=None)
+    return teacher.train.run(
+        Candidate(model="resnet8", train=TRAIN),
+        context=context("teacher"),
+        network=network,
+        data=training,
+        weights=None,
+    )
 
 
 @pytest.fixture(scope="session")
 def distilled(context, network, training, trained_teacher) -> Distilled:
     return distill.run.run(
-        DHKD, context=context("distill"), student=network, start="none", weights=None, teacher=trained_teacher, data=training, train=TRAIN
+        DHKD,
+        context=context("distill"),
+        student=network,
+        start="none",
+        weights=None,
+        teacher=trained_teacher,
+        data=training,
+        train=TRAIN,
     )
 
 
 @pytest.fixture(scope="session")
 def stripped(context, network, training, trained_teacher, distilled) -> Stripped:
-    return strip.run.run(DHKD, context=context("strip"), student=network, teacher=trained_teacher, trained=distilled, data=training)
+    return strip.run.run(
+        DHKD, context=context("strip"), student=network, teacher=trained_teacher, trained=distilled, data=training
+    )
 
 
 @pytest.fixture(scope="session")
 def exported(context, stripped, training) -> Exported:
     return convert.run.run(
-        Export(), context=context("convert"), model=stripped.trained, recorded=stripped.predictions, data=training, versions=VERSIONS
+        Export(),
+        context=context("convert"),
+        model=stripped.trained,
+        recorded=stripped.predictions,
+        data=training,
+        versions=VERSIONS,
     )
 
 
 @pytest.fixture(scope="session")
 def exported_teacher(context, trained_teacher, training) -> Exported:
-    return convert.run.run(Export(), context=context("convert"), model=trained_teacher, recorded=None, data=training, versions=VERSIONS)
+    return convert.run.run(
+        Export(), context=context("convert"), model=trained_teacher, recorded=None, data=training, versions=VERSIONS
+    )
 
 
 @pytest.fixture(scope="session")
@@ -129,7 +163,13 @@ def validate_work(context) -> Context:
 @pytest.fixture(scope="session")
 def measured(validate_work, models, prepared) -> Measured:
     return validate.run.run(
-        Validate(warmup=2, repeats=70), context=validate_work, models=models, samples=20, test=data.test(prepared), host={}, versions=VERSIONS
+        Validate(warmup=2, repeats=70),
+        context=validate_work,
+        models=models,
+        samples=20,
+        test=data.test(prepared),
+        host={},
+        versions=VERSIONS,
     )
 
 

@@ -66,11 +66,23 @@ def test_everything_is_shown_where_everything_is_there(whole: Path) -> None:
     assert found["gradients"]["lowest"] == {"classifier": -0.25, "backbone": 0.5} and found["gradients"]["every"] == 7
     assert "Proposition 1" in page and "opposed each other in an epoch&#x27;s mean: classifier." in page
     assert [row["what"] for row in found["calibration"]] == ["teacher", "float student", "int8 student"]
-    assert [row["what"] for row in (*found["correlations"], *found["heads"])] == ["float student", "classifier", "auxiliary head"]
+    assert [row["what"] for row in (*found["correlations"], *found["heads"])] == [
+        "float student",
+        "classifier",
+        "auxiliary head",
+    ]
     assert found["heads"][0]["split"] == "validation" and found["heads"][0]["pictures"] == 40
-    assert [row["role"] for row in found["features"]["networks"]] == ["teacher", "student"] and found["features"]["pictures"] == 40
+    assert [row["role"] for row in found["features"]["networks"]] == ["teacher", "student"] and found["features"][
+        "pictures"
+    ] == 40
     assert {path.stem for path in (whole / "plots").iterdir()} >= {
-        "gradients", "correlation", "correlation-auxiliary", "features-teacher", "features-student", "calibration"}  # fmt: skip
+        "gradients",
+        "correlation",
+        "correlation-auxiliary",
+        "features-teacher",
+        "features-student",
+        "calibration",
+    }
     with np.load(whole / "analysis.npz") as stored:
         assert stored["features_teacher"].shape == (40, 2) and np.isfinite(stored["features_student"]).all()
 
@@ -89,14 +101,22 @@ def test_what_another_run_showed_is_gone_when_it_is_asked_for_no_more(run: Path,
 
     found, page = look(run)
 
-    assert found["against"] == [] and "Side by side" not in page and not (run / "plots" / "against-gradients.svg").exists()
+    assert (
+        found["against"] == [] and "Side by side" not in page and not (run / "plots" / "against-gradients.svg").exists()
+    )
 
 
 def test_without_the_trace_the_cache_and_the_records_it_says_what_to_do(run: Path) -> None:
     found, page = look(run)
-    assert found["gradients"]["sentence"].endswith("record it with: compress run recipes/mobilenet.yaml --set train.trace_gradients=20")
-    assert "kept.json is missing" in found["features"]["sentence"] and found["features"]["sentence"].endswith("compress run recipes/mobilenet.yaml")
-    assert "was not recorded" in page and 'plots/gradients' not in page and not (run / "plots" / "gradients.svg").exists()
+    assert found["gradients"]["sentence"].endswith(
+        "record it with: compress run recipes/mobilenet.yaml --set train.trace_gradients=20"
+    )
+    assert "kept.json is missing" in found["features"]["sentence"] and found["features"]["sentence"].endswith(
+        "compress run recipes/mobilenet.yaml"
+    )
+    assert (
+        "was not recorded" in page and "plots/gradients" not in page and not (run / "plots" / "gradients.svg").exists()
+    )
     assert len(found["calibration"]) == 3 and found["heads"] == []
 
 
@@ -114,7 +134,9 @@ def test_without_scikit_learn_the_rest_still_works(whole: Path, monkeypatch: pyt
     assert found["heads"] and "Drawn by t-SNE" not in page and not (whole / "plots" / "features-teacher.svg").exists()
 
 
-def test_an_onnx_teacher_has_no_features(run: Path, trained_teacher: Any, distilled: Any, stripped: Any, training: Any, dhkd: Any) -> None:
+def test_an_onnx_teacher_has_no_features(
+    run: Path, trained_teacher: Any, distilled: Any, stripped: Any, training: Any, dhkd: Any
+) -> None:
     black = replace(trained_teacher, network=replace(trained_teacher.network, black_box=True, model="theirs.onnx"))
     own = dhkd.alone().model_dump(mode="json", by_alias=True)
     kept.write(Kept(black, distilled, stripped, training, own), run, run.parent)
@@ -147,8 +169,14 @@ def test_many_classes_are_drawn_as_a_picture_and_ten_of_them_are_laid_out() -> N
     from compress.train import Pictures
 
     labels = torch.arange(400) % 100
-    pictures = Pictures(torch.zeros(400, 1, 1, 3, dtype=torch.uint8), labels, torch.arange(0), torch.arange(400), "none", 1)
+    pictures = Pictures(
+        torch.zeros(400, 1, 1, 3, dtype=torch.uint8), labels, torch.arange(0), torch.arange(400), "none", 1
+    )
     drawn = draw(pictures, 100, 0)
-    assert drawn.classes == (0, 11, 22, 33, 44, 55, 66, 77, 88, 99) and set(drawn.labels) == set(range(10)) and len(drawn.index) == 40
+    assert (
+        drawn.classes == (0, 11, 22, 33, 44, 55, 66, 77, 88, 99)
+        and set(drawn.labels) == set(range(10))
+        and len(drawn.index) == 40
+    )
     svg = svg_of(_matrix(np.linspace(-1, 1, 900).reshape(30, 30), 1.0, "A title", [str(n) for n in range(30)]))
     assert "<image" in svg and svg.count("<path") < 100

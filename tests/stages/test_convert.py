@@ -35,10 +35,18 @@ def test_the_file_answers_as_recorded_on_the_validation_pictures(exported, strip
     assert model.contract.mean == pytest.approx(network.normalization.mean)
 
 
-@pytest.mark.parametrize(("difference", "largest", "limit"), [(2e-3, 0.5, "0.001"), (2e-3, 1.5, "0.0015"), (float("nan"), 900.0, "0.9")])
-def test_a_difference_above_the_limit_fails(work, stripped, training, versions, monkeypatch, difference, largest, limit):
+@pytest.mark.parametrize(
+    ("difference", "largest", "limit"), [(2e-3, 0.5, "0.001"), (2e-3, 1.5, "0.0015"), (float("nan"), 900.0, "0.9")]
+)
+def test_a_difference_above_the_limit_fails(
+    work, stripped, training, versions, monkeypatch, difference, largest, limit
+):
     measured = export.convert.parity
-    monkeypatch.setattr(export.convert, "parity", lambda *rest: dataclasses.replace(measured(*rest), max_abs_diff=difference, largest=largest))
+    monkeypatch.setattr(
+        export.convert,
+        "parity",
+        lambda *rest: dataclasses.replace(measured(*rest), max_abs_diff=difference, largest=largest),
+    )
     said = rf"convert resnet8: onnxruntime and torch differ by .* on real pictures \(limit {limit}, for logits that reach {largest:.3g}\)"
     with pytest.raises(StageError, match=said):
         run(work, stripped.trained, stripped.predictions, training, versions)
@@ -75,7 +83,9 @@ def known(monkeypatch, stripped, exported):
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 2])
-def test_predictions_that_differ_from_the_recorded_ones_fail_from_two_on(work, stripped, training, versions, known, wrong):
+def test_predictions_that_differ_from_the_recorded_ones_fail_from_two_on(
+    work, stripped, training, versions, known, wrong
+):
     recorded = np.load(stripped.predictions.path)
     recorded[:wrong] = (recorded[:wrong] + 1) % 4
     np.save(work.work / "recorded.npy", recorded)
@@ -83,7 +93,9 @@ def test_predictions_that_differ_from_the_recorded_ones_fail_from_two_on(work, s
     if wrong < 2:
         assert run(work, stripped.trained, file, training, versions).disagreements == wrong
         return
-    with pytest.raises(StageError, match="convert resnet8: 2 of 40 predictions differ from those recorded when training ended"):
+    with pytest.raises(
+        StageError, match="convert resnet8: 2 of 40 predictions differ from those recorded when training ended"
+    ):
         run(work, stripped.trained, file, training, versions)
 
 
@@ -113,7 +125,15 @@ def test_the_file_says_what_the_application_must_do(work, stripped, training, ve
 
     monkeypatch.setattr(export.convert, "to_onnx", to_onnx)
     told = convert.preprocessing("folder", 18, 16)
-    convert.run.run(Export(), context=work, model=stripped.trained, recorded=None, data=training, versions=versions, preprocessing=told)
+    convert.run.run(
+        Export(),
+        context=work,
+        model=stripped.trained,
+        recorded=None,
+        data=training,
+        versions=versions,
+        preprocessing=told,
+    )
     assert written["contract"].preprocessing == told
     assert [step["step"] for step in told["steps"]] == ["orient", "decode", "resize", "crop"]
     assert told["steps"][2]["short_side"] == 18 and told["steps"][3]["size"] == [16, 16]

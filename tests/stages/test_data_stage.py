@@ -34,7 +34,11 @@ def test_pictures_and_labels_are_the_sources(prepared, data_config):
         for part in ("train", "test"):
             assert (np.load(getattr(prepared, f"{part}_images").path) == stored[f"{part}_images"]).all()
             assert (np.load(getattr(prepared, f"{part}_labels").path) == stored[f"{part}_labels"]).all()
-    assert (prepared.classes, prepared.image_size, prepared.augment) == (("red", "green", "blue", "grey"), 16, "crop_flip")
+    assert (prepared.classes, prepared.image_size, prepared.augment) == (
+        ("red", "green", "blue", "grey"),
+        16,
+        "crop_flip",
+    )
 
 
 def test_only_test_data_names_test_files(prepared, data_config):
@@ -59,7 +63,9 @@ def test_calibration_is_no_part_of_what_training_gets(prepared, data_config):
 
 
 def test_jitter_and_rand_augment_are_part_of_what_training_gets_alone(prepared, data_config):
-    asked = data_config.model_copy(update={"color_jitter": ColorJitter(hue=0.1, contrast=0.4), "rand_augment": RandAugment()})
+    asked = data_config.model_copy(
+        update={"color_jitter": ColorJitter(hue=0.1, contrast=0.4), "rand_augment": RandAugment()}
+    )
     assert data.training(prepared, asked).distortion == Distortion(contrast=0.4, hue=0.1, operations=2, magnitude=9)
     alone = data.training(prepared, data_config.model_copy(update={"color_jitter": ColorJitter(brightness=0.2)}))
     assert alone.distortion == Distortion(brightness=0.2) and data.training(prepared, data_config).distortion is None
@@ -70,7 +76,9 @@ def test_jitter_and_rand_augment_are_part_of_what_training_gets_alone(prepared, 
 def test_a_source_that_is_not_laid_out_as_it_must_be_is_named(work, data_config, tmp_path):
     np.savez(tmp_path / "bad.npz", train_images=np.zeros((4, 16, 16, 3), np.float32))
     with pytest.raises(UsageError, match="bad.npz"):
-        data.prepare.run(data_config.model_copy(update={"root": str(tmp_path / "bad.npz")}), context=work, fingerprint="x")
+        data.prepare.run(
+            data_config.model_copy(update={"root": str(tmp_path / "bad.npz")}), context=work, fingerprint="x"
+        )
 
 
 def test_photos_for_timing_are_jpegs_as_they_are_spread_over_the_test_part(tmp_path):
@@ -80,9 +88,18 @@ def test_photos_for_timing_are_jpegs_as_they_are_spread_over_the_test_part(tmp_p
         picture.save(tmp_path / part / name / f"{number}.{'png' if number == 5 else 'jpg'}")
     (tmp_path / "test" / "blue" / "0.jpg").write_bytes(b"broken")
     photos = data.photos(Data(source="folder", root=str(tmp_path)), tmp_path, count=4)
-    assert [photo.path.relative_to(tmp_path).as_posix() for photo in photos] == ["test/blue/2.jpg", "test/blue/4.jpg", "test/red/1.jpg", "test/red/3.jpg"]
-    assert [photo.sha256 for photo in photos] == [hashlib.sha256(photo.path.read_bytes()).hexdigest() for photo in photos]
+    assert [photo.path.relative_to(tmp_path).as_posix() for photo in photos] == [
+        "test/blue/2.jpg",
+        "test/blue/4.jpg",
+        "test/red/1.jpg",
+        "test/red/3.jpg",
+    ]
+    assert [photo.sha256 for photo in photos] == [
+        hashlib.sha256(photo.path.read_bytes()).hexdigest() for photo in photos
+    ]
     (tmp_path / "test").rename(tmp_path / "val")
     listed = data.photos(Data(source="imagenet", root=str(tmp_path)), tmp_path, count=4)
-    assert [photo.path.relative_to(tmp_path / "val") for photo in listed] == [photo.path.relative_to(tmp_path / "test") for photo in photos]
+    assert [photo.path.relative_to(tmp_path / "val") for photo in listed] == [
+        photo.path.relative_to(tmp_path / "test") for photo in photos
+    ]
     assert data.photos(Data(source="fashion"), None) == ()

@@ -19,11 +19,42 @@ from compress.schema import Device
 from compress.stages import device
 
 DEVICE_KEYS = {
-    "target", "file", "sha256", "precision", "host", "cpu", "onnxruntime", "top1", "agreement", "max_abs_diff", "latency_ms",
+    "target",
+    "file",
+    "sha256",
+    "precision",
+    "host",
+    "cpu",
+    "onnxruntime",
+    "top1",
+    "agreement",
+    "max_abs_diff",
+    "latency_ms",
 } | {
-    "role", "images", "peak_memory_bytes", "ok", "isa", "cores", "memory_bytes", "python", "built_for", "note", "not_timed", "speedup_over", "photos",
-    "first_run_ms", "load_ms", "contaminated", "disturbances", "conditions", "photo_latency_ms", "photo_to_answer", "sustained", "remarks", "provider",
-}  # fmt: skip
+    "role",
+    "images",
+    "peak_memory_bytes",
+    "ok",
+    "isa",
+    "cores",
+    "memory_bytes",
+    "python",
+    "built_for",
+    "note",
+    "not_timed",
+    "speedup_over",
+    "photos",
+    "first_run_ms",
+    "load_ms",
+    "contaminated",
+    "disturbances",
+    "conditions",
+    "photo_latency_ms",
+    "photo_to_answer",
+    "sustained",
+    "remarks",
+    "provider",
+}
 ROOT = Path(__file__).parents[2]
 
 
@@ -60,20 +91,32 @@ def flipped(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("member", ["student.int8.onnx", "samples.npz", "manifest.json", "export/runtime.py"])
 def test_a_changed_byte_is_refused(tmp_path, measured, member):
-    bundle = rewritten(measured.bundle.path, tmp_path / "b.zip", lambda name, content: flipped(content) if name.endswith(member) else content)
-    with pytest.raises(StageError, match=rf"device local: the bundle's verifier ended with [1-9]: .*({member}|Error)") as raised:
+    bundle = rewritten(
+        measured.bundle.path,
+        tmp_path / "b.zip",
+        lambda name, content: flipped(content) if name.endswith(member) else content,
+    )
+    with pytest.raises(
+        StageError, match=rf"device local: the bundle's verifier ended with [1-9]: .*({member}|Error)"
+    ) as raised:
         device.verify_local(bundle, tmp_path)
     assert raised.value.exit_code == 4 and not (tmp_path / "answer.json").exists()
 
 
 def test_a_missing_file_is_refused_and_an_old_answer_does_not_count(tmp_path, measured):
     (tmp_path / "answer.json").write_text(json.dumps({"models": [], "ok": True}))
-    bundle = rewritten(measured.bundle.path, tmp_path / "b.zip", lambda name, content: None if name.endswith("teacher.onnx") else content)
+    bundle = rewritten(
+        measured.bundle.path,
+        tmp_path / "b.zip",
+        lambda name, content: None if name.endswith("teacher.onnx") else content,
+    )
     with pytest.raises(StageError, match="teacher.onnx is missing from the bundle"):
         device.verify_local(bundle, tmp_path)
 
 
-@pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: b"", lambda c: c[:5000] + bytes([c[5000] ^ 0xFF]) + c[5001:]])
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[: len(c) // 2], lambda c: b"", lambda c: c[:5000] + bytes([c[5000] ^ 0xFF]) + c[5001:]]
+)
 def test_a_damaged_zip_is_a_stage_error(tmp_path, measured, damage):
     (tmp_path / "b.zip").write_bytes(damage(measured.bundle.path.read_bytes()))
     with pytest.raises(StageError, match="b.zip is damaged .*; make it again with: compress run"):
@@ -117,9 +160,18 @@ def test_the_verifier_opens_the_bundle_and_the_interpreter_alone(tmp_path, measu
     done = subprocess.run(command, cwd=tmp_path / "bundle", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     paths = {(tmp_path / "bundle" / line).resolve() for line in done.stdout.splitlines() if not line.isdigit()}
-    allowed = [tmp_path / "bundle", answer, *(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))]
-    system = [Path(name) for name in ("/proc", "/sys", "/dev", "/etc", "/usr", "/lib", "/tmp/pymp", sys.base_prefix, sys.prefix)]
-    outside = [path for path in paths if not any(path == place or path.is_relative_to(place) for place in [*allowed, *system])]
+    allowed = [
+        tmp_path / "bundle",
+        answer,
+        *(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")),
+    ]
+    system = [
+        Path(name)
+        for name in ("/proc", "/sys", "/dev", "/etc", "/usr", "/lib", "/tmp/pymp", sys.base_prefix, sys.prefix)
+    ]
+    outside = [
+        path for path in paths if not any(path == place or path.is_relative_to(place) for place in [*allowed, *system])
+    ]
     assert outside == []
     assert not [path for path in paths if path.is_relative_to(ROOT) and not path.is_relative_to(sys.prefix)]
     assert (tmp_path / "bundle" / "student.int8.onnx").resolve() in paths

@@ -16,21 +16,39 @@ from compress.schema import Candidate, Catkd, Distill, Export, Quantize, Simkd
 from compress.stages import convert, data, distill, quantize, strip, teacher
 from tests.stages.conftest import TARGET, TRAIN, VERSIONS
 
-FORMS = {"simkd": Distill(method="simkd", simkd=Simkd(factor=2)), "catkd": Distill(method="catkd", catkd=Catkd(side=2, cat=0.1))}
+FORMS = {
+    "simkd": Distill(method="simkd", simkd=Simkd(factor=2)),
+    "catkd": Distill(method="catkd", catkd=Catkd(side=2, cat=0.1)),
+}
 PLAIN = 77_652  # resnet8 at 4 classes
 
 
 @pytest.fixture(scope="module", params=FORMS)
-def shipped(request: pytest.FixtureRequest, context: Any, network: Network, training: Any) -> tuple[str, Stripped, Exported, Any]:
+def shipped(
+    request: pytest.FixtureRequest, context: Any, network: Network, training: Any
+) -> tuple[str, Stripped, Exported, Any]:
     """Trained for an epoch, stripped, exported."""
     name, config = request.param, FORMS[request.param]
     short = TRAIN.model_copy(update={"epochs": 1})
-    taught = teacher.train.run(Candidate(model="resnet8", train=short), context=context(f"{name}-teacher"), network=network, data=training, weights=None)
+    taught = teacher.train.run(
+        Candidate(model="resnet8", train=short),
+        context=context(f"{name}-teacher"),
+        network=network,
+        data=training,
+        weights=None,
+    )
     given = {"student": network, "teacher": taught, "data": training}
-    distilled = distill.run.run(config, context=context(f"{name}-distill"), start="none", weights=None, train=short, **given)
+    distilled = distill.run.run(
+        config, context=context(f"{name}-distill"), start="none", weights=None, train=short, **given
+    )
     stripped = strip.run.run(config, context=context(f"{name}-strip"), trained=distilled, **given)
     exported = convert.run.run(
-        Export(), context=context(f"{name}-convert"), model=stripped.trained, recorded=stripped.predictions, data=training, versions=VERSIONS
+        Export(),
+        context=context(f"{name}-convert"),
+        model=stripped.trained,
+        recorded=stripped.predictions,
+        data=training,
+        versions=VERSIONS,
     )
     return name, stripped, exported, distilled
 
@@ -64,6 +82,11 @@ def test_the_onnx_file_and_int8_are_made_of_what_ships(shipped, context, prepare
     name, _, exported, _ = shipped
     assert exported.max_abs_diff < 1e-3 and exported.disagreements == 0
     quantized = quantize.run.run(
-        Quantize(), context=context(f"{name}-quantize"), model=exported, data=data.calibration(prepared, data_config), target=TARGET, versions=VERSIONS
+        Quantize(),
+        context=context(f"{name}-quantize"),
+        model=exported,
+        data=data.calibration(prepared, data_config),
+        target=TARGET,
+        versions=VERSIONS,
     )
     assert 0 < quantized.file.bytes < exported.file.bytes

@@ -32,7 +32,10 @@ def test_each_form_is_made_of_both_student_files(work, models, versions, prepare
         ("student.int8.operators.config", "operators", "student.int8.onnx", TARGET),
     ]
     files = {one.name: one for one in made}
-    assert "com.microsoft:QLinearConv" in files["student.int8.ort"].operators and files["student.int8.batch1.onnx"].operators is None
+    assert (
+        "com.microsoft:QLinearConv" in files["student.int8.ort"].operators
+        and files["student.int8.batch1.onnx"].operators is None
+    )
     assert all(one.file == File.of(one.file.path) for one in made)
     images = np.load(prepared.test_images.path)
     source = next(model for model in models if model.name == "student.int8.onnx")

@@ -26,7 +26,12 @@ def test_auto_is_this_machine_and_a_named_target_stays(monkeypatch, here):
 
 @pytest.mark.parametrize(
     ("asked", "found"),
-    [("auto", ["x86-vnni"]), (["arm64", "auto"], ["x86-vnni", "arm64"]), (["auto", "x86-vnni"], ["x86-vnni"]), (["arm64", "x86-avx2"], ["x86-avx2", "arm64"])],
+    [
+        ("auto", ["x86-vnni"]),
+        (["arm64", "auto"], ["x86-vnni", "arm64"]),
+        (["auto", "x86-vnni"], ["x86-vnni"]),
+        (["arm64", "x86-avx2"], ["x86-avx2", "arm64"]),
+    ],
 )
 def test_the_devices_file_is_the_first_of_several(monkeypatch, asked, found):
     monkeypatch.setattr(quantize, "isa", lambda: "x86-vnni")
@@ -42,12 +47,19 @@ def test_a_distant_device_gets_the_first_that_is_named():
 @pytest.mark.parametrize("here", ["x86", "riscv64"])
 def test_an_unknown_machine_is_refused_with_what_to_do(monkeypatch, here):
     monkeypatch.setattr(quantize, "isa", lambda: here)
-    with pytest.raises(UsageError, match=rf"no int8 rule for this machine \({here}\); name one of x86-vnni, x86-avx2, arm64, or set scheme: none"):
+    with pytest.raises(
+        UsageError,
+        match=rf"no int8 rule for this machine \({here}\); name one of x86-vnni, x86-avx2, arm64, or set scheme: none",
+    ):
         quantize.resolve_target("auto", Device())
 
 
 def test_the_record_is_the_files(quantized, exported):
-    assert (quantized.target, quantized.activation_type, quantized.weight_type) == (TARGET, "int8" if TARGET == "arm64" else "uint8", "int8")
+    assert (quantized.target, quantized.activation_type, quantized.weight_type) == (
+        TARGET,
+        "int8" if TARGET == "arm64" else "uint8",
+        "int8",
+    )
     assert quantized.calibration_pictures == 32
     assert quantized.file.bytes < 0.5 * exported.file.bytes
     assert Model.load(quantized.file.path).target == TARGET
@@ -63,7 +75,9 @@ def test_the_ranges_come_from_the_calibration_pictures(work, exported, prepared,
 
     monkeypatch.setattr(export.quantize, "quantize", spy)
     calibration = data.calibration(prepared, data_config)
-    record = quantize.run.run(Quantize(), context=work, model=exported, data=calibration, target="arm64", versions=versions)
+    record = quantize.run.run(
+        Quantize(), context=work, model=exported, data=calibration, target="arm64", versions=versions
+    )
     images, index = calibration_arrays(calibration)
     assert (given[0] == images).all() and not set(index) & set(training_arrays(calibration.training)[3])
     assert (record.target, record.activation_type) == ("arm64", "int8")
@@ -73,7 +87,14 @@ def test_a_file_that_is_no_model_is_a_stage_error(work, exported, prepared, data
     (work.work / "broken.onnx").write_bytes(b"no model")
     broken = dataclasses.replace(exported, file=File.of(work.work / "broken.onnx"))
     with pytest.raises(StageError, match="^quantize: .*cannot load this file"):
-        quantize.run.run(Quantize(), context=work, model=broken, data=data.calibration(prepared, data_config), target="arm64", versions=versions)
+        quantize.run.run(
+            Quantize(),
+            context=work,
+            model=broken,
+            data=data.calibration(prepared, data_config),
+            target="arm64",
+            versions=versions,
+        )
 
 
 def _run(config, work, exported, prepared, data_config, versions, target=TARGET):
@@ -94,7 +115,11 @@ def test_the_recipes_settings_reach_the_file(work, exported, prepared, data_conf
 def test_a_rewritten_float_file_is_what_int8_is_made_from(work, exported, prepared, data_config, versions, monkeypatch):
     given = []
     made = export.quantize.quantize
-    monkeypatch.setattr(export.quantize, "quantize", lambda source, *rest, **options: given.append(source) or made(source, *rest, **options))
+    monkeypatch.setattr(
+        export.quantize,
+        "quantize",
+        lambda source, *rest, **options: given.append(source) or made(source, *rest, **options),
+    )
     copy = work.work / "source.onnx"
     copy.write_bytes(exported.file.path.read_bytes())
 
@@ -107,7 +132,9 @@ def test_search_certifies_few_and_ships_one(work, exported, prepared, data_confi
     record = _run(Quantize(search=True), work, exported, prepared, data_config, versions)
 
     kept = [row for row in record.trials if row["kept"]]
-    assert len(kept) == 3 and all({"drop_points", "drop_ci95", "mcnemar_p"} <= set(row) and row["images"] == 40 for row in kept)
+    assert len(kept) == 3 and all(
+        {"drop_points", "drop_ci95", "mcnemar_p"} <= set(row) and row["images"] == 40 for row in kept
+    )
     (chosen,) = [row for row in record.trials if row["chosen"]]
     assert chosen in kept and chosen["bytes"] == record.file.bytes and record.search.startswith(chosen["name"])
     assert all(row["reason"] and not row["chosen"] for row in record.trials if not row["kept"])
@@ -127,7 +154,10 @@ def test_the_searchs_pictures_set_no_range_and_select_nothing_else(prepared, dat
 def test_too_few_pictures_for_a_search_say_how_many_calibration_may_use(prepared, data_config):
     greedy = data.calibration(prepared, data_config.model_copy(update={"calibration": 150}))
 
-    with pytest.raises(UsageError, match="needs 32 training pictures that calibration does not use, but 10 are left; set data.calibration to 128 or less"):
+    with pytest.raises(
+        UsageError,
+        match="needs 32 training pictures that calibration does not use, but 10 are left; set data.calibration to 128 or less",
+    ):
         quantize._ranking_pictures(greedy)
 
 

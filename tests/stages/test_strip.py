@@ -27,7 +27,11 @@ def test_the_students_tensors_are_those_of_training_bit_for_bit(distilled, strip
 
 
 def test_what_is_dropped_is_listed_and_the_counts_are_a_fresh_networks(stripped):
-    parts = {"0": ("bias", "weight"), "2": ("bias", "num_batches_tracked", "running_mean", "running_var", "weight"), "4": ("bias", "weight")}
+    parts = {
+        "0": ("bias", "weight"),
+        "2": ("bias", "num_batches_tracked", "running_mean", "running_var", "weight"),
+        "4": ("bias", "weight"),
+    }
     assert stripped.dropped == tuple(f"auxiliary.{number}.{name}" for number, names in parts.items() for name in names)
     fresh = build("resnet8", classes=4)
     assert (stripped.trained.params, stripped.trained.macs) == (params(fresh), macs(fresh, 16))
@@ -69,7 +73,9 @@ def test_a_planted_difference_of_one_bit_fails(work, network, trained_teacher, d
         return other
 
     deploying(monkeypatch, change)
-    with pytest.raises(StageError, match="strip: the stripped resnet8 does not answer bit for bit like the trained main head"):
+    with pytest.raises(
+        StageError, match="strip: the stripped resnet8 does not answer bit for bit like the trained main head"
+    ):
         run(work, network, trained_teacher, distilled, training, dhkd)
 
 
@@ -79,7 +85,9 @@ def test_a_method_that_ships_its_head_fails(work, network, trained_teacher, dist
         return student
 
     deploying(monkeypatch, change)
-    with pytest.raises(StageError, match=r"does not fit ResNet: 8|does not fit ResNet: .* unexpected \(auxiliary.0.bias"):
+    with pytest.raises(
+        StageError, match=r"does not fit ResNet: 8|does not fit ResNet: .* unexpected \(auxiliary.0.bias"
+    ):
         run(work, network, trained_teacher, distilled, training, dhkd)
 
 
@@ -101,7 +109,10 @@ def test_another_form_is_held_to_a_limit_that_grows_with_the_logits(network, met
         assert strip.params(shipped) == strip.params(trained.deployed(model))
         with torch.no_grad():
             shipped.fc.weight[0] *= 1.1
-        with pytest.raises(StageError, match=r"away from what was trained; the limit is .* which is 1e-05 times the largest logit above 1 \("):
+        with pytest.raises(
+            StageError,
+            match=r"away from what was trained; the limit is .* which is 1e-05 times the largest logit above 1 \(",
+        ):
             strip._prove(model, shipped, trained, network, images)
 
 
@@ -122,4 +133,9 @@ def test_keys_that_remain_fail(network, monkeypatch):
 
 
 def plain(network):
-    return build_method(Distill(method="none"), student=loading.outline(network), teacher=None, train_labels=torch.zeros(4, dtype=torch.int64))
+    return build_method(
+        Distill(method="none"),
+        student=loading.outline(network),
+        teacher=None,
+        train_labels=torch.zeros(4, dtype=torch.int64),
+    )

@@ -91,14 +91,23 @@ def test_the_mistake_behind_a_low_accuracy_is_named(work, vivid, normalize, said
     fed = dataclasses.replace(right, images=File.of(work.work / "images.npy"))
     wrong = dataclasses.replace(learnt.network, normalization=normalize or learnt.network.normalization)
     with pytest.raises(StageError) as raised:
-        run(Candidate(model="resnet8", weights="file", expect_top1=learnt.top1_validation), context=work, network=wrong, data=fed, weights=learnt.weights)
+        run(
+            Candidate(model="resnet8", weights="file", expect_top1=learnt.top1_validation),
+            context=work,
+            network=wrong,
+            data=fed,
+            weights=learnt.weights,
+        )
     assert said in str(raised.value) and "check normalize" not in str(raised.value)
 
 
 def test_an_accuracy_within_the_interval_of_what_is_expected_passes(work, trained_teacher, training, network):
     expected = min(trained_teacher.top1_validation + 0.03, 0.99)
     config = Candidate(model="resnet8", weights="file", expect_top1=expected)
-    assert run(config, context=work, network=network, data=training, weights=trained_teacher.weights).top1_validation < expected
+    assert (
+        run(config, context=work, network=network, data=training, weights=trained_teacher.weights).top1_validation
+        < expected
+    )
 
 
 def test_a_checkpoint_of_other_classes_gets_a_new_head_where_it_is_trained(work, trained_teacher, training, network):
@@ -120,12 +129,18 @@ def test_the_pictures_prepared_at_random_start_are_the_seeds(work, training, net
         folder = work.work / str(number)
         folder.mkdir()
         config = Candidate(model="resnet8", train=once.model_copy(update={"seed": seed}))
-        results.append(run(config, context=dataclasses.replace(work, work=folder), network=network, data=training, weights=None).weights.sha256)
+        results.append(
+            run(
+                config, context=dataclasses.replace(work, work=folder), network=network, data=training, weights=None
+            ).weights.sha256
+        )
     assert results[0] == results[1] != results[2]
 
 
 def test_embedded_weights_that_do_not_exist_are_missing_with_the_way_out():
-    with pytest.raises(MissingError, match=r"no embedded weights for resnet110 \(there are: .*remove `weights: embedded`"):
+    with pytest.raises(
+        MissingError, match=r"no embedded weights for resnet110 \(there are: .*remove `weights: embedded`"
+    ):
         checkpoints.embedded("resnet110")
 
 
@@ -135,9 +150,13 @@ def candidate(model: str, top1: float, macs_: int) -> Trained:
 
 
 def test_the_best_on_validation_wins_and_the_reason_says_by_how_much():
-    selected = selection.select([candidate("resnet8", 0.70, 5), candidate("resnet20", 0.825, 50), candidate("resnet56", 0.81, 500)])
+    selected = selection.select(
+        [candidate("resnet8", 0.70, 5), candidate("resnet20", 0.825, 50), candidate("resnet56", 0.81, 500)]
+    )
     assert (selected.index, selected.teacher.network.model) == (1, "resnet20")
-    assert selected.reason == "resnet20 has the best validation accuracy: 82.50 %, 1.50 points ahead of resnet56 (81.00 %)"
+    assert (
+        selected.reason == "resnet20 has the best validation accuracy: 82.50 %, 1.50 points ahead of resnet56 (81.00 %)"
+    )
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -171,25 +190,42 @@ def test_the_proxy_decides_and_both_rankings_are_told(tmp_path):
         "the student reaches 45.00 % on 400 validation pictures after 2 epochs on 50 % of the pictures with resnet20, 3.00 [1.72, 5.17] points more than "
         "with resnet56, although resnet56 is stronger by itself (81.00 %)"
     )
-    assert [(row["rank"], row["proxy_rank"], row["chosen"]) for row in rows] == [(3, 3, False), (2, 1, True), (1, 2, False)]
+    assert [(row["rank"], row["proxy_rank"], row["chosen"]) for row in rows] == [
+        (3, 3, False),
+        (2, 1, True),
+        (1, 2, False),
+    ]
     assert rows[1]["proxy_behind_ci95"] is None and rows[0]["proxy_behind_points"] == 5.0
-    assert selection.proxy_line(rows[0]).startswith("teacher resnet8: 70.00 % by itself (rank 3), the student 40.00 % with it (rank 3, 5.00 [")
+    assert selection.proxy_line(rows[0]).startswith(
+        "teacher resnet8: 70.00 % by itself (rank 3), the student 40.00 % with it (rank 3, 5.00 ["
+    )
     assert selection.proxy_line(rows[0]).endswith("] points behind the best)")
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_where_no_difference_is_shown_the_cheaper_teacher_is_taken(tmp_path, order):
-    candidates = [candidate("resnet8", 0.70, 5), candidate("resnet20", 0.80, 50), candidate("resnet56", 0.81, 500)][::order]
+    candidates = [candidate("resnet8", 0.70, 5), candidate("resnet20", 0.80, 50), candidate("resnet56", 0.81, 500)][
+        ::order
+    ]
     selected = selection.select(candidates, proxies_of(tmp_path, *(150, 178, 180)[::order]))
 
     assert selected.teacher.network.model == "resnet20"  # resnet8's student is shown to be worse than the best
-    assert "with resnet56, 0.50 [" in selected.reason and "more than with resnet20: no difference shown, and resnet20 needs fewer" in selected.reason
+    assert (
+        "with resnet56, 0.50 [" in selected.reason
+        and "more than with resnet20: no difference shown, and resnet20 needs fewer" in selected.reason
+    )
     assert [gap is None or gap.shown for gap in selected.behind] == [True, False, True][::order]
     lines = [selection.proxy_line(row) for row in selection.rows(candidates, selected)]
     assert [line.endswith("no difference shown)") for line in lines] == [False, True, False][::order]
 
-    best = selection.select(candidates, proxies_of(tmp_path, *(150, 180, 178)[::order]))  # the best is the cheaper one itself
-    assert best.teacher.network.model == "resnet20" and "with resnet20, 0.50 [" in best.reason and "and resnet20 needs fewer" in best.reason
+    best = selection.select(
+        candidates, proxies_of(tmp_path, *(150, 180, 178)[::order])
+    )  # the best is the cheaper one itself
+    assert (
+        best.teacher.network.model == "resnet20"
+        and "with resnet20, 0.50 [" in best.reason
+        and "and resnet20 needs fewer" in best.reason
+    )
 
 
 def test_equal_proxies_go_to_the_cheaper_teacher_and_without_any_there_is_no_second_ranking(tmp_path):
@@ -200,9 +236,18 @@ def test_equal_proxies_go_to_the_cheaper_teacher_and_without_any_there_is_no_sec
     assert [row["proxy_rank"] for row in selection.rows(candidates, selection.select(candidates))] == [None, None]
 
 
-def test_a_short_distillation_sees_its_share_and_is_judged_on_validation(work, network, training, trained_teacher, dhkd):
+def test_a_short_distillation_sees_its_share_and_is_judged_on_validation(
+    work, network, training, trained_teacher, dhkd
+):
     train = Train(epochs=1, batch_size=16, lr=0.05, seed=0, precision="float32", schedule=Schedule(warmup_epochs=0.0))
-    inputs = {"student": network, "start": "none", "weights": None, "teacher": trained_teacher, "data": training, "train": train}
+    inputs = {
+        "student": network,
+        "start": "none",
+        "weights": None,
+        "teacher": trained_teacher,
+        "data": training,
+        "train": train,
+    }
     short = proxy.run.run(dhkd, context=work, share=0.5, **inputs)
     trained = distil(dhkd, context=work, **inputs, share=0.5)
 
@@ -214,10 +259,20 @@ def test_a_short_distillation_sees_its_share_and_is_judged_on_validation(work, n
 def test_logits_that_float16_cannot_hold_are_refused_before_training(work, network, training, trained_teacher, dhkd):
     assert 0 < trained_teacher.largest_logit < 100  # recorded where it was judged, and no part of a key
     assert sha256_of(trained_teacher) == sha256_of(dataclasses.replace(trained_teacher, largest_logit=None))
-    inputs = {"context": work, "student": network, "start": "none", "weights": None, "data": training, "train": Train(epochs=1, batch_size=16, lr=0.05)}
+    inputs = {
+        "context": work,
+        "student": network,
+        "start": "none",
+        "weights": None,
+        "data": training,
+        "train": Train(epochs=1, batch_size=16, lr=0.05),
+    }
     for largest in (65_505.0, math.nan):
         wild = dataclasses.replace(trained_teacher, largest_logit=largest)
-        with pytest.raises(StageError, match=r"teacher resnet8: its logits reach (6.55e\+04|nan) on the validation pictures, and float16"):
+        with pytest.raises(
+            StageError,
+            match=r"teacher resnet8: its logits reach (6.55e\+04|nan) on the validation pictures, and float16",
+        ):
             distil(dhkd, teacher=wild, **inputs)
 
 
@@ -226,7 +281,9 @@ def foreign(trained: Trained, path: Path) -> tuple[File, tuple[str, ...]]:
     state = checkpoints.read_state(trained.weights.path)
     state["conv1.weight"] = state["conv1.weight"].flip(1)
     state["fc.weight"] = torch.cat([state["fc.weight"], torch.randn(1, 64)])[[3, 4, 0, 2, 1]]
-    state["fc.bias"] = torch.cat([state["fc.bias"], torch.full((1,), 50.0)])[[3, 4, 0, 2, 1]]  # would win everywhere if it were not left out
+    state["fc.bias"] = torch.cat([state["fc.bias"], torch.full((1,), 50.0)])[
+        [3, 4, 0, 2, 1]
+    ]  # would win everywhere if it were not left out
     torch.save({"state_dict": state}, path)
     return File.of(path), ("grey", "purple", "red", "blue", "green")
 
@@ -256,7 +313,9 @@ def test_blue_first_is_named_before_anything_is_distilled(work, vivid):
         run(config, context=work, network=learnt.network, data=data, weights=File.of(work.work / "bgr.pt"))
 
 
-def test_a_teacher_of_another_size_sees_resized_views_teaches_by_its_maps_and_exports(context, network, training, trained_teacher):
+def test_a_teacher_of_another_size_sees_resized_views_teaches_by_its_maps_and_exports(
+    context, network, training, trained_teacher
+):
     larger = dataclasses.replace(network, own_size=24, channels="bgr")
     teacher_of_24 = dataclasses.replace(trained_teacher, network=larger)
     model = loading.network(larger, trained_teacher.weights, "cpu").eval()
@@ -268,12 +327,23 @@ def test_a_teacher_of_another_size_sees_resized_views_teaches_by_its_maps_and_ex
 
     train = Train(epochs=1, batch_size=40, lr=0.05, seed=0, precision="float32", schedule=Schedule(warmup_epochs=0.0))
     taught = distil(
-        Distill(method=("at",)), context=context("at 24"), student=network, start="none", weights=None, teacher=teacher_of_24, data=training, train=train
+        Distill(method=("at",)),
+        context=context("at 24"),
+        student=network,
+        start="none",
+        weights=None,
+        teacher=teacher_of_24,
+        data=training,
+        train=train,
     )
     logits = teacher.predict(model, loading.pictures(training, "cpu").images, 16, network.normalization)
     index = loading.pictures(training, "cpu").validation_index
-    measured = dataclasses.replace(teacher_of_24, top1_validation=teacher.accuracy(logits[index], loading.pictures(training, "cpu").labels[index]))
-    exported = convert.run.run(Export(), context=context("24"), model=measured, recorded=None, data=training, versions={})
+    measured = dataclasses.replace(
+        teacher_of_24, top1_validation=teacher.accuracy(logits[index], loading.pictures(training, "cpu").labels[index])
+    )
+    exported = convert.run.run(
+        Export(), context=context("24"), model=measured, recorded=None, data=training, versions={}
+    )
 
     assert taught.fitted.history[-1]["at"] > 0
     assert exported.max_abs_diff < 1e-3 and exported.disagreements <= 1

@@ -25,9 +25,16 @@ QAT = Quantize(scheme="qat", epochs=2, lr=0.01)
 @pytest.fixture(scope="module")
 def given(exported, stripped, distilled, trained_teacher, prepared, data_config, versions, dhkd, train):
     return {
-        "method": dhkd, "trained": distilled, "stripped": stripped, "model": exported, "teacher": trained_teacher,
-        "data": data.calibration(prepared, data_config), "train": train, "target": "x86-avx2", "versions": versions,
-    }  # fmt: skip
+        "method": dhkd,
+        "trained": distilled,
+        "stripped": stripped,
+        "model": exported,
+        "teacher": trained_teacher,
+        "data": data.calibration(prepared, data_config),
+        "train": train,
+        "target": "x86-avx2",
+        "versions": versions,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +49,29 @@ def tuned_file(context, given, tuned):
 
 
 def test_the_record_says_what_was_trained(tuned, stripped):
-    assert (tuned.epochs, tuned.lr, tuned.target, tuned.top1_float) == (2, 0.01, "x86-avx2", stripped.trained.top1_validation)
+    assert (tuned.epochs, tuned.lr, tuned.target, tuned.top1_float) == (
+        2,
+        0.01,
+        "x86-avx2",
+        stripped.trained.top1_validation,
+    )
     assert tuned.agreement >= 39 / 40 and tuned.mean_abs_diff < 0.05  # one picture of forty may lie between two classes
-    assert len(tuned.history.path.read_text().splitlines()) == 3 and not (tuned.history.path.parent / "check.onnx").exists()
+    assert (
+        len(tuned.history.path.read_text().splitlines()) == 3
+        and not (tuned.history.path.parent / "check.onnx").exists()
+    )
     assert 0 <= tuned.top1_static <= 1 and 0 <= tuned.top1_validation <= 1
 
 
 def test_the_file_holds_the_trained_weights_and_ranges(tuned, tuned_file, exported, given):
     assert tuned_file.scheme == "qat" and Model.load(tuned_file.file.path).target == "x86-avx2"
-    weights, floats = load_file(tuned.weights.path), {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(str(exported.file.path)).graph.initializer}
-    changed = [name for name, value in weights.items() if name in floats and not np.array_equal(value.numpy(), floats[name])]
+    weights, floats = (
+        load_file(tuned.weights.path),
+        {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(str(exported.file.path)).graph.initializer},
+    )
+    changed = [
+        name for name, value in weights.items() if name in floats and not np.array_equal(value.numpy(), floats[name])
+    ]
     assert len(changed) == len(weights)
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(str(tuned_file.file.path)).graph.initializer}
     ranges = json.loads(tuned.ranges.path.read_text())
@@ -74,13 +94,21 @@ def test_the_method_goes_on_where_distillation_ended(context, given, monkeypatch
     seen = {}
 
     def spy(student, method, pictures, **options):
-        seen.update({name: value.clone() for name, value in method.state_dict().items()}, before=options["before"], taps=options["taps"])
+        seen.update(
+            {name: value.clone() for name, value in method.state_dict().items()},
+            before=options["before"],
+            taps=options["taps"],
+        )
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tune, "fit", spy)
     with pytest.raises(KeyboardInterrupt):
         tune.run.run(QAT, context=context("spy"), **given)
-    left = {name.removeprefix("method."): value for name, value in load_file(given["trained"].combined.path).items() if name.startswith("method.")}
+    left = {
+        name.removeprefix("method."): value
+        for name, value in load_file(given["trained"].combined.path).items()
+        if name.startswith("method.")
+    }
     assert left and all(torch.equal(seen[name], value) for name, value in left.items())
     assert seen["before"] == given["trained"].epochs and seen["taps"] == {"pooled": "taps.pooled:out"}
 
@@ -108,11 +136,24 @@ def test_an_interrupted_tuning_ends_with_the_same_bits(context, given, tuned, mo
 
 def test_a_baseline_is_tuned_by_plain_training(context, given, network, training, train):
     plain = Distill(method=("none",))
-    trained = distill.run.run(plain, context=context("plain"), student=network, start="none", weights=None, teacher=None, data=training, train=train)
-    stripped = strip.run.run(plain, context=context("plain"), student=network, teacher=None, trained=trained, data=training)
+    trained = distill.run.run(
+        plain,
+        context=context("plain"),
+        student=network,
+        start="none",
+        weights=None,
+        teacher=None,
+        data=training,
+        train=train,
+    )
+    stripped = strip.run.run(
+        plain, context=context("plain"), student=network, teacher=None, trained=trained, data=training
+    )
     told = {**given, "method": plain, "trained": trained, "teacher": None}
     # the float file of the other student: what is trained is its graph, here only the loss matters
-    found = tune.run.run(QAT.model_copy(update={"epochs": 1}), context=context("plain"), **{**told, "stripped": stripped})
+    found = tune.run.run(
+        QAT.model_copy(update={"epochs": 1}), context=context("plain"), **{**told, "stripped": stripped}
+    )
     assert "ce" in found.history.path.read_text().splitlines()[0] and "bkl" not in found.history.path.read_text()
 
 
@@ -127,7 +168,10 @@ def test_a_map_that_the_graph_does_not_hold_is_refused_by_name(given):
 
 
 def test_a_student_in_another_form_is_refused(given):
-    other = dataclasses.replace(given["stripped"].trained, network=dataclasses.replace(given["stripped"].trained.network, deployed={"kind": "x"}))
+    other = dataclasses.replace(
+        given["stripped"].trained,
+        network=dataclasses.replace(given["stripped"].trained.network, deployed={"kind": "x"}),
+    )
     with pytest.raises(StageError, match="ships another network than it compares with the teacher"):
         tune._student(dataclasses.replace(given["stripped"], trained=other))
 

@@ -1,6 +1,6 @@
 """Make the teacher that ships for the embedded pictures: train it by the recipe beside this file, keep it in half precision with its log.
 
-    python compress/models/weights/make.py [--artifacts DIR]
+python compress/models/weights/make.py [--artifacts DIR]
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def main(artifacts: Path) -> None:
     """Train, then write the weights and the log beside this file."""
     loaded = recipe.load(HERE / "resnet8x4-fashion.yaml")
     console = Console()
-    work = workflow.Workflow(loaded, recipe.resolve(loaded.recipe), Store(artifacts, pipeline.resolve_device("cpu"), console), "teacher")
+    work = workflow.Workflow(
+        loaded, recipe.resolve(loaded.recipe), Store(artifacts, pipeline.resolve_device("cpu"), console), "teacher"
+    )
     trained = work.candidates()[0]
     path = HERE / "resnet8x4-fashion.safetensors"
     checkpoints.save_state(loading.network(trained.network, trained.weights, "cpu"), path, half=True)

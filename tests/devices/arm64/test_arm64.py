@@ -30,9 +30,21 @@ pytestmark = pytest.mark.slow
 
 CPU = "cortex-a76"  # has the dot-product instructions that int8 kernels use
 PACKAGES = (
-    "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libc6", "libgcc-s1", "libstdc++6", "libexpat1", "zlib1g", "libbz2-1.0",
-    "liblzma5", "libffi8", "libuuid1", "libcrypt1", "libssl3",
-)  # fmt: skip
+    "python3.11-minimal",
+    "libpython3.11-minimal",
+    "libpython3.11-stdlib",
+    "libc6",
+    "libgcc-s1",
+    "libstdc++6",
+    "libexpat1",
+    "zlib1g",
+    "libbz2-1.0",
+    "liblzma5",
+    "libffi8",
+    "libuuid1",
+    "libcrypt1",
+    "libssl3",
+)
 RUNTIME = "onnxruntime==1.26.0"  # 1.28 and later crash under qemu 7.2
 PICTURES = 500
 
@@ -54,17 +66,36 @@ def _prepare(folder: Path) -> None:
     (folder / "status").touch()
     sources = "/etc/apt/sources.list.d/debian.sources"
     options = {
-        "APT::Architecture": "arm64", "APT::Architectures::": "arm64", "APT::Sandbox::User": "root", "Dir::State::lists": f"{folder}/lists",
-        "Dir::State::status": f"{folder}/status", "Dir::Cache::archives": f"{folder}/archives", "Dir::Cache::pkgcache": "", "Dir::Cache::srcpkgcache": "",
+        "APT::Architecture": "arm64",
+        "APT::Architectures::": "arm64",
+        "APT::Sandbox::User": "root",
+        "Dir::State::lists": f"{folder}/lists",
+        "Dir::State::status": f"{folder}/status",
+        "Dir::Cache::archives": f"{folder}/archives",
+        "Dir::Cache::pkgcache": "",
+        "Dir::Cache::srcpkgcache": "",
         **({"Dir::Etc::sourcelist": sources, "Dir::Etc::sourceparts": "-"} if Path(sources).is_file() else {}),
-    }  # fmt: skip
+    }
     flags = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
     _run(["apt-get", "update", "-qq", *flags], folder)
     _run(["apt-get", "download", "-qq", *flags, *PACKAGES], folder / "debs")
     for package in sorted((folder / "debs").glob("*.deb")):
         _run(["dpkg-deb", "-x", str(package), str(folder / "root")], folder)
     places = [part for minor in (28, 27, 17) for part in ("--platform", f"manylinux_2_{minor}_aarch64")]
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--python-version", "3.11", "--implementation", "cp", *places]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--python-version",
+        "3.11",
+        "--implementation",
+        "cp",
+        *places,
+    ]
     _run([*pip, "-d", str(folder / "wheels"), RUNTIME, "numpy>=2,<2.4"], folder)
     for wheel in sorted((folder / "wheels").glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
@@ -83,7 +114,18 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     if not (folder / "ready").is_file():
         _prepare(folder)
     root = folder / "root"
-    return [emulator, "-cpu", CPU, "-L", str(root), "-E", f"PYTHONPATH={folder / 'site'}", "-E", f"PYTHONHOME={root / 'usr'}", str(root / "usr/bin/python3.11")]
+    return [
+        emulator,
+        "-cpu",
+        CPU,
+        "-L",
+        str(root),
+        "-E",
+        f"PYTHONPATH={folder / 'site'}",
+        "-E",
+        f"PYTHONHOME={root / 'usr'}",
+        str(root / "usr/bin/python3.11"),
+    ]
 
 
 def _network() -> nn.Module:
@@ -91,12 +133,24 @@ def _network() -> nn.Module:
 
     def block(channels: int, out: int, stride: int) -> nn.Sequential:
         return nn.Sequential(
-            nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False), nn.BatchNorm2d(channels), nn.ReLU6(),
-            nn.Conv2d(channels, out, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU6(),
-        )  # fmt: skip
+            nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU6(),
+            nn.Conv2d(channels, out, 1, bias=False),
+            nn.BatchNorm2d(out),
+            nn.ReLU6(),
+        )
 
     stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
-    return nn.Sequential(stem, block(16, 32, 1), block(32, 64, 2), block(64, 64, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    return nn.Sequential(
+        stem,
+        block(16, 32, 1),
+        block(32, 64, 2),
+        block(64, 64, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +159,10 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     arrays = fashion.load()
-    pictures = {part: np.repeat(np.pad(arrays[f"{part}_images"], ((0, 0), (2, 2), (2, 2)))[..., None], 3, axis=3) for part in ("train", "test")}
+    pictures = {
+        part: np.repeat(np.pad(arrays[f"{part}_images"], ((0, 0), (2, 2), (2, 2)))[..., None], 3, axis=3)
+        for part in ("train", "test")
+    }
     network = _network()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     x = (torch.from_numpy(pictures["train"]).permute(0, 3, 1, 2).float() / 255 - 0.29) / 0.35
@@ -115,20 +172,32 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
         nn.functional.cross_entropy(network(x[index]), y[index]).backward()
         optimizer.step()
     folder = tmp_path_factory.mktemp("shipped")
-    contract = runtime.Contract(tuple(str(i) for i in range(10)), 32, (0.29,) * 3, (0.35,) * 3, "uint8_nhwc", "compress 0")
+    contract = runtime.Contract(
+        tuple(str(i) for i in range(10)), 32, (0.29,) * 3, (0.35,) * 3, "uint8_nhwc", "compress 0"
+    )
     to_onnx(network.eval(), folder / "float.onnx", contract)
     models = [Shipped(folder / "float.onnx", "student", "fp32")]
     for isa in ("arm64", "x86-vnni"):
         quantize(folder / "float.onnx", folder / f"{isa}.onnx", pictures["train"][:64], isa=isa)
         models.append(Shipped(folder / f"{isa}.onnx", "student", "int8", isa))
     chosen = slice(0, PICTURES)
-    return bundle.write(folder / "bundle", models, pictures["test"][chosen], arrays["test_labels"][chosen], resize=32).folder
+    return bundle.write(
+        folder / "bundle", models, pictures["test"][chosen], arrays["test_labels"][chosen], resize=32
+    ).folder
 
 
-def test_the_s8s8_file_is_right_on_arm_kernels(python: list[str], shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_s8s8_file_is_right_on_arm_kernels(
+    python: list[str], shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = Path(shutil.copytree(shipped, tmp_path / "bundle"))
 
-    done = subprocess.run([*python, "-B", "-m", "export.verify", "--json", "../answer.json", "."], cwd=folder, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [*python, "-B", "-m", "export.verify", "--json", "../answer.json", "."],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
 
     assert done.returncode == 0, done.stdout + done.stderr
     answer = json.loads((tmp_path / "answer.json").read_text())
@@ -139,9 +208,15 @@ def test_the_s8s8_file_is_right_on_arm_kernels(python: list[str], shipped: Path,
     with capsys.disabled():
         print(f"\n{answer['host']['architecture']}, onnxruntime {answer['onnxruntime']}, {PICTURES} pictures")
         for name, row in rows.items():
-            print(f"  {name}: top-1 {row['top1']:.4f} on ARM kernels, {x86[name]:.4f} on x86's; agreement {row['agreement']:.4f}, "
-                  f"largest logit difference {row['max_abs_diff']:.3g}")  # fmt: skip
-    assert (answer["host"]["architecture"], answer["host"]["isa"], answer["not_timed"]) == ("aarch64", "arm64", "emulated")
+            print(
+                f"  {name}: top-1 {row['top1']:.4f} on ARM kernels, {x86[name]:.4f} on x86's; agreement {row['agreement']:.4f}, "
+                f"largest logit difference {row['max_abs_diff']:.3g}"
+            )
+    assert (answer["host"]["architecture"], answer["host"]["isa"], answer["not_timed"]) == (
+        "aarch64",
+        "arm64",
+        "emulated",
+    )
     assert answer["host"]["cpu"].startswith("emulated on ") and answer["onnxruntime"] == RUNTIME.partition("==")[2]
     assert rows["float.onnx"]["ok"] is True and rows["float.onnx"]["agreement"] == 1.0
     assert rows["arm64.onnx"]["ok"] is True and rows["arm64.onnx"]["agreement"] >= 0.97

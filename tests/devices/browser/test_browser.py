@@ -67,10 +67,18 @@ def _pictures(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def _network() -> nn.Module:
     torch.manual_seed(0)
     network = nn.Sequential(
-        nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Conv2d(16, 16, 3, 1, 1, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU6(), nn.Conv2d(16, 16, 1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, len(CLASSES)),
-    )  # fmt: skip
+        nn.Conv2d(3, 16, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, 1, 1, groups=16, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU6(),
+        nn.Conv2d(16, 16, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, len(CLASSES)),
+    )
     images, labels = _pictures(512, seed=3)
     x, y = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - 0.45) / 0.25, torch.from_numpy(labels)
     optimizer = torch.optim.Adam(network.parameters(), 0.01)
@@ -88,7 +96,11 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> bundle.Bundle:
     folder = tmp_path_factory.mktemp("shipped")
     network, calibration = _network(), _pictures(64, seed=2)[0]
     for name, layout in (("float", "uint8_nhwc"), ("planes", "float_nchw")):
-        to_onnx(network, folder / f"{name}.onnx", runtime.Contract(CLASSES, SIZE, (0.45,) * 3, (0.25,) * 3, layout, "compress 0"))
+        to_onnx(
+            network,
+            folder / f"{name}.onnx",
+            runtime.Contract(CLASSES, SIZE, (0.45,) * 3, (0.25,) * 3, layout, "compress 0"),
+        )
     models = [Shipped(folder / "float.onnx", "student", "fp32"), Shipped(folder / "planes.onnx", "student", "fp32")]
     for isa in ("web", "arm64"):
         quantize(folder / "float.onnx", folder / f"{isa}.onnx", calibration, isa=isa)
@@ -103,12 +115,18 @@ def _ask(zipped: Path, work: Path, ort: Path, more: str = "", *, limit: float = 
 
 
 @pytest.mark.slow
-def test_a_browser_answers_as_the_machine_that_made_the_bundle(chromium: str, ort: Path, shipped: bundle.Bundle, tmp_path: Path) -> None:
+def test_a_browser_answers_as_the_machine_that_made_the_bundle(
+    chromium: str, ort: Path, shipped: bundle.Bundle, tmp_path: Path
+) -> None:
     answer = _ask(shipped.archive, tmp_path, ort)
 
     rows = {row["file"]: row for row in answer["models"]}
     assert answer["ok"] is True and targets.complaint(answer) is None
-    assert answer["host"]["isa"] == "web" and "HeadlessChrome" in answer["host"]["user_agent"] and answer["host"]["cores"] >= 1
+    assert (
+        answer["host"]["isa"] == "web"
+        and "HeadlessChrome" in answer["host"]["user_agent"]
+        and answer["host"]["cores"] >= 1
+    )
     assert answer["onnxruntime"] == f"onnxruntime-web {ortweb.VERSION}, wasm" and answer["host"]["memory_bytes"] is None
     assert answer["host"]["isolated"] is True and answer["host"]["clock_step_ms"] < 0.02
     for name in ("float.onnx", "planes.onnx"):
@@ -116,14 +134,24 @@ def test_a_browser_answers_as_the_machine_that_made_the_bundle(chromium: str, or
     assert rows["web.onnx"]["ok"] is True and rows["web.onnx"]["agreement"] >= 0.98 and rows["web.onnx"]["top1"] > 0.9
     if runtime.isa() == "x86-vnni":  # unsigned activations, sums of 32 bits on both
         assert rows["web.onnx"]["max_abs_diff"] < 1e-5  # the same integers; their last product is a float's
-    assert rows["arm64.onnx"]["ok"] is None and rows["arm64.onnx"]["note"] == "built for arm64, this is web" and rows["arm64.onnx"]["latency_ms"] is None
+    assert (
+        rows["arm64.onnx"]["ok"] is None
+        and rows["arm64.onnx"]["note"] == "built for arm64, this is web"
+        and rows["arm64.onnx"]["latency_ms"] is None
+    )
     timed = rows["web.onnx"]
     assert timed["latency_ms"]["runs"] in (64, 192) and timed["latency_ms"]["threads"] == 1
     low, high = timed["latency_ms"]["p50_ci95"]
     assert 0 < low <= timed["latency_ms"]["p50"] <= high and set(timed["speedup_over"]) == {"float.onnx", "planes.onnx"}
     assert timed["first_run_ms"] > 0 and timed["load_ms"] > 0 and timed["contaminated"] in (True, False)
-    assert answer["photos"]["status"] == "ok" and answer["photos"]["decoder"] == "the browser" and len(answer["photos"]["pictures"]) == 8
-    assert max(picture["mean_abs_diff"] for picture in answer["photos"]["pictures"]) < 1.0  # the page resizes as training did
+    assert (
+        answer["photos"]["status"] == "ok"
+        and answer["photos"]["decoder"] == "the browser"
+        and len(answer["photos"]["pictures"]) == 8
+    )
+    assert (
+        max(picture["mean_abs_diff"] for picture in answer["photos"]["pictures"]) < 1.0
+    )  # the page resizes as training did
     assert [row["target"] for row in device.rows(answer, "browser")] == ["browser"] * 4 and answer["file"] == "web.onnx"
     if answer["host"]["webgpu"] is None:
         assert answer["remarks"][0].startswith("WebGPU: this browser gives no adapter")
@@ -132,7 +160,9 @@ def test_a_browser_answers_as_the_machine_that_made_the_bundle(chromium: str, or
 
 
 @pytest.mark.slow
-def test_webgpu_in_software_answers_and_is_not_timed(chromium: str, ort: Path, shipped: bundle.Bundle, tmp_path: Path) -> None:
+def test_webgpu_in_software_answers_and_is_not_timed(
+    chromium: str, ort: Path, shipped: bundle.Bundle, tmp_path: Path
+) -> None:
     """A processor that plays a graphics card: WebGPU's own kernels and answers, which nodes they took, and no time."""
     answer = _ask(shipped.archive, tmp_path, ort, "&provider=all", repeats=16)
     if answer["host"]["webgpu"] is None:
@@ -140,15 +170,31 @@ def test_webgpu_in_software_answers_and_is_not_timed(chromium: str, ort: Path, s
 
     (webgpu,) = answer["also"]
     rows = {row["file"]: row for row in webgpu["models"]}
-    assert answer["onnxruntime"].endswith(", wasm") and webgpu["onnxruntime"].endswith(", webgpu") and answer["ok"] is webgpu["ok"] is True
+    assert (
+        answer["onnxruntime"].endswith(", wasm")
+        and webgpu["onnxruntime"].endswith(", webgpu")
+        and answer["ok"] is webgpu["ok"] is True
+    )
     assert rows["float.onnx"]["agreement"] == 1.0 and rows["float.onnx"]["max_abs_diff"] < 1e-3
     for name in ("float.onnx", "planes.onnx"):
         placed = rows[name]["provider"]
-        assert placed["asked"] == browser.WEBGPU and 0 < placed["nodes"] == placed["of"] and placed["sentence"].endswith("nodes ran there")
+        assert (
+            placed["asked"] == browser.WEBGPU
+            and 0 < placed["nodes"] == placed["of"]
+            and placed["sentence"].endswith("nodes ran there")
+        )
     placed = rows["web.onnx"]["provider"]  # WebGPU has no integer kernels for it: what fell back is named
-    assert 0 < placed["nodes"] < placed["of"] and placed["elsewhere"]["QuantizeLinear"] >= 3 and "QuantizeLinear x" in placed["sentence"]
+    assert (
+        0 < placed["nodes"] < placed["of"]
+        and placed["elsewhere"]["QuantizeLinear"] >= 3
+        and "QuantizeLinear x" in placed["sentence"]
+    )
     if answer["host"]["webgpu"]["software"]:
-        assert webgpu["not_timed"] == "a software adapter" and rows["float.onnx"]["latency_ms"] is None and answer["models"][0]["latency_ms"]["p50"] > 0
+        assert (
+            webgpu["not_timed"] == "a software adapter"
+            and rows["float.onnx"]["latency_ms"] is None
+            and answer["models"][0]["latency_ms"]["p50"] > 0
+        )
 
 
 def _changed(shipped: bundle.Bundle, folder: Path, change: Callable[[Path], None], *, signed: bool) -> Path:
@@ -161,7 +207,9 @@ def _changed(shipped: bundle.Bundle, folder: Path, change: Callable[[Path], None
         manifest["samples"]["arrays"] = bundle.npz_layout(copy / "samples.npz")
         (copy / "manifest.json").write_text(json.dumps(manifest))
         names = [*manifest["files"], "manifest.json"]
-        (copy / "checksums.sha256").write_text("".join(f"{hashlib.sha256((copy / name).read_bytes()).hexdigest()}  {name}\n" for name in names))
+        (copy / "checksums.sha256").write_text(
+            "".join(f"{hashlib.sha256((copy / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
+        )
     with zipfile.ZipFile(folder / "b.zip", "w") as archive:
         for path in sorted(path for path in copy.rglob("*") if path.is_file()):
             archive.write(path, f"bundle/{path.relative_to(copy)}")
@@ -181,7 +229,11 @@ def test_wrong_answers_are_named(chromium: str, ort: Path, shipped: bundle.Bundl
 
     assert answer["ok"] is False and [row["ok"] for row in answer["models"]] == [True, True, False, None]
     complaint = targets.complaint(answer)
-    assert complaint is not None and complaint.startswith("wrong answers from web.onnx: it agrees on ") and answer["not_timed"] == "--no-latency"
+    assert (
+        complaint is not None
+        and complaint.startswith("wrong answers from web.onnx: it agrees on ")
+        and answer["not_timed"] == "--no-latency"
+    )
 
 
 @pytest.mark.slow
@@ -190,15 +242,25 @@ def test_a_page_that_breaks_says_why(chromium: str, ort: Path, shipped: bundle.B
         (copy / "float.onnx").write_bytes(b"not a model")
 
     with pytest.raises(StageError, match="^browser: .+") as raised:
-        device.ask(f"browser?ort={ort}", _changed(shipped, tmp_path, broken, signed=True), tmp_path, Settings(latency=False), limit_seconds=60)
+        device.ask(
+            f"browser?ort={ort}",
+            _changed(shipped, tmp_path, broken, signed=True),
+            tmp_path,
+            Settings(latency=False),
+            limit_seconds=60,
+        )
     assert raised.value.exit_code == 4 and "did not answer" not in str(raised.value)
 
 
-def test_a_changed_file_is_refused_before_the_browser_starts(shipped: bundle.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_file_is_refused_before_the_browser_starts(
+    shipped: bundle.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     zipped = _changed(shipped, tmp_path, _other_answers, signed=False)
     for name in ortweb.FILES:
         (tmp_path / name).touch()
-    with pytest.raises(DeviceFailed, match="browser: samples.npz was changed: its sha256 is not the one in checksums.sha256"):
+    with pytest.raises(
+        DeviceFailed, match="browser: samples.npz was changed: its sha256 is not the one in checksums.sha256"
+    ):
         _ask(zipped, tmp_path, tmp_path, "&binary=/bin/true")
 
 
@@ -218,7 +280,9 @@ def test_a_browser_that_ends_at_once(shipped: bundle.Bundle, tmp_path: Path) -> 
         _ask(shipped.archive, tmp_path, tmp_path, "&binary=false")
 
 
-def test_what_is_missing_is_exit_3_and_ends_with_what_to_do(shipped: bundle.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_exit_3_and_ends_with_what_to_do(
+    shipped: bundle.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(browser, "BROWSERS", ("chromium", "google-chrome"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -232,11 +296,16 @@ def test_what_is_missing_is_exit_3_and_ends_with_what_to_do(shipped: bundle.Bund
     assert said("browser") == (
         "browser: neither Chromium nor Chrome is installed here; install it (Debian: apt-get install chromium), or name it: --target 'browser?binary=/path'"
     )
-    assert said("browser?binary=/no/such") == "browser: /no/such is no program; name Chromium or Chrome: --target 'browser?binary=/path'"
+    assert (
+        said("browser?binary=/no/such")
+        == "browser: /no/such is no program; name Chromium or Chrome: --target 'browser?binary=/path'"
+    )
     program = tmp_path / "chromium"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    assert said("browser").startswith("browser: npm is not installed here, which brings onnxruntime-web; install it (Debian: apt-get install npm), or ")
+    assert said("browser").startswith(
+        "browser: npm is not installed here, which brings onnxruntime-web; install it (Debian: apt-get install npm), or "
+    )
     assert said(f"browser?ort={tmp_path}").endswith(f"make it with: npm install onnxruntime-web@{ortweb.VERSION}")
     npm = tmp_path / "npm"
     npm.write_text("#!/bin/sh\necho 'npm error code ENOTFOUND' >&2\nexit 1\n")
@@ -250,9 +319,18 @@ def test_what_is_missing_is_exit_3_and_ends_with_what_to_do(shipped: bundle.Bund
 
 def test_targets_that_are_understood() -> None:
     whole = parse("browser?binary=/opt/chrome&ort=~/ort&provider=wasm")
-    assert (whole.name, whole.scheme, whole.binary, whole.ort, whole.provider) == ("browser", "browser", "/opt/chrome", "~/ort", "wasm")
+    assert (whole.name, whole.scheme, whole.binary, whole.ort, whole.provider) == (
+        "browser",
+        "browser",
+        "/opt/chrome",
+        "~/ort",
+        "wasm",
+    )
     assert parse("browser?provider=webgpu").shown == "browser?provider=webgpu" and parse("browser").provider is None
-    for wrong, why in (("browser?wheels=push", "no option 'wheels'; there are binary, ort, provider"), ("browser?provider=gl", "is wasm, webgpu or all, not")):
+    for wrong, why in (
+        ("browser?wheels=push", "no option 'wheels'; there are binary, ort, provider"),
+        ("browser?provider=gl", "is wasm, webgpu or all, not"),
+    ):
         with pytest.raises(WrongTarget, match=why):
             parse(wrong)
 
@@ -272,7 +350,9 @@ def test_the_server_gives_only_what_it_should(tmp_path: Path) -> None:
         parts = urlsplit(url)
         assert parts.hostname == "127.0.0.1" and parts.port and len(parts.path) > 30
 
-        def get(path: str, method: str = "GET", body: bytes | None = None) -> tuple[int, http.client.HTTPMessage, bytes]:
+        def get(
+            path: str, method: str = "GET", body: bytes | None = None
+        ) -> tuple[int, http.client.HTTPMessage, bytes]:
             connection = http.client.HTTPConnection("127.0.0.1", parts.port or 0, timeout=10)
             connection.request(method, path, body)
             answer = connection.getresponse()
@@ -280,14 +360,30 @@ def test_the_server_gives_only_what_it_should(tmp_path: Path) -> None:
             connection.close()
             return answer.status, answer.headers, content
 
-        for name, kind in (("a.mjs", "text/javascript"), ("b.wasm", "application/wasm"), ("c.onnx", "application/octet-stream")):
+        for name, kind in (
+            ("a.mjs", "text/javascript"),
+            ("b.wasm", "application/wasm"),
+            ("c.onnx", "application/octet-stream"),
+        ):
             status, headers, content = get(f"{parts.path}bundle/{name}")
             assert (status, headers["Content-Type"], content) == (200, kind, name.encode())
-            assert (headers["Cross-Origin-Opener-Policy"], headers["Cross-Origin-Embedder-Policy"]) == ("same-origin", "require-corp")
-        for path in ("/", "/bundle/a.mjs", f"{parts.path}bundle/../secret.txt", f"{parts.path}bundle/%2e%2e/secret.txt", f"{parts.path}ort/a.mjs",
-                     f"{parts.path}bundle/", f"/x{parts.path[1:]}bundle/a.mjs"):  # fmt: skip
+            assert (headers["Cross-Origin-Opener-Policy"], headers["Cross-Origin-Embedder-Policy"]) == (
+                "same-origin",
+                "require-corp",
+            )
+        for path in (
+            "/",
+            "/bundle/a.mjs",
+            f"{parts.path}bundle/../secret.txt",
+            f"{parts.path}bundle/%2e%2e/secret.txt",
+            f"{parts.path}ort/a.mjs",
+            f"{parts.path}bundle/",
+            f"/x{parts.path[1:]}bundle/a.mjs",
+        ):
             assert get(path)[0] == 404, path
-        assert get(f"{parts.path}post/logits?file=a", "POST", b"12")[0] == 200 and heard == [("logits", {"file": "a"}, b"12")]
+        assert get(f"{parts.path}post/logits?file=a", "POST", b"12")[0] == 200 and heard == [
+            ("logits", {"file": "a"}, b"12")
+        ]
         assert get("/post/logits", "POST", b"12")[0] == 404 and len(heard) == 1
         with socket.socket() as outside:  # loopback alone: another address of this machine is free to bind
             outside.bind(("127.0.0.2", parts.port))
@@ -305,9 +401,21 @@ def test_the_page_judges_by_the_verifiers_rules(tmp_path: Path) -> None:
         pytest.skip("needs node; install it with: apt-get install nodejs")
     random = np.random.default_rng(0)
     expected, labels = random.normal(size=(40, 4)).astype(np.float32), random.integers(0, 4, 40)
-    base = {"file": "a", "sha256": "", "role": "student", "precision": "int8", "target": "web", "max_abs_diff": None, "min_agreement": 0.95}
+    base = {
+        "file": "a",
+        "sha256": "",
+        "role": "student",
+        "precision": "int8",
+        "target": "web",
+        "max_abs_diff": None,
+        "min_agreement": 0.95,
+    }
     closer = {**base, "precision": "fp32", "target": None, "max_abs_diff": 0.25}  # exact in float32
-    cases = [(base, expected), ({**base, "target": "arm64"}, expected), *((closer, expected + np.float32(shift)) for shift in (0, 0.25, 0.5))]
+    cases = [
+        (base, expected),
+        ({**base, "target": "arm64"}, expected),
+        *((closer, expected + np.float32(shift)) for shift in (0, 0.25, 0.5)),
+    ]
     for flips in (1, 2, 3, 20):
         moved = expected.copy()
         moved[:flips] = np.roll(moved[:flips], 1, axis=1)
@@ -318,20 +426,35 @@ def test_the_page_judges_by_the_verifiers_rules(tmp_path: Path) -> None:
     samples = {"images": np.zeros((40, 1, 1, 3), np.uint8), "labels": labels, "logits/a": np.round(expected, 3)}
     cases = [(entry, np.round(logits, 3)) for entry, logits in cases]
     ours = [answers.judge({"a": browser._Said(logits)}, [entry], samples, "web")[0] for entry, logits in cases]  # type: ignore[dict-item]
-    listed = [{"entry": entry, "logits": ["nan" if np.isnan(v) else float(v) for v in logits.ravel()],
-               "expected": samples["logits/a"].ravel().tolist(), "labels": labels.tolist()} for entry, logits in cases]  # fmt: skip
+    listed = [
+        {
+            "entry": entry,
+            "logits": ["nan" if np.isnan(v) else float(v) for v in logits.ravel()],
+            "expected": samples["logits/a"].ravel().tolist(),
+            "labels": labels.tolist(),
+        }
+        for entry, logits in cases
+    ]
     script = tmp_path / "judge.mjs"
     shutil.copytree(PAGE, tmp_path / "page")
     (tmp_path / "page" / "package.json").write_text('{"type": "module"}')
     script.write_text(JUDGE.replace("PAGE", (tmp_path / "page").as_posix()))
-    done = subprocess.run(["node", str(script)], capture_output=True, text=True, env={**os.environ, "CASES": json.dumps(listed)}, check=True)
+    done = subprocess.run(
+        ["node", str(script)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CASES": json.dumps(listed)},
+        check=True,
+    )
 
     theirs = json.loads(done.stdout)
     assert {row["ok"] for row in ours} == {True, False, None}
     for our, their in zip(ours, theirs, strict=True):
         assert (our["ok"], our["note"]) == (their["ok"], their["note"])
         assert our["agreement"] == pytest.approx(their["agreement"]) and our["top1"] == pytest.approx(their["top1"])
-        assert our["max_abs_diff"] == (None if their["max_abs_diff"] is None else pytest.approx(their["max_abs_diff"], rel=1e-5, abs=1e-6))
+        assert our["max_abs_diff"] == (
+            None if their["max_abs_diff"] is None else pytest.approx(their["max_abs_diff"], rel=1e-5, abs=1e-6)
+        )
 
 
 def test_the_lock_file_pins_one_version_and_names_no_registry() -> None:
