@@ -20,9 +20,10 @@ test-unit: setup
 	@$(PYTEST) -m "not slow"
 
 lint: setup
-	@$(BIN)/ruff check compress export tests benchmarks
+	@$(BIN)/ruff check compress export tests benchmarks tools
+	@$(BIN)/ruff format --check -q compress export tests benchmarks tools
 	@$(BIN)/mypy
-	@$(BIN)/mypy benchmarks/*.py
+	@$(BIN)/mypy benchmarks/*.py tools/*.py
 
 setup: $(READY)
 

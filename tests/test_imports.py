@@ -129,9 +129,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.exits": ("compress.atomic", "compress.console", "compress.errors"),
     "compress.distributed": ("compress.errors",),
     "compress.store": (*FOUNDATIONS, "compress.allocation", "compress.console", "compress.distributed"),
-    "compress.data.embedded.make_fashion": ("compress.data.*",),  # the script that made the embedded pictures
     "compress.data*": (*FOUNDATIONS, "compress.schema", "compress.hashing", "compress.data.*"),
-    "compress.models.weights.make": ("*",),  # the script that made the embedded teacher
     "compress.models.growth": (),
     "compress.models.onnx_network": ("export.runtime",),
     "compress.models*": (*FOUNDATIONS, "compress.schema", "compress.models", "compress.models.*"),

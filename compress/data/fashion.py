@@ -1,7 +1,7 @@
 """The embedded data: a stratified subset of Fashion-MNIST, read with numpy and the standard library alone.
 
 The file holds, for each part, the pictures' Paeth residuals (as PNG's filter 4), zlib-compressed, and the labels.
-`embedded/make_fashion.py` made it. Source: Xiao, Rasul, Vollgraf 2017 (MIT licence).
+`tools/make_embedded_data.py` made it. Source: Xiao, Rasul, Vollgraf 2017 (MIT licence).
 """
 
 from __future__ import annotations

@@ -127,11 +127,11 @@ def look(link: Link, address: Address) -> Seen:
         lines[1],
         about["executable"],
         version,
-        glibc,
+        glibc,  # type: ignore[arg-type]
         about["bits"],
         about["free"],
         isa_of(lines[1], about["flags"]),
-    )  # type: ignore[arg-type]
+    )
 
 
 def _sync(link: Link, address: Address, seen: Seen, local: Path, sums: dict[str, str], name: str) -> int:

@@ -16,7 +16,7 @@ from compress.data import fashion
 from compress.errors import MissingError, UsageError
 
 COMPLETE = Path(os.environ.get("FASHION_MNIST_DIR", "/usr/share/datasets/fashion-mnist"))
-SCRIPT = fashion.EMBEDDED.parent / "make_fashion.py"
+SCRIPT = Path(__file__).parents[2] / "tools" / "make_embedded_data.py"
 FILE_SHA256 = "9e4743f6dd60cca27c213428893160815c4d379ff0f0ef323c01c09a372b1912"
 PIXELS_SHA256 = {
     "train": "6e644e96c694f0393eb0af88ff2fc351c5064bbaf95b08d74abdb8093e664f37",

@@ -1,6 +1,6 @@
 """Make fashion_mnist.npz, the embedded subset of Fashion-MNIST, from the complete set.
 
-    python compress/data/embedded/make_fashion.py [FOLDER] [--out FILE]
+    python tools/make_embedded_data.py [FOLDER] [--out FILE]
 
 FOLDER holds the four idx files of the set (`train-images-idx3-ubyte.gz` ...), as Debian's package dataset-fashion-mnist installs them
 into /usr/share/datasets/fashion-mnist. 700 training and 500 test pictures of each class, seeded, in the order of the complete set;

@@ -1,6 +1,6 @@
-"""Make the teacher that ships for the embedded pictures: train it by the recipe beside this file, keep it in half precision with its log.
+"""Make the teacher that ships for the embedded pictures: train it by the recipe beside its weights, keep it in half precision with its log.
 
-python compress/models/weights/make.py [--artifacts DIR]
+python tools/make_embedded_teacher.py [--artifacts DIR]
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from compress.console import Console
 from compress.models import checkpoints
 from compress.store import Store
 
-HERE = Path(__file__).parent
+WEIGHTS = Path(__file__).parents[1] / "compress" / "models" / "weights"
 
 
 @click.command()
 @click.option("--artifacts", default=Path("artifacts"), type=click.Path(path_type=Path), show_default=True)
 def main(artifacts: Path) -> None:
-    """Train, then write the weights and the log beside this file."""
-    loaded = recipe.load(HERE / "resnet8x4-fashion.yaml")
+    """Train, then write the weights and the log beside the recipe."""
+    loaded = recipe.load(WEIGHTS / "resnet8x4-fashion.yaml")
     console = Console()
     work = workflow.Workflow(
         loaded, recipe.resolve(loaded.recipe), Store(artifacts, pipeline.resolve_device("cpu"), console), "teacher"
     )
     trained = work.candidates()[0]
-    path = HERE / "resnet8x4-fashion.safetensors"
+    path = WEIGHTS / "resnet8x4-fashion.safetensors"
     checkpoints.save_state(loading.network(trained.network, trained.weights, "cpu"), path, half=True)
     assert trained.history is not None  # it was trained here
     shutil.copyfile(trained.history.path, path.with_suffix(".csv"))
