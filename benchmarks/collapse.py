@@ -20,11 +20,11 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from compress import recipe
-from compress.console import Console
+from compress.core.console import Console
+from compress.core.store import Store
 from compress.pipeline import resolve_device
 from compress.report import plots
 from compress.stages import distill
-from compress.store import Store
 from compress.workflow import Workflow
 from export.runtime import host
 

@@ -23,8 +23,8 @@ import yaml
 from seeds import mean, spread
 
 from compress import pipeline, recipe
-from compress.console import Console
-from compress.errors import CompressError, StageError
+from compress.core.console import Console
+from compress.core.errors import CompressError, StageError
 from compress.statistics import paired_drop
 
 HERE = Path(__file__).parent

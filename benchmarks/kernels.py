@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compress import models
-from compress.allocation import keep_freed_memory
+from compress.core.malloc import keep_freed_memory
 from compress.engine import keep_layout
 from compress.kernels import library, quicker
 from compress.models.sums import Sum

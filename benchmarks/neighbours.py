@@ -23,7 +23,7 @@ import click
 import roofline
 import torch
 
-from compress.allocation import keep_freed_memory
+from compress.core.malloc import keep_freed_memory
 from export.runtime import host
 
 SETTINGS: dict[str, dict[str, str]] = {

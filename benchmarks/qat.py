@@ -26,9 +26,9 @@ from onnx import numpy_helper
 from seeds import mean
 
 from compress import pipeline, recipe
-from compress.console import Console
-from compress.delivery import Exported
-from compress.records import File
+from compress.core.console import Console
+from compress.core.records.base import File
+from compress.core.records.deployment import Exported
 from compress.stages import convert
 from compress.statistics import paired_drop
 from export import graph

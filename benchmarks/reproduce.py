@@ -32,12 +32,12 @@ from compare_methods import METHODS, overrides, published
 from seeds import interval, mean, needed
 
 from compress import exits, pipeline, recipe
-from compress.atomic import write_atomically
-from compress.console import Console, duration
+from compress.core.console import Console, duration
+from compress.core.errors import CompressError, Interrupted, MissingError, UsageError
+from compress.core.files import write_atomically
+from compress.core.store import locked
 from compress.data import cifar, npz
 from compress.data.splits import carve, stratified
-from compress.errors import CompressError, Interrupted, MissingError, UsageError
-from compress.store import locked
 
 HERE = Path(__file__).parent
 MOBILE = ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")

@@ -37,9 +37,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress import engine, models, recorded, schedule
-from compress.allocation import keep_freed_memory
+from compress.core.distributed import ALONE
+from compress.core.malloc import keep_freed_memory
 from compress.data import views
-from compress.distributed import ALONE
 from compress.kernels import quicker
 from compress.methods import build_method
 from compress.models.outline import outline

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from compress import distributed
 from compress.cli import main
+from compress.core import distributed
 
 if __name__ == "__main__":
     code = main()

@@ -15,9 +15,9 @@ import yaml
 from numpy.typing import NDArray
 
 from compress import insight
-from compress.atomic import write_atomically, write_json
-from compress.console import Console
-from compress.errors import MissingError, StageError, UsageError
+from compress.core.console import Console
+from compress.core.errors import MissingError, StageError, UsageError
+from compress.core.files import write_atomically, write_json
 from compress.report.source import arrays_of, curves_of, read_report, shipped, teacher_row
 from compress.standalone import RESOLVED, again
 

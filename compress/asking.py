@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compress.console import Console
-from compress.errors import MissingError, StageError, UsageError
+from compress.core.console import Console
+from compress.core.errors import MissingError, StageError, UsageError
 from export.targets import DeviceFailed, Settings, Unreachable, WrongTarget, parse
 from export.targets import verify as targets
 

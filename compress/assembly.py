@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from compress import device_limits, selection, verdict
-from compress.delivery import Exported, Measured, ModelFile, Packaged, Quantized, Tuned, Verified
+from compress.core.records.base import to_json
+from compress.core.records.deployment import Exported, Measured, ModelFile, Packaged, Quantized, Tuned, Verified
+from compress.core.records.training import Distilled, Prepared, Stripped, Trained
 from compress.models.growth import larger
-from compress.records import to_json
-from compress.results import Distilled, Prepared, Stripped, Trained
 from compress.schema import Recipe
 from compress.selection import Selected
 from compress.shipped import facts

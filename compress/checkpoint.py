@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.atomic import write_atomically
-from compress.errors import StageError
+from compress.core.errors import StageError
+from compress.core.files import write_atomically
 
 HISTORY = "history.csv"
 

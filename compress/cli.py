@@ -12,8 +12,8 @@ import click
 
 from compress import __version__, exits
 from compress.commands import lists, recipes, runs
-from compress.console import say
-from compress.errors import CompressError, Interrupted, UsageError
+from compress.core.console import say
+from compress.core.errors import CompressError, Interrupted, UsageError
 
 
 class Group(click.Group):

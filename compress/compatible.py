@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compress import models
-from compress.errors import UsageError
+from compress.core.errors import UsageError
 from compress.methods import Method, build_method
 from compress.models import catalog, own
 from compress.models.count import macs, params

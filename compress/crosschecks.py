@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import method_rules
-from compress.errors import UsageError
+from compress.core.errors import UsageError
 from compress.explain import Finding, did_you_mean
 from compress.models import catalog
 from compress.schema import Candidate, Choice, Recipe, Train

@@ -8,18 +8,18 @@ import torch
 from torch import nn
 
 from compress import loading, teacher_cache
+from compress.core.errors import StageError
+from compress.core.records.base import File
+from compress.core.records.training import Network, Trained, TrainingData
+from compress.core.store import Context
 from compress.data import stratified, views
-from compress.errors import StageError
 from compress.evaluation import Pictures
 from compress.methods import Method, build_method
 from compress.models.count import macs, params
 from compress.models.growth import larger
 from compress.precision import LARGEST_LOGIT
-from compress.records import File
-from compress.results import Network, Trained, TrainingData
 from compress.schema import Distill, Train
 from compress.step import Teaching
-from compress.store import Context
 from compress.teacher_cache import TeacherCache
 from compress.teacher_network import TeacherNetwork
 from compress.train import Fitted, fit

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from compress import schedule
+from compress.core.records.training import Distortion, Normalization
 from compress.data import views
 from compress.models.contracted import Contracted, inner
 from compress.models.onnx_network import OnnxNetwork
 from compress.precision import exact
-from compress.results import Distortion, Normalization
 from compress.stream import Stream
 
 EVALUATED = 250  # pictures at once where nothing is trained, at least

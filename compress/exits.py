@@ -15,9 +15,9 @@ from types import FrameType, TracebackType
 
 import click
 
-from compress.atomic import write_atomically
-from compress.console import say
-from compress.errors import CompressError, Interrupted, StageError, UsageError
+from compress.core.console import say
+from compress.core.errors import CompressError, Interrupted, StageError, UsageError
+from compress.core.files import write_atomically
 
 FULL, CLOSED = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)  # a disk, and a folder or file
 RESUMABLE = ("run", "teachers")

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compress import loading
+from compress.core.records.base import File
+from compress.core.records.training import Network
 from compress.data import stratified, views
 from compress.evaluation import Pictures, predict
 from compress.kept import Kept
 from compress.methods import Method
 from compress.methods.dhkd import DHKD
 from compress.models.taps import Tapped
-from compress.records import File
-from compress.results import Network
 
 MOST_PICTURES = 1000
 MOST_CLASSES = 10

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compress import subjects
-from compress.errors import UsageError
+from compress.core.errors import UsageError
+from compress.core.records.training import Network, Normalization
 from compress.recipe import Loaded
-from compress.results import Network, Normalization
 from compress.schema import Distill, Export, Recipe
 
 if TYPE_CHECKING:

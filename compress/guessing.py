@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from compress.core.records.deployment import Measured
+from compress.core.records.training import Trained, TrainingData
 from compress.data.splits import carve
-from compress.delivery import Measured
-from compress.results import Trained, TrainingData
 from compress.statistics import wilson
 
 

@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.atomic import write_json
-from compress.errors import MissingError
-from compress.records import File, from_json, to_json
-from compress.results import Distilled, Stripped, Trained, TrainingData
+from compress.core.errors import MissingError
+from compress.core.files import write_json
+from compress.core.records.base import File, from_json, to_json
+from compress.core.records.training import Distilled, Stripped, Trained, TrainingData
+from compress.core.store import files, located, relative
 from compress.schema import Distill
 from compress.standalone import again
-from compress.store import files, located, relative
 
 NAME = "kept.json"
 

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compress import models
+from compress.core.records.base import File, sha256_of
+from compress.core.records.training import Distilled, Network, Trained, TrainingData
 from compress.data import held_images, training_arrays, views
 from compress.data.listing import Listing
 from compress.evaluation import Pictures
@@ -23,8 +25,6 @@ from compress.models.deployed import deployed
 from compress.models.onnx_network import OnnxNetwork
 from compress.models.outline import outline as outline_of
 from compress.precision import autocast, resolve_precision
-from compress.records import File, sha256_of
-from compress.results import Distilled, Network, Trained, TrainingData
 from compress.schema import Distill
 from compress.step import Teaching
 from compress.stream import Stream

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from compress.errors import StageError
+from compress.core.errors import StageError
 
 
 def finite(parameters: Iterable[Tensor]) -> bool:

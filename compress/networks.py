@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from compress.errors import MissingError, UsageError
+from compress.core.errors import MissingError, UsageError
+from compress.core.records.base import File
+from compress.core.records.training import Network, Normalization, Prepared
 from compress.models import catalog, checkpoints, own
-from compress.records import File
-from compress.results import Network, Normalization, Prepared
 from compress.schema import Candidate, Choice, Normalize, Recipe
 from compress.stages import teacher
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from compress.atomic import write_json
-from compress.console import Console
+from compress.core.console import Console
+from compress.core.errors import MissingError, StageError
+from compress.core.files import write_json
 from compress.device_limits import keeps_int8, merge
-from compress.errors import MissingError, StageError
 from compress.schema import Device, Require, Validate
 from compress.standalone import RECIPE, RESOLVED, again
 from compress.summary import ending

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress import yamltree
-from compress.errors import Problem
+from compress.core.errors import Problem
 from compress.explain import did_you_mean
 from compress.schema import METHOD_SECTIONS
 from compress.yamltree import Keys, Place, Tree, dotted

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from compress import assembly, compatible, distributed, kept, recipe, selection, standalone, verdict
-from compress.console import Console
-from compress.errors import MissingError, UsageError
+from compress import assembly, compatible, kept, recipe, selection, standalone, verdict
+from compress.core import distributed
+from compress.core.console import Console
+from compress.core.errors import MissingError, UsageError
+from compress.core.records.base import sha256_of
+from compress.core.store import Store
 from compress.kept import Kept
 from compress.recipe import Loaded
-from compress.records import sha256_of
 from compress.stages import report
-from compress.store import Store
 from compress.workflow import Workflow, places, versions
 from export.conditions import crowded
 

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from compress import plan_limits, plantext, subjects
-from compress.atomic import write_json
-from compress.errors import StageError, UsageError
+from compress.core.errors import StageError, UsageError
+from compress.core.files import write_json
+from compress.core.records.base import File
+from compress.core.records.training import CalibrationData, Normalization, Prepared
+from compress.core.store import Store
 from compress.models import catalog
 from compress.plantext import name_of
-from compress.records import File
-from compress.results import CalibrationData, Normalization, Prepared
 from compress.schema import KNOWN_CLASSES, Choice, Choose, Recipe, Student
 from compress.stages import convert, data, quantize
 from compress.stages import neighbours as neighbours_stage
 from compress.stages import plan as stages
-from compress.store import Store
 from compress.subjects import Subject
 from export.runtime import host, isa, runs_on
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from compress import compatible, float_layers, models, recipe
+from compress.core.errors import CompressError, MissingError, UsageError
 from compress.data import carve, fashion, folder, sources
-from compress.errors import CompressError, MissingError, UsageError
 from compress.models import catalog, checkpoints
 from compress.models.count import macs, params
 from compress.models.hollow import shapes_only

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from compress import crosschecks, yamltree
-from compress.errors import Problem, RecipeError
+from compress.core.errors import Problem, RecipeError
 from compress.explain import explain
 from compress.overrides import apply_overrides, parse_override
 from compress.schema import Candidate, Quantize, Recipe, Section, Train

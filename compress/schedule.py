@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compress.errors import UsageError
+from compress.core.errors import UsageError
 from compress.schema import Train
 
 ROWS = {

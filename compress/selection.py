@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.results import Proxied, Trained
+from compress.core.records.training import Proxied, Trained
 from compress.statistics import paired_drop
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from compress import verdict
-from compress.delivery import Measured, ModelFile
+from compress.core.records.deployment import Measured, ModelFile
 from compress.statistics import drop_from_counts
 
 

@@ -12,15 +12,15 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from compress.core.distributed import Group
+from compress.core.records.training import Distortion
 from compress.data import views
 from compress.data.distort import distorted
-from compress.distributed import Group
 from compress.gradients import aligned_backward, cosine, sum_backward
 from compress.losses.precision import wide
 from compress.methods import Method, Signals
 from compress.precision import autocast
 from compress.reach import Reach
-from compress.results import Distortion
 
 TRACED = ("cos_classifier", "cos_backbone")
 

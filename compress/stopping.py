@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from compress.errors import LostProcess
+from compress.core.errors import LostProcess
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from compress import compatible
-from compress.errors import UsageError
+from compress.core.errors import UsageError
+from compress.core.records.training import Network, Normalization
 from compress.models import catalog, own
 from compress.plantext import name_of
-from compress.results import Network, Normalization
 from compress.schema import Candidate, Choice, Recipe
 
 

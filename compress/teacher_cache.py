@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress.atomic import replacing
+from compress.core.files import replacing
+from compress.core.store import locked
 from compress.precision import rounded
 from compress.schedule import SIDE, rows_at_once
-from compress.store import locked
 
 MEMORY_LIMIT = 2 * 2**30  # bytes; beyond it the teacher simply runs
 PARTS = {

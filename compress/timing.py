@@ -14,9 +14,9 @@ from PIL import Image
 
 import export.measure
 import export.timings
+from compress.core.errors import StageError
+from compress.core.records.base import File
 from compress.data import centre_crop, pictures
-from compress.errors import StageError
-from compress.records import File
 from export import conditions
 from export.rounds import DRIFT
 from export.timings import LatencyResult

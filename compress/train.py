@@ -17,22 +17,22 @@ import torch
 from torch import Tensor, nn
 
 from compress import checkpoint, schedule
-from compress.allocation import keep_freed_memory
 from compress.batches import batches
 from compress.checkpoint import State
 from compress.compiled import release
+from compress.core.distributed import ALONE, Group, synchronise
+from compress.core.errors import Interrupted
+from compress.core.malloc import keep_freed_memory
+from compress.core.records.base import CHECKPOINT
+from compress.core.records.training import Normalization
 from compress.data import views
-from compress.distributed import ALONE, Group, synchronise
 from compress.engine import Rate, classifier_of, engine, keep_layout
-from compress.errors import Interrupted
 from compress.evaluation import Pictures, accuracy, predict
 from compress.kernels import TORCH, quicker
 from compress.meter import Meter
 from compress.methods import Method
 from compress.models.taps import Tapped
 from compress.precision import card, resolve_precision
-from compress.records import CHECKPOINT
-from compress.results import Normalization
 from compress.schema import Train
 from compress.step import TRACED, Batch, Step, Teaching, sgd, traced, trainable
 from compress.stopping import between_steps

@@ -9,17 +9,17 @@ from typing import Any
 
 from compress import __version__, compatible, float_layers, guessing, recipe, selection
 from compress.assembly import Branch, Evidence, model_files
+from compress.core.errors import MissingError, StageError
+from compress.core.records.base import File
+from compress.core.records.deployment import Exported, Measured, ModelFile, Packaged, Tuned, Verified
+from compress.core.records.training import Held, Prepared, Trained, TrainingData
+from compress.core.store import Store
 from compress.data import sources
-from compress.delivery import Exported, Measured, ModelFile, Packaged, Tuned, Verified
-from compress.errors import MissingError, StageError
 from compress.networks import Networks, normalized
 from compress.recipe import Loaded
-from compress.records import File
-from compress.results import Held, Prepared, Trained, TrainingData
 from compress.schema import Distill, Recipe, Schedule, Student, Train
 from compress.shipped import shipping
 from compress.stages import STAGES, data, distill, strip, teacher
-from compress.store import Store
 from export.conditions import crowded
 
 # convert, quantize and validate need onnx and onnxruntime: imported where they are used, so that `--until strip` runs without.

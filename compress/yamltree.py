@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from compress.errors import Problem, RecipeError, UsageError
+from compress.core.errors import Problem, RecipeError, UsageError
 
 Keys = tuple[str | int, ...]  # path to a value: names in sections, 0-based positions in lists
 

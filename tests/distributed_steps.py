@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from compress import distributed
 from compress import train as loop
+from compress.core import distributed
+from compress.core.errors import CompressError
+from compress.core.records.training import Normalization
 from compress.data.listing import Listing, Part, Place, write
-from compress.errors import CompressError
 from compress.methods import Outline, build_method
-from compress.results import Normalization
 from compress.schema import Crd, Dhkd, Distill, Schedule, Train
 from compress.stream import Stream
 from compress.train import Pictures, fit

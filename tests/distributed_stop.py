@@ -19,9 +19,10 @@ import torch
 from distributed_steps import CLASSES, COUNT, SIDE, Progress, Teacher, train
 from torch import Tensor
 
-from compress import checkpoint, distributed
+from compress import checkpoint
+from compress.core import distributed
+from compress.core.errors import CompressError, Interrupted
 from compress.data import views
-from compress.errors import CompressError, Interrupted
 from compress.teacher_cache import TeacherCache
 
 BATCH = 3  # pictures: twelve steps an epoch

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from compress import models, pipeline, recipe
-from compress.console import Console
+from compress.core.console import Console
 from compress.models import count
 
 ROOT = Path(__file__).parents[1]

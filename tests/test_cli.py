@@ -17,7 +17,7 @@ import yaml
 
 from compress import cli, doctor, exits
 from compress.commands import runs
-from compress.errors import CompressError, Interrupted, MissingError, StageError, UsageError
+from compress.core.errors import CompressError, Interrupted, MissingError, StageError, UsageError
 from compress.stages import STAGES
 
 ROOT = Path(__file__).parents[1]

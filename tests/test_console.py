@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from compress import console as console_module
-from compress.console import Console, cell, duration
+from compress.core import console as console_module
+from compress.core.console import Console, cell, duration
 
 ROW = {"epoch": 1, "lr": 0.05, "ce": 0.43119, "top1_validation": 0.854, "images_per_second": 1240.4}
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from compress import cli, recipe
-from compress.console import Console
-from compress.records import from_json, to_json
-from compress.results import Prepared
-from compress.store import Store
+from compress.core.console import Console
+from compress.core.records.base import from_json, to_json
+from compress.core.records.training import Prepared
+from compress.core.store import Store
 from compress.workflow import Workflow
 
 RECIPE = """

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from compress import cli, distilling, loading, models
+from compress.core.records.base import File
+from compress.core.records.training import Network, Normalization
 from compress.models import checkpoints
-from compress.records import File
-from compress.results import Network, Normalization
 from compress.stages import teacher as teachers
 
 pytestmark = pytest.mark.usefixtures("one_thread")

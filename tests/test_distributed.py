@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from compress import cli, distributed, pipeline, precision
-from compress.distributed import ALONE, Group, synchronise
-from compress.errors import MissingError, UsageError
+from compress import cli, pipeline, precision
+from compress.core import distributed
+from compress.core.distributed import ALONE, Group, synchronise
+from compress.core.errors import MissingError, UsageError
 
 SCRIPT = Path(__file__).parent / "distributed_run.py"
 ROOT = Path(__file__).parents[1]
@@ -154,7 +155,7 @@ def test_what_a_process_beside_the_first_fails_of_is_left_to_torchrun(tmp_path, 
     assert "none.yaml: no such recipe" in json.loads(error.read_text())["message"]["message"]
     error.unlink()
     monkeypatch.setattr(
-        "compress.atomic.os.replace", full_disk
+        "compress.core.files.os.replace", full_disk
     )  # torchrun itself would end on a file that is not whole
     assert cli.main(["run", str(tmp_path / "none.yaml")]) == 2 and not list(tmp_path.glob("error*"))
     monkeypatch.setattr("compress.recipe.load", interrupted)  # as torchrun does to those beside the one that failed

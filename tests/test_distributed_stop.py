@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compress.distributed import AGREE
-from compress.errors import Interrupted
+from compress.core.distributed import AGREE
+from compress.core.errors import Interrupted
 from tests.test_distributed import torchrun
 
 pytestmark = pytest.mark.slow

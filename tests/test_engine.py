@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compress import allocation, compiled, engine, loading, models, recorded, train
+from compress import compiled, engine, loading, models, recorded, train
+from compress.core import malloc
+from compress.core.records.training import Distortion, Network, Normalization
 from compress.methods import Method, Outline, build_method
-from compress.results import Distortion, Network, Normalization
 from compress.schema import Dhkd, Distill, Fitnet, Schedule, Train
 from compress.teacher_cache import TeacherCache
 from compress.teacher_network import TeacherNetwork
@@ -292,7 +293,7 @@ def test_gradients_leave_the_global_pooling_in_its_maps_layout():
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_memory_that_a_step_frees_serves_the_next():
     code = (
-        "import resource, sys\nimport torch\nfrom compress.allocation import keep_freed_memory\ntorch.set_num_threads(1)\nkeep_freed_memory()\n"
+        "import resource, sys\nimport torch\nfrom compress.core.malloc import keep_freed_memory\ntorch.set_num_threads(1)\nkeep_freed_memory()\n"
         "def use():\n    for _ in range(20):\n        one, other = torch.ones(2**20), torch.ones(2**21)\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "counts = [use() for _ in range(8)]\nprint(min(after - before for before, after in zip(counts, counts[1:])))\n"  # of seven: others share the kernel
@@ -304,8 +305,8 @@ def test_memory_that_a_step_frees_serves_the_next():
 
 def test_an_environment_that_says_how_to_allocate_is_left_alone(monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
-    monkeypatch.setattr(allocation.ctypes, "CDLL", lambda _: pytest.fail("changed"))
-    allocation.keep_freed_memory()
+    monkeypatch.setattr(malloc.ctypes, "CDLL", lambda _: pytest.fail("changed"))
+    malloc.keep_freed_memory()
 
 
 class Operators(TorchDispatchMode):

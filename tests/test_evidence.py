@@ -16,8 +16,8 @@ import reproduce
 import seeds
 
 from compress import recipe
+from compress.core.errors import UsageError
 from compress.data.splits import carve
-from compress.errors import UsageError
 from compress.schema import METHOD_SECTIONS
 
 ROOT = Path(__file__).parents[1]
@@ -197,7 +197,7 @@ def test_seeds_at_once_end_with_the_process_that_began_them(tmp_path, sent):
         "    Path(sys.argv[-1]).touch(); time.sleep(60)\n"
         f"else:\n    sys.path[:0] = [{str(ROOT / 'benchmarks')!r}, {str(ROOT)!r}]\n    import reproduce\n"
         "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "    from compress.errors import Interrupted\n"
+        "    from compress.core.errors import Interrupted\n"
         "    try:\n        reproduce._at_once(2, 2, Path('log'))\n    except Interrupted as error:\n        print(error)\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)], cwd=tmp_path, stdout=subprocess.PIPE, text=True)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from compress import guessing
-from compress.delivery import Measured
-from compress.records import File
-from compress.results import Network, Normalization, Trained, TrainingData
+from compress.core.records.base import File
+from compress.core.records.deployment import Measured
+from compress.core.records.training import Network, Normalization, Trained, TrainingData
 
 NONE = File(Path("none"), "", 0)
 

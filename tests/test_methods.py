@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress import models
-from compress.errors import UsageError
+from compress.core.errors import UsageError
 from compress.methods import METHODS, Method, Outline, Signals, build_method
 from compress.models import catalog
 from compress.models.count import params

@@ -9,8 +9,8 @@ import torch
 import torch.multiprocessing as processes
 from torch import Tensor
 
-from compress import distributed
-from compress.errors import UsageError
+from compress.core import distributed
+from compress.core.errors import UsageError
 from compress.methods import Outline, Signals, build_method
 from compress.methods.crd import CRD
 from compress.methods.fitnet import regressor

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from compress import loading, models, train
+from compress.core.records.base import File
+from compress.core.records.training import Network, Normalization, Trained, TrainingData
 from compress.data import npy, views
 from compress.methods import METHODS, Method, build_method
 from compress.models import checkpoints
 from compress.models.deployed import deployed as deployed_as
 from compress.models.taps import Tapped
 from compress.precision import autocast, resolve_precision
-from compress.records import File
-from compress.results import Network, Normalization, Trained, TrainingData
 from compress.schema import Catkd, Crd, Distill, Fitnet, Schedule, Simkd, Train
 from compress.teacher_cache import TeacherCache
 from compress.teacher_network import TeacherNetwork

@@ -18,15 +18,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from compress import cli, loading, plan_limits, recipe, schedule, subjects
-from compress.console import Console
+from compress.core.console import Console
+from compress.core.records.base import File
+from compress.core.records.training import Network, Normalization, Streamed, Trained, TrainingData
+from compress.core.store import Context
 from compress.data import fashion, views
 from compress.evaluation import predict
 from compress.models.contracted import Contracted
-from compress.records import File
-from compress.results import Network, Normalization, Streamed, Trained, TrainingData
 from compress.schema import Export
 from compress.stages.plan import draft
-from compress.store import Context
 from export.blackbox import inspect, own_side
 from export.runtime import Contract, ExportError, Model, resizing, write_beside
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from compress import cli, recipe
-from compress.errors import MissingError, RecipeError, UsageError
+from compress.core.errors import MissingError, RecipeError, UsageError
 from compress.methods import Signals, build_method
 from compress.models import build, own
 from compress.models.deployed import deployed

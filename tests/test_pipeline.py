@@ -39,7 +39,7 @@ STAGES = ["data", "teacher", "distill", "strip", "convert", "quantize", "validat
 # `python -m compress`, noting which stage opens a file that holds test pictures (an audit hook sees every open of this process).
 AUDITED = """
 import json, os, runpy, sys
-from compress.console import Console
+from compress.core.console import Console
 stage, opened = "start", []
 def note(event, arguments):
     if event == "open" and not isinstance(arguments[0], int):

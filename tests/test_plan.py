@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 from compress import cli, plan, plan_limits, plantext, recipe
-from compress.errors import RecipeError
+from compress.core.errors import RecipeError
+from compress.core.store import Context
 from compress.report import planned
 from compress.report.source import Source
 from compress.schema import Choice
 from compress.stages import neighbours
-from compress.store import Context
 
 BASE: dict[str, Any] = {
     "name": "tiny",

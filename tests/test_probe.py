@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from compress import cli, models
+from compress.core.errors import UsageError
 from compress.data import npz
-from compress.errors import UsageError
 
 RECIPE = """
 data: {{source: {source}, root: {root}, image_size: 32}}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from compress import recipe
-from compress.errors import RecipeError, UsageError
+from compress.core.errors import RecipeError, UsageError
 from compress.schema import Train, json_schema
 
 RECIPES = Path(__file__).parents[1] / "recipes"

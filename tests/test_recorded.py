@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from compress import batches, cudagraph, engine, loading, models, recorded, teacher_cache, train
+from compress.core.records.base import File
+from compress.core.records.training import Network, Normalization, Trained, TrainingData
 from compress.cudagraph import Graphs
 from compress.data import npy, views
 from compress.methods import build_method
 from compress.models import checkpoints
 from compress.recorded import WARM_UP, Recorded
-from compress.records import File
-from compress.results import Network, Normalization, Trained, TrainingData
 from compress.schema import Crd, Dhkd, Distill, Fitnet, ReviewKd, Schedule, Train
 from compress.step import Step
 from compress.stream import Stream

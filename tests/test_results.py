@@ -9,9 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from compress.delivery import Exported, Extra, Measured, Packaged, Quantized, Verified
-from compress.records import CIRCUMSTANCE, File, from_json, identity, sha256_of, to_json
-from compress.results import Distilled, Network, Normalization, Prepared, Stripped, Trained, TrainingData, Unreadable
+from compress.core.records.base import CIRCUMSTANCE, File, from_json, identity, sha256_of, to_json
+from compress.core.records.deployment import Exported, Extra, Measured, Packaged, Quantized, Verified
+from compress.core.records.training import (
+    Distilled,
+    Network,
+    Normalization,
+    Prepared,
+    Stripped,
+    Trained,
+    TrainingData,
+    Unreadable,
+)
 from compress.schema import Data
 
 A, B = (File(Path(f"/cache/{name}"), name * 64, 7) for name in "ab")

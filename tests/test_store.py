@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from compress.atomic import write_atomically
-from compress.console import Console
-from compress.errors import StageError
-from compress.records import CHECKPOINT, File
+from compress.core.console import Console
+from compress.core.errors import StageError
+from compress.core.files import write_atomically
+from compress.core.records.base import CHECKPOINT, File
+from compress.core.store import Context, Stage, Store, locked
 from compress.schema import Validate
-from compress.store import Context, Stage, Store, locked
 
 
 @dataclass(frozen=True)
@@ -331,7 +331,7 @@ def test_a_lock_without_room_for_a_number_is_a_lock(tmp_path, monkeypatch):
 
     with locked(tmp_path / "x.lock"):
         pass
-    monkeypatch.setattr("compress.store.os.getpid", lambda: full(None))
+    monkeypatch.setattr("compress.core.store.os.getpid", lambda: full(None))
     with locked(tmp_path / "x.lock"):
         assert (tmp_path / "x.lock").read_text() == ""
 

@@ -22,16 +22,16 @@ from safetensors.torch import save_file
 
 from compress import features, loading, models, schedule, train
 from compress.batches import batches
+from compress.core.distributed import Group
+from compress.core.errors import Interrupted, StageError
+from compress.core.records.base import File, identity, sha256_of
+from compress.core.records.training import Distortion, Network, Normalization, TrainingData
 from compress.data import sources, training_arrays, workers
 from compress.data.crops import training_view
 from compress.data.distort import distorted
 from compress.data.listing import Listing, Place
 from compress.data.readahead import ReadAhead
 from compress.data.workers import GRACE, Decoders
-from compress.distributed import Group
-from compress.errors import Interrupted, StageError
-from compress.records import File, identity, sha256_of
-from compress.results import Distortion, Network, Normalization, TrainingData
 from compress.schedule import Shards
 from compress.schema import Data, Dhkd, Distill
 from compress.stages import data

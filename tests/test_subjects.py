@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from compress import loading, recipe, subjects
+from compress.core.records.training import Network, Normalization
 from compress.models.count import macs, params
-from compress.results import Network, Normalization
 from compress.schema import Choice, Recipe
 
 FRAME = subjects.Frame(100, 32, Normalization((0.5,) * 3, (0.25,) * 3))

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from compress import distilling, loading, models, teacher_cache
+from compress.core.records.base import File
+from compress.core.records.training import Distortion, Network, Normalization, Trained, TrainingData
 from compress.data import npy
 from compress.methods import build_method
 from compress.models import checkpoints
 from compress.precision import autocast
-from compress.records import File
-from compress.results import Distortion, Network, Normalization, Trained, TrainingData
 from compress.schema import Dhkd, Distill, Schedule, Train
 from compress.teacher_cache import TeacherCache
 from compress.train import fit

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from compress import cli, recipe
-from compress.errors import RecipeError
+from compress.core.errors import RecipeError
 
 ROOT = Path(__file__).parents[1]
 FLAGSHIP = str(ROOT / "recipes" / "mobilenet.yaml")

@@ -39,9 +39,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, li
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("export.conditions._allowed", lambda: [0])
-        patch.setattr("compress.console.Console.warn", lambda self, text: self.line(f"warning: {text}"))
+        patch.setattr("compress.core.console.Console.warn", lambda self, text: self.line(f"warning: {text}"))
         lines: list[str] = []
-        patch.setattr("compress.console.say", lambda text, stream: lines.append(text))
+        patch.setattr("compress.core.console.say", lambda text, stream: lines.append(text))
         assert (
             cli.main(
                 ["run", "tiny.yaml", "--artifacts", "elsewhere/../A", "--device", "cpu", "--set", "train.epochs=1"]

@@ -20,10 +20,10 @@ from torch.utils._pytree import tree_leaves
 
 from compress import checkpoint, schedule, train
 from compress import precision as arithmetic
-from compress.errors import Interrupted, StageError, UsageError
+from compress.core.errors import Interrupted, StageError, UsageError
+from compress.core.records.training import Normalization
 from compress.methods import Method, Outline, Setting, Signals, build_method
 from compress.methods.plain import Plain
-from compress.results import Normalization
 from compress.schema import Dhkd, Distill, Schedule, Train
 from compress.teacher_cache import TeacherCache
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from compress import allocation, engine, train
+from compress import engine, train
+from compress.core import malloc
 from compress.kernels import TORCH, library
 from compress.schema import Distill
 from tests.test_train import VALIDATION, Net, Recorder, fit, pictures, settings, started
@@ -70,11 +71,11 @@ def test_a_training_on_a_cpu_runs_the_projects_kernels(tmp_path, name):
 
 
 def test_a_training_keeps_freed_memory_before_its_first_step(tmp_path, monkeypatch):
-    for variable in [name for name in allocation.os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
+    for variable in [name for name in malloc.os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
         monkeypatch.delenv(variable)
     told: list[tuple[int, int]] = []
     monkeypatch.setattr(
-        allocation,
+        malloc,
         "ctypes",
         SimpleNamespace(CDLL=lambda _: SimpleNamespace(mallopt=lambda *option: told.append(option))),
     )
@@ -82,8 +83,8 @@ def test_a_training_keeps_freed_memory_before_its_first_step(tmp_path, monkeypat
     fit(tmp_path, *started(NONE), config=settings(epochs=1), progress=Recorder(1, lambda: before.append(set(told))))
     assert before == [
         {
-            (allocation.M_MMAP_THRESHOLD, allocation.LARGEST_MMAP_THRESHOLD),
-            (allocation.M_TRIM_THRESHOLD, allocation.NEVER),
+            (malloc.M_MMAP_THRESHOLD, malloc.LARGEST_MMAP_THRESHOLD),
+            (malloc.M_TRIM_THRESHOLD, malloc.NEVER),
         }
     ]
 

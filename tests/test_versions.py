@@ -60,7 +60,7 @@ RUNNING = (
     *SPLITS,
     *FILES,
     *NETWORKS,
-    "compress/hashing.py",
+    "compress/core/stateless_random.py",
     *(f"compress/data/{name}.py" for name in ("views", "distort", "pixels")),
     "compress/loading.py",
 )

@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 
 from compress import loading, pipeline, recipe, workflow
-from compress.console import Console
+from compress.core.console import Console
+from compress.core.store import Store
 from compress.models import checkpoints
-from compress.store import Store
 
 WEIGHTS = Path(__file__).parents[1] / "compress" / "models" / "weights"
 

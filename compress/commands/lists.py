@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from compress.commands.options import artifacts_option
-from compress.console import say, table
-from compress.errors import MissingError, StageError
+from compress.core.console import say, table
+from compress.core.errors import MissingError, StageError
 
 
 @click.command()

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from compress.errors import UsageError
+from compress.core.errors import UsageError
 
 
 def _device_name(ctx: click.Context, option: click.Parameter, value: str) -> str:

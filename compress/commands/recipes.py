@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from compress.commands.options import artifacts_option, device_option, quiet_option, recipe_options
-from compress.console import Console, say, table
-from compress.errors import UsageError
+from compress.core.console import Console, say, table
+from compress.core.errors import UsageError
 from compress.stages import STAGES
 
 

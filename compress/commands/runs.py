@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from compress.commands.options import artifacts_option, quiet_option, run_argument
-from compress.console import Console, say
-from compress.errors import MissingError
+from compress.core.console import Console, say
+from compress.core.errors import MissingError
 
 
 @click.command()

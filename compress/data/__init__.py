@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from compress.core.errors import StageError
+from compress.core.records.base import File
+from compress.core.records.training import CalibrationData, TestData, TrainingData
 from compress.data.listing import Listing, Place
 from compress.data.splits import calibration_index, carve, stratified
-from compress.errors import StageError
-from compress.records import File
-from compress.results import CalibrationData, TestData, TrainingData
 
 __all__ = [
     "calibration_arrays",

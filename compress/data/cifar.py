@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.errors import MissingError
+from compress.core.errors import MissingError
 
 
 @dataclass(frozen=True)

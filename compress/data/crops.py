@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from compress.hashing import hashed_int
+from compress.core.stateless_random import hashed_int
 
 TRIES = 10
 MARGIN = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 only where the crop keeps this many times the view's pixels along each side

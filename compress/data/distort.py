@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from compress.core.records.training import Distortion
+from compress.core.stateless_random import hashed
 from compress.data import pixels
-from compress.hashing import hashed
-from compress.results import Distortion
 
 JITTER_KEYS = (23, 29, 31, 37)  # of `hashed`: brightness, contrast, saturation, hue
 OPERATION_KEY, SIGN_KEY, KEYS_APART = (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.errors import MissingError, UsageError
+from compress.core.errors import MissingError, UsageError
 
 EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist.npz"
 SIDE = 28

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from compress.core.errors import MissingError, UsageError
 from compress.data import doubts
 from compress.data.splits import allocate
-from compress.errors import MissingError, UsageError
 
 TEST_NAMES = ("test", "val", "valid", "validation")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

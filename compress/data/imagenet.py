@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from compress.core.errors import MissingError, UsageError
 from compress.data.folder import SUFFIXES, compare_classes, subfolders
 from compress.data.listing import Part
-from compress.errors import MissingError, UsageError
 
 MEAN, STD = (
     (0.485, 0.456, 0.406),

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from compress.core.errors import StageError, UsageError
+from compress.core.records.base import File
 from compress.data import npy
-from compress.errors import StageError, UsageError
-from compress.records import File
 
 CHUNK = 256  # pictures decoded before they are handed on
 PROGRESS_SECONDS = 5.0

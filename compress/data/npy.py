@@ -13,8 +13,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from compress.errors import StageError
-from compress.records import File
+from compress.core.errors import StageError
+from compress.core.records.base import File
 
 HEADER_BYTES = 128  # room for any shape here; a multiple of 64, so that a memory-mapped array is aligned
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.errors import MissingError, UsageError
+from compress.core.errors import MissingError, UsageError
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
 

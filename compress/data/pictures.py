@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from compress.results import Unreadable
+from compress.core.records.training import Unreadable
 
 CHUNK = 256  # pictures decoded before they are handed on
 PROGRESS_SECONDS = 5.0

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compress.errors import UsageError
+from compress.core.errors import UsageError
 
 CALIBRATION_STREAM = 1  # calibration draws other numbers than the validation split of the same seed
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compress.hashing import hashed
+from compress.core.stateless_random import hashed
 
 CROP_BOXES = 4096  # resized_crop draws from this many boxes, so that a view stays a small number
 DISTORTIONS = 16  # so often each crop and flip of small pictures is a view of its own where views are distorted further (`data.distort`)

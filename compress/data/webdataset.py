@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from compress.core.errors import MissingError, UsageError
 from compress.data.folder import SUFFIXES, TEST_NAMES
 from compress.data.listing import Part
-from compress.errors import MissingError, UsageError
 
 LABEL_KEYS = ("label", "cls", "class")  # of a .json
 

@@ -23,9 +23,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from compress.core.errors import LostProcess
 from compress.data.crops import training_view
 from compress.data.listing import Listing, Place, evaluation_view
-from compress.errors import LostProcess
 
 CHUNK = 8  # pictures of one task
 AHEAD = 2  # tasks a process that are under way or wait

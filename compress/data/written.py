@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compress.records import File
-from compress.results import Unreadable
+from compress.core.records.base import File
+from compress.core.records.training import Unreadable
 
 
 @dataclass(frozen=True)

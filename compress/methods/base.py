@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from compress.distributed import ALONE, Group
-from compress.errors import UsageError
+from compress.core.distributed import ALONE, Group
+from compress.core.errors import UsageError
 from compress.losses import cross_entropy
 from compress.models.outline import Outline
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.errors import UsageError
+from compress.core.errors import UsageError
 from compress.losses import class_activation, cross_entropy
 from compress.methods.base import Method, Setting, Signals
 from compress.models.deployed import without_bias

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from compress.distributed import Group
-from compress.errors import UsageError
+from compress.core.distributed import Group
+from compress.core.errors import UsageError
 from compress.methods.base import TASK, Method, Setting, Signals
 
 

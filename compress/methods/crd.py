@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.errors import UsageError
-from compress.hashing import hashed
+from compress.core.errors import UsageError
+from compress.core.stateless_random import hashed
 from compress.losses import contrastive_nce
 from compress.methods.base import Method, Setting, Signals
 from compress.schema import Crd

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from compress.errors import UsageError
+from compress.core.errors import UsageError
 from compress.losses import decoupled_kd
 from compress.methods.base import Method, Setting, Signals, ramp
 from compress.schema import Dkd

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.errors import UsageError
+from compress.core.errors import UsageError
 from compress.losses import margin_relu, margins, partial_l2, same_size
 from compress.methods.base import Method, Setting, Signals
 from compress.schema import Ofd

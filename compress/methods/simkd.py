@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.errors import UsageError
+from compress.core.errors import UsageError
 from compress.losses import hint
 from compress.methods.base import Method, Setting, Signals
 from compress.models.deployed import projected, projector

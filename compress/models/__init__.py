@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from compress.errors import UsageError
+from compress.core.errors import UsageError
 from compress.models import catalog
 
 if TYPE_CHECKING:

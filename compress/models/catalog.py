@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from compress.errors import UsageError
+from compress.core.errors import UsageError
 from compress.models import roles
 from compress.models.roles import Roles
 

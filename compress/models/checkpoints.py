@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from compress.errors import MissingError, StageError, UsageError
+from compress.core.errors import MissingError, StageError, UsageError
 
 PICKLES = (".pt", ".pth", ".bin")
 WRAPPERS = ("state_dict", "model", "model_state", "net", "weights")  # where training scripts put the state dict

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from compress.errors import UsageError
+from compress.core.errors import UsageError
 from compress.models import catalog, own
 from compress.models.catalog import NetworkInfo
 

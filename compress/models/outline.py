@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from compress.errors import StageError, UsageError
+from compress.core.errors import StageError, UsageError
 from compress.models import catalog, own
 from compress.models.catalog import NetworkInfo
 from compress.models.hollow import shapes_only

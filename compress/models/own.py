@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.errors import MissingError, UsageError
+from compress.core.errors import MissingError, UsageError
+from compress.core.records.base import sha256_of
 from compress.models import catalog
 from compress.models.catalog import NetworkInfo
 from compress.models.roles import Roles
 from compress.models.taps import Tapped
-from compress.records import sha256_of
 
 PARTS = ("stages", "pre", "norms", "pool")  # of a network's attribute `taps`
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from compress.errors import StageError, UsageError
+from compress.core.errors import StageError, UsageError
 from compress.models.catalog import did_you_mean
 
 _TAP = re.compile(

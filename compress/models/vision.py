@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compress.errors import MissingError, UsageError
+from compress.core.errors import MissingError, UsageError
 from compress.models.catalog import NetworkInfo, did_you_mean
 from compress.models.checkpoints import read_state
 

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from compress.atomic import write_atomically
+from compress.core.files import write_atomically
 from compress.report import (
     devices,
     evidence,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.errors import MissingError, StageError
+from compress.core.errors import MissingError, StageError
 from compress.statistics import per_class, top_k_correct
 
 CONTRACT = (

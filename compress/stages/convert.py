@@ -13,13 +13,13 @@ import export.blackbox
 import export.convert
 import export.rewrites
 from compress import __version__, loading
+from compress.core.errors import StageError
+from compress.core.records.base import File
+from compress.core.records.deployment import Exported
+from compress.core.records.training import Trained, TrainingData
+from compress.core.store import Context, Stage
 from compress.data import views
-from compress.delivery import Exported
-from compress.errors import StageError
-from compress.records import File
-from compress.results import Trained, TrainingData
 from compress.schema import Export
-from compress.store import Context, Stage
 from export.runtime import FOREIGN, Contract, ExportError, Model, write_beside
 
 PARITY_LIMIT = 1e-3  # largest |logit difference| between torch and onnxruntime, of logits of magnitude 1; of larger ones in proportion

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from compress.core.records.base import File
+from compress.core.records.training import CalibrationData, Distortion, Held, Prepared, Streamed, TestData, TrainingData
+from compress.core.store import Context, Stage
 from compress.data import folder, imagenet, listing, sources, training_arrays
 from compress.data.streamed import decode
-from compress.records import File
-from compress.results import CalibrationData, Distortion, Held, Prepared, Streamed, TestData, TrainingData
 from compress.schema import Data
-from compress.store import Context, Stage
 
 
 def _prepare(config: Data, *, context: Context, fingerprint: str) -> Prepared:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from compress.asking import ask
-from compress.delivery import Verified
-from compress.errors import MissingError, StageError
-from compress.records import File
+from compress.core.errors import MissingError, StageError
+from compress.core.records.base import File
+from compress.core.records.deployment import Verified
+from compress.core.store import Context, Stage
 from compress.schema import Device
-from compress.store import Context, Stage
 from export.targets import Settings
 from export.targets import verify as targets
 

@@ -8,11 +8,11 @@ from safetensors.torch import save
 from torch import nn
 
 from compress import checkpoint
+from compress.core.records.base import File
+from compress.core.records.training import Distilled, Network, Trained, TrainingData
+from compress.core.store import Context, Stage
 from compress.distilling import distil
-from compress.records import File
-from compress.results import Distilled, Network, Trained, TrainingData
 from compress.schema import Distill, Train
-from compress.store import Context, Stage
 
 
 def _run(

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from compress import models
+from compress.core.store import Context, Stage
 from compress.models import catalog, count
 from compress.models.hollow import hollow
 from compress.plantext import name_of
 from compress.schema import Choice
-from compress.store import Context, Stage
 
 WIDTHS = (0.25, 0.35, 0.5, 0.75, 1.0, 1.4)  # tried of a network that takes any width
 SIMILAR = 8.0  # a neighbour has at most so many times the student's multiply-accumulates, or the student its

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import export.convert
 import export.minimal
-from compress.delivery import Extra, ModelFile, Packaged
-from compress.errors import StageError
-from compress.records import File
+from compress.core.errors import StageError
+from compress.core.records.base import File
+from compress.core.records.deployment import Extra, ModelFile, Packaged
+from compress.core.store import Context, Stage
 from compress.schema import Export
-from compress.store import Context, Stage
 from export.runtime import ExportError
 
 

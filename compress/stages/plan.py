@@ -23,13 +23,13 @@ import export.rewrites
 import export.timings
 from compress import __version__, loading
 from compress.asking import ask
+from compress.core.errors import StageError, UsageError
+from compress.core.records.base import File
+from compress.core.records.training import CalibrationData, Network
+from compress.core.store import Context, Stage
 from compress.data import calibration_arrays, views
-from compress.errors import StageError, UsageError
 from compress.models.count import macs, params
-from compress.records import File
-from compress.results import CalibrationData, Network
 from compress.schema import Device, Export
-from compress.store import Context, Stage
 from export.bundle import Shipped
 from export.runtime import FOREIGN, Contract, ExportError, copy_model, isa, runs_on, write_beside
 from export.targets import Settings

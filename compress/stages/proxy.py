@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from compress import loading
+from compress.core.records.base import File
+from compress.core.records.training import Network, Proxied, Trained, TrainingData
+from compress.core.store import Context, Stage
 from compress.distilling import distil
 from compress.evaluation import predict
-from compress.records import File
-from compress.results import Network, Proxied, Trained, TrainingData
 from compress.schema import Distill, Train
-from compress.store import Context, Stage
 
 
 def _run(

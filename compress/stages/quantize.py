@@ -16,15 +16,15 @@ from safetensors.numpy import load_file
 import export.quantize
 import export.search
 from compress import statistics
-from compress.console import Console
+from compress.core.console import Console
+from compress.core.errors import MissingError, StageError, UsageError
+from compress.core.records.base import File
+from compress.core.records.deployment import Exported, Quantized, Tuned
+from compress.core.records.training import CalibrationData
+from compress.core.store import Context, Stage
 from compress.data import calibration_arrays, calibration_index, centre_crop, training_arrays
 from compress.data.splits import shuffled
-from compress.delivery import Exported, Quantized, Tuned
-from compress.errors import MissingError, StageError, UsageError
-from compress.records import File
-from compress.results import CalibrationData
 from compress.schema import Device, Quantize
-from compress.store import Context, Stage
 from export.quantize import Prepared, Settings
 from export.runtime import TARGETS, ExportError, isa, runs_on
 from export.search import PICTURES, Trial

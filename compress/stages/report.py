@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from compress.assembly import Evidence, assemble
-from compress.atomic import write_json
-from compress.records import File
+from compress.core.files import write_json
+from compress.core.records.base import File
 from compress.shipped import shipping
 
 

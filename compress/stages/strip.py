@@ -9,17 +9,17 @@ import torch
 from torch import nn
 
 from compress import loading
+from compress.core.errors import StageError
+from compress.core.records.base import File
+from compress.core.records.training import Distilled, Network, Stripped, Trained, TrainingData
+from compress.core.store import Context, Stage
 from compress.data import views
-from compress.errors import StageError
 from compress.evaluation import accuracy, predict
 from compress.methods import Method, Signals
 from compress.models import checkpoints
 from compress.models.count import macs, params
 from compress.models.taps import Tapped
-from compress.records import File
-from compress.results import Distilled, Network, Stripped, Trained, TrainingData
 from compress.schema import Distill
-from compress.store import Context, Stage
 
 # Largest |logit difference| of a student that ships in another form, times the largest |logit| where that is above 1: sums are taken in another order
 # then, and float32 rounds at 6e-8 of what is added up. A bias that should be gone, or a projector that is not the trained one, moves logits by far more.

@@ -12,18 +12,18 @@ import torch
 from torch import nn
 
 from compress import checkpoint, faults, loading
+from compress.core.errors import StageError, UsageError
+from compress.core.records.base import File
+from compress.core.records.training import Network, Trained, TrainingData
+from compress.core.store import Context, Stage
 from compress.data import views
-from compress.errors import StageError, UsageError
 from compress.evaluation import Pictures, accuracy, predict
 from compress.methods import build_method
 from compress.models import checkpoints
 from compress.models.contracted import inner
 from compress.models.count import macs, params
-from compress.records import File
-from compress.results import Network, Trained, TrainingData
 from compress.schema import Candidate, Distill
 from compress.statistics import wilson
-from compress.store import Context, Stage
 from compress.train import fit
 
 REMEDIES = {  # what the candidate's section should say

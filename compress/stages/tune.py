@@ -18,18 +18,18 @@ from torch import nn
 import export.quantize
 import export.search
 from compress import checkpoint, loading
+from compress.core.errors import StageError
+from compress.core.records.base import File
+from compress.core.records.deployment import Exported, Tuned
+from compress.core.records.training import CalibrationData, Distilled, Stripped, Trained
+from compress.core.store import Context, Stage
 from compress.data import calibration_arrays, views
-from compress.delivery import Exported, Tuned
 from compress.distilling import say_teaching
-from compress.errors import StageError
 from compress.evaluation import Pictures, accuracy, predict
 from compress.methods import Method, build_method
 from compress.models import checkpoints
 from compress.models.taps import Tapped
-from compress.records import File
-from compress.results import CalibrationData, Distilled, Stripped, Trained
 from compress.schema import Distill, Quantize, Schedule, Train
-from compress.store import Context, Stage
 from compress.train import Teaching, fit
 from export.quantize import Prepared, Settings
 from export.runtime import ExportError

@@ -18,13 +18,13 @@ import export.measure
 import export.sustained
 import export.timings
 from compress import faults, slices, statistics, timing
+from compress.core.errors import StageError
+from compress.core.records.base import File
+from compress.core.records.deployment import Measured, ModelFile
+from compress.core.records.training import TestData
+from compress.core.store import Context, Stage
 from compress.data import stratified, test_arrays
-from compress.delivery import Measured, ModelFile
-from compress.errors import StageError
-from compress.records import File
-from compress.results import TestData
 from compress.schema import Validate
-from compress.store import Context, Stage
 from export.runtime import ExportError, Model, copy_model, cores, isa, runs_on, saturates
 from export.timings import LatencyResult
 

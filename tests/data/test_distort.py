@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from compress.core.records.training import Distortion
+from compress.core.stateless_random import hashed
 from compress.data import distort, pixels, views
-from compress.hashing import hashed
-from compress.results import Distortion
 
 v2 = pytest.importorskip("torchvision.transforms.v2", reason="torchvision is what these operations are compared with")
 ops = v2.functional
@@ -176,7 +176,7 @@ def test_distorted_views_are_more_and_have_the_same_crops(augment: str, count: i
 
 
 def test_a_distortion_is_part_of_a_key_only_where_there_is_one() -> None:
-    from compress.records import identity
+    from compress.core.records.base import identity
 
     keys = [identity(dataclasses.replace(BOTH, **change)) for change in ({}, {"hue": 0.2}, {"magnitude": 10})]
     assert keys[0] != keys[1] != keys[2] != keys[0]

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from compress import schema
+from compress.core.errors import CompressError, MissingError, StageError, UsageError
+from compress.core.records.training import Prepared
 from compress.data import folder, load_images, load_labels, pictures, sources
-from compress.errors import CompressError, MissingError, StageError, UsageError
-from compress.results import Prepared
 
 RED, BLUE = (220, 20, 20), (20, 20, 220)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from compress.core.errors import UsageError
 from compress.data import splits
-from compress.errors import UsageError
 
 LABELS = np.repeat(np.arange(4), [40, 30, 20, 10])[np.random.default_rng(1).permutation(100)]
 

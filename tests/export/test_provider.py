@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from compress import asking
-from compress.errors import MissingError, StageError
+from compress.core.errors import MissingError, StageError
 from compress.stages import device
 from export import bundle, provider, runtime, verify
 from export.bundle import Shipped

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from compress.errors import UsageError
+from compress.core.errors import UsageError
 from compress.models import catalog
 
 

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from compress.errors import MissingError, StageError, UsageError
+from compress.core.errors import MissingError, StageError, UsageError
 from compress.models import build, pretrained
 from compress.models.checkpoints import fit, read_state, save_state
 

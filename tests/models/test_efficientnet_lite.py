@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from compress import faults, models, statistics
-from compress.errors import StageError
+from compress.core.errors import StageError
 from compress.models import catalog
 from compress.models.checkpoints import fit, read_state
 from compress.models.count import params

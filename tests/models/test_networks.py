@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.errors import UsageError
+from compress.core.errors import UsageError
 from compress.models import build, catalog
 from compress.models.builders import BUILDERS
 from compress.models.count import macs, params

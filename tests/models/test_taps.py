@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.errors import StageError, UsageError
+from compress.core.errors import StageError, UsageError
 from compress.models import build
 from compress.models.taps import Tapped
 

@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from compress.errors import MissingError, StageError
+from compress.core.errors import MissingError, StageError
 from compress.report import compare, render
 from compress.report.parts import Html, bar, el, significant
 from compress.report.plots import STYLE, panel, plain, svg_of

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from compress.console import Console
-from compress.delivery import Exported, Measured, ModelFile, Quantized
-from compress.results import Distilled, Network, Prepared, Stripped, Trained, TrainingData
+from compress.core.console import Console
+from compress.core.records.deployment import Exported, Measured, ModelFile, Quantized
+from compress.core.records.training import Distilled, Network, Prepared, Stripped, Trained, TrainingData
+from compress.core.store import Context
 from compress.schema import Candidate, Data, Dhkd, Distill, Export, Quantize, Schedule, Train, Validate
 from compress.stages import convert, data, distill, quantize, strip, teacher, validate
-from compress.store import Context
 from export.runtime import TARGETS, isa
 
 SIDE = 16

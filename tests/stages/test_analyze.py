@@ -15,8 +15,8 @@ import pytest
 
 from compress import cli, kept
 from compress.analyze import analyze
-from compress.console import Console
-from compress.errors import MissingError, StageError, UsageError
+from compress.core.console import Console
+from compress.core.errors import MissingError, StageError, UsageError
 from compress.kept import Kept
 
 SPEC = importlib.util.spec_from_file_location("report_example", Path(__file__).parents[1] / "report" / "example.py")

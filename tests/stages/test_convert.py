@@ -10,9 +10,9 @@ import pytest
 import export.convert
 import export.rewrites
 from compress import loading
-from compress.errors import StageError
+from compress.core.errors import StageError
+from compress.core.records.base import File
 from compress.evaluation import predict
-from compress.records import File
 from compress.schema import Export
 from compress.stages import convert
 from export.runtime import Model

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from compress import data as arrays
-from compress.errors import UsageError
-from compress.records import File, identity, sha256_of
-from compress.results import Distortion
+from compress.core.errors import UsageError
+from compress.core.records.base import File, identity, sha256_of
+from compress.core.records.training import Distortion
 from compress.schema import ColorJitter, Data, RandAugment
 from compress.stages import data
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compress.errors import StageError
+from compress.core.errors import StageError
 from compress.schema import Device
 from compress.stages import device
 

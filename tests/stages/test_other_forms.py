@@ -9,9 +9,9 @@ import pytest
 from safetensors.torch import load_file
 
 from compress import loading
-from compress.delivery import Exported
+from compress.core.records.deployment import Exported
+from compress.core.records.training import Network, Stripped
 from compress.models.count import params
-from compress.results import Network, Stripped
 from compress.schema import Candidate, Catkd, Distill, Export, Quantize, Simkd
 from compress.stages import convert, data, distill, quantize, strip, teacher
 from tests.stages.conftest import TARGET, TRAIN, VERSIONS

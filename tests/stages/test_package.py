@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import export.convert
-from compress.errors import StageError
-from compress.records import File
+from compress.core.errors import StageError
+from compress.core.records.base import File
 from compress.schema import Export
 from compress.stages import package
 from export.runtime import Model

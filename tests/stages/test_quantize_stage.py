@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import export.quantize
+from compress.core.errors import StageError, UsageError
+from compress.core.records.base import File
 from compress.data import calibration_arrays, training_arrays
-from compress.errors import StageError, UsageError
-from compress.records import File
 from compress.schema import Device, Quantize
 from compress.stages import data, quantize
 from export.runtime import Model

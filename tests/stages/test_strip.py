@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from compress import loading
-from compress.errors import StageError
+from compress.core.errors import StageError
 from compress.methods import build_method
 from compress.models import build
 from compress.models.count import macs, params

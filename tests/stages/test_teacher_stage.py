@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from compress import loading, selection
+from compress.core.errors import MissingError, StageError
+from compress.core.records.base import File, sha256_of
+from compress.core.records.training import Network, Normalization, Proxied, Trained, TrainingData
 from compress.data import training_arrays
 from compress.distilling import distil
-from compress.errors import MissingError, StageError
 from compress.models import build, checkpoints
 from compress.models.count import macs, params
-from compress.records import File, sha256_of
-from compress.results import Network, Normalization, Proxied, Trained, TrainingData
 from compress.schema import Candidate, Distill, Export, Schedule, Train
 from compress.stages import convert, proxy, teacher
 

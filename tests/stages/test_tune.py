@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from compress import loading
+from compress.core.errors import Interrupted, StageError
+from compress.core.records.base import File
 from compress.data import training_arrays
-from compress.errors import Interrupted, StageError
-from compress.records import File
 from compress.schema import Distill, Quantize
 from compress.stages import data, distill, quantize, strip, tune
 from export.runtime import Model

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compress.delivery import ModelFile
-from compress.errors import StageError
-from compress.records import File
+from compress.core.errors import StageError
+from compress.core.records.base import File
+from compress.core.records.deployment import ModelFile
 from compress.schema import Validate
 from compress.shipped import facts, shipping
 from compress.stages import data, settle, validate

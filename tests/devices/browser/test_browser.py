@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.errors import MissingError, StageError, UsageError
+from compress.core.errors import MissingError, StageError, UsageError
 from compress.stages import device
 from export import answers, bundle, runtime
 from export.bundle import Shipped

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from compress.errors import MissingError, StageError, UsageError
+from compress.core.errors import MissingError, StageError, UsageError
 
 if TYPE_CHECKING:  # torch is imported where there is more than one process, or a tensor: the store knows groups, and is needed without torch
     from torch import Tensor, nn

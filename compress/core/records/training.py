@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compress.records import File
+from compress.core.records.base import File
 
 
 @dataclass(frozen=True)

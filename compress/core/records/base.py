@@ -1,7 +1,7 @@
 """Records that stages hand to each other: numbers, strings and files, never live modules. Imports nothing of the project.
 
 A record is a frozen dataclass. `to_json` / `from_json` carry it through `stage.json`; `identity` is what a cache key is made of
-(files count by content, not by path). The records themselves: `compress.results`, `compress.delivery`.
+(files count by content, not by path). The records themselves: `compress.core.records.training`, `compress.core.records.deployment`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from compress.records import File
+from compress.core.records.base import File
 
 
 @dataclass(frozen=True)

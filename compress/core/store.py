@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.allocation import give_back_freed_memory
-from compress.console import Console
-from compress.distributed import ALONE, Group
-from compress.errors import StageError
-from compress.records import CHECKPOINT, File, from_json, sha256_of, to_json
+from compress.core.console import Console
+from compress.core.distributed import ALONE, Group
+from compress.core.errors import StageError
+from compress.core.malloc import give_back_freed_memory
+from compress.core.records.base import CHECKPOINT, File, from_json, sha256_of, to_json
 
 SPENT = "seconds"  # in a partial, beside a checkpoint: what the stage took until it was interrupted
 

@@ -75,7 +75,7 @@ class Console:
         if self.quiet or not self.out.isatty() or os.environ.get("TERM") == "dumb":
             yield begin
             return
-        from compress.livebar import live
+        from compress.core.progress_bar import live
 
         with live(self.out, title, epochs * steps) as begin.bar:
             yield begin

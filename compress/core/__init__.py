@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, records, the store, the console. Imports nothing of ours; loads no torch."""
