@@ -19,10 +19,10 @@ import click
 import matplotlib
 from matplotlib.figure import Figure
 
-from compress import recipe
 from compress.core.console import Console
 from compress.core.store import Store
 from compress.pipeline import resolve_device
+from compress.recipe import loader
 from compress.report import plots
 from compress.stages import distill
 from compress.workflow import Workflow
@@ -71,7 +71,7 @@ def main(
     ]
     arms = {name: [one[name] for one in rounds] for name in chosen}
     settings = {
-        path.stem: recipe.resolve(recipe.load(path, overrides).recipe).model_dump(mode="json", by_alias=True)
+        path.stem: loader.resolve(loader.load(path, overrides).recipe).model_dump(mode="json", by_alias=True)
         for path in (ONE, TWO)
     }
     here = host()
@@ -104,8 +104,8 @@ def main(
 
 def _trained(path: Path, overrides: tuple[str, ...], device: str, artifacts: Path) -> dict[str, Any]:
     """One training: its columns by epoch."""
-    loaded = recipe.load(path, overrides)
-    settings, store = recipe.resolve(loaded.recipe), Store(artifacts, device, Console())
+    loaded = loader.load(path, overrides)
+    settings, store = loader.resolve(loaded.recipe), Store(artifacts, device, Console())
     work = Workflow(loaded, settings, store, "distill")
     own = settings.student.networks[0]
     start, weights = work.networks.weights(own.weights, own.model)

@@ -22,9 +22,10 @@ import torch
 import yaml
 from seeds import mean, spread
 
-from compress import pipeline, recipe
+from compress import pipeline
 from compress.core.console import Console
 from compress.core.errors import CompressError, StageError
+from compress.recipe import loader
 from compress.statistics import paired_drop
 
 HERE = Path(__file__).parent
@@ -124,7 +125,7 @@ def run(path: Path, method: str, seed: int, artifacts: Path, more: tuple[str, ..
     )
     try:
         outcome = pipeline.run(
-            recipe.load(path, (*own, *more)),
+            loader.load(path, (*own, *more)),
             artifacts=artifacts,
             device="auto",
             until=None,

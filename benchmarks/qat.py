@@ -25,10 +25,11 @@ import onnx
 from onnx import numpy_helper
 from seeds import mean
 
-from compress import pipeline, recipe
+from compress import pipeline
 from compress.core.console import Console
 from compress.core.records.base import File
 from compress.core.records.deployment import Exported
+from compress.recipe import loader
 from compress.stages import convert
 from compress.statistics import paired_drop
 from export import graph
@@ -125,7 +126,7 @@ def main(
 def _run(path: Path, artifacts: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
     """One `compress run`: its report, and which test pictures each file gets right."""
     outcome = pipeline.run(
-        recipe.load(path, overrides), artifacts=artifacts, device="auto", until=None, force=(), console=Console()
+        loader.load(path, overrides), artifacts=artifacts, device="auto", until=None, force=(), console=Console()
     )
     assert outcome.report is not None and outcome.run_folder is not None  # no --until
     with np.load(outcome.run_folder / "predictions.npz") as stored:

@@ -31,13 +31,14 @@ import numpy as np
 from compare_methods import METHODS, overrides, published
 from seeds import interval, mean, needed
 
-from compress import exits, pipeline, recipe
+from compress import exits, pipeline
 from compress.core.console import Console, duration
 from compress.core.errors import CompressError, Interrupted, MissingError, UsageError
 from compress.core.files import write_atomically
 from compress.core.store import locked
 from compress.data import cifar, npz
 from compress.data.splits import carve, stratified
+from compress.recipe import loader
 
 HERE = Path(__file__).parent
 MOBILE = ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")
@@ -258,7 +259,7 @@ def _stored(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
 def _time(pair: str, changes: tuple[str, ...], arrays: dict[str, np.ndarray], seeds: int) -> str:
     """How long the protocol takes on this CPU, from the first steps of teacher and student."""
     path = HERE.parent / "recipes" / "cifar100" / f"{pair}.yaml"
-    settings = recipe.resolve(recipe.load(path, changes).recipe)
+    settings = loader.resolve(loader.load(path, changes).recipe)
     own = settings.teacher.candidates[0].train
     few = _part(
         {**arrays, **{key: arrays[key][:1000] for key in ("test_images", "test_labels")}},
@@ -273,7 +274,7 @@ def _time(pair: str, changes: tuple[str, ...], arrays: dict[str, np.ndarray], se
         np.savez(Path(folder) / "few.npz", **few)  # type: ignore[arg-type]
         told = (*changes, *short, "data.source=npz", f"data.root={folder}/few.npz", "data.validation=100")
         pipeline.run(
-            recipe.load(path, told),
+            loader.load(path, told),
             artifacts=Path(folder),
             device="cpu",
             until="distill",
@@ -294,7 +295,7 @@ def _time(pair: str, changes: tuple[str, ...], arrays: dict[str, np.ndarray], se
 
 def _run(pair: str, changes: tuple[str, ...], seed: int, artifacts: Path, device: str) -> dict[str, Any]:
     """One `compress run`: the best and the last epoch by the test pictures, per cent."""
-    loaded = recipe.load(
+    loaded = loader.load(
         HERE.parent / "recipes" / "cifar100" / f"{pair}.yaml",
         (*changes, "distill.baseline=false", "require={}", "validate.repeats=16"),
     )

@@ -45,7 +45,7 @@ from compress.methods import build_method
 from compress.models.outline import outline
 from compress.models.taps import Tapped
 from compress.precision import autocast, resolve_precision
-from compress.schema import Distill
+from compress.recipe.schema import Distill
 from compress.step import Batch, Step, sgd, trainable
 
 PAIRS = (("resnet56", "mobilenet_v2"), ("resnet32x4", "resnet8x4"), ("resnet32x4", "shufflenet_v2"))

@@ -18,8 +18,8 @@ from compress.models.deployed import deployed
 from compress.models.growth import larger
 from compress.models.hollow import hollow
 from compress.models.outline import Outline, outline
-from compress.recipe import Loaded
-from compress.schema import Candidate, Choice, Recipe
+from compress.recipe.loader import Loaded
+from compress.recipe.schema import Candidate, Choice, Recipe
 
 
 def check(loaded: Loaded, settings: Recipe, *, classes: int, image_size: int) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from compress import verdict
-from compress.schema import Require
+from compress.recipe.schema import Require
 
 LIMITS = (
     "max_latency_ms",

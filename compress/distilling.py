@@ -18,7 +18,7 @@ from compress.methods import Method, build_method
 from compress.models.count import macs, params
 from compress.models.growth import larger
 from compress.precision import LARGEST_LOGIT
-from compress.schema import Distill, Train
+from compress.recipe.schema import Distill, Train
 from compress.step import Teaching
 from compress.teacher_cache import TeacherCache
 from compress.teacher_network import TeacherNetwork

@@ -12,8 +12,8 @@ import numpy as np
 from compress import subjects
 from compress.core.errors import UsageError
 from compress.core.records.training import Network, Normalization
-from compress.recipe import Loaded
-from compress.schema import Distill, Export, Recipe
+from compress.recipe.loader import Loaded
+from compress.recipe.schema import Distill, Export, Recipe
 
 if TYPE_CHECKING:
     from onnx import ModelProto

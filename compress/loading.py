@@ -25,7 +25,7 @@ from compress.models.deployed import deployed
 from compress.models.onnx_network import OnnxNetwork
 from compress.models.outline import outline as outline_of
 from compress.precision import autocast, resolve_precision
-from compress.schema import Distill
+from compress.recipe.schema import Distill
 from compress.step import Teaching
 from compress.stream import Stream
 from compress.teacher_cache import TeacherCache

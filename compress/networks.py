@@ -9,7 +9,7 @@ from compress.core.errors import MissingError, UsageError
 from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization, Prepared
 from compress.models import catalog, checkpoints, own
-from compress.schema import Candidate, Choice, Normalize, Recipe
+from compress.recipe.schema import Candidate, Choice, Normalize, Recipe
 from compress.stages import teacher
 
 

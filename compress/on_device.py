@@ -13,7 +13,7 @@ from compress.core.console import Console
 from compress.core.errors import MissingError, StageError
 from compress.core.files import write_json
 from compress.device_limits import keeps_int8, merge
-from compress.schema import Device, Require, Validate
+from compress.recipe.schema import Device, Require, Validate
 from compress.standalone import RECIPE, RESOLVED, again
 from compress.summary import ending
 

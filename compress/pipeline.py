@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from compress import assembly, compatible, kept, recipe, selection, standalone, verdict
+from compress import assembly, compatible, kept, selection, standalone, verdict
 from compress.core import distributed
 from compress.core.console import Console
 from compress.core.errors import MissingError, UsageError
 from compress.core.records.base import sha256_of
 from compress.core.store import Store
 from compress.kept import Kept
-from compress.recipe import Loaded
+from compress.recipe import loader
+from compress.recipe.loader import Loaded
 from compress.stages import report
 from compress.workflow import Workflow, places, versions
 from export.conditions import crowded
@@ -48,7 +49,7 @@ def run(
 
 def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
     now = datetime.now(UTC)
-    settings = recipe.resolve(loaded.recipe)
+    settings = loader.resolve(loaded.recipe)
     artifacts, console = store.root, store.console
     work = Workflow(loaded, settings, store, until)
     for notice in loaded.notices:
@@ -100,7 +101,7 @@ def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, conso
     """What to expect before any training: 0, 5 where the recipe's own student fails a limit that can be judged, or 6."""
     from compress import plan
 
-    settings = recipe.resolve(loaded.recipe)
+    settings = loader.resolve(loaded.recipe)
     store = Store(artifacts, "cpu", console, plan.STAGES if force else ())
     prepared = None
     try:
@@ -128,7 +129,7 @@ def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, conso
 
 def teachers(loaded: Loaded, *, artifacts: Path, device: str, console: Console) -> list[dict[str, Any]]:
     """The teacher-selection table alone: one row a candidate."""
-    work = Workflow(loaded, recipe.resolve(loaded.recipe), Store(artifacts, resolve_device(device), console), "teacher")
+    work = Workflow(loaded, loader.resolve(loaded.recipe), Store(artifacts, resolve_device(device), console), "teacher")
     if work.settings.teacher.select == "proxy":
         work.choose()
     candidates, selected = work.selected()

@@ -19,7 +19,7 @@ from compress.core.records.training import CalibrationData, Normalization, Prepa
 from compress.core.store import Store
 from compress.models import catalog
 from compress.plantext import name_of
-from compress.schema import KNOWN_CLASSES, Choice, Choose, Recipe, Student
+from compress.recipe.schema import KNOWN_CLASSES, Choice, Choose, Recipe, Student
 from compress.stages import convert, data, quantize
 from compress.stages import neighbours as neighbours_stage
 from compress.stages import plan as stages

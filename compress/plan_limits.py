@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import subjects, verdict
-from compress.schema import Device, Recipe
+from compress.recipe.schema import Device, Recipe
 
 JUDGED = (
     "max_latency_ms",

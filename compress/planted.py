@@ -22,7 +22,7 @@ import export.measure
 import export.timings
 from compress import faults, verdict
 from compress.planted_network import CLASSES, RIGHT, Ground, contract, prepare
-from compress.schema import Require
+from compress.recipe.schema import Require
 from compress.statistics import paired_drop
 from export.convert import to_onnx
 from export.quantize import quantize

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compress import compatible, float_layers, models, recipe
+from compress import compatible, float_layers, models
 from compress.core.errors import CompressError, MissingError, UsageError
 from compress.data import carve, fashion, folder, sources
 from compress.models import catalog, checkpoints
@@ -16,8 +16,9 @@ from compress.models.count import macs, params
 from compress.models.hollow import shapes_only
 from compress.models.outline import outline
 from compress.models.taps import Tapped
-from compress.recipe import Loaded
-from compress.schema import KNOWN_CLASSES, Candidate, Choice, Data, Recipe
+from compress.recipe import loader
+from compress.recipe.loader import Loaded
+from compress.recipe.schema import KNOWN_CLASSES, Candidate, Choice, Data, Recipe
 from export.conditions import crowded
 
 ASSUMED_CLASSES = 10  # where the data is not there yet
@@ -34,7 +35,7 @@ def check(loaded: Loaded) -> tuple[list[str], list[str]]:
         1
     )  # one picture keeps no second thread busy, and on a busy machine waiting for one takes longer than the arithmetic
     try:
-        return _check(loaded, recipe.resolve(loaded.recipe), loaded.path.resolve().parent)
+        return _check(loaded, loader.resolve(loaded.recipe), loaded.path.resolve().parent)
     finally:
         torch.set_num_threads(threads)
 

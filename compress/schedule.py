@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.core.errors import UsageError
-from compress.schema import Train
+from compress.recipe.schema import Train
 
 ROWS = {
     "cpu": 64,

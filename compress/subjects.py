@@ -11,7 +11,7 @@ from compress.core.errors import UsageError
 from compress.core.records.training import Network, Normalization
 from compress.models import catalog, own
 from compress.plantext import name_of
-from compress.schema import Candidate, Choice, Recipe
+from compress.recipe.schema import Candidate, Choice, Recipe
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from compress.meter import Meter
 from compress.methods import Method
 from compress.models.taps import Tapped
 from compress.precision import card, resolve_precision
-from compress.schema import Train
+from compress.recipe.schema import Train
 from compress.step import TRACED, Batch, Step, Teaching, sgd, traced, trainable
 from compress.stopping import between_steps
 from compress.stream import Stream

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from compress.schema import Require
+from compress.recipe.schema import Require
 from compress.statistics import (
     PairedDrop,
     certifiable_margin,

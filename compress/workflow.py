@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from compress import __version__, compatible, float_layers, guessing, recipe, selection
+from compress import __version__, compatible, float_layers, guessing, selection
 from compress.assembly import Branch, Evidence, model_files
 from compress.core.errors import MissingError, StageError
 from compress.core.records.base import File
@@ -16,8 +16,9 @@ from compress.core.records.training import Held, Prepared, Trained, TrainingData
 from compress.core.store import Store
 from compress.data import sources
 from compress.networks import Networks, normalized
-from compress.recipe import Loaded
-from compress.schema import Distill, Recipe, Schedule, Student, Train
+from compress.recipe import loader
+from compress.recipe.loader import Loaded
+from compress.recipe.schema import Distill, Recipe, Schedule, Student, Train
 from compress.shipped import shipping
 from compress.stages import STAGES, data, distill, strip, teacher
 from export.conditions import crowded
@@ -144,7 +145,7 @@ class Workflow:
         picked, content = plan.choose(ground, report=console.line)
         console.line(content["choose"]["sentence"])
         student = Student(**picked.model_dump())
-        self.settings = recipe.resolve(self.loaded.recipe.model_copy(update={"student": student}))
+        self.settings = loader.resolve(self.loaded.recipe.model_copy(update={"student": student}))
         if not self.store.group.first:
             return content
         return plan.keep(content, self.loaded.name, self.loaded.recipe.student, self.store.root)

@@ -23,7 +23,7 @@ from compress.core.errors import CompressError
 from compress.core.records.training import Normalization
 from compress.data.listing import Listing, Part, Place, write
 from compress.methods import Outline, build_method
-from compress.schema import Crd, Dhkd, Distill, Schedule, Train
+from compress.recipe.schema import Crd, Dhkd, Distill, Schedule, Train
 from compress.stream import Stream
 from compress.train import Pictures, fit
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress import cli, recipe, schedule
+from compress import cli, schedule
 from compress.methods import METHODS, build_method
 from compress.models.outline import Outline, outline
-from compress.schema import Distill
+from compress.recipe import loader
+from compress.recipe.schema import Distill
 
 PAIRS = sorted((Path(__file__).parents[1] / "recipes" / "cifar100").glob("*.yaml"))
 LIST = ["dhkd", "reviewkd"]
@@ -29,7 +30,7 @@ def known(name: str, width: float | None) -> Outline:
 
 @pytest.mark.parametrize("path", PAIRS, ids=lambda path: path.stem)
 def test_every_method_takes_every_published_pair_with_its_settings(path):
-    settings = recipe.load(path).recipe
+    settings = loader.load(path).recipe
     (teacher,), (student,) = settings.teacher.candidates, settings.student.networks
     labels = torch.arange(100)
     for methods in [*([name] for name in METHODS if name != "none"), LIST]:

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compress import cli, recipe
+from compress import cli
 from compress.core.console import Console
 from compress.core.records.base import from_json, to_json
 from compress.core.records.training import Prepared
 from compress.core.store import Store
+from compress.recipe import loader
 from compress.workflow import Workflow
 
 RECIPE = """
@@ -40,19 +41,19 @@ def leaking(tmp_path: Path) -> Path:
 def test_a_warning_is_said_when_the_data_is_reused_too(
     leaking: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    loaded = recipe.load(leaking)
+    loaded = loader.load(leaking)
     for reused in ([], ["data"]):
         store = Store(tmp_path / "artifacts", "cpu", Console(quiet=True))
-        work = Workflow(loaded, recipe.resolve(loaded.recipe), store, None)
+        work = Workflow(loaded, loader.resolve(loaded.recipe), store, None)
         assert store.reused == reused and work.cautions == [LEAK]
         assert capsys.readouterr().err == f"warning: {LEAK}\n"
     assert str(tmp_path) not in " ".join(work.cautions)
 
 
 def test_a_record_from_before_there_were_warnings_loads(leaking: Path, tmp_path: Path):
-    loaded = recipe.load(leaking)
+    loaded = loader.load(leaking)
     prepared = Workflow(
-        loaded, recipe.resolve(loaded.recipe), Store(tmp_path / "artifacts", "cpu", Console(quiet=True)), None
+        loaded, loader.resolve(loaded.recipe), Store(tmp_path / "artifacts", "cpu", Console(quiet=True)), None
     ).prepared
     record = json.loads(json.dumps(to_json(prepared)))
     assert from_json(Prepared, record).cautions == prepared.cautions != ()

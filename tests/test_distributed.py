@@ -158,7 +158,9 @@ def test_what_a_process_beside_the_first_fails_of_is_left_to_torchrun(tmp_path, 
         "compress.core.files.os.replace", full_disk
     )  # torchrun itself would end on a file that is not whole
     assert cli.main(["run", str(tmp_path / "none.yaml")]) == 2 and not list(tmp_path.glob("error*"))
-    monkeypatch.setattr("compress.recipe.load", interrupted)  # as torchrun does to those beside the one that failed
+    monkeypatch.setattr(
+        "compress.recipe.loader.load", interrupted
+    )  # as torchrun does to those beside the one that failed
     (tmp_path / "none.yaml").touch()
     assert cli.main(["run", str(tmp_path / "none.yaml")]) == 130 and not error.exists()
 

@@ -21,7 +21,7 @@ from compress import compiled, engine, loading, models, recorded, train
 from compress.core import malloc
 from compress.core.records.training import Distortion, Network, Normalization
 from compress.methods import Method, Outline, build_method
-from compress.schema import Dhkd, Distill, Fitnet, Schedule, Train
+from compress.recipe.schema import Dhkd, Distill, Fitnet, Schedule, Train
 from compress.teacher_cache import TeacherCache
 from compress.teacher_network import TeacherNetwork
 from tests.quiet import Quiet

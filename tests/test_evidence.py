@@ -15,10 +15,10 @@ import pytest
 import reproduce
 import seeds
 
-from compress import recipe
 from compress.core.errors import UsageError
 from compress.data.splits import carve
-from compress.schema import METHOD_SECTIONS
+from compress.recipe import loader
+from compress.recipe.schema import METHOD_SECTIONS
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +27,7 @@ CIFAR = sorted((ROOT / "recipes" / "cifar100").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", [compare_methods.EMBEDDED, *compare_methods.PAIRS], ids=lambda path: path.stem)
 def test_every_method_is_compared_and_chosen_by_its_overrides(path: Path) -> None:
-    chosen = [recipe.load(path, compare_methods.overrides(method)).recipe.distill for method in compare_methods.METHODS]
+    chosen = [loader.load(path, compare_methods.overrides(method)).recipe.distill for method in compare_methods.METHODS]
 
     assert {one for distill in chosen for one in distill.method} == set(METHOD_SECTIONS)
     assert len({(distill.name, distill.kd.standardize) for distill in chosen}) == len(chosen)

@@ -13,10 +13,11 @@ import seeds
 import torch
 import train_speed
 
-from compress import models, recipe
+from compress import models
 from compress.methods import build_method
 from compress.models.count import params
 from compress.models.outline import outline
+from compress.recipe import loader
 
 ROOT = Path(__file__).parents[1]
 
@@ -446,7 +447,7 @@ def test_where_a_steps_time_goes() -> None:
 def test_what_64_cards_would_move() -> None:
     said, distill = (
         " ".join(docs("scale").split()),
-        recipe.load(ROOT / "recipes" / "imagenet" / "resnet34-resnet18.yaml").recipe.distill,
+        loader.load(ROOT / "recipes" / "imagenet" / "resnet34-resnet18.yaml").recipe.distill,
     )
     assert distill.method == ("dhkd",) and distill.dhkd.align == "none"  # one gradient travels
     student, teacher = (

@@ -19,7 +19,7 @@ from compress.models.count import params
 from compress.models.deployed import deployed as deployed_as
 from compress.models.outline import outline
 from compress.models.taps import Tapped
-from compress.schema import Catkd, Crd, Dhkd, Distill, Dkd, Fitnet, Kd, ReviewKd
+from compress.recipe.schema import Catkd, Crd, Dhkd, Distill, Dkd, Fitnet, Kd, ReviewKd
 
 N, K, SIDE = 6, 5, 16
 SMALL = Crd(negatives=8, width=4)

@@ -18,7 +18,7 @@ from compress.models.count import macs, params
 from compress.models.deployed import deployed, projector
 from compress.models.outline import outline
 from compress.models.taps import Tapped
-from compress.schema import Crd, Dhkd, Dist, Distill, Dkd, Kd, Simkd
+from compress.recipe.schema import Crd, Dhkd, Dist, Distill, Dkd, Kd, Simkd
 
 FOLDER = Path(__file__).parent / "golden"
 METHODS, VECTORS = (json.loads((FOLDER / name).read_text()) for name in ("methods.json", "testvectors.json"))

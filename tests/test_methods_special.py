@@ -15,7 +15,7 @@ from compress.methods import Outline, Signals, build_method
 from compress.methods.crd import CRD
 from compress.methods.fitnet import regressor
 from compress.models.deployed import projector
-from compress.schema import At, Catkd, Crd, Distill, Fitnet, ReviewKd, Simkd
+from compress.recipe.schema import At, Catkd, Crd, Distill, Fitnet, ReviewKd, Simkd
 
 CRD_SMALL = Distill(method="crd", crd=Crd(width=4, negatives=50))
 UNEVEN = torch.tensor([2, 0, 0, 0, 0, 0, 0, 1, 0, 2, 0])  # ragged lists of classes break the published sampler

@@ -18,7 +18,7 @@ from compress.models import checkpoints
 from compress.models.deployed import deployed as deployed_as
 from compress.models.taps import Tapped
 from compress.precision import autocast, resolve_precision
-from compress.schema import Catkd, Crd, Distill, Fitnet, Schedule, Simkd, Train
+from compress.recipe.schema import Catkd, Crd, Distill, Fitnet, Schedule, Simkd, Train
 from compress.teacher_cache import TeacherCache
 from compress.teacher_network import TeacherNetwork
 

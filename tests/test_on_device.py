@@ -9,7 +9,7 @@ import pytest
 
 from compress import device_limits, on_device
 from compress.core.errors import MissingError
-from compress.schema import Require
+from compress.recipe.schema import Require
 
 REQUIRE = Require(max_top1_drop=2.0, max_latency_ms=3.0, min_speedup=2.0, min_int8_speedup=1.0, max_memory_bytes=100)
 

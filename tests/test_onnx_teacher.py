@@ -17,7 +17,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compress import cli, loading, plan_limits, recipe, schedule, subjects
+from compress import cli, loading, plan_limits, schedule, subjects
 from compress.core.console import Console
 from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization, Streamed, Trained, TrainingData
@@ -25,7 +25,8 @@ from compress.core.store import Context
 from compress.data import fashion, views
 from compress.evaluation import predict
 from compress.models.contracted import Contracted
-from compress.schema import Export
+from compress.recipe import loader
+from compress.recipe.schema import Export
 from compress.stages.plan import draft
 from export.blackbox import inspect, own_side
 from export.runtime import Contract, ExportError, Model, resizing, write_beside
@@ -278,15 +279,15 @@ def test_wrong_classes_of_one_candidate_are_said_before_another_is_trained(
 
 
 def test_a_plan_judges_no_limit_against_an_onnx_teacher_that_is_not_here(tmp_path: Path):
-    with_file = recipe.load(Path(FLAGSHIP), ["teacher.candidates=[{onnx: x.onnx}, {model: resnet8}]"]).recipe
+    with_file = loader.load(Path(FLAGSHIP), ["teacher.candidates=[{onnx: x.onnx}, {model: resnet8}]"]).recipe
 
     assert set(plan_limits.JUDGED) - set(plan_limits.judged(with_file, tmp_path)) == {"min_speedup", "min_compression"}
-    assert plan_limits.judged(recipe.load(Path(FLAGSHIP)).recipe, tmp_path) == plan_limits.JUDGED
+    assert plan_limits.judged(loader.load(Path(FLAGSHIP)).recipe, tmp_path) == plan_limits.JUDGED
 
 
 def test_a_plan_takes_the_file_as_it_is(save, tmp_path: Path):
     path = save(scorer(np.random.default_rng(0).normal(size=(10, 3)), size=48))
-    settings = recipe.load(Path(FLAGSHIP), [f"teacher.candidates=[{{onnx: {path}, channels: bgr}}]"]).recipe
+    settings = loader.load(Path(FLAGSHIP), [f"teacher.candidates=[{{onnx: {path}, channels: bgr}}]"]).recipe
     (one,) = subjects.teachers(settings, tmp_path, subjects.Frame(10, 32, Normalization((0.5,) * 3, (0.25,) * 3)))
     context = Context(tmp_path, "cpu", Console(silent=True), tmp_path)
     drafted = draft.run(

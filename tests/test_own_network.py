@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress import cli, recipe
+from compress import cli
 from compress.core.errors import MissingError, RecipeError, UsageError
 from compress.methods import Signals, build_method
 from compress.models import build, own
 from compress.models.deployed import deployed
 from compress.models.outline import outline
 from compress.models.taps import Tapped
-from compress.schema import Distill
+from compress.recipe import loader
+from compress.recipe.schema import Distill
 
 CODE = """
 from pathlib import Path
@@ -128,7 +129,7 @@ def test_a_strangers_recipe_runs_nothing(project: Path, capsys: pytest.CaptureFi
         )
         assert "student.model: minenets.nets:small is Python code" in said and "--allow-code" in said
     with pytest.raises(RecipeError):
-        recipe.load(project)
+        loader.load(project)
     assert not (project.parent / "minenets" / "was run").exists()
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from compress import cli, plan, plan_limits, plantext, recipe
+from compress import cli, plan, plan_limits, plantext
 from compress.core.errors import RecipeError
 from compress.core.store import Context
+from compress.recipe import loader
+from compress.recipe.schema import Choice
 from compress.report import planned
 from compress.report.source import Source
-from compress.schema import Choice
 from compress.stages import neighbours
 
 BASE: dict[str, Any] = {
@@ -309,23 +310,23 @@ def test_wrong_choices_are_named(tmp_path: Path, student: str, problem: str) -> 
     path = tmp_path / "wrong.yaml"
     path.write_text(f"data: {{source: fashion}}\nteacher: {{candidates: [{{model: resnet14}}]}}\nstudent: {student}\n")
     with pytest.raises(RecipeError) as caught:
-        recipe.load(path)
+        loader.load(path)
     assert any(problem in str(one) and str(one).startswith(f"{path}:3:") for one in caught.value.problems), str(
         caught.value
     )
 
 
 def test_a_resolved_recipe_with_choose_loads_again_and_leaves_open_what_depends_on_the_choice(tmp_path: Path) -> None:
-    unlike = recipe.resolve(
-        recipe.load(write(tmp_path, student={"choose": {"max_latency_ms": 3, "from": CHOICES}})).recipe
+    unlike = loader.resolve(
+        loader.load(write(tmp_path, student={"choose": {"max_latency_ms": 3, "from": CHOICES}})).recipe
     )
-    alike = recipe.resolve(
-        recipe.load(write(tmp_path, student={"choose": {"max_latency_ms": 3, "from": CHOICES[1:]}})).recipe
+    alike = loader.resolve(
+        loader.load(write(tmp_path, student={"choose": {"max_latency_ms": 3, "from": CHOICES[1:]}})).recipe
     )
     assert (unlike.train.lr, alike.train.lr) == (None, 0.05)
     path = tmp_path / "again.yaml"
-    path.write_text(recipe.dump(unlike))
-    assert recipe.load(path).recipe.student == unlike.student
+    path.write_text(loader.dump(unlike))
+    assert loader.load(path).recipe.student == unlike.student
 
 
 def test_the_report_shows_what_was_chosen() -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compress import cli, compatible, models, recipe
+from compress import cli, compatible, models
 from compress.models import checkpoints
-from compress.schema import METHOD_SECTIONS, Recipe
+from compress.recipe import loader
+from compress.recipe.schema import METHOD_SECTIONS, Recipe
 from tests.stand_in import folders, shards
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +66,7 @@ def test_there_is_a_recipe_for_every_published_pair() -> None:
 
 @pytest.mark.parametrize("path", CIFAR, ids=lambda path: path.stem)
 def test_recipe_has_the_papers_schedule_and_settings(path: Path) -> None:
-    loaded: Recipe = recipe.load(path).recipe
+    loaded: Recipe = loader.load(path).recipe
     teacher, train, distill = loaded.teacher.candidates[0], loaded.train, loaded.distill
 
     assert f"{teacher.model}-{loaded.student.model}" == path.stem == loaded.name
@@ -116,7 +117,7 @@ def test_recipe_passes_the_check(path: Path, stand_in: Path, capsys: pytest.Capt
 @pytest.mark.parametrize("path", CIFAR, ids=lambda path: path.stem)
 def test_every_method_can_be_chosen(path: Path) -> None:
     for method in (*METHOD_SECTIONS, "[dhkd, reviewkd]"):
-        loaded = recipe.load(path, [f"distill.method={method}"])
+        loaded = loader.load(path, [f"distill.method={method}"])
         assert (loaded.recipe.distill.method, loaded.notices) == (tuple(method.strip("[]").split(", ")), ())
 
 
@@ -151,7 +152,7 @@ IMAGENET_PATHS = sorted((ROOT / "recipes" / "imagenet").glob("*.yaml"))
 @pytest.mark.parametrize("path", IMAGENET_PATHS, ids=lambda path: path.stem)
 def test_imagenet_recipe_has_the_papers_schedule_and_settings(path: Path) -> None:
     assert {one.stem for one in IMAGENET_PATHS} == set(IMAGENET)
-    loaded: Recipe = recipe.load(path).recipe
+    loaded: Recipe = loader.load(path).recipe
     train, distill, teacher = loaded.train, loaded.distill, loaded.teacher.candidates[0]
     assert f"{teacher.model}-{loaded.student.model}".replace("torchvision/", "") == path.stem == loaded.name
     assert (train.epochs, train.batch_size, train.lr, train.weight_decay, train.momentum, train.nesterov) == (
@@ -189,10 +190,10 @@ def test_imagenet_recipe_passes_the_check_by_every_method(path: Path, capsys: py
         and "imagenet is not there; data.root is the folder that holds train/<class>/*.JPEG" in said.out + said.err
     )
     for method in (*METHOD_SECTIONS, "[dhkd, reviewkd]"):
-        loaded = recipe.load(path, [f"distill.method={method}"])
+        loaded = loader.load(path, [f"distill.method={method}"])
         assert loaded.notices == ()
         if method in ("at", "ofd", "reviewkd", "catkd"):  # on networks of this size
-            compatible.check(loaded, recipe.resolve(loaded.recipe), classes=1000, image_size=224)
+            compatible.check(loaded, loader.resolve(loaded.recipe), classes=1000, image_size=224)
 
 
 @pytest.mark.slow
@@ -201,7 +202,7 @@ def test_imagenet_recipe_trains_a_few_steps(path: Path, tmp_path: Path) -> None:
     """One pair from folders by DHKD, one from shards by a method that reads maps; the teacher is a local file."""
     source = {"resnet34-resnet18": "imagenet", "resnet50-mobilenet_v1": "webdataset"}[path.stem]
     root = {"imagenet": folders, "webdataset": shards}[source](tmp_path / "set", train=10, val=2)
-    teacher = recipe.load(path).recipe.teacher.candidates[0].model
+    teacher = loader.load(path).recipe.teacher.candidates[0].model
     checkpoints.save_state(models.build(teacher, classes=3, width=None), tmp_path / "teacher.safetensors")
     changes = {
         "data.root": root,

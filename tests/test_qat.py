@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from compress import cli, recipe
+from compress import cli
+from compress.recipe import loader
 
 ROOT = Path(__file__).parents[1]
 RECIPE = """
@@ -29,7 +30,7 @@ def test_epochs_and_rate_follow_from_the_training(tmp_path: Path) -> None:
     path.write_text(RECIPE)
 
     def resolved(*overrides: str) -> tuple[int | None, float | None]:
-        found = recipe.resolve(recipe.load(path, overrides).recipe).quantize
+        found = loader.resolve(loader.load(path, overrides).recipe).quantize
         return found.epochs, found.lr
 
     assert resolved() == (1, pytest.approx(0.005))

@@ -13,8 +13,9 @@ import click
 import pytest
 import yaml
 
-from compress import cli, recipe, reference
-from compress.schema import METHOD_SECTIONS, Section
+from compress import cli
+from compress.recipe import loader, reference_docs
+from compress.recipe.schema import METHOD_SECTIONS, Section
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -65,7 +66,7 @@ def parse_command(line: str) -> None:
         recipes = [ROOT / word for word in arguments if word.endswith(".yaml")]
         assert all(path.is_file() for path in recipes), recipes
         for key in (word for flag, word in zip(arguments, arguments[1:], strict=False) if flag == "--set"):
-            recipe.load(recipes[0] if recipes else ROOT / "recipes/mobilenet.yaml", [key])
+            loader.load(recipes[0] if recipes else ROOT / "recipes/mobilenet.yaml", [key])
     elif program == "make":
         targets = re.findall(r"^(\S+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         for word in arguments:
@@ -77,7 +78,7 @@ def parse_command(line: str) -> None:
     elif program == "python" and arguments[0].startswith("benchmarks/"):
         module = importlib.import_module(Path(arguments[0]).stem)
         parse_click(module.main, arguments[0], [str(ROOT) if word == "FOLDER" else word for word in arguments[1:]])
-    elif arguments[:2] == ["-m", "compress.reference"]:
+    elif arguments[:2] == ["-m", "compress.recipe.reference_docs"]:
         assert (ROOT / arguments[2]).is_file()
     elif program == "npm":
         from export.targets import ortweb
@@ -96,8 +97,8 @@ def parse_command(line: str) -> None:
 
 
 def test_the_reference_is_the_schemas() -> None:
-    assert reference.between(PAGES[REFERENCE]) == reference.markdown(), (
-        f"write it again: python -m compress.reference {REFERENCE}"
+    assert reference_docs.between(PAGES[REFERENCE]) == reference_docs.markdown(), (
+        f"write it again: python -m compress.recipe.reference_docs {REFERENCE}"
     )
 
 
@@ -107,7 +108,7 @@ def every_section(section: type[Section] | None = None) -> list[type[Section]]:
 
 
 def test_every_key_has_a_description_and_a_row() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|", reference.markdown(), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \|", reference_docs.markdown(), re.MULTILINE)
     keys = [info.alias or name for section in every_section() for name, info in section.model_fields.items()]
     assert [
         name for section in every_section() for name, info in section.model_fields.items() if not info.description
@@ -117,7 +118,7 @@ def test_every_key_has_a_description_and_a_row() -> None:
 
 
 def test_the_reference_shows_defaults_ranges_and_homes() -> None:
-    text = reference.markdown()
+    text = reference_docs.markdown()
     assert "| `image_size` | `null` | whole number from 8 to 1024 or `null` |" in text
     assert "| `max_unreadable` | `0.01` | number from 0, below 1 |" in text
     assert '| `min_runtime` | `"1.19"` |' in text  # without quotes YAML would read a number
@@ -128,12 +129,12 @@ def test_the_reference_shows_defaults_ranges_and_homes() -> None:
 
 
 def test_replacing_keeps_the_rest_and_needs_both_markers() -> None:
-    document = f"before\n{reference.BEGIN}\nstale words\n{reference.END}\nafter\n"
-    written = reference.replaced(document)
+    document = f"before\n{reference_docs.BEGIN}\nstale words\n{reference_docs.END}\nafter\n"
+    written = reference_docs.replaced(document)
     assert written.startswith("before\n") and written.endswith("\nafter\n") and "stale words" not in written
-    assert reference.replaced(written) == written
+    assert reference_docs.replaced(written) == written
     with pytest.raises(ValueError):
-        reference.replaced("no markers")
+        reference_docs.replaced("no markers")
 
 
 def test_the_reference_needs_no_torch() -> None:
@@ -171,7 +172,7 @@ def test_every_option_in_the_text_exists() -> None:
 def test_every_recipe_fragment_loads(block: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({**MINIMAL, **yaml.safe_load(block)}))
-    assert recipe.load(path).recipe.teacher.candidates
+    assert loader.load(path).recipe.teacher.candidates
 
 
 def anchors(page: str) -> set[str]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from compress import recipe
 from compress.core.errors import RecipeError, UsageError
-from compress.schema import Train, json_schema
+from compress.recipe import loader
+from compress.recipe.schema import Train, json_schema
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -353,7 +353,7 @@ def write(folder: Path, text: str) -> Path:
 
 def said(path: Path, overrides: tuple[str, ...] = ()) -> list[str]:
     with pytest.raises(RecipeError) as raised:
-        recipe.load(path, overrides)
+        loader.load(path, overrides)
     assert raised.value.exit_code == 2
     return str(raised.value).splitlines()
 
@@ -377,9 +377,9 @@ def test_a_bad_override_is_answered_with_its_flag(tmp_path: Path, overrides: lis
 
 def test_a_missing_file_a_folder_and_bytes_that_are_no_text(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no\.yaml: No such file"):
-        recipe.load(tmp_path / "no.yaml")
+        loader.load(tmp_path / "no.yaml")
     with pytest.raises(UsageError, match="this is a folder, not a recipe"):
-        recipe.load(tmp_path)
+        loader.load(tmp_path)
     (tmp_path / "bytes.yaml").write_bytes(b"name: \xff\n")
     assert said(tmp_path / "bytes.yaml") == [f"{tmp_path}/bytes.yaml: not UTF-8 text (byte 7)"]
 
@@ -388,21 +388,21 @@ def test_a_missing_file_a_folder_and_bytes_that_are_no_text(tmp_path: Path) -> N
     ("written", "value"), [("5e-4", 5e-4), ("5.0e-4", 5e-4), ("1e-2", 0.01), (".5", 0.5), ("1", 1.0), ("+0.1", 0.1)]
 )
 def test_numbers_as_people_write_them(tmp_path: Path, written: str, value: float) -> None:
-    assert recipe.load(write(tmp_path, GOOD + f"train: {{lr: {written}}}\n")).recipe.train.lr == value
+    assert loader.load(write(tmp_path, GOOD + f"train: {{lr: {written}}}\n")).recipe.train.lr == value
 
 
 @pytest.mark.parametrize(("written", "value"), [("2_000_000", 2_000_000), ("2e6", 2_000_000), ("010", 10)])
 def test_whole_numbers_with_underscores_exponents_and_leading_zeros(tmp_path: Path, written: str, value: int) -> None:
-    assert recipe.load(write(tmp_path, GOOD + f"require: {{max_bytes: {written}}}\n")).recipe.require.max_bytes == value
+    assert loader.load(write(tmp_path, GOOD + f"require: {{max_bytes: {written}}}\n")).recipe.require.max_bytes == value
 
 
 def test_on_and_sexagesimals_are_text(tmp_path: Path) -> None:
-    loaded = recipe.load(write(tmp_path, GOOD.replace("fashion", "cifar10, root: on")), ["student.weights=1:30.pt"])
+    loaded = loader.load(write(tmp_path, GOOD.replace("fashion", "cifar10, root: on")), ["student.weights=1:30.pt"])
     assert (loaded.recipe.data.root, loaded.recipe.student.weights) == ("on", "1:30.pt")
 
 
 def test_six_lines_make_a_recipe_and_an_empty_section_has_its_defaults(tmp_path: Path) -> None:
-    loaded = recipe.load(write(tmp_path, GOOD + "require:\n  # max_top1_drop: 2\n"))
+    loaded = loader.load(write(tmp_path, GOOD + "require:\n  # max_top1_drop: 2\n"))
     assert loaded.name == "some"
     assert loaded.recipe.require.max_top1_drop is None
     assert loaded.recipe.export.min_runtime == "1.19"
@@ -411,13 +411,13 @@ def test_six_lines_make_a_recipe_and_an_empty_section_has_its_defaults(tmp_path:
 
 def test_a_network_for_small_pictures_at_a_large_size_is_remarked(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD.replace("fashion", "folder, root: photos").replace("resnet20", "resnet18"))
-    assert recipe.load(path).notices == (
+    assert loader.load(path).notices == (
         f"{path}:4:8: resnet18 is a network for small pictures and costs much at 224 pixels; "
         "torchvision/resnet18 is meant for this size",
         f"{path}:5:11: mobilenet_v2 is a network for small pictures and costs much at 224 pixels; "
         "torchvision/mobilenet_v2 is meant for this size",
     )
-    assert recipe.load(path, ["data.image_size=64"]).notices == ()
+    assert loader.load(path, ["data.image_size=64"]).notices == ()
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,7 @@ def test_a_network_for_small_pictures_at_a_large_size_is_remarked(tmp_path: Path
 )
 def test_a_key_that_the_source_does_not_read_is_remarked(tmp_path: Path, source: str, said: tuple[str, ...]) -> None:
     path = write(tmp_path, GOOD.replace("fashion", f"{source}, image_size: 64, workers: 2, download: true"))
-    found = [notice for notice in recipe.load(path).notices if "is not read" in notice]
+    found = [notice for notice in loader.load(path).notices if "is not read" in notice]
     assert len(found) == len(said), found
     assert all(
         notice.startswith(f"{path}:1:") and f": data.{one}" in notice for one, notice in zip(said, found, strict=True)
@@ -452,7 +452,7 @@ def test_overrides_reach_sections_lists_and_whole_values(tmp_path: Path) -> None
         "train.epochs=3",
         "validate.repeats=16",
     ]
-    loaded = recipe.load(path, flags)
+    loaded = loader.load(path, flags)
     assert loaded.recipe.teacher.candidates[0].train == Train(epochs=1)
     assert loaded.recipe.train.epochs == 3  # the last one counts
     assert loaded.recipe.require.max_top1_drop == 1.5
@@ -462,7 +462,7 @@ def test_overrides_reach_sections_lists_and_whole_values(tmp_path: Path) -> None
 
 def test_where_names_the_line_of_a_key_or_of_what_is_around_it(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD + "distill:\n  temperature: 3\nrequire:\n  min_speedup: 2\n")
-    loaded = recipe.load(path)
+    loaded = loader.load(path)
     assert loaded.where("require.min_speedup") == f"{path}:9:3"
     assert loaded.where("require.max_bytes") == f"{path}:8:1"
     assert loaded.where("distill.temperature") == f"{path}:7:3"
@@ -471,30 +471,30 @@ def test_where_names_the_line_of_a_key_or_of_what_is_around_it(tmp_path: Path) -
 
 def test_flat_keys_go_to_the_selected_method(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD + "distill: {method: [kd], temperature: 3, kd: 0.5, dhkd: {alpha: 2}}\n")
-    distill = recipe.load(path).recipe.distill
+    distill = loader.load(path).recipe.distill
     assert (distill.name, distill.kd.temperature, distill.kd.kd, distill.dhkd.alpha) == ("kd", 3, 0.5, 2)
     assert distill.settings("kd") == distill.kd
 
 
 def test_another_method_by_flag_leaves_the_recipes_flat_keys_out_with_one_notice(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD + "distill: {temperature: 3, head: linear, kd: {ce: 0.2}}\n")
-    loaded = recipe.load(path, ["distill.method=kd", "distill.kd=0.5"])
+    loaded = loader.load(path, ["distill.method=kd", "distill.kd=0.5"])
     assert loaded.notices == ("distill.method is kd: temperature, head belong to dhkd and are not used",)
     assert loaded.recipe.distill.kd.model_dump() == {"temperature": 4.0, "ce": 0.2, "kd": 0.5, "standardize": False}
-    assert recipe.load(path, ["distill.temperature=5"]).notices == ()
-    assert recipe.load(path, ["distill.method=none"]).recipe.distill.plain
+    assert loader.load(path, ["distill.temperature=5"]).notices == ()
+    assert loader.load(path, ["distill.method=none"]).recipe.distill.plain
 
 
 def test_a_whole_distill_by_flag_replaces_the_recipes(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD + "distill: {temperature: 3}\n")
-    loaded = recipe.load(path, ["distill={method: kd, temperature: 7}"])
+    loaded = loader.load(path, ["distill={method: kd, temperature: 7}"])
     assert (loaded.recipe.distill.kd.temperature, loaded.notices) == (7, ())
 
 
 def test_a_short_trial_of_a_step_schedule_is_a_notice_only(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD + "train: {epochs: 240, schedule: {kind: step}}\n")
-    assert recipe.load(path).notices == ()
-    notices = recipe.load(path, ["train.epochs=2"]).notices
+    assert loader.load(path).notices == ()
+    notices = loader.load(path, ["train.epochs=2"]).notices
     assert notices == (
         f"{path}:6:22: train.schedule.milestones: 150, 180, 210 would never act: the training has 2 epochs",
     )
@@ -505,7 +505,7 @@ def test_resolve_fills_what_follows_from_other_keys(tmp_path: Path) -> None:
         GOOD.replace("{model: resnet20}", "{model: resnet20}\n    - {model: resnet8x4, weights: embedded}")
         + "seed: 7\n"
     )
-    settings = recipe.resolve(recipe.load(write(tmp_path, text)).recipe)
+    settings = loader.resolve(loader.load(write(tmp_path, text)).recipe)
     trained, given = settings.teacher.candidates
     assert (settings.data.image_size, settings.data.augment) == (32, "crop_flip")
     assert (settings.train.epochs, settings.train.lr, settings.train.seed, settings.train.schedule.warmup_epochs) == (
@@ -516,29 +516,29 @@ def test_resolve_fills_what_follows_from_other_keys(tmp_path: Path) -> None:
     )
     assert trained.train is not None and (trained.train.epochs, trained.train.lr, trained.train.seed) == (60, 0.05, 0)
     assert given.train is None and trained.train.threads is None
-    assert recipe.resolve(settings) == settings
+    assert loader.resolve(settings) == settings
 
 
 def test_a_candidate_trains_on_as_many_threads_as_the_student_unless_it_says_so(tmp_path: Path) -> None:
     loaded = write(tmp_path, GOOD + "train: {threads: 1}\n")
     for own, threads in (((), 1), (("teacher.candidates.0.train.threads=2",), 2)):
-        settings = recipe.resolve(recipe.load(loaded, own).recipe)
+        settings = loader.resolve(loader.load(loaded, own).recipe)
         (candidate,) = settings.teacher.candidates
         assert candidate.train is not None and (candidate.train.threads, settings.train.threads) == (threads, 1)
 
 
 def test_a_pretrained_start_trains_short_and_gently() -> None:
-    train = recipe.resolved_train(None, mobile=True, pretrained=True, seed=3)
+    train = loader.resolved_train(None, mobile=True, pretrained=True, seed=3)
     assert (train.epochs, train.lr, train.seed, train.schedule.warmup_epochs) == (20, 0.005, 3, 1.0)
-    short = recipe.resolved_train(Train(epochs=2, lr=0.1), mobile=True, pretrained=True, seed=3)
+    short = loader.resolved_train(Train(epochs=2, lr=0.1), mobile=True, pretrained=True, seed=3)
     assert (short.epochs, short.lr, short.schedule.warmup_epochs) == (2, 0.1, 0.5)
-    assert recipe.resolved_train(None, mobile=False, pretrained=False, seed=0).lr == 0.05
+    assert loader.resolved_train(None, mobile=False, pretrained=False, seed=0).lr == 0.05
 
 
 def test_folder_data_have_their_own_defaults(tmp_path: Path) -> None:
     text = GOOD.replace("fashion", "folder, root: photos")
-    loaded = recipe.load(write(tmp_path, text))
-    settings = recipe.resolve(loaded.recipe)
+    loaded = loader.load(write(tmp_path, text))
+    settings = loader.resolve(loaded.recipe)
     assert (settings.data.image_size, settings.data.augment) == (224, "resized_crop")
     assert loaded.file("photos") == tmp_path / "photos"
     assert loaded.file("~/photos") == Path.home() / "photos"
@@ -566,11 +566,11 @@ def test_whatever_is_typed_the_answer_is_a_recipe_error(tmp_path: Path) -> None:
             text[start : start + rng.randint(0, 8)] = [rng.choice(marks)]
         flags = [f"{rng.choice(keys)}={rng.choice(values)}" for _ in range(rng.randint(0, 2))]
         try:
-            answers.add(type(recipe.load(write(tmp_path, "".join(text)), flags)))
+            answers.add(type(loader.load(write(tmp_path, "".join(text)), flags)))
         except RecipeError as error:
             assert str(error).strip()
             answers.add(RecipeError)
-    assert answers == {recipe.Loaded, RecipeError}
+    assert answers == {loader.Loaded, RecipeError}
 
 
 def random_value(rng: random.Random) -> str:
@@ -604,7 +604,7 @@ def random_value(rng: random.Random) -> str:
 def test_dump_loads_to_the_same_recipe(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     text = GOOD.replace("{model: resnet20}", f"{{model: resnet20, train: {{epochs: {rng.randint(1, 99)}}}}}")
-    settings = recipe.load(write(tmp_path, text)).recipe
+    settings = loader.load(write(tmp_path, text)).recipe
     settings = settings.model_copy(
         update={
             "name": rng.choice(["a", "1.0", "5e4", "on", "2024"]),
@@ -614,10 +614,10 @@ def test_dump_loads_to_the_same_recipe(tmp_path: Path, seed: int) -> None:
             "train": settings.train.model_copy(update={"lr": rng.choice([1e-12, 3e-05, 1e20, rng.random() + 1e-9])}),
         }
     )
-    for one in (settings, recipe.resolve(settings)):
+    for one in (settings, loader.resolve(settings)):
         again = tmp_path / "again.yaml"
-        again.write_text(recipe.dump(one), encoding="utf-8")
-        assert recipe.load(again).recipe == one
+        again.write_text(loader.dump(one), encoding="utf-8")
+        assert loader.load(again).recipe == one
 
 
 def test_the_json_schema_allows_flat_keys_and_no_others() -> None:
@@ -631,7 +631,7 @@ def test_every_shipped_recipe_loads() -> None:
     paths = sorted(RECIPES.rglob("*.yaml"))
     assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == ["folder", "mobilenet", "photos", "shufflenet"]
     for path in paths:
-        loaded = recipe.load(path)
+        loaded = loader.load(path)
         assert loaded.notices == ()
         assert path.read_text().startswith("# ")
         assert f"compress run recipes/{path.relative_to(RECIPES)}" in path.read_text()
@@ -640,7 +640,7 @@ def test_every_shipped_recipe_loads() -> None:
 def test_the_collapse_pair_differs_in_where_its_losses_stand_alone() -> None:
     paths = sorted((RECIPES / "collapse").glob("*.yaml"))
     assert [path.stem for path in paths] == ["one_head", "two_heads"]
-    one, two = (recipe.load(path).recipe.model_dump(mode="json", by_alias=True) for path in paths)
+    one, two = (loader.load(path).recipe.model_dump(mode="json", by_alias=True) for path in paths)
     heads = [
         tuple(settings["distill"]["dhkd"].pop(key) for key in ("head", "loss", "align")) for settings in (one, two)
     ]

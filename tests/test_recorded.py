@@ -22,8 +22,8 @@ from compress.cudagraph import Graphs
 from compress.data import npy, views
 from compress.methods import build_method
 from compress.models import checkpoints
+from compress.recipe.schema import Crd, Dhkd, Distill, Fitnet, ReviewKd, Schedule, Train
 from compress.recorded import WARM_UP, Recorded
-from compress.schema import Crd, Dhkd, Distill, Fitnet, ReviewKd, Schedule, Train
 from compress.step import Step
 from compress.stream import Stream
 from compress.teacher_cache import TeacherCache

@@ -21,7 +21,7 @@ from compress.core.records.training import (
     TrainingData,
     Unreadable,
 )
-from compress.schema import Data
+from compress.recipe.schema import Data
 
 A, B = (File(Path(f"/cache/{name}"), name * 64, 7) for name in "ab")
 NETWORK = Network("mobilenet_v2", 0.5, 10, 32, Normalization((0.1, 0.2, 0.3), (1.0, 0.5, 0.25)))

@@ -13,7 +13,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from compress import cli, models, recipe, standalone, yamltree
+from compress import cli, models, standalone
+from compress.recipe import loader, yaml_tree
 
 TEXT = """# What it does: nothing
 data: {source: npz, root: here/pictures.npz, image_size: 16, validation: 8}  # beside it
@@ -57,10 +58,10 @@ def test_both_copies_run_from_the_runs_folder_and_find_every_stage(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    loaded = recipe.load(project, more[1::2])
+    loaded = loader.load(project, more[1::2])
     run = tmp_path / "elsewhere" / "run"
     run.mkdir(parents=True)
-    standalone.write(loaded, recipe.resolve(loaded.recipe), run)
+    standalone.write(loaded, loader.resolve(loaded.recipe), run)
     monkeypatch.chdir(project.parent)
     options = ["--artifacts", str(tmp_path / "artifacts"), "--until", "teacher", "--device", "cpu"]
     assert cli.main(["run", "mine.yaml", *more, *options]) == 0, capsys.readouterr().err
@@ -70,8 +71,8 @@ def test_both_copies_run_from_the_runs_folder_and_find_every_stage(
     for command in ([str(run / "recipe.yaml")], standalone.again(run).split()[2:]):
         assert cli.main(["run", *command, *options]) == 0, capsys.readouterr().err
         assert re.findall(r"^(\S+).* reused$", capsys.readouterr().out, re.MULTILINE) == ["data", "teacher"]
-    assert recipe.resolve(recipe.load(run / "resolved.yaml").recipe).distill == recipe.resolve(loaded.recipe).distill
-    assert {recipe.load(run / name).name for name in ("recipe.yaml", "resolved.yaml")} == {"mine"}
+    assert loader.resolve(loader.load(run / "resolved.yaml").recipe).distill == loader.resolve(loaded.recipe).distill
+    assert {loader.load(run / name).name for name in ("recipe.yaml", "resolved.yaml")} == {"mine"}
 
 
 def test_a_recipe_without_relative_paths_is_copied_to_the_letter(tmp_path: Path) -> None:
@@ -84,10 +85,10 @@ def test_a_recipe_without_relative_paths_is_copied_to_the_letter(tmp_path: Path)
         "",
     )
     path.write_bytes("\r\n".join(lines).encode())
-    loaded = recipe.load(path)
+    loaded = loader.load(path)
     (tmp_path / "run").mkdir()
 
-    standalone.write(loaded, recipe.resolve(loaded.recipe), tmp_path / "run")
+    standalone.write(loaded, loader.resolve(loaded.recipe), tmp_path / "run")
 
     assert (tmp_path / "run" / "recipe.yaml").read_bytes() == path.read_bytes()
 
@@ -132,21 +133,21 @@ def test_paths_are_written_from_the_home_folder_or_the_root(tmp_path: Path, monk
     ],
 )
 def test_changed_text_differs_at_the_named_keys_alone(text: str) -> None:
-    changes: dict[yamltree.Keys, str] = {
+    changes: dict[yaml_tree.Keys, str] = {
         ("name",): "m",
         ("data", "root"): "/\u00fc b: #c.npz",
         ("teacher", "candidates", 0, "weights"): "~/'\"\\x.pt",
     }
-    expected, _ = yamltree.parse(text, "", 0, "", [])
+    expected, _ = yaml_tree.parse(text, "", 0, "", [])
     if "weights" in expected["teacher"]["candidates"][1]:
         changes["teacher", "candidates", 1, "weights"] = expected["teacher"]["candidates"][1]["weights"] = "/a.pt"
     expected |= {"name": "m"}
     expected["data"]["root"] = changes["data", "root"]
     expected["teacher"]["candidates"][0]["weights"] = changes["teacher", "candidates", 0, "weights"]
 
-    changed = yamltree.changed(text, changes)
+    changed = yaml_tree.changed(text, changes)
 
-    assert yamltree.parse(changed, "", 0, "", problems := [])[0] == expected and problems == []
+    assert yaml_tree.parse(changed, "", 0, "", problems := [])[0] == expected and problems == []
     assert changed.count("#") == text.count("#") + 1
 
 
@@ -164,7 +165,7 @@ def test_the_command_says_where_the_results_lie_and_where_it_trained(
     path, run = tmp_path / "mine.yaml", tmp_path / "run"
     path.write_text(TEXT)
     run.mkdir()
-    loaded = recipe.load(path, ("train.epochs=3",), allow_code=True).run_with(Path(artifacts), device)
+    loaded = loader.load(path, ("train.epochs=3",), allow_code=True).run_with(Path(artifacts), device)
     assert shlex.split(loaded.command) == [
         "compress",
         "run",

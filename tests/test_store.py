@@ -20,7 +20,7 @@ from compress.core.errors import StageError
 from compress.core.files import write_atomically
 from compress.core.records.base import CHECKPOINT, File
 from compress.core.store import Context, Stage, Store, locked
-from compress.schema import Validate
+from compress.recipe.schema import Validate
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from compress.data.distort import distorted
 from compress.data.listing import Listing, Place
 from compress.data.readahead import ReadAhead
 from compress.data.workers import GRACE, Decoders
+from compress.recipe.schema import Data, Dhkd, Distill
 from compress.schedule import Shards
-from compress.schema import Data, Dhkd, Distill
 from compress.stages import data
 from compress.stream import Stream
 from compress.teacher_cache import TeacherCache

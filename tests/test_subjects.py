@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from compress import loading, recipe, subjects
+from compress import loading, subjects
 from compress.core.records.training import Network, Normalization
 from compress.models.count import macs, params
-from compress.schema import Choice, Recipe
+from compress.recipe import loader
+from compress.recipe.schema import Choice, Recipe
 
 FRAME = subjects.Frame(100, 32, Normalization((0.5,) * 3, (0.25,) * 3))
 RECIPE = """\
@@ -22,7 +23,7 @@ student: {model: resnet8x4}
 def loaded(folder: Path, *flags: str) -> Recipe:
     path = folder / "r.yaml"
     path.write_text(RECIPE)
-    return recipe.resolve(recipe.load(path, flags).recipe)
+    return loader.resolve(loader.load(path, flags).recipe)
 
 
 def counted(network: Network) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from compress.data import npy
 from compress.methods import build_method
 from compress.models import checkpoints
 from compress.precision import autocast
-from compress.schema import Dhkd, Distill, Schedule, Train
+from compress.recipe.schema import Dhkd, Distill, Schedule, Train
 from compress.teacher_cache import TeacherCache
 from compress.train import fit
 from tests.quiet import Quiet

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from compress import cli, recipe
+from compress import cli
 from compress.core.errors import RecipeError
+from compress.recipe import loader
 
 ROOT = Path(__file__).parents[1]
 FLAGSHIP = str(ROOT / "recipes" / "mobilenet.yaml")
@@ -52,7 +53,7 @@ def test_a_single_candidate_is_not_compared(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_without_a_teacher_the_proxy_is_remarked() -> None:
-    said = recipe.load(Path(FLAGSHIP), ["teacher.select=proxy", "distill.method=none"]).notices
+    said = loader.load(Path(FLAGSHIP), ["teacher.select=proxy", "distill.method=none"]).notices
     assert any("so the candidates are compared by their own accuracy, not by proxy" in line for line in said)
 
 
@@ -86,11 +87,11 @@ def test_a_checkpoint_that_lacks_one_of_the_classes_is_refused(
 )
 def test_a_contract_that_cannot_be(candidate: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        recipe.load(Path(FLAGSHIP), [f"teacher.candidates=[{candidate}]"])
+        loader.load(Path(FLAGSHIP), [f"teacher.candidates=[{candidate}]"])
 
 
 def test_a_file_without_a_known_accuracy_is_remarked() -> None:
-    said = recipe.load(Path(FLAGSHIP), ["teacher.candidates=[{model: resnet8, weights: some/x.pt}]"]).notices
+    said = loader.load(Path(FLAGSHIP), ["teacher.candidates=[{model: resnet8, weights: some/x.pt}]"]).notices
     assert any("say what accuracy x.pt is known to reach (expect_top1)" in line for line in said)
 
 
@@ -105,4 +106,4 @@ def test_a_file_without_a_known_accuracy_is_remarked() -> None:
 )
 def test_an_onnx_teacher_that_cannot_be(candidate: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        recipe.load(Path(FLAGSHIP), [f"teacher.candidates=[{candidate}]"])
+        loader.load(Path(FLAGSHIP), [f"teacher.candidates=[{candidate}]"])

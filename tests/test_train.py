@@ -24,7 +24,7 @@ from compress.core.errors import Interrupted, StageError, UsageError
 from compress.core.records.training import Normalization
 from compress.methods import Method, Outline, Setting, Signals, build_method
 from compress.methods.plain import Plain
-from compress.schema import Dhkd, Distill, Schedule, Train
+from compress.recipe.schema import Dhkd, Distill, Schedule, Train
 from compress.teacher_cache import TeacherCache
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from compress import engine, train
 from compress.core import malloc
 from compress.kernels import TORCH, library
-from compress.schema import Distill
+from compress.recipe.schema import Distill
 from tests.test_train import VALIDATION, Net, Recorder, fit, pictures, settings, started
 
 pytestmark = pytest.mark.usefixtures("one_thread")

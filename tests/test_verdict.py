@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from compress.schema import Require
+from compress.recipe.schema import Require
 from compress.statistics import PairedDrop, drop_from_counts
 from compress.verdict import (
     Facts,

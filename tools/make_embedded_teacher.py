@@ -10,10 +10,11 @@ from pathlib import Path
 
 import click
 
-from compress import loading, pipeline, recipe, workflow
+from compress import loading, pipeline, workflow
 from compress.core.console import Console
 from compress.core.store import Store
 from compress.models import checkpoints
+from compress.recipe import loader
 
 WEIGHTS = Path(__file__).parents[1] / "compress" / "models" / "weights"
 
@@ -22,10 +23,10 @@ WEIGHTS = Path(__file__).parents[1] / "compress" / "models" / "weights"
 @click.option("--artifacts", default=Path("artifacts"), type=click.Path(path_type=Path), show_default=True)
 def main(artifacts: Path) -> None:
     """Train, then write the weights and the log beside the recipe."""
-    loaded = recipe.load(WEIGHTS / "resnet8x4-fashion.yaml")
+    loaded = loader.load(WEIGHTS / "resnet8x4-fashion.yaml")
     console = Console()
     work = workflow.Workflow(
-        loaded, recipe.resolve(loaded.recipe), Store(artifacts, pipeline.resolve_device("cpu"), console), "teacher"
+        loaded, loader.resolve(loaded.recipe), Store(artifacts, pipeline.resolve_device("cpu"), console), "teacher"
     )
     trained = work.candidates()[0]
     path = WEIGHTS / "resnet8x4-fashion.safetensors"

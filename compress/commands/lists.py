@@ -17,7 +17,7 @@ def schema() -> int:
     """Print the JSON Schema of recipes, for editors."""
     import json
 
-    from compress.schema import json_schema
+    from compress.recipe.schema import json_schema
 
     say(json.dumps(json_schema(), indent=2), sys.stdout)
     return 0
@@ -35,7 +35,7 @@ def recipes(folder: Path) -> int:
 @click.command()
 def methods() -> int:
     """List the distillation methods."""
-    from compress.schema import METHOD_SUMMARIES
+    from compress.recipe.schema import METHOD_SUMMARIES
 
     table(list(METHOD_SUMMARIES.items()))
     return 0

@@ -85,7 +85,7 @@ def check(recipe: Path, overrides: tuple[str, ...], allow_code: bool) -> int:
 @artifacts_option
 def show(recipe: Path, overrides: tuple[str, ...], allow_code: bool, artifacts: Path) -> int:
     """Print the resolved recipe: every key, defaults filled in."""
-    from compress import recipe as recipes
+    from compress.recipe import loader as recipes
 
     loaded = _load(recipe, overrides, allow_code)
     for notice in loaded.notices:
@@ -168,7 +168,7 @@ def plan(
 
 
 def _load(path: Path, overrides: tuple[str, ...], allow_code: bool) -> Any:
-    from compress import recipe
+    from compress.recipe import loader
 
     if not path.exists():
         known = [str(found) for found in Path("recipes").rglob("*.yaml")]
@@ -179,7 +179,7 @@ def _load(path: Path, overrides: tuple[str, ...], allow_code: bool) -> Any:
         raise UsageError(f"{path}: no such recipe ({hint})")
     if allow_code:  # a network of one's own is looked for beside the recipe and in the working folder
         sys.path += [folder for folder in (str(path.resolve().parent), str(Path.cwd())) if folder not in sys.path]
-    return recipe.load(path, overrides, allow_code=allow_code)
+    return loader.load(path, overrides, allow_code=allow_code)
 
 
 def _picked(loaded: Any, artifacts: Path) -> str:

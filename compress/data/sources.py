@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from compress import schema
 from compress.core.errors import CompressError, StageError, UsageError
 from compress.core.records.base import File, sha256_of
 from compress.core.records.training import Normalization, Prepared, Unreadable
@@ -21,6 +20,7 @@ from compress.data import cifar, doubts, fashion, folder, npy, npz, streamed, we
 from compress.data.listing import with_margin
 from compress.data.splits import stratified
 from compress.data.written import Written
+from compress.recipe import schema
 
 VERSION = 1  # raise when the same source would be decoded to other pixels
 NORMALIZATION_PICTURES = 20_000  # enough for four digits of a channel mean

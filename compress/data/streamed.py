@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from compress import schema
 from compress.core.errors import UsageError
 from compress.core.records.base import File
 from compress.core.records.training import Normalization
@@ -14,6 +13,7 @@ from compress.data import imagenet, npy, webdataset
 from compress.data.listing import Listing, Part, Place, Report, write
 from compress.data.splits import stratified
 from compress.data.written import Written
+from compress.recipe import schema
 
 SOURCES = ("imagenet", "webdataset")
 NORMALIZATION_PICTURES = 1000

@@ -26,7 +26,7 @@ from compress.methods.reviewkd import ReviewKD
 from compress.methods.rkd import RKD
 from compress.methods.simkd import SimKD
 from compress.models.outline import Outline
-from compress.schema import Distill
+from compress.recipe.schema import Distill
 
 METHODS: Mapping[str, type[Method]] = {
     "dhkd": DHKD,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compress.losses import attention
 from compress.methods.base import Method, Setting, Signals
-from compress.schema import At
+from compress.recipe.schema import At
 
 
 class AT(Method):

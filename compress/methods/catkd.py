@@ -11,7 +11,7 @@ from compress.core.errors import UsageError
 from compress.losses import class_activation, cross_entropy
 from compress.methods.base import Method, Setting, Signals
 from compress.models.deployed import without_bias
-from compress.schema import Catkd
+from compress.recipe.schema import Catkd
 
 
 def activation_maps(map_: Tensor, head: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from compress.core.errors import UsageError
 from compress.core.stateless_random import hashed
 from compress.losses import contrastive_nce
 from compress.methods.base import Method, Setting, Signals
-from compress.schema import Crd
+from compress.recipe.schema import Crd
 
 
 class CRD(Method):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from compress.losses import binary_kl, binary_kl_norm
 from compress.methods.base import Method, Setting, Signals, ramp
-from compress.schema import Dhkd
+from compress.recipe.schema import Dhkd
 
 
 def auxiliary_head(kind: str, width: int, classes: int, hidden: int, dropout: float) -> nn.Sequential:

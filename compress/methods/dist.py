@@ -6,7 +6,7 @@ from torch import Tensor
 
 from compress.losses import dist_relations
 from compress.methods.base import Method, Signals
-from compress.schema import Dist
+from compress.recipe.schema import Dist
 
 
 class DIST(Method):

@@ -9,7 +9,7 @@ from torch import Tensor
 from compress.core.errors import UsageError
 from compress.losses import decoupled_kd
 from compress.methods.base import Method, Setting, Signals, ramp
-from compress.schema import Dkd
+from compress.recipe.schema import Dkd
 
 
 class DKD(Method):

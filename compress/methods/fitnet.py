@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from compress.losses import hint, kd_kl, same_size
 from compress.methods.base import Method, Setting, Signals
-from compress.schema import Fitnet
+from compress.recipe.schema import Fitnet
 
 
 def regressor(student: tuple[int, ...], teacher: tuple[int, ...], *, activation: bool = True) -> nn.Sequential:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from compress.losses import kd_kl, standardize_logits
 from compress.methods.base import Method, Signals
-from compress.schema import Kd
+from compress.recipe.schema import Kd
 
 
 class KD(Method):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from compress.core.errors import UsageError
 from compress.losses import margin_relu, margins, partial_l2, same_size
 from compress.methods.base import Method, Setting, Signals
-from compress.schema import Ofd
+from compress.recipe.schema import Ofd
 
 
 def connector(width_in: int, width: int) -> nn.Sequential:

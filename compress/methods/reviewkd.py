@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compress.losses import hierarchical_context
 from compress.methods.base import Method, Setting, Signals, ramp
-from compress.schema import ReviewKd
+from compress.recipe.schema import ReviewKd
 
 
 class Fusion(nn.Module):

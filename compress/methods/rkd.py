@@ -6,7 +6,7 @@ from torch import Tensor
 
 from compress.losses import rkd_angle, rkd_distance
 from compress.methods.base import Method, Signals
-from compress.schema import Rkd
+from compress.recipe.schema import Rkd
 
 
 class RKD(Method):

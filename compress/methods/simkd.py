@@ -11,7 +11,7 @@ from compress.core.errors import UsageError
 from compress.losses import hint
 from compress.methods.base import Method, Setting, Signals
 from compress.models.deployed import projected, projector
-from compress.schema import Simkd
+from compress.recipe.schema import Simkd
 
 
 class SimKD(Method):

@@ -19,7 +19,7 @@ from compress.core.records.deployment import Exported
 from compress.core.records.training import Trained, TrainingData
 from compress.core.store import Context, Stage
 from compress.data import views
-from compress.schema import Export
+from compress.recipe.schema import Export
 from export.runtime import FOREIGN, Contract, ExportError, Model, write_beside
 
 PARITY_LIMIT = 1e-3  # largest |logit difference| between torch and onnxruntime, of logits of magnitude 1; of larger ones in proportion

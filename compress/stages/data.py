@@ -9,7 +9,7 @@ from compress.core.records.training import CalibrationData, Distortion, Held, Pr
 from compress.core.store import Context, Stage
 from compress.data import folder, imagenet, listing, sources, training_arrays
 from compress.data.streamed import decode
-from compress.schema import Data
+from compress.recipe.schema import Data
 
 
 def _prepare(config: Data, *, context: Context, fingerprint: str) -> Prepared:

@@ -10,7 +10,7 @@ from compress.core.errors import MissingError, StageError
 from compress.core.records.base import File
 from compress.core.records.deployment import Verified
 from compress.core.store import Context, Stage
-from compress.schema import Device
+from compress.recipe.schema import Device
 from export.targets import Settings
 from export.targets import verify as targets
 

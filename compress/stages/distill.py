@@ -12,7 +12,7 @@ from compress.core.records.base import File
 from compress.core.records.training import Distilled, Network, Trained, TrainingData
 from compress.core.store import Context, Stage
 from compress.distilling import distil
-from compress.schema import Distill, Train
+from compress.recipe.schema import Distill, Train
 
 
 def _run(

@@ -12,7 +12,7 @@ from compress.core.store import Context, Stage
 from compress.models import catalog, count
 from compress.models.hollow import hollow
 from compress.plantext import name_of
-from compress.schema import Choice
+from compress.recipe.schema import Choice
 
 WIDTHS = (0.25, 0.35, 0.5, 0.75, 1.0, 1.4)  # tried of a network that takes any width
 SIMILAR = 8.0  # a neighbour has at most so many times the student's multiply-accumulates, or the student its

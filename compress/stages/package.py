@@ -8,7 +8,7 @@ from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.deployment import Extra, ModelFile, Packaged
 from compress.core.store import Context, Stage
-from compress.schema import Export
+from compress.recipe.schema import Export
 from export.runtime import ExportError
 
 

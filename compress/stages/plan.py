@@ -29,7 +29,7 @@ from compress.core.records.training import CalibrationData, Network
 from compress.core.store import Context, Stage
 from compress.data import calibration_arrays, views
 from compress.models.count import macs, params
-from compress.schema import Device, Export
+from compress.recipe.schema import Device, Export
 from export.bundle import Shipped
 from export.runtime import FOREIGN, Contract, ExportError, copy_model, isa, runs_on, write_beside
 from export.targets import Settings

@@ -10,7 +10,7 @@ from compress.core.records.training import Network, Proxied, Trained, TrainingDa
 from compress.core.store import Context, Stage
 from compress.distilling import distil
 from compress.evaluation import predict
-from compress.schema import Distill, Train
+from compress.recipe.schema import Distill, Train
 
 
 def _run(

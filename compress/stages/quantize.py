@@ -24,7 +24,7 @@ from compress.core.records.training import CalibrationData
 from compress.core.store import Context, Stage
 from compress.data import calibration_arrays, calibration_index, centre_crop, training_arrays
 from compress.data.splits import shuffled
-from compress.schema import Device, Quantize
+from compress.recipe.schema import Device, Quantize
 from export.quantize import Prepared, Settings
 from export.runtime import TARGETS, ExportError, isa, runs_on
 from export.search import PICTURES, Trial

@@ -19,7 +19,7 @@ from compress.methods import Method, Signals
 from compress.models import checkpoints
 from compress.models.count import macs, params
 from compress.models.taps import Tapped
-from compress.schema import Distill
+from compress.recipe.schema import Distill
 
 # Largest |logit difference| of a student that ships in another form, times the largest |logit| where that is above 1: sums are taken in another order
 # then, and float32 rounds at 6e-8 of what is added up. A bias that should be gone, or a projector that is not the trained one, moves logits by far more.

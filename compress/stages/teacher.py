@@ -22,7 +22,7 @@ from compress.methods import build_method
 from compress.models import checkpoints
 from compress.models.contracted import inner
 from compress.models.count import macs, params
-from compress.schema import Candidate, Distill
+from compress.recipe.schema import Candidate, Distill
 from compress.statistics import wilson
 from compress.train import fit
 

@@ -29,7 +29,7 @@ from compress.evaluation import Pictures, accuracy, predict
 from compress.methods import Method, build_method
 from compress.models import checkpoints
 from compress.models.taps import Tapped
-from compress.schema import Distill, Quantize, Schedule, Train
+from compress.recipe.schema import Distill, Quantize, Schedule, Train
 from compress.train import Teaching, fit
 from export.quantize import Prepared, Settings
 from export.runtime import ExportError

@@ -24,7 +24,7 @@ from compress.core.records.deployment import Measured, ModelFile
 from compress.core.records.training import TestData
 from compress.core.store import Context, Stage
 from compress.data import stratified, test_arrays
-from compress.schema import Validate
+from compress.recipe.schema import Validate
 from export.runtime import ExportError, Model, copy_model, cores, isa, runs_on, saturates
 from export.timings import LatencyResult
 

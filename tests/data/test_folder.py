@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compress import schema
 from compress.core.errors import CompressError, MissingError, StageError, UsageError
 from compress.core.records.training import Prepared
 from compress.data import folder, load_images, load_labels, pictures, sources
+from compress.recipe import schema
 
 RED, BLUE = (220, 20, 20), (20, 20, 220)
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from compress import schema
 from compress.core.errors import MissingError, StageError, UsageError
 from compress.core.records.training import Prepared
 from compress.core.stateless_random import hashed, hashed_int
 from compress.data import imagenet, load_images, load_labels, sources, views
 from compress.data.crops import crop_box, training_view
 from compress.data.listing import Listing, Place, evaluation_view
+from compress.recipe import schema
 from tests import stand_in
 
 

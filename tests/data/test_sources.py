@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from compress import data as product
-from compress import schema
 from compress.core.errors import MissingError, StageError, UsageError
 from compress.core.records.base import File
 from compress.core.records.training import CalibrationData, Prepared, TestData, TrainingData
 from compress.data import fashion, npy, npz, sources
+from compress.recipe import schema
 
 ROOT = Path(__file__).parents[2]
 REAL = os.environ.get("COMPRESS_TEST_DATA")

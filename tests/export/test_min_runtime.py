@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from compress.schema import Export
+from compress.recipe.schema import Export
 from export import bundle, rewrites, search
 from export.bundle import Shipped
 from export.convert import fixed_batch, to_onnx

@@ -20,7 +20,7 @@ from compress.models import catalog
 from compress.models.checkpoints import fit, read_state
 from compress.models.count import params
 from compress.models.efficientnet_lite import BUILDERS, SameConv2d, channels_of, depths
-from compress.schema import Candidate
+from compress.recipe.schema import Candidate
 from compress.stages import teacher
 from export import quantize, search
 from export.convert import to_onnx

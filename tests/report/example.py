@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.schema import Require
+from compress.recipe.schema import Require
 from compress.statistics import PairedDrop, paired_drop, per_class, top_k_correct, wilson
 from compress.verdict import Facts, distillation_worth, int8_against_float, judge, status
 

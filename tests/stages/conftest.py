@@ -13,7 +13,7 @@ from compress.core.console import Console
 from compress.core.records.deployment import Exported, Measured, ModelFile, Quantized
 from compress.core.records.training import Distilled, Network, Prepared, Stripped, Trained, TrainingData
 from compress.core.store import Context
-from compress.schema import Candidate, Data, Dhkd, Distill, Export, Quantize, Schedule, Train, Validate
+from compress.recipe.schema import Candidate, Data, Dhkd, Distill, Export, Quantize, Schedule, Train, Validate
 from compress.stages import convert, data, distill, quantize, strip, teacher, validate
 from export.runtime import TARGETS, isa
 

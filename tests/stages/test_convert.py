@@ -13,7 +13,7 @@ from compress import loading
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.evaluation import predict
-from compress.schema import Export
+from compress.recipe.schema import Export
 from compress.stages import convert
 from export.runtime import Model
 

@@ -14,7 +14,7 @@ from compress import data as arrays
 from compress.core.errors import UsageError
 from compress.core.records.base import File, identity, sha256_of
 from compress.core.records.training import Distortion
-from compress.schema import ColorJitter, Data, RandAugment
+from compress.recipe.schema import ColorJitter, Data, RandAugment
 from compress.stages import data
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from compress.core.errors import StageError
-from compress.schema import Device
+from compress.recipe.schema import Device
 from compress.stages import device
 
 DEVICE_KEYS = {

@@ -12,7 +12,7 @@ from compress import loading
 from compress.core.records.deployment import Exported
 from compress.core.records.training import Network, Stripped
 from compress.models.count import params
-from compress.schema import Candidate, Catkd, Distill, Export, Quantize, Simkd
+from compress.recipe.schema import Candidate, Catkd, Distill, Export, Quantize, Simkd
 from compress.stages import convert, data, distill, quantize, strip, teacher
 from tests.stages.conftest import TARGET, TRAIN, VERSIONS
 

@@ -10,7 +10,7 @@ import pytest
 import export.convert
 from compress.core.errors import StageError
 from compress.core.records.base import File
-from compress.schema import Export
+from compress.recipe.schema import Export
 from compress.stages import package
 from export.runtime import Model
 from tests.stages.conftest import TARGET

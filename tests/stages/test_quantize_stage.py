@@ -11,7 +11,7 @@ import export.quantize
 from compress.core.errors import StageError, UsageError
 from compress.core.records.base import File
 from compress.data import calibration_arrays, training_arrays
-from compress.schema import Device, Quantize
+from compress.recipe.schema import Device, Quantize
 from compress.stages import data, quantize
 from export.runtime import Model
 from tests.stages.conftest import TARGET

@@ -14,7 +14,7 @@ from compress.core.errors import StageError
 from compress.methods import build_method
 from compress.models import build
 from compress.models.count import macs, params
-from compress.schema import Catkd, Distill
+from compress.recipe.schema import Catkd, Distill
 from compress.stages import strip
 from compress.train import predict
 

@@ -20,7 +20,7 @@ from compress.data import training_arrays
 from compress.distilling import distil
 from compress.models import build, checkpoints
 from compress.models.count import macs, params
-from compress.schema import Candidate, Distill, Export, Schedule, Train
+from compress.recipe.schema import Candidate, Distill, Export, Schedule, Train
 from compress.stages import convert, proxy, teacher
 
 

@@ -15,7 +15,7 @@ from compress import loading
 from compress.core.errors import Interrupted, StageError
 from compress.core.records.base import File
 from compress.data import training_arrays
-from compress.schema import Distill, Quantize
+from compress.recipe.schema import Distill, Quantize
 from compress.stages import data, distill, quantize, strip, tune
 from export.runtime import Model
 

@@ -14,7 +14,7 @@ from PIL import Image
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.deployment import ModelFile
-from compress.schema import Validate
+from compress.recipe.schema import Validate
 from compress.shipped import facts, shipping
 from compress.stages import data, settle, validate
 from export.timings import LatencyResult, ModelLatency

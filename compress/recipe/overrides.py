@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from compress import yamltree
 from compress.core.errors import Problem
-from compress.explain import did_you_mean
-from compress.schema import METHOD_SECTIONS
-from compress.yamltree import Keys, Place, Tree, dotted
+from compress.recipe import yaml_tree
+from compress.recipe.error_messages import did_you_mean
+from compress.recipe.schema import METHOD_SECTIONS
+from compress.recipe.yaml_tree import Keys, Place, Tree, dotted
 
 _OWN = ("method", "baseline")  # distill's keys that belong to no method
 _SECTIONS = tuple(name for name in METHOD_SECTIONS if name != "none")
@@ -44,8 +44,8 @@ def parse_override(text: str, number: int, problems: list[Problem]) -> Override 
         problems.append(Problem(flag, "", "expected key=value, such as train.epochs=2"))
         return None
     before = len(problems)
-    data, places = yamltree.parse(value, flag, number, key, problems)
-    keys = yamltree.split(key)
+    data, places = yaml_tree.parse(value, flag, number, key, problems)
+    keys = yaml_tree.split(key)
     if not places:  # an empty value is null
         places = {(): Place(flag, flag, number, key)}
     return Override(flag, keys, data, places) if len(problems) == before else None

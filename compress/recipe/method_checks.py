@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from compress.models import catalog
-from compress.schema import Candidate, Choice, Distill, Train
-from compress.yamltree import Keys
+from compress.recipe.schema import Candidate, Choice, Distill, Train
+from compress.recipe.yaml_tree import Keys
 
 WEIGHTS = {  # of each method's losses, the cross-entropy first
     "dhkd": ("gamma", "alpha"),

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compress.schema.base import Count, Normalize, Section, ShareOrCount
+from compress.recipe.schema.base import Count, Normalize, Section, ShareOrCount
 
 KNOWN_CLASSES = {"fashion": 10, "cifar10": 10, "cifar100": 100}  # of sources whose pictures may not be here yet
 

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compress.schema.base import Count, Section
-from compress.schema.logit_methods import CE, Temperature, Weight
+from compress.recipe.schema.base import Count, Section
+from compress.recipe.schema.logit_methods import CE, Temperature, Weight
 
 
 class Fitnet(Section):

@@ -1,6 +1,6 @@
 """The recipe reference in docs/recipe.md, made from the schema's own fields, so that it cannot say anything else. Torch-free.
 
-`python -m compress.reference docs/recipe.md` writes it between the file's two markers.
+`python -m compress.recipe.reference_docs docs/recipe.md` writes it between the file's two markers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compress.schema import PATTERNS, Recipe
+from compress.recipe.schema import PATTERNS, Recipe
 
 BEGIN, END = "<!-- RECIPE REFERENCE BEGIN -->", "<!-- RECIPE REFERENCE END -->"
 LIST = "[]"  # marks an entry of a list in a section's path

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compress.schema.base import Count, Normalize, Section
-from compress.schema.train import Train
+from compress.recipe.schema.base import Count, Normalize, Section
+from compress.recipe.schema.train import Train
 
 MODEL = "a network's name, see `compress models`, or `package.module:function` of one's own, called with `classes=` (with --allow-code only)"
 WIDTH = "width multiplier, for mobilenet_v1 (0.25 to 2), mobilenet_v2 (0.1 to 2) and shufflenet_v2 (0.5, 1, 1.5, 2); null: the network's own (1, 0.5, 1)"

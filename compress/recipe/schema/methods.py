@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
-from compress.schema.base import Section
-from compress.schema.feature_methods import At, Catkd, Crd, Fitnet, Ofd, ReviewKd, Rkd, Simkd
-from compress.schema.logit_methods import Dhkd, Dist, Dkd, Kd, Plain
+from compress.recipe.schema.base import Section
+from compress.recipe.schema.feature_methods import At, Catkd, Crd, Fitnet, Ofd, ReviewKd, Rkd, Simkd
+from compress.recipe.schema.logit_methods import Dhkd, Dist, Dkd, Kd, Plain
 
 METHOD_SECTIONS: dict[str, type[Section]] = {
     "dhkd": Dhkd,

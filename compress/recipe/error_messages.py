@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from compress.schema import PATTERNS, Recipe, Section
-from compress.yamltree import Keys, dotted, kind
+from compress.recipe.schema import PATTERNS, Recipe, Section
+from compress.recipe.yaml_tree import Keys, dotted, kind
 
 
 @dataclass(frozen=True)

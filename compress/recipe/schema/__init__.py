@@ -10,14 +10,14 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from compress.schema.base import NAME_PATTERN, PATTERNS, Normalize, Section
-from compress.schema.data import KNOWN_CLASSES, ColorJitter, Data, RandAugment
-from compress.schema.feature_methods import At, Catkd, Crd, Fitnet, Ofd, ReviewKd, Rkd, Simkd
-from compress.schema.logit_methods import Dhkd, Dist, Dkd, Kd, Plain
-from compress.schema.methods import METHOD_SECTIONS, METHOD_SUMMARIES, Distill
-from compress.schema.networks import Candidate, Choice, Choose, Proxy, Student, Teacher
-from compress.schema.ship import Device, Export, Quantize, Require, Validate
-from compress.schema.train import Schedule, Train
+from compress.recipe.schema.base import NAME_PATTERN, PATTERNS, Normalize, Section
+from compress.recipe.schema.data import KNOWN_CLASSES, ColorJitter, Data, RandAugment
+from compress.recipe.schema.deployment import Device, Export, Quantize, Require, Validate
+from compress.recipe.schema.feature_methods import At, Catkd, Crd, Fitnet, Ofd, ReviewKd, Rkd, Simkd
+from compress.recipe.schema.logit_methods import Dhkd, Dist, Dkd, Kd, Plain
+from compress.recipe.schema.methods import METHOD_SECTIONS, METHOD_SUMMARIES, Distill
+from compress.recipe.schema.networks import Candidate, Choice, Choose, Proxy, Student, Teacher
+from compress.recipe.schema.train import Schedule, Train
 
 __all__ = [
     "KNOWN_CLASSES",

@@ -13,12 +13,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from compress import crosschecks, yamltree
 from compress.core.errors import Problem, RecipeError
-from compress.explain import explain
-from compress.overrides import apply_overrides, parse_override
-from compress.schema import Candidate, Quantize, Recipe, Section, Train
-from compress.yamltree import Keys, Tree, dotted
+from compress.recipe import cross_checks, yaml_tree
+from compress.recipe.error_messages import explain
+from compress.recipe.overrides import apply_overrides, parse_override
+from compress.recipe.schema import Candidate, Quantize, Recipe, Section, Train
+from compress.recipe.yaml_tree import Keys, Tree, dotted
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Loaded:
 
     def where(self, key: str) -> str:
         """`path:line:column` of a dotted key, or its --set flag; of the nearest section around it where the recipe leaves it out."""
-        keys = yamltree.split(key)
+        keys = yaml_tree.split(key)
         own = ("distill", self.recipe.distill.method[0], *keys[1:])
         return self.tree.place(own if keys[0] == "distill" and own in self.tree.places else keys).key
 
@@ -63,7 +63,7 @@ def load(path: Path, overrides: Sequence[str] = (), *, allow_code: bool = False)
 
     Raises: UsageError where there is no such file, RecipeError with all mistakes.
     """
-    tree = yamltree.read(path)
+    tree = yaml_tree.read(path)
     problems = tree.problems
     parsed = [item for number, text in enumerate(overrides, 1) if (item := parse_override(text, number, problems))]
     notices = apply_overrides(tree, parsed, problems)
@@ -72,7 +72,7 @@ def load(path: Path, overrides: Sequence[str] = (), *, allow_code: bool = False)
     if problems or recipe is None:
         raise RecipeError(sorted(problems, key=_position))
     name = recipe.name or re.sub(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]", "-", path.stem).strip("-") or "recipe"
-    notices += [f"{tree.place(keys).key}: {sentence}" for keys, sentence in crosschecks.remarks(recipe)]
+    notices += [f"{tree.place(keys).key}: {sentence}" for keys, sentence in cross_checks.remarks(recipe)]
     flags = (*(word for text in overrides for word in ("--set", text)), *(("--allow-code",) if allow_code else ()))
     return Loaded(recipe.model_copy(update={"name": name}), path, name, tuple(notices), tree, flags)
 
@@ -84,7 +84,7 @@ def resolve(recipe: Recipe) -> Recipe:
         candidate.model_copy(update={"train": _candidate_train(candidate, recipe.train.threads)})
         for candidate in recipe.teacher.candidates
     )
-    starts = {(crosschecks.network(one.model).mobile, one.weights != "none") for one in recipe.student.networks}
+    starts = {(cross_checks.network(one.model).mobile, one.weights != "none") for one in recipe.student.networks}
     if len(starts) == 1:
         ((mobile, pretrained),) = starts
         train = resolved_train(recipe.train, mobile=mobile, pretrained=pretrained, seed=recipe.seed)
@@ -116,19 +116,19 @@ def _candidate_train(candidate: Candidate, threads: int | None) -> Train | None:
     pretrained = candidate.weights != "none"
     if candidate.onnx is not None or (pretrained and candidate.train is None):
         return None
-    mobile = crosschecks.network(candidate.model).mobile
+    mobile = cross_checks.network(candidate.model).mobile
     train = resolved_train(
-        candidate.train, mobile=mobile, pretrained=pretrained, seed=0, scratch_epochs=crosschecks.CANDIDATE_EPOCHS
+        candidate.train, mobile=mobile, pretrained=pretrained, seed=0, scratch_epochs=cross_checks.CANDIDATE_EPOCHS
     )
     return train.model_copy(update={"threads": threads if train.threads is None else train.threads})
 
 
 def resolved_train(
-    train: Train | None, *, mobile: bool, pretrained: bool, seed: int, scratch_epochs: int = crosschecks.STUDENT_EPOCHS
+    train: Train | None, *, mobile: bool, pretrained: bool, seed: int, scratch_epochs: int = cross_checks.STUDENT_EPOCHS
 ) -> Train:
     """`train` with all but views and threads filled in: the papers' values from scratch, few gentle epochs from pretrained weights."""
     train = train or Train()
-    epochs = train.epochs or (crosschecks.PRETRAINED_EPOCHS if pretrained else scratch_epochs)
+    epochs = train.epochs or (cross_checks.PRETRAINED_EPOCHS if pretrained else scratch_epochs)
     rate = 0.005 if pretrained else 0.01 if mobile else 0.05
     warmup = train.schedule.warmup_epochs
     if warmup is None:
@@ -145,7 +145,7 @@ def resolved_train(
 
 def dump(recipe: Recipe) -> str:
     """YAML of a recipe; `load` gives the same recipe back."""
-    return yamltree.write(recipe.plain())
+    return yaml_tree.write(recipe.plain())
 
 
 def _fill_empty(data: Any, section: type[Section]) -> None:
@@ -177,12 +177,12 @@ def _validate(tree: Tree, problems: list[Problem], notices: list[str], *, allow_
         problems += [_problem(tree, item.keys, item.message, item.at) for item in found]
         wrong = [item.keys for item in found]
         recipe = _without(tree.data, wrong)
-    for keys, message in crosschecks.wrong_networks(tree.data, allow_code=allow_code):
+    for keys, message in cross_checks.wrong_networks(tree.data, allow_code=allow_code):
         problems.append(_problem(tree, keys, message))
         wrong.append(keys)
     if recipe is not None:
         broken = {keys[0] for keys in wrong if keys}
-        for item in crosschecks.contradictions(recipe):
+        for item in cross_checks.contradictions(recipe):
             problem = _problem(tree, item.keys, item.message, item.at)
             if item.excuse in tree.places and tree.places[item.excuse].flag > tree.place(item.keys).flag:
                 notices.append(str(problem))

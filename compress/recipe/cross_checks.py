@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compress import method_rules
 from compress.core.errors import UsageError
-from compress.explain import Finding, did_you_mean
 from compress.models import catalog
-from compress.schema import Candidate, Choice, Recipe, Train
-from compress.yamltree import Keys
+from compress.recipe import method_checks
+from compress.recipe.error_messages import Finding, did_you_mean
+from compress.recipe.schema import Candidate, Choice, Recipe, Train
+from compress.recipe.yaml_tree import Keys
 
 STUDENT_EPOCHS = 240  # the papers'
 CANDIDATE_EPOCHS = 60
@@ -128,7 +128,7 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
         if recipe.quantize.scheme == "none" and getattr(recipe.require, name) is not None:
             message = f"asks for {asked}, but quantize.scheme is none"
             yield Finding(("require", name), message, sections=frozenset({"quantize", "require"}))
-    elsewhere = [method for method in recipe.distill.method if method in method_rules.SHIP_ANOTHER]
+    elsewhere = [method for method in recipe.distill.method if method in method_checks.SHIP_ANOTHER]
     if recipe.quantize.scheme == "qat" and elsewhere:
         message = (
             f"qat trains the network that ships, but {' and '.join(elsewhere)} compares another one with the teacher"
@@ -138,7 +138,7 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     if recipe.device.name.startswith("browser") and recipe.validate_.sustained_seconds:
         message = "is not run in a browser, which device.target names; leave it out"
         yield Finding(("validate", "sustained_seconds"), message, sections=frozenset({"validate", "device"}))
-    for keys, message, judged in method_rules.mistakes(recipe.distill, recipe.train, _networks(recipe)):
+    for keys, message, judged in method_checks.mistakes(recipe.distill, recipe.train, _networks(recipe)):
         yield Finding(keys, message, sections=judged)
     proxy, fitnet = recipe.teacher.proxy, recipe.distill.fitnet
     if (
