@@ -28,7 +28,7 @@ from compress import models
 from compress.core.malloc import keep_freed_memory
 from compress.engine import keep_layout
 from compress.kernels import library, quicker
-from compress.models.sums import Sum
+from compress.models.residual_sum import Sum
 from compress.precision import autocast, resolve_precision
 
 NETWORKS = ("mobilenet_v2", "resnet8x4", "shufflenet_v2")

@@ -13,7 +13,7 @@ from compress import device_limits, selection, verdict
 from compress.core.records.base import to_json
 from compress.core.records.deployment import Exported, Measured, ModelFile, Packaged, Quantized, Tuned, Verified
 from compress.core.records.training import Distilled, Prepared, Stripped, Trained
-from compress.models.growth import larger
+from compress.models.size_warning import larger
 from compress.recipe.schema import Recipe
 from compress.selection import Selected
 from compress.shipped import facts

@@ -12,12 +12,12 @@ from torch import nn
 from compress import models
 from compress.core.errors import UsageError
 from compress.methods import Method, build_method
-from compress.models import catalog, own
+from compress.models import catalog, custom
 from compress.models.count import macs, params
 from compress.models.deployed import deployed
-from compress.models.growth import larger
-from compress.models.hollow import hollow
+from compress.models.meta import hollow
 from compress.models.outline import Outline, outline
+from compress.models.size_warning import larger
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import Candidate, Choice, Recipe
 
@@ -140,4 +140,4 @@ def _prove(loaded: Loaded, settings: Recipe, method: Method, image_size: int) ->
         if catalog.is_own(one.model) and {"pre_pool", "last_stage"}.intersection(taps):
             size = (one.image_size if isinstance(one, Candidate) else None) or image_size
             with own_at(loaded, place, one):
-                own.prove_average(one.model, one.taps, size)
+                custom.prove_average(one.model, one.taps, size)

@@ -16,7 +16,7 @@ from compress.data import stratified, views
 from compress.evaluation import Pictures
 from compress.methods import Method, build_method
 from compress.models.count import macs, params
-from compress.models.growth import larger
+from compress.models.size_warning import larger
 from compress.precision import LARGEST_LOGIT
 from compress.recipe.schema import Distill, Train
 from compress.step import Teaching

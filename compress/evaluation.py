@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from compress import schedule
 from compress.core.records.training import Distortion, Normalization
 from compress.data import views
-from compress.models.contracted import Contracted, inner
+from compress.models.input_adapter import Contracted, inner
 from compress.models.onnx_network import OnnxNetwork
 from compress.precision import exact
 from compress.stream import Stream

@@ -20,8 +20,8 @@ from compress.data.listing import Listing
 from compress.evaluation import Pictures
 from compress.methods import Method, Outline, build_method
 from compress.models import checkpoints
-from compress.models.contracted import Contracted, inner
 from compress.models.deployed import deployed
+from compress.models.input_adapter import Contracted, inner
 from compress.models.onnx_network import OnnxNetwork
 from compress.models.outline import outline as outline_of
 from compress.precision import autocast, resolve_precision

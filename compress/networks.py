@@ -8,7 +8,7 @@ from pathlib import Path
 from compress.core.errors import MissingError, UsageError
 from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization, Prepared
-from compress.models import catalog, checkpoints, own
+from compress.models import catalog, checkpoints, custom
 from compress.recipe.schema import Candidate, Choice, Normalize, Recipe
 from compress.stages import teacher
 
@@ -60,7 +60,7 @@ class Networks:
             normalization = Normalization(*info.normalization)
         else:
             normalization = self.prepared.normalization
-        source = own.source(one.model) if catalog.is_own(one.model) else None
+        source = custom.source(one.model) if catalog.is_own(one.model) else None
         return Network(
             one.model,
             one.width,

@@ -13,7 +13,7 @@ from compress.core.errors import CompressError, MissingError, UsageError
 from compress.data import carve, fashion, folder, sources
 from compress.models import catalog, checkpoints
 from compress.models.count import macs, params
-from compress.models.hollow import shapes_only
+from compress.models.meta import shapes_only
 from compress.models.outline import outline
 from compress.models.taps import Tapped
 from compress.recipe import loader

@@ -9,7 +9,7 @@ from typing import Any
 from compress import compatible
 from compress.core.errors import UsageError
 from compress.core.records.training import Network, Normalization
-from compress.models import catalog, own
+from compress.models import catalog, custom
 from compress.plantext import name_of
 from compress.recipe.schema import Candidate, Choice, Recipe
 
@@ -96,7 +96,7 @@ def neighbour(recipe: Recipe, one: Choice, frame: Frame) -> Subject | None:
 
 def _record(one: Choice | Candidate, frame: Frame, **more: Any) -> Network:
     width = catalog.resolve_width(catalog.info(one.model), one.width)
-    source = own.source(one.model) if catalog.is_own(one.model) else None  # changed code is another network
+    source = custom.source(one.model) if catalog.is_own(one.model) else None  # changed code is another network
     return Network(
         one.model, width, frame.classes, frame.size, frame.normalization, source=source, taps=one.taps, **more
     )

@@ -132,7 +132,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.assembly": (
         *FOUNDATIONS,
         "compress.device_limits",
-        "compress.models.growth",
+        "compress.models.size_warning",
         "compress.recipe.schema",
         "compress.selection",
         "compress.shipped",
@@ -147,7 +147,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.core.distributed": ("compress.core.errors",),
     "compress.core.store": (*FOUNDATIONS, "compress.core.malloc", "compress.core.console", "compress.core.distributed"),
     "compress.data*": (*FOUNDATIONS, "compress.recipe.schema", "compress.core.stateless_random", "compress.data.*"),
-    "compress.models.growth": (),
+    "compress.models.size_warning": (),
     "compress.models.onnx_network": ("export.runtime",),
     "compress.models*": (*FOUNDATIONS, "compress.recipe.schema", "compress.models", "compress.models.*"),
     "compress.methods*": (
@@ -198,10 +198,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.meter": ("compress.core.errors",),
     "compress.stopping": ("compress.core.errors",),
     "compress.schedule": ("compress.core.errors", "compress.recipe.schema"),
-    "compress.kernels*": ("compress.kernels", "compress.kernels.*", "compress.models.sums"),
+    "compress.kernels*": ("compress.kernels", "compress.kernels.*", "compress.models.residual_sum"),
     "compress.evaluation": (
         "compress.data.views",
-        "compress.models.contracted",
+        "compress.models.input_adapter",
         "compress.models.onnx_network",
         "compress.precision",
         "compress.core.records.training",
@@ -271,7 +271,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.compatible",
         "compress.plantext",
         "compress.models.catalog",
-        "compress.models.own",
+        "compress.models.custom",
         "export.blackbox",
     ),
     "compress.plan_limits": ("compress.recipe.schema", "compress.subjects", "compress.verdict", "compress"),
@@ -350,7 +350,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.recipe.schema",
         "compress.models.catalog",
         "compress.models.checkpoints",
-        "compress.models.own",
+        "compress.models.custom",
         "compress.stages.teacher",
     ),
     "compress.workflow": (

@@ -24,7 +24,7 @@ from compress.core.records.training import Network, Normalization, Streamed, Tra
 from compress.core.store import Context
 from compress.data import fashion, views
 from compress.evaluation import predict
-from compress.models.contracted import Contracted
+from compress.models.input_adapter import Contracted
 from compress.recipe import loader
 from compress.recipe.schema import Export
 from compress.stages.plan import draft

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from compress.kernels.library import TYPES, Library
-from compress.models.sums import Sum
+from compress.models.residual_sum import Sum
 
 FEW = 2**14  # numbers: a second thread costs more than it brings
 ACTIVATIONS = {nn.ReLU: (0.0, math.inf), nn.ReLU6: (0.0, 6.0)}

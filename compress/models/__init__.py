@@ -23,14 +23,14 @@ def build(name: str, *, classes: int, width: float | None = None) -> nn.Module:
             f"{name}: a classifier needs at least 2 classes, not {classes}; check the class folders of `data`"
         )
     if network.family == "torchvision":
-        from compress.models import vision
+        from compress.models import torchvision_models
 
-        return vision.build(network, classes)
+        return torchvision_models.build(network, classes)
     if network.family == "own":
-        from compress.models import own
+        from compress.models import custom
 
-        return own.build(name, classes)
-    from compress.models.builders import BUILDERS
+        return custom.build(name, classes)
+    from compress.models.registry import BUILDERS
 
     return BUILDERS[name](classes=classes) if width is None else BUILDERS[name](classes=classes, width=width)
 
@@ -40,11 +40,11 @@ def pretrained(name: str, weights_name: str, classes: int) -> nn.Module:
 
     Raises UsageError for an unknown network or weights name, MissingError where the weights are neither cached nor downloadable.
     """
-    from compress.models import vision
+    from compress.models import torchvision_models
     from compress.models.checkpoints import fit
 
     network = catalog.info(name)
-    state = vision.pretrained_state(network, weights_name)
+    state = torchvision_models.pretrained_state(network, weights_name)
     model = build(name, classes=classes)
     fit(model, state, source=f"{name} {weights_name}", new_head=True)
     return model

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compress.core.errors import UsageError
-from compress.models import roles
-from compress.models.roles import Roles
+from compress.models import tap_tables
+from compress.models.tap_tables import Roles
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
@@ -59,14 +59,14 @@ class NetworkInfo:
 def _cifar_resnet(name: str, counts: str) -> NetworkInfo:
     blocks = (int(name.removeprefix("resnet").removesuffix("x4")) - 2) // 6
     summary = f"CIFAR ResNet, three stages, 1x1 shortcuts: {counts}"
-    return NetworkInfo(name, "cifar", summary, 8, 32, "fc", "fc", roles=roles.basic_resnet((blocks,) * 3))
+    return NetworkInfo(name, "cifar", summary, 8, 32, "fc", "fc", roles=tap_tables.basic_resnet((blocks,) * 3))
 
 
 def _deep_resnet(name: str, counts: str) -> NetworkInfo:
     maps = (
-        roles.basic_resnet(roles.RESNET_BLOCKS[name])
+        tap_tables.basic_resnet(tap_tables.RESNET_BLOCKS[name])
         if name != "resnet50"
-        else roles.bottleneck_resnet(roles.RESNET_BLOCKS[name])
+        else tap_tables.bottleneck_resnet(tap_tables.RESNET_BLOCKS[name])
     )
     summary = f"ResNet of four stages for small pictures (3x3 stem, no pooling): {counts}"
     return NetworkInfo(name, "cifar", summary, 8, 32, "fc", "fc", roles=maps)
@@ -81,14 +81,14 @@ def _wide_resnet(name: str, counts: str) -> NetworkInfo:
         32,
         "fc",
         "fc",
-        roles=roles.WIDE_RESNET,
+        roles=tap_tables.WIDE_RESNET,
     )
 
 
 def _vgg(name: str, counts: str) -> NetworkInfo:
     summary, maps = (
         f"VGG with BatchNorm and one Linear, for small pictures: {counts}",
-        roles.vgg(roles.VGG_CONVOLUTIONS[name]),
+        tap_tables.vgg(tap_tables.VGG_CONVOLUTIONS[name]),
     )
     return NetworkInfo(name, "cifar", summary, 8, 32, "classifier", "classifier", roles=maps)
 
@@ -97,7 +97,7 @@ _V1, _V1_V2 = ("IMAGENET1K_V1",), ("IMAGENET1K_V1", "IMAGENET1K_V2")
 
 
 def _vision_resnet(name: str, counts: str, pretrained: tuple[str, ...]) -> NetworkInfo:
-    maps = roles.vision_resnet(roles.RESNET_BLOCKS[name], 3 if name == "resnet50" else 2)
+    maps = tap_tables.vision_resnet(tap_tables.RESNET_BLOCKS[name], 3 if name == "resnet50" else 2)
     summary = f"ImageNet ResNet: {counts}"
     return NetworkInfo(
         f"torchvision/{name}",
@@ -140,7 +140,7 @@ def _lite(variant: int, size: int, counts: str, stages: tuple[int, int, int, int
         "classifier.1",
         mobile=True,
         normalization=LITE_NORMALIZATION,
-        roles=roles.efficientnet_lite(stages),
+        roles=tap_tables.efficientnet_lite(stages),
     )
 
 
@@ -194,7 +194,7 @@ _ALL = (
         widths=(0.25, 2.0),
         default_width=1.0,
         mobile=True,
-        roles=roles.MOBILENET_V1,
+        roles=tap_tables.MOBILENET_V1,
     ),
     NetworkInfo(
         "mobilenet_v2",
@@ -207,7 +207,7 @@ _ALL = (
         widths=(0.1, 2.0),
         default_width=0.5,
         mobile=True,
-        roles=roles.MOBILENET_V2,
+        roles=tap_tables.MOBILENET_V2,
     ),
     NetworkInfo(
         "shufflenet_v1",
@@ -218,7 +218,7 @@ _ALL = (
         classifier="fc",
         linear="fc",
         mobile=True,
-        roles=roles.SHUFFLENET_V1,
+        roles=tap_tables.SHUFFLENET_V1,
     ),
     NetworkInfo(
         "shufflenet_v2",
@@ -232,7 +232,7 @@ _ALL = (
         width_choices=(0.5, 1.0, 1.5, 2.0),
         default_width=1.0,
         mobile=True,
-        roles=roles.SHUFFLENET_V2,
+        roles=tap_tables.SHUFFLENET_V2,
     ),
     _lite(0, 224, "4.65 M parameters, 385.2 M MACs", (2, 4, 10, 15)),
     _lite(1, 240, "5.42 M parameters, 600.2 M MACs", (3, 6, 14, 20)),

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from compress.core.errors import UsageError
-from compress.models import catalog, own
+from compress.models import catalog, custom
 from compress.models.catalog import NetworkInfo
 
 
@@ -81,7 +81,7 @@ def deployed(
     """A freshly built network in the form that ships; None: as it is. `stages`: a recipe's `taps` of a network of one's own."""
     if form is None:
         return model
-    info = own.described(model, name, stages) if catalog.is_own(name) else catalog.info(name)
+    info = custom.described(model, name, stages) if catalog.is_own(name) else catalog.info(name)
     if form["kind"] == "catkd":
         return without_bias(model, info)
     through = projector(form["width_in"], form["width"], form["factor"], form["pool"])

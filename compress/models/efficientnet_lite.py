@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compress.models.initial import initialise
-from compress.models.sums import Sum
+from compress.models.residual_sum import Sum
+from compress.models.weight_init import initialise
 
 # expansion t, kernel k, stride s of the first unit, channels c, units n
 SETTINGS = (

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from compress.models.initial import initialise
-from compress.models.sums import Sum
+from compress.models.residual_sum import Sum
+from compress.models.weight_init import initialise
 
 # expansion t, channels c, units n, stride s of the first unit
 SETTINGS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from compress.core.errors import StageError, UsageError
-from compress.models import catalog, own
+from compress.models import catalog, custom
 from compress.models.catalog import NetworkInfo
-from compress.models.hollow import shapes_only
+from compress.models.meta import shapes_only
 from compress.models.taps import Tapped
 
 
@@ -76,7 +76,7 @@ def outline(
     info = catalog.info(name)
     empty = shapes_only(name, classes=classes, width=width)
     if info.family == "own":
-        info = own.described(empty, name, stages)
+        info = custom.described(empty, name, stages)
     block, last = empty.get_submodule(info.classifier), empty.get_submodule(info.linear)
     assert isinstance(last, (nn.Linear, nn.Conv2d))  # the catalogue says so; a test builds every entry
     single = [module for module in block.modules() if isinstance(module, nn.Linear)] == [last]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from compress.models.sums import Sum
+from compress.models.residual_sum import Sum
 
 
 class BasicBlock(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from compress.models.sums import Sum
+from compress.models.residual_sum import Sum
 
 # units a stage; channels of stage 1 to 3 and of the last convolution, by width
 V1_UNITS, V1_CHANNELS, V1_GROUPS = (4, 8, 4), (240, 480, 960), 3

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from compress.models.initial import initialise
-from compress.models.roles import VGG_CONVOLUTIONS
+from compress.models.tap_tables import VGG_CONVOLUTIONS
+from compress.models.weight_init import initialise
 
 WIDTHS = (64, 128, 256, 512, 512)
 LARGE = 64  # pixels

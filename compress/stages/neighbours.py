@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from compress import models
 from compress.core.store import Context, Stage
 from compress.models import catalog, count
-from compress.models.hollow import hollow
+from compress.models.meta import hollow
 from compress.plantext import name_of
 from compress.recipe.schema import Choice
 

@@ -20,8 +20,8 @@ from compress.data import views
 from compress.evaluation import Pictures, accuracy, predict
 from compress.methods import build_method
 from compress.models import checkpoints
-from compress.models.contracted import inner
 from compress.models.count import macs, params
+from compress.models.input_adapter import inner
 from compress.recipe.schema import Candidate, Distill
 from compress.statistics import wilson
 from compress.train import fit

@@ -20,7 +20,7 @@ from torch.nn import functional
 from compress import models
 from compress.kernels.library import Library, _file, _functions, library, why_not
 from compress.kernels.norm import NONE, _BatchNorm, fuse
-from compress.models.sums import Sum
+from compress.models.residual_sum import Sum
 from compress.models.taps import Tapped
 
 RELU, RELU6 = (0.0, math.inf), (0.0, 6.0)

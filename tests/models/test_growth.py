@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from compress.models.growth import larger
+from compress.models.size_warning import larger
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from compress.models import build
-from compress.models.hollow import hollow, shapes_only
+from compress.models.meta import hollow, shapes_only
 from compress.models.outline import outline
 
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from compress.core.errors import UsageError
 from compress.models import build, catalog
-from compress.models.builders import BUILDERS
 from compress.models.count import macs, params
 from compress.models.outline import outline
+from compress.models.registry import BUILDERS
 from compress.models.shufflenet import shuffle
 from compress.models.taps import Tapped
 

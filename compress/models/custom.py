@@ -17,7 +17,7 @@ from compress.core.errors import MissingError, UsageError
 from compress.core.records.base import sha256_of
 from compress.models import catalog
 from compress.models.catalog import NetworkInfo
-from compress.models.roles import Roles
+from compress.models.tap_tables import Roles
 from compress.models.taps import Tapped
 
 PARTS = ("stages", "pre", "norms", "pool")  # of a network's attribute `taps`

@@ -10,10 +10,10 @@ from torch import nn
 from compress.models import efficientnet_lite
 from compress.models.mobilenet import MobileNetV1, MobileNetV2
 from compress.models.resnet import resnet
-from compress.models.resnet4 import ResNet4
+from compress.models.resnet_x4 import ResNet4
 from compress.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from compress.models.vgg import VGG
-from compress.models.wrn import WideResNet
+from compress.models.wide_resnet import WideResNet
 
 # called with classes=, and width= where the catalogue gives widths
 BUILDERS: dict[str, Callable[..., nn.Module]] = {

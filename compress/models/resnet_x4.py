@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from compress.models.residual_sum import Sum
 from compress.models.resnet import BasicBlock, initialise, projection
-from compress.models.roles import RESNET_BLOCKS
-from compress.models.sums import Sum
+from compress.models.tap_tables import RESNET_BLOCKS
 
 WIDTHS = (64, 128, 256, 512)
 EXPANSION = 4  # of a bottleneck's last convolution

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from compress.models.initial import by_fan_out
+from compress.models.weight_init import by_fan_out
 
 STEM = 16
 
