@@ -27,9 +27,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from compress.data.imagenet import scan
-from compress.data.listing import Place, write
-from compress.data.workers import Decoders
+from compress.data.sources.imagenet import scan
+from compress.data.streaming.listing import Place, write
+from compress.data.streaming.workers import Decoders
 from export.runtime import host
 
 SOURCES = (".jpg", ".jpeg")

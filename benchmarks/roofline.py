@@ -39,7 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from compress import engine, models, recorded, schedule
 from compress.core.distributed import ALONE
 from compress.core.malloc import keep_freed_memory
-from compress.data import views
+from compress.data.augment import views
 from compress.kernels import quicker
 from compress.methods import build_method
 from compress.models.outline import outline

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from compress.data.streaming.batches import Stream
 from compress.step import Step
-from compress.stream import Stream
 
 WINDOW = {"cpu": 1, "cuda": 64}  # steps whose views are cut at once, and that the teacher runs ahead at least
 CUT = (

@@ -12,7 +12,8 @@ from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.training import Network, Trained, TrainingData
 from compress.core.store import Context
-from compress.data import stratified, views
+from compress.data import stratified
+from compress.data.augment import views
 from compress.evaluation import Pictures
 from compress.methods import Method, build_method
 from compress.models.count import macs, params

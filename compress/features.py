@@ -12,7 +12,8 @@ from torch import nn
 from compress import loading
 from compress.core.records.base import File
 from compress.core.records.training import Network
-from compress.data import stratified, views
+from compress.data import stratified
+from compress.data.augment import views
 from compress.evaluation import Pictures, predict
 from compress.kept import Kept
 from compress.methods import Method

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from compress import models
 from compress.core.records.base import File, sha256_of
 from compress.core.records.training import Distilled, Network, Trained, TrainingData
-from compress.data import held_images, training_arrays, views
-from compress.data.listing import Listing
+from compress.data import held_images, training_arrays
+from compress.data.augment import views
+from compress.data.streaming.batches import Stream
+from compress.data.streaming.listing import Listing
 from compress.evaluation import Pictures
 from compress.methods import Method, Outline, build_method
 from compress.models import checkpoints
@@ -27,7 +29,6 @@ from compress.models.outline import outline as outline_of
 from compress.precision import autocast, resolve_precision
 from compress.recipe.schema import Distill
 from compress.step import Teaching
-from compress.stream import Stream
 from compress.teacher_cache import TeacherCache
 from compress.teacher_network import TeacherNetwork
 

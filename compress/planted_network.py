@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from compress.data import fashion
-from compress.data.pictures import decode
-from compress.data.views import to_float
+from compress.data.augment.views import to_float
+from compress.data.decode import decode
+from compress.data.sources import fashion
 from compress.faults import Constants
 from export.convert import to_onnx
 from export.runtime import Contract, Model

@@ -10,7 +10,8 @@ import torch
 
 from compress import compatible, float_layers, models
 from compress.core.errors import CompressError, MissingError, UsageError
-from compress.data import carve, fashion, folder, sources
+from compress.data import carve
+from compress.data.sources import fashion, folder, prepare
 from compress.models import catalog, checkpoints
 from compress.models.count import macs, params
 from compress.models.meta import shapes_only
@@ -41,7 +42,7 @@ def check(loaded: Loaded) -> tuple[list[str], list[str]]:
 
 
 def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], list[str]]:
-    size, names = settings.data.image_size or 32, sources.class_names(settings.data, base)
+    size, names = settings.data.image_size or 32, prepare.class_names(settings.data, base)
     known = len(names) if names else KNOWN_CLASSES.get(settings.data.source)
     classes = known or ASSUMED_CLASSES
     larger = compatible.check(
@@ -183,8 +184,8 @@ def _data(loaded: Loaded, base: Path, names: tuple[str, ...]) -> tuple[list[str]
     """(notes, what is not there) of the data. Raises UsageError where it is not laid out as it must be."""
     config = loaded.recipe.data
     try:
-        sources.fingerprint(config, base)
-        notes = [f"data: {sentence}" for sentence in sources.foreseen(config, base)]
+        prepare.fingerprint(config, base)
+        notes = [f"data: {sentence}" for sentence in prepare.foreseen(config, base)]
     except MissingError as error:
         return [], [f"{loaded.where('data')}: data: {error}"]
     except CompressError as error:
@@ -196,7 +197,7 @@ def _splits(loaded: Loaded, base: Path, names: tuple[str, ...]) -> list[str]:
     """Notes on how many pictures there are for what. Raises UsageError where they cannot be shared out as the recipe wants."""
     config = loaded.recipe.data
     try:
-        labels = sources.training_labels(config, base)
+        labels = prepare.training_labels(config, base)
         if labels is None:
             return []
         trained, _ = carve(labels, config.validation, config.split_seed, names)
@@ -228,10 +229,10 @@ def _tested(config: Data, base: Path) -> int | None:
     if config.source == "fashion":
         count = len(fashion.load()["test_labels"])
     elif config.source == "npz":
-        with np.load(sources.located(config, base)) as stored:
+        with np.load(prepare.located(config, base)) as stored:
             count = len(stored["test_labels"])
     elif config.source == "folder":
-        layout = folder.scan(sources.located(config, base))
+        layout = folder.scan(prepare.located(config, base))
         count = (
             len(layout.train) - len(folder.left_for_training(layout, config.test))
             if layout.test is None

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from compress.core.distributed import Group
 from compress.core.records.training import Distortion
-from compress.data import views
-from compress.data.distort import distorted
+from compress.data.augment import views
+from compress.data.augment.distort import distorted
 from compress.gradients import aligned_backward, cosine, sum_backward
 from compress.losses.precision import wide
 from compress.methods import Method, Signals

@@ -16,7 +16,8 @@ import export.measure
 import export.timings
 from compress.core.errors import StageError
 from compress.core.records.base import File
-from compress.data import centre_crop, pictures
+from compress.data import centre_crop
+from compress.data import decode as pictures
 from export import conditions
 from export.rounds import DRIFT
 from export.timings import LatencyResult

@@ -25,7 +25,8 @@ from compress.core.errors import Interrupted
 from compress.core.malloc import keep_freed_memory
 from compress.core.records.base import CHECKPOINT
 from compress.core.records.training import Normalization
-from compress.data import views
+from compress.data.augment import views
+from compress.data.streaming.batches import Stream
 from compress.engine import Rate, classifier_of, engine, keep_layout
 from compress.evaluation import Pictures, accuracy, predict
 from compress.kernels import TORCH, quicker
@@ -36,7 +37,6 @@ from compress.precision import card, resolve_precision
 from compress.recipe.schema import Train
 from compress.step import TRACED, Batch, Step, Teaching, sgd, traced, trainable
 from compress.stopping import between_steps
-from compress.stream import Stream
 
 LOOK = 50  # steps between two looks at the clock
 LOOK_SECONDS = 5.0  # between two at the losses, which wait for the device: those of a short epoch stay there to its end

@@ -14,7 +14,7 @@ from compress.core.records.base import File
 from compress.core.records.deployment import Exported, Measured, ModelFile, Packaged, Tuned, Verified
 from compress.core.records.training import Held, Prepared, Trained, TrainingData
 from compress.core.store import Store
-from compress.data import sources
+from compress.data.sources import prepare
 from compress.networks import Networks, normalized
 from compress.recipe import loader
 from compress.recipe.loader import Loaded
@@ -87,7 +87,7 @@ class Workflow:
             host=here,
             versions=written_by,
             photos=data.photos(settings.data, self.root),
-            resize=sources.store_size(settings.data),
+            resize=prepare.store_size(settings.data),
             keep="always" if distant else settings.quantize.keep,
             own=data.photos(settings.data, self.root, settings.device.photos),
         )
@@ -217,7 +217,7 @@ class Workflow:
     def _prepared(self) -> tuple[Prepared, TrainingData]:
         config = self.settings.data
         config = config.model_copy(update={"root": str(self.root) if self.root else None})
-        fingerprint = sources.fingerprint(config, Path())
+        fingerprint = prepare.fingerprint(config, Path())
         # What does not change the decoded arrays stays out of the key.
         keyed = config.model_copy(
             update={"validation": 0.1, "calibration": 512, "normalize": None, "download": False, "workers": None}
@@ -301,7 +301,7 @@ class Workflow:
 
         settings = self.settings
         config = settings.export.model_copy(update={"fixed_batch": False, "ort": False})  # the package stage's
-        told = convert.preprocessing(settings.data.source, sources.store_size(settings.data), self.prepared.image_size)
+        told = convert.preprocessing(settings.data.source, prepare.store_size(settings.data), self.prepared.image_size)
         exported: Exported = self.store.run(
             convert.run,
             config,

@@ -21,10 +21,10 @@ from compress import train as loop
 from compress.core import distributed
 from compress.core.errors import CompressError
 from compress.core.records.training import Normalization
-from compress.data.listing import Listing, Part, Place, write
+from compress.data.streaming.batches import Stream
+from compress.data.streaming.listing import Listing, Part, Place, write
 from compress.methods import Outline, build_method
 from compress.recipe.schema import Crd, Dhkd, Distill, Schedule, Train
-from compress.stream import Stream
 from compress.train import Pictures, fit
 
 CLASSES, COUNT, SIDE, WIDTH = 4, 36, 8, 6

@@ -22,7 +22,7 @@ from torch import Tensor
 from compress import checkpoint
 from compress.core import distributed
 from compress.core.errors import CompressError, Interrupted
-from compress.data import views
+from compress.data.augment import views
 from compress.teacher_cache import TeacherCache
 
 BATCH = 3  # pictures: twelve steps an epoch

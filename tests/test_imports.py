@@ -162,8 +162,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.core.distributed",
     ),
     "compress.step": (
-        "compress.data.views",
-        "compress.data.distort",
+        "compress.data.augment.views",
+        "compress.data.augment.distort",
         "compress.core.records.training",
         "compress.core.distributed",
         "compress.gradients",
@@ -178,11 +178,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.cudagraph": ("compress.recorded",),
     "compress.compiled": ("compress.models.taps", "compress.reach", "compress.recorded", "compress.step"),
     "compress.engine": ("compress.compiled", "compress.cudagraph", "compress.recorded", "compress.step"),
-    "compress.batches": ("compress.step", "compress.stream"),
-    "compress.stream": (
-        "compress.data.listing",
-        "compress.data.readahead",
-        "compress.data.workers",
+    "compress.batches": ("compress.step", "compress.data.streaming.batches"),
+    "compress.data.streaming.batches": (
+        "compress.data.streaming.listing",
+        "compress.data.streaming.readahead",
+        "compress.data.streaming.workers",
         "compress.schedule",
     ),
     "compress.teacher_cache": (
@@ -200,13 +200,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.schedule": ("compress.core.errors", "compress.recipe.schema"),
     "compress.kernels*": ("compress.kernels", "compress.kernels.*", "compress.models.residual_sum"),
     "compress.evaluation": (
-        "compress.data.views",
+        "compress.data.augment.views",
         "compress.models.input_adapter",
         "compress.models.onnx_network",
         "compress.precision",
         "compress.core.records.training",
         "compress.schedule",
-        "compress.stream",
+        "compress.data.streaming.batches",
     ),
     "compress.train": (
         *FOUNDATIONS,
@@ -222,10 +222,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.engine",
         "compress.core.distributed",
         "compress.checkpoint",
-        "compress.data.views",
+        "compress.data.augment.views",
         "compress.models.taps",
         "compress.batches",
-        "compress.stream",
+        "compress.data.streaming.batches",
         "compress.kernels",
         "compress.evaluation",
     ),
@@ -239,7 +239,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.teacher_cache",
         "compress.teacher_network",
         "compress.step",
-        "compress.stream",
+        "compress.data.streaming.batches",
         "compress.evaluation",
     ),
     "compress.distilling": (
@@ -364,7 +364,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.core.store",
         "compress.stages",
         "compress.stages.*",
-        "compress.data.sources",
+        "compress.data.sources.prepare",
         "compress.report",
         "compress.plan",
         "compress.device_limits",
@@ -562,7 +562,7 @@ def test_optional_packages_are_imported_where_they_are_used():
     heavy = {(module, name) for module, name in at_the_top if name in OPTIONAL and module.split(".")[0] == "compress"}
     # these modules are themselves imported where photos are decoded and where a report is drawn
     assert heavy == {
-        ("compress.data.pictures", "PIL"),
+        ("compress.data.decode", "PIL"),
         ("compress.timing", "PIL"),
         ("compress.planted_network", "PIL"),
         ("compress.report.evidence", "PIL"),

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from compress import loading, models, train
 from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization, Trained, TrainingData
-from compress.data import npy, views
+from compress.data import npy
+from compress.data.augment import views
 from compress.methods import METHODS, Method, build_method
 from compress.models import checkpoints
 from compress.models.deployed import deployed as deployed_as

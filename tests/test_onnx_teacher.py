@@ -22,7 +22,8 @@ from compress.core.console import Console
 from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization, Streamed, Trained, TrainingData
 from compress.core.store import Context
-from compress.data import fashion, views
+from compress.data.augment import views
+from compress.data.sources import fashion
 from compress.evaluation import predict
 from compress.models.input_adapter import Contracted
 from compress.recipe import loader

@@ -12,7 +12,7 @@ from PIL import Image
 
 from compress import cli, models
 from compress.core.errors import UsageError
-from compress.data import npz
+from compress.data.sources import npz
 
 RECIPE = """
 data: {{source: {source}, root: {root}, image_size: 32}}

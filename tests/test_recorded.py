@@ -19,13 +19,14 @@ from compress import batches, cudagraph, engine, loading, models, recorded, teac
 from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization, Trained, TrainingData
 from compress.cudagraph import Graphs
-from compress.data import npy, views
+from compress.data import npy
+from compress.data.augment import views
+from compress.data.streaming.batches import Stream
 from compress.methods import build_method
 from compress.models import checkpoints
 from compress.recipe.schema import Crd, Dhkd, Distill, Fitnet, ReviewKd, Schedule, Train
 from compress.recorded import WARM_UP, Recorded
 from compress.step import Step
-from compress.stream import Stream
 from compress.teacher_cache import TeacherCache
 from tests.quiet import Quiet
 from tests.tape import Tapes, Watch

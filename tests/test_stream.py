@@ -26,16 +26,18 @@ from compress.core.distributed import Group
 from compress.core.errors import Interrupted, StageError
 from compress.core.records.base import File, identity, sha256_of
 from compress.core.records.training import Distortion, Network, Normalization, TrainingData
-from compress.data import sources, training_arrays, workers
-from compress.data.crops import training_view
-from compress.data.distort import distorted
-from compress.data.listing import Listing, Place
-from compress.data.readahead import ReadAhead
-from compress.data.workers import GRACE, Decoders
+from compress.data import training_arrays
+from compress.data.augment.crops import training_view
+from compress.data.augment.distort import distorted
+from compress.data.sources import prepare
+from compress.data.streaming import workers
+from compress.data.streaming.batches import Stream
+from compress.data.streaming.listing import Listing, Place
+from compress.data.streaming.readahead import ReadAhead
+from compress.data.streaming.workers import GRACE, Decoders
 from compress.recipe.schema import Data, Dhkd, Distill
 from compress.schedule import Shards
 from compress.stages import data
-from compress.stream import Stream
 from compress.teacher_cache import TeacherCache
 from tests import stand_in
 from tests.stand_in import jpeg
@@ -49,7 +51,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
     """45 pictures of three classes in two shards a part, nine of them for validation."""
     root = stand_in.shards(tmp_path_factory.mktemp("set"), train=15, val=1, each=23)
     config = Data(source="webdataset", root=str(root), image_size=SIDE, validation=9, workers=1)
-    prepared = sources.prepare(config, tmp_path_factory.mktemp("work"), base=Path("/"), report=lambda text: None)
+    prepared = prepare.prepare(config, tmp_path_factory.mktemp("work"), base=Path("/"), report=lambda text: None)
     return data.training(prepared, config)
 
 
@@ -262,7 +264,7 @@ def test_shards_come_in_turn_and_their_pictures_mixed():
 def test_shards_are_read_ahead_one_block_before_their_pictures(training, tmp_path, monkeypatch):
     root = stand_in.shards(tmp_path / "set", train=15, val=1, each=5)  # nine shards
     config = Data(source="webdataset", root=str(root), image_size=SIDE, validation=3, workers=1, shards_at_once=2)
-    prepared = sources.prepare(config, tmp_path, base=Path("/"), report=lambda text: None)
+    prepared = prepare.prepare(config, tmp_path, base=Path("/"), report=lambda text: None)
     pictures = loading.pictures(data.training(prepared, config), "cpu")
     stream, read = pictures.images, list[Path]()
     monkeypatch.setattr(ReadAhead, "_through", lambda _, path: read.append(path))
@@ -331,7 +333,7 @@ def test_shards_are_read_ahead_where_most_of_them_is_asked_for(tmp_path):
                     stand_in.add(shard, f"{number}_{place}.jpg", content)
                     stand_in.add(shard, f"{number}_{place}.cls", b"%d" % (place % 3))
     config = Data(source="webdataset", root=str(root), image_size=SIDE, validation=3, workers=1, shards_at_once=1)
-    prepared = sources.prepare(config, tmp_path, base=Path("/"), report=lambda text: None)
+    prepared = prepare.prepare(config, tmp_path, base=Path("/"), report=lambda text: None)
     stream = loading.pictures(data.training(prepared, config), "cpu").images
     assert stream._pays(torch.arange(18)) and not stream._pays(
         torch.tensor([0, 6, 12])
@@ -457,7 +459,7 @@ def test_a_bad_picture_ends_the_training_with_its_name(tmp_path):
     config = Data(source="imagenet", root=str(root), image_size=SIDE, validation=3, workers=1)
     (tmp_path / "work").mkdir()
     prepared = data.training(
-        sources.prepare(config, tmp_path / "work", base=Path("/"), report=lambda text: None), config
+        prepare.prepare(config, tmp_path / "work", base=Path("/"), report=lambda text: None), config
     )
     _, _, train_index, _ = training_arrays(prepared)
     bad = Listing(place(prepared)).path(int(train_index[5]))
@@ -482,7 +484,7 @@ def test_a_lost_decoder_is_one_sentence_and_a_lost_training_takes_its_decoders_a
 
     script = tmp_path / "orphans.py"
     script.write_text(
-        "import sys\nfrom pathlib import Path\nimport numpy as np\nfrom compress.data.listing import Place\nfrom compress.data.workers import Decoders\n"
+        "import sys\nfrom pathlib import Path\nimport numpy as np\nfrom compress.data.streaming.listing import Place\nfrom compress.data.streaming.workers import Decoders\n"
         "if __name__ == '__main__':\n"
         "    decoders = Decoders(Place(*map(Path, sys.argv[1:4]), 16), augment='none', workers=1)\n"
         "    batches = decoders.batches(((np.arange(8), np.zeros(8, np.int64)) for _ in range(10**6)), 8)\n"

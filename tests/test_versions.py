@@ -55,7 +55,10 @@ METHODS = tuple(
     for folder in ("methods", "losses")
     for path in sorted((ROOT / "compress" / folder).glob("*.py"))
 )
-FILES = ("compress/data/listing.py", "compress/data/pictures.py")  # of sets that are decoded when they are asked for
+FILES = (
+    "compress/data/streaming/listing.py",
+    "compress/data/decode.py",
+)  # of sets that are decoded when they are asked for
 RUNNING = (
     *SPLITS,
     *FILES,
@@ -67,8 +70,8 @@ RUNNING = (
 TRAINING = (
     *RUNNING,
     *METHODS,
-    "compress/data/crops.py",
-    "compress/data/workers.py",
+    "compress/data/augment/crops.py",
+    "compress/data/streaming/workers.py",
     *(
         f"compress/{name}.py"
         for name in (

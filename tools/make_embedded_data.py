@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.data import fashion, splits
+from compress.data import splits
+from compress.data.sources import fashion
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 SEED = 2017

@@ -1,4 +1,4 @@
-"""Data sets as plain arrays, split by purpose. Torch-free; `compress.data.views` turns them into batches on a device.
+"""Data sets as plain arrays, split by purpose. Torch-free; `compress.data.augment.views` turns them into batches on a device.
 
 Nothing before `validate` gets a TestData, so nothing before it can read the test pictures.
 """
@@ -10,8 +10,8 @@ import numpy as np
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.training import CalibrationData, TestData, TrainingData
-from compress.data.listing import Listing, Place
 from compress.data.splits import calibration_index, carve, stratified
+from compress.data.streaming.listing import Listing, Place
 
 __all__ = [
     "calibration_arrays",

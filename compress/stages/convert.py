@@ -18,7 +18,7 @@ from compress.core.records.base import File
 from compress.core.records.deployment import Exported
 from compress.core.records.training import Trained, TrainingData
 from compress.core.store import Context, Stage
-from compress.data import views
+from compress.data.augment import views
 from compress.recipe.schema import Export
 from export.runtime import FOREIGN, Contract, ExportError, Model, write_beside
 

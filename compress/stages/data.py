@@ -7,8 +7,10 @@ from pathlib import Path
 from compress.core.records.base import File
 from compress.core.records.training import CalibrationData, Distortion, Held, Prepared, Streamed, TestData, TrainingData
 from compress.core.store import Context, Stage
-from compress.data import folder, imagenet, listing, sources, training_arrays
-from compress.data.streamed import decode
+from compress.data import listing, training_arrays
+from compress.data.sources import folder, imagenet
+from compress.data.sources import prepare as sources
+from compress.data.sources.streamed import decode
 from compress.recipe.schema import Data
 
 
@@ -81,7 +83,7 @@ def photos(config: Data, root: Path | None, count: int = 16) -> tuple[File, ...]
     """
     if config.source not in ("folder", "imagenet") or root is None or count == 0:
         return ()
-    from compress.data import pictures  # needs Pillow, which training on arrays does without
+    from compress.data import decode as pictures  # needs Pillow, which training on arrays does without
 
     if config.source == "imagenet":
         paths = [root / path for path in imagenet.paths(root, "val")]

@@ -27,7 +27,8 @@ from compress.core.errors import StageError, UsageError
 from compress.core.records.base import File
 from compress.core.records.training import CalibrationData, Network
 from compress.core.store import Context, Stage
-from compress.data import calibration_arrays, views
+from compress.data import calibration_arrays
+from compress.data.augment import views
 from compress.models.count import macs, params
 from compress.recipe.schema import Device, Export
 from export.bundle import Shipped

@@ -13,7 +13,7 @@ from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.training import Distilled, Network, Stripped, Trained, TrainingData
 from compress.core.store import Context, Stage
-from compress.data import views
+from compress.data.augment import views
 from compress.evaluation import accuracy, predict
 from compress.methods import Method, Signals
 from compress.models import checkpoints

@@ -16,7 +16,7 @@ from compress.core.errors import StageError, UsageError
 from compress.core.records.base import File
 from compress.core.records.training import Network, Trained, TrainingData
 from compress.core.store import Context, Stage
-from compress.data import views
+from compress.data.augment import views
 from compress.evaluation import Pictures, accuracy, predict
 from compress.methods import build_method
 from compress.models import checkpoints

@@ -23,7 +23,8 @@ from compress.core.records.base import File
 from compress.core.records.deployment import Exported, Tuned
 from compress.core.records.training import CalibrationData, Distilled, Stripped, Trained
 from compress.core.store import Context, Stage
-from compress.data import calibration_arrays, views
+from compress.data import calibration_arrays
+from compress.data.augment import views
 from compress.distilling import say_teaching
 from compress.evaluation import Pictures, accuracy, predict
 from compress.methods import Method, build_method

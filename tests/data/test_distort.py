@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compress.core.records.training import Distortion
 from compress.core.stateless_random import hashed
-from compress.data import distort, pixels, views
+from compress.data.augment import distort, pixel_ops, views
 
 v2 = pytest.importorskip("torchvision.transforms.v2", reason="torchvision is what these operations are compared with")
 ops = v2.functional
@@ -143,7 +143,7 @@ def test_nothing_looks_at_a_value() -> None:
 
 
 def test_equalize_and_autocontrast_count_each_picture_for_itself() -> None:
-    counts = pixels.counted(pixels.places(planes(16, 16)))
+    counts = pixel_ops.counted(pixel_ops.places(planes(16, 16)))
     assert (
         counts.shape == (8, 3, 256)
         and (counts.sum(2) == 256).all()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from compress.core.errors import MissingError, UsageError
-from compress.data import fashion
+from compress.data.sources import fashion
 
 COMPLETE = Path(os.environ.get("FASHION_MNIST_DIR", "/usr/share/datasets/fashion-mnist"))
 SCRIPT = Path(__file__).parents[2] / "tools" / "make_embedded_data.py"

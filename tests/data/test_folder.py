@@ -13,7 +13,8 @@ from PIL import Image
 
 from compress.core.errors import CompressError, MissingError, StageError, UsageError
 from compress.core.records.training import Prepared
-from compress.data import folder, load_images, load_labels, pictures, sources
+from compress.data import decode, load_images, load_labels
+from compress.data.sources import folder, prepare
 from compress.recipe import schema
 
 RED, BLUE = (220, 20, 20), (20, 20, 220)
@@ -35,7 +36,7 @@ def two_classes(root: Path, part: str, count: int, seed: int = 0) -> None:
 def prepared(root: Path, work: Path, **keys: object) -> tuple[Prepared, list[str]]:
     lines: list[str] = []
     config = schema.Data(source="folder", root=str(root), **{"image_size": 14, **keys})  # type: ignore[arg-type]
-    return sources.prepare(config, work, base=Path("/"), report=lines.append), lines
+    return prepare.prepare(config, work, base=Path("/"), report=lines.append), lines
 
 
 def test_train_and_test_folders(tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_a_test_folder_beside_classes_is_refused(tmp_path: Path) -> None:
 
 def test_evaluation_is_the_centre_of_what_is_stored(tmp_path: Path) -> None:
     save(tmp_path / "a.png", RED, 0, (72, 48))
-    stored = pictures.decode((tmp_path / "a.png").read_bytes(), 16)
+    stored = decode.decode((tmp_path / "a.png").read_bytes(), 16)
     with Image.open(tmp_path / "a.png") as image:
         expected = image.resize((24, 16), Image.Resampling.BILINEAR).crop(
             (4, 0, 20, 16)
@@ -71,7 +72,7 @@ def test_evaluation_is_the_centre_of_what_is_stored(tmp_path: Path) -> None:
     two_classes(tmp_path / "set", "train", 2)
     two_classes(tmp_path / "set", "test", 1, seed=9)
     made, _ = prepared(tmp_path / "set", tmp_path / "work")
-    whole = pictures.decode((tmp_path / "set/test/blue/0.png").read_bytes(), 16)
+    whole = decode.decode((tmp_path / "set/test/blue/0.png").read_bytes(), 16)
     assert np.array_equal(load_images(made.test_images)[0], whole[1:15, 1:15])
 
 
@@ -129,7 +130,7 @@ def test_every_mode_becomes_upright_rgb(tmp_path: Path) -> None:
     for name, colour in expected.items():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            made = pictures.decode((tmp_path / "odd" / name).read_bytes(), 16)
+            made = decode.decode((tmp_path / "odd" / name).read_bytes(), 16)
         assert made.shape == (16, 16, 3) and made.dtype == np.uint8
         assert np.abs(made[4, 8].astype(int) - colour).max() <= 6, name  # JPEG moves values a little
 
@@ -141,7 +142,7 @@ def test_a_large_jpeg_is_decoded_at_a_smaller_scale_and_looks_the_same(tmp_path:
     )
     with Image.open(tmp_path / "a.jpg") as image:
         expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
-    assert np.abs(pictures.decode((tmp_path / "a.jpg").read_bytes(), 32) - expected).max() <= 3
+    assert np.abs(decode.decode((tmp_path / "a.jpg").read_bytes(), 32) - expected).max() <= 3
 
 
 def break_some(folder: Path) -> None:
@@ -257,7 +258,7 @@ def test_links_and_pipes_among_the_pictures(tmp_path: Path) -> None:
     (red / "there").symlink_to(tmp_path / "beside")
     os.mkfifo(red / "pipe.jpg")
     (red / "gone.jpg").symlink_to("nowhere.jpg")
-    sources.fingerprint(schema.Data(source="folder", root=str(tmp_path / "set")), Path("/"))
+    prepare.fingerprint(schema.Data(source="folder", root=str(tmp_path / "set")), Path("/"))
 
     made, _ = prepared(tmp_path / "set", tmp_path / "work", max_unreadable=0.1)
     assert load_labels(made.train_labels).tolist() == [0] * 30 + [1] * 31
@@ -275,9 +276,9 @@ def test_a_link_into_another_classs_folder_is_not_followed(tmp_path: Path) -> No
     save(tmp_path / "set/train/red/deep/0.png", RED, 800)
     save(tmp_path / "beside" / "more.png", RED, 900)
     config = schema.Data(source="folder", root=str(tmp_path / "set"))
-    before = sources.fingerprint(config, Path("/"))
+    before = prepare.fingerprint(config, Path("/"))
     (tmp_path / "set/train/blue/loop").symlink_to("../red")
-    assert sources.fingerprint(config, Path("/")) != before  # a reused result would not name the link
+    assert prepare.fingerprint(config, Path("/")) != before  # a reused result would not name the link
     (tmp_path / "set/train/blue/into").symlink_to("../red/deep")
     (tmp_path / "set/train/red/back").symlink_to("../blue")
     for name in ("blue", "red"):
@@ -380,7 +381,7 @@ def test_two_runs_write_the_same_bytes_and_the_fingerprint_follows_the_files(tmp
         and first.test_images.sha256 == second.test_images.sha256
     )
     config = schema.Data(source="folder", root="set", image_size=14)
-    before = sources.fingerprint(config, tmp_path)
-    assert before == sources.fingerprint(config.model_copy(update={"calibration": 7, "validation": 0.3}), tmp_path)
+    before = prepare.fingerprint(config, tmp_path)
+    assert before == prepare.fingerprint(config.model_copy(update={"calibration": 7, "validation": 0.3}), tmp_path)
     save(tmp_path / "set/train/red/0.png", BLUE, 1234)
-    assert sources.fingerprint(config, tmp_path) != before
+    assert prepare.fingerprint(config, tmp_path) != before

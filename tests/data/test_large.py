@@ -16,9 +16,11 @@ from PIL import Image
 from compress.core.errors import MissingError, StageError, UsageError
 from compress.core.records.training import Prepared
 from compress.core.stateless_random import hashed, hashed_int
-from compress.data import imagenet, load_images, load_labels, sources, views
-from compress.data.crops import crop_box, training_view
-from compress.data.listing import Listing, Place, evaluation_view
+from compress.data import load_images, load_labels
+from compress.data.augment import views
+from compress.data.augment.crops import crop_box, training_view
+from compress.data.sources import imagenet, prepare
+from compress.data.streaming.listing import Listing, Place, evaluation_view
 from compress.recipe import schema
 from tests import stand_in
 
@@ -28,13 +30,13 @@ def config(source: str, root: Path, **keys: object) -> schema.Data:
 
 
 def prepared(source: str, root: Path, work: Path, **keys: object) -> tuple[Prepared, Listing]:
-    made = sources.prepare(config(source, root, **keys), work, base=Path("/"), report=lambda text: None)
+    made = prepare.prepare(config(source, root, **keys), work, base=Path("/"), report=lambda text: None)
     assert made.root is not None and made.paths is not None
     return made, Listing(Place(made.root, made.train_images.path, made.paths.path, 28))
 
 
 def print_of(source: str, root: Path) -> str:
-    return sources.fingerprint(config(source, root), Path("/"))
+    return prepare.fingerprint(config(source, root), Path("/"))
 
 
 def test_imagenet_lists_training_pictures_and_decodes_the_test_part(tmp_path: Path) -> None:

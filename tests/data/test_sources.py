@@ -17,7 +17,9 @@ from compress import data as product
 from compress.core.errors import MissingError, StageError, UsageError
 from compress.core.records.base import File
 from compress.core.records.training import CalibrationData, Prepared, TestData, TrainingData
-from compress.data import fashion, npy, npz, sources
+from compress.data import npy
+from compress.data.sources import fashion, npz
+from compress.data.sources import prepare as sources
 from compress.recipe import schema
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from compress.data import views
+from compress.data.augment import views
 
 MASK = (1 << 64) - 1
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compress.data.pictures import decode
+from compress.data.decode import decode
 from export import bundle, photos, photoset, verify
 from export.bundle import Shipped
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.data import fashion
+from compress.data.sources import fashion
 from export import bundle, runtime
 from export.bundle import Shipped
 from export.convert import to_onnx

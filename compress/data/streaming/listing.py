@@ -78,7 +78,7 @@ def _mark(name: str) -> int:
 
 def evaluation_view(content: bytes, size: int) -> np.ndarray:
     """A file's picture, short side to 256 / 224 of `size`, its centre: uint8 (size, size, 3). Raises what Pillow raises on a broken file."""
-    from compress.data.pictures import decode  # needs Pillow, which training on arrays does without
+    from compress.data.decode import decode  # needs Pillow, which training on arrays does without
 
     side = with_margin(size)
     offset = (side - size) // 2
@@ -112,7 +112,7 @@ class Listing:
 
     def decoded(self, position: int, make: Callable[[bytes], np.ndarray]) -> np.ndarray:
         """What `make` makes of the picture's bytes. Raises StageError, with the picture's path, where that cannot be done."""
-        from compress.data import pictures
+        from compress.data import decode as pictures
 
         offset, size = int(self.rows[position, 1]), int(self.rows[position, 2])
         try:
@@ -142,7 +142,7 @@ class Listing:
         self, positions: Iterable[int] | np.ndarray, report: Report = lambda text: None, what: str = ""
     ) -> Iterator[np.ndarray]:
         """Blocks (n, S, S, 3) of pictures in order, see `evaluation_view`; decoded in threads, a progress line every few seconds."""
-        from compress.data import pictures
+        from compress.data import decode as pictures
 
         told, wanted = time.monotonic(), [int(position) for position in positions]
         make = partial(evaluation_view, size=self.place.image_size)

@@ -13,7 +13,7 @@ import numpy as np
 
 from compress.core.errors import MissingError, UsageError
 
-EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist.npz"
+EMBEDDED = Path(__file__).parents[1] / "embedded" / "fashion_mnist.npz"
 SIDE = 28
 CLASSES: tuple[str, ...] = (
     "T-shirt/top",

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from compress.core.errors import MissingError, UsageError
-from compress.data import doubts
+from compress.data import quality_warnings
 from compress.data.splits import allocate
 
 TEST_NAMES = ("test", "val", "valid", "validation")
@@ -298,8 +298,13 @@ def parts(
             f"different pictures"
         )
     every = zip((*layout.train, *(layout.test or ())), [*hashes, *tested], strict=True)
-    twins = doubts.twins(((picture.path, picture.label, digest) for picture, digest in every), "bytes")
-    return train, test_part, twins, [doubts.leaked(sum(leaked), "bytes", "left out of training")] if any(leaked) else []
+    twins = quality_warnings.twins(((picture.path, picture.label, digest) for picture, digest in every), "bytes")
+    return (
+        train,
+        test_part,
+        twins,
+        [quality_warnings.leaked(sum(leaked), "bytes", "left out of training")] if any(leaked) else [],
+    )
 
 
 def describe(layout: Layout) -> list[str]:
@@ -310,12 +315,14 @@ def describe(layout: Layout) -> list[str]:
         said.append(f"{len(layout.ignored):,} {what} ({', '.join(SUFFIXES)}), left out: {_kinds(layout.ignored)}")
     if layout.strayed:
         count, (path, other) = len(layout.strayed), layout.strayed[0]
-        leads = f"{doubts.many(count, 'folder')} {'leads' if count == 1 else 'lead'} to pictures of another class"
+        leads = (
+            f"{quality_warnings.many(count, 'folder')} {'leads' if count == 1 else 'lead'} to pictures of another class"
+        )
         said.append(f"{leads}, where alone they count (first: {path}, to class {other!r})")
     if layout.unused:
         said.append(f"sub-folders not used: {', '.join(layout.unused)}")
     counts = Counter(picture.label for picture in layout.train)
     label, fewest = min(counts.items(), key=lambda item: (item[1], item[0]))
     if fewest < 10:
-        said.append(f"class {layout.classes[label]!r} has only {doubts.many(fewest, 'picture')}")
+        said.append(f"class {layout.classes[label]!r} has only {quality_warnings.many(fewest, 'picture')}")
     return said

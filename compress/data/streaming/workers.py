@@ -24,8 +24,8 @@ from typing import BinaryIO
 import numpy as np
 
 from compress.core.errors import LostProcess
-from compress.data.crops import training_view
-from compress.data.listing import Listing, Place, evaluation_view
+from compress.data.augment.crops import training_view
+from compress.data.streaming.listing import Listing, Place, evaluation_view
 
 CHUNK = 8  # pictures of one task
 AHEAD = 2  # tasks a process that are under way or wait
@@ -179,7 +179,7 @@ def _opened(job: Job) -> tuple[Listing, np.ndarray]:
 
 def _decode(job: Job, slot: int, row: int, positions: list[int], views: list[int]) -> None:
     """Decode some pictures into their rows of a slot. Raises StageError with the path of one that cannot be read."""
-    from compress.data.pictures import strict
+    from compress.data.decode import strict
 
     global _worked
     _worked = time.monotonic()

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress.data.listing import Listing
-from compress.data.readahead import ReadAhead
-from compress.data.workers import Decoders, default_workers
+from compress.data.streaming.listing import Listing
+from compress.data.streaming.readahead import ReadAhead
+from compress.data.streaming.workers import Decoders, default_workers
 from compress.schedule import Shards
 
 

@@ -43,7 +43,7 @@ def training_view(content: bytes, view: int, size: int) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
-    from compress.data.pictures import to_rgb
+    from compress.data.decode import to_rgb
 
     with Image.open(io.BytesIO(content)) as image:
         turned = image.getexif().get(ORIENTATION) in TURNED

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from compress.core.records.training import Distortion
 from compress.core.stateless_random import hashed
-from compress.data import pixels
+from compress.data.augment import pixel_ops
 
 JITTER_KEYS = (23, 29, 31, 37)  # of `hashed`: brightness, contrast, saturation, hue
 OPERATION_KEY, SIGN_KEY, KEYS_APART = (
@@ -77,13 +77,13 @@ def jittered(images: Tensor, draws: Sequence[Tensor], ranges: Sequence[float]) -
     """
     values = images.float()
     if ranges[0]:
-        values = pixels.blended(values, values.new_zeros(()), _factor(draws[0], ranges[0]))
+        values = pixel_ops.blended(values, values.new_zeros(()), _factor(draws[0], ranges[0]))
     if ranges[1]:
-        values = pixels.blended(values, pixels.mean_of(pixels.grey(values)), _factor(draws[1], ranges[1]))
+        values = pixel_ops.blended(values, pixel_ops.mean_of(pixel_ops.grey(values)), _factor(draws[1], ranges[1]))
     if ranges[2]:
-        values = pixels.blended(values, pixels.grey(values), _factor(draws[2], ranges[2]))
+        values = pixel_ops.blended(values, pixel_ops.grey(values), _factor(draws[2], ranges[2]))
     if ranges[3]:
-        values = pixels.hue_turned(values, draws[3] * ranges[3])
+        values = pixel_ops.hue_turned(values, draws[3] * ranges[3])
     return values.to(torch.uint8)
 
 
@@ -98,16 +98,16 @@ def operated(images: Tensor, chosen: Tensor, sign: Tensor, magnitude: int) -> Te
     Source: Cubuk et al. 2019, RandAugment; operations, magnitudes (0 to 30), nearest sampling and black outside as torchvision's.
     """
     is_ = {name: chosen == number for number, name in enumerate(OPERATIONS)}
-    place = pixels.places(pixels.moved(images, _matrices(is_, sign.float(), magnitude, *images.shape[2:])))
-    values = pixels.looked_up(_tables(is_, pixels.counted(place), magnitude), place)
-    shades = pixels.grey(values)
-    flat = pixels.mean_of(shades) * _wide(is_["contrast"])  # brightness blends with black
+    place = pixel_ops.places(pixel_ops.moved(images, _matrices(is_, sign.float(), magnitude, *images.shape[2:])))
+    values = pixel_ops.looked_up(_tables(is_, pixel_ops.counted(place), magnitude), place)
+    shades = pixel_ops.grey(values)
+    flat = pixel_ops.mean_of(shades) * _wide(is_["contrast"])  # brightness blends with black
     other = torch.where(
-        _wide(is_["color"]), shades, torch.where(_wide(is_["sharpness"]), pixels.smoothed(values), flat)
+        _wide(is_["color"]), shades, torch.where(_wide(is_["sharpness"]), pixel_ops.smoothed(values), flat)
     )
     blends = is_["brightness"] | is_["color"] | is_["contrast"] | is_["sharpness"]
     strength = 1 + blends * sign * (0.9 * magnitude / STRONGEST)
-    return pixels.blended(values, other, strength).to(torch.uint8)
+    return pixel_ops.blended(values, other, strength).to(torch.uint8)
 
 
 def _wide(value: Tensor) -> Tensor:
@@ -134,15 +134,15 @@ def _matrices(is_: dict[str, Tensor], sign: Tensor, magnitude: int, height: int,
 
 def _tables(is_: dict[str, Tensor], counts: Tensor, magnitude: int) -> Tensor:
     """float32 (B, 3, 256): what becomes of each value of each channel."""
-    level = torch.arange(pixels.LEVELS, device=counts.device)
+    level = torch.arange(pixel_ops.LEVELS, device=counts.device)
     dropped = 2 ** round(magnitude / (STRONGEST / 4))
     threshold = 255 * (1 - magnitude / STRONGEST)
     table = level.float().expand_as(counts)
     for name, other in (
         ("posterize", (level // dropped * dropped).float()),
         ("solarize", torch.where(level >= threshold, 255 - level, level).float()),
-        ("autocontrast", pixels.stretching(counts)),
-        ("equalize", pixels.equalizing(counts)),
+        ("autocontrast", pixel_ops.stretching(counts)),
+        ("equalize", pixel_ops.equalizing(counts)),
     ):
         table = torch.where(is_[name][:, None, None], other, table)
     return table

@@ -16,10 +16,11 @@ import numpy as np
 from compress.core.errors import CompressError, StageError, UsageError
 from compress.core.records.base import File, sha256_of
 from compress.core.records.training import Normalization, Prepared, Unreadable
-from compress.data import cifar, doubts, fashion, folder, npy, npz, streamed, webdataset
-from compress.data.listing import with_margin
+from compress.data import npy, quality_warnings
+from compress.data.sources import cifar, fashion, folder, npz, streamed, webdataset
+from compress.data.sources.written import Written
 from compress.data.splits import stratified
-from compress.data.written import Written
+from compress.data.streaming.listing import with_margin
 from compress.recipe import schema
 
 VERSION = 1  # raise when the same source would be decoded to other pixels
@@ -102,7 +103,9 @@ def prepare(config: schema.Data, work: Path, *, base: Path, report: Report) -> P
 
 def _judged(written: Written) -> Written:
     """The same, with a caution of classes that a part has no pictures of."""
-    absent = doubts.absent(written.classes, np.load(written.train_labels.path), np.load(written.test_labels.path))
+    absent = quality_warnings.absent(
+        written.classes, np.load(written.train_labels.path), np.load(written.test_labels.path)
+    )
     return replace(written, cautions=(*written.cautions, *absent))
 
 
@@ -163,7 +166,7 @@ def _resized(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
         return
     from PIL import Image
 
-    from compress.data.pictures import resize_square
+    from compress.data.decode import resize_square
 
     for picture in images:
         yield resize_square(Image.fromarray(picture), size)[None]
@@ -184,11 +187,11 @@ def _alike(arrays: dict[str, np.ndarray], taken: dict[str, np.ndarray | slice]) 
         for part, index in rows.items()
         for i, digest in zip(index, hashes[part], strict=True)
     )
-    said, seen = doubts.twins(every, "pixels"), set(hashes["test"])
+    said, seen = quality_warnings.twins(every, "pixels"), set(hashes["test"])
     both = sum(digest in seen for digest in hashes["train"])
     return [
         *said,
-        *([doubts.leaked(both, "pixels", "kept in both, so test accuracy may be flattered")] if both else []),
+        *([quality_warnings.leaked(both, "pixels", "kept in both, so test accuracy may be flattered")] if both else []),
     ]
 
 
@@ -232,7 +235,7 @@ def _decoded(
     report: Report,
 ) -> Iterator[np.ndarray]:
     """The readable pictures as blocks (1, crop, crop, 3); appends their labels and the unreadable ones to the two lists."""
-    from compress.data.pictures import decode_all
+    from compress.data.decode import decode_all
 
     offset = (size - crop) // 2
     for position, picture in decode_all(root, [picture.path for picture in pictures], size, report, part):
@@ -339,5 +342,5 @@ def foreseen(config: schema.Data, base: Path) -> list[str]:
         return folder.describe(folder.scan(located(config, base)))
     if config.source == "npz":
         labels, classes = npz.inspect(located(config, base))
-        return doubts.absent(classes, labels["train_labels"], labels["test_labels"])
+        return quality_warnings.absent(classes, labels["train_labels"], labels["test_labels"])
     return []

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from compress.core.errors import MissingError, UsageError
-from compress.data.folder import SUFFIXES, TEST_NAMES
-from compress.data.listing import Part
+from compress.data.sources.folder import SUFFIXES, TEST_NAMES
+from compress.data.streaming.listing import Part
 
 LABEL_KEYS = ("label", "cls", "class")  # of a .json
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from compress.core.errors import MissingError, UsageError
-from compress.data.folder import SUFFIXES, compare_classes, subfolders
-from compress.data.listing import Part
+from compress.data.sources.folder import SUFFIXES, compare_classes, subfolders
+from compress.data.streaming.listing import Part
 
 MEAN, STD = (
     (0.485, 0.456, 0.406),

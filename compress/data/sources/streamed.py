@@ -9,10 +9,11 @@ import numpy as np
 from compress.core.errors import UsageError
 from compress.core.records.base import File
 from compress.core.records.training import Normalization
-from compress.data import imagenet, npy, webdataset
-from compress.data.listing import Listing, Part, Place, Report, write
+from compress.data import npy
+from compress.data.sources import imagenet, webdataset
+from compress.data.sources.written import Written
 from compress.data.splits import stratified
-from compress.data.written import Written
+from compress.data.streaming.listing import Listing, Part, Place, Report, write
 from compress.recipe import schema
 
 SOURCES = ("imagenet", "webdataset")

@@ -1,0 +1,1 @@
+"""Training views: crops, flips and distortions as functions of (image, view)."""

@@ -1,0 +1,1 @@
+"""Data sets that stay in their files: listings, decode workers, read-ahead, batches."""
