@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from compress import assembly, compatible, kept, selection, standalone, verdict
+from compress import assembly, kept, selection, standalone, verdict
 from compress.core import distributed
 from compress.core.console import Console
 from compress.core.errors import MissingError, UsageError
 from compress.core.records.base import sha256_of
 from compress.core.store import Store
 from compress.kept import Kept
+from compress.methods import compatibility
 from compress.recipe import loader
 from compress.recipe.loader import Loaded
 from compress.stages import report
@@ -110,7 +111,7 @@ def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, conso
         console.notice(f"data: {error}")
         console.notice("planned with noise instead of pictures, which changes no time and no size")
     classes, size = (len(prepared.classes), prepared.image_size) if prepared else (10, settings.data.image_size or 32)
-    for sentence in compatible.check(loaded, settings, classes=classes, image_size=size):
+    for sentence in compatibility.check(loaded, settings, classes=classes, image_size=size):
         console.notice(sentence)
     narrow = None if settings.device.distant else crowded(settings.validate_.threads)
     if narrow:

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compress import compatible, float_layers, models
+from compress import float_layers, models
 from compress.core.errors import CompressError, MissingError, UsageError
 from compress.data import carve
 from compress.data.sources import fashion, folder, prepare
+from compress.methods import compatibility
 from compress.models import catalog, checkpoints
 from compress.models.count import macs, params
 from compress.models.meta import shapes_only
@@ -45,11 +46,11 @@ def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], lis
     size, names = settings.data.image_size or 32, prepare.class_names(settings.data, base)
     known = len(names) if names else KNOWN_CLASSES.get(settings.data.source)
     classes = known or ASSUMED_CLASSES
-    larger = compatible.check(
+    larger = compatibility.check(
         loaded, settings, classes=classes, image_size=size
     )  # before what takes seconds: a network of one's own is exported
     named = [
-        (place, one) for place, one in compatible.places(settings) if not (isinstance(one, Candidate) and one.onnx)
+        (place, one) for place, one in compatibility.places(settings) if not (isinstance(one, Candidate) and one.onnx)
     ]
     files = [
         (f"teacher.candidates.{number}.onnx", one) for number, one in enumerate(settings.teacher.candidates) if one.onnx
@@ -135,7 +136,7 @@ def _network(loaded: Loaded, place: str, one: Candidate | Choice, classes: int, 
     info = catalog.info(one.model)
     catalog.require_size(info, size)
     if info.family == "own":
-        with compatible.own_at(loaded, place, one):
+        with compatibility.own_at(loaded, place, one):
             return _own(title, one, classes, size)
     model = shapes_only(one.model, classes=classes, width=one.width)
     with Tapped(model, {"pooled": catalog.taps(info)["pooled"]}) as tapped, torch.no_grad():

@@ -17,8 +17,8 @@ from compress.core.records.training import Distortion
 from compress.data.augment import views
 from compress.data.augment.distort import distorted
 from compress.gradients import aligned_backward, cosine, sum_backward
-from compress.losses.precision import wide
 from compress.methods import Method, Signals
+from compress.methods.losses.upcast import wide
 from compress.precision import autocast
 from compress.reach import Reach
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress import compatible
 from compress.core.errors import UsageError
 from compress.core.records.training import Network, Normalization
+from compress.methods import compatibility
 from compress.models import catalog, custom
 from compress.plantext import name_of
 from compress.recipe.schema import Candidate, Choice, Recipe
@@ -79,7 +79,7 @@ def _teacher(one: Candidate, path: Path | None, frame: Frame) -> Subject:
 def student(recipe: Recipe, role: str, one: Choice, frame: Frame) -> Subject:
     """A student in the form in which the recipe's method ships it. Raises UsageError where the method does not take it."""
     name = name_of(one.model, one.width)
-    form, teacher = compatible.shipped_form(recipe, one, classes=frame.classes, image_size=frame.size)
+    form, teacher = compatibility.shipped_form(recipe, one, classes=frame.classes, image_size=frame.size)
     told = None
     if form is not None:
         told = f"{name} is timed as {recipe.distill.name} ships it{f' with teacher {teacher}, the largest of its forms' if teacher else ''}."

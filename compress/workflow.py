@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from compress import __version__, compatible, float_layers, guessing, selection
+from compress import __version__, float_layers, guessing, selection
 from compress.assembly import Branch, Evidence, model_files
 from compress.core.errors import MissingError, StageError
 from compress.core.records.base import File
@@ -15,6 +15,7 @@ from compress.core.records.deployment import Exported, Measured, ModelFile, Pack
 from compress.core.records.training import Held, Prepared, Trained, TrainingData
 from compress.core.store import Store
 from compress.data.sources import prepare
+from compress.methods import compatibility
 from compress.networks import Networks, normalized
 from compress.recipe import loader
 from compress.recipe.loader import Loaded
@@ -45,7 +46,7 @@ class Workflow:
 
     def evidence(self, started: str) -> Evidence | None:
         """Run everything up to the report; None where `--until` ends it."""
-        compatible.check(
+        compatibility.check(
             self.loaded, self.settings, classes=len(self.prepared.classes), image_size=self.prepared.image_size
         )
         planned = self.choose()

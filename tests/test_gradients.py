@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress import gradients
 from compress.gradients import aligned_backward, cosine, sum_backward
-from compress.losses import binary_kl_norm, cross_entropy
+from compress.methods.losses import binary_kl_norm, cross_entropy
 from compress.reach import leaves
 
 DATA = json.loads((Path(__file__).parent / "golden" / "testvectors.json").read_text())

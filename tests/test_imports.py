@@ -58,7 +58,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.core.records.base": (),
     "compress.core.records.training": ("compress.core.records.base",),
     "compress.core.records.deployment": ("compress.core.records.base",),
-    "compress.losses*": ("compress.losses.*",),
+    "compress.methods.losses*": ("compress.methods.losses.*",),
     "compress.core.stateless_random": (),
     "compress.gradients": (),
     "compress.statistics": (),
@@ -152,7 +152,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.models*": (*FOUNDATIONS, "compress.recipe.schema", "compress.models", "compress.models.*"),
     "compress.methods*": (
         "compress.core.errors",
-        "compress.losses",
+        "compress.methods.losses",
         "compress.recipe.schema",
         "compress.core.stateless_random",
         "compress.methods.*",
@@ -167,7 +167,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.core.records.training",
         "compress.core.distributed",
         "compress.gradients",
-        "compress.losses.precision",
+        "compress.methods.losses.upcast",
         "compress.methods",
         "compress.precision",
         "compress.reach",
@@ -268,7 +268,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.subjects": (
         *FOUNDATIONS,
         "compress.recipe.schema",
-        "compress.compatible",
+        "compress.methods.compatibility",
         "compress.plantext",
         "compress.models.catalog",
         "compress.models.custom",
@@ -313,7 +313,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.probe": (
         *FOUNDATIONS,
         "compress.recipe.loader",
-        "compress.compatible",
+        "compress.methods.compatibility",
         "compress.float_layers",
         "compress.data",
         "compress.data.*",
@@ -337,7 +337,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "export.quantize",
         "export.runtime",
     ),
-    "compress.compatible": (
+    "compress.methods.compatibility": (
         "compress.core.errors",
         "compress.recipe.loader",
         "compress.recipe.schema",
@@ -357,7 +357,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *FOUNDATIONS,
         "compress.recipe.schema",
         "compress.recipe.loader",
-        "compress.compatible",
+        "compress.methods.compatibility",
         "compress.float_layers",
         "compress.networks",
         "compress.selection",
@@ -380,7 +380,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.pipeline": (
         *FOUNDATIONS,
         "compress.recipe.loader",
-        "compress.compatible",
+        "compress.methods.compatibility",
         "compress.verdict",
         "compress.core.console",
         "compress.core.store",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress import losses
+from compress.methods import losses
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "testvectors.json").read_text())
 EXPECTED = GOLDEN["expected"]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress import losses, models
-from compress.methods import Outline, Signals, build_method
+from compress import models
+from compress.methods import Outline, Signals, build_method, losses
 from compress.methods.crd import CRD
 from compress.methods.reviewkd import Fusion
 from compress.models.count import macs, params

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compress import cli, compatible, models
+from compress import cli, models
+from compress.methods import compatibility
 from compress.models import checkpoints
 from compress.recipe import loader
 from compress.recipe.schema import METHOD_SECTIONS, Recipe
@@ -193,7 +194,7 @@ def test_imagenet_recipe_passes_the_check_by_every_method(path: Path, capsys: py
         loaded = loader.load(path, [f"distill.method={method}"])
         assert loaded.notices == ()
         if method in ("at", "ofd", "reviewkd", "catkd"):  # on networks of this size
-            compatible.check(loaded, loader.resolve(loaded.recipe), classes=1000, image_size=224)
+            compatibility.check(loaded, loader.resolve(loaded.recipe), classes=1000, image_size=224)
 
 
 @pytest.mark.slow

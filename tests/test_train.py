@@ -23,7 +23,7 @@ from compress import precision as arithmetic
 from compress.core.errors import Interrupted, StageError, UsageError
 from compress.core.records.training import Normalization
 from compress.methods import Method, Outline, Setting, Signals, build_method
-from compress.methods.plain import Plain
+from compress.methods.cross_entropy import Plain
 from compress.recipe.schema import Dhkd, Distill, Schedule, Train
 from compress.teacher_cache import TeacherCache
 

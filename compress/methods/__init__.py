@@ -15,13 +15,13 @@ from compress.methods.base import Method, Setting, Signals
 from compress.methods.catkd import CATKD
 from compress.methods.combined import Combined
 from compress.methods.crd import CRD
+from compress.methods.cross_entropy import Plain
 from compress.methods.dhkd import DHKD
 from compress.methods.dist import DIST
 from compress.methods.dkd import DKD
 from compress.methods.fitnet import FitNet
 from compress.methods.kd import KD
 from compress.methods.ofd import OFD
-from compress.methods.plain import Plain
 from compress.methods.reviewkd import ReviewKD
 from compress.methods.rkd import RKD
 from compress.methods.simkd import SimKD

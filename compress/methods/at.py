@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.losses import attention
 from compress.methods.base import Method, Setting, Signals
+from compress.methods.losses import attention
 from compress.recipe.schema import At
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compress.core.distributed import ALONE, Group
 from compress.core.errors import UsageError
-from compress.losses import cross_entropy
+from compress.methods.losses import cross_entropy
 from compress.models.outline import Outline
 
 TASK = "ce"  # the loss on the labels; of several methods together only the first one's counts

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.core.errors import UsageError
-from compress.losses import class_activation, cross_entropy
 from compress.methods.base import Method, Setting, Signals
+from compress.methods.losses import class_activation, cross_entropy
 from compress.models.deployed import without_bias
 from compress.recipe.schema import Catkd
 

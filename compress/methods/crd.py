@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from compress.core.errors import UsageError
 from compress.core.stateless_random import hashed
-from compress.losses import contrastive_nce
 from compress.methods.base import Method, Setting, Signals
+from compress.methods.losses import contrastive_nce
 from compress.recipe.schema import Crd
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.losses import binary_kl, binary_kl_norm
 from compress.methods.base import Method, Setting, Signals, ramp
+from compress.methods.losses import binary_kl, binary_kl_norm
 from compress.recipe.schema import Dhkd
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compress.losses import dist_relations
 from compress.methods.base import Method, Signals
+from compress.methods.losses import dist_relations
 from compress.recipe.schema import Dist
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from compress.core.errors import UsageError
-from compress.losses import decoupled_kd
 from compress.methods.base import Method, Setting, Signals, ramp
+from compress.methods.losses import decoupled_kd
 from compress.recipe.schema import Dkd
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.losses import hint, kd_kl, same_size
 from compress.methods.base import Method, Setting, Signals
+from compress.methods.losses import hint, kd_kl, same_size
 from compress.recipe.schema import Fitnet
 
 

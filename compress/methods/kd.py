@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compress.losses import kd_kl, standardize_logits
 from compress.methods.base import Method, Signals
+from compress.methods.losses import kd_kl, standardize_logits
 from compress.recipe.schema import Kd
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.core.errors import UsageError
-from compress.losses import margin_relu, margins, partial_l2, same_size
 from compress.methods.base import Method, Setting, Signals
+from compress.methods.losses import margin_relu, margins, partial_l2, same_size
 from compress.recipe.schema import Ofd
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.losses import hierarchical_context
 from compress.methods.base import Method, Setting, Signals, ramp
+from compress.methods.losses import hierarchical_context
 from compress.recipe.schema import ReviewKd
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compress.losses import rkd_angle, rkd_distance
 from compress.methods.base import Method, Signals
+from compress.methods.losses import rkd_angle, rkd_distance
 from compress.recipe.schema import Rkd
 
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.core.errors import UsageError
-from compress.losses import hint
 from compress.methods.base import Method, Setting, Signals
+from compress.methods.losses import hint
 from compress.models.deployed import projected, projector
 from compress.recipe.schema import Simkd
 

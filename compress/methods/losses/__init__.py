@@ -4,7 +4,7 @@ Every loss is a scalar. The teacher's side never carries a gradient: callers det
 because exp, squares and small differences do not survive bf16 or fp16; float64 stays, for tests.
 """
 
-from compress.losses.features import (
+from compress.methods.losses.features import (
     attention,
     class_activation,
     hierarchical_context,
@@ -14,7 +14,7 @@ from compress.losses.features import (
     partial_l2,
     same_size,
 )
-from compress.losses.logits import (
+from compress.methods.losses.logits import (
     binary_kl,
     binary_kl_norm,
     cross_entropy,
@@ -23,7 +23,7 @@ from compress.losses.logits import (
     kd_kl,
     standardize_logits,
 )
-from compress.losses.relations import contrastive_nce, rkd_angle, rkd_distance
+from compress.methods.losses.relations import contrastive_nce, rkd_angle, rkd_distance
 
 __all__ = [
     "attention",
