@@ -3,7 +3,7 @@
     python benchmarks/kernels.py
 
 Measured in training, on maps as a batch of 64 pictures of 32x32 makes them, in the precision that a training takes: each BatchNorm with the sum and the
-activation behind it (`compress/kernels/norm.py`), and each depthwise convolution (`compress/kernels/depthwise.py`), forward and backward apart. Layers of
+activation behind it (`compress/training/kernels/norm.py`), and each depthwise convolution (`compress/training/kernels/depthwise.py`), forward and backward apart. Layers of
 one shape are measured once. A round's time is the median of some calls; ratios are torch's time over the kernels', median and range over rounds. The whole
 pass is a cross-entropy's, without the optimizer.
 """
@@ -26,10 +26,10 @@ from torch.nn import functional
 
 from compress import models
 from compress.core.malloc import keep_freed_memory
-from compress.engine import keep_layout
-from compress.kernels import library, quicker
 from compress.models.residual_sum import Sum
-from compress.precision import autocast, resolve_precision
+from compress.training.engine.modes import keep_layout
+from compress.training.kernels import library, quicker
+from compress.training.precision import autocast, resolve_precision
 
 NETWORKS = ("mobilenet_v2", "resnet8x4", "shufflenet_v2")
 BATCH, SIDE, CLASSES, CALLS = 64, 32, 100, 3

@@ -2,7 +2,7 @@
 
     python benchmarks/precision.py
 
-The rule reads CPU flags, never a clock (`compress/precision.py`); this script reads the clock and says where the rule's choice is not the faster one.
+The rule reads CPU flags, never a clock (`compress/training/precision.py`); this script reads the clock and says where the rule's choice is not the faster one.
 Plain cross-entropy steps on noise at 32x32, batch 64, forward, backward and SGD, with what a training on a CPU runs (`compress/kernels`).
 """
 
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compress import models
-from compress.kernels import quicker
-from compress.precision import autocast, resolve_precision
+from compress.training.kernels import quicker
+from compress.training.precision import autocast, resolve_precision
 
 NETWORKS = ("resnet20", "resnet56", "resnet8x4", "resnet32x4", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2")
 BATCH, SIDE, CLASSES = 64, 32, 100

@@ -36,22 +36,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from compress import engine, models, recorded, schedule
+from compress import models
 from compress.core.distributed import ALONE
 from compress.core.malloc import keep_freed_memory
 from compress.data.augment import views
-from compress.kernels import quicker
 from compress.methods import build_method
 from compress.models.outline import outline
 from compress.models.taps import Tapped
-from compress.precision import autocast, resolve_precision
 from compress.recipe.schema import Distill
-from compress.step import Batch, Step, sgd, trainable
+from compress.training import schedule
+from compress.training.engine import modes, recorder
+from compress.training.kernels import quicker
+from compress.training.precision import autocast, resolve_precision
+from compress.training.step import Batch, Step, sgd, trainable
 
 PAIRS = (("resnet56", "mobilenet_v2"), ("resnet32x4", "resnet8x4"), ("resnet32x4", "shufflenet_v2"))
 CLASSES, SIDE, PICTURES = 100, 32, 4096
 STEPS = 240 * 782  # of the training whose engine is measured
-WARM_UP = recorded.WARM_UP + 2  # steps before the timed ones: kernels are chosen, a graph is recorded and replayed
+WARM_UP = recorder.WARM_UP + 2  # steps before the timed ones: kernels are chosen, a graph is recorded and replayed
 PARTS = {  # what an operator's name contains -> what it is; the first that fits
     "compiled, fused": ("triton", "compiledfx"),
     "convolutions and products": (
@@ -153,14 +155,14 @@ def _row(teacher: str, student: str, device: str, name: str, batch: int, steps: 
     )  # what is asked for: a gradient that is computed in a roundabout way is more arithmetic, and not more use
     flop, (moved, operators) = _flop(lambda: usual(data)), _traffic(lambda: usual(data))
     assert isinstance(step.network, Tapped)
-    classifier = engine.classifier_of(
+    classifier = modes.classifier_of(
         step.network.model, outline(student, classes=CLASSES, width=None, image_size=SIDE).taps
     )
-    few = engine.engine(
+    few = modes.engine(
         "graph" if name != "eager" and device.startswith("cuda") else "eager", step, 2, STEPS, classifier, said.append
     )
     two = _median(lambda: few(small), device, steps)
-    run = engine.engine(name, step, batch, STEPS, classifier, said.append)
+    run = modes.engine(name, step, batch, STEPS, classifier, said.append)
     seconds = plain if run is step else _median(lambda: run(data), device, steps)
     split = _split(run, data, device, 3, 1e3 * seconds)
     # On CUDA the teacher runs ahead of the steps, in large batches.
@@ -248,14 +250,14 @@ def step_of(student: str, device: str, name: str = "auto") -> Step:
     """What training of the student steps, under the engine of this name."""
     torch.manual_seed(0)
     model = models.build(student, classes=CLASSES).to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    engine.keep_layout(model)
+    modes.keep_layout(model)
     if device == "cpu":
         quicker(model, SIDE, name, print)
     shape = outline(student, classes=CLASSES, width=None, image_size=SIDE)
     method = build_method(Distill(), student=shape, teacher=shape, train_labels=torch.zeros(1)).to(device).train()
     parameters = trainable(model, method)
     optimizer = sgd(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4)
-    engine.Rate(optimizer, device).set(0.01)
+    modes.Rate(optimizer, device).set(0.01)
     images = torch.randint(0, 256, (PICTURES, SIDE, SIDE, 3), dtype=torch.uint8).to(device)
     precision = resolve_precision("auto", device)
     mean, spread = (torch.full((3,), value, device=device) for value in (0.5, 0.25))
@@ -303,7 +305,7 @@ def _teacher(name: str, step: Step, batch: Batch, device: str) -> tuple[Callable
     return forward, precision
 
 
-def _split(run: engine.Run, batch: Batch, device: str, count: int, step_ms: float) -> dict[str, float]:
+def _split(run: modes.Run, batch: Batch, device: str, count: int, step_ms: float) -> dict[str, float]:
     """Milliseconds a step by what they are spent on; the shares of a profiled step, which is slower, of one that is not."""
     cuda = device.startswith("cuda")
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as found:

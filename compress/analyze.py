@@ -170,9 +170,10 @@ def _by_networks(folder: Path, report: Row, artifacts: Path, arrays: Arrays, con
         kept = records.read(folder, artifacts, command=report.get("command"))
     except MissingError as error:
         return {"features": {"sentence": f"Features and heads are left out: {error}"}, "heads": []}
-    from compress import features, loading
+    from compress import features
+    from compress.training import build
 
-    pictures = loading.pictures(kept.data, "cpu")
+    pictures = build.pictures(kept.data, "cpu")
     found = features.heads(kept, pictures)
     rows = []
     for number, (what, logits) in enumerate(

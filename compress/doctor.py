@@ -76,7 +76,7 @@ def _accelerator() -> Row:
 
 
 def _kernels() -> Row:
-    from compress.kernels.library import library, why_not
+    from compress.training.kernels.library import library, why_not
 
     made = library()
     return (

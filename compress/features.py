@@ -9,16 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compress import loading
 from compress.core.records.base import File
 from compress.core.records.training import Network
 from compress.data import stratified
 from compress.data.augment import views
-from compress.evaluation import Pictures, predict
 from compress.kept import Kept
 from compress.methods import Method
 from compress.methods.dhkd import DHKD
 from compress.models.taps import Tapped
+from compress.training import build
+from compress.training.evaluation import Pictures, predict
 
 MOST_PICTURES = 1000
 MOST_CLASSES = 10
@@ -62,8 +62,8 @@ def why_not(record: Network) -> str | None:
 
 def pooled(record: Network, weights: File, pictures: Pictures, index: NDArray[np.int64]) -> NDArray[np.float32]:
     """What the classifier reads, (M, d), of the stored pictures `index`."""
-    model = loading.network(record, weights, "cpu").eval()
-    return _tapped(model, {"pooled": loading.outline(record).taps["pooled"]}, record, pictures, index)[1]
+    model = build.network(record, weights, "cpu").eval()
+    return _tapped(model, {"pooled": build.outline(record).taps["pooled"]}, record, pictures, index)[1]
 
 
 @torch.no_grad()
@@ -109,17 +109,15 @@ def heads(kept: Kept, pictures: Pictures) -> Heads | None:
         why_not(record) for record in (kept.teacher.network, kept.trained.network)
     ):
         return None
-    model, method = loading.distilled(kept.method, kept.trained, kept.teacher, pictures)
+    model, method = build.distilled(kept.method, kept.trained, kept.teacher, pictures)
     auxiliary = _auxiliary(method)
     if auxiliary is None:
         return None
     record, index = kept.trained.network, pictures.validation_index.numpy()
-    logits, features = _tapped(
-        model.eval(), {"pooled": loading.outline(record).taps["pooled"]}, record, pictures, index
-    )
+    logits, features = _tapped(model.eval(), {"pooled": build.outline(record).taps["pooled"]}, record, pictures, index)
     teacher = kept.teacher.network
     taught = predict(
-        loading.network(teacher, kept.teacher.weights, "cpu"),
+        build.network(teacher, kept.teacher.weights, "cpu"),
         pictures.validation(),
         teacher.image_size,
         teacher.normalization,

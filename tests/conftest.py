@@ -23,7 +23,7 @@ def same_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """cuDNN takes the same kernels in each training, none that adds in a changing order."""
     import torch
 
-    from compress import cudagraph
+    from compress.training.engine import cuda_graph
 
-    monkeypatch.setattr(cudagraph, "TIMED", False)
+    monkeypatch.setattr(cuda_graph, "TIMED", False)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)

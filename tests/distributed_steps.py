@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from compress import train as loop
 from compress.core import distributed
 from compress.core.errors import CompressError
 from compress.core.records.training import Normalization
@@ -25,7 +24,8 @@ from compress.data.streaming.batches import Stream
 from compress.data.streaming.listing import Listing, Part, Place, write
 from compress.methods import Outline, build_method
 from compress.recipe.schema import Crd, Dhkd, Distill, Schedule, Train
-from compress.train import Pictures, fit
+from compress.training import loop as loop
+from compress.training.loop import Pictures, fit
 
 CLASSES, COUNT, SIDE, WIDTH = 4, 36, 8, 6
 METHODS = {

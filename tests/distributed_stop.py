@@ -19,11 +19,11 @@ import torch
 from distributed_steps import CLASSES, COUNT, SIDE, Progress, Teacher, train
 from torch import Tensor
 
-from compress import checkpoint
 from compress.core import distributed
 from compress.core.errors import CompressError, Interrupted
 from compress.data.augment import views
-from compress.teacher_cache import TeacherCache
+from compress.training import checkpoint
+from compress.training.teacher.logit_cache import TeacherCache
 
 BATCH = 3  # pictures: twelve steps an epoch
 TOLD = {  # by training and rank: behind which step of all which signal

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from compress.recorded import Losses, Run
+from compress.training.engine.recorder import Losses, Run
 
 WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero")
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress import cli, schedule
+from compress import cli
 from compress.methods import METHODS, build_method
 from compress.models.outline import Outline, outline
 from compress.recipe import loader
 from compress.recipe.schema import Distill
+from compress.training import schedule
 
 PAIRS = sorted((Path(__file__).parents[1] / "recipes" / "cifar100").glob("*.yaml"))
 LIST = ["dhkd", "reviewkd"]

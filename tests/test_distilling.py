@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from compress import cli, distilling, loading, models
+from compress import cli, models
 from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization
 from compress.models import checkpoints
 from compress.stages import teacher as teachers
+from compress.training import build, distill
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE, TRAINED = 16, 160
@@ -97,7 +98,7 @@ def laid_out(model: nn.Module) -> bool:
 
 def test_what_is_trained_lies_in_channels_last(said, monkeypatch):
     layouts: list[bool] = []
-    for module in (distilling, teachers):
+    for module in (distill, teachers):
         fit: Any = module.fit
         monkeypatch.setattr(
             module,
@@ -114,5 +115,5 @@ def test_whatever_a_training_starts_from_lies_in_channels_last(tmp_path, monkeyp
     checkpoints.save_state(models.build("resnet8", classes=4), tmp_path / "a.safetensors")
     monkeypatch.setattr(models, "pretrained", lambda name, weights, classes: models.build(name, classes=classes))
     weights = File.of(tmp_path / "a.safetensors") if key == "file" else None
-    assert laid_out(loading.start(record, key, weights, new_head=False, device="cpu"))
-    assert laid_out(loading.network(record, weights, "cpu"))  # what teaches
+    assert laid_out(build.start(record, key, weights, new_head=False, device="cpu"))
+    assert laid_out(build.network(record, weights, "cpu"))  # what teaches

@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from compress import cli, pipeline, precision
+from compress import cli, pipeline
 from compress.core import distributed
 from compress.core.distributed import ALONE, Group, synchronise
 from compress.core.errors import MissingError, UsageError
+from compress.training import precision
 
 SCRIPT = Path(__file__).parent / "distributed_run.py"
 ROOT = Path(__file__).parents[1]

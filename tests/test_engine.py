@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compress import compiled, engine, loading, models, recorded, train
+from compress import models
 from compress.core import malloc
 from compress.core.records.training import Distortion, Network, Normalization
 from compress.methods import Method, Outline, build_method
 from compress.recipe.schema import Dhkd, Distill, Fitnet, Schedule, Train
-from compress.teacher_cache import TeacherCache
-from compress.teacher_network import TeacherNetwork
+from compress.training import build, loop
+from compress.training.engine import compile, modes, recorder
+from compress.training.teacher.live import TeacherNetwork
+from compress.training.teacher.logit_cache import TeacherCache
 from tests.quiet import Quiet
 
 SIDE, CLASSES, COUNT = 8, 3, 40
@@ -43,11 +45,11 @@ class Net(nn.Module):
         return self.fc(self.drop(torch.relu(self.bn(self.conv(x))).mean((2, 3))))
 
 
-def pictures(device: str = "cpu") -> train.Pictures:
+def pictures(device: str = "cpu") -> loop.Pictures:
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (COUNT, SIDE, SIDE, 3), generator=generator).to(torch.uint8)
     parts = (images, torch.arange(COUNT) % CLASSES, torch.arange(COUNT), torch.arange(0))
-    return train.Pictures(*(part.to(device) for part in parts), "crop_flip", SIDE)
+    return loop.Pictures(*(part.to(device) for part in parts), "crop_flip", SIDE)
 
 
 def settings(name: str, **changes: Any) -> Train:
@@ -71,7 +73,7 @@ def trained(
     torch.manual_seed(11)
     net = Net().eval().requires_grad_(False).to(device)
     cache = TeacherCache(
-        lambda raw: net(train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
+        lambda raw: net(loop.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
         pictures=COUNT,
         views=18,
         classes=CLASSES,
@@ -84,7 +86,7 @@ def trained(
     distill = Distill(dhkd=Dhkd(hidden=12, dropout=dropout, head="nonlinear", align=align))
     method: Method = build_method(distill, student=SHAPE, teacher=SHAPE, train_labels=torch.zeros(1)).to(device)
     progress = Quiet()
-    train.fit(
+    loop.fit(
         student,
         method,
         pictures(device),
@@ -115,7 +117,7 @@ def test_a_compiled_student_is_the_student(tmp_path, monkeypatch, align):
         graphs.append(len(graph.graph.nodes))
         return graph
 
-    monkeypatch.setattr(compiled, "BACKEND", backend)
+    monkeypatch.setattr(compile, "BACKEND", backend)
     plain, compiling = (trained(tmp_path, name, align=align) for name in ("eager", "compile"))
 
     assert graphs and max(graphs) > 3 and not compiling[1]
@@ -136,7 +138,7 @@ def test_a_compiled_student_is_the_student(tmp_path, monkeypatch, align):
 )
 def test_two_backward_passes_go_through_one_compiled_graph(tmp_path, monkeypatch, backend, dropout):
     """inductor draws its own numbers for dropout."""
-    monkeypatch.setattr(compiled, "BACKEND", backend)
+    monkeypatch.setattr(compile, "BACKEND", backend)
     plain, compiling = (trained(tmp_path, name, dropout=dropout) for name in ("eager", "compile"))
 
     assert not compiling[1]
@@ -146,10 +148,10 @@ def test_two_backward_passes_go_through_one_compiled_graph(tmp_path, monkeypatch
 
 def test_a_compiled_phase_moves_only_what_its_loss_reaches(tmp_path, monkeypatch):
     """FitNet's first stage, the hint alone: a compiled graph gives zeros, not nothing, to what lies above it, and weight decay would move that."""
-    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    monkeypatch.setattr(compile, "BACKEND", "aot_eager")
     started: dict[str, Tensor] = {}
     states: dict[tuple[str, int], dict[str, Tensor]] = {}
-    shape = loading.outline(Network("resnet8", None, CLASSES, SIDE, NORMALIZATION))
+    shape = build.outline(Network("resnet8", None, CLASSES, SIDE, NORMALIZATION))
     taps = shape.taps
     distill = Distill(method="fitnet", fitnet=Fitnet(mode="two_stage", hint_epochs=1))
     for name, epochs in itertools.product(("eager", "compile"), (1, 2)):
@@ -163,13 +165,13 @@ def test_a_compiled_phase_moves_only_what_its_loss_reaches(tmp_path, monkeypatch
         teaching = TeacherNetwork(
             teacher,
             {tap: taps[tap] for tap in method.teacher_taps},
-            lambda raw: train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std),
+            lambda raw: loop.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std),
             nullcontext,
             batch_stats=False,
             logits="own",
         )
         (tmp_path / f"{name}{epochs}").mkdir()
-        train.fit(
+        loop.fit(
             student,
             method,
             pictures(),
@@ -204,7 +206,7 @@ def test_compiled_code_is_given_up_behind_a_training(tmp_path, monkeypatch):
         graphs.append(len(graph.graph.nodes))
         return graph
 
-    monkeypatch.setattr(compiled, "BACKEND", backend)
+    monkeypatch.setattr(compile, "BACKEND", backend)
     counts, student = [], nn.Module()
     for number in range(3):
         with torch._dynamo.config.patch(recompile_limit=1):
@@ -219,7 +221,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_why(tmp_path, monkeypatc
     def broken(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
         raise RuntimeError("no compiler here\nand more")
 
-    monkeypatch.setattr(compiled, "BACKEND", broken)
+    monkeypatch.setattr(compile, "BACKEND", broken)
     plain, compiling = (trained(tmp_path, name) for name in ("eager", "compile"))
 
     assert len(compiling[1]) == 1 and "no compiler here" in compiling[1][0] and "\n" not in compiling[1][0]
@@ -231,7 +233,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_why(tmp_path, monkeypatc
 
         return first_launch
 
-    monkeypatch.setattr(compiled, "BACKEND", unlinked)
+    monkeypatch.setattr(compile, "BACKEND", unlinked)
     _, said, _ = trained(tmp_path / "unlinked", "compile")
     assert len(said) == 1 and "gcc" in said[0]
     assert "not known apart" in trained(tmp_path / "other", "compile", taps="drop:out")[1][0]
@@ -239,8 +241,8 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_why(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("name", ["auto", "graph", "eager"])
 def test_a_cpu_compiles_and_records_only_when_told(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(engine, "LONG", 1)
-    monkeypatch.setattr(engine, "compiled", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(modes, "LONG", 1)
+    monkeypatch.setattr(modes, "compiled", lambda *_: pytest.fail("compiled"))
     asked = (
         ["train.engine: graph does nothing here (nothing is recorded on cpu); steps run as they are"]
         if name == "graph"
@@ -256,10 +258,10 @@ def test_compiled_and_recorded_on_cuda(tmp_path, monkeypatch, name, dropout):
     """A graph draws the numbers for dropout that a step without it draws; a compiled network draws its own."""
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
-    monkeypatch.setattr(engine, "LONG", 1)
-    monkeypatch.setattr(recorded, "WARM_UP", 2)
+    monkeypatch.setattr(modes, "LONG", 1)
+    monkeypatch.setattr(recorder, "WARM_UP", 2)
     runs: list[Any] = []
-    monkeypatch.setattr(train, "engine", lambda *args: runs.append(engine.engine(*args)) or runs[-1])
+    monkeypatch.setattr(loop, "engine", lambda *args: runs.append(modes.engine(*args)) or runs[-1])
     plain, fast = (trained(tmp_path, one, device="cuda", dropout=dropout) for one in ("eager", name))
     assert not fast[1] and runs[1].count == 2  # of four whole batches
     for one, other in zip(plain[0], fast[0], strict=True):  # sums in another order, products of TF32
@@ -282,7 +284,7 @@ def test_gradients_leave_the_global_pooling_in_its_maps_layout():
     )
     plain = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
 
-    off = engine.keep_layout(model)
+    off = modes.keep_layout(model)
     kept = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
     off()
 
@@ -329,7 +331,7 @@ def effort(count: int, augment: str, distortion: Distortion | None, folder: Path
         torch.arange(count),
         torch.arange(0),
     )
-    every = train.views.view_count(augment, SIDE, distorted=distortion is not None)
+    every = loop.views.view_count(augment, SIDE, distorted=distortion is not None)
     answers = TeacherCache(
         lambda raw: raw.float().mean((1, 2)),
         pictures=count,
@@ -345,10 +347,10 @@ def effort(count: int, augment: str, distortion: Distortion | None, folder: Path
     sys.setprofile(lambda frame, event, arg: next(calls) if event == "call" else None)
     try:
         with Operators() as operators:
-            train.fit(
+            loop.fit(
                 Net(),
                 method,
-                train.Pictures(images, labels, index, nothing, augment, SIDE, distortion=distortion),
+                loop.Pictures(images, labels, index, nothing, augment, SIDE, distortion=distortion),
                 train=settings("auto", epochs=1, batch_size=count),
                 normalization=NORMALIZATION,
                 taps={"pooled": "fc:in"},

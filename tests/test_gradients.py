@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compress import gradients
-from compress.gradients import aligned_backward, cosine, sum_backward
 from compress.methods.losses import binary_kl_norm, cross_entropy
-from compress.reach import leaves
+from compress.training import gradients
+from compress.training.engine.autograd_reach import leaves
+from compress.training.gradients import aligned_backward, cosine, sum_backward
 
 DATA = json.loads((Path(__file__).parent / "golden" / "testvectors.json").read_text())
 GA = DATA["expected"]["GA"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress import loading, models, train
+from compress import models
 from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization, Trained, TrainingData
 from compress.data import npy
@@ -18,10 +18,11 @@ from compress.methods import METHODS, Method, build_method
 from compress.models import checkpoints
 from compress.models.deployed import deployed as deployed_as
 from compress.models.taps import Tapped
-from compress.precision import autocast, resolve_precision
 from compress.recipe.schema import Catkd, Crd, Distill, Fitnet, Schedule, Simkd, Train
-from compress.teacher_cache import TeacherCache
-from compress.teacher_network import TeacherNetwork
+from compress.training import build, loop
+from compress.training.precision import autocast, resolve_precision
+from compress.training.teacher.live import TeacherNetwork
+from compress.training.teacher.logit_cache import TeacherCache
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE, CLASSES, COUNT = 16, 4, 44
@@ -86,21 +87,21 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(STUDENT, File.of(path), 0.5, 1, 1, 1, 1.0)
 
 
-def start(distill: Distill, teacher: Trained, data: TrainingData) -> tuple[nn.Module, Method, train.Teaching | None]:
+def start(distill: Distill, teacher: Trained, data: TrainingData) -> tuple[nn.Module, Method, loop.Teaching | None]:
     torch.manual_seed(3)
-    pictures = loading.pictures(data, "cpu")
-    student = loading.network(STUDENT, None, "cpu")
-    known = loading.outline(STUDENT, loading.network(STUDENT, teacher.weights, "cpu"))
+    pictures = build.pictures(data, "cpu")
+    student = build.network(STUDENT, None, "cpu")
+    known = build.outline(STUDENT, build.network(STUDENT, teacher.weights, "cpu"))
     method = build_method(
         distill,
-        student=loading.outline(STUDENT),
+        student=build.outline(STUDENT),
         teacher=known,
         train_labels=pictures.labels,
         train_index=pictures.train_index,
         seed=5,
     )
     teaching = (
-        loading.teaching(teacher, method, known.taps, data, COUNT, device="cpu", cache=None, warn=pytest.fail)
+        build.teaching(teacher, method, known.taps, data, COUNT, device="cpu", cache=None, warn=pytest.fail)
         if method.needs_teacher
         else None
     )
@@ -108,17 +109,17 @@ def start(distill: Distill, teacher: Trained, data: TrainingData) -> tuple[nn.Mo
 
 
 def fit(
-    folder: Path, data: TrainingData, begun: tuple[nn.Module, Method, train.Teaching | None], steps: int = -1
-) -> train.Fitted:
+    folder: Path, data: TrainingData, begun: tuple[nn.Module, Method, loop.Teaching | None], steps: int = -1
+) -> loop.Fitted:
     folder.mkdir(exist_ok=True)
     student, method, teaching = begun
-    return train.fit(
+    return loop.fit(
         student,
         method,
-        loading.pictures(data, "cpu"),
+        build.pictures(data, "cpu"),
         train=TRAIN,
         normalization=NORMALIZATION,
-        taps=loading.outline(STUDENT).taps,
+        taps=build.outline(STUDENT).taps,
         teacher=teaching,
         device="cpu",
         folder=folder,
@@ -150,7 +151,7 @@ def test_a_few_steps_a_kill_and_what_ships(name, tmp_path, data, teacher):
     for one, other in zip(whole[:2], parts[:2], strict=True):
         assert all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
 
-    shipped = deployed_as(loading.network(STUDENT, None, "cpu"), STUDENT.model, whole[1].form())
+    shipped = deployed_as(build.network(STUDENT, None, "cpu"), STUDENT.model, whole[1].form())
     shipped.load_state_dict(whole[1].deployed(whole[0]).state_dict())
     export_and_compare(shipped, tmp_path / "student.onnx")
 
@@ -184,10 +185,10 @@ def test_methods_that_read_logits_alone_are_taught_by_the_memory(teacher, data):
 
 def answers(
     teacher: Trained, data: TrainingData, distill: Distill
-) -> tuple[train.Teaching, Tensor | None, dict[str, Tensor], Tensor]:
+) -> tuple[loop.Teaching, Tensor | None, dict[str, Tensor], Tensor]:
     teaching = start(distill, teacher, data)[2]
     assert teaching is not None
-    images = loading.pictures(data, "cpu").images[:6]
+    images = build.pictures(data, "cpu").images[:6]
     index, view = torch.arange(6), torch.full((6,), views.view_count("crop_flip", SIDE) // 2)
     known = teaching.ahead(index, view, lambda at, _: images[at])
     logits, maps = teaching.answer(known, images)
@@ -204,8 +205,8 @@ def test_a_teacher_in_evaluation_gives_its_own_logits_as_the_memory_would(teache
 def test_ofds_teacher_uses_the_batchs_statistics_for_maps_and_its_own_for_logits(teacher, data):
     teaching, logits, maps, images = answers(teacher, data, VARIANTS["ofd+kd"])
     assert torch.equal(logits, answers(teacher, data, VARIANTS["dhkd"])[1])
-    model = loading.network(STUDENT, teacher.weights, "cpu").train()
-    roles = loading.outline(STUDENT).taps
+    model = build.network(STUDENT, teacher.weights, "cpu").train()
+    roles = build.outline(STUDENT).taps
     with (
         torch.no_grad(),
         autocast("cpu", resolve_precision("auto", "cpu")),

@@ -17,18 +17,20 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compress import cli, loading, plan_limits, schedule, subjects
+from compress import cli, plan_limits, subjects
 from compress.core.console import Console
 from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization, Streamed, Trained, TrainingData
 from compress.core.store import Context
 from compress.data.augment import views
 from compress.data.sources import fashion
-from compress.evaluation import predict
 from compress.models.input_adapter import Contracted
 from compress.recipe import loader
 from compress.recipe.schema import Export
 from compress.stages.plan import draft
+from compress.training import build as loading
+from compress.training import schedule
+from compress.training.evaluation import predict
 from export.blackbox import inspect, own_side
 from export.runtime import Contract, ExportError, Model, resizing, write_beside
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compress import precision
+from compress.training import precision
 
 COMMON = "fpu vme de pse tsc msr pae mce cx8 apic sse sse2 ssse3 fma sse4_1 sse4_2 avx f16c avx2 bmi2 "
 AVX512 = "avx512f avx512dq avx512cd avx512bw avx512vl "

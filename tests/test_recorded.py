@@ -15,19 +15,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress import batches, cudagraph, engine, loading, models, recorded, teacher_cache, train
+from compress import models
 from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization, Trained, TrainingData
-from compress.cudagraph import Graphs
 from compress.data import npy
 from compress.data.augment import views
 from compress.data.streaming.batches import Stream
 from compress.methods import build_method
 from compress.models import checkpoints
 from compress.recipe.schema import Crd, Dhkd, Distill, Fitnet, ReviewKd, Schedule, Train
-from compress.recorded import WARM_UP, Recorded
-from compress.step import Step
-from compress.teacher_cache import TeacherCache
+from compress.training import batches, build, loop
+from compress.training.engine import cuda_graph, recorder
+from compress.training.engine import modes as engine
+from compress.training.engine.cuda_graph import Graphs
+from compress.training.engine.recorder import WARM_UP, Recorded
+from compress.training.step import Step
+from compress.training.teacher import logit_cache
+from compress.training.teacher.logit_cache import TeacherCache
 from tests.quiet import Quiet
 from tests.tape import Tapes, Watch
 
@@ -106,25 +110,23 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ru
         wrap: Callable[[nn.Module], None] = lambda _: None,
     ) -> Run:
         torch.manual_seed(3)
-        pictures = loading.pictures(data, device)
-        student = loading.network(STUDENT, None, device)
+        pictures = build.pictures(data, device)
+        student = build.network(STUDENT, None, device)
         wrap(student)
-        known = loading.outline(STUDENT, loading.network(STUDENT, teacher.weights, "cpu"))
+        known = build.outline(STUDENT, build.network(STUDENT, teacher.weights, "cpu"))
         method = build_method(
             distill,
-            student=loading.outline(STUDENT),
+            student=build.outline(STUDENT),
             teacher=known,
             train_labels=pictures.labels,
             train_index=pictures.train_index,
         ).to(device)
-        teaching = loading.teaching(
-            teacher, method, known.taps, data, COUNT, device=device, cache=None, warn=pytest.fail
-        )
+        teaching = build.teaching(teacher, method, known.taps, data, COUNT, device=device, cache=None, warn=pytest.fail)
         if streamed:
             pictures = replace(pictures, images=Held(pictures.images), held=pictures.validation())
         runs: list[Any] = []
         with monkeypatch.context() as patch:
-            patch.setattr(train, "engine", lambda *args: runs.append(engine.engine(*args)) or runs[-1])
+            patch.setattr(loop, "engine", lambda *args: runs.append(engine.engine(*args)) or runs[-1])
             progress, folder = Quiet(), tmp_path / f"{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
             config = Train(
@@ -136,13 +138,13 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ru
                 schedule=Schedule(warmup_epochs=1.0),
                 engine=name,
             )
-            fitted = train.fit(
+            fitted = loop.fit(
                 student,
                 method,
                 pictures,
                 train=config,
                 normalization=NORMALIZATION,
-                taps=loading.outline(STUDENT).taps,
+                taps=build.outline(STUDENT).taps,
                 teacher=teaching,
                 device=device,
                 folder=folder,
@@ -216,7 +218,7 @@ def test_views_cut_for_several_steps_at_once_are_those_that_a_step_cuts(trained,
     assert len(calls) == EPOCHS * (
         2 + 1
     )  # five steps an epoch are two windows for the student, and the teacher is asked once
-    monkeypatch.setattr(teacher_cache, "AHEAD", 3 * BATCH * SIDE**2)
+    monkeypatch.setattr(logit_cache, "AHEAD", 3 * BATCH * SIDE**2)
     calls.clear()
     assert same(ahead, trained(name)) and len(calls) == EPOCHS * 2 * 2  # larger pictures: asked for each window
     monkeypatch.setattr(batches, "CUT", 3 * BATCH * SIDE**2 * 3 - 1)
@@ -241,11 +243,11 @@ def test_a_step_that_waits_is_not_recorded(trained, tapes):
 
 def test_a_full_memory_is_said_in_a_sentence():
     assert (
-        recorded.reason(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."))
+        recorder.reason(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."))
         == "the device's memory is full"
     )
     assert (
-        recorded.reason(RuntimeError("\n  one \n two")) == "one" and recorded.reason(RuntimeError()) == "RuntimeError"
+        recorder.reason(RuntimeError("\n  one \n two")) == "one" and recorder.reason(RuntimeError()) == "RuntimeError"
     )
 
 
@@ -315,7 +317,7 @@ def test_a_graph_that_fails_leaves_streams_generators_and_pools_as_they_were(mon
     monkeypatch.setattr(
         torch._C, "_cuda_releasePool", lambda device, pool: card.asked.append(f"release {pool}"), raising=False
     )
-    monkeypatch.setattr(cudagraph, "_LOST", [])
+    monkeypatch.setattr(cuda_graph, "_LOST", [])
 
     def step() -> dict[str, Tensor]:
         raise RuntimeError("operation not permitted when stream is capturing")
@@ -324,7 +326,7 @@ def test_a_graph_that_fails_leaves_streams_generators_and_pools_as_they_were(mon
         Graphs().record(step)
 
     assert "not permitted" in str(raised.value.__context__)
-    assert card.stream == "outer" and len(cudagraph._LOST) == 1
+    assert card.stream == "outer" and len(cuda_graph._LOST) == 1
     assert card.asked == ["reset", "state clone", "end (0, 7)", *(["release (0, 7)"] if ends else [])]
 
 

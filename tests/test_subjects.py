@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from compress import loading, subjects
+from compress import subjects
 from compress.core.records.training import Network, Normalization
 from compress.models.count import macs, params
 from compress.recipe import loader
 from compress.recipe.schema import Choice, Recipe
+from compress.training import build
 
 FRAME = subjects.Frame(100, 32, Normalization((0.5,) * 3, (0.25,) * 3))
 RECIPE = """\
@@ -27,7 +28,7 @@ def loaded(folder: Path, *flags: str) -> Recipe:
 
 
 def counted(network: Network) -> tuple[int, int]:
-    model = loading.network(network, None, "cpu")
+    model = build.network(network, None, "cpu")
     return params(model), macs(model, 32)
 
 

@@ -12,16 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress import distilling, loading, models, teacher_cache
+from compress import models
 from compress.core.records.base import File
 from compress.core.records.training import Distortion, Network, Normalization, Trained, TrainingData
 from compress.data import npy
 from compress.methods import build_method
 from compress.models import checkpoints
-from compress.precision import autocast
 from compress.recipe.schema import Dhkd, Distill, Schedule, Train
-from compress.teacher_cache import TeacherCache
-from compress.train import fit
+from compress.training import build, distill
+from compress.training.loop import fit
+from compress.training.precision import autocast
+from compress.training.teacher import logit_cache
+from compress.training.teacher.logit_cache import TeacherCache
 from tests.quiet import Quiet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,7 +66,7 @@ def cache_of(
     warn: Callable[[str], None] = pytest.fail,
     device: str = "cpu",
 ) -> TeacherCache:
-    return loading.teacher_cache(teacher, data, COUNT, device=device, cache=folder, warn=warn)
+    return build.teacher_cache(teacher, data, COUNT, device=device, cache=folder, warn=warn)
 
 
 def distil(
@@ -80,12 +82,12 @@ def distil(
     """Student and auxiliary head after two epochs."""
     work.mkdir()
     torch.manual_seed(3)
-    student = loading.network(network, None, "cpu")
-    shape = loading.outline(network)
+    student = build.network(network, None, "cpu")
+    shape = build.outline(network)
     built = build_method(
         Distill(method=method, dhkd=Dhkd(hidden=8)),
         student=shape,
-        teacher=loading.outline(RESNET),
+        teacher=build.outline(RESNET),
         train_labels=torch.zeros(1),
     )
     config = Train(
@@ -100,7 +102,7 @@ def distil(
     fit(
         student,
         built,
-        loading.pictures(data, "cpu"),
+        build.pictures(data, "cpu"),
         train=config,
         normalization=NORMALIZATION,
         taps=shape.taps,
@@ -118,9 +120,9 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
 def test_a_cached_run_equals_an_uncached_one_bit_for_bit(tmp_path, data, teacher, monkeypatch, bf16):
-    monkeypatch.setattr("compress.precision.cpu_has_bf16", lambda: bf16)
+    monkeypatch.setattr("compress.training.precision.cpu_has_bf16", lambda: bf16)
     with monkeypatch.context() as patch:
-        patch.setattr(teacher_cache, "MEMORY_LIMIT", 0)
+        patch.setattr(logit_cache, "MEMORY_LIMIT", 0)
         none = cache_of(teacher, data, None)
     assert not none.enabled and none.used == 0
     plain = distil(none, data, tmp_path / "1")
@@ -136,7 +138,7 @@ def test_a_cached_run_equals_an_uncached_one_bit_for_bit(tmp_path, data, teacher
 @pytest.fixture
 def teachers_maps(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What the first convolution of each network that `loading` makes from now on answers."""
-    made, found = loading.network, list[Tensor]()
+    made, found = build.network, list[Tensor]()
 
     def network(record: Network, weights: File | None, device: str) -> torch.nn.Module:
         model = made(record, weights, device)
@@ -145,7 +147,7 @@ def teachers_maps(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
             first.register_forward_hook(lambda module, args, out: found.append(out))
         return model
 
-    monkeypatch.setattr(loading, "network", network)
+    monkeypatch.setattr(build, "network", network)
     return found
 
 
@@ -165,10 +167,10 @@ def test_a_teacher_computes_in_bfloat16_where_the_cpu_does(
     data, teacher, teachers_maps, monkeypatch, method, bf16, dtype
 ):
     """As a cache of logits, and as a network whose maps are read; what it answers is rounded to no bfloat16."""
-    monkeypatch.setattr("compress.precision.cpu_has_bf16", lambda: bf16)
-    shape = loading.outline(RESNET)
+    monkeypatch.setattr("compress.training.precision.cpu_has_bf16", lambda: bf16)
+    shape = build.outline(RESNET)
     built = build_method(Distill(method=method), student=shape, teacher=shape, train_labels=torch.zeros(1))
-    teaching = loading.teaching(teacher, built, shape.taps, data, COUNT, device="cpu", cache=None, warn=pytest.fail)
+    teaching = build.teaching(teacher, built, shape.taps, data, COUNT, device="cpu", cache=None, warn=pytest.fail)
     assert isinstance(teaching, TeacherCache) == (method == "kd")
     pixels = torch.zeros(16, SIDE, SIDE, 3, dtype=torch.uint8)
     logits, maps = teaching.answer(None, pixels)
@@ -183,7 +185,7 @@ def test_distorted_views_are_remembered_and_taught_like_others(tmp_path, data, t
     plain = distil(cache_of(teacher, data, None), data, tmp_path / "plain")
     data = dataclasses.replace(data, distortion=Distortion(0.4, 0.4, 0.4, 0.1, operations=2, magnitude=9))
     with monkeypatch.context() as patch:
-        patch.setattr(teacher_cache, "MEMORY_LIMIT", 0)
+        patch.setattr(logit_cache, "MEMORY_LIMIT", 0)
         none = cache_of(teacher, data, None)
     uncached = distil(none, data, tmp_path / "none")
     assert not same(uncached, plain)
@@ -217,7 +219,7 @@ def test_other_weights_pictures_views_or_devices_have_a_copy_of_their_own(tmp_pa
     rescaled = dataclasses.replace(
         teacher, network=dataclasses.replace(RESNET, normalization=Normalization((0.0,) * 3, (1.0,) * 3))
     )
-    monkeypatch.setattr("compress.precision.cpu_has_bf16", lambda: False)
+    monkeypatch.setattr("compress.training.precision.cpu_has_bf16", lambda: False)
     files = [cache_of(teacher, data, tmp_path).file]
     files.append(cache_of(dataclasses.replace(teacher, weights=File.of(other)), data, tmp_path).file)
     files.append(cache_of(teacher, moved, tmp_path).file)
@@ -228,12 +230,12 @@ def test_other_weights_pictures_views_or_devices_have_a_copy_of_their_own(tmp_pa
         for one in (Distortion(hue=0.1), Distortion(hue=0.2))
     ]
     with monkeypatch.context() as patch:
-        patch.setattr("compress.precision.cpu_has_bf16", lambda: True)
+        patch.setattr("compress.training.precision.cpu_has_bf16", lambda: True)
         files.append(cache_of(teacher, data, tmp_path).file)
     files.append(cache_of(teacher, dataclasses.replace(data, image_size=SIDE - 4), tmp_path).file)
     files.append(cache_of(teacher, data, tmp_path, device="meta").file)  # as a card's, whose kernels round otherwise
     with monkeypatch.context() as patch:
-        patch.setattr(loading, "LOGITS_VERSION", loading.LOGITS_VERSION + 1)
+        patch.setattr(build, "LOGITS_VERSION", build.LOGITS_VERSION + 1)
         files.append(cache_of(teacher, data, tmp_path).file)
     assert len(set(files)) == 11 and cache_of(teacher, data, tmp_path, device="cpu:0").file == files[0]
     again = dataclasses.replace(teacher, seconds=7.0, origin="elsewhere")
@@ -402,7 +404,7 @@ def full(*_: object) -> None:
 
 
 def test_beyond_the_memory_limit_the_teacher_runs(monkeypatch):
-    monkeypatch.setattr(teacher_cache, "MEMORY_LIMIT", 10 * 3 * 4 + 4 * CLASSES * 2)  # the table and four rows
+    monkeypatch.setattr(logit_cache, "MEMORY_LIMIT", 10 * 3 * 4 + 4 * CLASSES * 2)  # the table and four rows
     said: list[str] = []
     cache = small(None, said.append)
     assert cache.room == 4
@@ -420,16 +422,16 @@ def test_beyond_the_memory_limit_the_teacher_runs(monkeypatch):
 
 def test_what_remembering_costs_is_said_or_that_it_would_cost_too_much(data, monkeypatch):
     train = Train(epochs=3, views=2)
-    assert distilling._cache_line(52, data, train, small(None)) == (
+    assert distill._cache_line(52, data, train, small(None)) == (
         "teacher logits: at most 104 rows (0.0 MiB, with their table) for 2 views a picture"
     )
-    monkeypatch.setattr(teacher_cache, "MEMORY_LIMIT", 10 * 3 * 4 + 90 * 2 * CLASSES)
-    assert distilling._cache_line(52, data, train, small(None)).endswith(
+    monkeypatch.setattr(logit_cache, "MEMORY_LIMIT", 10 * 3 * 4 + 90 * 2 * CLASSES)
+    assert distill._cache_line(52, data, train, small(None)).endswith(
         "at most 90 rows (0.0 MiB, with their table) for 2 views a picture, which is all that they may take; for the rest the teacher runs"
     )
-    monkeypatch.setattr(teacher_cache, "MEMORY_LIMIT", 3 * 2**20)
+    monkeypatch.setattr(logit_cache, "MEMORY_LIMIT", 3 * 2**20)
     large = TeacherCache(answers, pictures=2**17, views=8, classes=CLASSES, device="cpu", folder=None, warn=pytest.fail)
-    assert distilling._cache_line(52, data, train, large) == (
+    assert distill._cache_line(52, data, train, large) == (
         "teacher logits: the table of 131,072 pictures of 8 views each would take 4 MiB, more than the 3 MiB that they may; "
         "nothing is remembered, the teacher runs at every step"
     )
@@ -439,7 +441,7 @@ def test_a_copy_larger_than_the_limit_is_taken_in_part(tmp_path, monkeypatch):
     cache = small(tmp_path)
     ask(cache, *batch(*range(8)))
     cache.save()
-    monkeypatch.setattr(teacher_cache, "MEMORY_LIMIT", 10 * 3 * 4 + 4 * CLASSES * 2)
+    monkeypatch.setattr(logit_cache, "MEMORY_LIMIT", 10 * 3 * 4 + 4 * CLASSES * 2)
     less = small(tmp_path, lambda text: None)  # that it is full
     assert less.used == 4
     assert torch.equal(ask(less, *batch(*range(8))), answers(batch(*range(8))[2]).half().float()) and less.rows_run == 4

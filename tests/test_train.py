@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from compress import checkpoint, schedule, train
-from compress import precision as arithmetic
 from compress.core.errors import Interrupted, StageError, UsageError
 from compress.core.records.training import Normalization
 from compress.methods import Method, Outline, Setting, Signals, build_method
 from compress.methods.cross_entropy import Plain
 from compress.recipe.schema import Dhkd, Distill, Schedule, Train
-from compress.teacher_cache import TeacherCache
+from compress.training import checkpoint, loop, schedule
+from compress.training import precision as arithmetic
+from compress.training.teacher.logit_cache import TeacherCache
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE, CLASSES, COUNT, VALIDATION = 8, 3, 52, 12
@@ -86,13 +86,13 @@ def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def pictures(count: int = COUNT, validation: int = VALIDATION, augment: str = "crop_flip") -> train.Pictures:
+def pictures(count: int = COUNT, validation: int = VALIDATION, augment: str = "crop_flip") -> loop.Pictures:
     """Noise in which the class's channel is brighter."""
     generator = torch.Generator().manual_seed(3)
     labels = torch.arange(count) % CLASSES
     images = torch.randint(0, 190, (count, SIDE, SIDE, 3), generator=generator)
     images += 60 * nn.functional.one_hot(labels, 3)[:, None, None, :]
-    return train.Pictures(
+    return loop.Pictures(
         images.to(torch.uint8), labels, torch.arange(validation, count), torch.arange(validation), augment, SIDE
     )
 
@@ -113,7 +113,7 @@ def teacher() -> TeacherCache:
     torch.manual_seed(11)
     net = Net().eval().requires_grad_(False)
     return TeacherCache(
-        lambda raw: net(train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
+        lambda raw: net(loop.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
         pictures=COUNT,
         views=18,
         classes=CLASSES,
@@ -135,11 +135,11 @@ def fit(
     method: Method,
     *,
     config: Train | None = None,
-    data: train.Pictures | None = None,
+    data: loop.Pictures | None = None,
     progress: Recorder | None = None,
     device: str = "cpu",
-) -> train.Fitted:
-    return train.fit(
+) -> loop.Fitted:
+    return loop.fit(
         student,
         method,
         data or pictures(),
@@ -208,7 +208,7 @@ def test_precision_follows_flags_never_a_clock(monkeypatch, precision, device, f
     monkeypatch.setattr(arithmetic, "cpu_has_bf16", lambda: flags)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: flags or including_emulation)
     for clock in ("monotonic", "perf_counter", "time", "process_time"):
-        monkeypatch.setattr(train.time, clock, cut)
+        monkeypatch.setattr(loop.time, clock, cut)
     assert arithmetic.resolve_precision(precision, device) == resolved
 
 
@@ -349,7 +349,7 @@ def test_the_number_of_threads_is_the_recipes_and_is_given_back(tmp_path):
 @pytest.mark.parametrize(("accuracies", "best"), [((0.3, 0.9, 0.5), 2), ((0.9, 0.9, 0.1), 2), ((0.1, 0.2, 0.3), 3)])
 def test_keep_best_ships_the_best_epoch_and_last_the_last(tmp_path, monkeypatch, accuracies, best):
     told = iter(accuracies)
-    monkeypatch.setattr(train, "accuracy", lambda logits, labels: next(told))
+    monkeypatch.setattr(loop, "accuracy", lambda logits, labels: next(told))
     student, method = started()
     epochs: list[list[Tensor]] = []
     progress = Recorder()
@@ -446,7 +446,7 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path):
     (tmp_path / "checkpoint.pt").unlink()
     fit(tmp_path, *started(Distill(method="none")), config=settings(epochs=1))
     with pytest.raises(StageError, match="cannot be resumed from"):
-        train.fit(
+        loop.fit(
             *fit_other,
             pictures(),
             train=settings(),
@@ -537,7 +537,7 @@ def test_keep_best_survives_an_interrupt(tmp_path, monkeypatch):
     (tmp_path / "parts").mkdir()
     config, whole, parts = settings(keep="best"), started(), started()
     told = iter((0.9, 0.3, 0.2) * 2)
-    monkeypatch.setattr(train, "accuracy", lambda logits, labels: next(told))
+    monkeypatch.setattr(loop, "accuracy", lambda logits, labels: next(told))
     fit(tmp_path / "whole", *whole, config=config)
     with pytest.raises(Interrupted):
         fit(tmp_path / "parts", *started(), config=config, progress=Recorder(5, interrupt))
@@ -569,7 +569,7 @@ def test_training_runs_on_cuda(tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
     data = pictures()
-    there = train.Pictures(
+    there = loop.Pictures(
         *(part.cuda() for part in (data.images, data.labels, data.train_index, data.validation_index)),
         "crop_flip",
         SIDE,
@@ -577,7 +577,7 @@ def test_training_runs_on_cuda(tmp_path):
     torch.manual_seed(11)
     net = Net().eval().requires_grad_(False).cuda()
     cache = TeacherCache(
-        lambda raw: net(train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
+        lambda raw: net(loop.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
         pictures=COUNT,
         views=18,
         classes=CLASSES,
@@ -595,10 +595,10 @@ def test_training_runs_on_cuda(tmp_path):
         "folder": tmp_path,
     }
     with pytest.raises(Interrupted):
-        train.fit(student, method, there, progress=Recorder(7, interrupt), **arguments)
+        loop.fit(student, method, there, progress=Recorder(7, interrupt), **arguments)
     of_four_cards(tmp_path / "checkpoint.pt")
     student, method = (module.cuda() for module in started())
-    fitted = train.fit(student, method, there, progress=Recorder(), **arguments)
+    fitted = loop.fit(student, method, there, progress=Recorder(), **arguments)
     assert fitted.precision == "bf16" and len(fitted.history) == 6
     assert fitted.history[-1]["ce"] < fitted.history[0]["ce"]
     assert all(value.is_cuda and torch.isfinite(value).all() for value in student.state_dict().values())
@@ -611,7 +611,7 @@ def test_a_recorded_step_trains_what_a_plain_one_trains(tmp_path, name):
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
     data = pictures(count=200)
-    there = train.Pictures(
+    there = loop.Pictures(
         *(part.cuda() for part in (data.images, data.labels, data.train_index, data.validation_index)),
         "crop_flip",
         SIDE,
@@ -622,7 +622,7 @@ def test_a_recorded_step_trains_what_a_plain_one_trains(tmp_path, name):
         torch.manual_seed(11)
         net = Net().eval().requires_grad_(False).cuda()
         cache = TeacherCache(
-            lambda raw, net=net: net(train.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
+            lambda raw, net=net: net(loop.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
             pictures=200,
             views=18,
             classes=CLASSES,
@@ -634,7 +634,7 @@ def test_a_recorded_step_trains_what_a_plain_one_trains(tmp_path, name):
             module.cuda() for module in started(Distill(method=(name,), dhkd=Dhkd(hidden=12, dropout=0.0)))
         )
         recorder = Recorder()
-        train.fit(
+        loop.fit(
             student,
             method,
             there,

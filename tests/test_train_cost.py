@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from compress import engine, train
 from compress.core import malloc
-from compress.kernels import TORCH, library
 from compress.recipe.schema import Distill
+from compress.training import loop
+from compress.training.engine import modes
+from compress.training.kernels import TORCH, library
 from tests.test_train import VALIDATION, Net, Recorder, fit, pictures, settings, started
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,8 +124,8 @@ def reads(
     folder.mkdir()
     behind: list[int] = []
     with monkeypatch.context() as patch, Reads() as mode:
-        patch.setattr(train, "time", SimpleNamespace(monotonic=clock))
-        patch.setattr(train, "LOOK", 1)
+        patch.setattr(loop, "time", SimpleNamespace(monotonic=clock))
+        patch.setattr(loop, "LOOK", 1)
         progress = Recorder()
         patch.setattr(progress, "step", lambda images, losses: behind.append(mode.count))
         fit(
@@ -169,13 +170,13 @@ class Recorded:
 def test_a_long_training_is_compiled_where_steps_are_recorded_and_a_short_one_is_not(tmp_path, monkeypatch):
     """Three epochs of three steps; a stand-in compiles."""
     made: list[tuple[Any, int]] = []
-    monkeypatch.setitem(engine.RECORDERS, "cpu", Recorded)
-    monkeypatch.setattr(engine, "compiled", lambda step, size, *_: made.append((step, size)) or step)
+    monkeypatch.setitem(modes.RECORDERS, "cpu", Recorded)
+    monkeypatch.setattr(modes, "compiled", lambda step, size, *_: made.append((step, size)) or step)
     for long, name, expected in ((9, "auto", 1), (10, "auto", 0), (9, "graph", 0), (10, "compile", 1)):
         made.clear()
         folder = tmp_path / f"{long}-{name}"
         folder.mkdir()
-        monkeypatch.setattr(engine, "LONG", long)
+        monkeypatch.setattr(modes, "LONG", long)
         fit(folder, *started(NONE), config=settings(engine=name))
         assert [size for _, size in made] == [16] * expected, (long, name)
 
@@ -190,7 +191,7 @@ def test_compiling_begins_where_it_pays(monkeypatch, steps, compiles):
         teacher=None,
     )
     fast: Any = object()
-    monkeypatch.setitem(engine.RECORDERS, "cpu", Recorded)
-    monkeypatch.setattr(engine, "compiled", lambda *_: fast)
-    run: Any = engine.engine("auto", step, 16, steps, None, pytest.fail)
+    monkeypatch.setitem(modes.RECORDERS, "cpu", Recorded)
+    monkeypatch.setattr(modes, "compiled", lambda *_: fast)
+    run: Any = modes.engine("auto", step, 16, steps, None, pytest.fail)
     assert run.step is (fast if compiles else step) and run.other is step

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from compress import loading
 from compress.stages import convert, data, device, distill, proxy, quantize, settle, strip, teacher, tune, validate
+from compress.training import build
 
 ROOT = Path(__file__).parents[1]
 PINS = Path(__file__).parent / "golden" / "stages.json"
@@ -65,7 +65,7 @@ RUNNING = (
     *NETWORKS,
     "compress/core/stateless_random.py",
     *(f"compress/data/{name}.py" for name in ("views", "distort", "pixels")),
-    "compress/loading.py",
+    "compress/training/build.py",
 )
 TRAINING = (
     *RUNNING,
@@ -129,10 +129,10 @@ SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
         ),
     ),
     "teacher": (teacher.train.version, ("compress/stages/teacher.py", *TRAINING)),
-    "logits": (loading.LOGITS_VERSION, (*RUNNING, "compress/teacher_cache.py")),
-    "distill": (distill.run.version, ("compress/stages/distill.py", "compress/distilling.py", *TRAINING)),
-    "proxy": (proxy.run.version, ("compress/stages/proxy.py", "compress/distilling.py", *TRAINING)),
-    "strip": (strip.run.version, ("compress/stages/strip.py", *RUNNING, *METHODS, "compress/evaluation.py")),
+    "logits": (build.LOGITS_VERSION, (*RUNNING, "compress/training/teacher/logit_cache.py")),
+    "distill": (distill.run.version, ("compress/stages/distill.py", "compress/training/distill.py", *TRAINING)),
+    "proxy": (proxy.run.version, ("compress/stages/proxy.py", "compress/training/distill.py", *TRAINING)),
+    "strip": (strip.run.version, ("compress/stages/strip.py", *RUNNING, *METHODS, "compress/training/evaluation.py")),
     "convert": (
         convert.run.version,
         (

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import click
 
-from compress import loading, pipeline, workflow
+from compress import pipeline, workflow
 from compress.core.console import Console
 from compress.core.store import Store
 from compress.models import checkpoints
 from compress.recipe import loader
+from compress.training import build
 
 WEIGHTS = Path(__file__).parents[1] / "compress" / "models" / "weights"
 
@@ -30,7 +31,7 @@ def main(artifacts: Path) -> None:
     )
     trained = work.candidates()[0]
     path = WEIGHTS / "resnet8x4-fashion.safetensors"
-    checkpoints.save_state(loading.network(trained.network, trained.weights, "cpu"), path, half=True)
+    checkpoints.save_state(build.network(trained.network, trained.weights, "cpu"), path, half=True)
     assert trained.history is not None  # it was trained here
     shutil.copyfile(trained.history.path, path.with_suffix(".csv"))
     console.line(f"{path}: {path.stat().st_size:,} bytes, validation {100 * trained.top1_validation:.2f} %")

@@ -12,7 +12,7 @@ import torch
 import export.blackbox
 import export.convert
 import export.rewrites
-from compress import __version__, loading
+from compress import __version__
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.deployment import Exported
@@ -20,6 +20,7 @@ from compress.core.records.training import Trained, TrainingData
 from compress.core.store import Context, Stage
 from compress.data.augment import views
 from compress.recipe.schema import Export
+from compress.training import build
 from export.runtime import FOREIGN, Contract, ExportError, Model, write_beside
 
 PARITY_LIMIT = 1e-3  # largest |logit difference| between torch and onnxruntime, of logits of magnitude 1; of larger ones in proportion
@@ -69,7 +70,7 @@ def _run(
     network = model.network
     if network.black_box:
         return _copied(context, model, data)
-    live = loading.network(network, model.weights, "cpu").eval()
+    live = build.network(network, model.weights, "cpu").eval()
     contract = Contract(
         classes=data.classes,
         image_size=network.image_size,
@@ -80,7 +81,7 @@ def _run(
         preprocessing=preprocessing,
     )
     path, source = context.work / "model.onnx", context.work / "model.int8source.onnx"
-    pictures = loading.pictures(data, "cpu")
+    pictures = build.pictures(data, "cpu")
     validation = views.evaluation_view(pictures.validation(), network.image_size)
     judging = validation[:REWRITE_PICTURES].numpy()
     try:
@@ -124,7 +125,7 @@ def _copied(context: Context, model: Trained, data: TrainingData) -> Exported:
     """Another project's ONNX file, byte for byte, with its contract beside it; held against the accuracy that was recorded."""
     network, path = model.network, context.work / "model.onnx"
     shutil.copyfile(model.weights.path, path)
-    pictures = loading.pictures(data, "cpu")
+    pictures = build.pictures(data, "cpu")
     validation = views.evaluation_view(pictures.validation(), network.image_size)
     try:
         found = export.blackbox.inspect(path, image_size=network.side, outputs=network.outputs or network.classes)

@@ -7,12 +7,12 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import nn
 
-from compress import checkpoint
 from compress.core.records.base import File
 from compress.core.records.training import Distilled, Network, Trained, TrainingData
 from compress.core.store import Context, Stage
-from compress.distilling import distil
 from compress.recipe.schema import Distill, Train
+from compress.training import checkpoint
+from compress.training.distill import distil
 
 
 def _run(

@@ -21,7 +21,7 @@ import export.measure
 import export.quantize
 import export.rewrites
 import export.timings
-from compress import __version__, loading
+from compress import __version__
 from compress.asking import ask
 from compress.core.errors import StageError, UsageError
 from compress.core.records.base import File
@@ -31,6 +31,7 @@ from compress.data import calibration_arrays
 from compress.data.augment import views
 from compress.models.count import macs, params
 from compress.recipe.schema import Device, Export
+from compress.training import build
 from export.bundle import Shipped
 from export.runtime import FOREIGN, Contract, ExportError, copy_model, isa, runs_on, write_beside
 from export.targets import Settings
@@ -167,7 +168,7 @@ def untrained(network: Network, images: np.ndarray) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = loading.network(network, None, "cpu")
+        model = build.network(network, None, "cpu")
         with torch.no_grad():
             for parameter in (one for one in model.parameters() if one.requires_grad):
                 parameter.add_(torch.randn_like(parameter), alpha=JITTER)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from compress import loading
 from compress.core.records.base import File
 from compress.core.records.training import Network, Proxied, Trained, TrainingData
 from compress.core.store import Context, Stage
-from compress.distilling import distil
-from compress.evaluation import predict
 from compress.recipe.schema import Distill, Train
+from compress.training import build
+from compress.training.distill import distil
+from compress.training.evaluation import predict
 
 
 def _run(
@@ -39,7 +39,7 @@ def _run(
         share=share,
         title=title,
     )
-    pictures = loading.pictures(data, context.device)
+    pictures = build.pictures(data, context.device)
     shipped, shown = short.method.deployed(short.model), pictures.validation()
     logits = predict(shipped, shown, data.image_size, student.normalization, device=pictures.labels.device)
     correct = logits.argmax(dim=1) == pictures.labels[pictures.validation_index]

@@ -8,18 +8,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress import loading
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.training import Distilled, Network, Stripped, Trained, TrainingData
 from compress.core.store import Context, Stage
 from compress.data.augment import views
-from compress.evaluation import accuracy, predict
 from compress.methods import Method, Signals
 from compress.models import checkpoints
 from compress.models.count import macs, params
 from compress.models.taps import Tapped
 from compress.recipe.schema import Distill
+from compress.training import build
+from compress.training.evaluation import accuracy, predict
 
 # Largest |logit difference| of a student that ships in another form, times the largest |logit| where that is above 1: sums are taken in another order
 # then, and float32 rounds at 6e-8 of what is added up. A bias that should be gone, or a projector that is not the trained one, moves logits by far more.
@@ -36,8 +36,8 @@ def _run(
     data: TrainingData,
 ) -> Stripped:
     """Keep `method.deployed(student)`; assert it bit for bit against the trained main head; record its float32 accuracy."""
-    pictures = loading.pictures(data, "cpu")
-    model, method = loading.distilled(config, trained, teacher, pictures)
+    pictures = build.pictures(data, "cpu")
+    model, method = build.distilled(config, trained, teacher, pictures)
 
     path = context.work / "student.safetensors"
     kept = {value.data_ptr() for value in method.deployed(model).state_dict().values()}
@@ -51,7 +51,7 @@ def _run(
     )
     checkpoints.save_state(method.deployed(model), path)
     ships = replace(student, deployed=method.form())
-    deployed = loading.network(ships, File.of(path), "cpu")
+    deployed = build.network(ships, File.of(path), "cpu")
     _prove(model, deployed, method, student, pictures.validation()[:64])
 
     logits = predict(deployed, pictures.validation(), data.image_size, student.normalization)
@@ -84,7 +84,7 @@ def _prove(model: nn.Module, deployed: nn.Module, method: Method, student: Netwo
     pixels = views.to_float(
         views.evaluation_view(images, student.image_size), student.normalization.mean, student.normalization.std
     )
-    outline = loading.outline(student)
+    outline = build.outline(student)
     with Tapped(model.eval(), {name: outline.taps[name] for name in method.eval().student_taps}) as tapped:
         logits, taps = tapped(pixels)
     nothing = torch.zeros(len(pixels), dtype=torch.int64)

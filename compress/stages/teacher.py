@@ -11,20 +11,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress import checkpoint, faults, loading
+from compress import faults
 from compress.core.errors import StageError, UsageError
 from compress.core.records.base import File
 from compress.core.records.training import Network, Trained, TrainingData
 from compress.core.store import Context, Stage
 from compress.data.augment import views
-from compress.evaluation import Pictures, accuracy, predict
 from compress.methods import build_method
 from compress.models import checkpoints
 from compress.models.count import macs, params
 from compress.models.input_adapter import inner
 from compress.recipe.schema import Candidate, Distill
 from compress.statistics import wilson
-from compress.train import fit
+from compress.training import build, checkpoint
+from compress.training.evaluation import Pictures, accuracy, predict
+from compress.training.loop import fit
 
 REMEDIES = {  # what the candidate's section should say
     "BGR": "; say channels: bgr",
@@ -41,18 +42,16 @@ def _train(
     """Train a candidate, or load it, or both; judge it on validation in float32."""
     begin = time.monotonic()
     torch.manual_seed((config.train.seed if config.train else 0) or 0)
-    pictures = loading.pictures(data, context.device)
+    pictures = build.pictures(data, context.device)
     counted: tuple[int, int | None] = (0, None)
     if network.black_box and weights is not None:
         counted = _inspected(network, weights)
-        model = loading.network(network, weights, context.device)
+        model = build.network(network, weights, context.device)
     else:
-        model = loading.start(
-            network, config.weights, weights, new_head=config.train is not None, device=context.device
-        )
+        model = build.start(network, config.weights, weights, new_head=config.train is not None, device=context.device)
     fitted = None
     if config.train is not None:
-        outline = loading.outline(network)
+        outline = build.outline(network)
         method = build_method(
             Distill(method=("none",)),
             student=outline,

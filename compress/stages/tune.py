@@ -17,7 +17,6 @@ from torch import nn
 
 import export.quantize
 import export.search
-from compress import checkpoint, loading
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.deployment import Exported, Tuned
@@ -25,13 +24,14 @@ from compress.core.records.training import CalibrationData, Distilled, Stripped,
 from compress.core.store import Context, Stage
 from compress.data import calibration_arrays
 from compress.data.augment import views
-from compress.distilling import say_teaching
-from compress.evaluation import Pictures, accuracy, predict
 from compress.methods import Method, build_method
 from compress.models import checkpoints
 from compress.models.taps import Tapped
 from compress.recipe.schema import Distill, Quantize, Schedule, Train
-from compress.train import Teaching, fit
+from compress.training import build, checkpoint
+from compress.training.distill import say_teaching
+from compress.training.evaluation import Pictures, accuracy, predict
+from compress.training.loop import Teaching, fit
 from export.quantize import Prepared, Settings
 from export.runtime import ExportError
 from export.simulation import Simulation
@@ -62,7 +62,7 @@ def _run(
     """
     images, _ = calibration_arrays(data)
     settings = Settings(target, config.per_channel, config.calibrate, config.percentile, config.float_layers)
-    pictures, live = loading.pictures(data.training, context.device), _student(stripped)
+    pictures, live = build.pictures(data.training, context.device), _student(stripped)
     own = train.model_copy(
         update={
             "epochs": config.epochs,
@@ -150,7 +150,7 @@ def _student(stripped: Stripped) -> nn.Module:
         raise StageError(
             "tune: the method ships another network than it compares with the teacher, so its loss cannot go on; use quantize.scheme: static"
         )
-    return loading.network(stripped.trained.network, stripped.trained.weights, "cpu").eval()
+    return build.network(stripped.trained.network, stripped.trained.weights, "cpu").eval()
 
 
 def _taught(
@@ -170,11 +170,11 @@ def _taught(
         if name.startswith("method.")
     }
     taught_by = (
-        loading.outline(teacher.network, loading.network(teacher.network, teacher.weights, "cpu")) if teacher else None
+        build.outline(teacher.network, build.network(teacher.network, teacher.weights, "cpu")) if teacher else None
     )
     method = build_method(
         config,
-        student=loading.outline(trained.network, live),
+        student=build.outline(trained.network, live),
         teacher=taught_by,
         train_labels=pictures.labels,
         train_index=pictures.train_index,
@@ -185,7 +185,7 @@ def _taught(
     method.to(context.device)
     if teacher is None or taught_by is None or not method.needs_teacher:
         return method, None
-    teaching = loading.teaching(
+    teaching = build.teaching(
         teacher,
         method,
         taught_by.taps,
@@ -209,7 +209,7 @@ def _tensors(
     size, normalization = student.network.image_size, student.network.normalization
     raw = views.evaluation_view(pictures.images[pictures.train_index[:PROBE]].cpu(), size)
     pixels = views.to_float(raw, normalization.mean, normalization.std)
-    taps = loading.outline(student.network, live).taps
+    taps = build.outline(student.network, live).taps
     with Tapped(live, {name: taps[name] for name in wanted}) as tapped:
         _, expected = tapped(pixels)
     values = Simulation(prepared.model).tensors(pixels)
@@ -245,7 +245,7 @@ def _hold_against_file(
     simulation: Simulation, prepared: Prepared, settings: Settings, student: Trained, data: CalibrationData, path: Path
 ) -> tuple[float, float]:
     """Share of equal predictions and mean |logit difference| of the simulation and the int8 file. Raises StageError where they answer otherwise."""
-    pictures = loading.pictures(data.training, "cpu")
+    pictures = build.pictures(data.training, "cpu")
     chosen = pictures.validation()[:CHECKED]
     tuned = export.quantize.with_weights(prepared, simulation.learned_weights())
     export.quantize.emit(tuned, path, settings, simulation.learned_ranges())

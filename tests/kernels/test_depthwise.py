@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress import models
-from compress.kernels.depthwise import reroute
+from compress.training.kernels.depthwise import reroute
 
 BACKWARD = torch.ops.aten.convolution_backward.default
 

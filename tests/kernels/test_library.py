@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-import compress.kernels.library as library
+import compress.training.kernels.library as library
 from compress import doctor
-from compress.kernels import TORCH, quicker
+from compress.training.kernels import TORCH, quicker
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compress import models
-from compress.kernels.library import Library, _file, _functions, library, why_not
-from compress.kernels.norm import NONE, _BatchNorm, fuse
 from compress.models.residual_sum import Sum
 from compress.models.taps import Tapped
+from compress.training.kernels.library import Library, _file, _functions, library, why_not
+from compress.training.kernels.norm import NONE, _BatchNorm, fuse
 
 RELU, RELU6 = (0.0, math.inf), (0.0, 6.0)
 

@@ -166,7 +166,7 @@ def test_many_classes_are_drawn_as_a_picture_and_ten_of_them_are_laid_out() -> N
     from compress.features import draw
     from compress.report.insight_plots import _matrix
     from compress.report.plots import svg_of
-    from compress.train import Pictures
+    from compress.training.loop import Pictures
 
     labels = torch.arange(400) % 100
     pictures = Pictures(

@@ -9,12 +9,12 @@ import pytest
 
 import export.convert
 import export.rewrites
-from compress import loading
 from compress.core.errors import StageError
 from compress.core.records.base import File
-from compress.evaluation import predict
 from compress.recipe.schema import Export
 from compress.stages import convert
+from compress.training import build
+from compress.training.evaluation import predict
 from export.runtime import Model
 
 
@@ -62,9 +62,9 @@ def test_the_limit_grows_with_the_logits_whose_rounding_it_bounds(work, stripped
 
     monkeypatch.setattr(export.convert, "parity", large)
     assert run(work, stripped.trained, stripped.predictions, training, versions).max_abs_diff == 2e-3
-    live = loading.network(stripped.trained.network, stripped.trained.weights, "cpu").eval()
+    live = build.network(stripped.trained.network, stripped.trained.weights, "cpu").eval()
     network = stripped.trained.network
-    logits = predict(live, loading.pictures(training, "cpu").validation(), network.image_size, network.normalization)
+    logits = predict(live, build.pictures(training, "cpu").validation(), network.image_size, network.normalization)
     assert seen == [pytest.approx(float(logits.abs().max()), rel=1e-4)]
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from compress import loading
 from compress.core.records.deployment import Exported
 from compress.core.records.training import Network, Stripped
 from compress.models.count import params
 from compress.recipe.schema import Candidate, Catkd, Distill, Export, Quantize, Simkd
 from compress.stages import convert, data, distill, quantize, strip, teacher
+from compress.training import build
 from tests.stages.conftest import TARGET, TRAIN, VERSIONS
 
 FORMS = {
@@ -61,7 +61,7 @@ def test_parameters_and_what_was_dropped(shipped):
     assert (stripped.plain_params, trained.network.deployed["kind"]) == (PLAIN, name)
     assert stripped.dropped == {"simkd": ("fc.bias", "fc.weight"), "catkd": ("fc.bias",)}[name]
     assert trained.macs >= stripped.plain_macs if name == "simkd" else trained.macs == stripped.plain_macs
-    assert params(loading.network(trained.network, trained.weights, "cpu")) == trained.params
+    assert params(build.network(trained.network, trained.weights, "cpu")) == trained.params
 
 
 def test_validation_in_training_was_of_what_ships(shipped):

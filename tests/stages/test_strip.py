@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compress import loading
 from compress.core.errors import StageError
 from compress.methods import build_method
 from compress.models import build
 from compress.models.count import macs, params
 from compress.recipe.schema import Catkd, Distill
 from compress.stages import strip
-from compress.train import predict
+from compress.training import build as loading
+from compress.training.loop import predict
 
 
 def test_the_students_tensors_are_those_of_training_bit_for_bit(distilled, stripped):

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from compress import loading, selection
+from compress import selection
 from compress.core.errors import MissingError, StageError
 from compress.core.records.base import File, sha256_of
 from compress.core.records.training import Network, Normalization, Proxied, Trained, TrainingData
 from compress.data import training_arrays
-from compress.distilling import distil
 from compress.models import build, checkpoints
 from compress.models.count import macs, params
 from compress.recipe.schema import Candidate, Distill, Export, Schedule, Train
 from compress.stages import convert, proxy, teacher
+from compress.training import build as loading
+from compress.training.distill import distil
 
 
 def run(config: Candidate, **inputs: Any) -> Trained:

@@ -12,7 +12,7 @@ from torch import Tensor
 from compress.data.streaming.listing import Listing
 from compress.data.streaming.readahead import ReadAhead
 from compress.data.streaming.workers import Decoders, default_workers
-from compress.schedule import Shards
+from compress.training.schedule import Shards
 
 
 class Stream:

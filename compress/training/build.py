@@ -19,18 +19,18 @@ from compress.data import held_images, training_arrays
 from compress.data.augment import views
 from compress.data.streaming.batches import Stream
 from compress.data.streaming.listing import Listing
-from compress.evaluation import Pictures
 from compress.methods import Method, Outline, build_method
 from compress.models import checkpoints
 from compress.models.deployed import deployed
 from compress.models.input_adapter import Contracted, inner
 from compress.models.onnx_network import OnnxNetwork
 from compress.models.outline import outline as outline_of
-from compress.precision import autocast, resolve_precision
 from compress.recipe.schema import Distill
-from compress.step import Teaching
-from compress.teacher_cache import TeacherCache
-from compress.teacher_network import TeacherNetwork
+from compress.training.evaluation import Pictures
+from compress.training.precision import autocast, resolve_precision
+from compress.training.step import Teaching
+from compress.training.teacher.live import TeacherNetwork
+from compress.training.teacher.logit_cache import TeacherCache
 
 LOGITS_VERSION = 2  # raised when the same teacher and view would give other logits
 

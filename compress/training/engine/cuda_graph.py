@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-from compress.recorded import Losses, Run
+from compress.training.engine.recorder import Losses, Run
 
 SYNC = "called a synchronizing CUDA operation"  # torch's words
 TIMED = True  # cuDNN times its kernels for a shape that it meets in a step; never for the teacher's, whose rows vary: each number would be timed anew

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compress.data.streaming.batches import Stream
-from compress.step import Step
+from compress.training.step import Step
 
 WINDOW = {"cpu": 1, "cuda": 64}  # steps whose views are cut at once, and that the teacher runs ahead at least
 CUT = (

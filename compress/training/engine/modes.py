@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.compiled import compiled
-from compress.cudagraph import Graphs
-from compress.recorded import Recorded, Recorder
-from compress.step import Batch, Step
+from compress.training.engine.compile import compiled
+from compress.training.engine.cuda_graph import Graphs
+from compress.training.engine.recorder import Recorded, Recorder
+from compress.training.step import Batch, Step
 
 LONG = 50_000  # steps: `auto` compiles no shorter training on CUDA. ResNet-20 on an H200: 19 s of compiling, 0.54 ms a step; they pay from 35,000 steps on
 RECORDERS: dict[str, Callable[[], Recorder]] = {"cuda": Graphs}  # by the type of a device that records

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.models.taps import Tapped
-from compress.precision import rounded
-from compress.teacher_cache import TeacherCache
+from compress.training.precision import rounded
+from compress.training.teacher.logit_cache import TeacherCache
 
 
 class TeacherNetwork:

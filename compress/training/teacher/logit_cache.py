@@ -17,8 +17,8 @@ from torch import Tensor
 
 from compress.core.files import replacing
 from compress.core.store import locked
-from compress.precision import rounded
-from compress.schedule import SIDE, rows_at_once
+from compress.training.precision import rounded
+from compress.training.schedule import SIDE, rows_at_once
 
 MEMORY_LIMIT = 2 * 2**30  # bytes; beyond it the teacher simply runs
 PARTS = {

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compress import schedule
 from compress.core.records.training import Distortion, Normalization
 from compress.data.augment import views
 from compress.data.streaming.batches import Stream
 from compress.models.input_adapter import Contracted, inner
 from compress.models.onnx_network import OnnxNetwork
-from compress.precision import exact
+from compress.training import schedule
+from compress.training.precision import exact
 
 EVALUATED = 250  # pictures at once where nothing is trained, at least
 

@@ -7,23 +7,24 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from compress import loading, teacher_cache
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.training import Network, Trained, TrainingData
 from compress.core.store import Context
 from compress.data import stratified
 from compress.data.augment import views
-from compress.evaluation import Pictures
 from compress.methods import Method, build_method
 from compress.models.count import macs, params
 from compress.models.size_warning import larger
-from compress.precision import LARGEST_LOGIT
 from compress.recipe.schema import Distill, Train
-from compress.step import Teaching
-from compress.teacher_cache import TeacherCache
-from compress.teacher_network import TeacherNetwork
-from compress.train import Fitted, fit
+from compress.training import build
+from compress.training.evaluation import Pictures
+from compress.training.loop import Fitted, fit
+from compress.training.precision import LARGEST_LOGIT
+from compress.training.step import Teaching
+from compress.training.teacher import logit_cache
+from compress.training.teacher.live import TeacherNetwork
+from compress.training.teacher.logit_cache import TeacherCache
 
 SHARE_STREAM = 3  # other numbers than those of the validation split, calibration and limit_test
 
@@ -61,11 +62,11 @@ def distil(
     the training pictures, by class. `title` names the training where it is not the distillation itself.
     """
     torch.manual_seed(train.seed or 0)
-    pictures = _share(loading.pictures(data, context.device), share, data.split_seed)
-    model = loading.start(student, start, weights, new_head=True, device=context.device)
-    outline = loading.outline(student, model)
+    pictures = _share(build.pictures(data, context.device), share, data.split_seed)
+    model = build.start(student, start, weights, new_head=True, device=context.device)
+    outline = build.outline(student, model)
     taught_by = (
-        loading.outline(teacher.network, loading.network(teacher.network, teacher.weights, "cpu")) if teacher else None
+        build.outline(teacher.network, build.network(teacher.network, teacher.weights, "cpu")) if teacher else None
     )
     method = build_method(
         config,
@@ -81,7 +82,7 @@ def distil(
         require_logits(teacher)
     teaching = None
     if method.needs_teacher and teacher is not None and taught_by is not None:
-        teaching = loading.teaching(
+        teaching = build.teaching(
             teacher,
             method,
             taught_by.taps,
@@ -168,7 +169,7 @@ def _cache_line(pictures: int, data: TrainingData, train: Train, cache: TeacherC
     if not cache.enabled:
         return (
             f"teacher logits: the table of {cache.pictures:,} pictures of {cache.views:,} views each would take {cache.table / 2**20:,.0f} MiB, more than the "
-            f"{teacher_cache.MEMORY_LIMIT / 2**20:,.0f} MiB that they may; nothing is remembered, the teacher runs at every step"
+            f"{logit_cache.MEMORY_LIMIT / 2**20:,.0f} MiB that they may; nothing is remembered, the teacher runs at every step"
         )
     every = views.view_count(data.augment, data.image_size, distorted=data.distortion is not None)
     count = min(every, train.views or every, train.epochs or 1)

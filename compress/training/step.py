@@ -16,11 +16,11 @@ from compress.core.distributed import Group
 from compress.core.records.training import Distortion
 from compress.data.augment import views
 from compress.data.augment.distort import distorted
-from compress.gradients import aligned_backward, cosine, sum_backward
 from compress.methods import Method, Signals
 from compress.methods.losses.upcast import wide
-from compress.precision import autocast
-from compress.reach import Reach
+from compress.training.engine.autograd_reach import Reach
+from compress.training.gradients import aligned_backward, cosine, sum_backward
+from compress.training.precision import autocast
 
 TRACED = ("cos_classifier", "cos_backbone")
 

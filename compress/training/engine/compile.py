@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from compress.models.taps import Tapped
-from compress.reach import Reach, leaves
-from compress.recorded import reason
-from compress.step import Step
+from compress.training.engine.autograd_reach import Reach, leaves
+from compress.training.engine.recorder import reason
+from compress.training.step import Step
 
 BACKEND = "inductor"
 COMBINED = (

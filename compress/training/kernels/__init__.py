@@ -7,9 +7,9 @@ from contextlib import ExitStack
 
 from torch import nn
 
-from compress.kernels import library
-from compress.kernels.depthwise import reroute
-from compress.kernels.norm import Off, fuse
+from compress.training.kernels import library
+from compress.training.kernels.depthwise import reroute
+from compress.training.kernels.norm import Off, fuse
 
 TORCH = "torch"
 

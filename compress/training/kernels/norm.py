@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from compress.kernels.library import TYPES, Library
 from compress.models.residual_sum import Sum
+from compress.training.kernels.library import TYPES, Library
 
 FEW = 2**14  # numbers: a second thread costs more than it brings
 ACTIVATIONS = {nn.ReLU: (0.0, math.inf), nn.ReLU6: (0.0, 6.0)}

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from compress.step import Batch, Step
+from compress.training.step import Batch, Step
 
 WARM_UP = 3  # steps before a recording: they choose kernels, and the last shows whether a step waits for the device
 

@@ -16,10 +16,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from compress import checkpoint, schedule
-from compress.batches import batches
-from compress.checkpoint import State
-from compress.compiled import release
 from compress.core.distributed import ALONE, Group, synchronise
 from compress.core.errors import Interrupted
 from compress.core.malloc import keep_freed_memory
@@ -27,16 +23,20 @@ from compress.core.records.base import CHECKPOINT
 from compress.core.records.training import Normalization
 from compress.data.augment import views
 from compress.data.streaming.batches import Stream
-from compress.engine import Rate, classifier_of, engine, keep_layout
-from compress.evaluation import Pictures, accuracy, predict
-from compress.kernels import TORCH, quicker
-from compress.meter import Meter
 from compress.methods import Method
 from compress.models.taps import Tapped
-from compress.precision import card, resolve_precision
 from compress.recipe.schema import Train
-from compress.step import TRACED, Batch, Step, Teaching, sgd, traced, trainable
-from compress.stopping import between_steps
+from compress.training import checkpoint, schedule
+from compress.training.batches import batches
+from compress.training.checkpoint import State
+from compress.training.engine.compile import release
+from compress.training.engine.modes import Rate, classifier_of, engine, keep_layout
+from compress.training.evaluation import Pictures, accuracy, predict
+from compress.training.interrupt import between_steps
+from compress.training.kernels import TORCH, quicker
+from compress.training.loss_meter import Meter
+from compress.training.precision import card, resolve_precision
+from compress.training.step import TRACED, Batch, Step, Teaching, sgd, traced, trainable
 
 LOOK = 50  # steps between two looks at the clock
 LOOK_SECONDS = 5.0  # between two at the losses, which wait for the device: those of a short epoch stay there to its end

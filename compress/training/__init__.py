@@ -1,0 +1,1 @@
+"""Training: the loop, one step, how steps are executed, the teacher, CPU kernels."""

@@ -1,0 +1,1 @@
+"""The teacher during training: its network and the cache of its logits."""
