@@ -26,7 +26,7 @@ from compress import pipeline
 from compress.core.console import Console
 from compress.core.errors import CompressError, StageError
 from compress.recipe import loader
-from compress.statistics import paired_drop
+from compress.verdict.intervals import paired_drop
 
 HERE = Path(__file__).parent
 EMBEDDED = HERE / "compare_methods.yaml"

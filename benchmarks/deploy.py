@@ -33,8 +33,9 @@ from PIL import Image, ImageOps
 
 import export.measure
 import export.timings
-from compress import models, statistics
+from compress import models
 from compress.models import catalog, checkpoints
+from compress.verdict import intervals
 from export import quantize, rewrites, search
 from export.audit import audit
 from export.convert import to_onnx
@@ -288,7 +289,7 @@ def _row(path: Path, expected: np.ndarray, case: Case) -> dict[str, Any]:
 def _accuracy(found: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Top-1, and the paired drop against the float file in points."""
     right, own = expected.argmax(1) == labels, found.argmax(1) == labels
-    drop = statistics.paired_drop(right, own)
+    drop = intervals.paired_drop(right, own)
     paired = {
         "top1_drop_points": drop.drop_points,
         "top1_drop_ci95": [drop.low, drop.high],

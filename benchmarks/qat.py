@@ -31,7 +31,7 @@ from compress.core.records.base import File
 from compress.core.records.deployment import Exported
 from compress.recipe import loader
 from compress.stages import convert
-from compress.statistics import paired_drop
+from compress.verdict.intervals import paired_drop
 from export import graph
 
 CASES = {

@@ -9,15 +9,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from compress import device_limits, selection, verdict
 from compress.core.records.base import to_json
 from compress.core.records.deployment import Exported, Measured, ModelFile, Packaged, Quantized, Tuned, Verified
 from compress.core.records.training import Distilled, Prepared, Stripped, Trained
 from compress.models.size_warning import larger
 from compress.recipe.schema import Recipe
-from compress.selection import Selected
-from compress.shipped import facts
-from compress.statistics import PairedDrop, drop_from_counts
+from compress.verdict import device_requirements, teacher_choice
+from compress.verdict import requirements as verdict
+from compress.verdict.intervals import PairedDrop, drop_from_counts
+from compress.verdict.shipped_model import facts
+from compress.verdict.teacher_choice import Selected
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Evidence:
 def assemble(evidence: Evidence) -> dict[str, Any]:
     """report.json (contract: schema 1; keys beyond the contract are documented in compress.report)."""
     require, device = evidence.recipe.require, evidence.recipe.device
-    asked = device_limits.elsewhere(require) if device.distant else require
+    asked = device_requirements.elsewhere(require) if device.distant else require
     requirements = verdict.judge(asked, facts(evidence.measured, evidence.models), evidence.where)
     students = [row for row in evidence.measured.models if row["role"] != "baseline"]
     extra = [row for row in evidence.measured.models if row["role"] == "baseline"]
@@ -133,7 +134,7 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
     }
     if not device.distant:
         return content
-    return device_limits.merge(
+    return device_requirements.merge(
         content, require, evidence.verified.rows, device.name, where=evidence.where, failure=evidence.verified.failure
     )
 
@@ -186,7 +187,7 @@ def _grown(stripped: Stripped) -> list[str]:
 
 
 def _teacher(evidence: Evidence) -> dict[str, Any]:
-    candidates = selection.rows(list(evidence.candidates), evidence.selected)
+    candidates = teacher_choice.rows(list(evidence.candidates), evidence.selected)
     chosen = {key: value for key, value in candidates[evidence.selected.index].items() if key != "chosen"}
     return {**chosen, "reason": evidence.selected.reason, "candidates": candidates}
 

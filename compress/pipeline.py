@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compress import assembly, kept, selection, standalone, verdict
+from compress import assembly, kept, standalone
 from compress.core import distributed
 from compress.core.console import Console
 from compress.core.errors import MissingError, UsageError
@@ -21,6 +21,7 @@ from compress.methods import compatibility
 from compress.recipe import loader
 from compress.recipe.loader import Loaded
 from compress.stages import report
+from compress.verdict import requirements, teacher_choice
 from compress.workflow import Workflow, places, versions
 from export.conditions import crowded
 
@@ -76,7 +77,7 @@ def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
     console.save_log(folder / "log.txt")
     report.mark_latest(folder)
     if evidence.verified.failure is None:
-        return Outcome(verdict.exit_code(content["status"]), content, folder)
+        return Outcome(requirements.exit_code(content["status"]), content, folder)
     console.warn(f"{evidence.verified.failure}; the report is written without it; to go on: {_verify_command(loaded)}")
     return Outcome(evidence.verified.exit_code, content, folder)
 
@@ -125,7 +126,7 @@ def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, conso
         where = "" if row["verdict"] == "passed" else f" ({row['where']})"
         console.line(f"{row['verdict']:<11}{row['name']}: {row['sentence']}{where}", always=True)
     content = plan.keep(content, loaded.name, loaded.recipe.student, artifacts)
-    return Outcome(verdict.exit_code(content["status"]), content, None)
+    return Outcome(requirements.exit_code(content["status"]), content, None)
 
 
 def teachers(loaded: Loaded, *, artifacts: Path, device: str, console: Console) -> list[dict[str, Any]]:
@@ -135,7 +136,7 @@ def teachers(loaded: Loaded, *, artifacts: Path, device: str, console: Console) 
         work.choose()
     candidates, selected = work.selected()
     console.line(f"teacher: {selected.reason}")
-    return selection.rows(candidates, selected)
+    return teacher_choice.rows(candidates, selected)
 
 
 def resolve_device(name: str) -> str:

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from compress import subjects, verdict
+from compress import subjects
 from compress.recipe.schema import Device, Recipe
+from compress.verdict import requirements as verdict
 
 JUDGED = (
     "max_latency_ms",

@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 
 import export.measure
 import export.timings
-from compress import faults, verdict
 from compress.planted_network import CLASSES, RIGHT, Ground, contract, prepare
 from compress.recipe.schema import Require
-from compress.statistics import paired_drop
+from compress.verdict import diagnosis, requirements
+from compress.verdict.intervals import paired_drop
 from export.convert import to_onnx
 from export.quantize import quantize
 from export.runtime import TARGETS, Model, isa, runs_on
 
-WRONG = faults.IMAGENET  # mean and deviation that are planted
+WRONG = diagnosis.IMAGENET  # mean and deviation that are planted
 LIMIT = 2.0  # points of top-1
 RUNS = 300
 
@@ -54,19 +54,19 @@ def run(report: Callable[[Outcome], None]) -> bool:
     return all(outcome.caught is not False for outcome in outcomes)
 
 
-def _answers(path: Path) -> faults.Predict:
+def _answers(path: Path) -> diagnosis.Predict:
     """A file as `faults` wants it; it takes whole pixels, so others are rounded and cut."""
     model = Model.load(path)
     return lambda pixels: model.run(pixels.round().clip(0, 255).astype(np.uint8))
 
 
-def _judged(ground: Ground, logits: NDArray[np.floating]) -> verdict.Requirement:
+def _judged(ground: Ground, logits: NDArray[np.floating]) -> requirements.Requirement:
     """The verdict on answers to the test pictures, against the float file fed rightly."""
     drop = paired_drop(ground.correct, logits.argmax(axis=1) == ground.labels)
-    return verdict.judge(Require(max_top1_drop=LIMIT), verdict.Facts("student", "local", drop=drop))[0]
+    return requirements.judge(Require(max_top1_drop=LIMIT), requirements.Facts("student", "local", drop=drop))[0]
 
 
-def _outcome(name: str, row: verdict.Requirement, named: str | None, *expected: str) -> Outcome:
+def _outcome(name: str, row: requirements.Requirement, named: str | None, *expected: str) -> Outcome:
     """Caught: not passed, and named by all of the expected words."""
     caught = row.verdict != "passed" and named is not None and all(word in named for word in expected)
     drop = f" (drop {row.value:.1f} points)" if row.name == "max_top1_drop" and row.value is not None else ""
@@ -78,7 +78,7 @@ def _input(
     ground: Ground,
     path: Path,
     fed: NDArray[np.uint8],
-    normalization: faults.Constants,
+    normalization: diagnosis.Constants,
     *expected: str,
     crop: NDArray[np.uint8] | None = None,
 ) -> Outcome:
@@ -86,7 +86,7 @@ def _input(
     answers = _answers(path)
     row = _judged(ground, answers(fed.astype(np.float32)))
     variants = {"squash for crop": crop} if crop is not None else None
-    fault = faults.name_fault(
+    fault = diagnosis.name_fault(
         answers, fed, ground.labels, ground.top1, normalization=normalization, variants=variants, classes=CLASSES
     )
     return _outcome(name, row, fault.sentence() if fault else None, *expected)
@@ -97,8 +97,8 @@ def nothing(ground: Ground) -> Outcome:
     path = ground.folder / "control.int8.onnx"
     quantize(ground.fp32, path, ground.calibration, isa=isa() if isa() in TARGETS else "x86-vnni")
     row = _judged(ground, Model.load(path).run(ground.right))
-    named = faults.name_int8_fault(path)
-    fault = faults.name_fault(
+    named = diagnosis.name_int8_fault(path)
+    fault = diagnosis.name_fault(
         _answers(ground.fp32), ground.right, ground.labels, ground.top1, normalization=RIGHT, classes=CLASSES
     )
     named = named or (fault.sentence() if fault else None)
@@ -165,7 +165,7 @@ def swapped(ground: Ground) -> Outcome:
     order[[2, 5]] = order[[5, 2]]
     right = _answers(ground.fp32)
     row = _judged(ground, right(ground.right.astype(np.float32))[:, order])
-    fault = faults.name_fault(
+    fault = diagnosis.name_fault(
         lambda pixels: right(pixels)[:, order],
         ground.right,
         ground.labels,
@@ -190,7 +190,7 @@ def per_tensor(ground: Ground) -> Outcome:
     return _outcome(
         "per-tensor int8",
         _judged(ground, Model.load(path).run(ground.right)),
-        faults.name_int8_fault(path),
+        diagnosis.name_int8_fault(path),
         "looks like per-tensor int8",
     )
 
@@ -201,7 +201,7 @@ def other_target(ground: Ground) -> Outcome:
     quantize(ground.fp32, path, ground.calibration, isa="x86-vnni" if here == "arm64" else "arm64")
     target = Model.load(path).target
     why = None if runs_on(target, here) else f"it is built for {target} and this machine is {here}"
-    row = verdict.judge(Require(max_latency_ms=1000), verdict.Facts("student", "local", untimed=why))[0]
+    row = requirements.judge(Require(max_latency_ms=1000), requirements.Facts("student", "local", untimed=why))[0]
     return _outcome("a file for another instruction set", row, row.sentence, "built for", here)
 
 
@@ -218,7 +218,7 @@ def busy_neighbour(ground: Ground) -> Outcome:
     if timed.contaminated is None:
         return Outcome("a busy neighbour", None, "not shown: this system does not tell what other processes use")
     value, low, high = export.timings.p50_interval(timed, "model")
-    facts = verdict.Facts(
+    facts = requirements.Facts(
         "student",
         "local",
         latency_ms=value,
@@ -226,7 +226,7 @@ def busy_neighbour(ground: Ground) -> Outcome:
         timed_runs=repeats,
         disturbed="; ".join(timed.disturbances) or None,
     )
-    row = verdict.judge(Require(max_latency_ms=min(quiet, low)), facts)[0]
+    row = requirements.judge(Require(max_latency_ms=min(quiet, low)), facts)[0]
     return _outcome("a busy neighbour", row, facts.disturbed, "other processes used")
 
 

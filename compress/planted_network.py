@@ -19,7 +19,7 @@ from torch import nn
 from compress.data.augment.views import to_float
 from compress.data.decode import decode
 from compress.data.sources import fashion
-from compress.faults import Constants
+from compress.verdict.diagnosis import Constants
 from export.convert import to_onnx
 from export.runtime import Contract, Model
 

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from compress import __version__, float_layers, guessing, selection
+from compress import __version__, float_layers
 from compress.assembly import Branch, Evidence, model_files
 from compress.core.errors import MissingError, StageError
 from compress.core.records.base import File
@@ -20,8 +20,9 @@ from compress.networks import Networks, normalized
 from compress.recipe import loader
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import Distill, Recipe, Schedule, Student, Train
-from compress.shipped import shipping
 from compress.stages import STAGES, data, distill, strip, teacher
+from compress.verdict import majority_baseline, teacher_choice
+from compress.verdict.shipped_model import shipping
 from export.conditions import crowded
 
 # convert, quantize and validate need onnx and onnxruntime: imported where they are used, so that `--until strip` runs without.
@@ -57,10 +58,10 @@ class Workflow:
                 self.loaded, settings, classes=len(self.prepared.classes), image_size=self.prepared.image_size
             )
         candidates, selected = self.selected()
-        for row in selection.rows(candidates, selected) if selected.proxies else ():
-            store.console.line(selection.proxy_line(row))
+        for row in teacher_choice.rows(candidates, selected) if selected.proxies else ():
+            store.console.line(teacher_choice.proxy_line(row))
         store.console.line(f"teacher: {selected.reason}")
-        guesses = self._warned(guessing.of_teacher(selected.teacher, self.training))
+        guesses = self._warned(majority_baseline.of_teacher(selected.teacher, self.training))
         if self.until == "teacher":
             return None
         with_baseline = settings.distill.baseline and not settings.distill.plain
@@ -98,7 +99,7 @@ class Workflow:
         if self.until == "device":
             return None
         measured = self._settled(measured, verified)
-        guesses += self._warned(guessing.of_shipped(measured))
+        guesses += self._warned(majority_baseline.of_shipped(measured))
         self._warned(
             [] if distant else list(measured.warnings)
         )  # of another device's files this machine's times say nothing
@@ -151,11 +152,11 @@ class Workflow:
             return content
         return plan.keep(content, self.loaded.name, self.loaded.recipe.student, self.store.root)
 
-    def selected(self) -> tuple[list[Trained], selection.Selected]:
+    def selected(self) -> tuple[list[Trained], teacher_choice.Selected]:
         """The candidates and the one among them that teaches; a single one is not compared with anything."""
         candidates, settings = self.candidates(), self.settings
         if settings.teacher.select != "proxy" or len(candidates) == 1 or settings.distill.plain:
-            return candidates, selection.select(candidates)
+            return candidates, teacher_choice.select(candidates)
         from compress.stages import proxy
 
         asked, student = settings.teacher.proxy, settings.student.networks[0]
@@ -180,7 +181,7 @@ class Workflow:
             )
             for one, label in zip(candidates, self._labels(), strict=True)
         )
-        return candidates, selection.select(candidates, proxies)
+        return candidates, teacher_choice.select(candidates, proxies)
 
     def _labels(self) -> list[str]:
         """The candidates' names, with a number where one is there twice."""
@@ -339,14 +340,14 @@ class Workflow:
         config = self.settings.device
         if self.settings.quantize.keep == "always" or self.settings.quantize.scheme == "none" or not config.distant:
             return measured
-        from compress import device_limits
         from compress.stages import settle
+        from compress.verdict import device_requirements
 
         int8, floats = (
             next(row["file"] for row in measured.models if row["role"] == "student" and row["precision"] == kind)
             for kind in ("int8", "fp32")
         )
-        kept, because = device_limits.keeps_int8(int8, floats, verified.rows, config.name)
+        kept, because = device_requirements.keeps_int8(int8, floats, verified.rows, config.name)
         self.store.console.line(because)
         if not kept:
             measured = self.store.run(settle.run, floats, measured=measured, test=data.test(self.prepared))

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from compress import faults
+from compress.verdict import diagnosis
 
 SIDE, COUNT = 8, 400
 CLASSES = ("a", "b", "c", "d", "e", "f")
@@ -31,7 +31,7 @@ def drawn() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 PICTURES, LABELS, COLOURS = drawn()
 
 
-def network(pixels: np.ndarray, now: faults.Constants = RIGHT) -> np.ndarray:
+def network(pixels: np.ndarray, now: diagnosis.Constants = RIGHT) -> np.ndarray:
     """Nearest class by the colours of both halves, learnt on pixels normalised as RIGHT; `now` is how they are normalised."""
     values = (pixels / 255 - np.array(now[0])) / np.array(now[1])
     wanted = (COLOURS / 255 - np.array(RIGHT[0])) / np.array(RIGHT[1])
@@ -42,8 +42,10 @@ def network(pixels: np.ndarray, now: faults.Constants = RIGHT) -> np.ndarray:
 TOP1 = float((network(PICTURES.astype(np.float32)).argmax(axis=1) == LABELS).mean())
 
 
-def name(model: faults.Predict = network, pictures: np.ndarray = PICTURES, **known: object) -> faults.Fault | None:
-    return faults.name_fault(model, pictures, LABELS, TOP1, **{"normalization": RIGHT, "classes": CLASSES, **known})
+def name(
+    model: diagnosis.Predict = network, pictures: np.ndarray = PICTURES, **known: object
+) -> diagnosis.Fault | None:
+    return diagnosis.name_fault(model, pictures, LABELS, TOP1, **{"normalization": RIGHT, "classes": CLASSES, **known})
 
 
 def test_the_network_is_good_and_nothing_is_named() -> None:
@@ -61,7 +63,7 @@ def test_bgr() -> None:
 
 
 @pytest.mark.parametrize("now", [HALF, RAW])
-def test_a_network_fed_with_another_normalisation_than_it_learnt(now: faults.Constants) -> None:
+def test_a_network_fed_with_another_normalisation_than_it_learnt(now: diagnosis.Constants) -> None:
     fault = name(lambda pixels: network(pixels, now), normalization=now)
 
     assert fault is not None and fault.restores
@@ -166,9 +168,9 @@ def file_with_scales(path: Path, sizes: list[int]) -> Path:
 
 
 def test_per_tensor_int8_is_read_from_the_file(tmp_path: Path) -> None:
-    assert faults.per_tensor_layers(file_with_scales(tmp_path / "a.onnx", [1, 4, 1])) == (2, 3)
-    assert faults.name_int8_fault(file_with_scales(tmp_path / "b.onnx", [1, 1])) == (
+    assert diagnosis.per_tensor_layers(file_with_scales(tmp_path / "a.onnx", [1, 4, 1])) == (2, 3)
+    assert diagnosis.name_int8_fault(file_with_scales(tmp_path / "b.onnx", [1, 1])) == (
         "looks like per-tensor int8: one weight scale for all channels in each of 2 layers; quantize.per_channel: true gives every channel its own"
     )
-    assert faults.name_int8_fault(file_with_scales(tmp_path / "c.onnx", [1, 4])) is None
-    assert faults.name_int8_fault(file_with_scales(tmp_path / "d.onnx", [])) is None
+    assert diagnosis.name_int8_fault(file_with_scales(tmp_path / "c.onnx", [1, 4])) is None
+    assert diagnosis.name_int8_fault(file_with_scales(tmp_path / "d.onnx", [])) is None

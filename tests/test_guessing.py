@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compress import guessing
 from compress.core.records.base import File
 from compress.core.records.deployment import Measured
 from compress.core.records.training import Network, Normalization, Trained, TrainingData
+from compress.verdict import majority_baseline
 
 NONE = File(Path("none"), "", 0)
 
@@ -21,7 +21,7 @@ def taught(top1: float, tmp_path: Path, counts: tuple[int, ...] = (40, 40, 40, 4
     np.save(path, np.repeat(np.arange(len(counts)), counts))
     data = TrainingData(NONE, File.of(path), tuple("abcd"), 32, "none", 0.25, 0)
     network = Network("resnet8", None, 4, 32, Normalization((0.5,) * 3, (0.25,) * 3))
-    return guessing.of_teacher(Trained(network, NONE, top1, 1, 1, 1, 1.0), data)
+    return majority_baseline.of_teacher(Trained(network, NONE, top1, 1, 1, 1, 1.0), data)
 
 
 def test_a_teacher_at_chance_is_named_with_its_interval(tmp_path: Path):
@@ -49,7 +49,7 @@ def test_the_file_that_ships_is_judged_on_the_test_pictures(top1: float, said: i
         {"file": "student.fp32.onnx", "top1": 0.25},
     )
     measured = Measured(models, (), ({"n": 24},) * 4, {}, (), NONE, NONE, NONE, NONE, ships="student.int8.onnx")
-    sentences = guessing.of_shipped(measured)
+    sentences = majority_baseline.of_shipped(measured)
     assert len(sentences) == said and all(
         one.startswith("student.int8.onnx: 25.00 %") and "96 test pictures" in one for one in sentences
     )

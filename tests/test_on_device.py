@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from compress import device_limits, on_device
+from compress import on_device
 from compress.core.errors import MissingError
 from compress.recipe.schema import Require
+from compress.verdict import device_requirements
 
 REQUIRE = Require(max_top1_drop=2.0, max_latency_ms=3.0, min_speedup=2.0, min_int8_speedup=1.0, max_memory_bytes=100)
 
@@ -29,7 +30,7 @@ def requirement(name: str, verdict: str, target: str = "local") -> dict[str, Any
 
 
 def content(timed: str = "passed") -> dict[str, Any]:
-    rows = [requirement("max_top1_drop", "passed"), *(requirement(name, timed) for name in device_limits.LIMITS)]
+    rows = [requirement("max_top1_drop", "passed"), *(requirement(name, timed) for name in device_requirements.LIMITS)]
     models = [
         {"file": "t.onnx", "role": "teacher", "precision": "fp32"},
         {"file": "s.onnx", "role": "student", "precision": "fp32"},
@@ -73,11 +74,14 @@ def judged(merged: dict[str, Any], target: str) -> dict[str, str]:
 
 
 def test_the_file_built_for_the_device_is_judged_there() -> None:
-    merged = device_limits.merge(content(), REQUIRE, answer(), "ssh://pi")
+    merged = device_requirements.merge(content(), REQUIRE, answer(), "ssh://pi")
 
-    assert judged(merged, "ssh://pi") == dict.fromkeys(device_limits.LIMITS, "passed") and merged["status"] == "passed"
+    assert (
+        judged(merged, "ssh://pi") == dict.fromkeys(device_requirements.LIMITS, "passed")
+        and merged["status"] == "passed"
+    )
     assert {one["file"] for one in merged["requirements"] if one["target"] == "ssh://pi"} == {"s.int8.arm64.onnx"}
-    assert judged(merged, "local") == {"max_top1_drop": "passed", **dict.fromkeys(device_limits.LIMITS, "passed")}
+    assert judged(merged, "local") == {"max_top1_drop": "passed", **dict.fromkeys(device_requirements.LIMITS, "passed")}
     assert {one["where"] for one in merged["requirements"] if one["name"] == "min_speedup"} == {"r.yaml:11:1"}
     assert [one["target"] for one in merged["device"]] == ["local"] + ["ssh://pi"] * 4
 
@@ -89,8 +93,8 @@ def test_a_slow_device_fails_and_a_second_answer_replaces_the_first() -> None:
         "peak_memory_bytes": 101,
         "speedup_over": ratios,
     }
-    failed = device_limits.merge(content(), REQUIRE, answer(**slow), "ssh://pi")
-    again = device_limits.merge(failed, REQUIRE, answer(), "ssh://pi")
+    failed = device_requirements.merge(content(), REQUIRE, answer(**slow), "ssh://pi")
+    again = device_requirements.merge(failed, REQUIRE, answer(), "ssh://pi")
 
     assert judged(failed, "ssh://pi") == {
         "max_latency_ms": "failed",
@@ -103,7 +107,7 @@ def test_a_slow_device_fails_and_a_second_answer_replaces_the_first() -> None:
 
 
 def test_what_this_machine_could_not_judge_the_device_judges() -> None:
-    merged = device_limits.merge(content("not judged"), REQUIRE, answer(), "ssh://pi")
+    merged = device_requirements.merge(content("not judged"), REQUIRE, answer(), "ssh://pi")
 
     assert merged["status"] == "passed" and judged(merged, "local") == {"max_top1_drop": "passed"}
 
@@ -119,10 +123,10 @@ def test_what_this_machine_could_not_judge_the_device_judges() -> None:
     ],
 )
 def test_without_the_devices_numbers_nothing_is_passed(rows: tuple[dict[str, Any], ...], why: str) -> None:
-    merged = device_limits.merge(content(), REQUIRE, rows, "ssh://pi")
+    merged = device_requirements.merge(content(), REQUIRE, rows, "ssh://pi")
 
     assert (
-        judged(merged, "ssh://pi") == dict.fromkeys(device_limits.LIMITS, "not judged")
+        judged(merged, "ssh://pi") == dict.fromkeys(device_requirements.LIMITS, "not judged")
         and merged["status"] == "undecided"
     )
     assert why in next(
@@ -158,7 +162,7 @@ def test_limits_and_threads_come_from_the_run(tmp_path: Path) -> None:
 def test_keep_faster_follows_the_devices_times(ratio: list[float] | None, kept: bool, said: str) -> None:
     rows = answer(speedup_over={"s.onnx": ratio} if ratio else {})
 
-    found, sentence = device_limits.keeps_int8("s.int8.arm64.onnx", "s.onnx", rows, "ssh://pi")
+    found, sentence = device_requirements.keeps_int8("s.int8.arm64.onnx", "s.onnx", rows, "ssh://pi")
 
     assert (
         found is kept
@@ -169,5 +173,5 @@ def test_keep_faster_follows_the_devices_times(ratio: list[float] | None, kept: 
 
 def test_keep_faster_decides_nothing_by_times_that_others_made_too_long() -> None:
     rows = answer(speedup_over={"s.onnx": [0.5, 0.4, 0.6]}, conditions={"unfit": "others took the core"})
-    found, sentence = device_limits.keeps_int8("s.int8.arm64.onnx", "s.onnx", rows, "ssh://pi")
+    found, sentence = device_requirements.keeps_int8("s.int8.arm64.onnx", "s.onnx", rows, "ssh://pi")
     assert found and sentence.endswith("its speed on ssh://pi could not be judged (others took the core).")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compress import slices
-from compress.statistics import mcnemar_exact
+from compress.verdict import slices
+from compress.verdict.intervals import mcnemar_exact
 
 CLASSES = ("cat", "dog", "owl", "empty")
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from compress.recipe.schema import Require
-from compress.statistics import PairedDrop, drop_from_counts
-from compress.verdict import (
+from compress.verdict.intervals import PairedDrop, drop_from_counts
+from compress.verdict.requirements import (
     Facts,
     Requirement,
     distillation_worth,

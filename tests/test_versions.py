@@ -161,9 +161,9 @@ SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
         validate.run.version,
         (
             "compress/stages/validate.py",
-            "compress/slices.py",
+            "compress/verdict/slices.py",
             "compress/data/__init__.py",
-            "compress/statistics.py",
+            "compress/verdict/intervals.py",
             *(
                 f"export/{name}.py"
                 for name in (
@@ -182,7 +182,12 @@ SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
     ),
     "settle": (
         settle.run.version,
-        ("compress/stages/settle.py", "compress/slices.py", "compress/data/__init__.py", "compress/statistics.py"),
+        (
+            "compress/stages/settle.py",
+            "compress/verdict/slices.py",
+            "compress/data/__init__.py",
+            "compress/verdict/intervals.py",
+        ),
     ),
     "device": (device.run.version, ("compress/stages/device.py",)),
 }

@@ -106,7 +106,8 @@ def teachers(
 ) -> int:
     """Train or load the teacher candidates alone; print the table that one is chosen from."""
     loaded = _load(recipe, overrides, allow_code)
-    from compress import pipeline, selection
+    from compress import pipeline
+    from compress.verdict import teacher_choice
 
     rows = pipeline.teachers(loaded, artifacts=artifacts, device=device, console=Console(quiet=quiet))
     proxy = rows[0]["proxy_rank"] is not None
@@ -122,7 +123,7 @@ def teachers(
                     str(row["rank"]),
                     f"{100 * row['proxy_top1_validation']:.2f} %",
                     str(row["proxy_rank"]),
-                    selection.behind_best(row) or "-",
+                    teacher_choice.behind_best(row) or "-",
                 )
                 if proxy
                 else ()

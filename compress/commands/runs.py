@@ -41,12 +41,13 @@ def verify(
 ) -> int:
     """Run a finished run's bundle on a device, merge the answer into its report, and judge its limits on time and memory there."""
     folder = find_run(run_name, artifacts)
-    from compress import on_device, verdict
+    from compress import on_device
+    from compress.verdict import requirements
 
     content = on_device.verify(
         folder, target=target, preprocess=preprocess, sustained=sustained, console=Console(quiet=quiet)
     )
-    return verdict.exit_code(content["status"])
+    return requirements.exit_code(content["status"])
 
 
 @click.command()

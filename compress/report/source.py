@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.core.errors import MissingError, StageError
-from compress.statistics import per_class, top_k_correct
+from compress.verdict.intervals import per_class, top_k_correct
 
 CONTRACT = (
     "schema",

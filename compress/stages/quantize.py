@@ -15,7 +15,6 @@ from safetensors.numpy import load_file
 
 import export.quantize
 import export.search
-from compress import statistics
 from compress.core.console import Console
 from compress.core.errors import MissingError, StageError, UsageError
 from compress.core.records.base import File
@@ -25,6 +24,7 @@ from compress.core.store import Context, Stage
 from compress.data import calibration_arrays, calibration_index, centre_crop, training_arrays
 from compress.data.splits import shuffled
 from compress.recipe.schema import Device, Quantize
+from compress.verdict import intervals
 from export.quantize import Prepared, Settings
 from export.runtime import TARGETS, ExportError, isa, runs_on
 from export.search import PICTURES, Trial
@@ -149,7 +149,7 @@ def _search(
             export.search.logits(_path(trial), target, validation).argmax(axis=1) == labels for trial in survivors
         ]
         winner = choose(answers)
-        drops = [statistics.paired_drop(right, answer) for answer in answers]
+        drops = [intervals.paired_drop(right, answer) for answer in answers]
         chosen = survivors[winner]
         shutil.copyfile(_path(chosen), path)
     sentence = _sentence(chosen, drops[winner])
@@ -169,7 +169,7 @@ def choose(answers: list[np.ndarray]) -> int:
     return next(
         number
         for number, answer in enumerate(answers)
-        if answer is best or statistics.paired_drop(best, answer).low <= 0
+        if answer is best or intervals.paired_drop(best, answer).low <= 0
     )
 
 
@@ -203,7 +203,7 @@ def _row(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _certified(drop: statistics.PairedDrop, chosen: bool) -> dict[str, Any]:
+def _certified(drop: intervals.PairedDrop, chosen: bool) -> dict[str, Any]:
     numbers = {
         "drop_points": drop.drop_points,
         "drop_ci95": [drop.low, drop.high],
@@ -217,7 +217,7 @@ def _certified(drop: statistics.PairedDrop, chosen: bool) -> dict[str, Any]:
     }
 
 
-def _sentence(trial: Trial, drop: statistics.PairedDrop) -> str:
+def _sentence(trial: Trial, drop: intervals.PairedDrop) -> str:
     numbers = f"drop {drop.drop_points:.2f} [{drop.low:.2f}, {drop.high:.2f}] points against the float student on {drop.n:,} validation pictures"
     return f"{trial.name}: KL {trial.kl:.5f}, {numbers}"
 

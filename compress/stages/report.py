@@ -11,7 +11,7 @@ from typing import Any
 from compress.assembly import Evidence, assemble
 from compress.core.files import write_json
 from compress.core.records.base import File
-from compress.shipped import shipping
+from compress.verdict.shipped_model import shipping
 
 
 def write(evidence: Evidence, folder: Path) -> dict[str, Any]:

@@ -6,12 +6,12 @@ import dataclasses
 
 import numpy as np
 
-from compress import slices
 from compress.core.records.base import File
 from compress.core.records.deployment import Measured
 from compress.core.records.training import TestData
 from compress.core.store import Context, Stage
 from compress.data import test_arrays
+from compress.verdict import slices
 
 
 def _run(config: str, *, context: Context, measured: Measured, test: TestData) -> Measured:

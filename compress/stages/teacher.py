@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress import faults
 from compress.core.errors import StageError, UsageError
 from compress.core.records.base import File
 from compress.core.records.training import Network, Trained, TrainingData
@@ -22,10 +21,11 @@ from compress.models import checkpoints
 from compress.models.count import macs, params
 from compress.models.input_adapter import inner
 from compress.recipe.schema import Candidate, Distill
-from compress.statistics import wilson
 from compress.training import build, checkpoint
 from compress.training.evaluation import Pictures, accuracy, predict
 from compress.training.loop import fit
+from compress.verdict import diagnosis
+from compress.verdict.intervals import wilson
 
 REMEDIES = {  # what the candidate's section should say
     "BGR": "; say channels: bgr",
@@ -149,7 +149,7 @@ def _named(config: Candidate, model: nn.Module, pictures: Pictures, network: Net
             return predict(model, batch, data.image_size, normalization, batch_size=64).cpu().numpy()
 
     labels = pictures.labels[pictures.validation_index].cpu().numpy()
-    fault = faults.name_fault(
+    fault = diagnosis.name_fault(
         answers,
         images,
         labels,

@@ -17,7 +17,7 @@ import export.bundle
 import export.measure
 import export.sustained
 import export.timings
-from compress import faults, slices, statistics, timing
+from compress import timing
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.deployment import Measured, ModelFile
@@ -25,6 +25,7 @@ from compress.core.records.training import TestData
 from compress.core.store import Context, Stage
 from compress.data import stratified, test_arrays
 from compress.recipe.schema import Validate
+from compress.verdict import diagnosis, intervals, slices
 from export.runtime import ExportError, Model, copy_model, cores, isa, runs_on, saturates
 from export.timings import LatencyResult
 
@@ -141,7 +142,7 @@ def _int8_warnings(models: tuple[ModelFile, ...], comparisons: tuple[dict[str, A
     pairs = [
         row for row in comparisons if row["model"] in files and row["against"] in files and row["top1_drop_ci95"][0] > 0
     ]
-    named = ((row, faults.name_int8_fault(files[row["model"]].file.path)) for row in pairs)
+    named = ((row, diagnosis.name_int8_fault(files[row["model"]].file.path)) for row in pairs)
     return tuple(
         f"{row['model']} is {row['top1_drop_points']:.1f} points below {row['against']}: {fault}"
         for row, fault in named
@@ -232,8 +233,8 @@ def _row(
         "bytes": model.file.bytes,
         "images": len(labels),
         "top1": correct / len(labels),
-        "top1_ci95": list(statistics.wilson(correct, len(labels))),
-        "top5": float(statistics.top_k_correct(own, labels, 5).mean()) if own.shape[1] >= 5 else None,
+        "top1_ci95": list(intervals.wilson(correct, len(labels))),
+        "top5": float(intervals.top_k_correct(own, labels, 5).mean()) if own.shape[1] >= 5 else None,
         "agreement_with_teacher": float((own.argmax(axis=1) == logits[teacher].argmax(axis=1)).mean()),
         "max_abs_diff_from_torch": model.max_abs_diff_from_torch,
         "latency_ms": timing.entry(times, model.name, config.seed),
@@ -271,7 +272,7 @@ def _compare(
 ) -> dict[str, Any]:
     """report.json's paired comparison of two models on the same pictures."""
     right = {name: logits[name].argmax(axis=1) == labels for name in (model.name, against.name)}
-    drop = statistics.paired_drop(right[against.name], right[model.name])
+    drop = intervals.paired_drop(right[against.name], right[model.name])
     both = model.name in times.models and against.name in times.models
     speedup, low, high = (
         export.timings.ratio(times, against.name, model.name, seed=seed) if both else (None, None, None)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from compress import faults, models, statistics
+from compress import models
 from compress.core.errors import StageError
 from compress.models import catalog
 from compress.models.checkpoints import fit, read_state
@@ -22,6 +22,7 @@ from compress.models.count import params
 from compress.models.efficientnet_lite import BUILDERS, SameConv2d, channels_of, depths
 from compress.recipe.schema import Candidate
 from compress.stages import teacher
+from compress.verdict import diagnosis, intervals
 from export import quantize, search
 from export.convert import to_onnx
 from export.runtime import Contract, Model, isa
@@ -153,7 +154,7 @@ def test_a_wrong_normalisation_is_caught_by_expect_top1_and_named(lite0: Model, 
     top1 = float((answers(lite0, images, wrong).argmax(1) == labels).mean())
 
     def named() -> str | None:
-        fault = faults.name_fault(
+        fault = diagnosis.name_fault(
             lambda pixels: answers(lite0, pixels, wrong), images, labels, 0.874, normalization=wrong
         )
         return fault and fault.sentence()
@@ -192,6 +193,6 @@ def test_searched_int8_loses_at_most_six_tenths_of_a_point(photos: tuple[np.ndar
         )
     )
 
-    drop = statistics.paired_drop(right, found)
+    drop = intervals.paired_drop(right, found)
     assert drop.n == 875 and right.mean() > 0.86
     assert drop.drop_points <= 0.6, f"{winner.name}: {drop}"

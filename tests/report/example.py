@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from compress.recipe.schema import Require
-from compress.statistics import PairedDrop, paired_drop, per_class, top_k_correct, wilson
-from compress.verdict import Facts, distillation_worth, int8_against_float, judge, status
+from compress.verdict.intervals import PairedDrop, paired_drop, per_class, top_k_correct, wilson
+from compress.verdict.requirements import Facts, distillation_worth, int8_against_float, judge, status
 
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 # file: role, precision, share of right answers, bytes, median ms, integer share

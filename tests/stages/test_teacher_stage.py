@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from compress import selection
 from compress.core.errors import MissingError, StageError
 from compress.core.records.base import File, sha256_of
 from compress.core.records.training import Network, Normalization, Proxied, Trained, TrainingData
@@ -23,6 +22,7 @@ from compress.recipe.schema import Candidate, Distill, Export, Schedule, Train
 from compress.stages import convert, proxy, teacher
 from compress.training import build as loading
 from compress.training.distill import distil
+from compress.verdict import teacher_choice
 
 
 def run(config: Candidate, **inputs: Any) -> Trained:
@@ -151,7 +151,7 @@ def candidate(model: str, top1: float, macs_: int) -> Trained:
 
 
 def test_the_best_on_validation_wins_and_the_reason_says_by_how_much():
-    selected = selection.select(
+    selected = teacher_choice.select(
         [candidate("resnet8", 0.70, 5), candidate("resnet20", 0.825, 50), candidate("resnet56", 0.81, 500)]
     )
     assert (selected.index, selected.teacher.network.model) == (1, "resnet20")
@@ -162,12 +162,12 @@ def test_the_best_on_validation_wins_and_the_reason_says_by_how_much():
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_tie_goes_to_the_cheaper_network(order):
-    selected = selection.select([candidate("resnet56", 0.8, 500), candidate("resnet20", 0.8, 50)][::order])
+    selected = teacher_choice.select([candidate("resnet56", 0.8, 500), candidate("resnet20", 0.8, 50)][::order])
     assert selected.reason == "resnet20 ties with resnet56 on validation and needs fewer multiply-accumulates"
 
 
 def test_a_single_candidate_is_called_so():
-    assert selection.select([candidate("resnet8", 0.1, 5)]).reason == "resnet8 is the only candidate"
+    assert teacher_choice.select([candidate("resnet8", 0.1, 5)]).reason == "resnet8 is the only candidate"
 
 
 def proxies_of(folder: Path, *right: int, pictures: int = 400) -> tuple[Proxied, ...]:
@@ -183,8 +183,8 @@ def test_the_proxy_decides_and_both_rankings_are_told(tmp_path):
     candidates = [candidate("resnet8", 0.70, 5), candidate("resnet20", 0.80, 50), candidate("resnet56", 0.81, 500)]
     proxies = proxies_of(tmp_path, 160, 180, 168)
 
-    selected = selection.select(candidates, proxies)
-    rows = selection.rows(candidates, selected)
+    selected = teacher_choice.select(candidates, proxies)
+    rows = teacher_choice.rows(candidates, selected)
 
     assert (selected.teacher, selected.index) == (candidates[1], 1)
     assert selected.reason == (
@@ -197,10 +197,10 @@ def test_the_proxy_decides_and_both_rankings_are_told(tmp_path):
         (1, 2, False),
     ]
     assert rows[1]["proxy_behind_ci95"] is None and rows[0]["proxy_behind_points"] == 5.0
-    assert selection.proxy_line(rows[0]).startswith(
+    assert teacher_choice.proxy_line(rows[0]).startswith(
         "teacher resnet8: 70.00 % by itself (rank 3), the student 40.00 % with it (rank 3, 5.00 ["
     )
-    assert selection.proxy_line(rows[0]).endswith("] points behind the best)")
+    assert teacher_choice.proxy_line(rows[0]).endswith("] points behind the best)")
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -208,7 +208,7 @@ def test_where_no_difference_is_shown_the_cheaper_teacher_is_taken(tmp_path, ord
     candidates = [candidate("resnet8", 0.70, 5), candidate("resnet20", 0.80, 50), candidate("resnet56", 0.81, 500)][
         ::order
     ]
-    selected = selection.select(candidates, proxies_of(tmp_path, *(150, 178, 180)[::order]))
+    selected = teacher_choice.select(candidates, proxies_of(tmp_path, *(150, 178, 180)[::order]))
 
     assert selected.teacher.network.model == "resnet20"  # resnet8's student is shown to be worse than the best
     assert (
@@ -216,10 +216,10 @@ def test_where_no_difference_is_shown_the_cheaper_teacher_is_taken(tmp_path, ord
         and "more than with resnet20: no difference shown, and resnet20 needs fewer" in selected.reason
     )
     assert [gap is None or gap.shown for gap in selected.behind] == [True, False, True][::order]
-    lines = [selection.proxy_line(row) for row in selection.rows(candidates, selected)]
+    lines = [teacher_choice.proxy_line(row) for row in teacher_choice.rows(candidates, selected)]
     assert [line.endswith("no difference shown)") for line in lines] == [False, True, False][::order]
 
-    best = selection.select(
+    best = teacher_choice.select(
         candidates, proxies_of(tmp_path, *(150, 180, 178)[::order])
     )  # the best is the cheaper one itself
     assert (
@@ -232,9 +232,12 @@ def test_where_no_difference_is_shown_the_cheaper_teacher_is_taken(tmp_path, ord
 def test_equal_proxies_go_to_the_cheaper_teacher_and_without_any_there_is_no_second_ranking(tmp_path):
     candidates = [candidate("resnet8", 0.70, 5), candidate("resnet20", 0.80, 50)]
 
-    assert selection.select(candidates[::-1], proxies_of(tmp_path, 160, 160)).index == 1
-    assert selection.select(candidates, proxies_of(tmp_path, 160, 160)).index == 0
-    assert [row["proxy_rank"] for row in selection.rows(candidates, selection.select(candidates))] == [None, None]
+    assert teacher_choice.select(candidates[::-1], proxies_of(tmp_path, 160, 160)).index == 1
+    assert teacher_choice.select(candidates, proxies_of(tmp_path, 160, 160)).index == 0
+    assert [row["proxy_rank"] for row in teacher_choice.rows(candidates, teacher_choice.select(candidates))] == [
+        None,
+        None,
+    ]
 
 
 def test_a_short_distillation_sees_its_share_and_is_judged_on_validation(

@@ -15,8 +15,8 @@ from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.deployment import ModelFile
 from compress.recipe.schema import Validate
-from compress.shipped import facts, shipping
 from compress.stages import data, settle, validate
+from compress.verdict.shipped_model import facts, shipping
 from export.timings import LatencyResult, ModelLatency
 from tests.stages.conftest import TARGET
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from compress import verdict
 from compress.recipe.schema import Require
+from compress.verdict import requirements as verdict
 
 LIMITS = (
     "max_latency_ms",

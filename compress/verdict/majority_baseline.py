@@ -7,7 +7,7 @@ import numpy as np
 from compress.core.records.deployment import Measured
 from compress.core.records.training import Trained, TrainingData
 from compress.data.splits import carve
-from compress.statistics import wilson
+from compress.verdict.intervals import wilson
 
 
 def of_teacher(teacher: Trained, data: TrainingData) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.statistics import mcnemar_exact, wilson
+from compress.verdict.intervals import mcnemar_exact, wilson
 
 Pixels = NDArray[np.float32]
 Predict = Callable[

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compress.recipe.schema import Require
-from compress.statistics import (
+from compress.verdict.intervals import (
     PairedDrop,
     certifiable_margin,
     pictures_for_margin,

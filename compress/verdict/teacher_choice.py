@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.core.records.training import Proxied, Trained
-from compress.statistics import paired_drop
+from compress.verdict.intervals import paired_drop
 
 
 @dataclass(frozen=True)

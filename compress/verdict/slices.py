@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.statistics import PairedDrop, holm, least_sure, paired_drop, top_margin
+from compress.verdict.intervals import PairedDrop, holm, least_sure, paired_drop, top_margin
 
 SHARES = {"least sure tenth": 0.1, "least sure quarter": 0.25}  # by the teacher's top-1 margin
 LEVEL = 0.05  # of a class's p, adjusted for the number of classes: below it the class is called worse

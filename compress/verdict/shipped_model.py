@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress import verdict
 from compress.core.records.deployment import Measured, ModelFile
-from compress.statistics import drop_from_counts
+from compress.verdict import requirements
+from compress.verdict.intervals import drop_from_counts
 
 
-def facts(measured: Measured, models: tuple[ModelFile, ...]) -> verdict.Facts:
+def facts(measured: Measured, models: tuple[ModelFile, ...]) -> requirements.Facts:
     """The numbers of the file that ships, against the float teacher."""
     teacher = next(row for row in measured.models if row["role"] == "teacher")
     students = [row for row in measured.models if row["role"] == "student"]
@@ -23,19 +23,19 @@ def facts(measured: Measured, models: tuple[ModelFile, ...]) -> verdict.Facts:
     integers = next(
         (row for row in measured.comparisons if (row["model"], row["against"]) == (best["file"], floats)), {}
     )
-    return verdict.Facts(
+    return requirements.Facts(
         file=shipped["file"],
         target="local",
         drop=drop_from_counts(pair["lost"], pair["gained"], pair["images"]),
         correct=round(shipped["top1"] * shipped["images"]),
         images=shipped["images"],
         latency_ms=latency.get("p50"),
-        latency_ci95=verdict.interval(latency.get("p50_ci95")),
+        latency_ci95=requirements.interval(latency.get("p50_ci95")),
         timed_runs=latency.get("runs"),
         speedup=pair["speedup_p50"],
-        speedup_ci95=verdict.interval(pair["speedup_ci95"]),
+        speedup_ci95=requirements.interval(pair["speedup_ci95"]),
         int8_speedup=integers.get("speedup_p50"),
-        int8_speedup_ci95=verdict.interval(integers.get("speedup_ci95")),
+        int8_speedup_ci95=requirements.interval(integers.get("speedup_ci95")),
         bytes=shipped["bytes"],
         teacher_bytes=teacher["bytes"],
         peak_memory_bytes=shipped["peak_memory_bytes"],

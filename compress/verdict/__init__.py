@@ -1,0 +1,1 @@
+"""From numbers to a verdict: intervals, requirements, diagnosis. Loads no torch."""
