@@ -18,7 +18,7 @@ from compress import insight
 from compress.core.console import Console
 from compress.core.errors import MissingError, StageError, UsageError
 from compress.core.files import write_atomically, write_json
-from compress.report.source import arrays_of, curves_of, read_report, shipped, teacher_row
+from compress.report.read import arrays_of, curves_of, read_report, shipped, teacher_row
 from compress.standalone import RESOLVED, again
 
 ARRAYS = "analysis.npz"
@@ -34,7 +34,7 @@ def analyze(folder: Path, *, against: Sequence[Path], artifacts: Path, console: 
 
     `against`: other runs whose training curves stand beside this one's. Raises MissingError, StageError as `read_report`, UsageError.
     """
-    from compress.report import insight_plots, render
+    from compress.report import analysis_plots, render
 
     report = read_report(folder)
     arrays: Arrays = {}
@@ -47,7 +47,7 @@ def analyze(folder: Path, *, against: Sequence[Path], artifacts: Path, console: 
     np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
     write_atomically(folder / ARRAYS, stream.getvalue())
     write_json(folder / "report.json", {**report, "analysis": content})
-    for name in insight_plots.NAMES:
+    for name in analysis_plots.NAMES:
         (folder / "plots" / f"{name}.svg").unlink(missing_ok=True)
     return render(folder)
 

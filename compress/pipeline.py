@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compress import assembly, kept, standalone
+from compress import kept, standalone
 from compress.core import distributed
 from compress.core.console import Console
 from compress.core.errors import MissingError, UsageError
@@ -20,7 +20,8 @@ from compress.kept import Kept
 from compress.methods import compatibility
 from compress.recipe import loader
 from compress.recipe.loader import Loaded
-from compress.stages import report
+from compress.report import report_json
+from compress.report import run_folder as report
 from compress.verdict import requirements, teacher_choice
 from compress.workflow import Workflow, places, versions
 from export.conditions import crowded
@@ -65,7 +66,12 @@ def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
             0,
             None,
             None,
-            {"schema": 1, "recipe": loaded.name, "until": until, **assembly.stages(store.seconds, tuple(store.reused))},
+            {
+                "schema": 1,
+                "recipe": loaded.name,
+                "until": until,
+                **report_json.stages(store.seconds, tuple(store.reused)),
+            },
         )
     folder = _new_folder(artifacts / "runs" / loaded.name, now, sha256_of(settings)[:8])
     standalone.write(loaded, work.settings, folder)

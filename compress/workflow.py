@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from compress import __version__, float_layers
-from compress.assembly import Branch, Evidence, model_files
 from compress.core.errors import MissingError, StageError
 from compress.core.records.base import File
 from compress.core.records.deployment import Exported, Measured, ModelFile, Packaged, Tuned, Verified
@@ -20,6 +19,7 @@ from compress.networks import Networks, normalized
 from compress.recipe import loader
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import Distill, Recipe, Schedule, Student, Train
+from compress.report.report_json import Branch, Evidence, model_files
 from compress.stages import STAGES, data, distill, strip, teacher
 from compress.verdict import majority_baseline, teacher_choice
 from compress.verdict.shipped_model import shipping

@@ -14,8 +14,8 @@ from compress.core.errors import RecipeError
 from compress.core.store import Context
 from compress.recipe import loader
 from compress.recipe.schema import Choice
-from compress.report import planned
-from compress.report.source import Source
+from compress.report.read import Source
+from compress.report.sections import plan as planned
 from compress.stages import neighbours
 
 BASE: dict[str, Any] = {

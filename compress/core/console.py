@@ -63,7 +63,7 @@ class Console:
 
     def summary(self, report: Mapping[str, Any], folder: Path) -> None:
         """What a run found, from report.json's content."""
-        from compress.summary import summary_lines
+        from compress.report.console_summary import summary_lines
 
         for text, verdict in summary_lines(report, folder):
             self.line(text, always=verdict)

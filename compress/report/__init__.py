@@ -84,7 +84,7 @@ No time of rendering is written, so equal inputs give equal bytes.
 
 from __future__ import annotations
 
-from compress.report.comparison import compare
-from compress.report.html import render
+from compress.report.compare import compare
+from compress.report.page import render
 
 __all__ = ["compare", "render"]

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from compress.report.source import Source, measured_rows, model_label, shipped
+from compress.report.read import Source, measured_rows, model_label, shipped
 
 INK, MUTED, GRID = "#1d2126", "#5b636e", "#dfddd8"
 # Light-mode colours by meaning; report.css holds both modes under the same names.

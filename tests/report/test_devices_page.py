@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from compress.report import render
-from compress.report.parts import chance
+from compress.report.markup import chance
 
 SPEC = importlib.util.spec_from_file_location("report_example_devices", Path(__file__).with_name("example.py"))
 assert SPEC is not None and SPEC.loader is not None

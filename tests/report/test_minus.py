@@ -6,11 +6,11 @@ import html
 
 import pytest
 
-from compress.report.evidence import _class_row
-from compress.report.manifest import _value
-from compress.report.parts import bracket, chance, el, join, literal
-from compress.report.source import Source
-from compress.report.summary import distillation
+from compress.report.markup import bracket, chance, el, join, literal
+from compress.report.read import Source
+from compress.report.sections.reproduce import _value
+from compress.report.sections.teacher_training_latency import _class_row
+from compress.report.sections.verdict import distillation
 
 MINUS = "\u2212"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from compress.report import render
-from compress.report.source import read_report, shipped
+from compress.report.read import read_report, shipped
 
 SPEC = importlib.util.spec_from_file_location("report_example", Path(__file__).with_name("example.py"))
 assert SPEC is not None and SPEC.loader is not None

@@ -17,9 +17,9 @@ import pytest
 
 from compress.core.errors import MissingError, StageError
 from compress.report import compare, render
-from compress.report.parts import Html, bar, el, significant
+from compress.report.markup import Html, bar, el, significant
 from compress.report.plots import STYLE, panel, plain, svg_of
-from compress.report.source import CONTRACT
+from compress.report.read import CONTRACT
 
 SPEC = importlib.util.spec_from_file_location("report_example", Path(__file__).with_name("example.py"))
 assert SPEC is not None and SPEC.loader is not None

@@ -164,7 +164,7 @@ def test_many_classes_are_drawn_as_a_picture_and_ten_of_them_are_laid_out() -> N
     import torch
 
     from compress.features import draw
-    from compress.report.insight_plots import _matrix
+    from compress.report.analysis_plots import _matrix
     from compress.report.plots import svg_of
     from compress.training.loop import Pictures
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from compress.report import plots
 from compress.report.plots import CLASSES, COLOURS, INK, MUTED, finish, marker, panel, plain, svg_of
-from compress.report.source import Source
+from compress.report.read import Source
 
 NAMES = (
     "gradients",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress.report.parts import (
+from compress.report.markup import (
     Child,
     Html,
     bar,
@@ -20,7 +20,7 @@ from compress.report.parts import (
     significant,
     size,
 )
-from compress.report.source import Source, comparison_of, judged, shipped, speedup, teacher_row
+from compress.report.read import Source, comparison_of, judged, shipped, speedup, teacher_row
 
 DISAGREE = 0.05  # two measurements of one speed-up that are further apart are both shown
 SIGNS = {"passed": "\u2713", "failed": "\u2715", "undecided": "?", "not judged": "?"}

@@ -7,21 +7,20 @@ from pathlib import Path
 from string import Template
 
 from compress.core.files import write_atomically
-from compress.report import (
+from compress.report import analysis_plots, plots
+from compress.report.markup import Html, el, escape, join
+from compress.report.read import Source, method_of, read
+from compress.report.sections import (
+    analysis,
     devices,
-    evidence,
-    insight_plots,
-    manifest,
-    measured,
-    planned,
-    plots,
-    quantized,
+    int8,
+    models,
+    plan,
+    reproduce,
     slices,
-    summary,
-    understanding,
+    teacher_training_latency,
+    verdict,
 )
-from compress.report.parts import Html, el, escape, join
-from compress.report.source import Source, method_of, read
 
 
 def render(folder: Path) -> Path:
@@ -30,7 +29,7 @@ def render(folder: Path) -> Path:
     Raises: MissingError without report.json; StageError for one that is not a report, or a damaged file beside it.
     """
     source = read(folder)
-    drawn = {**plots.draw(source), **insight_plots.draw(source)}
+    drawn = {**plots.draw(source), **analysis_plots.draw(source)}
     for name, svg in drawn.items():
         _write(folder / "plots" / f"{name}.svg", svg)
     return _write(folder / "report.html", page(source, drawn))
@@ -40,22 +39,22 @@ def page(source: Source, drawn: dict[str, str]) -> str:
     """The whole document."""
     report = source.report
     sections = [
-        ("verdict", "Verdict", summary.verdict(source)),
-        ("requirements", "Requirements", summary.requirements(source)),
-        ("distillation", "Distillation", summary.distillation(source)),
-        ("models", "Models", measured.models(source)),
-        ("latency", "Latency", evidence.latency(source, drawn)),
-        ("int8", "Int8", quantized.int8(source)),
-        ("plan", "Before training", planned.choice(source)),
-        ("teacher", "Teacher", evidence.teacher(source)),
-        ("training", "Training", evidence.training(source, drawn)),
+        ("verdict", "Verdict", verdict.verdict(source)),
+        ("requirements", "Requirements", verdict.requirements(source)),
+        ("distillation", "Distillation", verdict.distillation(source)),
+        ("models", "Models", models.models(source)),
+        ("latency", "Latency", teacher_training_latency.latency(source, drawn)),
+        ("int8", "Int8", int8.int8(source)),
+        ("plan", "Before training", plan.choice(source)),
+        ("teacher", "Teacher", teacher_training_latency.teacher(source)),
+        ("training", "Training", teacher_training_latency.training(source, drawn)),
         ("slices", "Slices", slices.slices(source)),
-        ("classes", "Classes", evidence.classes(source)),
-        ("pictures", "Pictures", evidence.pictures(source)),
-        ("understanding", "Understanding", understanding.understanding(source, drawn)),
+        ("classes", "Classes", teacher_training_latency.classes(source)),
+        ("pictures", "Pictures", teacher_training_latency.pictures(source)),
+        ("understanding", "Understanding", analysis.understanding(source, drawn)),
         ("device", "Device", devices.devices(source)),
-        ("warnings", "Warnings", evidence.warnings(source)),
-        ("repeat", "Repeat", manifest.manifest(source)),
+        ("warnings", "Warnings", teacher_training_latency.warnings(source)),
+        ("repeat", "Repeat", reproduce.manifest(source)),
     ]
     shown = [(anchor, name, part) for anchor, name, part in sections if part is not None]
     links = el("nav", *(el("a", name, href=f"#{anchor}") for anchor, name, _ in shown), aria_label="Sections")

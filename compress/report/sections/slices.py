@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress.report.evidence import thumbnail
-from compress.report.parts import (
+from compress.report.markup import (
     Child,
     Html,
     bracket,
@@ -19,7 +18,8 @@ from compress.report.parts import (
     signed,
     table,
 )
-from compress.report.source import Source, teacher_row
+from compress.report.read import Source, teacher_row
+from compress.report.sections.teacher_training_latency import thumbnail
 
 
 def slices(source: Source) -> Html | None:

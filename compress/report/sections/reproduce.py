@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from compress.report.parts import Child, Html, duration, el, facts, percent, section, size, table
-from compress.report.source import Source, measured_rows, model_label
+from compress.report.markup import Child, Html, duration, el, facts, percent, section, size, table
+from compress.report.read import Source, measured_rows, model_label
 
 SETTINGS = (("distill", "Distillation"), ("export", "Export"), ("quantize", "Quantisation"), ("latency", "Timing"))
 TABLES = {  # are shown elsewhere

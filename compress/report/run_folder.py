@@ -8,9 +8,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from compress.assembly import Evidence, assemble
 from compress.core.files import write_json
 from compress.core.records.base import File
+from compress.report.report_json import Evidence, assemble
 from compress.verdict.shipped_model import shipping
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.report.parts import Html, interval_of, is_number, significant
-from compress.report.source import comparison_of, method_of, read_report, shipped, speedup, teacher_row
+from compress.report.markup import Html, interval_of, is_number, significant
+from compress.report.read import comparison_of, method_of, read_report, shipped, speedup, teacher_row
 
 NOTHING = "-"
 

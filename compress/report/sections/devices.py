@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compress.report.measured import difference
-from compress.report.parts import Child, Html, el, facts, is_number, join, milliseconds, percent, section, size, table
-from compress.report.source import Source
+from compress.report.markup import Child, Html, el, facts, is_number, join, milliseconds, percent, section, size, table
+from compress.report.read import Source
+from compress.report.sections.models import difference
 
 # too long for a column
 SENTENCES = (

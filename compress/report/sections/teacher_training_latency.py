@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from compress.report import plots
-from compress.report.parts import (
+from compress.report.markup import (
     NOT_MEASURED,
     Child,
     Html,
@@ -28,7 +28,7 @@ from compress.report.parts import (
     significant,
     table,
 )
-from compress.report.source import Source, method_of
+from compress.report.read import Source, method_of
 
 MOST_PICTURES = 24
 MOST_CLASSES = 20

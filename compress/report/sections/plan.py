@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress.report.parts import (
+from compress.report.markup import (
     NOT_MEASURED,
     Child,
     Html,
@@ -19,7 +19,7 @@ from compress.report.parts import (
     size,
     table,
 )
-from compress.report.source import Source
+from compress.report.read import Source
 
 HEAD = ("Network", "MACs", "Parameters", "float32 p50", "int8 p50", "int8 against float32", "File", "Peak memory")
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compress.report.evidence import figure_of
-from compress.report.insight_plots import MATRICES
-from compress.report.parts import (
+from compress.report.analysis_plots import MATRICES
+from compress.report.markup import (
     NOT_MEASURED,
     Child,
     Html,
@@ -19,7 +18,8 @@ from compress.report.parts import (
     section,
     table,
 )
-from compress.report.source import Source
+from compress.report.read import Source
+from compress.report.sections.teacher_training_latency import figure_of
 
 Drawn = Mapping[str, str]
 Row = dict[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from compress.report.parts import (
+from compress.report.markup import (
     NOT_MEASURED,
     Child,
     Html,
@@ -23,7 +23,7 @@ from compress.report.parts import (
     size,
     table,
 )
-from compress.report.source import Source, comparison_of, measured_rows, model_label, shipped, teacher_row
+from compress.report.read import Source, comparison_of, measured_rows, model_label, shipped, teacher_row
 
 
 def models(source: Source) -> Html:
