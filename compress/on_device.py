@@ -33,9 +33,9 @@ def verify(
     `target` None: the device that the recipe names. `sustained`: seconds without a pause; None: the recipe's. Answers the new content of
     report.json. Raises UsageError, MissingError (out of reach), StageError (wrong answers; the report is written).
     """
-    from compress import asking
     from compress.report import render
     from compress.stages import device
+    from compress.stages.support import device_session
     from export.targets import Settings, parse
     from export.targets.verify import complaint
 
@@ -57,7 +57,7 @@ def verify(
         sustained=sustained,
     )
     try:
-        answer = asking.ask(target, bundle, work, asked, console=console)
+        answer = device_session.ask(target, bundle, work, asked, console=console)
     finally:
         with suppress(OSError):  # where there is an answer in it
             work.rmdir()

@@ -340,7 +340,7 @@ class Workflow:
         config = self.settings.device
         if self.settings.quantize.keep == "always" or self.settings.quantize.scheme == "none" or not config.distant:
             return measured
-        from compress.stages import settle
+        from compress.stages import ship_float
         from compress.verdict import device_requirements
 
         int8, floats = (
@@ -350,7 +350,7 @@ class Workflow:
         kept, because = device_requirements.keeps_int8(int8, floats, verified.rows, config.name)
         self.store.console.line(because)
         if not kept:
-            measured = self.store.run(settle.run, floats, measured=measured, test=data.test(self.prepared))
+            measured = self.store.run(ship_float.run, floats, measured=measured, test=data.test(self.prepared))
         return replace(measured, ships=int8 if kept else floats, ships_because=because)
 
     def _verified(self, bundle: File, here: dict[str, Any]) -> Verified:

@@ -43,7 +43,7 @@ ABOVE_STAGES = (
     "compress.core.console",
     "compress.verdict.diagnosis",
     "compress.verdict.slices",
-    "compress.timing",
+    "compress.stages.support.latency",
     "compress.plantext",
     "compress.verdict.device_requirements",
     "compress.report.report_json",
@@ -279,10 +279,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.verdict.diagnosis": ("compress.verdict.intervals",),
     "compress.verdict.majority_baseline": (*FOUNDATIONS, "compress.data.splits", "compress.verdict.intervals"),
     "compress.verdict.slices": ("compress.verdict.intervals",),
-    "compress.timing": (*FOUNDATIONS, "compress.data*", "export.*"),
+    "compress.stages.support.latency": (*FOUNDATIONS, "compress.data*", "export.*"),
     "compress.plantext": ("compress.models.catalog",),
-    "compress.asking": ("compress.core.console", "compress.core.errors", "export.targets*"),
-    "compress.stages*": (*ABOVE_STAGES, "compress.asking"),
+    "compress.stages.support.device_session": ("compress.core.console", "compress.core.errors", "export.targets*"),
+    "compress.stages*": (*ABOVE_STAGES, "compress.stages.support.device_session"),
     "compress.subjects": (
         *FOUNDATIONS,
         "compress.recipe.schema",
@@ -310,7 +310,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "export.runtime",
     ),
     "compress.on_device": (
-        "compress.asking",
+        "compress.stages.support.device_session",
         "compress.core.console",
         "compress.core.errors",
         "compress.recipe.schema",
@@ -591,7 +591,7 @@ def test_optional_packages_are_imported_where_they_are_used():
     # these modules are themselves imported where photos are decoded and where a report is drawn
     assert heavy == {
         ("compress.data.decode", "PIL"),
-        ("compress.timing", "PIL"),
+        ("compress.stages.support.latency", "PIL"),
         ("compress.planted_network", "PIL"),
         ("compress.report.sections.teacher_training_latency", "PIL"),
         ("compress.report.plots", "matplotlib"),

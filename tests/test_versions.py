@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from compress.stages import convert, data, device, distill, proxy, quantize, settle, strip, teacher, tune, validate
+from compress.stages import convert, data, device, distill, proxy, quantize, ship_float, strip, teacher, tune, validate
 from compress.training import build
 
 ROOT = Path(__file__).parents[1]
@@ -181,9 +181,9 @@ SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
         ),
     ),
     "settle": (
-        settle.run.version,
+        ship_float.run.version,
         (
-            "compress/stages/settle.py",
+            "compress/stages/ship_float.py",
             "compress/verdict/slices.py",
             "compress/data/__init__.py",
             "compress/verdict/intervals.py",
@@ -272,7 +272,7 @@ def test_stage_names_are_those_of_the_store():
         quantize.run,
         validate.run,
         device.run,
-        settle.run,
+        ship_float.run,
     )
     assert {stage.name for stage in kinds} == SOURCES.keys() - {"logits"}
 

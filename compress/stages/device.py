@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compress.asking import ask
 from compress.core.errors import MissingError, StageError
 from compress.core.records.base import File
 from compress.core.records.deployment import Verified
 from compress.core.store import Context, Stage
 from compress.recipe.schema import Device
+from compress.stages.support.device_session import ask
 from export.targets import Settings
 from export.targets import verify as targets
 

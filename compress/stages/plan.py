@@ -22,7 +22,6 @@ import export.quantize
 import export.rewrites
 import export.timings
 from compress import __version__
-from compress.asking import ask
 from compress.core.errors import StageError, UsageError
 from compress.core.records.base import File
 from compress.core.records.training import CalibrationData, Network
@@ -31,6 +30,7 @@ from compress.data import calibration_arrays
 from compress.data.augment import views
 from compress.models.count import macs, params
 from compress.recipe.schema import Device, Export
+from compress.stages.support.device_session import ask
 from compress.training import build
 from export.bundle import Shipped
 from export.runtime import FOREIGN, Contract, ExportError, copy_model, isa, runs_on, write_beside

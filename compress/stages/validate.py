@@ -17,7 +17,6 @@ import export.bundle
 import export.measure
 import export.sustained
 import export.timings
-from compress import timing
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.deployment import Measured, ModelFile
@@ -25,6 +24,7 @@ from compress.core.records.training import TestData
 from compress.core.store import Context, Stage
 from compress.data import stratified, test_arrays
 from compress.recipe.schema import Validate
+from compress.stages.support import latency
 from compress.verdict import diagnosis, intervals, slices
 from export.runtime import ExportError, Model, copy_model, cores, isa, runs_on, saturates
 from export.timings import LatencyResult
@@ -62,7 +62,7 @@ def _run(
             f"latency: {len(models)} models interleaved, {config.repeats} runs each, {config.threads} thread(s), batch 1"
         )
         here = [model for model in models if runs_on(model.target, isa())]
-        timed = timing.inference(
+        timed = latency.inference(
             {model.name: model.file for model in here},
             images[:64],
             threads=config.threads,
@@ -71,13 +71,13 @@ def _run(
             seed=config.seed,
         )
         shown = {model.name: model.file for model in here if not model.evidence}
-        photo, source = timing.photos_to_answers(
+        photo, source = latency.photos_to_answers(
             shown, photos, images, resize=resize, threads=config.threads, repeats=config.repeats, seed=config.seed
         )
         rows = tuple(
             {
                 **_row(model, logits, labels, models[0].name, timed, config),
-                "photo_latency_ms": timing.entry(photo, model.name, config.seed),
+                "photo_latency_ms": latency.entry(photo, model.name, config.seed),
             }
             for model in models
         )
@@ -118,8 +118,8 @@ def _run(
         models=rows,
         comparisons=comparisons,
         per_class=changes.per_class,
-        latency={**timed.conditions(), "photo": timing.photo_conditions(photo, source), "sustained": sustained},
-        warnings=(*timing.warnings(timed, sustained), *_int8_warnings(models, comparisons)),
+        latency={**timed.conditions(), "photo": latency.photo_conditions(photo, source), "sustained": sustained},
+        warnings=(*latency.warnings(timed, sustained), *_int8_warnings(models, comparisons)),
         predictions=_save(context.work / "predictions.npz", _predictions(images, labels, logits)),
         latency_samples=_save(context.work / "latency.npz", _samples(timed)),
         pictures=_save(context.work / "pictures.npz", changes.pictures),
@@ -237,7 +237,7 @@ def _row(
         "top5": float(intervals.top_k_correct(own, labels, 5).mean()) if own.shape[1] >= 5 else None,
         "agreement_with_teacher": float((own.argmax(axis=1) == logits[teacher].argmax(axis=1)).mean()),
         "max_abs_diff_from_torch": model.max_abs_diff_from_torch,
-        "latency_ms": timing.entry(times, model.name, config.seed),
+        "latency_ms": latency.entry(times, model.name, config.seed),
         "first_run_ms": timed.first_run_ms if timed else None,
         "load_ms": timed.load_ms if timed else None,
         "peak_memory_bytes": export.measure.memory(model.file.path, threads=config.threads) if timed else None,

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compress import timing
+from compress.stages.support import latency
 from export import conditions, measure, rounds, timings
 from export.quantize import quantize
 from export.runtime import TARGETS, ExportError, MissingError, isa
@@ -261,7 +261,7 @@ def test_more_threads_than_cores_interrupt_each_other_and_nobody_else_is_blamed(
         result = timings.conclude(*told)
         assert (result.unfit, result.interrupted, result.models["long"].runs) == (why, {}, 40)
         assert [
-            text for text in timing.warnings(result, None) if "quiet machine" in text or "interrupted" in text
+            text for text in latency.warnings(result, None) if "quiet machine" in text or "interrupted" in text
         ] == []
         quiet = timings.conclude([replace(attempt, contaminated=False)], *told[1:])
         assert (quiet.unfit, quiet.interrupted, quiet.models["long"].runs) == (None, {}, 40)

@@ -11,9 +11,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from compress import asking
 from compress.core.errors import MissingError, StageError
 from compress.stages import device
+from compress.stages.support import device_session
 from export import bundle, provider, runtime, verify
 from export.bundle import Shipped
 from export.targets import Settings, WrongTarget, parse
@@ -69,7 +69,7 @@ def test_a_silent_fallback_is_named_and_fails(
 
 
 def test_the_same_over_a_target(azure: str, shipped: bundle.Bundle, tmp_path: Path) -> None:
-    answer = asking.ask("local?provider=Azure", shipped.archive, tmp_path, Settings(repeats=16))
+    answer = device_session.ask("local?provider=Azure", shipped.archive, tmp_path, Settings(repeats=16))
 
     assert targets.complaint(answer) == f"small.fp32.onnx: {answer['models'][0]['provider']['sentence']}"
     rows = device.rows(answer, parse("local?provider=Azure").shown)
@@ -90,13 +90,13 @@ def test_one_that_is_not_there_is_exit_3(
     with pytest.raises(
         MissingError, match=f"^local: no {absent} in onnxruntime .* here, which has {there}; it needs"
     ) as raised:
-        asking.ask(f"local?provider={absent}", shipped.archive, tmp_path, Settings())
+        device_session.ask(f"local?provider={absent}", shipped.archive, tmp_path, Settings())
     assert raised.value.exit_code == 3
     if OPENVINO not in provider.available():
         with pytest.raises(runtime.MissingError, match="install it with: python -m pip install onnxruntime-openvino$"):
             provider.resolve("openvino")
     with pytest.raises(MissingError, match="local: /no/python cannot be run"):
-        asking.ask("local?python=/no/python", shipped.archive, tmp_path, Settings())
+        device_session.ask("local?python=/no/python", shipped.archive, tmp_path, Settings())
 
 
 def test_names_and_addresses() -> None:
@@ -177,7 +177,7 @@ def test_openvino_runs_and_is_seen_to_run(shipped: bundle.Bundle, tmp_path: Path
             f"{OPENVINO_PACKAGE} cannot be installed here: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
         )
 
-    answer = asking.ask(
+    answer = device_session.ask(
         f"local?python={python}&provider=openvino", shipped.archive, tmp_path, Settings(repeats=64), limit_seconds=200
     )
 
@@ -193,6 +193,6 @@ def test_openvino_runs_and_is_seen_to_run(shipped: bundle.Bundle, tmp_path: Path
     if runtime.isa() == "x86-vnni":
         assert answer["models"][1]["provider"]["nodes"] >= 1 and answer["models"][1]["ok"] is not None
     with pytest.raises(StageError, match="did not answer within"):
-        asking.ask(
+        device_session.ask(
             f"local?python={python}&provider=openvino", shipped.archive, tmp_path, Settings(), limit_seconds=0.05
         )

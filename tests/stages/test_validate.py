@@ -15,7 +15,7 @@ from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.deployment import ModelFile
 from compress.recipe.schema import Validate
-from compress.stages import data, settle, validate
+from compress.stages import data, ship_float, validate
 from compress.verdict.shipped_model import facts, shipping
 from export.timings import LatencyResult, ModelLatency
 from tests.stages.conftest import TARGET
@@ -411,7 +411,7 @@ def test_own_photos_fit_into_a_limit(tmp_path):
 def test_where_the_device_decided_for_float_everything_speaks_of_the_float_file(
     work, measured, prepared, models, predictions
 ):
-    settled = settle.run.run("student.fp32.onnx", context=work, measured=measured, test=data.test(prepared))
+    settled = ship_float.run.run("student.fp32.onnx", context=work, measured=measured, test=data.test(prepared))
 
     logits, labels = predictions["logits/student.fp32.onnx"], predictions["labels"]
     right = sum(row["student"] * row["n"] for row in settled.per_class)
@@ -423,7 +423,7 @@ def test_where_the_device_decided_for_float_everything_speaks_of_the_float_file(
         assert (stored["student"] == logits[stored["index"]].argmax(axis=1)).all() and stored["total"] >= len(
             stored["images"]
         )
-    again = settle.run.run(measured.ships, context=work, measured=settled, test=data.test(prepared))
+    again = ship_float.run.run(measured.ships, context=work, measured=settled, test=data.test(prepared))
     assert again.per_class == measured.per_class and again.slices == measured.slices
     assert facts(settled, models).file == "student.fp32.onnx"
     assert [model.name for model in shipping(models, settled)] == ["teacher.onnx", "student.fp32.onnx"]
