@@ -21,11 +21,11 @@ from matplotlib.figure import Figure
 
 from compress.core.console import Console
 from compress.core.store import Store
-from compress.pipeline import resolve_device
+from compress.pipeline.run import resolve_device
+from compress.pipeline.workflow import Workflow
 from compress.recipe import loader
 from compress.report import plots
 from compress.stages import distill
-from compress.workflow import Workflow
 from export.runtime import host
 
 ROOT = Path(__file__).parents[1]

@@ -22,9 +22,9 @@ import torch
 import yaml
 from seeds import mean, spread
 
-from compress import pipeline
 from compress.core.console import Console
 from compress.core.errors import CompressError, StageError
+from compress.pipeline import run as pipeline
 from compress.recipe import loader
 from compress.verdict.intervals import paired_drop
 

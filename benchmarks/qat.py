@@ -25,10 +25,10 @@ import onnx
 from onnx import numpy_helper
 from seeds import mean
 
-from compress import pipeline
 from compress.core.console import Console
 from compress.core.records.base import File
 from compress.core.records.deployment import Exported
+from compress.pipeline import run as pipeline
 from compress.recipe import loader
 from compress.stages import convert
 from compress.verdict.intervals import paired_drop

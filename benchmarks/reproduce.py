@@ -31,13 +31,14 @@ import numpy as np
 from compare_methods import METHODS, overrides, published
 from seeds import interval, mean, needed
 
-from compress import exits, pipeline
+from compress import exits
 from compress.core.console import Console, duration
 from compress.core.errors import CompressError, Interrupted, MissingError, UsageError
 from compress.core.files import write_atomically
 from compress.core.store import locked
 from compress.data.sources import cifar, npz
 from compress.data.splits import carve, stratified
+from compress.pipeline import run as pipeline
 from compress.recipe import loader
 
 HERE = Path(__file__).parent

@@ -18,8 +18,8 @@ from compress import insight
 from compress.core.console import Console
 from compress.core.errors import MissingError, StageError, UsageError
 from compress.core.files import write_atomically, write_json
+from compress.pipeline.run_folder.recipe_copy import RESOLVED, again
 from compress.report.read import arrays_of, curves_of, read_report, shipped, teacher_row
-from compress.standalone import RESOLVED, again
 
 ARRAYS = "analysis.npz"
 SEED = 0
@@ -164,7 +164,7 @@ def _correlated(
 
 def _by_networks(folder: Path, report: Row, artifacts: Path, arrays: Arrays, console: Console) -> Row:
     """Features, and the heads of DHKD, which need the networks and the validation pictures of the cache."""
-    from compress import kept as records
+    from compress.pipeline.run_folder import cache_refs as records
 
     try:
         kept = records.read(folder, artifacts, command=report.get("command"))

@@ -13,10 +13,10 @@ from compress.core.records.base import File
 from compress.core.records.training import Network
 from compress.data import stratified
 from compress.data.augment import views
-from compress.kept import Kept
 from compress.methods import Method
 from compress.methods.dhkd import DHKD
 from compress.models.taps import Tapped
+from compress.pipeline.run_folder.cache_refs import Kept
 from compress.training import build
 from compress.training.evaluation import Pictures, predict
 

@@ -12,9 +12,9 @@ import yaml
 from compress.core.console import Console
 from compress.core.errors import MissingError, StageError
 from compress.core.files import write_json
+from compress.pipeline.run_folder.recipe_copy import RECIPE, RESOLVED, again
 from compress.recipe.schema import Device, Require, Validate
 from compress.report.console_summary import ending
-from compress.standalone import RECIPE, RESOLVED, again
 from compress.verdict.device_requirements import keeps_int8, merge
 
 Row = dict[str, Any]

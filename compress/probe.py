@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compress import float_layers, models
+from compress import models
 from compress.core.errors import CompressError, MissingError, UsageError
 from compress.data import carve
 from compress.data.sources import fashion, folder, prepare
@@ -18,6 +18,7 @@ from compress.models.count import macs, params
 from compress.models.meta import shapes_only
 from compress.models.outline import outline
 from compress.models.taps import Tapped
+from compress.pipeline import float_layer_check
 from compress.recipe import loader
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import KNOWN_CLASSES, Candidate, Choice, Data, Recipe
@@ -61,7 +62,7 @@ def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], lis
     if known is None:
         notes.append(f"networks are counted with {classes} classes until the data is listed")
     notes += larger
-    float_layers.check(loaded, settings, classes=classes, image_size=size)
+    float_layer_check.check(loaded, settings, classes=classes, image_size=size)
     narrow = None if settings.device.distant else crowded(settings.validate_.threads)
     if narrow:
         notes.append(f"{loaded.where('validate.threads')}: {narrow}")

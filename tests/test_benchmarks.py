@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from compress import models, pipeline
+from compress import models
 from compress.core.console import Console
 from compress.models import count
+from compress.pipeline import run
 from compress.recipe import loader
 
 ROOT = Path(__file__).parents[1]
@@ -98,7 +99,7 @@ def test_start_up(tmp_path: Path) -> None:
         "train: {epochs: 1}\n"
         "validate: {repeats: 16, warmup: 1}\n"
     )
-    pipeline.run(
+    run.run(
         loader.load(tmp_path / "tiny.yaml"),
         artifacts=tmp_path / "a",
         device="cpu",

@@ -13,8 +13,8 @@ from compress.core.console import Console
 from compress.core.records.base import from_json, to_json
 from compress.core.records.training import Prepared
 from compress.core.store import Store
+from compress.pipeline.workflow import Workflow
 from compress.recipe import loader
-from compress.workflow import Workflow
 
 RECIPE = """
 data: {source: npz, root: mine.npz, image_size: 16, calibration: 16}

@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from compress import cli, pipeline
+from compress import cli
 from compress.core import distributed
 from compress.core.distributed import ALONE, Group, synchronise
 from compress.core.errors import MissingError, UsageError
+from compress.pipeline import run as pipeline
 from compress.training import precision
 
 SCRIPT = Path(__file__).parent / "distributed_run.py"

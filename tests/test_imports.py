@@ -44,7 +44,7 @@ ABOVE_STAGES = (
     "compress.verdict.diagnosis",
     "compress.verdict.slices",
     "compress.stages.support.latency",
-    "compress.plantext",
+    "compress.pipeline.plan.table",
     "compress.verdict.device_requirements",
     "compress.report.report_json",
     "compress.verdict.shipped_model",
@@ -91,19 +91,24 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "compress.recipe.reference_docs": ("compress.recipe.schema",),  # docs/recipe.md
     "compress.insight": (),
-    "compress.standalone": (
+    "compress.pipeline.run_folder.recipe_copy": (
         "compress.models.catalog",
         "compress.recipe.loader",
         "compress.recipe.schema",
         "compress.recipe.yaml_tree",
         "compress",
     ),
-    "compress.kept": (*FOUNDATIONS, "compress.recipe.schema", "compress.standalone", "compress.core.store"),
+    "compress.pipeline.run_folder.cache_refs": (
+        *FOUNDATIONS,
+        "compress.recipe.schema",
+        "compress.pipeline.run_folder.recipe_copy",
+        "compress.core.store",
+    ),
     "compress.features": (
         *FOUNDATIONS,
         "compress.training.build",
         "compress.data*",
-        "compress.kept",
+        "compress.pipeline.run_folder.cache_refs",
         "compress.methods*",
         "compress.models.taps",
         "compress.training.evaluation",
@@ -114,10 +119,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.core.console",
         "compress.features",
         "compress.insight",
-        "compress.kept",
+        "compress.pipeline.run_folder.cache_refs",
         "compress.training.build",
         "compress.report*",
-        "compress.standalone",
+        "compress.pipeline.run_folder.recipe_copy",
         "compress.core.store",
         "compress",
     ),
@@ -280,30 +285,30 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.verdict.majority_baseline": (*FOUNDATIONS, "compress.data.splits", "compress.verdict.intervals"),
     "compress.verdict.slices": ("compress.verdict.intervals",),
     "compress.stages.support.latency": (*FOUNDATIONS, "compress.data*", "export.*"),
-    "compress.plantext": ("compress.models.catalog",),
+    "compress.pipeline.plan.table": ("compress.models.catalog",),
     "compress.stages.support.device_session": ("compress.core.console", "compress.core.errors", "export.targets*"),
     "compress.stages*": (*ABOVE_STAGES, "compress.stages.support.device_session"),
-    "compress.subjects": (
+    "compress.pipeline.plan.candidates": (
         *FOUNDATIONS,
         "compress.recipe.schema",
         "compress.methods.compatibility",
-        "compress.plantext",
+        "compress.pipeline.plan.table",
         "compress.models.catalog",
         "compress.models.custom",
         "export.blackbox",
     ),
-    "compress.plan_limits": (
+    "compress.pipeline.plan.limits": (
         "compress.recipe.schema",
-        "compress.subjects",
+        "compress.pipeline.plan.candidates",
         "compress.verdict.requirements",
         "compress",
     ),
-    "compress.plan": (
+    "compress.pipeline.plan.run": (
         *FOUNDATIONS,
         "compress.recipe.schema",
-        "compress.plan_limits",
-        "compress.plantext",
-        "compress.subjects",
+        "compress.pipeline.plan.limits",
+        "compress.pipeline.plan.table",
+        "compress.pipeline.plan.candidates",
         "compress.models.catalog",
         "compress.core.store",
         "compress.stages*",
@@ -318,7 +323,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.report",
         "compress.stages.device",
         "compress.core.files",
-        "compress.standalone",
+        "compress.pipeline.run_folder.recipe_copy",
         "compress.report.console_summary",
         "export.targets*",
     ),
@@ -342,7 +347,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *FOUNDATIONS,
         "compress.recipe.loader",
         "compress.methods.compatibility",
-        "compress.float_layers",
+        "compress.pipeline.float_layer_check",
         "compress.data",
         "compress.data.*",
         "compress.methods",
@@ -353,12 +358,12 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "export.convert",
         "export.runtime",
     ),
-    "compress.float_layers": (
+    "compress.pipeline.float_layer_check": (
         *FOUNDATIONS,
         "compress.recipe.loader",
         "compress.recipe.schema",
-        "compress.subjects",
-        "compress.stages.plan",
+        "compress.pipeline.plan.candidates",
+        "compress.pipeline.plan.stages",
         "compress",
         "export.convert",
         "export.layers",
@@ -373,7 +378,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.models*",
     ),
     "compress.doctor": ("compress.training.kernels.library", "export.runtime", "export.provider", "compress.planted"),
-    "compress.networks": (
+    "compress.pipeline.networks": (
         *FOUNDATIONS,
         "compress.recipe.schema",
         "compress.models.catalog",
@@ -381,20 +386,20 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.models.custom",
         "compress.stages.teacher",
     ),
-    "compress.workflow": (
+    "compress.pipeline.workflow": (
         *FOUNDATIONS,
         "compress.recipe.schema",
         "compress.recipe.loader",
         "compress.methods.compatibility",
-        "compress.float_layers",
-        "compress.networks",
+        "compress.pipeline.float_layer_check",
+        "compress.pipeline.networks",
         "compress.verdict.teacher_choice",
         "compress.core.store",
         "compress.stages",
         "compress.stages.*",
         "compress.data.sources.prepare",
         "compress.report",
-        "compress.plan",
+        "compress.pipeline.plan.run",
         "compress.verdict.device_requirements",
         "compress.report.report_json",
         "compress.verdict.majority_baseline",
@@ -405,7 +410,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "export.runtime",
         "export.targets",
     ),
-    "compress.pipeline": (
+    "compress.pipeline.run": (
         *FOUNDATIONS,
         "compress.recipe.loader",
         "compress.methods.compatibility",
@@ -415,11 +420,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.verdict.teacher_choice",
         "compress.core.distributed",
         "compress.report.run_folder",
-        "compress.plan",
-        "compress.workflow",
+        "compress.pipeline.plan.run",
+        "compress.pipeline.workflow",
         "compress.verdict.device_requirements",
-        "compress.kept",
-        "compress.standalone",
+        "compress.pipeline.run_folder.cache_refs",
+        "compress.pipeline.run_folder.recipe_copy",
         "compress.report.report_json",
         "export.conditions",
     ),
@@ -429,7 +434,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.commands.options",
         "compress.core.console",
         "compress.core.errors",
-        "compress.pipeline",
+        "compress.pipeline.run",
         "compress.probe",
         "compress.recipe.loader",
         "compress.verdict.teacher_choice",
@@ -639,7 +644,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_training_stages_import_without_optional_packages():
-    names = "compress.pipeline, compress.stages.data, compress.stages.teacher, compress.stages.distill, compress.stages.strip"
+    names = "compress.pipeline.run, compress.stages.data, compress.stages.teacher, compress.stages.distill, compress.stages.strip"
     done = python(f"{BLOCKED}\nimport {names}\nprint(sorted(set(sys.modules) & set({OPTIONAL!r})))")
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compress import cli, plan_limits, subjects
+from compress import cli
 from compress.core.console import Console
 from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization, Streamed, Trained, TrainingData
@@ -25,9 +25,10 @@ from compress.core.store import Context
 from compress.data.augment import views
 from compress.data.sources import fashion
 from compress.models.input_adapter import Contracted
+from compress.pipeline.plan import candidates, limits
+from compress.pipeline.plan.stages import draft
 from compress.recipe import loader
 from compress.recipe.schema import Export
-from compress.stages.plan import draft
 from compress.training import build as loading
 from compress.training import schedule
 from compress.training.evaluation import predict
@@ -284,14 +285,14 @@ def test_wrong_classes_of_one_candidate_are_said_before_another_is_trained(
 def test_a_plan_judges_no_limit_against_an_onnx_teacher_that_is_not_here(tmp_path: Path):
     with_file = loader.load(Path(FLAGSHIP), ["teacher.candidates=[{onnx: x.onnx}, {model: resnet8}]"]).recipe
 
-    assert set(plan_limits.JUDGED) - set(plan_limits.judged(with_file, tmp_path)) == {"min_speedup", "min_compression"}
-    assert plan_limits.judged(loader.load(Path(FLAGSHIP)).recipe, tmp_path) == plan_limits.JUDGED
+    assert set(limits.JUDGED) - set(limits.judged(with_file, tmp_path)) == {"min_speedup", "min_compression"}
+    assert limits.judged(loader.load(Path(FLAGSHIP)).recipe, tmp_path) == limits.JUDGED
 
 
 def test_a_plan_takes_the_file_as_it_is(save, tmp_path: Path):
     path = save(scorer(np.random.default_rng(0).normal(size=(10, 3)), size=48))
     settings = loader.load(Path(FLAGSHIP), [f"teacher.candidates=[{{onnx: {path}, channels: bgr}}]"]).recipe
-    (one,) = subjects.teachers(settings, tmp_path, subjects.Frame(10, 32, Normalization((0.5,) * 3, (0.25,) * 3)))
+    (one,) = candidates.teachers(settings, tmp_path, candidates.Frame(10, 32, Normalization((0.5,) * 3, (0.25,) * 3)))
     context = Context(tmp_path, "cpu", Console(silent=True), tmp_path)
     drafted = draft.run(
         Export(),
@@ -304,7 +305,7 @@ def test_a_plan_takes_the_file_as_it_is(save, tmp_path: Path):
         versions={},
         file=File.of(path),
     )
-    assert one.name == "teacher.onnx at 48 pixels" and plan_limits.judged(settings, tmp_path) == plan_limits.JUDGED
+    assert one.name == "teacher.onnx at 48 pixels" and limits.judged(settings, tmp_path) == limits.JUDGED
     assert drafted.fp32.path.read_bytes() == path.read_bytes() and drafted.params == 39 and drafted.contract is not None
     assert Model.load(drafted.fp32.path).run(np.zeros((2, 32, 32, 3), np.uint8)).shape == (2, 10)
 

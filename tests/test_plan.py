@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from compress import cli, plan, plan_limits, plantext
+from compress import cli
 from compress.core.errors import RecipeError
 from compress.core.store import Context
+from compress.pipeline.plan import alternatives, limits, run, table
 from compress.recipe import loader
 from compress.recipe.schema import Choice
 from compress.report.read import Source
 from compress.report.sections import plan as planned
-from compress.stages import neighbours
 
 BASE: dict[str, Any] = {
     "name": "tiny",
@@ -185,7 +185,7 @@ def row(name: str, macs: int, low: float, high: float, **more: Any) -> dict[str,
 
 def test_the_largest_whose_whole_interval_fits_is_picked() -> None:
     rows = [row("small", 1, 0.5, 0.6), row("middle", 2, 1.0, 1.1), row("wide", 3, 2.5, 3.1), row("large", 4, 5.0, 5.1)]
-    assert [(plan.largest(rows, budget) or {}).get("name") for budget in (0.4, 0.6, 3.0, 3.1, 9.0)] == [
+    assert [(run.largest(rows, budget) or {}).get("name") for budget in (0.4, 0.6, 3.0, 3.1, 9.0)] == [
         None,
         "small",
         "middle",
@@ -193,8 +193,8 @@ def test_the_largest_whose_whole_interval_fits_is_picked() -> None:
         "large",
     ]
     twins = [row("thin", 2, 1.0, 1.0), row("thick", 2, 1.0, 1.0, params=5)]
-    assert plan.largest(twins, 2.0) == twins[1]
-    assert plantext.choice(rows, rows[1], 3.0).startswith(
+    assert run.largest(twins, 2.0) == twins[1]
+    assert table.choice(rows, rows[1], 3.0).startswith(
         "student: middle, the largest of 4 within 3 ms (1.05 [1, 1.1] ms); wide and large are too slow"
     )
 
@@ -222,7 +222,7 @@ def test_the_words_of_a_plan() -> None:
     )
     fast = row("fast", 2, 1.0, 1.1, requirements=[{**limit, "verdict": "passed"}])
     said = list(
-        plantext.sentences(
+        table.sentences(
             {"networks": [slow, same, fast], "choose": None, "not_judged": ["min_top1"], "device": "local", "host": {}}
         )
     )
@@ -238,7 +238,7 @@ def test_the_words_of_a_plan() -> None:
 def test_times_that_others_made_too_long_are_said() -> None:
     unfit = "other processes interrupted fp32 in 90 of 100 runs, too many to leave them out"
     rows = [row(name, 2, 1.0, 1.1, unfit=unfit) for name in ("a", "b", "c")]
-    said = list(plantext.sentences({"networks": rows, "choose": None, "not_judged": [], "device": "local", "host": {}}))
+    said = list(table.sentences({"networks": rows, "choose": None, "not_judged": [], "device": "local", "host": {}}))
     assert said[-1] == f"a: {unfit}: times are too long and ratios doubtful, and so are those of 2 others."
 
 
@@ -252,15 +252,15 @@ def test_a_limit_against_the_teacher_holds_only_for_every_candidate() -> None:
             "sentence": f"It is {value:g}x.",
         }
 
-    both = plan_limits.agreed([("big", judged("passed", 8.0)), ("small", judged("passed", 4.0))])
+    both = limits.agreed([("big", judged("passed", 8.0)), ("small", judged("passed", 4.0))])
     assert (both["verdict"], both["value"], both["sentence"]) == ("passed", 4.0, "Against small: It is 4x.")
-    split = plan_limits.agreed([("big", judged("passed", 8.0)), ("small", judged("failed", 2.0))])
+    split = limits.agreed([("big", judged("passed", 8.0)), ("small", judged("failed", 2.0))])
     assert split["verdict"] == "undecided" and "passed against big (8x); failed against small (2x)" in split["sentence"]
 
 
 def test_neighbours_are_the_students_family_and_others_of_similar_cost(tmp_path: Path) -> None:
     context: Any = Context.__new__(Context)  # the stage writes nothing
-    found = neighbours.find.run(
+    found = alternatives.find.run(
         Choice(model="shufflenet_v2", width=0.5),
         context=context,
         size=32,
@@ -269,7 +269,7 @@ def test_neighbours_are_the_students_family_and_others_of_similar_cost(tmp_path:
         without=("resnet8",),
         known=(),
     )
-    names = [plantext.name_of(one.model, one.width) for one in found.networks]
+    names = [table.name_of(one.model, one.width) for one in found.networks]
     assert (
         names[0] == "shufflenet_v2 x1"
         and {"mobilenet_v2 x0.75", "resnet14"} <= set(names)
@@ -332,7 +332,7 @@ def test_a_resolved_recipe_with_choose_loads_again_and_leaves_open_what_depends_
 def test_the_report_shows_what_was_chosen() -> None:
     rows = [row("a<b", 5_000_000, 1.0, 1.1), row("large", 9_000_000, 5.0, 5.1)]
     content = {
-        "choose": {"chosen": "a<b", "sentence": plantext.choice(rows, rows[0], 3.0)},
+        "choose": {"chosen": "a<b", "sentence": table.choice(rows, rows[0], 3.0)},
         "networks": rows,
         "host": {"cpu": "A CPU"},
     }

@@ -13,7 +13,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from compress import cli, models, standalone
+from compress import cli, models
+from compress.pipeline.run_folder import recipe_copy
 from compress.recipe import loader, yaml_tree
 
 TEXT = """# What it does: nothing
@@ -61,14 +62,14 @@ def test_both_copies_run_from_the_runs_folder_and_find_every_stage(
     loaded = loader.load(project, more[1::2])
     run = tmp_path / "elsewhere" / "run"
     run.mkdir(parents=True)
-    standalone.write(loaded, loader.resolve(loaded.recipe), run)
+    recipe_copy.write(loaded, loader.resolve(loaded.recipe), run)
     monkeypatch.chdir(project.parent)
     options = ["--artifacts", str(tmp_path / "artifacts"), "--until", "teacher", "--device", "cpu"]
     assert cli.main(["run", "mine.yaml", *more, *options]) == 0, capsys.readouterr().err
     assert re.findall(r"^(\S+).* running$", capsys.readouterr().out, re.MULTILINE) == ["data", "teacher"]
     monkeypatch.chdir(tmp_path)
 
-    for command in ([str(run / "recipe.yaml")], standalone.again(run).split()[2:]):
+    for command in ([str(run / "recipe.yaml")], recipe_copy.again(run).split()[2:]):
         assert cli.main(["run", *command, *options]) == 0, capsys.readouterr().err
         assert re.findall(r"^(\S+).* reused$", capsys.readouterr().out, re.MULTILINE) == ["data", "teacher"]
     assert loader.resolve(loader.load(run / "resolved.yaml").recipe).distill == loader.resolve(loaded.recipe).distill
@@ -88,7 +89,7 @@ def test_a_recipe_without_relative_paths_is_copied_to_the_letter(tmp_path: Path)
     loaded = loader.load(path)
     (tmp_path / "run").mkdir()
 
-    standalone.write(loaded, loader.resolve(loaded.recipe), tmp_path / "run")
+    recipe_copy.write(loaded, loader.resolve(loaded.recipe), tmp_path / "run")
 
     assert (tmp_path / "run" / "recipe.yaml").read_bytes() == path.read_bytes()
 
@@ -108,14 +109,14 @@ def test_paths_are_written_from_the_home_folder_or_the_root(tmp_path: Path, monk
             "choose": {"from": [{"model": "resnet8", "weights": "/w.pth"}, {"model": "resnet8", "weights": "../s.pth"}]}
         },
     }
-    assert standalone.written_out(values, tmp_path / "recipes") == {
+    assert recipe_copy.written_out(values, tmp_path / "recipes") == {
         ("data", "root"): "~/recipes/photos",
         ("teacher", "candidates", 0, "weights"): "~/recipes/w.pt",
         ("teacher", "candidates", 1, "onnx"): "~/recipes/t.onnx",
         ("student", "choose", "from", 1, "weights"): "~/s.pth",
     }
-    assert standalone.written_out({"data": {"root": "photos"}}, Path("/srv")) == {("data", "root"): "/srv/photos"}
-    assert standalone.written_out(
+    assert recipe_copy.written_out({"data": {"root": "photos"}}, Path("/srv")) == {("data", "root"): "/srv/photos"}
+    assert recipe_copy.written_out(
         {"data": {"root": "https.npz"}, "teacher": None, "student": {"weights": "https://x/a.pt"}}, Path("/srv")
     ) == {("data", "root"): "/srv/https.npz"}
 
@@ -175,13 +176,13 @@ def test_the_command_says_where_the_results_lie_and_where_it_trained(
         "--allow-code",
         *options,
     ]
-    assert shlex.split(standalone.again(run)) == ["compress", "run", str(run / "resolved.yaml")]  # no report
+    assert shlex.split(recipe_copy.again(run)) == ["compress", "run", str(run / "resolved.yaml")]  # no report
     (run / "report.json").write_text(json.dumps({"command": loaded.command}))
-    assert shlex.split(standalone.again(run)) == [
+    assert shlex.split(recipe_copy.again(run)) == [
         "compress",
         "run",
         str(run / "resolved.yaml"),
         "--allow-code",
         *options,
     ]
-    assert standalone.options_of(loaded.command, ("--artifacts",)) == options[:2] * ("--artifacts" in options)
+    assert recipe_copy.options_of(loaded.command, ("--artifacts",)) == options[:2] * ("--artifacts" in options)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from compress import subjects
 from compress.core.records.training import Network, Normalization
 from compress.models.count import macs, params
+from compress.pipeline.plan import candidates as subjects
 from compress.recipe import loader
 from compress.recipe.schema import Choice, Recipe
 from compress.training import build

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import click
 
-from compress import pipeline, workflow
 from compress.core.console import Console
 from compress.core.store import Store
 from compress.models import checkpoints
+from compress.pipeline import run, workflow
 from compress.recipe import loader
 from compress.training import build
 
@@ -27,7 +27,7 @@ def main(artifacts: Path) -> None:
     loaded = loader.load(WEIGHTS / "resnet8x4-fashion.yaml")
     console = Console()
     work = workflow.Workflow(
-        loaded, loader.resolve(loaded.recipe), Store(artifacts, pipeline.resolve_device("cpu"), console), "teacher"
+        loaded, loader.resolve(loaded.recipe), Store(artifacts, run.resolve_device("cpu"), console), "teacher"
     )
     trained = work.candidates()[0]
     path = WEIGHTS / "resnet8x4-fashion.safetensors"

@@ -49,7 +49,7 @@ def run(
 ) -> int:
     """Run a recipe from teacher to verdict; what is done already is reused."""
     loaded = _load(recipe, overrides, allow_code)
-    from compress import pipeline
+    from compress.pipeline import run as pipeline
 
     console = Console(quiet=quiet, json=as_json)
     outcome = pipeline.run(loaded, artifacts=artifacts, device=device, until=until, force=force, console=console)
@@ -106,7 +106,7 @@ def teachers(
 ) -> int:
     """Train or load the teacher candidates alone; print the table that one is chosen from."""
     loaded = _load(recipe, overrides, allow_code)
-    from compress import pipeline
+    from compress.pipeline import run as pipeline
     from compress.verdict import teacher_choice
 
     rows = pipeline.teachers(loaded, artifacts=artifacts, device=device, console=Console(quiet=quiet))
@@ -160,7 +160,7 @@ def plan(
 ) -> int:
     """Before any training: export, quantise and time the networks with random weights; judge the recipe's limits."""
     loaded = _load(recipe, overrides, allow_code)
-    from compress import pipeline
+    from compress.pipeline import run as pipeline
 
     console = Console(quiet=quiet, json=as_json)
     outcome = pipeline.plan(loaded, artifacts=artifacts, neighbours=neighbours, force=force, console=console)

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compress import cli, kept
+from compress import cli
 from compress.analyze import analyze
 from compress.core.console import Console
 from compress.core.errors import MissingError, StageError, UsageError
-from compress.kept import Kept
+from compress.pipeline.run_folder import cache_refs
+from compress.pipeline.run_folder.cache_refs import Kept
 
 SPEC = importlib.util.spec_from_file_location("report_example", Path(__file__).parents[1] / "report" / "example.py")
 assert SPEC is not None and SPEC.loader is not None
@@ -37,7 +38,7 @@ def run(tmp_path: Path) -> Path:
 def whole(run: Path, trained_teacher: Any, distilled: Any, stripped: Any, training: Any, dhkd: Any) -> Path:
     """A run whose cache is there."""
     own = dhkd.alone().model_dump(mode="json", by_alias=True)
-    kept.write(Kept(trained_teacher, distilled, stripped, training, own), run, run.parent)
+    cache_refs.write(Kept(trained_teacher, distilled, stripped, training, own), run, run.parent)
     return run
 
 
@@ -139,7 +140,7 @@ def test_an_onnx_teacher_has_no_features(
 ) -> None:
     black = replace(trained_teacher, network=replace(trained_teacher.network, black_box=True, model="theirs.onnx"))
     own = dhkd.alone().model_dump(mode="json", by_alias=True)
-    kept.write(Kept(black, distilled, stripped, training, own), run, run.parent)
+    cache_refs.write(Kept(black, distilled, stripped, training, own), run, run.parent)
     found = look(run)[0]["features"]
     assert found["sentence"] == "The teacher theirs.onnx is an ONNX file: it gives logits and no features."
     assert [row["role"] for row in found["networks"]] == ["student"]

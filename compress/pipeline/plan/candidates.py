@@ -10,7 +10,7 @@ from compress.core.errors import UsageError
 from compress.core.records.training import Network, Normalization
 from compress.methods import compatibility
 from compress.models import catalog, custom
-from compress.plantext import name_of
+from compress.pipeline.plan.table import name_of
 from compress.recipe.schema import Candidate, Choice, Recipe
 
 

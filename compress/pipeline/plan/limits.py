@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from compress import subjects
+from compress.pipeline.plan import candidates
 from compress.recipe.schema import Device, Recipe
 from compress.verdict import requirements as verdict
 
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 def judged(recipe: Recipe, base: Path) -> tuple[str, ...]:
     """The limits that a plan can judge; none against the teacher where an ONNX teacher is not here yet."""
-    missing = subjects.unmeasured(recipe, base)
+    missing = candidates.unmeasured(recipe, base)
     return tuple(name for name in JUDGED if not (missing and name in ("min_speedup", "min_compression")))
 
 

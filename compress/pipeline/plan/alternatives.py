@@ -11,7 +11,7 @@ from compress import models
 from compress.core.store import Context, Stage
 from compress.models import catalog, count
 from compress.models.meta import hollow
-from compress.plantext import name_of
+from compress.pipeline.plan.table import name_of
 from compress.recipe.schema import Choice
 
 WIDTHS = (0.25, 0.35, 0.5, 0.75, 1.0, 1.4)  # tried of a network that takes any width

@@ -11,8 +11,8 @@ from compress.core.files import write_json
 from compress.core.records.base import File, from_json, to_json
 from compress.core.records.training import Distilled, Stripped, Trained, TrainingData
 from compress.core.store import files, located, relative
+from compress.pipeline.run_folder.recipe_copy import again
 from compress.recipe.schema import Distill
-from compress.standalone import again
 
 NAME = "kept.json"
 

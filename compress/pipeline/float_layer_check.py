@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compress import subjects
 from compress.core.errors import UsageError
 from compress.core.records.training import Network, Normalization
+from compress.pipeline.plan import candidates
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import Distill, Export, Recipe
 
@@ -29,7 +29,7 @@ def check(loaded: Loaded, settings: Recipe, *, classes: int, image_size: int) ->
     wanted = [name for name in settings.quantize.float_layers if name not in ("first", "last")]
     if not wanted or settings.quantize.scheme == "none" or settings.student.choose is not None:
         return
-    frame = subjects.Frame(classes, image_size, Normalization((0.5,) * 3, (0.25,) * 3))
+    frame = candidates.Frame(classes, image_size, Normalization((0.5,) * 3, (0.25,) * 3))
     asked: dict[str, str | None] = {}  # by form
     for one in (settings, *_baseline(settings)):
         said = []
@@ -49,11 +49,11 @@ def _baseline(settings: Recipe) -> tuple[Recipe, ...]:
     return (settings.model_copy(update={"distill": Distill(method=("none",))}),)
 
 
-def _forms(settings: Recipe, frame: subjects.Frame) -> Iterator[Network]:
+def _forms(settings: Recipe, frame: candidates.Frame) -> Iterator[Network]:
     """The student as it ships; with several teachers, of which one is chosen later, in the form that each would give it."""
     for one in settings.teacher.candidates:
         teacher = settings.teacher.model_copy(update={"candidates": (one,)})
-        yield subjects.student(
+        yield candidates.student(
             settings.model_copy(update={"teacher": teacher}), "student", settings.student.networks[0], frame
         ).network
 
@@ -62,7 +62,7 @@ def _missing(network: Network, config: Export, wanted: Sequence[str]) -> str | N
     """What is wrong with the names; None where all are layers of the network's file."""
     import onnx
 
-    from compress.stages.plan import untrained
+    from compress.pipeline.plan.stages import untrained
     from export.convert import to_onnx
     from export.quantize import preprocessed
     from export.runtime import Contract, ExportError

@@ -11,19 +11,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compress import plan_limits, plantext, subjects
 from compress.core.errors import StageError, UsageError
 from compress.core.files import write_json
 from compress.core.records.base import File
 from compress.core.records.training import CalibrationData, Normalization, Prepared
 from compress.core.store import Store
 from compress.models import catalog
-from compress.plantext import name_of
+from compress.pipeline.plan import alternatives as neighbours_stage
+from compress.pipeline.plan import candidates, limits, table
+from compress.pipeline.plan import stages as stages
+from compress.pipeline.plan.candidates import Subject
+from compress.pipeline.plan.table import name_of
 from compress.recipe.schema import KNOWN_CLASSES, Choice, Choose, Recipe, Student
 from compress.stages import convert, data, quantize
-from compress.stages import neighbours as neighbours_stage
-from compress.stages import plan as stages
-from compress.subjects import Subject
 from export.runtime import host, isa, runs_on
 
 STAGES = (stages.draft.name, stages.timing.name)
@@ -54,9 +54,9 @@ class Ground:
         return self.recipe.data.image_size or 32
 
     @property
-    def frame(self) -> subjects.Frame:
+    def frame(self) -> candidates.Frame:
         """What the networks' records share."""
-        return subjects.Frame(self.classes, self.size, self.normalization)
+        return candidates.Frame(self.classes, self.size, self.normalization)
 
 
 def ground(
@@ -109,11 +109,11 @@ def run(ground: Ground, *, neighbours: int, report: Report) -> dict[str, Any]:
     others = _neighbours(ground, own[0], neighbours) if choice is None else []
     role = "choice" if choice else "student"
     rows = _measure(
-        ground, [*(subjects.student(ground.recipe, role, one, ground.frame) for one in own), *others], report
+        ground, [*(candidates.student(ground.recipe, role, one, ground.frame) for one in own), *others], report
     )
     mine = largest(rows, choice.max_latency_ms) if choice else next(row for row in rows if row["role"] == "student")
     requirements = mine["requirements"] if mine else []
-    status = "failed" if mine is None else plan_limits.status(requirements)
+    status = "failed" if mine is None else limits.status(requirements)
     content = {
         "schema": 1,
         "status": status,
@@ -129,11 +129,11 @@ def run(ground: Ground, *, neighbours: int, report: Report) -> dict[str, Any]:
         "not_judged": [
             name
             for name, limit in ground.recipe.require
-            if limit is not None and name not in plan_limits.judged(ground.recipe, ground.base)
+            if limit is not None and name not in limits.judged(ground.recipe, ground.base)
         ],
-        "choose": _chosen(choice, rows, mine, plantext.place(ground.recipe.device.name)) if choice else None,
+        "choose": _chosen(choice, rows, mine, table.place(ground.recipe.device.name)) if choice else None,
     }
-    return {**content, "sentences": list(plantext.sentences(content))}
+    return {**content, "sentences": list(table.sentences(content))}
 
 
 def choose(ground: Ground, *, report: Report) -> tuple[Choice, dict[str, Any]]:
@@ -164,15 +164,15 @@ def largest(rows: list[Row], budget_ms: float) -> Row | None:
 
 def _chosen(choice: Choose, rows: list[Row], chosen: Row | None, where: str) -> dict[str, Any]:
     listed = [row for row in rows if row["role"] == "choice"]
-    sentence = plantext.choice(listed, chosen, choice.max_latency_ms, where)
+    sentence = table.choice(listed, chosen, choice.max_latency_ms, where)
     return {"max_latency_ms": choice.max_latency_ms, "chosen": chosen["name"] if chosen else None, "sentence": sentence}
 
 
 def _measure(ground: Ground, others: list[Subject], report: Report) -> list[Row]:
     """One row a network; the teachers' files run in the same rounds as each network's, so that ratios hold on a noisy machine."""
-    listed = [*subjects.teachers(ground.recipe, ground.base, ground.frame), *others]
+    listed = [*candidates.teachers(ground.recipe, ground.base, ground.frame), *others]
     names = [one.name for one in listed]
-    report(plantext.header(names))
+    report(table.header(names))
     references: dict[str, File] = {}
     rows: list[Row] = []
     for one in listed:
@@ -183,9 +183,9 @@ def _measure(ground: Ground, others: list[Subject], report: Report) -> list[Row]
         rows.append(
             row
             if one.role == "teacher"
-            else {**row, **plan_limits.judge(ground.recipe, ground.base, ground.where, row, rows)}
+            else {**row, **limits.judge(ground.recipe, ground.base, ground.where, row, rows)}
         )
-        report(plantext.line(rows[-1], names))
+        report(table.line(rows[-1], names))
     return rows
 
 
@@ -302,7 +302,7 @@ def _neighbours(ground: Ground, student: Choice, most: int) -> list[Subject]:
         known=catalog.names(),
     )
     others = (
-        subjects.neighbour(ground.recipe, Choice(model=one.model, width=one.width), ground.frame)
+        candidates.neighbour(ground.recipe, Choice(model=one.model, width=one.width), ground.frame)
         for one in found.networks
     )
     return [one for one in others if one is not None]

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from compress import __version__, float_layers
+from compress import __version__
 from compress.core.errors import MissingError, StageError
 from compress.core.records.base import File
 from compress.core.records.deployment import Exported, Measured, ModelFile, Packaged, Tuned, Verified
@@ -15,7 +15,8 @@ from compress.core.records.training import Held, Prepared, Trained, TrainingData
 from compress.core.store import Store
 from compress.data.sources import prepare
 from compress.methods import compatibility
-from compress.networks import Networks, normalized
+from compress.pipeline import float_layer_check
+from compress.pipeline.networks import Networks, normalized
 from compress.recipe import loader
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import Distill, Recipe, Schedule, Student, Train
@@ -54,7 +55,7 @@ class Workflow:
         settings, store = self.settings, self.store
         if settings.quantize.scheme != "none" and self.until not in STAGES[: STAGES.index("quantize")]:
             self._targets()  # a device out of reach is said before hours of training, and a layer that is not there
-            float_layers.check(
+            float_layer_check.check(
                 self.loaded, settings, classes=len(self.prepared.classes), image_size=self.prepared.image_size
             )
         candidates, selected = self.selected()
@@ -140,17 +141,17 @@ class Workflow:
         """`student.choose`: from here on the settings name the network that it picked; the plan that it was picked by."""
         if self.settings.student.choose is None:
             return None
-        from compress import plan
+        from compress.pipeline.plan import run
 
         console = self.store.console
-        ground = plan.ground(self.settings, self.prepared, self.store, versions(), places(self.loaded), self.base)
-        picked, content = plan.choose(ground, report=console.line)
+        ground = run.ground(self.settings, self.prepared, self.store, versions(), places(self.loaded), self.base)
+        picked, content = run.choose(ground, report=console.line)
         console.line(content["choose"]["sentence"])
         student = Student(**picked.model_dump())
         self.settings = loader.resolve(self.loaded.recipe.model_copy(update={"student": student}))
         if not self.store.group.first:
             return content
-        return plan.keep(content, self.loaded.name, self.loaded.recipe.student, self.store.root)
+        return run.keep(content, self.loaded.name, self.loaded.recipe.student, self.store.root)
 
     def selected(self) -> tuple[list[Trained], teacher_choice.Selected]:
         """The candidates and the one among them that teaches; a single one is not compared with anything."""

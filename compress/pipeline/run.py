@@ -10,20 +10,20 @@ from typing import Any
 
 import torch
 
-from compress import kept, standalone
 from compress.core import distributed
 from compress.core.console import Console
 from compress.core.errors import MissingError, UsageError
 from compress.core.records.base import sha256_of
 from compress.core.store import Store
-from compress.kept import Kept
 from compress.methods import compatibility
+from compress.pipeline.run_folder import cache_refs, recipe_copy
+from compress.pipeline.run_folder.cache_refs import Kept
+from compress.pipeline.workflow import Workflow, places, versions
 from compress.recipe import loader
 from compress.recipe.loader import Loaded
 from compress.report import report_json
 from compress.report import run_folder as report
 from compress.verdict import requirements, teacher_choice
-from compress.workflow import Workflow, places, versions
 from export.conditions import crowded
 
 
@@ -74,11 +74,11 @@ def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
             },
         )
     folder = _new_folder(artifacts / "runs" / loaded.name, now, sha256_of(settings)[:8])
-    standalone.write(loaded, work.settings, folder)
+    recipe_copy.write(loaded, work.settings, folder)
     content = report.write(evidence, folder)
     branch = evidence.student
     own = work.settings.distill.alone().model_dump(mode="json", by_alias=True)
-    kept.write(Kept(evidence.teacher, branch.trained, branch.stripped, work.training, own), folder, artifacts)
+    cache_refs.write(Kept(evidence.teacher, branch.trained, branch.stripped, work.training, own), folder, artifacts)
     console.summary(content, folder)
     console.save_log(folder / "log.txt")
     report.mark_latest(folder)
@@ -90,7 +90,7 @@ def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
 
 def _verify_command(loaded: Loaded) -> str:
     """What asks the recipe's device once more."""
-    return shlex.join(["compress", "verify", loaded.name, *standalone.options_of(loaded.command, ("--artifacts",))])
+    return shlex.join(["compress", "verify", loaded.name, *recipe_copy.options_of(loaded.command, ("--artifacts",))])
 
 
 def _new_folder(parent: Path, now: datetime, key: str) -> Path:
@@ -107,7 +107,7 @@ def _new_folder(parent: Path, now: datetime, key: str) -> Path:
 
 def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, console: Console) -> Outcome:
     """What to expect before any training: 0, 5 where the recipe's own student fails a limit that can be judged, or 6."""
-    from compress import plan
+    from compress.pipeline.plan import run as plan
 
     settings = loader.resolve(loaded.recipe)
     store = Store(artifacts, "cpu", console, plan.STAGES if force else ())

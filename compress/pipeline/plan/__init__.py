@@ -1,0 +1,1 @@
+"""`compress plan`: what can be measured and judged before any training."""
