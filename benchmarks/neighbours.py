@@ -5,7 +5,7 @@
 Steps of DHKD into MobileNetV2 (batch 64, the teacher's logits known) in a process of its own, alone and beside one and two processes that compute
 without a pause, in turns over all settings: three to six minutes. PyTorch's Linux wheels bring GNU's libgomp, so KMP_ variables say nothing here.
 Between two loops idle threads spin before they sleep: GOMP_SPINCOUNT says how often; by itself libgomp spins for milliseconds, which a machine shared
-with others cannot spare. `compress` sets what `compress/cli.py` says unless the environment has an opinion.
+with others cannot spare. `compress` sets what `compress/cli/main.py` says unless the environment has an opinion.
 """
 
 from __future__ import annotations

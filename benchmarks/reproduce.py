@@ -31,7 +31,7 @@ import numpy as np
 from compare_methods import METHODS, overrides, published
 from seeds import interval, mean, needed
 
-from compress import exits
+from compress.cli import exit_codes
 from compress.core.console import Console, duration
 from compress.core.errors import CompressError, Interrupted, MissingError, UsageError
 from compress.core.files import write_atomically
@@ -331,7 +331,7 @@ def _at_once(seeds: int, together: int, log: Path) -> None:
     """
     waiting, running = list(range(seeds)), dict[int, subprocess.Popen[bytes]]()
     path = {seed: log.with_name(f"{log.name}-{seed}.log") for seed in waiting}
-    before = signal.signal(signal.SIGTERM, exits.as_interrupt)
+    before = signal.signal(signal.SIGTERM, exit_codes.as_interrupt)
     try:
         while waiting or running:
             while waiting and len(running) < together:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from compress.cli import main
+from compress.cli.main import main
 from compress.core import distributed
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 
-from compress import cli, doctor, exits
-from compress.commands import runs
+from compress.cli import exit_codes, main, run_commands
+from compress.commands.doctor import environment as doctor
 from compress.core.errors import CompressError, Interrupted, MissingError, StageError, UsageError
 from compress.stages import STAGES
 
@@ -40,7 +40,7 @@ LIGHT = {
 PROBE = f"""
 import sys
 before = set(sys.modules)
-from compress.cli import main
+from compress.cli.main import main
 code = main(sys.argv[1:])
 found = {{name.split(".")[0] for name in set(sys.modules) - before if not name.startswith(("_", "cython"))}}
 print("imported:", *sorted(found - {LIGHT!r} - set(sys.stdlib_module_names) | {{"torch._dynamo"}} & set(sys.modules)), file=sys.stderr)
@@ -97,7 +97,7 @@ def test_a_wrong_recipe_is_exit_2_with_one_line_a_mistake(bad: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["recpies"], 2, "no command 'recpies' (did you mean 'recipes'?)"),
-        (["zzz"], 2, f"no command 'zzz' (there are {', '.join(cli.cli.commands)})"),
+        (["zzz"], 2, f"no command 'zzz' (there are {', '.join(main.cli.commands)})"),
         (["run"], 2, "Missing argument 'RECIPE' (see: compress run --help)"),
         (["run", "x.yaml", "--device", "tpu"], 2, "--device tpu: expected auto, cpu, cuda, cuda:N or mps"),
         (
@@ -113,12 +113,12 @@ def test_wrong_usage_is_one_line(
     arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    assert cli.main(arguments) == code
+    assert main.main(arguments) == code
     assert capsys.readouterr().err == message + "\n"
 
 
 def test_a_wrong_stage_names_all_stages(capsys: pytest.CaptureFixture[str], good: Path) -> None:
-    assert cli.main(["run", str(good), "--until", "x"]) == 2
+    assert main.main(["run", str(good), "--until", "x"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and all(stage in said for stage in STAGES)
 
@@ -126,48 +126,48 @@ def test_a_wrong_stage_names_all_stages(capsys: pytest.CaptureFixture[str], good
 def test_show_prints_a_recipe_that_shows_the_same_again(
     good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["show", str(good), "--set", "train.epochs=7"]) == 0
+    assert main.main(["show", str(good), "--set", "train.epochs=7"]) == 0
     first = capsys.readouterr().out
     assert yaml.safe_load(first)["train"]["epochs"] == 7
     again = tmp_path / "again.yaml"
     again.write_text(first)
-    assert cli.main(["show", str(again)]) == 0
+    assert main.main(["show", str(again)]) == 0
     assert capsys.readouterr().out == first
 
 
 def test_schema_methods_models_and_recipes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert cli.main(["schema"]) == 0
+    assert main.main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "Recipe"
     for command, first in (
         ("methods", "dhkd"),
         ("models", "resnet8"),
         ("recipes", "recipes/cifar100/resnet110-resnet32.yaml"),
     ):
-        assert cli.main([command]) == 0
+        assert main.main([command]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[0].startswith(f"{first} ")
         assert all(len(line.split("  ", 1)) == 2 for line in lines)
 
 
 def test_version_and_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--version"]) == 0
+    assert main.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("compress ")
-    for name, command in cli.cli.commands.items():
+    for name, command in main.cli.commands.items():
         assert command.help, name
-        assert cli.main([name, "--help"]) == 0
+        assert main.main([name, "--help"]) == 0
 
 
 def test_doctor_names_what_is_missing_and_the_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "REQUIRED", {"yaml": ("PyYAML", "recipes"), "no_such_package": ("no-such", "nothing")})
-    assert cli.main(["doctor"]) == 3
+    assert main.main(["doctor"]) == 3
     rows = [line.split(None, 2) for line in capsys.readouterr().out.splitlines()]
     assert [row[:2] for row in rows[1:3]] == [["PyYAML", "ok"], ["no-such", "missing"]]
     assert rows[2][2].startswith("for nothing; install it with: ") and rows[2][2].endswith(" -m pip install no-such")
     monkeypatch.setattr(doctor, "REQUIRED", {})
-    assert cli.main(["doctor"]) == 0
+    assert main.main(["doctor"]) == 0
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
@@ -176,7 +176,7 @@ def test_doctor_tries_to_write_where_results_go(
 ) -> None:
     monkeypatch.setattr(doctor, "REQUIRED", {})
     arguments = ["doctor", "--artifacts", str(tmp_path / "a" / "b")]
-    assert cli.main(arguments) == 0 and list(tmp_path.iterdir()) == []
+    assert main.main(arguments) == 0 and list(tmp_path.iterdir()) == []
     opened = os.open
 
     def refused(path: str, flags: int, *more: int, **options: int) -> int:
@@ -186,7 +186,7 @@ def test_doctor_tries_to_write_where_results_go(
 
     monkeypatch.setattr(os, "open", refused)
     capsys.readouterr()
-    assert cli.main(arguments) == 3
+    assert main.main(arguments) == 3
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.split(None, 2) == [
         "disk",
@@ -201,7 +201,7 @@ def test_a_run_is_found_by_name_or_folder(tmp_path: Path, text: str) -> None:
     folder.mkdir(parents=True)
     (folder / "report.json").write_text("{}")
     (folder.parent / "latest").symlink_to(folder.name)
-    assert runs.find_run(str(folder) if text == "FOLDER" else text, tmp_path) == folder
+    assert run_commands.find_run(str(folder) if text == "FOLDER" else text, tmp_path) == folder
 
 
 def test_a_run_that_is_not_there_is_exit_3_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,14 +211,14 @@ def test_a_run_that_is_not_there_is_exit_3_with_the_command(tmp_path: Path, monk
         MissingError,
         match=r"no finished run 'mobilnet' \(did you mean 'mobilenet'\?\); give the folder of a run, or where runs lie with",
     ):
-        runs.find_run("mobilnet", tmp_path)
+        run_commands.find_run("mobilnet", tmp_path)
     monkeypatch.chdir(ROOT)
     with pytest.raises(
         MissingError, match=r"no finished run 'mobilenet' .*; make one with: compress run recipes/mobilenet.yaml$"
     ):
-        runs.find_run("mobilenet", tmp_path)
+        run_commands.find_run("mobilenet", tmp_path)
     with pytest.raises(MissingError, match="there is no report.json in this folder; finish the run with: compress run"):
-        runs.find_run(str(folder), tmp_path)
+        run_commands.find_run(str(folder), tmp_path)
 
 
 @pytest.mark.parametrize("place", ["file", "file/below/it"])
@@ -226,7 +226,7 @@ def test_artifacts_that_would_lie_in_a_file_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
     (tmp_path / "file").touch()
-    assert cli.main(["run", "recipes/mobilenet.yaml", "--artifacts", str(tmp_path / place)]) == 2
+    assert main.main(["run", "recipes/mobilenet.yaml", "--artifacts", str(tmp_path / place)]) == 2
     assert f"--artifacts {tmp_path / place}: {tmp_path / 'file'} is a file; name a folder" in capsys.readouterr().err
 
 
@@ -238,7 +238,7 @@ def test_artifacts_come_from_the_environment(tmp_path: Path) -> None:
 
 
 def test_artifacts_without_a_name_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor", "--artifacts", ""]) == 2
+    assert main.main(["doctor", "--artifacts", ""]) == 2
     assert capsys.readouterr().err == "--artifacts: expected a folder, got an empty name\n"
 
 
@@ -277,20 +277,20 @@ AGAIN = "interrupted; run the same command again to resume: compress run 'a b.ya
     ],
 )
 def test_expected_errors_have_a_sentence_and_an_exit_code(error: BaseException, code: int, message: str) -> None:
-    assert exits.explain(error, RUN) == (code, message)
+    assert exit_codes.explain(error, RUN) == (code, message)
 
 
 def test_a_file_that_may_not_be_read_is_not_called_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x").touch()
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may
-    assert exits.explain(OSError(13, "Denied", str(tmp_path / "x")), RUN) == (
+    assert exit_codes.explain(OSError(13, "Denied", str(tmp_path / "x")), RUN) == (
         4,
         f"{tmp_path / 'x'}: cannot be read (Denied)",
     )
 
 
 def test_another_command_does_not_offer_to_resume() -> None:
-    assert exits.explain(KeyboardInterrupt(), ["models"]) == (130, "interrupted")
+    assert exit_codes.explain(KeyboardInterrupt(), ["models"]) == (130, "interrupted")
 
 
 BUG = """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress import cli
+from compress.cli import main
 from compress.methods import METHODS, build_method
 from compress.models.outline import Outline, outline
 from compress.recipe import loader
@@ -79,7 +79,7 @@ def test_check_and_run_refuse_with_exit_2_before_anything_is_trained(tmp_path, c
         for word in ("--set", flag)
     ]
     for command in (["check", str(path)], ["run", str(path), "--artifacts", str(tmp_path / "a"), "--device", "cpu"]):
-        assert cli.main([*command, *options]) == 2
+        assert main.main([*command, *options]) == 2
         shown = " ".join(capsys.readouterr().err.split())
         assert reason.format(at=f"--set distill.{flags[0]}") in shown
     assert not (tmp_path / "a" / "cache" / "teacher").exists()
@@ -89,7 +89,7 @@ def test_check_and_run_refuse_with_exit_2_before_anything_is_trained(tmp_path, c
 def test_a_batch_too_small_for_the_method_is_said_by_check(tmp_path, capsys, flags, least):
     path = tmp_path / "pair.yaml"
     path.write_text(RECIPE + "train: {batch_size: 2}\n")
-    assert cli.main(["check", str(path), *(word for flag in flags for word in ("--set", f"distill.{flag}"))]) == 2
+    assert main.main(["check", str(path), *(word for flag in flags for word in ("--set", f"distill.{flag}"))]) == 2
     said = capsys.readouterr().err
     assert (
         f"{path}:4:9: train.batch_size: " in said
@@ -115,7 +115,7 @@ def test_a_network_without_a_table_of_maps_is_refused_by_place(tmp_path, capsys,
     monkeypatch.setitem(catalog.NETWORKS, "resnet8", replace(catalog.NETWORKS["resnet8"], roles=None))
     path = tmp_path / "pair.yaml"
     path.write_text(RECIPE + "distill: {method: [kd, at]}\n")
-    assert cli.main(["check", str(path)]) == 2
+    assert main.main(["check", str(path)]) == 2
     assert (
         f"{path}:3:18: student.model: at reads feature maps, which the catalogue does not name for resnet8; choose another"
         in capsys.readouterr().err
@@ -125,5 +125,5 @@ def test_a_network_without_a_table_of_maps_is_refused_by_place(tmp_path, capsys,
 def test_a_student_that_ships_larger_is_noted_by_check(tmp_path, capsys):
     path = tmp_path / "pair.yaml"
     path.write_text(RECIPE.replace("resnet56", "resnet32x4") + "distill: {method: simkd}\n")
-    assert cli.main(["check", str(path)]) == 0
+    assert main.main(["check", str(path)]) == 0
     assert "what ships of resnet8 is larger than resnet8 itself" in " ".join(capsys.readouterr().out.split())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compress import cli
+from compress.cli import main
 from compress.core.console import Console
 from compress.core.records.base import from_json, to_json
 from compress.core.records.training import Prepared
@@ -64,7 +64,7 @@ def test_a_record_from_before_there_were_warnings_loads(leaking: Path, tmp_path:
 @pytest.mark.slow
 def test_a_warning_is_in_the_report_of_every_run(leaking: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for _ in range(2):
-        assert cli.main(["run", str(leaking), "--artifacts", str(tmp_path / "artifacts"), "-q"]) == 0
+        assert main.main(["run", str(leaking), "--artifacts", str(tmp_path / "artifacts"), "-q"]) == 0
         said = capsys.readouterr()
         assert f"warning: {LEAK}\n" in said.err and f"caution    {LEAK}\n" in said.out
         folder = tmp_path / "artifacts" / "runs" / "r" / "latest"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from compress import cli
+from compress.cli import main
 from export.runtime import isa
 from tests.sshd import Server, start, stop
 
@@ -60,7 +60,7 @@ def name(folder: Path, stopped: Server) -> str:
 
 def compress(folder: Path, *arguments: str) -> int:
     recipe = [str(folder / "tiny.yaml")] if arguments[0] == "run" else ["tiny"]
-    return cli.main([arguments[0], *recipe, "--artifacts", str(folder / "artifacts"), *arguments[1:]])
+    return main.main([arguments[0], *recipe, "--artifacts", str(folder / "artifacts"), *arguments[1:]])
 
 
 def report_of(folder: Path) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def test_the_student_is_picked_by_the_devices_time_and_a_plan_is_judged_there(fo
     )
     (folder / "chosen.yaml").write_text(chosen)
 
-    assert cli.main(["plan", str(folder / "chosen.yaml"), "--artifacts", str(folder / "artifacts"), "--json"]) == 0
+    assert main.main(["plan", str(folder / "chosen.yaml"), "--artifacts", str(folder / "artifacts"), "--json"]) == 0
 
     plan = json.loads(capsys.readouterr().out)
     assert (
@@ -260,7 +260,7 @@ def test_the_student_is_picked_by_the_devices_time_and_a_plan_is_judged_there(fo
     assert judged == {limit: (name, "passed") for limit in TIMED}
     assert any(path.name == "bundle-plan" for path in (folder / "device").iterdir())  # it ran there
 
-    stop_server = cli.main(
+    stop_server = main.main(
         [
             "plan",
             str(folder / "chosen.yaml"),

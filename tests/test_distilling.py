@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from compress import cli, models
+from compress import models
+from compress.cli import main
 from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization
 from compress.models import checkpoints
@@ -53,7 +54,7 @@ def said(recipe: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., list
 
     def run(*settings: str) -> list[str]:
         changes = [part for setting in settings for part in ("--set", setting)]
-        code = cli.main(
+        code = main.main(
             [
                 "run",
                 str(recipe),

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from compress import cli
+from compress.cli import main
 from compress.core import distributed
 from compress.core.distributed import ALONE, Group, synchronise
 from compress.core.errors import MissingError, UsageError
@@ -153,18 +153,18 @@ def test_what_a_process_beside_the_first_fails_of_is_left_to_torchrun(tmp_path, 
     error = tmp_path / "error.json"
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("TORCHELASTIC_ERROR_FILE", str(error))):
         monkeypatch.setenv(name, value)
-    assert cli.main(["run", str(tmp_path / "none.yaml")]) == 2 and capsys.readouterr().err == ""
+    assert main.main(["run", str(tmp_path / "none.yaml")]) == 2 and capsys.readouterr().err == ""
     assert "none.yaml: no such recipe" in json.loads(error.read_text())["message"]["message"]
     error.unlink()
     monkeypatch.setattr(
         "compress.core.files.os.replace", full_disk
     )  # torchrun itself would end on a file that is not whole
-    assert cli.main(["run", str(tmp_path / "none.yaml")]) == 2 and not list(tmp_path.glob("error*"))
+    assert main.main(["run", str(tmp_path / "none.yaml")]) == 2 and not list(tmp_path.glob("error*"))
     monkeypatch.setattr(
         "compress.recipe.loader.load", interrupted
     )  # as torchrun does to those beside the one that failed
     (tmp_path / "none.yaml").touch()
-    assert cli.main(["run", str(tmp_path / "none.yaml")]) == 130 and not error.exists()
+    assert main.main(["run", str(tmp_path / "none.yaml")]) == 130 and not error.exists()
 
 
 def full_disk(*_):

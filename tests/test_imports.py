@@ -90,7 +90,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.recipe.cross_checks",
     ),
     "compress.recipe.reference_docs": ("compress.recipe.schema",),  # docs/recipe.md
-    "compress.insight": (),
+    "compress.commands.analyze.calibration": (),
     "compress.pipeline.run_folder.recipe_copy": (
         "compress.models.catalog",
         "compress.recipe.loader",
@@ -104,7 +104,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.pipeline.run_folder.recipe_copy",
         "compress.core.store",
     ),
-    "compress.features": (
+    "compress.commands.analyze.features": (
         *FOUNDATIONS,
         "compress.training.build",
         "compress.data*",
@@ -114,11 +114,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.training.evaluation",
         "compress",
     ),
-    "compress.analyze": (
+    "compress.commands.analyze.run": (
         *FOUNDATIONS,
         "compress.core.console",
-        "compress.features",
-        "compress.insight",
+        "compress.commands.analyze.features",
+        "compress.commands.analyze.calibration",
         "compress.pipeline.run_folder.cache_refs",
         "compress.training.build",
         "compress.report*",
@@ -148,7 +148,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compress.report.console_summary": (),
     "compress.core.progress_bar": (),
     "compress.core.console": ("compress.report.console_summary", "compress.core.progress_bar"),
-    "compress.exits": ("compress.core.files", "compress.core.console", "compress.core.errors"),
+    "compress.cli.exit_codes": ("compress.core.files", "compress.core.console", "compress.core.errors"),
     "compress.core.distributed": ("compress.core.errors",),
     "compress.core.store": (*FOUNDATIONS, "compress.core.malloc", "compress.core.console", "compress.core.distributed"),
     "compress.data*": (*FOUNDATIONS, "compress.recipe.schema", "compress.core.stateless_random", "compress.data.*"),
@@ -314,7 +314,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.stages*",
         "export.runtime",
     ),
-    "compress.on_device": (
+    "compress.commands.verify": (
         "compress.stages.support.device_session",
         "compress.core.console",
         "compress.core.errors",
@@ -327,10 +327,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.report.console_summary",
         "export.targets*",
     ),
-    "compress.planted_network": ("compress.data*", "compress.verdict.diagnosis", "export.*"),
-    "compress.planted": (
+    "compress.commands.doctor.self_test_network": ("compress.data*", "compress.verdict.diagnosis", "export.*"),
+    "compress.commands.doctor.self_test": (
         "compress.verdict.diagnosis",
-        "compress.planted_network",
+        "compress.commands.doctor.self_test_network",
         "compress.recipe.schema",
         "compress.verdict.intervals",
         "compress.verdict.requirements",
@@ -343,7 +343,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.verdict.intervals",
         "compress.report.*",
     ),
-    "compress.probe": (
+    "compress.commands.check": (
         *FOUNDATIONS,
         "compress.recipe.loader",
         "compress.methods.compatibility",
@@ -377,7 +377,12 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.methods",
         "compress.models*",
     ),
-    "compress.doctor": ("compress.training.kernels.library", "export.runtime", "export.provider", "compress.planted"),
+    "compress.commands.doctor.environment": (
+        "compress.training.kernels.library",
+        "export.runtime",
+        "export.provider",
+        "compress.commands.doctor.self_test",
+    ),
     "compress.pipeline.networks": (
         *FOUNDATIONS,
         "compress.recipe.schema",
@@ -428,47 +433,47 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress.report.report_json",
         "export.conditions",
     ),
-    "compress.commands": (),
-    "compress.commands.options": ("compress.core.errors",),
-    "compress.commands.recipes": (
-        "compress.commands.options",
+    "compress.cli": (),
+    "compress.cli.options": ("compress.core.errors",),
+    "compress.cli.recipe_commands": (
+        "compress.cli.options",
         "compress.core.console",
         "compress.core.errors",
         "compress.pipeline.run",
-        "compress.probe",
+        "compress.commands.check",
         "compress.recipe.loader",
         "compress.verdict.teacher_choice",
         "compress.stages",
         "compress",
     ),
-    "compress.commands.runs": (
-        "compress.commands.options",
+    "compress.cli.run_commands": (
+        "compress.cli.options",
         "compress.core.console",
         "compress.core.errors",
-        "compress.analyze",
-        "compress.on_device",
+        "compress.commands.analyze.run",
+        "compress.commands.verify",
         "compress.report",
         "compress.verdict.requirements",
         "compress",
     ),
-    "compress.commands.lists": (
-        "compress.commands.options",
+    "compress.cli.info_commands": (
+        "compress.cli.options",
         "compress.core.console",
         "compress.core.errors",
-        "compress.doctor",
+        "compress.commands.doctor.environment",
         "compress.models",
         "compress.models.catalog",
         "compress.recipe.schema",
     ),
-    "compress.cli": (
-        "compress.commands",
-        "compress.commands.*",
+    "compress.cli.main": (
+        "compress.cli",
+        "compress.cli.*",
         "compress.core.console",
         "compress.core.errors",
-        "compress.exits",
+        "compress.cli.exit_codes",
         "compress",
     ),
-    "compress.__main__": ("compress.cli", "compress.core.distributed"),
+    "compress.__main__": ("compress.cli.main", "compress.core.distributed"),
     "export": (),
     "export.runtime": ("export.conditions",),
     "export.rounds": (),
@@ -597,7 +602,7 @@ def test_optional_packages_are_imported_where_they_are_used():
     assert heavy == {
         ("compress.data.decode", "PIL"),
         ("compress.stages.support.latency", "PIL"),
-        ("compress.planted_network", "PIL"),
+        ("compress.commands.doctor.self_test_network", "PIL"),
         ("compress.report.sections.teacher_training_latency", "PIL"),
         ("compress.report.plots", "matplotlib"),
         ("compress.report.analysis_plots", "matplotlib"),
@@ -656,7 +661,7 @@ def test_until_strip_runs_with_torch_and_a_few_small_packages_alone(tmp_path):
         "data: {source: fashion, limit_train: 60, limit_test: 20, validation: 0.2}\n"
         "teacher: {candidates: [{model: resnet8, train: {epochs: 1}}]}\nstudent: {model: shufflenet_v2, width: 0.5}\ntrain: {epochs: 1}\n"
     )
-    code = f"{BLOCKED}\nfrom compress.cli import main\nsys.exit(main(['check', sys.argv[1]]) or main(['run', *sys.argv[1:]]))"
+    code = f"{BLOCKED}\nfrom compress.cli.main import main\nsys.exit(main(['check', sys.argv[1]]) or main(['run', *sys.argv[1:]]))"
     done = python(code, str(recipe), "--artifacts", str(tmp_path / "a"), "--until", "strip")
     assert done.returncode == 0, done.stderr
     assert "tiny.yaml: ok\n" in done.stdout and "stopped after strip, as asked" in done.stdout

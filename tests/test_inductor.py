@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress import cli
+from compress.cli import main
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
@@ -27,7 +27,7 @@ def trained(artifacts: Path, engine: str, until: str) -> dict[str, float]:
     """The history's last row."""
     told = [part for one in (*SMALL, f"train.engine={engine}") for part in ("--set", one)]
     assert (
-        cli.main(
+        main.main(
             [
                 "run",
                 str(ROOT / "recipes/mobilenet.yaml"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compress.insight import BINS, correlation, mean_logits, off_diagonal, reliability
+from compress.commands.analyze.calibration import BINS, correlation, mean_logits, off_diagonal, reliability
 
 RNG = np.random.default_rng(3)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from compress import on_device
+from compress.commands import verify
 from compress.core.errors import MissingError
 from compress.recipe.schema import Require
 from compress.verdict import device_requirements
@@ -139,12 +139,12 @@ def test_without_the_devices_numbers_nothing_is_passed(rows: tuple[dict[str, Any
 def test_limits_and_threads_come_from_the_run(tmp_path: Path) -> None:
     (tmp_path / "resolved.yaml").write_text("require: {max_latency_ms: 3.0}\nvalidate: {threads: 2, repeats: 64}\n")
 
-    require, timing, device = on_device.settings_of(tmp_path)
+    require, timing, device = verify.settings_of(tmp_path)
 
     assert require.max_latency_ms == 3.0 and (timing.threads, timing.repeats, device.target) == (2, 64, "local")
     (tmp_path / "resolved.yaml").unlink()
     with pytest.raises(MissingError, match="resolved.yaml is missing, so its limits are not known"):
-        on_device.settings_of(tmp_path)
+        verify.settings_of(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compress import cli
+from compress.cli import main
 from compress.core.console import Console
 from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization, Streamed, Trained, TrainingData
@@ -252,12 +252,12 @@ def test_the_page_resizes_as_the_device_does(tmp_path: Path):
 
 def test_a_teacher_of_its_own_size_is_checked_and_judged(save, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = save(scorer(np.random.default_rng(0).normal(size=(10, 3)), size=48))
-    assert cli.main(["check", FLAGSHIP, *sets(f"{{onnx: {path}}}")]) == 0
+    assert main.main(["check", FLAGSHIP, *sets(f"{{onnx: {path}}}")]) == 0
     assert "10 classes, float_nchw, 48x48, to which each view of 32x32 is resized" in capsys.readouterr().out
-    assert cli.main(["check", FLAGSHIP, *sets(f"{{onnx: {path}, image_size: 40}}")]) == 2
+    assert main.main(["check", FLAGSHIP, *sets(f"{{onnx: {path}, image_size: 40}}")]) == 2
     assert "its input is (?, 3, 48, 48), expected (N, 3, 40, 40)" in capsys.readouterr().err
     assert (
-        cli.main(["teachers", FLAGSHIP, *sets(f"{{onnx: {path}}}"), "--artifacts", str(tmp_path), "--device", "cpu"])
+        main.main(["teachers", FLAGSHIP, *sets(f"{{onnx: {path}}}"), "--artifacts", str(tmp_path), "--device", "cpu"])
         == 0
     )
 
@@ -267,7 +267,7 @@ def test_wrong_classes_of_one_candidate_are_said_before_another_is_trained(
 ):
     path = save(scorer(np.ones((11, 3))))
     common = ["--artifacts", str(tmp_path), "--device", "cpu"]
-    assert cli.main(["check", FLAGSHIP, *sets(f"{{onnx: {path}}}")]) == 2
+    assert main.main(["check", FLAGSHIP, *sets(f"{{onnx: {path}}}")]) == 2
     assert "answers 11 values a picture, but 10 classes are expected; name them" in capsys.readouterr().err
     others = "classes: [Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot, a, b]"
     for candidate, said in (
@@ -275,7 +275,7 @@ def test_wrong_classes_of_one_candidate_are_said_before_another_is_trained(
         (f"{{onnx: {path}, {others}}}", "it has no 'T-shirt/top'; the data's classes are"),
     ):
         assert (
-            cli.main(["teachers", FLAGSHIP, *sets(f"{{model: resnet8, train: {{epochs: 9}}}}, {candidate}"), *common])
+            main.main(["teachers", FLAGSHIP, *sets(f"{{model: resnet8, train: {{epochs: 9}}}}, {candidate}"), *common])
             == 2
         )
         out, err = capsys.readouterr()
@@ -375,7 +375,7 @@ def theirs(path: Path) -> str:
 @pytest.mark.slow
 def test_the_whole_workflow_with_an_onnx_teacher(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["run", FLAGSHIP, *sets(theirs(trained)), "--artifacts", str(tmp_path), "--device", "cpu"]
-    assert cli.main(arguments) in (0, 6), capsys.readouterr().err
+    assert main.main(arguments) in (0, 6), capsys.readouterr().err
     run = (tmp_path / "runs" / "mobilenet" / "latest").resolve()
     report = json.loads((run / "report.json").read_text())
 
@@ -401,13 +401,13 @@ def test_features_are_refused_by_name_and_a_wrong_input_stops_the_run(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     common = ["--artifacts", str(tmp_path), "--device", "cpu"]
-    assert cli.main(["check", FLAGSHIP, *sets(theirs(trained), **{"distill.method": "at"})]) == 2
+    assert main.main(["check", FLAGSHIP, *sets(theirs(trained), **{"distill.method": "at"})]) == 2
     assert "theirs.onnx" in capsys.readouterr().err
     upright = theirs(trained).replace("channels: bgr, ", "")
-    assert cli.main(["check", FLAGSHIP, *sets(upright)]) == 0
+    assert main.main(["check", FLAGSHIP, *sets(upright)]) == 0
     assert "theirs.onnx: " in capsys.readouterr().out
     assert (
-        cli.main(
+        main.main(
             ["teachers", FLAGSHIP, *sets(theirs(trained).replace("0.286, 0.286, 0.286", "0.9, 0.9, 0.9")), *common]
         )
         == 4

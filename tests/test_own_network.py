@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress import cli
+from compress.cli import main
 from compress.core.errors import MissingError, RecipeError, UsageError
 from compress.methods import Signals, build_method
 from compress.models import build, custom
@@ -122,7 +122,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_strangers_recipe_runs_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("check", "run", "show", "teachers", "plan"):
-        assert cli.main([command, str(project)]) == 2
+        assert main.main([command, str(project)]) == 2
         said = capsys.readouterr().err
         assert (
             "mine.yaml:6:15: teacher.candidates.0.model: minenets.nets:small is Python code that would be run" in said
@@ -185,7 +185,7 @@ def test_what_lies_beside_a_single_file_is_in_the_key_where_it_is_imported(proje
 
 
 def test_check_probes_the_maps_the_vector_and_the_file(project: Path, capsys: pytest.CaptureFixture[str]):
-    assert cli.main(["check", str(project.with_name("maps.yaml")), "--allow-code"]) == 0
+    assert main.main(["check", str(project.with_name("maps.yaml")), "--allow-code"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert (
         "teacher minenets.nets:telling: " in said
@@ -225,7 +225,7 @@ def test_check_probes_the_maps_the_vector_and_the_file(project: Path, capsys: py
 )
 def test_maps_that_are_not_there(project: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str):
     options = [word for flag in flags for word in ("--set", flag)]
-    assert cli.main(["check", str(project.with_name("maps.yaml")), "--allow-code", *options]) == 2
+    assert main.main(["check", str(project.with_name("maps.yaml")), "--allow-code", *options]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -264,7 +264,7 @@ def test_it_teaches_by_its_maps_and_ships_with_the_teachers_classifier(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     artifacts = project.parent / "artifacts"
-    assert cli.main(
+    assert main.main(
         ["run", str(project.with_name("maps.yaml")), "--allow-code", "--artifacts", str(artifacts), "--device", "cpu"]
     ) in (0, 6)
     report = json.loads((artifacts / "runs" / "maps" / "latest" / "report.json").read_text())
@@ -277,12 +277,12 @@ def test_it_teaches_learns_and_ships_and_changed_code_is_trained_again(
 ) -> None:
     artifacts = project.parent / "artifacts"
     arguments = ["run", str(project), "--allow-code", "--artifacts", str(artifacts), "--device", "cpu"]
-    assert cli.main(arguments) in (0, 6), capsys.readouterr().err
+    assert main.main(arguments) in (0, 6), capsys.readouterr().err
     report = json.loads((artifacts / "runs" / "mine" / "latest" / "report.json").read_text())
     assert report["student"]["model"] == "minenets.nets:small" and report["student"]["params"] == 330
     assert report["models"][-1]["precision"] == "int8"
 
     (project.parent / "minenets" / "nets.py").write_text(CODE + "\n# a change\n")
     capsys.readouterr()
-    assert cli.main([*arguments, "--until", "teacher"]) == 0
+    assert main.main([*arguments, "--until", "teacher"]) == 0
     assert "teacher minenets.nets:small  running" in " ".join(capsys.readouterr().out.split(" ")).replace("   ", "  ")

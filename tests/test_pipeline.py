@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compress import cli
+from compress.cli import main
 
 pytestmark = pytest.mark.slow
 
@@ -279,7 +279,7 @@ def test_report_json_is_as_in_the_contract(report):
 
 
 def test_a_second_run_executes_no_stage(artifacts, run_folder, report, capsys):
-    code = cli.main(arguments(artifacts, "--json"))
+    code = main.main(arguments(artifacts, "--json"))
     out, err = capsys.readouterr()
     assert code == 0, err
     assert ran(err) == [] and sum(line.endswith(" reused") for line in err.splitlines()) == len(report["stages"])
@@ -294,7 +294,7 @@ def test_a_second_run_executes_no_stage(artifacts, run_folder, report, capsys):
 def test_the_resolved_recipe_runs_from_the_run_folder(artifacts, run_folder, report, capsys):
     assert report["command"].startswith(f"compress run {FLAGSHIP} --set ")
     assert (
-        cli.main(["run", str(run_folder / "resolved.yaml"), "--artifacts", str(artifacts), "--until", "quantize"]) == 0
+        main.main(["run", str(run_folder / "resolved.yaml"), "--artifacts", str(artifacts), "--until", "quantize"]) == 0
     )
     out = capsys.readouterr().out
     assert ran(out) == [] and out.count(" reused\n") == len(
@@ -305,7 +305,7 @@ def test_the_resolved_recipe_runs_from_the_run_folder(artifacts, run_folder, rep
 @pytest.mark.parametrize("verdict", [5, 6])
 def test_another_requirement_measures_nothing_again(artifacts, report, verdict, capsys):
     top1 = report["models"][2]["top1"]
-    code = cli.main(arguments(artifacts, require__min_top1=0.999 if verdict == 5 else top1))
+    code = main.main(arguments(artifacts, require__min_top1=0.999 if verdict == 5 else top1))
     out = capsys.readouterr().out
     assert code == verdict and ran(out) == []
     said = "failed     min_top1: " if verdict == 5 else "undecided  min_top1: "
@@ -313,16 +313,16 @@ def test_another_requirement_measures_nothing_again(artifacts, report, verdict, 
 
 
 def test_another_calibration_retrains_nothing(artifacts, report, capsys):
-    assert cli.main(arguments(artifacts, "--until", "quantize", data__calibration=100)) == 0
+    assert main.main(arguments(artifacts, "--until", "quantize", data__calibration=100)) == 0
     assert ran(capsys.readouterr().out) == ["quantize student", "quantize baseline"]
 
 
 def test_until_teacher_stops_there_and_the_table_is_shown(artifacts, report, capsys):
     before = sorted((artifacts / "runs" / "mobilenet").iterdir())
-    assert cli.main(arguments(artifacts, "--until", "teacher")) == 0
+    assert main.main(arguments(artifacts, "--until", "teacher")) == 0
     out = capsys.readouterr().out
     assert "stopped after teacher, as asked" in out and "distill" not in out
-    assert cli.main(["teachers", *arguments(artifacts)[1:]]) == 0
+    assert main.main(["teachers", *arguments(artifacts)[1:]]) == 0
     rows = [
         line
         for line in capsys.readouterr().out.splitlines()
@@ -333,7 +333,9 @@ def test_until_teacher_stops_there_and_the_table_is_shown(artifacts, report, cap
 
 
 def test_until_with_json_says_what_was_run(artifacts, report, capsys):
-    assert cli.main(arguments(artifacts, "--until", "distill", "--json", train__seed=1, distill__baseline="false")) == 0
+    assert (
+        main.main(arguments(artifacts, "--until", "distill", "--json", train__seed=1, distill__baseline="false")) == 0
+    )
     said = json.loads(capsys.readouterr().out)
     parts = {part["title"]: part["reused"] for part in said.pop("stages")}
     assert parts == {"data": True, "teacher resnet14": True, "teacher resnet8": True, "distill": False}
@@ -344,25 +346,25 @@ def test_until_with_json_says_what_was_run(artifacts, report, capsys):
 
 def test_two_candidates_of_one_network_are_told_apart(artifacts, report, capsys):
     twice = "[{model: resnet14, train: {epochs: 1}}, {model: resnet14, train: {epochs: 1, seed: 1}}]"
-    assert cli.main(arguments(artifacts, "--until", "teacher", teacher__candidates=twice)) == 0
+    assert main.main(arguments(artifacts, "--until", "teacher", teacher__candidates=twice)) == 0
     out = capsys.readouterr().out
     assert ran(out) == ["teacher resnet14 2"] and re.search(r"teacher resnet14 1 +reused", out)
 
 
 def test_verify_report_and_compare(artifacts, run_folder, report, capsys):
-    assert cli.main(["verify", str(run_folder), "--artifacts", str(artifacts)]) == 0
+    assert main.main(["verify", str(run_folder), "--artifacts", str(artifacts)]) == 0
     assert "student.int8.onnx: agreement 1.0000 on 64 pictures" in capsys.readouterr().out
     merged = json.loads((run_folder / "report.json").read_text())
     assert [row["file"] for row in merged["device"]] == [row["file"] for row in report["device"]] and merged[
         "models"
     ] == report["models"]
     (run_folder / "report.html").unlink()
-    assert cli.main(["report", str(run_folder)]) == 0
+    assert main.main(["report", str(run_folder)]) == 0
     assert (
         capsys.readouterr().out.strip() == str(run_folder / "report.html")
         and (run_folder / "report.html").stat().st_size > 10_000
     )
-    assert cli.main(["compare", "mobilenet", str(run_folder), "--artifacts", str(artifacts)]) == 0
+    assert main.main(["compare", "mobilenet", str(run_folder), "--artifacts", str(artifacts)]) == 0
     assert "mobilenet" in capsys.readouterr().out
 
 
@@ -372,11 +374,11 @@ def test_a_changed_bundle_is_refused(artifacts, run_folder, report, tmp_path, ca
     content = bytearray((copy / "bundle.zip").read_bytes())
     content[len(content) // 2] ^= 0xFF
     (copy / "bundle.zip").write_bytes(bytes(content))
-    assert cli.main(["verify", str(copy)]) == 4
+    assert main.main(["verify", str(copy)]) == 4
     assert "bundle.zip is damaged" in capsys.readouterr().err
     (copy / "bundle.zip").unlink()
-    assert cli.main(["verify", str(copy)]) == 3
-    assert cli.main(["verify", str(run_folder), "--target", "http://nowhere"]) == 2
+    assert main.main(["verify", str(copy)]) == 3
+    assert main.main(["verify", str(run_folder), "--target", "http://nowhere"]) == 2
 
 
 # --- killed and interrupted
@@ -407,7 +409,7 @@ def test_interrupted_and_killed_runs_end_with_the_same_student(artifacts, report
     for place in (whole, parts):  # the teachers are there already, what they said is not
         for stage in ("data", "teacher"):
             shutil.copytree(artifacts / "cache" / stage, place / "cache" / stage)
-    assert cli.main(distilling(whole)) == 0, capsys.readouterr().err
+    assert main.main(distilling(whole)) == 0, capsys.readouterr().err
 
     process = start("-m", "compress", *distilling(parts))
     written = wait_for(parts, process, 0)
@@ -430,6 +432,6 @@ def test_interrupted_and_killed_runs_end_with_the_same_student(artifacts, report
     assert not list(parts.glob("cache/distill/*/stage.json")) and not list(parts.glob("cache/strip/*/stage.json"))
 
     capsys.readouterr()
-    assert cli.main(distilling(parts)) == 0, capsys.readouterr().err
+    assert main.main(distilling(parts)) == 0, capsys.readouterr().err
     assert ran(capsys.readouterr().out) == ["distill", "strip"]
     assert student_of(parts) == student_of(whole)

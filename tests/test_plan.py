@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from compress import cli
+from compress.cli import main
 from compress.core.errors import RecipeError
 from compress.core.store import Context
 from compress.pipeline.plan import alternatives, limits, run, table
@@ -39,7 +39,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the first plan was made: teacher, student and one other network, in all the limits that follow from files alone."""
     folder = tmp_path_factory.mktemp("plan")
     path = write(folder, require={"max_latency_ms": 1000, "max_bytes": 10_000_000, "max_top1_drop": 2})
-    assert cli.main(["plan", str(path), "--neighbours", "1", "--artifacts", str(folder / "artifacts"), "-q"]) == 0
+    assert main.main(["plan", str(path), "--neighbours", "1", "--artifacts", str(folder / "artifacts"), "-q"]) == 0
     return folder / "artifacts"
 
 
@@ -47,7 +47,7 @@ def planning(
     capsys: pytest.CaptureFixture[str], artifacts: Path, path: Path, *more: str
 ) -> tuple[int, dict[str, Any], str]:
     """Exit code, the JSON on stdout, stderr."""
-    code = cli.main(["plan", str(path), "--artifacts", str(artifacts), "--json", *more])
+    code = main.main(["plan", str(path), "--artifacts", str(artifacts), "--json", *more])
     out, err = capsys.readouterr()
     return code, json.loads(out) if out else {}, err
 
@@ -126,13 +126,13 @@ def test_choose_is_planned_checked_shown_and_used(
 ) -> None:
     path = write(tmp_path, student={"choose": {"max_latency_ms": 1000, "from": CHOICES}})
     at = ["--artifacts", str(artifacts)]
-    assert cli.main(["check", str(path)]) == 0
+    assert main.main(["check", str(path)]) == 0
     assert capsys.readouterr().out.count("note: student ") == 2
-    assert cli.main(["show", str(path), *at]) == 0 and "nothing is picked yet" in capsys.readouterr().err
+    assert main.main(["show", str(path), *at]) == 0 and "nothing is picked yet" in capsys.readouterr().err
     code, content, _ = planning(capsys, artifacts, path)
     assert (code, content["student"], content["choose"]["chosen"]) == (0, "resnet8", "resnet8")
     assert (
-        cli.main(["show", str(path), *at]) == 0
+        main.main(["show", str(path), *at]) == 0
         and "student: resnet8, the largest of 2 within 1,000 ms" in capsys.readouterr().err
     )
 
@@ -140,7 +140,7 @@ def test_choose_is_planned_checked_shown_and_used(
 @pytest.mark.slow
 def test_a_run_trains_what_choose_picks(artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, student={"choose": {"max_latency_ms": 1000, "from": CHOICES}})
-    assert cli.main(["run", str(path), "--until", "strip", "--artifacts", str(artifacts)]) == 0
+    assert main.main(["run", str(path), "--until", "strip", "--artifacts", str(artifacts)]) == 0
     out = capsys.readouterr().out
     assert out.index("student: resnet8") < out.index("teacher resnet14  ")  # before any training
     (record,) = artifacts.glob("cache/strip/*/stage.json")
@@ -152,7 +152,7 @@ def test_nothing_fast_enough_ends_a_run_before_training(
     artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path, student={"choose": {"max_latency_ms": 1e-4, "from": CHOICES}})
-    assert cli.main(["run", str(path), "--artifacts", str(artifacts), "-q"]) == 4
+    assert main.main(["run", str(path), "--artifacts", str(artifacts), "-q"]) == 4
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "student.choose" in line]
     assert line.startswith("student.choose: no network of the list meets 0.0001 ms here; the fastest is ")
     assert planning(capsys, artifacts, path)[0] == 5

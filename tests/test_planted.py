@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from compress import cli, planted
-from compress.planted import Outcome
+from compress.cli import main
+from compress.commands.doctor import self_test
+from compress.commands.doctor.self_test import Outcome
 
 NAMES = (
     "nothing planted",
@@ -22,7 +23,7 @@ NAMES = (
 
 @pytest.mark.slow
 def test_every_planted_fault_is_caught_and_named(capfd: pytest.CaptureFixture[str]) -> None:
-    code = cli.main(["doctor", "--verdict"])
+    code = main.main(["doctor", "--verdict"])
 
     lines = capfd.readouterr().out.splitlines()
     assert code == 0, "\n".join(lines)
@@ -46,10 +47,10 @@ def test_a_missed_fault_is_exit_4(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caught: bool | None, state: str, code: int
 ) -> None:
     outcomes = (Outcome("control", True, "passed", control=True), Outcome("a fault", caught, "failed; looks like it"))
-    monkeypatch.setattr(planted, "prepare", lambda folder: None)
-    monkeypatch.setattr(planted, "PLANTED", tuple(lambda ground, one=one: one for one in outcomes))
+    monkeypatch.setattr(self_test, "prepare", lambda folder: None)
+    monkeypatch.setattr(self_test, "PLANTED", tuple(lambda ground, one=one: one for one in outcomes))
 
-    assert cli.main(["doctor", "--verdict"]) == code
+    assert main.main(["doctor", "--verdict"]) == code
 
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["ok", "control", "passed"] and lines[2].split()[:3] == [state, "a", "fault"]

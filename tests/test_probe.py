@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from compress import cli, models
+from compress import models
+from compress.cli import main
 from compress.core.errors import UsageError
 from compress.data.sources import npz
 
@@ -27,7 +28,7 @@ def check(
     """(exit code, everything said)."""
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.format(source=source, root=root, weights=weights))
-    code = cli.main(["check", str(path)])
+    code = main.main(["check", str(path)])
     said = capsys.readouterr()
     return code, said.out + said.err
 
@@ -128,7 +129,7 @@ def test_embedded_weights_that_do_not_exist_are_said(tmp_path: Path, capsys: pyt
         "data: {source: fashion}\nteacher: {candidates: [{model: resnet56, weights: embedded}]}\nstudent: {model: resnet8}\n"
     )
     assert (
-        cli.main(["check", str(tmp_path / "r.yaml")]) == 2
+        main.main(["check", str(tmp_path / "r.yaml")]) == 2
         and "no embedded weights for resnet56" in capsys.readouterr().err
     )
 
@@ -140,10 +141,10 @@ def test_more_threads_than_cores_are_said(
     recipe = "data: {source: fashion}\nteacher: {candidates: [{model: resnet8}]}\nstudent: {model: resnet8}\nvalidate: {threads: 64}\n"
     (tmp_path / "r.yaml").write_text(recipe)
     note = "r.yaml:4:12: 64 threads on 2 cores interrupt each other; lower validate.threads\n"
-    assert cli.main(["check", str(tmp_path / "r.yaml")]) == 0 and note in capsys.readouterr().out
+    assert main.main(["check", str(tmp_path / "r.yaml")]) == 0 and note in capsys.readouterr().out
     for more in ("validate.threads=2", "device.target=ssh://user@host"):  # of a distant device's cores nothing is known
         assert (
-            cli.main(["check", str(tmp_path / "r.yaml"), "--set", more]) == 0
+            main.main(["check", str(tmp_path / "r.yaml"), "--set", more]) == 0
             and "interrupt" not in capsys.readouterr().out
         )
 
@@ -153,16 +154,16 @@ def test_a_float_layer_that_is_not_there_is_said_before_training(tmp_path: Path,
     (tmp_path / "r.yaml").write_text(recipe + "quantize: {float_layers: [last, nosuch]}\ndistill: {baseline: true}\n")
     wrong = "r.yaml:4:12: quantize.float_layers: the network has no layer 'nosuch'; known are first, last, "
     for command in (["check"], ["run", "--artifacts", str(tmp_path / "a")]):
-        assert cli.main([command[0], str(tmp_path / "r.yaml"), *command[1:]]) == 2
+        assert main.main([command[0], str(tmp_path / "r.yaml"), *command[1:]]) == 2
         said = capsys.readouterr()
         assert wrong in said.err and not re.search("^(teacher|distill)", said.out, re.MULTILINE)
     known = said.err.partition(wrong)[2].split(",")[0]
     assert (
-        cli.main(["check", str(tmp_path / "r.yaml"), "--set", "distill.method=simkd"]) == 2
+        main.main(["check", str(tmp_path / "r.yaml"), "--set", "distill.method=simkd"]) == 2
         and wrong in capsys.readouterr().err
     )  # another network ships
     for more in (f"quantize.float_layers=[{known}]", "quantize.scheme=none"):
-        assert cli.main(["check", str(tmp_path / "r.yaml"), "--set", more]) == 0, capsys.readouterr().err
+        assert main.main(["check", str(tmp_path / "r.yaml"), "--set", more]) == 0, capsys.readouterr().err
 
 
 def test_pictures_that_cannot_be_shared_out_are_said_and_what_is_taken_is_counted(
@@ -185,7 +186,7 @@ def test_pictures_that_cannot_be_shared_out_are_said_and_what_is_taken_is_counte
         ("limit_test: 40", 0, "device.samples: 64 pictures are asked for; all 40 of the test part are taken"),
     ):
         (tmp_path / "r.yaml").write_text(recipe.format(keys=keys))
-        assert cli.main(["check", str(tmp_path / "r.yaml")]) == code, keys
+        assert main.main(["check", str(tmp_path / "r.yaml")]) == code, keys
         said = capsys.readouterr()
         assert expected in said.out + said.err, keys
     photos(tmp_path / "photos", classes=2, each=1)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compress import cli, models
+from compress import models
+from compress.cli import main
 from compress.methods import compatibility
 from compress.models import checkpoints
 from compress.recipe import loader
@@ -103,7 +104,7 @@ def test_recipe_opens_with_what_it_does_needs_takes_and_its_command(path: Path) 
 @pytest.mark.parametrize("path", CIFAR, ids=lambda path: path.stem)
 def test_recipe_passes_the_check(path: Path, stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
-        cli.main(
+        main.main(
             [
                 "check",
                 str(path),
@@ -140,7 +141,7 @@ def test_recipe_trains_a_few_steps(path: Path, stand_in: Path, tmp_path_factory:
     artifacts = tmp_path_factory.getbasetemp() / "pairs"  # shared: a teacher of several pairs is trained once
 
     assert (
-        cli.main(["run", str(path), *sets, "--artifacts", str(artifacts), "--until", "strip", "--device", "cpu", "-q"])
+        main.main(["run", str(path), *sets, "--artifacts", str(artifacts), "--until", "strip", "--device", "cpu", "-q"])
         == 0
     )
 
@@ -184,7 +185,7 @@ def test_imagenet_recipe_has_the_papers_schedule_and_settings(path: Path) -> Non
 
 @pytest.mark.parametrize("path", IMAGENET_PATHS, ids=lambda path: path.stem)
 def test_imagenet_recipe_passes_the_check_by_every_method(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["check", str(path)]) == 0
+    assert main.main(["check", str(path)]) == 0
     said = capsys.readouterr()
     assert (
         f"{path}: ok" in said.out
@@ -220,6 +221,6 @@ def test_imagenet_recipe_trains_a_few_steps(path: Path, tmp_path: Path) -> None:
     }
     sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     command = ["run", str(path), *sets, "--artifacts", str(tmp_path / "a"), "--until", "strip", "--device", "cpu", "-q"]
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     (strip,) = (tmp_path / "a" / "cache" / "strip").glob("*/stage.json")
     assert json.loads(strip.read_text())["result"]["trained"]["epochs"] == 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from compress import cli
+from compress.cli import main
 from compress.recipe import loader
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("qat")
     (folder / "tiny.yaml").write_text(RECIPE)
     command = ["run", str(folder / "tiny.yaml"), "--artifacts", str(folder / "artifacts")]
-    assert cli.main(command) in (0, 6)  # 6: on another processor than x86 with VNNI the integer share is not judged
+    assert main.main(command) in (0, 6)  # 6: on another processor than x86 with VNNI the integer share is not judged
     return (folder / "artifacts" / "runs" / "tiny" / "latest").resolve(), command
 
 
@@ -105,9 +105,9 @@ def test_static_int8_is_evidence_and_the_float_student_is_the_distilled_one(run,
 @pytest.mark.slow
 def test_a_second_run_tunes_nothing_and_static_alone_trains_nothing(run, report, capsys) -> None:
     _, command = run
-    assert cli.main([*command, "--until", "quantize"]) == 0
+    assert main.main([*command, "--until", "quantize"]) == 0
     assert " running" not in capsys.readouterr().out
-    assert cli.main([*command, "--until", "quantize", "--set", "quantize={scheme: static, target: x86-vnni}"]) == 0
+    assert main.main([*command, "--until", "quantize", "--set", "quantize={scheme: static, target: x86-vnni}"]) == 0
     assert [line for line in capsys.readouterr().out.splitlines() if line.endswith(" running")] == [
         f"{'quantize baseline':<29}running"
     ]

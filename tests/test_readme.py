@@ -13,7 +13,7 @@ import click
 import pytest
 import yaml
 
-from compress import cli
+from compress.cli import main
 from compress.recipe import loader, reference_docs
 from compress.recipe.schema import METHOD_SECTIONS, Section
 
@@ -61,8 +61,8 @@ def parse_command(line: str) -> None:
         )  # as the suite starts it
         program, arguments = arguments[3], arguments[4:]
     if program == "compress":
-        assert arguments[0] in cli.cli.commands, arguments[0]
-        parse_click(cli.cli.commands[arguments[0]], arguments[0], arguments[1:])
+        assert arguments[0] in main.cli.commands, arguments[0]
+        parse_click(main.cli.commands[arguments[0]], arguments[0], arguments[1:])
         recipes = [ROOT / word for word in arguments if word.endswith(".yaml")]
         assert all(path.is_file() for path in recipes), recipes
         for key in (word for flag, word in zip(arguments, arguments[1:], strict=False) if flag == "--set"):
@@ -161,7 +161,7 @@ def test_there_are_commands_to_check() -> None:
 
 def test_every_option_in_the_text_exists() -> None:
     options = {
-        option for command in cli.cli.commands.values() for parameter in command.params for option in parameter.opts
+        option for command in main.cli.commands.values() for parameter in command.params for option in parameter.opts
     }
     devices = set(re.findall(r'add_argument\("(--[a-z-]+)"', (ROOT / "export/verify.py").read_text()))
     named = set(re.findall(r"`(--[a-z-]+)[ `]", "".join(PAGES.values())))
@@ -215,7 +215,7 @@ def test_the_readme_stays_short() -> None:
 
 
 def test_every_command_of_the_tool_is_in_the_readme() -> None:
-    assert set(cli.cli.commands) <= set(re.findall(r"`compress (\w+)", PAGES["README.md"]))
+    assert set(main.cli.commands) <= set(re.findall(r"`compress (\w+)", PAGES["README.md"]))
 
 
 def test_every_benchmark_and_result_is_listed() -> None:

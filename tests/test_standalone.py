@@ -13,7 +13,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from compress import cli, models
+from compress import models
+from compress.cli import main
 from compress.pipeline.run_folder import recipe_copy
 from compress.recipe import loader, yaml_tree
 
@@ -65,12 +66,12 @@ def test_both_copies_run_from_the_runs_folder_and_find_every_stage(
     recipe_copy.write(loaded, loader.resolve(loaded.recipe), run)
     monkeypatch.chdir(project.parent)
     options = ["--artifacts", str(tmp_path / "artifacts"), "--until", "teacher", "--device", "cpu"]
-    assert cli.main(["run", "mine.yaml", *more, *options]) == 0, capsys.readouterr().err
+    assert main.main(["run", "mine.yaml", *more, *options]) == 0, capsys.readouterr().err
     assert re.findall(r"^(\S+).* running$", capsys.readouterr().out, re.MULTILINE) == ["data", "teacher"]
     monkeypatch.chdir(tmp_path)
 
     for command in ([str(run / "recipe.yaml")], recipe_copy.again(run).split()[2:]):
-        assert cli.main(["run", *command, *options]) == 0, capsys.readouterr().err
+        assert main.main(["run", *command, *options]) == 0, capsys.readouterr().err
         assert re.findall(r"^(\S+).* reused$", capsys.readouterr().out, re.MULTILINE) == ["data", "teacher"]
     assert loader.resolve(loader.load(run / "resolved.yaml").recipe).distill == loader.resolve(loaded.recipe).distill
     assert {loader.load(run / name).name for name in ("recipe.yaml", "resolved.yaml")} == {"mine"}

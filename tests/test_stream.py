@@ -20,7 +20,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from compress import features, models
+from compress import models
+from compress.commands.analyze import features
 from compress.core.distributed import Group
 from compress.core.errors import Interrupted, StageError
 from compress.core.records.base import File, identity, sha256_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compress import cli
+from compress.cli import main
 from compress.core.errors import RecipeError
 from compress.recipe import loader
 
@@ -33,13 +33,13 @@ def test_the_table_has_both_rankings_and_a_second_time_nothing_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["teachers", FLAGSHIP, *sets(), "--artifacts", str(tmp_path), "--device", "cpu"]
-    assert cli.main(arguments) == 0
+    assert main.main(arguments) == 0
     said = capsys.readouterr().out
     assert "proxy resnet8 1" in said and "proxy resnet8 2" in said and "rank by proxy" in said
     chosen = [line for line in said.splitlines() if line.startswith("*")]
     assert len(chosen) == 1 and chosen[0].split()[7] == "1"  # * model accuracy % rank accuracy % rank
 
-    assert cli.main([*arguments, "--set", "teacher.proxy.epochs=1"]) == 0
+    assert main.main([*arguments, "--set", "teacher.proxy.epochs=1"]) == 0
     again = capsys.readouterr().out
     assert "running" not in again and again.splitlines()[-3:] == said.splitlines()[-3:]
 
@@ -47,7 +47,7 @@ def test_the_table_has_both_rankings_and_a_second_time_nothing_is_trained(
 @pytest.mark.slow
 def test_a_single_candidate_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changes = sets(teacher__candidates="[{model: resnet8, train: {epochs: 1}}]")
-    assert cli.main(["teachers", FLAGSHIP, *changes, "--artifacts", str(tmp_path), "--device", "cpu"]) == 0
+    assert main.main(["teachers", FLAGSHIP, *changes, "--artifacts", str(tmp_path), "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "resnet8 is the only candidate" in said and "proxy" not in said
 
@@ -66,7 +66,7 @@ def test_a_checkpoint_that_lacks_one_of_the_classes_is_refused(
     (tmp_path / "x.pt").write_bytes(b"")
     changes = sets(teacher__candidates=WITH_FILE.replace("x.pt", str(tmp_path / "x.pt")), teacher__select="best")
 
-    assert cli.main(["teachers", FLAGSHIP, *changes, "--artifacts", str(tmp_path), "--device", "cpu"]) == 2
+    assert main.main(["teachers", FLAGSHIP, *changes, "--artifacts", str(tmp_path), "--device", "cpu"]) == 2
     assert "teacher resnet8: classes: it has no 'T-shirt/top' and 9 others" in capsys.readouterr().err
 
 

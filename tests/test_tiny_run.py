@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 import pytest
 
-from compress import cli
+from compress.cli import main
 from export.layers import layers
 
 pytestmark = pytest.mark.slow
@@ -43,7 +43,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, li
         lines: list[str] = []
         patch.setattr("compress.core.console.say", lambda text, stream: lines.append(text))
         assert (
-            cli.main(
+            main.main(
                 ["run", "tiny.yaml", "--artifacts", "elsewhere/../A", "--device", "cpu", "--set", "train.epochs=1"]
             )
             == 5
@@ -61,7 +61,7 @@ def test_the_command_finds_the_same_results(project: tuple[Path, list[str]]) -> 
     command = report(folder)["command"]
     assert command == "compress run tiny.yaml --set train.epochs=1 --artifacts elsewhere/../A --device cpu"
     assert command in (folder / "A/runs/tiny/latest/report.html").read_text()
-    assert cli.main(shlex.split(command)[1:]) == 5
+    assert main.main(shlex.split(command)[1:]) == 5
     assert report(folder)["reused"]
 
 
@@ -70,7 +70,7 @@ def test_its_path_is_said_without_detours_and_a_devices_answer_ends_as_the_run(p
     run = (folder / "A/runs/tiny/latest").resolve()
     assert re.fullmatch(rf"failed: 1 of 2 requirements met; report: {run.parent}/[^/]+/report.html", lines[-1])
     for given in ("tiny", "elsewhere/../A/runs/tiny/latest"):
-        assert cli.main(["verify", given, "--artifacts", "elsewhere/../A", "--target", "local", "-q"]) == 5
+        assert main.main(["verify", given, "--artifacts", "elsewhere/../A", "--target", "local", "-q"]) == 5
         assert lines[-1] == f"failed: 1 of 2 requirements met; report: {run}/report.html"
 
 
@@ -78,7 +78,7 @@ def test_every_layer_of_its_file_may_be_named(project: tuple[Path, list[str]]) -
     folder, lines = project
     names = [node.name for node in layers(onnx.load(str(folder / "A/runs/tiny/latest/student.fp32.onnx")))]
     wanted = f"quantize.float_layers=[{', '.join(names)}]"
-    assert cli.main(["check", "tiny.yaml", "--set", wanted]) == 0, lines[-1]
+    assert main.main(["check", "tiny.yaml", "--set", wanted]) == 0, lines[-1]
 
 
 def test_too_many_threads_are_said_before_they_are_timed(project: tuple[Path, list[str]]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 import compress.training.kernels.library as library
-from compress import doctor
+from compress.commands.doctor import environment
 from compress.training.kernels import TORCH, quicker
 
 
@@ -41,7 +41,7 @@ def test_without_a_compiler_torch_trains(fresh, monkeypatch):
         "CPU kernels: no C compiler is installed (cc, gcc or clang, or what CC names); torch's BatchNorms run, slower"
     ]
     assert library.why_not() == "no C compiler is installed (cc, gcc or clang, or what CC names)"
-    ((_, state, detail),) = [row for row in doctor.doctor() if row[0] == "CPU kernels"]
+    ((_, state, detail),) = [row for row in environment.doctor() if row[0] == "CPU kernels"]
     assert state == "note" and "no C compiler is installed" in detail
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compress import cli
-from compress.analyze import analyze
+from compress.cli import main
+from compress.commands.analyze.run import analyze
 from compress.core.console import Console
 from compress.core.errors import MissingError, StageError, UsageError
 from compress.pipeline.run_folder import cache_refs
@@ -157,14 +157,14 @@ def test_runs_that_cannot_be_compared(run: Path, tmp_path: Path) -> None:
 
 def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
-    assert cli.main(["analyze", str(tmp_path / "empty"), "--artifacts", str(tmp_path)]) == MissingError.exit_code
+    assert main.main(["analyze", str(tmp_path / "empty"), "--artifacts", str(tmp_path)]) == MissingError.exit_code
     assert "finish the run with: compress run RECIPE" in capsys.readouterr().err
 
 
 def test_many_classes_are_drawn_as_a_picture_and_ten_of_them_are_laid_out() -> None:
     import torch
 
-    from compress.features import draw
+    from compress.commands.analyze.features import draw
     from compress.report.analysis_plots import _matrix
     from compress.report.plots import svg_of
     from compress.training.loop import Pictures

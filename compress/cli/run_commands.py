@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from compress.commands.options import artifacts_option, quiet_option, run_argument
+from compress.cli.options import artifacts_option, quiet_option, run_argument
 from compress.core.console import Console, say
 from compress.core.errors import MissingError
 
@@ -41,7 +41,7 @@ def verify(
 ) -> int:
     """Run a finished run's bundle on a device, merge the answer into its report, and judge its limits on time and memory there."""
     folder = find_run(run_name, artifacts)
-    from compress import on_device
+    from compress.commands import verify as on_device
     from compress.verdict import requirements
 
     content = on_device.verify(
@@ -75,7 +75,7 @@ def report(run_name: str, artifacts: Path) -> int:
 def analyze(run_name: str, against: tuple[str, ...], artifacts: Path, quiet: bool) -> int:
     """Add to a finished run's report what its distillation did: gradients, correlations of logits, features, calibration."""
     folder, others = find_run(run_name, artifacts), [find_run(name, artifacts) for name in against]
-    from compress.analyze import analyze as examine
+    from compress.commands.analyze.run import analyze as examine
 
     say(str(examine(folder, against=others, artifacts=artifacts, console=Console(quiet=quiet))), sys.stdout)
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from compress.commands.options import artifacts_option, device_option, quiet_option, recipe_options
+from compress.cli.options import artifacts_option, device_option, quiet_option, recipe_options
 from compress.core.console import Console, say, table
 from compress.core.errors import UsageError
 from compress.stages import STAGES
@@ -62,7 +62,7 @@ def run(
 def check(recipe: Path, overrides: tuple[str, ...], allow_code: bool) -> int:
     """Say every mistake of a recipe at once, and what a run would refuse of its data, networks and weights; trains nothing."""
     loaded = _load(recipe, overrides, allow_code)
-    from compress import probe
+    from compress.commands import check as probe
 
     console = Console()
     notes, missing = probe.check(loaded)

@@ -133,19 +133,19 @@ def _disk(artifacts: Path) -> Row:
 
 def plant(report: Callable[[str], None]) -> bool:
     """Plant known faults, one line each; whether the verdict caught and named every one that this machine can show."""
-    from compress import planted
+    from compress.commands.doctor import self_test
 
     states = {True: "caught", False: "MISSED", None: "note"}
     report("a small network is trained, then one fault after the other is planted (about half a minute)")
     begin = time.monotonic()
 
-    def tell(outcome: planted.Outcome) -> None:
+    def tell(outcome: self_test.Outcome) -> None:
         state = (
             {True: "ok", False: "WRONG", None: "note"}[outcome.caught] if outcome.control else states[outcome.caught]
         )
         report(f"{state:<7} {outcome.name:<36} {outcome.said}")
 
-    good = planted.run(tell)
+    good = self_test.run(tell)
     report(
         f"{'every fault was caught and named' if good else 'the verdict cannot be trusted on this machine'}; {time.monotonic() - begin:.0f} s"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from compress.commands.options import artifacts_option
+from compress.cli.options import artifacts_option
 from compress.core.console import say, table
 from compress.core.errors import MissingError, StageError
 
@@ -59,12 +59,12 @@ def models() -> int:
 @artifacts_option
 def doctor(verdict: bool, artifacts: Path) -> int:
     """Say what this machine has: packages, CUDA, runtime, int8 instructions, memory, disk, data."""
-    from compress.doctor import doctor as examine
+    from compress.commands.doctor.environment import doctor as examine
 
     rows = examine(artifacts)
     missing = any(state == "missing" for _, state, _ in rows)
     if verdict and not missing:
-        from compress.doctor import plant
+        from compress.commands.doctor.environment import plant
 
         return 0 if plant(lambda line: say(line, sys.stdout)) else StageError.exit_code
     table(rows)

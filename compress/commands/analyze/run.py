@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from compress import insight
+from compress.commands.analyze import calibration as insight
 from compress.core.console import Console
 from compress.core.errors import MissingError, StageError, UsageError
 from compress.core.files import write_atomically, write_json
@@ -170,7 +170,7 @@ def _by_networks(folder: Path, report: Row, artifacts: Path, arrays: Arrays, con
         kept = records.read(folder, artifacts, command=report.get("command"))
     except MissingError as error:
         return {"features": {"sentence": f"Features and heads are left out: {error}"}, "heads": []}
-    from compress import features
+    from compress.commands.analyze import features
     from compress.training import build
 
     pictures = build.pictures(kept.data, "cpu")
@@ -186,7 +186,7 @@ def _by_networks(folder: Path, report: Row, artifacts: Path, arrays: Arrays, con
 
 def _features(kept: Any, pictures: Any, arrays: Arrays, console: Console) -> Row:
     """t-SNE of both networks' pooled vectors."""
-    from compress import features
+    from compress.commands.analyze import features
 
     drawn = features.draw(pictures, len(kept.data.classes), SEED)
     names = [kept.data.classes[index] for index in drawn.classes]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import click
 
-from compress import __version__, exits
-from compress.commands import lists, recipes, runs
+from compress import __version__
+from compress.cli import exit_codes, info_commands, recipe_commands, run_commands
 from compress.core.console import say
 from compress.core.errors import CompressError, Interrupted, UsageError
 
@@ -46,20 +46,20 @@ def cli(traceback: bool) -> None:
 
 
 for command in (
-    recipes.run,
-    recipes.check,
-    recipes.show,
-    lists.schema,
-    lists.recipes,
-    lists.methods,
-    lists.models,
-    recipes.teachers,
-    recipes.plan,
-    runs.verify,
-    runs.report,
-    runs.analyze,
-    runs.compare,
-    lists.doctor,
+    recipe_commands.run,
+    recipe_commands.check,
+    recipe_commands.show,
+    info_commands.schema,
+    info_commands.recipes,
+    info_commands.methods,
+    info_commands.models,
+    recipe_commands.teachers,
+    recipe_commands.plan,
+    run_commands.verify,
+    run_commands.report,
+    run_commands.analyze,
+    run_commands.compare,
+    info_commands.doctor,
 ):
     cli.add_command(command)
 
@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The flag may stand behind the command too, where click would not know it.
     arguments = [argument for argument in arguments if argument != "--traceback"]
     if not traceback:
-        sys.excepthook = exits.one_line
-    signal.signal(signal.SIGTERM, exits.as_interrupt)
+        sys.excepthook = exit_codes.one_line
+    signal.signal(signal.SIGTERM, exit_codes.as_interrupt)
     # Read when torch is loaded: idle threads spin briefly, then sleep. libgomp's own spinning is meant for a machine of one's own: beside other busy
     # processes it keeps the core that the awaited thread needs. What the choice costs and gains is measured by benchmarks/neighbours.py.
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -86,9 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CompressError, click.ClickException, click.Abort, KeyboardInterrupt, OSError) as error:
         if traceback:
             sys.excepthook(type(error), error, error.__traceback__)
-        code, message = exits.explain(error, arguments)
+        code, message = exit_codes.explain(error, arguments)
         if message and code != Interrupted.exit_code:  # torchrun interrupts those beside the one that failed
-            exits.hand_to_torchrun(message)
-        if message and not exits.said_by_another(error):
+            exit_codes.hand_to_torchrun(message)
+        if message and not exit_codes.said_by_another(error):
             say(message, sys.stderr)
         return code

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import export.measure
 import export.timings
-from compress.planted_network import CLASSES, RIGHT, Ground, contract, prepare
+from compress.commands.doctor.self_test_network import CLASSES, RIGHT, Ground, contract, prepare
 from compress.recipe.schema import Require
 from compress.verdict import diagnosis, requirements
 from compress.verdict.intervals import paired_drop

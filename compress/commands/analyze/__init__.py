@@ -1,0 +1,1 @@
+"""`compress analyze`: calibration, features and gradients of a finished run."""
