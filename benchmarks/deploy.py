@@ -31,8 +31,8 @@ import torch
 import torchvision
 from PIL import Image, ImageOps
 
-import export.measure
-import export.timings
+import export.runtime.latency
+import export.runtime.latency_stats
 from compress import models
 from compress.models import catalog, checkpoints
 from compress.verdict import intervals

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from export import photos
+from export.runtime import photos
 
 # name, what it is, EXIF orientation, colour mode, (width, height) in short sides or pixels, options of the JPEG encoder
 _KINDS: tuple[tuple[str, str, int, str, tuple[float, float], dict[str, Any]], ...] = (

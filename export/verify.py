@@ -62,7 +62,7 @@ def check_files(folder: Path, report: Path | None = None) -> int:
 
 def _place(folder: Path, rows: list[dict[str, Any]], images: np.ndarray, asked: str, threads: int) -> None:
     """Say of every model how much of it runs in the execution provider that was asked for; none of it is not what was asked for."""
-    from export import answers, provider
+    from export.runtime import answers, provider
 
     for row in rows:
         answers.add_placement(row, provider.place(folder / row["file"], images, asked, threads))
@@ -72,7 +72,8 @@ def _time(
     folder: Path, rows: list[dict[str, Any]], images: np.ndarray, threads: int, repeats: int, asked: str | None
 ) -> None:
     """Add latency, memory and speed ratios of the models that are meant for this machine."""
-    from export import answers, measure
+    from export.runtime import answers
+    from export.runtime import latency as measure
 
     files = [row["file"] for row in rows if row["ok"]]
     if not files:
@@ -102,8 +103,8 @@ def _time_shipped(
     asked: str | None,
 ) -> str:
     """From a photo's bytes to the answer, and a run without a pause, of the file for this machine; what was timed of the first, in words."""
-    from export import photos
-    from export.sustained import sustained
+    from export.runtime import photos
+    from export.runtime.sustained import sustained
 
     if not shipped or not shipped[0]["ok"]:
         return "not timed, no right answers"
@@ -149,8 +150,9 @@ def verify(
     check_files(folder, report)
     import numpy as np
 
-    from export import photos, provider, runtime
-    from export.answers import fitting, judge
+    from export import runtime
+    from export.runtime import photos, provider
+    from export.runtime.answers import fitting, judge
 
     asked = provider.resolve(asked) if asked else None
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))

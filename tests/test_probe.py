@@ -137,7 +137,7 @@ def test_embedded_weights_that_do_not_exist_are_said(tmp_path: Path, capsys: pyt
 def test_more_threads_than_cores_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("export.conditions._allowed", lambda: [0, 1])
+    monkeypatch.setattr("export.runtime.conditions._allowed", lambda: [0, 1])
     recipe = "data: {source: fashion}\nteacher: {candidates: [{model: resnet8}]}\nstudent: {model: resnet8}\nvalidate: {threads: 64}\n"
     (tmp_path / "r.yaml").write_text(recipe)
     note = "r.yaml:4:12: 64 threads on 2 cores interrupt each other; lower validate.threads\n"

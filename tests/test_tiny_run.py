@@ -38,7 +38,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, li
     (folder / "elsewhere").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("export.conditions._allowed", lambda: [0])
+        patch.setattr("export.runtime.conditions._allowed", lambda: [0])
         patch.setattr("compress.core.console.Console.warn", lambda self, text: self.line(f"warning: {text}"))
         lines: list[str] = []
         patch.setattr("compress.core.console.say", lambda text, stream: lines.append(text))

@@ -22,7 +22,7 @@ from compress.pipeline import float_layer_check
 from compress.recipe import loader
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import KNOWN_CLASSES, Candidate, Choice, Data, Recipe
-from export.conditions import crowded
+from export.runtime.conditions import crowded
 
 ASSUMED_CLASSES = 10  # where the data is not there yet
 FEW_PICTURES = 2000  # below this, training a student from scratch is a poor start

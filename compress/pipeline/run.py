@@ -24,7 +24,7 @@ from compress.recipe.loader import Loaded
 from compress.report import report_json
 from compress.report import run_folder as report
 from compress.verdict import requirements, teacher_choice
-from export.conditions import crowded
+from export.runtime.conditions import crowded
 
 
 @dataclass(frozen=True)

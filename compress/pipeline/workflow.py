@@ -24,7 +24,7 @@ from compress.report.report_json import Branch, Evidence, model_files
 from compress.stages import STAGES, data, distill, strip, teacher
 from compress.verdict import majority_baseline, teacher_choice
 from compress.verdict.shipped_model import shipping
-from export.conditions import crowded
+from export.runtime.conditions import crowded
 
 # convert, quantize and validate need onnx and onnxruntime: imported where they are used, so that `--until strip` runs without.
 

@@ -14,9 +14,9 @@ import numpy as np
 
 import export.audit
 import export.bundle
-import export.measure
-import export.sustained
-import export.timings
+import export.runtime.latency
+import export.runtime.latency_stats
+import export.runtime.sustained
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.deployment import Measured, ModelFile
@@ -27,7 +27,7 @@ from compress.recipe.schema import Validate
 from compress.stages.support import latency
 from compress.verdict import diagnosis, intervals, slices
 from export.runtime import ExportError, Model, copy_model, cores, isa, runs_on, saturates
-from export.timings import LatencyResult
+from export.runtime.latency_stats import LatencyResult
 
 BATCH = 50
 OWN_BYTES = 20_000_000  # of the user's photos in the bundle

@@ -51,7 +51,7 @@ class Facts:
     int8_mac_share: float | None = None
     disturbed: str | None = None  # why the timing is noisy, e.g. "other processes used 40 % of a core"
     unfit: str | None = (
-        None  # why it is too long, and ratios are wrong in every round alike: see export.rounds.uninterrupted
+        None  # why it is too long, and ratios are wrong in every round alike: see export.runtime.rounds.uninterrupted
     )
     untimed: str | None = (
         None  # why the file could not be timed, e.g. "it is built for arm64 and this machine is x86-vnni"

@@ -22,9 +22,10 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from export import answers, photos, runtime, timings, verify
-from export.provider import told
-from export.rounds import Attempt
+from export import runtime, verify
+from export.runtime import answers, latency_stats, photos
+from export.runtime.provider import told
+from export.runtime.rounds import Attempt
 from export.targets import Address, DeviceFailed, Settings, Unreachable, WrongTarget, loopback, ortweb, webtimes
 from export.targets.unpack import unpacked
 
@@ -266,7 +267,7 @@ def _answer(
         first = {one["file"]: one["first_run_ms"] for one in said["models"]}
         load = {one["file"]: one["load_ms"] for one in said["models"]}
         digests = {entry["file"]: entry["sha256"] for entry in manifest["models"]}
-        answers.add_latency(rows, timings.conclude(attempts, about["threads"], first, load, digests))
+        answers.add_latency(rows, latency_stats.conclude(attempts, about["threads"], first, load, digests))
     webgpu = about["webgpu"]
     why = (
         "--no-latency"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from export.conditions import isa_of
+from export.runtime.conditions import isa_of
 from export.targets import Address, DeviceFailed, Settings, Unreachable, scripts, wheels
 from export.targets.unpack import checksums, unpacked
 

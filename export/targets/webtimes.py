@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from export import conditions
-from export.rounds import Attempt, disturbances
+from export.runtime import conditions
+from export.runtime.rounds import Attempt, disturbances
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from export import conditions
+from export.runtime import conditions
 
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 

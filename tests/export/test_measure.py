@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from compress.stages.support import latency
-from export import conditions, measure, rounds, timings
 from export.quantize import quantize
-from export.runtime import TARGETS, ExportError, MissingError, isa
-from export.timings import LatencyResult, ModelLatency
+from export.runtime import TARGETS, ExportError, MissingError, conditions, isa, latency_stats, rounds
+from export.runtime import latency as measure
+from export.runtime.latency_stats import LatencyResult, ModelLatency
 
 SWITCHES = measure._switches
 
@@ -119,16 +119,16 @@ def test_ratio_is_paired_by_round() -> None:
     """The machine slows down by half between rounds; the ratio does not."""
     drifting = _result(teacher=[4.0, 6.0, 4.0, 6.0], student=[1.0, 1.5, 1.0, 1.5])
 
-    assert timings.ratio(drifting, "teacher", "student") == pytest.approx(
+    assert latency_stats.ratio(drifting, "teacher", "student") == pytest.approx(
         (4.0, 3.96, 4.04)
     )  # but for the place in memory
     noisy = _result(a=[2.0, 3.0, 4.0, 5.0, 6.0], b=[1.0] * 5)
-    value, low, high = timings.ratio(noisy, "a", "b", seed=1)
-    assert low < value == 4.0 < high and timings.ratio(noisy, "a", "b", seed=1) == (value, low, high)
+    value, low, high = latency_stats.ratio(noisy, "a", "b", seed=1)
+    assert low < value == 4.0 < high and latency_stats.ratio(noisy, "a", "b", seed=1) == (value, low, high)
 
 
 def test_p50_interval_holds_p50() -> None:
-    value, low, high = timings.p50_interval(_result(a=[1.0, 1.1, 1.2, 1.3, 5.0]), "a")
+    value, low, high = latency_stats.p50_interval(_result(a=[1.0, 1.1, 1.2, 1.3, 5.0]), "a")
 
     assert value == 1.2 and 1.0 <= low <= 1.2 <= high <= 5.0 and low < high
 
@@ -258,29 +258,29 @@ def test_more_threads_than_cores_interrupt_each_other_and_nobody_else_is_blamed(
     for lost in ([0, 1, 2, 3], [0]):  # in every run, and in so few that they could be left out
         attempt = _attempt([lost] * 10)
         told = ([attempt], 64, {"long": 1.0, "short": 1.0}, {"long": 1.0, "short": 1.0}, {})
-        result = timings.conclude(*told)
+        result = latency_stats.conclude(*told)
         assert (result.unfit, result.interrupted, result.models["long"].runs) == (why, {}, 40)
         assert [
             text for text in latency.warnings(result, None) if "quiet machine" in text or "interrupted" in text
         ] == []
-        quiet = timings.conclude([replace(attempt, contaminated=False)], *told[1:])
+        quiet = latency_stats.conclude([replace(attempt, contaminated=False)], *told[1:])
         assert (quiet.unfit, quiet.interrupted, quiet.models["long"].runs) == (None, {}, 40)
     monkeypatch.setattr(conditions, "_allowed", lambda: [0])
     assert conditions.crowded(2) == "2 threads on 1 core interrupt each other; lower validate.threads"
 
 
 def test_what_could_not_be_left_out_is_in_the_result() -> None:
-    result = timings.conclude(
+    result = latency_stats.conclude(
         [_attempt([[0, 1, 2, 3]] * 10)], 1, {"long": 1.0, "short": 1.0}, {"long": 1.0, "short": 1.0}, {}
     )
     assert result.unfit is not None and result.conditions()["unfit"] == result.unfit and result.interrupted == {}
-    assert timings.ratio(result, "long", "short")[0] == pytest.approx(70)
-    clean = timings.conclude(
+    assert latency_stats.ratio(result, "long", "short")[0] == pytest.approx(70)
+    clean = latency_stats.conclude(
         [_attempt([[0, 1, 2]] * 10)], 1, {"long": 1.0, "short": 1.0}, {"long": 1.0, "short": 1.0}, {}
     )
     assert (
         clean.unfit is None
-        and timings.ratio(clean, "long", "short")[0] == pytest.approx(10)
+        and latency_stats.ratio(clean, "long", "short")[0] == pytest.approx(10)
         and clean.models["long"].runs == 10
     )
 
@@ -351,7 +351,7 @@ def test_a_model_against_itself_is_neither_faster_nor_slower(int8: Path, images:
     (tmp_path / "copy.onnx").write_bytes(int8.read_bytes())
 
     result = measure.latency({"a": int8, "b": tmp_path / "copy.onnx"}, images, repeats=1000, rounds=40)
-    value, low, high = timings.ratio(result, "a", "b")
+    value, low, high = latency_stats.ratio(result, "a", "b")
 
     assert (
         low <= value <= high and 0.8 < value < 1.25

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from compress.data.decode import decode
-from export import bundle, photos, photoset, verify
+from export import bundle, photoset, verify
 from export.bundle import Shipped
+from export.runtime import photos
 
 SIDE, RESIZE = 16, 18
 # A decoder in a program of its own, with one mistake; `{}` changes the pixels.

@@ -14,8 +14,9 @@ import pytest
 from compress.core.errors import MissingError, StageError
 from compress.stages import device
 from compress.stages.support import device_session
-from export import bundle, provider, runtime, verify
+from export import bundle, runtime, verify
 from export.bundle import Shipped
+from export.runtime import provider
 from export.targets import Settings, WrongTarget, parse
 from export.targets import verify as targets
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import sustained
-from export.runtime import ExportError
-from export.sustained import Sustained
+from export.runtime import ExportError, sustained
+from export.runtime.sustained import Sustained
 
 COOL = {"temperature_c": None, "throttled": None, "clock_mhz": None}
 RUN = Sustained(600.0, 60.0, 9, 1, 1.0, 1.2, (1.0, 1.2), 0.0, False, COOL, COOL)

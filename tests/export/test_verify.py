@@ -113,7 +113,9 @@ def _flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("name", ["small.fp32.onnx", "samples.npz", "manifest.json", "export/measure.py", "README.md"])
+@pytest.mark.parametrize(
+    "name", ["small.fp32.onnx", "samples.npz", "manifest.json", "export/runtime/latency.py", "README.md"]
+)
 def test_one_changed_bit_is_refused(copied: Path, name: str, capsys: pytest.CaptureFixture) -> None:
     _flip(copied / name)
 

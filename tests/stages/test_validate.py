@@ -17,7 +17,7 @@ from compress.core.records.deployment import ModelFile
 from compress.recipe.schema import Validate
 from compress.stages import data, ship_float, validate
 from compress.verdict.shipped_model import facts, shipping
-from export.timings import LatencyResult, ModelLatency
+from export.runtime.latency_stats import LatencyResult, ModelLatency
 from tests.stages.conftest import TARGET
 
 MODEL_KEYS = {  # the contract's, then those that the report documents beyond it

@@ -87,8 +87,7 @@ def _kernels() -> Row:
 
 
 def _runtime() -> list[Row]:
-    from export import provider
-    from export.runtime import host
+    from export.runtime import host, provider
 
     here = host()
     fast = here["isa"] in ("x86-vnni", "arm64")

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-import export.measure
-import export.timings
+import export.runtime.latency
+import export.runtime.latency_stats
 from compress.commands.doctor.self_test_network import CLASSES, RIGHT, Ground, contract, prepare
 from compress.recipe.schema import Require
 from compress.verdict import diagnosis, requirements

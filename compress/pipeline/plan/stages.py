@@ -17,10 +17,10 @@ import export.audit
 import export.blackbox
 import export.bundle
 import export.convert
-import export.measure
 import export.quantize
 import export.rewrites
-import export.timings
+import export.runtime.latency
+import export.runtime.latency_stats
 from compress import __version__
 from compress.core.errors import StageError, UsageError
 from compress.core.records.base import File
@@ -34,9 +34,9 @@ from compress.stages.support.device_session import ask
 from compress.training import build
 from export.bundle import Shipped
 from export.runtime import FOREIGN, Contract, ExportError, copy_model, isa, runs_on, write_beside
+from export.runtime.latency_stats import LatencyResult
 from export.targets import Settings
 from export.targets import verify as targets
-from export.timings import LatencyResult
 
 PICTURES = 32  # for the int8 ranges and the timing; neither gets better by more
 SEED = 0  # of the weights and of the noise

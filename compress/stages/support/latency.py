@@ -12,15 +12,15 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-import export.measure
-import export.timings
+import export.runtime.latency
+import export.runtime.latency_stats
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.data import centre_crop
 from compress.data import decode as pictures
-from export import conditions
-from export.rounds import DRIFT
-from export.timings import LatencyResult
+from export.runtime import conditions
+from export.runtime.latency_stats import LatencyResult
+from export.runtime.rounds import DRIFT
 
 ATTEMPTS = 3  # a disturbed measurement is repeated at most twice
 PHOTOS = 16

@@ -24,10 +24,11 @@ from torch import nn
 
 from compress.core.errors import MissingError, StageError, UsageError
 from compress.stages import device
-from export import answers, bundle, runtime
+from export import bundle, runtime
 from export.bundle import Shipped
 from export.convert import to_onnx
 from export.quantize import quantize
+from export.runtime import answers
 from export.targets import DeviceFailed, Settings, Unreachable, WrongTarget, browser, loopback, ortweb, parse
 from export.targets import verify as targets
 

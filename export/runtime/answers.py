@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from export import timings
-from export.provider import Placement
-from export.runtime import Model, runs_on
-from export.timings import LatencyResult
+from export.runtime import Model, latency_stats, runs_on
+from export.runtime.latency_stats import LatencyResult
+from export.runtime.provider import Placement
 
 CONDITIONS = (
     "threads",
@@ -77,7 +76,7 @@ def add_latency(rows: list[dict[str, Any]], result: LatencyResult) -> None:
         name = row["file"]
         timed = result.models.get(name)
         if timed is not None:
-            row["latency_ms"] = {**timed.summary(), "p50_ci95": list(timings.p50_interval(result, name)[1:])}
+            row["latency_ms"] = {**timed.summary(), "p50_ci95": list(latency_stats.p50_interval(result, name)[1:])}
             row.update(
                 first_run_ms=timed.first_run_ms,
                 load_ms=timed.load_ms,
@@ -85,7 +84,7 @@ def add_latency(rows: list[dict[str, Any]], result: LatencyResult) -> None:
                 disturbances=list(result.disturbances),
             )
             row["speedup_over"] = {
-                other: list(timings.ratio(result, other, name)) for other in result.models if other != name
+                other: list(latency_stats.ratio(result, other, name)) for other in result.models if other != name
             }
             row["conditions"] = {
                 **{key: known[key] for key in CONDITIONS},

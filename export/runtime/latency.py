@@ -1,6 +1,6 @@
 """Latency and memory on this machine, measured so that the numbers can be trusted or are refused.
 
-Standard library, numpy and onnxruntime only; runs on Python 3.8. `python -m export.measure --memory FILE` is the fresh process behind
+Standard library, numpy and onnxruntime only; runs on Python 3.8. `python -m export.runtime.latency --memory FILE` is the fresh process behind
 `memory`. What happens to a disturbed measurement: it is repeated, `attempts` times in all; the first quiet attempt counts alone; where
 none is quiet the rounds of all of them are joined, so that intervals show how far the disturbances reach.
 """
@@ -25,10 +25,9 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-from export import conditions
-from export.rounds import Attempt, disturbances
-from export.runtime import ExportError, MissingError, Model, isa, runs_on
-from export.timings import LatencyResult, conclude
+from export.runtime import ExportError, MissingError, Model, conditions, isa, runs_on
+from export.runtime.latency_stats import LatencyResult, conclude
+from export.runtime.rounds import Attempt, disturbances
 
 _MEMORY_RUNS = 10
 _LOST = 0.02  # of a run's time, without a core: a run that was interrupted for less counts
@@ -203,12 +202,12 @@ def memory(path: str | Path, *, threads: int = 1, provider: str | None = None) -
     """
     if not Path(path).is_file():
         raise MissingError(f"{path}: no such file")
-    package = str(Path(__file__).resolve().parent.parent)
+    package = str(Path(__file__).resolve().parents[2])
     command = [
         sys.executable,
         "-B",
         "-m",
-        "export.measure",
+        "export.runtime.latency",
         "--memory",
         str(Path(path).resolve()),
         "--threads",
@@ -248,7 +247,7 @@ def _peak_memory(path: str, threads: int, provider: str | None) -> int | None:
 def main() -> int:
     """Print the peak memory of one model as JSON."""
     parser = argparse.ArgumentParser(
-        prog="python -m export.measure", description="peak resident memory of this process with one model"
+        prog="python -m export.runtime.latency", description="peak resident memory of this process with one model"
     )
     parser.add_argument("--memory", metavar="FILE", required=True)
     parser.add_argument("--threads", type=int, default=1)

@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
-from export import conditions
+from export.runtime import conditions
 
 LAYOUTS = ("uint8_nhwc", "float_nchw", "float_nhwc")
 TARGETS = (

@@ -4,7 +4,7 @@ import {adapter, argmax, clockStep, judge, load, open, placement, run, runtime, 
 import {decode, draw} from "./photos.js";
 
 const query = new URLSearchParams(location.search), auto = query.has("auto");
-const WARMUP = 50, ROUNDS = 20, REPEATS = 700; // as export/measure.py
+const WARMUP = 50, ROUNDS = 20, REPEATS = 700; // as export/runtime/latency.py
 const BUDGET_MS = 3000; // a model's timing by hand: nobody waits for 700 slow runs
 const NAMES = {wasm: "WebAssembly", webgpu: "WebGPU"};
 const at = (id) => document.getElementById(id);

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from export import conditions
-from export.runtime import OUTPUT, ExportError, Model
+from export.runtime import OUTPUT, ExportError, Model, conditions
 
 WINDOW_SECONDS = 60.0  # compared: the first and the last minute, of short runs the first and the last tenth
 SLICES = 10  # a window

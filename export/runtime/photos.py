@@ -83,7 +83,7 @@ def time_to_answer(
 
     The user's own photos where the bundle has some, else the drawn ones; `provider`: an execution provider. None where nothing can be timed.
     """
-    from export import measure, timings
+    from export.runtime import latency, latency_stats
 
     listed, version = manifest.get("photos"), pillow()
     if not listed:
@@ -93,7 +93,7 @@ def time_to_answer(
     own = [entry["file"] for entry in listed["pictures"] if entry.get("own")]
     chosen = own or [entry["file"] for entry in listed["pictures"]]
     contents = [(folder / name).read_bytes() for name in chosen]
-    timed = measure.photo_latency(
+    timed = latency.photo_latency(
         {file: folder / file},
         contents,
         lambda content: preprocess(io.BytesIO(content), listed["resize"], listed["crop"]),
@@ -104,7 +104,7 @@ def time_to_answer(
     )
     summary = {
         **timed.models[file].summary(),
-        "p50_ci95": list(timings.p50_interval(timed, file)[1:]),
+        "p50_ci95": list(latency_stats.p50_interval(timed, file)[1:]),
         "contaminated": timed.contaminated,
     }
     kind = "of your own photos" if own else "drawn photos"

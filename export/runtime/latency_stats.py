@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from export import conditions
-from export.rounds import Attempt, disturbances, drift, join, two_speeds_note, uninterrupted
-from export.runtime import session_options
+from export.runtime import conditions, session_options
+from export.runtime.rounds import Attempt, disturbances, drift, join, two_speeds_note, uninterrupted
 
 # Fewest samples behind a percentile. Source: MLPerf loadgen, early stopping of single-stream runs.
 P90_SAMPLES, P99_SAMPLES = 64, 662
