@@ -18,9 +18,10 @@ from typing import Any
 import click
 import numpy as np
 
-from export import bundle, quantize, rewrites
+from export import bundle, quantize
 from export.bundle import Shipped
-from export.convert import to_onnx
+from export.graph import rewrites
+from export.graph.from_torch import to_onnx
 from export.runtime import Contract, host
 from export.targets import Settings, parse
 from export.targets import verify as targets

@@ -32,7 +32,7 @@ from compress.pipeline import run as pipeline
 from compress.recipe import loader
 from compress.stages import convert
 from compress.verdict.intervals import paired_drop
-from export import graph
+from export.graph import surgery
 
 CASES = {
     "8 bits, per channel": ("quantize.target=x86-vnni", "quantize.per_channel=true"),
@@ -214,8 +214,8 @@ def take_apart(source: Path, target: Path, factor: float) -> None:
     """Scale each channel between a Conv, a Relu and a Conv by 1/factor to 1, and back: the same function, up to rounding."""
     model, random = onnx.load(str(source)), np.random.default_rng(0)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    behind = graph.producers(model.graph)
-    readers = graph.consumers(model.graph)
+    behind = surgery.producers(model.graph)
+    readers = surgery.consumers(model.graph)
     for last in [node for node in model.graph.node if node.op_type == "Conv"]:
         relu = behind.get(last.input[0])
         first = (
@@ -236,7 +236,7 @@ def take_apart(source: Path, target: Path, factor: float) -> None:
         next_weight = next_weight / (by[:, None, None, None] if depthwise else by[None, :, None, None])
         for name, value in zip((*first.input[1:3], last.input[1]), (weight, bias, next_weight), strict=True):
             tensors[name].CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
-    graph.save(model, target)
+    surgery.save(model, target)
 
 
 if __name__ == "__main__":

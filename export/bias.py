@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from export import graph, layers
+from export.graph import layers, surgery
 from export.runtime import SESSION_ERRORS, ExportError, Model, session_options
 
 PIXELS = 16 * 224 * 224  # pictures that are enough, by their pixels: a convolution's mean is over its positions too
@@ -84,7 +84,7 @@ def _channels(node: NodeProto, weight: onnx.TensorProto) -> int:
 
 
 def _is_quantized(quantized: ModelProto, name: str) -> bool:
-    behind = graph.producers(quantized.graph)
+    behind = surgery.producers(quantized.graph)
     node = next((node for node in quantized.graph.node if node.name == name), None)
     return node is not None and node.input[1] in behind and behind[node.input[1]].op_type == "DequantizeLinear"
 

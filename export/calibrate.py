@@ -20,7 +20,7 @@ import onnx
 import onnxruntime
 from onnx import ModelProto, TensorProto
 
-from export import graph
+from export.graph import surgery
 from export.runtime import OUTPUT, SESSION_ERRORS, ExportError, Model, session_options
 
 CALIBRATORS = ("minmax", "entropy", "percentile")
@@ -139,7 +139,7 @@ def activations(model: ModelProto) -> tuple[str, ...]:
 
 def fused(model: ModelProto) -> dict[str, str]:
     """Tensors that only a Clip or Relu reads -> the tensor behind it, whose range they are given."""
-    readers = graph.consumers(model.graph)
+    readers = surgery.consumers(model.graph)
     nodes = (node for node in model.graph.node if node.op_type in ("Clip", "Relu"))
     return {node.input[0]: node.output[0] for node in nodes if len(readers[node.input[0]]) == 1}
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from export import exact, graph
+from export.graph import float64_reference, surgery
 from export.runtime import INPUT, Contract, ExportError
 
 BLOCKS, FOURS = "blocks", "fours"
@@ -53,7 +53,7 @@ def exact_steps(model: ModelProto, contract: Contract, pictures: np.ndarray) -> 
 
     `pictures` uint8 (N, H, W, 3), of which one is enough: the zeros are the same for all. Raises ExportError.
     """
-    expected = exact.logits(model, contract, pictures[:1])
+    expected = float64_reference.logits(model, contract, pictures[:1])
     found: tuple[str, ...] = ()
     for step in (BLOCKS, FOURS):
         candidate = _copy(model)
@@ -61,7 +61,7 @@ def exact_steps(model: ModelProto, contract: Contract, pictures: np.ndarray) -> 
             # A step that has nothing to do is none; those before it are done too, since the next one meets their work.
             if apply(candidate, (*found, step))[1] == apply(_copy(model), found)[1]:
                 continue
-            answers = exact.logits(candidate, contract, pictures[:1])
+            answers = float64_reference.logits(candidate, contract, pictures[:1])
         except ExportError:
             continue
         if float(np.abs(answers - expected).max()) <= EXACT * float(np.abs(expected).max()):
@@ -74,7 +74,7 @@ def apply(model: ModelProto, steps: tuple[str, ...]) -> tuple[dict[str, str], in
     widened = fill_blocks(model) if BLOCKS in steps else 0
     alike = read_pixels_in_fours(model) if FOURS in steps else {}
     if widened or alike:
-        graph.replace(model.graph.value_info, [])  # of other shapes, and the quantiser wants one for each tensor
+        surgery.replace(model.graph.value_info, [])  # of other shapes, and the quantiser wants one for each tensor
         inferred = onnx.shape_inference.infer_shapes(model)
         model.CopyFrom(inferred)
     return alike, widened + bool(alike)
@@ -89,7 +89,7 @@ def _copy(model: ModelProto) -> ModelProto:
 def fill_blocks(model: ModelProto) -> int:
     """Give depthwise convolutions whole blocks of channels; what is added is multiplied by zero behind. Returns how many convolutions."""
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    read = graph.consumers(model.graph)
+    read = surgery.consumers(model.graph)
     count = 0
     done: set[str] = set()
     for node in model.graph.node:
@@ -124,7 +124,7 @@ def _depthwise(node: NodeProto, stored: dict) -> int:
 
 def _region(model: ModelProto, start: NodeProto, channels: int, stored: dict) -> _Region | None:
     """The region around a depthwise convolution; None where something in it ties channels together."""
-    behind, readers = graph.producers(model.graph), graph.consumers(model.graph)
+    behind, readers = surgery.producers(model.graph), surgery.consumers(model.graph)
     outputs = {value.name for value in model.graph.output}
     region, waiting = _Region(channels), [start.input[0], start.output[0]]
     seen: set[tuple[str, bool]] = set()
@@ -212,9 +212,9 @@ def read_pixels_in_fours(model: ModelProto) -> dict[str, str]:
     Returns the new tensors behind it with the known one that has the same values; none where it was not done. The pixels of a row lie side by
     side in (N, H, W, 3), so that (N, H, W / 4, 12) is the same memory, and so are the answers.
     """
-    pixels = graph.normalised_pixels(model.graph)
+    pixels = surgery.normalised_pixels(model.graph)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    readers = graph.consumers(model.graph).get(pixels, [])
+    readers = surgery.consumers(model.graph).get(pixels, [])
     if pixels == INPUT or len(readers) != 1 or readers[0].op_type != "Conv" or readers[0].input[1] not in stored:
         return {}
     stem = readers[0]
@@ -232,7 +232,7 @@ def read_pixels_in_fours(model: ModelProto) -> dict[str, str]:
         return {}
     fours, left, right = _in_fours(weight, pads[1])
     rows = (height + pads[0] + pads[2] - weight.shape[2]) // 2 + 1
-    graph.normalise_by_rows(model, 3 * PIXELS)
+    surgery.normalise_by_rows(model, 3 * PIXELS)
     return _replace_stem(model, stem, fours, [pads[0], left, pads[2], right], [0, rows, width // 2, weight.shape[0]])
 
 
@@ -262,8 +262,8 @@ def _replace_stem(
     if bias:
         new[bias[0]] = np.tile(stored[stem.input[2]], 2)
     # A Relu or Clip stays beside its convolution: one kernel computes both.
-    tail = [node for node in graph.consumers(model.graph).get(answer, []) if node.op_type in ("Relu", "Clip")]
-    fused = tail if len(graph.consumers(model.graph).get(answer, [])) == 1 else []
+    tail = [node for node in surgery.consumers(model.graph).get(answer, []) if node.op_type in ("Relu", "Clip")]
+    fused = tail if len(surgery.consumers(model.graph).get(answer, [])) == 1 else []
     last = fused[0].output[0] if fused else answer
     convolved = f"{name}_in_fours"
     inputs = [stem.input[0], f"{name}_fours_weight", *bias]
@@ -287,5 +287,7 @@ def _replace_stem(
     model.graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in new.items())
     rest = list(model.graph.node)
     place = rest.index(stem)
-    graph.replace(model.graph.node, [*rest[:place], *nodes, *(node for node in rest[place + 1 :] if node not in fused)])
+    surgery.replace(
+        model.graph.node, [*rest[:place], *nodes, *(node for node in rest[place + 1 :] if node not in fused)]
+    )
     return dict.fromkeys((convolved, f"{name}_fours_last", f"{name}_twos"), last)

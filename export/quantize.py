@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from export import bias, graph, layers, layout
+from export import bias, layout
 from export import calibrate as calibration
-from export.audit import FLOAT_LAYERS, Audit, audit
 from export.calibrate import Statistics
-from export.quiet import quiet
+from export.graph import layers, surgery
+from export.graph.executed import FLOAT_LAYERS, Audit, audit
+from export.graph.quiet import quiet
 from export.runtime import OUTPUT, PREFIX, TARGETS, Contract, ExportError, Model
 
 __all__ = ["Audit", "Prepared", "Quantized", "Settings", "audit", "emit", "prepare", "quantize"]
@@ -123,7 +124,7 @@ def prepare(source: Path, images: np.ndarray, *, cache: Path | None = None) -> P
     if len(images) == 0:
         raise ExportError("calibration needs at least one picture")
     runtime.check(images)
-    opset = graph.opset_of(onnx.load(str(source)))
+    opset = surgery.opset_of(onnx.load(str(source)))
     model = preprocessed(source)
     steps = layout.exact_steps(model, runtime.contract, images)
     return Prepared(model, runtime, images, calibration.collect(model, images, runtime, cache=cache), opset, steps)
@@ -172,7 +173,7 @@ def pairs(
         quantized = _with_qdq(
             bias.corrected(model, quantized, prepared.images, prepared.runtime), found, settings, exclude
         )
-    graph.absorb_scalar_products(quantized)
+    surgery.absorb_scalar_products(quantized)
     _float_logits(quantized)
     levels = 64 if settings.reduce_range else 127
     return Pairs(model, quantized, calibration.with_fused(found, model), calibration.fused(model), levels, kept)
@@ -189,12 +190,12 @@ def emit(
     """Write one int8 file, and prove that what was to stay in float runs in float. `ranges`: see `pairs`. Raises ExportError."""
     made = pairs(prepared, settings, ranges, for_kernels=True)
     quantized, kept = made.quantized, made.kept
-    graph.normalise_by_rows(quantized)
+    surgery.normalise_by_rows(quantized)
     _finish(quantized, target, prepared.runtime.contract, settings.isa, prepared.opset, kept)
-    saved = graph.check(target, opset=prepared.opset)
+    saved = surgery.check(target, opset=prepared.opset)
     if kept:
         _prove_float(target)
-    size, nodes = target.stat().st_size, graph.op_counts(saved)
+    size, nodes = target.stat().st_size, surgery.op_counts(saved)
     return Quantized(
         settings.isa,
         settings.activations,
@@ -281,7 +282,7 @@ def _before_first_layer(model: onnx.ModelProto) -> list[str]:
 
 def _float_logits(model: onnx.ModelProto) -> None:
     """Remove the Q/DQ pair behind the last layer: 256 levels of logits would only add ties; the integer kernel can answer in float32."""
-    behind = graph.producers(model.graph)
+    behind = surgery.producers(model.graph)
     dequantize = behind[OUTPUT]
     if dequantize.op_type != "DequantizeLinear":
         return
@@ -291,7 +292,7 @@ def _float_logits(model: onnx.ModelProto) -> None:
         if quantize_node is not None and quantize_node.op_type == "QuantizeLinear"
         else None
     )
-    if last is None or quantize_node is None or len(graph.consumers(model.graph)[last.output[0]]) != 1:
+    if last is None or quantize_node is None or len(surgery.consumers(model.graph)[last.output[0]]) != 1:
         return
     last.output[0] = OUTPUT
     model.graph.node.remove(quantize_node)
@@ -301,13 +302,13 @@ def _float_logits(model: onnx.ModelProto) -> None:
 def _finish(
     model: onnx.ModelProto, target: Path, contract: Contract, isa: str, opset: int, kept: tuple[str, ...]
 ) -> None:
-    if graph.opset_of(model) != opset:
-        raise ExportError(f"{target.name}: quantisation changed opset {opset} to {graph.opset_of(model)}")
+    if surgery.opset_of(model) != opset:
+        raise ExportError(f"{target.name}: quantisation changed opset {opset} to {surgery.opset_of(model)}")
     metadata = {
         **contract.to_metadata(),
         PREFIX + "target": json.dumps(isa),
         **({FLOAT_LAYERS: json.dumps(kept)} if kept else {}),
     }
-    graph.clean(model, metadata, made_by=contract.made_by)
+    surgery.clean(model, metadata, made_by=contract.made_by)
     target.parent.mkdir(parents=True, exist_ok=True)
-    graph.save(model, target)
+    surgery.save(model, target)

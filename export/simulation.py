@@ -14,8 +14,8 @@ import torch
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 from torch import Tensor, nn
 
-from export import graph, layers
 from export.fakequant import quantize_activation, quantize_bias, quantize_weight, scale_and_zero_point, weight_scale
+from export.graph import layers, surgery
 from export.operators import Value, attributes_of, constant, operator
 from export.quantize import Pairs
 from export.runtime import OUTPUT, ExportError
@@ -101,7 +101,7 @@ class Simulation(nn.Module):
             for name in node.input[2:3]
             if node.op_type in layers.LAYERS
         }
-        self.entry = graph.normalised_pixels(chosen)
+        self.entry = surgery.normalised_pixels(chosen)
         self._steps = self._plan(chosen)
         self.taps = nn.ModuleDict({name: nn.Identity() for name in shown or {}})
         self._taps_of: dict[str, list[str]] = {}
@@ -231,7 +231,7 @@ class Simulation(nn.Module):
         """The name of a tensor behind its quantiser, where it has one."""
         if tensor not in {name for step in self._steps for name in step.outputs}:
             raise ExportError(f"tap {tap!r}: the int8 graph has no tensor {tensor}: it was merged with its neighbour")
-        readers = graph.consumers(chosen)
+        readers = surgery.consumers(chosen)
         halves = [node.output[0] for node in readers.get(tensor, ()) if node.op_type == "QuantizeLinear"]
         behind = [
             node.output[0] for half in halves for node in readers.get(half, ()) if node.op_type == "DequantizeLinear"

@@ -157,7 +157,7 @@ def test_a_few_steps_a_kill_and_what_ships(name, tmp_path, data, teacher):
 
 
 def export_and_compare(model: nn.Module, path: Path) -> None:
-    import export.convert
+    import export.graph.from_torch
     from export.runtime import Contract
 
     contract = Contract(

@@ -32,7 +32,7 @@ from compress.recipe.schema import Export
 from compress.training import build as loading
 from compress.training import schedule
 from compress.training.evaluation import predict
-from export.blackbox import inspect, own_side
+from export.graph.foreign_model import inspect, own_side
 from export.runtime import Contract, ExportError, Model, resizing, write_beside
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from compress.cli import main
-from export.layers import layers
+from export.graph.layers import layers
 
 pytestmark = pytest.mark.slow
 

@@ -113,7 +113,7 @@ def _checkpoint(loaded: Loaded, place: str, one: Candidate | Choice, base: Path,
 
 def _file(loaded: Loaded, place: str, one: Candidate, base: Path, size: int) -> str:
     """Another project's ONNX file: its input and output. Raises UsageError where they are others."""
-    from export.blackbox import BlackBox, inspect, own_side
+    from export.graph.foreign_model import BlackBox, inspect, own_side
     from export.runtime import ExportError
 
     path = base / Path(one.onnx or "").expanduser()
@@ -151,7 +151,7 @@ def _network(loaded: Loaded, place: str, one: Candidate | Choice, classes: int, 
 
 def _own(title: str, one: Candidate | Choice, classes: int, size: int) -> str:
     """A network of one's own: its logits, its maps, the vector in front of its last Linear, and whether its file answers as it does."""
-    from export.convert import parity, to_onnx
+    from export.graph.from_torch import parity, to_onnx
     from export.runtime import Contract, ExportError
 
     shapes = outline(one.model, classes=classes, width=None, image_size=size, stages=one.taps).shapes

@@ -63,7 +63,7 @@ def _missing(network: Network, config: Export, wanted: Sequence[str]) -> str | N
     import onnx
 
     from compress.pipeline.plan.stages import untrained
-    from export.convert import to_onnx
+    from export.graph.from_torch import to_onnx
     from export.quantize import preprocessed
     from export.runtime import Contract, ExportError
 
@@ -82,7 +82,7 @@ def _missing(network: Network, config: Export, wanted: Sequence[str]) -> str | N
 
 
 def _unknown(model: ModelProto, wanted: Sequence[str]) -> str | None:
-    from export.layers import resolve
+    from export.graph.layers import resolve
     from export.runtime import ExportError
 
     try:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-import export.blackbox
-import export.convert
-import export.rewrites
+import export.graph.foreign_model
+import export.graph.from_torch
+import export.graph.rewrites
 from compress import __version__
 from compress.core.errors import StageError
 from compress.core.records.base import File

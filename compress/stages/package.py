@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import export.convert
-import export.minimal
+import export.graph.from_torch
+import export.graph.ort_format
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.deployment import Extra, ModelFile, Packaged

@@ -106,14 +106,14 @@ def _train(
 
 def file_side(path: Path) -> int | None:
     """Side in pixels of the pictures that an ONNX file takes; None: any."""
-    from export.blackbox import own_side
+    from export.graph.foreign_model import own_side
 
     return own_side(path)
 
 
 def _inspected(network: Network, file: File) -> tuple[int, int | None]:
     """Parameters and multiply-accumulates of another project's ONNX file. Raises UsageError where it is not what the recipe says."""
-    from export.blackbox import inspect
+    from export.graph.foreign_model import inspect
     from export.runtime import ExportError
 
     try:

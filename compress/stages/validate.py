@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-import export.audit
 import export.bundle
+import export.graph.executed
 import export.runtime.latency
 import export.runtime.latency_stats
 import export.runtime.sustained

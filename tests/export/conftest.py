@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.convert import to_onnx
+from export.graph.from_torch import to_onnx
 from export.quantize import quantize
 from export.runtime import Contract
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from export import runtime
-from export.audit import audit
+from export.graph.executed import audit
 from export.quantize import quantize
 from export.runtime import ExportError
 

@@ -12,8 +12,9 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from export import bias, layers
-from export.convert import to_onnx
+from export import bias
+from export.graph import layers
+from export.graph.from_torch import to_onnx
 from export.quantize import Settings, emit, prepare
 from export.runtime import Contract, Model
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from export import convert, graph, rewrites
+from export.graph import from_torch, rewrites, surgery
 from export.quantize import quantize
 from export.runtime import SESSION_ERRORS, Contract, ExportError, Model
 
@@ -31,7 +31,7 @@ def test_file_is_what_was_promised(fp32: Path, contract: Contract) -> None:
     model = onnx.load(str(fp32))
 
     assert [path.name for path in fp32.parent.glob("small.fp32*")] == ["small.fp32.onnx"]
-    assert graph.opset_of(model) == 18 and model.ir_version == 8  # loads from onnxruntime 1.14 on
+    assert surgery.opset_of(model) == 18 and model.ir_version == 8  # loads from onnxruntime 1.14 on
     assert (model.producer_name, model.producer_version) == ("compress", "9.8.7")
     value = model.graph.input[0]
     assert value.name == "image" and value.type.tensor_type.elem_type == onnx.TensorProto.UINT8
@@ -49,7 +49,7 @@ def test_graph_is_lean(fp32: Path) -> None:
 
 
 def test_parity_on_pictures(network: nn.Module, fp32: Path, images: np.ndarray) -> None:
-    found = convert.parity(network, fp32, images)
+    found = from_torch.parity(network, fp32, images)
 
     assert found.images == 256 and found.agreement == 1.0
     assert 0 < found.mean_abs_diff <= found.max_abs_diff < 1e-4
@@ -60,7 +60,7 @@ def test_parity_sees_another_network(network: nn.Module, fp32: Path, images: np.
     with torch.no_grad():
         other.classifier.bias[0] += 0.5
 
-    assert convert.parity(other, fp32, images).max_abs_diff > 0.49
+    assert from_torch.parity(other, fp32, images).max_abs_diff > 0.49
 
 
 def test_float_input_leaves_normalisation_to_the_application(
@@ -68,7 +68,7 @@ def test_float_input_leaves_normalisation_to_the_application(
 ) -> None:
     path = tmp_path / "float.onnx"
 
-    convert.to_onnx(network, path, dataclasses.replace(contract, layout="float_nchw"))
+    from_torch.to_onnx(network, path, dataclasses.replace(contract, layout="float_nchw"))
 
     assert onnx.load(str(path)).graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert not {"Cast", "Transpose"} & set(_ops(path))
@@ -79,7 +79,7 @@ def test_the_callers_network_stays_as_it_was(network: nn.Module, contract: Contr
     model = copy.deepcopy(network).to(memory_format=torch.channels_last)
     before = {key: value.clone() for key, value in model.state_dict().items()}
 
-    convert.to_onnx(model, tmp_path / "a.onnx", contract)
+    from_torch.to_onnx(model, tmp_path / "a.onnx", contract)
 
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters()) and not model.training
@@ -90,7 +90,7 @@ _AGAIN = """
 import sys, torch
 from pathlib import Path
 from torch import nn
-from export.convert import to_onnx
+from export.graph.from_torch import to_onnx
 from export.quantize import quantize
 from export.runtime import Contract
 import numpy as np
@@ -105,7 +105,7 @@ quantize(folder / "f.onnx", folder / "q.onnx", pictures, isa="x86-vnni")
 
 
 def test_exporting_twice_gives_equal_bytes(network: nn.Module, contract: Contract, fp32: Path, tmp_path: Path) -> None:
-    convert.to_onnx(network, tmp_path / "again.onnx", contract)
+    from_torch.to_onnx(network, tmp_path / "again.onnx", contract)
 
     assert (tmp_path / "again.onnx").read_bytes() == fp32.read_bytes()
 
@@ -140,11 +140,11 @@ def test_networks_that_cannot_be_exported_are_refused(network: nn.Module, contra
     path = tmp_path / "x.onnx"
 
     with pytest.raises(ExportError, match="training mode"):
-        convert.to_onnx(copy.deepcopy(network).train(), path, contract)
+        from_torch.to_onnx(copy.deepcopy(network).train(), path, contract)
     with pytest.raises(ExportError, match="cannot convert Branching"):
-        convert.to_onnx(Branching().eval(), path, contract)
+        from_torch.to_onnx(Branching().eval(), path, contract)
     with pytest.raises(ExportError, match=r"answers \(4,\) for 3 classes"):
-        convert.to_onnx(network, path, dataclasses.replace(contract, classes=("a", "b", "c")))
+        from_torch.to_onnx(network, path, dataclasses.replace(contract, classes=("a", "b", "c")))
     assert not path.exists()
 
 
@@ -186,7 +186,7 @@ def test_check_refuses_a_file_that_breaks_a_promise(fp32: Path, tmp_path: Path, 
     path = _altered(fp32, tmp_path / "altered.onnx", change)
 
     with pytest.raises(ExportError, match=words):
-        graph.check(path, opset=18)
+        surgery.check(path, opset=18)
 
 
 @pytest.mark.parametrize(
@@ -210,20 +210,20 @@ def test_check_runtime_knows_what_an_older_onnxruntime_reads(
     path = _altered(fp32, tmp_path / "altered.onnx", change)
 
     if loads:
-        convert.check_runtime(path, min_runtime)
+        from_torch.check_runtime(path, min_runtime)
     else:
         with pytest.raises(ExportError, match=f"cannot be loaded by onnxruntime {min_runtime}"):
-            convert.check_runtime(path, min_runtime)
+            from_torch.check_runtime(path, min_runtime)
 
 
 @pytest.mark.parametrize(("version", "words"), [("1.9", "older than 1.14"), ("new", "is not a version")])
 def test_check_runtime_refuses_versions_it_cannot_judge(fp32: Path, version: str, words: str) -> None:
     with pytest.raises(ExportError, match=words):
-        convert.check_runtime(fp32, version)
+        from_torch.check_runtime(fp32, version)
 
 
 def test_pools_are_judged_and_told(network: nn.Module, contract: Contract, images: np.ndarray, tmp_path: Path) -> None:
-    exported = convert.to_onnx(network, tmp_path / "a.onnx", contract, pictures=images[:20])
+    exported = from_torch.to_onnx(network, tmp_path / "a.onnx", contract, pictures=images[:20])
 
     (verdict,) = exported.rewrites
     assert (verdict.name, verdict.nodes, verdict.kept, verdict.images) == (
@@ -244,7 +244,7 @@ def test_a_pool_that_changes_answers_is_refused(
 ) -> None:
     monkeypatch.setattr(rewrites, "PARITY", -1.0)
 
-    exported = convert.to_onnx(network, tmp_path / "a.onnx", contract, pictures=images[:20])
+    exported = from_torch.to_onnx(network, tmp_path / "a.onnx", contract, pictures=images[:20])
 
     assert [verdict.kept for verdict in exported.rewrites] == [False] and "answer otherwise" in exported.rewrites[
         0
@@ -258,7 +258,7 @@ def test_a_fixed_batch_answers_as_the_dynamic_file_does(
 ) -> None:
     source = request.getfixturevalue(kind)
 
-    difference = convert.fixed_batch(source, tmp_path / "one.onnx")
+    difference = from_torch.fixed_batch(source, tmp_path / "one.onnx")
 
     model = onnx.load(str(tmp_path / "one.onnx"))
     for value in (model.graph.input[0], model.graph.output[0]):
@@ -282,7 +282,7 @@ def test_a_fixed_batch_that_answers_otherwise_is_refused(
     with pytest.raises(
         ExportError, match="one.onnx: with a fixed batch the logits differ from those of small.fp32.onnx"
     ):
-        convert.fixed_batch(fp32, tmp_path / "one.onnx")
+        from_torch.fixed_batch(fp32, tmp_path / "one.onnx")
 
     assert not (tmp_path / "one.onnx").exists()
 
@@ -292,7 +292,7 @@ def test_preprocessing_travels_in_the_file(
 ) -> None:
     steps = {"version": 1, "steps": [{"step": "resize", "short_side": 18}]}
     told = dataclasses.replace(contract, preprocessing=steps)
-    convert.to_onnx(network, tmp_path / "a.onnx", told)
+    from_torch.to_onnx(network, tmp_path / "a.onnx", told)
     quantize(tmp_path / "a.onnx", tmp_path / "q.onnx", calibration, isa="x86-vnni")
 
     stored = {entry.key: entry.value for entry in onnx.load(str(tmp_path / "a.onnx")).metadata_props}

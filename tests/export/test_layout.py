@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from export import exact, graph, layout, quantize, search
-from export.audit import audit
-from export.convert import to_onnx
+from export import layout, quantize, search
+from export.graph import float64_reference, surgery
+from export.graph.executed import audit
+from export.graph.from_torch import to_onnx
 from export.runtime import Contract, Model, isa
 
 x86_only = pytest.mark.skipif(not isa().startswith("x86"), reason="the layout is for kernels of x86")
@@ -57,7 +58,7 @@ def test_a_stem_that_reads_fours_answers_the_same(
     torch.manual_seed(0)
     halves = (16 + 2 * pad - kernel) // 2 + 1 == 8
     model = export(Mobile(nn.Conv2d(3, 8, kernel, 2, pad)), contract, tmp_path / "m.onnx")
-    before = exact.logits(model, contract, images[:3])
+    before = float64_reference.logits(model, contract, images[:3])
 
     alike = layout.read_pixels_in_fours(model)
 
@@ -66,7 +67,7 @@ def test_a_stem_that_reads_fours_answers_the_same(
         (outputs, inputs, _, fours), strides = stem_of(model)
         assert (outputs, inputs, strides) == (16, 12, [2, 1]) and fours < kernel
         onnx.checker.check_model(model, full_check=True)
-    np.testing.assert_allclose(exact.logits(model, contract, images[:3]), before, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(float64_reference.logits(model, contract, images[:3]), before, rtol=1e-12, atol=1e-14)
 
 
 def test_padding_on_one_side_is_read_in_fours_too(contract: Contract, images: np.ndarray, tmp_path: Path) -> None:
@@ -74,11 +75,11 @@ def test_padding_on_one_side_is_read_in_fours_too(contract: Contract, images: np
     stem = nn.Conv2d(3, 8, 3, 2, 0)
     network = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), Mobile(stem))
     model = export(network, contract, tmp_path / "m.onnx")
-    before = exact.logits(model, contract, images[:3])
+    before = float64_reference.logits(model, contract, images[:3])
 
     assert layout.read_pixels_in_fours(model)
 
-    np.testing.assert_allclose(exact.logits(model, contract, images[:3]), before, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(float64_reference.logits(model, contract, images[:3]), before, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -91,14 +92,14 @@ def test_other_stems_are_left_alone(stem: nn.Conv2d, contract: Contract, tmp_pat
 def test_depthwise_convolutions_get_whole_blocks(contract: Contract, images: np.ndarray, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = export(Mobile(nn.Conv2d(3, 8, 3, 2, 1)), contract, tmp_path / "m.onnx")
-    before = exact.logits(model, contract, images[:3])
+    before = float64_reference.logits(model, contract, images[:3])
 
     assert layout.fill_blocks(model) == 1
 
     shapes = {tuple(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) == 4}
     assert {(32, 8, 1, 1), (32, 1, 3, 3), (8, 32, 1, 1), (32, 8, 1, 1), (12, 32, 1, 1)} <= shapes
-    np.testing.assert_allclose(exact.logits(model, contract, images[:3]), before, rtol=1e-12, atol=1e-14)
-    graph.replace(model.graph.value_info, [])
+    np.testing.assert_allclose(float64_reference.logits(model, contract, images[:3]), before, rtol=1e-12, atol=1e-14)
+    surgery.replace(model.graph.value_info, [])
     onnx.checker.check_model(model, full_check=True)
     assert layout.fill_blocks(model) == 0
 
@@ -141,7 +142,7 @@ def test_int8_for_x86_is_laid_out_and_answers_alike(
 
 def stem_of_int8(path: Path) -> list[int]:
     model = onnx.load(str(path))
-    behind = graph.producers(model.graph)
+    behind = surgery.producers(model.graph)
     node = next(node for node in model.graph.node if node.op_type == "Conv")
     return next(
         list(tensor.dims) for tensor in model.graph.initializer if tensor.name == behind[node.input[1]].input[0]

@@ -14,9 +14,10 @@ import pytest
 from torch import nn
 
 from compress.recipe.schema import Export
-from export import bundle, rewrites, search
+from export import bundle, search
 from export.bundle import Shipped
-from export.convert import fixed_batch, to_onnx
+from export.graph import rewrites
+from export.graph.from_torch import fixed_batch, to_onnx
 from export.quantize import quantize
 from export.runtime import TARGETS, Contract, Model, isa
 

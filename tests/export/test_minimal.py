@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import minimal
+from export.graph import ort_format
 from export.quantize import quantize
 from export.runtime import ExportError, Model, isa
 
@@ -23,7 +23,7 @@ def arm64(fp32: Path, calibration: np.ndarray, tmp_path_factory: pytest.TempPath
 
 
 def test_the_ort_file_answers_as_the_onnx_file_does(int8: Path, images: np.ndarray, tmp_path: Path) -> None:
-    made = minimal.to_ort(int8, tmp_path / "small.ort", tmp_path / "small.config", target="x86-vnni")
+    made = ort_format.to_ort(int8, tmp_path / "small.ort", tmp_path / "small.config", target="x86-vnni")
 
     converted = Model.load(tmp_path / "small.ort")
     assert converted.contract == Model.load(int8).contract and converted.target == "x86-vnni"
@@ -36,7 +36,7 @@ def test_the_ort_file_answers_as_the_onnx_file_does(int8: Path, images: np.ndarr
 
 @x86_only
 def test_the_kernels_are_integer_ones_and_few(int8: Path, tmp_path: Path) -> None:
-    made = minimal.to_ort(int8, tmp_path / "small.ort", tmp_path / "small.config", target="x86-vnni")
+    made = ort_format.to_ort(int8, tmp_path / "small.ort", tmp_path / "small.config", target="x86-vnni")
 
     assert {"com.microsoft:QLinearConv", "com.microsoft:QGemm", "com.microsoft:QLinearAdd"} <= set(made.operators)
     assert "ai.onnx:Conv" not in made.operators and len(made.operators) <= 12
@@ -47,8 +47,8 @@ def test_the_kernels_are_integer_ones_and_few(int8: Path, tmp_path: Path) -> Non
 
 def test_each_target_gets_its_own_types(arm64: Path, int8: Path, tmp_path: Path) -> None:
     """x86's session turns int8 activations into uint8 unless it is told that the file is for ARM."""
-    minimal.to_ort(arm64, tmp_path / "arm.ort", tmp_path / "arm.config", target="arm64")
-    minimal.to_ort(int8, tmp_path / "x86.ort", tmp_path / "x86.config", target="x86-vnni")
+    ort_format.to_ort(arm64, tmp_path / "arm.ort", tmp_path / "arm.config", target="arm64")
+    ort_format.to_ort(int8, tmp_path / "x86.ort", tmp_path / "x86.config", target="x86-vnni")
 
     assert 'QLinearConv{"inputs": {"0": ["int8_t"]}}' in (tmp_path / "arm.config").read_text()
     assert "uint8_t" not in (tmp_path / "arm.config").read_text().replace(
@@ -60,7 +60,7 @@ def test_each_target_gets_its_own_types(arm64: Path, int8: Path, tmp_path: Path)
 def test_a_float_file_is_no_machine_specific_one(fp32: Path, tmp_path: Path) -> None:
     """Blocked channels are as wide as the converting CPU's registers: no such kernel may be in it."""
     made = {
-        target: minimal.to_ort(fp32, tmp_path / f"{target}.ort", tmp_path / f"{target}.config", target=target)
+        target: ort_format.to_ort(fp32, tmp_path / f"{target}.ort", tmp_path / f"{target}.config", target=target)
         for target in ("x86-vnni", "arm64")
     }
 
@@ -71,7 +71,7 @@ def test_a_float_file_is_no_machine_specific_one(fp32: Path, tmp_path: Path) -> 
 def test_equal_inputs_give_equal_lists_and_sizes(int8: Path, images: np.ndarray, tmp_path: Path) -> None:
     """Bytes of .ort files differ between two conversions: onnxruntime orders their tables by addresses in memory."""
     for name in ("a", "b"):
-        minimal.to_ort(int8, tmp_path / name / "x.ort", tmp_path / name / "x.config", target="x86-vnni")
+        ort_format.to_ort(int8, tmp_path / name / "x.ort", tmp_path / name / "x.config", target="x86-vnni")
 
     assert (tmp_path / "a" / "x.config").read_bytes() == (tmp_path / "b" / "x.config").read_bytes()
     first, second = (Model.load(tmp_path / name / "x.ort").run(images) for name in ("a", "b"))
@@ -79,7 +79,7 @@ def test_equal_inputs_give_equal_lists_and_sizes(int8: Path, images: np.ndarray,
 
 
 def test_no_path_of_this_machine_is_in_a_file(int8: Path, tmp_path: Path) -> None:
-    minimal.to_ort(int8, tmp_path / "x.ort", tmp_path / "x.config", target="x86-vnni")
+    ort_format.to_ort(int8, tmp_path / "x.ort", tmp_path / "x.config", target="x86-vnni")
 
     for name in ("x.ort", "x.config"):
         data = (tmp_path / name).read_bytes()
@@ -89,7 +89,7 @@ def test_no_path_of_this_machine_is_in_a_file(int8: Path, tmp_path: Path) -> Non
 def test_onnxruntimes_tools_leave_logging_alone(int8: Path, tmp_path: Path) -> None:
     before = (list(logging.root.handlers), logging.root.level, logging.root.manager.disable)
 
-    minimal.to_ort(int8, tmp_path / "x.ort", tmp_path / "x.config", target="x86-vnni")
+    ort_format.to_ort(int8, tmp_path / "x.ort", tmp_path / "x.config", target="x86-vnni")
 
     assert (list(logging.root.handlers), logging.root.level, logging.root.manager.disable) == before
 
@@ -99,16 +99,16 @@ def test_onnxruntimes_tools_leave_logging_alone(int8: Path, tmp_path: Path) -> N
 )
 def test_what_would_be_wrong_on_the_target_is_refused(int8: Path, tmp_path: Path, target: str, words: str) -> None:
     with pytest.raises(ExportError, match=words):
-        minimal.to_ort(int8, tmp_path / "x.ort", tmp_path / "x.config", target=target)
+        ort_format.to_ort(int8, tmp_path / "x.ort", tmp_path / "x.config", target=target)
 
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_answers_otherwise_is_removed(int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minimal, "SAME", -1.0)
-    monkeypatch.setattr(minimal, "ROUNDED", -1.0)
+    monkeypatch.setattr(ort_format, "SAME", -1.0)
+    monkeypatch.setattr(ort_format, "ROUNDED", -1.0)
 
     with pytest.raises(ExportError, match="x.ort: the answers differ from those of the .onnx file"):
-        minimal.to_ort(int8, tmp_path / "x.ort", tmp_path / "x.config", target="x86-vnni")
+        ort_format.to_ort(int8, tmp_path / "x.ort", tmp_path / "x.config", target="x86-vnni")
 
     assert not (tmp_path / "x.ort").exists()

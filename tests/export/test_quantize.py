@@ -13,8 +13,8 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from export import graph
-from export.convert import to_onnx
+from export.graph import surgery
+from export.graph.from_torch import to_onnx
 from export.quantize import Quantized, quantize
 from export.runtime import TARGETS, Contract, ExportError, Model
 
@@ -46,7 +46,7 @@ def test_per_channel_int8_answers_like_float(made, fp32: Path, images: np.ndarra
 @pytest.mark.parametrize("isa", TARGETS)
 def test_file_keeps_contract_and_interface(made, isa: str, contract: Contract, fp32: Path) -> None:
     path, facts = made[isa]
-    model = graph.check(path, opset=18)
+    model = surgery.check(path, opset=18)
 
     assert Model.load(path).contract == contract and Model.load(path).target == isa
     assert model.ir_version == 8 and facts.isa == isa
@@ -77,7 +77,7 @@ def test_types_and_ranges_follow_the_instruction_set(made, isa: str, activations
 
 def test_weights_have_a_scale_a_channel(made) -> None:
     made_graph, constants = _constants(made["x86-vnni"][0])
-    behind = graph.producers(made_graph)
+    behind = surgery.producers(made_graph)
 
     scales = [constants[behind[node.input[1]].input[1]] for node in made_graph.node if node.op_type == "Conv"]
 
@@ -102,7 +102,7 @@ def test_pixels_are_prepared_in_float(made) -> None:
 def test_the_last_layer_answers_in_float(made, images: np.ndarray) -> None:
     path, facts = made["x86-vnni"]
 
-    assert graph.producers(onnx.load(str(path)).graph)["logits"].op_type == "Gemm"
+    assert surgery.producers(onnx.load(str(path)).graph)["logits"].op_type == "Gemm"
     assert len(np.unique(Model.load(path).run(images))) > 512  # more values than two bytes of levels could show
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from export import exact, graph, rewrites
-from export.audit import audit
-from export.convert import to_onnx
+from export.graph import float64_reference, rewrites, surgery
+from export.graph.executed import audit
+from export.graph.from_torch import to_onnx
 from export.quantize import quantize
 from export.runtime import Contract, Model, isa
 
@@ -109,7 +109,9 @@ def test_pools_are_in_the_float_file_and_activations_in_the_source_of_int8(
     (verdict,) = verdicts
     assert verdict.name == rewrites.HARD and verdict.nodes == 3 and verdict.kept and verdict.files == "int8"
     assert (
-        verdict.max_abs_diff <= verdict.limit and verdict.images == exact.PICTURES and verdict.float32_diff is not None
+        verdict.max_abs_diff <= verdict.limit
+        and verdict.images == float64_reference.PICTURES
+        and verdict.float32_diff is not None
     )
     assert (
         verdict.integer_share is not None
@@ -125,17 +127,17 @@ def test_pools_are_in_the_float_file_and_activations_in_the_source_of_int8(
 
 def test_exactness_is_judged_in_double_precision(hard: Path, images: np.ndarray) -> None:
     model, contract = onnx.load(str(hard)), Model.load(hard).contract
-    reference = exact.logits(model, contract, images[:2])
+    reference = float64_reference.logits(model, contract, images[:2])
     assert reference.dtype == np.float64
     np.testing.assert_allclose(reference, Model.load(hard).run(images[:2]), rtol=1e-4, atol=1e-6)
 
     last = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [4])
     moved = onnx.numpy_helper.to_array(last).astype(np.float64) + 1e-12  # float32 has no such step at these values
-    double = exact.in_double(model)
+    double = float64_reference.in_double(model)
     next(tensor for tensor in double.graph.initializer if tensor.name == last.name).CopyFrom(
         onnx.numpy_helper.from_array(moved, last.name)
     )
-    difference = exact.logits(double, contract, images[:2]) - reference
+    difference = float64_reference.logits(double, contract, images[:2]) - reference
     np.testing.assert_allclose(difference, 1e-12, rtol=1e-2)
 
 
@@ -199,7 +201,7 @@ def test_products_with_a_scalar_cost_no_kernel_and_change_no_integer(
 ) -> None:
     rewrites.for_integers(hard, tmp_path / "source.onnx", calibration)
     quantize(tmp_path / "source.onnx", tmp_path / "absorbed.onnx", calibration, isa="x86-vnni")
-    monkeypatch.setattr(graph, "absorb_scalar_products", lambda model: 0)
+    monkeypatch.setattr(surgery, "absorb_scalar_products", lambda model: 0)
     quantize(tmp_path / "source.onnx", tmp_path / "computed.onnx", calibration, isa="x86-vnni")
 
     products = [audit(tmp_path / f"{name}.onnx").executed["QLinearMul"] for name in ("absorbed", "computed")]
@@ -212,19 +214,19 @@ def test_products_with_a_scalar_cost_no_kernel_and_change_no_integer(
 def test_normalising_by_rows_changes_no_bit(fp32: Path, images: np.ndarray, contract: Contract, tmp_path: Path) -> None:
     model = onnx.load(str(fp32))
 
-    assert graph.normalise_by_rows(model) == 1
+    assert surgery.normalise_by_rows(model) == 1
 
-    graph.clean(model, contract.to_metadata(), made_by=contract.made_by)
-    graph.save(model, tmp_path / "rows.onnx")
+    surgery.clean(model, contract.to_metadata(), made_by=contract.made_by)
+    surgery.save(model, tmp_path / "rows.onnx")
     assert [node.op_type for node in model.graph.node][:6] == ["Cast", "Reshape", "Mul", "Add", "Reshape", "Transpose"]
     np.testing.assert_array_equal(Model.load(tmp_path / "rows.onnx").run(images), Model.load(fp32).run(images))
-    assert graph.normalise_by_rows(model) == 0  # it is not what it looks for any more
+    assert surgery.normalise_by_rows(model) == 0  # it is not what it looks for any more
 
 
 def test_normalising_by_rows_leaves_float_input_alone(network: nn.Module, contract: Contract, tmp_path: Path) -> None:
     to_onnx(network, tmp_path / "f.onnx", dataclasses.replace(contract, layout="float_nchw"))
 
-    assert graph.normalise_by_rows(onnx.load(str(tmp_path / "f.onnx"))) == 0
+    assert surgery.normalise_by_rows(onnx.load(str(tmp_path / "f.onnx"))) == 0
 
 
 def _calibrated(net: nn.Module, size: int) -> nn.Module:

@@ -13,8 +13,9 @@ from onnx import helper
 from torch import nn
 
 from compress import models
-from export import layers, quantize, rewrites, search
-from export.convert import to_onnx
+from export import quantize, search
+from export.graph import layers, rewrites
+from export.graph.from_torch import to_onnx
 from export.operators import OPERATORS, attributes_of, operator
 from export.quantize import Prepared, Settings
 from export.runtime import Contract, ExportError, Model

@@ -24,7 +24,7 @@ from compress.recipe.schema import Candidate
 from compress.stages import teacher
 from compress.verdict import diagnosis, intervals
 from export import quantize, search
-from export.convert import to_onnx
+from export.graph.from_torch import to_onnx
 from export.runtime import Contract, Model, isa
 
 DATA = os.environ.get("COMPRESS_TEST_DATA")

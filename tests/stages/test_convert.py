@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-import export.convert
-import export.rewrites
+import export.graph.from_torch
+import export.graph.rewrites
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.recipe.schema import Export

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import export.convert
+import export.graph.from_torch
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.recipe.schema import Export

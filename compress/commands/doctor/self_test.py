@@ -24,7 +24,7 @@ from compress.commands.doctor.self_test_network import CLASSES, RIGHT, Ground, c
 from compress.recipe.schema import Require
 from compress.verdict import diagnosis, requirements
 from compress.verdict.intervals import paired_drop
-from export.convert import to_onnx
+from export.graph.from_torch import to_onnx
 from export.quantize import quantize
 from export.runtime import TARGETS, Model, isa, runs_on
 

@@ -20,7 +20,7 @@ from compress.data.augment.views import to_float
 from compress.data.decode import decode
 from compress.data.sources import fashion
 from compress.verdict.diagnosis import Constants
-from export.convert import to_onnx
+from export.graph.from_torch import to_onnx
 from export.runtime import Contract, Model
 
 KINDS = (1, 3, 7, 8)  # trouser, dress, sneaker, bag

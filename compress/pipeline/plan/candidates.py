@@ -57,7 +57,7 @@ def unmeasured(recipe: Recipe, base: Path) -> bool:
 def _teacher(one: Candidate, path: Path | None, frame: Frame) -> Subject:
     side = one.image_size
     if path is not None:
-        from export.blackbox import own_side
+        from export.graph.foreign_model import own_side
 
         side = side or own_side(path)
     enough = one.classes is not None and len(one.classes) >= frame.classes

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
-import export.audit
-import export.blackbox
 import export.bundle
-import export.convert
+import export.graph.executed
+import export.graph.foreign_model
+import export.graph.from_torch
+import export.graph.rewrites
 import export.quantize
-import export.rewrites
 import export.runtime.latency
 import export.runtime.latency_stats
 from compress import __version__

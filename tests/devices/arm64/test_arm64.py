@@ -23,7 +23,7 @@ from torch import nn
 from compress.data.sources import fashion
 from export import bundle, runtime
 from export.bundle import Shipped
-from export.convert import to_onnx
+from export.graph.from_torch import to_onnx
 from export.quantize import quantize
 
 pytestmark = pytest.mark.slow

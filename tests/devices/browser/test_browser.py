@@ -26,7 +26,7 @@ from compress.core.errors import MissingError, StageError, UsageError
 from compress.stages import device
 from export import bundle, runtime
 from export.bundle import Shipped
-from export.convert import to_onnx
+from export.graph.from_torch import to_onnx
 from export.quantize import quantize
 from export.runtime import answers
 from export.targets import DeviceFailed, Settings, Unreachable, WrongTarget, browser, loopback, ortweb, parse

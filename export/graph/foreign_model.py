@@ -11,7 +11,7 @@ import onnxruntime
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, numpy_helper
 
-from export.layers import layers
+from export.graph.layers import layers
 from export.runtime import SESSION_ERRORS, ExportError, MissingError, session_options
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from export import graph
+from export.graph import surgery
 from export.runtime import INPUT, OUTPUT, Contract, ExportError, normalize
 
 PICTURES = 4  # a picture of 224 pixels takes 0.2 s (MobileNetV3-small) to 1.4 s (ResNet-18)
@@ -51,5 +51,5 @@ def in_double(model: ModelProto) -> ModelProto:
     for value in (*copy.graph.input, *copy.graph.output):
         if value.type.tensor_type.elem_type in FLOATS:
             value.type.tensor_type.elem_type = TensorProto.DOUBLE
-    graph.replace(copy.graph.value_info, [])
+    surgery.replace(copy.graph.value_info, [])
     return copy

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from onnx import GraphProto, NodeProto, TensorProto
 
-from export import graph
+from export.graph import surgery
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Operators for which onnxruntime's CPU provider has an integer kernel, or which it runs on integers as they are.
@@ -66,8 +66,8 @@ class _File:
 
     def __init__(self, written: GraphProto) -> None:
         self.nodes = {node.name: node for node in written.node}
-        self.behind = graph.producers(written)
-        self.readers = graph.consumers(written)
+        self.behind = surgery.producers(written)
+        self.readers = surgery.consumers(written)
         self.stored = {tensor.name: tensor for tensor in written.initializer}
         self.quantized = any(node.op_type == "QuantizeLinear" for node in written.node)
         self.int8_activations = any(
@@ -135,7 +135,7 @@ def _answers_in_integers(file: _File, node: NodeProto) -> bool:
 
 def _neighbours(executed: GraphProto, islands: Collection[str]) -> dict[str, list[str]]:
     """Islands whose tensors meet an island's without a quantised tensor in between, those before it first."""
-    behind, readers = graph.producers(executed), graph.consumers(executed)
+    behind, readers = surgery.producers(executed), surgery.consumers(executed)
 
     def around(node: NodeProto) -> Iterator[str]:
         for name in node.input:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from export import graph, rewrites
-from export.graph import check_runtime
-from export.quiet import quiet
-from export.rewrites import Rewrite
+from export.graph import rewrites, surgery
+from export.graph.quiet import quiet
+from export.graph.rewrites import Rewrite
+from export.graph.surgery import check_runtime
 from export.runtime import INPUT, OUTPUT, Contract, ExportError, Model, scale_and_shift
 
 if TYPE_CHECKING:  # torch costs seconds to import
@@ -66,11 +66,11 @@ def to_onnx(
     traced = _trace(network, contract, opset)
     _check_classes(network, contract)
     proto, judged = rewrites.for_every_file(traced, contract, pictures)
-    graph.clean(proto, contract.to_metadata(), made_by=contract.made_by)
+    surgery.clean(proto, contract.to_metadata(), made_by=contract.made_by)
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = graph.save(proto, path)
+    data = surgery.save(proto, path)
     try:
-        saved = graph.check(path, opset=opset)
+        saved = surgery.check(path, opset=opset)
         _check_batches(network, path, contract)
     except ExportError:
         path.unlink()
@@ -87,8 +87,8 @@ def fixed_batch(source: Path, target: Path) -> float:
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 1
     target.parent.mkdir(parents=True, exist_ok=True)
-    graph.save(model, target)
-    graph.check(target, opset=graph.opset_of(model))
+    surgery.save(model, target)
+    surgery.check(target, opset=surgery.opset_of(model))
     dynamic, fixed = Model.load(source), Model.load(target)
     images = rewrites.noise(dynamic.contract)
     expected = dynamic.run(images, batch=1)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from export import graph
+from export.graph import surgery
 from export.runtime import ExportError
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -53,7 +53,7 @@ def keep_in_float(model: ModelProto, names: Sequence[str]) -> tuple[str, ...]:
     """
     kept = list(names)
     for name in names:
-        readers = graph.consumers(model.graph)
+        readers = surgery.consumers(model.graph)
         node = next(node for node in model.graph.node if node.name == name)
         output = node.output[0]
         behind = readers.get(output, [])

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from export import rewrites
-from export.quiet import quiet
+from export.graph import rewrites
+from export.graph.quiet import quiet
 from export.runtime import SESSION_ERRORS, TARGETS, ExportError, Model, isa, runs_on, session_options
 
 # Optimisations of the file are done here and stored ("Fixed"): a minimal build has no optimiser. On ARM int8 activations stay int8; elsewhere

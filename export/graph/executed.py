@@ -1,7 +1,7 @@
 """What onnxruntime really executes: the optimised graph of a default session, not what the file says.
 
 Source of the need: a layer that stands in the file between DequantizeLinear and QuantizeLinear may run in float, and one that was left
-in float may be quantised again when the session is made. Why a node runs in float is told by `export.causes`.
+in float may be quantised again when the session is made. Why a node runs in float is told by `export.graph.fallback_reasons`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import onnx
 import onnxruntime
 from onnx import GraphProto, NodeProto
 
-from export import causes, graph
+from export.graph import fallback_reasons, surgery
 from export.runtime import PREFIX, SESSION_ERRORS, ExportError, Model, isa, runs_on, session_options
 
 FLOAT_LAYERS = PREFIX + "float_layers"  # metadata: names of the layers that the recipe keeps in float
@@ -86,8 +86,8 @@ def audit(path: Path, *, threads: int = 1) -> Audit:
     executed = dict(sorted(Counter(kernel.op for kernel in kernels).items()))
     islands = tuple(_islands(kernels, optimised))
     kept = json.loads(model.session.get_modelmeta().custom_metadata_map.get(FLOAT_LAYERS, "[]"))
-    told = causes.explain(islands, written, optimised, kept=frozenset(kept), x86=isa().startswith("x86"))
-    again = causes.requantised(written, [(kernel.name, kernel.op) for kernel in kernels], INTEGER)
+    told = fallback_reasons.explain(islands, written, optimised, kept=frozenset(kept), x86=isa().startswith("x86"))
+    again = fallback_reasons.requantised(written, [(kernel.name, kernel.op) for kernel in kernels], INTEGER)
     return Audit(
         integer / total, total, executed, islands, onnxruntime.__version__, runs_on(model.target, isa()), told, again
     )
@@ -175,7 +175,7 @@ def _behind_first_layer(optimised: GraphProto) -> set[str]:
 
 def _in_order(optimised: GraphProto) -> list[NodeProto]:
     """Nodes so that each follows those that it reads; saved optimised graphs do not promise it."""
-    made_by = graph.producers(optimised)
+    made_by = surgery.producers(optimised)
     ordered: list[NodeProto] = []
     seen: set[int] = set()
 

@@ -1,7 +1,7 @@
 """Float-exact rewrites: the same function in operators that integer kernels exist for; each is tried on a copy and judged by numbers.
 
 onnxruntime has no integer kernel for ReduceMean, HardSwish and HardSigmoid: between int8 layers each becomes an island of float. Whether a rewrite
-is exact is judged in float64 (`export.exact`): in float32 the order of sums alone changes logits by more than the limit.
+is exact is judged in float64 (`export.graph.float64_reference`): in float32 the order of sums alone changes logits by more than the limit.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from export import exact, graph
-from export.audit import INTEGER, audit
+from export.graph import float64_reference, surgery
+from export.graph.executed import INTEGER, audit
 from export.quantize import quantize
 from export.runtime import Contract, Model, isa
 
@@ -53,7 +53,7 @@ class Rewrite:
 def pool_means(model: ModelProto) -> int:
     """Replace ReduceMean over height and width of a rank-4 tensor by GlobalAveragePool (and Flatten); returns how many."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    ranks = graph.ranks_of(model)
+    ranks = surgery.ranks_of(model)
     nodes: list[NodeProto] = []
     count = 0
     for node in model.graph.node:
@@ -66,7 +66,7 @@ def pool_means(model: ModelProto) -> int:
         if not keeps:
             nodes.append(helper.make_node("Flatten", [pooled], [node.output[0]], name=f"{node.name}_flatten", axis=1))
         count += 1
-    graph.replace(model.graph.node, nodes)
+    surgery.replace(model.graph.node, nodes)
     return count
 
 
@@ -101,7 +101,7 @@ def expand_hard_activations(model: ModelProto) -> int:
         if node.op_type == "HardSwish":
             nodes.append(helper.make_node("Mul", [node.input[0], gate], [out], name=f"{out}_product"))
         count += 1
-    graph.replace(model.graph.node, nodes)
+    surgery.replace(model.graph.node, nodes)
     return count
 
 
@@ -116,7 +116,7 @@ def _slope_and_offset(node: NodeProto) -> tuple[float, float]:
 def _channels_of_lone_convolutions(model: ModelProto) -> dict[str, int]:
     """Output channels of each convolution whose output is read once."""
     weights = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if len(tensor.dims) == 4}
-    readers = graph.consumers(model.graph)
+    readers = surgery.consumers(model.graph)
     lone = [node for node in model.graph.node if node.op_type == "Conv" and len(readers.get(node.output[0], [])) == 1]
     return {node.output[0]: weights[node.input[1]] for node in lone if node.input[1] in weights}
 
@@ -147,9 +147,9 @@ def for_integers(source: Path, target: Path, pictures: np.ndarray | None) -> tup
     contract = Model.load(source).contract
     rewritten, verdicts = _try(model, contract, pictures, HARD, expand_hard_activations, files="int8")
     if any(verdict.kept for verdict in verdicts):
-        graph.clean(rewritten, contract.to_metadata(), made_by=contract.made_by)
-        graph.save(rewritten, target)
-        graph.check(target, opset=graph.opset_of(model))
+        surgery.clean(rewritten, contract.to_metadata(), made_by=contract.made_by)
+        surgery.save(rewritten, target)
+        surgery.check(target, opset=surgery.opset_of(model))
     return verdicts
 
 
@@ -169,8 +169,8 @@ def _try(
     if nodes == 0:
         return model, ()
     images = pictures if pictures is not None and len(pictures) else noise(contract)
-    judged = images[: exact.PICTURES]
-    wanted, got = (exact.logits(one, contract, judged) for one in (model, candidate))
+    judged = images[: float64_reference.PICTURES]
+    wanted, got = (float64_reference.logits(one, contract, judged) for one in (model, candidate))
     difference, limit = float(np.abs(wanted - got).max()), PARITY * float(np.abs(wanted).max())
     equal = difference <= limit
     with tempfile.TemporaryDirectory() as folder:
@@ -207,8 +207,8 @@ def noise(contract: Contract) -> np.ndarray:
 def _write(model: ModelProto, contract: Contract, path: Path) -> Path:
     copy = ModelProto()
     copy.CopyFrom(model)
-    graph.clean(copy, contract.to_metadata(), made_by=contract.made_by)
-    graph.save(copy, path)
+    surgery.clean(copy, contract.to_metadata(), made_by=contract.made_by)
+    surgery.save(copy, path)
     return path
 
 

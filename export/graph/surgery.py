@@ -264,7 +264,7 @@ def _machine_paths(model: ModelProto) -> Iterator[str]:
         str(Path.cwd()),
         sys.prefix,
         tempfile.gettempdir(),
-        str(Path(__file__).resolve().parent.parent),
+        str(Path(__file__).resolve().parents[2]),
     }
     for folder in sorted(folders):
         if folder != os.sep and (folder.rstrip(os.sep) + os.sep).encode() in data:
