@@ -18,10 +18,11 @@ from typing import Any
 import click
 import numpy as np
 
-from export import bundle, quantize
+from export import bundle
 from export.bundle import Shipped
 from export.graph import rewrites
 from export.graph.from_torch import to_onnx
+from export.int8 import quantize
 from export.runtime import Contract, host
 from export.targets import Settings, parse
 from export.targets import verify as targets

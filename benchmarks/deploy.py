@@ -36,10 +36,10 @@ import export.runtime.latency_stats
 from compress import models
 from compress.models import catalog, checkpoints
 from compress.verdict import intervals
-from export import quantize, search
 from export.graph import rewrites
 from export.graph.executed import audit
 from export.graph.from_torch import to_onnx
+from export.int8 import quantize, search
 from export.runtime import Contract, Model, host, isa
 
 LITE = "efficientnet_lite0"

@@ -367,7 +367,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "compress",
         "export.graph.from_torch",
         "export.graph.layers",
-        "export.quantize",
+        "export.int8.quantize",
         "export.runtime",
     ),
     "compress.methods.compatibility": (

@@ -64,7 +64,7 @@ def _missing(network: Network, config: Export, wanted: Sequence[str]) -> str | N
 
     from compress.pipeline.plan.stages import untrained
     from export.graph.from_torch import to_onnx
-    from export.quantize import preprocessed
+    from export.int8.quantize import preprocessed
     from export.runtime import Contract, ExportError
 
     size = network.image_size

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-import export.quantize
-import export.search
+import export.int8.quantize
+import export.int8.search
 from compress.core.console import Console
 from compress.core.errors import MissingError, StageError, UsageError
 from compress.core.records.base import File
@@ -25,9 +25,9 @@ from compress.data import calibration_arrays, calibration_index, centre_crop, tr
 from compress.data.splits import shuffled
 from compress.recipe.schema import Device, Quantize
 from compress.verdict import intervals
-from export.quantize import Prepared, Settings
+from export.int8.quantize import Prepared, Settings
+from export.int8.search import PICTURES, Trial
 from export.runtime import TARGETS, ExportError, isa, runs_on
-from export.search import PICTURES, Trial
 from export.targets import DeviceFailed, Unreachable, parse
 from export.targets import verify as targets
 

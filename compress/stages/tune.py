@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-import export.quantize
-import export.search
+import export.int8.quantize
+import export.int8.search
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.deployment import Exported, Tuned
@@ -32,9 +32,9 @@ from compress.training import build, checkpoint
 from compress.training.distill import say_teaching
 from compress.training.evaluation import Pictures, accuracy, predict
 from compress.training.loop import Teaching, fit
-from export.quantize import Prepared, Settings
+from export.int8.qat.model import Simulation
+from export.int8.quantize import Prepared, Settings
 from export.runtime import ExportError
-from export.simulation import Simulation
 
 LEAST_AGREEMENT = 0.98  # of the predictions of simulation and file; they differ where a sum ends between two levels
 CHECKED = 1000  # validation pictures that both are held against each other on

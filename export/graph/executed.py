@@ -34,7 +34,7 @@ INTEGER = ("QLinearConv", "ConvInteger", *INTEGER_PRODUCTS)
 
 @dataclass(frozen=True)
 class Audit:
-    """`int8_mac_share` in [0, 1] of `macs` (one picture, products with the zeros of `export.layout` included).
+    """`int8_mac_share` in [0, 1] of `macs` (one picture, products with the zeros of `export.int8.kernel_layout` included).
 
     `islands`: (node, op) that compute in float behind the first layer; `causes`: why, by the island's node. `requantised`: layers with float
     weights in the file that run in integers all the same. `representative` is False where the file was built for another instruction set:

@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from export.graph import float64_reference, surgery
 from export.graph.executed import INTEGER, audit
-from export.quantize import quantize
+from export.int8.quantize import quantize
 from export.runtime import Contract, Model, isa
 
 PARITY = 1e-6  # of the largest |logit|

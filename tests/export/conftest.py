@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from export.graph.from_torch import to_onnx
-from export.quantize import quantize
+from export.int8.quantize import quantize
 from export.runtime import Contract
 
 SIZE = 16

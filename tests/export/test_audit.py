@@ -10,7 +10,7 @@ import pytest
 
 from export import runtime
 from export.graph.executed import audit
-from export.quantize import quantize
+from export.int8.quantize import quantize
 from export.runtime import ExportError
 
 # 8x8 positions after the stem: 16*27, depthwise 16*9, pointwise 16*16; classifier 16*4

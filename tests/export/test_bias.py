@@ -12,10 +12,10 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from export import bias
 from export.graph import layers
 from export.graph.from_torch import to_onnx
-from export.quantize import Settings, emit, prepare
+from export.int8 import bias_correction
+from export.int8.quantize import Settings, emit, prepare
 from export.runtime import Contract, Model
 
 
@@ -60,21 +60,21 @@ def test_the_correction_is_the_mean_difference_of_the_layer(
     shifted: Path, calibration: np.ndarray, tmp_path: Path
 ) -> None:
     """Of the first layer, where nothing in front is quantised but the pixels: float mean minus int8 mean, channel by channel."""
-    from export import calibrate
-    from export.quantize import _before_first_layer, _with_qdq
+    from export.int8 import calibrate
+    from export.int8.quantize import _before_first_layer, _with_qdq
 
     prepared = prepare(shifted, calibration)
     settings = Settings("x86-vnni", per_channel=False)
     found = calibrate.ranges(prepared.statistics, "minmax")
     quantized = _with_qdq(prepared.model, found, settings, tuple(_before_first_layer(prepared.model)))
 
-    corrected = bias.corrected(prepared.model, quantized, calibration, prepared.runtime)
+    corrected = bias_correction.corrected(prepared.model, quantized, calibration, prepared.runtime)
 
     first = layers.layers(prepared.model)[0]
     same = next(node for node in quantized.graph.node if node.name == first.name)
     means = []
     for model, output in ((prepared.model, first.output[0]), (quantized, same.output[0])):
-        session = bias._session(bias._shown(model, [output]))
+        session = bias_correction._session(bias_correction._shown(model, [output]))
         means.append(
             session.run([output], prepared.runtime.feed(calibration))[0].astype(np.float64).mean(axis=(0, 2, 3))
         )
@@ -114,7 +114,7 @@ def test_shared_and_missing_biases_become_the_layers_own() -> None:
     ]
     model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], weights))
 
-    found = bias.biases(model)
+    found = bias_correction.biases(model)
 
     assert {name: value.tolist() for name, value in found.items()} == {"a": [1, 2], "b": [1, 2], "c": [0, 0]}
     assert len({node.input[2] for node in model.graph.node}) == 3

@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export import calibrate, quantize
-from export.calibrate import BINS, LEVELS, collect, entropy_range, percentile_range, ranges, with_fused
+from export.int8 import calibrate, quantize
+from export.int8.calibrate import BINS, LEVELS, collect, entropy_range, percentile_range, ranges, with_fused
 from export.runtime import Contract, ExportError, Model
 
 SIZE = 8

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from export.graph import from_torch, rewrites, surgery
-from export.quantize import quantize
+from export.int8.quantize import quantize
 from export.runtime import SESSION_ERRORS, Contract, ExportError, Model
 
 
@@ -91,7 +91,7 @@ import sys, torch
 from pathlib import Path
 from torch import nn
 from export.graph.from_torch import to_onnx
-from export.quantize import quantize
+from export.int8.quantize import quantize
 from export.runtime import Contract
 import numpy as np
 torch.manual_seed(3)

@@ -12,7 +12,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.quant_utils import compute_scale_zp
 from torch import Tensor
 
-from export.fakequant import quantize_activation, quantize_bias, quantize_weight, scale_and_zero_point, weight_scale
+from export.int8.qat.fake_quant import (
+    quantize_activation,
+    quantize_bias,
+    quantize_weight,
+    scale_and_zero_point,
+    weight_scale,
+)
 
 RANGES = [(0.0, 6.0), (-1.3, 2.7), (-4.0, 0.0), (-0.37, 5.2), (0.0, 0.0), (-2e-3, 1e-3)]
 

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-from export import quantize
 from export.graph import layers, surgery
 from export.graph.executed import audit
-from export.quantize import Settings, emit, prepare
+from export.int8 import quantize
+from export.int8.quantize import Settings, emit, prepare
 from export.runtime import ExportError, Model
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from export import layout, quantize, search
 from export.graph import float64_reference, surgery
 from export.graph.executed import audit
 from export.graph.from_torch import to_onnx
+from export.int8 import kernel_layout, quantize, search
 from export.runtime import Contract, Model, isa
 
 x86_only = pytest.mark.skipif(not isa().startswith("x86"), reason="the layout is for kernels of x86")
@@ -60,7 +60,7 @@ def test_a_stem_that_reads_fours_answers_the_same(
     model = export(Mobile(nn.Conv2d(3, 8, kernel, 2, pad)), contract, tmp_path / "m.onnx")
     before = float64_reference.logits(model, contract, images[:3])
 
-    alike = layout.read_pixels_in_fours(model)
+    alike = kernel_layout.read_pixels_in_fours(model)
 
     assert bool(alike) == halves
     if halves:
@@ -77,7 +77,7 @@ def test_padding_on_one_side_is_read_in_fours_too(contract: Contract, images: np
     model = export(network, contract, tmp_path / "m.onnx")
     before = float64_reference.logits(model, contract, images[:3])
 
-    assert layout.read_pixels_in_fours(model)
+    assert kernel_layout.read_pixels_in_fours(model)
 
     np.testing.assert_allclose(float64_reference.logits(model, contract, images[:3]), before, rtol=1e-12, atol=1e-14)
 
@@ -86,7 +86,7 @@ def test_padding_on_one_side_is_read_in_fours_too(contract: Contract, images: np
     "stem", [nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(3, 8, 3, 2, 1, dilation=2), nn.Conv2d(3, 9, 3, 2, 1, groups=3)]
 )
 def test_other_stems_are_left_alone(stem: nn.Conv2d, contract: Contract, tmp_path: Path) -> None:
-    assert layout.read_pixels_in_fours(export(Mobile(stem), contract, tmp_path / "m.onnx")) == {}
+    assert kernel_layout.read_pixels_in_fours(export(Mobile(stem), contract, tmp_path / "m.onnx")) == {}
 
 
 def test_depthwise_convolutions_get_whole_blocks(contract: Contract, images: np.ndarray, tmp_path: Path) -> None:
@@ -94,18 +94,21 @@ def test_depthwise_convolutions_get_whole_blocks(contract: Contract, images: np.
     model = export(Mobile(nn.Conv2d(3, 8, 3, 2, 1)), contract, tmp_path / "m.onnx")
     before = float64_reference.logits(model, contract, images[:3])
 
-    assert layout.fill_blocks(model) == 1
+    assert kernel_layout.fill_blocks(model) == 1
 
     shapes = {tuple(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) == 4}
     assert {(32, 8, 1, 1), (32, 1, 3, 3), (8, 32, 1, 1), (32, 8, 1, 1), (12, 32, 1, 1)} <= shapes
     np.testing.assert_allclose(float64_reference.logits(model, contract, images[:3]), before, rtol=1e-12, atol=1e-14)
     surgery.replace(model.graph.value_info, [])
     onnx.checker.check_model(model, full_check=True)
-    assert layout.fill_blocks(model) == 0
+    assert kernel_layout.fill_blocks(model) == 0
 
 
 def test_channels_that_are_joined_to_others_are_left_alone(contract: Contract, tmp_path: Path) -> None:
-    assert layout.fill_blocks(export(Mobile(nn.Conv2d(3, 8, 3, 2, 1), tied=True), contract, tmp_path / "m.onnx")) == 0
+    assert (
+        kernel_layout.fill_blocks(export(Mobile(nn.Conv2d(3, 8, 3, 2, 1), tied=True), contract, tmp_path / "m.onnx"))
+        == 0
+    )
 
 
 def test_weights_that_two_layers_share_are_left_alone(contract: Contract, tmp_path: Path) -> None:
@@ -113,7 +116,7 @@ def test_weights_that_two_layers_share_are_left_alone(contract: Contract, tmp_pa
     expand = next(node for node in model.graph.node if node.op_type == "Conv" and "expand" in node.input[1])
     model.graph.node.append(onnx.helper.make_node("Identity", [expand.input[1]], ["elsewhere"], name="shares"))
 
-    assert layout.fill_blocks(model) == 0
+    assert kernel_layout.fill_blocks(model) == 0
 
 
 @x86_only

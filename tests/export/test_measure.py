@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from compress.stages.support import latency
-from export.quantize import quantize
+from export.int8.quantize import quantize
 from export.runtime import TARGETS, ExportError, MissingError, conditions, isa, latency_stats, rounds
 from export.runtime import latency as measure
 from export.runtime.latency_stats import LatencyResult, ModelLatency

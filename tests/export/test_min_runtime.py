@@ -14,11 +14,12 @@ import pytest
 from torch import nn
 
 from compress.recipe.schema import Export
-from export import bundle, search
+from export import bundle
 from export.bundle import Shipped
 from export.graph import rewrites
 from export.graph.from_torch import fixed_batch, to_onnx
-from export.quantize import quantize
+from export.int8 import search
+from export.int8.quantize import quantize
 from export.runtime import TARGETS, Contract, Model, isa
 
 OLDEST = "1.19.2"  # the newest release of the promised 1.19

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from export.graph import ort_format
-from export.quantize import quantize
+from export.int8.quantize import quantize
 from export.runtime import ExportError, Model, isa
 
 x86_only = pytest.mark.skipif(not isa().startswith("x86"), reason="the kernels named here are those that x86 fuses")

@@ -15,7 +15,7 @@ from torch import nn
 
 from export.graph import surgery
 from export.graph.from_torch import to_onnx
-from export.quantize import Quantized, quantize
+from export.int8.quantize import Quantized, quantize
 from export.runtime import TARGETS, Contract, ExportError, Model
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from export.graph import float64_reference, rewrites, surgery
 from export.graph.executed import audit
 from export.graph.from_torch import to_onnx
-from export.quantize import quantize
+from export.int8.quantize import quantize
 from export.runtime import Contract, Model, isa
 
 x86_only = pytest.mark.skipif(

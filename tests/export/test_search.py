@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import search
-from export.quantize import Settings, prepare
+from export.int8 import search
+from export.int8.quantize import Settings, prepare
+from export.int8.search import PRUNED, SURVIVORS, Trial, divergence, select
 from export.runtime import ExportError, Model
-from export.search import PRUNED, SURVIVORS, Trial, divergence, select
 
 
 @pytest.fixture(scope="module")

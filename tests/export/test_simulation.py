@@ -13,13 +13,13 @@ from onnx import helper
 from torch import nn
 
 from compress import models
-from export import quantize, search
 from export.graph import layers, rewrites
 from export.graph.from_torch import to_onnx
-from export.operators import OPERATORS, attributes_of, operator
-from export.quantize import Prepared, Settings
+from export.int8 import quantize, search
+from export.int8.qat.model import Simulation
+from export.int8.qat.operators import OPERATORS, attributes_of, operator
+from export.int8.quantize import Prepared, Settings
 from export.runtime import Contract, ExportError, Model
-from export.simulation import Simulation
 
 MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)
 # One of each kind of network that the catalogue holds; those of a kind differ in depth and width alone.

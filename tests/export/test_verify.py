@@ -15,7 +15,7 @@ import pytest
 
 from export import bundle, runtime, verify
 from export.bundle import Shipped
-from export.quantize import quantize
+from export.int8.quantize import quantize
 
 # Runs the module as `python -m` does, where none of these can be imported.
 _ISOLATED = """

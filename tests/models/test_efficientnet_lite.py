@@ -23,8 +23,8 @@ from compress.models.efficientnet_lite import BUILDERS, SameConv2d, channels_of,
 from compress.recipe.schema import Candidate
 from compress.stages import teacher
 from compress.verdict import diagnosis, intervals
-from export import quantize, search
 from export.graph.from_torch import to_onnx
+from export.int8 import quantize, search
 from export.runtime import Contract, Model, isa
 
 DATA = os.environ.get("COMPRESS_TEST_DATA")

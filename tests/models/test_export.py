@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from compress.models import build, catalog
-from export import search
 from export.graph.from_torch import parity, to_onnx
 from export.graph.rewrites import for_integers
-from export.quantize import quantize
+from export.int8 import search
+from export.int8.quantize import quantize
 from export.runtime import Contract, Model
 
 CLASSES = tuple("abcde")

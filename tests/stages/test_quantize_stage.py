@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-import export.quantize
+import export.int8.quantize
 from compress.core.errors import StageError, UsageError
 from compress.core.records.base import File
 from compress.data import calibration_arrays, training_arrays

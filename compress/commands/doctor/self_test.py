@@ -25,7 +25,7 @@ from compress.recipe.schema import Require
 from compress.verdict import diagnosis, requirements
 from compress.verdict.intervals import paired_drop
 from export.graph.from_torch import to_onnx
-from export.quantize import quantize
+from export.int8.quantize import quantize
 from export.runtime import TARGETS, Model, isa, runs_on
 
 WRONG = diagnosis.IMAGENET  # mean and deviation that are planted

@@ -18,7 +18,7 @@ import export.graph.executed
 import export.graph.foreign_model
 import export.graph.from_torch
 import export.graph.rewrites
-import export.quantize
+import export.int8.quantize
 import export.runtime.latency
 import export.runtime.latency_stats
 from compress import __version__

@@ -24,7 +24,7 @@ from compress.data.sources import fashion
 from export import bundle, runtime
 from export.bundle import Shipped
 from export.graph.from_torch import to_onnx
-from export.quantize import quantize
+from export.int8.quantize import quantize
 
 pytestmark = pytest.mark.slow
 

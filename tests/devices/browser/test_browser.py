@@ -27,7 +27,7 @@ from compress.stages import device
 from export import bundle, runtime
 from export.bundle import Shipped
 from export.graph.from_torch import to_onnx
-from export.quantize import quantize
+from export.int8.quantize import quantize
 from export.runtime import answers
 from export.targets import DeviceFailed, Settings, Unreachable, WrongTarget, browser, loopback, ortweb, parse
 from export.targets import verify as targets

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from export import calibrate
-from export.quantize import Prepared, Settings, emit
+from export.int8 import calibrate
+from export.int8.quantize import Prepared, Settings, emit
 from export.runtime import ExportError, Model, isa, runs_on
 
 PICTURES = 32

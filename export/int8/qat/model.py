@@ -14,10 +14,16 @@ import torch
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 from torch import Tensor, nn
 
-from export.fakequant import quantize_activation, quantize_bias, quantize_weight, scale_and_zero_point, weight_scale
 from export.graph import layers, surgery
-from export.operators import Value, attributes_of, constant, operator
-from export.quantize import Pairs
+from export.int8.qat.fake_quant import (
+    quantize_activation,
+    quantize_bias,
+    quantize_weight,
+    scale_and_zero_point,
+    weight_scale,
+)
+from export.int8.qat.operators import Value, attributes_of, constant, operator
+from export.int8.quantize import Pairs
 from export.runtime import OUTPUT, ExportError
 
 QUANTIZED, SCALE = "_quantized", "_scale"  # the quantiser's suffixes

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from export import bias, layout
-from export import calibrate as calibration
-from export.calibrate import Statistics
 from export.graph import layers, surgery
 from export.graph.executed import FLOAT_LAYERS, Audit, audit
 from export.graph.quiet import quiet
+from export.int8 import bias_correction as bias
+from export.int8 import calibrate as calibration
+from export.int8 import kernel_layout
+from export.int8.calibrate import Statistics
 from export.runtime import OUTPUT, PREFIX, TARGETS, Contract, ExportError, Model
 
 __all__ = ["Audit", "Prepared", "Quantized", "Settings", "audit", "emit", "prepare", "quantize"]
@@ -68,7 +69,7 @@ class Prepared:
     images: np.ndarray
     statistics: Statistics
     opset: int
-    layout: tuple[str, ...]  # steps of `export.layout` that change no answer
+    layout: tuple[str, ...]  # steps of `export.int8.kernel_layout` that change no answer
 
 
 def quantize(
@@ -126,7 +127,7 @@ def prepare(source: Path, images: np.ndarray, *, cache: Path | None = None) -> P
     runtime.check(images)
     opset = surgery.opset_of(onnx.load(str(source)))
     model = preprocessed(source)
-    steps = layout.exact_steps(model, runtime.contract, images)
+    steps = kernel_layout.exact_steps(model, runtime.contract, images)
     return Prepared(model, runtime, images, calibration.collect(model, images, runtime, cache=cache), opset, steps)
 
 
@@ -219,7 +220,9 @@ def _lay_out(
     if not settings.isa.startswith("x86"):
         return {}
     stem = layers.layers(model)[0].name
-    return layout.apply(model, tuple(step for step in steps if step != layout.FOURS or stem not in kept))[0]
+    return kernel_layout.apply(model, tuple(step for step in steps if step != kernel_layout.FOURS or stem not in kept))[
+        0
+    ]
 
 
 def _with_qdq(

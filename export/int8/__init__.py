@@ -1,0 +1,1 @@
+"""Int8: calibration, quantisation, search, training for int8."""
