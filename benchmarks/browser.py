@@ -18,14 +18,14 @@ from typing import Any
 import click
 import numpy as np
 
-from export import bundle
-from export.bundle import Shipped
+from export.bundle import write
+from export.bundle.write import Shipped
 from export.graph import rewrites
 from export.graph.from_torch import to_onnx
 from export.int8 import quantize
 from export.runtime import Contract, host
 from export.targets import Settings, parse
-from export.targets import verify as targets
+from export.targets import dispatch as targets
 
 NETWORKS = ("mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0")
 PICTURES = 32
@@ -73,7 +73,7 @@ def _bundle(deploy: Any, name: str, pictures: np.ndarray, folder: Path) -> Path:
     rewrites.for_integers(plain, source, calibration[:16])
     quantize.quantize(source if source.is_file() else plain, int8, calibration, isa="web")
     models = [Shipped(plain, "student", "fp32"), Shipped(int8, "student", "int8", "web")]
-    return bundle.write(folder / "bundle", models, shown, np.zeros(len(shown), dtype=np.int64), title=name).archive
+    return write.write(folder / "bundle", models, shown, np.zeros(len(shown), dtype=np.int64), title=name).archive
 
 
 def _row(name: str, zipped: Path, target: str, repeats: int) -> dict[str, Any]:

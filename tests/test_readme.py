@@ -81,9 +81,9 @@ def parse_command(line: str) -> None:
     elif arguments[:2] == ["-m", "compress.recipe.reference_docs"]:
         assert (ROOT / arguments[2]).is_file()
     elif program == "npm":
-        from export.targets import ortweb
+        from export.targets import onnxruntime_web
 
-        assert arguments == ["install", f"onnxruntime-web@{ortweb.VERSION}"]  # the version that the suite runs
+        assert arguments == ["install", f"onnxruntime-web@{onnxruntime_web.VERSION}"]  # the version that the suite runs
     else:
         assert line in (
             "python3 -m venv .venv",

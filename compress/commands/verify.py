@@ -37,7 +37,7 @@ def verify(
     from compress.stages import device
     from compress.stages.support import device_session
     from export.targets import Settings, parse
-    from export.targets.verify import complaint
+    from export.targets.dispatch import complaint
 
     content = json.loads((run_folder / "report.json").read_text())
     bundle = run_folder / "bundle.zip"

@@ -12,7 +12,7 @@ from compress.core.store import Context, Stage
 from compress.recipe.schema import Device
 from compress.stages.support.device_session import ask
 from export.targets import Settings
-from export.targets import verify as targets
+from export.targets import dispatch as targets
 
 LIMIT_SECONDS = 900
 

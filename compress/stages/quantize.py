@@ -29,7 +29,7 @@ from export.int8.quantize import Prepared, Settings
 from export.int8.search import PICTURES, Trial
 from export.runtime import TARGETS, ExportError, isa, runs_on
 from export.targets import DeviceFailed, Unreachable, parse
-from export.targets import verify as targets
+from export.targets import dispatch as targets
 
 RANKING_STREAM = 2  # the search's pictures are drawn by other numbers than calibration's
 

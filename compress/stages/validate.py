@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-import export.bundle
+import export.bundle.write
 import export.graph.executed
 import export.runtime.latency
 import export.runtime.latency_stats

@@ -26,7 +26,16 @@ from export import runtime, verify
 from export.runtime import answers, latency_stats, photos
 from export.runtime.provider import told
 from export.runtime.rounds import Attempt
-from export.targets import Address, DeviceFailed, Settings, Unreachable, WrongTarget, loopback, ortweb, webtimes
+from export.targets import (
+    Address,
+    DeviceFailed,
+    Settings,
+    Unreachable,
+    WrongTarget,
+    browser_timing,
+    loopback,
+    onnxruntime_web,
+)
 from export.targets.unpack import unpacked
 
 BROWSERS = (
@@ -65,7 +74,7 @@ class Heard:
     logits: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     photos: dict[str, tuple[np.ndarray, list[str]]] = field(default_factory=dict)  # and the files that were not decoded
     attempts: dict[str, list[Attempt]] = field(default_factory=dict)
-    began: webtimes.Began | None = None
+    began: browser_timing.Began | None = None
     answer: list[dict[str, Any]] | None = None
     error: str | None = None
     done: threading.Event = field(default_factory=threading.Event)
@@ -84,7 +93,7 @@ def run(
             "--target browser: the page decodes photos with the browser's own decoder, --preprocess has no place there"
         )
     binary = _binary(address)
-    dist = ortweb.folder(address.ort, tell)
+    dist = onnxruntime_web.folder(address.ort, tell)
     with tempfile.TemporaryDirectory() as temporary:
         folder = unpacked(bundle, Path(temporary))
         try:
@@ -183,11 +192,11 @@ def _hear(heard: Heard, processes: list[int], classes: int, kind: str, more: dic
     elif kind == "photos":
         heard.photos[more["provider"]] = np.frombuffer(body, np.uint8), more.get("broken", "").split()
     elif kind == "begin":
-        heard.began = webtimes.begin(processes[0])
+        heard.began = browser_timing.begin(processes[0])
     elif kind == "rounds" and heard.began is not None:
         tried = heard.attempts.setdefault(more["provider"], [])
-        tried.append(webtimes.end(heard.began, json.loads(body)))
-        again = webtimes.disturbed(tried[-1]) and len(tried) < verify.ATTEMPTS
+        tried.append(browser_timing.end(heard.began, json.loads(body)))
+        again = browser_timing.disturbed(tried[-1]) and len(tried) < verify.ATTEMPTS
     elif kind in ("answer", "error"):
         heard.answer = json.loads(body) if kind == "answer" else None
         heard.error = body.decode(errors="replace") if kind == "error" else None

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import bundle
-from export.bundle import Shipped
+from export.bundle import write as bundle
+from export.bundle.write import Shipped
 from export.runtime import ExportError, MissingError
 
 

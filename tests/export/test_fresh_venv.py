@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import bundle
-from export.bundle import Shipped
+from export.bundle import write
+from export.bundle.write import Shipped
 
 
 @pytest.mark.slow
@@ -22,7 +22,7 @@ def test_bundle_verifies_with_two_packages(
     fp32: Path, int8: Path, images: np.ndarray, labels: np.ndarray, tmp_path: Path
 ) -> None:
     models = [Shipped(fp32, "student", "fp32"), Shipped(int8, "student", "int8", "x86-vnni")]
-    made = bundle.write(tmp_path / "made" / "bundle", models, images[:32], labels[:32])
+    made = write.write(tmp_path / "made" / "bundle", models, images[:32], labels[:32])
     shutil.unpack_archive(made.archive, tmp_path / "device")  # what travels is the zip
     folder = tmp_path / "device" / "bundle"
     venv.create(tmp_path / "venv", with_pip=True)

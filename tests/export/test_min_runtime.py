@@ -14,8 +14,8 @@ import pytest
 from torch import nn
 
 from compress.recipe.schema import Export
-from export import bundle
-from export.bundle import Shipped
+from export.bundle import write
+from export.bundle.write import Shipped
 from export.graph import rewrites
 from export.graph.from_torch import fixed_batch, to_onnx
 from export.int8 import search
@@ -97,8 +97,8 @@ def files(
 
 def _device_half(folder: Path) -> None:
     (folder / "export").mkdir()
-    for name in bundle.RUNTIME_FILES:
-        shutil.copyfile(Path(bundle.__file__).with_name(name), folder / "export" / name)
+    for name in write.RUNTIME_FILES:
+        shutil.copyfile(Path(write.__file__).with_name(name), folder / "export" / name)
 
 
 def _environment() -> dict[str, str]:
@@ -139,7 +139,7 @@ def test_the_bundle_verifies_itself_in_the_oldest_runtime(
         Shipped(files / "student.fp32.onnx", "student", "fp32"),
         Shipped(files / f"student.int8.{here}.onnx", "student", "int8", here),
     ]
-    made = bundle.write(tmp_path / "bundle", shipped, images[:32], labels[:32])
+    made = write.write(tmp_path / "bundle", shipped, images[:32], labels[:32])
 
     command = [str(old), "-m", "export.verify", "--json", "../answer.json", "--repeats", "16"]
     done = subprocess.run(command, cwd=made.folder, capture_output=True, text=True, env=_environment())

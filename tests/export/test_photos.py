@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from compress.data.decode import decode
-from export import bundle, photoset, verify
-from export.bundle import Shipped
+from export import verify
+from export.bundle import photos as photoset
+from export.bundle import write as bundle
+from export.bundle.write import Shipped
 from export.runtime import photos
 
 SIDE, RESIZE = 16, 18

@@ -14,11 +14,12 @@ import pytest
 from compress.core.errors import MissingError, StageError
 from compress.stages import device
 from compress.stages.support import device_session
-from export import bundle, runtime, verify
-from export.bundle import Shipped
+from export import runtime, verify
+from export.bundle import write
+from export.bundle.write import Shipped
 from export.runtime import provider
 from export.targets import Settings, WrongTarget, parse
-from export.targets import verify as targets
+from export.targets import dispatch as targets
 
 AZURE, OPENVINO = "AzureExecutionProvider", "OpenVINOExecutionProvider"
 OPENVINO_PACKAGE = "onnxruntime-openvino==1.24.1"
@@ -27,9 +28,9 @@ OPENVINO_PACKAGE = "onnxruntime-openvino==1.24.1"
 @pytest.fixture(scope="module")
 def shipped(
     fp32: Path, int8: Path, images: np.ndarray, labels: np.ndarray, tmp_path_factory: pytest.TempPathFactory
-) -> bundle.Bundle:
+) -> write.Bundle:
     models = [Shipped(fp32, "student", "fp32"), Shipped(int8, "student", "int8", "x86-vnni")]
-    return bundle.write(tmp_path_factory.mktemp("shipped") / "bundle", models, images[:16], labels[:16])
+    return write.write(tmp_path_factory.mktemp("shipped") / "bundle", models, images[:16], labels[:16])
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def azure() -> str:
     return AZURE
 
 
-def test_the_cpu_runs_all_of_it(shipped: bundle.Bundle, tmp_path: Path) -> None:
+def test_the_cpu_runs_all_of_it(shipped: write.Bundle, tmp_path: Path) -> None:
     answer = verify.verify(shipped.folder, repeats=16, asked="cpu")
 
     assert answer["ok"] and answer["remarks"] == ["CPUExecutionProvider (run by the test suite)"]
@@ -50,7 +51,7 @@ def test_the_cpu_runs_all_of_it(shipped: bundle.Bundle, tmp_path: Path) -> None:
 
 
 def test_a_silent_fallback_is_named_and_fails(
-    azure: str, shipped: bundle.Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    azure: str, shipped: write.Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = verify.main(
         [str(shipped.folder), "--provider", "azure", "--json", str(tmp_path / "a.json"), "--repeats", "16"]
@@ -69,7 +70,7 @@ def test_a_silent_fallback_is_named_and_fails(
     )
 
 
-def test_the_same_over_a_target(azure: str, shipped: bundle.Bundle, tmp_path: Path) -> None:
+def test_the_same_over_a_target(azure: str, shipped: write.Bundle, tmp_path: Path) -> None:
     answer = device_session.ask("local?provider=Azure", shipped.archive, tmp_path, Settings(repeats=16))
 
     assert targets.complaint(answer) == f"small.fp32.onnx: {answer['models'][0]['provider']['sentence']}"
@@ -79,7 +80,7 @@ def test_the_same_over_a_target(azure: str, shipped: bundle.Bundle, tmp_path: Pa
 
 
 def test_one_that_is_not_there_is_exit_3(
-    shipped: bundle.Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shipped: write.Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there = ", ".join(provider.available())
     absent = next(
@@ -155,7 +156,7 @@ def test_a_part_that_falls_back_is_counted() -> None:
 
 
 @pytest.mark.slow
-def test_openvino_runs_and_is_seen_to_run(shipped: bundle.Bundle, tmp_path: Path) -> None:
+def test_openvino_runs_and_is_seen_to_run(shipped: write.Bundle, tmp_path: Path) -> None:
     """The other provider of RUN_BY_SUITE: Intel's, on whatever x86 this is, from a wheel of its own."""
     assert set(provider.RUN_BY_SUITE) == {runtime.CPU, OPENVINO}
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export import bundle
-from export.bundle import Shipped
+from export.bundle import write
+from export.bundle.write import Shipped
 from export.runtime import PREFIX, TARGETS, Contract, Model, isa, saturates
 
 SIDE = 4
@@ -101,9 +101,7 @@ def test_this_machines_kernels_differ_from_it_exactly_where_they_are_said_to(two
 
 
 def test_a_bundle_expects_what_the_file_says_whatever_machine_wrote_it(two_sums: Path, tmp_path: Path) -> None:
-    made = bundle.write(
-        tmp_path / "bundle", [Shipped(two_sums, "student", "int8", "x86-vnni")], WHITE, np.array([0, 0])
-    )
+    made = write.write(tmp_path / "bundle", [Shipped(two_sums, "student", "int8", "x86-vnni")], WHITE, np.array([0, 0]))
 
     with np.load(made.folder / "samples.npz") as stored:
         assert stored["logits/sums.int8.onnx"].tolist() == [AS_WRITTEN] * 2

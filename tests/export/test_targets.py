@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import bundle
-from export.bundle import Shipped
+from export.bundle import write
+from export.bundle.write import Shipped
 from export.targets import DeviceFailed, Settings, Unreachable, WrongTarget, parse
-from export.targets import verify as targets
+from export.targets import dispatch as targets
 from export.targets.adb import FOLDER, Adb
 from export.targets.ssh import OPTIONS, Ssh
 from export.targets.unpack import checksums, unpacked
@@ -117,15 +117,15 @@ def test_adb_without_adb_a_python_or_a_device_is_missing(tmp_path: Path, monkeyp
 @pytest.fixture(scope="module")
 def shipped(
     fp32: Path, images: np.ndarray, labels: np.ndarray, tmp_path_factory: pytest.TempPathFactory
-) -> bundle.Bundle:
-    return bundle.write(
+) -> write.Bundle:
+    return write.write(
         tmp_path_factory.mktemp("shipped") / "bundle", [Shipped(fp32, "student", "fp32")], images[:16], labels[:16]
     )
 
 
 @pytest.mark.slow
 def test_the_whole_way_through_a_stand_in_for_adb(
-    shipped: bundle.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shipped: write.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No hardware: a program that runs adb's lines in a shell here shows that the lines are right."""
     stand_in = tmp_path / "bin" / "adb"
@@ -143,7 +143,7 @@ def test_the_whole_way_through_a_stand_in_for_adb(
     assert answer["ok"] is True and (tmp_path / "device" / "answer.json").is_file()
 
 
-def test_a_damaged_archive_and_strange_names_are_refused(shipped: bundle.Bundle, tmp_path: Path) -> None:
+def test_a_damaged_archive_and_strange_names_are_refused(shipped: write.Bundle, tmp_path: Path) -> None:
     broken = tmp_path / "b.zip"
     broken.write_bytes(shipped.archive.read_bytes()[:500])
     with pytest.raises(DeviceFailed, match="b.zip is damaged"):

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import bundle
-from export.bundle import Shipped
+from export.bundle import write
+from export.bundle.write import Shipped
 from export.targets import Address, DeviceFailed, Settings, Unreachable, scripts, wheels
-from export.targets import verify as targets
+from export.targets import dispatch as targets
 from tests.sshd import Server, free_port, start, stop
 
 QUICK = Settings(name="small", repeats=2, latency=False)
@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def shipped(fp32: Path, images: np.ndarray, labels: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = bundle.write(
+    made = write.write(
         tmp_path_factory.mktemp("shipped") / "bundle",
         [Shipped(fp32, "student", "fp32")],
         images[:16],
@@ -234,7 +234,7 @@ def test_a_verifier_that_does_not_answer_in_time(server: Server, ask: Callable[.
 def test_wrong_answers_come_back_as_answers(
     server: Server, fp32: Path, images: np.ndarray, labels: np.ndarray, tmp_path: Path
 ) -> None:
-    made = bundle.write(tmp_path / "bundle", [Shipped(fp32, "student", "fp32")], images[:16], labels[:16])
+    made = write.write(tmp_path / "bundle", [Shipped(fp32, "student", "fp32")], images[:16], labels[:16])
     with np.load(made.folder / "samples.npz") as stored:
         arrays = {name: stored[name] for name in stored.files}
     arrays["logits/small.fp32.onnx"] = -arrays["logits/small.fp32.onnx"]

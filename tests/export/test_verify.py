@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 import pytest
 
-from export import bundle, runtime, verify
-from export.bundle import Shipped
+from export import runtime, verify
+from export.bundle import write
+from export.bundle.write import Shipped
 from export.int8.quantize import quantize
 
 # Runs the module as `python -m` does, where none of these can be imported.
@@ -47,7 +48,7 @@ def shipped(
     for name, isa in (("here", here), ("other", other)):
         quantize(fp32, folder / f"{name}.onnx", calibration, isa=isa)
         models.append(Shipped(folder / f"{name}.onnx", "student", "int8", isa))
-    return bundle.write(folder / "bundle", models, images[:32], labels[:32]).folder
+    return write.write(folder / "bundle", models, images[:32], labels[:32]).folder
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_missing_and_additional_files_are_refused(copied: Path, capsys: pytest.C
 def _sign(folder: Path) -> None:
     """New checksums: what follows is about wrong answers, not about changed files."""
     names = [line.split("  ")[1] for line in (folder / "checksums.sha256").read_text().splitlines()]
-    lines = [f"{bundle._described(folder / name)['sha256']}  {name}\n" for name in names]
+    lines = [f"{write._described(folder / name)['sha256']}  {name}\n" for name in names]
     (folder / "checksums.sha256").write_text("".join(lines))
 
 

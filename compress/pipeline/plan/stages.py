@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-import export.bundle
+import export.bundle.write
 import export.graph.executed
 import export.graph.foreign_model
 import export.graph.from_torch
@@ -32,11 +32,11 @@ from compress.models.count import macs, params
 from compress.recipe.schema import Device, Export
 from compress.stages.support.device_session import ask
 from compress.training import build
-from export.bundle import Shipped
+from export.bundle.write import Shipped
 from export.runtime import FOREIGN, Contract, ExportError, copy_model, isa, runs_on, write_beside
 from export.runtime.latency_stats import LatencyResult
 from export.targets import Settings
-from export.targets import verify as targets
+from export.targets import dispatch as targets
 
 PICTURES = 32  # for the int8 ranges and the timing; neither gets better by more
 SEED = 0  # of the weights and of the noise

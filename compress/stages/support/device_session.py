@@ -8,7 +8,7 @@ from typing import Any
 from compress.core.console import Console
 from compress.core.errors import MissingError, StageError, UsageError
 from export.targets import DeviceFailed, Settings, Unreachable, WrongTarget, parse
-from export.targets import verify as targets
+from export.targets import dispatch as targets
 
 
 def ask(

@@ -21,8 +21,9 @@ import torch
 from torch import nn
 
 from compress.data.sources import fashion
-from export import bundle, runtime
-from export.bundle import Shipped
+from export import runtime
+from export.bundle import write
+from export.bundle.write import Shipped
 from export.graph.from_torch import to_onnx
 from export.int8.quantize import quantize
 
@@ -181,7 +182,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
         quantize(folder / "float.onnx", folder / f"{isa}.onnx", pictures["train"][:64], isa=isa)
         models.append(Shipped(folder / f"{isa}.onnx", "student", "int8", isa))
     chosen = slice(0, PICTURES)
-    return bundle.write(
+    return write.write(
         folder / "bundle", models, pictures["test"][chosen], arrays["test_labels"][chosen], resize=32
     ).folder
 

@@ -24,13 +24,14 @@ from torch import nn
 
 from compress.core.errors import MissingError, StageError, UsageError
 from compress.stages import device
-from export import bundle, runtime
-from export.bundle import Shipped
+from export import runtime
+from export.bundle import write
+from export.bundle.write import Shipped
 from export.graph.from_torch import to_onnx
 from export.int8.quantize import quantize
 from export.runtime import answers
-from export.targets import DeviceFailed, Settings, Unreachable, WrongTarget, browser, loopback, ortweb, parse
-from export.targets import verify as targets
+from export.targets import DeviceFailed, Settings, Unreachable, WrongTarget, browser, loopback, onnxruntime_web, parse
+from export.targets import dispatch as targets
 
 SIZE, CLASSES = 16, ("red", "green", "blue", "grey")
 PAGE = Path(browser.__file__).parents[1] / "page"
@@ -52,7 +53,7 @@ def ort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         try:
-            return ortweb.folder(None, lambda text: None)
+            return onnxruntime_web.folder(None, lambda text: None)
         except Unreachable as error:
             pytest.skip(f"npm does not reach its registry: {error}")
 
@@ -92,7 +93,7 @@ def _network() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def shipped(tmp_path_factory: pytest.TempPathFactory) -> bundle.Bundle:
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> write.Bundle:
     """A float file of each layout, one int8 file for browsers and one for another processor."""
     folder = tmp_path_factory.mktemp("shipped")
     network, calibration = _network(), _pictures(64, seed=2)[0]
@@ -107,7 +108,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> bundle.Bundle:
         quantize(folder / "float.onnx", folder / f"{isa}.onnx", calibration, isa=isa)
         models.append(Shipped(folder / f"{isa}.onnx", "student", "int8", isa))
     images, labels = _pictures(50, seed=1)
-    return bundle.write(folder / "bundle", models, images, labels, resize=SIZE)
+    return write.write(folder / "bundle", models, images, labels, resize=SIZE)
 
 
 def _ask(zipped: Path, work: Path, ort: Path, more: str = "", *, limit: float = 120, **settings: object) -> dict:
@@ -117,7 +118,7 @@ def _ask(zipped: Path, work: Path, ort: Path, more: str = "", *, limit: float = 
 
 @pytest.mark.slow
 def test_a_browser_answers_as_the_machine_that_made_the_bundle(
-    chromium: str, ort: Path, shipped: bundle.Bundle, tmp_path: Path
+    chromium: str, ort: Path, shipped: write.Bundle, tmp_path: Path
 ) -> None:
     answer = _ask(shipped.archive, tmp_path, ort)
 
@@ -128,7 +129,10 @@ def test_a_browser_answers_as_the_machine_that_made_the_bundle(
         and "HeadlessChrome" in answer["host"]["user_agent"]
         and answer["host"]["cores"] >= 1
     )
-    assert answer["onnxruntime"] == f"onnxruntime-web {ortweb.VERSION}, wasm" and answer["host"]["memory_bytes"] is None
+    assert (
+        answer["onnxruntime"] == f"onnxruntime-web {onnxruntime_web.VERSION}, wasm"
+        and answer["host"]["memory_bytes"] is None
+    )
     assert answer["host"]["isolated"] is True and answer["host"]["clock_step_ms"] < 0.02
     for name in ("float.onnx", "planes.onnx"):
         assert rows[name]["ok"] is True and rows[name]["agreement"] == 1.0 and rows[name]["max_abs_diff"] < 1e-4
@@ -162,7 +166,7 @@ def test_a_browser_answers_as_the_machine_that_made_the_bundle(
 
 @pytest.mark.slow
 def test_webgpu_in_software_answers_and_is_not_timed(
-    chromium: str, ort: Path, shipped: bundle.Bundle, tmp_path: Path
+    chromium: str, ort: Path, shipped: write.Bundle, tmp_path: Path
 ) -> None:
     """A processor that plays a graphics card: WebGPU's own kernels and answers, which nodes they took, and no time."""
     answer = _ask(shipped.archive, tmp_path, ort, "&provider=all", repeats=16)
@@ -198,14 +202,14 @@ def test_webgpu_in_software_answers_and_is_not_timed(
         )
 
 
-def _changed(shipped: bundle.Bundle, folder: Path, change: Callable[[Path], None], *, signed: bool) -> Path:
+def _changed(shipped: write.Bundle, folder: Path, change: Callable[[Path], None], *, signed: bool) -> Path:
     """The bundle with one fault; `signed`: with new checksums, as if it had been made like that."""
     copy = Path(shutil.copytree(shipped.folder, folder / "bundle"))
     change(copy)
     if signed:
         manifest = json.loads((copy / "manifest.json").read_text())
-        manifest["files"] = {name: bundle._described(copy / name) for name in manifest["files"]}
-        manifest["samples"]["arrays"] = bundle.npz_layout(copy / "samples.npz")
+        manifest["files"] = {name: write._described(copy / name) for name in manifest["files"]}
+        manifest["samples"]["arrays"] = write.npz_layout(copy / "samples.npz")
         (copy / "manifest.json").write_text(json.dumps(manifest))
         names = [*manifest["files"], "manifest.json"]
         (copy / "checksums.sha256").write_text(
@@ -225,7 +229,7 @@ def _other_answers(copy: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wrong_answers_are_named(chromium: str, ort: Path, shipped: bundle.Bundle, tmp_path: Path) -> None:
+def test_wrong_answers_are_named(chromium: str, ort: Path, shipped: write.Bundle, tmp_path: Path) -> None:
     answer = _ask(_changed(shipped, tmp_path, _other_answers, signed=True), tmp_path, ort, latency=False)
 
     assert answer["ok"] is False and [row["ok"] for row in answer["models"]] == [True, True, False, None]
@@ -238,7 +242,7 @@ def test_wrong_answers_are_named(chromium: str, ort: Path, shipped: bundle.Bundl
 
 
 @pytest.mark.slow
-def test_a_page_that_breaks_says_why(chromium: str, ort: Path, shipped: bundle.Bundle, tmp_path: Path) -> None:
+def test_a_page_that_breaks_says_why(chromium: str, ort: Path, shipped: write.Bundle, tmp_path: Path) -> None:
     def broken(copy: Path) -> None:
         (copy / "float.onnx").write_bytes(b"not a model")
 
@@ -254,10 +258,10 @@ def test_a_page_that_breaks_says_why(chromium: str, ort: Path, shipped: bundle.B
 
 
 def test_a_changed_file_is_refused_before_the_browser_starts(
-    shipped: bundle.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shipped: write.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zipped = _changed(shipped, tmp_path, _other_answers, signed=False)
-    for name in ortweb.FILES:
+    for name in onnxruntime_web.FILES:
         (tmp_path / name).touch()
     with pytest.raises(
         DeviceFailed, match="browser: samples.npz was changed: its sha256 is not the one in checksums.sha256"
@@ -266,7 +270,7 @@ def test_a_changed_file_is_refused_before_the_browser_starts(
 
 
 @pytest.mark.slow
-def test_a_page_that_does_not_end(chromium: str, ort: Path, shipped: bundle.Bundle, tmp_path: Path) -> None:
+def test_a_page_that_does_not_end(chromium: str, ort: Path, shipped: write.Bundle, tmp_path: Path) -> None:
     with pytest.raises(StageError) as raised:
         device.ask(f"browser?ort={ort}", shipped.archive, tmp_path, Settings(repeats=10**7), limit_seconds=4)
     assert (str(raised.value), raised.value.exit_code) == ("browser: the page did not answer within 4 seconds", 4)
@@ -274,15 +278,15 @@ def test_a_page_that_does_not_end(chromium: str, ort: Path, shipped: bundle.Bund
     assert "repeats=10000000" not in left
 
 
-def test_a_browser_that_ends_at_once(shipped: bundle.Bundle, tmp_path: Path) -> None:
-    for name in ortweb.FILES:
+def test_a_browser_that_ends_at_once(shipped: write.Bundle, tmp_path: Path) -> None:
+    for name in onnxruntime_web.FILES:
         (tmp_path / name).touch()
     with pytest.raises(DeviceFailed, match=r"browser: false ended with 1: no message"):
         _ask(shipped.archive, tmp_path, tmp_path, "&binary=false")
 
 
 def test_what_is_missing_is_exit_3_and_ends_with_what_to_do(
-    shipped: bundle.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shipped: write.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(browser, "BROWSERS", ("chromium", "google-chrome"))
@@ -307,12 +311,14 @@ def test_what_is_missing_is_exit_3_and_ends_with_what_to_do(
     assert said("browser").startswith(
         "browser: npm is not installed here, which brings onnxruntime-web; install it (Debian: apt-get install npm), or "
     )
-    assert said(f"browser?ort={tmp_path}").endswith(f"make it with: npm install onnxruntime-web@{ortweb.VERSION}")
+    assert said(f"browser?ort={tmp_path}").endswith(
+        f"make it with: npm install onnxruntime-web@{onnxruntime_web.VERSION}"
+    )
     npm = tmp_path / "npm"
     npm.write_text("#!/bin/sh\necho 'npm error code ENOTFOUND' >&2\nexit 1\n")
     npm.chmod(0o755)
     assert said("browser") == (
-        f"browser: npm could not install onnxruntime-web (code ENOTFOUND); see why with: npm install onnxruntime-web@{ortweb.VERSION}"
+        f"browser: npm could not install onnxruntime-web (code ENOTFOUND); see why with: npm install onnxruntime-web@{onnxruntime_web.VERSION}"
     )
     with pytest.raises(UsageError, match="--preprocess has no place there"):
         device.ask("browser", shipped.archive, tmp_path, Settings(preprocess="x"))
@@ -459,7 +465,7 @@ def test_the_page_judges_by_the_verifiers_rules(tmp_path: Path) -> None:
 
 
 def test_the_lock_file_pins_one_version_and_names_no_registry() -> None:
-    lock = json.loads((Path(ortweb.__file__).with_name("npm") / "package-lock.json").read_text())
+    lock = json.loads((Path(onnxruntime_web.__file__).with_name("npm") / "package-lock.json").read_text())
     packages = {name: entry for name, entry in lock["packages"].items() if name}
-    assert packages["node_modules/onnxruntime-web"]["version"] == ortweb.VERSION
+    assert packages["node_modules/onnxruntime-web"]["version"] == onnxruntime_web.VERSION
     assert all(entry["integrity"].startswith("sha512-") and "resolved" not in entry for entry in packages.values())

@@ -17,7 +17,7 @@ import onnxruntime
 
 from export import runtime
 from export.runtime import FOREIGN, ExportError, MissingError, Model, copy_model, isa, saturates
-from export.targets import ortweb
+from export.targets import onnxruntime_web
 
 RUNTIME_FILES = tuple(
     f"{name}.py"
@@ -109,7 +109,11 @@ def write(
     shipped = max(models, key=lambda model: (model.role == "student", model.precision == "int8"))
     contract = Model.load(shipped.path).contract  # not the teacher's: that may be a file of another project
     text = _README.format(
-        title=title, classes=len(contract.classes), size=contract.image_size, file=shipped.path.name, web=ortweb.VERSION
+        title=title,
+        classes=len(contract.classes),
+        size=contract.image_size,
+        file=shipped.path.name,
+        web=onnxruntime_web.VERSION,
     )
     (partial / "README.md").write_text(text, encoding="utf-8")
     (partial / "requirements.txt").write_text(f"numpy>=1.21\nonnxruntime>={min_runtime}\n", encoding="utf-8")
@@ -179,7 +183,7 @@ def _photos(
     folder: Path, models: Sequence[Shipped], images: np.ndarray, resize: int, own: Sequence[Path]
 ) -> dict[str, Any]:
     """Draw the photos; their manifest entry. Beside them `photos.npz`: the right pixels, what faults would give, every model's logits."""
-    from export import photoset
+    from export.bundle import photos as photoset
 
     entry, arrays = photoset.write(folder, images, resize, own)
     loaded = {model.path.name: Model.load(model.path, as_written=saturates(model.target, isa())) for model in models}

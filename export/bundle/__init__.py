@@ -1,0 +1,1 @@
+"""What is sent to a device: files, golden answers, sample images, instructions."""
