@@ -187,7 +187,7 @@ def _network(case: Case, folder: Path, repeats: int) -> dict[str, Any]:
     begin = time.monotonic()
     judged, chosen = _ours(case, files["float"], files["ours"], folder)
     seconds["ours"] = time.monotonic() - begin
-    timed = export.measure.latency(files, case.evaluation[:32], repeats=repeats)
+    timed = export.runtime.latency.latency(files, case.evaluation[:32], repeats=repeats)
     expected = Model.load(files["float"]).run(case.evaluation, batch=16)
     rows = {
         kind: {**_row(path, expected, case), **_latency(timed, kind), "seconds_to_make": seconds.get(kind)}
@@ -279,7 +279,7 @@ def _row(path: Path, expected: np.ndarray, case: Case) -> dict[str, Any]:
     return {
         **({} if case.labels is None else _accuracy(found, expected, case.labels)),
         "bytes": path.stat().st_size,
-        "peak_memory_bytes": export.measure.memory(path),
+        "peak_memory_bytes": export.runtime.latency.memory(path),
         "agreement_with_float": float((found.argmax(1) == expected.argmax(1)).mean()),
         "kl_to_float": search.divergence(expected, found),
         "int8_mac_share": seen.int8_mac_share,
@@ -300,14 +300,16 @@ def _accuracy(found: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> di
     return {"top1": float(own.mean()), **paired, "mcnemar_p": drop.p}
 
 
-def _latency(timed: export.timings.LatencyResult, kind: str) -> dict[str, Any]:
-    p50, low, high = export.timings.p50_interval(timed, kind)
+def _latency(timed: export.runtime.latency_stats.LatencyResult, kind: str) -> dict[str, Any]:
+    p50, low, high = export.runtime.latency_stats.p50_interval(timed, kind)
     return {"p50_ms": p50, "p50_ci95": [low, high], "runs": timed.models[kind].runs}
 
 
-def _ratios(timed: export.timings.LatencyResult, rows: dict[str, dict[str, Any]], kind: str) -> dict[str, Any]:
+def _ratios(
+    timed: export.runtime.latency_stats.LatencyResult, rows: dict[str, dict[str, Any]], kind: str
+) -> dict[str, Any]:
     """How ours compares: speed, size, memory, as ratios above 1 where ours is better."""
-    speed, low, high = export.timings.ratio(timed, kind, "ours")
+    speed, low, high = export.runtime.latency_stats.ratio(timed, kind, "ours")
     memory = [rows[one]["peak_memory_bytes"] for one in (kind, "ours")]
     return {
         "times_faster": speed,

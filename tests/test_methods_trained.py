@@ -169,12 +169,12 @@ def export_and_compare(model: nn.Module, path: Path) -> None:
         made_by="test",
     )
     pixels = np.random.default_rng(4).integers(0, 256, (5, SIDE, SIDE, 3)).astype(np.uint8)
-    export.convert.to_onnx(model.eval(), path, contract, opset=18, pictures=pixels)
+    export.graph.from_torch.to_onnx(model.eval(), path, contract, opset=18, pictures=pixels)
     with torch.no_grad():
         largest = (
             model(views.to_float(torch.from_numpy(pixels), NORMALIZATION.mean, NORMALIZATION.std)).abs().max().item()
         )
-    assert export.convert.parity(model, path, pixels).max_abs_diff <= 1e-5 * max(1.0, largest)
+    assert export.graph.from_torch.parity(model, path, pixels).max_abs_diff <= 1e-5 * max(1.0, largest)
 
 
 def test_methods_that_read_logits_alone_are_taught_by_the_memory(teacher, data):

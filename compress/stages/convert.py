@@ -85,13 +85,13 @@ def _run(
     validation = views.evaluation_view(pictures.validation(), network.image_size)
     judging = validation[:REWRITE_PICTURES].numpy()
     try:
-        exported = export.convert.to_onnx(live, path, contract, opset=config.opset, pictures=judging)
-        export.convert.check_runtime(path, config.min_runtime)
-        parity = export.convert.parity(live, path, validation.numpy())
+        exported = export.graph.from_torch.to_onnx(live, path, contract, opset=config.opset, pictures=judging)
+        export.graph.from_torch.check_runtime(path, config.min_runtime)
+        parity = export.graph.from_torch.parity(live, path, validation.numpy())
         rewrites = (
             exported.rewrites
             if recorded is None
-            else (*exported.rewrites, *export.rewrites.for_integers(path, source, judging))
+            else (*exported.rewrites, *export.graph.rewrites.for_integers(path, source, judging))
         )
     except ExportError as error:
         raise StageError(f"convert {network.model}: {error}") from error
@@ -128,7 +128,9 @@ def _copied(context: Context, model: Trained, data: TrainingData) -> Exported:
     pictures = build.pictures(data, "cpu")
     validation = views.evaluation_view(pictures.validation(), network.image_size)
     try:
-        found = export.blackbox.inspect(path, image_size=network.side, outputs=network.outputs or network.classes)
+        found = export.graph.foreign_model.inspect(
+            path, image_size=network.side, outputs=network.outputs or network.classes
+        )
         contract = Contract(
             data.classes,
             network.image_size,

@@ -28,13 +28,13 @@ def _run(
 
 def _fixed(model: ModelFile, context: Context) -> list[Extra]:
     name = model.name.replace(".onnx", ".batch1.onnx")
-    difference = export.convert.fixed_batch(model.file.path, context.work / name)
+    difference = export.graph.from_torch.fixed_batch(model.file.path, context.work / name)
     return [Extra(name, "batch1", model.name, File.of(context.work / name), model.target, difference, None)]
 
 
 def _minimal(model: ModelFile, context: Context, target: str) -> list[Extra]:
     ort, config = model.name.replace(".onnx", ".ort"), model.name.replace(".onnx", ".operators.config")
-    made = export.minimal.to_ort(model.file.path, context.work / ort, context.work / config, target=target)
+    made = export.graph.ort_format.to_ort(model.file.path, context.work / ort, context.work / config, target=target)
     return [
         Extra(ort, "ort", model.name, File.of(context.work / ort), target, made.max_abs_diff, made.operators),
         Extra(config, "operators", model.name, File.of(context.work / config), target, None, None),

@@ -95,9 +95,9 @@ def _run(
             trials, sentence = (), None
             options = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
             if tuned is None:
-                made = export.quantize.quantize(source, path, images, **options, cache=cache)
+                made = export.int8.quantize.quantize(source, path, images, **options, cache=cache)
             else:
-                made = _tuned(export.quantize.prepare(source, images, cache=cache), tuned, path, settings)
+                made = _tuned(export.int8.quantize.prepare(source, images, cache=cache), tuned, path, settings)
             settings = dataclasses.replace(settings, float_layers=made.float_layers)
     except ExportError as error:
         raise StageError(f"quantize: {error}") from error
@@ -116,11 +116,11 @@ def _run(
     )
 
 
-def _tuned(prepared: Prepared, tuned: Tuned, path: Path, settings: Settings) -> export.quantize.Quantized:
+def _tuned(prepared: Prepared, tuned: Tuned, path: Path, settings: Settings) -> export.int8.quantize.Quantized:
     """The same file with what training left in it."""
     ranges = {name: (low, high) for name, (low, high) in json.loads(tuned.ranges.path.read_text()).items()}
-    return export.quantize.emit(
-        export.quantize.with_weights(prepared, load_file(tuned.weights.path)), path, settings, ranges
+    return export.int8.quantize.emit(
+        export.int8.quantize.with_weights(prepared, load_file(tuned.weights.path)), path, settings, ranges
     )
 
 
@@ -136,9 +136,9 @@ def _search(
 ) -> _Chosen:
     """Write the best variant to `path`."""
     ranking = _ranking_pictures(data)
-    prepared = export.quantize.prepare(source, images, cache=cache)
+    prepared = export.int8.quantize.prepare(source, images, cache=cache)
     with tempfile.TemporaryDirectory() as folder:
-        trials = export.search.run(prepared, Path(folder), Settings(target), ranking, console.line)
+        trials = export.int8.search.run(prepared, Path(folder), Settings(target), ranking, console.line)
         validation, labels = _validation(data)
         right = prepared.runtime.run(validation).argmax(axis=1) == labels
         survivors = [trial for trial in trials if trial.kept]
@@ -146,7 +146,7 @@ def _search(
             f"search: {len(survivors)} of {sum(trial.kl is not None for trial in trials)} certified on {len(labels):,} validation pictures"
         )
         answers = [
-            export.search.logits(_path(trial), target, validation).argmax(axis=1) == labels for trial in survivors
+            export.int8.search.logits(_path(trial), target, validation).argmax(axis=1) == labels for trial in survivors
         ]
         winner = choose(answers)
         drops = [intervals.paired_drop(right, answer) for answer in answers]

@@ -74,11 +74,11 @@ def _run(
     )
     teaching_method, teaching = _taught(method, trained, live, teacher, pictures, data, own, context)
     try:
-        prepared = export.quantize.prepare(
+        prepared = export.int8.quantize.prepare(
             (model.int8_source or model.file).path, images, cache=context.cache / "calibration"
         )
         shown = _tensors(teaching_method.student_taps, stripped.trained, live, prepared, pictures)
-        pairs = export.quantize.pairs(prepared, settings)
+        pairs = export.int8.quantize.pairs(prepared, settings)
         simulation = Simulation(pairs.model, pairs, shown=shown).to(context.device)
     except ExportError as error:
         raise StageError(f"tune: {error}") from error
@@ -247,9 +247,9 @@ def _hold_against_file(
     """Share of equal predictions and mean |logit difference| of the simulation and the int8 file. Raises StageError where they answer otherwise."""
     pictures = build.pictures(data.training, "cpu")
     chosen = pictures.validation()[:CHECKED]
-    tuned = export.quantize.with_weights(prepared, simulation.learned_weights())
-    export.quantize.emit(tuned, path, settings, simulation.learned_ranges())
-    written = export.search.logits(
+    tuned = export.int8.quantize.with_weights(prepared, simulation.learned_weights())
+    export.int8.quantize.emit(tuned, path, settings, simulation.learned_ranges())
+    written = export.int8.search.logits(
         path, settings.isa, np.ascontiguousarray(views.evaluation_view(chosen, pictures.image_size).numpy())
     )
     path.unlink()

@@ -166,7 +166,7 @@ def _ships(models: tuple[ModelFile, ...], times: LatencyResult, keep: str, seed:
             best,
             f"{best.name} ships although keep: faster was asked for: its speed could not be judged here ({times.unfit}).",
         )
-    speedup, low, high = export.timings.ratio(times, plain.name, best.name, seed=seed)
+    speedup, low, high = export.runtime.latency_stats.ratio(times, plain.name, best.name, seed=seed)
     numbers = f"{speedup:.2f}x [{low:.2f}, {high:.2f}] its speed"
     if low > 1:
         return best, f"{best.name} ships: it is faster than the float student here ({numbers}), as keep: faster asks."
@@ -222,7 +222,7 @@ def _row(
     own = logits[model.name]
     correct = int((own.argmax(axis=1) == labels).sum())
     foreign = model.contract is not None  # another project's nodes may have no names, and its weights may be computed
-    audit = export.audit.audit(model.file.path, threads=config.threads) if timed and not foreign else None
+    audit = export.graph.executed.audit(model.file.path, threads=config.threads) if timed and not foreign else None
     by = "as it is written" if saturates(model.target, isa()) else "by this machine's kernels"
     return {
         "role": "student" if model.role == "static" else model.role,
@@ -240,7 +240,7 @@ def _row(
         "latency_ms": latency.entry(times, model.name, config.seed),
         "first_run_ms": timed.first_run_ms if timed else None,
         "load_ms": timed.load_ms if timed else None,
-        "peak_memory_bytes": export.measure.memory(model.file.path, threads=config.threads) if timed else None,
+        "peak_memory_bytes": export.runtime.latency.memory(model.file.path, threads=config.threads) if timed else None,
         "int8_mac_share": audit.int8_mac_share if audit else None,
         "islands": [f"{name} ({op})" for name, op in audit.islands] if audit and model.precision == "int8" else None,
         "island_causes": audit.causes_counted() if audit and model.precision == "int8" else None,
@@ -257,7 +257,9 @@ def _sustained(
     if not config.sustained_seconds or model.name not in times.models:
         return None
     context.console.line(f"latency: {model.name} without a pause for {config.sustained_seconds} s")
-    found = export.sustained.sustained(model.file.path, images[:64], config.sustained_seconds, threads=config.threads)
+    found = export.runtime.sustained.sustained(
+        model.file.path, images[:64], config.sustained_seconds, threads=config.threads
+    )
     context.console.line(found.sentence())
     return {"file": model.name, **found.summary()}
 
@@ -275,7 +277,7 @@ def _compare(
     drop = intervals.paired_drop(right[against.name], right[model.name])
     both = model.name in times.models and against.name in times.models
     speedup, low, high = (
-        export.timings.ratio(times, against.name, model.name, seed=seed) if both else (None, None, None)
+        export.runtime.latency_stats.ratio(times, against.name, model.name, seed=seed) if both else (None, None, None)
     )
     return {
         "model": model.name,
@@ -334,7 +336,7 @@ def _bundle(
             if not model.evidence:
                 named = Path(temporary) / model.name
                 copy_model(model.file.path, named)
-                shipped.append(export.bundle.Shipped(named, model.role, model.precision, model.target))
+                shipped.append(export.bundle.write.Shipped(named, model.role, model.precision, model.target))
         chosen = stratified(labels, min(samples, len(labels)), seed)
         side = resize or images.shape[1]
         if own:
@@ -342,7 +344,7 @@ def _bundle(
                 f"bundle: {len(own)} of your photos go along as they are, metadata included (device.photos: 0 leaves them out)"
             )
         title = _shipped(models).name
-        written = export.bundle.write(
+        written = export.bundle.write.write(
             context.work / "bundle", shipped, images[chosen], labels[chosen], title=title, resize=side, own=own
         )
     return File.of(written.archive)

@@ -41,9 +41,9 @@ def test_the_file_answers_as_recorded_on_the_validation_pictures(exported, strip
 def test_a_difference_above_the_limit_fails(
     work, stripped, training, versions, monkeypatch, difference, largest, limit
 ):
-    measured = export.convert.parity
+    measured = export.graph.from_torch.parity
     monkeypatch.setattr(
-        export.convert,
+        export.graph.from_torch,
         "parity",
         lambda *rest: dataclasses.replace(measured(*rest), max_abs_diff=difference, largest=largest),
     )
@@ -53,14 +53,14 @@ def test_a_difference_above_the_limit_fails(
 
 
 def test_the_limit_grows_with_the_logits_whose_rounding_it_bounds(work, stripped, training, versions, monkeypatch):
-    measured, seen = export.convert.parity, list[float]()
+    measured, seen = export.graph.from_torch.parity, list[float]()
 
     def large(*rest):
         found = measured(*rest)
         seen.append(found.largest)
         return dataclasses.replace(found, max_abs_diff=2e-3, largest=2.5)
 
-    monkeypatch.setattr(export.convert, "parity", large)
+    monkeypatch.setattr(export.graph.from_torch, "parity", large)
     assert run(work, stripped.trained, stripped.predictions, training, versions).max_abs_diff == 2e-3
     live = build.network(stripped.trained.network, stripped.trained.weights, "cpu").eval()
     network = stripped.trained.network
@@ -71,15 +71,15 @@ def test_the_limit_grows_with_the_logits_whose_rounding_it_bounds(work, stripped
 @pytest.fixture
 def known(monkeypatch, stripped, exported):
     """The export itself is known to work: answer with the file and parity of before, without exporting again."""
-    parity = export.convert.Parity(1e-7, 1e-8, 1.0, 40, np.load(stripped.predictions.path), 9.0)
-    made = export.convert.Exported(18, 8, 10, 100, ())
+    parity = export.graph.from_torch.Parity(1e-7, 1e-8, 1.0, 40, np.load(stripped.predictions.path), 9.0)
+    made = export.graph.from_torch.Exported(18, 8, 10, 100, ())
 
     def to_onnx(live, path, contract, *, opset, pictures):
         path.write_bytes(exported.file.path.read_bytes())
         return made
 
-    monkeypatch.setattr(export.convert, "to_onnx", to_onnx)
-    monkeypatch.setattr(export.convert, "parity", lambda *rest: parity)
+    monkeypatch.setattr(export.graph.from_torch, "to_onnx", to_onnx)
+    monkeypatch.setattr(export.graph.from_torch, "parity", lambda *rest: parity)
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 2])
@@ -108,22 +108,22 @@ def test_without_a_record_the_accuracy_is_held_against_the_known_one(work, strip
 
 def test_what_the_exporter_refuses_is_a_stage_error(work, stripped, training, versions, monkeypatch):
     def refuse(*arguments, **options):
-        raise export.convert.ExportError("no such operator")
+        raise export.graph.from_torch.ExportError("no such operator")
 
-    monkeypatch.setattr(export.convert, "to_onnx", refuse)
+    monkeypatch.setattr(export.graph.from_torch, "to_onnx", refuse)
     with pytest.raises(StageError, match="convert resnet8: no such operator"):
         run(work, stripped.trained, None, training, versions)
 
 
 def test_the_file_says_what_the_application_must_do(work, stripped, training, versions, known, monkeypatch):
     written = {}
-    made = export.convert.to_onnx
+    made = export.graph.from_torch.to_onnx
 
     def to_onnx(live, path, contract, *, opset, pictures):
         written["contract"] = contract
         return made(live, path, contract, opset=opset, pictures=pictures)
 
-    monkeypatch.setattr(export.convert, "to_onnx", to_onnx)
+    monkeypatch.setattr(export.graph.from_torch, "to_onnx", to_onnx)
     told = convert.preprocessing("folder", 18, 16)
     convert.run.run(
         Export(),
@@ -148,9 +148,9 @@ def test_rewrites_for_integers_get_a_file_of_their_own(work, stripped, training,
     def for_integers(source, target, pictures):
         seen.append(pictures.shape)
         target.write_bytes(source.read_bytes() + b"x")
-        return (export.rewrites.Rewrite("a", 2, True, "b", "int8", 0.0, 1.0, 40, 0.1, 0.2),)
+        return (export.graph.rewrites.Rewrite("a", 2, True, "b", "int8", 0.0, 1.0, 40, 0.1, 0.2),)
 
-    monkeypatch.setattr(export.rewrites, "for_integers", for_integers)
+    monkeypatch.setattr(export.graph.rewrites, "for_integers", for_integers)
     student = run(work, stripped.trained, stripped.predictions, training, versions)
     assert student.int8_source.bytes == student.file.bytes + 1 and seen == [(40, 16, 16, 3)]
     assert student.rewrites[0]["kept"] and student.rewrites[0]["rewritten_share"] == 0.2

@@ -51,8 +51,8 @@ def test_only_what_is_asked_for_is_made(work, models, versions):
 
 def test_a_form_that_answers_otherwise_fails_the_stage(work, models, versions, monkeypatch):
     def refuse(source: Path, target: Path) -> float:
-        raise export.convert.ExportError("x.onnx: with a fixed batch the logits differ")
+        raise export.graph.from_torch.ExportError("x.onnx: with a fixed batch the logits differ")
 
-    monkeypatch.setattr(export.convert, "fixed_batch", refuse)
+    monkeypatch.setattr(export.graph.from_torch, "fixed_batch", refuse)
     with pytest.raises(StageError, match="package: x.onnx: with a fixed batch the logits differ"):
         run(work, models, versions, fixed_batch=True)

@@ -67,13 +67,13 @@ def test_the_record_is_the_files(quantized, exported):
 
 def test_the_ranges_come_from_the_calibration_pictures(work, exported, prepared, data_config, versions, monkeypatch):
     given: list[np.ndarray] = []
-    made = export.quantize.quantize
+    made = export.int8.quantize.quantize
 
     def spy(source, target, images, **options):
         given.append(images)
         return made(source, target, images, **options)
 
-    monkeypatch.setattr(export.quantize, "quantize", spy)
+    monkeypatch.setattr(export.int8.quantize, "quantize", spy)
     calibration = data.calibration(prepared, data_config)
     record = quantize.run.run(
         Quantize(), context=work, model=exported, data=calibration, target="arm64", versions=versions
@@ -114,9 +114,9 @@ def test_the_recipes_settings_reach_the_file(work, exported, prepared, data_conf
 
 def test_a_rewritten_float_file_is_what_int8_is_made_from(work, exported, prepared, data_config, versions, monkeypatch):
     given = []
-    made = export.quantize.quantize
+    made = export.int8.quantize.quantize
     monkeypatch.setattr(
-        export.quantize,
+        export.int8.quantize,
         "quantize",
         lambda source, *rest, **options: given.append(source) or made(source, *rest, **options),
     )

@@ -116,10 +116,10 @@ def itself(ground: Ground) -> Outcome:
     # so small a network needs many runs: one takes 20 millionths of a second
     copy = ground.folder / "copy.onnx"
     shutil.copyfile(ground.fp32, copy)
-    timed = export.measure.latency(
+    timed = export.runtime.latency.latency(
         {"model": ground.fp32, "copy": copy}, ground.right[:64], repeats=10 * RUNS, rounds=40, attempts=3
     )
-    ratio, low, high = export.timings.ratio(timed, "model", "copy")
+    ratio, low, high = export.runtime.latency_stats.ratio(timed, "model", "copy")
     drop = paired_drop(ground.correct, Model.load(copy).run(ground.right).argmax(axis=1) == ground.labels)
     # 95 in 100 intervals hold the truth; one that misses it by less than a hundredth is no error of the measurement
     same = low <= 1 <= high or abs(ratio - 1) < 0.01
@@ -209,15 +209,17 @@ def busy_neighbour(ground: Ground) -> Outcome:
     """Other processes on every core while the time is measured; the limit is the best that the machine reached without them (or with them: it may have
     been slower before)."""
     quiet = float(
-        export.measure.latency({"model": ground.fp32}, ground.right[:64], repeats=RUNS).models["model"].samples_ms.min()
+        export.runtime.latency.latency({"model": ground.fp32}, ground.right[:64], repeats=RUNS)
+        .models["model"]
+        .samples_ms.min()
     )
     # About two seconds: the kernel counts other processes' time in ticks of 10 ms.
     repeats = max(RUNS, round(2000 / max(quiet, 1e-3)))
     with _neighbours():
-        timed = export.measure.latency({"model": ground.fp32}, ground.right[:64], repeats=repeats)
+        timed = export.runtime.latency.latency({"model": ground.fp32}, ground.right[:64], repeats=repeats)
     if timed.contaminated is None:
         return Outcome("a busy neighbour", None, "not shown: this system does not tell what other processes use")
-    value, low, high = export.timings.p50_interval(timed, "model")
+    value, low, high = export.runtime.latency_stats.p50_interval(timed, "model")
     facts = requirements.Facts(
         "student",
         "local",

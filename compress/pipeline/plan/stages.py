@@ -106,14 +106,14 @@ def _draft(
     fp32, source, int8 = (context.work / name for name in ("model.onnx", "model.int8source.onnx", "model.int8.onnx"))
     audit = None
     try:
-        export.convert.to_onnx(model, fp32, contract, opset=config.opset, pictures=images)
+        export.graph.from_torch.to_onnx(model, fp32, contract, opset=config.opset, pictures=images)
         if target is not None:
-            export.rewrites.for_integers(fp32, source, images)  # writes `source` where a rewrite is worth keeping
+            export.graph.rewrites.for_integers(fp32, source, images)  # writes `source` where a rewrite is worth keeping
             origin = source if source.is_file() else fp32
-            export.quantize.quantize(
+            export.int8.quantize.quantize(
                 origin, int8, images, isa=target, per_channel=per_channel, float_layers=float_layers
             )
-            audit = export.audit.audit(int8) if runs_on(target, isa()) else None
+            audit = export.graph.executed.audit(int8) if runs_on(target, isa()) else None
     except ExportError as error:
         raise StageError(f"plan {network.model}: {error}") from error
     return Drafted(
@@ -134,7 +134,9 @@ def _taken(context: Context, network: Network, file: File) -> Drafted:
     path = context.work / "model.onnx"
     shutil.copyfile(file.path, path)
     try:
-        found = export.blackbox.inspect(file.path, image_size=network.side, outputs=network.outputs or network.classes)
+        found = export.graph.foreign_model.inspect(
+            file.path, image_size=network.side, outputs=network.outputs or network.classes
+        )
     except ExportError as error:
         raise UsageError(f"plan {network.model}: {error}") from error
     contract = Contract(
@@ -202,16 +204,19 @@ def _time(
     images = _images(pictures, size)
     try:
         result = _latency({name: file.path for name, file in files.items()}, images, config)
-        memory = {name: export.measure.memory(file.path, threads=config) for name, file in own.items()}
+        memory = {name: export.runtime.latency.memory(file.path, threads=config) for name, file in own.items()}
     except ExportError as error:
         raise StageError(f"plan: {error}") from error
     return Timed(
         latency_ms={
-            name: {**result.models[name].summary(), "p50_ci95": list(export.timings.p50_interval(result, name)[1:])}
+            name: {
+                **result.models[name].summary(),
+                "p50_ci95": list(export.runtime.latency_stats.p50_interval(result, name)[1:]),
+            }
             for name in files
         },
         speedup={
-            mine: {name: list(export.timings.ratio(result, name, mine)) for name in files if name != mine}
+            mine: {name: list(export.runtime.latency_stats.ratio(result, name, mine)) for name in files if name != mine}
             for mine in own
         },
         peak_memory_bytes=memory,
@@ -223,10 +228,10 @@ def _time(
 
 def _latency(files: dict[str, Any], images: np.ndarray, threads: int) -> LatencyResult:
     """As many runs as fit the budget."""
-    first = export.measure.latency(files, images, threads=threads, warmup=2, repeats=3, rounds=1)
+    first = export.runtime.latency.latency(files, images, threads=threads, warmup=2, repeats=3, rounds=1)
     turn = sum(model.p50_ms for model in first.models.values())
     repeats = min(MOST, max(FEWEST, int(BUDGET_MS / turn)))
-    return export.measure.latency(
+    return export.runtime.latency.latency(
         files, images, threads=threads, warmup=10, repeats=repeats, rounds=ROUNDS, attempts=ATTEMPTS
     )
 
@@ -252,7 +257,7 @@ def _there(
         models.append(Shipped(context.work / file, role, "int8" if int8 else "fp32", draft.target if int8 else None))
     images = _images(pictures, size)[:PICTURES]
     try:
-        bundle = export.bundle.write(
+        bundle = export.bundle.write.write(
             context.work / "bundle", models, images, np.zeros(len(images), np.int64), title="plan"
         )
     except ExportError as error:

@@ -32,7 +32,7 @@ def inference(
     files: Mapping[str, File], images: NDArray[np.uint8], *, threads: int, warmup: int, repeats: int, seed: int
 ) -> LatencyResult:
     """All models interleaved; the bytes that ran are those that were hashed when they were made. Raises StageError, ExportError."""
-    timed = export.measure.latency(
+    timed = export.runtime.latency.latency(
         {name: file.path for name, file in files.items()},
         images,
         threads=threads,
@@ -69,7 +69,7 @@ def photos_to_answers(
     def decode(content: bytes) -> NDArray[np.uint8]:
         return centre_crop(pictures.decode(content, (resize or size) if photos else size)[None], size)[0]
 
-    timed = export.measure.photo_latency(
+    timed = export.runtime.latency.photo_latency(
         {name: file.path for name, file in files.items()},
         contents,
         decode,
@@ -106,7 +106,10 @@ def entry(timed: LatencyResult, name: str, seed: int) -> dict[str, Any] | None:
     """A `latency_ms` or `photo_latency_ms` of report.json; None where the file was not timed."""
     if name not in timed.models:
         return None
-    return {**timed.models[name].summary(), "p50_ci95": list(export.timings.p50_interval(timed, name, seed=seed)[1:])}
+    return {
+        **timed.models[name].summary(),
+        "p50_ci95": list(export.runtime.latency_stats.p50_interval(timed, name, seed=seed)[1:]),
+    }
 
 
 def photo_conditions(timed: LatencyResult, source: str) -> dict[str, Any]:
