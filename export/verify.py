@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -48,7 +49,7 @@ def check_files(folder: Path, report: Path | None = None) -> int:
     ]
     names = {path.relative_to(folder).as_posix(): path for path in there}
     found = {
-        name: path for name, path in names.items() if not name.startswith("export/__pycache__/")
+        name: path for name, path in names.items() if not re.match(r"export/(runtime/)?__pycache__/", name)
     }  # Python's own copies
     for name in sorted(set(expected) - set(found)):
         raise Refused(WRONG, f"{name} is missing from the bundle: it is not the one that was made")

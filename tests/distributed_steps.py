@@ -24,7 +24,7 @@ from compress.data.streaming.batches import Stream
 from compress.data.streaming.listing import Listing, Part, Place, write
 from compress.methods import Outline, build_method
 from compress.recipe.schema import Crd, Dhkd, Distill, Schedule, Train
-from compress.training import loop as loop
+from compress.training import loop
 from compress.training.loop import Pictures, fit
 
 CLASSES, COUNT, SIDE, WIDTH = 4, 36, 8, 6

@@ -295,20 +295,22 @@ def test_another_command_does_not_offer_to_resume() -> None:
 
 BUG = """
 import sys
-from compress import cli, recipe
+from compress.cli import main
+from compress.recipe import loader
 def broken(*_, **__):
     raise ZeroDivisionError("two\\nlines")
-recipe.load = broken
-sys.exit(cli.main({arguments!r}))
+loader.load = broken
+sys.exit(main.main({arguments!r}))
 """
 WAIT = """
 import sys, time
-from compress import cli, recipe
+from compress.cli import main
+from compress.recipe import loader
 def wait(*_, **__):
     print("ready", flush=True)
     time.sleep(30)
-recipe.load = wait
-sys.exit(cli.main({arguments!r}))
+loader.load = wait
+sys.exit(main.main({arguments!r}))
 """
 
 

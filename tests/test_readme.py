@@ -138,7 +138,7 @@ def test_replacing_keeps_the_rest_and_needs_both_markers() -> None:
 
 
 def test_the_reference_needs_no_torch() -> None:
-    code = "import sys; from compress import reference; reference.markdown(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from compress.recipe import reference_docs; reference_docs.markdown(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

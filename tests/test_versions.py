@@ -21,176 +21,38 @@ from compress.training import build
 ROOT = Path(__file__).parents[1]
 PINS = Path(__file__).parent / "golden" / "stages.json"
 
-SPLITS = ("compress/data/__init__.py", "compress/data/splits.py")
-NETWORKS = tuple(
-    f"compress/models/{name}.py"
-    for name in (
-        "__init__",
-        "builders",
-        "catalog",
-        "checkpoints",
-        "contracted",
-        "count",
-        "deployed",
-        "efficientnet_lite",
-        "hollow",
-        "initial",
-        "mobilenet",
-        "onnx_network",
-        "outline",
-        "own",
-        "resnet",
-        "resnet4",
-        "roles",
-        "shufflenet",
-        "sums",
-        "taps",
-        "vgg",
-        "vision",
-        "wrn",
-    )
-)
-METHODS = tuple(
-    str(path.relative_to(ROOT))
-    for folder in ("methods", "losses")
-    for path in sorted((ROOT / "compress" / folder).glob("*.py"))
-)
-FILES = (
-    "compress/data/streaming/listing.py",
-    "compress/data/decode.py",
-)  # of sets that are decoded when they are asked for
-RUNNING = (
-    *SPLITS,
-    *FILES,
-    *NETWORKS,
-    "compress/core/stateless_random.py",
-    *(f"compress/data/{name}.py" for name in ("views", "distort", "pixels")),
-    "compress/training/build.py",
-)
-TRAINING = (
-    *RUNNING,
-    *METHODS,
-    "compress/data/augment/crops.py",
-    "compress/data/streaming/workers.py",
-    *(
-        f"compress/{name}.py"
-        for name in (
-            "train",
-            "batches",
-            "engine",
-            "compiled",
-            "recorded",
-            "cudagraph",
-            "reach",
-            "step",
-            "stream",
-            "distributed",
-            "schedule",
-            "precision",
-            "checkpoint",
-            "meter",
-            "evaluation",
-            "teacher_cache",
-            "teacher_network",
-            "gradients",
-            "kernels/__init__",
-            "kernels/norm",
-            "kernels/depthwise",
-        )
-    ),
-    "compress/kernels/batch_norm.c",
-    "compress/kernels/batch_norm.h",
-)
+DATA, MODELS, RANDOM = "compress/data", "compress/models", "compress/core/stateless_random.py"
+TRAINING = ("compress/training", "compress/methods", "compress/core/distributed.py", DATA, MODELS, RANDOM)
+VERDICT, RUNTIME, GRAPH, INT8 = "compress/verdict", "export/runtime", "export/graph", "export/int8"
 
-# What decides the numbers of each stage, beside its inputs; "logits" is the disk copy of what a teacher says.
+# What decides the numbers of each stage, beside its inputs: files, and folders with all that is in them.
+# "logits" is the disk copy of a teacher's answers.
 SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
-    "data": (
-        data.prepare.version,
-        (
-            "compress/stages/data.py",
-            *SPLITS,
-            *FILES,
-            *(
-                f"compress/data/{name}.py"
-                for name in (
-                    "sources",
-                    "fashion",
-                    "cifar",
-                    "npz",
-                    "npy",
-                    "folder",
-                    "streamed",
-                    "written",
-                    "imagenet",
-                    "webdataset",
-                    "doubts",
-                )
-            ),
-        ),
-    ),
+    "data": (data.prepare.version, ("compress/stages/data.py", DATA)),
     "teacher": (teacher.train.version, ("compress/stages/teacher.py", *TRAINING)),
-    "logits": (build.LOGITS_VERSION, (*RUNNING, "compress/training/teacher/logit_cache.py")),
-    "distill": (distill.run.version, ("compress/stages/distill.py", "compress/training/distill.py", *TRAINING)),
-    "proxy": (proxy.run.version, ("compress/stages/proxy.py", "compress/training/distill.py", *TRAINING)),
-    "strip": (strip.run.version, ("compress/stages/strip.py", *RUNNING, *METHODS, "compress/training/evaluation.py")),
-    "convert": (
-        convert.run.version,
-        (
-            "compress/stages/convert.py",
-            *RUNNING,
-            *(f"export/{name}.py" for name in ("convert", "exact", "graph", "rewrites", "runtime")),
-        ),
-    ),
-    "quantize": (
-        quantize.run.version,
-        (
-            "compress/stages/quantize.py",
-            *SPLITS,
-            *(f"export/{name}.py" for name in ("quantize", "layout", "graph", "audit", "runtime")),
-        ),
-    ),
-    "tune": (
-        tune.run.version,
-        (
-            "compress/stages/tune.py",
-            *TRAINING,
-            *(f"export/{name}.py" for name in ("quantize", "calibrate", "simulation", "operators", "fakequant")),
-        ),
-    ),
+    "logits": (build.LOGITS_VERSION, ("compress/training/build.py", "compress/training/teacher", DATA, MODELS, RANDOM)),
+    "distill": (distill.run.version, ("compress/stages/distill.py", *TRAINING)),
+    "proxy": (proxy.run.version, ("compress/stages/proxy.py", *TRAINING)),
+    "strip": (strip.run.version, ("compress/stages/strip.py", *TRAINING)),
+    "convert": (convert.run.version, ("compress/stages/convert.py", DATA, MODELS, GRAPH, RUNTIME)),
+    "quantize": (quantize.run.version, ("compress/stages/quantize.py", DATA, GRAPH, INT8, RUNTIME)),
+    "tune": (tune.run.version, ("compress/stages/tune.py", *TRAINING, GRAPH, INT8)),
     "validate": (
         validate.run.version,
-        (
-            "compress/stages/validate.py",
-            "compress/verdict/slices.py",
-            "compress/data/__init__.py",
-            "compress/verdict/intervals.py",
-            *(
-                f"export/{name}.py"
-                for name in (
-                    "__init__",
-                    "runtime",
-                    "measure",
-                    "timings",
-                    "audit",
-                    "graph",
-                    "bundle",
-                    "answers",
-                    "verify",
-                )
-            ),
-        ),
+        ("compress/stages/validate.py", VERDICT, DATA, GRAPH, RUNTIME, "export/bundle", "export/verify.py"),
     ),
-    "settle": (
-        ship_float.run.version,
-        (
-            "compress/stages/ship_float.py",
-            "compress/verdict/slices.py",
-            "compress/data/__init__.py",
-            "compress/verdict/intervals.py",
-        ),
-    ),
+    "settle": (ship_float.run.version, ("compress/stages/ship_float.py", VERDICT, DATA)),
     "device": (device.run.version, ("compress/stages/device.py",)),
 }
+SUFFIXES = (".py", ".c", ".h")
+
+
+def files(places: tuple[str, ...]) -> list[str]:
+    """Return the source files at `places`, relative to the root, sorted."""
+    found = {ROOT / place for place in places if (ROOT / place).is_file()}
+    for place in places:
+        found.update(path for path in (ROOT / place).rglob("*") if path.suffix in SUFFIXES)
+    return sorted(path.relative_to(ROOT).as_posix() for path in found)
 
 
 def normal(node: Any) -> Any:
@@ -229,8 +91,8 @@ def digest_of(path: Path) -> str:
 @cache
 def current() -> dict[str, dict[str, Any]]:
     return {
-        stage: {"version": version, "modules": {name: digest_of(ROOT / name) for name in sorted(names)}}
-        for stage, (version, names) in SOURCES.items()
+        stage: {"version": version, "modules": {name: digest_of(ROOT / name) for name in files(places)}}
+        for stage, (version, places) in SOURCES.items()
     }
 
 

@@ -19,21 +19,11 @@ from export import runtime
 from export.runtime import FOREIGN, ExportError, MissingError, Model, copy_model, isa, saturates
 from export.targets import onnxruntime_web
 
-RUNTIME_FILES = tuple(
-    f"{name}.py"
-    for name in (
-        "__init__",
-        "runtime",
-        "conditions",
-        "rounds",
-        "timings",
-        "measure",
-        "photos",
-        "provider",
-        "sustained",
-        "answers",
-        "verify",
-    )
+PACKAGE = Path(__file__).parents[1]
+RUNTIME_FILES = (
+    "__init__.py",
+    "verify.py",
+    *(f"runtime/{path.name}" for path in sorted((PACKAGE / "runtime").glob("*.py"))),
 )
 PAGE, PAGE_FILES = (
     "page",
@@ -98,13 +88,13 @@ def write(
     _check(models, images, labels)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    (partial / "export").mkdir(parents=True)
+    (partial / "export" / "runtime").mkdir(parents=True)
     entries = [_ship(model, partial, images) for model in models]
     arrays = {f"logits/{entry['file']}": logits for entry, logits in entries}
     np.savez(partial / "samples.npz", images=images, labels=np.asarray(labels, dtype=np.int64), **arrays)  # type: ignore[arg-type]
     photos = _photos(partial, models, images, resize, own) if resize is not None else None
     for name in RUNTIME_FILES:
-        shutil.copyfile(Path(__file__).with_name(name), partial / "export" / name)
+        shutil.copyfile(PACKAGE / name, partial / "export" / name)
     _page(partial)
     shipped = max(models, key=lambda model: (model.role == "student", model.precision == "int8"))
     contract = Model.load(shipped.path).contract  # not the teacher's: that may be a file of another project

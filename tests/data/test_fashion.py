@@ -54,7 +54,7 @@ def test_no_test_picture_is_a_training_picture(arrays: dict[str, np.ndarray]) ->
 def test_reads_without_pillow_or_torch() -> None:
     code = (
         "import sys\nfor name in ('PIL', 'torch', 'torchvision'): sys.modules[name] = None\n"
-        "from compress.data import fashion\nprint(len(fashion.load()['train_images']))"
+        "from compress.data.sources import fashion\nprint(len(fashion.load()['train_images']))"
     )
     answer = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=fashion.EMBEDDED.parents[3]

@@ -315,7 +315,7 @@ def test_fingerprint_follows_content_and_the_keys_that_matter(tmp_path: Path) ->
 
 def test_fingerprint_imports_neither_torch_nor_pillow() -> None:
     code = (
-        "import sys; from pathlib import Path; from compress import schema; from compress.data import sources\n"
+        "import sys; from pathlib import Path; from compress.recipe import schema; from compress.data.sources import prepare as sources\n"
         "sources.fingerprint(schema.Data(source='fashion'), Path('/')); print([n for n in ('torch', 'PIL', 'torchvision') if n "
         "in sys.modules])"
     )

@@ -224,7 +224,7 @@ MEMORY = """
 import sys
 from pathlib import Path
 import numpy as np
-from export import quantize
+from export.int8 import quantize
 from export.runtime import Model
 source, count = Path(sys.argv[1]), int(sys.argv[2])
 pictures = np.lib.stride_tricks.as_strided(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8), (count, 16, 16, 3), (0, 48, 3, 1))
@@ -240,7 +240,7 @@ print(read("VmHWM") - before)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_pictures(fp32: Path) -> None:
     """All activations of 2,048 pictures would take far more than those of 32."""
-    root = Path(quantize.__file__).parent.parent
+    root = Path(quantize.__file__).parents[2]
 
     def peak_kib(count: int) -> int:
         command = [sys.executable, "-c", MEMORY, str(fp32), str(count)]

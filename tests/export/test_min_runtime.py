@@ -96,9 +96,9 @@ def files(
 
 
 def _device_half(folder: Path) -> None:
-    (folder / "export").mkdir()
+    (folder / "export" / "runtime").mkdir(parents=True)
     for name in write.RUNTIME_FILES:
-        shutil.copyfile(Path(write.__file__).with_name(name), folder / "export" / name)
+        shutil.copyfile(write.PACKAGE / name, folder / "export" / name)
 
 
 def _environment() -> dict[str, str]:

@@ -80,7 +80,7 @@ def test_a_half_copied_bundle_is_made_whole_again(server: Server, ask: Callable[
     folder = tmp_path / "device" / "bundle-small"
     model = folder / "small.fp32.onnx"
     model.write_bytes(model.read_bytes()[:1000])
-    (folder / "export" / "photos.py").unlink()
+    (folder / "export" / "runtime" / "photos.py").unlink()
     (folder / "left.over").write_text("of another bundle")
 
     assert ask(address)["ok"] is True and copied(ask) == 2

@@ -34,7 +34,7 @@ from export.targets import DeviceFailed, Settings, Unreachable, WrongTarget, bro
 from export.targets import dispatch as targets
 
 SIZE, CLASSES = 16, ("red", "green", "blue", "grey")
-PAGE = Path(browser.__file__).parents[1] / "page"
+PAGE = Path(browser.__file__).parents[1] / "bundle" / "page"
 
 
 @pytest.fixture(scope="module")
