@@ -23,6 +23,7 @@ from export.bundle.write import Shipped
 from export.graph import rewrites
 from export.graph.from_torch import to_onnx
 from export.int8 import quantize
+from export.int8.integer_share import integer_share
 from export.runtime import Contract, host
 from export.targets import Settings, parse
 from export.targets import dispatch as targets
@@ -70,7 +71,7 @@ def _bundle(deploy: Any, name: str, pictures: np.ndarray, folder: Path) -> Path:
     contract = Contract(classes, deploy.SIZE, deploy.MEAN, deploy.STD, "uint8_nhwc", f"compress {version('compress')}")
     plain, source, int8 = folder / "float.onnx", folder / "source.onnx", folder / "int8.onnx"
     to_onnx(deploy._random(name, calibration, CLASSES), plain, contract, pictures=calibration[:16])
-    rewrites.for_integers(plain, source, calibration[:16])
+    rewrites.for_integers(plain, source, calibration[:16], integer_share)
     quantize.quantize(source if source.is_file() else plain, int8, calibration, isa="web")
     models = [Shipped(plain, "student", "fp32"), Shipped(int8, "student", "int8", "web")]
     return write.write(folder / "bundle", models, shown, np.zeros(len(shown), dtype=np.int64), title=name).archive

@@ -40,6 +40,7 @@ from export.graph import rewrites
 from export.graph.executed import audit
 from export.graph.from_torch import to_onnx
 from export.int8 import quantize, search
+from export.int8.integer_share import integer_share
 from export.runtime import Contract, Model, host, isa
 
 LITE = "efficientnet_lite0"
@@ -223,7 +224,7 @@ def _network(case: Case, folder: Path, repeats: int) -> dict[str, Any]:
 def _ours(case: Case, fp32: Path, int8: Path, folder: Path) -> tuple[tuple[rewrites.Rewrite, ...], str]:
     """Write our int8 file: of random weights with plain settings, of real ones what the search finds closest to float, without labels."""
     source = folder / "source.onnx"
-    judged = rewrites.for_integers(fp32, source, case.calibration[:16])
+    judged = rewrites.for_integers(fp32, source, case.calibration[:16], integer_share)
     origin = source if source.is_file() else fp32
     if case.ranking is None:
         quantize.quantize(origin, int8, case.calibration, isa=isa())

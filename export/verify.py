@@ -285,6 +285,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = _arguments(argv)
     try:
+        import onnxruntime  # noqa: F401
+
         from export.runtime import ExportError, MissingError
     except ImportError as error:
         print(f"{error.name} is not installed: python -m pip install -r requirements.txt", file=sys.stderr)

@@ -56,7 +56,7 @@ def verify(
 def report(run_name: str, artifacts: Path) -> int:
     """Write report.html again from a run's numbers."""
     folder = find_run(run_name, artifacts)
-    from compress.report import render
+    from compress.report.page import render
 
     say(str(render(folder)), sys.stdout)
     return 0
@@ -87,7 +87,7 @@ def analyze(run_name: str, against: tuple[str, ...], artifacts: Path, quiet: boo
 def compare(run_names: tuple[str, ...], artifacts: Path) -> int:
     """Show runs side by side."""
     folders = [find_run(name, artifacts) for name in run_names]
-    from compress.report import compare as table
+    from compress.report.compare import compare as table
 
     say(table(folders), sys.stdout)
     return 0

@@ -33,7 +33,7 @@ def verify(
     `target` None: the device that the recipe names. `sustained`: seconds without a pause; None: the recipe's. Answers the new content of
     report.json. Raises UsageError, MissingError (out of reach), StageError (wrong answers; the report is written).
     """
-    from compress.report import render
+    from compress.report.page import render
     from compress.stages import device
     from compress.stages.support import device_session
     from export.targets import Settings, parse

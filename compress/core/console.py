@@ -61,13 +61,6 @@ class Console:
         if self.json and data is not None:
             say(json.dumps(data, indent=1), sys.stdout)
 
-    def summary(self, report: Mapping[str, Any], folder: Path) -> None:
-        """What a run found, from report.json's content."""
-        from compress.report.console_summary import summary_lines
-
-        for text, verdict in summary_lines(report, folder):
-            self.line(text, always=verdict)
-
     @contextmanager
     def training(self, title: str, epochs: int, steps: int) -> Iterator[Training]:
         """Progress of a training of `epochs` times `steps` batches: a live bar on a terminal, else lines."""

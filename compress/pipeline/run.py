@@ -23,6 +23,7 @@ from compress.recipe import loader
 from compress.recipe.loader import Loaded
 from compress.report import report_json
 from compress.report import run_folder as report
+from compress.report.console_summary import summary_lines
 from compress.verdict import requirements, teacher_choice
 from export.runtime.conditions import crowded
 
@@ -79,7 +80,8 @@ def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
     branch = evidence.student
     own = work.settings.distill.alone().model_dump(mode="json", by_alias=True)
     cache_refs.write(Kept(evidence.teacher, branch.trained, branch.stripped, work.training, own), folder, artifacts)
-    console.summary(content, folder)
+    for text, verdict in summary_lines(content, folder):
+        console.line(text, always=verdict)
     console.save_log(folder / "log.txt")
     report.mark_latest(folder)
     if evidence.verified.failure is None:

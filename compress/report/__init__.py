@@ -17,7 +17,7 @@ reused, environment`). Everything below may be added; what is missing or null is
     warnings       [sentence]
     unreadable     [{"path", "reason"}]
     distill, export, quantize, latency   {setting or finding: value}: shown as they stand
-    export.graph.rewrites   [{"name", "nodes", "kept", "reason", "files", "max_abs_diff", "limit", "images", "integer_share", "rewritten_share"}]: float-exact
+    export.rewrites   [{"name", "nodes", "kept", "reason", "files", "max_abs_diff", "limit", "images", "integer_share", "rewritten_share"}]: float-exact
                    rewrites, kept and refused; shares of integer kernels in the int8 file without and with it
     package        [{"file", "kind": "batch1|ort|operators", "source", "target", "sha256", "bytes", "max_abs_diff", "operators": [name] or null}]
     baseline       {"epochs", "top1_validation", "models": [rows like `models`, role "baseline"], "comparisons": [rows like `comparisons`]}
@@ -81,10 +81,3 @@ Files beside it, each optional:
 
 No time of rendering is written, so equal inputs give equal bytes.
 """
-
-from __future__ import annotations
-
-from compress.report.compare import compare
-from compress.report.page import render
-
-__all__ = ["compare", "render"]

@@ -16,7 +16,7 @@ from compress.verdict.shipped_model import shipping
 
 def write(evidence: Evidence, folder: Path) -> dict[str, Any]:
     """Fill the run folder and return report.json's content."""
-    from compress.report import render
+    from compress.report.page import render
 
     content = assemble(evidence)
     _copy_files(evidence, folder)

@@ -21,6 +21,7 @@ from compress.core.store import Context, Stage
 from compress.data.augment import views
 from compress.recipe.schema import Export
 from compress.training import build
+from export.int8.integer_share import integer_share
 from export.runtime import FOREIGN, Contract, ExportError, Model, write_beside
 
 PARITY_LIMIT = 1e-3  # largest |logit difference| between torch and onnxruntime, of logits of magnitude 1; of larger ones in proportion
@@ -91,7 +92,7 @@ def _run(
         rewrites = (
             exported.rewrites
             if recorded is None
-            else (*exported.rewrites, *export.graph.rewrites.for_integers(path, source, judging))
+            else (*exported.rewrites, *export.graph.rewrites.for_integers(path, source, judging, integer_share))
         )
     except ExportError as error:
         raise StageError(f"convert {network.model}: {error}") from error

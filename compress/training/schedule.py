@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from compress.core.errors import UsageError
+from compress.data.streaming.batches import Shards
 from compress.recipe.schema import Train
 
 ROWS = {
@@ -65,14 +65,6 @@ def steps(pictures: int, size: int, smallest: int) -> int:
     """Batches an epoch; a last batch too small for the method waits for another epoch's order."""
     full, rest = divmod(pictures, size)
     return full + (rest >= max(smallest, 1) and rest > 0)
-
-
-@dataclass(frozen=True)
-class Shards:
-    """The shard that each of P pictures lies in, int64 (P,) on the CPU, and of how many shards pictures are mixed at a time."""
-
-    of: Tensor
-    at_once: int
 
 
 def order(index: Tensor, seed: int, epoch: int, shards: Shards | None = None) -> Tensor:

@@ -16,9 +16,7 @@ import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from export.graph import float64_reference, surgery
-from export.graph.executed import INTEGER, audit
-from export.int8.quantize import quantize
-from export.runtime import Contract, Model, isa
+from export.runtime import Contract, Model
 
 PARITY = 1e-6  # of the largest |logit|
 POOLS = "ReduceMean to GlobalAveragePool"
@@ -138,14 +136,18 @@ def for_every_file(
     return _try(model, contract, pictures, POOLS, pool_means, files="float and int8")
 
 
-def for_integers(source: Path, target: Path, pictures: np.ndarray | None) -> tuple[Rewrite, ...]:
+def for_integers(
+    source: Path, target: Path, pictures: np.ndarray | None, share: Callable[[Path, np.ndarray], float]
+) -> tuple[Rewrite, ...]:
     """Write `target`, the float file that int8 is made from, where a rewrite is worth keeping; says what was kept and refused.
+
+    `share`: the share of integer kernels in the int8 form of a float file (`export.int8.integer_share`), which decides what is worth it.
 
     A file of its own: three elementwise operators in float are slower than one HardSwish (measured: 0.80 x), in int8 faster. Raises ExportError.
     """
     model = onnx.load(str(source))
     contract = Model.load(source).contract
-    rewritten, verdicts = _try(model, contract, pictures, HARD, expand_hard_activations, files="int8")
+    rewritten, verdicts = _try(model, contract, pictures, HARD, expand_hard_activations, files="int8", share=share)
     if any(verdict.kept for verdict in verdicts):
         surgery.clean(rewritten, contract.to_metadata(), made_by=contract.made_by)
         surgery.save(rewritten, target)
@@ -161,6 +163,7 @@ def _try(
     rewrite: Callable[[ModelProto], int],
     *,
     files: str,
+    share: Callable[[Path, np.ndarray], float] | None = None,
 ) -> tuple[ModelProto, tuple[Rewrite, ...]]:
     """The model to go on with, and the verdict; none where the network has nothing to rewrite."""
     candidate = ModelProto()
@@ -181,8 +184,9 @@ def _try(
         expected, found = (Model.load(path).run(images) for path in (before, after))
         rounded = float(np.abs(expected.astype(np.float64) - found).max())
         # What every file needs is not asked for its worth: onnxruntime has no other integer kernel for it.
-        asked = equal and files == "int8"
-        plain, better = (_integer_share(path, images[:_CALIBRATION]) if asked else None for path in (before, after))
+        plain, better = (
+            share(path, images[:_CALIBRATION]) if equal and share is not None else None for path in (before, after)
+        )
     kept, reason = _judge(equal, plain, better)
     verdict = Rewrite(name, nodes, kept, reason, files, difference, limit, len(judged), plain, better, rounded)
     return (candidate if kept else model), (verdict,)
@@ -210,13 +214,3 @@ def _write(model: ModelProto, contract: Contract, path: Path) -> Path:
     surgery.clean(copy, contract.to_metadata(), made_by=contract.made_by)
     surgery.save(copy, path)
     return path
-
-
-def _integer_share(path: Path, pictures: np.ndarray) -> float:
-    """Share of integer kernels among all that this machine executes for the file's int8 form."""
-    quantized = path.with_suffix(".int8.onnx")
-    quantize(path, quantized, pictures, isa="arm64" if isa() == "arm64" else "x86-vnni")
-    executed = audit(quantized).executed
-    return sum(count for op, count in executed.items() if op.startswith("QLinear") or op in INTEGER) / sum(
-        executed.values()
-    )

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
-from compress.report import render
+from compress.report.page import render
 from compress.report.read import read_report, shipped
-
-SPEC = importlib.util.spec_from_file_location("report_example", Path(__file__).with_name("example.py"))
-assert SPEC is not None and SPEC.loader is not None
-example = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(example)
+from tests.support import report_example as example
 
 
 @pytest.fixture

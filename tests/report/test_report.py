@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -16,15 +15,12 @@ import numpy as np
 import pytest
 
 from compress.core.errors import MissingError, StageError
-from compress.report import compare, render
+from compress.report.compare import compare
 from compress.report.markup import Html, bar, el, significant
+from compress.report.page import render
 from compress.report.plots import STYLE, panel, plain, svg_of
 from compress.report.read import CONTRACT
-
-SPEC = importlib.util.spec_from_file_location("report_example", Path(__file__).with_name("example.py"))
-assert SPEC is not None and SPEC.loader is not None
-example = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(example)
+from tests.support import report_example as example
 
 VOID = {"meta", "img", "br", "hr"}
 SECTIONS = (

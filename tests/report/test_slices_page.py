@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compress.report import render
-
-SPEC = importlib.util.spec_from_file_location("report_example", Path(__file__).with_name("example.py"))
-assert SPEC is not None and SPEC.loader is not None
-example = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(example)
+from compress.report.page import render
+from tests.support import report_example as example
 
 PAIR = {"lost": 9, "gained": 2, "drop_points": 7.0, "drop_ci95": [1.0, 13.0], "mcnemar_p": 0.065}
 SLICE = {

@@ -34,7 +34,8 @@ def analyze(folder: Path, *, against: Sequence[Path], artifacts: Path, console: 
 
     `against`: other runs whose training curves stand beside this one's. Raises MissingError, StageError as `read_report`, UsageError.
     """
-    from compress.report import analysis_plots, render
+    from compress.report import analysis_plots
+    from compress.report.page import render
 
     report = read_report(folder)
     arrays: Arrays = {}

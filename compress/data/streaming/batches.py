@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,13 +13,20 @@ from torch import Tensor
 from compress.data.streaming.listing import Listing
 from compress.data.streaming.readahead import ReadAhead
 from compress.data.streaming.workers import Decoders, default_workers
-from compress.training.schedule import Shards
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The shard that each of P pictures lies in, int64 (P,) on the CPU, and of how many shards pictures are mixed at a time."""
+
+    of: Tensor
+    at_once: int
 
 
 class Stream:
     """Stands for the images (P, S, S, 3) of a training. Indexed by positions (n,) it answers as in evaluation; `batches` gives training views.
 
-    `workers`: decode processes; None: one a core. They start with the first batch and end with `close`. `shards_at_once`: see `schedule.Shards`.
+    `workers`: decode processes; None: one a core. They start with the first batch and end with `close`. `shards_at_once`: see `Shards`.
     """
 
     def __init__(

@@ -18,8 +18,7 @@ from compress.core.records.training import CalibrationData, Normalization, Prepa
 from compress.core.store import Store
 from compress.models import catalog
 from compress.pipeline.plan import alternatives as neighbours_stage
-from compress.pipeline.plan import candidates, limits, table
-from compress.pipeline.plan import stages
+from compress.pipeline.plan import candidates, limits, stages, table
 from compress.pipeline.plan.candidates import Subject
 from compress.pipeline.plan.table import name_of
 from compress.recipe.schema import KNOWN_CLASSES, Choice, Choose, Recipe, Student

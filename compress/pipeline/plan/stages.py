@@ -33,6 +33,7 @@ from compress.recipe.schema import Device, Export
 from compress.stages.support.device_session import ask
 from compress.training import build
 from export.bundle.write import Shipped
+from export.int8.integer_share import integer_share
 from export.runtime import FOREIGN, Contract, ExportError, copy_model, isa, runs_on, write_beside
 from export.runtime.latency_stats import LatencyResult
 from export.targets import Settings
@@ -108,7 +109,9 @@ def _draft(
     try:
         export.graph.from_torch.to_onnx(model, fp32, contract, opset=config.opset, pictures=images)
         if target is not None:
-            export.graph.rewrites.for_integers(fp32, source, images)  # writes `source` where a rewrite is worth keeping
+            export.graph.rewrites.for_integers(
+                fp32, source, images, integer_share
+            )  # writes `source` where a rewrite is worth keeping
             origin = source if source.is_file() else fp32
             export.int8.quantize.quantize(
                 origin, int8, images, isa=target, per_channel=per_channel, float_layers=float_layers

@@ -1,0 +1,302 @@
+"""Sets that are too large to decode at once: ImageNet's layout, shards, what is refused, and the views that are cut from files."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from compress.core.errors import MissingError, StageError, UsageError
+from compress.core.records.training import Prepared
+from compress.core.stateless_random import hashed, hashed_int
+from compress.data import load_images, load_labels
+from compress.data.augment import views
+from compress.data.augment.crops import crop_box, training_view
+from compress.data.sources import imagenet, prepare
+from compress.data.streaming.listing import Listing, Place, evaluation_view
+from compress.recipe import schema
+from tests.support import image_stand_in as stand_in
+
+
+def config(source: str, root: Path, **keys: object) -> schema.Data:
+    return schema.Data(source=source, root=str(root), image_size=28, **keys)  # type: ignore[arg-type]
+
+
+def prepared(source: str, root: Path, work: Path, **keys: object) -> tuple[Prepared, Listing]:
+    made = prepare.prepare(config(source, root, **keys), work, base=Path("/"), report=lambda text: None)
+    assert made.root is not None and made.paths is not None
+    return made, Listing(Place(made.root, made.train_images.path, made.paths.path, 28))
+
+
+def print_of(source: str, root: Path) -> str:
+    return prepare.fingerprint(config(source, root), Path("/"))
+
+
+def test_imagenet_lists_training_pictures_and_decodes_the_test_part(tmp_path: Path) -> None:
+    root = stand_in.folders(tmp_path / "set", train=5, val=2)
+    made, listing = prepared("imagenet", root, tmp_path / "work")
+    assert (
+        made.classes == stand_in.WNIDS
+        and made.augment == "resized_crop"
+        and made.normalization.mean == (0.485, 0.456, 0.406)
+    )
+    assert load_labels(made.train_labels).tolist() == [0] * 5 + [1] * 5 + [2] * 5 and len(listing) == 15
+    assert listing.path(7) == root / "train" / "n01443537" / "n01443537_train_002.JPEG"
+    assert load_images(made.test_images).shape == (6, 28, 28, 3) and load_labels(made.test_labels).tolist() == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    ]
+    assert [root / path for path in imagenet.paths(root, "train")] == [listing.path(number) for number in range(15)]
+    expected = evaluation_view((root / "val" / "n02102040" / "n02102040_val_001.JPEG").read_bytes(), 28)
+    assert np.array_equal(load_images(made.test_images)[5], expected)
+    assert np.array_equal(listing[np.array([7])][0], evaluation_view(listing.path(7).read_bytes(), 28)) and listing[
+        np.array([], int)
+    ].shape == (0, 28, 28, 3)
+
+
+def test_shards_hold_the_same_pictures_wherever_they_are_cut(tmp_path: Path) -> None:
+    folders, listing = prepared("imagenet", stand_in.folders(tmp_path / "set", train=5, val=2), tmp_path / "a")
+    root = stand_in.shards(tmp_path / "shards", train=5, val=2, each=4)
+    (root / "classes.txt").write_text("tench\ngoldfish\nspaniel\n")
+    sharded, other = prepared("webdataset", root, tmp_path / "b")
+    assert sharded.classes == ("tench", "goldfish", "spaniel") and len(list(root.glob("train-*.tar"))) == 4
+    assert np.array_equal(load_labels(folders.train_labels), load_labels(sharded.train_labels))
+    every = np.arange(15)
+    assert np.array_equal(listing[every], other[every])
+    assert np.array_equal(load_images(folders.test_images), load_images(sharded.test_images))
+    measured = listing[every].reshape(-1, 3).mean(0) / 255
+    assert sharded.normalization.mean == pytest.approx(measured, abs=1e-4)  # no published constants for shards
+
+
+def test_limits_are_stratified(tmp_path: Path) -> None:
+    made, listing = prepared(
+        "imagenet", stand_in.folders(tmp_path / "set", train=5, val=3), tmp_path / "w", limit_train=6, limit_test=3
+    )
+    assert load_labels(made.train_labels).tolist() == [0, 0, 1, 1, 2, 2] and load_labels(made.test_labels).tolist() == [
+        0,
+        1,
+        2,
+    ]
+    assert [listing.path(place).parent.name for place in (0, 2, 4)] == list(stand_in.WNIDS)
+
+
+def test_a_touched_picture_is_listed_again_and_is_the_same_to_a_training(tmp_path: Path) -> None:
+    root = stand_in.folders(tmp_path / "set", train=3, val=1)
+    before, (made, listing) = print_of("imagenet", root), prepared("imagenet", root, tmp_path / "a")
+    path = listing.path(0)
+    os.utime(path, ns=(1, 1))
+    assert (
+        print_of("imagenet", root) != before
+        and prepared("imagenet", root, tmp_path / "b")[0].train_images.sha256 == made.train_images.sha256
+    )
+    path.write_bytes(path.read_bytes() + b"more")
+    assert prepared("imagenet", root, tmp_path / "c")[0].train_images.sha256 != made.train_images.sha256
+    shards = stand_in.shards(tmp_path / "shards", train=3, val=1)
+    first = print_of("webdataset", shards)
+    os.utime(shards / "val-000000.tar", ns=(1, 1))
+    assert print_of("webdataset", shards) != first
+
+
+def flat(root: Path) -> None:
+    for path in list((root / "val").glob("*/*.JPEG")):
+        path.rename(root / "val" / path.name)
+    for wnid in stand_in.WNIDS:
+        (root / "val" / wnid).rmdir()
+
+
+def packed(root: Path) -> None:
+    shutil.rmtree(root / "val")
+    (root / "ILSVRC2012_img_val.tar").write_bytes(b"")
+
+
+def other_class(root: Path) -> None:
+    (root / "val" / stand_in.WNIDS[0]).rename(root / "val" / "n09999999")
+
+
+def empty_class(root: Path) -> None:
+    (root / "train" / "n00000001").mkdir()
+    (root / "val" / "n00000001").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "sentence"),
+    [
+        (
+            flat,
+            UsageError,
+            r"val: its pictures lie side by side, not in class sub-folders.*move each into val/<class>/",
+        ),
+        (
+            packed,
+            MissingError,
+            r"val is not there, but ILSVRC2012_img_val.tar is: unpack it first: mkdir .*val && tar -xf .*val.tar -C .*val$",
+        ),
+        (
+            lambda root: shutil.rmtree(root / "train"),
+            MissingError,
+            r"train is not there; data.root is the folder that holds train/<class>",
+        ),
+        (shutil.rmtree, MissingError, r"set is not there; data.root is"),
+        (other_class, UsageError, r"val: no sub-folder for class 'n01440764'"),
+        (empty_class, UsageError, r"train.n00000001: no pictures"),
+    ],
+)
+def test_what_imagenet_lacks_is_one_sentence(spoil, error, sentence, tmp_path: Path) -> None:
+    spoil(stand_in.folders(tmp_path / "set", train=2, val=1))
+    with pytest.raises(error, match=sentence):
+        print_of("imagenet", tmp_path / "set")
+
+
+def written(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as shard:
+        for name, content in members.items():
+            stand_in.add(shard, name, content)
+
+
+@pytest.mark.parametrize(
+    ("members", "error", "sentence"),
+    [
+        ({"a.jpg": b"x"}, UsageError, r"train-000001.tar: a has no label"),
+        ({"a.cls": b"1"}, UsageError, r"train-000001.tar: a has no picture"),
+        ({"a.jpg": b"x", "a.cls": b"cat"}, UsageError, r"train-000001.tar: a.cls: b'cat' is no class number"),
+        ({"a.jpg": b"x", "a.cls": b"4"}, UsageError, r"class 3 \(3\) has no picture in the training shards"),
+        (None, MissingError, r"train-000001.tar cannot be read as a tar file"),
+    ],
+)
+def test_a_wrong_shard_is_one_sentence(members, error, sentence, tmp_path: Path) -> None:
+    root = stand_in.shards(tmp_path / "set", train=3, val=1)
+    if members is None:
+        (root / "train-000001.tar").write_bytes(b"\0garbage" * 200)
+    else:
+        written(root / "train-000001.tar", members)
+    with pytest.raises(error, match=sentence):
+        prepared("webdataset", root, tmp_path / "work")
+
+
+@pytest.mark.parametrize("members", [1, 2, 3, 4])
+def test_a_shard_that_was_cut_between_two_members_is_refused(members: int, tmp_path: Path) -> None:
+    """tar itself says nothing of it, and training would quietly run on less."""
+    root = stand_in.shards(tmp_path / "set", train=12, val=1)
+    with tarfile.open(root / "train-000001.tar") as shard:
+        end = shard.getmembers()[members].offset
+    os.truncate(root / "train-000001.tar", end)
+    with pytest.raises(
+        MissingError,
+        match=r"train-000001.tar cannot be read as a tar file \(it has no end mark, so it was cut short\); bring it again",
+    ):
+        prepared("webdataset", root, tmp_path / "work")
+
+
+def test_missing_and_compressed_shards_are_said_before_one_is_read(tmp_path: Path) -> None:
+    root = stand_in.shards(tmp_path / "set", train=12, val=1)
+    (root / "train-000001.tar").unlink()
+    with pytest.raises(MissingError, match=r"train-000001.tar is missing between its neighbours"):
+        print_of("webdataset", root)
+    (root / "train-000001.tar.gz").write_bytes(b"")
+    with pytest.raises(
+        UsageError, match=r"train-000001.tar.gz: a compressed shard cannot be read in any order; unpack it"
+    ):
+        print_of("webdataset", root)
+    (root / "val-000000.tar").unlink()
+    (root / "train-000001.tar.gz").unlink()
+    with pytest.raises(MissingError, match=r"holds no shard of the test part"):
+        print_of("webdataset", root)
+
+
+def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
+    root = stand_in.folders(tmp_path / "set", train=2, val=1)
+    _, listing = prepared("imagenet", root, tmp_path / "work")
+    content = listing.path(3).read_bytes()
+    listing.path(3).write_bytes(content[:100])
+    with pytest.raises(
+        StageError,
+        match=r"n01443537_train_001.JPEG cannot be read \(100 of [\d,]+ bytes are there\); repair or replace it",
+    ):
+        listing[np.array([3])]
+    listing.path(3).write_bytes(b"?" * len(content))
+    with pytest.raises(
+        StageError, match=r"n01443537_train_001.JPEG cannot be read \(not a picture that Pillow can read\)"
+    ):
+        listing[np.array([3])]
+    shards = stand_in.shards(tmp_path / "shards", train=2, val=1)
+    _, sharded = prepared("webdataset", shards, tmp_path / "w")
+    raw = bytearray((shards / "train-000000.tar").read_bytes())
+    offset, size = int(sharded.rows[4, 1]), int(sharded.rows[4, 2])
+    raw[offset : offset + size] = b"?" * size
+    (shards / "train-000000.tar").write_bytes(bytes(raw))
+    with pytest.raises(StageError, match=r"train-000000.tar: n02102040_train_000.jpg cannot be read"):
+        sharded[np.array([4])]
+
+
+def test_numbers_are_drawn_as_on_the_device() -> None:
+    counters = torch.tensor([0, 1, -5, 2**40, 2**62])
+    for key in (0, 3, 19 + 32 * 9, (7 << 32) ^ 4):
+        assert hashed(counters, key).tolist() == [hashed_int(int(counter), key) for counter in counters]
+
+
+def test_boxes_have_the_papers_areas_and_aspects() -> None:
+    boxes = np.array([crop_box(number, 500, 375) for number in range(4000)])
+    left, top, width, height = boxes.T
+    assert (
+        (left >= 0).all()
+        and (top >= 0).all()
+        and (left + width <= 500 + 1e-9).all()
+        and (top + height <= 375 + 1e-9).all()
+    )
+    area, aspect = width * height / (500 * 375), width / height
+    assert (
+        area.min() >= 0.08 - 1e-9 and area.max() > 0.95 and 0.75 - 1e-9 <= aspect.min() < aspect.max() <= 4 / 3 + 1e-9
+    )
+    logs = np.log([box[2] / box[3] for box in (crop_box(number, 400, 400) for number in range(4000))])
+    assert abs(logs.mean()) < 0.02  # log-uniform, so upright as often as lying
+    # 6,000 draws of torchvision's RandomResizedCrop on such a picture: area 0.432 +- 0.218, log of the aspect 0.027 +- 0.164
+    assert (area.mean(), area.std()) == pytest.approx((0.432, 0.218), abs=0.015)
+    assert (np.log(aspect).mean(), np.log(aspect).std()) == pytest.approx((0.027, 0.164), abs=0.015)
+    assert crop_box(5, 1000, 10) == ((1000 - 40 / 3) / 2, 0.0, 40 / 3, 10)  # nothing fits: the centre
+    assert views.view_count("resized_crop", 224) == 8192
+
+
+def test_a_view_is_its_box_resized_and_flipped() -> None:
+    content = stand_in.jpeg(1, 3, (300, 200))
+    left, top, width, height = crop_box(17, 300, 200, 0.25)
+    with Image.open(io.BytesIO(content)) as image:
+        plain = image.convert("RGB").resize(
+            (16, 16), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height)
+        )
+    straight, mirrored = (training_view(content, 2 * 17 + flip, 16) for flip in (0, 1))
+    assert np.array_equal(straight, mirrored[:, ::-1])
+    assert (
+        np.abs(straight.astype(int) - np.asarray(plain).astype(int)).mean() < 2
+    )  # decoded at a smaller scale, which a JPEG allows
+    whole = training_view(content, 2 * 17, 150)
+    with Image.open(io.BytesIO(content)) as image:
+        expected = image.resize((150, 150), Image.Resampling.BILINEAR, box=crop_rectangle(17))
+    assert np.array_equal(whole, np.asarray(expected))  # nothing to spare: decoded as it is
+
+
+def crop_rectangle(number: int) -> tuple[float, float, float, float]:
+    left, top, width, height = crop_box(number, 300, 200)
+    return left, top, left + width, top + height
+
+
+def test_a_turned_photo_is_cut_upright() -> None:
+    upright = Image.open(io.BytesIO(stand_in.jpeg(0, 1, (60, 90))))
+    turned, stream = upright.transpose(Image.Transpose.ROTATE_90), io.BytesIO()
+    tags = Image.Exif()
+    tags[0x0112] = 6  # to be turned clockwise
+    turned.save(stream, "JPEG", quality=95, exif=tags)
+    plain = io.BytesIO()
+    upright.save(plain, "JPEG", quality=95)
+    one, other = (training_view(file.getvalue(), 40, 24).astype(int) for file in (stream, plain))
+    assert np.abs(one - other).mean() < 2

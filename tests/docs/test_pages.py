@@ -1,0 +1,234 @@
+"""README and docs: the reference is the schema's, commands parse, links lead somewhere, no page names a machine, and the README stays short."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from compress.cli import main
+from compress.recipe import loader, reference_docs
+from compress.recipe.schema import METHOD_SECTIONS, Section
+
+ROOT = Path(__file__).parents[2]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
+}
+REFERENCE = "docs/recipe.md"
+MINIMAL = {
+    "data": {"source": "fashion"},
+    "teacher": {"candidates": [{"model": "resnet20", "train": {"epochs": 4}}]},
+    "student": {"model": "mobilenet_v2"},
+}
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of one language, of all pages; one that stands on two pages once."""
+    pattern = re.compile(rf"^```{language}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    return list(dict.fromkeys(block for text in PAGES.values() for block in pattern.findall(text)))
+
+
+def commands() -> list[str]:
+    """What a reader is told to type: in console blocks, and the benchmarks' commands in tables."""
+    typed = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
+    tables = [
+        line
+        for text in PAGES.values()
+        for line in re.findall(r"^\|.*?`(python benchmarks/[^`]+)` \|", text, re.MULTILINE)
+    ]
+    return list(dict.fromkeys(typed + tables))
+
+
+def parse_click(command: click.Command, name: str, arguments: list[str]) -> None:
+    """Parse without running. Raises click.UsageError."""
+    command.make_context(name, arguments)
+
+
+def parse_command(line: str) -> None:
+    """Parse one console line by the program that it names; an unknown program fails."""
+    program, *arguments = shlex.split(line)
+    if program == "torchrun":
+        assert (
+            arguments[0] == "--nproc-per-node" and arguments[1].isdigit() and arguments[2:4] == ["-m", "compress"]
+        )  # as the suite starts it
+        program, arguments = arguments[3], arguments[4:]
+    if program == "compress":
+        assert arguments[0] in main.cli.commands, arguments[0]
+        parse_click(main.cli.commands[arguments[0]], arguments[0], arguments[1:])
+        recipes = [ROOT / word for word in arguments if word.endswith(".yaml")]
+        assert all(path.is_file() for path in recipes), recipes
+        for key in (word for flag, word in zip(arguments, arguments[1:], strict=False) if flag == "--set"):
+            loader.load(recipes[0] if recipes else ROOT / "recipes/mobilenet.yaml", [key])
+    elif program == "make":
+        targets = re.findall(r"^(\S+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        for word in arguments:
+            assert word in targets or (ROOT / word.removeprefix("RECIPE=")).is_file(), word
+    elif arguments[:2] == ["-m", "export.verify"]:
+        from export import verify
+
+        verify._arguments(arguments[2:])
+    elif program == "python" and arguments[0].startswith("benchmarks/"):
+        module = importlib.import_module(Path(arguments[0]).stem)
+        parse_click(module.main, arguments[0], [str(ROOT) if word == "FOLDER" else word for word in arguments[1:]])
+    elif arguments[:2] == ["-m", "compress.recipe.reference_docs"]:
+        assert (ROOT / arguments[2]).is_file()
+    elif program == "npm":
+        from export.targets import onnxruntime_web
+
+        assert arguments == ["install", f"onnxruntime-web@{onnxruntime_web.VERSION}"]  # the version that the suite runs
+    else:
+        assert line in (
+            "python3 -m venv .venv",
+            ". .venv/bin/activate",
+            "pip install -e .",
+            "cd bundle",
+            "python -m pip install -r requirements.txt",
+            "cp -r node_modules/onnxruntime-web/dist ort",
+            "python3 -m http.server",
+        )
+
+
+def test_the_reference_is_the_schemas() -> None:
+    assert reference_docs.between(PAGES[REFERENCE]) == reference_docs.markdown(), (
+        f"write it again: python -m compress.recipe.reference_docs {REFERENCE}"
+    )
+
+
+def every_section(section: type[Section] | None = None) -> list[type[Section]]:
+    below = (section or Section).__subclasses__()
+    return [found for one in below for found in (one, *every_section(one))]
+
+
+def test_every_key_has_a_description_and_a_row() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", reference_docs.markdown(), re.MULTILINE)
+    keys = [info.alias or name for section in every_section() for name, info in section.model_fields.items()]
+    assert [
+        name for section in every_section() for name, info in section.model_fields.items() if not info.description
+    ] == []
+    assert sorted(rows) == sorted(keys)
+    assert {"alpha", "standardize", "max_top1_drop"} <= set(rows) and METHOD_SECTIONS["dhkd"] in every_section()
+
+
+def test_the_reference_shows_defaults_ranges_and_homes() -> None:
+    text = reference_docs.markdown()
+    assert "| `image_size` | `null` | whole number from 8 to 1024 or `null` |" in text
+    assert "| `max_unreadable` | `0.01` | number from 0, below 1 |" in text
+    assert '| `min_runtime` | `"1.19"` |' in text  # without quotes YAML would read a number
+    assert "| `train` | `null` | section, see `train` or `null` |" in text
+    assert (
+        "| `source` | required | `fashion`, `cifar10`, `cifar100`, `folder`, `npz`, `imagenet`, `webdataset` |" in text
+    )
+
+
+def test_replacing_keeps_the_rest_and_needs_both_markers() -> None:
+    document = f"before\n{reference_docs.BEGIN}\nstale words\n{reference_docs.END}\nafter\n"
+    written = reference_docs.replaced(document)
+    assert written.startswith("before\n") and written.endswith("\nafter\n") and "stale words" not in written
+    assert reference_docs.replaced(written) == written
+    with pytest.raises(ValueError):
+        reference_docs.replaced("no markers")
+
+
+def test_the_reference_needs_no_torch() -> None:
+    code = "import sys; from compress.recipe import reference_docs; reference_docs.markdown(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_parses(line: str) -> None:
+    parse_command(line)
+
+
+@pytest.mark.parametrize(
+    "line", ["compress runn x.yaml", "compress run --nope x.yaml", "make nothing", "rm -r artifacts"]
+)
+def test_a_wrong_command_is_noticed(line: str) -> None:
+    with pytest.raises((AssertionError, click.UsageError)):
+        parse_command(line)
+
+
+def test_there_are_commands_to_check() -> None:
+    assert {"make run", "make test", "pip install -e ."} <= set(commands())
+
+
+def test_every_option_in_the_text_exists() -> None:
+    options = {
+        option for command in main.cli.commands.values() for parameter in command.params for option in parameter.opts
+    }
+    devices = set(re.findall(r'add_argument\("(--[a-z-]+)"', (ROOT / "export/verify.py").read_text()))
+    named = set(re.findall(r"`(--[a-z-]+)[ `]", "".join(PAGES.values())))
+    assert named and named <= options | devices | {"--help"}, named - options - devices
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_every_recipe_fragment_loads(block: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, **yaml.safe_load(block)}))
+    assert loader.load(path).recipe.teacher.candidates
+
+
+def anchors(page: str) -> set[str]:
+    """Anchors of a page's headings as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", PAGES[page], re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def leads_somewhere(page: str, target: str) -> bool:
+    """Whether a link on a page, relative to it, names a file of the project and a heading in it."""
+    if target.startswith("https://"):
+        return True
+    file, _, anchor = target.partition("#")
+    path = ((ROOT / page).parent / file).resolve() if file else ROOT / page
+    if not (path.is_file() and path.is_relative_to(ROOT)):
+        return False
+    return not anchor or anchor in anchors(path.relative_to(ROOT).as_posix())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", PAGES[page])
+    assert [target for target in targets if not leads_somewhere(page, target)] == []
+
+
+def test_a_broken_link_is_noticed() -> None:
+    wrong = ["docs/nothing.md", "docs/data.md#nothing", "#nothing", "data.md"]
+    assert not any(leads_somewhere("README.md", target) for target in wrong)
+    assert leads_somewhere("README.md", "docs/data.md#large-data") and leads_somewhere(
+        "docs/scale.md", "data.md#large-data"
+    )
+
+
+def test_every_page_is_one_click_from_the_readme() -> None:
+    assert {page for page in PAGES if page != "README.md"} <= set(re.findall(r"\]\(([^)#\s]+)", PAGES["README.md"]))
+
+
+def test_the_readme_stays_short() -> None:
+    assert len(PAGES["README.md"].encode()) <= 35_000
+
+
+def test_every_command_of_the_tool_is_in_the_readme() -> None:
+    assert set(main.cli.commands) <= set(re.findall(r"`compress (\w+)", PAGES["README.md"]))
+
+
+def test_every_benchmark_and_result_is_listed() -> None:
+    page = PAGES["docs/benchmarks.md"]
+    scripts = {
+        path.name for path in (ROOT / "benchmarks").glob("*.py") if "click.command" in path.read_text(encoding="utf-8")
+    }
+    assert scripts == set(re.findall(r"`python benchmarks/(\w+\.py)", page))
+    assert {path.name for path in (ROOT / "benchmarks/results").glob("*.json")} == set(
+        re.findall(r"`([\w-]+\.json)`", page)
+    )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_path_of_a_machine(page: str) -> None:
+    assert re.findall(r"(?<![\w.])/(?:work|home|root|tmp|Users|opt|mnt)\b|[A-Z]:\\", PAGES[page]) == []
