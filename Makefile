@@ -22,7 +22,7 @@ test-unit: setup
 lint: setup
 	@$(BIN)/ruff check compress export tests benchmarks tools
 	@$(BIN)/ruff format --check -q compress export tests benchmarks tools
-	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	@$(BIN)/lint-imports > /dev/null || $(BIN)/lint-imports
 	@$(BIN)/mypy
 	@$(BIN)/mypy benchmarks/*.py tools/*.py
 
