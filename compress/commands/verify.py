@@ -15,7 +15,8 @@ from compress.core.files import write_json
 from compress.pipeline.run_folder.recipe_copy import RECIPE, RESOLVED, again
 from compress.recipe.schema import Device, Require, Validate
 from compress.report.console_summary import ending
-from compress.verdict.device_requirements import keeps_int8, merge
+from compress.report.device_answer import merge
+from compress.verdict.device_requirements import keeps_int8
 
 Row = dict[str, Any]
 

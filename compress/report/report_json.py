@@ -14,6 +14,7 @@ from compress.core.records.deployment import Exported, Measured, ModelFile, Pack
 from compress.core.records.training import Distilled, Prepared, Stripped, Trained
 from compress.models.size_warning import larger
 from compress.recipe.schema import Recipe
+from compress.report.device_answer import merge
 from compress.verdict import device_requirements, teacher_choice
 from compress.verdict import requirements as verdict
 from compress.verdict.intervals import PairedDrop, drop_from_counts
@@ -134,7 +135,7 @@ def assemble(evidence: Evidence) -> dict[str, Any]:
     }
     if not device.distant:
         return content
-    return device_requirements.merge(
+    return merge(
         content, require, evidence.verified.rows, device.name, where=evidence.where, failure=evidence.verified.failure
     )
 
