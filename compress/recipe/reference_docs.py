@@ -1,6 +1,6 @@
-"""The recipe reference in docs/recipe.md, made from the schema's own fields, so that it cannot say anything else. Torch-free.
+"""The recipe reference in docs/reference/recipe.md, made from the schema's own fields, so that it cannot say anything else. Torch-free.
 
-`python -m compress.recipe.reference_docs docs/recipe.md` writes it between the file's two markers.
+`python -m compress.recipe.reference_docs docs/reference/recipe.md` writes it between the file's two markers.
 """
 
 from __future__ import annotations

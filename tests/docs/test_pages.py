@@ -14,15 +14,16 @@ import pytest
 import yaml
 
 from compress.cli import main
+from compress.cli import reference_docs as command_docs
 from compress.recipe import loader, reference_docs
 from compress.recipe.schema import METHOD_SECTIONS, Section
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
+    for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))
 }
-REFERENCE = "docs/recipe.md"
+REFERENCE, COMMANDS = "docs/reference/recipe.md", "docs/reference/commands.md"
 MINIMAL = {
     "data": {"source": "fashion"},
     "teacher": {"candidates": [{"model": "resnet20", "train": {"epochs": 4}}]},
@@ -78,7 +79,7 @@ def parse_command(line: str) -> None:
     elif program == "python" and arguments[0].startswith("benchmarks/"):
         module = importlib.import_module(Path(arguments[0]).stem)
         parse_click(module.main, arguments[0], [str(ROOT) if word == "FOLDER" else word for word in arguments[1:]])
-    elif arguments[:2] == ["-m", "compress.recipe.reference_docs"]:
+    elif arguments[:2] in (["-m", "compress.recipe.reference_docs"], ["-m", "compress.cli.reference_docs"]):
         assert (ROOT / arguments[2]).is_file()
     elif program == "npm":
         from export.targets import onnxruntime_web
@@ -99,6 +100,12 @@ def parse_command(line: str) -> None:
 def test_the_reference_is_the_schemas() -> None:
     assert reference_docs.between(PAGES[REFERENCE]) == reference_docs.markdown(), (
         f"write it again: python -m compress.recipe.reference_docs {REFERENCE}"
+    )
+
+
+def test_the_command_reference_is_the_commands_own() -> None:
+    assert command_docs.between(PAGES[COMMANDS]) == command_docs.markdown(), (
+        f"write it again: python -m compress.cli.reference_docs {COMMANDS}"
     )
 
 
