@@ -1,3 +1,3 @@
 """compress: image classifiers for the edge, from a recipe to a verified device."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -24,9 +24,21 @@ def schema() -> int:
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path("recipes"))
-def recipes(folder: Path) -> int:
-    """List the recipes under FOLDER (default: recipes)."""
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
+@click.option("--copy", metavar="NAME", help="Write the recipe NAME that comes with the package into this folder.")
+def recipes(folder: Path | None, copy: str | None) -> int:
+    """List the recipes under FOLDER (default: ./recipes where it exists, else those that come with the package)."""
+    from compress.recipe import shipped
+
+    if copy is not None:
+        target = shipped.copy(copy, folder or Path())
+        say(f"{target}: run it with: compress run {target}", sys.stdout)
+        return 0
+    if folder is None and not Path("recipes").is_dir():
+        root = shipped.folder()
+        table([(name, _first_comment(root / f"{name}.yaml")) for name in shipped.names()])
+        return 0
+    folder = folder or Path("recipes")
     files = sorted([*folder.rglob("*.yaml"), *folder.rglob("*.yml")])
     table([(str(path), _first_comment(path)) for path in files] or [(f"no recipes in {folder}", "")])
     return 0

@@ -169,14 +169,16 @@ def plan(
 
 
 def _load(path: Path, overrides: tuple[str, ...], allow_code: bool) -> Any:
-    from compress.recipe import loader
+    from compress.recipe import loader, shipped
 
     if not path.exists():
         known = [str(found) for found in Path("recipes").rglob("*.yaml")]
         named = [text for text in known if Path(text).stem == path.stem] or difflib.get_close_matches(
             str(path), known, n=1
         )
-        hint = f"did you mean {named[0]}?" if named else "`compress recipes` lists those of this folder"
+        hint = f"did you mean {named[0]}?" if named else "`compress recipes` lists what there is"
+        if not named and path.stem in shipped.names():
+            hint = f"the package has one: compress recipes --copy {path.stem}"
         raise UsageError(f"{path}: no such recipe ({hint})")
     if allow_code:  # a network of one's own is looked for beside the recipe and in the working folder
         sys.path += [folder for folder in (str(path.resolve().parent), str(Path.cwd())) if folder not in sys.path]

@@ -317,7 +317,7 @@ sys.exit(main.main({arguments!r}))
 def test_a_bug_is_one_line_and_exit_1(good: Path) -> None:
     done = compress(code=BUG.format(arguments=["show", str(good)]))
     assert done.returncode == 1
-    assert done.stderr == "bug: ZeroDivisionError: two lines (<string>:5); add --traceback to see the rest\n"
+    assert done.stderr == "bug: ZeroDivisionError: two lines (<string>:6); add --traceback to see the rest\n"
 
 
 def test_traceback_shows_the_rest_wherever_it_stands(good: Path) -> None:

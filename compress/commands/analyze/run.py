@@ -23,7 +23,7 @@ from compress.report.read import arrays_of, curves_of, read_report, shipped, tea
 
 ARRAYS = "analysis.npz"
 SEED = 0
-INSTALL = 'pip install "compress[analyze]"'
+INSTALL = "pip install 'scikit-learn>=1.5'"
 
 Row = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]

@@ -126,7 +126,7 @@ def test_a_changed_cache_is_noticed(whole: Path, training: Any) -> None:
 def test_without_scikit_learn_the_rest_still_works(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     found, page = look(whole)
-    assert found["features"]["sentence"].endswith('install it with: pip install "compress[analyze]"')
+    assert found["features"]["sentence"].endswith("install it with: pip install 'scikit-learn>=1.5'")
     assert found["heads"] and "Drawn by t-SNE" not in page and not (whole / "plots" / "features-teacher.svg").exists()
 
 
