@@ -25,8 +25,7 @@ from export.graph.from_torch import to_onnx
 from export.int8 import quantize
 from export.int8.integer_share import integer_share
 from export.runtime import Contract, host
-from export.targets import Settings, parse
-from export.targets import dispatch as targets
+from export.targets import VerifySettings, dispatch, parse
 
 NETWORKS = ("mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0")
 PICTURES = 32
@@ -70,7 +69,7 @@ def _bundle(deploy: Any, name: str, pictures: np.ndarray, folder: Path) -> Path:
     classes = tuple(f"class {number}" for number in range(CLASSES))
     contract = Contract(classes, deploy.SIZE, deploy.MEAN, deploy.STD, "uint8_nhwc", f"compress {version('compress')}")
     plain, source, int8 = folder / "float.onnx", folder / "source.onnx", folder / "int8.onnx"
-    to_onnx(deploy._random(name, calibration, CLASSES), plain, contract, pictures=calibration[:16])
+    to_onnx(deploy._random(name, calibration, CLASSES), plain, contract, images=calibration[:16])
     rewrites.for_integers(plain, source, calibration[:16], integer_share)
     quantize.quantize(source if source.is_file() else plain, int8, calibration, isa="web")
     models = [Shipped(plain, "student", "fp32"), Shipped(int8, "student", "int8", "web")]
@@ -79,8 +78,8 @@ def _bundle(deploy: Any, name: str, pictures: np.ndarray, folder: Path) -> Path:
 
 def _row(name: str, zipped: Path, target: str, repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as work:
-        answer = targets.verify(
-            zipped, parse(target), Path(work), Settings(repeats=repeats), limit_seconds=280, tell=print
+        answer = dispatch.verify(
+            zipped, parse(target), Path(work), VerifySettings(repeats=repeats), limit_seconds=280, log=print
         )
     files = {row["file"]: row for row in answer["models"]}
     plain = next(row for row in files.values() if row["role"] == "student" and row["precision"] == "fp32")

@@ -181,7 +181,7 @@ def _network(case: Case, folder: Path, repeats: int) -> dict[str, Any]:
     contract = Contract(classes, SIZE, *case.normalization, "uint8_nhwc", f"compress {version('compress')}")
     files = {"float": folder / "float.onnx", "defaults": folder / "defaults.onnx", "ours": folder / "ours.onnx"}
     seconds = {}
-    exported = to_onnx(case.network, files["float"], contract, pictures=case.calibration[:16])
+    exported = to_onnx(case.network, files["float"], contract, images=case.calibration[:16])
     begin = time.monotonic()
     _onnxruntime_defaults(files["float"], files["defaults"], case.calibration)
     seconds["defaults"] = time.monotonic() - begin
@@ -230,7 +230,11 @@ def _ours(case: Case, fp32: Path, int8: Path, folder: Path) -> tuple[tuple[rewri
         quantize.quantize(origin, int8, case.calibration, isa=isa())
         return judged, "minmax"
     trials = search.run(
-        quantize.prepare(origin, case.calibration), folder / "trials", quantize.Settings(isa()), case.ranking, print
+        quantize.prepare(origin, case.calibration),
+        folder / "trials",
+        quantize.QuantizeSettings(isa()),
+        case.ranking,
+        print,
     )
     best = next(trial for trial in trials if trial.kept)
     assert best.path is not None

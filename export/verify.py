@@ -287,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         import onnxruntime  # noqa: F401
 
-        from export.runtime import ExportError, MissingError
+        from export.runtime import ExportError, UnavailableError
     except ImportError as error:
         print(f"{error.name} is not installed: python -m pip install -r requirements.txt", file=sys.stderr)
         return MISSING
@@ -308,7 +308,7 @@ def main(argv: list[str] | None = None) -> int:
     except Refused as error:
         print(error, file=sys.stderr)
         return error.code
-    except MissingError as error:
+    except UnavailableError as error:
         print(error, file=sys.stderr)
         return MISSING
     except (ExportError, OSError, ValueError, KeyError) as error:

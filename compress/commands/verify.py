@@ -37,7 +37,7 @@ def verify(
     from compress.report.page import render
     from compress.stages import device
     from compress.stages.support import device_session
-    from export.targets import Settings, parse
+    from export.targets import VerifySettings, parse
     from export.targets.dispatch import complaint
 
     content = json.loads((run_folder / "report.json").read_text())
@@ -50,7 +50,7 @@ def verify(
         sustained = timing.sustained_seconds if named.distant and target == named.target else 0
     work = run_folder / "device"
     work.mkdir(exist_ok=True)
-    asked = Settings(
+    asked = VerifySettings(
         name=content["recipe"],
         threads=timing.threads,
         repeats=timing.repeats,

@@ -74,7 +74,7 @@ def _missing(network: Network, config: Export, wanted: Sequence[str]) -> str | N
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "student.onnx"
         try:
-            to_onnx(untrained(network, images), path, contract, opset=config.opset, pictures=images)
+            to_onnx(untrained(network, images), path, contract, opset=config.opset, images=images)
         except ExportError:  # of random weights; what it is will be said of trained ones
             return None
         missing = _unknown(onnx.load(str(path)), wanted)

@@ -357,7 +357,7 @@ class Workflow:
     def _verified(self, bundle: File, here: dict[str, Any]) -> Verified:
         """The device's answer; of another machine always a new one, because what it is now is only known by asking."""
         from compress.stages import device
-        from export.targets import Settings
+        from export.targets import VerifySettings
 
         config, timing = self.settings.device, self.settings.validate_
         if not config.distant:
@@ -365,7 +365,7 @@ class Workflow:
                 device.run, config, bundle=bundle, threads=timing.threads, host=here, versions=versions()
             )
             return here_verified
-        asked = Settings(
+        asked = VerifySettings(
             name=self.loaded.name, threads=timing.threads, repeats=timing.repeats, sustained=timing.sustained_seconds
         )
         verified: Verified = self.store.anew(device.distant, config, bundle=bundle, settings=asked)

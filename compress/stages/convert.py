@@ -86,7 +86,7 @@ def _run(
     validation = views.evaluation_view(pictures.validation(), network.image_size)
     judging = validation[:REWRITE_PICTURES].numpy()
     try:
-        exported = export.graph.from_torch.to_onnx(live, path, contract, opset=config.opset, pictures=judging)
+        exported = export.graph.from_torch.to_onnx(live, path, contract, opset=config.opset, images=judging)
         export.graph.from_torch.check_runtime(path, config.min_runtime)
         parity = export.graph.from_torch.parity(live, path, validation.numpy())
         rewrites = (

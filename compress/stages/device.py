@@ -11,8 +11,7 @@ from compress.core.records.deployment import Verified
 from compress.core.store import Context, Stage
 from compress.recipe.schema import Device
 from compress.stages.support.device_session import ask
-from export.targets import Settings
-from export.targets import dispatch as targets
+from export.targets import VerifySettings, dispatch
 
 LIMIT_SECONDS = 900
 
@@ -24,13 +23,13 @@ def _run(
     return verify_local(bundle.path, context.work, threads=threads)
 
 
-def _distant(config: Device, *, context: Context, bundle: File, settings: Settings) -> Verified:
+def _distant(config: Device, *, context: Context, bundle: File, settings: VerifySettings) -> Verified:
     """The answer of another device. One that is out of reach or fails loses nothing: the answer then says why and how to go on."""
     try:
         answer = ask(config.target, bundle.path, context.work, settings, console=context.console)
     except (MissingError, StageError) as error:
         return Verified(rows=(), ok=False, failure=str(error), exit_code=error.exit_code)
-    wrong = targets.complaint(answer)
+    wrong = dispatch.complaint(answer)
     failure = f"{config.name}: {wrong}" if wrong else None
     return Verified(
         rows=rows(answer, config.name),
@@ -42,8 +41,8 @@ def _distant(config: Device, *, context: Context, bundle: File, settings: Settin
 
 def verify_local(bundle: Path, work: Path, *, threads: int = 1) -> Verified:
     """The local device: this machine's interpreter, which sees only the bundle's folder (isolated from this project)."""
-    answer = ask("local", bundle, work, Settings(threads=threads), limit_seconds=LIMIT_SECONDS)
-    wrong = targets.complaint(answer)
+    answer = ask("local", bundle, work, VerifySettings(threads=threads), limit_seconds=LIMIT_SECONDS)
+    wrong = dispatch.complaint(answer)
     if wrong:
         raise StageError(f"device local: {wrong}")
     return Verified(rows=rows(answer, "local"), ok=True)

@@ -25,11 +25,10 @@ from compress.data import calibration_arrays, calibration_index, centre_crop, tr
 from compress.data.splits import shuffled
 from compress.recipe.schema import Device, Quantize
 from compress.verdict import intervals
-from export.int8.quantize import Prepared, Settings
-from export.int8.search import PICTURES, Trial
+from export.int8.quantize import PreparedGraph, QuantizeSettings
+from export.int8.search import RANKING_IMAGES, Trial
 from export.runtime import TARGETS, ExportError, isa, runs_on
-from export.targets import DeviceFailed, Unreachable, parse
-from export.targets import dispatch as targets
+from export.targets import DeviceFailed, Unreachable, dispatch, parse
 
 RANKING_STREAM = 2  # the search's pictures are drawn by other numbers than calibration's
 
@@ -39,7 +38,7 @@ def resolve_target(target: str, device: Device) -> str:
     if target != "auto":
         return target
     try:
-        found = targets.isa(parse(device.target)) if device.distant else isa()
+        found = dispatch.isa(parse(device.target)) if device.distant else isa()
     except (Unreachable, DeviceFailed) as error:
         raise MissingError(
             f"quantize.target: auto is the instruction set of {device.name}, which gave no answer ({error}); go on without asking it by naming the "
@@ -84,7 +83,7 @@ def _run(
             found = _search(source, path, images, data, target, cache, context.console)
             settings, trials, sentence = found.settings, found.trials, found.sentence
         else:
-            settings = Settings(
+            settings = QuantizeSettings(
                 target,
                 config.per_channel,
                 config.calibrate,
@@ -116,7 +115,9 @@ def _run(
     )
 
 
-def _tuned(prepared: Prepared, tuned: Tuned, path: Path, settings: Settings) -> export.int8.quantize.Quantized:
+def _tuned(
+    prepared: PreparedGraph, tuned: Tuned, path: Path, settings: QuantizeSettings
+) -> export.int8.quantize.QuantizedFile:
     """The same file with what training left in it."""
     ranges = {name: (low, high) for name, (low, high) in json.loads(tuned.ranges.path.read_text()).items()}
     return export.int8.quantize.emit(
@@ -126,7 +127,7 @@ def _tuned(prepared: Prepared, tuned: Tuned, path: Path, settings: Settings) -> 
 
 @dataclass(frozen=True)
 class _Chosen:
-    settings: Settings
+    settings: QuantizeSettings
     trials: tuple[dict[str, Any], ...]
     sentence: str
 
@@ -138,7 +139,7 @@ def _search(
     ranking = _ranking_pictures(data)
     prepared = export.int8.quantize.prepare(source, images, cache=cache)
     with tempfile.TemporaryDirectory() as folder:
-        trials = export.int8.search.run(prepared, Path(folder), Settings(target), ranking, console.line)
+        trials = export.int8.search.run(prepared, Path(folder), QuantizeSettings(target), ranking, console.line)
         validation, labels = _validation(data)
         right = prepared.runtime.run(validation).argmax(axis=1) == labels
         survivors = [trial for trial in trials if trial.kept]
@@ -177,12 +178,12 @@ def _ranking_pictures(data: CalibrationData) -> np.ndarray:
     """uint8 (32, S, S, 3) of the train part that calibration does not use. Raises UsageError where there are too few."""
     images, labels, train_index, _ = training_arrays(data.training)
     left = np.setdiff1d(train_index, calibration_index(labels, train_index, data.count, data.training.split_seed))
-    if len(left) < PICTURES:
+    if len(left) < RANKING_IMAGES:
         raise UsageError(
-            f"quantize.search needs {PICTURES} training pictures that calibration does not use, but {len(left)} are left; "
-            f"set data.calibration to {max(len(train_index) - PICTURES, 1)} or less"
+            f"quantize.search needs {RANKING_IMAGES} training pictures that calibration does not use, but {len(left)} are left; "
+            f"set data.calibration to {max(len(train_index) - RANKING_IMAGES, 1)} or less"
         )
-    chosen = left[shuffled(len(left), data.training.split_seed, RANKING_STREAM)[:PICTURES]]
+    chosen = left[shuffled(len(left), data.training.split_seed, RANKING_STREAM)[:RANKING_IMAGES]]
     return centre_crop(images[np.sort(chosen)], data.training.image_size)
 
 

@@ -33,7 +33,7 @@ from compress.training.distill import say_teaching
 from compress.training.evaluation import Pictures, accuracy, predict
 from compress.training.loop import Teaching, fit
 from export.int8.qat.model import Simulation
-from export.int8.quantize import Prepared, Settings
+from export.int8.quantize import PreparedGraph, QuantizeSettings
 from export.runtime import ExportError
 
 LEAST_AGREEMENT = 0.98  # of the predictions of simulation and file; they differ where a sum ends between two levels
@@ -61,7 +61,7 @@ def _run(
     `method`, `train`: what the student was distilled by; `trained` holds the method's own modules, which go on where they were.
     """
     images, _ = calibration_arrays(data)
-    settings = Settings(target, config.per_channel, config.calibrate, config.percentile, config.float_layers)
+    settings = QuantizeSettings(target, config.per_channel, config.calibrate, config.percentile, config.float_layers)
     pictures, live = build.pictures(data.training, context.device), _student(stripped)
     own = train.model_copy(
         update={
@@ -201,7 +201,7 @@ def _taught(
 
 @torch.no_grad()
 def _tensors(
-    wanted: tuple[str, ...], student: Trained, live: nn.Module, prepared: Prepared, pictures: Pictures
+    wanted: tuple[str, ...], student: Trained, live: nn.Module, prepared: PreparedGraph, pictures: Pictures
 ) -> dict[str, str]:
     """For each tap the graph's tensor with the same values on a few pictures. Raises StageError where there is none."""
     if not wanted:
@@ -242,7 +242,12 @@ def _accuracy(simulation: nn.Module, student: Trained, pictures: Pictures) -> fl
 
 
 def _hold_against_file(
-    simulation: Simulation, prepared: Prepared, settings: Settings, student: Trained, data: CalibrationData, path: Path
+    simulation: Simulation,
+    prepared: PreparedGraph,
+    settings: QuantizeSettings,
+    student: Trained,
+    data: CalibrationData,
+    path: Path,
 ) -> tuple[float, float]:
     """Share of equal predictions and mean |logit difference| of the simulation and the int8 file. Raises StageError where they answer otherwise."""
     pictures = build.pictures(data.training, "cpu")

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 
 from export import runtime
-from export.runtime import FOREIGN, ExportError, MissingError, Model, copy_model, isa, saturates
+from export.runtime import FOREIGN, ExportError, Model, UnavailableError, copy_model, isa, saturates
 from export.targets import onnxruntime_web
 
 PACKAGE = Path(__file__).parents[1]
@@ -118,7 +118,7 @@ def _check(models: Sequence[Shipped], images: np.ndarray, labels: np.ndarray) ->
         raise ExportError("a bundle needs at least one model")
     for model in models:
         if not model.path.is_file():
-            raise MissingError(f"{model.path}: no such file")
+            raise UnavailableError(f"{model.path}: no such file")
         if (model.precision == "int8") != (model.target is not None):
             raise ExportError(f"{model.path.name}: int8 files name their target, float files have none")
     names = [model.path.name for model in models]

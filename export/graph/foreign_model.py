@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, numpy_helper
 
 from export.graph.layers import layers
-from export.runtime import SESSION_ERRORS, ExportError, MissingError, session_options
+from export.runtime import SESSION_ERRORS, ExportError, UnavailableError, session_options
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def inspect(path: Path, *, image_size: int, outputs: int | None) -> BlackBox:
     `outputs` None: any number.
     """
     if not path.is_file():
-        raise MissingError(f"{path}: no such file")
+        raise UnavailableError(f"{path}: no such file")
     session = _session(path)  # refuses what is no ONNX file
     model = onnx.load(str(path), load_external_data=False)
     outside = [tensor.name for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]

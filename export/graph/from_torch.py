@@ -23,13 +23,13 @@ if TYPE_CHECKING:  # torch costs seconds to import
     from onnx import ModelProto
     from torch import Tensor, nn
 
-__all__ = ["Exported", "Parity", "check_runtime", "parity", "to_onnx"]
+__all__ = ["ExportResult", "Parity", "check_runtime", "parity", "to_onnx"]
 
 PARITY_LIMIT = 1e-3  # of logits of magnitude 1; float32 kernels of two runtimes stay two orders below it
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What was written. `rewrites`: the float-exact rewrites, kept and refused."""
 
     opset: int
@@ -55,17 +55,17 @@ class Parity:
 
 
 def to_onnx(
-    model: nn.Module, path: Path, contract: Contract, *, opset: int = 18, pictures: np.ndarray | None = None
-) -> Exported:
+    model: nn.Module, path: Path, contract: Contract, *, opset: int = 18, images: np.ndarray | None = None
+) -> ExportResult:
     """Export `model`, float32 (N, 3, H, W) to logits (N, K), as one file with a dynamic batch.
 
-    With `uint8_nhwc` the graph takes pixels and normalises them itself. `pictures` uint8 (N, H, W, 3) judge the rewrites; noise without.
+    With `uint8_nhwc` the graph takes pixels and normalises them itself. `images` uint8 (N, H, W, 3) judge the rewrites; noise without.
     The given module is not changed. Raises ExportError.
     """
     network = _frozen(model)
     traced = _trace(network, contract, opset)
     _check_classes(network, contract)
-    proto, judged = rewrites.for_every_file(traced, contract, pictures)
+    proto, judged = rewrites.for_every_file(traced, contract, images)
     surgery.clean(proto, contract.to_metadata(), made_by=contract.made_by)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = surgery.save(proto, path)
@@ -75,7 +75,7 @@ def to_onnx(
     except ExportError:
         path.unlink()
         raise
-    return Exported(opset, saved.ir_version, len(saved.graph.node), len(data), judged)
+    return ExportResult(opset, saved.ir_version, len(saved.graph.node), len(data), judged)
 
 
 def fixed_batch(source: Path, target: Path) -> float:
@@ -102,7 +102,7 @@ def fixed_batch(source: Path, target: Path) -> float:
 
 
 def parity(model: nn.Module, path: Path, images: np.ndarray, *, batch: int = 64) -> Parity:
-    """Hold the file against the network on real pictures, uint8 (N, H, W, 3)."""
+    """Hold the file against the network on real images, uint8 (N, H, W, 3)."""
     if len(images) == 0:
         raise ExportError("parity needs at least one picture")
     runtime = Model.load(path)
@@ -162,7 +162,7 @@ def _trace(network: nn.Module, contract: Contract, opset: int) -> ModelProto:
 
     size = contract.image_size
     pixels = contract.layout == "uint8_nhwc"
-    # Two pictures: a batch of one could become a constant.
+    # Two images: a batch of one could become a constant.
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8) if pixels else torch.zeros(2, 3, size, size)
     with _silent(), torch.no_grad():
         try:

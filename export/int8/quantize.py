@@ -20,11 +20,11 @@ from export.int8 import kernel_layout
 from export.int8.calibrate import Statistics
 from export.runtime import OUTPUT, PREFIX, TARGETS, Contract, ExportError, Model
 
-__all__ = ["Audit", "Prepared", "Quantized", "Settings", "audit", "emit", "prepare", "quantize"]
+__all__ = ["Audit", "PreparedGraph", "QuantizedFile", "QuantizeSettings", "audit", "emit", "prepare", "quantize"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class QuantizeSettings:
     """How a float file becomes int8. `float_layers`: node names, `first`, `last`."""
 
     isa: str
@@ -46,7 +46,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Quantized:
+class QuantizedFile:
     """What was written. `nodes` counts the file's nodes by operator; `float_layers` are the names of the layers seen to run in float."""
 
     isa: str
@@ -61,7 +61,7 @@ class Quantized:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedGraph:
     """A float file ready to be quantised in several ways: its graph with shapes, and one collection of statistics."""
 
     model: onnx.ModelProto
@@ -84,18 +84,18 @@ def quantize(
     float_layers: tuple[str, ...] = (),
     bias_correction: bool = False,
     cache: Path | None = None,
-) -> Quantized:
+) -> QuantizedFile:
     """Write the int8 form of the float file `source`, its ranges set by real pictures, uint8 (N, H, W, 3).
 
     x86-vnni: uint8 activations, int8 weights. x86-avx2: the same with weights of 7 bits. arm64: int8 activations and weights. The last
     layer answers in float32. `cache`: a folder for the statistics. Raises ExportError.
     """
-    settings = Settings(isa, per_channel, calibrate, percentile, tuple(float_layers), bias_correction)
+    settings = QuantizeSettings(isa, per_channel, calibrate, percentile, tuple(float_layers), bias_correction)
     check(settings)
     return emit(prepare(source, images, cache=cache), target, settings)
 
 
-def check(settings: Settings) -> None:
+def check(settings: QuantizeSettings) -> None:
     """Raise ExportError for settings that are not known or known to ruin networks."""
     if settings.isa not in TARGETS:
         raise ExportError(f"no int8 settings for {settings.isa!r}; known are {', '.join(TARGETS)}")
@@ -119,7 +119,7 @@ def preprocessed(source: Path) -> onnx.ModelProto:
         return load_model_with_shape_infer(prepared)
 
 
-def prepare(source: Path, images: np.ndarray, *, cache: Path | None = None) -> Prepared:
+def prepare(source: Path, images: np.ndarray, *, cache: Path | None = None) -> PreparedGraph:
     """Everything that does not depend on the settings. Raises ExportError."""
     runtime = Model.load(source)
     if len(images) == 0:
@@ -128,7 +128,7 @@ def prepare(source: Path, images: np.ndarray, *, cache: Path | None = None) -> P
     opset = surgery.opset_of(onnx.load(str(source)))
     model = preprocessed(source)
     steps = kernel_layout.exact_steps(model, runtime.contract, images)
-    return Prepared(model, runtime, images, calibration.collect(model, images, runtime, cache=cache), opset, steps)
+    return PreparedGraph(model, runtime, images, calibration.collect(model, images, runtime, cache=cache), opset, steps)
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ class Pairs:
 
 
 def pairs(
-    prepared: Prepared,
-    settings: Settings,
+    prepared: PreparedGraph,
+    settings: QuantizeSettings,
     ranges: dict[str, tuple[float, float]] | None = None,
     *,
     for_kernels: bool = False,
@@ -180,14 +180,17 @@ def pairs(
     return Pairs(model, quantized, calibration.with_fused(found, model), calibration.fused(model), levels, kept)
 
 
-def with_weights(prepared: Prepared, weights: Mapping[str, np.ndarray]) -> Prepared:
+def with_weights(prepared: PreparedGraph, weights: Mapping[str, np.ndarray]) -> PreparedGraph:
     """The same graph and statistics with other weights, by the initializers' names. Raises ExportError."""
     return replace(prepared, model=layers.with_weights(prepared.model, weights))
 
 
 def emit(
-    prepared: Prepared, target: Path, settings: Settings, ranges: dict[str, tuple[float, float]] | None = None
-) -> Quantized:
+    prepared: PreparedGraph,
+    target: Path,
+    settings: QuantizeSettings,
+    ranges: dict[str, tuple[float, float]] | None = None,
+) -> QuantizedFile:
     """Write one int8 file, and prove that what was to stay in float runs in float. `ranges`: see `pairs`. Raises ExportError."""
     made = pairs(prepared, settings, ranges, for_kernels=True)
     quantized, kept = made.quantized, made.kept
@@ -197,7 +200,7 @@ def emit(
     if kept:
         _prove_float(target)
     size, nodes = target.stat().st_size, surgery.op_counts(saved)
-    return Quantized(
+    return QuantizedFile(
         settings.isa,
         settings.activations,
         "int8",
@@ -211,7 +214,7 @@ def emit(
 
 
 def _lay_out(
-    model: onnx.ModelProto, steps: tuple[str, ...], settings: Settings, kept: tuple[str, ...]
+    model: onnx.ModelProto, steps: tuple[str, ...], settings: QuantizeSettings, kept: tuple[str, ...]
 ) -> dict[str, str]:
     """Lay the graph out as the target's kernels want it; returns its new tensors with the known ones of equal values.
 
@@ -226,7 +229,7 @@ def _lay_out(
 
 
 def _with_qdq(
-    model: onnx.ModelProto, ranges: dict[str, tuple[float, float]], settings: Settings, exclude: tuple[str, ...]
+    model: onnx.ModelProto, ranges: dict[str, tuple[float, float]], settings: QuantizeSettings, exclude: tuple[str, ...]
 ) -> onnx.ModelProto:
     """onnxruntime's quantiser, given our ranges."""
     from onnxruntime.quantization import CalibrationMethod, QuantType

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from export.int8 import calibrate
-from export.int8.quantize import Prepared, Settings, emit
+from export.int8.quantize import PreparedGraph, QuantizeSettings, emit
 from export.runtime import ExportError, Model, isa, runs_on
 
-PICTURES = 32
+RANKING_IMAGES = 32
 SURVIVORS = 3
 SAME_SIZE = 1.01  # ratio of bytes up to which two files count as equally large
 FLOAT_LAYERS: tuple[tuple[str, ...], ...] = ((), ("first",), ("last",), ("first", "last"))
@@ -47,12 +47,12 @@ class Trial:
     kept: bool
     reason: str
     seconds: float = 0.0
-    settings: Settings | None = None
+    settings: QuantizeSettings | None = None
     path: Path | None = None
 
 
 def run(
-    prepared: Prepared, folder: Path, base: Settings, pictures: np.ndarray, report: Callable[[str], None]
+    prepared: PreparedGraph, folder: Path, base: QuantizeSettings, pictures: np.ndarray, report: Callable[[str], None]
 ) -> tuple[Trial, ...]:
     """Make and rank every variant in `folder`; `kept` marks at most SURVIVORS, the best first. `pictures` uint8 (N, H, W, 3), unlabelled.
 
@@ -61,7 +61,7 @@ def run(
     expected = prepared.runtime.run(pictures)
     trials: list[Trial] = []
 
-    def attempt(settings: Settings) -> None:
+    def attempt(settings: QuantizeSettings) -> None:
         trials.append(_attempt(prepared, folder / f"{len(trials)}.onnx", settings, pictures, expected, trials))
         report(line(trials[-1]))
 
@@ -78,9 +78,9 @@ def run(
 
 
 def _attempt(
-    prepared: Prepared,
+    prepared: PreparedGraph,
     path: Path,
-    settings: Settings,
+    settings: QuantizeSettings,
     pictures: np.ndarray,
     expected: np.ndarray,
     before: Sequence[Trial],
@@ -100,14 +100,14 @@ def _attempt(
     )
 
 
-def variant_name(settings: Settings) -> str:
+def variant_name(settings: QuantizeSettings) -> str:
     """`minmax, first and last in float, bias corrected`."""
     method = f"percentile {settings.percentile:g}" if settings.calibrate == "percentile" else settings.calibrate
     floats = f"{' and '.join(settings.float_layers)} in float" if settings.float_layers else ""
     return ", ".join(part for part in (method, floats, "bias corrected" if settings.bias_correction else "") if part)
 
 
-def _same_ranges(prepared: Prepared, settings: Settings, before: Sequence[Trial]) -> str | None:
+def _same_ranges(prepared: PreparedGraph, settings: QuantizeSettings, before: Sequence[Trial]) -> str | None:
     """The trial whose file this one's would equal: another calibrator that chose the same ranges."""
     own = calibrate.ranges(prepared.statistics, settings.calibrate, settings.percentile)
     for trial in before:
@@ -122,7 +122,7 @@ def _same_ranges(prepared: Prepared, settings: Settings, before: Sequence[Trial]
     return None
 
 
-def _worth_correcting(trials: Sequence[Trial]) -> list[Settings]:
+def _worth_correcting(trials: Sequence[Trial]) -> list[QuantizeSettings]:
     """The best variant overall and the best without layers in float: correction costs the most time, and changes no size."""
     made = sorted(
         (trial for trial in trials if trial.kl is not None and trial.settings is not None),

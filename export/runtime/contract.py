@@ -27,7 +27,7 @@ class ExportError(Exception):
     """A model cannot be exported, read, run or verified; the message is one sentence."""
 
 
-class MissingError(ExportError):
+class UnavailableError(ExportError):
     """A file that is needed does not exist."""
 
 

@@ -25,7 +25,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-from export.runtime import ExportError, MissingError, Model, conditions, isa, runs_on
+from export.runtime import ExportError, Model, UnavailableError, conditions, isa, runs_on
 from export.runtime.latency_stats import LatencyResult, conclude
 from export.runtime.rounds import Attempt, disturbances
 
@@ -128,7 +128,7 @@ def _measure(
 
 def _sha256(path: str | Path) -> str:
     if not Path(path).is_file():
-        raise MissingError(f"{path}: no such file")
+        raise UnavailableError(f"{path}: no such file")
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
@@ -201,7 +201,7 @@ def memory(path: str | Path, *, threads: int = 1, provider: str | None = None) -
     None where the kernel does not tell (VmHWM after a reset). Raises ExportError where the child fails.
     """
     if not Path(path).is_file():
-        raise MissingError(f"{path}: no such file")
+        raise UnavailableError(f"{path}: no such file")
     package = str(Path(__file__).resolve().parents[2])
     command = [
         sys.executable,

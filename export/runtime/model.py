@@ -16,7 +16,7 @@ from export.runtime.contract import (
     PREFIX,
     Contract,
     ExportError,
-    MissingError,
+    UnavailableError,
     normalize,
     read_beside,
     resizing,
@@ -69,7 +69,7 @@ class Model:
         profile: str | None = None,
         as_written: bool = False,
     ) -> Model:
-        """Raises MissingError, or ExportError where onnxruntime refuses the file or the contract is absent.
+        """Raises UnavailableError, or ExportError where onnxruntime refuses the file or the contract is absent.
 
         `provider`: onnxruntime's name of an execution provider. `profile`: where the names of files with times of single nodes begin.
         `as_written`: every operator by itself, so that no integer kernel of this machine takes part.
@@ -77,7 +77,7 @@ class Model:
         if threads < 1:
             raise ExportError(f"threads must be at least 1, not {threads}")
         if not Path(path).is_file():
-            raise MissingError(f"{path}: no such file")
+            raise UnavailableError(f"{path}: no such file")
         options = session_options(threads)
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, profile

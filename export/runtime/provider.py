@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Tuple
 import numpy as np
 import onnxruntime
 
-from export.runtime import CPU, MissingError, Model
+from export.runtime import CPU, Model, UnavailableError
 
 # What the test suite runs models in; every other provider is built into some onnxruntime and was never run by it.
 RUN_BY_SUITE = (CPU, "OpenVINOExecutionProvider")
@@ -65,7 +65,7 @@ def known(name: str) -> str:
 
 
 def resolve(name: str) -> str:
-    """onnxruntime's own name of a provider, however it is written: `openvino` is OpenVINOExecutionProvider. Raises MissingError."""
+    """onnxruntime's own name of a provider, however it is written: `openvino` is OpenVINOExecutionProvider. Raises UnavailableError."""
     there = available()
     found = next((one for one in there if _stem(one) == _stem(name)), None)
     if found is not None:
@@ -78,7 +78,9 @@ def resolve(name: str) -> str:
         else "it needs a build of onnxruntime that has it"
     )
     what = f"no {listed}" if listed else f"no execution provider {name!r}"
-    raise MissingError(f"{what} in onnxruntime {onnxruntime.__version__} here, which has {', '.join(there)}; {then}")
+    raise UnavailableError(
+        f"{what} in onnxruntime {onnxruntime.__version__} here, which has {', '.join(there)}; {then}"
+    )
 
 
 def _stem(name: str) -> str:

@@ -63,7 +63,7 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Settings:
+class VerifySettings:
     """How the verifier runs on the device. `name` separates the bundles of several recipes in one folder."""
 
     name: str = "model"

@@ -29,8 +29,8 @@ from export.runtime.rounds import Attempt
 from export.targets import (
     Address,
     DeviceFailed,
-    Settings,
     Unreachable,
+    VerifySettings,
     WrongTarget,
     browser_timing,
     loopback,
@@ -81,7 +81,7 @@ class Heard:
 
 
 def run(
-    address: Address, bundle: Path, settings: Settings, limit_seconds: float, tell: Callable[[str], None]
+    address: Address, bundle: Path, settings: VerifySettings, limit_seconds: float, log: Callable[[str], None]
 ) -> dict[str, Any]:
     """The browser's answer for a bundle (zip). Raises Unreachable, DeviceFailed, WrongTarget."""
     if settings.sustained:
@@ -93,7 +93,7 @@ def run(
             "--target browser: the page decodes photos with the browser's own decoder, --preprocess has no place there"
         )
     binary = _binary(address)
-    dist = onnxruntime_web.folder(address.ort, tell)
+    dist = onnxruntime_web.folder(address.ort, log)
     with tempfile.TemporaryDirectory() as temporary:
         folder = unpacked(bundle, Path(temporary))
         try:
@@ -105,7 +105,7 @@ def run(
             raise DeviceFailed(
                 f"{address.name}: the bundle has no page; make it again with: compress run --force validate"
             )
-        tell(f"{address.name}: verifying with {Path(binary).name}")
+        log(f"{address.name}: verifying with {Path(binary).name}")
         heard = _ask(
             address, settings, binary, {"bundle": folder, "ort": dist}, limit_seconds, len(manifest["classes"])
         )
@@ -131,7 +131,12 @@ def _binary(address: Address) -> str:
 
 
 def _ask(
-    address: Address, settings: Settings, binary: str, folders: dict[str, Path], limit_seconds: float, classes: int
+    address: Address,
+    settings: VerifySettings,
+    binary: str,
+    folders: dict[str, Path],
+    limit_seconds: float,
+    classes: int,
 ) -> Heard:
     """Serve the page, open it in the browser, and wait for its answer."""
     heard = Heard()
@@ -246,7 +251,7 @@ def _photos(
 
 
 def _answer(
-    said: dict[str, Any], heard: Heard, folder: Path, manifest: dict[str, Any], settings: Settings
+    said: dict[str, Any], heard: Heard, folder: Path, manifest: dict[str, Any], settings: VerifySettings
 ) -> dict[str, Any]:
     """What one provider said, in the form of `export.verify`'s answer."""
     provider, about = said["provider"], said["host"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export import runtime
-from export.targets import Address, Settings, Unreachable, browser, local, remote
+from export.targets import Address, Unreachable, VerifySettings, browser, local, remote
 from export.targets.adb import FOLDER, Adb
 from export.targets.ssh import Ssh
 
@@ -19,10 +19,10 @@ def verify(
     bundle: Path,
     address: Address,
     work: Path,
-    settings: Settings,
+    settings: VerifySettings,
     *,
     limit_seconds: float | None = None,
-    tell: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """What `python -m export.verify --json` says on the target about a bundle (zip). Raises Unreachable, DeviceFailed."""
     if address.scheme != "browser":
@@ -31,9 +31,9 @@ def verify(
         return local.run(bundle, work, settings, limit_seconds or LOCAL_SECONDS + settings.sustained, address.python)
     limit = limit_seconds or REMOTE_SECONDS + settings.sustained
     if address.scheme == "browser":
-        return browser.run(address, bundle, settings, limit, tell)
+        return browser.run(address, bundle, settings, limit, log)
     link, address = _linked(address)
-    return remote.run(link, address, bundle, settings, limit, tell)
+    return remote.run(link, address, bundle, settings, limit, log)
 
 
 def isa(address: Address) -> str:

@@ -10,12 +10,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from export.targets import DeviceFailed, Settings, Unreachable
+from export.targets import DeviceFailed, Unreachable, VerifySettings
 from export.targets.unpack import unpacked
 
 
 def run(
-    bundle: Path, work: Path, settings: Settings, limit_seconds: float, python: str | None = None
+    bundle: Path, work: Path, settings: VerifySettings, limit_seconds: float, python: str | None = None
 ) -> dict[str, Any]:
     """The answer of `python -m export.verify` inside the unpacked bundle; `work` gets answer.json. Raises DeviceFailed, Unreachable.
 

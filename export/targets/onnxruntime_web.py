@@ -32,7 +32,7 @@ def cache() -> Path:
     return Path(base) / "compress" / f"onnxruntime-web-{VERSION}"
 
 
-def folder(named: str | None, tell: Callable[[str], None]) -> Path:
+def folder(named: str | None, log: Callable[[str], None]) -> Path:
     """A folder with FILES: `named`, the cache, or the cache after `npm ci`. Raises Unreachable."""
     if named is not None:
         given = Path(named).expanduser()
@@ -45,7 +45,7 @@ def folder(named: str | None, tell: Callable[[str], None]) -> Path:
         return found
     kept = cache()
     if not _whole(kept):
-        tell(f"browser: installing onnxruntime-web {VERSION} with npm into {kept}")
+        log(f"browser: installing onnxruntime-web {VERSION} with npm into {kept}")
         _install(kept)
     return kept
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from export.runtime.conditions import isa_of
-from export.targets import Address, DeviceFailed, Settings, Unreachable, scripts, wheels
+from export.targets import Address, DeviceFailed, Unreachable, VerifySettings, scripts, wheels
 from export.targets.unpack import checksums, unpacked
 
 QUICK, COPY, INSTALL = 60.0, 1800.0, 900.0  # seconds
@@ -23,7 +23,7 @@ MARGIN = 5_000_000  # bytes that are left free
 PACKAGES_BYTES = 400_000_000  # numpy and onnxruntime, unpacked, with their wheels
 PYTHONS = ("python3", "python3.13", "python3.12", "python3.11", "python3.10", "python3.9", "python3.8", "python")
 _MARK = "@@compress@@"  # what a login shell prints before it is not ours
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class Seen:
 
 
 def run(
-    link: Link, address: Address, bundle: Path, settings: Settings, limit_seconds: float, tell: Tell
+    link: Link, address: Address, bundle: Path, settings: VerifySettings, limit_seconds: float, log: Log
 ) -> dict[str, Any]:
     """The device's answer for a bundle (zip). Raises Unreachable, DeviceFailed."""
     with tempfile.TemporaryDirectory() as temporary:
         local = unpacked(bundle, Path(temporary))
         sums = {**checksums(local), "checksums.sha256": scripts.sha256(local / "checksums.sha256")}
         seen = look(link, address)
-        tell(
+        log(
             f"{address.name}: {seen.machine}, Python {seen.version[0]}.{seen.version[1]}, {seen.free / 1e9:.1f} GB free"
         )
         if address.python is None and (seen.machine not in wheels.MACHINES or seen.bits != 64):
@@ -77,14 +77,14 @@ def run(
             )
         folder = f"bundle-{re.sub(r'[^A-Za-z0-9_.-]', '-', settings.name)}"
         copied = _sync(link, address, seen, local, sums, folder)
-        tell(f"{address.name}: {copied} of {len(sums)} files copied, the others were there")
+        log(f"{address.name}: {copied} of {len(sums)} files copied, the others were there")
         python = (
             _given(link, address)
             if address.python
-            else _installed(link, address, seen, local / "requirements.txt", tell)
+            else _installed(link, address, seen, local / "requirements.txt", log)
         )
     arguments = [python, "-E", "-B", "-m", "export.verify", "--json", "../answer.json", *settings.arguments(), "."]
-    tell(
+    log(
         f"{address.name}: verifying" + (f", {settings.sustained} s of it without a pause" if settings.sustained else "")
     )
     order = {
@@ -171,7 +171,7 @@ def _given(link: Link, address: Address) -> str:
     return address.python
 
 
-def _installed(link: Link, address: Address, seen: Seen, requirements: Path, tell: Tell) -> str:
+def _installed(link: Link, address: Address, seen: Seen, requirements: Path, log: Log) -> str:
     """The interpreter of a virtual environment with both packages, made where it is not there yet."""
     venv = f"{seen.folder}/venv-{seen.version[0]}.{seen.version[1]}"
     python = f"{venv}/bin/python"
@@ -182,7 +182,7 @@ def _installed(link: Link, address: Address, seen: Seen, requirements: Path, tel
         raise DeviceFailed(
             f"{address.name}: the disk is full: {seen.free / 1e6:.0f} MB free in {seen.folder}, numpy and onnxruntime need {PACKAGES_BYTES / 1e6:.0f} MB"
         )
-    tell(f"{address.name}: making a virtual environment")
+    log(f"{address.name}: making a virtual environment")
     whole = link.call([seen.python, "-m", "venv", "--clear", venv], INSTALL).code == 0
     if not whole:
         bare = link.call([seen.python, "-m", "venv", "--clear", "--without-pip", venv], INSTALL)
@@ -193,7 +193,7 @@ def _installed(link: Link, address: Address, seen: Seen, requirements: Path, tel
             )
     fetched = False
     if whole and address.wheels == "auto" and link.call([python, "-c", scripts.NETWORK], QUICK).code == 0:
-        tell(f"{address.name}: installing numpy and onnxruntime from its own network")
+        log(f"{address.name}: installing numpy and onnxruntime from its own network")
         fetched = (
             link.call(
                 [
@@ -214,7 +214,7 @@ def _installed(link: Link, address: Address, seen: Seen, requirements: Path, tel
             == 0
         )
     if not fetched:
-        tell(f"{address.name}: fetching wheels here and pushing them")
+        log(f"{address.name}: fetching wheels here and pushing them")
         _push_wheels(link, address, seen, python, wanted)
     done = link.call([python, "-E", "-B", "-c", scripts.PACKAGES], QUICK)
     if done.code != 0:

@@ -169,7 +169,7 @@ def export_and_compare(model: nn.Module, path: Path) -> None:
         made_by="test",
     )
     pixels = np.random.default_rng(4).integers(0, 256, (5, SIDE, SIDE, 3)).astype(np.uint8)
-    export.graph.from_torch.to_onnx(model.eval(), path, contract, opset=18, pictures=pixels)
+    export.graph.from_torch.to_onnx(model.eval(), path, contract, opset=18, images=pixels)
     with torch.no_grad():
         largest = (
             model(views.to_float(torch.from_numpy(pixels), NORMALIZATION.mean, NORMALIZATION.std)).abs().max().item()

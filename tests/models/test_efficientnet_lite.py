@@ -183,7 +183,7 @@ def test_searched_int8_loses_at_most_six_tenths_of_a_point(photos: tuple[np.ndar
     to_onnx(network.eval(), tmp_path / "lite0.onnx", contract)
 
     prepared = quantize.prepare(tmp_path / "lite0.onnx", images[calibration])
-    trials = search.run(prepared, tmp_path, quantize.Settings("x86-vnni"), images[ranking], lambda line: None)
+    trials = search.run(prepared, tmp_path, quantize.QuantizeSettings("x86-vnni"), images[ranking], lambda line: None)
     winner = next(trial for trial in trials if trial.kept)
     right, found = (
         answers.argmax(1) == labels[evaluation]

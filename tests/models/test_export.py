@@ -12,6 +12,7 @@ from compress.models import build, catalog
 from export.graph.from_torch import parity, to_onnx
 from export.graph.rewrites import for_integers
 from export.int8 import search
+from export.int8.integer_share import integer_share
 from export.int8.quantize import quantize
 from export.runtime import Contract, Model
 
@@ -34,8 +35,8 @@ def logits(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
         for _ in range(5):
             model.train()((noise / 255 - 0.5) / 0.25)
     pictures = noise.permute(0, 2, 3, 1).contiguous().numpy()
-    to_onnx(model.eval(), folder / "float.onnx", contract, pictures=pictures[:32])
-    for_integers(folder / "float.onnx", folder / "source.onnx", pictures[:32])
+    to_onnx(model.eval(), folder / "float.onnx", contract, images=pictures[:32])
+    for_integers(folder / "float.onnx", folder / "source.onnx", pictures[:32], integer_share)
     source = folder / "source.onnx"
     quantize(source if source.is_file() else folder / "float.onnx", folder / "int8.onnx", pictures, isa="x86-vnni")
     assert parity(model, folder / "float.onnx", pictures).max_abs_diff < 1e-3

@@ -72,9 +72,9 @@ def test_the_limit_grows_with_the_logits_whose_rounding_it_bounds(work, stripped
 def known(monkeypatch, stripped, exported):
     """The export itself is known to work: answer with the file and parity of before, without exporting again."""
     parity = export.graph.from_torch.Parity(1e-7, 1e-8, 1.0, 40, np.load(stripped.predictions.path), 9.0)
-    made = export.graph.from_torch.Exported(18, 8, 10, 100, ())
+    made = export.graph.from_torch.ExportResult(18, 8, 10, 100, ())
 
-    def to_onnx(live, path, contract, *, opset, pictures):
+    def to_onnx(live, path, contract, *, opset, images):
         path.write_bytes(exported.file.path.read_bytes())
         return made
 
@@ -119,9 +119,9 @@ def test_the_file_says_what_the_application_must_do(work, stripped, training, ve
     written = {}
     made = export.graph.from_torch.to_onnx
 
-    def to_onnx(live, path, contract, *, opset, pictures):
+    def to_onnx(live, path, contract, *, opset, images):
         written["contract"] = contract
-        return made(live, path, contract, opset=opset, pictures=pictures)
+        return made(live, path, contract, opset=opset, images=images)
 
     monkeypatch.setattr(export.graph.from_torch, "to_onnx", to_onnx)
     told = convert.preprocessing("folder", 18, 16)
@@ -145,8 +145,8 @@ def test_rewrites_for_integers_get_a_file_of_their_own(work, stripped, training,
     """resnet8 has nothing to rewrite, so the rewrite itself is stood in for."""
     seen = []
 
-    def for_integers(source, target, pictures):
-        seen.append(pictures.shape)
+    def for_integers(source, target, images, share):
+        seen.append(images.shape)
         target.write_bytes(source.read_bytes() + b"x")
         return (export.graph.rewrites.Rewrite("a", 2, True, "b", "int8", 0.0, 1.0, 40, 0.1, 0.2),)
 

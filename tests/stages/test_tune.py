@@ -160,7 +160,7 @@ def test_a_baseline_is_tuned_by_plain_training(context, given, network, training
 def test_a_map_that_the_graph_does_not_hold_is_refused_by_name(given):
     live = tune._student(given["stripped"])
     pictures = build.pictures(given["data"].training, "cpu")
-    graph = tune.export.quantize.prepare(given["model"].file.path, np.zeros((2, 16, 16, 3), np.uint8))
+    graph = tune.export.int8.quantize.prepare(given["model"].file.path, np.zeros((2, 16, 16, 3), np.uint8))
     found = tune._tensors(("pooled", "stages_post.1"), given["stripped"].trained, live, graph, pictures)
     assert set(found) == {"pooled", "stages_post.1"} and len(set(found.values())) == 2
     with pytest.raises(StageError, match="reads the map 'head', which the exported graph does not hold"):
@@ -178,8 +178,8 @@ def test_a_student_in_another_form_is_refused(given):
 
 def test_a_file_that_answers_otherwise_is_refused(context, given, monkeypatch):
     monkeypatch.setattr(tune, "fit", lambda student, *_, **__: None)
-    turned = tune.export.search.logits
-    monkeypatch.setattr(tune.export.search, "logits", lambda *arguments: np.roll(turned(*arguments), 1, axis=1))
+    turned = tune.export.int8.search.logits
+    monkeypatch.setattr(tune.export.int8.search, "logits", lambda *arguments: np.roll(turned(*arguments), 1, axis=1))
     with pytest.raises(StageError, match="it is not what was trained"):
         tune.run.run(QAT, context=context("otherwise"), **given)
 

@@ -229,7 +229,7 @@ def test_photos_are_decoded_and_the_shipped_file_runs_without_a_pause(work, mode
 
 
 def test_int8_that_is_worse_than_its_float_file_is_explained(models, monkeypatch):
-    monkeypatch.setattr(validate.faults, "name_int8_fault", lambda path: "looks like per-tensor int8")
+    monkeypatch.setattr(validate.diagnosis, "name_int8_fault", lambda path: "looks like per-tensor int8")
     row = {
         "model": "student.int8.onnx",
         "against": "student.fp32.onnx",
@@ -280,7 +280,7 @@ def test_the_bundle_holds_the_files_that_ship_and_a_stratified_sample(measured, 
 
 def test_a_file_for_another_instruction_set_is_neither_timed_nor_audited(work, models, prepared, versions, monkeypatch):
     monkeypatch.setattr(validate, "isa", lambda: "arm64" if TARGET != "arm64" else "x86-vnni")
-    monkeypatch.setattr(validate.export.measure, "memory", lambda *rest, **options: None)
+    monkeypatch.setattr(validate.export.runtime.latency, "memory", lambda *rest, **options: None)
     record = validate.run.run(
         Validate(warmup=0, repeats=20),
         context=work,
@@ -353,7 +353,7 @@ def test_int8_for_another_machine_ships_and_is_said_not_to_be_judged(models):
 
 
 def test_what_does_not_ship_is_not_in_the_bundle_and_not_judged(work, models, prepared, versions, monkeypatch):
-    monkeypatch.setattr(validate.export.timings, "ratio", lambda *_, **__: (0.9, 0.85, 0.95))
+    monkeypatch.setattr(validate.export.runtime.latency_stats, "ratio", lambda *_, **__: (0.9, 0.85, 0.95))
     found = validate.run.run(
         Validate(warmup=2, repeats=20),
         context=work,

@@ -36,8 +36,7 @@ from export.bundle.write import Shipped
 from export.int8.integer_share import integer_share
 from export.runtime import FOREIGN, Contract, ExportError, copy_model, isa, runs_on, write_beside
 from export.runtime.latency_stats import LatencyResult
-from export.targets import Settings
-from export.targets import dispatch as targets
+from export.targets import VerifySettings, dispatch
 
 PICTURES = 32  # for the int8 ranges and the timing; neither gets better by more
 SEED = 0  # of the weights and of the noise
@@ -107,7 +106,7 @@ def _draft(
     fp32, source, int8 = (context.work / name for name in ("model.onnx", "model.int8source.onnx", "model.int8.onnx"))
     audit = None
     try:
-        export.graph.from_torch.to_onnx(model, fp32, contract, opset=config.opset, pictures=images)
+        export.graph.from_torch.to_onnx(model, fp32, contract, opset=config.opset, images=images)
         if target is not None:
             export.graph.rewrites.for_integers(
                 fp32, source, images, integer_share
@@ -269,13 +268,13 @@ def _there(
         config.target,
         bundle.archive,
         context.work,
-        Settings(name="plan", threads=threads, repeats=FEWEST),
+        VerifySettings(name="plan", threads=threads, repeats=FEWEST),
         console=context.console,
     )
     rows = {names[row["file"]]: row for row in answer["models"]}
     untimed = next((name for name in own if not rows[name].get("latency_ms")), None)
     if untimed is not None:
-        why = answer.get("not_timed") or rows[untimed].get("note") or targets.complaint(answer) or "no reason given"
+        why = answer.get("not_timed") or rows[untimed].get("note") or dispatch.complaint(answer) or "no reason given"
         raise StageError(f"plan: {config.name} did not time {untimed}: {why}")
     timed = {name: row for name, row in rows.items() if row.get("latency_ms")}
     return Timed(

@@ -7,15 +7,14 @@ from typing import Any
 
 from compress.core.console import Console
 from compress.core.errors import MissingError, StageError, UsageError
-from export.targets import DeviceFailed, Settings, Unreachable, WrongTarget, parse
-from export.targets import dispatch as targets
+from export.targets import DeviceFailed, Unreachable, VerifySettings, WrongTarget, dispatch, parse
 
 
 def ask(
     target: str,
     bundle: Path,
     work: Path,
-    settings: Settings,
+    settings: VerifySettings,
     *,
     limit_seconds: float | None = None,
     console: Console | None = None,
@@ -23,7 +22,7 @@ def ask(
     """A device's answer for a bundle (zip). Raises UsageError, MissingError (out of reach, no interpreter) or StageError (it failed)."""
     tell = console.line if console else lambda text: None
     try:
-        return targets.verify(bundle, parse(target), work, settings, limit_seconds=limit_seconds, tell=tell)
+        return dispatch.verify(bundle, parse(target), work, settings, limit_seconds=limit_seconds, log=tell)
     except WrongTarget as error:
         raise UsageError(str(error)) from error
     except Unreachable as error:

@@ -13,7 +13,7 @@ import pytest
 
 from export.bundle import write as bundle
 from export.bundle.write import Shipped
-from export.runtime import ExportError, MissingError
+from export.runtime import ExportError, UnavailableError
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_refusals(
 
     with pytest.raises(ExportError, match="at least one model"):
         write([])
-    with pytest.raises(MissingError, match="no such file"):
+    with pytest.raises(UnavailableError, match="no such file"):
         write([Shipped(tmp_path / "absent.onnx", "student", "fp32")])
     with pytest.raises(ExportError, match="names of their own"):
         write([models[0], models[0]])

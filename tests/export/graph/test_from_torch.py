@@ -223,7 +223,7 @@ def test_check_runtime_refuses_versions_it_cannot_judge(fp32: Path, version: str
 
 
 def test_pools_are_judged_and_told(network: nn.Module, contract: Contract, images: np.ndarray, tmp_path: Path) -> None:
-    exported = from_torch.to_onnx(network, tmp_path / "a.onnx", contract, pictures=images[:20])
+    exported = from_torch.to_onnx(network, tmp_path / "a.onnx", contract, images=images[:20])
 
     (verdict,) = exported.rewrites
     assert (verdict.name, verdict.nodes, verdict.kept, verdict.images) == (
@@ -244,7 +244,7 @@ def test_a_pool_that_changes_answers_is_refused(
 ) -> None:
     monkeypatch.setattr(rewrites, "PARITY", -1.0)
 
-    exported = from_torch.to_onnx(network, tmp_path / "a.onnx", contract, pictures=images[:20])
+    exported = from_torch.to_onnx(network, tmp_path / "a.onnx", contract, images=images[:20])
 
     assert [verdict.kept for verdict in exported.rewrites] == [False] and "answer otherwise" in exported.rewrites[
         0

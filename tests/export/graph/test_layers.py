@@ -11,17 +11,17 @@ import pytest
 from export.graph import layers, surgery
 from export.graph.executed import audit
 from export.int8 import quantize
-from export.int8.quantize import Settings, emit, prepare
+from export.int8.quantize import QuantizeSettings, emit, prepare
 from export.runtime import ExportError, Model
 
 
 @pytest.fixture(scope="module")
-def prepared(fp32: Path, calibration: np.ndarray) -> quantize.Prepared:
+def prepared(fp32: Path, calibration: np.ndarray) -> quantize.PreparedGraph:
     return prepare(fp32, calibration)
 
 
 @pytest.fixture(scope="module")
-def names(prepared: quantize.Prepared) -> list[str]:
+def names(prepared: quantize.PreparedGraph) -> list[str]:
     """Layers: stem (Relu behind it), depthwise (Clip), pointwise (a sum), classifier (the logits)."""
     return [node.name for node in layers.layers(prepared.model)]
 
@@ -30,7 +30,7 @@ def names(prepared: quantize.Prepared) -> list[str]:
 def test_every_kind_of_layer_can_stay_in_float(
     prepared, names, number: int, images: np.ndarray, tmp_path: Path
 ) -> None:
-    made = emit(prepared, tmp_path / "q.onnx", Settings("x86-vnni", float_layers=(names[number],)))
+    made = emit(prepared, tmp_path / "q.onnx", QuantizeSettings("x86-vnni", float_layers=(names[number],)))
     found = audit(tmp_path / "q.onnx")
 
     assert made.float_layers == (names[number],) and found.requantised == ()
@@ -62,7 +62,7 @@ def test_a_plain_exclusion_is_quantised_again_and_refused(
     monkeypatch.setattr(layers, "keep_in_float", lambda model, kept: tuple(kept))
 
     with pytest.raises(ExportError, match=f"{names[1]} should stay in float, but onnxruntime quantises it again"):
-        emit(prepared, tmp_path / "q.onnx", Settings("x86-vnni", float_layers=(names[1],)))
+        emit(prepared, tmp_path / "q.onnx", QuantizeSettings("x86-vnni", float_layers=(names[1],)))
 
     assert not (tmp_path / "q.onnx").exists()
 
@@ -88,9 +88,9 @@ def test_max_and_min_compute_what_clip_computes(prepared, names, images: np.ndar
 )
 def test_an_unknown_layer_is_refused(prepared, wanted: tuple[str, ...], words: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=words):
-        emit(prepared, tmp_path / "q.onnx", Settings("x86-vnni", float_layers=wanted))
+        emit(prepared, tmp_path / "q.onnx", QuantizeSettings("x86-vnni", float_layers=wanted))
 
 
 def test_every_layer_in_float_is_no_int8(prepared, names, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="set scheme: none"):
-        emit(prepared, tmp_path / "q.onnx", Settings("x86-vnni", float_layers=tuple(names)))
+        emit(prepared, tmp_path / "q.onnx", QuantizeSettings("x86-vnni", float_layers=tuple(names)))

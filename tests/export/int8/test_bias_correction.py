@@ -15,7 +15,7 @@ from torch import nn
 from export.graph import layers
 from export.graph.from_torch import to_onnx
 from export.int8 import bias_correction
-from export.int8.quantize import Settings, emit, prepare
+from export.int8.quantize import QuantizeSettings, emit, prepare
 from export.runtime import Contract, Model
 
 
@@ -45,7 +45,7 @@ def test_it_lowers_the_mean_error_of_a_planted_shift(
 ) -> None:
     prepared = prepare(shifted, calibration)
     for name, correct in (("plain", False), ("corrected", True)):
-        emit(prepared, tmp_path / name, Settings("x86-vnni", per_channel=False, bias_correction=correct))
+        emit(prepared, tmp_path / name, QuantizeSettings("x86-vnni", per_channel=False, bias_correction=correct))
     expected = _mean_logits(shifted, images)
 
     plain, corrected = (
@@ -64,7 +64,7 @@ def test_the_correction_is_the_mean_difference_of_the_layer(
     from export.int8.quantize import _before_first_layer, _with_qdq
 
     prepared = prepare(shifted, calibration)
-    settings = Settings("x86-vnni", per_channel=False)
+    settings = QuantizeSettings("x86-vnni", per_channel=False)
     found = calibrate.ranges(prepared.statistics, "minmax")
     quantized = _with_qdq(prepared.model, found, settings, tuple(_before_first_layer(prepared.model)))
 
@@ -91,7 +91,7 @@ def test_a_layer_in_float_keeps_its_bias(shifted: Path, calibration: np.ndarray,
     emit(
         prepared,
         tmp_path / "q.onnx",
-        Settings("x86-vnni", per_channel=False, float_layers=("first",), bias_correction=True),
+        QuantizeSettings("x86-vnni", per_channel=False, float_layers=("first",), bias_correction=True),
     )
     first = layers.layers(prepared.model)[0]
     before = numpy_helper.to_array(layers.stored(prepared.model)[first.input[2]])

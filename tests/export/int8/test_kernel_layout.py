@@ -127,7 +127,7 @@ def test_int8_for_x86_is_laid_out_and_answers_alike(
     export(Mobile(nn.Conv2d(3, 8, 3, 2, 1)), contract, tmp_path / "m.onnx")
     prepared = quantize.prepare(tmp_path / "m.onnx", calibration)
     for name, target, kept in (("x86", "x86-vnni", ()), ("arm", "arm64", ()), ("first", "x86-vnni", ("first",))):
-        quantize.emit(prepared, tmp_path / f"{name}.onnx", quantize.Settings(target, float_layers=kept))
+        quantize.emit(prepared, tmp_path / f"{name}.onnx", quantize.QuantizeSettings(target, float_layers=kept))
 
     stems = {name: stem_of_int8(tmp_path / f"{name}.onnx") for name in ("x86", "arm")}
 

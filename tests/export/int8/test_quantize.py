@@ -15,14 +15,14 @@ from torch import nn
 
 from export.graph import surgery
 from export.graph.from_torch import to_onnx
-from export.int8.quantize import Quantized, quantize
+from export.int8.quantize import QuantizedFile, quantize
 from export.runtime import TARGETS, Contract, ExportError, Model
 
 
 @pytest.fixture(scope="module")
 def made(
     fp32: Path, calibration: np.ndarray, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[Path, Quantized]]:
+) -> dict[str, tuple[Path, QuantizedFile]]:
     folder = tmp_path_factory.mktemp("int8")
     return {
         isa: (folder / f"{isa}.onnx", quantize(fp32, folder / f"{isa}.onnx", calibration, isa=isa)) for isa in TARGETS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from export.int8 import search
-from export.int8.quantize import Settings, prepare
+from export.int8.quantize import QuantizeSettings, prepare
 from export.int8.search import PRUNED, SURVIVORS, Trial, divergence, select
 from export.runtime import ExportError, Model
 
@@ -18,7 +18,11 @@ from export.runtime import ExportError, Model
 def tried(fp32: Path, calibration: np.ndarray, images: np.ndarray, tmp_path_factory: pytest.TempPathFactory):
     lines: list[str] = []
     trials = search.run(
-        prepare(fp32, calibration), tmp_path_factory.mktemp("search"), Settings("x86-vnni"), images[:32], lines.append
+        prepare(fp32, calibration),
+        tmp_path_factory.mktemp("search"),
+        QuantizeSettings("x86-vnni"),
+        images[:32],
+        lines.append,
     )
     return trials, lines
 
@@ -107,7 +111,9 @@ def test_a_variant_that_cannot_be_made_is_a_row(
         return made(prepared, path, settings)
 
     monkeypatch.setattr(search, "emit", failing)
-    trials = search.run(prepare(fp32, calibration), tmp_path, Settings("x86-vnni"), images[:8], lambda text: None)
+    trials = search.run(
+        prepare(fp32, calibration), tmp_path, QuantizeSettings("x86-vnni"), images[:8], lambda text: None
+    )
 
     failed = [trial for trial in trials if "planted" in trial.reason]
     assert len(failed) >= 3 and not any(trial.kept for trial in failed)
@@ -117,7 +123,7 @@ def test_another_instruction_set_is_computed_as_it_is_written(
     fp32: Path, calibration: np.ndarray, images: np.ndarray, tmp_path: Path
 ) -> None:
     prepared = prepare(fp32, calibration)
-    search.emit(prepared, tmp_path / "arm.onnx", replace(Settings("x86-vnni"), isa="arm64"))
+    search.emit(prepared, tmp_path / "arm.onnx", replace(QuantizeSettings("x86-vnni"), isa="arm64"))
 
     found = search.logits(tmp_path / "arm.onnx", "arm64", images[:16])
 

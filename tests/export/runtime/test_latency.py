@@ -16,7 +16,7 @@ import pytest
 
 from compress.stages.support import latency
 from export.int8.quantize import quantize
-from export.runtime import TARGETS, ExportError, MissingError, conditions, isa, latency_stats, rounds
+from export.runtime import TARGETS, ExportError, UnavailableError, conditions, isa, latency_stats, rounds
 from export.runtime import latency as measure
 from export.runtime.latency_stats import LatencyResult, ModelLatency
 
@@ -394,7 +394,7 @@ def test_refusals(int8: Path, images: np.ndarray, tmp_path: Path) -> None:
         measure.latency({}, images)
     with pytest.raises(ExportError, match="images must be uint8"):
         measure.latency({"int8": int8}, images[:, :8])
-    with pytest.raises(MissingError, match="no such file"):
+    with pytest.raises(UnavailableError, match="no such file"):
         measure.memory(tmp_path / "absent.onnx")
     with pytest.raises(ExportError, match="the process that measures memory failed: .*cannot load"):
         measure.memory(tmp_path / "broken.onnx")

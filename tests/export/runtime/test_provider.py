@@ -18,8 +18,7 @@ from export import runtime, verify
 from export.bundle import write
 from export.bundle.write import Shipped
 from export.runtime import provider
-from export.targets import Settings, WrongTarget, parse
-from export.targets import dispatch as targets
+from export.targets import VerifySettings, WrongTarget, dispatch, parse
 
 AZURE, OPENVINO = "AzureExecutionProvider", "OpenVINOExecutionProvider"
 OPENVINO_PACKAGE = "onnxruntime-openvino==1.24.1"
@@ -71,9 +70,9 @@ def test_a_silent_fallback_is_named_and_fails(
 
 
 def test_the_same_over_a_target(azure: str, shipped: write.Bundle, tmp_path: Path) -> None:
-    answer = device_session.ask("local?provider=Azure", shipped.archive, tmp_path, Settings(repeats=16))
+    answer = device_session.ask("local?provider=Azure", shipped.archive, tmp_path, VerifySettings(repeats=16))
 
-    assert targets.complaint(answer) == f"small.fp32.onnx: {answer['models'][0]['provider']['sentence']}"
+    assert dispatch.complaint(answer) == f"small.fp32.onnx: {answer['models'][0]['provider']['sentence']}"
     rows = device.rows(answer, parse("local?provider=Azure").shown)
     assert [row["target"] for row in rows] == ["local?provider=Azure"] * 2 and rows[0]["provider"]["nodes"] == 0
     assert verify.verify(shipped.folder, latency=False)["models"][0]["provider"] is None
@@ -92,13 +91,15 @@ def test_one_that_is_not_there_is_exit_3(
     with pytest.raises(
         MissingError, match=f"^local: no {absent} in onnxruntime .* here, which has {there}; it needs"
     ) as raised:
-        device_session.ask(f"local?provider={absent}", shipped.archive, tmp_path, Settings())
+        device_session.ask(f"local?provider={absent}", shipped.archive, tmp_path, VerifySettings())
     assert raised.value.exit_code == 3
     if OPENVINO not in provider.available():
-        with pytest.raises(runtime.MissingError, match="install it with: python -m pip install onnxruntime-openvino$"):
+        with pytest.raises(
+            runtime.UnavailableError, match="install it with: python -m pip install onnxruntime-openvino$"
+        ):
             provider.resolve("openvino")
     with pytest.raises(MissingError, match="local: /no/python cannot be run"):
-        device_session.ask("local?python=/no/python", shipped.archive, tmp_path, Settings())
+        device_session.ask("local?python=/no/python", shipped.archive, tmp_path, VerifySettings())
 
 
 def test_names_and_addresses() -> None:
@@ -112,7 +113,7 @@ def test_names_and_addresses() -> None:
         parse("browser?provider=wasm").shown == "browser"
         and parse("browser?provider=webgpu").shown == "browser?provider=webgpu"
     )
-    assert Settings(provider="acl").arguments()[-2:] == ["--provider", "acl"]
+    assert VerifySettings(provider="acl").arguments()[-2:] == ["--provider", "acl"]
     for wrong in ("local?provider=a;b", "ssh://pi@board?provider=", "local?wheels=push"):
         with pytest.raises(WrongTarget):
             parse(wrong)
@@ -180,7 +181,11 @@ def test_openvino_runs_and_is_seen_to_run(shipped: write.Bundle, tmp_path: Path)
         )
 
     answer = device_session.ask(
-        f"local?python={python}&provider=openvino", shipped.archive, tmp_path, Settings(repeats=64), limit_seconds=200
+        f"local?python={python}&provider=openvino",
+        shipped.archive,
+        tmp_path,
+        VerifySettings(repeats=64),
+        limit_seconds=200,
     )
 
     row = answer["models"][0]
@@ -196,5 +201,5 @@ def test_openvino_runs_and_is_seen_to_run(shipped: write.Bundle, tmp_path: Path)
         assert answer["models"][1]["provider"]["nodes"] >= 1 and answer["models"][1]["ok"] is not None
     with pytest.raises(StageError, match="did not answer within"):
         device_session.ask(
-            f"local?python={python}&provider=openvino", shipped.archive, tmp_path, Settings(), limit_seconds=0.05
+            f"local?python={python}&provider=openvino", shipped.archive, tmp_path, VerifySettings(), limit_seconds=0.05
         )

@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from export import runtime
-from export.runtime import Contract, ExportError, MissingError, Model
+from export.runtime import Contract, ExportError, Model, UnavailableError
 from export.runtime import machine as machine_module
 
 
@@ -87,7 +87,7 @@ def test_load_names_what_is_wrong(fp32: Path, tmp_path: Path) -> None:
     del foreign.metadata_props[:]
     onnx.save(foreign, str(tmp_path / "foreign.onnx"))
 
-    with pytest.raises(MissingError, match="no such file"):
+    with pytest.raises(UnavailableError, match="no such file"):
         Model.load(tmp_path / "absent.onnx")
     with pytest.raises(ExportError, match="cannot load this file"):
         Model.load(garbage)

@@ -16,11 +16,10 @@ import pytest
 
 from export.bundle import write
 from export.bundle.write import Shipped
-from export.targets import Address, DeviceFailed, Settings, Unreachable, scripts, wheels
-from export.targets import dispatch as targets
+from export.targets import Address, DeviceFailed, Unreachable, VerifySettings, dispatch, scripts, wheels
 from tests.support.sshd import Server, free_port, start, stop
 
-QUICK = Settings(name="small", repeats=2, latency=False)
+QUICK = VerifySettings(name="small", repeats=2, latency=False)
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +45,9 @@ def shipped(fp32: Path, images: np.ndarray, labels: np.ndarray, tmp_path_factory
 def ask(shipped: Path, tmp_path: Path) -> Callable[..., dict]:
     """Verify and keep what was told in `ask.told`."""
 
-    def run(address: Address, settings: Settings = QUICK, limit_seconds: float = 120) -> dict:
+    def run(address: Address, settings: VerifySettings = QUICK, limit_seconds: float = 120) -> dict:
         run.told = []  # type: ignore[attr-defined]
-        return targets.verify(shipped, address, tmp_path, settings, limit_seconds=limit_seconds, tell=run.told.append)  # type: ignore[attr-defined]
+        return dispatch.verify(shipped, address, tmp_path, settings, limit_seconds=limit_seconds, log=run.told.append)  # type: ignore[attr-defined]
 
     return run
 
@@ -245,10 +244,10 @@ def test_wrong_answers_come_back_as_answers(
     )
     archive = Path(shutil.make_archive(str(tmp_path / "wrong"), "zip", tmp_path, "bundle"))
 
-    answer = targets.verify(archive, server.target(tmp_path / "device"), tmp_path, QUICK)
+    answer = dispatch.verify(archive, server.target(tmp_path / "device"), tmp_path, QUICK)
 
     assert answer["ok"] is False
-    assert str(targets.complaint(answer)).startswith("wrong answers from small.fp32.onnx: it agrees on ")
+    assert str(dispatch.complaint(answer)).startswith("wrong answers from small.fp32.onnx: it agrees on ")
 
 
 @pytest.mark.slow

@@ -14,8 +14,7 @@ import pytest
 
 from export.bundle import write
 from export.bundle.write import Shipped
-from export.targets import DeviceFailed, Settings, Unreachable, WrongTarget, parse
-from export.targets import dispatch as targets
+from export.targets import DeviceFailed, Unreachable, VerifySettings, WrongTarget, dispatch, parse
 from export.targets.adb import FOLDER, Adb
 from export.targets.ssh import OPTIONS, Ssh
 from export.targets.unpack import checksums, unpacked
@@ -102,7 +101,7 @@ def test_adb_without_adb_a_python_or_a_device_is_missing(tmp_path: Path, monkeyp
     with pytest.raises(
         Unreachable, match=r"Android has no Python of its own; name one .*--target 'adb://X\?python=/path'"
     ):
-        targets.verify(archive, parse("adb://X"), tmp_path, Settings())
+        dispatch.verify(archive, parse("adb://X"), tmp_path, VerifySettings())
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Unreachable, match="adb is not installed here; install it with: apt-get install adb"):
         Adb(parse("adb://X")).call(["true"], 5)
@@ -138,7 +137,7 @@ def test_the_whole_way_through_a_stand_in_for_adb(
     monkeypatch.setenv("PATH", f"{stand_in.parent}:{os.environ['PATH']}")
     address = parse(f"adb://X{tmp_path}/device?python={sys.executable}")
 
-    answer = targets.verify(shipped.archive, address, tmp_path, Settings(latency=False))
+    answer = dispatch.verify(shipped.archive, address, tmp_path, VerifySettings(latency=False))
 
     assert answer["ok"] is True and (tmp_path / "device" / "answer.json").is_file()
 
@@ -159,14 +158,14 @@ def test_complaints_name_what_is_wrong() -> None:
     row = {"file": "a.onnx", "ok": False, "agreement": 0.25, "images": 16, "max_abs_diff": 3.0}
     wrong = {"ok": False, "models": [row], "photos": {"ok": True}, "host": {"isa": "arm64"}}
 
-    assert targets.complaint({**wrong, "ok": True}) is None
+    assert dispatch.complaint({**wrong, "ok": True}) is None
     assert (
-        targets.complaint(wrong)
+        dispatch.complaint(wrong)
         == "wrong answers from a.onnx: it agrees on 25.0% of 16 pictures, largest logit difference 3"
     )
     seen = {"ok": False, "sentence": "photos: 8 of 8 decoded by x are wrong: looks like BGR"}
-    assert targets.complaint({**wrong, "models": [{**row, "ok": True}], "photos": seen}) == seen["sentence"]
+    assert dispatch.complaint({**wrong, "models": [{**row, "ok": True}], "photos": seen}) == seen["sentence"]
     assert (
-        targets.complaint({**wrong, "models": [{**row, "ok": None}]})
+        dispatch.complaint({**wrong, "models": [{**row, "ok": None}]})
         == "no model in the bundle is meant for arm64: nothing was verified"
     )

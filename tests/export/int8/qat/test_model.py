@@ -16,9 +16,10 @@ from compress import models
 from export.graph import layers, rewrites
 from export.graph.from_torch import to_onnx
 from export.int8 import quantize, search
+from export.int8.integer_share import integer_share
 from export.int8.qat.model import Simulation
 from export.int8.qat.operators import OPERATORS, attributes_of, operator
-from export.int8.quantize import Prepared, Settings
+from export.int8.quantize import PreparedGraph, QuantizeSettings
 from export.runtime import Contract, ExportError, Model
 
 MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)
@@ -40,7 +41,7 @@ def _pixels(images: np.ndarray, contract: Contract) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def prepared(fp32: Path, calibration: np.ndarray) -> Prepared:
+def prepared(fp32: Path, calibration: np.ndarray) -> PreparedGraph:
     return quantize.prepare(fp32, calibration)
 
 
@@ -49,7 +50,7 @@ def prepared(fp32: Path, calibration: np.ndarray) -> Prepared:
     [("x86-vnni", True), ("x86-vnni", False), ("x86-avx2", True), ("arm64", True), ("arm64", False), ("web", True)],
 )
 def test_the_simulation_is_the_int8_file(prepared, contract, images, isa, per_channel, tmp_path) -> None:
-    settings = Settings(isa, per_channel=per_channel)
+    settings = QuantizeSettings(isa, per_channel=per_channel)
     pairs = quantize.pairs(prepared, settings)
     quantize.emit(prepared, tmp_path / "q.onnx", settings)
 
@@ -63,7 +64,7 @@ def test_the_simulation_is_the_int8_file(prepared, contract, images, isa, per_ch
 
 def test_learned_numbers_are_the_files(prepared, contract, images, tmp_path) -> None:
     """Other weights and ranges than the calibrated ones arrive in the file exactly."""
-    settings = Settings("x86-vnni")
+    settings = QuantizeSettings("x86-vnni")
     pairs = quantize.pairs(prepared, settings)
     simulation = Simulation(pairs.model, pairs)
     with torch.no_grad():
@@ -73,7 +74,7 @@ def test_learned_numbers_are_the_files(prepared, contract, images, tmp_path) -> 
             weight.mul_(1.1)
         found = simulation(_pixels(images, contract)).numpy()
 
-    learned = Prepared(
+    learned = PreparedGraph(
         layers.with_weights(prepared.model, simulation.learned_weights()), *list(vars(prepared).values())[1:]
     )
     quantize.emit(learned, tmp_path / "q.onnx", settings, simulation.learned_ranges())
@@ -93,7 +94,7 @@ def test_learned_numbers_are_the_files(prepared, contract, images, tmp_path) -> 
 
 
 def test_every_range_and_weight_gets_a_gradient_and_zero_stays_zero(prepared, contract, images) -> None:
-    pairs = quantize.pairs(prepared, Settings("x86-vnni"))
+    pairs = quantize.pairs(prepared, QuantizeSettings("x86-vnni"))
     simulation = Simulation(pairs.model, pairs)
 
     simulation(_pixels(images[:32], contract)).square().mean().backward()
@@ -105,7 +106,7 @@ def test_every_range_and_weight_gets_a_gradient_and_zero_stays_zero(prepared, co
 
 
 def test_taps_are_what_the_next_layer_reads(prepared, contract, images) -> None:
-    pairs = quantize.pairs(prepared, Settings("x86-vnni"))
+    pairs = quantize.pairs(prepared, QuantizeSettings("x86-vnni"))
     node = next(node for node in pairs.model.graph.node if node.op_type == "Gemm")
     simulation = Simulation(pairs.model, pairs, shown={"pooled": node.input[0]})
     seen = []
@@ -162,11 +163,11 @@ def test_each_kind_of_network_is_simulated(name: str, tmp_path: Path) -> None:
     contract = Contract(tuple("abcdefghij"), 32, MEAN, STD, "uint8_nhwc", "compress 9.8.7")
     images = np.random.default_rng(1).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
     path, source = tmp_path / "model.onnx", tmp_path / "source.onnx"
-    to_onnx(_warm(name), path, contract, pictures=images)
-    rewrites.for_integers(path, source, images)
+    to_onnx(_warm(name), path, contract, images=images)
+    rewrites.for_integers(path, source, images, integer_share)
     prepared = quantize.prepare(source if source.is_file() else path, images)
-    pixels, pairs = _pixels(images, contract), quantize.pairs(prepared, Settings("x86-vnni"))
-    quantize.emit(prepared, tmp_path / "q.onnx", Settings("x86-vnni"))
+    pixels, pairs = _pixels(images, contract), quantize.pairs(prepared, QuantizeSettings("x86-vnni"))
+    quantize.emit(prepared, tmp_path / "q.onnx", QuantizeSettings("x86-vnni"))
 
     with torch.no_grad():
         floats, integers = Simulation(prepared.model)(pixels).numpy(), Simulation(pairs.model, pairs)(pixels).numpy()

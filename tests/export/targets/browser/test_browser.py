@@ -30,8 +30,17 @@ from export.bundle.write import Shipped
 from export.graph.from_torch import to_onnx
 from export.int8.quantize import quantize
 from export.runtime import answers
-from export.targets import DeviceFailed, Settings, Unreachable, WrongTarget, browser, loopback, onnxruntime_web, parse
-from export.targets import dispatch as targets
+from export.targets import (
+    DeviceFailed,
+    Unreachable,
+    VerifySettings,
+    WrongTarget,
+    browser,
+    dispatch,
+    loopback,
+    onnxruntime_web,
+    parse,
+)
 
 SIZE, CLASSES = 16, ("red", "green", "blue", "grey")
 PAGE = Path(browser.__file__).parents[1] / "bundle" / "page"
@@ -112,8 +121,8 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> write.Bundle:
 
 
 def _ask(zipped: Path, work: Path, ort: Path, more: str = "", *, limit: float = 120, **settings: object) -> dict:
-    asked = Settings(**{"repeats": 64, **settings})  # type: ignore[arg-type]
-    return targets.verify(zipped, parse(f"browser?ort={ort}{more}"), work, asked, limit_seconds=limit)
+    asked = VerifySettings(**{"repeats": 64, **settings})  # type: ignore[arg-type]
+    return dispatch.verify(zipped, parse(f"browser?ort={ort}{more}"), work, asked, limit_seconds=limit)
 
 
 @pytest.mark.slow
@@ -123,7 +132,7 @@ def test_a_browser_answers_as_the_machine_that_made_the_bundle(
     answer = _ask(shipped.archive, tmp_path, ort)
 
     rows = {row["file"]: row for row in answer["models"]}
-    assert answer["ok"] is True and targets.complaint(answer) is None
+    assert answer["ok"] is True and dispatch.complaint(answer) is None
     assert (
         answer["host"]["isa"] == "web"
         and "HeadlessChrome" in answer["host"]["user_agent"]
@@ -233,7 +242,7 @@ def test_wrong_answers_are_named(chromium: str, ort: Path, shipped: write.Bundle
     answer = _ask(_changed(shipped, tmp_path, _other_answers, signed=True), tmp_path, ort, latency=False)
 
     assert answer["ok"] is False and [row["ok"] for row in answer["models"]] == [True, True, False, None]
-    complaint = targets.complaint(answer)
+    complaint = dispatch.complaint(answer)
     assert (
         complaint is not None
         and complaint.startswith("wrong answers from web.onnx: it agrees on ")
@@ -251,7 +260,7 @@ def test_a_page_that_breaks_says_why(chromium: str, ort: Path, shipped: write.Bu
             f"browser?ort={ort}",
             _changed(shipped, tmp_path, broken, signed=True),
             tmp_path,
-            Settings(latency=False),
+            VerifySettings(latency=False),
             limit_seconds=60,
         )
     assert raised.value.exit_code == 4 and "did not answer" not in str(raised.value)
@@ -272,7 +281,7 @@ def test_a_changed_file_is_refused_before_the_browser_starts(
 @pytest.mark.slow
 def test_a_page_that_does_not_end(chromium: str, ort: Path, shipped: write.Bundle, tmp_path: Path) -> None:
     with pytest.raises(StageError) as raised:
-        device.ask(f"browser?ort={ort}", shipped.archive, tmp_path, Settings(repeats=10**7), limit_seconds=4)
+        device.ask(f"browser?ort={ort}", shipped.archive, tmp_path, VerifySettings(repeats=10**7), limit_seconds=4)
     assert (str(raised.value), raised.value.exit_code) == ("browser: the page did not answer within 4 seconds", 4)
     left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout if shutil.which("ps") else ""
     assert "repeats=10000000" not in left
@@ -294,7 +303,7 @@ def test_what_is_missing_is_exit_3_and_ends_with_what_to_do(
 
     def said(target: str) -> str:
         with pytest.raises(MissingError) as raised:
-            device.ask(target, shipped.archive, tmp_path, Settings())
+            device.ask(target, shipped.archive, tmp_path, VerifySettings())
         assert raised.value.exit_code == 3
         return str(raised.value)
 
@@ -321,7 +330,7 @@ def test_what_is_missing_is_exit_3_and_ends_with_what_to_do(
         f"browser: npm could not install onnxruntime-web (code ENOTFOUND); see why with: npm install onnxruntime-web@{onnxruntime_web.VERSION}"
     )
     with pytest.raises(UsageError, match="--preprocess has no place there"):
-        device.ask("browser", shipped.archive, tmp_path, Settings(preprocess="x"))
+        device.ask("browser", shipped.archive, tmp_path, VerifySettings(preprocess="x"))
 
 
 def test_targets_that_are_understood() -> None:
