@@ -22,7 +22,7 @@ from compress.pipeline import float_layer_check
 from compress.recipe import loader
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import KNOWN_CLASSES, Candidate, Choice, Data, Recipe
-from export.runtime.conditions import crowded
+from export.runtime.conditions import too_many_threads
 
 ASSUMED_CLASSES = 10  # where the data is not there yet
 FEW_PICTURES = 2000  # below this, training a student from scratch is a poor start
@@ -63,7 +63,7 @@ def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], lis
         notes.append(f"networks are counted with {classes} classes until the data is listed")
     notes += larger
     float_layer_check.check(loaded, settings, classes=classes, image_size=size)
-    narrow = None if settings.device.distant else crowded(settings.validate_.threads)
+    narrow = None if settings.device.distant else too_many_threads(settings.validate_.threads)
     if narrow:
         notes.append(f"{loaded.where('validate.threads')}: {narrow}")
     if settings.student.choose is not None:
@@ -113,13 +113,13 @@ def _checkpoint(loaded: Loaded, place: str, one: Candidate | Choice, base: Path,
 
 def _file(loaded: Loaded, place: str, one: Candidate, base: Path, size: int) -> str:
     """Another project's ONNX file: its input and output. Raises UsageError where they are others."""
-    from export.graph.foreign_model import BlackBox, inspect, own_side
+    from export.graph.foreign_model import ForeignModel, fixed_image_size, inspect
     from export.runtime import ExportError
 
     path = base / Path(one.onnx or "").expanduser()
     try:
-        side = one.image_size or own_side(path) or size
-        found: BlackBox = inspect(
+        side = one.image_size or fixed_image_size(path) or size
+        found: ForeignModel = inspect(
             path,
             image_size=side,
             outputs=len(one.classes) if one.classes else KNOWN_CLASSES.get(loaded.recipe.data.source),

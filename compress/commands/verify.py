@@ -38,7 +38,7 @@ def verify(
     from compress.stages import device
     from compress.stages.support import device_session
     from export.targets import VerifySettings, parse
-    from export.targets.dispatch import complaint
+    from export.targets.dispatch import describe_failure
 
     content = json.loads((run_folder / "report.json").read_text())
     bundle = run_folder / "bundle.zip"
@@ -62,7 +62,7 @@ def verify(
     finally:
         with suppress(OSError):  # where there is an answer in it
             work.rmdir()
-    name, wrong = parse(target).shown, complaint(answer)
+    name, wrong = parse(target).shown, describe_failure(answer)
     rows = device.rows(answer, name)
     content = merge(content, require, rows, name, failure=f"{name}: {wrong}" if wrong else None)
     for one in (

@@ -25,7 +25,7 @@ from compress.report import report_json
 from compress.report import run_folder as report
 from compress.report.console_summary import summary_lines
 from compress.verdict import requirements, teacher_choice
-from export.runtime.conditions import crowded
+from export.runtime.conditions import too_many_threads
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, conso
     classes, size = (len(prepared.classes), prepared.image_size) if prepared else (10, settings.data.image_size or 32)
     for sentence in compatibility.check(loaded, settings, classes=classes, image_size=size):
         console.notice(sentence)
-    narrow = None if settings.device.distant else crowded(settings.validate_.threads)
+    narrow = None if settings.device.distant else too_many_threads(settings.validate_.threads)
     if narrow:
         console.warn(narrow)
     store.console = Console(quiet=True)  # the table says what is done

@@ -24,7 +24,7 @@ from compress.report.report_json import Branch, Evidence, model_files
 from compress.stages import STAGES, data, distill, strip, teacher
 from compress.verdict import majority_baseline, teacher_choice
 from compress.verdict.shipped_model import shipping
-from export.runtime.conditions import crowded
+from export.runtime.conditions import too_many_threads
 
 # convert, quantize and validate need onnx and onnxruntime: imported where they are used, so that `--until strip` runs without.
 
@@ -79,7 +79,7 @@ class Workflow:
 
         here, written_by = host(), versions()
         distant = settings.device.distant  # then it answers what `keep: faster` and `sustained_seconds` ask
-        narrow = None if distant else crowded(settings.validate_.threads)
+        narrow = None if distant else too_many_threads(settings.validate_.threads)
         guesses += self._warned([narrow] if narrow else [])
         measured = store.run(
             validate.run,

@@ -22,7 +22,7 @@ from compress.data.augment import views
 from compress.recipe.schema import Export
 from compress.training import build
 from export.int8.integer_share import integer_share
-from export.runtime import FOREIGN, Contract, ExportError, Model, write_beside
+from export.runtime import FOREIGN, Contract, ExportError, Model, write_sidecar
 
 PARITY_LIMIT = 1e-3  # largest |logit difference| between torch and onnxruntime, of logits of magnitude 1; of larger ones in proportion
 REWRITE_PICTURES = 64  # validation pictures that the rewrites are judged on
@@ -143,7 +143,7 @@ def _copied(context: Context, model: Trained, data: TrainingData) -> Exported:
             order=network.order,
             own_size=network.own_size,
         )
-        beside = write_beside(path, contract)
+        beside = write_sidecar(path, contract)
         predictions = Model.load(path).run(validation.numpy()).argmax(axis=1)
     except ExportError as error:
         raise StageError(f"convert {network.model}: {error}") from error

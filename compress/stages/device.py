@@ -29,7 +29,7 @@ def _distant(config: Device, *, context: Context, bundle: File, settings: Verify
         answer = ask(config.target, bundle.path, context.work, settings, console=context.console)
     except (MissingError, StageError) as error:
         return Verified(rows=(), ok=False, failure=str(error), exit_code=error.exit_code)
-    wrong = dispatch.complaint(answer)
+    wrong = dispatch.describe_failure(answer)
     failure = f"{config.name}: {wrong}" if wrong else None
     return Verified(
         rows=rows(answer, config.name),
@@ -42,7 +42,7 @@ def _distant(config: Device, *, context: Context, bundle: File, settings: Verify
 def verify_local(bundle: Path, work: Path, *, threads: int = 1) -> Verified:
     """The local device: this machine's interpreter, which sees only the bundle's folder (isolated from this project)."""
     answer = ask("local", bundle, work, VerifySettings(threads=threads), limit_seconds=LIMIT_SECONDS)
-    wrong = dispatch.complaint(answer)
+    wrong = dispatch.describe_failure(answer)
     if wrong:
         raise StageError(f"device local: {wrong}")
     return Verified(rows=rows(answer, "local"), ok=True)

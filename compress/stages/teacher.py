@@ -106,9 +106,9 @@ def _train(
 
 def file_side(path: Path) -> int | None:
     """Side in pixels of the pictures that an ONNX file takes; None: any."""
-    from export.graph.foreign_model import own_side
+    from export.graph.foreign_model import fixed_image_size
 
-    return own_side(path)
+    return fixed_image_size(path)
 
 
 def _inspected(network: Network, file: File) -> tuple[int, int | None]:

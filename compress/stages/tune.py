@@ -78,7 +78,7 @@ def _run(
             (model.int8_source or model.file).path, images, cache=context.cache / "calibration"
         )
         shown = _tensors(teaching_method.student_taps, stripped.trained, live, prepared, pictures)
-        pairs = export.int8.quantize.pairs(prepared, settings)
+        pairs = export.int8.quantize.insert_qdq(prepared, settings)
         simulation = Simulation(pairs.model, pairs, shown=shown).to(context.device)
     except ExportError as error:
         raise StageError(f"tune: {error}") from error

@@ -21,9 +21,9 @@ import onnxruntime
 from onnx import GraphProto, NodeProto
 
 from export.graph import fallback_reasons, surgery
-from export.runtime import PREFIX, SESSION_ERRORS, ExportError, Model, isa, runs_on, session_options
+from export.runtime import METADATA_PREFIX, SESSION_ERRORS, ExportError, Model, isa, runs_on, session_options
 
-FLOAT_LAYERS = PREFIX + "float_layers"  # metadata: names of the layers that the recipe keeps in float
+FLOAT_LAYERS = METADATA_PREFIX + "float_layers"  # metadata: names of the layers that the recipe keeps in float
 
 # Operator: which of its inputs holds the weights.
 CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "NhwcFusedConv": 1, "ConvTranspose": 1, "QLinearConv": 3, "ConvInteger": 1}

@@ -16,7 +16,7 @@ from export.runtime import SESSION_ERRORS, ExportError, UnavailableError, sessio
 
 
 @dataclass(frozen=True)
-class BlackBox:
+class ForeignModel:
     """What is known of such a file. `layout`: float_nchw | float_nhwc; `macs`: None where the file's shapes cannot be inferred."""
 
     layout: str
@@ -28,7 +28,7 @@ class BlackBox:
     macs: int | None
 
 
-def own_side(path: Path) -> int | None:
+def fixed_image_size(path: Path) -> int | None:
     """Side in pixels of the pictures that the file says it takes; None where it takes any, or is no file of that kind (`inspect` says why)."""
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
@@ -43,7 +43,7 @@ def own_side(path: Path) -> int | None:
     return None
 
 
-def inspect(path: Path, *, image_size: int, outputs: int | None) -> BlackBox:
+def inspect(path: Path, *, image_size: int, outputs: int | None) -> ForeignModel:
     """One float input of pictures of `image_size` pixels, one output (N, outputs), all in one file. Raises ExportError where it is not so.
 
     `outputs` None: any number.
@@ -79,7 +79,7 @@ def inspect(path: Path, *, image_size: int, outputs: int | None) -> BlackBox:
         for tensor in model.graph.initializer
         if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
     )
-    return BlackBox(
+    return ForeignModel(
         layout,
         found,
         opset,

@@ -90,7 +90,7 @@ def fixed_batch(source: Path, target: Path) -> float:
     surgery.save(model, target)
     surgery.check(target, opset=surgery.opset_of(model))
     dynamic, fixed = Model.load(source), Model.load(target)
-    images = rewrites.noise(dynamic.contract)
+    images = rewrites.noise_images(dynamic.contract)
     expected = dynamic.run(images, batch=1)
     difference = float(np.abs(expected.astype(np.float64) - fixed.run(images, batch=1)).max())
     if not difference <= rewrites.PARITY * float(np.abs(expected).max()):

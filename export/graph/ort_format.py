@@ -106,7 +106,7 @@ def _names(entries: str) -> Iterator[str]:
 def _check(model: Model, ort: Path) -> float:
     """Largest difference of the logits. Raises ExportError, and removes the file, where the answers are others."""
     converted = Model.load(ort)
-    images = rewrites.noise(model.contract)
+    images = rewrites.noise_images(model.contract)
     expected, found = model.run(images), converted.run(images)
     difference = float(np.abs(expected.astype(np.float64) - found).max())
     limit = (SAME if runs_on(model.target, isa()) else ROUNDED) * float(np.abs(expected).max())

@@ -171,7 +171,7 @@ def _try(
     nodes = rewrite(candidate)
     if nodes == 0:
         return model, ()
-    images = pictures if pictures is not None and len(pictures) else noise(contract)
+    images = pictures if pictures is not None and len(pictures) else noise_images(contract)
     judged = images[: float64_reference.PICTURES]
     wanted, got = (float64_reference.logits(one, contract, judged) for one in (model, candidate))
     difference, limit = float(np.abs(wanted - got).max()), PARITY * float(np.abs(wanted).max())
@@ -202,7 +202,7 @@ def _judge(equal: bool, before: float | None, after: float | None) -> tuple[bool
     return True, "more kernels of the int8 file are integer kernels"
 
 
-def noise(contract: Contract) -> np.ndarray:
+def noise_images(contract: Contract) -> np.ndarray:
     """Pictures where no real ones are given: seeded, uint8 (8, H, W, 3)."""
     shape = (_NOISE, contract.image_size, contract.image_size, 3)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

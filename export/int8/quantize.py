@@ -18,7 +18,7 @@ from export.int8 import bias_correction as bias
 from export.int8 import calibrate as calibration
 from export.int8 import kernel_layout
 from export.int8.calibrate import Statistics
-from export.runtime import OUTPUT, PREFIX, TARGETS, Contract, ExportError, Model
+from export.runtime import METADATA_PREFIX, OUTPUT, TARGETS, Contract, ExportError, Model
 
 __all__ = ["Audit", "PreparedGraph", "QuantizedFile", "QuantizeSettings", "audit", "emit", "prepare", "quantize"]
 
@@ -132,7 +132,7 @@ def prepare(source: Path, images: np.ndarray, *, cache: Path | None = None) -> P
 
 
 @dataclass(frozen=True)
-class Pairs:
+class QdqGraphs:
     """The two graphs behind an int8 file, before its pixels are normalised by rows: `model` float, `quantized` its QDQ form.
 
     `ranges`: what the quantiser was given; `sharing`: tensors that take another's range; `levels`: the largest integer of a weight;
@@ -147,13 +147,13 @@ class Pairs:
     kept: tuple[str, ...]
 
 
-def pairs(
+def insert_qdq(
     prepared: PreparedGraph,
     settings: QuantizeSettings,
     ranges: dict[str, tuple[float, float]] | None = None,
     *,
     for_kernels: bool = False,
-) -> Pairs:
+) -> QdqGraphs:
     """Put Q/DQ pairs into the float graph. `ranges` replaces those of the calibration where they were learned.
 
     `for_kernels`: in the layout that the target's kernels want, with the same answers; its weights hold zeros that must stay zero.
@@ -177,7 +177,7 @@ def pairs(
     surgery.absorb_scalar_products(quantized)
     _float_logits(quantized)
     levels = 64 if settings.reduce_range else 127
-    return Pairs(model, quantized, calibration.with_fused(found, model), calibration.fused(model), levels, kept)
+    return QdqGraphs(model, quantized, calibration.with_fused(found, model), calibration.fused(model), levels, kept)
 
 
 def with_weights(prepared: PreparedGraph, weights: Mapping[str, np.ndarray]) -> PreparedGraph:
@@ -191,8 +191,8 @@ def emit(
     settings: QuantizeSettings,
     ranges: dict[str, tuple[float, float]] | None = None,
 ) -> QuantizedFile:
-    """Write one int8 file, and prove that what was to stay in float runs in float. `ranges`: see `pairs`. Raises ExportError."""
-    made = pairs(prepared, settings, ranges, for_kernels=True)
+    """Write one int8 file, and prove that what was to stay in float runs in float. `ranges`: see `insert_qdq`. Raises ExportError."""
+    made = insert_qdq(prepared, settings, ranges, for_kernels=True)
     quantized, kept = made.quantized, made.kept
     surgery.normalise_by_rows(quantized)
     _finish(quantized, target, prepared.runtime.contract, settings.isa, prepared.opset, kept)
@@ -312,7 +312,7 @@ def _finish(
         raise ExportError(f"{target.name}: quantisation changed opset {opset} to {surgery.opset_of(model)}")
     metadata = {
         **contract.to_metadata(),
-        PREFIX + "target": json.dumps(isa),
+        METADATA_PREFIX + "target": json.dumps(isa),
         **({FLOAT_LAYERS: json.dumps(kept)} if kept else {}),
     }
     surgery.clean(model, metadata, made_by=contract.made_by)

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 from export.runtime.contract import (
     FOREIGN,
     INPUT,
+    METADATA_PREFIX,
     OUTPUT,
-    PREFIX,
     Contract,
     ExportError,
     UnavailableError,
     copy_model,
     normalize,
-    read_beside,
-    resizing,
+    read_sidecar,
+    resize_matrix,
     scale_and_shift,
-    write_beside,
+    write_sidecar,
 )
 from export.runtime.machine import TARGETS, cores, host, isa, runs_on, saturates
 
@@ -33,7 +33,7 @@ __all__ = [
     "FOREIGN",
     "INPUT",
     "OUTPUT",
-    "PREFIX",
+    "METADATA_PREFIX",
     "SESSION_ERRORS",
     "TARGETS",
     "Contract",
@@ -45,13 +45,13 @@ __all__ = [
     "host",
     "isa",
     "normalize",
-    "read_beside",
-    "resizing",
+    "read_sidecar",
+    "resize_matrix",
     "runs_on",
     "saturates",
     "scale_and_shift",
     "session_options",
-    "write_beside",
+    "write_sidecar",
 ]
 
 

@@ -48,7 +48,7 @@ def _allowed() -> List[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
-def crowded(threads: int) -> Optional[str]:
+def too_many_threads(threads: int) -> Optional[str]:
     """What is wrong where more threads compute than there are cores for this process; None where there are enough."""
     count = len(_allowed())
     return (

@@ -17,10 +17,10 @@ import numpy as np
 LAYOUTS = ("uint8_nhwc", "float_nchw", "float_nhwc")
 INPUT, OUTPUT = "image", "logits"
 FOREIGN = "another project"  # who made such a file
-BESIDE = (
+SIDECAR_SUFFIX = (
     ".contract.json"  # a file of another project has its contract beside it, in a file of its name with this behind it
 )
-PREFIX = "compress."  # of the metadata keys; values are JSON
+METADATA_PREFIX = "compress."  # of the metadata keys; values are JSON
 
 
 class ExportError(Exception):
@@ -67,13 +67,13 @@ class Contract:
         names = ["classes", "image_size", "layout", "made_by", "mean", "std"] + ["preprocessing"] * (
             self.preprocessing is not None
         )
-        return {PREFIX + name: json.dumps(getattr(self, name), ensure_ascii=False) for name in names}
+        return {METADATA_PREFIX + name: json.dumps(getattr(self, name), ensure_ascii=False) for name in names}
 
     @staticmethod
     def from_metadata(metadata: dict[str, str]) -> Contract:
         """The inverse of `to_metadata`; other keys are ignored. Raises ExportError."""
         try:
-            values = {name: json.loads(metadata[PREFIX + name]) for name in NAMES}
+            values = {name: json.loads(metadata[METADATA_PREFIX + name]) for name in METADATA_NAMES}
             return Contract(
                 classes=tuple(str(name) for name in values["classes"]),
                 image_size=int(values["image_size"]),
@@ -82,7 +82,7 @@ class Contract:
                 layout=values["layout"],
                 made_by=values["made_by"],
                 preprocessing=json.loads(
-                    metadata.get(PREFIX + "preprocessing", "null")
+                    metadata.get(METADATA_PREFIX + "preprocessing", "null")
                 ),  # files of before it existed have none
             )
         except KeyError as error:
@@ -93,18 +93,18 @@ class Contract:
             raise ExportError(f"the model's metadata cannot be read: {error}") from error
 
 
-NAMES = ("classes", "image_size", "layout", "made_by", "mean", "std")
+METADATA_NAMES = ("classes", "image_size", "layout", "made_by", "mean", "std")
 
 
-def read_beside(path: Path) -> Contract | None:
+def read_sidecar(path: Path) -> Contract | None:
     """The contract that lies beside a file of another project; None where there is none. Raises ExportError."""
     try:
-        values = json.loads(Path(str(path) + BESIDE).read_text(encoding="utf-8"))
+        values = json.loads(Path(str(path) + SIDECAR_SUFFIX).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ExportError(f"{path}{BESIDE}: not readable ({error})") from error
-    contract = Contract.from_metadata({PREFIX + name: json.dumps(values.get(name)) for name in NAMES})
+        raise ExportError(f"{path}{SIDECAR_SUFFIX}: not readable ({error})") from error
+    contract = Contract.from_metadata({METADATA_PREFIX + name: json.dumps(values.get(name)) for name in METADATA_NAMES})
     order = values.get("order")
     return replace(
         contract,
@@ -114,13 +114,13 @@ def read_beside(path: Path) -> Contract | None:
     )
 
 
-def write_beside(path: Path, contract: Contract) -> Path:
+def write_sidecar(path: Path, contract: Contract) -> Path:
     """Write a contract beside a file that has none inside; equal contracts give equal bytes."""
     values = {
         name: getattr(contract, name)
-        for name in (*NAMES, "channels", "order", *(("own_size",) if contract.own_size else ()))
+        for name in (*METADATA_NAMES, "channels", "order", *(("own_size",) if contract.own_size else ()))
     }
-    beside = Path(str(path) + BESIDE)
+    beside = Path(str(path) + SIDECAR_SUFFIX)
     beside.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return beside
 
@@ -128,8 +128,8 @@ def write_beside(path: Path, contract: Contract) -> Path:
 def copy_model(source: Path, target: Path) -> None:
     """A file, byte for byte, and the contract beside it where there is one."""
     shutil.copyfile(source, target)
-    if Path(str(source) + BESIDE).is_file():
-        shutil.copyfile(str(source) + BESIDE, str(target) + BESIDE)
+    if Path(str(source) + SIDECAR_SUFFIX).is_file():
+        shutil.copyfile(str(source) + SIDECAR_SUFFIX, str(target) + SIDECAR_SUFFIX)
 
 
 def scale_and_shift(contract: Contract) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +146,7 @@ def normalize(images: np.ndarray, contract: Contract) -> np.ndarray:
     return np.ascontiguousarray((images * scale + shift).transpose(0, 3, 1, 2))
 
 
-def resizing(before: int, after: int) -> np.ndarray:
+def resize_matrix(before: int, after: int) -> np.ndarray:
     """Float32 (after, before): R x R^T resizes a square picture x bilinearly at pixel centres, with antialiasing where it shrinks."""
     scale = before / after
     reach = max(scale, 1.0)

@@ -99,7 +99,7 @@ def conclude(
 ) -> LatencyResult:
     """What the attempts at one measurement say: the last one alone if it was quiet, else all of them joined."""
     kept = [tried[-1]] if not disturbances(tried[-1]) else list(tried)
-    joined, interrupted, unfit = uninterrupted(join(kept), conditions.crowded(threads))
+    joined, interrupted, unfit = uninterrupted(join(kept), conditions.too_many_threads(threads))
     names = list(joined.parts)
     medians = {name: [float(np.median(part)) for part in joined.parts[name]] for name in names}
     return LatencyResult(

@@ -12,14 +12,14 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from export.runtime.contract import (
     INPUT,
+    METADATA_PREFIX,
     OUTPUT,
-    PREFIX,
     Contract,
     ExportError,
     UnavailableError,
     normalize,
-    read_beside,
-    resizing,
+    read_sidecar,
+    resize_matrix,
 )
 
 CPU = "CPUExecutionProvider"
@@ -58,7 +58,7 @@ class Model:
         self.load_ms = load_ms
         self.input, self.output = session.get_inputs()[0].name, session.get_outputs()[0].name
         own = contract.own_size
-        self.resizing = None if own in (None, contract.image_size) else resizing(contract.image_size, own)
+        self.resize_matrix = None if own in (None, contract.image_size) else resize_matrix(contract.image_size, own)
 
     @staticmethod
     def load(
@@ -94,14 +94,14 @@ class Model:
             ) from error
         load_ms = (time.perf_counter() - start) * 1e3
         metadata = session.get_modelmeta().custom_metadata_map
-        foreign = read_beside(Path(path))
+        foreign = read_sidecar(Path(path))
         contract = foreign or Contract.from_metadata(metadata)
         names = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
         if foreign is None and names != ([INPUT], [OUTPUT]):
             raise ExportError(
                 f"{path}: expected one input {INPUT!r} and one output {OUTPUT!r}, found {names[0]} and {names[1]}"
             )
-        target = metadata.get(PREFIX + "target")
+        target = metadata.get(METADATA_PREFIX + "target")
         return Model(session, contract, None if target is None else json.loads(target), load_ms)
 
     def feed(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -109,8 +109,8 @@ class Model:
         if self.contract.layout == "uint8_nhwc":
             return {self.input: images}
         pixels = normalize(images, self.contract)
-        if self.resizing is not None:
-            pixels = np.matmul(np.matmul(self.resizing, pixels), self.resizing.T)
+        if self.resize_matrix is not None:
+            pixels = np.matmul(np.matmul(self.resize_matrix, pixels), self.resize_matrix.T)
         if self.contract.channels == "bgr":
             pixels = np.ascontiguousarray(pixels[:, ::-1])
         return {

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-DRIFT = 0.1  # last third of the rounds against the first: beyond it the machine was not the same machine throughout
+DRIFT_LIMIT = (
+    0.1  # last third of the rounds against the first: beyond it the machine was not the same machine throughout
+)
 TWO_SPEEDS = 1.1  # times the faster rounds' median: what counts as two speeds
 LEAST_ROUNDS, LEAST_SHARE = 5, 0.25  # rounds that must be left without interrupted runs, and their share of all
 
@@ -50,7 +52,7 @@ def uninterrupted(attempt: Attempt, crowded: str | None = None) -> tuple[Attempt
 
     A long run is interrupted far more often than a short one, so ratios are wrong with them, in every round alike: a model of 3.4 ms seemed to take 7.5
     ms where one of 0.13 ms took its 0.13 (2 cores, four busy processes). A round in which a model has no other run is left out for all.
-    `crowded`: see `conditions.crowded`; then nobody can tell which runs others interrupted, and none is left out.
+    `crowded`: see `conditions.too_many_threads`; then nobody can tell which runs others interrupted, and none is left out.
     """
     if attempt.interrupted is None:
         return attempt, {}, None
@@ -103,7 +105,7 @@ def disturbances(attempt: Attempt) -> tuple[str, ...]:
     change = (
         float(np.median(changes)) if changes else 1.0
     )  # of all models: one slow round of one model is no drift of the machine
-    if abs(change - 1) > DRIFT:
+    if abs(change - 1) > DRIFT_LIMIT:
         found.append(
             f"the machine became {abs(change - 1):.0%} {'slower' if change > 1 else 'faster'} from the first to the last third of the rounds"
         )

@@ -57,7 +57,7 @@ def _linked(address: Address) -> tuple[remote.Link, Address]:
     return Adb(address), address
 
 
-def complaint(answer: dict[str, Any]) -> str | None:
+def describe_failure(answer: dict[str, Any]) -> str | None:
     """What is wrong with an answer, in one sentence; None where nothing is."""
     if answer["ok"]:
         return None

@@ -32,8 +32,8 @@ from compress.recipe.schema import Export
 from compress.training import build as loading
 from compress.training import schedule
 from compress.training.evaluation import predict
-from export.graph.foreign_model import inspect, own_side
-from export.runtime import Contract, ExportError, Model, resizing, write_beside
+from export.graph.foreign_model import fixed_image_size, inspect
+from export.runtime import Contract, ExportError, Model, resize_matrix, write_sidecar
 
 ROOT = Path(__file__).parents[2]
 FLAGSHIP = str(ROOT / "recipes" / "mobilenet.yaml")
@@ -139,7 +139,7 @@ def test_a_contract_beside_the_file_makes_it_answer_like_any_other(save, last: b
         channels="bgr",
         order=(2, 0),
     )
-    write_beside(path, contract)
+    write_sidecar(path, contract)
     images = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
 
     model = Model.load(path)
@@ -151,12 +151,12 @@ def test_a_contract_beside_the_file_makes_it_answer_like_any_other(save, last: b
 
 @pytest.mark.parametrize(("size", "last", "side"), [(48, False, 48), (20, True, 20), ("S", False, None)])
 def test_a_files_own_size_is_read_from_it(save, size: int | str, last: bool, side: int | None):
-    assert own_side(save(scorer(np.ones((4, 3)), size=size, last=last))) == side
+    assert fixed_image_size(save(scorer(np.ones((4, 3)), size=size, last=last))) == side
 
 
 def test_what_is_no_file_of_pictures_has_no_size(tmp_path: Path):
     (tmp_path / "t.onnx").write_bytes(b"nothing")
-    assert own_side(tmp_path / "t.onnx") is None and own_side(tmp_path / "absent.onnx") is None
+    assert fixed_image_size(tmp_path / "t.onnx") is None and fixed_image_size(tmp_path / "absent.onnx") is None
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -169,7 +169,7 @@ def test_a_file_of_another_size_teaches_and_answers_alike_on_resized_pictures(sa
     )  # the largest value shows how it was resized
     path = save(model)
     images = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    write_beside(
+    write_sidecar(
         path,
         Contract(("a", "b"), 32, (0.5,) * 3, (0.25,) * 3, "float_nhwc" if last else "float_nchw", "x", own_size=size),
     )
@@ -245,7 +245,7 @@ def test_the_page_resizes_as_the_device_does(tmp_path: Path):
     for own in (13, 5):
         script = f"import('{tmp_path}/verify.mjs').then(m => console.log(JSON.stringify([...m.resized({json.dumps(x.ravel().tolist())}, 2, 8, {own})])))"
         done = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
-        rows = resizing(8, own)
+        rows = resize_matrix(8, own)
         wanted = np.einsum("yi,xj,nijc->nyxc", rows, rows, x)
         np.testing.assert_allclose(np.reshape(json.loads(done.stdout), wanted.shape), wanted, rtol=1e-4, atol=1e-5)
 

@@ -57,9 +57,9 @@ def unmeasured(recipe: Recipe, base: Path) -> bool:
 def _teacher(one: Candidate, path: Path | None, frame: Frame) -> Subject:
     side = one.image_size
     if path is not None:
-        from export.graph.foreign_model import own_side
+        from export.graph.foreign_model import fixed_image_size
 
-        side = side or own_side(path)
+        side = side or fixed_image_size(path)
     enough = one.classes is not None and len(one.classes) >= frame.classes
     contract: dict[str, Any] = {
         "own_size": None if side == frame.size else side,

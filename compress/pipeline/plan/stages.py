@@ -34,7 +34,7 @@ from compress.stages.support.device_session import ask
 from compress.training import build
 from export.bundle.write import Shipped
 from export.int8.integer_share import integer_share
-from export.runtime import FOREIGN, Contract, ExportError, copy_model, isa, runs_on, write_beside
+from export.runtime import FOREIGN, Contract, ExportError, copy_model, isa, runs_on, write_sidecar
 from export.runtime.latency_stats import LatencyResult
 from export.targets import VerifySettings, dispatch
 
@@ -153,7 +153,7 @@ def _taken(context: Context, network: Network, file: File) -> Drafted:
         own_size=network.own_size,
     )
     return Drafted(
-        found.params, found.macs, File.of(path), None, None, None, None, File.of(write_beside(path, contract))
+        found.params, found.macs, File.of(path), None, None, None, None, File.of(write_sidecar(path, contract))
     )
 
 
@@ -274,7 +274,12 @@ def _there(
     rows = {names[row["file"]]: row for row in answer["models"]}
     untimed = next((name for name in own if not rows[name].get("latency_ms")), None)
     if untimed is not None:
-        why = answer.get("not_timed") or rows[untimed].get("note") or dispatch.complaint(answer) or "no reason given"
+        why = (
+            answer.get("not_timed")
+            or rows[untimed].get("note")
+            or dispatch.describe_failure(answer)
+            or "no reason given"
+        )
         raise StageError(f"plan: {config.name} did not time {untimed}: {why}")
     timed = {name: row for name, row in rows.items() if row.get("latency_ms")}
     return Timed(

@@ -20,7 +20,7 @@ from compress.data import centre_crop
 from compress.data import decode as pictures
 from export.runtime import conditions
 from export.runtime.latency_stats import LatencyResult
-from export.runtime.rounds import DRIFT
+from export.runtime.rounds import DRIFT_LIMIT
 
 ATTEMPTS = 3  # a disturbed measurement is repeated at most twice
 PHOTOS = 16
@@ -126,9 +126,9 @@ def warnings(timed: LatencyResult, sustained: Mapping[str, Any] | None) -> tuple
         f"{what}{tries}; ratios are from interleaved rounds and suffer less than times" for what in timed.disturbances
     ]
     if timed.unfit is not None:
-        crowded = conditions.crowded(next(iter(timed.models.values())).threads)
+        crowded = conditions.too_many_threads(next(iter(timed.models.values())).threads)
         again = "" if crowded else "; measure again on a quiet machine: --force validate"
         said.append(f"{timed.unfit}: times are too long, and ratios are doubtful, too{again}")
-    if sustained is not None and sustained["ratio"] > 1 + DRIFT:
+    if sustained is not None and sustained["ratio"] > 1 + DRIFT_LIMIT:
         said.append(str(sustained["sentence"]))
     return (*said, *timed.notes)

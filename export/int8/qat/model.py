@@ -23,7 +23,7 @@ from export.int8.qat.fake_quant import (
     weight_scale,
 )
 from export.int8.qat.operators import Value, attributes_of, constant, operator
-from export.int8.quantize import Pairs
+from export.int8.quantize import QdqGraphs
 from export.runtime import OUTPUT, ExportError
 
 QUANTIZED, SCALE = "_quantized", "_scale"  # the quantiser's suffixes
@@ -77,7 +77,7 @@ class Simulation(nn.Module):
     """
 
     def __init__(
-        self, model: ModelProto, pairs: Pairs | None = None, *, shown: Mapping[str, str] | None = None
+        self, model: ModelProto, pairs: QdqGraphs | None = None, *, shown: Mapping[str, str] | None = None
     ) -> None:
         super().__init__()
         self._pairs = pairs

@@ -246,7 +246,7 @@ def _whole(
     exported = to_onnx(_calibrated(net, size), folder / "f.onnx", contract)
     verdicts = (*exported.rewrites, *rewrites.for_integers(folder / "f.onnx", folder / "s.onnx", None, integer_share))
     source = folder / ("s.onnx" if (folder / "s.onnx").is_file() else "f.onnx")
-    quantize(source, folder / "q.onnx", rewrites.noise(contract), isa="x86-vnni")
+    quantize(source, folder / "q.onnx", rewrites.noise_images(contract), isa="x86-vnni")
     found = audit(folder / "q.onnx")
     return verdicts, found.executed, found.int8_mac_share
 

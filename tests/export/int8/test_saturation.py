@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.bundle import write
 from export.bundle.write import Shipped
-from export.runtime import PREFIX, TARGETS, Contract, Model, isa, saturates
+from export.runtime import METADATA_PREFIX, TARGETS, Contract, Model, isa, saturates
 
 SIDE = 4
 WHITE = np.full((2, SIDE, SIDE, 3), 255, np.uint8)
@@ -54,7 +54,7 @@ def two_sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     contract = Contract(("large", "small"), SIDE, (0.0,) * 3, (1.0,) * 3, "uint8_nhwc", "compress 9.8.7")
-    helper.set_model_props(model, {**contract.to_metadata(), PREFIX + "target": json.dumps("x86-vnni")})
+    helper.set_model_props(model, {**contract.to_metadata(), METADATA_PREFIX + "target": json.dumps("x86-vnni")})
     path = tmp_path_factory.mktemp("sums") / "sums.int8.onnx"
     onnx.save(model, str(path))
     return path

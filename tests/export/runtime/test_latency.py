@@ -253,7 +253,7 @@ def test_more_threads_than_cores_interrupt_each_other_and_nobody_else_is_blamed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(conditions, "_allowed", lambda: [0, 1])
-    assert conditions.crowded(2) is None
+    assert conditions.too_many_threads(2) is None
     why = "64 threads on 2 cores interrupt each other; lower validate.threads"
     for lost in ([0, 1, 2, 3], [0]):  # in every run, and in so few that they could be left out
         attempt = _attempt([lost] * 10)
@@ -266,7 +266,7 @@ def test_more_threads_than_cores_interrupt_each_other_and_nobody_else_is_blamed(
         quiet = latency_stats.conclude([replace(attempt, contaminated=False)], *told[1:])
         assert (quiet.unfit, quiet.interrupted, quiet.models["long"].runs) == (None, {}, 40)
     monkeypatch.setattr(conditions, "_allowed", lambda: [0])
-    assert conditions.crowded(2) == "2 threads on 1 core interrupt each other; lower validate.threads"
+    assert conditions.too_many_threads(2) == "2 threads on 1 core interrupt each other; lower validate.threads"
 
 
 def test_what_could_not_be_left_out_is_in_the_result() -> None:

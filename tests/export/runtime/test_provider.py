@@ -72,7 +72,7 @@ def test_a_silent_fallback_is_named_and_fails(
 def test_the_same_over_a_target(azure: str, shipped: write.Bundle, tmp_path: Path) -> None:
     answer = device_session.ask("local?provider=Azure", shipped.archive, tmp_path, VerifySettings(repeats=16))
 
-    assert dispatch.complaint(answer) == f"small.fp32.onnx: {answer['models'][0]['provider']['sentence']}"
+    assert dispatch.describe_failure(answer) == f"small.fp32.onnx: {answer['models'][0]['provider']['sentence']}"
     rows = device.rows(answer, parse("local?provider=Azure").shown)
     assert [row["target"] for row in rows] == ["local?provider=Azure"] * 2 and rows[0]["provider"]["nodes"] == 0
     assert verify.verify(shipped.folder, latency=False)["models"][0]["provider"] is None

@@ -247,7 +247,7 @@ def test_wrong_answers_come_back_as_answers(
     answer = dispatch.verify(archive, server.target(tmp_path / "device"), tmp_path, QUICK)
 
     assert answer["ok"] is False
-    assert str(dispatch.complaint(answer)).startswith("wrong answers from small.fp32.onnx: it agrees on ")
+    assert str(dispatch.describe_failure(answer)).startswith("wrong answers from small.fp32.onnx: it agrees on ")
 
 
 @pytest.mark.slow

@@ -158,14 +158,14 @@ def test_complaints_name_what_is_wrong() -> None:
     row = {"file": "a.onnx", "ok": False, "agreement": 0.25, "images": 16, "max_abs_diff": 3.0}
     wrong = {"ok": False, "models": [row], "photos": {"ok": True}, "host": {"isa": "arm64"}}
 
-    assert dispatch.complaint({**wrong, "ok": True}) is None
+    assert dispatch.describe_failure({**wrong, "ok": True}) is None
     assert (
-        dispatch.complaint(wrong)
+        dispatch.describe_failure(wrong)
         == "wrong answers from a.onnx: it agrees on 25.0% of 16 pictures, largest logit difference 3"
     )
     seen = {"ok": False, "sentence": "photos: 8 of 8 decoded by x are wrong: looks like BGR"}
-    assert dispatch.complaint({**wrong, "models": [{**row, "ok": True}], "photos": seen}) == seen["sentence"]
+    assert dispatch.describe_failure({**wrong, "models": [{**row, "ok": True}], "photos": seen}) == seen["sentence"]
     assert (
-        dispatch.complaint({**wrong, "models": [{**row, "ok": None}]})
+        dispatch.describe_failure({**wrong, "models": [{**row, "ok": None}]})
         == "no model in the bundle is meant for arm64: nothing was verified"
     )

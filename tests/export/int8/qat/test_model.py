@@ -51,7 +51,7 @@ def prepared(fp32: Path, calibration: np.ndarray) -> PreparedGraph:
 )
 def test_the_simulation_is_the_int8_file(prepared, contract, images, isa, per_channel, tmp_path) -> None:
     settings = QuantizeSettings(isa, per_channel=per_channel)
-    pairs = quantize.pairs(prepared, settings)
+    pairs = quantize.insert_qdq(prepared, settings)
     quantize.emit(prepared, tmp_path / "q.onnx", settings)
 
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_the_simulation_is_the_int8_file(prepared, contract, images, isa, per_ch
 def test_learned_numbers_are_the_files(prepared, contract, images, tmp_path) -> None:
     """Other weights and ranges than the calibrated ones arrive in the file exactly."""
     settings = QuantizeSettings("x86-vnni")
-    pairs = quantize.pairs(prepared, settings)
+    pairs = quantize.insert_qdq(prepared, settings)
     simulation = Simulation(pairs.model, pairs)
     with torch.no_grad():
         for one in simulation.ranges:
@@ -94,7 +94,7 @@ def test_learned_numbers_are_the_files(prepared, contract, images, tmp_path) -> 
 
 
 def test_every_range_and_weight_gets_a_gradient_and_zero_stays_zero(prepared, contract, images) -> None:
-    pairs = quantize.pairs(prepared, QuantizeSettings("x86-vnni"))
+    pairs = quantize.insert_qdq(prepared, QuantizeSettings("x86-vnni"))
     simulation = Simulation(pairs.model, pairs)
 
     simulation(_pixels(images[:32], contract)).square().mean().backward()
@@ -106,7 +106,7 @@ def test_every_range_and_weight_gets_a_gradient_and_zero_stays_zero(prepared, co
 
 
 def test_taps_are_what_the_next_layer_reads(prepared, contract, images) -> None:
-    pairs = quantize.pairs(prepared, QuantizeSettings("x86-vnni"))
+    pairs = quantize.insert_qdq(prepared, QuantizeSettings("x86-vnni"))
     node = next(node for node in pairs.model.graph.node if node.op_type == "Gemm")
     simulation = Simulation(pairs.model, pairs, shown={"pooled": node.input[0]})
     seen = []
@@ -123,7 +123,7 @@ def test_taps_are_what_the_next_layer_reads(prepared, contract, images) -> None:
         Simulation(pairs.model, pairs, shown={"stage": "nothing"})
 
 
-def logits_input(pairs: quantize.Pairs) -> str:
+def logits_input(pairs: quantize.QdqGraphs) -> str:
     return next(node for node in pairs.quantized.graph.node if node.op_type == "Gemm").input[1]
 
 
@@ -166,7 +166,7 @@ def test_each_kind_of_network_is_simulated(name: str, tmp_path: Path) -> None:
     to_onnx(_warm(name), path, contract, images=images)
     rewrites.for_integers(path, source, images, integer_share)
     prepared = quantize.prepare(source if source.is_file() else path, images)
-    pixels, pairs = _pixels(images, contract), quantize.pairs(prepared, QuantizeSettings("x86-vnni"))
+    pixels, pairs = _pixels(images, contract), quantize.insert_qdq(prepared, QuantizeSettings("x86-vnni"))
     quantize.emit(prepared, tmp_path / "q.onnx", QuantizeSettings("x86-vnni"))
 
     with torch.no_grad():

@@ -132,7 +132,7 @@ def test_a_browser_answers_as_the_machine_that_made_the_bundle(
     answer = _ask(shipped.archive, tmp_path, ort)
 
     rows = {row["file"]: row for row in answer["models"]}
-    assert answer["ok"] is True and dispatch.complaint(answer) is None
+    assert answer["ok"] is True and dispatch.describe_failure(answer) is None
     assert (
         answer["host"]["isa"] == "web"
         and "HeadlessChrome" in answer["host"]["user_agent"]
@@ -242,7 +242,7 @@ def test_wrong_answers_are_named(chromium: str, ort: Path, shipped: write.Bundle
     answer = _ask(_changed(shipped, tmp_path, _other_answers, signed=True), tmp_path, ort, latency=False)
 
     assert answer["ok"] is False and [row["ok"] for row in answer["models"]] == [True, True, False, None]
-    complaint = dispatch.complaint(answer)
+    complaint = dispatch.describe_failure(answer)
     assert (
         complaint is not None
         and complaint.startswith("wrong answers from web.onnx: it agrees on ")
