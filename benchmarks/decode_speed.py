@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from compress.data.sources.imagenet import scan
-from compress.data.streaming.listing import Place, write
+from compress.data.streaming.listing import ListingSpec, write_listing
 from compress.data.streaming.workers import Decoders
 from export.runtime import host
 
@@ -109,12 +109,12 @@ def main(photos: Path, workers: tuple[int, ...], short: int, size: int, batch: i
         begin = time.perf_counter()
         part = scan(root).train
         listed = time.perf_counter() - begin
-        index, _, paths = write(part, np.arange(count), work, "train")
+        index, _, paths = write_listing(part, np.arange(count), work, "train")
         files = [root / path for path in part.paths]
         mean_bytes = statistics.mean(path.stat().st_size for path in files)
         print(f"{count} pictures, short side {short}, {mean_bytes / 1e3:.0f} kB each; listed in {listed:.3f} s")
         for number in workers:
-            decoders = Decoders(Place(root, index.path, paths.path, size), augment="resized_crop", workers=number)
+            decoders = Decoders(ListingSpec(root, index.path, paths.path, size), augment="resized_crop", workers=number)
             loader = DataLoader(
                 Transformed(files, size),
                 batch,

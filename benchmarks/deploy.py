@@ -128,7 +128,7 @@ def _lite(photos: Path | None) -> Case | None:
         )
         return None
     network = models.build(LITE, classes=CLASSES)
-    checkpoints.fit(
+    checkpoints.load_state(
         network, checkpoints.read_state(next(Path(found.origin).parent.glob("models/*.pth"))), source=package
     )
     pictures, labels = _photos(paths), np.array([int(path.name[:3]) for path in paths])

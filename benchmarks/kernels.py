@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from compress import models
 from compress.core.malloc import keep_freed_memory
-from compress.models.residual_sum import Sum
+from compress.models.residual_add import ResidualAdd
 from compress.training.engine.modes import keep_layout
 from compress.training.kernels import library, quicker
 from compress.training.precision import autocast, resolve_precision
@@ -132,7 +132,7 @@ def _layers(model: nn.Module, precision: str) -> dict[str, tuple[list[tuple[str,
     layers = {
         path: layer
         for path, layer in model.named_modules()
-        if isinstance(layer, nn.BatchNorm2d | nn.Conv2d | Sum | nn.ReLU | nn.ReLU6)
+        if isinstance(layer, nn.BatchNorm2d | nn.Conv2d | ResidualAdd | nn.ReLU | nn.ReLU6)
     }
     in_place = [layer for layer in layers.values() if getattr(layer, "inplace", False)]
     for layer in in_place:  # for this once: what goes in and what comes out must be told apart
@@ -156,12 +156,12 @@ def _layer(model: nn.Module, paths: tuple[str, ...], shape: torch.Size, precisio
         torch.randn(shape, dtype=DTYPES[precision]).to(memory_format=torch.channels_last).requires_grad_()
         for _ in range(2)
     )
-    inputs = [x, *([kept] if any(isinstance(layer, Sum) for layer in layers) else []), *layers[0].parameters()]
+    inputs = [x, *([kept] if any(isinstance(layer, ResidualAdd) for layer in layers) else []), *layers[0].parameters()]
 
     def forward() -> Tensor:
         out = x
         for layer in layers:
-            out = layer(out, kept) if isinstance(layer, Sum) else layer(out)
+            out = layer(out, kept) if isinstance(layer, ResidualAdd) else layer(out)
         return out
 
     with autocast("cpu", precision):

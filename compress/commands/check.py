@@ -99,9 +99,9 @@ def _checkpoint(loaded: Loaded, place: str, one: Candidate | Choice, base: Path,
         return
     outputs = len(one.classes) if isinstance(one, Candidate) and one.classes else classes
     try:
-        path = checkpoints.embedded(one.model) if embedded else file
+        path = checkpoints.embedded_teacher(one.model) if embedded else file
         model = models.build(one.model, classes=outputs, width=one.width)
-        checkpoints.fit(
+        checkpoints.load_state(
             model,
             checkpoints.read_state(path),
             source=str(path),
@@ -135,7 +135,7 @@ def _network(loaded: Loaded, place: str, one: Candidate | Choice, classes: int, 
     """Build without weights, probe the pooled tap, count."""
     size, title = (one.image_size if isinstance(one, Candidate) else None) or size, f"{place.split('.')[0]} {one.model}"
     info = catalog.info(one.model)
-    catalog.require_size(info, size)
+    catalog.check_image_size(info, size)
     if info.family == "own":
         with compatibility.own_at(loaded, place, one):
             return _own(title, one, classes, size)
@@ -187,7 +187,7 @@ def _data(loaded: Loaded, base: Path, names: tuple[str, ...]) -> tuple[list[str]
     config = loaded.recipe.data
     try:
         prepare.fingerprint(config, base)
-        notes = [f"data: {sentence}" for sentence in prepare.foreseen(config, base)]
+        notes = [f"data: {sentence}" for sentence in prepare.early_warnings(config, base)]
     except MissingError as error:
         return [], [f"{loaded.where('data')}: data: {error}"]
     except CompressError as error:
@@ -231,12 +231,12 @@ def _tested(config: Data, base: Path) -> int | None:
     if config.source == "fashion":
         count = len(fashion.load()["test_labels"])
     elif config.source == "npz":
-        with np.load(prepare.located(config, base)) as stored:
+        with np.load(prepare.locate_root(config, base)) as stored:
             count = len(stored["test_labels"])
     elif config.source == "folder":
-        layout = folder.scan(prepare.located(config, base))
+        layout = folder.scan(prepare.locate_root(config, base))
         count = (
-            len(layout.train) - len(folder.left_for_training(layout, config.test))
+            len(layout.train) - len(folder.training_labels(layout, config.test))
             if layout.test is None
             else len(layout.test)
         )

@@ -11,14 +11,14 @@ from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.training import CalibrationData, TestData, TrainingData
 from compress.data.splits import calibration_index, carve, stratified
-from compress.data.streaming.listing import Listing, Place
+from compress.data.streaming.listing import Listing, ListingSpec
 
 __all__ = [
     "calibration_arrays",
     "calibration_index",
     "carve",
     "centre_crop",
-    "held_images",
+    "validation_images",
     "load_images",
     "load_labels",
     "stratified",
@@ -52,20 +52,20 @@ def training_arrays(data: TrainingData) -> tuple[np.ndarray | Listing, np.ndarra
 
     Images that stay in their files are a listing, which answers positions with pictures as in evaluation.
     """
-    files, labels = listing(data), load_labels(data.labels)
+    files, labels = open_listing(data), load_labels(data.labels)
     images = load_images(data.images) if files is None else files
     train_index, validation_index = carve(labels, data.validation, data.split_seed, data.classes)
     return images, labels, train_index, validation_index
 
 
-def listing(data: TrainingData) -> Listing | None:
+def open_listing(data: TrainingData) -> Listing | None:
     """The training pictures that stay in their files; None where they are decoded."""
     if data.streamed is None:
         return None
-    return Listing(Place(data.streamed.root, data.images.path, data.streamed.paths.path, data.image_size))
+    return Listing(ListingSpec(data.streamed.root, data.images.path, data.streamed.paths.path, data.image_size))
 
 
-def held_images(data: TrainingData) -> np.ndarray:
+def validation_images(data: TrainingData) -> np.ndarray:
     """The validation pictures of a set that stays in its files, uint8 (V, S, S, 3) as in evaluation: decoded beforehand where that was done."""
     if data.streamed is not None and data.streamed.held is not None:
         return load_images(data.streamed.held)

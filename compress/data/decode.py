@@ -22,7 +22,7 @@ CHUNK = 256  # pictures decoded before they are handed on
 PROGRESS_SECONDS = 5.0
 
 # What Pillow raises on broken files: it documents OSError and SyntaxError, and its parsers let these others through.
-BROKEN = (
+BROKEN_FILE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -35,11 +35,11 @@ BROKEN = (
     zlib.error,
     MemoryError,
 )
-UNREADABLE = (*BROKEN, Image.DecompressionBombError, Image.DecompressionBombWarning)
+DECODE_ERRORS = (*BROKEN_FILE_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 @contextmanager
-def strict() -> Iterator[None]:
+def strict_pillow() -> Iterator[None]:
     """A picture of absurd size is an error, not a warning; odd EXIF or palette data that Pillow copes with are nothing."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -58,10 +58,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode(content: bytes, size: int) -> np.ndarray:
+def decode_image(content: bytes, size: int) -> np.ndarray:
     """The file's picture, upright, its short side resized to `size` (bilinear, antialiased), its centre cropped: uint8 (size, size, 3).
 
-    Raises what Pillow raises on a broken file (BROKEN, DecompressionBombError).
+    Raises what Pillow raises on a broken file (BROKEN_FILE_ERRORS, DecompressionBombError).
     """
     with Image.open(io.BytesIO(content)) as image:
         image.draft(
@@ -80,7 +80,7 @@ def resize_square(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short)))
 
 
-def reason(error: BaseException) -> str:
+def failure_reason(error: BaseException) -> str:
     """Why a picture could not be read, without memory addresses, so that two runs say the same."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not a picture that Pillow can read"
@@ -94,12 +94,12 @@ def reason(error: BaseException) -> str:
 def _read(root: Path, name: str, size: int) -> np.ndarray | Unreadable:
     try:
         content = (root / name).read_bytes()
-        return decode(content, size) if content else Unreadable(name, "the file is empty")
-    except UNREADABLE as error:
-        return Unreadable(name, reason(error))
+        return decode_image(content, size) if content else Unreadable(name, "the file is empty")
+    except DECODE_ERRORS as error:
+        return Unreadable(name, failure_reason(error))
 
 
-def readable(path: Path) -> bool:
+def is_readable(path: Path) -> bool:
     """Whether a picture file can be decoded."""
     return isinstance(_read(path.parent, path.name, 32), np.ndarray)
 
@@ -109,7 +109,7 @@ def decode_all(
 ) -> Iterator[tuple[int, np.ndarray | Unreadable]]:
     """(position, picture uint8 (size, size, 3) or why not) for each file root/name, in order; a progress line every few seconds."""
     told = time.monotonic()
-    with strict(), ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 1)) as pool:
+    with strict_pillow(), ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 1)) as pool:
         for start in range(0, len(names), CHUNK):
             chunk = names[start : start + CHUNK]
             yield from enumerate(pool.map(lambda name: _read(root, name, size), chunk), start)

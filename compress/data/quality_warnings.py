@@ -7,19 +7,17 @@ from collections.abc import Iterable
 import numpy as np
 
 
-def many(count: int, what: str) -> str:
+def counted(count: int, what: str) -> str:
     """`1 picture`, `1,200 pictures`."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def leaked(count: int, what: str, then: str) -> str:
+def train_test_overlap(count: int, what: str, then: str) -> str:
     """`count` training pictures have the same `what` (bytes, pixels) as a test picture; `then`: what is done about it."""
-    return (
-        f"{many(count, 'training picture')} {'is' if count == 1 else 'are'} also in the test part (same {what}); {then}"
-    )
+    return f"{counted(count, 'training picture')} {'is' if count == 1 else 'are'} also in the test part (same {what}); {then}"
 
 
-def twins(pictures: Iterable[tuple[str, int, object]], what: str) -> list[str]:
+def duplicates_across_classes(pictures: Iterable[tuple[str, int, object]], what: str) -> list[str]:
     """A sentence on pictures that lie in two classes: `pictures` are (name, class number, content or its hash), `what` is compared (bytes, pixels)."""
     first: dict[object, tuple[str, int]] = {}
     pairs: dict[object, str] = {}
@@ -31,11 +29,11 @@ def twins(pictures: Iterable[tuple[str, int, object]], what: str) -> list[str]:
         return []
     shown = next(iter(pairs.values()))
     return [
-        f"{many(len(pairs), 'picture')} {'lies' if len(pairs) == 1 else 'lie'} in two classes with the same {what} (first: {shown})"
+        f"{counted(len(pairs), 'picture')} {'lies' if len(pairs) == 1 else 'lie'} in two classes with the same {what} (first: {shown})"
     ]
 
 
-def absent(classes: tuple[str, ...], train: np.ndarray, test: np.ndarray) -> list[str]:
+def classes_without_images(classes: tuple[str, ...], train: np.ndarray, test: np.ndarray) -> list[str]:
     """Sentences on classes without pictures in a part; labels int64 (N,) of both. Validation has pictures of each class that training has."""
     said = []
     for parts, labels in (("training or validation", train), ("test", test)):

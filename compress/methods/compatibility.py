@@ -14,10 +14,10 @@ from compress.core.errors import UsageError
 from compress.methods import Method, build_method
 from compress.models import catalog, custom
 from compress.models.count import macs, params
-from compress.models.deployed import deployed
-from compress.models.meta import hollow
+from compress.models.deployed import to_deployed
+from compress.models.meta import meta_device
 from compress.models.outline import Outline, outline
-from compress.models.size_warning import larger
+from compress.models.size_warning import size_increase_warning
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import Candidate, Choice, Recipe
 
@@ -52,7 +52,7 @@ def check(loaded: Loaded, settings: Recipe, *, classes: int, image_size: int) ->
             sizes = (
                 [(params(one), macs(one, image_size)) for one in (plain, ships)] if method.form() is not None else []
             )
-            if sizes and (sentence := larger(choice.model, sizes[0], sizes[1])):
+            if sizes and (sentence := size_increase_warning(choice.model, sizes[0], sizes[1])):
                 notes.append(f"{settings.distill.name} with teacher {teacher.name}: {sentence}")
     _prove(loaded, settings, method, image_size)
     return notes
@@ -84,12 +84,12 @@ def _built(
 ) -> tuple[Method, nn.Module, nn.Module]:
     """The method, the plain student and what ships of it, without weights. Raises UsageError where the method does not take the pair."""
     labels = torch.arange(classes)
-    with hollow():
+    with meta_device():
         method = build_method(
             settings.distill, student=student, teacher=teacher, train_labels=labels, train_index=labels
         )
         plain, copy = (models.build(one.model, classes=classes, width=one.width) for _ in range(2))
-        return method, plain, deployed(copy, one.model, method.form(), one.taps)
+        return method, plain, to_deployed(copy, one.model, method.form(), one.taps)
 
 
 def places(settings: Recipe) -> list[tuple[str, Candidate | Choice]]:
@@ -117,7 +117,7 @@ def _shape(one: Choice | Candidate, classes: int, image_size: int) -> Outline:
     if isinstance(one, Candidate) and one.onnx is not None:
         return Outline(one.title, classes, {})
     size = (one.image_size if isinstance(one, Candidate) else None) or image_size
-    catalog.require_size(catalog.info(one.model), size)
+    catalog.check_image_size(catalog.info(one.model), size)
     return outline(one.model, classes=classes, width=one.width, image_size=size, stages=one.taps)
 
 
@@ -127,7 +127,7 @@ def own_at(loaded: Loaded, place: str, one: Choice | Candidate) -> Iterator[None
     try:
         yield
     except UsageError as error:
-        if not catalog.is_own(one.model):
+        if not catalog.is_custom(one.model):
             raise
         key = f"{place}.{'taps' if one.taps else 'model'}"
         raise UsageError(f"{loaded.where(key)}: {key}: {error}") from error
@@ -137,7 +137,7 @@ def _prove(loaded: Loaded, settings: Recipe, method: Method, image_size: int) ->
     """Networks of one's own, where the method takes their last map for what is averaged: it is. Raises UsageError with the place."""
     for place, one in places(settings):
         taps = method.teacher_taps if isinstance(one, Candidate) else method.student_taps
-        if catalog.is_own(one.model) and {"pre_pool", "last_stage"}.intersection(taps):
+        if catalog.is_custom(one.model) and {"pre_pool", "last_stage"}.intersection(taps):
             size = (one.image_size if isinstance(one, Candidate) else None) or image_size
             with own_at(loaded, place, one):
-                custom.prove_average(one.model, one.taps, size)
+                custom.check_pooling(one.model, one.taps, size)

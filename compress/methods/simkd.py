@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from compress.core.errors import UsageError
 from compress.methods.base import Method, Setting, Signals
 from compress.methods.losses import hint
-from compress.models.deployed import projected, projector
+from compress.models.deployed import projector, with_projector
 from compress.recipe.schema import Simkd
 
 
@@ -59,7 +59,7 @@ class SimKD(Method):
         return 2
 
     def deployed(self, student: nn.Module) -> nn.Module:
-        return projected(student, self.entry, self.projector, self.classifier)
+        return with_projector(student, self.entry, self.projector, self.classifier)
 
     def form(self) -> dict[str, Any]:
         return self._form

@@ -41,10 +41,10 @@ def pretrained(name: str, weights_name: str, classes: int) -> nn.Module:
     Raises UsageError for an unknown network or weights name, MissingError where the weights are neither cached nor downloadable.
     """
     from compress.models import torchvision_models
-    from compress.models.checkpoints import fit
+    from compress.models.checkpoints import load_state
 
     network = catalog.info(name)
     state = torchvision_models.pretrained_state(network, weights_name)
     model = build(name, classes=classes)
-    fit(model, state, source=f"{name} {weights_name}", new_head=True)
+    load_state(model, state, source=f"{name} {weights_name}", new_head=True)
     return model

@@ -97,7 +97,7 @@ _V1, _V1_V2 = ("IMAGENET1K_V1",), ("IMAGENET1K_V1", "IMAGENET1K_V2")
 
 
 def _vision_resnet(name: str, counts: str, pretrained: tuple[str, ...]) -> NetworkInfo:
-    maps = tap_tables.vision_resnet(tap_tables.RESNET_BLOCKS[name], 3 if name == "resnet50" else 2)
+    maps = tap_tables.torchvision_resnet(tap_tables.RESNET_BLOCKS[name], 3 if name == "resnet50" else 2)
     summary = f"ImageNet ResNet: {counts}"
     return NetworkInfo(
         f"torchvision/{name}",
@@ -279,7 +279,7 @@ def did_you_mean(name: str, known: tuple[str, ...]) -> str:
     return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
 
 
-def is_own(name: str) -> bool:
+def is_custom(name: str) -> bool:
     """Whether a name is `package.module:function`, code of the user's own."""
     return _OWN.fullmatch(name) is not None
 
@@ -288,7 +288,7 @@ def info(name: str) -> NetworkInfo:
     """The catalogue's entry; of a network of one's own what is known before it is built. Raises UsageError for an unknown name."""
     if name in NETWORKS:
         return NETWORKS[name]
-    if is_own(name):
+    if is_custom(name):
         return NetworkInfo(name, "own", "a network of one's own", 8, 32, "", "")
     in_torchvision = f"torchvision/{name}"
     hint = f" (did you mean {in_torchvision!r}?)" if in_torchvision in NETWORKS else did_you_mean(name, names())
@@ -321,7 +321,7 @@ def taps(network: NetworkInfo) -> dict[str, str]:
     return {**found, **{name: tap for name, tap in last.items() if tap}}  # a network of one's own may name none
 
 
-def require_size(network: NetworkInfo, image_size: int) -> None:
+def check_image_size(network: NetworkInfo, image_size: int) -> None:
     """Raises UsageError where the pictures (side in pixels) are too small for the network."""
     if image_size < network.min_size:
         raise UsageError(

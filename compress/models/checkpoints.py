@@ -47,7 +47,7 @@ DAMAGED = (
 SHOWN = 4  # keys named in a message
 
 
-def embedded(model: str) -> Path:
+def embedded_teacher(model: str) -> Path:
     """The teacher that ships with the package for the embedded data. Raises MissingError where there is none for this network."""
     path = Path(str(resources.files("compress"))) / "models" / "weights" / f"{model}-fashion.safetensors"
     if not path.is_file():
@@ -82,7 +82,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     else:
         raise UsageError(f"weights: {path} ends in {path.suffix!r}; give a .safetensors, .pt, .pth or .bin file")
     assert isinstance(state, dict)
-    return plain_keys(
+    return strip_prefixes(
         {
             key: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
             for key, tensor in state.items()
@@ -128,7 +128,7 @@ def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
     raise StageError(f"weights: {path} holds a {type(loaded).__name__}, not a state dict; save `model.state_dict()`")
 
 
-def plain_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Remove the prefixes of wrappers, where every key has them."""
     while state:
         prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in state)), None)
@@ -138,7 +138,7 @@ def plain_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def fit(model: nn.Module, state: dict[str, Tensor], *, source: str, new_head: bool = False) -> tuple[str, ...]:
+def load_state(model: nn.Module, state: dict[str, Tensor], *, source: str, new_head: bool = False) -> tuple[str, ...]:
     """Load a state dict, every key and shape matching; returns the keys that keep their fresh initialisation.
 
     These are none, or with `new_head` the weight and bias of the last Linear, where the checkpoint has another number of classes.
@@ -146,7 +146,7 @@ def fit(model: nn.Module, state: dict[str, Tensor], *, source: str, new_head: bo
     Raises StageError naming the missing, unexpected and differently shaped keys of `source`.
     """
     expected = model.state_dict()
-    given = _renamed(plain_keys(state), expected)
+    given = _renamed(strip_prefixes(state), expected)
     wrong = [key for key in expected if key in given and given[key].shape != expected[key].shape]
     head = _head(model)
     other_head = (
@@ -220,7 +220,7 @@ def save_state(model: nn.Module, path: Path, half: bool = False) -> None:
 
     `half` stores convolution and linear weights in float16; vectors (BatchNorm, biases) stay float32: small, and of a wide range.
     """
-    state = plain_keys({key: tensor.detach().cpu() for key, tensor in model.state_dict().items()})
+    state = strip_prefixes({key: tensor.detach().cpu() for key, tensor in model.state_dict().items()})
     tensors: dict[str, Tensor] = {}
     for key in sorted(state):
         tensor = state[key].half() if half and state[key].is_floating_point() and state[key].dim() > 1 else state[key]

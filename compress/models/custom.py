@@ -47,7 +47,7 @@ def build(name: str, classes: int) -> nn.Module:
     return model
 
 
-def described(model: nn.Module, name: str, taps: tuple[str, ...] | None) -> NetworkInfo:
+def describe(model: nn.Module, name: str, taps: tuple[str, ...] | None) -> NetworkInfo:
     """What is known of a built network: its classifier, and the maps that `taps` (the recipe's) or its own attribute `taps` name.
 
     The attribute is a list of its stages, shallow to deep, or a dict with `stages` and any of `pre` (the same maps before each stage's last
@@ -70,12 +70,12 @@ def described(model: nn.Module, name: str, taps: tuple[str, ...] | None) -> Netw
     pools = [path for path, module in model.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
     pool = parts.get("pool") or (pools[-1] if pools else None)
     averaged = f"{pool}:in" if pool else post[-1] if post else ""
-    last = head(model, name)
+    last = last_linear(model, name)
     roles = Roles(post, pre or post, tuple(parts.get("norms") or ()), averaged, averaged, pool=pool)
     return replace(catalog.info(name), classifier=last, linear=last, roles=roles)
 
 
-def source(name: str) -> str:
+def source_digest(name: str) -> str:
     """sha256 (hex) of the code: the module's package, or file, and what those import that lies in the same folder. Nothing is run.
 
     What else they import (installed packages), imports that are made up while it runs, and files that it reads are not part of it.
@@ -116,11 +116,11 @@ def _imported(code: str) -> list[str]:
 
 
 @torch.no_grad()
-def prove_average(name: str, taps: tuple[str, ...] | None, image_size: int) -> None:
+def check_pooling(name: str, taps: tuple[str, ...] | None, image_size: int) -> None:
     """Raises UsageError where the classifier's input is not the mean over the map that is said to be averaged: fresh weights, noise."""
     classes, generator = 3, torch.Generator().manual_seed(0)
     model = build(name, classes).eval()
-    info = described(model, name, taps)
+    info = describe(model, name, taps)
     assert info.roles is not None
     with Tapped(model, {"map": info.roles.pre_pool, "vector": f"{info.classifier}:in"}) as tapped:
         _, seen = tapped(torch.randn(2, 3, image_size, image_size, generator=generator))
@@ -131,7 +131,7 @@ def prove_average(name: str, taps: tuple[str, ...] | None, image_size: int) -> N
         )
 
 
-def head(model: nn.Module, name: str) -> str:
+def last_linear(model: nn.Module, name: str) -> str:
     """The path of the last Linear, whose input is read as the pooled vector. Raises UsageError where there is none."""
     paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not paths:

@@ -29,7 +29,7 @@ def projector(width_in: int, width: int, factor: int, pool: int | None = None) -
     return nn.Sequential(*layers)
 
 
-def replaced(model: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
+def with_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
     """A copy of the network with other modules at the given paths; all else, parameters included, is shared with the original."""
     model = _shallow(model)
     for path, module in modules.items():
@@ -54,10 +54,10 @@ def without_bias(model: nn.Module, info: NetworkInfo) -> nn.Module:
     assert isinstance(linear, nn.Linear)
     bare = nn.Linear(linear.in_features, linear.out_features, bias=False, device=linear.weight.device)
     bare.weight = linear.weight
-    return replaced(model, {info.linear: bare})
+    return with_modules(model, {info.linear: bare})
 
 
-def projected(model: nn.Module, info: NetworkInfo, through: nn.Sequential, classifier: nn.Linear) -> nn.Module:
+def with_projector(model: nn.Module, info: NetworkInfo, through: nn.Sequential, classifier: nn.Linear) -> nn.Module:
     """SimKD's student: last stage -> `through` -> pooling -> `classifier`; what the network had in between is gone."""
     assert info.roles is not None
     gone, pool = info.roles.after_last_stage, info.roles.pool
@@ -72,17 +72,17 @@ def projected(model: nn.Module, info: NetworkInfo, through: nn.Sequential, class
         raise UsageError(
             f"distill.method: simkd has no place for its projector in {info.name}; choose another student or method"
         )
-    return replaced(model, {**modules, info.classifier: classifier})
+    return with_modules(model, {**modules, info.classifier: classifier})
 
 
-def deployed(
+def to_deployed(
     model: nn.Module, name: str, form: Mapping[str, Any] | None, stages: tuple[str, ...] | None = None
 ) -> nn.Module:
     """A freshly built network in the form that ships; None: as it is. `stages`: a recipe's `taps` of a network of one's own."""
     if form is None:
         return model
-    info = custom.described(model, name, stages) if catalog.is_own(name) else catalog.info(name)
+    info = custom.describe(model, name, stages) if catalog.is_custom(name) else catalog.info(name)
     if form["kind"] == "catkd":
         return without_bias(model, info)
     through = projector(form["width_in"], form["width"], form["factor"], form["pool"])
-    return projected(model, info, through, nn.Linear(form["width"], form["classes"]))
+    return with_projector(model, info, through, nn.Linear(form["width"], form["classes"]))

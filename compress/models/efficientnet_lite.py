@@ -2,7 +2,7 @@
 
 Source: Tan and Le 2019, and the "lite" models of its authors: stem and last convolution keep their width, the first and the last stage keep
 their depth. Module names are those of the published PyTorch checkpoints without their underscores, which load as they are
-(`checkpoints.fit`); their pixels are (x - 127) / 128. No stochastic depth: it is left out of training here.
+(`checkpoints.load_state`); their pixels are (x - 127) / 128. No stochastic depth: it is left out of training here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compress.models.residual_sum import Sum
+from compress.models.residual_add import ResidualAdd
 from compress.models.weight_init import initialise
 
 # expansion t, kernel k, stride s of the first unit, channels c, units n
@@ -85,7 +85,7 @@ class Block(nn.Module):
         )
         self.project_conv, self.bn2 = SameConv2d(hidden, width, 1), _norm(width)
         if self.shortcut:
-            self.sum = Sum()
+            self.sum = ResidualAdd()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C, ceil(H / stride), ceil(W / stride)); no activation at the end."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class Contracted(nn.Module):
+class InputAdapter(nn.Module):
     """Normalised RGB (N, 3, S, S) -> resized to `size`, red and blue exchanged -> `network` -> its outputs `order` as logits (N, K).
 
     `size`, `order`: None leaves them as they are. Smaller pictures are made with antialiasing, larger ones bilinearly, both at pixel centres.
@@ -29,6 +29,6 @@ class Contracted(nn.Module):
         return logits if self.order is None else logits.index_select(1, self.order)
 
 
-def inner(model: nn.Module) -> nn.Module:
+def inner_network(model: nn.Module) -> nn.Module:
     """The network itself."""
-    return model.network if isinstance(model, Contracted) else model
+    return model.network if isinstance(model, InputAdapter) else model

@@ -16,7 +16,7 @@ from compress.models import build, catalog
 _FILLING = (nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, torch.Tensor.normal_, torch.Tensor.uniform_)
 
 
-class _Unfilled(TorchFunctionMode):
+class _SkipInitialisation(TorchFunctionMode):
     """Leaves random initialisation out; torch gives no other way to leave it out."""
 
     def __torch_function__(
@@ -29,13 +29,13 @@ class _Unfilled(TorchFunctionMode):
 
 
 @contextmanager
-def hollow() -> Iterator[None]:
+def meta_device() -> Iterator[None]:
     """What is made inside stands on the meta device: shapes, no values.
 
     Nothing is initialised: torch 2.15 runs `normal_` there through a Python reference that imports torch._dynamo and sympy, which takes longer than
     everything else that `compress check` does.
     """
-    with torch.device("meta"), _Unfilled():
+    with torch.device("meta"), _SkipInitialisation():
         yield
 
 
@@ -47,9 +47,9 @@ def shapes_only(name: str, *, classes: int, width: float | None) -> nn.Module:
     cost no memory: torchvision imports the compiler itself.
     """
     if catalog.info(name).family in ("torchvision", "own"):
-        with hollow():
+        with meta_device():
             return build(name, classes=classes, width=width).eval()
-    with _Unfilled():
+    with _SkipInitialisation():
         model = build(name, classes=classes, width=width).eval()
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.zero_()

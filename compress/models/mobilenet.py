@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from compress.models.residual_sum import Sum
+from compress.models.residual_add import ResidualAdd
 from compress.models.weight_init import initialise
 
 # expansion t, channels c, units n, stride s of the first unit
@@ -37,7 +37,7 @@ class InvertedResidual(nn.Module):
             nn.BatchNorm2d(width),
         )
         if self.shortcut:
-            self.sum = Sum()
+            self.sum = ResidualAdd()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C, H / stride, W / stride); no activation at the end."""

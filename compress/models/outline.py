@@ -42,7 +42,7 @@ class Outline:
         """The shape of a map. Raises UsageError, naming the network and `why` it is needed."""
         if name not in self.shapes:
             what = "a single Linear as classifier" if name == "head" else f"the map {name!r}"
-            if catalog.is_own(self.name):
+            if catalog.is_custom(self.name):
                 raise UsageError(
                     f"{why} needs {what}, which {self.name} does not name; name its stages in `taps`, and what pools them in its attribute taps"
                 )
@@ -76,7 +76,7 @@ def outline(
     info = catalog.info(name)
     empty = shapes_only(name, classes=classes, width=width)
     if info.family == "own":
-        info = custom.described(empty, name, stages)
+        info = custom.describe(empty, name, stages)
     block, last = empty.get_submodule(info.classifier), empty.get_submodule(info.linear)
     assert isinstance(last, (nn.Linear, nn.Conv2d))  # the catalogue says so; a test builds every entry
     single = [module for module in block.modules() if isinstance(module, nn.Linear)] == [last]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from compress.models.residual_sum import Sum
+from compress.models.residual_add import ResidualAdd
 
 
 class BasicBlock(nn.Module):
@@ -22,7 +22,7 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = projection(width_in, width, stride)
-        self.sum = Sum()
+        self.sum = ResidualAdd()
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class ResNet(nn.Module):
         self.layer3 = _stage(widths[1], widths[2], blocks, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[2], classes)
-        initialise(self)
+        init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> logits (N, K)."""
@@ -61,7 +61,7 @@ def projection(width_in: int, width: int, stride: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
 
-def initialise(model: nn.Module) -> None:
+def init_convolutions(model: nn.Module) -> None:
     """He's normal by fan out for every convolution; the rest keeps PyTorch's own."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

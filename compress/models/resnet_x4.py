@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from compress.models.residual_sum import Sum
-from compress.models.resnet import BasicBlock, initialise, projection
+from compress.models.residual_add import ResidualAdd
+from compress.models.resnet import BasicBlock, init_convolutions, projection
 from compress.models.tap_tables import RESNET_BLOCKS
 
 WIDTHS = (64, 128, 256, 512)
@@ -33,7 +33,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(middle, width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
         self.downsample = projection(width_in, width, stride)
-        self.sum = Sum()
+        self.sum = ResidualAdd()
         self.relu3 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class ResNet4(nn.Module):
         )
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[-1], classes)
-        initialise(self)
+        init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> logits (N, K)."""

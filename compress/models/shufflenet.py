@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from compress.models.residual_sum import Sum
+from compress.models.residual_add import ResidualAdd
 
 # units a stage; channels of stage 1 to 3 and of the last convolution, by width
 V1_UNITS, V1_CHANNELS, V1_GROUPS = (4, 8, 4), (240, 480, 960), 3
@@ -53,7 +53,7 @@ class UnitV1(nn.Module):
         self.bn3 = nn.BatchNorm2d(branch)
         self.shortcut = nn.AvgPool2d(3, 2, 1) if stride == 2 else nn.Identity()
         if stride == 1:
-            self.sum = Sum()
+            self.sum = ResidualAdd()
         self.relu3 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 LARGER = 0.1  # share by which the shipped network may exceed the plain student without a word
 
 
-def larger(name: str, plain: tuple[int, int], shipped: tuple[int, int]) -> str | None:
+def size_increase_warning(name: str, plain: tuple[int, int], shipped: tuple[int, int]) -> str | None:
     """A sentence where what ships has over a tenth more parameters or multiply-accumulates (each a pair) than the plain student."""
     growth = [after / before - 1 for before, after in zip(plain, shipped, strict=True)]
     if all(after <= before * (1 + LARGER) for before, after in zip(plain, shipped, strict=True)):

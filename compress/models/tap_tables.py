@@ -63,7 +63,7 @@ def bottleneck_resnet(blocks: tuple[int, ...]) -> Roles:
     )
 
 
-def vision_resnet(blocks: tuple[int, ...], convolutions: int) -> Roles:
+def torchvision_resnet(blocks: tuple[int, ...], convolutions: int) -> Roles:
     """torchvision's ResNets: one ReLU serves a block, its last call follows the sum."""
     last = [f"layer{stage}.{count - 1}" for stage, count in enumerate(blocks, 1)]
     pre = tuple(f"{block}.relu:in#{convolutions}" for block in last)

@@ -17,7 +17,7 @@ def build(network: NetworkInfo, classes: int) -> nn.Module:
     """torchvision's network with fresh weights; activations are switched to out-of-place, so that a tap keeps what it saw."""
     from torchvision.models import get_model
 
-    model = get_model(_plain(network.name), weights=None, num_classes=classes)
+    model = get_model(_torchvision_name(network.name), weights=None, num_classes=classes)
     for module in model.modules():
         if getattr(module, "inplace", False):
             module.inplace = False
@@ -39,7 +39,7 @@ def pretrained_state(network: NetworkInfo, weights_name: str) -> dict[str, Tenso
         raise UsageError(
             f"weights: {network.name} has no weights {weights_name!r}{hint}; {offered}, or give the path of a file"
         )
-    url = get_model_weights(_plain(network.name))[weights_name].url
+    url = get_model_weights(_torchvision_name(network.name))[weights_name].url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.exists():
         _download(url, path, network.name)
@@ -59,5 +59,5 @@ def _download(url: str, path: Path, name: str) -> None:
         ) from error
 
 
-def _plain(name: str) -> str:
+def _torchvision_name(name: str) -> str:
     return name.removeprefix("torchvision/")

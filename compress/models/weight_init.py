@@ -9,7 +9,7 @@ from torch import nn
 
 
 @torch.no_grad()
-def by_fan_out(convolution: nn.Conv2d) -> None:
+def init_by_fan_out(convolution: nn.Conv2d) -> None:
     """Normal, deviation sqrt(2 / (k k C_out)); of a depthwise convolution too."""
     height, width = convolution.kernel_size
     convolution.weight.normal_(0, math.sqrt(2 / (height * width * convolution.out_channels)))
@@ -19,7 +19,7 @@ def by_fan_out(convolution: nn.Conv2d) -> None:
 def initialise(module: nn.Module) -> None:
     """A convolution by its fan out, deviation 0.01 for the classifier; biases 0. Other modules stay as they are."""
     if isinstance(module, nn.Conv2d):
-        by_fan_out(module)
+        init_by_fan_out(module)
     elif isinstance(module, nn.Linear):
         module.weight.normal_(0, 0.01)
     if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from compress.models.weight_init import by_fan_out
+from compress.models.weight_init import init_by_fan_out
 
 STEM = 16
 
@@ -67,6 +67,6 @@ def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential
 def _initialise(module: nn.Module) -> None:
     """Convolutions by their fan out; PyTorch's own for the classifier, whose bias is 0."""
     if isinstance(module, nn.Conv2d):
-        by_fan_out(module)
+        init_by_fan_out(module)
     elif isinstance(module, nn.Linear):
         module.bias.zero_()

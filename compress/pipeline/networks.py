@@ -60,7 +60,7 @@ class Networks:
             normalization = Normalization(*info.normalization)
         else:
             normalization = self.prepared.normalization
-        source = custom.source(one.model) if catalog.is_own(one.model) else None
+        source = custom.source_digest(one.model) if catalog.is_custom(one.model) else None
         return Network(
             one.model,
             one.width,
@@ -74,7 +74,7 @@ class Networks:
     def weights(self, key: str, model: str) -> tuple[str, File | None]:
         """A `weights` key -> (what the stage's config says, the file where it is one). Raises MissingError."""
         if key == "embedded":
-            return key, File.of(checkpoints.embedded(model))
+            return key, File.of(checkpoints.embedded_teacher(model))
         if key.startswith(("http://", "https://")):
             raise MissingError(
                 f"weights: {key} is not downloaded by a run; fetch it first and name the file: curl -LO {key}"

@@ -63,7 +63,7 @@ def wrong_networks(data: Any, *, allow_code: bool) -> Iterator[tuple[Keys, str]]
             if beside:
                 yield (*keys, beside[0]), f"stands beside onnx, which is the whole teacher: leave {beside[0]} out"
             continue
-        if isinstance(name, str) and catalog.is_own(name):
+        if isinstance(name, str) and catalog.is_custom(name):
             if not allow_code:
                 yield (
                     (*keys, "model"),
@@ -183,7 +183,7 @@ def _network_mistakes(item: Candidate | Choice, size: int) -> Iterator[tuple[Key
     if isinstance(item, Candidate) and item.onnx is not None:
         if item.classes is not None and len(set(item.classes)) < len(item.classes):
             yield ("classes",), "a name is there twice"
-    if item.taps is not None and not catalog.is_own(item.model):
+    if item.taps is not None and not catalog.is_custom(item.model):
         yield (
             ("taps",),
             f"only a network of one's own names its stages; those of {item.model or 'an ONNX file'} are known, or there are none",

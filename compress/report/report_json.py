@@ -12,7 +12,7 @@ from typing import Any
 from compress.core.records.base import to_json
 from compress.core.records.deployment import Exported, Measured, ModelFile, Packaged, Quantized, Tuned, Verified
 from compress.core.records.training import Distilled, Prepared, Stripped, Trained
-from compress.models.size_warning import larger
+from compress.models.size_warning import size_increase_warning
 from compress.recipe.schema import Recipe
 from compress.report.device_answer import merge
 from compress.verdict import device_requirements, teacher_choice
@@ -183,7 +183,9 @@ def _grown(stripped: Stripped) -> list[str]:
     if stripped.plain_params is None or stripped.plain_macs is None:
         return []
     one = stripped.trained
-    sentence = larger(one.network.model, (stripped.plain_params, stripped.plain_macs), (one.params, one.macs or 0))
+    sentence = size_increase_warning(
+        one.network.model, (stripped.plain_params, stripped.plain_macs), (one.params, one.macs or 0)
+    )
     return [sentence] if sentence else []
 
 

@@ -7,16 +7,16 @@ from pathlib import Path
 from compress.core.records.base import File
 from compress.core.records.training import CalibrationData, Distortion, Held, Prepared, Streamed, TestData, TrainingData
 from compress.core.store import Context, Stage
-from compress.data import listing, training_arrays
+from compress.data import open_listing, training_arrays
 from compress.data.sources import folder, imagenet
-from compress.data.sources import prepare as sources
-from compress.data.sources.streamed import decode
+from compress.data.sources.prepare import prepare_data
+from compress.data.sources.streamed import decode_listing
 from compress.recipe.schema import Data
 
 
 def _prepare(config: Data, *, context: Context, fingerprint: str) -> Prepared:
     """`config.root` is absolute here; `fingerprint` names the source's content in the key."""
-    return sources.prepare(config, context.work, base=Path(), report=context.console.line)
+    return prepare_data(config, context.work, base=Path(), report=context.console.line)
 
 
 prepare = Stage("data", 2, _prepare, Prepared)
@@ -24,9 +24,11 @@ prepare = Stage("data", 2, _prepare, Prepared)
 
 def _hold(config: None, *, context: Context, data: TrainingData, fingerprint: str) -> Held:
     """Decode the validation part of a set that stays in its files, once for every epoch and stage that is judged on it."""
-    files, (_, _, _, index) = listing(data), training_arrays(data)
+    files, (_, _, _, index) = open_listing(data), training_arrays(data)
     assert files is not None
-    return Held(decode(files, index, context.work / "validation_images.npy", "validation", context.console.line))
+    return Held(
+        decode_listing(files, index, context.work / "validation_images.npy", "validation", context.console.line)
+    )
 
 
 hold = Stage("data", 1, _hold, Held)
@@ -83,7 +85,7 @@ def photos(config: Data, root: Path | None, count: int = 16) -> tuple[File, ...]
     """
     if config.source not in ("folder", "imagenet") or root is None or count == 0:
         return ()
-    from compress.data import decode as pictures  # needs Pillow, which training on arrays does without
+    from compress.data import decode  # needs Pillow, which training on arrays does without
 
     if config.source == "imagenet":
         paths = [root / path for path in imagenet.paths(root, "val")]
@@ -91,5 +93,5 @@ def photos(config: Data, root: Path | None, count: int = 16) -> tuple[File, ...]
         layout = folder.scan(root)
         paths = [root / picture.path for picture in layout.test or layout.train]
     jpegs = [path for path in paths if path.suffix.lower() in (".jpg", ".jpeg")] or paths
-    readable = (path for path in jpegs[:: max(1, len(jpegs) // count)] if pictures.readable(path))
+    readable = (path for path in jpegs[:: max(1, len(jpegs) // count)] if decode.is_readable(path))
     return tuple(File.of(path) for path, _ in zip(readable, range(count), strict=False))

@@ -19,7 +19,7 @@ from compress.data.augment import views
 from compress.methods import build_method
 from compress.models import checkpoints
 from compress.models.count import macs, params
-from compress.models.input_adapter import inner
+from compress.models.input_adapter import inner_network
 from compress.recipe.schema import Candidate, Distill
 from compress.training import build, checkpoint
 from compress.training.evaluation import Pictures, accuracy, predict
@@ -84,7 +84,7 @@ def _train(
         shutil.copyfile(weights.path, path)
     else:
         path, counted = context.work / "teacher.safetensors", (params(model), macs(model, network.image_size))
-        checkpoints.save_state(inner(model), path)
+        checkpoints.save_state(inner_network(model), path)
     return Trained(
         network=network,
         weights=File.of(path),

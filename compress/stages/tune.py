@@ -181,7 +181,7 @@ def _taught(
         label_smoothing=train.label_smoothing,
         seed=train.seed or 0,
     )
-    checkpoints.fit(method, state, source="distill")
+    checkpoints.load_state(method, state, source="distill")
     method.to(context.device)
     if teacher is None or taught_by is None or not method.needs_teacher:
         return method, None

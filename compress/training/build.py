@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from compress import models
 from compress.core.records.base import File, sha256_of
 from compress.core.records.training import Distilled, Network, Trained, TrainingData
-from compress.data import held_images, training_arrays
+from compress.data import training_arrays, validation_images
 from compress.data.augment import views
 from compress.data.streaming.batches import Stream
 from compress.data.streaming.listing import Listing
 from compress.methods import Method, Outline, build_method
 from compress.models import checkpoints
-from compress.models.deployed import deployed
-from compress.models.input_adapter import Contracted, inner
+from compress.models.deployed import to_deployed
+from compress.models.input_adapter import InputAdapter, inner_network
 from compress.models.onnx_network import OnnxNetwork
 from compress.models.outline import outline as outline_of
 from compress.recipe.schema import Distill
@@ -42,14 +42,14 @@ def network(record: Network, weights: File | None, device: str) -> nn.Module:
         return _contracted(record, OnnxNetwork(weights.path, torch.get_num_threads())).to(
             device
         )  # the order of its answers lies there
-    model = deployed(
+    model = to_deployed(
         models.build(record.model, classes=record.outputs or record.classes, width=record.width),
         record.model,
         record.deployed,
         record.taps,
     )
     if weights is not None:
-        checkpoints.fit(model, checkpoints.read_state(weights.path), source=str(weights.path))
+        checkpoints.load_state(model, checkpoints.read_state(weights.path), source=str(weights.path))
     return _contracted(record, model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -63,7 +63,7 @@ def start(record: Network, key: str, weights: File | None, *, new_head: bool, de
     else:
         model = models.build(record.model, classes=record.outputs or record.classes, width=record.width)
     if weights is not None:
-        checkpoints.fit(model, checkpoints.read_state(weights.path), source=str(weights.path), new_head=new_head)
+        checkpoints.load_state(model, checkpoints.read_state(weights.path), source=str(weights.path), new_head=new_head)
     return _contracted(record, model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -71,14 +71,14 @@ def _contracted(record: Network, model: nn.Module) -> nn.Module:
     """The network behind its own input contract, where it has one."""
     if not record.contracted:
         return model
-    return Contracted(model, size=record.own_size, bgr=record.channels == "bgr", order=record.order)
+    return InputAdapter(model, size=record.own_size, bgr=record.channels == "bgr", order=record.order)
 
 
 def outline(record: Network, model: nn.Module | None = None) -> Outline:
     """What a method may know of a network; weights are read off `model` where it is given."""
     if record.black_box:
         return Outline(record.model, record.classes, {})
-    own = None if model is None else inner(model)
+    own = None if model is None else inner_network(model)
     found = outline_of(
         record.model,
         classes=record.outputs or record.classes,
@@ -109,7 +109,7 @@ def distilled(
     """Student and method as distillation left them, on the CPU; the student in channels_last."""
     state, record = load_file(trained.combined.path), trained.network
     model = models.build(record.model, classes=record.classes, width=record.width).to(memory_format=torch.channels_last)
-    checkpoints.fit(
+    checkpoints.load_state(
         model,
         {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")},
         source="distill",
@@ -121,7 +121,7 @@ def distilled(
         train_labels=pictures.labels,
         train_index=pictures.train_index,
     )
-    checkpoints.fit(
+    checkpoints.load_state(
         method,
         {name.removeprefix("method."): value for name, value in state.items() if name.startswith("method.")},
         source="distill",
@@ -135,7 +135,7 @@ def pictures(data: TrainingData, device: str) -> Pictures:
     held, pixels = None, None
     if isinstance(images, Listing):
         workers = data.streamed.workers if data.streamed is not None else None
-        held = torch.from_numpy(held_images(data))
+        held = torch.from_numpy(validation_images(data))
         pixels = Stream(
             images, augment=data.augment, workers=workers, device=device, shards_at_once=data.shards_at_once
         )

@@ -15,7 +15,7 @@ from compress.data import stratified
 from compress.data.augment import views
 from compress.methods import Method, build_method
 from compress.models.count import macs, params
-from compress.models.size_warning import larger
+from compress.models.size_warning import size_increase_warning
 from compress.recipe.schema import Distill, Train
 from compress.training import build
 from compress.training.evaluation import Pictures
@@ -141,7 +141,7 @@ def _share(pictures: Pictures, share: float, seed: int) -> Pictures:
 def _warn_of_size(model: nn.Module, method: Method, student: Network, context: Context) -> None:
     """Before anything is trained: a method may ship more than the student that the recipe names."""
     plain, shipped = ((params(one), macs(one, student.image_size)) for one in (model, method.deployed(model)))
-    if sentence := larger(student.model, plain, shipped):
+    if sentence := size_increase_warning(student.model, plain, shipped):
         context.console.warn(sentence)
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from compress.core.records.training import Distortion, Normalization
 from compress.data.augment import views
-from compress.data.streaming.batches import Stream
-from compress.models.input_adapter import Contracted, inner
+from compress.data.streaming.batches import ShardMixing, Stream
+from compress.models.input_adapter import InputAdapter, inner_network
 from compress.models.onnx_network import OnnxNetwork
 from compress.training import schedule
 from compress.training.precision import exact
@@ -35,7 +35,7 @@ class Pictures:
     distortion: Distortion | None = None
 
     @property
-    def shards(self) -> schedule.Shards | None:
+    def shards(self) -> ShardMixing | None:
         """Where an epoch goes through a stream's shards some at a time."""
         return self.images.shards if isinstance(self.images, Stream) else None
 
@@ -72,8 +72,8 @@ def predict(
 
 def _rows(model: nn.Module, place: torch.device, image_size: int) -> int:
     """Pictures at once: a network may enlarge them to a side of its own, or compute on the CPU."""
-    side = max(image_size, (model.size if isinstance(model, Contracted) else None) or 0)
-    return schedule.rows_at_once("cpu" if isinstance(inner(model), OnnxNetwork) else place, side)
+    side = max(image_size, (model.size if isinstance(model, InputAdapter) else None) or 0)
+    return schedule.rows_at_once("cpu" if isinstance(inner_network(model), OnnxNetwork) else place, side)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.core.errors import UsageError
-from compress.data.streaming.batches import Shards
+from compress.data.streaming.batches import ShardMixing
 from compress.recipe.schema import Train
 
 ROWS = {
@@ -67,7 +67,7 @@ def steps(pictures: int, size: int, smallest: int) -> int:
     return full + (rest >= max(smallest, 1) and rest > 0)
 
 
-def order(index: Tensor, seed: int, epoch: int, shards: Shards | None = None) -> Tensor:
+def order(index: Tensor, seed: int, epoch: int, shards: ShardMixing | None = None) -> Tensor:
     """The epoch's order of the pictures `index`, a function of seed and epoch alone.
 
     With `shards`, these come in a random order, too, so many at a time, and within these their pictures in a random order.
@@ -76,7 +76,7 @@ def order(index: Tensor, seed: int, epoch: int, shards: Shards | None = None) ->
     mixed = index[torch.randperm(len(index), generator=generator).to(index.device)]
     if shards is None:
         return mixed
-    there, place = torch.unique(shards.of[mixed.cpu()], return_inverse=True)  # shards that pictures are asked of
+    there, place = torch.unique(shards.shard_of[mixed.cpu()], return_inverse=True)  # shards that pictures are asked of
     block = torch.randperm(len(there), generator=generator)[place] // shards.at_once
     return mixed[torch.sort(block, stable=True).indices.to(index.device)]
 

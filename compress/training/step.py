@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from compress.core.distributed import Group
 from compress.core.records.training import Distortion
 from compress.data.augment import views
-from compress.data.augment.distort import distorted
+from compress.data.augment.distort import distort_views
 from compress.methods import Method, Signals
 from compress.methods.losses.upcast import wide
 from compress.training.engine.autograd_reach import Reach
@@ -98,7 +98,7 @@ class Step:
 
     def pixels(self, index: Tensor, view: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) of pictures and views (N,)."""
-        return distorted(self.cut(index, view), view, self.distortion)
+        return distort_views(self.cut(index, view), view, self.distortion)
 
     def student(self, raw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's logits and maps of pixels uint8 (N, H, W, 3), in the training's precision."""
@@ -113,7 +113,7 @@ class Step:
         raw = (
             self.pixels(batch.index, batch.view)
             if batch.pixels is None
-            else distorted(batch.pixels, batch.view, self.distortion)
+            else distort_views(batch.pixels, batch.view, self.distortion)
         )
         teacher_logits, teacher_taps = self.teacher.answer(batch.known, raw) if self.teacher is not None else (None, {})
         logits, taps = self.student(raw)

@@ -16,7 +16,7 @@ from compress.core.errors import UsageError
 from compress.methods import METHODS, Method, Outline, Signals, build_method
 from compress.models import catalog
 from compress.models.count import params
-from compress.models.deployed import deployed as deployed_as
+from compress.models.deployed import to_deployed
 from compress.models.outline import outline
 from compress.models.taps import Tapped
 from compress.recipe.schema import Catkd, Crd, Dhkd, Distill, Dkd, Fitnet, Kd, ReviewKd
@@ -261,7 +261,7 @@ def test_what_ships_answers_as_in_training_and_can_be_built_from_its_record(name
         )
     deployed = method.deployed(pair.student)
     assert (deployed is pair.student) == (method.form() is None)
-    rebuilt = deployed_as(models.build(student, classes=K), student, method.form()).eval()
+    rebuilt = to_deployed(models.build(student, classes=K), student, method.form()).eval()
     rebuilt.load_state_dict(deployed.state_dict())
     with torch.no_grad():
         shipped = rebuilt(pixels)

@@ -15,7 +15,7 @@ from compress.methods import Outline, Signals, build_method, losses
 from compress.methods.crd import CRD
 from compress.methods.reviewkd import Fusion
 from compress.models.count import macs, params
-from compress.models.deployed import deployed, projector
+from compress.models.deployed import projector, to_deployed
 from compress.models.outline import outline
 from compress.models.taps import Tapped
 from compress.recipe.schema import Crd, Dhkd, Dist, Distill, Dkd, Kd, Simkd
@@ -198,7 +198,7 @@ def test_parameters_of_what_simkd_ships(pair, count):
             teacher=at_32(teacher),
             train_labels=LABELS,
         )
-        assert params(deployed(models.build(student, classes=100), student, method.form())) == count
+        assert params(to_deployed(models.build(student, classes=100), student, method.form())) == count
 
 
 GROWTH = [  # per cent more parameters, and where it is known multiply-accumulates, than the plain student; source: the same measurement
@@ -224,7 +224,7 @@ def test_what_simkd_adds_to_the_plain_student(pair, parameters, products):
             train_labels=LABELS,
         )
         plain, ships = (models.build(student, classes=100) for _ in range(2))
-        ships = deployed(ships, student, method.form())
+        ships = to_deployed(ships, student, method.form())
     assert abs(100 * (params(ships) / params(plain) - 1) - parameters) <= 1
     assert products is None or abs(100 * (macs(ships, 32) / macs(plain, 32) - 1) - products) <= 1
 
@@ -245,7 +245,7 @@ def test_simkd_takes_teachers_whose_pooled_map_is_no_stage(teacher, width):
 @pytest.mark.parametrize(("student", "count"), METHODS["deployed"]["catkd"].items())
 def test_parameters_of_what_catkd_ships(student, count):
     with torch.device("meta"):
-        assert params(deployed(models.build(student, classes=100), student, {"kind": "catkd"})) == count
+        assert params(to_deployed(models.build(student, classes=100), student, {"kind": "catkd"})) == count
 
 
 @pytest.mark.parametrize(
@@ -263,6 +263,6 @@ def test_simkd_ships_no_layers_that_its_projector_passes_by(student, dropped):
             "pool": None,
             "classes": 100,
         }
-        shipped = deployed(models.build(student, classes=100), student, form)
+        shipped = to_deployed(models.build(student, classes=100), student, form)
     head = params(projector(shapes["last_stage"][0], 256, 8)) + 257 * 100
     assert params(shipped) == params(plain) - dropped - 100 * (shapes["pooled"][0] + 1) + head

@@ -16,7 +16,7 @@ from compress.data import npy
 from compress.data.augment import views
 from compress.methods import METHODS, Method, build_method
 from compress.models import checkpoints
-from compress.models.deployed import deployed as deployed_as
+from compress.models.deployed import to_deployed
 from compress.models.taps import Tapped
 from compress.recipe.schema import Catkd, Crd, Distill, Fitnet, Schedule, Simkd, Train
 from compress.training import build, loop
@@ -151,7 +151,7 @@ def test_a_few_steps_a_kill_and_what_ships(name, tmp_path, data, teacher):
     for one, other in zip(whole[:2], parts[:2], strict=True):
         assert all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
 
-    shipped = deployed_as(build.network(STUDENT, None, "cpu"), STUDENT.model, whole[1].form())
+    shipped = to_deployed(build.network(STUDENT, None, "cpu"), STUDENT.model, whole[1].form())
     shipped.load_state_dict(whole[1].deployed(whole[0]).state_dict())
     export_and_compare(shipped, tmp_path / "student.onnx")
 

@@ -67,10 +67,10 @@ def test_wrong_width(name: str, width: float, message: str):
 
 
 def test_small_pictures_are_refused_by_size():
-    catalog.require_size(catalog.info("mobilenet_v2"), 16)
+    catalog.check_image_size(catalog.info("mobilenet_v2"), 16)
 
     with pytest.raises(UsageError, match="mobilenet_v2 needs pictures of at least 16 pixels, not 15"):
-        catalog.require_size(catalog.info("mobilenet_v2"), 15)
+        catalog.check_image_size(catalog.info("mobilenet_v2"), 15)
 
 
 def test_papers_mobile_students_are_marked():

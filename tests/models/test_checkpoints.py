@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compress.core.errors import MissingError, StageError, UsageError
 from compress.models import build, pretrained
-from compress.models.checkpoints import fit, read_state, save_state
+from compress.models.checkpoints import load_state, read_state, save_state
 
 
 class Scheduler:
@@ -27,7 +27,7 @@ def test_saved_weights_come_back(tmp_path: Path):
     model, fresh = build("resnet8", classes=10), build("resnet8", classes=10)
     save_state(model, tmp_path / "student.safetensors")
 
-    kept = fit(fresh, read_state(tmp_path / "student.safetensors"), source="student.safetensors")
+    kept = load_state(fresh, read_state(tmp_path / "student.safetensors"), source="student.safetensors")
 
     assert kept == ()
     assert equal(model, fresh)
@@ -64,7 +64,7 @@ def test_wrapped_and_prefixed_state_dicts_load(tmp_path: Path, wrapper: str | No
     state = {prefix + key: tensor for key, tensor in model.state_dict().items()}
     torch.save(state if wrapper is None else {"epoch": 3, wrapper: state}, tmp_path / "teacher.pth")
 
-    fit(fresh, read_state(tmp_path / "teacher.pth"), source="teacher.pth")
+    load_state(fresh, read_state(tmp_path / "teacher.pth"), source="teacher.pth")
 
     assert equal(model, fresh)
 
@@ -79,7 +79,7 @@ def test_missing_batch_counters_are_tolerated():
     model, fresh = build("resnet8", classes=10), build("resnet8", classes=10)
     state = {key: tensor for key, tensor in model.state_dict().items() if not key.endswith("num_batches_tracked")}
 
-    fit(fresh, state, source="teacher.safetensors")
+    load_state(fresh, state, source="teacher.safetensors")
 
     assert equal(model, fresh)
 
@@ -97,7 +97,7 @@ def test_other_names_of_the_benchmarks_checkpoints_load(name: str, new: str, old
     model, fresh = build(name, classes=10), build(name, classes=10)
     state = {key.replace(new, old): tensor for key, tensor in model.state_dict().items()}
 
-    fit(fresh, state, source="student.pth")
+    load_state(fresh, state, source="student.pth")
 
     assert set(state) != set(model.state_dict())
     assert equal(model, fresh)
@@ -110,14 +110,14 @@ def test_two_names_for_one_layer_are_refused():
     del state["fc.weight"], state["fc.bias"]
 
     with pytest.raises(StageError, match="2 unexpected"):
-        fit(build("resnet8", classes=10), state, source="teacher.pth")
+        load_state(build("resnet8", classes=10), state, source="teacher.pth")
 
 
 def test_other_network_is_refused_with_the_first_keys():
     state = build("resnet14", classes=10).state_dict()
 
     with pytest.raises(StageError) as error:
-        fit(build("resnet8", classes=10), state, source="teacher.pth")
+        load_state(build("resnet8", classes=10), state, source="teacher.pth")
 
     assert str(error.value) == (
         "teacher.pth does not fit ResNet: 30 unexpected (layer1.1.conv1.weight, layer1.1.bn1.weight, layer1.1.bn1.bias, "
@@ -133,7 +133,7 @@ def test_missing_and_misshapen_keys_are_named_and_nothing_is_loaded():
     state["conv1.weight"] = torch.zeros(16, 1, 3, 3)
 
     with pytest.raises(StageError) as error:
-        fit(model, state, source="teacher.pth")
+        load_state(model, state, source="teacher.pth")
 
     assert str(error.value) == (
         "teacher.pth does not fit ResNet: 1 missing (bn1.bias), 1 of another shape (conv1.weight is 16x1x3x3 in the file, 16x3x3x3 in "
@@ -146,7 +146,7 @@ def test_other_class_count_needs_a_new_head():
     trained = build("resnet8", classes=100)
 
     with pytest.raises(StageError) as error:
-        fit(build("resnet8", classes=10), trained.state_dict(), source="teacher.pth")
+        load_state(build("resnet8", classes=10), trained.state_dict(), source="teacher.pth")
 
     assert str(error.value) == (
         "teacher.pth does not fit ResNet: 2 of another shape (fc.weight is 100x64 in the file, 10x64 in the network, fc.bias is 100 in the "
@@ -158,13 +158,13 @@ def test_new_head_keeps_its_fresh_weights_and_the_rest_is_loaded():
     trained, model = build("resnet8", classes=100), build("resnet8", classes=10)
     head = model.fc.weight.clone()
 
-    kept = fit(model, trained.state_dict(), source="teacher.pth", new_head=True)
+    kept = load_state(model, trained.state_dict(), source="teacher.pth", new_head=True)
 
     assert kept == ("fc.weight", "fc.bias")
     assert torch.equal(model.fc.weight, head)
     assert torch.equal(model.conv1.weight, trained.conv1.weight)
     with pytest.raises(StageError, match="another network"):
-        fit(build("resnet8x4", classes=10), trained.state_dict(), source="teacher.pth", new_head=True)
+        load_state(build("resnet8x4", classes=10), trained.state_dict(), source="teacher.pth", new_head=True)
 
 
 def test_values_that_are_not_finite_are_refused():
@@ -172,7 +172,7 @@ def test_values_that_are_not_finite_are_refused():
     state["fc.bias"] = torch.full((10,), float("nan"))
 
     with pytest.raises(StageError, match="teacher.pth holds values that are not finite in fc.bias"):
-        fit(build("resnet8", classes=10), state, source="teacher.pth")
+        load_state(build("resnet8", classes=10), state, source="teacher.pth")
 
 
 def test_pickle_with_code_is_refused_and_the_given_command_converts_it(tmp_path: Path):

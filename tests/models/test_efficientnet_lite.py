@@ -17,7 +17,7 @@ from PIL import Image
 from compress import models
 from compress.core.errors import StageError
 from compress.models import catalog
-from compress.models.checkpoints import fit, read_state
+from compress.models.checkpoints import load_state, read_state
 from compress.models.count import params
 from compress.models.efficientnet_lite import BUILDERS, SameConv2d, channels_of, depths
 from compress.recipe.schema import Candidate
@@ -81,17 +81,17 @@ def test_names_of_the_published_packages_are_understood():
         ] = tensor
 
     assert "_blocks.0._depthwise_conv.weight" in theirs and "_fc.bias" in theirs
-    assert fit(other, theirs, source="theirs.pth") == ()
+    assert load_state(other, theirs, source="theirs.pth") == ()
     assert all(torch.equal(tensor, other.state_dict()[key]) for key, tensor in model.state_dict().items())
     with pytest.raises(StageError, match="of another network"):
-        fit(models.build("efficientnet_lite1", classes=3), theirs, source="theirs.pth")
+        load_state(models.build("efficientnet_lite1", classes=3), theirs, source="theirs.pth")
 
 
 @pytest.mark.parametrize("variant", [0, 1, 2])
 def test_published_checkpoints_fit(variant: int):
     model = models.build(f"efficientnet_lite{variant}", classes=1000)
 
-    assert fit(model, read_state(weights(variant)), source="published") == ()
+    assert load_state(model, read_state(weights(variant)), source="published") == ()
     assert f"{params(model) / 1e6:.2f} M parameters" in catalog.info(f"efficientnet_lite{variant}").summary
 
 
@@ -117,7 +117,7 @@ def photos() -> tuple[np.ndarray, np.ndarray]:
 def lite0(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """The published network, float32, in onnxruntime; the caller normalises."""
     network = models.build("efficientnet_lite0", classes=1000)
-    fit(network, read_state(weights(0)), source="published")
+    load_state(network, read_state(weights(0)), source="published")
     path = tmp_path_factory.mktemp("lite0") / "lite0.onnx"
     to_onnx(
         network.eval(),
@@ -178,7 +178,7 @@ def test_searched_int8_loses_at_most_six_tenths_of_a_point(photos: tuple[np.ndar
     ranking = eighth[np.linspace(0, 124, 32).round().astype(int)]
     calibration, evaluation = np.setdiff1d(eighth, ranking), np.setdiff1d(np.arange(1000), eighth)
     network = models.build("efficientnet_lite0", classes=1000)
-    fit(network, read_state(weights(0)), source="published")
+    load_state(network, read_state(weights(0)), source="published")
     contract = Contract(tuple(map(str, range(1000))), 224, *catalog.LITE_NORMALIZATION, "uint8_nhwc", "compress 1")
     to_onnx(network.eval(), tmp_path / "lite0.onnx", contract)
 

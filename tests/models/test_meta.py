@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from compress.models import build
-from compress.models.meta import hollow, shapes_only
+from compress.models.meta import meta_device, shapes_only
 from compress.models.outline import outline
 
 
@@ -22,7 +22,7 @@ def test_looking_at_shapes_draws_no_random_number():
 
     for name in ("mobilenet_v2", "efficientnet_lite0"):
         outline(name, classes=10, width=None, image_size=32)
-    with hollow():
+    with meta_device():
         assert build("shufflenet_v2", classes=10).fc.weight.is_meta
 
     assert torch.equal(torch.get_rng_state(), before)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from compress.models import build
-from compress.models.checkpoints import fit, read_state
+from compress.models.checkpoints import load_state, read_state
 
 State = dict[str, Tensor]
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
@@ -169,7 +169,7 @@ def test_benchmark_checkpoint_loads_and_answers_as_by_its_own_names(name: str, p
     model = build(name, classes=5).eval()
     x = torch.randn(2, 3, 32, 32)
 
-    assert fit(model, read_state(tmp_path / "ckpt_epoch_240.pth"), source="ckpt_epoch_240.pth") == ()
+    assert load_state(model, read_state(tmp_path / "ckpt_epoch_240.pth"), source="ckpt_epoch_240.pth") == ()
 
     with torch.no_grad():
         torch.testing.assert_close(model(x), forward(state, x), rtol=1e-4, atol=1e-4)
@@ -183,7 +183,7 @@ def test_torchvision_checkpoint_loads(name: str, tmp_path: Path):
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     model, x = build(name, classes=5).eval(), torch.randn(2, 3, 32, 32)
 
-    fit(model, read_state(tmp_path / "weights.pth"), source="weights.pth")
+    load_state(model, read_state(tmp_path / "weights.pth"), source="weights.pth")
 
     with torch.no_grad():
         torch.testing.assert_close(model(x), theirs(x))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from compress.models.size_warning import larger
+from compress.models.size_warning import size_increase_warning
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from compress.models.size_warning import larger
     ],
 )
 def test_a_student_that_ships_over_a_tenth_larger_is_said_with_both_sizes(plain, shipped, said):
-    sentence = larger("net", plain, shipped)
+    sentence = size_increase_warning("net", plain, shipped)
     assert (sentence is None) == (said is None)
     if sentence is not None:
         assert said in sentence and f"{shipped[0]:,} parameters instead of {plain[0]:,}" in sentence

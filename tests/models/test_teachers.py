@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from compress.models import build
-from compress.models.checkpoints import fit, read_state
+from compress.models.checkpoints import load_state, read_state
 
 MEAN, STD = (0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)
 COUNT = 500
@@ -42,7 +42,7 @@ def test_published_teacher_loads_and_classifies(
     cifar100: Path, pictures: tuple[Tensor, Tensor], name: str, least: float
 ):
     model = build(name, classes=100).eval()
-    fit(model, read_state(cifar100 / "teachers" / f"{name}.safetensors"), source=f"{name}.safetensors")
+    load_state(model, read_state(cifar100 / "teachers" / f"{name}.safetensors"), source=f"{name}.safetensors")
     images, labels = pictures
 
     with torch.inference_mode():
@@ -53,7 +53,7 @@ def test_published_teacher_loads_and_classifies(
 
 @pytest.mark.parametrize("name", ["resnet32", "resnet44"])
 def test_the_other_teachers_fit(cifar100: Path, name: str):
-    kept = fit(
+    kept = load_state(
         build(name, classes=100),
         read_state(cifar100 / "teachers" / f"{name}.safetensors"),
         source=f"{name}.safetensors",

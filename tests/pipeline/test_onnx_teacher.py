@@ -24,7 +24,7 @@ from compress.core.records.training import Network, Normalization, Streamed, Tra
 from compress.core.store import Context
 from compress.data.augment import views
 from compress.data.sources import fashion
-from compress.models.input_adapter import Contracted
+from compress.models.input_adapter import InputAdapter
 from compress.pipeline.plan import candidates, limits
 from compress.pipeline.plan.stages import draft
 from compress.recipe import loader
@@ -218,7 +218,7 @@ def test_a_network_that_enlarges_pictures_gets_as_few_at_once_as_large_ones(monk
     network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     network.register_forward_pre_hook(lambda _, args: sides.append(args[0].shape[-1]))
     for size, side in ((64, 64), (16, 32), (None, 32)):
-        model = Contracted(network, size=size, bgr=False, order=None)
+        model = InputAdapter(network, size=size, bgr=False, order=None)
         predict(model, torch.zeros(3, 32, 32, 3, dtype=torch.uint8), 32, Normalization((0.5,) * 3, (0.25,) * 3))
         assert sides.pop() == (size or 32) and asked.pop() == ("cpu", side)
 
@@ -334,7 +334,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from compress.models import build, checkpoints
 
     network = build("resnet8x4", classes=10)
-    checkpoints.fit(network, checkpoints.read_state(checkpoints.embedded("resnet8x4")), source="embedded")
+    checkpoints.load_state(
+        network, checkpoints.read_state(checkpoints.embedded_teacher("resnet8x4")), source="embedded"
+    )
 
     class Foreign(torch.nn.Module):
         def __init__(self) -> None:

@@ -14,7 +14,7 @@ from compress.cli import main
 from compress.core.errors import MissingError, RecipeError, UsageError
 from compress.methods import Signals, build_method
 from compress.models import build, custom
-from compress.models.deployed import deployed
+from compress.models.deployed import to_deployed
 from compress.models.outline import outline
 from compress.models.taps import Tapped
 from compress.recipe import loader
@@ -152,15 +152,15 @@ def test_absent_modules_and_networks_without_a_linear(project: Path) -> None:
     with pytest.raises(MissingError, match="there is no module 'elsewhere'"):
         build("elsewhere:small", classes=10)
     with pytest.raises(UsageError, match="has no Linear layer"):
-        custom.head(build("minenets.nets:silent", classes=10), "minenets.nets:silent")
+        custom.last_linear(build("minenets.nets:silent", classes=10), "minenets.nets:silent")
 
 
 def test_the_source_is_read_and_not_run(project: Path) -> None:
     sys.path.append(str(project.parent))
-    before = custom.source("minenets.nets:small")
+    before = custom.source_digest("minenets.nets:small")
     (project.parent / "minenets" / "other.py").write_text("raise SystemExit\n")
 
-    assert custom.source("minenets.nets:small") != before
+    assert custom.source_digest("minenets.nets:small") != before
     assert not (project.parent / "minenets" / "was run").exists()
 
 
@@ -173,14 +173,14 @@ def test_what_lies_beside_a_single_file_is_in_the_key_where_it_is_imported(proje
     (project.parent / "mineblocks.py").write_text("from minedeep.part import A\n")
     (project.parent / "minedeep").mkdir()
     (project.parent / "minedeep" / "part.py").write_text("A = 1\n")
-    keys = [custom.source("minefile:small")]
+    keys = [custom.source_digest("minefile:small")]
     for changed, text in (
         ("minedeep/part.py", "A = 2\n"),
         ("mineblocks.py", "from minedeep.part import A\nB = 1\n"),
         ("unused.py", "C = 1\n"),
     ):
         (project.parent / changed).write_text(text)
-        keys.append(custom.source("minefile:small"))
+        keys.append(custom.source_digest("minefile:small"))
     assert keys[0] != keys[1] != keys[2] == keys[3]
 
 
@@ -253,7 +253,7 @@ def test_methods_that_read_maps_take_it_and_what_ships_is_built_anew(project: Pa
     with Tapped(student, {name: ours.taps[name] for name in built.student_taps}) as tapped, torch.no_grad():
         logits, maps = tapped(pixels)
         trained = built.logits(Signals(index, index, torch.tensor(1.0), logits, None, maps))
-    again = deployed(build(names[0], classes=5), names[0], built.form(), stages[0]).eval()
+    again = to_deployed(build(names[0], classes=5), names[0], built.form(), stages[0]).eval()
     again.load_state_dict(built.deployed(student).state_dict())
     with torch.no_grad():
         torch.testing.assert_close(again(pixels), trained, rtol=1e-5, atol=1e-6)

@@ -142,7 +142,7 @@ def test_embedded_weights_that_do_not_exist_are_missing_with_the_way_out():
     with pytest.raises(
         MissingError, match=r"no embedded weights for resnet110 \(there are: .*remove `weights: embedded`"
     ):
-        checkpoints.embedded("resnet110")
+        checkpoints.embedded_teacher("resnet110")
 
 
 def candidate(model: str, top1: float, macs_: int) -> Trained:

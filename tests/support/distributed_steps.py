@@ -21,7 +21,7 @@ from compress.core import distributed
 from compress.core.errors import CompressError
 from compress.core.records.training import Normalization
 from compress.data.streaming.batches import Stream
-from compress.data.streaming.listing import Listing, Part, Place, write
+from compress.data.streaming.listing import ListedPart, Listing, ListingSpec, write_listing
 from compress.methods import Outline, build_method
 from compress.recipe.schema import Crd, Dhkd, Distill, Schedule, Train
 from compress.training import loop
@@ -103,7 +103,7 @@ def main(folder: Path, dying: int, where: str, names: list[str]) -> None:
             train(name, own, group, device, progress=Progress(group.rank == dying))
 
 
-def filed(images: Tensor, folder: Path) -> Place:
+def filed(images: Tensor, folder: Path) -> ListingSpec:
     """Each picture as a JPEG, listed."""
     from PIL import Image
 
@@ -112,10 +112,10 @@ def filed(images: Tensor, folder: Path) -> Place:
         Image.fromarray(image).save(folder / path, quality=95)
     every = np.arange(COUNT)
     sizes = np.array([(folder / path).stat().st_size for path in names])
-    rows, _, paths = write(
-        Part(names, every, np.zeros_like(every), sizes, names, every % CLASSES), every, folder, "train"
+    rows, _, paths = write_listing(
+        ListedPart(names, every, np.zeros_like(every), sizes, names, every % CLASSES), every, folder, "train"
     )
-    return Place(folder, rows.path, paths.path, SIDE)
+    return ListingSpec(folder, rows.path, paths.path, SIDE)
 
 
 def train(

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from compress.data.augment.views import to_float
-from compress.data.decode import decode
+from compress.data.decode import decode_image
 from compress.data.sources import fashion
 from compress.verdict.diagnosis import Constants
 from export.graph.from_torch import to_onnx
@@ -101,7 +101,7 @@ def _draw(
     inside = scene[:, top : top + fashion.SIDE, left : left + fashion.SIDE]
     np.maximum(inside, clothes, out=inside)
     files = [_png(picture) for picture in (scene + random.normal(0, 6, scene.shape)).clip(0, 255).astype(np.uint8)]
-    right = np.stack([decode(file, SIZE) for file in files])
+    right = np.stack([decode_image(file, SIZE) for file in files])
     squashed = np.stack(
         [np.asarray(Image.open(io.BytesIO(file)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for file in files]
     )

@@ -85,7 +85,7 @@ class Distortion:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a training stage may read. The test split is not in it. With `streamed`, `images` is a listing. `shards_at_once`: see `data.streaming.batches.Shards`."""
+    """What a training stage may read. The test split is not in it. With `streamed`, `images` is a listing. `shards_at_once`: see `data.streaming.batches.ShardMixing`."""
 
     images: File
     labels: File

@@ -36,7 +36,7 @@ def crop_box(number: int, width: int, height: int, least: float = 0.08) -> tuple
     return (width - w) / 2, (height - h) / 2, w, h
 
 
-def training_view(content: bytes, view: int, size: int) -> np.ndarray:
+def decode_training_view(content: bytes, view: int, size: int) -> np.ndarray:
     """View = box * 2 + flip of a file's picture: uint8 (size, size, 3). Boxes as small as a quarter of the picture below 128 pixels.
 
     Raises what Pillow raises on a broken file.

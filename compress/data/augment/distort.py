@@ -43,7 +43,7 @@ OPERATIONS = (
 )
 
 
-def distorted(images: Tensor, view: Tensor, distortion: Distortion | None) -> Tensor:
+def distort_views(images: Tensor, view: Tensor, distortion: Distortion | None) -> Tensor:
     """Views (B,) of pictures uint8 (B, H, W, 3), already cropped, after colour jitter and then RandAugment: uint8 (B, H, W, 3)."""
     if distortion is None:
         return images
@@ -56,20 +56,20 @@ def _distorted(images: Tensor, view: Tensor, distortion: Distortion) -> Tensor:
     planes = images.permute(0, 3, 1, 2).contiguous()
     ranges = (distortion.brightness, distortion.contrast, distortion.saturation, distortion.hue)
     if any(ranges):
-        planes = jittered(planes, [drawn(view, key) * 2 - 1 for key in JITTER_KEYS], ranges)
+        planes = jitter_colors(planes, [uniform_draws(view, key) * 2 - 1 for key in JITTER_KEYS], ranges)
     for number in range(distortion.operations):
         chosen = hashed(view, OPERATION_KEY + KEYS_APART * number) % len(OPERATIONS)
         sign = 1 - 2 * (hashed(view, SIGN_KEY + KEYS_APART * number) % 2)
-        planes = operated(planes, chosen, sign, distortion.magnitude)
+        planes = apply_operation(planes, chosen, sign, distortion.magnitude)
     return planes.permute(0, 2, 3, 1).contiguous()
 
 
-def drawn(view: Tensor, key: int) -> Tensor:
+def uniform_draws(view: Tensor, key: int) -> Tensor:
     """Uniform in [0, 1): float32 (B,), 24 random bits."""
     return (hashed(view, key) >> 39).float() / 2**24
 
 
-def jittered(images: Tensor, draws: Sequence[Tensor], ranges: Sequence[float]) -> Tensor:
+def jitter_colors(images: Tensor, draws: Sequence[Tensor], ranges: Sequence[float]) -> Tensor:
     """Brightness, contrast, saturation and hue of pictures changed in this order, by draws (B,) in [-1, 1] of their ranges; range 0: not at all.
 
     Factors are uniform in [max(0, 1 - range), 1 + range], hue in [-range, range] of the circle. Source: torchvision's ColorJitter, which draws the
@@ -77,13 +77,13 @@ def jittered(images: Tensor, draws: Sequence[Tensor], ranges: Sequence[float]) -
     """
     values = images.float()
     if ranges[0]:
-        values = pixel_ops.blended(values, values.new_zeros(()), _factor(draws[0], ranges[0]))
+        values = pixel_ops.blend(values, values.new_zeros(()), _factor(draws[0], ranges[0]))
     if ranges[1]:
-        values = pixel_ops.blended(values, pixel_ops.mean_of(pixel_ops.grey(values)), _factor(draws[1], ranges[1]))
+        values = pixel_ops.blend(values, pixel_ops.mean_shade(pixel_ops.to_grey(values)), _factor(draws[1], ranges[1]))
     if ranges[2]:
-        values = pixel_ops.blended(values, pixel_ops.grey(values), _factor(draws[2], ranges[2]))
+        values = pixel_ops.blend(values, pixel_ops.to_grey(values), _factor(draws[2], ranges[2]))
     if ranges[3]:
-        values = pixel_ops.hue_turned(values, draws[3] * ranges[3])
+        values = pixel_ops.shift_hue(values, draws[3] * ranges[3])
     return values.to(torch.uint8)
 
 
@@ -92,22 +92,24 @@ def _factor(draw: Tensor, extent: float) -> Tensor:
     return least + (1 + extent - least) * (draw + 1) / 2
 
 
-def operated(images: Tensor, chosen: Tensor, sign: Tensor, magnitude: int) -> Tensor:
+def apply_operation(images: Tensor, chosen: Tensor, sign: Tensor, magnitude: int) -> Tensor:
     """Operation `chosen` (B,) of OPERATIONS, in the direction `sign` (B,) of -1 or 1, on pictures.
 
     Source: Cubuk et al. 2019, RandAugment; operations, magnitudes (0 to 30), nearest sampling and black outside as torchvision's.
     """
     is_ = {name: chosen == number for number, name in enumerate(OPERATIONS)}
-    place = pixel_ops.places(pixel_ops.moved(images, _matrices(is_, sign.float(), magnitude, *images.shape[2:])))
-    values = pixel_ops.looked_up(_tables(is_, pixel_ops.counted(place), magnitude), place)
-    shades = pixel_ops.grey(values)
-    flat = pixel_ops.mean_of(shades) * _wide(is_["contrast"])  # brightness blends with black
+    place = pixel_ops.table_positions(
+        pixel_ops.warp(images, _matrices(is_, sign.float(), magnitude, *images.shape[2:]))
+    )
+    values = pixel_ops.apply_tables(_tables(is_, pixel_ops.histograms(place), magnitude), place)
+    shades = pixel_ops.to_grey(values)
+    flat = pixel_ops.mean_shade(shades) * _wide(is_["contrast"])  # brightness blends with black
     other = torch.where(
-        _wide(is_["color"]), shades, torch.where(_wide(is_["sharpness"]), pixel_ops.smoothed(values), flat)
+        _wide(is_["color"]), shades, torch.where(_wide(is_["sharpness"]), pixel_ops.smooth(values), flat)
     )
     blends = is_["brightness"] | is_["color"] | is_["contrast"] | is_["sharpness"]
     strength = 1 + blends * sign * (0.9 * magnitude / STRONGEST)
-    return pixel_ops.blended(values, other, strength).to(torch.uint8)
+    return pixel_ops.blend(values, other, strength).to(torch.uint8)
 
 
 def _wide(value: Tensor) -> Tensor:
@@ -141,8 +143,8 @@ def _tables(is_: dict[str, Tensor], counts: Tensor, magnitude: int) -> Tensor:
     for name, other in (
         ("posterize", (level // dropped * dropped).float()),
         ("solarize", torch.where(level >= threshold, 255 - level, level).float()),
-        ("autocontrast", pixel_ops.stretching(counts)),
-        ("equalize", pixel_ops.equalizing(counts)),
+        ("autocontrast", pixel_ops.autocontrast_tables(counts)),
+        ("equalize", pixel_ops.equalize_tables(counts)),
     ):
         table = torch.where(is_[name][:, None, None], other, table)
     return table

@@ -12,7 +12,7 @@ from torch import Tensor
 LEVELS = 256
 
 
-def blended(pixels: Tensor, other: Tensor, strength: Tensor) -> Tensor:
+def blend(pixels: Tensor, other: Tensor, strength: Tensor) -> Tensor:
     """strength x pixels + (1 - strength) x other, cut to [0, 255] and rounded down: float32 (B, 3, H, W) of pixels float32, strength (B,).
 
     Strength 1, and a pixel that equals `other`, change nothing; torchvision can round the latter one level down.
@@ -20,18 +20,18 @@ def blended(pixels: Tensor, other: Tensor, strength: Tensor) -> Tensor:
     return torch.lerp(pixels, other, (1 - strength)[:, None, None, None]).clamp_(0, 255).floor_()
 
 
-def grey(pixels: Tensor) -> Tensor:
+def to_grey(pixels: Tensor) -> Tensor:
     """Brightness of each pixel, rounded down: float32 (B, 1, H, W) of float32."""
     red, green, blue = pixels.split(1, dim=1)
     return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
 
 
-def mean_of(shades: Tensor) -> Tensor:
+def mean_shade(shades: Tensor) -> Tensor:
     """Mean (B, 1, 1, 1) of shades float32 (B, 1, H, W); summed as whole numbers, so that no order of summation matters."""
     return shades.to(torch.int32).sum((1, 2, 3), keepdim=True).float() / (shades.shape[2] * shades.shape[3])
 
 
-def smoothed(pixels: Tensor) -> Tensor:
+def smooth(pixels: Tensor) -> Tensor:
     """Each pixel with its eight neighbours, itself five times, rounded; the outermost pixels as they are. float32 (B, 3, H, W) of float32."""
     out = pixels.clone()
     down = (pixels[:, :, :-2] + pixels[:, :, 1:-1]).add_(pixels[:, :, 2:])
@@ -40,7 +40,7 @@ def smoothed(pixels: Tensor) -> Tensor:
     return out
 
 
-def hue_turned(pixels: Tensor, turn: Tensor) -> Tensor:
+def shift_hue(pixels: Tensor, turn: Tensor) -> Tensor:
     """Hue moved by `turn` (B,), in whole turns of the colour circle, by way of HSV: float32 (B, 3, H, W) of float32."""
     share = pixels / 255
     red, green, blue = share.unbind(1)
@@ -59,7 +59,7 @@ def hue_turned(pixels: Tensor, turn: Tensor) -> Tensor:
     return share.mul_(256 - 1e-3).floor_().clamp_(0, 255)
 
 
-def moved(images: Tensor, matrix: Tensor) -> Tensor:
+def warp(images: Tensor, matrix: Tensor) -> Tensor:
     """Each pixel from where its picture's matrix (B, 2, 3) sends it, nearest, black outside: uint8 (B, 3, H, W) of uint8.
 
     A matrix takes (x, y, 1), counted from the picture's centre, to the place that is read.
@@ -76,25 +76,25 @@ def moved(images: Tensor, matrix: Tensor) -> Tensor:
     return found.mul_(inside[:, None])
 
 
-def places(images: Tensor) -> Tensor:
+def table_positions(images: Tensor) -> Tensor:
     """Where each value stands in a table (B, 3, 256): int64 (B, 3, H, W) of uint8."""
     first = torch.arange(len(images) * 3, device=images.device).view(-1, 3, 1, 1) * LEVELS
     return images + first
 
 
-def counted(place: Tensor) -> Tensor:
+def histograms(place: Tensor) -> Tensor:
     """How often each picture's channel has each value: int32 (B, 3, 256) of what `places` says."""
     counts = torch.zeros(len(place) * 3 * LEVELS, dtype=torch.int32, device=place.device)
     one = torch.ones((), dtype=torch.int32, device=place.device)
     return counts.scatter_add_(0, place.flatten(), one.expand(place.numel())).view(-1, 3, LEVELS)
 
 
-def looked_up(table: Tensor, place: Tensor) -> Tensor:
+def apply_tables(table: Tensor, place: Tensor) -> Tensor:
     """The table's (B, 3, 256) value for each pixel's: (B, 3, H, W) of what `places` says."""
     return table.flatten().index_select(0, place.flatten()).view(place.shape)
 
 
-def stretching(counts: Tensor) -> Tensor:
+def autocontrast_tables(counts: Tensor) -> Tensor:
     """Tables float32 (B, 3, 256) that stretch each channel from its darkest and brightest value to 0 and 255 (autocontrast)."""
     there = (counts > 0).to(torch.int32)
     low, high = there.argmax(2, keepdim=True).float(), (LEVELS - 1 - there.flip(2).argmax(2, keepdim=True)).float()
@@ -103,7 +103,7 @@ def stretching(counts: Tensor) -> Tensor:
     return torch.where(high == low, level, ((level - low) / torch.where(high == low, 1, scale)).clamp(0, 255).floor())
 
 
-def equalizing(counts: Tensor) -> Tensor:
+def equalize_tables(counts: Tensor) -> Tensor:
     """Tables float32 (B, 3, 256) that give every range of values about equally many pixels, as Pillow's equalize."""
     total = counts.cumsum(2)
     last = total.argmax(2, keepdim=True)  # the brightest value that is there

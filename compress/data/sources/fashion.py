@@ -33,29 +33,29 @@ CLASSES: tuple[str, ...] = (
 MEAN, STD = 0.2860, 0.3530
 
 
-def paeth(left: np.ndarray, up: np.ndarray, corner: np.ndarray) -> np.ndarray:
+def paeth_predictor(left: np.ndarray, up: np.ndarray, corner: np.ndarray) -> np.ndarray:
     """Whichever of the three int16 neighbours is nearest to left + up - corner, in this order of preference. Source: PNG, section 9.4."""
     to_left, to_up = np.abs(up - corner), np.abs(left - corner)
     to_corner = np.abs(left + up - 2 * corner)
     return np.where((to_left <= to_up) & (to_left <= to_corner), left, np.where(to_up <= to_corner, up, corner))
 
 
-def encode(images: np.ndarray) -> bytes:
+def encode_residuals(images: np.ndarray) -> bytes:
     """Compress pictures uint8 (N, 28, 28): residuals modulo 256, then zlib. The inverse of `decode`."""
     padded = np.pad(images, ((0, 0), (1, 0), (1, 0))).astype(np.int16)
-    residuals = images - paeth(padded[:, 1:, :-1], padded[:, :-1, 1:], padded[:, :-1, :-1]).astype(np.uint8)
+    residuals = images - paeth_predictor(padded[:, 1:, :-1], padded[:, :-1, 1:], padded[:, :-1, :-1]).astype(np.uint8)
     packer = zlib.compressobj(9, zlib.DEFLATED, 15, 9, zlib.Z_FILTERED)
     return packer.compress(residuals.tobytes()) + packer.flush()
 
 
-def decode(blob: bytes, count: int) -> np.ndarray:
+def decode_residuals(blob: bytes, count: int) -> np.ndarray:
     """Pictures uint8 (count, 28, 28) from `encode`'s bytes: pixel by pixel, all pictures at once."""
     residuals = np.frombuffer(zlib.decompress(blob), np.uint8).reshape(count, SIDE, SIDE)
     residuals = np.ascontiguousarray(residuals.transpose(1, 2, 0)).astype(np.int16)
     grid = np.zeros((SIDE + 1, SIDE + 1, count), np.int16)  # a row and a column of zeros before the first
     for y in range(SIDE):
         for x in range(SIDE):
-            grid[y + 1, x + 1] = (residuals[y, x] + paeth(grid[y + 1, x], grid[y, x + 1], grid[y, x])) & 255
+            grid[y + 1, x + 1] = (residuals[y, x] + paeth_predictor(grid[y + 1, x], grid[y, x + 1], grid[y, x])) & 255
     return np.ascontiguousarray(grid[1:, 1:].transpose(2, 0, 1)).astype(np.uint8)
 
 
@@ -68,7 +68,9 @@ def load(path: Path = EMBEDDED) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as stored:
         arrays = {f"{part}_labels": stored[f"{part}_labels"].astype(np.int64) for part in ("train", "test")}
         for part in ("train", "test"):
-            arrays[f"{part}_images"] = decode(stored[f"{part}_residuals"].tobytes(), len(arrays[f"{part}_labels"]))
+            arrays[f"{part}_images"] = decode_residuals(
+                stored[f"{part}_residuals"].tobytes(), len(arrays[f"{part}_labels"])
+            )
     return arrays
 
 
@@ -88,7 +90,7 @@ def check_size(size: int) -> None:
         )
 
 
-def padded(images: np.ndarray, size: int) -> np.ndarray:
+def pad_images(images: np.ndarray, size: int) -> np.ndarray:
     """Pictures uint8 (N, 28, 28) in the middle of black squares, three equal channels: (N, size, size, 3), size >= 28."""
     before = (size - SIDE) // 2
     after = size - SIDE - before

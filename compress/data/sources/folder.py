@@ -25,7 +25,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     """A file of the set: `path` relative to the root with `/`, and its class number."""
 
     path: str
@@ -33,12 +33,12 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderLayout:
     """What a root holds. `test` is None where a test part must be carved from `train`; `ignored`: other visible files, by class."""
 
     classes: tuple[str, ...]
-    train: tuple[Picture, ...]
-    test: tuple[Picture, ...] | None
+    train: tuple[ImageFile, ...]
+    test: tuple[ImageFile, ...] | None
     ignored: tuple[str, ...]
     unused: tuple[str, ...] = ()  # sub-folders that were left out, such as val beside test
     strayed: tuple[
@@ -66,7 +66,7 @@ class _Walk:
     root: Path
     tops: dict[str, str]
     entered: dict[str, str] = field(default_factory=dict)
-    pictures: list[Picture] = field(default_factory=list)
+    pictures: list[ImageFile] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     strayed: list[tuple[str, str]] = field(default_factory=list)
 
@@ -135,11 +135,11 @@ def _part(root: Path, prefix: str, classes: list[str]) -> _Walk:
             raise UsageError(
                 f"{root / prefix / name}: no pictures ({', '.join(SUFFIXES)}) of class {name!r}{beside}; add some, or remove the folder"
             )
-        walk.pictures += [Picture(path, label) for path in paths]
+        walk.pictures += [ImageFile(path, label) for path in paths]
     return walk
 
 
-def scan(root: Path) -> Layout:
+def scan(root: Path) -> FolderLayout:
     """List a root's pictures and classes (sorted by name) without opening a file.
 
     Raises MissingError where the root is absent; UsageError for fewer than two classes, an empty class, two classes in one folder, or parts
@@ -173,14 +173,16 @@ def scan(root: Path) -> Layout:
     present = [name for name in TEST_NAMES if split and name in folders]
     unused = tuple(name for name in folders if split and name != "train" and name not in present[:1])
     if not present:
-        return Layout(tuple(classes), tuple(train.pictures), None, tuple(train.ignored), unused, tuple(train.strayed))
-    compare_classes(root, present[0], classes)
+        return FolderLayout(
+            tuple(classes), tuple(train.pictures), None, tuple(train.ignored), unused, tuple(train.strayed)
+        )
+    require_same_classes(root, present[0], classes)
     test = _part(root, f"{present[0]}/", classes)
     ignored, strayed = (*train.ignored, *test.ignored), (*train.strayed, *test.strayed)
-    return Layout(tuple(classes), tuple(train.pictures), tuple(test.pictures), ignored, unused, strayed)
+    return FolderLayout(tuple(classes), tuple(train.pictures), tuple(test.pictures), ignored, unused, strayed)
 
 
-def compare_classes(root: Path, part: str, classes: list[str]) -> None:
+def require_same_classes(root: Path, part: str, classes: list[str]) -> None:
     """Raise UsageError unless the part's class folders are train's."""
     found = set(subfolders(root / part))
     absent, extra = sorted(set(classes) - found), sorted(found - set(classes))
@@ -194,7 +196,7 @@ def compare_classes(root: Path, part: str, classes: list[str]) -> None:
         )
 
 
-def identity(root: Path) -> list[object]:
+def content_stamp(root: Path) -> list[object]:
     """(path, bytes, modification time in ns) of every picture, and what else there is to be said of the folders, as JSON.
 
     Cheap, reads no pixels; a touched file only means decoding again.
@@ -210,7 +212,7 @@ def identity(root: Path) -> list[object]:
     return found
 
 
-def _digest(root: Path, picture: Picture) -> str:
+def _digest(root: Path, picture: ImageFile) -> str:
     """sha256 of a file's bytes; a file that is empty or cannot be read counts as its path (decoding then names it)."""
     try:
         content = (root / picture.path).read_bytes()
@@ -219,7 +221,7 @@ def _digest(root: Path, picture: Picture) -> str:
     return hashlib.sha256(content).hexdigest() if content else f"unreadable {picture.path}"
 
 
-def digests(root: Path, pictures: tuple[Picture, ...]) -> list[str]:
+def digests(root: Path, pictures: tuple[ImageFile, ...]) -> list[str]:
     """sha256 of every file's bytes, in order."""
     with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 1)) as pool:
         return list(pool.map(lambda picture: _digest(root, picture), pictures, chunksize=1))
@@ -241,7 +243,7 @@ def _tested(sizes: np.ndarray, test: float, classes: tuple[str, ...]) -> np.ndar
     return allocate(sizes, count, least=1, leave=1)
 
 
-def left_for_training(layout: Layout, test: float) -> np.ndarray:
+def training_labels(layout: FolderLayout, test: float) -> np.ndarray:
     """Labels int64 (N,) of the training part, were all files different pictures. Raises UsageError where no test part can be carved off."""
     labels = np.array([picture.label for picture in layout.train], dtype=np.int64)
     if layout.test is not None:
@@ -267,9 +269,9 @@ def _chosen_for_test(
     return chosen
 
 
-def parts(
-    root: Path, layout: Layout, test: float, seed: int
-) -> tuple[list[Picture], list[Picture], list[str], list[str]]:
+def split_parts(
+    root: Path, layout: FolderLayout, test: float, seed: int
+) -> tuple[list[ImageFile], list[ImageFile], list[str], list[str]]:
     """(train, test, sentences on pictures in two classes, on pictures of both parts): a carved test part follows the files' content, not their names,
     and no content is in both parts.
 
@@ -298,16 +300,18 @@ def parts(
             f"different pictures"
         )
     every = zip((*layout.train, *(layout.test or ())), [*hashes, *tested], strict=True)
-    twins = quality_warnings.twins(((picture.path, picture.label, digest) for picture, digest in every), "bytes")
+    twins = quality_warnings.duplicates_across_classes(
+        ((picture.path, picture.label, digest) for picture, digest in every), "bytes"
+    )
     return (
         train,
         test_part,
         twins,
-        [quality_warnings.leaked(sum(leaked), "bytes", "left out of training")] if any(leaked) else [],
+        [quality_warnings.train_test_overlap(sum(leaked), "bytes", "left out of training")] if any(leaked) else [],
     )
 
 
-def describe(layout: Layout) -> list[str]:
+def layout_warnings(layout: FolderLayout) -> list[str]:
     """Sentences on what was left out, and on a class with few pictures."""
     said = []
     if layout.ignored:
@@ -315,14 +319,12 @@ def describe(layout: Layout) -> list[str]:
         said.append(f"{len(layout.ignored):,} {what} ({', '.join(SUFFIXES)}), left out: {_kinds(layout.ignored)}")
     if layout.strayed:
         count, (path, other) = len(layout.strayed), layout.strayed[0]
-        leads = (
-            f"{quality_warnings.many(count, 'folder')} {'leads' if count == 1 else 'lead'} to pictures of another class"
-        )
+        leads = f"{quality_warnings.counted(count, 'folder')} {'leads' if count == 1 else 'lead'} to pictures of another class"
         said.append(f"{leads}, where alone they count (first: {path}, to class {other!r})")
     if layout.unused:
         said.append(f"sub-folders not used: {', '.join(layout.unused)}")
     counts = Counter(picture.label for picture in layout.train)
     label, fewest = min(counts.items(), key=lambda item: (item[1], item[0]))
     if fewest < 10:
-        said.append(f"class {layout.classes[label]!r} has only {quality_warnings.many(fewest, 'picture')}")
+        said.append(f"class {layout.classes[label]!r} has only {quality_warnings.counted(fewest, 'picture')}")
     return said

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from compress.core.errors import MissingError, UsageError
-from compress.data.sources.folder import SUFFIXES, compare_classes, subfolders
-from compress.data.streaming.listing import Part
+from compress.data.sources.folder import SUFFIXES, require_same_classes, subfolders
+from compress.data.streaming.listing import ListedPart
 
 MEAN, STD = (
     (0.485, 0.456, 0.406),
@@ -25,16 +25,16 @@ ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"
 
 
 @dataclass(frozen=True)
-class Found:
+class ImageNetFolder:
     """What a root holds. `stamp`: sha256 (hex) of every picture's path, size and modification time; a size may change with its picture alone."""
 
     classes: tuple[str, ...]
-    train: Part
-    test: Part
+    train: ListedPart
+    test: ListedPart
     stamp: str
 
 
-def scan(root: Path) -> Found:
+def scan(root: Path) -> ImageNetFolder:
     """List both parts; reads no pixels, asks the file system for each picture once.
 
     Raises MissingError where root, train or val is absent; UsageError for a flat val folder, an empty class, or classes that differ.
@@ -52,10 +52,10 @@ def scan(root: Path) -> Found:
             f"{root / 'val'}: its pictures lie side by side, not in class sub-folders, so nothing says what they show; move each into "
             f"val/<class>/ (for ImageNet's own archive the widely used valprep.sh does so)"
         )
-    compare_classes(root, "val", classes)
+    require_same_classes(root, "val", classes)
     digest = hashlib.sha256()
     train, test = (_part(root, part, classes, digest) for part in ("train", "val"))
-    return Found(tuple(classes), train, test, digest.hexdigest())
+    return ImageNetFolder(tuple(classes), train, test, digest.hexdigest())
 
 
 def paths(root: Path, part: str) -> list[str]:
@@ -92,7 +92,7 @@ def _absent(root: Path, folder: Path) -> str:
     return f"{folder} is not there; data.root is the folder that holds train/<class>/*.JPEG and val/<class>/*.JPEG: compress run RECIPE --set data.root=FOLDER"
 
 
-def _part(root: Path, part: str, classes: list[str], digest: hashlib._Hash) -> Part:
+def _part(root: Path, part: str, classes: list[str], digest: hashlib._Hash) -> ListedPart:
     """One part, classes and names in order. Raises UsageError for a class without pictures."""
     paths: list[str] = []
     facts: list[np.ndarray] = []  # of each class int64 (n, 2): bytes, modification time in ns
@@ -109,4 +109,4 @@ def _part(root: Path, part: str, classes: list[str], digest: hashlib._Hash) -> P
     digest.update(b"\n".join(os.fsencode(path) for path in paths) + numbers.tobytes())
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(one) for one in facts])
     every, names = np.arange(len(paths), dtype=np.int64), tuple(paths)
-    return Part(names, every, np.zeros_like(every), numbers[:, 0], names, labels)
+    return ListedPart(names, every, np.zeros_like(every), numbers[:, 0], names, labels)

@@ -22,7 +22,7 @@ def require(path: Path) -> None:
         )
 
 
-def members(path: Path) -> list[tuple[str, int, int]]:
+def content_stamp(path: Path) -> list[tuple[str, int, int]]:
     """(name, bytes, CRC-32) of every array in the file: its content's identity without reading the pixels.
 
     Raises UsageError for a file that is no .npz.
@@ -82,7 +82,7 @@ def _class_names(path: Path, names: np.ndarray) -> tuple[str, ...]:
     return text
 
 
-def validated(path: Path, stored: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def validate(path: Path, stored: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """The arrays under their five keys, checked and brought to one form. Raises UsageError with the first thing that is wrong."""
     arrays = {f"{part}_images": _images(path, f"{part}_images", stored[f"{part}_images"]) for part in ("train", "test")}
     labels, classes = _labelled(path, stored, {part: len(arrays[f"{part}_images"]) for part in ("train", "test")})
@@ -123,7 +123,7 @@ def _header(path: Path, key: str, stored: Mapping[str, np.ndarray]) -> tuple[np.
     return dtype, shape
 
 
-def inspect(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def read_labels(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """train_labels and test_labels int64 (N,), and class names of a file that `load` will take, without reading its pictures. Raises what `load` raises."""
     with _plain(path) as stored:
         counts = {}
@@ -140,7 +140,7 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     Raises MissingError for an absent file, UsageError for a missing key, a wrong type or shape, or labels out of range.
     """
     with _plain(path) as stored:
-        return validated(path, {key: stored[key] for key in KEYS})
+        return validate(path, {key: stored[key] for key in KEYS})
 
 
 @contextmanager

@@ -18,9 +18,9 @@ from compress.core.records.base import File, sha256_of
 from compress.core.records.training import Normalization, Prepared, Unreadable
 from compress.data import npy, quality_warnings
 from compress.data.sources import cifar, fashion, folder, npz, streamed, webdataset
-from compress.data.sources.written import Written
+from compress.data.sources.prepared_files import PreparedFiles
 from compress.data.splits import stratified
-from compress.data.streaming.listing import with_margin
+from compress.data.streaming.listing import size_with_margin
 from compress.recipe import schema
 
 VERSION = 1  # raise when the same source would be decoded to other pixels
@@ -32,10 +32,10 @@ Report = Callable[[str], None]
 
 def store_size(config: schema.Data) -> int:
     """Side that a training picture is resized to before evaluation takes the centre: photos keep a margin around image_size."""
-    return with_margin(config.side) if config.photos else config.side
+    return size_with_margin(config.side) if config.photos else config.side
 
 
-def located(config: schema.Data, base: Path) -> Path:
+def locate_root(config: schema.Data, base: Path) -> Path:
     """The absolute `data.root`: relative to the recipe's folder, `~` expands. Raises UsageError where the source needs one and has none."""
     if config.root is None:
         if config.source in ("cifar10", "cifar100"):
@@ -58,13 +58,13 @@ def fingerprint(config: schema.Data, root_base: Path) -> str:
         fashion.check_size(config.side)
         content = File.of(fashion.EMBEDDED)
     elif config.source == "npz":
-        content = npz.members(located(config, root_base))
+        content = npz.content_stamp(locate_root(config, root_base))
     elif config.source == "folder":
-        content = folder.identity(located(config, root_base))
+        content = folder.content_stamp(locate_root(config, root_base))
     elif config.source in streamed.SOURCES:
-        content = streamed.stamp(config.source, located(config, root_base))
+        content = streamed.content_stamp(config.source, locate_root(config, root_base))
     else:
-        cifar.require(config.source, located(config, root_base), config.download)
+        cifar.require(config.source, locate_root(config, root_base), config.download)
         content = config.source
     keys = config.model_dump(
         mode="json",
@@ -77,7 +77,7 @@ def fingerprint(config: schema.Data, root_base: Path) -> str:
     return sha256_of([VERSION, keys, config.side, config.views, content])
 
 
-def prepare(config: schema.Data, work: Path, *, base: Path, report: Report) -> Prepared:
+def prepare_data(config: schema.Data, work: Path, *, base: Path, report: Report) -> Prepared:
     """Decode the source into `work`: train_images.npy, train_labels.npy, test_images.npy, test_labels.npy.
 
     `base` is the recipe's folder; `report` gets one line of progress at a time; what is probably wrong is in the result's `warnings` and `cautions`.
@@ -101,9 +101,9 @@ def prepare(config: schema.Data, work: Path, *, base: Path, report: Report) -> P
     )
 
 
-def _judged(written: Written) -> Written:
+def _judged(written: PreparedFiles) -> PreparedFiles:
     """The same, with a caution of classes that a part has no pictures of."""
-    absent = quality_warnings.absent(
+    absent = quality_warnings.classes_without_images(
         written.classes, np.load(written.train_labels.path), np.load(written.test_labels.path)
     )
     return replace(written, cautions=(*written.cautions, *absent))
@@ -111,30 +111,32 @@ def _judged(written: Written) -> Written:
 
 def _prepare_streamed(config: schema.Data, work: Path, base: Path, report: Report) -> Prepared:
     """Sets that are too large to decode at once."""
-    root, size = located(config, base), config.side
-    written, listing = streamed.prepare(config, root, work, image_size=size, test_stream=TEST_STREAM, report=report)
+    root, size = locate_root(config, base), config.side
+    written, listing = streamed.prepare_streamed(
+        config, root, work, image_size=size, test_stream=TEST_STREAM, report=report
+    )
     written = _judged(written)
     known = (
         Normalization(config.normalize.mean, config.normalize.std)
         if config.normalize
-        else streamed.named_normalization(config.source)
+        else streamed.published_normalization(config.source)
     )
     if known is None:
-        known = measured_normalization(streamed.normalization_pictures(listing, np.load(written.train_labels.path)))
+        known = measure_normalization(streamed.normalization_sample(listing, np.load(written.train_labels.path)))
     return Prepared(
         source=config.source, image_size=size, normalization=known, augment=config.views, root=root, **vars(written)
     )
 
 
-def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report) -> Written:
+def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report) -> PreparedFiles:
     """The sources that fit into memory as arrays."""
     if config.source == "fashion":
         fashion.check_size(config.side)
         arrays, classes = fashion.load(), fashion.CLASSES
     elif config.source == "npz":
-        arrays, classes = npz.load(located(config, base))
+        arrays, classes = npz.load(locate_root(config, base))
     else:
-        arrays, classes = cifar.load(config.source, located(config, base), config.download)
+        arrays, classes = cifar.load(config.source, locate_root(config, base), config.download)
     files: dict[str, File] = {}
     taken: dict[str, np.ndarray | slice] = {"train": slice(None), "test": slice(None)}
     for part, limit, stream in (("train", config.limit_train, 0), ("test", config.limit_test, TEST_STREAM)):
@@ -146,11 +148,11 @@ def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report)
             report(
                 f"data: pictures of {images.shape[2]}x{images.shape[1]} are resized to {size}x{size}; data.image_size says otherwise"
             )
-        blocks = iter([fashion.padded(images, size)]) if config.source == "fashion" else _resized(images, size)
+        blocks = iter([fashion.pad_images(images, size)]) if config.source == "fashion" else _resized(images, size)
         files[f"{part}_images"] = npy.write_rows(work / f"{part}_images.npy", blocks, (size, size, 3), np.uint8)
         files[f"{part}_labels"] = npy.write_array(work / f"{part}_labels.npy", labels)
         report(f"data: {len(labels):,} {part} pictures of {len(classes)} classes, {size}x{size}")
-    return Written(
+    return PreparedFiles(
         classes,
         **files,
         unreadable=(),
@@ -187,20 +189,24 @@ def _alike(arrays: dict[str, np.ndarray], taken: dict[str, np.ndarray | slice]) 
         for part, index in rows.items()
         for i, digest in zip(index, hashes[part], strict=True)
     )
-    said, seen = quality_warnings.twins(every, "pixels"), set(hashes["test"])
+    said, seen = quality_warnings.duplicates_across_classes(every, "pixels"), set(hashes["test"])
     both = sum(digest in seen for digest in hashes["train"])
     return [
         *said,
-        *([quality_warnings.leaked(both, "pixels", "kept in both, so test accuracy may be flattered")] if both else []),
+        *(
+            [quality_warnings.train_test_overlap(both, "pixels", "kept in both, so test accuracy may be flattered")]
+            if both
+            else []
+        ),
     ]
 
 
-def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report) -> Written:
+def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report) -> PreparedFiles:
     """Photos: decoded in threads, row by row into the files."""
-    root = located(config, base)
+    root = locate_root(config, base)
     layout = folder.scan(root)
-    warnings = folder.describe(layout)
-    train, test, twins, leaked = folder.parts(root, layout, config.test, config.split_seed)
+    warnings = folder.layout_warnings(layout)
+    train, test, twins, leaked = folder.split_parts(root, layout, config.test, config.split_seed)
     chosen = {"train": train, "test": test}
     files: dict[str, File] = {}
     bad: list[Unreadable] = []
@@ -221,12 +227,14 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
         _check_left(root, pictures, labels, layout.classes, part)
         report(f"data: {len(labels):,} {part} pictures of {len(layout.classes)} classes, {crop}x{crop}")
     warnings += [*leaked, *_judge_unreadable(bad, total, config.max_unreadable)]
-    return Written(layout.classes, **files, unreadable=tuple(bad), warnings=tuple(warnings), cautions=tuple(twins))
+    return PreparedFiles(
+        layout.classes, **files, unreadable=tuple(bad), warnings=tuple(warnings), cautions=tuple(twins)
+    )
 
 
 def _decoded(
     root: Path,
-    pictures: list[folder.Picture],
+    pictures: list[folder.ImageFile],
     size: int,
     crop: int,
     part: str,
@@ -261,7 +269,7 @@ def _judge_unreadable(bad: list[Unreadable], total: int, limit: float) -> list[s
 
 
 def _check_left(
-    root: Path, pictures: list[folder.Picture], labels: list[int], classes: tuple[str, ...], part: str
+    root: Path, pictures: list[folder.ImageFile], labels: list[int], classes: tuple[str, ...], part: str
 ) -> None:
     """Raise StageError where no picture of a class could be read."""
     gone = {picture.label for picture in pictures} - set(labels)
@@ -279,10 +287,10 @@ def _normalization(config: schema.Data, train_images: Path) -> Normalization:
         return Normalization((fashion.MEAN,) * 3, (fashion.STD,) * 3)
     if config.source in cifar.SETS:
         return Normalization(cifar.SETS[config.source].mean, cifar.SETS[config.source].std)
-    return measured_normalization(np.load(train_images, mmap_mode="r", allow_pickle=False))
+    return measure_normalization(np.load(train_images, mmap_mode="r", allow_pickle=False))
 
 
-def measured_normalization(images: np.ndarray) -> Normalization:
+def measure_normalization(images: np.ndarray) -> Normalization:
     """Channel mean and deviation of pictures uint8 (N, S, S, 3), exact integer sums over at most 20,000 of them, rounded to 4 digits."""
     step = max(1, -(-len(images) // NORMALIZATION_PICTURES))
     counts = np.zeros((3, 256), np.int64)
@@ -303,9 +311,9 @@ def class_names(config: schema.Data, base: Path) -> tuple[str, ...] | None:
     if config.source == "fashion":
         return fashion.CLASSES
     try:
-        root = located(config, base)
+        root = locate_root(config, base)
         if config.source == "npz":
-            return npz.inspect(root)[1]
+            return npz.read_labels(root)[1]
         if config.source == "folder":
             return folder.scan(root).classes
         if config.source == "webdataset":
@@ -326,9 +334,9 @@ def training_labels(config: schema.Data, base: Path) -> np.ndarray | None:
     raises for labels and splits.
     """
     if config.source == "npz":
-        labels = npz.inspect(located(config, base))[0]["train_labels"]
+        labels = npz.read_labels(locate_root(config, base))[0]["train_labels"]
     elif config.source == "folder":
-        labels = folder.left_for_training(folder.scan(located(config, base)), config.test)
+        labels = folder.training_labels(folder.scan(locate_root(config, base)), config.test)
     elif config.source == "fashion":
         labels = fashion.load()["train_labels"]
     else:
@@ -336,11 +344,11 @@ def training_labels(config: schema.Data, base: Path) -> np.ndarray | None:
     return labels if config.limit_train is None else labels[stratified(labels, config.limit_train, config.split_seed)]
 
 
-def foreseen(config: schema.Data, base: Path) -> list[str]:
+def early_warnings(config: schema.Data, base: Path) -> list[str]:
     """The warnings and cautions of `prepare` that reading no picture tells. Raises what `prepare` raises for files and labels."""
     if config.source == "folder":
-        return folder.describe(folder.scan(located(config, base)))
+        return folder.layout_warnings(folder.scan(locate_root(config, base)))
     if config.source == "npz":
-        labels, classes = npz.inspect(located(config, base))
-        return quality_warnings.absent(classes, labels["train_labels"], labels["test_labels"])
+        labels, classes = npz.read_labels(locate_root(config, base))
+        return quality_warnings.classes_without_images(classes, labels["train_labels"], labels["test_labels"])
     return []

@@ -11,9 +11,9 @@ from compress.core.records.base import File
 from compress.core.records.training import Normalization
 from compress.data import npy
 from compress.data.sources import imagenet, webdataset
-from compress.data.sources.written import Written
+from compress.data.sources.prepared_files import PreparedFiles
 from compress.data.splits import stratified
-from compress.data.streaming.listing import Listing, Part, Place, Report, write
+from compress.data.streaming.listing import ListedPart, Listing, ListingSpec, Report, write_listing
 from compress.recipe import schema
 
 SOURCES = ("imagenet", "webdataset")
@@ -21,19 +21,19 @@ NORMALIZATION_PICTURES = 1000
 LISTED_BYTES = 1 << 30  # a decoded part of more is said before it is spent
 
 
-def stamp(source: str, root: Path) -> object:
+def content_stamp(source: str, root: Path) -> object:
     """What a root holds, as JSON, without reading a pixel: imagenet by each picture's path, size and time, webdataset by each shard's.
 
     Raises as the source's `scan`.
     """
     if source == "imagenet":
         return imagenet.scan(root).stamp
-    return [webdataset.stamp(root), webdataset.classes_file(root)]
+    return [webdataset.content_stamp(root), webdataset.classes_file(root)]
 
 
-def prepare(
+def prepare_streamed(
     config: schema.Data, root: Path, work: Path, *, image_size: int, test_stream: int, report: Report
-) -> tuple[Written, Listing]:
+) -> tuple[PreparedFiles, Listing]:
     """List the training part, decode the test part, each stratified and seeded where the recipe limits it; the listing is the training part's.
 
     Raises as the source's `scan`.
@@ -42,34 +42,34 @@ def prepare(
         found = imagenet.scan(root)
         classes, train, test = found.classes, found.train, found.test
     else:
-        parts = webdataset.shards(root)
+        parts = webdataset.find_shards(root)
         train, test = webdataset.scan(parts.train, report), webdataset.scan(parts.test, report)
         if not len(test.labels):
             raise UsageError(f"{root}: the test shards hold no pictures with labels")
         classes = webdataset.class_names(root, train, test)
-    rows, labels, paths = write(train, _chosen(train, config.limit_train, config.split_seed, 0), work, "train")
+    rows, labels, paths = write_listing(train, _chosen(train, config.limit_train, config.split_seed, 0), work, "train")
     report(
         f"data: {len(np.load(labels.path)):,} training pictures of {len(classes)} classes, listed; they are decoded in training"
     )
-    test_rows, test_labels, test_paths = write(
+    test_rows, test_labels, test_paths = write_listing(
         test, _chosen(test, config.limit_test, config.split_seed, test_stream), work, "test"
     )
-    tested = Listing(Place(root, test_rows.path, test_paths.path, image_size))
-    images = decode(tested, np.arange(len(tested)), work / "test_images.npy", "test", report)
+    tested = Listing(ListingSpec(root, test_rows.path, test_paths.path, image_size))
+    images = decode_listing(tested, np.arange(len(tested)), work / "test_images.npy", "test", report)
     test_rows.path.unlink()
     test_paths.path.unlink()
-    listing = Listing(Place(root, rows.path, paths.path, image_size))
-    return Written(classes, rows, labels, images, test_labels, paths=paths), listing
+    listing = Listing(ListingSpec(root, rows.path, paths.path, image_size))
+    return PreparedFiles(classes, rows, labels, images, test_labels, paths=paths), listing
 
 
-def _chosen(part: Part, limit: int | None, seed: int, stream: int) -> np.ndarray:
+def _chosen(part: ListedPart, limit: int | None, seed: int, stream: int) -> np.ndarray:
     every = np.arange(len(part.labels), dtype=np.int64)
     return every if limit is None else stratified(part.labels, limit, seed, stream)
 
 
-def decode(listing: Listing, positions: np.ndarray, path: Path, what: str, report: Report) -> File:
+def decode_listing(listing: Listing, positions: np.ndarray, path: Path, what: str, report: Report) -> File:
     """Pictures as in evaluation, uint8 (n, S, S, 3), in a file. Raises StageError for one that cannot be read."""
-    size = listing.place.image_size
+    size = listing.spec.image_size
     needed = len(positions) * size**2 * 3
     if needed > LISTED_BYTES:
         report(f"data: {len(positions):,} {what} pictures are decoded once, {needed / 2**30:.1f} GiB on disk")
@@ -78,11 +78,11 @@ def decode(listing: Listing, positions: np.ndarray, path: Path, what: str, repor
     return file
 
 
-def normalization_pictures(listing: Listing, labels: np.ndarray) -> np.ndarray:
+def normalization_sample(listing: Listing, labels: np.ndarray) -> np.ndarray:
     """Some training pictures, by class, uint8 (n, S, S, 3): to measure their mean and deviation."""
     return listing[stratified(labels, NORMALIZATION_PICTURES, 0)]
 
 
-def named_normalization(source: str) -> Normalization | None:
+def published_normalization(source: str) -> Normalization | None:
     """Published constants."""
     return Normalization(imagenet.MEAN, imagenet.STD) if source == "imagenet" else None

@@ -1,4 +1,4 @@
-"""Shards in the webdataset convention: tar files in which NAME.jpg stands beside NAME.cls (a number) or NAME.json ({"label": number}).
+"""ShardPaths in the webdataset convention: tar files in which NAME.jpg stands beside NAME.cls (a number) or NAME.json ({"label": number}).
 
 root/*train*-000000.tar ... are trained on, root/*val*-... (or test) are the test part; root/classes.txt, one a line, names the classes.
 A shard is read once for the places of its pictures; training then reads any picture of any shard directly.
@@ -17,13 +17,13 @@ import numpy as np
 
 from compress.core.errors import MissingError, UsageError
 from compress.data.sources.folder import SUFFIXES, TEST_NAMES
-from compress.data.streaming.listing import Part
+from compress.data.streaming.listing import ListedPart
 
 LABEL_KEYS = ("label", "cls", "class")  # of a .json
 
 
 @dataclass(frozen=True)
-class Shards:
+class ShardPaths:
     """The shards of a root, by part."""
 
     train: tuple[Path, ...]
@@ -40,7 +40,7 @@ class _Sample:
     picture: tuple[int, int, str] | None = None  # offset, bytes, name with the header's time and check sum
 
 
-def shards(root: Path) -> Shards:
+def find_shards(root: Path) -> ShardPaths:
     """Find the shards without opening one. Raises MissingError for none of a part and for a gap in their numbers, UsageError for compressed ones."""
     if not root.is_dir():
         raise MissingError(
@@ -63,7 +63,7 @@ def shards(root: Path) -> Shards:
             )
     _require_all(parts["train"])
     _require_all(test)
-    return Shards(parts["train"], test)
+    return ShardPaths(parts["train"], test)
 
 
 def _is(path: Path, words: tuple[str, ...]) -> bool:
@@ -85,13 +85,13 @@ def _require_all(part: tuple[Path, ...]) -> None:
         )
 
 
-def stamp(root: Path) -> list[tuple[str, int, int]]:
+def content_stamp(root: Path) -> list[tuple[str, int, int]]:
     """(name, bytes, modification time in ns) of every shard: cheap, opens none."""
-    found = shards(root)
+    found = find_shards(root)
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (*found.train, *found.test)]
 
 
-def scan(paths: tuple[Path, ...], report: Callable[[str], None]) -> Part:
+def scan(paths: tuple[Path, ...], report: Callable[[str], None]) -> ListedPart:
     """List the shards of one part by their headers. Raises UsageError for a sample without its label or picture, MissingError for a broken shard."""
     file: list[int] = []
     samples: list[_Sample] = []
@@ -104,7 +104,7 @@ def scan(paths: tuple[Path, ...], report: Callable[[str], None]) -> Part:
     pictures = [sample.picture for sample in samples if sample.picture is not None]
     offset, size = (np.array([picture[which] for picture in pictures], dtype=np.int64) for which in (0, 1))
     labels = np.array([sample.label for sample in samples], dtype=np.int64)
-    return Part(
+    return ListedPart(
         tuple(path.name for path in paths),
         np.array(file, np.int64),
         offset,
@@ -199,7 +199,7 @@ def named(root: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in (classes_file(root) or "").splitlines() if line.strip())
 
 
-def class_names(root: Path, train: Part, test: Part) -> tuple[str, ...]:
+def class_names(root: Path, train: ListedPart, test: ListedPart) -> tuple[str, ...]:
     """classes.txt, else the numbers as names. Raises UsageError where a number has no name or no training picture."""
     count = int(max(train.labels.max(initial=-1), test.labels.max(initial=-1))) + 1
     names = named(root)

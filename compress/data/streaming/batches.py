@@ -16,25 +16,27 @@ from compress.data.streaming.workers import Decoders, default_workers
 
 
 @dataclass(frozen=True)
-class Shards:
+class ShardMixing:
     """The shard that each of P pictures lies in, int64 (P,) on the CPU, and of how many shards pictures are mixed at a time."""
 
-    of: Tensor
+    shard_of: Tensor
     at_once: int
 
 
 class Stream:
     """Stands for the images (P, S, S, 3) of a training. Indexed by positions (n,) it answers as in evaluation; `batches` gives training views.
 
-    `workers`: decode processes; None: one a core. They start with the first batch and end with `close`. `shards_at_once`: see `Shards`.
+    `workers`: decode processes; None: one a core. They start with the first batch and end with `close`. `shards_at_once`: see `ShardMixing`.
     """
 
     def __init__(
         self, listing: Listing, *, augment: str, workers: int | None, device: str, shards_at_once: int | None = None
     ) -> None:
         self.listing, self.device = listing, torch.device(device)
-        self.shards = Shards(torch.from_numpy(np.array(listing.rows[:, 0])), shards_at_once) if shards_at_once else None
-        self.decoders = Decoders(listing.place, augment=augment, workers=workers or default_workers())
+        self.shards = (
+            ShardMixing(torch.from_numpy(np.array(listing.rows[:, 0])), shards_at_once) if shards_at_once else None
+        )
+        self.decoders = Decoders(listing.spec, augment=augment, workers=workers or default_workers())
 
     def __len__(self) -> int:
         return len(self.listing)
@@ -51,7 +53,7 @@ class Stream:
         ):  # processes of one machine share its memory
             yield from asked
             return
-        shards, first = np.unique(self.shards.of[order].numpy(), return_index=True)
+        shards, first = np.unique(self.shards.shard_of[order].numpy(), return_index=True)
         turns = np.argsort(first)
         begun = [
             int(count) for count in np.searchsorted(first[turns], list(places), side="right")
@@ -59,7 +61,7 @@ class Stream:
         files, at_once = [self.listing.file(int(number)) for number in shards[turns]], self.shards.at_once
         with ReadAhead(files) as ahead:
             for count, one in zip(begun, asked, strict=True):
-                ahead.want(max(count - at_once, 0), count + at_once)  # those in use and the next ones
+                ahead.set_window(max(count - at_once, 0), count + at_once)  # those in use and the next ones
                 yield one
 
     def _pays(self, order: Tensor) -> bool:

@@ -28,13 +28,13 @@ PROGRESS_SECONDS = 5.0
 Report = Callable[[str], None]
 
 
-def with_margin(image_size: int) -> int:
+def size_with_margin(image_size: int) -> int:
     """What a photo's short side is resized to before its centre of `image_size` pixels is cut out: 256 for 224."""
     return round(image_size * 256 / 224)
 
 
 @dataclass(frozen=True)
-class Place:
+class ListingSpec:
     """Where a listing stands. `rows`, `paths`: its files; `image_size`: side of the pictures that it answers with."""
 
     root: Path
@@ -44,7 +44,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Part:
+class ListedPart:
     """One part of a set as it was found: `paths` of its files; for each of N pictures its file's number, offset, bytes, name; labels int64 (N,)."""
 
     paths: tuple[str, ...]
@@ -55,7 +55,7 @@ class Part:
     labels: np.ndarray
 
 
-def write(part: Part, chosen: np.ndarray, work: Path, name: str) -> tuple[File, File, File]:
+def write_listing(part: ListedPart, chosen: np.ndarray, work: Path, name: str) -> tuple[File, File, File]:
     """(rows, labels, paths) of the `chosen` pictures (n,), as `<name>_*` in `work`. Raises UsageError for a name with a line break."""
     broken = next((path for path in part.paths if "\n" in path), None)
     if broken is not None:
@@ -76,29 +76,29 @@ def _mark(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "little") >> 1
 
 
-def evaluation_view(content: bytes, size: int) -> np.ndarray:
+def decode_evaluation_view(content: bytes, size: int) -> np.ndarray:
     """A file's picture, short side to 256 / 224 of `size`, its centre: uint8 (size, size, 3). Raises what Pillow raises on a broken file."""
-    from compress.data.decode import decode  # needs Pillow, which training on arrays does without
+    from compress.data.decode import decode_image  # needs Pillow, which training on arrays does without
 
-    side = with_margin(size)
+    side = size_with_margin(size)
     offset = (side - size) // 2
-    return decode(content, side)[offset : offset + size, offset : offset + size]
+    return decode_image(content, side)[offset : offset + size, offset : offset + size]
 
 
 class Listing:
     """N pictures. Indexed like an array, it answers with pictures as in evaluation: uint8 (n, S, S, 3), S = image_size."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.rows = np.load(place.rows, mmap_mode="r", allow_pickle=False)
-        self._paths = np.memmap(place.paths, np.uint8, "r")
+    def __init__(self, spec: ListingSpec) -> None:
+        self.spec = spec
+        self.rows = np.load(spec.rows, mmap_mode="r", allow_pickle=False)
+        self._paths = np.memmap(spec.paths, np.uint8, "r")
         self._ends = np.flatnonzero(self._paths == ord("\n"))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, positions: np.ndarray) -> np.ndarray:
-        size = self.place.image_size
+        size = self.spec.image_size
         return np.concatenate([np.empty((0, size, size, 3), np.uint8), *self.evaluated(positions)])
 
     def path(self, position: int) -> Path:
@@ -108,11 +108,11 @@ class Listing:
     def file(self, number: int) -> Path:
         """The file of a number in `rows`."""
         begin = 0 if number == 0 else int(self._ends[number - 1]) + 1
-        return self.place.root / os.fsdecode(self._paths[begin : self._ends[number]].tobytes())
+        return self.spec.root / os.fsdecode(self._paths[begin : self._ends[number]].tobytes())
 
     def decoded(self, position: int, make: Callable[[bytes], np.ndarray]) -> np.ndarray:
         """What `make` makes of the picture's bytes. Raises StageError, with the picture's path, where that cannot be done."""
-        from compress.data import decode as pictures
+        from compress.data import decode
 
         offset, size = int(self.rows[position, 1]), int(self.rows[position, 2])
         try:
@@ -122,9 +122,9 @@ class Listing:
             if len(content) < size or not content:
                 raise ValueError(f"{len(content):,} of {size:,} bytes are there" if size else "the file is empty")
             return make(content)
-        except pictures.UNREADABLE as error:
+        except decode.DECODE_ERRORS as error:
             raise StageError(
-                f"{self._called(position)} cannot be read ({pictures.reason(error)}); repair or replace it, then run the same command again"
+                f"{self._called(position)} cannot be read ({decode.failure_reason(error)}); repair or replace it, then run the same command again"
             ) from error
 
     def _called(self, position: int) -> str:
@@ -141,12 +141,12 @@ class Listing:
     def evaluated(
         self, positions: Iterable[int] | np.ndarray, report: Report = lambda text: None, what: str = ""
     ) -> Iterator[np.ndarray]:
-        """Blocks (n, S, S, 3) of pictures in order, see `evaluation_view`; decoded in threads, a progress line every few seconds."""
-        from compress.data import decode as pictures
+        """Blocks (n, S, S, 3) of pictures in order, see `decode_evaluation_view`; decoded in threads, a progress line every few seconds."""
+        from compress.data import decode
 
         told, wanted = time.monotonic(), [int(position) for position in positions]
-        make = partial(evaluation_view, size=self.place.image_size)
-        with pictures.strict(), ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 1)) as pool:
+        make = partial(decode_evaluation_view, size=self.spec.image_size)
+        with decode.strict_pillow(), ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 1)) as pool:
             for start in range(0, len(wanted), CHUNK):
                 yield np.stack(list(pool.map(partial(self.decoded, make=make), wanted[start : start + CHUNK])))
                 if time.monotonic() - told > PROGRESS_SECONDS:

@@ -19,7 +19,7 @@ class ReadAhead:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths, self.done = paths, 0
+        self.paths, self.files_read = paths, 0
         self._first, self._end, self._ended, self._changed = 0, 0, False, threading.Condition()
         self._thread = threading.Thread(target=self._read, daemon=True)
 
@@ -35,7 +35,7 @@ class ReadAhead:
             self._changed.notify()
         self._thread.join()
 
-    def want(self, first: int, end: int) -> None:
+    def set_window(self, first: int, end: int) -> None:
         """From now on the files from `first` to before `end` are of use; `first` never falls."""
         with self._changed:
             self._first, self._end = first, min(end, len(self.paths))
@@ -44,12 +44,12 @@ class ReadAhead:
     def _read(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._ended or max(self.done, self._first) < self._end)
+                self._changed.wait_for(lambda: self._ended or max(self.files_read, self._first) < self._end)
                 if self._ended:
                     return
-                self.done = max(self.done, self._first)  # what training has left behind is skipped
-            self._through(self.paths[self.done])
-            self.done += 1
+                self.files_read = max(self.files_read, self._first)  # what training has left behind is skipped
+            self._through(self.paths[self.files_read])
+            self.files_read += 1
 
     def _through(self, path: Path) -> None:
         part = bytearray(PART)

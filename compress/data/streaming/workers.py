@@ -24,12 +24,12 @@ from typing import BinaryIO
 import numpy as np
 
 from compress.core.errors import LostProcess
-from compress.data.augment.crops import training_view
-from compress.data.streaming.listing import Listing, Place, evaluation_view
+from compress.data.augment.crops import decode_training_view
+from compress.data.streaming.listing import Listing, ListingSpec, decode_evaluation_view
 
 CHUNK = 8  # pictures of one task
 AHEAD = 2  # tasks a process that are under way or wait
-GRACE = 10.0  # seconds without work behind a SIGTERM: then the training has ended, or will not
+IDLE_GRACE_SECONDS = 10.0  # seconds without work behind a SIGTERM: then the training has ended, or will not
 
 Asked = tuple[np.ndarray, np.ndarray]  # positions, views, int64 (n,)
 
@@ -44,7 +44,7 @@ def default_workers() -> int:
 class Job:
     """What a decode process needs to know. The ring `path` is uint8 (slots, rows, S, S, 3)."""
 
-    place: Place
+    spec: ListingSpec
     augment: str
     path: str
     slots: int
@@ -52,17 +52,17 @@ class Job:
 
     def ring(self) -> np.ndarray:
         """The ring, as this process sees it."""
-        side = self.place.image_size
+        side = self.spec.image_size
         return np.memmap(self.path, np.uint8, "r+", shape=(self.slots, self.rows, side, side, 3))
 
 
 class Decoders:
     """Training views of a listing, decoded ahead by `workers` processes, which start when first asked and live until `close`."""
 
-    def __init__(self, place: Place, *, augment: str, workers: int) -> None:
+    def __init__(self, spec: ListingSpec, *, augment: str, workers: int) -> None:
         if augment not in ("resized_crop", "none"):
             raise ValueError(f"augment must be 'resized_crop' or 'none', got {augment!r}")
-        self.place, self.augment, self.workers = place, augment, workers
+        self.spec, self.augment, self.workers = spec, augment, workers
         self.pool: ProcessPoolExecutor | None = None
         self.memory: BinaryIO | None = None
         self.job: Job | None = None
@@ -103,8 +103,8 @@ class Decoders:
         slots = 2 + -(
             -AHEAD * self.workers * CHUNK // rows
         )  # one that is read, one that is nearly done, and work for every process
-        self.memory, path = _memory(slots * rows * self.place.image_size**2 * 3)
-        self.job = Job(self.place, self.augment, path, slots, rows)
+        self.memory, path = _memory(slots * rows * self.spec.image_size**2 * 3)
+        self.job = Job(self.spec, self.augment, path, slots, rows)
         # spawn: a fork of a process with torch's threads, or CUDA, can hang
         self.pool = ProcessPoolExecutor(
             self.workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin
@@ -167,29 +167,29 @@ _worked = 0.0  # when this decode process last had work, by time.monotonic
 
 def _leave_when_idle() -> None:
     begin = time.monotonic()
-    while (idle := time.monotonic() - max(begin, _worked)) < GRACE:
-        time.sleep(GRACE - idle)
+    while (idle := time.monotonic() - max(begin, _worked)) < IDLE_GRACE_SECONDS:
+        time.sleep(IDLE_GRACE_SECONDS - idle)
     os._exit(0)
 
 
 @lru_cache(maxsize=1)
 def _opened(job: Job) -> tuple[Listing, np.ndarray]:
-    return Listing(job.place), job.ring()
+    return Listing(job.spec), job.ring()
 
 
 def _decode(job: Job, slot: int, row: int, positions: list[int], views: list[int]) -> None:
     """Decode some pictures into their rows of a slot. Raises StageError with the path of one that cannot be read."""
-    from compress.data.decode import strict
+    from compress.data.decode import strict_pillow
 
     global _worked
     _worked = time.monotonic()
     listing, ring = _opened(job)
-    size = job.place.image_size
-    with strict():
+    size = job.spec.image_size
+    with strict_pillow():
         for number, (position, view) in enumerate(zip(positions, views, strict=True), row):
             make = (
-                partial(training_view, view=view, size=size)
+                partial(decode_training_view, view=view, size=size)
                 if job.augment == "resized_crop"
-                else partial(evaluation_view, size=size)
+                else partial(decode_evaluation_view, size=size)
             )
             ring[slot, number] = listing.decoded(position, make)

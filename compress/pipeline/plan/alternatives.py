@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from compress import models
 from compress.core.store import Context, Stage
 from compress.models import catalog, count
-from compress.models.meta import hollow
+from compress.models.meta import meta_device
 from compress.pipeline.plan.table import name_of
 from compress.recipe.schema import Choice
 
@@ -89,7 +89,7 @@ def _family(name: str) -> str:
 
 
 def _macs(one: Choice, classes: int, size: int) -> int:
-    with hollow():
+    with meta_device():
         model = models.build(one.model, classes=classes, width=one.width)
     return count.macs(model, size)
 

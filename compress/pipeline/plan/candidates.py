@@ -96,7 +96,9 @@ def neighbour(recipe: Recipe, one: Choice, frame: Frame) -> Subject | None:
 
 def _record(one: Choice | Candidate, frame: Frame, **more: Any) -> Network:
     width = catalog.resolve_width(catalog.info(one.model), one.width)
-    source = custom.source(one.model) if catalog.is_own(one.model) else None  # changed code is another network
+    source = (
+        custom.source_digest(one.model) if catalog.is_custom(one.model) else None
+    )  # changed code is another network
     return Network(
         one.model, width, frame.classes, frame.size, frame.normalization, source=source, taps=one.taps, **more
     )

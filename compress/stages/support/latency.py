@@ -17,7 +17,7 @@ import export.runtime.latency_stats
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.data import centre_crop
-from compress.data import decode as pictures
+from compress.data.decode import decode_image
 from export.runtime import conditions
 from export.runtime.latency_stats import LatencyResult
 from export.runtime.rounds import DRIFT_LIMIT
@@ -67,7 +67,7 @@ def photos_to_answers(
     contents = [Path(file.path).read_bytes() for file in photos] or [_jpeg(image) for image in images[:PHOTOS]]
 
     def decode(content: bytes) -> NDArray[np.uint8]:
-        return centre_crop(pictures.decode(content, (resize or size) if photos else size)[None], size)[0]
+        return centre_crop(decode_image(content, (resize or size) if photos else size)[None], size)[0]
 
     timed = export.runtime.latency.photo_latency(
         {name: file.path for name, file in files.items()},

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from compress.models.residual_sum import Sum
+from compress.models.residual_add import ResidualAdd
 from compress.training.kernels.library import TYPES, Library
 
 FEW = 2**14  # numbers: a second thread costs more than it brings
@@ -106,7 +106,7 @@ class _BatchNorm(torch.autograd.Function):
 
 
 def fuse(student: nn.Module, image_size: int, made: Library) -> Off:
-    """Train the student's BatchNorms by the project's kernels, each with the `Sum` and the ReLU or ReLU6 that alone read it; what is returned puts
+    """Train the student's BatchNorms by the project's kernels, each with the `ResidualAdd` and the ReLU or ReLU6 that alone read it; what is returned puts
     torch's operators back.
 
     A layer is left alone where it keeps no running statistics or is not float32, and what is behind it where a hook reads between; in evaluation, and
@@ -131,7 +131,7 @@ def fuse(student: nn.Module, image_size: int, made: Library) -> Off:
         followers = behind.get(layer, [])
         activation = followers[-1] if followers and type(followers[-1]) in ACTIVATIONS else None
         forward = _forward(layer, activation, made)
-        if followers and type(followers[0]) is Sum:
+        if followers and type(followers[0]) is ResidualAdd:
             layer.forward = _same  # type: ignore[assignment,method-assign]
             followers[0].forward = forward  # type: ignore[method-assign]
         else:
@@ -196,7 +196,7 @@ class _Reads(TorchFunctionMode):
 
 
 def _behind(student: nn.Module, image_size: int) -> dict[nn.Module, list[nn.Module]]:
-    """Behind each BatchNorm the `Sum` (its first argument the BatchNorm's output) and activation module that alone read what is before them.
+    """Behind each BatchNorm the `ResidualAdd` (its first argument the BatchNorm's output) and activation module that alone read what is before them.
 
     Found by a forward pass as training runs it: code may call modules in any way, and otherwise in evaluation. Buffers and random numbers stay as they are.
     """
@@ -221,7 +221,7 @@ def _behind(student: nn.Module, image_size: int) -> dict[nn.Module, list[nn.Modu
         seen.extend(tree_leaves((args, output)))
 
     read = [module for module in student.modules() if module._forward_hooks or module._forward_pre_hooks]
-    watched = [module for module in student.modules() if type(module) in (nn.BatchNorm2d, Sum, *ACTIVATIONS)]
+    watched = [module for module in student.modules() if type(module) in (nn.BatchNorm2d, ResidualAdd, *ACTIVATIONS)]
     hooks = [module.register_forward_hook(reading) for module in read]
     hooks += [module.register_forward_hook(after) for module in watched]
     hooks += [module.register_forward_pre_hook(before) for module in watched if type(module) is not nn.BatchNorm2d]
@@ -252,7 +252,7 @@ def _behind(student: nn.Module, image_size: int) -> dict[nn.Module, list[nn.Modu
         if type(layer) is nn.BatchNorm2d and layer in next_of:
             follower = next_of[layer]
             found[layer] = [follower]
-            if type(follower) is Sum and follower in next_of:
+            if type(follower) is ResidualAdd and follower in next_of:
                 found[layer].append(next_of[follower])
     return found
 

@@ -66,7 +66,7 @@ def test_every_operation_is_torchvisions(name: str) -> None:
     number = torch.full((8,), distort.OPERATIONS.index(name))
     for images, magnitude in ((planes(32, 32), 9), (planes(32, 32), 30), (planes(45, 64), 14), (planes(40, 24), 0)):
         for sign in (1, -1):
-            made = distort.operated(images, number, torch.full((8,), sign), magnitude)
+            made = distort.apply_operation(images, number, torch.full((8,), sign), magnitude)
             apart = (made.int() - expected(images, name, sign, magnitude).int()).abs()
             assert made.dtype == torch.uint8 and (name in MOVES or apart.max() <= (name in BLENDS)), (magnitude, sign)
             assert (apart > 0).float().mean() <= (0.05 if name in BLENDS else 0.002 if name in MOVES else 0)
@@ -79,7 +79,7 @@ def test_every_part_of_the_jitter_is_torchvisions(part: int, name: str) -> None:
     images, extent = planes(32, 40), 0.4
     ranges = [extent if number == part else 0.0 for number in range(4)]
     for draw in (-1.0, -0.63, 0.0, 0.31, 1.0):
-        made = distort.jittered(images, [torch.full((8,), draw)] * 4, ranges)
+        made = distort.jitter_colors(images, [torch.full((8,), draw)] * 4, ranges)
         wanted = getattr(ops, f"adjust_{name}")(images, draw * extent if name == "hue" else 1 + draw * extent)
         apart = (made.int() - wanted.int()).abs()
         assert apart.max() <= 1 and (apart > 0).float().mean() < 0.05, draw
@@ -94,7 +94,7 @@ def test_a_range_above_one_reaches_from_black_to_its_upper_end() -> None:
 
 def test_a_view_goes_through_the_operations_that_its_number_draws() -> None:
     images, view = planes(32, 32).permute(0, 2, 3, 1).contiguous(), torch.arange(64)
-    made = distort.distorted(images.repeat(8, 1, 1, 1), view, Distortion(operations=2, magnitude=9))
+    made = distort.distort_views(images.repeat(8, 1, 1, 1), view, Distortion(operations=2, magnitude=9))
     judged = 0
     for number in range(64):
         wanted, names = images[number % 8].permute(2, 0, 1)[None], []
@@ -109,7 +109,7 @@ def test_a_view_goes_through_the_operations_that_its_number_draws() -> None:
 
 def test_draws_cover_their_ranges_evenly_and_independently() -> None:
     view = torch.arange(views.CROP_BOXES * 2)
-    draws = torch.stack([distort.drawn(view, key) for key in distort.JITTER_KEYS])
+    draws = torch.stack([distort.uniform_draws(view, key) for key in distort.JITTER_KEYS])
     assert 0 <= draws.min() < 0.001 and 0.999 < draws.max() < 1 and (draws.mean(1) - 0.5).abs().max() < 0.02
     assert (torch.corrcoef(draws) - torch.eye(4)).abs().max() < 0.05
     chosen = [hashed(view, distort.OPERATION_KEY + distort.KEYS_APART * turn) % 14 for turn in (0, 1)]
@@ -119,16 +119,16 @@ def test_draws_cover_their_ranges_evenly_and_independently() -> None:
 
 def test_a_picture_depends_on_neither_its_batch_nor_the_blocks_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     images, view = planes(20, 24).permute(0, 2, 3, 1).contiguous(), torch.tensor([7, 8000, 3, 3, 0, 91, 2, 5])
-    whole = distort.distorted(images, view, BOTH)
+    whole = distort.distort_views(images, view, BOTH)
     assert (
         whole.is_contiguous()
         and whole.shape == images.shape
-        and torch.equal(whole, distort.distorted(images, view, BOTH))
+        and torch.equal(whole, distort.distort_views(images, view, BOTH))
     )
-    assert torch.equal(distort.distorted(images[[4, 1]], view[[4, 1]], BOTH), whole[[4, 1]])
+    assert torch.equal(distort.distort_views(images[[4, 1]], view[[4, 1]], BOTH), whole[[4, 1]])
     monkeypatch.setitem(distort.BLOCK, "cpu", 2 * 20 * 24 * 3)
-    assert torch.equal(distort.distorted(images[:7], view[:7], BOTH), whole[:7])
-    assert distort.distorted(images, view, None) is images
+    assert torch.equal(distort.distort_views(images[:7], view[:7], BOTH), whole[:7])
+    assert distort.distort_views(images, view, None) is images
 
 
 def test_nothing_looks_at_a_value() -> None:
@@ -137,13 +137,13 @@ def test_nothing_looks_at_a_value() -> None:
         torch.empty(4, 16, 16, 3, dtype=torch.uint8, device="meta"),
         torch.empty(4, dtype=torch.int64, device="meta"),
     )
-    assert distort.distorted(images, view, BOTH).shape == images.shape
+    assert distort.distort_views(images, view, BOTH).shape == images.shape
     with pytest.raises((RuntimeError, NotImplementedError)):
         images[images > 3]  # such as this
 
 
 def test_equalize_and_autocontrast_count_each_picture_for_itself() -> None:
-    counts = pixel_ops.counted(pixel_ops.places(planes(16, 16)))
+    counts = pixel_ops.histograms(pixel_ops.table_positions(planes(16, 16)))
     assert (
         counts.shape == (8, 3, 256)
         and (counts.sum(2) == 256).all()
@@ -169,7 +169,7 @@ def test_distorted_views_are_more_and_have_the_same_crops(augment: str, count: i
         )
         crops = [views.apply_views(images, index, number, augment, 32) for number in (view, view + count // 16)]
         made = [
-            distort.distorted(crop, number, BOTH)
+            distort.distort_views(crop, number, BOTH)
             for crop, number in zip(crops, (view, view + count // 16), strict=True)
         ]
         assert torch.equal(*crops) and not torch.equal(*made)

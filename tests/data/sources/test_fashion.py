@@ -64,7 +64,7 @@ def test_reads_without_pillow_or_torch() -> None:
 
 def test_encode_and_decode_are_inverse_on_noise() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
-    assert np.array_equal(fashion.decode(fashion.encode(noise), 5), noise)
+    assert np.array_equal(fashion.decode_residuals(fashion.encode_residuals(noise), 5), noise)
 
 
 @pytest.mark.skipif(
@@ -88,7 +88,7 @@ def test_a_rebuild_gives_the_same_file(tmp_path: Path, arrays: dict[str, np.ndar
 
 
 def test_padding_centres_the_picture(arrays: dict[str, np.ndarray]) -> None:
-    padded = fashion.padded(arrays["train_images"][:3], 33)
+    padded = fashion.pad_images(arrays["train_images"][:3], 33)
     assert padded.shape == (3, 33, 33, 3)
     assert np.array_equal(padded[:, 2:30, 2:30, 1], arrays["train_images"][:3])
     assert padded.sum() == 3 * arrays["train_images"][:3].sum()  # nothing but black around, three equal channels

@@ -36,7 +36,7 @@ def two_classes(root: Path, part: str, count: int, seed: int = 0) -> None:
 def prepared(root: Path, work: Path, **keys: object) -> tuple[Prepared, list[str]]:
     lines: list[str] = []
     config = schema.Data(source="folder", root=str(root), **{"image_size": 14, **keys})  # type: ignore[arg-type]
-    return prepare.prepare(config, work, base=Path("/"), report=lines.append), lines
+    return prepare.prepare_data(config, work, base=Path("/"), report=lines.append), lines
 
 
 def test_train_and_test_folders(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_test_folder_beside_classes_is_refused(tmp_path: Path) -> None:
 
 def test_evaluation_is_the_centre_of_what_is_stored(tmp_path: Path) -> None:
     save(tmp_path / "a.png", RED, 0, (72, 48))
-    stored = decode.decode((tmp_path / "a.png").read_bytes(), 16)
+    stored = decode.decode_image((tmp_path / "a.png").read_bytes(), 16)
     with Image.open(tmp_path / "a.png") as image:
         expected = image.resize((24, 16), Image.Resampling.BILINEAR).crop(
             (4, 0, 20, 16)
@@ -72,7 +72,7 @@ def test_evaluation_is_the_centre_of_what_is_stored(tmp_path: Path) -> None:
     two_classes(tmp_path / "set", "train", 2)
     two_classes(tmp_path / "set", "test", 1, seed=9)
     made, _ = prepared(tmp_path / "set", tmp_path / "work")
-    whole = decode.decode((tmp_path / "set/test/blue/0.png").read_bytes(), 16)
+    whole = decode.decode_image((tmp_path / "set/test/blue/0.png").read_bytes(), 16)
     assert np.array_equal(load_images(made.test_images)[0], whole[1:15, 1:15])
 
 
@@ -130,7 +130,7 @@ def test_every_mode_becomes_upright_rgb(tmp_path: Path) -> None:
     for name, colour in expected.items():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            made = decode.decode((tmp_path / "odd" / name).read_bytes(), 16)
+            made = decode.decode_image((tmp_path / "odd" / name).read_bytes(), 16)
         assert made.shape == (16, 16, 3) and made.dtype == np.uint8
         assert np.abs(made[4, 8].astype(int) - colour).max() <= 6, name  # JPEG moves values a little
 
@@ -142,7 +142,7 @@ def test_a_large_jpeg_is_decoded_at_a_smaller_scale_and_looks_the_same(tmp_path:
     )
     with Image.open(tmp_path / "a.jpg") as image:
         expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
-    assert np.abs(decode.decode((tmp_path / "a.jpg").read_bytes(), 32) - expected).max() <= 3
+    assert np.abs(decode.decode_image((tmp_path / "a.jpg").read_bytes(), 32) - expected).max() <= 3
 
 
 def break_some(folder: Path) -> None:

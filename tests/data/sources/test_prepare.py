@@ -18,17 +18,16 @@ from compress.core.errors import MissingError, StageError, UsageError
 from compress.core.records.base import File
 from compress.core.records.training import CalibrationData, Prepared, TestData, TrainingData
 from compress.data import npy
-from compress.data.sources import fashion, npz
-from compress.data.sources import prepare as sources
+from compress.data.sources import fashion, npz, prepare
 from compress.recipe import schema
 
 ROOT = Path(__file__).parents[3]
 REAL = os.environ.get("COMPRESS_TEST_DATA")
 
 
-def prepare(config: schema.Data, work: Path, base: Path = Path("/")) -> tuple[Prepared, list[str]]:
+def prepared(config: schema.Data, work: Path, base: Path = Path("/")) -> tuple[Prepared, list[str]]:
     lines: list[str] = []
-    return sources.prepare(config, work, base=base, report=lines.append), lines
+    return prepare.prepare_data(config, work, base=base, report=lines.append), lines
 
 
 def arrays(seed: int = 0, side: int = 12, grey: bool = False) -> dict[str, np.ndarray]:
@@ -47,7 +46,7 @@ def arrays(seed: int = 0, side: int = 12, grey: bool = False) -> dict[str, np.nd
 
 
 def test_fashion_is_prepared_with_published_constants(tmp_path: Path) -> None:
-    made, lines = prepare(schema.Data(source="fashion", limit_train=200, limit_test=50), tmp_path)
+    made, lines = prepared(schema.Data(source="fashion", limit_train=200, limit_test=50), tmp_path)
     images = product.load_images(made.train_images)
     assert images.shape == (200, 32, 32, 3) and made.image_size == 32 and made.augment == "crop_flip"
     assert (
@@ -63,7 +62,7 @@ def test_fashion_is_prepared_with_published_constants(tmp_path: Path) -> None:
 
 def test_fashion_refuses_small_pictures_before_any_work() -> None:
     with pytest.raises(UsageError, match="16 is too small for fashion"):
-        sources.fingerprint(schema.Data(source="fashion", image_size=16), Path("/"))
+        prepare.fingerprint(schema.Data(source="fashion", image_size=16), Path("/"))
 
 
 # npz
@@ -72,7 +71,7 @@ def test_fashion_refuses_small_pictures_before_any_work() -> None:
 def test_npz_is_taken_as_it_is(tmp_path: Path) -> None:
     given = arrays()
     np.savez(tmp_path / "own.npz", **given)
-    made, _ = prepare(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
+    made, _ = prepared(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
     for part in ("train", "test"):
         assert np.array_equal(product.load_images(getattr(made, f"{part}_images")), given[f"{part}_images"])
         assert np.array_equal(product.load_labels(getattr(made, f"{part}_labels")), given[f"{part}_labels"])
@@ -84,7 +83,7 @@ def test_npz_grey_is_repeated_and_another_size_resized(tmp_path: Path) -> None:
     given = arrays(grey=True)
     given["test_images"] = given["test_images"][..., None]
     np.savez(tmp_path / "own.npz", **given)
-    made, lines = prepare(schema.Data(source="npz", root=str(tmp_path / "own.npz"), image_size=8), tmp_path / "work")
+    made, lines = prepared(schema.Data(source="npz", root=str(tmp_path / "own.npz"), image_size=8), tmp_path / "work")
     images = product.load_images(made.train_images)
     assert images.shape == (30, 8, 8, 3) and np.array_equal(images[..., 0], images[..., 1])
     assert np.array_equal(
@@ -98,7 +97,7 @@ def test_npz_leak_is_told(tmp_path: Path) -> None:
     given = arrays()
     given["test_images"][[2, 5]] = given["train_images"][5]  # all of class c
     np.savez(tmp_path / "own.npz", **given)
-    made, lines = prepare(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
+    made, lines = prepared(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
     assert made.cautions == (
         "1 training picture is also in the test part (same pixels); kept in both, so test accuracy may be flattered",
     )
@@ -112,7 +111,7 @@ def test_npz_pictures_that_a_limit_leaves_out_are_no_leak(tmp_path: Path) -> Non
     np.savez(tmp_path / "own.npz", **given)
     found = {}
     for limit in (3, 29):
-        found[limit], _ = prepare(
+        found[limit], _ = prepared(
             schema.Data(source="npz", root="own.npz", image_size=12, limit_train=limit),
             tmp_path / f"work{limit}",
             tmp_path,
@@ -131,7 +130,7 @@ def test_npz_the_same_picture_in_two_classes_is_told(tmp_path: Path) -> None:
     given["train_images"][6] = given["train_images"][3]  # both of class a
     given["test_images"][1] = given["train_images"][0]
     np.savez(tmp_path / "own.npz", **given)
-    made, _ = prepare(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
+    made, _ = prepared(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
     assert (
         made.cautions[0]
         == "2 pictures lie in two classes with the same pixels (first: train_images[2] and train_images[4])"
@@ -142,12 +141,12 @@ def test_a_class_without_pictures_is_told(tmp_path: Path) -> None:
     given = arrays()
     given["class_names"], given["test_labels"] = np.array(["a", "b", "c", "d"]), np.arange(9) % 2
     np.savez(tmp_path / "own.npz", **given)
-    made, _ = prepare(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
+    made, _ = prepared(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
     assert made.cautions == (
         "class 'd' has no training or validation pictures",
         "2 classes have no test pictures: 'c', 'd'",
     )
-    limited, _ = prepare(schema.Data(source="fashion", limit_train=20, limit_test=5), tmp_path / "limited")
+    limited, _ = prepared(schema.Data(source="fashion", limit_train=20, limit_test=5), tmp_path / "limited")
     assert limited.cautions == ("5 classes have no test pictures: 'Sandal', 'Shirt', 'Sneaker', ...",)
 
 
@@ -198,7 +197,7 @@ def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=name):
             npz.load(tmp_path / name)
         with pytest.raises(UsageError, match=f"{name}: not an .npz file"):
-            sources.fingerprint(schema.Data(source="npz", root=name), tmp_path)
+            prepare.fingerprint(schema.Data(source="npz", root=name), tmp_path)
 
 
 # cifar
@@ -228,7 +227,7 @@ def fake_cifar(root: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
 
 def test_cifar_is_read_through_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = fake_cifar(tmp_path / "root", monkeypatch)
-    made, _ = prepare(schema.Data(source="cifar100", root="root"), tmp_path / "work", tmp_path)
+    made, _ = prepared(schema.Data(source="cifar100", root="root"), tmp_path / "work", tmp_path)
     assert np.array_equal(product.load_images(made.train_images), pixels[:10])
     assert product.load_labels(made.test_labels).tolist() == [1, 0] * 5
     assert made.classes == ("apple", "aquarium_fish") and made.normalization.mean == (0.5071, 0.4865, 0.4409)
@@ -238,7 +237,7 @@ def test_damaged_cifar_is_missing_data(tmp_path: Path, monkeypatch: pytest.Monke
     fake_cifar(tmp_path / "root", monkeypatch)
     (tmp_path / "root/cifar-100-python/train").write_bytes(b"damaged")
     with pytest.raises(MissingError, match=r"cannot be read .*compress run RECIPE --set data\.download=true$"):
-        prepare(schema.Data(source="cifar100", root="root"), tmp_path / "work", tmp_path)
+        prepared(schema.Data(source="cifar100", root="root"), tmp_path / "work", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -266,8 +265,8 @@ def test_damaged_cifar_is_missing_data(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_absent_data_is_exit_3_with_the_command(tmp_path: Path, config: dict[str, str], sentence: str) -> None:
     for act in (
-        lambda data: sources.fingerprint(data, tmp_path),
-        lambda data: prepare(data, tmp_path / "work", tmp_path),
+        lambda data: prepare.fingerprint(data, tmp_path),
+        lambda data: prepared(data, tmp_path / "work", tmp_path),
     ):
         with pytest.raises(MissingError, match=sentence) as caught:
             act(schema.Data(**config))  # type: ignore[arg-type]
@@ -277,7 +276,7 @@ def test_absent_data_is_exit_3_with_the_command(tmp_path: Path, config: dict[str
 @pytest.mark.parametrize("source", ["npz", "folder"])
 def test_a_source_without_its_root_is_a_recipe_error(source: str) -> None:
     with pytest.raises(UsageError, match=rf"data\.root: source {source} needs one"):
-        sources.fingerprint(schema.Data(source=source), Path("/"))  # type: ignore[arg-type]
+        prepare.fingerprint(schema.Data(source=source), Path("/"))  # type: ignore[arg-type]
 
 
 # fingerprint
@@ -289,7 +288,7 @@ def test_fingerprint_follows_content_and_the_keys_that_matter(tmp_path: Path) ->
     np.savez(tmp_path / "b.npz", **arrays(1))
 
     def made(**keys: object) -> str:
-        return sources.fingerprint(schema.Data(**{"source": "npz", "root": "a.npz", **keys}), tmp_path)  # type: ignore[arg-type]
+        return prepare.fingerprint(schema.Data(**{"source": "npz", "root": "a.npz", **keys}), tmp_path)  # type: ignore[arg-type]
 
     same = [
         {"root": "copy.npz"},
@@ -315,8 +314,8 @@ def test_fingerprint_follows_content_and_the_keys_that_matter(tmp_path: Path) ->
 
 def test_fingerprint_imports_neither_torch_nor_pillow() -> None:
     code = (
-        "import sys; from pathlib import Path; from compress.recipe import schema; from compress.data.sources import prepare as sources\n"
-        "sources.fingerprint(schema.Data(source='fashion'), Path('/')); print([n for n in ('torch', 'PIL', 'torchvision') if n "
+        "import sys; from pathlib import Path; from compress.recipe import schema; from compress.data.sources import prepare\n"
+        "prepare.fingerprint(schema.Data(source='fashion'), Path('/')); print([n for n in ('torch', 'PIL', 'torchvision') if n "
         "in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=ROOT)
@@ -329,9 +328,9 @@ def test_root_expands_the_home_folder_and_is_relative_to_the_recipe(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     base = tmp_path / "recipes"
-    assert sources.located(schema.Data(source="npz", root="~/x.npz"), base) == tmp_path / "home/x.npz"
-    assert sources.located(schema.Data(source="npz", root="x.npz"), base) == base / "x.npz"
-    assert sources.located(schema.Data(source="cifar10"), base) == tmp_path / "home/.cache/compress/data"
+    assert prepare.locate_root(schema.Data(source="npz", root="~/x.npz"), base) == tmp_path / "home/x.npz"
+    assert prepare.locate_root(schema.Data(source="npz", root="x.npz"), base) == base / "x.npz"
+    assert prepare.locate_root(schema.Data(source="cifar10"), base) == tmp_path / "home/.cache/compress/data"
 
 
 # arrays for the stages
@@ -347,7 +346,7 @@ def records(made: Prepared, validation: float = 0.2) -> tuple[TrainingData, Test
 def test_stages_get_disjoint_arrays(tmp_path: Path) -> None:
     given = arrays()
     np.savez(tmp_path / "own.npz", **given)
-    made, _ = prepare(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
+    made, _ = prepared(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
     training, test = records(made)
     images, labels, train, validation = product.training_arrays(training)
     calibration, index = product.calibration_arrays(CalibrationData(training, 6))
@@ -425,7 +424,7 @@ def test_cifar100_as_npz(tmp_path: Path) -> None:
         test_labels=labels["test_labels"][:1000],
         class_names=labels["class_names"],
     )
-    made, _ = prepare(schema.Data(source="npz", root="cifar100.npz", validation=0.1), tmp_path / "work", tmp_path)
+    made, _ = prepared(schema.Data(source="npz", root="cifar100.npz", validation=0.1), tmp_path / "work", tmp_path)
     images, stored, train_index, validation_index = product.training_arrays(records(made, 0.1)[0])
     assert np.array_equal(images, train) and len(made.classes) == 100 and made.classes[0] == "apple"
     assert len(validation_index) == 500 and set(stored[train_index]) == set(stored[validation_index]) == set(range(100))

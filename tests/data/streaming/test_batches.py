@@ -27,14 +27,14 @@ from compress.core.errors import Interrupted, StageError
 from compress.core.records.base import File, identity, sha256_of
 from compress.core.records.training import Distortion, Network, Normalization, TrainingData
 from compress.data import training_arrays
-from compress.data.augment.crops import training_view
-from compress.data.augment.distort import distorted
+from compress.data.augment.crops import decode_training_view
+from compress.data.augment.distort import distort_views
 from compress.data.sources import prepare
 from compress.data.streaming import workers
-from compress.data.streaming.batches import Shards, Stream
-from compress.data.streaming.listing import Listing, Place
+from compress.data.streaming.batches import ShardMixing, Stream
+from compress.data.streaming.listing import Listing, ListingSpec
 from compress.data.streaming.readahead import ReadAhead
-from compress.data.streaming.workers import GRACE, Decoders
+from compress.data.streaming.workers import IDLE_GRACE_SECONDS, Decoders
 from compress.recipe.schema import Data, Dhkd, Distill
 from compress.stages import data
 from compress.training import build, loop, schedule
@@ -52,13 +52,13 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
     """45 pictures of three classes in two shards a part, nine of them for validation."""
     root = stand_in.shards(tmp_path_factory.mktemp("set"), train=15, val=1, each=23)
     config = Data(source="webdataset", root=str(root), image_size=SIDE, validation=9, workers=1)
-    prepared = prepare.prepare(config, tmp_path_factory.mktemp("work"), base=Path("/"), report=lambda text: None)
+    prepared = prepare.prepare_data(config, tmp_path_factory.mktemp("work"), base=Path("/"), report=lambda text: None)
     return data.training(prepared, config)
 
 
-def place(training: TrainingData) -> Place:
+def place(training: TrainingData) -> ListingSpec:
     assert training.streamed is not None
-    return Place(training.streamed.root, training.images.path, training.streamed.paths.path, SIDE)
+    return ListingSpec(training.streamed.root, training.images.path, training.streamed.paths.path, SIDE)
 
 
 def test_an_analysis_decodes_one_batch_at_a_time(
@@ -94,7 +94,7 @@ def test_decoders_answer_in_order_whatever_their_number(training: TrainingData) 
     for (positions, numbers), one, two in zip(asked, *found, strict=True):
         assert np.array_equal(one, two) and one.shape == (len(positions), SIDE, SIDE, 3)
         expected = [
-            listing.decoded(int(p), lambda content, v=v: training_view(content, int(v), SIDE))
+            listing.decoded(int(p), lambda content, v=v: decode_training_view(content, int(v), SIDE))
             for p, v in zip(positions, numbers, strict=True)
         ]
         assert np.array_equal(one, np.stack(expected))
@@ -240,7 +240,7 @@ def test_an_epoch_that_is_interrupted_in_its_middle_ends_with_the_same_bits(trai
 
 def test_shards_come_in_turn_and_their_pictures_mixed():
     shards, index = (
-        Shards(torch.arange(60) // 6, 3),
+        ShardMixing(torch.arange(60) // 6, 3),
         torch.arange(60)[torch.arange(60) % 6 != 2],
     )  # ten shards, of each one picture for validation
     orders = [schedule.order(index, seed, epoch, shards) for seed, epoch in ((0, 1), (0, 1), (0, 2), (1, 1))]
@@ -248,24 +248,27 @@ def test_shards_come_in_turn_and_their_pictures_mixed():
         [0, 1, 18, 19, 36, 37, 54, 55]
     )  # of four shards of the ten, which are two blocks of two whatever their numbers
     assert all(
-        len(shards.of[schedule.order(few, 0, epoch, Shards(shards.of, 2))[:4]].unique()) == 2 for epoch in range(1, 20)
+        len(shards.shard_of[schedule.order(few, 0, epoch, ShardMixing(shards.shard_of, 2))[:4]].unique()) == 2
+        for epoch in range(1, 20)
     )
     assert torch.equal(orders[0], orders[1]) and len({tuple(order.tolist()) for order in orders}) == 3
     for order in orders:
         assert torch.equal(order.sort().values, index)
-        blocks = [shards.of[part].unique().tolist() for part in order.split(15)]
+        blocks = [shards.shard_of[part].unique().tolist() for part in order.split(15)]
         assert [len(block) for block in blocks] == [3, 3, 3, 1] and len(
             {shard for block in blocks for shard in block}
         ) == 10
-        assert len(shards.of[order[:15]].unique_consecutive()) > 6  # one behind the other would be 3
-    assert len({tuple(shards.of[order[:15]].unique().tolist()) for order in orders}) == 3
-    assert torch.equal(schedule.order(index, 0, 1, Shards(shards.of, 10)), schedule.order(index, 0, 1))  # all at once
+        assert len(shards.shard_of[order[:15]].unique_consecutive()) > 6  # one behind the other would be 3
+    assert len({tuple(shards.shard_of[order[:15]].unique().tolist()) for order in orders}) == 3
+    assert torch.equal(
+        schedule.order(index, 0, 1, ShardMixing(shards.shard_of, 10)), schedule.order(index, 0, 1)
+    )  # all at once
 
 
 def test_shards_are_read_ahead_one_block_before_their_pictures(training, tmp_path, monkeypatch):
     root = stand_in.shards(tmp_path / "set", train=15, val=1, each=5)  # nine shards
     config = Data(source="webdataset", root=str(root), image_size=SIDE, validation=3, workers=1, shards_at_once=2)
-    prepared = prepare.prepare(config, tmp_path, base=Path("/"), report=lambda text: None)
+    prepared = prepare.prepare_data(config, tmp_path, base=Path("/"), report=lambda text: None)
     pictures = build.pictures(data.training(prepared, config), "cpu")
     stream, read = pictures.images, list[Path]()
     monkeypatch.setattr(ReadAhead, "_through", lambda _, path: read.append(path))
@@ -302,12 +305,12 @@ def wait_until(there: Callable[[], bool]) -> None:
 def test_reading_ahead_ends_with_its_user_and_leaves_what_is_gone_to_it(tmp_path):
     (tmp_path / "a.tar").write_bytes(bytes(9_000_000))
     with ReadAhead([tmp_path / "a.tar", tmp_path / "gone.tar", tmp_path / "a.tar"]) as ahead:
-        ahead.want(0, 2)
-        wait_until(lambda: ahead.done == 2)
+        ahead.set_window(0, 2)
+        wait_until(lambda: ahead.files_read == 2)
         time.sleep(0.05)
-        assert ahead.done == 2
-        ahead.want(0, 9)
-        wait_until(lambda: ahead.done == 3)
+        assert ahead.files_read == 2
+        ahead.set_window(0, 9)
+        wait_until(lambda: ahead.files_read == 3)
     assert not ahead._thread.is_alive()
 
 
@@ -316,11 +319,11 @@ def test_reading_ahead_skips_what_training_has_left_behind(tmp_path, monkeypatch
     monkeypatch.setattr(ReadAhead, "_through", lambda _, path: (read.append(path), gate.wait(20)))
     paths = [tmp_path / f"{number}.tar" for number in range(9)]
     with ReadAhead(paths) as ahead:
-        ahead.want(0, 3)
+        ahead.set_window(0, 3)
         wait_until(lambda: len(read) == 1)  # slow storage ...
-        ahead.want(6, 8)  # ... and training two blocks on
+        ahead.set_window(6, 8)  # ... and training two blocks on
         gate.set()
-        wait_until(lambda: ahead.done == 8)
+        wait_until(lambda: ahead.files_read == 8)
         assert read == [paths[0], paths[6], paths[7]]
 
 
@@ -334,7 +337,7 @@ def test_shards_are_read_ahead_where_most_of_them_is_asked_for(tmp_path):
                     stand_in.add(shard, f"{number}_{place}.jpg", content)
                     stand_in.add(shard, f"{number}_{place}.cls", b"%d" % (place % 3))
     config = Data(source="webdataset", root=str(root), image_size=SIDE, validation=3, workers=1, shards_at_once=1)
-    prepared = prepare.prepare(config, tmp_path, base=Path("/"), report=lambda text: None)
+    prepared = prepare.prepare_data(config, tmp_path, base=Path("/"), report=lambda text: None)
     stream = build.pictures(data.training(prepared, config), "cpu").images
     assert stream._pays(torch.arange(18)) and not stream._pays(
         torch.tensor([0, 6, 12])
@@ -389,8 +392,8 @@ def test_decoders_that_nobody_asks_end_behind_a_signal(training):
     os.kill(child.pid or 0, signal.SIGTERM)
     begin = time.monotonic()
     assert len(list(decoders.batches([one], 4))) == 1 and child.is_alive()
-    child.join(3 * GRACE)
-    assert child.exitcode == 0 and time.monotonic() - begin >= GRACE
+    child.join(3 * IDLE_GRACE_SECONDS)
+    assert child.exitcode == 0 and time.monotonic() - begin >= IDLE_GRACE_SECONDS
     decoders.close()
 
 
@@ -425,12 +428,12 @@ def test_views_are_distorted_behind_the_decoders(training, tmp_path):
     numbers = loop.views.views_of_epoch(45, 1, settings().seed or 0, "resized_crop", None, SIDE, distorted=True)[order]
     listing = Listing(place(training))
     crops = [
-        listing.decoded(int(p), lambda content, v=v: training_view(content, int(v), SIDE))
+        listing.decoded(int(p), lambda content, v=v: decode_training_view(content, int(v), SIDE))
         for p, v in zip(order, numbers, strict=True)
     ]
-    assert torch.equal(seen[0], distorted(torch.from_numpy(np.stack(crops)), numbers, asked)) and not np.array_equal(
-        seen[0].numpy(), np.stack(crops)
-    )
+    assert torch.equal(
+        seen[0], distort_views(torch.from_numpy(np.stack(crops)), numbers, asked)
+    ) and not np.array_equal(seen[0].numpy(), np.stack(crops))
 
 
 def noting(batches: Any, asked: list[int]) -> Any:
@@ -460,7 +463,7 @@ def test_a_bad_picture_ends_the_training_with_its_name(tmp_path):
     config = Data(source="imagenet", root=str(root), image_size=SIDE, validation=3, workers=1)
     (tmp_path / "work").mkdir()
     prepared = data.training(
-        prepare.prepare(config, tmp_path / "work", base=Path("/"), report=lambda text: None), config
+        prepare.prepare_data(config, tmp_path / "work", base=Path("/"), report=lambda text: None), config
     )
     _, _, train_index, _ = training_arrays(prepared)
     bad = Listing(place(prepared)).path(int(train_index[5]))
@@ -485,9 +488,9 @@ def test_a_lost_decoder_is_one_sentence_and_a_lost_training_takes_its_decoders_a
 
     script = tmp_path / "orphans.py"
     script.write_text(
-        "import sys\nfrom pathlib import Path\nimport numpy as np\nfrom compress.data.streaming.listing import Place\nfrom compress.data.streaming.workers import Decoders\n"
+        "import sys\nfrom pathlib import Path\nimport numpy as np\nfrom compress.data.streaming.listing import ListingSpec\nfrom compress.data.streaming.workers import Decoders\n"
         "if __name__ == '__main__':\n"
-        "    decoders = Decoders(Place(*map(Path, sys.argv[1:4]), 16), augment='none', workers=1)\n"
+        "    decoders = Decoders(ListingSpec(*map(Path, sys.argv[1:4]), 16), augment='none', workers=1)\n"
         "    batches = decoders.batches(((np.arange(8), np.zeros(8, np.int64)) for _ in range(10**6)), 8)\n"
         "    next(batches)\n    print(*decoders.pool._processes, flush=True)\n    import time; time.sleep(60)\n"
     )

@@ -18,9 +18,9 @@ from compress.core.records.training import Prepared
 from compress.core.stateless_random import hashed, hashed_int
 from compress.data import load_images, load_labels
 from compress.data.augment import views
-from compress.data.augment.crops import crop_box, training_view
+from compress.data.augment.crops import crop_box, decode_training_view
 from compress.data.sources import imagenet, prepare
-from compress.data.streaming.listing import Listing, Place, evaluation_view
+from compress.data.streaming.listing import Listing, ListingSpec, decode_evaluation_view
 from compress.recipe import schema
 from tests.support import image_stand_in as stand_in
 
@@ -30,9 +30,9 @@ def config(source: str, root: Path, **keys: object) -> schema.Data:
 
 
 def prepared(source: str, root: Path, work: Path, **keys: object) -> tuple[Prepared, Listing]:
-    made = prepare.prepare(config(source, root, **keys), work, base=Path("/"), report=lambda text: None)
+    made = prepare.prepare_data(config(source, root, **keys), work, base=Path("/"), report=lambda text: None)
     assert made.root is not None and made.paths is not None
-    return made, Listing(Place(made.root, made.train_images.path, made.paths.path, 28))
+    return made, Listing(ListingSpec(made.root, made.train_images.path, made.paths.path, 28))
 
 
 def print_of(source: str, root: Path) -> str:
@@ -58,11 +58,11 @@ def test_imagenet_lists_training_pictures_and_decodes_the_test_part(tmp_path: Pa
         2,
     ]
     assert [root / path for path in imagenet.paths(root, "train")] == [listing.path(number) for number in range(15)]
-    expected = evaluation_view((root / "val" / "n02102040" / "n02102040_val_001.JPEG").read_bytes(), 28)
+    expected = decode_evaluation_view((root / "val" / "n02102040" / "n02102040_val_001.JPEG").read_bytes(), 28)
     assert np.array_equal(load_images(made.test_images)[5], expected)
-    assert np.array_equal(listing[np.array([7])][0], evaluation_view(listing.path(7).read_bytes(), 28)) and listing[
-        np.array([], int)
-    ].shape == (0, 28, 28, 3)
+    assert np.array_equal(
+        listing[np.array([7])][0], decode_evaluation_view(listing.path(7).read_bytes(), 28)
+    ) and listing[np.array([], int)].shape == (0, 28, 28, 3)
 
 
 def test_shards_hold_the_same_pictures_wherever_they_are_cut(tmp_path: Path) -> None:
@@ -274,12 +274,12 @@ def test_a_view_is_its_box_resized_and_flipped() -> None:
         plain = image.convert("RGB").resize(
             (16, 16), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height)
         )
-    straight, mirrored = (training_view(content, 2 * 17 + flip, 16) for flip in (0, 1))
+    straight, mirrored = (decode_training_view(content, 2 * 17 + flip, 16) for flip in (0, 1))
     assert np.array_equal(straight, mirrored[:, ::-1])
     assert (
         np.abs(straight.astype(int) - np.asarray(plain).astype(int)).mean() < 2
     )  # decoded at a smaller scale, which a JPEG allows
-    whole = training_view(content, 2 * 17, 150)
+    whole = decode_training_view(content, 2 * 17, 150)
     with Image.open(io.BytesIO(content)) as image:
         expected = image.resize((150, 150), Image.Resampling.BILINEAR, box=crop_rectangle(17))
     assert np.array_equal(whole, np.asarray(expected))  # nothing to spare: decoded as it is
@@ -298,5 +298,5 @@ def test_a_turned_photo_is_cut_upright() -> None:
     turned.save(stream, "JPEG", quality=95, exif=tags)
     plain = io.BytesIO()
     upright.save(plain, "JPEG", quality=95)
-    one, other = (training_view(file.getvalue(), 40, 24).astype(int) for file in (stream, plain))
+    one, other = (decode_training_view(file.getvalue(), 40, 24).astype(int) for file in (stream, plain))
     assert np.abs(one - other).mean() < 2

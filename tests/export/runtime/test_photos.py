@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compress.data.decode import decode
+from compress.data.decode import decode_image
 from export import verify
 from export.bundle import photos as photoset
 from export.bundle import write as bundle
@@ -94,7 +94,7 @@ def test_the_same_pixels_as_in_training(made: Path) -> None:
     for path, pixels in zip(
         ("landscape", "portrait", "exif6", "exif3", "exif8", "grey", "cmyk", "large"), expected, strict=True
     ):
-        own = decode((made / "photos" / f"{path}.jpg").read_bytes(), RESIZE)[
+        own = decode_image((made / "photos" / f"{path}.jpg").read_bytes(), RESIZE)[
             offset : offset + SIDE, offset : offset + SIDE
         ]
         assert (own == pixels).all(), path
@@ -133,7 +133,7 @@ def test_own_photos_travel_as_they_are_and_are_decoded_like_the_data_set(owned: 
         expected = stored["pixels"][photoset.COUNT :]
     offset = (RESIZE - SIDE) // 2
     for path, pixels in zip(own, expected, strict=True):
-        assert (decode(path.read_bytes(), RESIZE)[offset : offset + SIDE, offset : offset + SIDE] == pixels).all()
+        assert (decode_image(path.read_bytes(), RESIZE)[offset : offset + SIDE, offset : offset + SIDE] == pixels).all()
 
 
 def test_own_photos_are_checked_and_timed(owned: tuple[Path, list[Path]]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compress import models
-from compress.models.residual_sum import Sum
+from compress.models.residual_add import ResidualAdd
 from compress.models.taps import Tapped
 from compress.training.kernels.library import Library, _file, _functions, library, why_not
 from compress.training.kernels.norm import NONE, _BatchNorm, fuse
@@ -195,7 +195,7 @@ def test_networks_train_as_they_did(made, name, side, norms, activations, sums):
     changed = [module for module in network.modules() if "forward" in module.__dict__]
     mine = float((gradients(network, x) - exact).norm() / exact.norm())
 
-    assert [sum(isinstance(module, kind) for module in changed) for kind in (nn.BatchNorm2d, nn.ReLU, Sum)] == [
+    assert [sum(isinstance(module, kind) for module in changed) for kind in (nn.BatchNorm2d, nn.ReLU, ResidualAdd)] == [
         norms,
         activations,
         sums,

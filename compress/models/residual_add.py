@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-class Sum(nn.Module):
+class ResidualAdd(nn.Module):
     """What a block computed and what its shortcut kept, added."""
 
     def forward(self, new: Tensor, kept: Tensor) -> Tensor:

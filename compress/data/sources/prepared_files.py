@@ -9,7 +9,7 @@ from compress.core.records.training import Unreadable
 
 
 @dataclass(frozen=True)
-class Written:
+class PreparedFiles:
     """Files and classes as in `Prepared`. `paths`: where the training pictures stay in their files. `warnings`, `cautions`: sentences."""
 
     classes: tuple[str, ...]
