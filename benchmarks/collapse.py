@@ -24,6 +24,7 @@ from compress.core.store import Store
 from compress.pipeline.run import resolve_device
 from compress.pipeline.workflow import Workflow
 from compress.recipe import loader
+from compress.recipe.defaults import resolve
 from compress.report import plots
 from compress.stages import distill
 from export.runtime import host
@@ -71,7 +72,7 @@ def main(
     ]
     arms = {name: [one[name] for one in rounds] for name in chosen}
     settings = {
-        path.stem: loader.resolve(loader.load(path, overrides).recipe).model_dump(mode="json", by_alias=True)
+        path.stem: resolve(loader.load(path, overrides).recipe).model_dump(mode="json", by_alias=True)
         for path in (ONE, TWO)
     }
     here = host()
@@ -105,7 +106,7 @@ def main(
 def _trained(path: Path, overrides: tuple[str, ...], device: str, artifacts: Path) -> dict[str, Any]:
     """One training: its columns by epoch."""
     loaded = loader.load(path, overrides)
-    settings, store = loader.resolve(loaded.recipe), Store(artifacts, device, Console())
+    settings, store = resolve(loaded.recipe), Store(artifacts, device, Console())
     work = Workflow(loaded, settings, store, "distill")
     own = settings.student.networks[0]
     start, weights = work.networks.weights(own.weights, own.model)

@@ -40,6 +40,7 @@ from compress.data.sources import cifar, npz
 from compress.data.splits import carve, stratified
 from compress.pipeline import run as pipeline
 from compress.recipe import loader
+from compress.recipe.defaults import resolve
 
 HERE = Path(__file__).parent
 MOBILE = ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")
@@ -260,7 +261,7 @@ def _stored(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
 def _time(pair: str, changes: tuple[str, ...], arrays: dict[str, np.ndarray], seeds: int) -> str:
     """How long the protocol takes on this CPU, from the first steps of teacher and student."""
     path = HERE.parent / "recipes" / "cifar100" / f"{pair}.yaml"
-    settings = loader.resolve(loader.load(path, changes).recipe)
+    settings = resolve(loader.load(path, changes).recipe)
     own = settings.teacher.candidates[0].train
     few = _part(
         {**arrays, **{key: arrays[key][:1000] for key in ("test_images", "test_labels")}},

@@ -15,6 +15,7 @@ from compress.core.store import Store
 from compress.models import checkpoints
 from compress.pipeline import run, workflow
 from compress.recipe import loader
+from compress.recipe.defaults import resolve
 from compress.training import build
 
 WEIGHTS = Path(__file__).parents[1] / "compress" / "models" / "weights"
@@ -27,7 +28,7 @@ def main(artifacts: Path) -> None:
     loaded = loader.load(WEIGHTS / "resnet8x4-fashion.yaml")
     console = Console()
     work = workflow.Workflow(
-        loaded, loader.resolve(loaded.recipe), Store(artifacts, run.resolve_device("cpu"), console), "teacher"
+        loaded, resolve(loaded.recipe), Store(artifacts, run.resolve_device("cpu"), console), "teacher"
     )
     trained = work.candidates()[0]
     path = WEIGHTS / "resnet8x4-fashion.safetensors"

@@ -85,14 +85,15 @@ def check(recipe: Path, overrides: tuple[str, ...], allow_code: bool) -> int:
 @artifacts_option
 def show(recipe: Path, overrides: tuple[str, ...], allow_code: bool, artifacts: Path) -> int:
     """Print the resolved recipe: every key, defaults filled in."""
-    from compress.recipe import loader as recipes
+    from compress.recipe.defaults import resolve
+    from compress.recipe.loader import dump
 
     loaded = _load(recipe, overrides, allow_code)
     for notice in loaded.notices:
         say(f"note: {notice}", sys.stderr)
     if loaded.recipe.student.choose is not None:
         say(f"note: {_picked(loaded, artifacts)}", sys.stderr)
-    say(recipes.dump(recipes.resolve(loaded.recipe)).rstrip(), sys.stdout)
+    say(dump(resolve(loaded.recipe)).rstrip(), sys.stdout)
     return 0
 
 

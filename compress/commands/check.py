@@ -19,7 +19,7 @@ from compress.models.meta import shapes_only
 from compress.models.outline import outline
 from compress.models.taps import Tapped
 from compress.pipeline import float_layer_check
-from compress.recipe import loader
+from compress.recipe.defaults import resolve
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import KNOWN_CLASSES, Candidate, Choice, Data, Recipe
 from export.runtime.conditions import too_many_threads
@@ -38,7 +38,7 @@ def check(loaded: Loaded) -> tuple[list[str], list[str]]:
         1
     )  # one picture keeps no second thread busy, and on a busy machine waiting for one takes longer than the arithmetic
     try:
-        return _check(loaded, loader.resolve(loaded.recipe), loaded.path.resolve().parent)
+        return _check(loaded, resolve(loaded.recipe), loaded.path.resolve().parent)
     finally:
         torch.set_num_threads(threads)
 

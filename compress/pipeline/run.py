@@ -19,7 +19,7 @@ from compress.methods import compatibility
 from compress.pipeline.run_folder import cache_refs, recipe_copy
 from compress.pipeline.run_folder.cache_refs import Kept
 from compress.pipeline.workflow import Workflow, places, versions
-from compress.recipe import loader
+from compress.recipe.defaults import resolve
 from compress.recipe.loader import Loaded
 from compress.report import report_json
 from compress.report import run_folder as report
@@ -53,7 +53,7 @@ def run(
 
 def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
     now = datetime.now(UTC)
-    settings = loader.resolve(loaded.recipe)
+    settings = resolve(loaded.recipe)
     artifacts, console = store.root, store.console
     work = Workflow(loaded, settings, store, until)
     for notice in loaded.notices:
@@ -111,7 +111,7 @@ def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, conso
     """What to expect before any training: 0, 5 where the recipe's own student fails a limit that can be judged, or 6."""
     from compress.pipeline.plan import run as plan
 
-    settings = loader.resolve(loaded.recipe)
+    settings = resolve(loaded.recipe)
     store = Store(artifacts, "cpu", console, plan.STAGES if force else ())
     prepared = None
     try:
@@ -139,7 +139,7 @@ def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, conso
 
 def teachers(loaded: Loaded, *, artifacts: Path, device: str, console: Console) -> list[dict[str, Any]]:
     """The teacher-selection table alone: one row a candidate."""
-    work = Workflow(loaded, loader.resolve(loaded.recipe), Store(artifacts, resolve_device(device), console), "teacher")
+    work = Workflow(loaded, resolve(loaded.recipe), Store(artifacts, resolve_device(device), console), "teacher")
     if work.settings.teacher.select == "proxy":
         work.choose()
     candidates, selected = work.selected()

@@ -17,9 +17,9 @@ from compress.data.sources import prepare
 from compress.methods import compatibility
 from compress.pipeline import float_layer_check
 from compress.pipeline.networks import Networks, normalized
-from compress.recipe import loader
+from compress.recipe.defaults import resolve, student_train
 from compress.recipe.loader import Loaded
-from compress.recipe.schema import Distill, Recipe, Schedule, Student, Train
+from compress.recipe.schema import Distill, Recipe, ResolvedQat, ResolvedSchedule, Student
 from compress.report.report_json import Branch, Evidence, model_files
 from compress.stages import STAGES, data, distill, strip, teacher
 from compress.verdict import majority_baseline, teacher_choice
@@ -148,7 +148,7 @@ class Workflow:
         picked, content = run.choose(ground, report=console.line)
         console.line(content["choose"]["sentence"])
         student = Student(**picked.model_dump())
-        self.settings = loader.resolve(self.loaded.recipe.model_copy(update={"student": student}))
+        self.settings = resolve(self.loaded.recipe.model_copy(update={"student": student}))
         if not self.store.group.first:
             return content
         return run.keep(content, self.loaded.name, self.loaded.recipe.student, self.store.root)
@@ -163,10 +163,9 @@ class Workflow:
         asked, student = settings.teacher.proxy, settings.student.networks[0]
         start, weights = self.networks.weights(student.weights, student.model)
         network = self.networks.network(student)
-        schedule = Schedule(
-            kind="cosine", warmup_epochs=min(settings.train.schedule.warmup_epochs or 0.0, asked.epochs / 4)
-        )
-        train = settings.train.model_copy(update={"epochs": asked.epochs, "schedule": schedule, "keep": "last"})
+        train = student_train(settings)
+        schedule = ResolvedSchedule(kind="cosine", warmup_epochs=min(train.schedule.warmup_epochs, asked.epochs / 4))
+        train = train.model_copy(update={"epochs": asked.epochs, "schedule": schedule, "keep": "last"})
         proxies = tuple(
             self.store.run(
                 proxy.run,
@@ -244,7 +243,7 @@ class Workflow:
         start, weights = self.networks.weights(student.weights, student.model)
         network = self.networks.network(student)
         own = config.alone()  # other methods' sections are no part of the key
-        train: Train = settings.train
+        train = student_train(settings)
         trained = store.run(
             distill.run,
             own,
@@ -277,7 +276,7 @@ class Workflow:
         targets = self._targets() if label == "" else self._targets()[:1]
         titles = [f"{label or 'student'}{f' {target}' if number else ''}" for number, target in enumerate(targets)]
         tuned: list[Tuned] = []
-        if int8.scheme == "qat":
+        if isinstance(int8, ResolvedQat):
             more = {**told, "method": own, "trained": trained, "stripped": stripped, "teacher": chosen, "train": train}
             tuned = [
                 store.run(tune.run, int8, label=title, target=target, **more)

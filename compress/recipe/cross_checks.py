@@ -9,13 +9,11 @@ from typing import Any
 from compress.core.errors import UsageError
 from compress.models import catalog
 from compress.recipe import method_checks
+from compress.recipe.defaults import CANDIDATE_EPOCHS, default_epochs
 from compress.recipe.error_messages import Finding, did_you_mean
 from compress.recipe.schema import Candidate, Choice, Recipe, Train
 from compress.recipe.yaml_tree import Keys
 
-STUDENT_EPOCHS = 240  # the papers'
-CANDIDATE_EPOCHS = 60
-PRETRAINED_EPOCHS = 20
 LARGE_PICTURES = 112  # pixels
 ROOTS = {  # what data.root is
     "folder": "the folder with one sub-folder a class",
@@ -23,11 +21,6 @@ ROOTS = {  # what data.root is
     "imagenet": "the folder that holds train and val",
     "webdataset": "the folder with the shards",
 }
-
-
-def network(name: str) -> catalog.NetworkInfo:
-    """The catalogue's entry. Raises UsageError."""
-    return catalog.info(name)
 
 
 def wrong_networks(data: Any, *, allow_code: bool) -> Iterator[tuple[Keys, str]]:
@@ -232,12 +225,12 @@ def _trainings(recipe: Recipe) -> list[tuple[Keys, Train, int]]:
     found: list[tuple[Keys, Train, int]] = []
     for number, candidate in enumerate(recipe.teacher.candidates):
         if candidate.onnx is None and candidate.train is not None:
-            default = CANDIDATE_EPOCHS if candidate.weights == "none" else PRETRAINED_EPOCHS
+            default = default_epochs(pretrained=candidate.weights != "none", scratch_epochs=CANDIDATE_EPOCHS)
             found.append(
                 (("teacher", "candidates", number, "train"), candidate.train, candidate.train.epochs or default)
             )
     scratch = any(one.weights == "none" for one in recipe.student.networks)
-    default = STUDENT_EPOCHS if scratch else PRETRAINED_EPOCHS
+    default = default_epochs(pretrained=not scratch)
     return [*found, (("train",), recipe.train, recipe.train.epochs or default)]
 
 

@@ -17,7 +17,7 @@ from compress.core.errors import Problem, RecipeError
 from compress.recipe import cross_checks, yaml_tree
 from compress.recipe.error_messages import explain
 from compress.recipe.overrides import apply_overrides, parse_override
-from compress.recipe.schema import Candidate, Quantize, Recipe, Section, Train
+from compress.recipe.schema import Recipe, Section
 from compress.recipe.yaml_tree import Keys, Tree, dotted
 
 
@@ -75,72 +75,6 @@ def load(path: Path, overrides: Sequence[str] = (), *, allow_code: bool = False)
     notices += [f"{tree.place(keys).key}: {sentence}" for keys, sentence in cross_checks.remarks(recipe)]
     flags = (*(word for text in overrides for word in ("--set", text)), *(("--allow-code",) if allow_code else ()))
     return Loaded(recipe.model_copy(update={"name": name}), path, name, tuple(notices), tree, flags)
-
-
-def resolve(recipe: Recipe) -> Recipe:
-    """The recipe with the defaults that follow from other keys filled in; what depends on the data or the machine stays null or auto."""
-    data = recipe.data.model_copy(update={"image_size": recipe.data.side, "augment": recipe.data.views})
-    candidates = tuple(
-        candidate.model_copy(update={"train": _candidate_train(candidate, recipe.train.threads)})
-        for candidate in recipe.teacher.candidates
-    )
-    starts = {(cross_checks.network(one.model).mobile, one.weights != "none") for one in recipe.student.networks}
-    if len(starts) == 1:
-        ((mobile, pretrained),) = starts
-        train = resolved_train(recipe.train, mobile=mobile, pretrained=pretrained, seed=recipe.seed)
-    else:  # `student.choose` among unlike networks: what follows from the network stays null until it is picked
-        train = recipe.train.model_copy(
-            update={"seed": recipe.seed if recipe.train.seed is None else recipe.train.seed}
-        )
-    teacher = recipe.teacher.model_copy(update={"candidates": candidates})
-    return recipe.model_copy(
-        update={
-            "data": data,
-            "teacher": teacher,
-            "train": train,
-            "quantize": _resolved_quantize(recipe.quantize, train),
-        }
-    )
-
-
-def _resolved_quantize(quantize: Quantize, train: Train) -> Quantize:
-    """Tuning lasts a tenth of the training, at a tenth of its rate, where the recipe does not say otherwise."""
-    if quantize.scheme != "qat" or train.epochs is None or train.lr is None:
-        return quantize
-    epochs = max(2, round(train.epochs / 10)) if quantize.epochs is None else quantize.epochs
-    return quantize.model_copy(update={"epochs": epochs, "lr": train.lr / 10 if quantize.lr is None else quantize.lr})
-
-
-def _candidate_train(candidate: Candidate, threads: int | None) -> Train | None:
-    """null stays null where a checkpoint is taken as it is. `threads`: the student's, which are the candidate's too where it says nothing."""
-    pretrained = candidate.weights != "none"
-    if candidate.onnx is not None or (pretrained and candidate.train is None):
-        return None
-    mobile = cross_checks.network(candidate.model).mobile
-    train = resolved_train(
-        candidate.train, mobile=mobile, pretrained=pretrained, seed=0, scratch_epochs=cross_checks.CANDIDATE_EPOCHS
-    )
-    return train.model_copy(update={"threads": threads if train.threads is None else train.threads})
-
-
-def resolved_train(
-    train: Train | None, *, mobile: bool, pretrained: bool, seed: int, scratch_epochs: int = cross_checks.STUDENT_EPOCHS
-) -> Train:
-    """`train` with all but views and threads filled in: the papers' values from scratch, few gentle epochs from pretrained weights."""
-    train = train or Train()
-    epochs = train.epochs or (cross_checks.PRETRAINED_EPOCHS if pretrained else scratch_epochs)
-    rate = 0.005 if pretrained else 0.01 if mobile else 0.05
-    warmup = train.schedule.warmup_epochs
-    if warmup is None:
-        warmup = min(1.0, epochs / 4) if pretrained else 0.0
-    return train.model_copy(
-        update={
-            "epochs": epochs,
-            "lr": rate if train.lr is None else train.lr,
-            "seed": seed if train.seed is None else train.seed,
-            "schedule": train.schedule.model_copy(update={"warmup_epochs": warmup}),
-        }
-    )
 
 
 def dump(recipe: Recipe) -> str:

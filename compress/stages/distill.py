@@ -10,7 +10,7 @@ from torch import nn
 from compress.core.records.base import File
 from compress.core.records.training import Distilled, Network, Trained, TrainingData
 from compress.core.store import Context, Stage
-from compress.recipe.schema import Distill, Train
+from compress.recipe.schema import Distill, ResolvedTrain
 from compress.training import checkpoint
 from compress.training.distill import distil
 
@@ -24,7 +24,7 @@ def _run(
     weights: File | None,
     teacher: Trained | None,
     data: TrainingData,
-    train: Train,
+    train: ResolvedTrain,
 ) -> Distilled:
     """Train the student by the configured method.
 

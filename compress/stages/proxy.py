@@ -7,7 +7,7 @@ import numpy as np
 from compress.core.records.base import File
 from compress.core.records.training import Network, Proxied, Trained, TrainingData
 from compress.core.store import Context, Stage
-from compress.recipe.schema import Distill, Train
+from compress.recipe.schema import Distill, ResolvedTrain
 from compress.training import build
 from compress.training.distill import distil
 from compress.training.evaluation import predict
@@ -22,7 +22,7 @@ def _run(
     weights: File | None,
     teacher: Trained,
     data: TrainingData,
-    train: Train,
+    train: ResolvedTrain,
     share: float,
 ) -> Proxied:
     """Inputs as of the distill stage; `train` is the short one, `share` how much of the training pictures it sees."""

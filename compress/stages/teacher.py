@@ -20,7 +20,7 @@ from compress.methods import build_method
 from compress.models import checkpoints
 from compress.models.count import macs, params
 from compress.models.input_adapter import inner_network
-from compress.recipe.schema import Candidate, Distill
+from compress.recipe.schema import Distill, ResolvedCandidate
 from compress.training import build, checkpoint
 from compress.training.evaluation import Pictures, accuracy, predict
 from compress.training.loop import fit
@@ -37,11 +37,11 @@ REMEDIES = {  # what the candidate's section should say
 
 
 def _train(
-    config: Candidate, *, context: Context, network: Network, data: TrainingData, weights: File | None
+    config: ResolvedCandidate, *, context: Context, network: Network, data: TrainingData, weights: File | None
 ) -> Trained:
     """Train a candidate, or load it, or both; judge it on validation in float32."""
     begin = time.monotonic()
-    torch.manual_seed((config.train.seed if config.train else 0) or 0)
+    torch.manual_seed(config.train.seed if config.train else 0)
     pictures = build.pictures(data, context.device)
     counted: tuple[int, int | None] = (0, None)
     if network.black_box and weights is not None:
@@ -60,7 +60,7 @@ def _train(
             label_smoothing=config.train.label_smoothing,
         )
         steps = -(-len(pictures.train_index) // config.train.batch_size)
-        with context.console.training(f"teacher {network.model}", config.train.epochs or 1, steps) as progress:
+        with context.console.training(f"teacher {network.model}", config.train.epochs, steps) as progress:
             fitted = fit(
                 model,
                 method,
@@ -123,7 +123,7 @@ def _inspected(network: Network, file: File) -> tuple[int, int | None]:
     return found.params, found.macs
 
 
-def _expect(config: Candidate, top1: float, pictures: int, named: Callable[[], str | None]) -> None:
+def _expect(config: ResolvedCandidate, top1: float, pictures: int, named: Callable[[], str | None]) -> None:
     """A checkpoint that does not reach its known accuracy has the wrong input or the wrong weights: stop before distilling.
 
     `named` looks for the known mistake that explains it.
@@ -138,7 +138,9 @@ def _expect(config: Candidate, top1: float, pictures: int, named: Callable[[], s
         )
 
 
-def _named(config: Candidate, model: nn.Module, pictures: Pictures, network: Network, data: TrainingData) -> str | None:
+def _named(
+    config: ResolvedCandidate, model: nn.Module, pictures: Pictures, network: Network, data: TrainingData
+) -> str | None:
     """Which known mistake in the input or in the order of the classes fits."""
     images = views.evaluation_view(pictures.validation(), data.image_size).cpu().numpy()
     normalization = network.normalization
@@ -160,7 +162,7 @@ def _named(config: Candidate, model: nn.Module, pictures: Pictures, network: Net
     return None if fault is None else fault.sentence() + REMEDIES.get(fault.kind, "")
 
 
-def _origin(config: Candidate) -> str:
+def _origin(config: ResolvedCandidate) -> str:
     if config.onnx is not None:
         return "an ONNX file as it is"
     if config.weights == "none":

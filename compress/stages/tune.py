@@ -27,7 +27,7 @@ from compress.data.augment import views
 from compress.methods import Method, build_method
 from compress.models import checkpoints
 from compress.models.taps import Tapped
-from compress.recipe.schema import Distill, Quantize, Schedule, Train
+from compress.recipe.schema import Distill, ResolvedQat, ResolvedSchedule, ResolvedTrain
 from compress.training import build, checkpoint
 from compress.training.distill import say_teaching
 from compress.training.evaluation import Pictures, accuracy, predict
@@ -43,7 +43,7 @@ TAP_LIMIT = 1e-3  # largest difference of a tap in the two graphs, of its larges
 
 
 def _run(
-    config: Quantize,
+    config: ResolvedQat,
     *,
     context: Context,
     method: Distill,
@@ -52,7 +52,7 @@ def _run(
     model: Exported,
     teacher: Trained | None,
     data: CalibrationData,
-    train: Train,
+    train: ResolvedTrain,
     target: str,
     versions: dict[str, str],
 ) -> Tuned:
@@ -67,7 +67,7 @@ def _run(
         update={
             "epochs": config.epochs,
             "lr": config.lr,
-            "schedule": Schedule(warmup_epochs=0.0),
+            "schedule": ResolvedSchedule(),
             "precision": "float32",
             "keep": "last",
         }
@@ -85,7 +85,7 @@ def _run(
     static = _accuracy(simulation, stripped.trained, pictures)
     steps = -(-len(pictures.train_index) // train.batch_size)
     with context.console.training(
-        f"int8 of {stripped.trained.network.model} by {method.name}", own.epochs or 1, steps
+        f"int8 of {stripped.trained.network.model} by {method.name}", own.epochs, steps
     ) as progress:
         fitted = fit(
             simulation,
@@ -122,7 +122,7 @@ def _run(
         ranges=File.of(ranges),
         history=File.of(context.work / checkpoint.HISTORY),
         epochs=len(fitted.history),
-        lr=own.lr or 0.0,
+        lr=own.lr,
         top1_float=stripped.trained.top1_validation,
         top1_static=static,
         top1_validation=fitted.history[-1].get("top1_validation", static),
@@ -160,7 +160,7 @@ def _taught(
     teacher: Trained | None,
     pictures: Pictures,
     data: CalibrationData,
-    train: Train,
+    train: ResolvedTrain,
     context: Context,
 ) -> tuple[Method, Teaching | None]:
     """The method with its own modules as distillation left them, and what it is taught by."""
@@ -179,7 +179,7 @@ def _taught(
         train_labels=pictures.labels,
         train_index=pictures.train_index,
         label_smoothing=train.label_smoothing,
-        seed=train.seed or 0,
+        seed=train.seed,
     )
     checkpoints.load_state(method, state, source="distill")
     method.to(context.device)

@@ -16,7 +16,7 @@ from compress.data.augment import views
 from compress.methods import Method, build_method
 from compress.models.count import macs, params
 from compress.models.size_warning import size_increase_warning
-from compress.recipe.schema import Distill, Train
+from compress.recipe.schema import Distill, ResolvedTrain
 from compress.training import build
 from compress.training.evaluation import Pictures
 from compress.training.loop import Fitted, fit
@@ -52,7 +52,7 @@ def distil(
     weights: File | None,
     teacher: Trained | None,
     data: TrainingData,
-    train: Train,
+    train: ResolvedTrain,
     share: float = 1.0,
     title: str = "",
 ) -> Student:
@@ -61,7 +61,7 @@ def distil(
     `start` is the student's `weights` key ("none", "file" or a torchvision weights name), `weights` the file where it is one. `share`: of
     the training pictures, by class. `title` names the training where it is not the distillation itself.
     """
-    torch.manual_seed(train.seed or 0)
+    torch.manual_seed(train.seed)
     pictures = _share(build.pictures(data, context.device), share, data.split_seed)
     model = build.start(student, start, weights, new_head=True, device=context.device)
     outline = build.outline(student, model)
@@ -75,7 +75,7 @@ def distil(
         train_labels=pictures.labels,
         train_index=pictures.train_index,
         label_smoothing=train.label_smoothing,
-        seed=train.seed or 0,
+        seed=train.seed,
     ).to(context.device)
     _warn_of_size(model, method, student, context)
     if teacher is not None and method.reads_logits:
@@ -95,7 +95,7 @@ def distil(
         say_teaching(teaching, teacher, config.name, data, len(pictures.train_index), train, context)
     steps = -(-len(pictures.train_index) // train.batch_size)
     with context.console.training(
-        title or f"student {student.model} by {config.name}", train.epochs or 1, steps
+        title or f"student {student.model} by {config.name}", train.epochs, steps
     ) as progress:
         fitted = fit(
             model,
@@ -146,7 +146,13 @@ def _warn_of_size(model: nn.Module, method: Method, student: Network, context: C
 
 
 def say_teaching(
-    teaching: Teaching, teacher: Trained, method: str, data: TrainingData, pictures: int, train: Train, context: Context
+    teaching: Teaching,
+    teacher: Trained,
+    method: str,
+    data: TrainingData,
+    pictures: int,
+    train: ResolvedTrain,
+    context: Context,
 ) -> None:
     """How often the teacher will run, and what remembering its logits can cost, before it is spent. `pictures`: so many are trained on."""
     said, cache = context.console.line, teaching if isinstance(teaching, TeacherCache) else None
@@ -165,14 +171,14 @@ def say_teaching(
             said(f"teacher logits: {known:,} rows known from earlier runs")
 
 
-def _cache_line(pictures: int, data: TrainingData, train: Train, cache: TeacherCache) -> str:
+def _cache_line(pictures: int, data: TrainingData, train: ResolvedTrain, cache: TeacherCache) -> str:
     if not cache.enabled:
         return (
             f"teacher logits: the table of {cache.pictures:,} pictures of {cache.views:,} views each would take {cache.table / 2**20:,.0f} MiB, more than the "
             f"{logit_cache.MEMORY_LIMIT / 2**20:,.0f} MiB that they may; nothing is remembered, the teacher runs at every step"
         )
     every = views.view_count(data.augment, data.image_size, distorted=data.distortion is not None)
-    count = min(every, train.views or every, train.epochs or 1)
+    count = min(every, train.views or every, train.epochs)
     rows = min(pictures * count, cache.room)
     size = (rows * cache.classes * 2 + cache.table) / 2**20
     full = "" if rows == pictures * count else ", which is all that they may take; for the rest the teacher runs"

@@ -25,7 +25,7 @@ from compress.data.augment import views
 from compress.data.streaming.batches import Stream
 from compress.methods import Method
 from compress.models.taps import Tapped
-from compress.recipe.schema import Train
+from compress.recipe.schema import ResolvedTrain
 from compress.training import checkpoint, schedule
 from compress.training.batches import batches
 from compress.training.checkpoint import State
@@ -71,7 +71,7 @@ def fit(
     method: Method,
     pictures: Pictures,
     *,
-    train: Train,
+    train: ResolvedTrain,
     normalization: Normalization,
     taps: Mapping[str, str],
     teacher: Teaching | None,
@@ -122,7 +122,7 @@ class _Training:
         student: nn.Module,
         method: Method,
         pictures: Pictures,
-        train: Train,
+        train: ResolvedTrain,
         normalization: Normalization,
         taps: Mapping[str, str],
         teacher: Teaching | None,
@@ -148,7 +148,7 @@ class _Training:
             group,
             before,
         )
-        self.epochs, self.seed, count = train.epochs or 1, train.seed or 0, len(pictures.train_index)
+        self.epochs, self.seed, count = train.epochs, train.seed, len(pictures.train_index)
         smallest = (
             max(method.smallest_batch(), schedule.smallest_batch(student, pictures.image_size, device)) * group.size
         )
@@ -166,7 +166,7 @@ class _Training:
         self.parameters = trainable(student, method)
         self.optimizer = sgd(
             self.parameters,
-            lr=train.lr or 0.0,
+            lr=train.lr,
             momentum=train.momentum,
             weight_decay=train.weight_decay,
             nesterov=train.nesterov,

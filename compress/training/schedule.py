@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from compress.core.errors import UsageError
 from compress.data.streaming.batches import ShardMixing
-from compress.recipe.schema import Train
+from compress.recipe.schema import ResolvedTrain
 
 ROWS = {
     "cpu": 64,
@@ -21,15 +21,14 @@ LARGE_CARD, TIMES = 30 * 2**30, 4
 SIDE = 32  # pixels: of larger pictures a card gets fewer at once in proportion to their area, for their maps fill its memory
 
 
-def learning_rate(train: Train, epoch: int, progress: float) -> float:
+def learning_rate(train: ResolvedTrain, epoch: int, progress: float) -> float:
     """The rate at a point of training: 1-based `epoch`, `progress` in [0, 1) within it.
 
     step: x gamma for every milestone m with epoch > m, as in the papers' code (the first reduced epoch of 150 is 151).
     cosine: lr/2 (1 + cos(pi t)), t the share of training done after warm-up. warm-up: linear from 0.
     """
-    assert train.lr is not None and train.epochs is not None  # resolved by recipe.resolve
     schedule, done = train.schedule, epoch - 1 + progress
-    warmup = schedule.warmup_epochs or 0.0
+    warmup = schedule.warmup_epochs
     if done < warmup:
         return train.lr * done / warmup
     if schedule.kind == "step":

@@ -18,7 +18,7 @@ from compress.methods import METHODS, Method, build_method
 from compress.models import checkpoints
 from compress.models.deployed import to_deployed
 from compress.models.taps import Tapped
-from compress.recipe.schema import Catkd, Crd, Distill, Fitnet, Schedule, Simkd, Train
+from compress.recipe.schema import Catkd, Crd, Distill, Fitnet, ResolvedTrain, Simkd
 from compress.training import build, loop
 from compress.training.precision import autocast, resolve_precision
 from compress.training.teacher.live import TeacherNetwork
@@ -40,7 +40,7 @@ VARIANTS = {
     "dhkd+reviewkd": Distill(method=("dhkd", "reviewkd")),
     "ofd+kd": Distill(method=("ofd", "kd")),
 }
-TRAIN = Train(epochs=2, batch_size=16, lr=0.02, seed=5, precision="float32", schedule=Schedule(warmup_epochs=0.0))
+TRAIN = ResolvedTrain(epochs=2, batch_size=16, lr=0.02, seed=5, precision="float32")
 
 
 class PowerCut(Exception):

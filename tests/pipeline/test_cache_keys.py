@@ -18,6 +18,7 @@ from compress.pipeline import workflow
 from compress.pipeline.plan import run as plan
 from compress.pipeline.workflow import Workflow, places
 from compress.recipe import loader
+from compress.recipe.defaults import resolve
 from compress.stages import quantize
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,14 +63,14 @@ def replay(run: dict[str, Any], artifacts: Path) -> tuple[loader.Loaded, Replay]
 @pytest.mark.parametrize("run", RECORDED["runs"], ids=lambda run: " ".join([Path(run["recipe"]).stem, *run["set"][:1]]))
 def test_every_stage_of_a_run_has_the_key_of_0_1_0(run: dict[str, Any], tmp_path: Path, recorded_host: None) -> None:
     loaded, store = replay(run, tmp_path)
-    assert Workflow(loaded, loader.resolve(loaded.recipe), store, None).evidence(started="") is not None
+    assert Workflow(loaded, resolve(loaded.recipe), store, None).evidence(started="") is not None
     assert store.keys == run["keys"]
 
 
 def test_every_stage_of_a_plan_has_the_key_of_0_1_0(tmp_path: Path, recorded_host: None) -> None:
     recorded = RECORDED["plan"]
     loaded, store = replay(recorded, tmp_path)
-    settings = loader.resolve(loaded.recipe)
+    settings = resolve(loaded.recipe)
     prepared = Workflow(loaded, settings, store, None).prepared
     ground = plan.ground(settings, prepared, store, RECORDED["versions"], places(loaded), ROOT)
     plan.run(ground, neighbours=recorded["neighbours"], report=lambda line: None)

@@ -11,6 +11,7 @@ import pytest
 
 from compress.cli import main
 from compress.recipe import loader
+from compress.recipe.defaults import resolve
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -30,7 +31,7 @@ def test_epochs_and_rate_follow_from_the_training(tmp_path: Path) -> None:
     path.write_text(RECIPE)
 
     def resolved(*overrides: str) -> tuple[int | None, float | None]:
-        found = loader.resolve(loader.load(path, overrides).recipe).quantize
+        found = resolve(loader.load(path, overrides).recipe).quantize
         return found.epochs, found.lr
 
     assert resolved() == (1, pytest.approx(0.005))

@@ -13,6 +13,7 @@ from compress.cli import main
 from compress.methods import compatibility
 from compress.models import checkpoints
 from compress.recipe import loader
+from compress.recipe.defaults import resolve
 from compress.recipe.schema import METHOD_SECTIONS, Recipe
 from tests.support.image_stand_in import folders, shards
 
@@ -195,7 +196,7 @@ def test_imagenet_recipe_passes_the_check_by_every_method(path: Path, capsys: py
         loaded = loader.load(path, [f"distill.method={method}"])
         assert loaded.notices == ()
         if method in ("at", "ofd", "reviewkd", "catkd"):  # on networks of this size
-            compatibility.check(loaded, loader.resolve(loaded.recipe), classes=1000, image_size=224)
+            compatibility.check(loaded, resolve(loaded.recipe), classes=1000, image_size=224)
 
 
 @pytest.mark.slow

@@ -13,13 +13,22 @@ from compress.core.console import Console
 from compress.core.records.deployment import Exported, Measured, ModelFile, Quantized
 from compress.core.records.training import Distilled, Network, Prepared, Stripped, Trained, TrainingData
 from compress.core.store import Context
-from compress.recipe.schema import Candidate, Data, Dhkd, Distill, Export, Quantize, Schedule, Train, Validate
+from compress.recipe.schema import (
+    Data,
+    Dhkd,
+    Distill,
+    Export,
+    Quantize,
+    ResolvedCandidate,
+    ResolvedTrain,
+    Validate,
+)
 from compress.stages import convert, data, distill, quantize, strip, teacher, validate
 from export.runtime import TARGETS, isa
 
 SIDE = 16
 CLASSES = ("red", "green", "blue", "grey")
-TRAIN = Train(epochs=4, batch_size=32, lr=0.1, seed=0, precision="float32", schedule=Schedule(warmup_epochs=0.0))
+TRAIN = ResolvedTrain(epochs=4, batch_size=32, lr=0.1, seed=0, precision="float32")
 DHKD = Distill(method="dhkd", dhkd=Dhkd(hidden=8))
 VERSIONS = {"torch": "1", "onnx": "1", "onnxruntime": "1"}
 TARGET = (
@@ -90,7 +99,7 @@ def network(prepared) -> Network:
 @pytest.fixture(scope="session")
 def trained_teacher(context, network, training) -> Trained:
     return teacher.train.run(
-        Candidate(model="resnet8", train=TRAIN),
+        ResolvedCandidate(model="resnet8", train=TRAIN),
         context=context("teacher"),
         network=network,
         data=training,
@@ -179,7 +188,7 @@ def work(tmp_path: Path) -> Context:
 
 
 @pytest.fixture(scope="session")
-def train() -> Train:
+def train() -> ResolvedTrain:
     return TRAIN
 
 

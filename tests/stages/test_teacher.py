@@ -18,14 +18,14 @@ from compress.core.records.training import Network, Normalization, Proxied, Trai
 from compress.data import training_arrays
 from compress.models import build, checkpoints
 from compress.models.count import macs, params
-from compress.recipe.schema import Candidate, Distill, Export, Schedule, Train
+from compress.recipe.schema import Distill, Export, ResolvedCandidate, ResolvedTrain
 from compress.stages import convert, proxy, teacher
 from compress.training import build as loading
 from compress.training.distill import distil
 from compress.verdict import teacher_choice
 
 
-def run(config: Candidate, **inputs: Any) -> Trained:
+def run(config: ResolvedCandidate, **inputs: Any) -> Trained:
     return teacher.train.run(config, **inputs)
 
 
@@ -42,7 +42,7 @@ def test_a_trained_candidate_is_recorded_as_it_is(trained_teacher, training, net
 
 
 def test_a_checkpoint_is_judged_without_training(work, trained_teacher, training, network):
-    config = Candidate(model="resnet8", weights="file", expect_top1=0.2)
+    config = ResolvedCandidate(model="resnet8", weights="file", expect_top1=0.2)
     loaded = run(config, context=work, network=network, data=training, weights=trained_teacher.weights)
     assert loaded.top1_validation == trained_teacher.top1_validation
     assert (loaded.epochs, loaded.history, loaded.origin) == (0, None, "checkpoint")
@@ -50,7 +50,7 @@ def test_a_checkpoint_is_judged_without_training(work, trained_teacher, training
 
 
 def test_a_checkpoint_below_its_known_accuracy_stops_with_a_sentence(work, trained_teacher, training, network):
-    config = Candidate(model="resnet8", weights="file", expect_top1=0.9)
+    config = ResolvedCandidate(model="resnet8", weights="file", expect_top1=0.9)
     torch.manual_seed(4)
     checkpoints.save_state(build("resnet8", classes=4), work.work / "fresh.safetensors")
     with pytest.raises(StageError) as raised:
@@ -71,8 +71,8 @@ def vivid(context, training, network) -> tuple[TrainingData, Trained]:
     np.save(work.work / "images.npy", images.astype(np.uint8))
     data = dataclasses.replace(training, images=File.of(work.work / "images.npy"))
     own = dataclasses.replace(network, normalization=Normalization((0.5,) * 3, (0.5,) * 3))
-    short = Train(epochs=4, batch_size=32, lr=0.1, seed=0, precision="float32", schedule=Schedule(warmup_epochs=0.0))
-    learnt = run(Candidate(model="resnet8", train=short), context=work, network=own, data=data, weights=None)
+    short = ResolvedTrain(epochs=4, batch_size=32, lr=0.1, seed=0, precision="float32")
+    learnt = run(ResolvedCandidate(model="resnet8", train=short), context=work, network=own, data=data, weights=None)
     assert learnt.top1_validation > 0.9
     return data, learnt
 
@@ -93,7 +93,7 @@ def test_the_mistake_behind_a_low_accuracy_is_named(work, vivid, normalize, said
     wrong = dataclasses.replace(learnt.network, normalization=normalize or learnt.network.normalization)
     with pytest.raises(StageError) as raised:
         run(
-            Candidate(model="resnet8", weights="file", expect_top1=learnt.top1_validation),
+            ResolvedCandidate(model="resnet8", weights="file", expect_top1=learnt.top1_validation),
             context=work,
             network=wrong,
             data=fed,
@@ -104,7 +104,7 @@ def test_the_mistake_behind_a_low_accuracy_is_named(work, vivid, normalize, said
 
 def test_an_accuracy_within_the_interval_of_what_is_expected_passes(work, trained_teacher, training, network):
     expected = min(trained_teacher.top1_validation + 0.03, 0.99)
-    config = Candidate(model="resnet8", weights="file", expect_top1=expected)
+    config = ResolvedCandidate(model="resnet8", weights="file", expect_top1=expected)
     assert (
         run(config, context=work, network=network, data=training, weights=trained_teacher.weights).top1_validation
         < expected
@@ -115,21 +115,27 @@ def test_a_checkpoint_of_other_classes_gets_a_new_head_where_it_is_trained(work,
     torch.manual_seed(4)
     checkpoints.save_state(build("resnet8", classes=7), work.work / "seven.safetensors")
     weights = File.of(work.work / "seven.safetensors")
-    further = Train(epochs=1, batch_size=32, lr=0.01, seed=0, precision="float32", schedule=Schedule(warmup_epochs=0.0))
-    config = Candidate(model="resnet8", weights="file", train=further)
+    further = ResolvedTrain(epochs=1, batch_size=32, lr=0.01, seed=0, precision="float32")
+    config = ResolvedCandidate(model="resnet8", weights="file", train=further)
     trained = run(config, context=work, network=network, data=training, weights=weights)
     assert trained.origin == "checkpoint, trained further here" and trained.epochs == 1
     with pytest.raises(StageError, match="another number of classes"):
-        run(Candidate(model="resnet8", weights="file"), context=work, network=network, data=training, weights=weights)
+        run(
+            ResolvedCandidate(model="resnet8", weights="file"),
+            context=work,
+            network=network,
+            data=training,
+            weights=weights,
+        )
 
 
 def test_the_pictures_prepared_at_random_start_are_the_seeds(work, training, network):
-    once = Train(epochs=1, batch_size=32, lr=0.01, seed=3, precision="float32", schedule=Schedule(warmup_epochs=0.0))
+    once = ResolvedTrain(epochs=1, batch_size=32, lr=0.01, seed=3, precision="float32")
     results = []
     for number, seed in enumerate((3, 3, 4)):
         folder = work.work / str(number)
         folder.mkdir()
-        config = Candidate(model="resnet8", train=once.model_copy(update={"seed": seed}))
+        config = ResolvedCandidate(model="resnet8", train=once.model_copy(update={"seed": seed}))
         results.append(
             run(
                 config, context=dataclasses.replace(work, work=folder), network=network, data=training, weights=None
@@ -243,7 +249,7 @@ def test_equal_proxies_go_to_the_cheaper_teacher_and_without_any_there_is_no_sec
 def test_a_short_distillation_sees_its_share_and_is_judged_on_validation(
     work, network, training, trained_teacher, dhkd
 ):
-    train = Train(epochs=1, batch_size=16, lr=0.05, seed=0, precision="float32", schedule=Schedule(warmup_epochs=0.0))
+    train = ResolvedTrain(epochs=1, batch_size=16, lr=0.05, seed=0, precision="float32")
     inputs = {
         "student": network,
         "start": "none",
@@ -269,7 +275,7 @@ def test_logits_that_float16_cannot_hold_are_refused_before_training(work, netwo
         "start": "none",
         "weights": None,
         "data": training,
-        "train": Train(epochs=1, batch_size=16, lr=0.05),
+        "train": ResolvedTrain(epochs=1, batch_size=16, lr=0.05, seed=0),
     }
     for largest in (65_505.0, math.nan):
         wild = dataclasses.replace(trained_teacher, largest_logit=largest)
@@ -297,7 +303,9 @@ def test_a_foreign_teacher_answers_through_its_own_contract(context, network, tr
     weights, names = foreign(trained_teacher, work.work / "foreign.pt")
     order = tuple(names.index(name) for name in training.classes)
     own = dataclasses.replace(network, channels="bgr", order=order, outputs=5)
-    result = run(Candidate(model="resnet8", weights="file"), context=work, network=own, data=training, weights=weights)
+    result = run(
+        ResolvedCandidate(model="resnet8", weights="file"), context=work, network=own, data=training, weights=weights
+    )
 
     theirs, ours = (loading.network(one.network, one.weights, "cpu").eval() for one in (result, trained_teacher))
     x = torch.randn(3, 3, 16, 16)
@@ -311,7 +319,7 @@ def test_blue_first_is_named_before_anything_is_distilled(work, vivid):
     state = checkpoints.read_state(learnt.weights.path)
     state["conv1.weight"] = state["conv1.weight"].flip(1)
     torch.save(state, work.work / "bgr.pt")
-    config = Candidate(model="resnet8", weights="file", expect_top1=learnt.top1_validation)
+    config = ResolvedCandidate(model="resnet8", weights="file", expect_top1=learnt.top1_validation)
 
     with pytest.raises(StageError, match="looks like BGR: with red and blue exchanged .*; say channels: bgr$"):
         run(config, context=work, network=learnt.network, data=data, weights=File.of(work.work / "bgr.pt"))
@@ -329,7 +337,7 @@ def test_a_teacher_of_another_size_sees_resized_views_teaches_by_its_maps_and_ex
         wanted = plain(torch.nn.functional.interpolate(x, size=24, mode="bilinear", align_corners=False).flip(1))
         torch.testing.assert_close(model(x), wanted)
 
-    train = Train(epochs=1, batch_size=40, lr=0.05, seed=0, precision="float32", schedule=Schedule(warmup_epochs=0.0))
+    train = ResolvedTrain(epochs=1, batch_size=40, lr=0.05, seed=0, precision="float32")
     taught = distil(
         Distill(method=("at",)),
         context=context("at 24"),

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from compress.core.errors import Interrupted, StageError
 from compress.core.records.base import File
 from compress.data import training_arrays
-from compress.recipe.schema import Distill, Quantize
+from compress.recipe.schema import Distill, ResolvedQat
 from compress.stages import data, distill, quantize, strip, tune
 from compress.training import build
 from export.runtime import Model
 
-QAT = Quantize(scheme="qat", epochs=2, lr=0.01)
+QAT = ResolvedQat(scheme="qat", epochs=2, lr=0.01)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from compress.core.records.training import Normalization
 from compress.data.streaming.batches import Stream
 from compress.data.streaming.listing import ListedPart, Listing, ListingSpec, write_listing
 from compress.methods import Outline, build_method
-from compress.recipe.schema import Crd, Dhkd, Distill, Schedule, Train
+from compress.recipe.schema import Crd, Dhkd, Distill, ResolvedSchedule, ResolvedTrain
 from compress.training import loop
 from compress.training.loop import Pictures, fit
 
@@ -148,12 +148,12 @@ def train(
         student,
         method,
         pictures,
-        train=Train(
+        train=ResolvedTrain(
             epochs=2,
             batch_size=batch_size,
             lr=0.5,
             precision="float32",
-            schedule=Schedule(warmup_epochs=0.0),
+            schedule=ResolvedSchedule(warmup_epochs=0.0),
             **settings,
         ),
         normalization=Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),

@@ -22,7 +22,7 @@ from compress.core.errors import Interrupted, StageError, UsageError
 from compress.core.records.training import Normalization
 from compress.methods import Method, Outline, Setting, Signals, build_method
 from compress.methods.cross_entropy import Plain
-from compress.recipe.schema import Dhkd, Distill, Schedule, Train
+from compress.recipe.schema import Dhkd, Distill, ResolvedSchedule, ResolvedTrain
 from compress.training import checkpoint, loop, schedule
 from compress.training import precision as arithmetic
 from compress.training.teacher.logit_cache import TeacherCache
@@ -97,16 +97,16 @@ def pictures(count: int = COUNT, validation: int = VALIDATION, augment: str = "c
     )
 
 
-def settings(**changes: Any) -> Train:
+def settings(**changes: Any) -> ResolvedTrain:
     values = {
         "epochs": 3,
         "batch_size": 16,
         "lr": 0.05,
         "seed": 7,
         "precision": "float32",
-        "schedule": Schedule(warmup_epochs=0.0),
+        "schedule": ResolvedSchedule(warmup_epochs=0.0),
     }
-    return Train(**{**values, **changes})
+    return ResolvedTrain(**{**values, **changes})
 
 
 def teacher() -> TeacherCache:
@@ -134,7 +134,7 @@ def fit(
     student: nn.Module,
     method: Method,
     *,
-    config: Train | None = None,
+    config: ResolvedTrain | None = None,
     data: loop.Pictures | None = None,
     progress: Recorder | None = None,
     device: str = "cpu",
@@ -168,7 +168,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
     ("epoch", "rate"), [(1, 0.1), (150, 0.1), (151, 0.01), (180, 0.01), (181, 0.001), (211, 0.0001)]
 )
 def test_step_schedule_falls_behind_its_milestones(epoch, rate):
-    config = settings(epochs=240, lr=0.1, schedule=Schedule(kind="step", warmup_epochs=0.0))
+    config = settings(epochs=240, lr=0.1, schedule=ResolvedSchedule(kind="step", warmup_epochs=0.0))
     assert schedule.learning_rate(config, epoch, 0.5) == pytest.approx(rate)
 
 
@@ -181,7 +181,7 @@ def test_cosine_begins_at_the_rate_is_half_in_the_middle_and_ends_at_zero():
 
 
 def test_warmup_is_linear_from_zero_and_cosine_follows_it():
-    config = settings(epochs=5, lr=0.4, schedule=Schedule(kind="cosine", warmup_epochs=1.0))
+    config = settings(epochs=5, lr=0.4, schedule=ResolvedSchedule(kind="cosine", warmup_epochs=1.0))
     assert [schedule.learning_rate(config, 1, share) for share in (0.0, 0.25, 0.5)] == pytest.approx([0.0, 0.1, 0.2])
     assert schedule.learning_rate(config, 2, 0.0) == pytest.approx(0.4)
     assert schedule.learning_rate(config, 4, 0.0) == pytest.approx(0.2)
@@ -189,7 +189,7 @@ def test_warmup_is_linear_from_zero_and_cosine_follows_it():
 
 
 def test_constant_schedule_stays():
-    config = settings(epochs=5, schedule=Schedule(kind="constant", warmup_epochs=0.0))
+    config = settings(epochs=5, schedule=ResolvedSchedule(kind="constant", warmup_epochs=0.0))
     assert {schedule.learning_rate(config, epoch, 0.9) for epoch in range(1, 6)} == {0.05}
 
 

@@ -17,6 +17,7 @@ from compress.recipe.schema.feature_methods import At, Catkd, Crd, Fitnet, Ofd, 
 from compress.recipe.schema.logit_methods import Dhkd, Dist, Dkd, Kd, Plain
 from compress.recipe.schema.methods import METHOD_SECTIONS, METHOD_SUMMARIES, Distill
 from compress.recipe.schema.networks import Candidate, Choice, Choose, Proxy, Student, Teacher
+from compress.recipe.schema.resolved import ResolvedCandidate, ResolvedQat, ResolvedSchedule, ResolvedTrain
 from compress.recipe.schema.train import Schedule, Train
 
 __all__ = [
@@ -48,6 +49,10 @@ __all__ = [
     "RandAugment",
     "Recipe",
     "Require",
+    "ResolvedCandidate",
+    "ResolvedQat",
+    "ResolvedSchedule",
+    "ResolvedTrain",
     "ReviewKd",
     "Rkd",
     "Schedule",

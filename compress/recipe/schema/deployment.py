@@ -146,9 +146,9 @@ class Quantize(Section):
     @property
     def static(self) -> Quantize:
         """The same without training further."""
-        return (
-            self.model_copy(update={"scheme": "static", "epochs": None, "lr": None}) if self.scheme == "qat" else self
-        )
+        if self.scheme != "qat":
+            return self
+        return Quantize.model_construct(**(dict(self) | {"scheme": "static", "epochs": None, "lr": None}))
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from compress.core.records.training import Network, Normalization
 from compress.models.count import macs, params
 from compress.pipeline.plan import candidates as subjects
 from compress.recipe import loader
+from compress.recipe.defaults import resolve
 from compress.recipe.schema import Choice, Recipe
 from compress.training import build
 
@@ -24,7 +25,7 @@ student: {model: resnet8x4}
 def loaded(folder: Path, *flags: str) -> Recipe:
     path = folder / "r.yaml"
     path.write_text(RECIPE)
-    return loader.resolve(loader.load(path, flags).recipe)
+    return resolve(loader.load(path, flags).recipe)
 
 
 def counted(network: Network) -> tuple[int, int]:

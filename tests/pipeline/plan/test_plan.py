@@ -14,6 +14,7 @@ from compress.core.errors import RecipeError
 from compress.core.store import Context
 from compress.pipeline.plan import alternatives, limits, run, table
 from compress.recipe import loader
+from compress.recipe.defaults import resolve
 from compress.recipe.schema import Choice
 from compress.report.read import Source
 from compress.report.sections import plan as planned
@@ -317,12 +318,8 @@ def test_wrong_choices_are_named(tmp_path: Path, student: str, problem: str) -> 
 
 
 def test_a_resolved_recipe_with_choose_loads_again_and_leaves_open_what_depends_on_the_choice(tmp_path: Path) -> None:
-    unlike = loader.resolve(
-        loader.load(write(tmp_path, student={"choose": {"max_latency_ms": 3, "from": CHOICES}})).recipe
-    )
-    alike = loader.resolve(
-        loader.load(write(tmp_path, student={"choose": {"max_latency_ms": 3, "from": CHOICES[1:]}})).recipe
-    )
+    unlike = resolve(loader.load(write(tmp_path, student={"choose": {"max_latency_ms": 3, "from": CHOICES}})).recipe)
+    alike = resolve(loader.load(write(tmp_path, student={"choose": {"max_latency_ms": 3, "from": CHOICES[1:]}})).recipe)
     assert (unlike.train.lr, alike.train.lr) == (None, 0.05)
     path = tmp_path / "again.yaml"
     path.write_text(loader.dump(unlike))

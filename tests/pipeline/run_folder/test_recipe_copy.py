@@ -17,6 +17,7 @@ from compress import models
 from compress.cli import main
 from compress.pipeline.run_folder import recipe_copy
 from compress.recipe import loader, yaml_tree
+from compress.recipe.defaults import resolve
 
 TEXT = """# What it does: nothing
 data: {source: npz, root: here/pictures.npz, image_size: 16, validation: 8}  # beside it
@@ -63,7 +64,7 @@ def test_both_copies_run_from_the_runs_folder_and_find_every_stage(
     loaded = loader.load(project, more[1::2])
     run = tmp_path / "elsewhere" / "run"
     run.mkdir(parents=True)
-    recipe_copy.write(loaded, loader.resolve(loaded.recipe), run)
+    recipe_copy.write(loaded, resolve(loaded.recipe), run)
     monkeypatch.chdir(project.parent)
     options = ["--artifacts", str(tmp_path / "artifacts"), "--until", "teacher", "--device", "cpu"]
     assert main.main(["run", "mine.yaml", *more, *options]) == 0, capsys.readouterr().err
@@ -73,7 +74,7 @@ def test_both_copies_run_from_the_runs_folder_and_find_every_stage(
     for command in ([str(run / "recipe.yaml")], recipe_copy.again(run).split()[2:]):
         assert main.main(["run", *command, *options]) == 0, capsys.readouterr().err
         assert re.findall(r"^(\S+).* reused$", capsys.readouterr().out, re.MULTILINE) == ["data", "teacher"]
-    assert loader.resolve(loader.load(run / "resolved.yaml").recipe).distill == loader.resolve(loaded.recipe).distill
+    assert resolve(loader.load(run / "resolved.yaml").recipe).distill == resolve(loaded.recipe).distill
     assert {loader.load(run / name).name for name in ("recipe.yaml", "resolved.yaml")} == {"mine"}
 
 
@@ -90,7 +91,7 @@ def test_a_recipe_without_relative_paths_is_copied_to_the_letter(tmp_path: Path)
     loaded = loader.load(path)
     (tmp_path / "run").mkdir()
 
-    recipe_copy.write(loaded, loader.resolve(loaded.recipe), tmp_path / "run")
+    recipe_copy.write(loaded, resolve(loaded.recipe), tmp_path / "run")
 
     assert (tmp_path / "run" / "recipe.yaml").read_bytes() == path.read_bytes()
 

@@ -21,7 +21,7 @@ from compress import models
 from compress.core import malloc
 from compress.core.records.training import Distortion, Network, Normalization
 from compress.methods import Method, Outline, build_method
-from compress.recipe.schema import Dhkd, Distill, Fitnet, Schedule, Train
+from compress.recipe.schema import Dhkd, Distill, Fitnet, ResolvedSchedule, ResolvedTrain
 from compress.training import build, loop
 from compress.training.engine import compile, modes, recorder
 from compress.training.teacher.live import TeacherNetwork
@@ -52,17 +52,17 @@ def pictures(device: str = "cpu") -> loop.Pictures:
     return loop.Pictures(*(part.to(device) for part in parts), "crop_flip", SIDE)
 
 
-def settings(name: str, **changes: Any) -> Train:
+def settings(name: str, **changes: Any) -> ResolvedTrain:
     values = {
         "epochs": 2,
         "batch_size": 16,
         "lr": 0.05,
         "seed": 7,
         "precision": "float32",
-        "schedule": Schedule(warmup_epochs=0.0),
+        "schedule": ResolvedSchedule(warmup_epochs=0.0),
         "engine": name,
     }
-    return Train(**{**values, **changes})
+    return ResolvedTrain(**{**values, **changes})
 
 
 def trained(

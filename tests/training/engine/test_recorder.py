@@ -23,7 +23,7 @@ from compress.data.augment import views
 from compress.data.streaming.batches import Stream
 from compress.methods import build_method
 from compress.models import checkpoints
-from compress.recipe.schema import Crd, Dhkd, Distill, Fitnet, ReviewKd, Schedule, Train
+from compress.recipe.schema import Crd, Dhkd, Distill, Fitnet, ResolvedSchedule, ResolvedTrain, ReviewKd
 from compress.training import batches, build, loop
 from compress.training.engine import cuda_graph, recorder
 from compress.training.engine import modes as engine
@@ -129,13 +129,13 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ru
             patch.setattr(loop, "engine", lambda *args: runs.append(engine.engine(*args)) or runs[-1])
             progress, folder = Quiet(), tmp_path / f"{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
-            config = Train(
+            config = ResolvedTrain(
                 epochs=EPOCHS,
                 batch_size=BATCH,
                 lr=0.05,
                 seed=5,
                 precision="float32",
-                schedule=Schedule(warmup_epochs=1.0),
+                schedule=ResolvedSchedule(warmup_epochs=1.0),
                 engine=name,
             )
             fitted = loop.fit(

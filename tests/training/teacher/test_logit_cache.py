@@ -18,7 +18,7 @@ from compress.core.records.training import Distortion, Network, Normalization, T
 from compress.data import npy
 from compress.methods import build_method
 from compress.models import checkpoints
-from compress.recipe.schema import Dhkd, Distill, Schedule, Train
+from compress.recipe.schema import Dhkd, Distill, ResolvedSchedule, ResolvedTrain
 from compress.training import build, distill
 from compress.training.loop import fit
 from compress.training.precision import autocast
@@ -90,14 +90,14 @@ def distil(
         teacher=build.outline(RESNET),
         train_labels=torch.zeros(1),
     )
-    config = Train(
+    config = ResolvedTrain(
         epochs=2,
         batch_size=16,
         lr=0.05,
         seed=seed,
         precision="float32",
         views=views,
-        schedule=Schedule(warmup_epochs=0.0),
+        schedule=ResolvedSchedule(warmup_epochs=0.0),
     )
     fit(
         student,
@@ -421,7 +421,7 @@ def test_beyond_the_memory_limit_the_teacher_runs(monkeypatch):
 
 
 def test_what_remembering_costs_is_said_or_that_it_would_cost_too_much(data, monkeypatch):
-    train = Train(epochs=3, views=2)
+    train = ResolvedTrain(epochs=3, lr=0.1, seed=0, views=2)
     assert distill._cache_line(52, data, train, small(None)) == (
         "teacher logits: at most 104 rows (0.0 MiB, with their table) for 2 views a picture"
     )
