@@ -32,7 +32,7 @@ def main(artifacts: Path) -> None:
     )
     trained = work.candidates()[0]
     path = WEIGHTS / "resnet8x4-fashion.safetensors"
-    checkpoints.save_state(build.network(trained.network, trained.weights, "cpu"), path, half=True)
+    checkpoints.save_state(build.load_network(trained.network, trained.weights, "cpu"), path, half=True)
     assert trained.history is not None  # it was trained here
     shutil.copyfile(trained.history.path, path.with_suffix(".csv"))
     console.line(f"{path}: {path.stat().st_size:,} bytes, validation {100 * trained.top1_validation:.2f} %")

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from compress.methods.at import AT
-from compress.methods.base import Method, Setting, Signals
+from compress.methods.base import Method, MethodContext, Signals
 from compress.methods.catkd import CATKD
 from compress.methods.combined import Combined
 from compress.methods.crd import CRD
-from compress.methods.cross_entropy import Plain
+from compress.methods.cross_entropy import CrossEntropy
 from compress.methods.dhkd import DHKD
 from compress.methods.dist import DIST
 from compress.methods.dkd import DKD
@@ -41,10 +41,10 @@ METHODS: Mapping[str, type[Method]] = {
     "reviewkd": ReviewKD,
     "simkd": SimKD,
     "catkd": CATKD,
-    "none": Plain,
+    "none": CrossEntropy,
 }
 
-__all__ = ["METHODS", "Method", "Outline", "Setting", "Signals", "build_method"]
+__all__ = ["METHODS", "Method", "Outline", "MethodContext", "Signals", "build_method"]
 
 
 def build_method(
@@ -63,6 +63,6 @@ def build_method(
     method and networks do not fit.
     """
     index = torch.arange(len(train_labels), device=train_labels.device) if train_index is None else train_index
-    setting = Setting(student, teacher, train_labels, index, label_smoothing, seed)
+    context = MethodContext(student, teacher, train_labels, index, label_smoothing, seed)
     kinds = [(name, METHODS[name], distill.settings(name)) for name in distill.method]
-    return kinds[0][1](kinds[0][2], setting) if len(kinds) == 1 else Combined(kinds, setting)
+    return kinds[0][1](kinds[0][2], context) if len(kinds) == 1 else Combined(kinds, context)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.methods.base import Method, Setting, Signals
+from compress.methods.base import Method, MethodContext, Signals
 from compress.methods.losses import attention
 from compress.recipe.schema import At
 
@@ -18,10 +18,10 @@ class AT(Method):
     config: At
     reads_logits = False
 
-    def __init__(self, config: Any, setting: Setting) -> None:
-        super().__init__(config, setting)
-        assert setting.teacher is not None  # needs_teacher
-        counts = [len(network.stages("stages_post", self.says())) for network in (setting.student, setting.teacher)]
+    def __init__(self, config: Any, context: MethodContext) -> None:
+        super().__init__(config, context)
+        assert context.teacher is not None  # needs_teacher
+        counts = [len(network.stages("stages_post", self.label())) for network in (context.student, context.teacher)]
         # counted from the shallow end, like the benchmarks' zip: a fourth stage of one network has no partner
         self.student_taps = self.teacher_taps = tuple(f"stages_post.{stage}" for stage in range(1, min(counts) + 1))
 

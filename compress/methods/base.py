@@ -38,7 +38,7 @@ class Signals:
 
 
 @dataclass(frozen=True)
-class Setting:
+class MethodContext:
     """What a method is built for. labels (P,) int64 of all pictures, -1 unlabelled; train_index (M,) int64: those that are trained on."""
 
     student: Outline
@@ -76,23 +76,23 @@ class Method(nn.Module):
     phase: int = 0
     group: Group = ALONE
 
-    def __init__(self, config: Any, setting: Setting) -> None:
+    def __init__(self, config: Any, context: MethodContext) -> None:
         super().__init__()
         self.config = config
-        self.label_smoothing = setting.label_smoothing
-        student, teacher = setting.student, setting.teacher
+        self.label_smoothing = context.label_smoothing
+        student, teacher = context.student, context.teacher
         if self.needs_teacher and teacher is None:
-            raise UsageError(f"{self.says()} needs a teacher; use method: none for plain cross-entropy")
+            raise UsageError(f"{self.label()} needs a teacher; use method: none for plain cross-entropy")
         if teacher is not None and teacher.classes != student.classes:
             raise UsageError(
                 f"the teacher {teacher.name} knows {teacher.classes} classes, the student {student.name} {student.classes}"
             )
-        unlabelled = int((setting.labels < 0).sum()) if self.needs_labels else 0
+        unlabelled = int((context.labels < 0).sum()) if self.needs_labels else 0
         if unlabelled:
-            raise UsageError(f"{self.says()} needs a label for every picture; {unlabelled} have none")
+            raise UsageError(f"{self.label()} needs a label for every picture; {unlabelled} have none")
 
     @classmethod
-    def says(cls) -> str:
+    def label(cls) -> str:
         """How messages begin."""
         return f"distill.method: {cls.__name__.lower()}"
 
@@ -108,7 +108,7 @@ class Method(nn.Module):
         """The weighted cross-entropy."""
         return weight * cross_entropy(signals.student_logits, signals.labels, self.label_smoothing)
 
-    def join(self, group: Group) -> None:
+    def set_process_group(self, group: Group) -> None:
         """Told before a training which processes share each batch; signals are this process's part of it."""
         self.group = group
 
@@ -123,7 +123,7 @@ class Method(nn.Module):
         """The network that ships, sharing the student's parameters: the student itself unless `form` says otherwise."""
         return student
 
-    def form(self) -> dict[str, Any] | None:
+    def deployed_spec(self) -> dict[str, Any] | None:
         """How the deployed network differs from a freshly built student, as plain values for `models.deployed`; None: not at all."""
         return None
 

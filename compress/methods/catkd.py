@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.core.errors import UsageError
-from compress.methods.base import Method, Setting, Signals
+from compress.methods.base import Method, MethodContext, Signals
 from compress.methods.losses import class_activation, cross_entropy
 from compress.models.deployed import without_bias
 from compress.recipe.schema import Catkd
@@ -30,17 +30,17 @@ class CATKD(Method):
     student_taps = ("pre_pool", "head")
     teacher_taps = ("pre_pool", "head")
 
-    def __init__(self, config: Any, setting: Setting) -> None:
-        super().__init__(config, setting)
-        assert setting.teacher is not None  # needs_teacher
-        for network in (setting.student, setting.teacher):
-            network.shape("head", self.says())
-            side = network.shape("pre_pool", self.says())[1]
+    def __init__(self, config: Any, context: MethodContext) -> None:
+        super().__init__(config, context)
+        assert context.teacher is not None  # needs_teacher
+        for network in (context.student, context.teacher):
+            network.shape("head", self.label())
+            side = network.shape("pre_pool", self.label())[1]
             if side < config.side:
                 raise UsageError(
                     f"distill.catkd.side: {config.side} is larger than the last map of {network.name} ({side}x{side}); lower it"
                 )
-        self.entry = setting.student.entry
+        self.entry = context.student.entry
 
     def logits(self, signals: Signals) -> Tensor:
         return activation_maps(signals.student["pre_pool"], signals.student["head"]).mean((2, 3))
@@ -59,5 +59,5 @@ class CATKD(Method):
     def deployed(self, student: nn.Module) -> nn.Module:
         return without_bias(student, self.entry)
 
-    def form(self) -> dict[str, Any]:
+    def deployed_spec(self) -> dict[str, Any]:
         return {"kind": "catkd"}

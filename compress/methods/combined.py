@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from compress.core.distributed import Group
 from compress.core.errors import UsageError
-from compress.methods.base import TASK, Method, Setting, Signals
+from compress.methods.base import TASK, Method, MethodContext, Signals
 
 
 class Combined(Method):
     """The losses of all parts; the task loss is the first part's, the others' are left out. `parts` have settings of their own."""
 
-    def __init__(self, kinds: Sequence[tuple[str, type[Method], Any]], setting: Setting) -> None:
+    def __init__(self, kinds: Sequence[tuple[str, type[Method], Any]], context: MethodContext) -> None:
         nn.Module.__init__(self)
-        self.parts = nn.ModuleList(kind(config, setting) for _, kind, config in kinds)
+        self.parts = nn.ModuleList(kind(config, context) for _, kind, config in kinds)
         parts = self._parts()
         modes = {part.teacher_mode: name for (name, _, _), part in zip(kinds, parts, strict=True) if part.teacher_taps}
         if len(modes) > 1:
@@ -33,7 +33,7 @@ class Combined(Method):
         self.aligned = tuple(name for part in parts for name in part.aligned)
         self.scope = next((part.scope for part in parts if part.aligned), "all")
         self.recordable = all(part.recordable for part in parts)
-        self.ships = next((place for place, part in enumerate(parts) if part.form() is not None), 0)
+        self.ships = next((place for place, part in enumerate(parts) if part.deployed_spec() is not None), 0)
 
     def _parts(self) -> list[Method]:
         return [cast(Method, part) for part in self.parts]
@@ -53,9 +53,9 @@ class Combined(Method):
     def logits(self, signals: Signals) -> Tensor:
         return self.shipping.logits(signals)
 
-    def join(self, group: Group) -> None:
+    def set_process_group(self, group: Group) -> None:
         for part in self._parts():
-            part.join(group)
+            part.set_process_group(group)
 
     def start_epoch(self, epoch: int) -> None:
         for part in self._parts():
@@ -68,5 +68,5 @@ class Combined(Method):
     def deployed(self, student: nn.Module) -> nn.Module:
         return self.shipping.deployed(student)
 
-    def form(self) -> dict[str, Any] | None:
-        return self.shipping.form()
+    def deployed_spec(self) -> dict[str, Any] | None:
+        return self.shipping.deployed_spec()

@@ -50,7 +50,9 @@ def check(loaded: Loaded, settings: Recipe, *, classes: int, image_size: int) ->
                     f"{loaded.where('train.batch_size')}: train.batch_size: {why} (a smaller last batch of an epoch is left out by itself)"
                 )
             sizes = (
-                [(params(one), macs(one, image_size)) for one in (plain, ships)] if method.form() is not None else []
+                [(params(one), macs(one, image_size)) for one in (plain, ships)]
+                if method.deployed_spec() is not None
+                else []
             )
             if sizes and (sentence := size_increase_warning(choice.model, sizes[0], sizes[1])):
                 notes.append(f"{settings.distill.name} with teacher {teacher.name}: {sentence}")
@@ -70,7 +72,7 @@ def shipped_form(settings: Recipe, one: Choice, *, classes: int, image_size: int
     for candidate in settings.teacher.candidates:
         teacher = _shape(candidate, classes, image_size)
         method, _, ships = _built(settings, one, student, teacher, classes)
-        form = method.form()
+        form = method.deployed_spec()
         if form is not None:
             found.append((macs(ships, image_size), form, teacher.name))
     if not found:
@@ -89,7 +91,7 @@ def _built(
             settings.distill, student=student, teacher=teacher, train_labels=labels, train_index=labels
         )
         plain, copy = (models.build(one.model, classes=classes, width=one.width) for _ in range(2))
-        return method, plain, to_deployed(copy, one.model, method.form(), one.taps)
+        return method, plain, to_deployed(copy, one.model, method.deployed_spec(), one.taps)
 
 
 def places(settings: Recipe) -> list[tuple[str, Candidate | Choice]]:

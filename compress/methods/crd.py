@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compress.core.errors import UsageError
 from compress.core.stateless_random import hashed
-from compress.methods.base import Method, Setting, Signals
+from compress.methods.base import Method, MethodContext, Signals
 from compress.methods.losses import contrastive_nce
 from compress.recipe.schema import Crd
 
@@ -36,21 +36,21 @@ class CRD(Method):
     begin: Tensor
     end: Tensor
 
-    def __init__(self, config: Any, setting: Setting) -> None:
-        super().__init__(config, setting)
-        assert setting.teacher is not None  # needs_teacher
-        self.seed = setting.seed
+    def __init__(self, config: Any, context: MethodContext) -> None:
+        super().__init__(config, context)
+        assert context.teacher is not None  # needs_teacher
+        self.seed = context.seed
         self.known = [False, False]  # whether log_z is: to ask the tensor would be to wait for the device
         self.register_load_state_dict_post_hook(CRD._ask_again)
-        self.embed_student = nn.Linear(setting.student.shape("pooled", self.says())[0], config.width)
-        self.embed_teacher = nn.Linear(setting.teacher.shape("pooled", self.says())[0], config.width)
-        labels = setting.labels[setting.train_index]
+        self.embed_student = nn.Linear(context.student.shape("pooled", self.label())[0], config.width)
+        self.embed_teacher = nn.Linear(context.teacher.shape("pooled", self.label())[0], config.width)
+        labels = context.labels[context.train_index]
         if len(labels.unique()) < 2:
-            raise UsageError(f"{self.says()} needs training pictures of at least two classes")
+            raise UsageError(f"{self.label()} needs training pictures of at least two classes")
         order = torch.argsort(labels, stable=True)
-        row = torch.full((len(setting.labels),), -1, dtype=torch.int64, device=labels.device)
-        row[setting.train_index[order]] = torch.arange(len(labels), device=labels.device)
-        counts = torch.bincount(labels, minlength=setting.student.classes)
+        row = torch.full((len(context.labels),), -1, dtype=torch.int64, device=labels.device)
+        row[context.train_index[order]] = torch.arange(len(labels), device=labels.device)
+        counts = torch.bincount(labels, minlength=context.student.classes)
         bound = 1 / (config.width / 3) ** 0.5
         for name, value in (
             ("memory_student", torch.empty(len(labels), config.width).uniform_(-bound, bound)),

@@ -7,7 +7,7 @@ from torch import Tensor
 from compress.methods.base import Method, Signals
 
 
-class Plain(Method):
+class CrossEntropy(Method):
     """L = CE(student, labels)."""
 
     needs_teacher = False

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.methods.base import Method, Setting, Signals, ramp
+from compress.methods.base import Method, MethodContext, Signals, ramp
 from compress.methods.losses import binary_kl, binary_kl_norm
 from compress.recipe.schema import Dhkd
 
@@ -33,13 +33,13 @@ class DHKD(Method):
 
     config: Dhkd
 
-    def __init__(self, config: Any, setting: Setting) -> None:
-        super().__init__(config, setting)
-        student = setting.student
+    def __init__(self, config: Any, context: MethodContext) -> None:
+        super().__init__(config, context)
+        student = context.student
         self.auxiliary: nn.Sequential | None = None
         if config.head != "none":
             self.auxiliary = auxiliary_head(
-                config.head, student.shape("pooled", self.says())[0], student.classes, config.hidden, config.dropout
+                config.head, student.shape("pooled", self.label())[0], student.classes, config.hidden, config.dropout
             )
             self.student_taps = ("pooled",)
         self.aligned = () if config.align == "none" else ("bkl",)

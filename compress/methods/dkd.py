@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from compress.core.errors import UsageError
-from compress.methods.base import Method, Setting, Signals, ramp
+from compress.methods.base import Method, MethodContext, Signals, ramp
 from compress.methods.losses import decoupled_kd
 from compress.recipe.schema import Dkd
 
@@ -18,11 +18,11 @@ class DKD(Method):
     config: Dkd
     needs_labels = True
 
-    def __init__(self, config: Any, setting: Setting) -> None:
-        super().__init__(config, setting)
-        if setting.student.classes < 3 and config.beta > 0:
+    def __init__(self, config: Any, context: MethodContext) -> None:
+        super().__init__(config, context)
+        if context.student.classes < 3 and config.beta > 0:
             raise UsageError(
-                f"{self.says()} compares the classes beside the right one, and of two classes only one is left: its second part is always 0; "
+                f"{self.label()} compares the classes beside the right one, and of two classes only one is left: its second part is always 0; "
                 "use kd, or set distill.dkd.beta: 0"
             )
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.methods.base import Method, Setting, Signals
+from compress.methods.base import Method, MethodContext, Signals
 from compress.methods.losses import hint, kd_kl, same_size
 from compress.recipe.schema import Fitnet
 
@@ -33,13 +33,13 @@ class FitNet(Method):
 
     config: Fitnet
 
-    def __init__(self, config: Any, setting: Setting) -> None:
-        super().__init__(config, setting)
-        assert setting.teacher is not None  # needs_teacher
+    def __init__(self, config: Any, context: MethodContext) -> None:
+        super().__init__(config, context)
+        assert context.teacher is not None  # needs_teacher
         tap = f"stages_post.{config.stage}"
         student, teacher = (
-            network.shape(tap, f"{self.says()} with stage {config.stage}")
-            for network in (setting.student, setting.teacher)
+            network.shape(tap, f"{self.label()} with stage {config.stage}")
+            for network in (context.student, context.teacher)
         )
         self.regressor = regressor(student, teacher, activation=not config.signed)
         self.student_taps = self.teacher_taps = (tap,)

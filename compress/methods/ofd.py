@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.core.errors import UsageError
-from compress.methods.base import Method, Setting, Signals
+from compress.methods.base import Method, MethodContext, Signals
 from compress.methods.losses import margin_relu, margins, partial_l2, same_size
 from compress.recipe.schema import Ofd
 
@@ -29,14 +29,14 @@ class OFD(Method):
     config: Ofd
     reads_logits = False
 
-    def __init__(self, config: Any, setting: Setting) -> None:
-        super().__init__(config, setting)
-        assert setting.teacher is not None  # needs_teacher
-        teacher = setting.teacher
-        ours, theirs = (network.stages("stages_pre", self.says()) for network in (setting.student, teacher))
+    def __init__(self, config: Any, context: MethodContext) -> None:
+        super().__init__(config, context)
+        assert context.teacher is not None  # needs_teacher
+        teacher = context.teacher
+        ours, theirs = (network.stages("stages_pre", self.label()) for network in (context.student, teacher))
         if len(teacher.norms) != len(theirs):
             raise UsageError(
-                f"{self.says()} takes its margins from the BatchNorm in front of each stage's activation; {teacher.name} has none that describes "
+                f"{self.label()} takes its margins from the BatchNorm in front of each stage's activation; {teacher.name} has none that describes "
                 "all channels; choose another teacher, or reviewkd"
             )
         count = min(len(ours), len(theirs))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.methods.base import Method, Setting, Signals, ramp
+from compress.methods.base import Method, MethodContext, Signals, ramp
 from compress.methods.losses import hierarchical_context
 from compress.recipe.schema import ReviewKd
 
@@ -46,11 +46,11 @@ class ReviewKD(Method):
     config: ReviewKd
     reads_logits = False
 
-    def __init__(self, config: Any, setting: Setting) -> None:
-        super().__init__(config, setting)
-        assert setting.teacher is not None  # needs_teacher
-        ours = setting.student.stages(f"stages_{config.student_maps}", self.says())
-        theirs = setting.teacher.stages("stages_pre", self.says())
+    def __init__(self, config: Any, context: MethodContext) -> None:
+        super().__init__(config, context)
+        assert context.teacher is not None  # needs_teacher
+        ours = context.student.stages(f"stages_{config.student_maps}", self.label())
+        theirs = context.teacher.stages("stages_pre", self.label())
         count = min(len(ours), len(theirs))
         # matched from the deep end, the pooled vector first: what has no partner is the shallowest
         self.student_taps = (
@@ -63,7 +63,7 @@ class ReviewKD(Method):
         )
         widths = [
             network.shapes[name][0]
-            for network, names in ((setting.student, self.student_taps), (setting.teacher, self.teacher_taps))
+            for network, names in ((context.student, self.student_taps), (context.teacher, self.teacher_taps))
             for name in names
         ]
         inner = config.width or min(512, widths[0])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.core.errors import UsageError
-from compress.methods.base import Method, Setting, Signals
+from compress.methods.base import Method, MethodContext, Signals
 from compress.methods.losses import hint
 from compress.models.deployed import projector, with_projector
 from compress.recipe.schema import Simkd
@@ -22,18 +22,18 @@ class SimKD(Method):
     student_taps = ("last_stage",)
     teacher_taps = ("pre_pool",)
 
-    def __init__(self, config: Any, setting: Setting) -> None:
-        super().__init__(config, setting)
-        assert setting.teacher is not None  # needs_teacher
-        student, teacher = setting.student, setting.teacher
-        ours, theirs = student.shape("last_stage", self.says()), teacher.shape("pre_pool", self.says())
-        head = teacher.shape("head", f"{self.says()} ships the teacher's classifier and")
+    def __init__(self, config: Any, context: MethodContext) -> None:
+        super().__init__(config, context)
+        assert context.teacher is not None  # needs_teacher
+        student, teacher = context.student, context.teacher
+        ours, theirs = student.shape("last_stage", self.label()), teacher.shape("pre_pool", self.label())
+        head = teacher.shape("head", f"{self.label()} ships the teacher's classifier and")
         if theirs[0] % config.factor:
             raise UsageError(
                 f"distill.simkd.factor: {config.factor} does not divide the {theirs[0]} channels of {teacher.name}"
             )
         self.entry = student.entry
-        self._form = {
+        self._spec = {
             "kind": "simkd",
             "width_in": ours[0],
             "width": theirs[0],
@@ -41,7 +41,7 @@ class SimKD(Method):
             "pool": theirs[1] if ours[1] > theirs[1] else None,
             "classes": teacher.classes,
         }
-        self.projector = projector(ours[0], theirs[0], config.factor, self._form["pool"])
+        self.projector = projector(ours[0], theirs[0], config.factor, self._spec["pool"])
         self.classifier = nn.Linear(head[1], head[0]).requires_grad_(False)
         assert teacher.classifier is not None  # it has a head
         self.classifier.load_state_dict(dict(zip(("weight", "bias"), teacher.classifier, strict=True)))
@@ -61,5 +61,5 @@ class SimKD(Method):
     def deployed(self, student: nn.Module) -> nn.Module:
         return with_projector(student, self.entry, self.projector, self.classifier)
 
-    def form(self) -> dict[str, Any]:
-        return self._form
+    def deployed_spec(self) -> dict[str, Any]:
+        return self._spec

@@ -71,7 +71,7 @@ def _run(
     network = model.network
     if network.black_box:
         return _copied(context, model, data)
-    live = build.network(network, model.weights, "cpu").eval()
+    live = build.load_network(network, model.weights, "cpu").eval()
     contract = Contract(
         classes=data.classes,
         image_size=network.image_size,
@@ -82,7 +82,7 @@ def _run(
         preprocessing=preprocessing,
     )
     path, source = context.work / "model.onnx", context.work / "model.int8source.onnx"
-    pictures = build.pictures(data, "cpu")
+    pictures = build.load_images(data, "cpu")
     validation = views.evaluation_view(pictures.validation(), network.image_size)
     judging = validation[:REWRITE_PICTURES].numpy()
     try:
@@ -126,7 +126,7 @@ def _copied(context: Context, model: Trained, data: TrainingData) -> Exported:
     """Another project's ONNX file, byte for byte, with its contract beside it; held against the accuracy that was recorded."""
     network, path = model.network, context.work / "model.onnx"
     shutil.copyfile(model.weights.path, path)
-    pictures = build.pictures(data, "cpu")
+    pictures = build.load_images(data, "cpu")
     validation = views.evaluation_view(pictures.validation(), network.image_size)
     try:
         found = export.graph.foreign_model.inspect(

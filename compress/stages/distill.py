@@ -12,7 +12,7 @@ from compress.core.records.training import Distilled, Network, Trained, Training
 from compress.core.store import Context, Stage
 from compress.recipe.schema import Distill, ResolvedTrain
 from compress.training import checkpoint
-from compress.training.distill import distil
+from compress.training.distill import train_student
 
 
 def _run(
@@ -30,7 +30,7 @@ def _run(
 
     `start` is the student's `weights` key ("none", "file" or a torchvision weights name), `weights` the file where it is one.
     """
-    trained = distil(
+    trained = train_student(
         config, context=context, student=student, start=start, weights=weights, teacher=teacher, data=data, train=train
     )
     model, method, fitted = trained.model, trained.method, trained.fitted

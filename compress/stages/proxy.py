@@ -9,7 +9,7 @@ from compress.core.records.training import Network, Proxied, Trained, TrainingDa
 from compress.core.store import Context, Stage
 from compress.recipe.schema import Distill, ResolvedTrain
 from compress.training import build
-from compress.training.distill import distil
+from compress.training.distill import train_student
 from compress.training.evaluation import predict
 
 
@@ -27,7 +27,7 @@ def _run(
 ) -> Proxied:
     """Inputs as of the distill stage; `train` is the short one, `share` how much of the training pictures it sees."""
     title = f"proxy: {student.model} from {teacher.network.model}"
-    short = distil(
+    short = train_student(
         config,
         context=context,
         student=student,
@@ -39,7 +39,7 @@ def _run(
         share=share,
         title=title,
     )
-    pictures = build.pictures(data, context.device)
+    pictures = build.load_images(data, context.device)
     shipped, shown = short.method.deployed(short.model), pictures.validation()
     logits = predict(shipped, shown, data.image_size, student.normalization, device=pictures.labels.device)
     correct = logits.argmax(dim=1) == pictures.labels[pictures.validation_index]

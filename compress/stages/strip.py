@@ -36,8 +36,8 @@ def _run(
     data: TrainingData,
 ) -> Stripped:
     """Keep `method.deployed(student)`; assert it bit for bit against the trained main head; record its float32 accuracy."""
-    pictures = build.pictures(data, "cpu")
-    model, method = build.distilled(config, trained, teacher, pictures)
+    pictures = build.load_images(data, "cpu")
+    model, method = build.load_distilled(config, trained, teacher, pictures)
 
     path = context.work / "student.safetensors"
     kept = {value.data_ptr() for value in method.deployed(model).state_dict().values()}
@@ -50,8 +50,8 @@ def _run(
         )
     )
     checkpoints.save_state(method.deployed(model), path)
-    ships = replace(student, deployed=method.form())
-    deployed = build.network(ships, File.of(path), "cpu")
+    ships = replace(student, deployed=method.deployed_spec())
+    deployed = build.load_network(ships, File.of(path), "cpu")
     _prove(model, deployed, method, student, pictures.validation()[:64])
 
     logits = predict(deployed, pictures.validation(), data.image_size, student.normalization)
@@ -84,13 +84,13 @@ def _prove(model: nn.Module, deployed: nn.Module, method: Method, student: Netwo
     pixels = views.to_float(
         views.evaluation_view(images, student.image_size), student.normalization.mean, student.normalization.std
     )
-    outline = build.outline(student)
+    outline = build.outline_of(student)
     with Tapped(model.eval(), {name: outline.taps[name] for name in method.eval().student_taps}) as tapped:
         logits, taps = tapped(pixels)
     nothing = torch.zeros(len(pixels), dtype=torch.int64)
     trained = method.logits(Signals(nothing, nothing, torch.ones(()), logits, None, taps))
     shipped = deployed.eval()(pixels)
-    if method.form() is None and not torch.equal(trained, shipped):
+    if method.deployed_spec() is None and not torch.equal(trained, shipped):
         raise StageError(f"strip: the stripped {student.model} does not answer bit for bit like the trained main head")
     away, largest = float((trained - shipped).abs().max()), float(trained.abs().max())
     if not away <= FORM_LIMIT * max(1.0, largest):
@@ -106,7 +106,7 @@ def _prove(model: nn.Module, deployed: nn.Module, method: Method, student: Netwo
         raise StageError(
             f"strip: the stripped {student.model} has {params(deployed):,} parameters, it should have {expected:,}"
         )
-    left = set(deployed.state_dict()) - set(model.state_dict()) if method.form() is None else set()
+    left = set(deployed.state_dict()) - set(model.state_dict()) if method.deployed_spec() is None else set()
     if left:
         raise StageError(f"strip: keys of the method remain in the student: {', '.join(sorted(left))}")
 

@@ -22,7 +22,7 @@ from compress.models.count import macs, params
 from compress.models.input_adapter import inner_network
 from compress.recipe.schema import Distill, ResolvedCandidate
 from compress.training import build, checkpoint
-from compress.training.evaluation import Pictures, accuracy, predict
+from compress.training.evaluation import ImageSet, accuracy, predict
 from compress.training.loop import fit
 from compress.verdict import diagnosis
 from compress.verdict.intervals import wilson
@@ -42,16 +42,18 @@ def _train(
     """Train a candidate, or load it, or both; judge it on validation in float32."""
     begin = time.monotonic()
     torch.manual_seed(config.train.seed if config.train else 0)
-    pictures = build.pictures(data, context.device)
+    pictures = build.load_images(data, context.device)
     counted: tuple[int, int | None] = (0, None)
     if network.black_box and weights is not None:
         counted = _inspected(network, weights)
-        model = build.network(network, weights, context.device)
+        model = build.load_network(network, weights, context.device)
     else:
-        model = build.start(network, config.weights, weights, new_head=config.train is not None, device=context.device)
+        model = build.build_for_training(
+            network, config.weights, weights, new_head=config.train is not None, device=context.device
+        )
     fitted = None
     if config.train is not None:
-        outline = build.outline(network)
+        outline = build.outline_of(network)
         method = build_method(
             Distill(method=("none",)),
             student=outline,
@@ -139,7 +141,7 @@ def _expect(config: ResolvedCandidate, top1: float, pictures: int, named: Callab
 
 
 def _named(
-    config: ResolvedCandidate, model: nn.Module, pictures: Pictures, network: Network, data: TrainingData
+    config: ResolvedCandidate, model: nn.Module, pictures: ImageSet, network: Network, data: TrainingData
 ) -> str | None:
     """Which known mistake in the input or in the order of the classes fits."""
     images = views.evaluation_view(pictures.validation(), data.image_size).cpu().numpy()

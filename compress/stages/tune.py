@@ -29,9 +29,10 @@ from compress.models import checkpoints
 from compress.models.taps import Tapped
 from compress.recipe.schema import Distill, ResolvedQat, ResolvedSchedule, ResolvedTrain
 from compress.training import build, checkpoint
-from compress.training.distill import say_teaching
-from compress.training.evaluation import Pictures, accuracy, predict
-from compress.training.loop import Teaching, fit
+from compress.training.distill import log_teacher_cost
+from compress.training.evaluation import ImageSet, accuracy, predict
+from compress.training.loop import fit
+from compress.training.step import TeacherSource
 from export.int8.qat.model import Simulation
 from export.int8.quantize import PreparedGraph, QuantizeSettings
 from export.runtime import ExportError
@@ -62,7 +63,7 @@ def _run(
     """
     images, _ = calibration_arrays(data)
     settings = QuantizeSettings(target, config.per_channel, config.calibrate, config.percentile, config.float_layers)
-    pictures, live = build.pictures(data.training, context.device), _student(stripped)
+    pictures, live = build.load_images(data.training, context.device), _student(stripped)
     own = train.model_copy(
         update={
             "epochs": config.epochs,
@@ -150,7 +151,7 @@ def _student(stripped: Stripped) -> nn.Module:
         raise StageError(
             "tune: the method ships another network than it compares with the teacher, so its loss cannot go on; use quantize.scheme: static"
         )
-    return build.network(stripped.trained.network, stripped.trained.weights, "cpu").eval()
+    return build.load_network(stripped.trained.network, stripped.trained.weights, "cpu").eval()
 
 
 def _taught(
@@ -158,11 +159,11 @@ def _taught(
     trained: Distilled,
     live: nn.Module,
     teacher: Trained | None,
-    pictures: Pictures,
+    pictures: ImageSet,
     data: CalibrationData,
     train: ResolvedTrain,
     context: Context,
-) -> tuple[Method, Teaching | None]:
+) -> tuple[Method, TeacherSource | None]:
     """The method with its own modules as distillation left them, and what it is taught by."""
     state = {
         name.removeprefix("method."): value
@@ -170,11 +171,13 @@ def _taught(
         if name.startswith("method.")
     }
     taught_by = (
-        build.outline(teacher.network, build.network(teacher.network, teacher.weights, "cpu")) if teacher else None
+        build.outline_of(teacher.network, build.load_network(teacher.network, teacher.weights, "cpu"))
+        if teacher
+        else None
     )
     method = build_method(
         config,
-        student=build.outline(trained.network, live),
+        student=build.outline_of(trained.network, live),
         teacher=taught_by,
         train_labels=pictures.labels,
         train_index=pictures.train_index,
@@ -185,7 +188,7 @@ def _taught(
     method.to(context.device)
     if teacher is None or taught_by is None or not method.needs_teacher:
         return method, None
-    teaching = build.teaching(
+    teaching = build.teacher_source(
         teacher,
         method,
         taught_by.taps,
@@ -195,13 +198,13 @@ def _taught(
         cache=context.cache,
         warn=context.console.warn,
     )
-    say_teaching(teaching, teacher, config.name, data.training, len(pictures.train_index), train, context)
+    log_teacher_cost(teaching, teacher, config.name, data.training, len(pictures.train_index), train, context)
     return method, teaching
 
 
 @torch.no_grad()
 def _tensors(
-    wanted: tuple[str, ...], student: Trained, live: nn.Module, prepared: PreparedGraph, pictures: Pictures
+    wanted: tuple[str, ...], student: Trained, live: nn.Module, prepared: PreparedGraph, pictures: ImageSet
 ) -> dict[str, str]:
     """For each tap the graph's tensor with the same values on a few pictures. Raises StageError where there is none."""
     if not wanted:
@@ -209,7 +212,7 @@ def _tensors(
     size, normalization = student.network.image_size, student.network.normalization
     raw = views.evaluation_view(pictures.images[pictures.train_index[:PROBE]].cpu(), size)
     pixels = views.to_float(raw, normalization.mean, normalization.std)
-    taps = build.outline(student.network, live).taps
+    taps = build.outline_of(student.network, live).taps
     with Tapped(live, {name: taps[name] for name in wanted}) as tapped:
         _, expected = tapped(pixels)
     values = Simulation(prepared.model).tensors(pixels)
@@ -230,7 +233,7 @@ def _same(tap: str, expected: torch.Tensor, values: Mapping[str, torch.Tensor]) 
     return found[-1]  # of equal ones the last: what the next layer reads
 
 
-def _accuracy(simulation: nn.Module, student: Trained, pictures: Pictures) -> float:
+def _accuracy(simulation: nn.Module, student: Trained, pictures: ImageSet) -> float:
     logits = predict(
         simulation,
         pictures.validation(),
@@ -250,7 +253,7 @@ def _hold_against_file(
     path: Path,
 ) -> tuple[float, float]:
     """Share of equal predictions and mean |logit difference| of the simulation and the int8 file. Raises StageError where they answer otherwise."""
-    pictures = build.pictures(data.training, "cpu")
+    pictures = build.load_images(data.training, "cpu")
     chosen = pictures.validation()[:CHECKED]
     tuned = export.int8.quantize.with_weights(prepared, simulation.learned_weights())
     export.int8.quantize.emit(tuned, path, settings, simulation.learned_ranges())

@@ -10,8 +10,8 @@ from torch import Tensor
 from compress.data.streaming.batches import Stream
 from compress.training.step import Step
 
-WINDOW = {"cpu": 1, "cuda": 64}  # steps whose views are cut at once, and that the teacher runs ahead at least
-CUT = (
+PREFETCH_STEPS = {"cpu": 1, "cuda": 64}  # steps whose views are cut at once, and that the teacher runs ahead at least
+MAX_PRECUT_BYTES = (
     64 * 2**20
 )  # bytes of views that are cut ahead at most; cutting a step's own takes as many launches as cutting a window's
 
@@ -26,11 +26,11 @@ def batches(
     if stream is not None:
         yield from _streamed(order, view, first, size, steps, step, stream)
         return
-    window = min(WINDOW.get(order.device.type, 1), steps)
+    window = min(PREFETCH_STEPS.get(order.device.type, 1), steps)
     cut = (
-        window > 1 and window * size * step.image_size**2 * 3 <= CUT
+        window > 1 and window * size * step.image_size**2 * 3 <= MAX_PRECUT_BYTES
     )  # of all windows or of none: a recorded step is given its views or makes them
-    far = max(window, step.teacher.far // size) if window > 1 and step.teacher is not None else window
+    far = max(window, step.teacher.prefetch_limit // size) if window > 1 and step.teacher is not None else window
     for begin in range(first, steps, far):
         parts = [order[at * size : (at + 1) * size] for at in range(begin, min(begin + far, steps))]
         shares = [step.group.share(batch) for batch in parts]
@@ -46,7 +46,7 @@ def batches(
 def _known(shares: list[Tensor], view: Tensor, step: Step) -> Sequence[Tensor | None]:
     """Of each batch's share the teacher's logits, None where it answers within the step."""
     index = torch.cat(shares)
-    ahead = step.teacher.ahead(index, view[index], step.pixels) if step.teacher is not None else None
+    ahead = step.teacher.prefetch_logits(index, view[index], step.pixels) if step.teacher is not None else None
     return [None] * len(shares) if ahead is None else ahead.split([len(share) for share in shares])
 
 

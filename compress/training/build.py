@@ -24,18 +24,18 @@ from compress.models import checkpoints
 from compress.models.deployed import to_deployed
 from compress.models.input_adapter import InputAdapter, inner_network
 from compress.models.onnx_network import OnnxNetwork
-from compress.models.outline import outline as outline_of
+from compress.models.outline import outline
 from compress.recipe.schema import Distill
-from compress.training.evaluation import Pictures
+from compress.training.evaluation import ImageSet
 from compress.training.precision import autocast, resolve_precision
-from compress.training.step import Teaching
+from compress.training.step import TeacherSource
 from compress.training.teacher.live import TeacherNetwork
 from compress.training.teacher.logit_cache import TeacherCache
 
 LOGITS_VERSION = 2  # raised when the same teacher and view would give other logits
 
 
-def network(record: Network, weights: File | None, device: str) -> nn.Module:
+def load_network(record: Network, weights: File | None, device: str) -> nn.Module:
     """The network that a record names, in the form that it names, on the device in channels_last; fresh weights where none are given."""
     if record.black_box:
         assert weights is not None  # the file is the network
@@ -53,7 +53,7 @@ def network(record: Network, weights: File | None, device: str) -> nn.Module:
     return _contracted(record, model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def start(record: Network, key: str, weights: File | None, *, new_head: bool, device: str) -> nn.Module:
+def build_for_training(record: Network, key: str, weights: File | None, *, new_head: bool, device: str) -> nn.Module:
     """The network that training starts from, on the device: fresh ("none"), a checkpoint file, or torchvision weights by name.
 
     `new_head`: a classifier for another number of classes is left fresh (the network is trained further).
@@ -74,12 +74,12 @@ def _contracted(record: Network, model: nn.Module) -> nn.Module:
     return InputAdapter(model, size=record.own_size, bgr=record.channels == "bgr", order=record.order)
 
 
-def outline(record: Network, model: nn.Module | None = None) -> Outline:
+def outline_of(record: Network, model: nn.Module | None = None) -> Outline:
     """What a method may know of a network; weights are read off `model` where it is given."""
     if record.black_box:
         return Outline(record.model, record.classes, {})
     own = None if model is None else inner_network(model)
-    found = outline_of(
+    found = outline(
         record.model,
         classes=record.outputs or record.classes,
         width=record.width,
@@ -103,8 +103,8 @@ def outline(record: Network, model: nn.Module | None = None) -> Outline:
     )
 
 
-def distilled(
-    config: Distill, trained: Distilled, teacher: Trained | None, pictures: Pictures
+def load_distilled(
+    config: Distill, trained: Distilled, teacher: Trained | None, pictures: ImageSet
 ) -> tuple[nn.Module, Method]:
     """Student and method as distillation left them, on the CPU; the student in channels_last."""
     state, record = load_file(trained.combined.path), trained.network
@@ -116,8 +116,8 @@ def distilled(
     )
     method = build_method(
         config,
-        student=outline(record, model),
-        teacher=outline(teacher.network, network(teacher.network, teacher.weights, "cpu")) if teacher else None,
+        student=outline_of(record, model),
+        teacher=outline_of(teacher.network, load_network(teacher.network, teacher.weights, "cpu")) if teacher else None,
         train_labels=pictures.labels,
         train_index=pictures.train_index,
     )
@@ -129,7 +129,7 @@ def distilled(
     return model, method
 
 
-def pictures(data: TrainingData, device: str) -> Pictures:
+def load_images(data: TrainingData, device: str) -> ImageSet:
     """Training and validation pictures, as uint8 on the device; of a set that stays in its files, as a stream to it."""
     images, labels, train_index, validation_index = training_arrays(data)
     held, pixels = None, None
@@ -139,7 +139,7 @@ def pictures(data: TrainingData, device: str) -> Pictures:
         pixels = Stream(
             images, augment=data.augment, workers=workers, device=device, shards_at_once=data.shards_at_once
         )
-    return Pictures(
+    return ImageSet(
         images=torch.from_numpy(np.ascontiguousarray(images)).to(device) if pixels is None else pixels,
         labels=torch.from_numpy(np.asarray(labels)).to(device),
         train_index=torch.from_numpy(train_index).to(device),
@@ -159,7 +159,7 @@ def teacher_cache(
     `count`: how many pictures the indices may name. Of streamed pictures nothing is remembered: a view rarely comes again.
     """
     record = teacher.network
-    model = network(record, teacher.weights, device).eval().requires_grad_(False)
+    model = load_network(record, teacher.weights, device).eval().requires_grad_(False)
     precision, prepare = _teacher_precision(record, device), _preparing(record, device)
 
     @torch.no_grad()
@@ -211,7 +211,7 @@ def _preparing(record: Network, device: str) -> Callable[[Tensor], Tensor]:
     return lambda raw: views.to_float(raw, mean, std)
 
 
-def teaching(
+def teacher_source(
     teacher: Trained,
     method: Method,
     taps: Mapping[str, str],
@@ -221,7 +221,7 @@ def teaching(
     device: str,
     cache: Path | None,
     warn: Callable[[str], None],
-) -> Teaching:
+) -> TeacherSource:
     """What the method is taught by: remembered logits where they are all that it reads, else the teacher network with taps.
 
     `taps`: the teacher's, by name; `count`: how many pictures the indices may name.
@@ -236,7 +236,7 @@ def teaching(
     )
     record = teacher.network
     return TeacherNetwork(
-        network(record, teacher.weights, device),
+        load_network(record, teacher.weights, device),
         {name: taps[name] for name in method.teacher_taps},
         _preparing(record, device),
         partial(autocast, device, _teacher_precision(record, device)),

@@ -18,10 +18,10 @@ from compress.models.count import macs, params
 from compress.models.size_warning import size_increase_warning
 from compress.recipe.schema import Distill, ResolvedTrain
 from compress.training import build
-from compress.training.evaluation import Pictures
-from compress.training.loop import Fitted, fit
+from compress.training.evaluation import ImageSet
+from compress.training.loop import FitResult, fit
 from compress.training.precision import LARGEST_LOGIT
-from compress.training.step import Teaching
+from compress.training.step import TeacherSource
 from compress.training.teacher import logit_cache
 from compress.training.teacher.live import TeacherNetwork
 from compress.training.teacher.logit_cache import TeacherCache
@@ -30,7 +30,7 @@ SHARE_STREAM = 3  # other numbers than those of the validation split, calibratio
 
 
 @dataclass(frozen=True)
-class Student:
+class TrainedStudent:
     """After training: the network, the method with its own modules, and how it went.
 
     `pictures`: how many validation pictures judged it; `teacher_rows`: see `Distilled`.
@@ -38,12 +38,12 @@ class Student:
 
     model: nn.Module
     method: Method
-    fitted: Fitted
+    fitted: FitResult
     pictures: int
     teacher_rows: int | None
 
 
-def distil(
+def train_student(
     config: Distill,
     *,
     context: Context,
@@ -55,18 +55,20 @@ def distil(
     train: ResolvedTrain,
     share: float = 1.0,
     title: str = "",
-) -> Student:
+) -> TrainedStudent:
     """Train the student by the configured method.
 
     `start` is the student's `weights` key ("none", "file" or a torchvision weights name), `weights` the file where it is one. `share`: of
     the training pictures, by class. `title` names the training where it is not the distillation itself.
     """
     torch.manual_seed(train.seed)
-    pictures = _share(build.pictures(data, context.device), share, data.split_seed)
-    model = build.start(student, start, weights, new_head=True, device=context.device)
-    outline = build.outline(student, model)
+    pictures = _share(build.load_images(data, context.device), share, data.split_seed)
+    model = build.build_for_training(student, start, weights, new_head=True, device=context.device)
+    outline = build.outline_of(student, model)
     taught_by = (
-        build.outline(teacher.network, build.network(teacher.network, teacher.weights, "cpu")) if teacher else None
+        build.outline_of(teacher.network, build.load_network(teacher.network, teacher.weights, "cpu"))
+        if teacher
+        else None
     )
     method = build_method(
         config,
@@ -82,7 +84,7 @@ def distil(
         require_logits(teacher)
     teaching = None
     if method.needs_teacher and teacher is not None and taught_by is not None:
-        teaching = build.teaching(
+        teaching = build.teacher_source(
             teacher,
             method,
             taught_by.taps,
@@ -92,7 +94,7 @@ def distil(
             cache=context.cache,
             warn=context.console.warn,
         )
-        say_teaching(teaching, teacher, config.name, data, len(pictures.train_index), train, context)
+        log_teacher_cost(teaching, teacher, config.name, data, len(pictures.train_index), train, context)
     steps = -(-len(pictures.train_index) // train.batch_size)
     with context.console.training(
         title or f"student {student.model} by {config.name}", train.epochs, steps
@@ -110,7 +112,7 @@ def distil(
             progress=progress,
             group=context.group,
         )
-    return Student(model, method, fitted, len(pictures.validation_index), _rows_run(teaching, context))
+    return TrainedStudent(model, method, fitted, len(pictures.validation_index), _rows_run(teaching, context))
 
 
 def _rows_run(teaching: object, context: Context) -> int | None:
@@ -129,7 +131,7 @@ def require_logits(teacher: Trained) -> None:
         )
 
 
-def _share(pictures: Pictures, share: float, seed: int) -> Pictures:
+def _share(pictures: ImageSet, share: float, seed: int) -> ImageSet:
     """The same pictures, so many of them trained on, every class in proportion."""
     if share == 1.0:
         return pictures
@@ -145,8 +147,8 @@ def _warn_of_size(model: nn.Module, method: Method, student: Network, context: C
         context.console.warn(sentence)
 
 
-def say_teaching(
-    teaching: Teaching,
+def log_teacher_cost(
+    teaching: TeacherSource,
     teacher: Trained,
     method: str,
     data: TrainingData,
@@ -166,7 +168,7 @@ def say_teaching(
         cache = teaching.logits if isinstance(teaching.logits, TeacherCache) else None
     if cache is not None:
         said(_cache_line(pictures, data, train, cache))
-        known = cache.opened().used
+        known = cache.ensure_loaded().used
         if known:
             said(f"teacher logits: {known:,} rows known from earlier runs")
 
@@ -179,7 +181,7 @@ def _cache_line(pictures: int, data: TrainingData, train: ResolvedTrain, cache: 
         )
     every = views.view_count(data.augment, data.image_size, distorted=data.distortion is not None)
     count = min(every, train.views or every, train.epochs)
-    rows = min(pictures * count, cache.room)
+    rows = min(pictures * count, cache.capacity)
     size = (rows * cache.classes * 2 + cache.table) / 2**20
     full = "" if rows == pictures * count else ", which is all that they may take; for the rest the teacher runs"
     return f"teacher logits: at most {rows:,} rows ({size:.1f} MiB, with their table) for {count} view{'' if count == 1 else 's'} a picture{full}"

@@ -1,4 +1,4 @@
-"""Pictures on the device, and what a network says of them."""
+"""Images on the device, and what a network says of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EVALUATED = 250  # pictures at once where nothing is trained, at least
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageSet:
     """Training pictures on the device: uint8 (N, S, S, 3) prepared for views, or a stream; labels (N,) int64, and the two index sets.
 
     `held`: of a stream the validation pictures uint8 (V, S, S, 3) as in evaluation, on the CPU.
@@ -71,7 +71,7 @@ def predict(
 
 
 def _rows(model: nn.Module, place: torch.device, image_size: int) -> int:
-    """Pictures at once: a network may enlarge them to a side of its own, or compute on the CPU."""
+    """Images at once: a network may enlarge them to a side of its own, or compute on the CPU."""
     side = max(image_size, (model.size if isinstance(model, InputAdapter) else None) or 0)
     return schedule.rows_at_once("cpu" if isinstance(inner_network(model), OnnxNetwork) else place, side)
 

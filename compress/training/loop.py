@@ -31,15 +31,17 @@ from compress.training.batches import batches
 from compress.training.checkpoint import State
 from compress.training.engine.compile import release
 from compress.training.engine.modes import Rate, classifier_of, engine, keep_layout
-from compress.training.evaluation import Pictures, accuracy, predict
+from compress.training.evaluation import ImageSet, accuracy, predict
 from compress.training.interrupt import between_steps
 from compress.training.kernels import TORCH, quicker
-from compress.training.loss_meter import Meter
+from compress.training.loss_meter import LossMeter
 from compress.training.precision import card, resolve_precision
-from compress.training.step import TRACED, Batch, Step, Teaching, sgd, traced, trainable
+from compress.training.step import TRACED, Batch, Step, TeacherSource, sgd, traced, trainable
 
-LOOK = 50  # steps between two looks at the clock
-LOOK_SECONDS = 5.0  # between two at the losses, which wait for the device: those of a short epoch stay there to its end
+CHECK_EVERY_STEPS = 50  # steps between two looks at the clock
+CHECK_SECONDS = (
+    5.0  # between two at the losses, which wait for the device: those of a short epoch stay there to its end
+)
 SAVE_SECONDS = 600.0  # between two checkpoints of a long epoch
 
 
@@ -53,7 +55,7 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """What training was. `history` is one row an epoch; the networks were changed in place. `kernels`: see `kernels.quicker`."""
 
     history: list[dict[str, float]]
@@ -69,19 +71,19 @@ class Fitted:
 def fit(
     student: nn.Module,
     method: Method,
-    pictures: Pictures,
+    pictures: ImageSet,
     *,
     train: ResolvedTrain,
     normalization: Normalization,
     taps: Mapping[str, str],
-    teacher: Teaching | None,
+    teacher: TeacherSource | None,
     device: str,
     folder: Path,
     progress: Progress,
     group: Group = ALONE,
     before: int = 0,
     resume_hint: str = "run the same command again to resume",
-) -> Fitted:
+) -> FitResult:
     """Train `student` and `method` in place; resume from `folder/checkpoint.pt` where there is one.
 
     Args:
@@ -121,11 +123,11 @@ class _Training:
         self,
         student: nn.Module,
         method: Method,
-        pictures: Pictures,
+        pictures: ImageSet,
         train: ResolvedTrain,
         normalization: Normalization,
         taps: Mapping[str, str],
-        teacher: Teaching | None,
+        teacher: TeacherSource | None,
         device: str,
         folder: Path,
         progress: Progress,
@@ -158,7 +160,7 @@ class _Training:
         self.seen = min(self.steps * self.size, count)
         # a traced cosine is summed like a loss: an epoch's mean over its traced steps and the processes then survives an interruption
         self.cosine_share = self.seen / -(-self.steps // (train.trace_gradients or 1)) / group.size
-        method.join(group)
+        method.set_process_group(group)
         keep_freed_memory()
         self.unsynchronise = synchronise(
             group, device, train.sync_batchnorm, progress.warn if group.first else lambda _: None, student, method
@@ -260,13 +262,13 @@ class _Training:
             number += 1
             state.step += 1
             self.progress.step(len(index), losses)
-            if state.step % LOOK == 0:
-                if time.monotonic() - looked > LOOK_SECONDS:
-                    self.meter.check(kept=self.kept)
+            if state.step % CHECK_EVERY_STEPS == 0:
+                if time.monotonic() - looked > CHECK_SECONDS:
+                    self.meter.raise_if_nonfinite(kept=self.kept)
                     looked = time.monotonic()
                 if group.agree(time.monotonic() - self.saved > SAVE_SECONDS, 0):
                     self._save_part()
-        self.meter.check(kept=self.kept)
+        self.meter.raise_if_nonfinite(kept=self.kept)
 
     def _stop(self, agreed: bool) -> None:
         """Raises KeyboardInterrupt where it was agreed on, in every process at the same step."""
@@ -291,9 +293,7 @@ class _Training:
         """Take step `at` of the epoch: its losses, which the meter has noted."""
         every = self.train.trace_gradients
         losses = self.step(batch, trace=True) if every and at % every == 0 else self.run(batch)
-        self.meter.note(
-            losses, {name: self.cosine_share if name in TRACED else len(batch.index) for name in losses}, at
-        )
+        self.meter.add(losses, {name: self.cosine_share if name in TRACED else len(batch.index) for name in losses}, at)
         return losses
 
     def _end_epoch(self) -> None:
@@ -342,7 +342,11 @@ class _Training:
 
     def _begin(self) -> None:
         """A part of an epoch begins: all of it, or what an earlier run left."""
-        self.meter, self.begun, self.first = Meter(self.parameters, self.state.epoch), time.monotonic(), self.state.step
+        self.meter, self.begun, self.first = (
+            LossMeter(self.parameters, self.state.epoch),
+            time.monotonic(),
+            self.state.step,
+        )
 
     def _carry(self, state: State) -> None:
         """Add the part's losses, of all processes, and its seconds to `state`."""
@@ -353,7 +357,7 @@ class _Training:
     def _save_part(self) -> None:
         """A checkpoint in the middle of the part, which goes on."""
         part = replace(self.state, sums=dict(self.state.sums))
-        self.meter.check(kept=self.kept)
+        self.meter.raise_if_nonfinite(kept=self.kept)
         self._carry(part)
         self._save(part)
 
@@ -366,7 +370,7 @@ class _Training:
     def interrupted(self) -> str:
         """Write a checkpoint, unless something is not finite; where the training stands, in words."""
         self._carry(self.state)
-        if self.meter.bad() is None:
+        if self.meter.describe_nonfinite() is None:
             self._save(self.state)
         there = "checkpoint kept" if self.kept else "there is no checkpoint yet"
         return f"interrupted in epoch {min(self.state.epoch, self.epochs)} of {self.epochs}, {there}"
@@ -383,13 +387,13 @@ class _Training:
             set_to_none=True
         )  # what is trained ships without them, and a recording's memory goes with them
         self.unsynchronise()
-        self.method.join(ALONE)
+        self.method.set_process_group(ALONE)
         if self.stream is not None:
             self.stream.close()
         if self.teacher is not None and self.group.first:
             self.teacher.save()
 
-    def fitted(self) -> Fitted:
+    def fitted(self) -> FitResult:
         """What the training was; the networks get the weights that ship."""
         state, shipped = self.state, self.epochs
         if self.train.keep == "best" and state.best is not None:
@@ -398,6 +402,6 @@ class _Training:
             shipped = state.best["epoch"]
         seen = self.seen * len(state.history)
         speed = seen / max(state.seconds, 1e-9)
-        return Fitted(
+        return FitResult(
             state.history, state.seconds, speed, self.precision, self.threads, self.kernels, shipped, card(self.device)
         )

@@ -17,7 +17,7 @@ def finite(parameters: Iterable[Tensor]) -> bool:
     return not largest or bool(torch.stack([value.isfinite() for value in largest]).all())
 
 
-class Meter:
+class LossMeter:
     """Losses of one process's steps. A step costs one launch; numbers are read, which waits for the device, when they are asked for.
 
     Sums are added in double precision, one step after another. `parameters`: what the steps move; a loss is that of the weights before its step, so
@@ -32,7 +32,7 @@ class Meter:
             None  # the first step with a loss that is not finite, and its losses in words
         )
 
-    def note(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], step: int) -> None:
+    def add(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], step: int) -> None:
         """A step's losses, scalars on one device, and how often each counts in the sum."""
         self._steps.append(
             (
@@ -57,7 +57,7 @@ class Meter:
         if self._broken is None and not all(math.isfinite(value) for *_, value in losses):
             self._broken = step, ", ".join(f"{name} {value:.4g}" for name, _, value in losses)
 
-    def bad(self) -> str | None:
+    def describe_nonfinite(self) -> str | None:
         """What is not finite, the loss of a step or a weight; None: nothing."""
         self.sums()
         if self._broken is not None:
@@ -69,8 +69,8 @@ class Meter:
             else f"the weights are not finite in epoch {self.epoch}, though every loss until then was"
         )
 
-    def check(self, *, kept: bool) -> None:
+    def raise_if_nonfinite(self, *, kept: bool) -> None:
         """Raises StageError where something is not finite. `kept`: whether there is a checkpoint."""
-        if (what := self.bad()) is not None:
+        if (what := self.describe_nonfinite()) is not None:
             there = "the last good checkpoint is kept" if kept else "there is no checkpoint yet"
             raise StageError(f"{what}; {there}: lower train.lr or the loss's weight")

@@ -17,30 +17,30 @@ from compress.core.records.training import Distortion
 from compress.data.augment import views
 from compress.data.augment.distort import distort_views
 from compress.methods import Method, Signals
-from compress.methods.losses.upcast import wide
-from compress.training.engine.autograd_reach import Reach
+from compress.methods.losses.upcast import upcast
+from compress.training.engine.autograd_reach import ReachableParameters
 from compress.training.gradients import aligned_backward, cosine, sum_backward
 from compress.training.precision import autocast
 
 TRACED = ("cos_classifier", "cos_backbone")
 
 
-class Teaching(Protocol):
+class TeacherSource(Protocol):
     """What a method is taught by: a memory of logits, or a network. `recordable`: `answer`, as this training asks it, stays on the device.
 
-    `far`: pictures that it may be asked for ahead at once, where that is more than a window's (`batches.WINDOW`).
+    `prefetch_limit`: pictures that it may be asked for ahead at once, where that is more than a window's (`batches.PREFETCH_STEPS`).
     """
 
     @property
     def recordable(self) -> bool: ...
 
     @property
-    def far(self) -> int: ...
+    def prefetch_limit(self) -> int: ...
 
-    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+    def prefetch_logits(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
         """Logits float16 (M, K) of steps to come, where they can be had without the step; else None."""
 
-    def answer(self, known: Tensor | None, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def forward(self, cached_logits: Tensor | None, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Teacher's logits (N, K) and maps by name, float32, of a batch of pixels uint8 (N, H, W, 3); `known`: what `ahead` said of it."""
 
     def merge(self, gather: Callable[[Tensor], Tensor]) -> None:
@@ -82,14 +82,14 @@ class Step:
     image_size: int
     mean: Tensor
     std: Tensor
-    teacher: Teaching | None
+    teacher: TeacherSource | None
     optimizer: torch.optim.Optimizer
     parameters: Sequence[Tensor]
     precision: str
     group: Group
     traced: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     distortion: Distortion | None = None
-    reach: Reach | None = None
+    reach: ReachableParameters | None = None
 
     def cut(self, index: Tensor, view: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) of pictures and views (N,), cropped and flipped but not distorted."""
@@ -115,16 +115,18 @@ class Step:
             if batch.pixels is None
             else distort_views(batch.pixels, batch.view, self.distortion)
         )
-        teacher_logits, teacher_taps = self.teacher.answer(batch.known, raw) if self.teacher is not None else (None, {})
+        teacher_logits, teacher_taps = (
+            self.teacher.forward(batch.known, raw) if self.teacher is not None else (None, {})
+        )
         logits, taps = self.student(raw)
         outputs = [logits, *taps.values()]
         # Distillation losses live in float32: bf16 makes small differences of logits vanish.
-        taps = {name: wide(tap) for name, tap in taps.items()}
+        taps = {name: upcast(tap) for name, tap in taps.items()}
         signals = Signals(
             self.labels[batch.index],
             batch.index,
             batch.epoch,
-            wide(logits),
+            upcast(logits),
             teacher_logits,
             taps,
             teacher_taps,
@@ -154,7 +156,7 @@ class Step:
             for some in ([[losses[names[0]]], aligned, free] if aligned else [list(losses.values())])
             if some
         ]
-        reached = None if self.reach is None else self.reach.of(method.phase, parts, outputs)
+        reached = None if self.reach is None else self.reach.masks(method.phase, parts, outputs)
         if aligned:
             task, auxiliary, *others = parts
             aligned_backward(

@@ -260,13 +260,13 @@ def test_what_ships_answers_as_in_training_and_can_be_built_from_its_record(name
             Signals(torch.zeros(3, dtype=torch.int64), torch.arange(3), torch.ones(()), logits, None, taps)
         )
     deployed = method.deployed(pair.student)
-    assert (deployed is pair.student) == (method.form() is None)
-    rebuilt = to_deployed(models.build(student, classes=K), student, method.form()).eval()
+    assert (deployed is pair.student) == (method.deployed_spec() is None)
+    rebuilt = to_deployed(models.build(student, classes=K), student, method.deployed_spec()).eval()
     rebuilt.load_state_dict(deployed.state_dict())
     with torch.no_grad():
         shipped = rebuilt(pixels)
     assert (trained - shipped).abs().max() <= 1e-5
-    if method.form() is None:
+    if method.deployed_spec() is None:
         assert torch.equal(trained, shipped) and params(deployed) == params(pair.student)
     elif name.startswith("catkd"):
         assert params(deployed) == params(pair.student) - K

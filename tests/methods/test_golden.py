@@ -198,7 +198,7 @@ def test_parameters_of_what_simkd_ships(pair, count):
             teacher=at_32(teacher),
             train_labels=LABELS,
         )
-        assert params(to_deployed(models.build(student, classes=100), student, method.form())) == count
+        assert params(to_deployed(models.build(student, classes=100), student, method.deployed_spec())) == count
 
 
 GROWTH = [  # per cent more parameters, and where it is known multiply-accumulates, than the plain student; source: the same measurement
@@ -224,7 +224,7 @@ def test_what_simkd_adds_to_the_plain_student(pair, parameters, products):
             train_labels=LABELS,
         )
         plain, ships = (models.build(student, classes=100) for _ in range(2))
-        ships = to_deployed(ships, student, method.form())
+        ships = to_deployed(ships, student, method.deployed_spec())
     assert abs(100 * (params(ships) / params(plain) - 1) - parameters) <= 1
     assert products is None or abs(100 * (macs(ships, 32) / macs(plain, 32) - 1) - products) <= 1
 

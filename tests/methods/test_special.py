@@ -114,7 +114,7 @@ def _rank(rank: int, folder: str) -> None:
     if rank == 0:  # tuning for int8, which the first process does while the other one waits: nobody is asked
         method(batch([3, 9]))
         method = crd()
-    method.join(distributed.Group(rank, 2))
+    method.set_process_group(distributed.Group(rank, 2))
     for step, parts in enumerate((([0, 1, 7], [3, 9]), ([5], [2, 8, 10]))):  # batches of unlike length
         method(batch(parts[rank], step=step))
     torch.save(method.state_dict(), f"{folder}/{rank}.pt")
@@ -267,7 +267,7 @@ def test_simkd_pools_the_larger_map():
     large = build_method(
         Distill(method="simkd"), student=net(last_stage=(5, 8, 8)), teacher=teacher, train_labels=UNEVEN
     )
-    assert (small.form()["pool"], large.form()["pool"]) == (None, 4)
+    assert (small.deployed_spec()["pool"], large.deployed_spec()["pool"]) == (None, 4)
     for method, side in ((small, 2), (large, 8)):
         taps = {"last_stage": torch.randn(2, 5, side, side)}
         signals = Signals(

@@ -21,6 +21,7 @@ from compress.models.taps import Tapped
 from compress.recipe.schema import Catkd, Crd, Distill, Fitnet, ResolvedTrain, Simkd
 from compress.training import build, loop
 from compress.training.precision import autocast, resolve_precision
+from compress.training.step import TeacherSource
 from compress.training.teacher.live import TeacherNetwork
 from compress.training.teacher.logit_cache import TeacherCache
 
@@ -87,21 +88,21 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(STUDENT, File.of(path), 0.5, 1, 1, 1, 1.0)
 
 
-def start(distill: Distill, teacher: Trained, data: TrainingData) -> tuple[nn.Module, Method, loop.Teaching | None]:
+def start(distill: Distill, teacher: Trained, data: TrainingData) -> tuple[nn.Module, Method, TeacherSource | None]:
     torch.manual_seed(3)
-    pictures = build.pictures(data, "cpu")
-    student = build.network(STUDENT, None, "cpu")
-    known = build.outline(STUDENT, build.network(STUDENT, teacher.weights, "cpu"))
+    pictures = build.load_images(data, "cpu")
+    student = build.load_network(STUDENT, None, "cpu")
+    known = build.outline_of(STUDENT, build.load_network(STUDENT, teacher.weights, "cpu"))
     method = build_method(
         distill,
-        student=build.outline(STUDENT),
+        student=build.outline_of(STUDENT),
         teacher=known,
         train_labels=pictures.labels,
         train_index=pictures.train_index,
         seed=5,
     )
     teaching = (
-        build.teaching(teacher, method, known.taps, data, COUNT, device="cpu", cache=None, warn=pytest.fail)
+        build.teacher_source(teacher, method, known.taps, data, COUNT, device="cpu", cache=None, warn=pytest.fail)
         if method.needs_teacher
         else None
     )
@@ -109,17 +110,17 @@ def start(distill: Distill, teacher: Trained, data: TrainingData) -> tuple[nn.Mo
 
 
 def fit(
-    folder: Path, data: TrainingData, begun: tuple[nn.Module, Method, loop.Teaching | None], steps: int = -1
-) -> loop.Fitted:
+    folder: Path, data: TrainingData, begun: tuple[nn.Module, Method, TeacherSource | None], steps: int = -1
+) -> loop.FitResult:
     folder.mkdir(exist_ok=True)
     student, method, teaching = begun
     return loop.fit(
         student,
         method,
-        build.pictures(data, "cpu"),
+        build.load_images(data, "cpu"),
         train=TRAIN,
         normalization=NORMALIZATION,
-        taps=build.outline(STUDENT).taps,
+        taps=build.outline_of(STUDENT).taps,
         teacher=teaching,
         device="cpu",
         folder=folder,
@@ -151,7 +152,7 @@ def test_a_few_steps_a_kill_and_what_ships(name, tmp_path, data, teacher):
     for one, other in zip(whole[:2], parts[:2], strict=True):
         assert all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
 
-    shipped = to_deployed(build.network(STUDENT, None, "cpu"), STUDENT.model, whole[1].form())
+    shipped = to_deployed(build.load_network(STUDENT, None, "cpu"), STUDENT.model, whole[1].deployed_spec())
     shipped.load_state_dict(whole[1].deployed(whole[0]).state_dict())
     export_and_compare(shipped, tmp_path / "student.onnx")
 
@@ -185,13 +186,13 @@ def test_methods_that_read_logits_alone_are_taught_by_the_memory(teacher, data):
 
 def answers(
     teacher: Trained, data: TrainingData, distill: Distill
-) -> tuple[loop.Teaching, Tensor | None, dict[str, Tensor], Tensor]:
+) -> tuple[TeacherSource, Tensor | None, dict[str, Tensor], Tensor]:
     teaching = start(distill, teacher, data)[2]
     assert teaching is not None
-    images = build.pictures(data, "cpu").images[:6]
+    images = build.load_images(data, "cpu").images[:6]
     index, view = torch.arange(6), torch.full((6,), views.view_count("crop_flip", SIDE) // 2)
-    known = teaching.ahead(index, view, lambda at, _: images[at])
-    logits, maps = teaching.answer(known, images)
+    known = teaching.prefetch_logits(index, view, lambda at, _: images[at])
+    logits, maps = teaching.forward(known, images)
     return teaching, logits, maps, images
 
 
@@ -205,8 +206,8 @@ def test_a_teacher_in_evaluation_gives_its_own_logits_as_the_memory_would(teache
 def test_ofds_teacher_uses_the_batchs_statistics_for_maps_and_its_own_for_logits(teacher, data):
     teaching, logits, maps, images = answers(teacher, data, VARIANTS["ofd+kd"])
     assert torch.equal(logits, answers(teacher, data, VARIANTS["dhkd"])[1])
-    model = build.network(STUDENT, teacher.weights, "cpu").train()
-    roles = build.outline(STUDENT).taps
+    model = build.load_network(STUDENT, teacher.weights, "cpu").train()
+    roles = build.outline_of(STUDENT).taps
     with (
         torch.no_grad(),
         autocast("cpu", resolve_precision("auto", "cpu")),
@@ -221,7 +222,7 @@ def test_ofds_teacher_uses_the_batchs_statistics_for_maps_and_its_own_for_logits
     assert torch.equal(state["bn1.running_mean"], torch.zeros(16)) and state["bn1.num_batches_tracked"] == 0
     assert not torch.equal(drifted["bn1.running_mean"], torch.zeros(16)) and drifted["bn1.num_batches_tracked"] == 1
     alone = start(VARIANTS["ofd"], teacher, data)[2]
-    assert alone is not None and alone.answer(None, images)[0] is None
+    assert alone is not None and alone.forward(None, images)[0] is None
 
 
 def test_two_stage_fitnet_first_moves_nothing_above_the_hint(tmp_path, data, teacher):

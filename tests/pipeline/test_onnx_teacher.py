@@ -29,8 +29,7 @@ from compress.pipeline.plan import candidates, limits
 from compress.pipeline.plan.stages import draft
 from compress.recipe import loader
 from compress.recipe.schema import Export
-from compress.training import build as loading
-from compress.training import schedule
+from compress.training import build, schedule
 from compress.training.evaluation import predict
 from export.graph.foreign_model import fixed_image_size, inspect
 from export.runtime import Contract, ExportError, Model, resize_matrix, write_sidecar
@@ -175,7 +174,7 @@ def test_a_file_of_another_size_teaches_and_answers_alike_on_resized_pictures(sa
     )
 
     record = Network("t.onnx", None, 2, 32, Normalization((0.5,) * 3, (0.25,) * 3), own_size=size, black_box=True)
-    teaches = loading.network(record, File.of(path), "cpu")(
+    teaches = build.load_network(record, File.of(path), "cpu")(
         views.to_float(torch.from_numpy(images), (0.5,) * 3, (0.25,) * 3)
     )
     answers = Model.load(path).run(images)
@@ -194,7 +193,7 @@ def test_steps_are_recorded_only_where_an_onnx_teacher_answers_ahead_of_them(sav
     )
     data = TrainingData(file, file, tuple("abcd"), 32, "crop_flip", 8, 0)
     for streamed, recordable in ((None, True), (Streamed(tmp_path, file, None, 1), False)):
-        cache = loading.teacher_cache(
+        cache = build.teacher_cache(
             teacher, replace(data, streamed=streamed), 10, device="cpu", cache=None, warn=pytest.fail
         )
         assert cache.recordable is recordable
@@ -205,11 +204,11 @@ def test_a_card_keeps_the_order_of_its_answers_and_asks_it_as_the_cpu_is_asked(s
     record = Network(
         "t.onnx", None, 3, 32, Normalization((0.5,) * 3, (0.25,) * 3), black_box=True, order=(2, 0, 1), outputs=4
     )
-    (order,) = loading.network(record, file, "meta").buffers()
+    (order,) = build.load_network(record, file, "meta").buffers()
     assert order.device.type == "meta"  # no card is needed to see where it lies
     asked = rows_asked_for(monkeypatch)
     images = torch.zeros(300, 32, 32, 3, dtype=torch.uint8)
-    predict(loading.network(record, file, "cpu"), images, 32, record.normalization)
+    predict(build.load_network(record, file, "cpu"), images, 32, record.normalization)
     assert asked == [("cpu", 32)]
 
 

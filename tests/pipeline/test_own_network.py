@@ -253,7 +253,7 @@ def test_methods_that_read_maps_take_it_and_what_ships_is_built_anew(project: Pa
     with Tapped(student, {name: ours.taps[name] for name in built.student_taps}) as tapped, torch.no_grad():
         logits, maps = tapped(pixels)
         trained = built.logits(Signals(index, index, torch.tensor(1.0), logits, None, maps))
-    again = to_deployed(build(names[0], classes=5), names[0], built.form(), stages[0]).eval()
+    again = to_deployed(build(names[0], classes=5), names[0], built.deployed_spec(), stages[0]).eval()
     again.load_state_dict(built.deployed(student).state_dict())
     with torch.no_grad():
         torch.testing.assert_close(again(pixels), trained, rtol=1e-5, atol=1e-6)

@@ -62,9 +62,9 @@ def test_the_limit_grows_with_the_logits_whose_rounding_it_bounds(work, stripped
 
     monkeypatch.setattr(export.graph.from_torch, "parity", large)
     assert run(work, stripped.trained, stripped.predictions, training, versions).max_abs_diff == 2e-3
-    live = build.network(stripped.trained.network, stripped.trained.weights, "cpu").eval()
+    live = build.load_network(stripped.trained.network, stripped.trained.weights, "cpu").eval()
     network = stripped.trained.network
-    logits = predict(live, build.pictures(training, "cpu").validation(), network.image_size, network.normalization)
+    logits = predict(live, build.load_images(training, "cpu").validation(), network.image_size, network.normalization)
     assert seen == [pytest.approx(float(logits.abs().max()), rel=1e-4)]
 
 

@@ -61,7 +61,7 @@ def test_parameters_and_what_was_dropped(shipped):
     assert (stripped.plain_params, trained.network.deployed["kind"]) == (PLAIN, name)
     assert stripped.dropped == {"simkd": ("fc.bias", "fc.weight"), "catkd": ("fc.bias",)}[name]
     assert trained.macs >= stripped.plain_macs if name == "simkd" else trained.macs == stripped.plain_macs
-    assert params(build.network(trained.network, trained.weights, "cpu")) == trained.params
+    assert params(build.load_network(trained.network, trained.weights, "cpu")) == trained.params
 
 
 def test_validation_in_training_was_of_what_ships(shipped):

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 
+from compress import models
 from compress.core.errors import MissingError, StageError
 from compress.core.records.base import File, sha256_of
 from compress.core.records.training import Network, Normalization, Proxied, Trained, TrainingData
 from compress.data import training_arrays
-from compress.models import build, checkpoints
+from compress.models import checkpoints
 from compress.models.count import macs, params
 from compress.recipe.schema import Distill, Export, ResolvedCandidate, ResolvedTrain
 from compress.stages import convert, proxy, teacher
-from compress.training import build as loading
-from compress.training.distill import distil
+from compress.training import build
+from compress.training.distill import train_student
 from compress.verdict import teacher_choice
 
 
@@ -30,8 +31,8 @@ def run(config: ResolvedCandidate, **inputs: Any) -> Trained:
 
 
 def test_a_trained_candidate_is_recorded_as_it_is(trained_teacher, training, network):
-    model = loading.network(network, trained_teacher.weights, "cpu")
-    data = loading.pictures(training, "cpu")
+    model = build.load_network(network, trained_teacher.weights, "cpu")
+    data = build.load_images(training, "cpu")
     logits = teacher.predict(model, data.images[data.validation_index], 16, network.normalization)
     assert trained_teacher.top1_validation == teacher.accuracy(logits, data.labels[data.validation_index])
     assert (trained_teacher.params, trained_teacher.macs) == (params(model), macs(model, 16))
@@ -52,7 +53,7 @@ def test_a_checkpoint_is_judged_without_training(work, trained_teacher, training
 def test_a_checkpoint_below_its_known_accuracy_stops_with_a_sentence(work, trained_teacher, training, network):
     config = ResolvedCandidate(model="resnet8", weights="file", expect_top1=0.9)
     torch.manual_seed(4)
-    checkpoints.save_state(build("resnet8", classes=4), work.work / "fresh.safetensors")
+    checkpoints.save_state(models.build("resnet8", classes=4), work.work / "fresh.safetensors")
     with pytest.raises(StageError) as raised:
         run(config, context=work, network=network, data=training, weights=File.of(work.work / "fresh.safetensors"))
     said = str(raised.value)
@@ -113,7 +114,7 @@ def test_an_accuracy_within_the_interval_of_what_is_expected_passes(work, traine
 
 def test_a_checkpoint_of_other_classes_gets_a_new_head_where_it_is_trained(work, trained_teacher, training, network):
     torch.manual_seed(4)
-    checkpoints.save_state(build("resnet8", classes=7), work.work / "seven.safetensors")
+    checkpoints.save_state(models.build("resnet8", classes=7), work.work / "seven.safetensors")
     weights = File.of(work.work / "seven.safetensors")
     further = ResolvedTrain(epochs=1, batch_size=32, lr=0.01, seed=0, precision="float32")
     config = ResolvedCandidate(model="resnet8", weights="file", train=further)
@@ -259,7 +260,7 @@ def test_a_short_distillation_sees_its_share_and_is_judged_on_validation(
         "train": train,
     }
     short = proxy.run.run(dhkd, context=work, share=0.5, **inputs)
-    trained = distil(dhkd, context=work, **inputs, share=0.5)
+    trained = train_student(dhkd, context=work, **inputs, share=0.5)
 
     assert (short.pictures, short.epochs, short.share) == (40, 1, 0.5)
     assert short.top1_validation == trained.fitted.history[-1]["top1_validation"] == np.load(short.correct.path).mean()
@@ -283,7 +284,7 @@ def test_logits_that_float16_cannot_hold_are_refused_before_training(work, netwo
             StageError,
             match=r"teacher resnet8: its logits reach (6.55e\+04|nan) on the validation pictures, and float16",
         ):
-            distil(dhkd, teacher=wild, **inputs)
+            train_student(dhkd, teacher=wild, **inputs)
 
 
 def foreign(trained: Trained, path: Path) -> tuple[File, tuple[str, ...]]:
@@ -307,7 +308,7 @@ def test_a_foreign_teacher_answers_through_its_own_contract(context, network, tr
         ResolvedCandidate(model="resnet8", weights="file"), context=work, network=own, data=training, weights=weights
     )
 
-    theirs, ours = (loading.network(one.network, one.weights, "cpu").eval() for one in (result, trained_teacher))
+    theirs, ours = (build.load_network(one.network, one.weights, "cpu").eval() for one in (result, trained_teacher))
     x = torch.randn(3, 3, 16, 16)
     assert (order, result.top1_validation) == ((2, 4, 3, 0), trained_teacher.top1_validation)
     with torch.no_grad():
@@ -330,15 +331,15 @@ def test_a_teacher_of_another_size_sees_resized_views_teaches_by_its_maps_and_ex
 ):
     larger = dataclasses.replace(network, own_size=24, channels="bgr")
     teacher_of_24 = dataclasses.replace(trained_teacher, network=larger)
-    model = loading.network(larger, trained_teacher.weights, "cpu").eval()
-    plain = loading.network(network, trained_teacher.weights, "cpu").eval()
+    model = build.load_network(larger, trained_teacher.weights, "cpu").eval()
+    plain = build.load_network(network, trained_teacher.weights, "cpu").eval()
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         wanted = plain(torch.nn.functional.interpolate(x, size=24, mode="bilinear", align_corners=False).flip(1))
         torch.testing.assert_close(model(x), wanted)
 
     train = ResolvedTrain(epochs=1, batch_size=40, lr=0.05, seed=0, precision="float32")
-    taught = distil(
+    taught = train_student(
         Distill(method=("at",)),
         context=context("at 24"),
         student=network,
@@ -348,10 +349,10 @@ def test_a_teacher_of_another_size_sees_resized_views_teaches_by_its_maps_and_ex
         data=training,
         train=train,
     )
-    logits = teacher.predict(model, loading.pictures(training, "cpu").images, 16, network.normalization)
-    index = loading.pictures(training, "cpu").validation_index
+    logits = teacher.predict(model, build.load_images(training, "cpu").images, 16, network.normalization)
+    index = build.load_images(training, "cpu").validation_index
     measured = dataclasses.replace(
-        teacher_of_24, top1_validation=teacher.accuracy(logits[index], loading.pictures(training, "cpu").labels[index])
+        teacher_of_24, top1_validation=teacher.accuracy(logits[index], build.load_images(training, "cpu").labels[index])
     )
     exported = convert.run.run(
         Export(), context=context("24"), model=measured, recorded=None, data=training, versions={}

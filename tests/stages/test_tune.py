@@ -159,7 +159,7 @@ def test_a_baseline_is_tuned_by_plain_training(context, given, network, training
 
 def test_a_map_that_the_graph_does_not_hold_is_refused_by_name(given):
     live = tune._student(given["stripped"])
-    pictures = build.pictures(given["data"].training, "cpu")
+    pictures = build.load_images(given["data"].training, "cpu")
     graph = tune.export.int8.quantize.prepare(given["model"].file.path, np.zeros((2, 16, 16, 3), np.uint8))
     found = tune._tensors(("pooled", "stages_post.1"), given["stripped"].trained, live, graph, pictures)
     assert set(found) == {"pooled", "stages_post.1"} and len(set(found.values())) == 2

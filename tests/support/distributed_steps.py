@@ -25,7 +25,8 @@ from compress.data.streaming.listing import ListedPart, Listing, ListingSpec, wr
 from compress.methods import Outline, build_method
 from compress.recipe.schema import Crd, Dhkd, Distill, ResolvedSchedule, ResolvedTrain
 from compress.training import loop
-from compress.training.loop import Pictures, fit
+from compress.training.evaluation import ImageSet
+from compress.training.loop import fit
 
 CLASSES, COUNT, SIDE, WIDTH = 4, 36, 8, 6
 METHODS = {
@@ -55,12 +56,12 @@ class Net(nn.Module):
 class Teacher:
     """Logits and a map that are functions of the pixels."""
 
-    recordable, far = True, 0
+    recordable, prefetch_limit = True, 0
 
-    def ahead(self, index: Tensor, view: Tensor, pixels: Any) -> Tensor | None:
+    def prefetch_logits(self, index: Tensor, view: Tensor, pixels: Any) -> Tensor | None:
         return None
 
-    def answer(self, known: Tensor | None, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, cached_logits: Tensor | None, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         flat = pixels.double().mean((1, 2)) / 255
         return torch.cat([flat, flat[:, :1]], 1) * 3, {"pooled": torch.cat([flat, flat**2], 1)}
 
@@ -90,7 +91,7 @@ class Progress:
 
 def main(folder: Path, dying: int, where: str, names: list[str]) -> None:
     torch.set_num_threads(1)
-    loop.LOOK, loop.SAVE_SECONDS = 1, -1.0  # a checkpoint behind every step
+    loop.CHECK_EVERY_STEPS, loop.SAVE_SECONDS = 1, -1.0  # a checkpoint behind every step
     signal.signal(
         signal.SIGTERM, lambda *_: None
     )  # torchrun's, for those that are left: first they say what happened, then they end
@@ -134,7 +135,7 @@ def train(
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (COUNT, SIDE, SIDE, 3), generator=generator).to(torch.uint8)
     labels = torch.arange(COUNT) % CLASSES
-    pictures = Pictures(
+    pictures = ImageSet(
         *(part.to(device) for part in (images, labels, torch.arange(COUNT), torch.arange(0))), "crop_flip", SIDE
     )
     if name == "streamed":  # the same pictures in files

@@ -117,7 +117,7 @@ def taught(folder: Path, own: Path, group: distributed.Group) -> None:
     for seed in (0, 1):
         said = Teacher()
         cache = TeacherCache(
-            lambda raw, said=said: said.answer(None, raw)[0].float(),
+            lambda raw, said=said: said.forward(None, raw)[0].float(),
             pictures=COUNT,
             views=views.view_count("crop_flip", SIDE),
             classes=CLASSES,

@@ -116,5 +116,5 @@ def test_whatever_a_training_starts_from_lies_in_channels_last(tmp_path, monkeyp
     checkpoints.save_state(models.build("resnet8", classes=4), tmp_path / "a.safetensors")
     monkeypatch.setattr(models, "pretrained", lambda name, weights, classes: models.build(name, classes=classes))
     weights = File.of(tmp_path / "a.safetensors") if key == "file" else None
-    assert laid_out(build.start(record, key, weights, new_head=False, device="cpu"))
-    assert laid_out(build.network(record, weights, "cpu"))  # what teaches
+    assert laid_out(build.build_for_training(record, key, weights, new_head=False, device="cpu"))
+    assert laid_out(build.load_network(record, weights, "cpu"))  # what teaches

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.methods.losses import binary_kl_norm, cross_entropy
 from compress.training import gradients
-from compress.training.engine.autograd_reach import leaves
+from compress.training.engine.autograd_reach import reachable_leaf_ids
 from compress.training.gradients import aligned_backward, cosine, sum_backward
 
 DATA = json.loads((Path(__file__).parents[1] / "golden" / "testvectors.json").read_text())
@@ -148,8 +148,12 @@ def test_leaves_are_what_a_backward_pass_comes_to():
     one, other, unused = (torch.ones(2, requires_grad=True) for _ in range(3))
     inner = (one * 2).relu()
     loss = (inner.split(1)[0] * other.detach()).sum() + (inner.split(1)[1] * unused).sum() * 0
-    assert leaves(loss) == {id(one), id(unused)} and leaves(one) == {id(one)} and leaves(other.detach()) == frozenset()
-    assert leaves(loss, {(inner.grad_fn, 0): frozenset({7})}) == {7, id(unused)}
+    assert (
+        reachable_leaf_ids(loss) == {id(one), id(unused)}
+        and reachable_leaf_ids(one) == {id(one)}
+        and reachable_leaf_ids(other.detach()) == frozenset()
+    )
+    assert reachable_leaf_ids(loss, {(inner.grad_fn, 0): frozenset({7})}) == {7, id(unused)}
 
 
 class Operators(TorchDispatchMode):

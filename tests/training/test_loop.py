@@ -20,11 +20,12 @@ from torch.utils._pytree import tree_leaves
 
 from compress.core.errors import Interrupted, StageError, UsageError
 from compress.core.records.training import Normalization
-from compress.methods import Method, Outline, Setting, Signals, build_method
-from compress.methods.cross_entropy import Plain
+from compress.methods import Method, MethodContext, Outline, Signals, build_method
+from compress.methods.cross_entropy import CrossEntropy
 from compress.recipe.schema import Dhkd, Distill, ResolvedSchedule, ResolvedTrain
 from compress.training import checkpoint, loop, schedule
 from compress.training import precision as arithmetic
+from compress.training.evaluation import ImageSet
 from compress.training.teacher.logit_cache import TeacherCache
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,13 +87,13 @@ def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def pictures(count: int = COUNT, validation: int = VALIDATION, augment: str = "crop_flip") -> loop.Pictures:
+def pictures(count: int = COUNT, validation: int = VALIDATION, augment: str = "crop_flip") -> ImageSet:
     """Noise in which the class's channel is brighter."""
     generator = torch.Generator().manual_seed(3)
     labels = torch.arange(count) % CLASSES
     images = torch.randint(0, 190, (count, SIDE, SIDE, 3), generator=generator)
     images += 60 * nn.functional.one_hot(labels, 3)[:, None, None, :]
-    return loop.Pictures(
+    return ImageSet(
         images.to(torch.uint8), labels, torch.arange(validation, count), torch.arange(validation), augment, SIDE
     )
 
@@ -135,10 +136,10 @@ def fit(
     method: Method,
     *,
     config: ResolvedTrain | None = None,
-    data: loop.Pictures | None = None,
+    data: ImageSet | None = None,
     progress: Recorder | None = None,
     device: str = "cpu",
-) -> loop.Fitted:
+) -> loop.FitResult:
     return loop.fit(
         student,
         method,
@@ -307,7 +308,7 @@ def test_history_csv_has_a_column_for_each_loss(tmp_path):
     assert float(rows[1]["lr"]) == pytest.approx(0.05 / 2 * (1 + math.cos(math.pi / 3)))
 
 
-class Recording(Plain):
+class Recording(CrossEntropy):
     """Plain cross-entropy that remembers which pictures each batch held."""
 
     def forward(self, signals: Signals) -> dict[str, Tensor]:
@@ -319,7 +320,7 @@ def test_training_equals_steps_written_by_hand(tmp_path):
     torch.manual_seed(0)
     student = Net()
     reference = copy.deepcopy(student).train()
-    method = Recording(None, Setting(SHAPE, None, torch.zeros(1), torch.zeros(1)))
+    method = Recording(None, MethodContext(SHAPE, None, torch.zeros(1), torch.zeros(1)))
     config = settings(epochs=2, momentum=0.9, weight_decay=0.01, lr=0.1)
     data = pictures(augment="none")
     fit(tmp_path, student, method, config=config, data=data)
@@ -361,7 +362,7 @@ def test_keep_best_ships_the_best_epoch_and_last_the_last(tmp_path, monkeypatch,
 # --- what can go wrong
 
 
-class Exploding(Plain):
+class Exploding(CrossEntropy):
     """A second loss that is not finite from the second step of the second epoch on."""
 
     value = float("nan")
@@ -375,7 +376,7 @@ class Exploding(Plain):
 @pytest.mark.parametrize(("value", "shown"), [(float("nan"), "nan"), (float("inf"), "inf")])
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_checkpoint(tmp_path, value, shown):
     student = Net()
-    method = Exploding(None, Setting(SHAPE, None, torch.zeros(1), torch.zeros(1)))
+    method = Exploding(None, MethodContext(SHAPE, None, torch.zeros(1), torch.zeros(1)))
     method.value = value
     with pytest.raises(
         StageError,
@@ -391,7 +392,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_checkpoint(tmp_path,
     assert all(torch.isfinite(value).all() for value in again.state_dict().values())
 
 
-class Poisoned(Plain):
+class Poisoned(CrossEntropy):
     """From some step on a finite loss whose gradient is not: the square root of a distance of zero."""
 
     first = 3
@@ -411,7 +412,7 @@ class Poisoned(Plain):
 )
 def test_weights_that_the_last_step_of_an_epoch_spoilt_are_neither_kept_nor_shipped(tmp_path, first, kept):
     """Three steps an epoch, two epochs."""
-    method = Poisoned(None, Setting(SHAPE, None, torch.zeros(1), torch.zeros(1)))
+    method = Poisoned(None, MethodContext(SHAPE, None, torch.zeros(1), torch.zeros(1)))
     method.first = first
     with pytest.raises(
         StageError, match=f"the weights are not finite in epoch {first // 3}, though every loss until then was; {kept}"
@@ -569,7 +570,7 @@ def test_training_runs_on_cuda(tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
     data = pictures()
-    there = loop.Pictures(
+    there = ImageSet(
         *(part.cuda() for part in (data.images, data.labels, data.train_index, data.validation_index)),
         "crop_flip",
         SIDE,
@@ -611,7 +612,7 @@ def test_a_recorded_step_trains_what_a_plain_one_trains(tmp_path, name):
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
     data = pictures(count=200)
-    there = loop.Pictures(
+    there = ImageSet(
         *(part.cuda() for part in (data.images, data.labels, data.train_index, data.validation_index)),
         "crop_flip",
         SIDE,

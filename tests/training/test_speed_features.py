@@ -125,7 +125,7 @@ def reads(
     behind: list[int] = []
     with monkeypatch.context() as patch, Reads() as mode:
         patch.setattr(loop, "time", SimpleNamespace(monotonic=clock))
-        patch.setattr(loop, "LOOK", 1)
+        patch.setattr(loop, "CHECK_EVERY_STEPS", 1)
         progress = Recorder()
         patch.setattr(progress, "step", lambda images, losses: behind.append(mode.count))
         fit(
@@ -176,7 +176,7 @@ def test_a_long_training_is_compiled_where_steps_are_recorded_and_a_short_one_is
         made.clear()
         folder = tmp_path / f"{long}-{name}"
         folder.mkdir()
-        monkeypatch.setattr(modes, "LONG", long)
+        monkeypatch.setattr(modes, "MIN_STEPS_TO_COMPILE", long)
         fit(folder, *started(NONE), config=settings(engine=name))
         assert [size for _, size in made] == [16] * expected, (long, name)
 

@@ -18,7 +18,7 @@ from compress.methods.dhkd import DHKD
 from compress.models.taps import Tapped
 from compress.pipeline.run_folder.cache_refs import Kept
 from compress.training import build
-from compress.training.evaluation import Pictures, predict
+from compress.training.evaluation import ImageSet, predict
 
 MOST_PICTURES = 1000
 MOST_CLASSES = 10
@@ -37,7 +37,7 @@ class Drawn:
     classes: tuple[int, ...]
 
 
-def draw(pictures: Pictures, count: int, seed: int) -> Drawn:
+def draw(pictures: ImageSet, count: int, seed: int) -> Drawn:
     """At most MOST_PICTURES validation pictures of at most MOST_CLASSES classes (spread evenly over the list), in proportion."""
     shown = tuple(
         int(value) for value in np.unique(np.linspace(0, count - 1, min(count, MOST_CLASSES)).round().astype(np.int64))
@@ -60,15 +60,15 @@ def why_not(record: Network) -> str | None:
     return None
 
 
-def pooled(record: Network, weights: File, pictures: Pictures, index: NDArray[np.int64]) -> NDArray[np.float32]:
+def pooled(record: Network, weights: File, pictures: ImageSet, index: NDArray[np.int64]) -> NDArray[np.float32]:
     """What the classifier reads, (M, d), of the stored pictures `index`."""
-    model = build.network(record, weights, "cpu").eval()
-    return _tapped(model, {"pooled": build.outline(record).taps["pooled"]}, record, pictures, index)[1]
+    model = build.load_network(record, weights, "cpu").eval()
+    return _tapped(model, {"pooled": build.outline_of(record).taps["pooled"]}, record, pictures, index)[1]
 
 
 @torch.no_grad()
 def _tapped(
-    model: nn.Module, taps: dict[str, str], record: Network, pictures: Pictures, index: NDArray[np.int64]
+    model: nn.Module, taps: dict[str, str], record: Network, pictures: ImageSet, index: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Logits (M, K) and the one tapped map (M, d)."""
     seen: list[torch.Tensor] = []
@@ -103,21 +103,23 @@ class Heads:
     labels: NDArray[np.int64]
 
 
-def heads(kept: Kept, pictures: Pictures) -> Heads | None:
+def heads(kept: Kept, pictures: ImageSet) -> Heads | None:
     """What DHKD's two heads answer; None where the method has no auxiliary head."""
     if "dhkd" not in kept.method.method or any(
         why_not(record) for record in (kept.teacher.network, kept.trained.network)
     ):
         return None
-    model, method = build.distilled(kept.method, kept.trained, kept.teacher, pictures)
+    model, method = build.load_distilled(kept.method, kept.trained, kept.teacher, pictures)
     auxiliary = _auxiliary(method)
     if auxiliary is None:
         return None
     record, index = kept.trained.network, pictures.validation_index.numpy()
-    logits, features = _tapped(model.eval(), {"pooled": build.outline(record).taps["pooled"]}, record, pictures, index)
+    logits, features = _tapped(
+        model.eval(), {"pooled": build.outline_of(record).taps["pooled"]}, record, pictures, index
+    )
     teacher = kept.teacher.network
     taught = predict(
-        build.network(teacher, kept.teacher.weights, "cpu"),
+        build.load_network(teacher, kept.teacher.weights, "cpu"),
         pictures.validation(),
         teacher.image_size,
         teacher.normalization,

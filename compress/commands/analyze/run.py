@@ -174,7 +174,7 @@ def _by_networks(folder: Path, report: Row, artifacts: Path, arrays: Arrays, con
     from compress.commands.analyze import features
     from compress.training import build
 
-    pictures = build.pictures(kept.data, "cpu")
+    pictures = build.load_images(kept.data, "cpu")
     found = features.heads(kept, pictures)
     rows = []
     for number, (what, logits) in enumerate(

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compress.methods.losses.upcast import wide
+from compress.methods.losses.upcast import upcast
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both maps at the smaller of the two sizes, the larger one pooled by adaptive averaging."""
     side = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-    s, t = wide(student), wide(teacher)
+    s, t = upcast(student), upcast(teacher)
     return s if s.shape[2:] == side else F.adaptive_avg_pool2d(s, side), t if t.shape[
         2:
     ] == side else F.adaptive_avg_pool2d(t, side)
@@ -25,7 +25,7 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
 
     Source: Romero et al. 2015 (arXiv 1412.6550), eq. 3; as a mean, like the distillation benchmarks (and SimKD).
     """
-    return F.mse_loss(wide(student), wide(teacher))
+    return F.mse_loss(upcast(student), upcast(teacher))
 
 
 def attention(student: Tensor, teacher: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def margins(gamma: Tensor, beta: Tensor, *, exact: bool = False) -> Tensor:
 
 def margin_relu(map_: Tensor, margin: Tensor) -> Tensor:
     """max(x, m) with a margin (C,) a channel."""
-    return torch.maximum(wide(map_), margin.to(wide(map_).dtype)[:, None, None])
+    return torch.maximum(upcast(map_), margin.to(upcast(map_).dtype)[:, None, None])
 
 
 def partial_l2(student: Tensor, target: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def partial_l2(student: Tensor, target: Tensor) -> Tensor:
 
     Source: Heo et al. 2019 (arXiv 1904.01866), eq. 5.
     """
-    s, t = wide(student), wide(target)
+    s, t = upcast(student), upcast(target)
     active = (s > t) | (t > 0)
     return ((s - t).pow(2) * active).sum() / len(s)
 
@@ -79,7 +79,7 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
 
     Source: Chen et al. 2021 (arXiv 2104.09044), section 3.3.
     """
-    s, t = wide(student), wide(teacher)
+    s, t = upcast(student), upcast(teacher)
     loss, weight, total = F.mse_loss(s, t), 1.0, 1.0
     for side in (4, 2, 1):
         if side < s.shape[2]:
@@ -94,7 +94,7 @@ def class_activation(student: Tensor, teacher: Tensor, side: int, *, normalize: 
 
     Source: Guo et al. 2023 (CAT-KD, CVPR 2023), eq. 5.
     """
-    s, t = (F.adaptive_avg_pool2d(wide(map_), side).flatten(2) for map_ in (student, teacher))
+    s, t = (F.adaptive_avg_pool2d(upcast(map_), side).flatten(2) for map_ in (student, teacher))
     if normalize:
         s, t = F.normalize(s, dim=2, eps=1e-12), F.normalize(t, dim=2, eps=1e-12)
     return F.mse_loss(s, t)

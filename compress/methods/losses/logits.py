@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compress.methods.losses.upcast import wide
+from compress.methods.losses.upcast import upcast
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy over the batch; pictures with label -1 (unlabelled) are ignored."""
-    return F.cross_entropy(wide(logits), labels, ignore_index=-1, label_smoothing=label_smoothing)
+    return F.cross_entropy(upcast(logits), labels, ignore_index=-1, label_smoothing=label_smoothing)
 
 
 def binary_kl_norm(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -24,7 +24,7 @@ def binary_kl_norm(student: Tensor, teacher: Tensor, temperature: float) -> Tens
 
     Source: Yang et al. 2024 (arXiv 2411.08937), eq. of BinaryKL-Norm.
     """
-    d = (wide(student) - wide(teacher)) / temperature
+    d = (upcast(student) - upcast(teacher)) / temperature
     # softplus(-|d|) has the exact gradient at 0 too: |d| contributes sign(0) = 0 twice.
     terms = d.abs() / 2 + F.softplus(-d.abs()) - math.log(2)
     return temperature**2 * terms.sum() / d.shape[0]
@@ -37,7 +37,7 @@ def binary_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
     Source: Yang et al. 2024 (arXiv 2411.08937), eq. of BinaryKL.
     """
-    s, t = wide(student) / temperature, wide(teacher) / temperature
+    s, t = upcast(student) / temperature, upcast(teacher) / temperature
     terms = torch.sigmoid(t) * (t - s) + F.softplus(s) - F.softplus(t)
     return temperature**2 * terms.sum() / s.shape[0]
 
@@ -47,8 +47,8 @@ def kd_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
     Source: Hinton et al. 2015 (arXiv 1503.02531); mean over the batch, sum over classes.
     """
-    log_s = F.log_softmax(wide(student) / temperature, dim=1)
-    log_t = F.log_softmax(wide(teacher) / temperature, dim=1)
+    log_s = F.log_softmax(upcast(student) / temperature, dim=1)
+    log_t = F.log_softmax(upcast(teacher) / temperature, dim=1)
     return temperature**2 * F.kl_div(log_s, log_t, reduction="sum", log_target=True) / log_s.shape[0]
 
 
@@ -57,7 +57,7 @@ def standardize_logits(logits: Tensor) -> Tensor:
 
     Source: Sun et al. 2024 (arXiv 2403.01427), logit standardisation.
     """
-    logits = wide(logits)
+    logits = upcast(logits)
     return (logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True) + 1e-7)
 
 
@@ -73,7 +73,7 @@ def decoupled_kd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: 
     labelled = labels >= 0
     place = labels.clamp(min=0)[:, None]
     target = torch.zeros_like(student, dtype=torch.bool).scatter(1, place, True)
-    s, t = wide(student) / temperature, wide(teacher) / temperature
+    s, t = upcast(student) / temperature, upcast(teacher) / temperature
     # a finite mask: the target's own share is exactly 0, without the inf - inf of a difference of logarithms
     others_s, others_t = s.masked_fill(target, -1e30), t.masked_fill(target, -1e30)
     # gathered, not chosen by the mask: that would count its entries, for which the device must be waited for
@@ -106,6 +106,6 @@ def dist_relations(student: Tensor, teacher: Tensor, temperature: float) -> tupl
 
     Source: Huang et al. 2022 (arXiv 2205.10536), eq. 6 to 9.
     """
-    p, q = F.softmax(wide(student) / temperature, dim=1), F.softmax(wide(teacher) / temperature, dim=1)
+    p, q = F.softmax(upcast(student) / temperature, dim=1), F.softmax(upcast(teacher) / temperature, dim=1)
     intra = _one_minus_pearson(p.t(), q.t()) if len(p) > 1 else p.new_zeros(())
     return _one_minus_pearson(p, q), intra

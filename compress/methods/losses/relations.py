@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compress.methods.losses.upcast import wide
+from compress.methods.losses.upcast import upcast
 
 
 def _squared_distances(e: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,7 @@ def _root(square: Tensor) -> Tensor:
 
 def _relative_distances(e: Tensor) -> Tensor:
     """Distances (N, N) over the mean of the positive ones."""
-    distance = _root(_squared_distances(wide(e))[1])
+    distance = _root(_squared_distances(upcast(e))[1])
     positive = distance > 0
     return distance / (distance.sum() / positive.sum().clamp(min=1)).clamp(min=torch.finfo(distance.dtype).tiny)
 
@@ -45,7 +45,7 @@ def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _angles(e: Tensor) -> Tensor:
     """Cosines (N, N, N) of the angle at i between j and k, 0 where a side has no length. From the Gram matrix: O(N^2 d + N^3)."""
-    gram, square = _squared_distances(wide(e))
+    gram, square = _squared_distances(upcast(e))
     distance = _root(square)
     inverse = torch.where(distance > 0, 1 / distance.masked_fill(distance == 0, 1.0), 0.0)
     own = gram.diagonal()
@@ -69,7 +69,7 @@ def contrastive_nce(scores: Tensor, log_z: Tensor, pictures: int) -> Tensor:
 
     Source: Tian et al. 2020 (arXiv 1910.10699), eq. 17 and 18; the 1e-7 is the authors' code's.
     """
-    scores = wide(scores)
+    scores = upcast(scores)
     share = (scores.shape[1] - 1) / pictures
     levels = scores - log_z - math.log(share + 1e-7)
     others = F.logsigmoid(-levels[:, 1:]) + (math.log(share) - math.log(share + 1e-7))

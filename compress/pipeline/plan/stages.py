@@ -172,7 +172,7 @@ def untrained(network: Network, images: np.ndarray) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = build.network(network, None, "cpu")
+        model = build.load_network(network, None, "cpu")
         with torch.no_grad():
             for parameter in (one for one in model.parameters() if one.requires_grad):
                 parameter.add_(torch.randn_like(parameter), alpha=JITTER)

@@ -13,7 +13,7 @@ from torch import Tensor
 Edge = tuple[Any, int]  # an autograd node and which of its outputs
 
 
-def leaves(value: Tensor, known: Mapping[Edge, frozenset[int]] | None = None) -> frozenset[int]:
+def reachable_leaf_ids(value: Tensor, known: Mapping[Edge, frozenset[int]] | None = None) -> frozenset[int]:
     """The `id` of every leaf that a backward pass from `value` comes to. `known`: what lies behind an edge; the graph is not followed there."""
     if value.grad_fn is None:
         return frozenset({id(value)} if value.requires_grad else ())
@@ -35,17 +35,17 @@ def leaves(value: Tensor, known: Mapping[Edge, frozenset[int]] | None = None) ->
     return frozenset(found)
 
 
-class Reach:
+class ReachableParameters:
     """Of each loss the parameters that it reaches, looked up once a phase of the method.
 
-    `outputs`: what leads to each of the network's outputs (logits, then the taps), as `leaves` found it in the network as it is.
+    `outputs`: what leads to each of the network's outputs (logits, then the taps), as `reachable_leaf_ids` found it in the network as it is.
     """
 
     def __init__(self, parameters: Sequence[Tensor], outputs: Sequence[frozenset[int]]) -> None:
         self.places, self.outputs = [id(parameter) for parameter in parameters], outputs
         self._known: dict[int, list[tuple[bool, ...]]] = {}
 
-    def of(self, phase: int, losses: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[tuple[bool, ...]]:
+    def masks(self, phase: int, losses: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[tuple[bool, ...]]:
         """Of each loss whether it reaches each parameter; `outputs`: the compiled network's, of which the losses were made."""
         if phase not in self._known:
             known = {
@@ -53,6 +53,6 @@ class Reach:
                 for value, ids in zip(outputs, self.outputs, strict=True)
                 if value.grad_fn is not None
             }
-            reached = [leaves(loss, known) for loss in losses]
+            reached = [reachable_leaf_ids(loss, known) for loss in losses]
             self._known[phase] = [tuple(place in ids for place in self.places) for ids in reached]
         return self._known[phase]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.models.taps import Tapped
-from compress.training.engine.autograd_reach import Reach, leaves
+from compress.training.engine.autograd_reach import ReachableParameters, reachable_leaf_ids
 from compress.training.engine.recorder import reason
 from compress.training.step import Step
 
@@ -44,7 +44,9 @@ def compiled(step: Step, size: int, classifier: nn.Module | None, warn: Callable
             _combined(),
         ):
             warnings.simplefilter("ignore")  # the compiler's own, on code of its making
-            reach = Reach(step.parameters, [leaves(value) for value in _outputs(step, min(size, 2))])
+            reach = ReachableParameters(
+                step.parameters, [reachable_leaf_ids(value) for value in _outputs(step, min(size, 2))]
+            )
             _settings().donated_buffer = False  # two backward passes go through one graph
             classifier.forward = torch.compiler.disable(classifier.forward)
             fast = replace(

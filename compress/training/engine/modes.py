@@ -13,7 +13,7 @@ from compress.training.engine.cuda_graph import Graphs
 from compress.training.engine.recorder import Recorded, Recorder
 from compress.training.step import Batch, Step
 
-LONG = 50_000  # steps: `auto` compiles no shorter training on CUDA. ResNet-20 on an H200: 19 s of compiling, 0.54 ms a step; they pay from 35,000 steps on
+MIN_STEPS_TO_COMPILE = 50_000  # steps: `auto` compiles no shorter training on CUDA. ResNet-20 on an H200: 19 s of compiling, 0.54 ms a step; they pay from 35,000 steps on
 RECORDERS: dict[str, Callable[[], Recorder]] = {"cuda": Graphs}  # by the type of a device that records
 
 Run = Callable[[Batch], dict[str, Tensor]]
@@ -38,7 +38,7 @@ def engine(
     if name == "eager" or step.group.size > 1:
         return step
     recorder, fast = RECORDERS.get(step.labels.device.type), None
-    if name == "compile" or (name == "auto" and recorder is not None and steps >= LONG):
+    if name == "compile" or (name == "auto" and recorder is not None and steps >= MIN_STEPS_TO_COMPILE):
         fast = compiled(step, size, classifier, warn)
     if recorder is not None and _recordable(step):
         return Recorded(fast or step, step, size, recorder(), warn)

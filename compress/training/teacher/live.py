@@ -49,22 +49,22 @@ class TeacherNetwork:
         return not isinstance(self.logits, TeacherCache) or self.logits.recordable
 
     @property
-    def far(self) -> int:
+    def prefetch_limit(self) -> int:
         """Pictures that it may be asked for ahead at once."""
-        return self.logits.far if isinstance(self.logits, TeacherCache) else 0
+        return self.logits.prefetch_limit if isinstance(self.logits, TeacherCache) else 0
 
-    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+    def prefetch_logits(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
         """Logits float16 (M, K) of steps to come, where a cache answers with them."""
-        return self.logits.ahead(index, view, pixels) if isinstance(self.logits, TeacherCache) else None
+        return self.logits.prefetch_logits(index, view, pixels) if isinstance(self.logits, TeacherCache) else None
 
     @torch.no_grad()
-    def answer(self, known: Tensor | None, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def forward(self, cached_logits: Tensor | None, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Logits (N, K), rounded to float16 as the cache does, and the maps by name, all float32."""
         with self.autocast():
             logits, maps = self.tapped(self.prepare(pixels))
         named = {name: value.float() for name, value in maps.items()}
         if isinstance(self.logits, TeacherCache):
-            return self.logits.answer(known, pixels)[0], named
+            return self.logits.forward(cached_logits, pixels)[0], named
         return (rounded(logits).float() if self.logits else None), named
 
     def merge(self, gather: Callable[[Tensor], Tensor]) -> None:

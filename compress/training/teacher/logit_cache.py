@@ -21,29 +21,29 @@ from compress.training.precision import rounded
 from compress.training.schedule import SIDE, rows_at_once
 
 MEMORY_LIMIT = 2 * 2**30  # bytes; beyond it the teacher simply runs
-PARTS = {
+CUDA_BATCH_SIZES = {
     "cuda": 4
 }  # rows ahead come in so many sizes: cuDNN prepares its kernels for each number of rows anew, and what is not known is any number
 # Pixels of pictures that it is asked for at once, or a window of steps; asking waits for all steps before it: of CIFAR once an epoch.
-AHEAD = 64 * 2**20
-EVEN = 16  # rows on a CPU are a multiple of: few rows, and with several threads odd ones, take another matrix kernel, whose last bits differ
+PREFETCH_PIXELS = 64 * 2**20
+CPU_ROW_MULTIPLE = 16  # rows on a CPU are a multiple of: few rows, and with several threads odd ones, take another matrix kernel, whose last bits differ
 
 
 class TeacherCache:
-    """Answers (index, view) with logits, running `forward` only for what it does not know.
+    """Answers (index, view) with logits, running `compute_logits` only for what it does not know.
 
     Nothing is allocated or read before it is asked for the first time, or `opened`: until then `table`, `room` and `enabled` say what it would take.
 
     Args:
-        forward: raw pixels uint8 (M, H, W, 3) -> logits (M, K), without gradient.
-        pictures: how many pictures the indices may name. views: how many views each has. classes: K. image_size: the larger side that `forward` works on.
+        compute_logits: raw pixels uint8 (M, H, W, 3) -> logits (M, K), without gradient.
+        pictures: how many pictures the indices may name. views: how many views each has. classes: K. image_size: the larger side that `compute_logits` works on.
         folder: where the disk copy lives, or None. warn: told about a disk copy that cannot be used, and once where the memory is full.
-        remember: false: every batch is run. recordable: whether `answer` stays on the device. runs_on: where `forward` computes, if not on `device`.
+        remember: false: every batch is run. recordable: whether `answer` stays on the device. runs_on: where `compute_logits` computes, if not on `device`.
     """
 
     def __init__(
         self,
-        forward: Callable[[Tensor], Tensor],
+        compute_logits: Callable[[Tensor], Tensor],
         *,
         pictures: int,
         views: int,
@@ -56,20 +56,20 @@ class TeacherCache:
         recordable: bool = True,
         runs_on: str | None = None,
     ) -> None:
-        self.forward, self.warn = forward, warn
+        self.compute_logits, self.warn = compute_logits, warn
         self.image_size = image_size
         self.recordable, self.device, self.classes, self.runs_on = recordable, device, classes, runs_on or device
         self._rows: Tensor | None = None  # on the device: a recorded step counts, too
         self.file = folder / "logits.npz" if folder else None
         self.pictures, self.views, self.table = pictures, views, pictures * views * 4  # bytes
-        self.room, self.full = (MEMORY_LIMIT - self.table) // (classes * 2), False
-        self.enabled, self._open = remember and self.room > 0, False
+        self.capacity, self.is_full = (MEMORY_LIMIT - self.table) // (classes * 2), False
+        self.enabled, self._open = remember and self.capacity > 0, False
         self.used = self.saved = 0
         self._read: tuple[int, int, int] | None = None  # which disk copy is known: inode, bytes, modification time
         self._damaged: tuple[int, int, int] | None = None  # which one was said to be unusable
-        self._told = False  # that the disk copy cannot be written
+        self._write_warning_shown = False  # that the disk copy cannot be written
 
-    def opened(self) -> TeacherCache:
+    def ensure_loaded(self) -> TeacherCache:
         """Itself, with its memory and what the disk knows."""
         if self.enabled and not self._open:
             self._open = True
@@ -80,11 +80,11 @@ class TeacherCache:
         return self
 
     @property
-    def far(self) -> int:
+    def prefetch_limit(self) -> int:
         """Pictures that it may be asked for ahead of their steps at once: none beyond a window's of a teacher that a card waits for anyway."""
-        return AHEAD // self.image_size**2 if self.runs_on == self.device else 0
+        return PREFETCH_PIXELS // self.image_size**2 if self.runs_on == self.device else 0
 
-    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def prefetch_logits(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Logits float16 (M, K) of the steps to come, index and view (M,) int64: what is not known is run in large batches, so that no step waits.
 
         `pixels` answers (index, view) with uint8 (B, H, W, 3).
@@ -94,7 +94,7 @@ class TeacherCache:
             return torch.cat(
                 [self._run(pixels(*part), even) for part in zip(index.split(most), view.split(most), strict=True)]
             )
-        self.opened()
+        self.ensure_loaded()
         slot = self.slot[index, view].long()
         unknown = torch.nonzero(slot < 0).squeeze(1)
         if not len(unknown):
@@ -106,18 +106,18 @@ class TeacherCache:
             some, views = index[places], view[places]
             fresh = self._run(pixels(some, views), even)
             out[places] = fresh
-            if self.used + len(fresh) <= self.room:
+            if self.used + len(fresh) <= self.capacity:
                 self._remember(some, views, fresh)
-            elif not self.full:
-                self.full = True
+            elif not self.is_full:
+                self.is_full = True
                 self.warn(
                     f"teacher logits: {self.used:,} rows fill the {MEMORY_LIMIT / 2**20:,.0f} MiB that they may take; for other views the teacher runs"
                 )
         return out
 
-    def answer(self, known: Tensor | None, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, cached_logits: Tensor | None, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits alone, as `step.Teaching` asks."""
-        return (self._run(pixels) if known is None else known).float(), {}
+        return (self._run(pixels) if cached_logits is None else cached_logits).float(), {}
 
     @property
     def rows_run(self) -> int:
@@ -128,7 +128,7 @@ class TeacherCache:
         """Learn what the other processes' teachers said. `gather`: rows of one process -> rows of all."""
         if not self.enabled:
             return
-        self.opened()
+        self.ensure_loaded()
         index, view = torch.nonzero(self.slot >= self.saved, as_tuple=True)
         rows = gather(self.logits[self.slot[index, view].long()])
         index, view = gather(index), gather(view)
@@ -139,8 +139,8 @@ class TeacherCache:
         most = rows_at_once(self.runs_on, self.image_size)
         kind = torch.device(self.runs_on).type
         if kind == "cpu":
-            return most, EVEN
-        even = max(most // PARTS.get(kind, most), 1)
+            return most, CPU_ROW_MULTIPLE
+        even = max(most // CUDA_BATCH_SIZES.get(kind, most), 1)
         return most // even * even, even
 
     def save(self) -> None:
@@ -163,10 +163,10 @@ class TeacherCache:
                     )
                 self._read = _version(self.file)
         except (OSError, torch.OutOfMemoryError) as error:
-            if not self._told:
+            if not self._write_warning_shown:
                 why = getattr(error, "strerror", None) or str(error).splitlines()[0]
                 self.warn(f"teacher logits: {self.file} cannot be written ({why}); a later run asks the teacher again")
-            self._told = True
+            self._write_warning_shown = True
             return
         self.saved = self.used
 
@@ -179,12 +179,12 @@ class TeacherCache:
         missing = -count % even
         if missing:
             pixels = torch.cat([pixels, pixels[:1].expand(missing, *pixels.shape[1:])])
-        return rounded(self.forward(pixels)[:count])
+        return rounded(self.compute_logits(pixels)[:count])
 
     def _remember(self, index: Tensor, view: Tensor, fresh: Tensor) -> None:
         end = self.used + len(fresh)
         if end > len(self.logits):  # grow by doubling, so that appending stays cheap
-            grown = self.logits.new_empty((min(max(end, 2 * len(self.logits), 4096), self.room), fresh.shape[1]))
+            grown = self.logits.new_empty((min(max(end, 2 * len(self.logits), 4096), self.capacity), fresh.shape[1]))
             grown[: self.used] = self.logits[: self.used]
             self.logits = grown
         self.logits[self.used : end] = fresh
@@ -194,7 +194,7 @@ class TeacherCache:
     def _learn(self, index: Tensor, view: Tensor, rows: Tensor) -> None:
         """Remember what is not known of these, as far as there is room."""
         new = self.slot[index, view] < 0
-        new &= torch.cumsum(new, 0) <= self.room - self.used
+        new &= torch.cumsum(new, 0) <= self.capacity - self.used
         self._remember(index[new], view[new], rows[new])
 
     def _load(self) -> None:
@@ -218,7 +218,7 @@ class TeacherCache:
         if self.used:
             self._learn(pictures, numbers, torch.from_numpy(rows).to(self.slot.device))
         else:
-            count = min(len(rows), self.room)
+            count = min(len(rows), self.capacity)
             self.logits = torch.from_numpy(rows[:count]).to(
                 self.slot.device
             )  # itself: it may be as large as all that may be remembered

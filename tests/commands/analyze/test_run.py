@@ -162,10 +162,10 @@ def test_many_classes_are_drawn_as_a_picture_and_ten_of_them_are_laid_out() -> N
     from compress.commands.analyze.features import draw
     from compress.report.analysis_plots import _matrix
     from compress.report.plots import svg_of
-    from compress.training.loop import Pictures
+    from compress.training.evaluation import ImageSet
 
     labels = torch.arange(400) % 100
-    pictures = Pictures(
+    pictures = ImageSet(
         torch.zeros(400, 1, 1, 3, dtype=torch.uint8), labels, torch.arange(0), torch.arange(400), "none", 1
     )
     drawn = draw(pictures, 100, 0)

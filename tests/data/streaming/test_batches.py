@@ -67,7 +67,7 @@ def test_an_analysis_decodes_one_batch_at_a_time(
     torch.manual_seed(0)
     save_file(models.build("resnet8", classes=3).state_dict(), tmp_path / "a.safetensors")
     record, weights = Network("resnet8", None, 3, SIDE, NORMALIZATION), File.of(tmp_path / "a.safetensors")
-    pictures, index, asked, answer = build.pictures(training, "cpu"), np.arange(45), list[int](), Stream.__getitem__
+    pictures, index, asked, answer = build.load_images(training, "cpu"), np.arange(45), list[int](), Stream.__getitem__
     monkeypatch.setattr(Stream, "__getitem__", lambda stream, part: asked.append(len(part)) or answer(stream, part))
 
     whole = features.pooled(record, weights, pictures, index)
@@ -175,7 +175,7 @@ def test_pixels_go_to_a_card_through_pinned_memory(training: TrainingData, monke
 
 def fit(
     folder: Path, training: TrainingData, *, progress: Recorder | None = None, epochs: int = 2
-) -> tuple[list[torch.Tensor], loop.Fitted]:
+) -> tuple[list[torch.Tensor], loop.FitResult]:
     """Two epochs of DHKD by a teacher that runs on every batch; everything that was trained, and how it went."""
     student, method = started(Distill(dhkd=Dhkd(hidden=12, dropout=0.3, head="nonlinear", align="all")))
     torch.manual_seed(11)
@@ -190,7 +190,7 @@ def fit(
         warn=lambda text: None,
         remember=False,
     )
-    pictures = build.pictures(training, "cpu")
+    pictures = build.load_images(training, "cpu")
     fitted = loop.fit(
         student,
         method,
@@ -211,7 +211,7 @@ def fit(
 @pytest.mark.parametrize("at_once", [None, 1])
 def test_an_epoch_that_is_interrupted_in_its_middle_ends_with_the_same_bits(training, tmp_path, monkeypatch, at_once):
     training = replace(training, shards_at_once=at_once)
-    monkeypatch.setattr(loop, "LOOK", 2)  # looks at the clock every two steps ...
+    monkeypatch.setattr(loop, "CHECK_EVERY_STEPS", 2)  # looks at the clock every two steps ...
     monkeypatch.setattr(loop, "SAVE_SECONDS", -1.0)  # ... and finds that it is time for a checkpoint
     for name in ("whole", "broken"):
         (tmp_path / name).mkdir()
@@ -269,7 +269,7 @@ def test_shards_are_read_ahead_one_block_before_their_pictures(training, tmp_pat
     root = stand_in.shards(tmp_path / "set", train=15, val=1, each=5)  # nine shards
     config = Data(source="webdataset", root=str(root), image_size=SIDE, validation=3, workers=1, shards_at_once=2)
     prepared = prepare.prepare_data(config, tmp_path, base=Path("/"), report=lambda text: None)
-    pictures = build.pictures(data.training(prepared, config), "cpu")
+    pictures = build.load_images(data.training(prepared, config), "cpu")
     stream, read = pictures.images, list[Path]()
     monkeypatch.setattr(ReadAhead, "_through", lambda _, path: read.append(path))
     monkeypatch.setattr(Stream, "_pays", lambda *_: True)  # these shards are padding more than pictures
@@ -338,7 +338,7 @@ def test_shards_are_read_ahead_where_most_of_them_is_asked_for(tmp_path):
                     stand_in.add(shard, f"{number}_{place}.cls", b"%d" % (place % 3))
     config = Data(source="webdataset", root=str(root), image_size=SIDE, validation=3, workers=1, shards_at_once=1)
     prepared = prepare.prepare_data(config, tmp_path, base=Path("/"), report=lambda text: None)
-    stream = build.pictures(data.training(prepared, config), "cpu").images
+    stream = build.load_images(data.training(prepared, config), "cpu").images
     assert stream._pays(torch.arange(18)) and not stream._pays(
         torch.tensor([0, 6, 12])
     )  # a picture of each shard, as with data.limit_train
@@ -399,7 +399,7 @@ def test_decoders_that_nobody_asks_end_behind_a_signal(training):
 
 def test_views_are_distorted_behind_the_decoders(training, tmp_path):
     asked = Distortion(hue=0.3, operations=2, magnitude=9)
-    pictures = build.pictures(replace(training, distortion=asked), "cpu")
+    pictures = build.load_images(replace(training, distortion=asked), "cpu")
     seen: list[torch.Tensor] = []
     cache = TeacherCache(
         lambda raw: seen.append(raw.clone()) or torch.zeros(len(raw), 3),
@@ -443,7 +443,7 @@ def noting(batches: Any, asked: list[int]) -> Any:
 
 def test_a_process_decodes_its_share_alone(training, monkeypatch):
     """Half a batch for each of two processes: together the batch of one."""
-    pictures = build.pictures(training, "cpu")
+    pictures = build.load_images(training, "cpu")
     order, view = pictures.train_index, loop.views.views_of_epoch(45, 1, 0, "resized_crop", None, SIDE)
     found = []
     for group in (Group(0, 1), Group(0, 2), Group(1, 2)):

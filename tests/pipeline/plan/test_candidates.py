@@ -29,7 +29,7 @@ def loaded(folder: Path, *flags: str) -> Recipe:
 
 
 def counted(network: Network) -> tuple[int, int]:
-    model = build.network(network, None, "cpu")
+    model = build.load_network(network, None, "cpu")
     return params(model), macs(model, 32)
 
 

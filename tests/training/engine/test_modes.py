@@ -24,6 +24,7 @@ from compress.methods import Method, Outline, build_method
 from compress.recipe.schema import Dhkd, Distill, Fitnet, ResolvedSchedule, ResolvedTrain
 from compress.training import build, loop
 from compress.training.engine import compile, modes, recorder
+from compress.training.evaluation import ImageSet
 from compress.training.teacher.live import TeacherNetwork
 from compress.training.teacher.logit_cache import TeacherCache
 from tests.support.quiet import Quiet
@@ -45,11 +46,11 @@ class Net(nn.Module):
         return self.fc(self.drop(torch.relu(self.bn(self.conv(x))).mean((2, 3))))
 
 
-def pictures(device: str = "cpu") -> loop.Pictures:
+def pictures(device: str = "cpu") -> ImageSet:
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (COUNT, SIDE, SIDE, 3), generator=generator).to(torch.uint8)
     parts = (images, torch.arange(COUNT) % CLASSES, torch.arange(COUNT), torch.arange(0))
-    return loop.Pictures(*(part.to(device) for part in parts), "crop_flip", SIDE)
+    return ImageSet(*(part.to(device) for part in parts), "crop_flip", SIDE)
 
 
 def settings(name: str, **changes: Any) -> ResolvedTrain:
@@ -151,7 +152,7 @@ def test_a_compiled_phase_moves_only_what_its_loss_reaches(tmp_path, monkeypatch
     monkeypatch.setattr(compile, "BACKEND", "aot_eager")
     started: dict[str, Tensor] = {}
     states: dict[tuple[str, int], dict[str, Tensor]] = {}
-    shape = build.outline(Network("resnet8", None, CLASSES, SIDE, NORMALIZATION))
+    shape = build.outline_of(Network("resnet8", None, CLASSES, SIDE, NORMALIZATION))
     taps = shape.taps
     distill = Distill(method="fitnet", fitnet=Fitnet(mode="two_stage", hint_epochs=1))
     for name, epochs in itertools.product(("eager", "compile"), (1, 2)):
@@ -241,7 +242,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_why(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("name", ["auto", "graph", "eager"])
 def test_a_cpu_compiles_and_records_only_when_told(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(modes, "LONG", 1)
+    monkeypatch.setattr(modes, "MIN_STEPS_TO_COMPILE", 1)
     monkeypatch.setattr(modes, "compiled", lambda *_: pytest.fail("compiled"))
     asked = (
         ["train.engine: graph does nothing here (nothing is recorded on cpu); steps run as they are"]
@@ -258,7 +259,7 @@ def test_compiled_and_recorded_on_cuda(tmp_path, monkeypatch, name, dropout):
     """A graph draws the numbers for dropout that a step without it draws; a compiled network draws its own."""
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
-    monkeypatch.setattr(modes, "LONG", 1)
+    monkeypatch.setattr(modes, "MIN_STEPS_TO_COMPILE", 1)
     monkeypatch.setattr(recorder, "WARM_UP", 2)
     runs: list[Any] = []
     monkeypatch.setattr(loop, "engine", lambda *args: runs.append(modes.engine(*args)) or runs[-1])
@@ -350,7 +351,7 @@ def effort(count: int, augment: str, distortion: Distortion | None, folder: Path
             loop.fit(
                 Net(),
                 method,
-                loop.Pictures(images, labels, index, nothing, augment, SIDE, distortion=distortion),
+                ImageSet(images, labels, index, nothing, augment, SIDE, distortion=distortion),
                 train=settings("auto", epochs=1, batch_size=count),
                 normalization=NORMALIZATION,
                 taps={"pooled": "fc:in"},

@@ -110,18 +110,20 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ru
         wrap: Callable[[nn.Module], None] = lambda _: None,
     ) -> Run:
         torch.manual_seed(3)
-        pictures = build.pictures(data, device)
-        student = build.network(STUDENT, None, device)
+        pictures = build.load_images(data, device)
+        student = build.load_network(STUDENT, None, device)
         wrap(student)
-        known = build.outline(STUDENT, build.network(STUDENT, teacher.weights, "cpu"))
+        known = build.outline_of(STUDENT, build.load_network(STUDENT, teacher.weights, "cpu"))
         method = build_method(
             distill,
-            student=build.outline(STUDENT),
+            student=build.outline_of(STUDENT),
             teacher=known,
             train_labels=pictures.labels,
             train_index=pictures.train_index,
         ).to(device)
-        teaching = build.teaching(teacher, method, known.taps, data, COUNT, device=device, cache=None, warn=pytest.fail)
+        teaching = build.teacher_source(
+            teacher, method, known.taps, data, COUNT, device=device, cache=None, warn=pytest.fail
+        )
         if streamed:
             pictures = replace(pictures, images=Held(pictures.images), held=pictures.validation())
         runs: list[Any] = []
@@ -144,7 +146,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ru
                 pictures,
                 train=config,
                 normalization=NORMALIZATION,
-                taps=build.outline(STUDENT).taps,
+                taps=build.outline_of(STUDENT).taps,
                 teacher=teaching,
                 device=device,
                 folder=folder,
@@ -211,17 +213,17 @@ def test_a_recording_that_fails_changes_nothing_and_says_why(trained, monkeypatc
 @pytest.mark.parametrize("name", ["eager", "graph"])
 def test_views_cut_for_several_steps_at_once_are_those_that_a_step_cuts(trained, tapes, monkeypatch, name):
     """As on a card, whose steps are too short for the launches that cutting takes."""
-    monkeypatch.setitem(batches.WINDOW, "cpu", 3)
+    monkeypatch.setitem(batches.PREFETCH_STEPS, "cpu", 3)
     cut, calls = Step.cut, list[int]()
     monkeypatch.setattr(Step, "cut", lambda self, index, view: calls.append(len(index)) or cut(self, index, view))
     ahead = trained(name)
     assert len(calls) == EPOCHS * (
         2 + 1
     )  # five steps an epoch are two windows for the student, and the teacher is asked once
-    monkeypatch.setattr(logit_cache, "AHEAD", 3 * BATCH * SIDE**2)
+    monkeypatch.setattr(logit_cache, "PREFETCH_PIXELS", 3 * BATCH * SIDE**2)
     calls.clear()
     assert same(ahead, trained(name)) and len(calls) == EPOCHS * 2 * 2  # larger pictures: asked for each window
-    monkeypatch.setattr(batches, "CUT", 3 * BATCH * SIDE**2 * 3 - 1)
+    monkeypatch.setattr(batches, "MAX_PRECUT_BYTES", 3 * BATCH * SIDE**2 * 3 - 1)
     assert same(ahead, trained(name))  # the second window of an epoch is shorter, but cut like the first
     if name == "eager":  # a recorded step cuts without being asked
         assert len(calls) == EPOCHS * (2 * 2 + 2 + 5)  # with those before

@@ -69,7 +69,7 @@ def cache_of(
     return build.teacher_cache(teacher, data, COUNT, device=device, cache=folder, warn=warn)
 
 
-def distil(
+def train_student(
     cache: TeacherCache,
     data: TrainingData,
     work: Path,
@@ -82,12 +82,12 @@ def distil(
     """Student and auxiliary head after two epochs."""
     work.mkdir()
     torch.manual_seed(3)
-    student = build.network(network, None, "cpu")
-    shape = build.outline(network)
+    student = build.load_network(network, None, "cpu")
+    shape = build.outline_of(network)
     built = build_method(
         Distill(method=method, dhkd=Dhkd(hidden=8)),
         student=shape,
-        teacher=build.outline(RESNET),
+        teacher=build.outline_of(RESNET),
         train_labels=torch.zeros(1),
     )
     config = ResolvedTrain(
@@ -102,7 +102,7 @@ def distil(
     fit(
         student,
         built,
-        build.pictures(data, "cpu"),
+        build.load_images(data, "cpu"),
         train=config,
         normalization=NORMALIZATION,
         taps=shape.taps,
@@ -125,20 +125,20 @@ def test_a_cached_run_equals_an_uncached_one_bit_for_bit(tmp_path, data, teacher
         patch.setattr(logit_cache, "MEMORY_LIMIT", 0)
         none = cache_of(teacher, data, None)
     assert not none.enabled and none.used == 0
-    plain = distil(none, data, tmp_path / "1")
+    plain = train_student(none, data, tmp_path / "1")
     assert none.rows_run == 2 * 52 and none.used == 0
 
     filling = cache_of(teacher, data, tmp_path / "cache")
-    assert same(distil(filling, data, tmp_path / "2"), plain) and filling.rows_run == 2 * 52 == filling.used
+    assert same(train_student(filling, data, tmp_path / "2"), plain) and filling.rows_run == 2 * 52 == filling.used
     full = cache_of(teacher, data, tmp_path / "cache")
-    assert same(distil(full, data, tmp_path / "3"), plain)
+    assert same(train_student(full, data, tmp_path / "3"), plain)
     assert full.rows_run == 0
 
 
 @pytest.fixture
 def teachers_maps(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What the first convolution of each network that `loading` makes from now on answers."""
-    made, found = build.network, list[Tensor]()
+    made, found = build.load_network, list[Tensor]()
 
     def network(record: Network, weights: File | None, device: str) -> torch.nn.Module:
         model = made(record, weights, device)
@@ -147,16 +147,16 @@ def teachers_maps(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
             first.register_forward_hook(lambda module, args, out: found.append(out))
         return model
 
-    monkeypatch.setattr(build, "network", network)
+    monkeypatch.setattr(build, "load_network", network)
     return found
 
 
 @pytest.mark.parametrize("teacher", ["resnet8"], indirect=True)
 def test_a_full_cache_never_runs_the_network(tmp_path, data, teacher, teachers_maps):
-    distil(cache_of(teacher, data, tmp_path / "cache"), data, tmp_path / "1")
+    train_student(cache_of(teacher, data, tmp_path / "cache"), data, tmp_path / "1")
     assert sum(len(maps) for maps in teachers_maps) >= 2 * 52
     teachers_maps.clear()
-    distil(cache_of(teacher, data, tmp_path / "cache"), data, tmp_path / "2")
+    train_student(cache_of(teacher, data, tmp_path / "cache"), data, tmp_path / "2")
     assert not teachers_maps
 
 
@@ -168,12 +168,12 @@ def test_a_teacher_computes_in_bfloat16_where_the_cpu_does(
 ):
     """As a cache of logits, and as a network whose maps are read; what it answers is rounded to no bfloat16."""
     monkeypatch.setattr("compress.training.precision.cpu_has_bf16", lambda: bf16)
-    shape = build.outline(RESNET)
+    shape = build.outline_of(RESNET)
     built = build_method(Distill(method=method), student=shape, teacher=shape, train_labels=torch.zeros(1))
-    teaching = build.teaching(teacher, built, shape.taps, data, COUNT, device="cpu", cache=None, warn=pytest.fail)
+    teaching = build.teacher_source(teacher, built, shape.taps, data, COUNT, device="cpu", cache=None, warn=pytest.fail)
     assert isinstance(teaching, TeacherCache) == (method == "kd")
     pixels = torch.zeros(16, SIDE, SIDE, 3, dtype=torch.uint8)
-    logits, maps = teaching.answer(None, pixels)
+    logits, maps = teaching.forward(None, pixels)
     assert [one.dtype for one in teachers_maps] == [dtype]
     assert all(value.dtype == torch.float32 for value in (logits, *maps.values()) if value is not None) and bool(
         maps
@@ -182,26 +182,26 @@ def test_a_teacher_computes_in_bfloat16_where_the_cpu_does(
 
 @pytest.mark.parametrize("teacher", ["resnet8"], indirect=True)
 def test_distorted_views_are_remembered_and_taught_like_others(tmp_path, data, teacher, monkeypatch):
-    plain = distil(cache_of(teacher, data, None), data, tmp_path / "plain")
+    plain = train_student(cache_of(teacher, data, None), data, tmp_path / "plain")
     data = dataclasses.replace(data, distortion=Distortion(0.4, 0.4, 0.4, 0.1, operations=2, magnitude=9))
     with monkeypatch.context() as patch:
         patch.setattr(logit_cache, "MEMORY_LIMIT", 0)
         none = cache_of(teacher, data, None)
-    uncached = distil(none, data, tmp_path / "none")
+    uncached = train_student(none, data, tmp_path / "none")
     assert not same(uncached, plain)
     for expected in (2 * 52, 0):
         cache = cache_of(teacher, data, tmp_path / "cache")
-        assert same(distil(cache, data, tmp_path / str(expected)), uncached) and cache.rows_run == expected
+        assert same(train_student(cache, data, tmp_path / str(expected)), uncached) and cache.rows_run == expected
 
 
 @pytest.mark.parametrize("teacher", ["resnet8"], indirect=True)
 def test_another_seed_method_and_student_never_run_the_teacher(tmp_path, data, teacher):
-    distil(cache_of(teacher, data, tmp_path / "cache"), data, tmp_path / "1")
+    train_student(cache_of(teacher, data, tmp_path / "cache"), data, tmp_path / "1")
     for number, (seed, method, network) in enumerate(
         [(5, "dhkd", RESNET), (0, "kd", RESNET), (9, "kd", MOBILE), (0, "dhkd", MOBILE)]
     ):
         cache = cache_of(teacher, data, tmp_path / "cache")
-        distil(cache, data, tmp_path / f"again{number}", seed=seed, method=method, network=network)
+        train_student(cache, data, tmp_path / f"again{number}", seed=seed, method=method, network=network)
         assert cache.rows_run == 0 < cache.used, (seed, method, network.model)
     (file,) = (tmp_path / "cache" / "logits").glob("*/logits.npz")
     with np.load(file) as stored:
@@ -250,7 +250,9 @@ def answers(raw: Tensor) -> Tensor:
 
 
 def small(folder: Path | None, warn: Callable[[str], None] = pytest.fail) -> TeacherCache:
-    return TeacherCache(answers, pictures=10, views=3, classes=CLASSES, device="cpu", folder=folder, warn=warn).opened()
+    return TeacherCache(
+        answers, pictures=10, views=3, classes=CLASSES, device="cpu", folder=folder, warn=warn
+    ).ensure_loaded()
 
 
 def batch(*index: int, view: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -262,7 +264,7 @@ def batch(*index: int, view: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 def ask(cache: TeacherCache, index: Tensor, view: Tensor, pixels: Tensor) -> Tensor:
     """Logits of a batch whose pixels are known by picture."""
     row = {int(picture): place for place, picture in enumerate(index)}
-    return cache.ahead(index, view, lambda some, _: pixels[[row[int(picture)] for picture in some]]).float()
+    return cache.prefetch_logits(index, view, lambda some, _: pixels[[row[int(picture)] for picture in some]]).float()
 
 
 def test_only_unknown_rows_run_and_logits_have_the_precision_of_float16():
@@ -304,7 +306,7 @@ def test_an_answer_does_not_depend_on_what_else_is_unknown(threads, precision):
             return model(raw.flatten(1) / 255).float()
 
     def asked(cache: TeacherCache, *, known: int = 0) -> Tensor:
-        return cache.ahead(index[known:], index[known:] * 0, lambda some, _: images[some])
+        return cache.prefetch_logits(index[known:], index[known:] * 0, lambda some, _: images[some])
 
     def made(remember: bool) -> TeacherCache:
         return TeacherCache(
@@ -359,7 +361,7 @@ def test_a_card_runs_fewer_large_pictures_at_once(monkeypatch, device, gib, side
     )
     count = 5000 if largest == 4096 else 1100
     index = torch.arange(count)
-    logits = cache.ahead(index, index, lambda some, _: torch.zeros(len(some), 2, 2, 3, dtype=torch.uint8))
+    logits = cache.prefetch_logits(index, index, lambda some, _: torch.zeros(len(some), 2, 2, 3, dtype=torch.uint8))
     assert max(sizes) == largest and cache.rows_run == count and len(logits) == count
     even = 16 if device == "cpu" else largest // 4  # of a card four numbers of rows, whatever is not known
     assert sum(sizes) < count + even and not any(size % even for size in sizes)
@@ -379,8 +381,8 @@ def test_a_card_asks_a_teacher_that_computes_on_the_cpu_for_few_at_once_and_not_
         runs_on="cpu",
     )
     index = torch.arange(130)
-    cache.ahead(index, index, lambda some, _: torch.zeros(len(some), 2, 2, 3, dtype=torch.uint8))
-    assert sizes == [64, 64, 16] and cache.far == 0
+    cache.prefetch_logits(index, index, lambda some, _: torch.zeros(len(some), 2, 2, 3, dtype=torch.uint8))
+    assert sizes == [64, 64, 16] and cache.prefetch_limit == 0
 
 
 def test_a_copy_that_found_no_room_on_the_card_is_taken_later(tmp_path, monkeypatch):
@@ -407,7 +409,7 @@ def test_beyond_the_memory_limit_the_teacher_runs(monkeypatch):
     monkeypatch.setattr(logit_cache, "MEMORY_LIMIT", 10 * 3 * 4 + 4 * CLASSES * 2)  # the table and four rows
     said: list[str] = []
     cache = small(None, said.append)
-    assert cache.room == 4
+    assert cache.capacity == 4
     ask(cache, *batch(0, 1, 2))
     assert not said
     mixed = ask(cache, *batch(2, 5, 6, 0))
