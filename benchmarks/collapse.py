@@ -26,7 +26,6 @@ from compress.pipeline.workflow import Workflow
 from compress.recipe import loader
 from compress.recipe.defaults import resolve
 from compress.report import plots
-from compress.stages import distill
 from export.runtime import host
 
 ROOT = Path(__file__).parents[1]
@@ -107,21 +106,9 @@ def _trained(path: Path, overrides: tuple[str, ...], device: str, artifacts: Pat
     """One training: its columns by epoch."""
     loaded = loader.load(path, overrides)
     settings, store = resolve(loaded.recipe), Store(artifacts, device, Console())
-    work = Workflow(loaded, settings, store, "distill")
-    own = settings.student.networks[0]
-    start, weights = work.networks.weights(own.weights, own.model)
-    network = work.networks.network(own)
+    work = Workflow(loaded, settings, store)
     _, selected = work.selected()
-    made = store.run(
-        distill.run,
-        settings.distill.alone(),
-        student=network,
-        start=start,
-        weights=weights,
-        teacher=selected.teacher,
-        data=work.training,
-        train=settings.train,
-    )
+    made = work.distill(next(work.students(selected.teacher)))
     with made.history.path.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     known = [name for name in COLUMNS if name in rows[0]]

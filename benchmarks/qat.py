@@ -28,9 +28,9 @@ from seeds import mean
 from compress.core.console import Console
 from compress.core.records.base import File
 from compress.core.records.deployment import Exported
+from compress.pipeline import deployment
 from compress.pipeline import run as pipeline
 from compress.recipe import loader
-from compress.stages import convert
 from compress.verdict.intervals import paired_drop
 from export.graph import surgery
 
@@ -197,7 +197,7 @@ def _lines(table: dict[str, dict[str, Any]], seeds: int) -> list[str]:
 
 def _spread(factor: float) -> None:
     """From here on the graph that int8 is made from has its channels taken apart."""
-    plain = convert.run
+    plain = deployment.CONVERT
 
     def run(config: Any, **told: Any) -> Exported:
         result: Exported = plain.run(config, **told)
@@ -207,7 +207,7 @@ def _spread(factor: float) -> None:
         take_apart((result.int8_source or result.file).path, target, factor)
         return dataclasses.replace(result, int8_source=File.of(target))
 
-    convert.run = dataclasses.replace(plain, version=1000 * plain.version + round(factor), run=run)
+    deployment.CONVERT = dataclasses.replace(plain, version=1000 * plain.version + round(factor), run=run)
 
 
 def take_apart(source: Path, target: Path, factor: float) -> None:

@@ -28,21 +28,21 @@ VERDICT, RUNTIME, GRAPH, INT8 = "compress/verdict", "export/runtime", "export/gr
 # What decides the numbers of each stage, beside its inputs: files, and folders with all that is in them.
 # "logits" is the disk copy of a teacher's answers.
 SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
-    "data": (data.prepare.version, ("compress/stages/data.py", DATA)),
-    "teacher": (teacher.train.version, ("compress/stages/teacher.py", *TRAINING)),
+    "data": (data.PREPARE.version, ("compress/stages/data.py", DATA)),
+    "teacher": (teacher.TEACHER.version, ("compress/stages/teacher.py", *TRAINING)),
     "logits": (build.LOGITS_VERSION, ("compress/training/build.py", "compress/training/teacher", DATA, MODELS, RANDOM)),
-    "distill": (distill.run.version, ("compress/stages/distill.py", *TRAINING)),
-    "proxy": (proxy.run.version, ("compress/stages/proxy.py", *TRAINING)),
-    "strip": (strip.run.version, ("compress/stages/strip.py", *TRAINING)),
-    "convert": (convert.run.version, ("compress/stages/convert.py", DATA, MODELS, GRAPH, RUNTIME)),
-    "quantize": (quantize.run.version, ("compress/stages/quantize.py", DATA, GRAPH, INT8, RUNTIME)),
-    "tune": (tune.run.version, ("compress/stages/tune.py", *TRAINING, GRAPH, INT8)),
+    "distill": (distill.DISTILL.version, ("compress/stages/distill.py", *TRAINING)),
+    "proxy": (proxy.PROXY.version, ("compress/stages/proxy.py", *TRAINING)),
+    "strip": (strip.STRIP.version, ("compress/stages/strip.py", *TRAINING)),
+    "convert": (convert.CONVERT.version, ("compress/stages/convert.py", DATA, MODELS, GRAPH, RUNTIME)),
+    "quantize": (quantize.QUANTIZE.version, ("compress/stages/quantize.py", DATA, GRAPH, INT8, RUNTIME)),
+    "tune": (tune.TUNE.version, ("compress/stages/tune.py", *TRAINING, GRAPH, INT8)),
     "validate": (
-        validate.run.version,
+        validate.VALIDATE.version,
         ("compress/stages/validate.py", VERDICT, DATA, GRAPH, RUNTIME, "export/bundle", "export/verify.py"),
     ),
-    "settle": (ship_float.run.version, ("compress/stages/ship_float.py", VERDICT, DATA)),
-    "device": (device.run.version, ("compress/stages/device.py",)),
+    "settle": (ship_float.SHIP_FLOAT.version, ("compress/stages/ship_float.py", VERDICT, DATA)),
+    "device": (device.DEVICE.version, ("compress/stages/device.py",)),
 }
 SUFFIXES = (".py", ".c", ".h")
 
@@ -124,17 +124,17 @@ def test_a_digest_sees_code_and_not_words(other, same):
 
 def test_stage_names_are_those_of_the_store():
     kinds = (
-        data.prepare,
-        teacher.train,
-        distill.run,
-        proxy.run,
-        strip.run,
-        convert.run,
-        tune.run,
-        quantize.run,
-        validate.run,
-        device.run,
-        ship_float.run,
+        data.PREPARE,
+        teacher.TEACHER,
+        distill.DISTILL,
+        proxy.PROXY,
+        strip.STRIP,
+        convert.CONVERT,
+        tune.TUNE,
+        quantize.QUANTIZE,
+        validate.VALIDATE,
+        device.DEVICE,
+        ship_float.SHIP_FLOAT,
     )
     assert {stage.name for stage in kinds} == SOURCES.keys() - {"logits"}
 

@@ -27,9 +27,7 @@ def main(artifacts: Path) -> None:
     """Train, then write the weights and the log beside the recipe."""
     loaded = loader.load(WEIGHTS / "resnet8x4-fashion.yaml")
     console = Console()
-    work = workflow.Workflow(
-        loaded, resolve(loaded.recipe), Store(artifacts, run.resolve_device("cpu"), console), "teacher"
-    )
+    work = workflow.Workflow(loaded, resolve(loaded.recipe), Store(artifacts, run.resolve_device("cpu"), console))
     trained = work.candidates()[0]
     path = WEIGHTS / "resnet8x4-fashion.safetensors"
     checkpoints.save_state(build.load_network(trained.network, trained.weights, "cpu"), path, half=True)

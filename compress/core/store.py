@@ -55,9 +55,13 @@ class Context:
     group: Group = ALONE
 
 
+class StopAfter(Exception):
+    """Ends a run whose `--until` leaves out the stage that comes next: the stages asked for are whole."""
+
+
 @dataclass
 class Store:
-    """Runs stages or finds their results. `force` names stages to run again.
+    """Runs stages or finds their results. `force` names stages to run again; `excluded` those that `--until` leaves out.
 
     `seconds` (of a reused stage: what it took when it was made) and `reused` are filled for the report, by title.
     """
@@ -67,6 +71,7 @@ class Store:
     console: Console
     force: tuple[str, ...] = ()
     group: Group = ALONE
+    excluded: tuple[str, ...] = ()
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     reused: list[str] = dataclasses.field(default_factory=list)
 
@@ -74,8 +79,21 @@ class Store:
         # Records name files by where they stand, whatever the working folder is later.
         self.root = self.root.resolve() if ".." in self.root.parts else self.root.absolute()
 
+    def includes(self, name: str) -> bool:
+        """Return whether the run goes as far as the stage of this name."""
+        return name not in self.excluded
+
+    def reach(self, name: str) -> None:
+        """Raise StopAfter where `--until` leaves out the stage of this name."""
+        if not self.includes(name):
+            raise StopAfter
+
     def run(self, stage: Stage, config: Any, *, label: str = "", **inputs: Any) -> Any:
-        """The stage's result: from the cache where it is whole, else by running it. The same in every process of a run."""
+        """Return the stage's result, the same in every process: from the cache where it is whole, else by running it.
+
+        Raises StopAfter where `--until` leaves the stage out.
+        """
+        self.reach(stage.name)
         if self.group.first:
             return self.group.word(self._run(stage, config, label, inputs))
         if stage.together and self.group.word(None):  # the first process did not find it
@@ -102,6 +120,7 @@ class Store:
 
     def anew(self, stage: Stage, config: Any, *, label: str = "", **inputs: Any) -> Any:
         """The result of a stage that is never reused, because its answer lies on another machine; it may hold no files."""
+        self.reach(stage.name)
         if not self.group.first:
             return self.group.word(None)
         title = f"{stage.name} {label}".strip()

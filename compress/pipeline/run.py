@@ -14,16 +14,17 @@ from compress.core import distributed
 from compress.core.console import Console
 from compress.core.errors import MissingError, UsageError
 from compress.core.records.base import sha256_of
-from compress.core.store import Store
+from compress.core.store import StopAfter, Store
 from compress.methods import compatibility
 from compress.pipeline.run_folder import cache_refs, recipe_copy
 from compress.pipeline.run_folder.cache_refs import Kept
-from compress.pipeline.workflow import Workflow, places, versions
+from compress.pipeline.workflow import Workflow, places
 from compress.recipe.defaults import resolve
 from compress.recipe.loader import Loaded
 from compress.report import report_json
 from compress.report import run_folder as report
 from compress.report.console_summary import summary_lines
+from compress.stages import STAGES
 from compress.verdict import requirements, teacher_choice
 from export.runtime.conditions import too_many_threads
 
@@ -46,7 +47,7 @@ def run(
     with distributed.joined(resolve_device(device)) as (group, own):
         return _run(
             loaded.run_with(artifacts, device),
-            Store(artifacts, own, console if group.first else Console(silent=True), force, group),
+            Store(artifacts, own, console if group.first else Console(silent=True), force, group, left_out(until)),
             until,
         )
 
@@ -55,10 +56,13 @@ def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
     now = datetime.now(UTC)
     settings = resolve(loaded.recipe)
     artifacts, console = store.root, store.console
-    work = Workflow(loaded, settings, store, until)
+    work = Workflow(loaded, settings, store)
     for notice in loaded.notices:
         console.notice(notice)
-    evidence = work.evidence(started=f"{now:%Y-%m-%d %H:%M:%S} UTC")
+    try:
+        evidence = work.run(started=f"{now:%Y-%m-%d %H:%M:%S} UTC")
+    except StopAfter:
+        evidence = None
     if not store.group.first:
         return Outcome(0, None, None)
     if evidence is None:
@@ -90,6 +94,11 @@ def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
     return Outcome(evidence.verified.exit_code, content, folder)
 
 
+def left_out(until: str | None) -> tuple[str, ...]:
+    """Return the names of the stages behind the one that `--until` names."""
+    return () if until is None else STAGES[STAGES.index(until) + 1 :]
+
+
 def _verify_command(loaded: Loaded) -> str:
     """What asks the recipe's device once more."""
     return shlex.join(["compress", "verify", loaded.name, *recipe_copy.options_of(loaded.command, ("--artifacts",))])
@@ -109,13 +118,14 @@ def _new_folder(parent: Path, now: datetime, key: str) -> Path:
 
 def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, console: Console) -> Outcome:
     """What to expect before any training: 0, 5 where the recipe's own student fails a limit that can be judged, or 6."""
+    from compress.pipeline.deployment import versions
     from compress.pipeline.plan import run as plan
 
     settings = resolve(loaded.recipe)
     store = Store(artifacts, "cpu", console, plan.STAGES if force else ())
     prepared = None
     try:
-        prepared = Workflow(loaded, settings, store, None).prepared
+        prepared = Workflow(loaded, settings, store).prepared
     except MissingError as error:
         console.notice(f"data: {error}")
         console.notice("planned with noise instead of pictures, which changes no time and no size")
@@ -139,9 +149,9 @@ def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, conso
 
 def teachers(loaded: Loaded, *, artifacts: Path, device: str, console: Console) -> list[dict[str, Any]]:
     """The teacher-selection table alone: one row a candidate."""
-    work = Workflow(loaded, resolve(loaded.recipe), Store(artifacts, resolve_device(device), console), "teacher")
+    work = Workflow(loaded, resolve(loaded.recipe), Store(artifacts, resolve_device(device), console))
     if work.settings.teacher.select == "proxy":
-        work.choose()
+        work.choose_student()
     candidates, selected = work.selected()
     console.line(f"teacher: {selected.reason}")
     return teacher_choice.rows(candidates, selected)

@@ -52,7 +52,7 @@ def preprocessing(source: str, resize: int, size: int) -> dict[str, Any]:
     }
 
 
-def _run(
+def run_convert(
     config: Export,
     *,
     context: Context,
@@ -173,4 +173,4 @@ def _disagreements(predictions: np.ndarray, recorded: File | None, model: Traine
     return abs(int((predictions == labels.numpy()).sum()) - round(model.top1_validation * len(labels)))
 
 
-run = Stage("convert", 3, _run, Exported)
+CONVERT = Stage("convert", 3, run_convert, Exported)

@@ -14,15 +14,15 @@ from compress.data.sources.streamed import decode_listing
 from compress.recipe.schema import Data
 
 
-def _prepare(config: Data, *, context: Context, fingerprint: str) -> Prepared:
+def run_prepare(config: Data, *, context: Context, fingerprint: str) -> Prepared:
     """`config.root` is absolute here; `fingerprint` names the source's content in the key."""
     return prepare_data(config, context.work, base=Path(), report=context.console.line)
 
 
-prepare = Stage("data", 2, _prepare, Prepared)
+PREPARE = Stage("data", 2, run_prepare, Prepared)
 
 
-def _hold(config: None, *, context: Context, data: TrainingData, fingerprint: str) -> Held:
+def decode_validation(config: None, *, context: Context, data: TrainingData, fingerprint: str) -> Held:
     """Decode the validation part of a set that stays in its files, once for every epoch and stage that is judged on it."""
     files, (_, _, _, index) = open_listing(data), training_arrays(data)
     assert files is not None
@@ -31,7 +31,7 @@ def _hold(config: None, *, context: Context, data: TrainingData, fingerprint: st
     )
 
 
-hold = Stage("data", 1, _hold, Held)
+DECODE_VALIDATION = Stage("data", 1, decode_validation, Held)
 
 
 def training(prepared: Prepared, config: Data, held: Held | None = None) -> TrainingData:

@@ -16,14 +16,14 @@ from export.targets import VerifySettings, dispatch
 LIMIT_SECONDS = 900
 
 
-def _run(
+def run_device(
     config: Device, *, context: Context, bundle: File, threads: int, host: dict[str, Any], versions: dict[str, str]
 ) -> Verified:
     """Run `python -m export.verify` inside the unpacked bundle and take its answer. Raises StageError on a wrong answer."""
     return verify_local(bundle.path, context.work, threads=threads)
 
 
-def _distant(config: Device, *, context: Context, bundle: File, settings: VerifySettings) -> Verified:
+def run_distant_device(config: Device, *, context: Context, bundle: File, settings: VerifySettings) -> Verified:
     """The answer of another device. One that is out of reach or fails loses nothing: the answer then says why and how to go on."""
     try:
         answer = ask(config.target, bundle.path, context.work, settings, console=context.console)
@@ -95,5 +95,5 @@ def _row(model: dict[str, Any], answer: dict[str, Any], target: str) -> dict[str
     }
 
 
-run = Stage("device", 3, _run, Verified)
-distant = Stage("device", 3, _distant, Verified)
+DEVICE = Stage("device", 3, run_device, Verified)
+DISTANT_DEVICE = Stage("device", 3, run_distant_device, Verified)

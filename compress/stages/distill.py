@@ -15,7 +15,7 @@ from compress.training import checkpoint
 from compress.training.distill import train_student
 
 
-def _run(
+def run_distill(
     config: Distill,
     *,
     context: Context,
@@ -63,4 +63,4 @@ def save_combined(model: nn.Module, method: nn.Module, path: Path) -> None:
     )  # not save_file: a full disk is then an OSError, which the store explains
 
 
-run = Stage("distill", 6, _run, Distilled, together=True)
+DISTILL = Stage("distill", 6, run_distill, Distilled, together=True)

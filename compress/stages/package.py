@@ -12,7 +12,7 @@ from compress.recipe.schema import Export
 from export.runtime import ExportError
 
 
-def _run(
+def run_package(
     config: Export, *, context: Context, models: tuple[ModelFile, ...], target: str, versions: dict[str, str]
 ) -> Packaged:
     """Each form is held against the file that it was made from. `target`: what the float .ort file is made for; `versions`: of the key only."""
@@ -41,4 +41,4 @@ def _minimal(model: ModelFile, context: Context, target: str) -> list[Extra]:
     ]
 
 
-run = Stage("package", 1, _run, Packaged)
+PACKAGE = Stage("package", 1, run_package, Packaged)

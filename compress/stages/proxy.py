@@ -13,7 +13,7 @@ from compress.training.distill import train_student
 from compress.training.evaluation import predict
 
 
-def _run(
+def run_proxy(
     config: Distill,
     *,
     context: Context,
@@ -54,4 +54,4 @@ def _run(
     )
 
 
-run = Stage("proxy", 6, _run, Proxied, together=True)
+PROXY = Stage("proxy", 6, run_proxy, Proxied, together=True)

@@ -64,7 +64,7 @@ def resolve_targets(config: Quantize, device: Device) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _run(
+def run_quantize(
     config: Quantize,
     *,
     context: Context,
@@ -223,4 +223,4 @@ def _sentence(trial: Trial, drop: intervals.PairedDrop) -> str:
     return f"{trial.name}: KL {trial.kl:.5f}, {numbers}"
 
 
-run = Stage("quantize", 3, _run, Quantized)
+QUANTIZE = Stage("quantize", 3, run_quantize, Quantized)

@@ -14,7 +14,7 @@ from compress.data import test_arrays
 from compress.verdict import slices
 
 
-def _run(config: str, *, context: Context, measured: Measured, test: TestData) -> Measured:
+def run_ship_float(config: str, *, context: Context, measured: Measured, test: TestData) -> Measured:
     """`measured` for `config`, the file that ships: its classes, slices and pictures, from the logits of `validate`. Runs no model."""
     images, labels = test_arrays(test)
     with np.load(measured.predictions.path) as stored:
@@ -37,4 +37,4 @@ def _run(config: str, *, context: Context, measured: Measured, test: TestData) -
     )
 
 
-run = Stage("settle", 1, _run, Measured)
+SHIP_FLOAT = Stage("settle", 1, run_ship_float, Measured)

@@ -26,7 +26,7 @@ from compress.training.evaluation import accuracy, predict
 FORM_LIMIT = 1e-5
 
 
-def _run(
+def run_strip(
     config: Distill,
     *,
     context: Context,
@@ -111,4 +111,4 @@ def _prove(model: nn.Module, deployed: nn.Module, method: Method, student: Netwo
         raise StageError(f"strip: keys of the method remain in the student: {', '.join(sorted(left))}")
 
 
-run = Stage("strip", 1, _run, Stripped)
+STRIP = Stage("strip", 1, run_strip, Stripped)

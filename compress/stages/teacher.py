@@ -36,7 +36,7 @@ REMEDIES = {  # what the candidate's section should say
 }
 
 
-def _train(
+def run_teacher(
     config: ResolvedCandidate, *, context: Context, network: Network, data: TrainingData, weights: File | None
 ) -> Trained:
     """Train a candidate, or load it, or both; judge it on validation in float32."""
@@ -173,4 +173,4 @@ def _origin(config: ResolvedCandidate) -> str:
     return f"{source}, trained further here" if config.train else source
 
 
-train = Stage("teacher", 4, _train, Trained, together=True)
+TEACHER = Stage("teacher", 4, run_teacher, Trained, together=True)

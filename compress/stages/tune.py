@@ -43,7 +43,7 @@ PROBE = 8  # pictures that the method's taps are found by
 TAP_LIMIT = 1e-3  # largest difference of a tap in the two graphs, of its largest value
 
 
-def _run(
+def run_tune(
     config: ResolvedQat,
     *,
     context: Context,
@@ -274,4 +274,4 @@ def _hold_against_file(
     return agreement, float(np.abs(simulated - written).mean())
 
 
-run = Stage("tune", 5, _run, Tuned)
+TUNE = Stage("tune", 5, run_tune, Tuned)

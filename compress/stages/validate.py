@@ -33,7 +33,7 @@ BATCH = 50
 OWN_BYTES = 20_000_000  # of the user's photos in the bundle
 
 
-def _run(
+def run_validate(
     config: Validate,
     *,
     context: Context,
@@ -355,4 +355,4 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> File:
     return File.of(path)
 
 
-run = Stage("validate", 7, _run, Measured)
+VALIDATE = Stage("validate", 7, run_validate, Measured)

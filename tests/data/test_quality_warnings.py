@@ -45,7 +45,7 @@ def test_a_warning_is_said_when_the_data_is_reused_too(
     loaded = loader.load(leaking)
     for reused in ([], ["data"]):
         store = Store(tmp_path / "artifacts", "cpu", Console(quiet=True))
-        work = Workflow(loaded, resolve(loaded.recipe), store, None)
+        work = Workflow(loaded, resolve(loaded.recipe), store)
         assert store.reused == reused and work.cautions == [LEAK]
         assert capsys.readouterr().err == f"warning: {LEAK}\n"
     assert str(tmp_path) not in " ".join(work.cautions)
@@ -54,7 +54,7 @@ def test_a_warning_is_said_when_the_data_is_reused_too(
 def test_a_record_from_before_there_were_warnings_loads(leaking: Path, tmp_path: Path):
     loaded = loader.load(leaking)
     prepared = Workflow(
-        loaded, resolve(loaded.recipe), Store(tmp_path / "artifacts", "cpu", Console(quiet=True)), None
+        loaded, resolve(loaded.recipe), Store(tmp_path / "artifacts", "cpu", Console(quiet=True))
     ).prepared
     record = json.loads(json.dumps(to_json(prepared)))
     assert from_json(Prepared, record).cautions == prepared.cautions != ()

@@ -26,7 +26,7 @@ from compress.data.augment import views
 from compress.data.sources import fashion
 from compress.models.input_adapter import InputAdapter
 from compress.pipeline.plan import candidates, limits
-from compress.pipeline.plan.stages import draft
+from compress.pipeline.plan.stages import export_untrained
 from compress.recipe import loader
 from compress.recipe.schema import Export
 from compress.training import build, schedule
@@ -293,7 +293,7 @@ def test_a_plan_takes_the_file_as_it_is(save, tmp_path: Path):
     settings = loader.load(Path(FLAGSHIP), [f"teacher.candidates=[{{onnx: {path}, channels: bgr}}]"]).recipe
     (one,) = candidates.teachers(settings, tmp_path, candidates.Frame(10, 32, Normalization((0.5,) * 3, (0.25,) * 3)))
     context = Context(tmp_path, "cpu", Console(silent=True), tmp_path)
-    drafted = draft.run(
+    drafted = export_untrained(
         Export(),
         context=context,
         network=one.network,

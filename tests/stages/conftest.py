@@ -83,7 +83,7 @@ def data_config(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 @pytest.fixture(scope="session")
 def prepared(context, data_config) -> Prepared:
-    return data.prepare.run(data_config, context=context("data"), fingerprint="x")
+    return data.run_prepare(data_config, context=context("data"), fingerprint="x")
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +98,7 @@ def network(prepared) -> Network:
 
 @pytest.fixture(scope="session")
 def trained_teacher(context, network, training) -> Trained:
-    return teacher.train.run(
+    return teacher.run_teacher(
         ResolvedCandidate(model="resnet8", train=TRAIN),
         context=context("teacher"),
         network=network,
@@ -109,7 +109,7 @@ def trained_teacher(context, network, training) -> Trained:
 
 @pytest.fixture(scope="session")
 def distilled(context, network, training, trained_teacher) -> Distilled:
-    return distill.run.run(
+    return distill.run_distill(
         DHKD,
         context=context("distill"),
         student=network,
@@ -123,14 +123,14 @@ def distilled(context, network, training, trained_teacher) -> Distilled:
 
 @pytest.fixture(scope="session")
 def stripped(context, network, training, trained_teacher, distilled) -> Stripped:
-    return strip.run.run(
+    return strip.run_strip(
         DHKD, context=context("strip"), student=network, teacher=trained_teacher, trained=distilled, data=training
     )
 
 
 @pytest.fixture(scope="session")
 def exported(context, stripped, training) -> Exported:
-    return convert.run.run(
+    return convert.run_convert(
         Export(),
         context=context("convert"),
         model=stripped.trained,
@@ -142,7 +142,7 @@ def exported(context, stripped, training) -> Exported:
 
 @pytest.fixture(scope="session")
 def exported_teacher(context, trained_teacher, training) -> Exported:
-    return convert.run.run(
+    return convert.run_convert(
         Export(), context=context("convert"), model=trained_teacher, recorded=None, data=training, versions=VERSIONS
     )
 
@@ -150,7 +150,7 @@ def exported_teacher(context, trained_teacher, training) -> Exported:
 @pytest.fixture(scope="session")
 def quantized(context, exported, prepared, data_config) -> Quantized:
     calibration = data.calibration(prepared, data_config)
-    return quantize.run.run(
+    return quantize.run_quantize(
         Quantize(), context=context("quantize"), model=exported, data=calibration, target=TARGET, versions=VERSIONS
     )
 
@@ -171,7 +171,7 @@ def validate_work(context) -> Context:
 
 @pytest.fixture(scope="session")
 def measured(validate_work, models, prepared) -> Measured:
-    return validate.run.run(
+    return validate.run_validate(
         Validate(warmup=2, repeats=70),
         context=validate_work,
         models=models,

@@ -19,7 +19,7 @@ from export.runtime import Model
 
 
 def run(work, model, recorded, training, versions):
-    return convert.run.run(Export(), context=work, model=model, recorded=recorded, data=training, versions=versions)
+    return convert.run_convert(Export(), context=work, model=model, recorded=recorded, data=training, versions=versions)
 
 
 def test_the_file_answers_as_recorded_on_the_validation_pictures(exported, stripped, training, network):
@@ -125,7 +125,7 @@ def test_the_file_says_what_the_application_must_do(work, stripped, training, ve
 
     monkeypatch.setattr(export.graph.from_torch, "to_onnx", to_onnx)
     told = convert.preprocessing("folder", 18, 16)
-    convert.run.run(
+    convert.run_convert(
         Export(),
         context=work,
         model=stripped.trained,

@@ -76,7 +76,7 @@ def test_jitter_and_rand_augment_are_part_of_what_training_gets_alone(prepared, 
 def test_a_source_that_is_not_laid_out_as_it_must_be_is_named(work, data_config, tmp_path):
     np.savez(tmp_path / "bad.npz", train_images=np.zeros((4, 16, 16, 3), np.float32))
     with pytest.raises(UsageError, match="bad.npz"):
-        data.prepare.run(
+        data.run_prepare(
             data_config.model_copy(update={"root": str(tmp_path / "bad.npz")}), context=work, fingerprint="x"
         )
 

@@ -60,7 +60,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def verified(context, measured):
-    return device.run.run(Device(), context=context("device"), bundle=measured.bundle, threads=1, host={}, versions={})
+    return device.run_device(
+        Device(), context=context("device"), bundle=measured.bundle, threads=1, host={}, versions={}
+    )
 
 
 def test_every_model_answers_as_expected(verified, measured, models):

@@ -30,7 +30,7 @@ def shipped(
     """Trained for an epoch, stripped, exported."""
     name, config = request.param, FORMS[request.param]
     short = TRAIN.model_copy(update={"epochs": 1})
-    taught = teacher.train.run(
+    taught = teacher.run_teacher(
         Candidate(model="resnet8", train=short),
         context=context(f"{name}-teacher"),
         network=network,
@@ -38,11 +38,11 @@ def shipped(
         weights=None,
     )
     given = {"student": network, "teacher": taught, "data": training}
-    distilled = distill.run.run(
+    distilled = distill.run_distill(
         config, context=context(f"{name}-distill"), start="none", weights=None, train=short, **given
     )
-    stripped = strip.run.run(config, context=context(f"{name}-strip"), trained=distilled, **given)
-    exported = convert.run.run(
+    stripped = strip.run_strip(config, context=context(f"{name}-strip"), trained=distilled, **given)
+    exported = convert.run_convert(
         Export(),
         context=context(f"{name}-convert"),
         model=stripped.trained,
@@ -81,7 +81,7 @@ def test_simkd_ships_the_teachers_classifier(shipped):
 def test_the_onnx_file_and_int8_are_made_of_what_ships(shipped, context, prepared, data_config):
     name, _, exported, _ = shipped
     assert exported.max_abs_diff < 1e-3 and exported.disagreements == 0
-    quantized = quantize.run.run(
+    quantized = quantize.run_quantize(
         Quantize(),
         context=context(f"{name}-quantize"),
         model=exported,

@@ -17,7 +17,7 @@ from tests.stages.conftest import TARGET
 
 
 def run(work, models, versions, **asked):
-    return package.run.run(Export(**asked), context=work, models=models, target=TARGET, versions=versions)
+    return package.run_package(Export(**asked), context=work, models=models, target=TARGET, versions=versions)
 
 
 def test_each_form_is_made_of_both_student_files(work, models, versions, prepared):

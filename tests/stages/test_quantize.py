@@ -75,7 +75,7 @@ def test_the_ranges_come_from_the_calibration_pictures(work, exported, prepared,
 
     monkeypatch.setattr(export.int8.quantize, "quantize", spy)
     calibration = data.calibration(prepared, data_config)
-    record = quantize.run.run(
+    record = quantize.run_quantize(
         Quantize(), context=work, model=exported, data=calibration, target="arm64", versions=versions
     )
     images, index = calibration_arrays(calibration)
@@ -87,7 +87,7 @@ def test_a_file_that_is_no_model_is_a_stage_error(work, exported, prepared, data
     (work.work / "broken.onnx").write_bytes(b"no model")
     broken = dataclasses.replace(exported, file=File.of(work.work / "broken.onnx"))
     with pytest.raises(StageError, match="^quantize: .*cannot load this file"):
-        quantize.run.run(
+        quantize.run_quantize(
             Quantize(),
             context=work,
             model=broken,
@@ -99,7 +99,9 @@ def test_a_file_that_is_no_model_is_a_stage_error(work, exported, prepared, data
 
 def _run(config, work, exported, prepared, data_config, versions, target=TARGET):
     calibration = data.calibration(prepared, data_config)
-    return quantize.run.run(config, context=work, model=exported, data=calibration, target=target, versions=versions)
+    return quantize.run_quantize(
+        config, context=work, model=exported, data=calibration, target=target, versions=versions
+    )
 
 
 def test_the_recipes_settings_reach_the_file(work, exported, prepared, data_config, versions, quantized):

@@ -61,7 +61,7 @@ def deploying(monkeypatch: pytest.MonkeyPatch, change) -> None:
 
 
 def run(work, network, teacher, distilled, training, dhkd):
-    return strip.run.run(dhkd, context=work, student=network, teacher=teacher, trained=distilled, data=training)
+    return strip.run_strip(dhkd, context=work, student=network, teacher=teacher, trained=distilled, data=training)
 
 
 def test_a_planted_difference_of_one_bit_fails(work, network, trained_teacher, distilled, training, dhkd, monkeypatch):

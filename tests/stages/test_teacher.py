@@ -27,7 +27,7 @@ from compress.verdict import teacher_choice
 
 
 def run(config: ResolvedCandidate, **inputs: Any) -> Trained:
-    return teacher.train.run(config, **inputs)
+    return teacher.run_teacher(config, **inputs)
 
 
 def test_a_trained_candidate_is_recorded_as_it_is(trained_teacher, training, network):
@@ -259,7 +259,7 @@ def test_a_short_distillation_sees_its_share_and_is_judged_on_validation(
         "data": training,
         "train": train,
     }
-    short = proxy.run.run(dhkd, context=work, share=0.5, **inputs)
+    short = proxy.run_proxy(dhkd, context=work, share=0.5, **inputs)
     trained = train_student(dhkd, context=work, **inputs, share=0.5)
 
     assert (short.pictures, short.epochs, short.share) == (40, 1, 0.5)
@@ -354,7 +354,7 @@ def test_a_teacher_of_another_size_sees_resized_views_teaches_by_its_maps_and_ex
     measured = dataclasses.replace(
         teacher_of_24, top1_validation=teacher.accuracy(logits[index], build.load_images(training, "cpu").labels[index])
     )
-    exported = convert.run.run(
+    exported = convert.run_convert(
         Export(), context=context("24"), model=measured, recorded=None, data=training, versions={}
     )
 

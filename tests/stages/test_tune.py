@@ -39,13 +39,13 @@ def given(exported, stripped, distilled, trained_teacher, prepared, data_config,
 
 @pytest.fixture(scope="module")
 def tuned(context, given):
-    return tune.run.run(QAT, context=context("tune"), **given)
+    return tune.run_tune(QAT, context=context("tune"), **given)
 
 
 @pytest.fixture(scope="module")
 def tuned_file(context, given, tuned):
     told = {name: given[name] for name in ("model", "data", "target", "versions")}
-    return quantize.run.run(QAT, context=context("quantize"), tuned=tuned, **told)
+    return quantize.run_quantize(QAT, context=context("quantize"), tuned=tuned, **told)
 
 
 def test_the_record_says_what_was_trained(tuned, stripped):
@@ -103,7 +103,7 @@ def test_the_method_goes_on_where_distillation_ended(context, given, monkeypatch
 
     monkeypatch.setattr(tune, "fit", spy)
     with pytest.raises(KeyboardInterrupt):
-        tune.run.run(QAT, context=context("spy"), **given)
+        tune.run_tune(QAT, context=context("spy"), **given)
     left = {
         name.removeprefix("method."): value
         for name, value in load_file(given["trained"].combined.path).items()
@@ -126,17 +126,17 @@ def test_an_interrupted_tuning_ends_with_the_same_bits(context, given, tuned, mo
     with monkeypatch.context() as part:
         part.setattr(tune, "fit", stopped)
         with pytest.raises(Interrupted, match="interrupted in epoch 2 of 2, checkpoint kept"):
-            tune.run.run(QAT, context=where, **given)
+            tune.run_tune(QAT, context=where, **given)
     assert (where.work / "checkpoint.pt").is_file()
 
-    again = tune.run.run(QAT, context=where, **given)
+    again = tune.run_tune(QAT, context=where, **given)
 
     assert (again.weights.sha256, again.ranges.sha256) == (tuned.weights.sha256, tuned.ranges.sha256)
 
 
 def test_a_baseline_is_tuned_by_plain_training(context, given, network, training, train):
     plain = Distill(method=("none",))
-    trained = distill.run.run(
+    trained = distill.run_distill(
         plain,
         context=context("plain"),
         student=network,
@@ -146,12 +146,12 @@ def test_a_baseline_is_tuned_by_plain_training(context, given, network, training
         data=training,
         train=train,
     )
-    stripped = strip.run.run(
+    stripped = strip.run_strip(
         plain, context=context("plain"), student=network, teacher=None, trained=trained, data=training
     )
     told = {**given, "method": plain, "trained": trained, "teacher": None}
     # the float file of the other student: what is trained is its graph, here only the loss matters
-    found = tune.run.run(
+    found = tune.run_tune(
         QAT.model_copy(update={"epochs": 1}), context=context("plain"), **{**told, "stripped": stripped}
     )
     assert "ce" in found.history.path.read_text().splitlines()[0] and "bkl" not in found.history.path.read_text()
@@ -181,7 +181,7 @@ def test_a_file_that_answers_otherwise_is_refused(context, given, monkeypatch):
     turned = tune.export.int8.search.logits
     monkeypatch.setattr(tune.export.int8.search, "logits", lambda *arguments: np.roll(turned(*arguments), 1, axis=1))
     with pytest.raises(StageError, match="it is not what was trained"):
-        tune.run.run(QAT, context=context("otherwise"), **given)
+        tune.run_tune(QAT, context=context("otherwise"), **given)
 
 
 def test_a_file_that_is_no_model_is_a_stage_error(context, given):
@@ -189,7 +189,7 @@ def test_a_file_that_is_no_model_is_a_stage_error(context, given):
     (where.work / "broken.onnx").write_bytes(b"no model")
     broken = dataclasses.replace(given["model"], file=File.of(where.work / "broken.onnx"), int8_source=None)
     with pytest.raises(StageError, match="^tune: .*cannot load this file"):
-        tune.run.run(QAT, context=where, **{**given, "model": broken})
+        tune.run_tune(QAT, context=where, **{**given, "model": broken})
 
 
 def test_a_tuning_that_loses_is_said():

@@ -207,7 +207,7 @@ def test_photos_are_decoded_and_the_shipped_file_runs_without_a_pause(work, mode
         path = work.work / f"{number}.jpg"
         Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)
         photos.append(File.of(path))
-    record = validate.run.run(
+    record = validate.run_validate(
         Validate(warmup=0, repeats=16, sustained_seconds=1),
         context=work,
         models=models,
@@ -245,7 +245,7 @@ def test_int8_that_is_worse_than_its_float_file_is_explained(models, monkeypatch
 def test_bytes_that_changed_while_they_were_measured_are_refused(work, models, prepared, versions):
     other = dataclasses.replace(models[0], file=File(models[0].file.path, "0" * 64, models[0].file.bytes))
     with pytest.raises(StageError, match="validate: teacher.onnx changed while it was measured"):
-        validate.run.run(
+        validate.run_validate(
             Validate(warmup=0, repeats=16),
             context=work,
             models=(other, *models[1:]),
@@ -281,7 +281,7 @@ def test_the_bundle_holds_the_files_that_ship_and_a_stratified_sample(measured, 
 def test_a_file_for_another_instruction_set_is_neither_timed_nor_audited(work, models, prepared, versions, monkeypatch):
     monkeypatch.setattr(validate, "isa", lambda: "arm64" if TARGET != "arm64" else "x86-vnni")
     monkeypatch.setattr(validate.export.runtime.latency, "memory", lambda *rest, **options: None)
-    record = validate.run.run(
+    record = validate.run_validate(
         Validate(warmup=0, repeats=20),
         context=work,
         models=models,
@@ -302,7 +302,7 @@ def test_a_file_that_is_no_model_is_a_stage_error(work, models, prepared, versio
     (work.work / "x.onnx").write_bytes(b"no model")
     broken: tuple[ModelFile, ...] = (dataclasses.replace(models[0], file=File.of(work.work / "x.onnx")), *models[1:])
     with pytest.raises(StageError, match="^validate: .*cannot load this file"):
-        validate.run.run(
+        validate.run_validate(
             Validate(), context=work, models=broken, samples=16, test=data.test(prepared), host={}, versions=versions
         )
 
@@ -354,7 +354,7 @@ def test_int8_for_another_machine_ships_and_is_said_not_to_be_judged(models):
 
 def test_what_does_not_ship_is_not_in_the_bundle_and_not_judged(work, models, prepared, versions, monkeypatch):
     monkeypatch.setattr(validate.export.runtime.latency_stats, "ratio", lambda *_, **__: (0.9, 0.85, 0.95))
-    found = validate.run.run(
+    found = validate.run_validate(
         Validate(warmup=2, repeats=20),
         context=work,
         models=models,
@@ -411,7 +411,7 @@ def test_own_photos_fit_into_a_limit(tmp_path):
 def test_where_the_device_decided_for_float_everything_speaks_of_the_float_file(
     work, measured, prepared, models, predictions
 ):
-    settled = ship_float.run.run("student.fp32.onnx", context=work, measured=measured, test=data.test(prepared))
+    settled = ship_float.run_ship_float("student.fp32.onnx", context=work, measured=measured, test=data.test(prepared))
 
     logits, labels = predictions["logits/student.fp32.onnx"], predictions["labels"]
     right = sum(row["student"] * row["n"] for row in settled.per_class)
@@ -423,7 +423,7 @@ def test_where_the_device_decided_for_float_everything_speaks_of_the_float_file(
         assert (stored["student"] == logits[stored["index"]].argmax(axis=1)).all() and stored["total"] >= len(
             stored["images"]
         )
-    again = ship_float.run.run(measured.ships, context=work, measured=settled, test=data.test(prepared))
+    again = ship_float.run_ship_float(measured.ships, context=work, measured=settled, test=data.test(prepared))
     assert again.per_class == measured.per_class and again.slices == measured.slices
     assert facts(settled, models).file == "student.fp32.onnx"
     assert [model.name for model in shipping(models, settled)] == ["teacher.onnx", "student.fp32.onnx"]

@@ -34,7 +34,7 @@ class Neighbours:
     networks: tuple[Neighbour, ...]
 
 
-def _find(
+def find_alternatives(
     config: Choice,
     *,
     context: Context,
@@ -94,4 +94,4 @@ def _macs(one: Choice, classes: int, size: int) -> int:
     return count.macs(model, size)
 
 
-find = Stage("plan-neighbours", 1, _find, Neighbours)
+FIND_ALTERNATIVES = Stage("plan-neighbours", 1, find_alternatives, Neighbours)

@@ -25,7 +25,7 @@ from compress.recipe.schema import KNOWN_CLASSES, Choice, Choose, Recipe, Studen
 from compress.stages import convert, data, quantize
 from export.runtime import host, isa, runs_on
 
-STAGES = (stages.draft.name, stages.timing.name)
+STAGES = (stages.EXPORT_UNTRAINED.name, stages.TIME_LOCALLY.name)
 UNKNOWN_CLASSES = 10
 
 Row = dict[str, Any]
@@ -90,8 +90,8 @@ def ground(
         host=host(),
         versions={
             **versions,
-            "convert": convert.run.version,
-            "quantize": quantize.run.version,
+            "convert": convert.CONVERT.version,
+            "quantize": quantize.QUANTIZE.version,
         },  # other stages would write other files
         where=where,
         base=base,
@@ -195,7 +195,7 @@ def _draft(ground: Ground, one: Subject) -> stages.Drafted:
         layer for layer in ground.recipe.quantize.float_layers if one.role == "student" or layer in ("first", "last")
     )
     drafted: stages.Drafted = ground.store.run(
-        stages.draft,
+        stages.EXPORT_UNTRAINED,
         ground.recipe.export,
         label=one.name,
         network=one.network,
@@ -255,7 +255,7 @@ def _timed(ground: Ground, name: str, drafted: stages.Drafted, references: Mappi
     timed: stages.Timed
     if device.distant:
         timed = ground.store.anew(
-            stages.there,
+            stages.TIME_ON_DEVICE,
             device,
             label=name,
             draft=drafted,
@@ -266,7 +266,7 @@ def _timed(ground: Ground, name: str, drafted: stages.Drafted, references: Mappi
         )
     else:
         timed = ground.store.run(
-            stages.timing,
+            stages.TIME_LOCALLY,
             threads,
             label=name,
             draft=drafted,
@@ -292,7 +292,7 @@ def _neighbours(ground: Ground, student: Choice, most: int) -> list[Subject]:
     """Other networks that the recipe could name, as its method would ship them; teachers are measured anyway."""
     teachers = tuple(name_of(one.model, one.width) for one in ground.recipe.teacher.candidates if one.onnx is None)
     found = ground.store.run(
-        neighbours_stage.find,
+        neighbours_stage.FIND_ALTERNATIVES,
         student,
         size=ground.size,
         classes=ground.classes,

@@ -75,7 +75,7 @@ class Timed:
     unfit: str | None  # why ratios are, too
 
 
-def _draft(
+def export_untrained(
     config: Export,
     *,
     context: Context,
@@ -187,7 +187,7 @@ def untrained(network: Network, images: np.ndarray) -> nn.Module:
     return model.eval()
 
 
-def _time(
+def time_locally(
     config: int,
     *,
     context: Context,
@@ -238,7 +238,7 @@ def _latency(files: dict[str, Any], images: np.ndarray, threads: int) -> Latency
     )
 
 
-def _there(
+def time_on_device(
     config: Device,
     *,
     context: Context,
@@ -292,6 +292,6 @@ def _there(
     )
 
 
-draft = Stage("plan", 4, _draft, Drafted)
-timing = Stage("plan-timing", 4, _time, Timed)
-there = Stage("plan-timing", 3, _there, Timed)
+EXPORT_UNTRAINED = Stage("plan", 4, export_untrained, Drafted)
+TIME_LOCALLY = Stage("plan-timing", 4, time_locally, Timed)
+TIME_ON_DEVICE = Stage("plan-timing", 3, time_on_device, Timed)

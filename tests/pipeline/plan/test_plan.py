@@ -261,7 +261,7 @@ def test_a_limit_against_the_teacher_holds_only_for_every_candidate() -> None:
 
 def test_neighbours_are_the_students_family_and_others_of_similar_cost(tmp_path: Path) -> None:
     context: Any = Context.__new__(Context)  # the stage writes nothing
-    found = alternatives.find.run(
+    found = alternatives.find_alternatives(
         Choice(model="shufflenet_v2", width=0.5),
         context=context,
         size=32,
