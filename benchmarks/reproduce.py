@@ -35,7 +35,7 @@ from compress.cli import exit_codes
 from compress.core.console import Console, duration
 from compress.core.errors import CompressError, Interrupted, MissingError, UsageError
 from compress.core.files import write_atomically
-from compress.core.store import locked
+from compress.core.locks import locked
 from compress.data.sources import cifar, npz
 from compress.data.splits import carve, stratified
 from compress.pipeline import run as pipeline

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import json
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from typing import Any
 from compress.core.console import Console
 from compress.core.distributed import ALONE, Group
 from compress.core.errors import StageError
+from compress.core.locks import locked
 from compress.core.malloc import give_back_freed_memory
 from compress.core.records.base import CHECKPOINT, File, from_json, sha256_of, to_json
 
@@ -201,27 +200,6 @@ def _spent(partial: Path) -> float:
         return float((partial / SPENT).read_text())
     except (OSError, ValueError):
         return 0.0
-
-
-@contextmanager
-def locked(path: Path, waits: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Two runs that want the same result wait for each other; a killed one leaves no lock behind (flock).
-
-    `waits` is told before it is waited for, who holds it: ` (pid 1234)`, or nothing where that is not known.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b", buffering=0) as stream:  # not "w": the holder's number stands in it
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(stream.fileno(), 20, 0).decode(errors="replace").strip()
-            if waits is not None:
-                waits(f" (pid {holder})" if holder.isdecimal() else "")
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        with suppress(OSError):  # a full disk has no room for a number either
-            stream.truncate(0)
-            stream.write(f"{os.getpid()}\n".encode())
-        yield  # the file stays: removing it would let a third run lock a new one beside a waiter
 
 
 def _map_files(value: Any, change: Callable[[File], File]) -> Any:

@@ -129,59 +129,6 @@ def test_the_log_has_everything_plain_and_from_the_beginning(
     assert (tmp_path / "copy.txt").read_text().splitlines() == lines
 
 
-def test_the_summary_shows_the_models_and_names_the_line_of_a_missed_limit(capsys: pytest.CaptureFixture[str]) -> None:
-    models = [
-        {
-            "role": "teacher",
-            "file": "teacher.onnx",
-            "top1": 0.9,
-            "top1_ci95": [0.89, 0.91],
-            "bytes": 5000,
-            "latency_ms": {"p50": 1.5},
-        },
-        {
-            "role": "student",
-            "file": "student.int8.onnx",
-            "top1": 0.88,
-            "top1_ci95": None,
-            "bytes": 1000,
-            "latency_ms": {"p50": None},
-        },
-    ]
-    pair = {"model": "student.int8.onnx", "against": "teacher.onnx", "top1_drop_points": 2.0, "speedup_p50": None}
-    limit = {
-        "name": "max_top1_drop",
-        "limit": 1.0,
-        "value": 2.0,
-        "verdict": "failed",
-        "where": "a.yaml:9:3",
-        "sentence": "Lower.",
-    }
-    Console().summary(
-        {"status": "failed", "models": models, "comparisons": [pair], "requirements": [limit]}, Path("runs/x")
-    )
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[2].split() == [
-        "teacher.onnx",
-        "90.00",
-        "%",
-        "89.00",
-        "to",
-        "91.00",
-        "-",
-        "1.500",
-        "ms",
-        "-",
-        "5,000",
-        "bytes",
-    ]
-    assert lines[3].split() == ["student.int8.onnx", "88.00", "%", "-", "+2.00", "points", "-", "-", "1,000", "bytes"]
-    assert lines[4:] == [
-        "failed     max_top1_drop: Lower. (a.yaml:9:3)",
-        "failed: 0 of 1 requirements met; report: runs/x/report.html",
-    ]
-
-
 def drained(terminal: int) -> str:
     """What waits to be read; a single read may give a part of it."""
     os.set_blocking(terminal, False)

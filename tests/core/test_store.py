@@ -19,7 +19,7 @@ from compress.core.console import Console
 from compress.core.errors import StageError
 from compress.core.files import write_atomically
 from compress.core.records.base import CHECKPOINT, File
-from compress.core.store import Context, Stage, Store, locked
+from compress.core.store import Context, Stage, Store
 from compress.recipe.schema import Validate
 
 
@@ -288,8 +288,6 @@ def test_two_runs_at_once_do_the_work_once(tmp_path, kind):
     make: Any = (
         multiprocessing.get_context("spawn").Process if kind == "processes" else threading.Thread
     )  # a fork of a process with threads may hang
-    if kind == "processes":
-        pytest.importorskip("fcntl")
     workers = [make(target=_child, args=(tmp_path / "a", str(log))) for _ in range(2)]
     for worker in workers:
         worker.start()
@@ -299,41 +297,6 @@ def test_two_runs_at_once_do_the_work_once(tmp_path, kind):
         assert [worker.exitcode for worker in workers] == [0, 0]
     assert len(log.read_text().splitlines()) == 1
     assert entries(tmp_path / "a") == ["", ".lock"]
-
-
-def test_a_run_that_waits_for_another_says_so(tmp_path, capsys):
-    calls: list[Any] = []
-    stage, folder = make_stage(calls), tmp_path / "cache" / "stage"
-    make_store(tmp_path).run(stage, Validate())
-    (lock,) = folder.glob("*.lock")
-    for text, shown in (
-        (f"{os.getpid()}\n", f"stage                        waiting for another run (pid {os.getpid()})"),
-        ("", "stage                        waiting for another run"),
-    ):
-        with locked(lock):
-            assert lock.read_text() == f"{os.getpid()}\n"
-            lock.write_text(text)
-            waiter = threading.Thread(target=lambda: Store(tmp_path, "cpu", Console()).run(stage, Validate()))
-            waiter.start()
-            out, until = "", time.monotonic() + 60
-            while "\n" not in out and time.monotonic() < until:
-                time.sleep(0.02)
-                out += capsys.readouterr().out
-            assert out == f"{shown}\n" and waiter.is_alive()
-        waiter.join(timeout=60)
-        assert capsys.readouterr().out.split() == ["stage", "reused"]
-    assert lock.read_text() == f"{os.getpid()}\n" and len(calls) == 1
-
-
-def test_a_lock_without_room_for_a_number_is_a_lock(tmp_path, monkeypatch):
-    def full(self: Any, *_: Any) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with locked(tmp_path / "x.lock"):
-        pass
-    monkeypatch.setattr("compress.core.store.os.getpid", lambda: full(None))
-    with locked(tmp_path / "x.lock"):
-        assert (tmp_path / "x.lock").read_text() == ""
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

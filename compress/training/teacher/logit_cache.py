@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from compress.core.files import replacing
-from compress.core.store import locked
+from compress.core.locks import locked
 from compress.training.precision import rounded
 from compress.training.schedule import SIDE, rows_at_once
 
