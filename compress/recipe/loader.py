@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from compress.core.errors import Problem, RecipeError
 from compress.recipe import cross_checks, yaml_tree
 from compress.recipe.error_messages import explain
-from compress.recipe.overrides import apply_overrides, parse_override
+from compress.recipe.flat_keys import is_flat, not_in_method, section_key, selected_method, sort_flat_keys
+from compress.recipe.overrides import Override, apply_override, parse_override
 from compress.recipe.schema import Recipe, Section
 from compress.recipe.yaml_tree import Keys, Tree, dotted
 
@@ -66,7 +67,7 @@ def load(path: Path, overrides: Sequence[str] = (), *, allow_code: bool = False)
     tree = yaml_tree.read(path)
     problems = tree.problems
     parsed = [item for number, text in enumerate(overrides, 1) if (item := parse_override(text, number, problems))]
-    notices = apply_overrides(tree, parsed, problems)
+    notices = _sort_and_override(tree, parsed, problems)
     _fill_empty(tree.data, Recipe)
     recipe = _validate(tree, problems, notices, allow_code=allow_code)
     if problems or recipe is None:
@@ -75,6 +76,31 @@ def load(path: Path, overrides: Sequence[str] = (), *, allow_code: bool = False)
     notices += [f"{tree.place(keys).key}: {sentence}" for keys, sentence in cross_checks.remarks(recipe)]
     flags = (*(word for text in overrides for word in ("--set", text)), *(("--allow-code",) if allow_code else ()))
     return Loaded(recipe.model_copy(update={"name": name}), path, name, tuple(notices), tree, flags)
+
+
+def _sort_and_override(tree: Tree, overrides: list[Override], problems: list[Problem]) -> list[str]:
+    """Sort distill's flat keys into their method's section and apply the overrides in order; return notices."""
+    moved, named = sort_flat_keys(tree, problems), selected_method(tree)
+    flat = [item for item in overrides if is_flat(item.keys, item.data)]
+    for item in overrides:
+        if item in flat:
+            continue
+        keys = tree.real(item.keys)
+        apply_override(tree, item, keys, problems)
+        if keys == ("distill",):
+            moved, named = sort_flat_keys(tree, problems), selected_method(tree)
+    method = selected_method(tree)
+    for item in flat:  # they belong to the method that is selected in the end
+        key = str(item.keys[1])
+        target = section_key(key, method)
+        if target is None:
+            problems += not_in_method(key, method, item.flag)
+        else:
+            apply_override(tree, item, target, problems)
+    methods = method if isinstance(method, list) else [method]
+    if moved and named not in methods and all(isinstance(one, str) for one in methods):
+        return [f"distill.method is {' and '.join(methods)}: {', '.join(moved)} belong to {named} and are not used"]
+    return []
 
 
 def dump(recipe: Recipe) -> str:

@@ -80,7 +80,7 @@ Methods = Annotated[
 class Distill(Section):
     """Which method, with which settings. A single method's keys may stand flat here; each may stand in a section named after its method."""
 
-    # recipe.py sorts the flat keys into the method's own section before this is built
+    # `recipe.loader.load` has moved flat keys into the method's own section before this is built.
     method: Methods = Field(
         default=("dhkd",),
         description="see `compress methods`; none: plain cross-entropy; a list adds the methods up, with the first one's cross-entropy",
