@@ -44,10 +44,10 @@ def verify(
     from compress.commands import verify as on_device
     from compress.verdict import requirements
 
-    content = on_device.verify(
+    report = on_device.verify(
         folder, target=target, preprocess=preprocess, sustained=sustained, console=Console(quiet=quiet)
     )
-    return requirements.exit_code(content["status"])
+    return requirements.exit_code(report.status)
 
 
 @click.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from compress.pipeline.run_folder.recipe_copy import RECIPE, RESOLVED, again
 from compress.recipe.schema import Device, Require, Validate
 from compress.report.console_summary import ending
 from compress.report.device_answer import merge
+from compress.report.read import read_report
+from compress.report.schema import DeviceRow, Report, ShippedFile
 from compress.verdict.device_requirements import keeps_int8
 
 Row = dict[str, Any]
@@ -28,19 +30,18 @@ def verify(
     preprocess: str | None = None,
     sustained: int | None = None,
     console: Console,
-) -> Row:
+) -> Report:
     """Run the bundle on a device, merge its answer into the run's report, and judge its limits on time and memory by that device's numbers.
 
     `target` None: the device that the recipe names. `sustained`: seconds without a pause; None: the recipe's. Answers the new content of
     report.json. Raises UsageError, MissingError (out of reach), StageError (wrong answers; the report is written).
     """
     from compress.report.page import render
-    from compress.stages import device
     from compress.stages.support import device_session
     from export.targets import VerifySettings, parse
     from export.targets.dispatch import describe_failure
 
-    content = json.loads((run_folder / "report.json").read_text())
+    report = read_report(run_folder)
     bundle = run_folder / "bundle.zip"
     if not bundle.is_file():
         raise MissingError(f"{bundle} is missing; make it again: {again(run_folder)}")
@@ -51,7 +52,7 @@ def verify(
     work = run_folder / "device"
     work.mkdir(exist_ok=True)
     asked = VerifySettings(
-        name=content["recipe"],
+        name=report.recipe,
         threads=timing.threads,
         repeats=timing.repeats,
         preprocess=preprocess,
@@ -63,61 +64,73 @@ def verify(
         with suppress(OSError):  # where there is an answer in it
             work.rmdir()
     name, wrong = parse(target).shown, describe_failure(answer)
-    rows = device.rows(answer, name)
-    content = merge(content, require, rows, name, failure=f"{name}: {wrong}" if wrong else None)
-    for one in (
-        answer.get("also") or ()
-    ):  # what the device could run besides; not asked for, so no limit is judged by it
+    rows = _rows(answer, name)
+    report = merge(report, require, rows, name, failure=f"{name}: {wrong}" if wrong else None)
+    # What the device could run besides was not asked for, so no limit is judged by it.
+    for one in answer.get("also") or ():
         other = f"{name}?provider={one['provider']}"
-        more = device.rows(one, other)
-        content["device"] = [row for row in content["device"] if row["target"] != other] + list(more)
+        more = _rows(one, other)
+        kept = [row for row in report.device if row.target != other]
+        report = report.model_copy(update={"device": [*kept, *more]})
         rows += more
-    said = _keep_again(run_folder, content, rows, name)
-    write_json(run_folder / "report.json", content)
+    report, said = _keep_again(run_folder, report, rows, name)
+    write_json(run_folder / "report.json", report.to_json())
     render(run_folder)
     for row in rows:
-        difference = "n/a" if row["max_abs_diff"] is None else f"{row['max_abs_diff']:.2e}"
-        p50 = (
-            f", p50 {row['latency_ms']['p50']:.3g} ms"
-            if row["latency_ms"]
-            else f" ({row['note']})"
-            if row["note"]
-            else ""
-        )
-        console.line(
-            f"{row['file']}: agreement {row['agreement']:.4f} on {row['images']} pictures, max |diff| {difference}{p50}"
-        )
-        if row["provider"]:
-            console.line(f"{row['file']}: {row['provider']['sentence']}")
-        if row["photo_to_answer"]:
-            console.line(f"{row['file']}: photo to answer: {row['photo_to_answer']}")
-        if row["sustained"]:
-            console.line(f"{row['file']}: {row['sustained']['sentence']}")
+        for line in _row_lines(row):
+            console.line(line)
     for sentence in (answer["photos"]["sentence"], *(answer.get("remarks") or ())):
         console.line(sentence)
-    for one in content["requirements"]:
-        if one["target"] == name:
-            console.line(f"{one['verdict']:<11}{one['name']} on {name}: {one['sentence']}", always=True)
+    for requirement in report.requirements:
+        if requirement.target == name:
+            console.line(f"{requirement.verdict:<11}{requirement.name} on {name}: {requirement.sentence}", always=True)
     if said:
         console.notice(said)
-    console.line(ending(content, run_folder), always=True)
+    console.line(ending(report, run_folder), always=True)
     if wrong:
         raise StageError(f"{name}: {wrong}")
-    return content
+    return report
 
 
-def _keep_again(run_folder: Path, content: Row, rows: tuple[Row, ...], name: str) -> str | None:
-    """What `keep: faster` would decide by this answer of the recipe's device, where that is not what ships; the run folder stays as it is."""
+def _rows(answer: Row, target: str) -> list[DeviceRow]:
+    """Return the report's rows of a device's answer."""
+    from compress.stages import device
+
+    return [DeviceRow.model_validate(row) for row in device.rows(answer, target)]
+
+
+def _row_lines(row: DeviceRow) -> Iterator[str]:
+    """Yield what a device answered for one file, for the console."""
+    difference = "n/a" if row.max_abs_diff is None else f"{row.max_abs_diff:.2e}"
+    p50 = row.latency_ms.p50 if row.latency_ms else None
+    timed = f", p50 {p50:.3g} ms" if p50 is not None else f" ({row.note})" if row.note else ""
+    yield f"{row.file}: agreement {row.agreement:.4f} on {row.images} images, max |diff| {difference}{timed}"
+    if row.provider:
+        yield f"{row.file}: {row.provider.sentence}"
+    if row.photo_to_answer:
+        yield f"{row.file}: photo to answer: {row.photo_to_answer}"
+    if row.sustained:
+        yield f"{row.file}: {row.sustained.sentence}"
+
+
+def _keep_again(run_folder: Path, report: Report, rows: Sequence[DeviceRow], name: str) -> tuple[Report, str | None]:
+    """Decide `keep: faster` again by this answer of the recipe's device; the run folder stays as it is.
+
+    Returns the report with the new reason, and a sentence where another file would ship now.
+    """
     settings = yaml.safe_load((run_folder / RESOLVED).read_text(encoding="utf-8"))["quantize"]
-    if settings.get("keep") != "faster" or (content.get("named_device") or {}).get("target") != name:
-        return None
-    files = {row["precision"]: row["file"] for row in reversed(content["models"]) if row["role"] == "student"}
-    kept, sentence = keeps_int8(files["int8"], files["fp32"], rows, name)
-    ships = content["ships"]["file"] == files["int8"]
-    if kept == ships:
-        content["ships"] = {**content["ships"], "sentence": sentence}
-        return None
-    return f"by this answer another file would ship; make the run again for that: {again(run_folder)} ({sentence})"
+    if settings.get("keep") != "faster" or report.named_device is None or report.named_device.target != name:
+        return report, None
+    files = {row.precision: row.file or "" for row in reversed(report.models) if row.role == "student"}
+    kept, sentence = keeps_int8(files["int8"], files["fp32"], [row.to_json() for row in rows], name)
+    ships = report.ships or ShippedFile()
+    if kept != (ships.file == files["int8"]):
+        again_command = again(run_folder)
+        return (
+            report,
+            f"by this answer another file would ship; make the run again for that: {again_command} ({sentence})",
+        )
+    return report.model_copy(update={"ships": ships.model_copy(update={"sentence": sentence})}), None
 
 
 def settings_of(run_folder: Path) -> tuple[Require, Validate, Device]:

@@ -14,7 +14,7 @@ from compress.core.records.training import CalibrationData, Distilled, Stripped,
 from compress.data.sources import prepare
 from compress.recipe.defaults import student_train
 from compress.recipe.schema import Quantize, ResolvedQat
-from compress.report.report_json import Branch, model_files
+from compress.report.evidence import Branch, model_files
 from compress.stages import data
 from compress.stages.convert import CONVERT, preprocessing
 from compress.stages.device import DEVICE, DISTANT_DEVICE

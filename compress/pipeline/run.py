@@ -89,9 +89,9 @@ def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
     console.save_log(folder / "log.txt")
     report.mark_latest(folder)
     if evidence.verified.failure is None:
-        return Outcome(requirements.exit_code(content["status"]), content, folder)
+        return Outcome(requirements.exit_code(content.status), content.to_json(), folder)
     console.warn(f"{evidence.verified.failure}; the report is written without it; to go on: {_verify_command(loaded)}")
-    return Outcome(evidence.verified.exit_code, content, folder)
+    return Outcome(evidence.verified.exit_code, content.to_json(), folder)
 
 
 def left_out(until: str | None) -> tuple[str, ...]:

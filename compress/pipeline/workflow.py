@@ -24,7 +24,7 @@ from compress.pipeline.networks import Networks, normalized
 from compress.recipe.defaults import resolve, student_train
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import Distill, Recipe, ResolvedSchedule, Student
-from compress.report.report_json import Branch, Evidence
+from compress.report.evidence import Branch, Evidence
 from compress.stages import data
 from compress.stages.data import DECODE_VALIDATION, PREPARE
 from compress.stages.distill import DISTILL

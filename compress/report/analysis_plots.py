@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from compress.report import plots
 from compress.report.plots import CLASSES, COLOURS, INK, MUTED, finish, marker, panel, plain, svg_of
 from compress.report.read import Source
+from compress.report.schema import AnalysisSection
 
 NAMES = (
     "gradients",
@@ -36,8 +37,8 @@ PARTS = {"cos_classifier": "classifier", "cos_backbone": "backbone"}
 
 def draw(source: Source) -> dict[str, str]:
     """Every plot that the analysis allows, by name; none without one."""
-    analysis = source.report.get("analysis")
-    if not isinstance(analysis, dict):
+    analysis = source.report.analysis
+    if analysis is None:
         return {}
     with matplotlib.rc_context(plots.STYLE):
         figures = {
@@ -93,16 +94,16 @@ def _signed(axes: Axes, curves: list[NDArray[np.float64]]) -> None:
     )
 
 
-def _correlations(source: Source, analysis: dict[str, Any]) -> dict[str, Figure | None]:
+def _correlations(source: Source, analysis: AnalysisSection) -> dict[str, Figure | None]:
     """A matrix of differences for the float student, and for DHKD's auxiliary head; one colour scale for both."""
-    rows = [*analysis.get("correlations", ()), *analysis.get("heads", ())]
+    rows = [*analysis.correlations, *analysis.heads]
     found = {
-        MATRICES[row["what"]]: (row["what"], source.analysis[f"correlation_{number}"])
+        MATRICES[row.what]: (row.what, source.analysis[f"correlation_{number}"])
         for number, row in enumerate(rows)
-        if row["what"] in MATRICES
+        if row.what in MATRICES
     }
     top = max((float(np.abs(matrix).max()) for _, matrix in found.values()), default=0.0)
-    classes = [str(name) for name in source.report.get("classes") or ()]
+    classes = source.report.classes
     return {
         name: _matrix(matrix, max(top, 0.01), f"{what.capitalize()} minus teacher", classes)
         for name, (what, matrix) in found.items()
@@ -182,14 +183,14 @@ def _short(name: str) -> str:
     return plain(name) if len(name) <= 13 else plain(name[:11]) + "..."
 
 
-def _features(source: Source, analysis: dict[str, Any], role: str) -> Figure | None:
+def _features(source: Source, analysis: AnalysisSection, role: str) -> Figure | None:
     """One network's t-SNE: a point a picture, a colour and a shape a class."""
     points, labels = source.analysis.get(f"features_{role}"), source.analysis.get("features_labels")
-    network = next((row for row in analysis["features"].get("networks", ()) if row["role"] == role), None)
+    network = next((row for row in analysis.features.networks if row.role == role), None)
     if points is None or labels is None or network is None:
         return None
     figure, axes = panel(4.0)
-    for number, name in enumerate(analysis["features"]["classes"]):
+    for number, name in enumerate(analysis.features.classes):
         x, y = points[labels == number].T.round(2)
         axes.scatter(
             x,
@@ -207,13 +208,13 @@ def _features(source: Source, analysis: dict[str, Any], role: str) -> Figure | N
     axes.margins(0.03)
     for side in axes.spines.values():
         side.set_visible(False)
-    finish(figure, axes, plain(f"{role.capitalize()}: {network['model']}"), axis=None, markers=2.0)
+    finish(figure, axes, plain(f"{role.capitalize()}: {network.model}"), axis=None, markers=2.0)
     return figure
 
 
-def _calibration(source: Source, analysis: dict[str, Any]) -> Figure | None:
+def _calibration(source: Source, analysis: AnalysisSection) -> Figure | None:
     """Accuracy against confidence, a line a file; the larger a mark, the more pictures are behind it."""
-    rows = analysis.get("calibration") or []
+    rows = analysis.calibration
     if not rows:
         return None
     figure, axes = panel(3.5)
@@ -227,7 +228,7 @@ def _calibration(source: Source, analysis: dict[str, Any]) -> Figure | None:
         pictures, confidence, accuracy = (
             source.analysis[f"calibration_{number}_{name}"] for name in ("pictures", "confidence", "accuracy")
         )
-        colour, dash, shape = looks[row["what"]]
+        colour, dash, shape = looks[row.what]
         some = pictures > 0
         axes.plot(
             100 * confidence[some],
@@ -235,7 +236,7 @@ def _calibration(source: Source, analysis: dict[str, Any]) -> Figure | None:
             color=COLOURS[colour],
             linestyle=dash,
             linewidth=1.6,
-            label=row["what"],
+            label=row.what,
         )
         sizes = 6 + 130 * pictures[some] / pictures.sum()
         axes.scatter(
@@ -253,15 +254,13 @@ def _calibration(source: Source, analysis: dict[str, Any]) -> Figure | None:
     return figure
 
 
-def _against(source: Source, analysis: dict[str, Any]) -> dict[str, Figure | None]:
+def _against(source: Source, analysis: AnalysisSection) -> dict[str, Figure | None]:
     """Validation accuracy, task loss and cosines of several runs in the same axes."""
-    rows, arrays = analysis.get("against") or [], source.analysis
+    rows, arrays = analysis.against, source.analysis
     if not rows:
         return {}
     names = [
-        row["recipe"]
-        if [one["recipe"] for one in rows].count(row["recipe"]) == 1
-        else f"{row['recipe']} {row['run'][:16]}"
+        row.recipe if [one.recipe for one in rows].count(row.recipe) == 1 else f"{row.recipe} {row.run[:16]}"
         for row in rows
     ]
     shown = {

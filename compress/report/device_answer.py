@@ -2,130 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from compress.recipe.schema import Require
+from compress.report.schema import DeviceRow, IntegerGain, ModelRow, NamedDevice, Report, RequirementRow
 from compress.verdict import requirements as verdict
-from compress.verdict.device_requirements import LIMITS, unfit_reason
-
-Row = dict[str, Any]
+from compress.verdict.device_requirements import LIMITS
 
 
 def merge(
-    content: Row,
+    report: Report,
     require: Require,
-    rows: tuple[Row, ...],
+    rows: Sequence[DeviceRow],
     target: str,
     *,
     where: Mapping[str, str] | None = None,
     failure: str | None = None,
-) -> Row:
-    """report.json's content with a device's rows in place of its earlier ones, and its requirements judged again.
+) -> Report:
+    """Return the report with a device's rows in place of its earlier ones, and its requirements judged again.
 
-    A limit that this machine could not judge, where the recipe names no other device, is this one's; every other row stays as it is.
-    `failure`: why the device that the recipe names gave no answer, or what was wrong with it; its limits are then not judged.
+    A limit that this host could not judge is judged by the device alone, where the recipe names no other one. Every
+    other row stays as it is.
+
+    Args:
+        report: the report before.
+        require: the recipe's limits.
+        rows: the device's answer, one row a file; empty where it gave none.
+        target: the device, without options.
+        where: path:line:column in the recipe of each limit; what is missing is taken from the report.
+        failure: why the device gave no answer, or what is wrong with it.
     """
-    old = [verdict.Requirement(**row) for row in content["requirements"]]
-    places = {row.name: row.where for row in old} | dict(where or {})
+    old = report.requirements
+    places = {row.name: row.where for row in old if row.name and row.where} | dict(where or {})
     chosen = {name: limit for name, limit in require.model_dump().items() if name in LIMITS}
-    new = {row.name: row for row in verdict.judge(Require(**chosen), facts(content, rows, target), places)}
+    judged = verdict.judge(Require(**chosen), facts(report, rows, target), places)
+    new = {row.name: RequirementRow.model_validate(asdict(row)) for row in judged}
     requirements = [row for row in old if row.name not in new or _stays(row, target, new[row.name])]
     requirements += new.values()
     order = list(Require.model_fields)
-    requirements.sort(key=lambda row: (order.index(row.name), row.target != "local", row.target))
-    device = [row for row in content["device"] if row["target"] != target] + list(rows)
-    named = content.get("named_device")
-    if named and named["target"] == target:
-        content = {**content, "named_device": {"target": target, "failure": failure}}
-        content |= {"int8_against_float": _int8(content, rows, target)}
-    return {
-        **content,
-        "device": device,
-        "requirements": [asdict(row) for row in requirements],
+    requirements.sort(key=lambda row: (order.index(row.name or ""), row.target != "local", row.target))
+    changes = {
+        "device": [*(row for row in report.device if row.target != target), *rows],
+        "requirements": requirements,
         "status": verdict.status(requirements),
     }
+    if report.named_device and report.named_device.target == target:
+        changes["named_device"] = NamedDevice(target=target, failure=failure)
+        changes["int8_against_float"] = _integer_gain(report, rows, target)
+    return report.model_copy(update=changes)
 
 
-def _stays(row: verdict.Requirement, target: str, new: verdict.Requirement) -> bool:
-    """Whether an earlier row of a limit is kept beside the new one of `target`."""
+def _stays(row: RequirementRow, target: str, new: RequirementRow) -> bool:
+    """Return whether an earlier row of a limit is kept beside the new one of `target`."""
     if row.target == target:
         return False
     return row.target != "local" or row.verdict != "not judged" or new.verdict == "not judged"
 
 
-def facts(content: Row, rows: tuple[Row, ...], target: str) -> verdict.Facts:
-    """Time and memory of the file that ships to this device: the student of the shipped precision that is built for it."""
-    row, untimed = _shipped(content, rows, target)
-    latency = row["latency_ms"] or {}
-    teacher = next((other["file"] for other in rows if other["role"] == "teacher"), None)
-    ratio = row["speedup_over"].get(teacher)
-    integers = _int8(content, rows, target)
+def facts(report: Report, rows: Sequence[DeviceRow], target: str) -> verdict.Facts:
+    """Return time and memory of the file that ships to this device, as it measured them."""
+    row, untimed = _shipped(report, rows, target)
+    latency = row.latency_ms
+    teacher = next((other.file for other in rows if other.role == "teacher"), None)
+    ratio = row.speedup_over.get(teacher or "")
+    integers = _integer_gain(report, rows, target)
+    busy = "other processes were busy on the device" if row.contaminated else None
     return verdict.Facts(
-        file=row["file"],
+        file=row.file or "",
         target=target,
-        latency_ms=latency.get("p50"),
-        latency_ci95=verdict.interval(latency.get("p50_ci95")),
-        timed_runs=latency.get("runs"),
+        latency_ms=latency.p50 if latency else None,
+        latency_ci95=latency.p50_ci95 if latency else None,
+        timed_runs=latency.runs if latency else None,
         speedup=ratio[0] if ratio else None,
-        speedup_ci95=verdict.interval(ratio[1:] if ratio else None),
-        int8_speedup=integers["speedup"] if integers else None,
-        int8_speedup_ci95=verdict.interval(integers["ci95"] if integers else None),
-        peak_memory_bytes=row["peak_memory_bytes"],
-        disturbed="; ".join(row.get("disturbances") or ())
-        or ("other processes were busy on the device" if row["contaminated"] else None),
-        unfit=unfit_reason(row),
-        sha256=row["sha256"],
-        precision=row["precision"],
+        speedup_ci95=ratio[1:] if ratio else None,
+        int8_speedup=integers.speedup if integers else None,
+        int8_speedup_ci95=integers.ci95 if integers else None,
+        peak_memory_bytes=row.peak_memory_bytes,
+        disturbed="; ".join(row.disturbances) or busy,
+        unfit=_unfit(row),
+        sha256=row.sha256,
+        precision=row.precision,
         untimed=untimed,
     )
 
 
-def _shipped(content: Row, rows: tuple[Row, ...], target: str) -> tuple[Row, str | None]:
-    """The device's row of the file that ships there, and why it has no time. Without an answer a row without numbers."""
-    ships = (content.get("ships") or {}).get("file")
-    precision = (
-        "int8" if any(row["role"] == "student" and row["precision"] == "int8" for row in content["models"]) else "fp32"
-    )
-    precision = next((row["precision"] for row in content["models"] if row["file"] == ships), precision)
+def _shipped(report: Report, rows: Sequence[DeviceRow], target: str) -> tuple[DeviceRow, str | None]:
+    """Return the device's row of the file that ships there, and why it has no time. Without an answer: no numbers.
+
+    It is the student of the shipped precision that is built for this device.
+    """
+    models = report.models
+    ships = report.ships.file if report.ships else None
+    precision = "int8" if any((row.role, row.precision) == ("student", "int8") for row in models) else "fp32"
+    precision = next((row.precision or "" for row in models if row.file == ships), precision)
     if not rows:
-        models = [row for row in content["models"] if row["role"] == "student" and row["precision"] == precision]
-        known = next((row for row in models if row["file"] == ships), models[0])
-        nothing: Row = {"latency_ms": None, "speedup_over": {}, "peak_memory_bytes": None, "contaminated": None}
-        return {
-            **nothing,
-            **{key: known.get(key) for key in ("file", "sha256", "precision")},
-        }, f"{target} gave no answer"
-    students = [row for row in rows if row["role"] == "student" and row["precision"] == precision]
-    right = [row for row in students if row["ok"] is not None]
-    right.sort(key=lambda row: row["built_for"] != row["isa"])
+        return _unanswered(models, precision, ships), f"{target} gave no answer"
+    students = [row for row in rows if row.role == "student" and row.precision == precision]
+    right = [row for row in students if row.ok is not None]
+    right.sort(key=lambda row: row.built_for != row.isa)
     row = (right or students or list(rows))[0]
     if not right:
-        return row, f"the bundle's int8 file is built for {row['built_for']} and {target} is {row['isa']}"
-    if row["not_timed"]:
-        return row, f"{target} was not timed ({row['not_timed']})"
-    return row, None if row["ok"] else f"its answers on {target} are wrong"
+        return row, f"the bundle's int8 file is built for {row.built_for} and {target} is {row.isa}"
+    if row.not_timed:
+        return row, f"{target} was not timed ({row.not_timed})"
+    return row, None if row.ok else f"its answers on {target} are wrong"
 
 
-def _int8(content: Row, rows: tuple[Row, ...], target: str) -> Row | None:
-    """What integer arithmetic is worth on the device; None where it gave no two times."""
-    floats = next((row["file"] for row in rows if row["role"] == "student" and row["precision"] == "fp32"), None)
-    timed = [
-        row for row in rows if row["role"] == "student" and row["precision"] == "int8" and floats in row["speedup_over"]
-    ]
-    if not timed:
+def _unanswered(models: Sequence[ModelRow], precision: str, ships: str | None) -> DeviceRow:
+    """Return a row without numbers of the file that ships."""
+    students = [row for row in models if row.role == "student" and row.precision == precision]
+    known = next((row for row in students if row.file == ships), students[0])
+    return DeviceRow(file=known.file, sha256=known.sha256, precision=known.precision)
+
+
+def _integer_gain(report: Report, rows: Sequence[DeviceRow], target: str) -> IntegerGain | None:
+    """Return what integer arithmetic is worth on the device; None where it did not time both files."""
+    students = [row for row in rows if row.role == "student"]
+    floats = next((row.file for row in students if row.precision == "fp32"), None)
+    timed = [row for row in students if row.precision == "int8" and floats in row.speedup_over]
+    if floats is None or not timed:
         return None
-    row = min(timed, key=lambda row: row["built_for"] != row["isa"])
-    speedup, low, high = row["speedup_over"][floats]
-    pair: Row = next(
-        (one for one in content.get("comparisons") or () if (one["model"], one["against"]) == (row["file"], floats)), {}
+    row = min(timed, key=lambda row: row.built_for != row.isa)
+    speedup, low, high = row.speedup_over[floats]
+    pair = next((one for one in report.comparisons if (one.model, one.against) == (row.file, floats)), None)
+    return IntegerGain(
+        speedup=speedup,
+        ci95=(low, high),
+        top1_drop_points=pair.top1_drop_points if pair else None,
+        top1_drop_ci95=pair.top1_drop_ci95 if pair else None,
+        target=target,
+        sentence=verdict.int8_against_float(speedup, (low, high), f"on {target}", _unfit(row)),
     )
-    return {
-        "speedup": speedup,
-        "ci95": [low, high],
-        "top1_drop_points": pair.get("top1_drop_points"),
-        "top1_drop_ci95": pair.get("top1_drop_ci95"),
-        "target": target,
-        "sentence": verdict.int8_against_float(speedup, (low, high), f"on {target}", unfit_reason(row)),
-    }
+
+
+def _unfit(row: DeviceRow) -> str | None:
+    """Return why a device's times are too long, and its ratios doubtful."""
+    return row.conditions.unfit if row.conditions else None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import html
-import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
+
+from compress.report.formats import is_number, significant
 
 VOID = {"img", "br", "hr", "meta"}
 # Characters that HTML forbids even when escaped, and halves of surrogate pairs, which UTF-8 cannot carry.
@@ -108,31 +109,6 @@ def facts(pairs: Iterable[tuple[Child, Child]]) -> Html:
     return el("dl", *(el("div", el("dt", name), el("dd", value)) for name, value in pairs))
 
 
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a JSON value is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def interval_of(value: Any) -> tuple[float, float] | None:
-    """A JSON [low, high], or None where it is null or incomplete."""
-    if isinstance(value, (list, tuple)) and len(value) == 2 and is_number(value[0]) and is_number(value[1]):
-        return float(value[0]), float(value[1])
-    return None
-
-
-def significant(value: float, digits: int = 3) -> str:
-    """A number with so many significant digits and no exponent."""
-    if value == 0:
-        return "0"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{decimals}f}"
-
-
-def chance(p: float) -> str:
-    """The p of a test, with the sign in front of it: "= 0.034"; below 0.001 its digits say nothing more."""
-    return "< 0.001" if p < 0.001 else f"= {significant(p, 2)}"
-
-
 def percent(share: Any, digits: int = 1) -> Child:
     return f"{100 * share:.{digits}f} %" if is_number(share) else NOT_MEASURED
 
@@ -167,12 +143,6 @@ def duration(seconds: Any) -> Child:
     if seconds >= 5400:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.1f} s"
-
-
-def signed(value: float, digits: int = 1) -> str:
-    """A number with its sign, by the typographic minus."""
-    text = f"{value:+.{digits}f}"
-    return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "\u2212")
 
 
 def bracket(interval: tuple[float, float] | None, scale: float = 1.0, digits: int = 1) -> Child:

@@ -61,19 +61,19 @@ def page(source: Source, drawn: dict[str, str]) -> str:
     body = join([_header(source, links), *(part for _, _, part in shown)], "\n")
     files = resources.files("compress.report")
     template = Template((files / "page.html").read_text(encoding="utf-8"))
-    title = escape(f"{report['recipe']}: {report['status']}")
+    title = escape(f"{report.recipe}: {report.status}")
     return template.substitute(title=title, style=(files / "report.css").read_text(encoding="utf-8"), body=body.text)
 
 
 def _header(source: Source, links: Html) -> Html:
     """What was made from what."""
     report = source.report
-    student, teacher = report["student"].get("model"), report["teacher"].get("model")
+    student, teacher = report.student.model, report.teacher.model
     method = method_of(report)
     made = f"{student or 'student'} from {teacher or 'teacher'}" + (f", distilled with {method}" if method else "")
-    started = str(report.get("started") or "")[:10]
+    started = (report.started or "")[:10]
     kicker = el("p", "Compression report" + (f" \u00b7 {started}" if started else ""), class_="kicker")
-    return el("header", kicker, el("h1", report["recipe"]), el("p", made, class_="under"), links)
+    return el("header", kicker, el("h1", report.recipe), el("p", made, class_="under"), links)
 
 
 def _write(path: Path, text: str) -> Path:

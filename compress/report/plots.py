@@ -22,6 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from numpy.typing import NDArray
 
 from compress.report.read import Source, measured_rows, model_label, shipped
+from compress.report.schema import ModelRow, Report
 
 INK, MUTED, GRID = "#1d2126", "#5b636e", "#dfddd8"
 # Light-mode colours by meaning; report.css holds both modes under the same names.
@@ -114,7 +115,7 @@ def _hue(name: str, source: Source) -> dict[str, Any]:
         return {"color": COLOURS["student"], "linewidth": 2.2}
     if name == "baseline":
         return {"color": COLOURS["baseline"], "linewidth": 2.0, "linestyle": (0, (5, 2))}
-    if name == str(source.report["teacher"].get("model")).replace("/", "-"):
+    if name == (source.report.teacher.model or "").replace("/", "-"):
         return {"color": COLOURS["teacher"], "linewidth": 1.6, "linestyle": (0, (1, 1.2))}
     return {"color": COLOURS["other"], "linewidth": 1.2, "linestyle": (0, (3, 1.5, 1, 1.5))}
 
@@ -207,7 +208,7 @@ def _latency_rows(source: Source) -> list[tuple[str, str, NDArray[np.float64]]]:
     """(label, colour, samples) of each timed file: in the order of the report's table, then the others."""
     report = source.report
     rows = measured_rows(report)
-    labels = {row.get("file"): (model_label(row), _role_colour(row, report)) for row in rows}
+    labels = {row.file: (model_label(row), _role_colour(row, report)) for row in rows}
     order = [name for name in labels if name in source.latency] + [
         name for name in source.latency if name not in labels
     ]
@@ -215,10 +216,10 @@ def _latency_rows(source: Source) -> list[tuple[str, str, NDArray[np.float64]]]:
     return [(label, colour, samples) for label, colour, samples in found if samples.size]
 
 
-def _role_colour(row: dict[str, Any], report: dict[str, Any]) -> str:
-    if row.get("role") == "student":
+def _role_colour(row: ModelRow, report: Report) -> str:
+    if row.role == "student":
         return COLOURS["student" if row is shipped(report) else "float"]
-    return COLOURS.get(str(row.get("role")), COLOURS["other"])
+    return COLOURS.get(row.role or "", COLOURS["other"])
 
 
 def _latency(source: Source) -> Figure | None:

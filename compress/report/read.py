@@ -12,23 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from compress.core.errors import MissingError, StageError
+from compress.report.schema import REQUIRED, ClassRow, ComparisonRow, ModelRow, Report
+from compress.report.schema.base import Number
 from compress.verdict.intervals import per_class, top_k_correct
-
-CONTRACT = (
-    "schema",
-    "recipe",
-    "status",
-    "teacher",
-    "student",
-    "models",
-    "comparisons",
-    "requirements",
-    "seconds",
-    "reused",
-    "environment",
-)
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -50,41 +39,47 @@ class Curve:
 class Source:
     """All that a report is made of."""
 
-    report: dict[str, Any]
+    report: Report
     curves: tuple[Curve, ...]  # student, baseline, then the teacher's candidates
     latency: Arrays  # file name -> samples in ms
     pictures: Arrays  # images, labels, teacher, student; empty without them
-    per_class: list[dict[str, Any]]
+    per_class: list[ClassRow]
     analysis: Arrays = field(default_factory=dict)  # of `compress analyze`; empty without it
 
     def class_name(self, index: Any) -> str:
         """Of a class by its number; the number, where the report has no name for it."""
-        names = self.report.get("classes") or []
-        return str(names[int(index)]) if 0 <= int(index) < len(names) else str(int(index))
+        names = self.report.classes
+        return names[int(index)] if 0 <= int(index) < len(names) else str(int(index))
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """The JSON of one run, checked for the contract's keys. `path`: report.json or the folder that holds it.
+def read_report(path: Path) -> Report:
+    """Read report.json and check that it is one. `path`: the file, or the folder that holds it.
 
-    Raises: MissingError without the file; StageError for a file that is no report.
+    Raises:
+        MissingError: there is no such file.
+        StageError: the file is no report of this version.
     """
     path = path / "report.json" if path.is_dir() else path
+    again = "write it again with `compress run RECIPE --force report`"
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MissingError(f"{path}: no report here; finish the run with `compress run RECIPE`") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StageError(
-            f"{path}: not a JSON file ({error}); write it again with `compress run RECIPE --force report`"
-        ) from None
-    missing = [key for key in CONTRACT if key not in report] if isinstance(report, dict) else list(CONTRACT)
+        raise StageError(f"{path}: not a JSON file ({error}); {again}") from None
+    missing = [key for key in REQUIRED if key not in content] if isinstance(content, dict) else list(REQUIRED)
     if missing:
+        raise StageError(f"{path}: not a report, {', '.join(missing)} missing; {again}")
+    if content["schema"] != 1:
         raise StageError(
-            f"{path}: not a report, {', '.join(missing)} missing; write it again with `compress run RECIPE --force report`"
+            f"{path}: schema {content['schema']!r} was written by another version; this one reads schema 1"
         )
-    if report["schema"] != 1:
-        raise StageError(f"{path}: schema {report['schema']!r} was written by another version; this one reads schema 1")
-    return report
+    try:
+        return Report.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise StageError(f"{path}: not a report, {place}: {first['msg']}; {again}") from None
 
 
 def read(folder: Path) -> Source:
@@ -105,71 +100,69 @@ def read(folder: Path) -> Source:
             if not name.startswith("rounds/")
         },
         pictures=pictures,
-        per_class=report.get("per_class") or _per_class(report, predictions),
-        analysis=arrays_of(folder / "analysis.npz", "compress analyze RUN") if "analysis" in report else {},
+        per_class=report.per_class or _per_class(report, predictions),
+        analysis=arrays_of(folder / "analysis.npz", "compress analyze RUN") if report.analysis is not None else {},
     )
 
 
-def shipped(report: dict[str, Any]) -> dict[str, Any]:
-    """The row of the model that ships: the one that the report names, else the one that was judged, else the int8 student, else the student."""
-    students = [row for row in report["models"] if row.get("role") == "student"]
-    judged = {row.get("file") for row in report["requirements"]}
-    named = (report.get("ships") or {}).get("file")
-    students.sort(
-        key=lambda row: (row.get("file") != named, row.get("file") not in judged, row.get("precision") != "int8")
-    )
-    return students[0] if students else {}
+def shipped(report: Report) -> ModelRow:
+    """Return the row of the file that ships; an empty row where no student was measured.
+
+    It is the file that the report names, else the one that was judged, else the int8 student, else the student.
+    """
+    judged_files = {row.file for row in report.requirements}
+    named = report.ships.file if report.ships else None
+    students = [row for row in report.models if row.role == "student"]
+    students.sort(key=lambda row: (row.file != named, row.file not in judged_files, row.precision != "int8"))
+    return students[0] if students else ModelRow()
 
 
-def teacher_row(report: dict[str, Any]) -> dict[str, Any]:
-    """The teacher's row of `models`."""
-    return next((row for row in report["models"] if row.get("role") == "teacher"), {})
+def teacher_row(report: Report) -> ModelRow:
+    """Return the teacher's row of `models`; an empty row without one."""
+    return next((row for row in report.models if row.role == "teacher"), ModelRow())
 
 
-def comparison_of(report: dict[str, Any], model: str | None, against: str | None) -> dict[str, Any]:
-    """The comparison of two files, empty where there is none."""
-    rows = report["comparisons"] + (report.get("baseline") or {}).get("comparisons", [])
-    return next((row for row in rows if row.get("model") == model and row.get("against") == against), {})
+def float_row(report: Report) -> ModelRow:
+    """Return the float student's row of `models`; an empty row without one."""
+    return next((row for row in report.models if row.role == "student" and row.precision == "fp32"), ModelRow())
 
 
-def speedup(report: dict[str, Any]) -> float | None:
-    """How many times as fast as the teacher the shipped file is on this machine: as a limit on it was last judged, else as it was validated."""
+def comparison_of(report: Report, model: str | None, against: str | None) -> ComparisonRow:
+    """Return the comparison of two files; an empty row where there is none."""
+    rows = [*report.comparisons, *(report.baseline.comparisons if report.baseline else [])]
+    return next((row for row in rows if row.model == model and row.against == against), ComparisonRow())
+
+
+def speedup(report: Report) -> Number | None:
+    """Return how many times as fast as the teacher the shipped file is on this host.
+
+    A limit on it may have been judged again since `validate` measured it; the latest value counts.
+    """
     ship = shipped(report)
-    found = judged(report, "min_speedup", ship.get("file"))
-    return (
-        comparison_of(report, ship.get("file"), teacher_row(report).get("file")).get("speedup_p50")
-        if found is None
-        else found
-    )
+    found = judged(report, "min_speedup", ship.file)
+    return comparison_of(report, ship.file, teacher_row(report).file).speedup_p50 if found is None else found
 
 
-def judged(report: dict[str, Any], name: str, file: str | None) -> float | None:
-    """What a limit on a file was last held against on this machine; None where there is no such limit."""
-    asked = (name, "local", file)
-    return next(
-        (
-            row.get("value")
-            for row in report["requirements"]
-            if (row.get("name"), row.get("target"), row.get("file")) == asked
-        ),
-        None,
-    )
+def judged(report: Report, name: str, file: str | None) -> Number | None:
+    """Return the value that a limit on a file was last judged by on this host; None without such a limit."""
+    rows = (row for row in report.requirements if (row.name, row.target, row.file) == (name, "local", file))
+    return next((row.value for row in rows), None)
 
 
-def measured_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of all measured files, the baseline's last."""
-    return report["models"] + (report.get("baseline") or {}).get("models", [])
+def measured_rows(report: Report) -> list[ModelRow]:
+    """Return the rows of all measured files, the baseline's last."""
+    return [*report.models, *(report.baseline.models if report.baseline else [])]
 
 
-def method_of(report: dict[str, Any]) -> str | None:
-    """The distillation method, where the run names one."""
-    method = report["student"].get("method") or (report.get("distill") or {}).get("method")
+def method_of(report: Report) -> str | None:
+    """Return the distillation method; None for plain cross-entropy, or where the report names none."""
+    method = report.student.method or (report.distill or {}).get("method")
     return str(method) if method and method != "none" else None
 
 
-def model_label(row: dict[str, Any]) -> str:
-    """How the report calls a model: its role and precision, and whether it is the static form of a tuned student."""
-    return " ".join(str(part) for part in (row.get("role", "model"), row.get("precision"), row.get("variant")) if part)
+def model_label(row: ModelRow) -> str:
+    """Return what the page calls a file: role, precision and variant."""
+    return " ".join(part for part in (row.role or "model", row.precision, row.variant) if part)
 
 
 def arrays_of(path: Path, again: str = "compress run RECIPE --force validate") -> Arrays:
@@ -221,13 +214,14 @@ def _curve(path: Path) -> Curve | None:
     return Curve(path.stem, columns["epoch"], columns.get("top1_validation"), losses, cosines)
 
 
-def _per_class(report: dict[str, Any], predictions: Arrays) -> list[dict[str, Any]]:
-    """Accuracies of each class from the stored logits, where both models have them."""
+def _per_class(report: Report, predictions: Arrays) -> list[ClassRow]:
+    """Compute the accuracies of each class from the stored logits, where both files have them."""
     labels = predictions.get("labels")
-    teacher = predictions.get(f"logits/{teacher_row(report).get('file')}")
-    student = predictions.get(f"logits/{shipped(report).get('file')}")
+    teacher = predictions.get(f"logits/{teacher_row(report).file}")
+    student = predictions.get(f"logits/{shipped(report).file}")
     if labels is None or teacher is None or student is None:
         return []
-    names = report.get("classes") or [str(index) for index in range(teacher.shape[1])]
+    names = report.classes or [str(index) for index in range(teacher.shape[1])]
     changes = per_class(labels, top_k_correct(teacher, labels, 1), top_k_correct(student, labels, 1), len(names))
-    return [{"class": names[row.index], "n": row.n, "teacher": row.reference, "student": row.model} for row in changes]
+    rows = ({"class": names[row.index], "n": row.n, "teacher": row.reference, "student": row.model} for row in changes)
+    return [ClassRow.model_validate(row) for row in rows]

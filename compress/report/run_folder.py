@@ -6,24 +6,25 @@ import os
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
 
 from compress.core.files import write_json
 from compress.core.records.base import File
-from compress.report.report_json import Evidence, assemble
+from compress.report.evidence import Evidence
+from compress.report.report_json import assemble
+from compress.report.schema import Report
 from compress.verdict.shipped_model import shipping
 
 
-def write(evidence: Evidence, folder: Path) -> dict[str, Any]:
-    """Fill the run folder and return report.json's content."""
+def write(evidence: Evidence, folder: Path) -> Report:
+    """Fill the run folder and return the content of report.json."""
     from compress.report.page import render
 
-    content = assemble(evidence)
+    report = assemble(evidence)
     _copy_files(evidence, folder)
     write_json(folder / "environment.json", evidence.environment)
-    write_json(folder / "report.json", content)
+    write_json(folder / "report.json", report.to_json())
     render(folder)
-    return content
+    return report
 
 
 def _copy_files(evidence: Evidence, folder: Path) -> None:

@@ -28,7 +28,7 @@ def keeps_int8(int8: str, floats: str, rows: Sequence[Row], target: str) -> tupl
     """
     own = next((row for row in rows if row["file"] == int8), {})
     ratio = (own.get("speedup_over") or {}).get(floats)
-    if ratio is not None and (unfit := unfit_reason(own)):
+    if ratio is not None and (unfit := _unfit(own)):
         return (
             True,
             f"{int8} ships although keep: faster was asked for: its speed on {target} could not be judged ({unfit}).",
@@ -44,7 +44,7 @@ def keeps_int8(int8: str, floats: str, rows: Sequence[Row], target: str) -> tupl
     )
 
 
-def unfit_reason(row: Row) -> str | None:
+def _unfit(row: Row) -> str | None:
     """Why a device's times are too long, and its ratios doubtful."""
     why: str | None = (row.get("conditions") or {}).get("unfit")
     return why

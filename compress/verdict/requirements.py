@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from compress.recipe.schema import Require
 from compress.verdict.intervals import (
@@ -108,7 +108,14 @@ def judge(require: Require, facts: Facts, where: Mapping[str, str] | None = None
     return rows
 
 
-def status(requirements: Iterable[Requirement]) -> Status:
+class Judged(Protocol):
+    """Anything with a verdict."""
+
+    @property
+    def verdict(self) -> Verdict: ...
+
+
+def status(requirements: Iterable[Judged]) -> Status:
     """The verdict on the run: failed beats undecided; a requirement that nobody could judge makes it undecided."""
     verdicts = {row.verdict for row in requirements}
     if "failed" in verdicts:

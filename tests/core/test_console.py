@@ -17,6 +17,7 @@ import pytest
 from compress.core import console as console_module
 from compress.core.console import Console, cell, duration
 from compress.report.console_summary import summary_lines
+from compress.report.schema import Report
 
 ROW = {"epoch": 1, "lr": 0.05, "ce": 0.43119, "top1_validation": 0.854, "images_per_second": 1240.4}
 
@@ -92,7 +93,7 @@ def test_quiet_leaves_warnings_and_the_verdict(capsys: pytest.CaptureFixture[str
     console.stage("teacher resnet20", "reused")
     console.notice("b")
     console.warn("c")
-    for text, verdict in summary_lines({"status": "passed", "requirements": []}, Path("runs/x")):
+    for text, verdict in summary_lines(Report(status="passed"), Path("runs/x")):
         console.line(text, always=verdict)
     said = capsys.readouterr()
     assert said.out == "done: the recipe sets no requirement, so nothing was judged; report: runs/x/report.html\n"

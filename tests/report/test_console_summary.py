@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.report.console_summary import summary_lines
+from compress.report.schema import Report
 
 
 def test_the_summary_shows_the_models_and_names_the_line_of_a_missed_limit() -> None:
@@ -35,7 +36,8 @@ def test_the_summary_shows_the_models_and_names_the_line_of_a_missed_limit() -> 
         "where": "a.yaml:9:3",
         "sentence": "Lower.",
     }
-    report = {"status": "failed", "models": models, "comparisons": [pair], "requirements": [limit]}
+    known = {"status": "failed", "models": models, "comparisons": [pair], "requirements": [limit]}
+    report = Report.model_validate(known)
     lines = [line for line, _ in summary_lines(report, Path("runs/x"))]
     assert lines[2].split() == [
         "teacher.onnx",

@@ -8,6 +8,7 @@ import pytest
 
 from compress.recipe.schema import Require
 from compress.report.device_answer import merge
+from compress.report.schema import DeviceRow, Report
 from compress.verdict import device_requirements
 
 REQUIRE = Require(max_top1_drop=2.0, max_latency_ms=3.0, min_speedup=2.0, min_int8_speedup=1.0, max_memory_bytes=100)
@@ -27,19 +28,20 @@ def requirement(name: str, verdict: str, target: str = "local") -> dict[str, Any
     }
 
 
-def content(timed: str = "passed") -> dict[str, Any]:
+def content(timed: str = "passed") -> Report:
     rows = [requirement("max_top1_drop", "passed"), *(requirement(name, timed) for name in device_requirements.LIMITS)]
     models = [
         {"file": "t.onnx", "role": "teacher", "precision": "fp32"},
         {"file": "s.onnx", "role": "student", "precision": "fp32"},
         {"file": "s.int8.onnx", "role": "student", "precision": "int8"},
     ]
-    return {"models": models, "device": [{"target": "local"}], "requirements": rows, "status": "passed"}
+    known = {"models": models, "device": [{"target": "local"}], "requirements": rows, "status": "passed"}
+    return Report.model_validate(known)
 
 
-def row(file: str, role: str, precision: str, **more: Any) -> dict[str, Any]:
+def row(file: str, role: str, precision: str, **more: Any) -> DeviceRow:
     latency = {"p50": 2.0, "p50_ci95": [1.9, 2.1], "runs": 700}
-    return {
+    known = {
         "target": "ssh://pi",
         "file": file,
         "sha256": "0",
@@ -55,9 +57,10 @@ def row(file: str, role: str, precision: str, **more: Any) -> dict[str, Any]:
         "not_timed": None,
         **more,
     }
+    return DeviceRow.model_validate(known)
 
 
-def answer(**more: Any) -> tuple[dict[str, Any], ...]:
+def answer(**more: Any) -> tuple[DeviceRow, ...]:
     other = {"built_for": "x86-vnni", "ok": None, "latency_ms": None, "speedup_over": {}, "peak_memory_bytes": None}
     return (
         row("t.onnx", "teacher", "fp32"),
@@ -67,21 +70,20 @@ def answer(**more: Any) -> tuple[dict[str, Any], ...]:
     )
 
 
-def judged(merged: dict[str, Any], target: str) -> dict[str, str]:
-    return {one["name"]: one["verdict"] for one in merged["requirements"] if one["target"] == target}
+def judged(merged: Report, target: str) -> dict[str, str]:
+    return {one.name: one.verdict for one in merged.requirements if one.target == target}
 
 
 def test_the_file_built_for_the_device_is_judged_there() -> None:
     merged = merge(content(), REQUIRE, answer(), "ssh://pi")
 
     assert (
-        judged(merged, "ssh://pi") == dict.fromkeys(device_requirements.LIMITS, "passed")
-        and merged["status"] == "passed"
+        judged(merged, "ssh://pi") == dict.fromkeys(device_requirements.LIMITS, "passed") and merged.status == "passed"
     )
-    assert {one["file"] for one in merged["requirements"] if one["target"] == "ssh://pi"} == {"s.int8.arm64.onnx"}
+    assert {one.file for one in merged.requirements if one.target == "ssh://pi"} == {"s.int8.arm64.onnx"}
     assert judged(merged, "local") == {"max_top1_drop": "passed", **dict.fromkeys(device_requirements.LIMITS, "passed")}
-    assert {one["where"] for one in merged["requirements"] if one["name"] == "min_speedup"} == {"r.yaml:11:1"}
-    assert [one["target"] for one in merged["device"]] == ["local"] + ["ssh://pi"] * 4
+    assert {one.where for one in merged.requirements if one.name == "min_speedup"} == {"r.yaml:11:1"}
+    assert [one.target for one in merged.device] == ["local"] + ["ssh://pi"] * 4
 
 
 def test_a_slow_device_fails_and_a_second_answer_replaces_the_first() -> None:
@@ -100,14 +102,14 @@ def test_a_slow_device_fails_and_a_second_answer_replaces_the_first() -> None:
         "min_int8_speedup": "failed",
         "max_memory_bytes": "failed",
     }
-    assert failed["status"] == "failed" and again["status"] == "passed"
-    assert len(again["requirements"]) == len(failed["requirements"]) and len(again["device"]) == len(failed["device"])
+    assert failed.status == "failed" and again.status == "passed"
+    assert len(again.requirements) == len(failed.requirements) and len(again.device) == len(failed.device)
 
 
 def test_what_this_machine_could_not_judge_the_device_judges() -> None:
     merged = merge(content("not judged"), REQUIRE, answer(), "ssh://pi")
 
-    assert merged["status"] == "passed" and judged(merged, "local") == {"max_top1_drop": "passed"}
+    assert merged.status == "passed" and judged(merged, "local") == {"max_top1_drop": "passed"}
 
 
 @pytest.mark.parametrize(
@@ -120,15 +122,13 @@ def test_what_this_machine_could_not_judge_the_device_judges() -> None:
         ),
     ],
 )
-def test_without_the_devices_numbers_nothing_is_passed(rows: tuple[dict[str, Any], ...], why: str) -> None:
+def test_without_the_devices_numbers_nothing_is_passed(rows: tuple[DeviceRow, ...], why: str) -> None:
     merged = merge(content(), REQUIRE, rows, "ssh://pi")
 
     assert (
         judged(merged, "ssh://pi") == dict.fromkeys(device_requirements.LIMITS, "not judged")
-        and merged["status"] == "undecided"
+        and merged.status == "undecided"
     )
     assert why in next(
-        one["sentence"]
-        for one in merged["requirements"]
-        if one["target"] == "ssh://pi" and one["name"] == "max_latency_ms"
+        one.sentence for one in merged.requirements if one.target == "ssh://pi" and one.name == "max_latency_ms"
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from compress.report.markup import chance
+from compress.report.formats import chance
 from compress.report.page import render
 from tests.support import report_example as example
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from compress.report.schema import Report
 from compress.report.sections import reproduce
 
 REWRITE = {
@@ -33,7 +32,7 @@ ORT = {
 def test_kept_and_refused_rewrites_stand_with_their_numbers() -> None:
     refused = {**REWRITE, "kept": False, "reason": "the logits differ", "integer_share": None, "rewritten_share": None}
 
-    text = reproduce._rewrites({"export": {"rewrites": [REWRITE, refused]}}).text
+    text = reproduce._rewrites(Report.model_validate({"export": {"rewrites": [REWRITE, refused]}})).text
 
     assert "kept (int8)" in text and "refused (int8)" in text and "the logits differ" in text
     assert "4.1e-07 of 1.0e-06" in text and "51.6 %" in text and "92.9 %" in text and "None" not in text
@@ -42,16 +41,14 @@ def test_kept_and_refused_rewrites_stand_with_their_numbers() -> None:
 def test_further_files_name_target_size_and_kernels() -> None:
     batch = {**ORT, "file": "student.fp32.batch1.onnx", "kind": "batch1", "target": None, "operators": None}
 
-    text = reproduce._package({"package": [batch, ORT]}).text
+    text = reproduce._package(Report.model_validate({"package": [batch, ORT]})).text
 
     assert "student.int8.ort" in text and "arm64" in text and "com.microsoft:QLinearConv" in text and "ab" * 32 in text
     assert "any" in text and "None" not in text
 
 
 def test_without_them_there_is_nothing_to_show() -> None:
-    bare: dict[str, Any] = {"export": {"rewrites": []}, "package": []}
+    bare = Report.model_validate({"export": {"rewrites": []}, "package": []})
 
     assert reproduce._rewrites(bare) is None and reproduce._package(bare) is None
-    assert (
-        reproduce._rewrites({"export": {"rewrites": ["a name of before"]}}) is None and reproduce._package({}) is None
-    )
+    assert reproduce._rewrites(Report()) is None and reproduce._package(Report()) is None

@@ -6,8 +6,10 @@ import html
 
 import pytest
 
-from compress.report.markup import bracket, chance, el, join, literal
+from compress.report.formats import chance
+from compress.report.markup import bracket, el, join, literal
 from compress.report.read import Source
+from compress.report.schema import ClassRow, Report
 from compress.report.sections.reproduce import _value
 from compress.report.sections.teacher_training_latency import _class_row
 from compress.report.sections.verdict import distillation
@@ -58,7 +60,10 @@ def test_code_and_attributes_are_as_they_were() -> None:
 
 
 def test_names_of_classes_are_as_they_are() -> None:
-    assert "below -5" in _class_row({"class": "below -5", "teacher": 0.5, "student": 0.4}, 10.0).text
+    assert (
+        "below -5"
+        in _class_row(ClassRow.model_validate({"class": "below -5", "teacher": 0.5, "student": 0.4}), 10.0).text
+    )
     assert literal("-1 < 0").text == "-1 &lt; 0"
 
 
@@ -74,7 +79,7 @@ def test_sentences_of_the_report_are_shown_with_minus_signs() -> None:
         "sentence": "it is not shown that the teacher helped: -0.2 [-1.0, 0.6] points",
     }
 
-    shown = join(distillation(Source({"distillation": gain}, (), {}, {}, []))).text
+    shown = join(distillation(Source(Report.model_validate({"distillation": gain}), (), {}, {}, []))).text
 
     assert (
         f"It is not shown that the teacher helped: {MINUS}0.2 [{MINUS}1.0, 0.6] points" in shown

@@ -81,7 +81,7 @@ def test_trials_islands_and_what_ships_are_shown(run: Path) -> None:
     ):
         assert text in page
     assert "&quot;kl&quot;" not in page  # the trials are no JSON among the settings
-    assert shipped(read_report(run))["file"] == "student.fp32.onnx"
+    assert shipped(read_report(run)).file == "student.fp32.onnx"
 
 
 def test_what_tuning_was_worth_is_shown(run: Path) -> None:

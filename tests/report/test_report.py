@@ -16,10 +16,11 @@ import pytest
 
 from compress.core.errors import MissingError, StageError
 from compress.report.compare import compare
-from compress.report.markup import Html, bar, el, significant
+from compress.report.formats import significant
+from compress.report.markup import Html, bar, el
 from compress.report.page import render
 from compress.report.plots import STYLE, panel, plain, svg_of
-from compress.report.read import CONTRACT
+from compress.report.schema import REQUIRED
 from tests.support import report_example as example
 
 VOID = {"meta", "img", "br", "hr"}
@@ -227,7 +228,7 @@ def test_equal_inputs_give_equal_bytes(full: Path, run: Path) -> None:
 
 def test_only_the_contracts_keys_are_needed(run: Path) -> None:
     report = json.loads((run / "report.json").read_text())
-    bare = {key: report[key] for key in CONTRACT}
+    bare = {key: report[key] for key in REQUIRED}
     bare["teacher"] = {"model": "resnet20", "candidates": []}
     bare["student"] = {"model": "mobilenet_v2"}
     bare["models"] = [
@@ -303,7 +304,9 @@ def test_every_text_of_a_user_is_escaped(run: Path) -> None:
     def poison(value: Any) -> Any:
         if isinstance(value, dict):
             return {
-                key: item if key in ("file", "model", "against", "role", "schema") else poison(item)
+                key: item
+                if key in ("file", "model", "against", "role", "schema", "status", "verdict")
+                else poison(item)
                 for key, item in value.items()
             }
         if isinstance(value, list):
@@ -412,14 +415,14 @@ def test_runs_stand_side_by_side(run: Path, full: Path) -> None:
     assert next(line for line in lines if line.startswith("distillation")).endswith("-")
     assert all(line == line.rstrip() for line in lines)
     assert (
-        next(line for line in lines if line.startswith("test pictures")).split()[2] == "4,000"
+        next(line for line in lines if line.startswith("test images")).split()[2] == "4,000"
         and "do not compare" not in lines[-1]
     )
 
     data = json.loads((run / "report.json").read_text())["data"]
     change(run, data={**data, "test_pictures": 48}, latency={"disturbances": ["other processes used 1.30 cores"]})
     assert compare([full, run]).splitlines()[-2:] == [
-        "the runs were tested on different pictures: accuracies and drops do not compare",
+        "the runs were tested on different images: accuracies and drops do not compare",
         "other: times are doubtful: other processes used 1.30 cores",
     ]
 

@@ -19,7 +19,8 @@ from compress.core.console import Console
 from compress.core.errors import MissingError, StageError, UsageError
 from compress.core.files import write_atomically, write_json
 from compress.pipeline.run_folder.recipe_copy import RESOLVED, again
-from compress.report.read import arrays_of, curves_of, read_report, shipped, teacher_row
+from compress.report.read import arrays_of, curves_of, float_row, read_report, shipped, teacher_row
+from compress.report.schema import AnalysisSection, Report
 
 ARRAYS = "analysis.npz"
 SEED = 0
@@ -47,7 +48,8 @@ def analyze(folder: Path, *, against: Sequence[Path], artifacts: Path, console: 
     stream = io.BytesIO()
     np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
     write_atomically(folder / ARRAYS, stream.getvalue())
-    write_json(folder / "report.json", {**report, "analysis": content})
+    found = report.model_copy(update={"analysis": AnalysisSection.model_validate(content)})
+    write_json(folder / "report.json", found.to_json())
     for name in analysis_plots.NAMES:
         (folder / "plots" / f"{name}.svg").unlink(missing_ok=True)
     return render(folder)
@@ -69,7 +71,7 @@ def sentences(content: Row) -> list[str]:
     return said
 
 
-def _gradients(folder: Path, report: Row) -> Row:
+def _gradients(folder: Path, report: Report) -> Row:
     """Which cosines the student's history holds; where none, how to record them."""
     path = folder / RESOLVED
     settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -81,7 +83,7 @@ def _gradients(folder: Path, report: Row) -> Row:
     }
     sentence = None
     if not found and every is None:
-        command = report.get("command") or again(folder)
+        command = report.command or again(folder)
         sentence = f"The cosine between the losses' gradients was not recorded; record it with: {command} --set train.trace_gradients=20"
     elif not found:
         sentence = "The method has one loss, so there is no cosine between gradients."
@@ -98,11 +100,11 @@ def _head(settings: Row) -> Row | None:
     return {name: own.get(name) for name in ("head", "loss", "align", "alpha", "temperature")}
 
 
-def _by_logits(folder: Path, report: Row, arrays: Arrays) -> Row:
+def _by_logits(folder: Path, report: Report, arrays: Arrays) -> Row:
     """Correlations and calibration from the test logits that `validate` stored."""
     stored = arrays_of(folder / "predictions.npz")
-    rows = {"teacher": teacher_row(report), "float student": _float_row(report), "int8 student": shipped(report)}
-    files = {what: row.get("file") for what, row in rows.items()}
+    rows = {"teacher": teacher_row(report), "float student": float_row(report), "int8 student": shipped(report)}
+    files = {what: row.file for what, row in rows.items()}
     if files["int8 student"] == files["float student"]:
         del files["int8 student"]
     logits = {what: stored[f"logits/{file}"] for what, file in files.items() if f"logits/{file}" in stored}
@@ -132,12 +134,6 @@ def _by_logits(folder: Path, report: Row, arrays: Arrays) -> Row:
     return {"logits": {"sentence": None}, "correlations": [first], "calibration": calibration}
 
 
-def _float_row(report: Row) -> Row:
-    return next(
-        (row for row in report["models"] if row.get("role") == "student" and row.get("precision") == "fp32"), {}
-    )
-
-
 def _correlated(
     what: str,
     logits: NDArray[np.float32],
@@ -163,12 +159,12 @@ def _correlated(
     }
 
 
-def _by_networks(folder: Path, report: Row, artifacts: Path, arrays: Arrays, console: Console) -> Row:
+def _by_networks(folder: Path, report: Report, artifacts: Path, arrays: Arrays, console: Console) -> Row:
     """Features, and the heads of DHKD, which need the networks and the validation pictures of the cache."""
     from compress.pipeline.run_folder import cache_refs as records
 
     try:
-        kept = records.read(folder, artifacts, command=report.get("command"))
+        kept = records.read(folder, artifacts, command=report.command)
     except MissingError as error:
         return {"features": {"sentence": f"Features and heads are left out: {error}"}, "heads": []}
     from compress.commands.analyze import features
@@ -233,7 +229,7 @@ def _against(folder: Path, others: Sequence[Path], arrays: Arrays) -> list[Row]:
         curve = next((curve for curve in curves_of(one) if curve.name == "student"), None)
         if curve is None:
             raise StageError(
-                f"{one / 'history' / 'student.csv'}: no training curve here; make the run again: {report.get('command')}"
+                f"{one / 'history' / 'student.csv'}: no training curve here; make the run again: {report.command}"
             )
         task = next(iter(curve.losses.values()), np.full_like(curve.epoch, np.nan))
         top1 = curve.top1 if curve.top1 is not None else np.full_like(curve.epoch, np.nan)
@@ -241,9 +237,9 @@ def _against(folder: Path, others: Sequence[Path], arrays: Arrays) -> list[Row]:
         arrays |= {f"against_{number}_{name}": values for name, values in parts.items()}
         rows.append(
             {
-                "recipe": report["recipe"],
+                "recipe": report.recipe,
                 "run": one.resolve().name,
-                "method": report["student"].get("method"),
+                "method": report.student.method,
                 "loss": next(iter(curve.losses), None),
                 "top1_validation": float(top1[-1]) if np.isfinite(top1[-1]) else None,
                 "cosines": sorted(curve.cosines),

@@ -2,54 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from compress.report.markup import (
-    NOT_MEASURED,
-    Child,
-    Html,
-    bracket,
-    chance,
-    el,
-    interval_of,
-    is_number,
-    percent,
-    section,
-    signed,
-    size,
-    table,
-)
+from compress.report.formats import chance, is_number, signed
+from compress.report.markup import NOT_MEASURED, Child, Html, bracket, el, percent, section, size, table
 from compress.report.read import Source
+from compress.report.schema import ModelRow, QuantizeSection, TuningSection
+from compress.report.schema.files import TrialRow
+from compress.report.schema.measurements import IslandCause
 
 
 def int8(source: Source) -> Html | None:
     """The trials of the search, the islands of float, and whether int8 ships; nothing for a run that made none of it."""
     report = source.report
-    quantize = report.get("quantize") or {}
-    row: dict[str, Any] = next(
-        (row for row in report["models"] if row.get("role") == "student" and row.get("precision") == "int8"), {}
-    )
-    said = (report.get("ships") or {}).get("sentence")
+    quantize = report.quantize or QuantizeSection()
+    row = next((row for row in report.models if (row.role, row.precision) == ("student", "int8")), ModelRow())
+    said = report.ships.sentence if report.ships else None
     parts = [
         el("p", said, class_="said") if said else None,
-        _tuning(report.get("tuning") or {}),
-        _trials(quantize.get("trials") or [], quantize.get("search")),
-        _islands(row.get("island_causes")),
-        _requantised(row.get("requantised") or []),
+        _tuning(report.tuning or TuningSection()),
+        _trials(quantize.trials, quantize.search),
+        _islands(row.island_causes),
+        _requantised(row.requantised or []),
     ]
     shown = [part for part in parts if part is not None]
     return section("int8", "Int8", *shown) if shown else None
 
 
-def _tuning(tuning: dict[str, Any]) -> Html | None:
+def _tuning(tuning: TuningSection) -> Html | None:
     """What training with fake quantisation was worth, and how closely the file answers like what was trained."""
-    if not tuning.get("sentence"):
+    if not tuning.sentence:
         return None
-    said = str(tuning["sentence"])
-    top1 = [percent(tuning.get(f"top1_{name}"), 2) for name in ("float", "static", "validation")]
-    p = f"; McNemar's exact p {chance(tuning['mcnemar_p'])}" if is_number(tuning.get("mcnemar_p")) else ""
+    said = str(tuning.sentence)
+    top1 = [percent(share, 2) for share in (tuning.top1_float, tuning.top1_static, tuning.top1_validation)]
+    p = f"; McNemar's exact p {chance(tuning.mcnemar_p)}" if is_number(tuning.mcnemar_p) else ""
     how: list[Child] = [
-        f"{tuning.get('epochs')} further epochs as int8 computes, by the same method and teacher",
+        f"{tuning.epochs} further epochs as int8 computes, by the same method and teacher",
         p,
         ". On validation pictures: float ",
         top1[0],
@@ -58,7 +44,7 @@ def _tuning(tuning: dict[str, Any]) -> Html | None:
         ", tuned ",
         top1[2],
         ". The file agrees with what training simulated on ",
-        percent(tuning.get("agreement")),
+        percent(tuning.agreement),
         ".",
     ]
     return el(
@@ -69,12 +55,12 @@ def _tuning(tuning: dict[str, Any]) -> Html | None:
     )
 
 
-def _trials(trials: list[dict[str, Any]], said: str | None) -> Html | None:
+def _trials(trials: list[TrialRow], said: str | None) -> Html | None:
     if not trials:
         return None
     head = ["Variant", "KL to float", "Agrees", "Size", "Drop, validation", "Why"]
     rows: list[list[Child]] = [
-        [_name(trial), _kl(trial), percent(trial.get("agreement")), size(trial.get("bytes")), _drop(trial), _why(trial)]
+        [_name(trial), _kl(trial), percent(trial.agreement), size(trial.bytes), _drop(trial), _why(trial)]
         for trial in trials
     ]
     lead = el(
@@ -90,30 +76,30 @@ def _trials(trials: list[dict[str, Any]], said: str | None) -> Html | None:
     )
 
 
-def _name(trial: dict[str, Any]) -> Child:
-    return [trial.get("name"), " ", el("span", "\u2713 chosen", class_="chip passed") if trial.get("chosen") else None]
+def _name(trial: TrialRow) -> Child:
+    return [trial.name, " ", el("span", "\u2713 chosen", class_="chip passed") if trial.chosen else None]
 
 
-def _kl(trial: dict[str, Any]) -> Child:
-    return f"{trial['kl']:.5f}" if is_number(trial.get("kl")) else NOT_MEASURED
+def _kl(trial: TrialRow) -> Child:
+    return f"{trial.kl:.5f}" if is_number(trial.kl) else NOT_MEASURED
 
 
-def _drop(trial: dict[str, Any]) -> Child:
-    drop = trial.get("drop_points")
-    return [signed(drop, 2).lstrip("+"), bracket(interval_of(trial.get("drop_ci95")), 1, 2)] if is_number(drop) else ""
+def _drop(trial: TrialRow) -> Child:
+    drop = trial.drop_points
+    return [signed(drop, 2).lstrip("+"), bracket(trial.drop_ci95, 1, 2)] if is_number(drop) else ""
 
 
-def _why(trial: dict[str, Any]) -> Child:
-    return trial.get("reason") or ""
+def _why(trial: TrialRow) -> Child:
+    return trial.reason or ""
 
 
-def _islands(causes: list[dict[str, Any]] | None) -> Html | None:
+def _islands(causes: list[IslandCause] | None) -> Html | None:
     """What runs in float; an empty list is worth a sentence, no list means that this machine could not tell."""
     if causes is None:
         return None
     if not causes:
         return el("p", "Everything behind the first layer runs in integer kernels.", class_="quiet")
-    rows: list[list[Child]] = [[row.get("op"), str(row.get("count")), row.get("cause")] for row in causes]
+    rows: list[list[Child]] = [[row.op, str(row.count), row.cause] for row in causes]
     return el(
         "div",
         el("h3", "What runs in float inside int8"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from compress.report.markup import Child, Html, duration, el, facts, percent, section, size, table
 from compress.report.read import Source, measured_rows, model_label
+from compress.report.schema import Report, ReportPart
 
 SETTINGS = (("distill", "Distillation"), ("export", "Export"), ("quantize", "Quantisation"), ("latency", "Timing"))
 TABLES = {  # are shown elsewhere
@@ -24,11 +25,11 @@ def manifest(source: Source) -> Html:
     """Command, settings, files with their hashes, times, environment."""
     report = source.report
     top: list[tuple[Child, Child]] = []
-    if report.get("command"):
-        top.append(("Command", el("code", report["command"])))
-    if report.get("started"):
-        top.append(("Started", str(report["started"])))
-    top += [(_words(key), _value(value)) for key, value in (report.get("data") or {}).items()]
+    if report.command:
+        top.append(("Command", el("code", report.command)))
+    if report.started:
+        top.append(("Started", str(report.started)))
+    top += [(_words(key), _value(value)) for key, value in (report.data.to_json() if report.data else {}).items()]
     settings = [_settings(report, key, title) for key, title in SETTINGS]
     parts = [
         facts(top) if top else None,
@@ -64,11 +65,10 @@ def _value(value: Any) -> Child:
     )
 
 
-def _settings(report: dict[str, Any], key: str, title: str) -> Html | None:
+def _settings(report: Report, key: str, title: str) -> Html | None:
     """One part of the report as it stands, folded away."""
-    settings = report.get(key)
-    if not isinstance(settings, dict) or not settings:
-        return None
+    part = getattr(report, key)
+    settings: dict[str, Any] = part.to_json() if isinstance(part, ReportPart) else part or {}
     shown = {name: value for name, value in settings.items() if value is not None and (key, name) not in TABLES}
     return (
         el("details", el("summary", title), facts((_words(name), _value(value)) for name, value in shown.items()))
@@ -77,14 +77,14 @@ def _settings(report: dict[str, Any], key: str, title: str) -> Html | None:
     )
 
 
-def _files(report: dict[str, Any]) -> Html:
+def _files(report: Report) -> Html:
     rows = measured_rows(report)
     lines: list[list[Child]] = [
         [
-            el("code", row.get("file")),
+            el("code", row.file),
             model_label(row),
-            size(row.get("bytes")),
-            el("code", row.get("sha256") or "not known", class_="sha"),
+            size(row.bytes),
+            el("code", row.sha256 or "not known", class_="sha"),
         ]
         for row in rows
     ]
@@ -92,21 +92,21 @@ def _files(report: dict[str, Any]) -> Html:
     return el("details", el("summary", "Files and checksums"), body)
 
 
-def _rewrites(report: dict[str, Any]) -> Html | None:
+def _rewrites(report: Report) -> Html | None:
     """What was rewritten for integer kernels, and what was not, with the numbers that decided."""
-    rows = [row for row in (report.get("export") or {}).get("rewrites") or [] if isinstance(row, dict)]
+    rows = report.export.rewrites if report.export else []
     if not rows:
         return None
     lines: list[list[Child]] = [
         [
-            row["name"],
-            str(row["nodes"]),
-            f"{'kept' if row['kept'] else 'refused'} ({row['files']})",
-            f"{row['max_abs_diff']:.1e} of {row['limit']:.1e}",
-            f"{percent(row['integer_share'])} \u2192 {percent(row['rewritten_share'])}"
-            if row.get("rewritten_share") is not None
+            row.name,
+            str(row.nodes),
+            f"{'kept' if row.kept else 'refused'} ({row.files})",
+            f"{row.max_abs_diff:.1e} of {row.limit:.1e}",
+            f"{percent(row.integer_share)} \u2192 {percent(row.rewritten_share)}"
+            if row.rewritten_share is not None
             else "",
-            row["reason"],
+            row.reason,
         ]
         for row in rows
     ]
@@ -119,18 +119,18 @@ def _rewrites(report: dict[str, Any]) -> Html | None:
     return el("details", el("summary", "Float-exact rewrites"), body)
 
 
-def _package(report: dict[str, Any]) -> Html | None:
+def _package(report: Report) -> Html | None:
     """Further forms of the student's files."""
-    rows = report.get("package") or []
+    rows = report.package
     if not rows:
         return None
     lines: list[list[Child]] = [
         [
-            el("code", row["file"]),
-            row.get("target") or "any",
-            size(row["bytes"]),
-            ", ".join(row.get("operators") or []),
-            el("code", row["sha256"], class_="sha"),
+            el("code", row.file),
+            row.target or "any",
+            size(row.bytes),
+            ", ".join(row.operators or []),
+            el("code", row.sha256, class_="sha"),
         ]
         for row in rows
     ]
@@ -143,8 +143,8 @@ def _package(report: dict[str, Any]) -> Html | None:
     return el("details", el("summary", "Further files: one picture at a time, minimal onnxruntime"), body)
 
 
-def _times(report: dict[str, Any]) -> Html | None:
-    seconds, reused = report["seconds"] or {}, report["reused"] or []
+def _times(report: Report) -> Html | None:
+    seconds, reused = report.seconds, report.reused
     names = list(seconds) + [name for name in reused if name not in seconds]
     if not names:
         return None
@@ -160,8 +160,8 @@ def _times(report: dict[str, Any]) -> Html | None:
     return el("details", el("summary", total), table("Stages", ["Stage", "Time", ""], lines), note)
 
 
-def _dropped(report: dict[str, Any]) -> Html | None:
-    dropped = report["student"].get("dropped") or []
+def _dropped(report: Report) -> Html | None:
+    dropped = report.student.dropped
     if not dropped:
         return None
     lines = el("ul", *(el("li", el("code", key)) for key in dropped), class_="notes")

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from compress.report.markup import (
-    Child,
-    Html,
-    bracket,
-    chance,
-    el,
-    interval_of,
-    is_number,
-    literal,
-    percent,
-    section,
-    signed,
-    table,
-)
+from compress.report.formats import chance, is_number, signed
+from compress.report.markup import Child, Html, bracket, el, literal, percent, section, table
 from compress.report.read import Source, teacher_row
+from compress.report.schema import ClassRow, SliceRow
+from compress.report.schema.base import Number
 from compress.report.sections.teacher_training_latency import thumbnail
 
 
 def slices(source: Source) -> Html | None:
     """Drops on slices and in the classes that got worse beyond chance, with pictures."""
-    rows = source.report.get("slices") or []
-    worse = [row for row in source.per_class if row.get("worse") or row.get("float_worse")]
+    rows = source.report.slices
+    worse = [row for row in source.per_class if row.worse or row.float_worse]
     if not rows and not worse:
         return None
-    teacher = teacher_row(source.report).get("file")
+    teacher = teacher_row(source.report).file
     head: list[Child] = [
         "Pictures",
         "Against",
@@ -41,20 +29,16 @@ def slices(source: Source) -> Html | None:
     ]
     lines = [
         [
-            row.get("slice"),
-            *_cells(row, "teacher" if row.get("against") == teacher else "float student", "reference", "top1", ""),
+            row.slice,
+            *_cells("teacher" if row.against == teacher else "float student", row.reference, row.top1, row),
         ]
         for row in rows
     ]
+    lines += [[f"class {row.name}", *_cells("teacher", row.teacher, row.student, row)] for row in worse if row.worse]
     lines += [
-        [f"class {row['class']}", *_cells(row, "teacher", "teacher", "student", "")]
+        [f"class {row.name}", *_cells("float student", row.float_top1, row.student, _against_float(row))]
         for row in worse
-        if row.get("worse")
-    ]
-    lines += [
-        [f"class {row['class']}", *_cells(row, "float student", "float", "student", "float_")]
-        for row in worse
-        if row.get("float_worse")
+        if row.float_worse
     ]
     lead = (
         "A small drop on average may be a large one where it is hard: on the pictures whose first answer the teacher gives with the least lead over "
@@ -63,25 +47,33 @@ def slices(source: Source) -> Html | None:
     return section("slices", "Where it got worse", table("Slices", head, lines), _figures(source), lead=lead)
 
 
-def _said(per_class: list[dict[str, Any]], worse: list[dict[str, Any]]) -> str:
-    if not any("worse" in row for row in per_class):
+def _said(per_class: list[ClassRow], worse: list[ClassRow]) -> str:
+    if not any(row.worse is not None for row in per_class):
         return ""
     if not worse:
         return "No class got worse beyond chance (5 %, corrected for the number of classes)."
-    names = ", ".join(str(row["class"]) for row in worse)
+    names = ", ".join(str(row.name) for row in worse)
     return f"Worse beyond chance (5 %, corrected for the number of classes): {names}."
 
 
-def _cells(row: dict[str, Any], against: str, reference: str, own: str, prefix: str) -> list[Child]:
-    drop, p = row.get(f"{prefix}drop_points"), row.get(f"{prefix}mcnemar_p")
-    shown: Child = (
-        [signed(drop, 1).lstrip("+"), " ", bracket(interval_of(row.get(f"{prefix}drop_ci95")))]
-        if is_number(drop)
-        else None
+def _against_float(row: ClassRow) -> SliceRow:
+    """Return a class's comparison with the float student."""
+    return SliceRow(
+        n=row.n,
+        lost=row.float_lost,
+        gained=row.float_gained,
+        drop_points=row.float_drop_points,
+        drop_ci95=row.float_drop_ci95,
+        mcnemar_p=row.float_mcnemar_p,
     )
-    flips = f"{row.get(f'{prefix}lost')} / {row.get(f'{prefix}gained')}"
+
+
+def _cells(against: str, reference: Number | None, own: Number | None, row: ClassRow | SliceRow) -> list[Child]:
+    drop, p = row.drop_points, row.mcnemar_p
+    shown: Child = [signed(drop, 1).lstrip("+"), " ", bracket(row.drop_ci95)] if is_number(drop) else None
+    flips = f"{row.lost} / {row.gained}"
     tested = chance(p).lstrip("= ") if is_number(p) else None
-    return [against, shown, flips, tested, percent(row.get(reference)), percent(row.get(own)), str(row.get("n"))]
+    return [against, shown, flips, tested, percent(reference), percent(own), str(row.n)]
 
 
 def _figures(source: Source) -> Html | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from compress.report import plots
+from compress.report.formats import is_number, signed, significant
 from compress.report.markup import (
     NOT_MEASURED,
     Child,
@@ -20,15 +20,14 @@ from compress.report.markup import (
     duration,
     el,
     escape,
-    is_number,
     literal,
     percent,
     section,
-    signed,
-    significant,
     table,
 )
 from compress.report.read import Source, method_of
+from compress.report.schema import CandidateRow, ClassRow, Report, TimingSection
+from compress.report.schema.measurements import PhotoTiming, SustainedRun
 
 MOST_PICTURES = 24
 MOST_CLASSES = 20
@@ -38,40 +37,40 @@ THUMBNAIL = 112  # pixels; smaller pictures are kept as they are and enlarged by
 def teacher(source: Source) -> Html | None:
     """Every candidate, and why one won."""
     report = source.report
-    candidates = report["teacher"].get("candidates") or []
+    candidates = report.teacher.candidates
     if not candidates:
         return None
-    proxy = any(row.get("proxy_top1_validation") is not None for row in candidates)
+    proxy = any(row.proxy_top1_validation is not None for row in candidates)
     ranking = ["Rank", "Student's top-1, proxy", "Rank by proxy", "Behind the best, points"] if proxy else []
     head = ["Candidate", "Top-1, validation", *ranking, "Parameters", "MACs", "Epochs", "Time", "From"]
     rows = [
         [
-            [row.get("model"), " ", el("span", "\u2713 chosen", class_="chip passed") if row.get("chosen") else None],
-            percent(row.get("top1_validation"), 2),
+            [row.model, " ", el("span", "\u2713 chosen", class_="chip passed") if row.chosen else None],
+            percent(row.top1_validation, 2),
             *(
                 [
-                    count(row.get("rank")),
-                    percent(row.get("proxy_top1_validation"), 2),
-                    count(row.get("proxy_rank")),
+                    count(row.rank),
+                    percent(row.proxy_top1_validation, 2),
+                    count(row.proxy_rank),
                     _behind(row),
                 ]
                 if proxy
                 else []
             ),
-            count(row.get("params")),
-            count(row.get("macs")),
-            count(row.get("epochs")),
-            duration(row.get("seconds")),
-            " on ".join(part for part in (row.get("origin"), row.get("gpu")) if part) or NOT_MEASURED,
+            count(row.params),
+            count(row.macs),
+            count(row.epochs),
+            duration(row.seconds),
+            " on ".join(part for part in (row.origin, row.gpu) if part) or NOT_MEASURED,
         ]
         for row in candidates
     ]
-    return section("teacher", "Teacher", table("Teacher candidates", head, rows), lead=report["teacher"].get("reason"))
+    return section("teacher", "Teacher", table("Teacher candidates", head, rows), lead=report.teacher.reason)
 
 
-def _behind(row: Mapping[str, Any]) -> Child:
+def _behind(row: CandidateRow) -> Child:
     """How far the student of a candidate is behind the best one's, with its interval, and whether that is shown."""
-    points, interval = row.get("proxy_behind_points"), row.get("proxy_behind_ci95")
+    points, interval = row.proxy_behind_points, row.proxy_behind_ci95
     if points is None or interval is None:
         return NOT_MEASURED
     return f"{points:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]{'' if interval[0] > 0 else ', no difference shown'}"
@@ -93,7 +92,7 @@ def training(source: Source, drawn: Mapping[str, str]) -> Html | None:
     last = [f"{name} {100 * top1:.1f} %" for name, top1 in ends if np.isfinite(top1)]
     accuracy = figure_of(drawn, "accuracy", f"Validation accuracy by epoch; at the end: {', '.join(last)}")
     loss = figure_of(drawn, "loss", "Training losses by epoch of the student and the baseline")
-    method, gpu = method_of(source.report), source.report["student"].get("gpu")
+    method, gpu = method_of(source.report), source.report.student.gpu
     lead = (
         f"Distilled with {method}{f' on {gpu}' if gpu else ''}. " if method else ""
     ) + "Accuracies are on pictures carved from the training set."
@@ -102,7 +101,7 @@ def training(source: Source, drawn: Mapping[str, str]) -> Html | None:
 
 def latency(source: Source, drawn: Mapping[str, str]) -> Html | None:
     """The raw samples, and what integer arithmetic was worth."""
-    note = (source.report.get("int8_against_float") or {}).get("sentence")
+    note = source.report.int8_against_float.sentence if source.report.int8_against_float else None
     if "latency" not in drawn:
         return section("latency", "Latency", el("p", note)) if note else None
     medians = [
@@ -117,45 +116,39 @@ def latency(source: Source, drawn: Mapping[str, str]) -> Html | None:
     return section("latency", "Latency", el("div", body, aside, class_="plots"))
 
 
-def _circumstances(report: dict[str, Any]) -> list[str]:
+def _circumstances(report: Report) -> list[str]:
     """How the machine was while time was measured, one sentence each."""
-    timing = report.get("latency") or {}
-    photo, sustained = timing.get("photo") or {}, timing.get("sustained") or {}
+    timing = report.latency or TimingSection()
+    photo, sustained = timing.photo or PhotoTiming(), timing.sustained or SustainedRun()
     said = []
-    if "governor" in timing:
-        load = timing.get("other_cores")
+    if timing.rounds is not None:
+        load = timing.other_cores
         others = (
             f"other processes used {load:.2f} cores" if is_number(load) else "the load of other processes is not known"
         )
-        tries = (
-            f", measured {timing['attempts']} times because it was disturbed"
-            if (timing.get("attempts") or 1) > 1
-            else ""
-        )
-        lost = sum((timing.get("interrupted") or {}).values())
+        tries = f", measured {timing.attempts} times because it was disturbed" if (timing.attempts or 1) > 1 else ""
+        lost = sum(timing.interrupted.values())
         runs = (
             "run that lost its core to other processes does"
             if lost == 1
             else "runs that lost their core to other processes do"
         )
-        left = f"; {lost:,} {runs} not count" if lost and not timing.get("unfit") else ""
+        left = f"; {lost:,} {runs} not count" if lost and not timing.unfit else ""
         said.append(
-            f"{timing.get('rounds')} rounds{tries}; {others}{left}; clock governor: {timing['governor'] or 'not shown by this host'}."
+            f"{timing.rounds} rounds{tries}; {others}{left}; clock governor: {timing.governor or 'not shown by this host'}."
         )
-    if photo.get("pictures"):
-        said.append(
-            f"Photo to answer: decoding ({photo.get('decoder')}), resizing and inference of {photo['pictures']}."
-        )
-    return said + ([str(sustained["sentence"])] if sustained.get("sentence") else [])
+    if photo.pictures:
+        said.append(f"Photo to answer: decoding ({photo.decoder}), resizing and inference of {photo.pictures}.")
+    return said + ([str(sustained.sentence)] if sustained.sentence else [])
 
 
 def classes(source: Source) -> Html | None:
     """How each class changed from teacher to student, the worst first."""
-    rows = [row for row in source.per_class if is_number(row.get("teacher")) and is_number(row.get("student"))]
+    rows = [row for row in source.per_class if is_number(row.teacher) and is_number(row.student)]
     if not rows:
         return None
-    rows = sorted(rows, key=lambda row: row["student"] - row["teacher"])
-    widest = max(max(abs(100 * (row["student"] - row["teacher"])) for row in rows), 1.0)
+    rows = sorted(rows, key=_change)
+    widest = max(max(abs(100 * _change(row)) for row in rows), 1.0)
     shown, rest = (rows, []) if len(rows) <= MOST_CLASSES else (rows[:12] + rows[-4:], rows[12:-4])
     hidden = (
         el("details", el("summary", f"The {len(rest)} classes between"), _class_list(rest, widest)) if rest else None
@@ -167,12 +160,17 @@ def classes(source: Source) -> Html | None:
     return section("classes", "Classes", _class_list(shown, widest), hidden, lead=lead)
 
 
-def _class_list(rows: list[dict[str, Any]], widest: float) -> Html:
+def _class_list(rows: list[ClassRow], widest: float) -> Html:
     return el("ul", *(_class_row(row, widest) for row in rows), class_="classes")
 
 
-def _class_row(row: dict[str, Any], widest: float) -> Html:
-    change = 100 * (row["student"] - row["teacher"])
+def _change(row: ClassRow) -> float:
+    """Return the change of accuracy from teacher to student, a fraction."""
+    return (row.student or 0.0) - (row.teacher or 0.0)
+
+
+def _class_row(row: ClassRow, widest: float) -> Html:
+    change = 100 * _change(row)
     width = round(50 * abs(change) / widest, 2)
     swing = el(
         "span",
@@ -180,11 +178,11 @@ def _class_row(row: dict[str, Any], widest: float) -> Html:
         class_="swing",
         aria_hidden="true",
     )
-    pair = el("span", percent(row["teacher"]), " \u2192 ", percent(row["student"]), class_="pair")
-    title = f"{row['n']} pictures" if row.get("n") else None
+    pair = el("span", percent(row.teacher), " \u2192 ", percent(row.student), class_="pair")
+    title = f"{row.n} pictures" if row.n else None
     return el(
         "li",
-        el("span", literal(row.get("class")), class_="name", title=title),
+        el("span", literal(row.name), class_="name", title=title),
         pair,
         swing,
         el("span", signed(change), class_="change"),
@@ -223,11 +221,11 @@ def thumbnail(image: NDArray[np.uint8]) -> str:
 def warnings(source: Source) -> Html | None:
     """What the run wants to be known."""
     report = source.report
-    notes, unreadable = report.get("warnings") or [], report.get("unreadable") or []
+    notes, unreadable = report.warnings, report.unreadable
     if not notes and not unreadable:
         return None
     items = [el("li", note) for note in notes]
-    skipped = [el("li", el("code", row.get("path")), ": ", row.get("reason")) for row in unreadable]
+    skipped = [el("li", el("code", row.path), ": ", row.reason) for row in unreadable]
     title = f"{len(skipped)} unreadable {'picture was' if len(skipped) == 1 else 'pictures were'} skipped"
     lost = el("details", el("summary", title), el("ul", *skipped, class_="notes")) if skipped else None
     return section("warnings", "Warnings", el("ul", *items, class_="notes") if items else None, lost)

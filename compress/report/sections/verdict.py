@@ -4,23 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress.report.markup import (
-    Child,
-    Html,
-    bar,
-    bracket,
-    chance,
-    el,
-    interval_of,
-    is_number,
-    milliseconds,
-    percent,
-    section,
-    signed,
-    significant,
-    size,
-)
+from compress.report.formats import chance, is_number, signed, significant
+from compress.report.markup import Child, Html, bar, bracket, el, milliseconds, percent, section, size
 from compress.report.read import Source, comparison_of, judged, shipped, speedup, teacher_row
+from compress.report.schema import GainSection, LatencySummary, ModelRow, Report, RequirementRow
 
 DISAGREE = 0.05  # two measurements of one speed-up that are further apart are both shown
 SIGNS = {"passed": "\u2713", "failed": "\u2715", "undecided": "?", "not judged": "?"}
@@ -42,24 +29,24 @@ ASKED = {
 def verdict(source: Source) -> Html:
     """The answer, in one look: stamp, how many requirements, four numbers."""
     report = source.report
-    status = str(report["status"])
-    rows = report["requirements"]
-    met = sum(row.get("verdict") == "passed" for row in rows)
+    status = report.status
+    rows = report.requirements
+    met = sum(row.verdict == "passed" for row in rows)
     ship = shipped(report)
     if rows:
         line: Child = [
             f"{met} of {len(rows)} requirements met by ",
-            el("code", ship.get("file", "the student")),
+            el("code", ship.file or "the student"),
             *_counts(rows),
         ]
     else:
         line = "The recipe sets no requirement (require:), so nothing was held against a limit."
-    warnings = report.get("warnings") or []
+    warnings = report.warnings
     link = f"{len(warnings)} {'warning' if len(warnings) == 1 else 'warnings'}"
     note = el("p", el("a", link, href="#warnings"), class_="under") if warnings else None
     sign, words = (SIGNS.get(status, "?"), VERDICTS.get(status, status)) if rows else ("\u2013", "Done")
     stamp = el("p", el("span", sign, class_="sign", aria_hidden="true"), words, class_="stamp")
-    cautions = [el("p", str(text), class_="caution") for text in report.get("cautions") or []]
+    cautions = [el("p", text, class_="caution") for text in report.cautions]
     body = (el("h2", "Verdict", class_="unseen"), stamp, el("p", line), *cautions, note, _tiles(report, ship))
     return el("section", *body, id="verdict", class_=f"card verdict {_tone(status) if rows else 'unjudged'}")
 
@@ -68,42 +55,42 @@ def _tone(verdict: str) -> str:
     return {"passed": "passed", "failed": "failed", "undecided": "undecided"}.get(verdict, "unjudged")
 
 
-def _counts(rows: list[dict[str, Any]]) -> list[str]:
+def _counts(rows: list[RequirementRow]) -> list[str]:
     """What the others are, by number."""
     parts = [
         f"{n} {name}"
         for name in ("failed", "undecided", "not judged")
-        if (n := sum(row.get("verdict") == name for row in rows))
+        if (n := sum(row.verdict == name for row in rows))
     ]
     return ["; " + ", ".join(parts) + "."] if parts else ["."]
 
 
-def _tiles(report: dict[str, Any], ship: dict[str, Any]) -> Html | None:
+def _tiles(report: Report, ship: ModelRow) -> Html | None:
     """The student's four numbers against the teacher's."""
     teacher = teacher_row(report)
-    pair = comparison_of(report, ship.get("file"), teacher.get("file"))
+    pair = comparison_of(report, ship.file, teacher.file)
     tiles: list[tuple[str, Child, Child]] = []
-    if is_number(ship.get("top1")):
-        drop, interval = pair.get("top1_drop_points"), interval_of(pair.get("top1_drop_ci95"))
+    if is_number(ship.top1):
+        drop, interval = pair.top1_drop_points, pair.top1_drop_ci95
         against = ["drop ", signed(drop).lstrip("+"), " ", bracket(interval), " points"] if is_number(drop) else None
-        tiles.append(("Top-1", percent(ship["top1"]), against))
-    named = (report.get("named_device") or {}).get("target")
+        tiles.append(("Top-1", percent(ship.top1), against))
+    named = report.named_device.target if report.named_device else None
     if named:
         tiles += _device_tiles(report, ship, teacher, named)
     elif is_number(speed := speedup(report)):
-        latency = judged(report, "max_latency_ms", ship.get("file")) or (ship.get("latency_ms") or {}).get("p50")
-        first = pair.get("speedup_p50")
+        latency = judged(report, "max_latency_ms", ship.file) or (ship.latency_ms or LatencySummary()).p50
+        first = pair.speedup_p50
         each: Child = [milliseconds(latency), " a picture"] if latency else None
         if is_number(first) and abs(speed / first - 1) > DISAGREE:
             each = [significant(first), "\u00d7 when it was validated"]
         tiles.append(("Speed", _times(speed, "faster", "slower"), each))
-    if is_number(pair.get("size_ratio")):
-        sizes = [size(ship.get("bytes")), ", teacher ", size(teacher.get("bytes"))]
-        tiles.append(("Size", _times(pair["size_ratio"], "smaller", "larger"), sizes))
-    gain = report.get("distillation") or {}
-    if is_number(gain.get("gain_points")):
-        against = [bracket(interval_of(gain.get("ci95"))), " against no teacher"]
-        tiles.append(("Distillation", f"{signed(gain['gain_points'])} points", against))
+    if is_number(pair.size_ratio):
+        sizes = [size(ship.bytes), ", teacher ", size(teacher.bytes)]
+        tiles.append(("Size", _times(pair.size_ratio, "smaller", "larger"), sizes))
+    gain = report.distillation or GainSection()
+    if is_number(gain.gain_points):
+        against = [bracket(gain.ci95), " against no teacher"]
+        tiles.append(("Distillation", f"{signed(gain.gain_points)} points", against))
     if not tiles:
         return None
     pairs = [
@@ -117,70 +104,60 @@ def _times(ratio: float, more: str, less: str) -> str:
     return f"{significant(ratio if ratio >= 1 else 1 / ratio)}\u00d7 {more if ratio >= 1 else less}"
 
 
-def _device_tiles(
-    report: dict[str, Any], ship: dict[str, Any], teacher: dict[str, Any], named: str
-) -> list[tuple[str, Child, Child]]:
+def _device_tiles(report: Report, ship: ModelRow, teacher: ModelRow, named: str) -> list[tuple[str, Child, Child]]:
     """The speed on the device that the recipe names; this machine's says nothing about it."""
-    rows = [row for row in report.get("device") or [] if row.get("target") == named]
-    students = [
-        row
-        for row in rows
-        if row.get("role") == "student" and row.get("precision") == ship.get("precision") and row.get("latency_ms")
-    ]
-    row = min(students, key=lambda row: row.get("built_for") != row.get("isa"), default=None)
-    ratio = (row.get("speedup_over") or {}).get(teacher.get("file")) if row else None
+    rows = [row for row in report.device if row.target == named]
+    students = [row for row in rows if row.role == "student" and row.precision == ship.precision and row.latency_ms]
+    row = min(students, key=lambda row: row.built_for != row.isa, default=None)
+    ratio = row.speedup_over.get(teacher.file or "") if row else None
     if row is None or not ratio:
         return [("Speed", "not measured", [f"on {named}"])]
     return [
         (
             "Speed",
             _times(ratio[0], "faster", "slower"),
-            [milliseconds(row["latency_ms"].get("p50")), f" a picture on {named}"],
+            [milliseconds((row.latency_ms or LatencySummary()).p50), f" a picture on {named}"],
         )
     ]
 
 
 def requirements(source: Source) -> Html | None:
     """Each requirement: what was asked, what was found, how far apart they are."""
-    rows = source.report["requirements"]
+    rows = source.report.requirements
     if not rows:
         return None
     lead = "The thick mark is the limit, the dot the measured value, the line its 95 % interval; the shaded side meets the requirement."
     return section("requirements", "Requirements", el("ul", *map(_requirement, rows), class_="requirements"), lead=lead)
 
 
-def _requirement(row: dict[str, Any]) -> Html:
-    verdict, name = str(row.get("verdict")), str(row.get("name"))
+def _requirement(row: RequirementRow) -> Html:
+    verdict, name = row.verdict, row.name or ""
     chip = el("span", SIGNS.get(verdict, "?"), " ", verdict, class_="chip")
-    limit = _quantity(name, row.get("limit"))
+    limit = _quantity(name, row.limit)
     title = ASKED.get(name, f"{name}: {{}}").replace("{}", limit)
-    digest = f"sha256 {row['sha256'][:12]}" if row.get("sha256") else None
-    where = [
-        str(item)
-        for item in (row.get("file"), row.get("precision"), row.get("target"), digest, row.get("where"))
-        if item
-    ]
+    digest = f"sha256 {row.sha256[:12]}" if row.sha256 else None
+    where = [str(item) for item in (row.file, row.precision, row.target, digest, row.where) if item]
     place = el("p", " \u00b7 ".join(where), class_="where") if where else None
-    text = el("div", el("h3", title, chip), el("p", row.get("sentence")), place)
+    text = el("div", el("h3", title, chip), el("p", row.sentence), place)
     return el("li", text, _requirement_bar(row, name, limit), class_=_tone(verdict))
 
 
-def _requirement_bar(row: dict[str, Any], name: str, limit: str) -> Html | None:
-    value = row.get("value")
-    if not is_number(value) or not is_number(row.get("limit")):
+def _requirement_bar(row: RequirementRow, name: str, limit: str) -> Html | None:
+    value = row.value
+    if not is_number(value) or not is_number(row.limit):
         return None
-    interval = interval_of(row.get("ci95"))
+    interval = row.ci95
     spread = f", interval {_quantity(name, interval[0])} to {_quantity(name, interval[1])}" if interval else ""
-    alt = f"{_quantity(name, value)}{spread}, limit {limit}: {row.get('verdict')}"
+    alt = f"{_quantity(name, value)}{spread}, limit {limit}: {row.verdict}"
     at_most = not name.startswith("min_")
     return bar(
         value,
         interval,
-        row["limit"],
+        row.limit,
         at_most=at_most,
         mark=f"{'limit' if at_most else 'minimum'} {limit}",
         alt=alt,
-        tone=_tone(str(row.get("verdict"))),
+        tone=_tone(row.verdict),
     )
 
 
@@ -210,9 +187,9 @@ def _short(value: float) -> str:
 
 def distillation(source: Source) -> Html | None:
     """What the teacher was worth: the same student with and without it."""
-    gain = source.report.get("distillation") or {}
-    value, interval = gain.get("gain_points"), interval_of(gain.get("ci95"))
-    sentence = gain.get("sentence")
+    gain = source.report.distillation or GainSection()
+    value, interval = gain.gain_points, gain.ci95
+    sentence = gain.sentence
     if not sentence and not is_number(value):
         return None
     picture = None
@@ -221,12 +198,10 @@ def distillation(source: Source) -> Html | None:
             f", interval {signed(interval[0])} to {signed(interval[1])}" if interval else ""
         )
         picture = bar(value, interval, 0.0, at_most=False, mark="no difference", alt=alt, tone="plain")
-    p = gain.get("mcnemar_p")
+    p = gain.mcnemar_p
     test = f"; McNemar's exact p {chance(p)}" if is_number(p) else ""
     files: list[Child] = (
-        [": ", el("code", gain["model"]), " against ", el("code", gain["against"])]
-        if gain.get("model") and gain.get("against")
-        else []
+        [": ", el("code", gain.model), " against ", el("code", gain.against)] if gain.model and gain.against else []
     )
     how = el(
         "p",

@@ -17,6 +17,7 @@ from compress.recipe import loader
 from compress.recipe.defaults import resolve
 from compress.recipe.schema import Choice
 from compress.report.read import Source
+from compress.report.schema import Report
 from compress.report.sections import plan as planned
 
 BASE: dict[str, Any] = {
@@ -333,6 +334,6 @@ def test_the_report_shows_what_was_chosen() -> None:
         "networks": rows,
         "host": {"cpu": "A CPU"},
     }
-    html = planned.choice(Source({"plan": content}, (), {}, {}, []))
+    html = planned.choice(Source(Report.model_validate({"plan": content}), (), {}, {}, []))
     assert html is not None and html.text.count("chosen</span>") == 1 and "a&lt;b" in html.text and "A CPU" in html.text
-    assert planned.choice(Source({}, (), {}, {}, [])) is None
+    assert planned.choice(Source(Report(), (), {}, {}, [])) is None
