@@ -18,6 +18,8 @@ from pathlib import Path
 import click
 import place
 
+from compress.core.latest_run import latest_run
+
 ROOT = Path(__file__).parents[1]
 KEPT = (
     "status",
@@ -53,8 +55,10 @@ def main(recipe: str, out: Path | None) -> None:
         installed = time.monotonic()
         said = _run(clone, recipe)
         ended = time.monotonic()
-        (path,) = (clone / "artifacts" / "runs").glob("*/latest/report.json")
-        report, name = json.loads(path.read_text()), path.parents[1].name
+        (runs,) = (clone / "artifacts" / "runs").iterdir()
+        latest = latest_run(runs)
+        assert latest is not None, "the run has left no report"
+        report, name = json.loads((latest / "report.json").read_text()), runs.name
     content = {
         "command": f"python benchmarks/flagship.py {recipe}",
         "commit": commit,

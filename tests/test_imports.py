@@ -61,6 +61,15 @@ def test_help_and_a_wrong_recipe_load_neither_torch_nor_onnx(tmp_path):
     assert done.returncode == 2 and "wrong.yaml:" in done.stderr, done.stderr
 
 
+def test_every_module_loads_without_what_only_unix_has():
+    """Windows has none of these; filelock, which is loaded first, has its own way there."""
+    hidden = ("fcntl", "grp", "pwd", "resource", "termios")
+    names = [name for folder in ("compress", "export") for name in modules_in(folder) if not name.endswith("__main__")]
+    assert len(names) > 200
+    done = python(f"import sys, filelock\nsys.modules.update(dict.fromkeys({hidden!r}))\nimport {', '.join(names)}")
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_file_shadows_a_package():
     names = {path.name for folder in ("compress", "export") for path in (ROOT / folder).rglob("*.py")}
     assert not names & {f"{name}.py" for name in (*OPTIONAL, "torch", "numpy", "rich", "click", "yaml")}

@@ -11,6 +11,7 @@ import click
 from compress.cli.options import artifacts_option, quiet_option, run_argument
 from compress.core.console import Console, say
 from compress.core.errors import MissingError
+from compress.core.latest_run import LINK, latest_run
 
 
 @click.command()
@@ -99,12 +100,13 @@ def find_run(text: str, artifacts: Path) -> Path:
     if (given / "report.json").is_file():
         return given.resolve() if ".." in given.parts else given
     runs = artifacts / "runs"
-    latest = runs / text / "latest"
-    if (latest / "report.json").is_file():
-        return latest.resolve()
+    # `latest` by its path is no folder where it is a text file.
+    latest = latest_run(given.parent if given.name == LINK else runs / text)
+    if latest is not None and (latest / "report.json").is_file():
+        return latest
     if given.is_dir():
         raise MissingError(f"{text}: there is no report.json in this folder; finish the run with: compress run RECIPE")
-    names = sorted(path.name for path in runs.iterdir() if (path / "latest").exists()) if runs.is_dir() else []
+    names = sorted(path.name for path in runs.iterdir() if latest_run(path) is not None) if runs.is_dir() else []
     close = difflib.get_close_matches(text, names, n=1)
     known = f"did you mean {close[0]!r}?" if close else f"finished runs in {runs}: {', '.join(names) or 'none'}"
     recipe = Path("recipes") / f"{given.stem}.yaml"

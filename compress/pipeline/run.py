@@ -13,6 +13,7 @@ import torch
 from compress.core import distributed
 from compress.core.console import Console
 from compress.core.errors import MissingError, UsageError
+from compress.core.latest_run import mark_latest
 from compress.core.records.base import sha256_of
 from compress.core.store import StopAfter, Store
 from compress.methods import compatibility
@@ -87,7 +88,7 @@ def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
     for text, verdict in summary_lines(content, folder):
         console.line(text, always=verdict)
     console.save_log(folder / "log.txt")
-    report.mark_latest(folder)
+    mark_latest(folder)
     if evidence.verified.failure is None:
         return Outcome(requirements.exit_code(content.status), content.to_json(), folder)
     console.warn(f"{evidence.verified.failure}; the report is written without it; to go on: {_verify_command(loaded)}")

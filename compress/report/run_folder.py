@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -58,11 +57,3 @@ def _copy_files(evidence: Evidence, folder: Path) -> None:
     shutil.copyfile(evidence.measured.bundle.path, folder / "bundle.zip")
     with zipfile.ZipFile(evidence.measured.bundle.path) as archive:
         archive.extractall(folder)
-
-
-def mark_latest(folder: Path) -> None:
-    """Point `latest` at the newest finished run, atomically."""
-    link = folder.parent / ".latest.tmp"
-    link.unlink(missing_ok=True)
-    link.symlink_to(folder.name)
-    os.replace(link, folder.parent / "latest")
