@@ -20,7 +20,7 @@ from compress.core.errors import MissingError, StageError, UsageError
 if TYPE_CHECKING:  # torch is imported where there is more than one process, or a tensor: the store knows groups, and is needed without torch
     from torch import Tensor, nn
 
-AGREE = 10  # steps between two questions whether to stop
+ASK_EVERY_STEPS = 10  # steps between two questions whether to stop
 STEP = timedelta(minutes=30)  # between two messages of a training
 WAIT = timedelta(
     hours=48
@@ -36,11 +36,11 @@ class Group:
     waiting: Any = None
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process does what only one may do."""
         return self.rank == 0
 
-    def share(self, batch: Tensor) -> Tensor:
+    def shard(self, batch: Tensor) -> Tensor:
         """This process's part of a batch's pictures (B,): contiguous, sizes differ by one at most. Raises UsageError where it is empty."""
         if self.size == 1:
             return batch
@@ -48,7 +48,7 @@ class Group:
             raise UsageError(f"train.batch_size: a batch of {len(batch)} cannot be shared by {self.size} processes")
         return batch.tensor_split(self.size)[self.rank]
 
-    def weigh(self, losses: Mapping[str, Tensor], own: int, batch: int) -> dict[str, Tensor]:
+    def scale_losses(self, losses: Mapping[str, Tensor], own: int, batch: int) -> dict[str, Tensor]:
         """Means over `own` of a batch's `batch` pictures -> this process's part of the batch's mean.
 
         Before the backward pass, not after it: with SyncBatchNorm a process's gradients hold parts of the others' losses, too.
@@ -56,7 +56,7 @@ class Group:
         return dict(losses) if self.size == 1 else {name: loss * (own / batch) for name, loss in losses.items()}
 
     @property
-    def summing(self) -> Callable[[list[Tensor]], None] | None:
+    def gradient_reducer(self) -> Callable[[list[Tensor]], None] | None:
         """How the gradients of all processes' parts become the batch's; None for one process."""
         return None if self.size == 1 else self._sum
 
@@ -73,7 +73,7 @@ class Group:
             for gradient, part in zip(group, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
-    def total(self, sums: dict[str, float]) -> dict[str, float]:
+    def all_reduce_sum(self, sums: dict[str, float]) -> dict[str, float]:
         """Numbers -> their sums over all processes."""
         if self.size == 1 or not sums:
             return sums
@@ -84,18 +84,18 @@ class Group:
             torch.distributed.all_reduce(values)
         return dict(zip(sums, values.tolist(), strict=True))
 
-    def agree(self, stop: bool, step: int) -> bool:
-        """Whether any process wants to stop, asked every AGREE steps: all must leave the loop at the same step."""
+    def any_rank(self, stop: bool, step: int) -> bool:
+        """Whether any process wants to stop, asked every ASK_EVERY_STEPS steps: all must leave the loop at the same step."""
         import torch
 
-        if self.size == 1 or step % AGREE:
+        if self.size == 1 or step % ASK_EVERY_STEPS:
             return stop and self.size == 1
         flag = torch.tensor(float(stop), device=_device())
         with _named():
             torch.distributed.all_reduce(flag)
         return bool(flag > 0)
 
-    def spread(self, *modules: nn.Module, done: int = 0) -> None:
+    def broadcast_parameters(self, *modules: nn.Module, done: int = 0) -> None:
         """The first process's weights and buffers, in every process; other processes draw other dropout from here on.
 
         `done`: steps behind it; a training that goes on there draws other dropout than it began with.
@@ -124,7 +124,7 @@ class Group:
             torch.distributed.all_gather(parts, padded)
         return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
 
-    def word(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first process's value, in every process."""
         if self.size == 1:
             return value
@@ -139,7 +139,7 @@ class Group:
 ALONE = Group()
 
 
-def synchronise(
+def sync_batchnorm(
     group: Group, device: str, wanted: bool, warn: Callable[[str], None], *modules: nn.Module
 ) -> Callable[[], None]:
     """BatchNorms inside `modules` take their training statistics over the whole batch. What is returned puts them back as they were.

@@ -93,11 +93,11 @@ class Store:
         Raises StopAfter where `--until` leaves the stage out.
         """
         self.reach(stage.name)
-        if self.group.first:
-            return self.group.word(self._run(stage, config, label, inputs))
-        if stage.together and self.group.word(None):  # the first process did not find it
-            self._apart(stage, config, inputs)
-        return self.group.word(None)
+        if self.group.is_main:
+            return self.group.broadcast(self._run(stage, config, label, inputs))
+        if stage.together and self.group.broadcast(None):  # the first process did not find it
+            self._run_in_temp_dir(stage, config, inputs)
+        return self.group.broadcast(None)
 
     def _run(self, stage: Stage, config: Any, label: str, inputs: dict[str, Any]) -> Any:
         title = f"{stage.name} {label}".strip()
@@ -107,7 +107,7 @@ class Store:
         ):
             found = None if stage.name in self.force else self._find(stage, folder, title)
             if stage.together:
-                self.group.word(found is None)
+                self.group.broadcast(found is None)
             if found is not None:
                 result, self.seconds[title] = found
                 self.reused.append(title)
@@ -117,19 +117,19 @@ class Store:
             result, self.seconds[title] = self._make(stage, config, folder, title, inputs)
         return result
 
-    def anew(self, stage: Stage, config: Any, *, label: str = "", **inputs: Any) -> Any:
+    def run_uncached(self, stage: Stage, config: Any, *, label: str = "", **inputs: Any) -> Any:
         """The result of a stage that is never reused, because its answer lies on another machine; it may hold no files."""
         self.reach(stage.name)
-        if not self.group.first:
-            return self.group.word(None)
+        if not self.group.is_main:
+            return self.group.broadcast(None)
         title = f"{stage.name} {label}".strip()
         self.console.stage(title, "running")
         begin = time.monotonic()
-        result = self._apart(stage, config, inputs)
+        result = self._run_in_temp_dir(stage, config, inputs)
         self.seconds[title] = round(time.monotonic() - begin, 3)
-        return self.group.word(result)
+        return self.group.broadcast(result)
 
-    def _apart(self, stage: Stage, config: Any, inputs: dict[str, Any]) -> Any:
+    def _run_in_temp_dir(self, stage: Stage, config: Any, inputs: dict[str, Any]) -> Any:
         """Run a stage in a folder that nobody keeps."""
         with tempfile.TemporaryDirectory() as work:
             return stage.run(config, context=self._context(Path(work)), **inputs)

@@ -165,7 +165,7 @@ class Deployment:
             repeats=timing.repeats,
             sustained=timing.sustained_seconds,
         )
-        verified = self.store.anew(DISTANT_DEVICE, config, bundle=bundle, settings=asked)
+        verified = self.store.run_uncached(DISTANT_DEVICE, config, bundle=bundle, settings=asked)
         if verified.failure is not None and not self.store.includes("package"):
             raise (MissingError if verified.exit_code == MissingError.exit_code else StageError)(verified.failure)
         return verified

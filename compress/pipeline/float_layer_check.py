@@ -29,7 +29,7 @@ def check(loaded: Loaded, settings: Recipe, *, classes: int, image_size: int) ->
     wanted = [name for name in settings.quantize.float_layers if name not in ("first", "last")]
     if not wanted or settings.quantize.scheme == "none" or settings.student.choose is not None:
         return
-    frame = candidates.Frame(classes, image_size, Normalization((0.5,) * 3, (0.25,) * 3))
+    frame = candidates.InputSpec(classes, image_size, Normalization((0.5,) * 3, (0.25,) * 3))
     asked: dict[str, str | None] = {}  # by form
     for one in (settings, *_baseline(settings)):
         said = []
@@ -49,7 +49,7 @@ def _baseline(settings: Recipe) -> tuple[Recipe, ...]:
     return (settings.model_copy(update={"distill": Distill(method=("none",))}),)
 
 
-def _forms(settings: Recipe, frame: candidates.Frame) -> Iterator[Network]:
+def _forms(settings: Recipe, frame: candidates.InputSpec) -> Iterator[Network]:
     """The student as it ships; with several teachers, of which one is chosen later, in the form that each would give it."""
     for one in settings.teacher.candidates:
         teacher = settings.teacher.model_copy(update={"candidates": (one,)})

@@ -24,7 +24,7 @@ def normalized(section: Normalize) -> Normalization:
 
 
 @dataclass(frozen=True)
-class Networks:
+class NetworkResolver:
     """Of one recipe. `settings` is resolved; `base`: where its relative paths begin."""
 
     settings: Recipe

@@ -31,7 +31,7 @@ from export.runtime.conditions import too_many_threads
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """How a run ended: 0, 5 or 6; the content of report.json; the run folder. `report` is None where `--until` stopped it earlier: then `stopped`
     says what was run. Both are None in processes beside the first."""
 
@@ -43,17 +43,17 @@ class Outcome:
 
 def run(
     loaded: Loaded, *, artifacts: Path, device: str, until: str | None, force: tuple[str, ...], console: Console
-) -> Outcome:
+) -> RunResult:
     """Run a recipe from teacher to verdict; every stage that is whole already is reused. Under torchrun the processes share the trainings."""
     with distributed.joined(resolve_device(device)) as (group, own):
         return _run(
             loaded.run_with(artifacts, device),
-            Store(artifacts, own, console if group.first else Console(silent=True), force, group, left_out(until)),
+            Store(artifacts, own, console if group.is_main else Console(silent=True), force, group, left_out(until)),
             until,
         )
 
 
-def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
+def _run(loaded: Loaded, store: Store, until: str | None) -> RunResult:
     now = datetime.now(UTC)
     settings = resolve(loaded.recipe)
     artifacts, console = store.root, store.console
@@ -64,11 +64,11 @@ def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
         evidence = work.run(started=f"{now:%Y-%m-%d %H:%M:%S} UTC")
     except StopAfter:
         evidence = None
-    if not store.group.first:
-        return Outcome(0, None, None)
+    if not store.group.is_main:
+        return RunResult(0, None, None)
     if evidence is None:
         console.line(f"stopped after {until}, as asked; run again without --until to go on")
-        return Outcome(
+        return RunResult(
             0,
             None,
             None,
@@ -90,9 +90,9 @@ def _run(loaded: Loaded, store: Store, until: str | None) -> Outcome:
     console.save_log(folder / "log.txt")
     mark_latest(folder)
     if evidence.verified.failure is None:
-        return Outcome(requirements.exit_code(content.status), content.to_json(), folder)
+        return RunResult(requirements.exit_code(content.status), content.to_json(), folder)
     console.warn(f"{evidence.verified.failure}; the report is written without it; to go on: {_verify_command(loaded)}")
-    return Outcome(evidence.verified.exit_code, content.to_json(), folder)
+    return RunResult(evidence.verified.exit_code, content.to_json(), folder)
 
 
 def left_out(until: str | None) -> tuple[str, ...]:
@@ -117,7 +117,7 @@ def _new_folder(parent: Path, now: datetime, key: str) -> Path:
             return folder
 
 
-def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, console: Console) -> Outcome:
+def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, console: Console) -> RunResult:
     """What to expect before any training: 0, 5 where the recipe's own student fails a limit that can be judged, or 6."""
     from compress.pipeline.deployment import versions
     from compress.pipeline.plan import run as plan
@@ -145,7 +145,7 @@ def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, conso
         where = "" if row["verdict"] == "passed" else f" ({row['where']})"
         console.line(f"{row['verdict']:<11}{row['name']}: {row['sentence']}{where}", always=True)
     content = plan.keep(content, loaded.name, loaded.recipe.student, artifacts)
-    return Outcome(requirements.exit_code(content["status"]), content, None)
+    return RunResult(requirements.exit_code(content["status"]), content, None)
 
 
 def teachers(loaded: Loaded, *, artifacts: Path, device: str, console: Console) -> list[dict[str, Any]]:

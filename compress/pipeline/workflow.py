@@ -15,12 +15,20 @@ from typing import TYPE_CHECKING, Any
 from compress import __version__
 from compress.core.records.base import File
 from compress.core.records.deployment import Measured, ModelFile, Packaged, Verified
-from compress.core.records.training import Distilled, Held, Network, Prepared, Stripped, Trained, TrainingData
+from compress.core.records.training import (
+    DecodedValidation,
+    Distilled,
+    Network,
+    Prepared,
+    Stripped,
+    Trained,
+    TrainingData,
+)
 from compress.core.store import StopAfter, Store
 from compress.data.sources import prepare
 from compress.methods import compatibility
 from compress.pipeline import float_layer_check
-from compress.pipeline.networks import Networks, normalized
+from compress.pipeline.networks import NetworkResolver, normalized
 from compress.recipe.defaults import resolve, student_train
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import Distill, Recipe, ResolvedSchedule, Student
@@ -117,7 +125,7 @@ class Workflow:
         console.line(content["choose"]["sentence"])
         student = Student(**picked.model_dump())
         self.settings = resolve(self.loaded.recipe.model_copy(update={"student": student}))
-        if not self.store.group.first:
+        if not self.store.group.is_main:
             return content
         return run.keep(content, self.loaded.name, self.loaded.recipe.student, self.store.root)
 
@@ -278,9 +286,9 @@ class Workflow:
         return sentences
 
     @property
-    def networks(self) -> Networks:
+    def networks(self) -> NetworkResolver:
         """The networks that the settings name; `choose_student` changes them."""
-        return Networks(self.settings, self.prepared, self.base)
+        return NetworkResolver(self.settings, self.prepared, self.base)
 
     def _prepare(self) -> tuple[Prepared, TrainingData]:
         """Decode the data. What does not change the decoded arrays stays out of the key."""
@@ -294,7 +302,7 @@ class Workflow:
         prepared: Prepared = self.store.run(PREPARE, keyed, fingerprint=fingerprint)
         training = data.training(prepared, config)
         if training.streamed is not None:
-            held: Held = self.store.run(
+            held: DecodedValidation = self.store.run(
                 DECODE_VALIDATION, None, label="validation", data=training.evaluated, fingerprint=fingerprint
             )
             training = data.training(prepared, config, held)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.core.records.base import File
-from compress.core.records.training import CalibrationData, Distortion, Held, Prepared, Streamed, TestData, TrainingData
+from compress.core.records.training import (
+    CalibrationData,
+    DecodedValidation,
+    Distortion,
+    Prepared,
+    StreamingSource,
+    TestData,
+    TrainingData,
+)
 from compress.core.store import Context, Stage
 from compress.data import open_listing, training_arrays
 from compress.data.sources import folder, imagenet
@@ -22,23 +30,23 @@ def run_prepare(config: Data, *, context: Context, fingerprint: str) -> Prepared
 PREPARE = Stage("data", 2, run_prepare, Prepared)
 
 
-def decode_validation(config: None, *, context: Context, data: TrainingData, fingerprint: str) -> Held:
+def decode_validation(config: None, *, context: Context, data: TrainingData, fingerprint: str) -> DecodedValidation:
     """Decode the validation part of a set that stays in its files, once for every epoch and stage that is judged on it."""
     files, (_, _, _, index) = open_listing(data), training_arrays(data)
     assert files is not None
-    return Held(
+    return DecodedValidation(
         decode_listing(files, index, context.work / "validation_images.npy", "validation", context.console.line)
     )
 
 
-DECODE_VALIDATION = Stage("data", 1, decode_validation, Held)
+DECODE_VALIDATION = Stage("data", 1, decode_validation, DecodedValidation)
 
 
-def training(prepared: Prepared, config: Data, held: Held | None = None) -> TrainingData:
+def training(prepared: Prepared, config: Data, held: DecodedValidation | None = None) -> TrainingData:
     """What training, strip and convert may read. `held`: of a set that stays in its files."""
     streamed = None
     if prepared.root is not None and prepared.paths is not None:
-        streamed = Streamed(prepared.root, prepared.paths, held.images if held else None, config.workers)
+        streamed = StreamingSource(prepared.root, prepared.paths, held.images if held else None, config.workers)
     return TrainingData(
         images=prepared.train_images,
         labels=prepared.train_labels,

@@ -33,7 +33,7 @@ def batches(
     far = max(window, step.teacher.prefetch_limit // size) if window > 1 and step.teacher is not None else window
     for begin in range(first, steps, far):
         parts = [order[at * size : (at + 1) * size] for at in range(begin, min(begin + far, steps))]
-        shares = [step.group.share(batch) for batch in parts]
+        shares = [step.group.shard(batch) for batch in parts]
         known = _known(shares, view, step)
         for at in range(0, len(parts), window):
             here = slice(at, at + window)
@@ -61,7 +61,7 @@ def _streamed(
 ) -> Iterator[tuple[int, Tensor, None, Tensor]]:
     """As `batches`: this process decodes its share alone, and the teacher answers within the step, for the same view rarely comes again."""
     places, numbers = order.cpu(), view.cpu()
-    shares = (step.group.share(places[at * size : (at + 1) * size]) for at in range(first, steps))
+    shares = (step.group.shard(places[at * size : (at + 1) * size]) for at in range(first, steps))
     asked = stream.reading_ahead(
         ((share, numbers[share]) for share in shares), places, range(first * size, steps * size, size)
     )

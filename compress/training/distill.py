@@ -119,7 +119,7 @@ def _rows_run(teaching: object, context: Context) -> int | None:
     """Over all processes, which share each batch."""
     if not isinstance(teaching, TeacherCache):
         return None
-    return round(context.group.total({"rows": teaching.rows_run})["rows"])
+    return round(context.group.all_reduce_sum({"rows": teaching.rows_run})["rows"])
 
 
 def require_logits(teacher: Trained) -> None:

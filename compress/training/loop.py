@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from compress.core.distributed import ALONE, Group, synchronise
+from compress.core.distributed import ALONE, Group, sync_batchnorm
 from compress.core.errors import Interrupted
 from compress.core.malloc import keep_freed_memory
 from compress.core.records.base import CHECKPOINT
@@ -107,7 +107,7 @@ def fit(
     if ended is None:
         return training.fitted()
     if training.agreed:  # the others end when all is written: torchrun ends all as soon as one has ended
-        group.word(None)
+        group.broadcast(None)
     raise Interrupted(f"{ended}; {resume_hint}")
 
 
@@ -162,8 +162,8 @@ class _Training:
         self.cosine_share = self.seen / -(-self.steps // (train.trace_gradients or 1)) / group.size
         method.set_process_group(group)
         keep_freed_memory()
-        self.unsynchronise = synchronise(
-            group, device, train.sync_batchnorm, progress.warn if group.first else lambda _: None, student, method
+        self.restore_batchnorm = sync_batchnorm(
+            group, device, train.sync_batchnorm, progress.warn if group.is_main else lambda _: None, student, method
         )
         self.parameters = trainable(student, method)
         self.optimizer = sgd(
@@ -190,12 +190,14 @@ class _Training:
         """The first process's checkpoint in every process, or the beginning; then the first process's weights."""
         path = self.folder / CHECKPOINT
         self.state, self.precision = State(), resolve_precision(self.train.precision, self.device)
-        content = self.group.word(path.read_bytes() if self.group.first and path.is_file() else None)
+        content = self.group.broadcast(path.read_bytes() if self.group.is_main and path.is_file() else None)
         self.kept = content is not None
         if content is not None:
             self.state, self.precision = checkpoint.load(content, path, self.student, self.method, self.optimizer)
             self.progress.start_at(self.state.epoch, self.state.step)
-        self.group.spread(self.student, self.method, done=(self.state.epoch - 1) * self.steps + self.state.step)
+        self.group.broadcast_parameters(
+            self.student, self.method, done=(self.state.epoch - 1) * self.steps + self.state.step
+        )
 
     def _build_step(self) -> Step:
         pictures, images = self.pictures, None if isinstance(self.pictures.images, Stream) else self.pictures.images
@@ -235,7 +237,7 @@ class _Training:
                 self._end_epoch()
                 self._keep_epoch()
                 self._stop(
-                    self.group.agree(stop.is_set(), 0)
+                    self.group.any_rank(stop.is_set(), 0)
                 )  # during validation: nothing may swallow a Ctrl-C, and decoders do not wait for long
         if self.teacher is not None and self.group.size > 1:
             self.teacher.merge(self.group.gather)
@@ -255,9 +257,9 @@ class _Training:
         number = torch.tensor(done * self.steps + state.step, device=self.device)
         looked = time.monotonic()
         for at, index, known, pixels in batches(order, view, state.step, self.size, self.steps, self.step, self.stream):
-            self._stop(group.agree(stop.is_set(), at))
+            self._stop(group.any_rank(stop.is_set(), at))
             self.rate.set(schedule.learning_rate(self.train, state.epoch, at / self.steps))
-            mine = group.share(index)
+            mine = group.shard(index)
             losses = self._take_step(Batch(mine, view[mine], known, epoch, number, len(index), pixels), at)
             number += 1
             state.step += 1
@@ -266,7 +268,7 @@ class _Training:
                 if time.monotonic() - looked > CHECK_SECONDS:
                     self.meter.raise_if_nonfinite(kept=self.kept)
                     looked = time.monotonic()
-                if group.agree(time.monotonic() - self.saved > SAVE_SECONDS, 0):
+                if group.any_rank(time.monotonic() - self.saved > SAVE_SECONDS, 0):
                     self._save_part()
         self.meter.raise_if_nonfinite(kept=self.kept)
 
@@ -303,7 +305,7 @@ class _Training:
         seconds, count = time.monotonic() - self.begun, min(state.step * train.batch_size, len(pictures.train_index))
         row: dict[str, float] = {"epoch": state.epoch, "lr": schedule.learning_rate(train, state.epoch, 0.0)}
         row |= {name: value / count for name, value in state.sums.items()}
-        if len(pictures.validation_index) and self.group.first:
+        if len(pictures.validation_index) and self.group.is_main:
             network = self.method.deployed(self.student)
             logits = predict(
                 network, pictures.validation(), pictures.image_size, self.normalization, device=pictures.labels.device
@@ -332,10 +334,10 @@ class _Training:
         # The history first: a run killed between the two writes it again, one killed behind the last checkpoint would not.
         checkpoint.write_history(self.folder / checkpoint.HISTORY, self.state.history)
         self._save(self.state)
-        if self.teacher is not None and self.group.first and time.monotonic() - self.learnt > SAVE_SECONDS:
+        if self.teacher is not None and self.group.is_main and time.monotonic() - self.learnt > SAVE_SECONDS:
             self.teacher.save()
             self.learnt = time.monotonic()
-        self.group.word(
+        self.group.broadcast(
             None
         )  # the others wait here while the first process validates, not in the next step, whose messages have less time
         self.saved = time.monotonic()
@@ -350,7 +352,7 @@ class _Training:
 
     def _carry(self, state: State) -> None:
         """Add the part's losses, of all processes, and its seconds to `state`."""
-        for name, value in self.group.total(self.meter.sums()).items():
+        for name, value in self.group.all_reduce_sum(self.meter.sums()).items():
             state.sums[name] = state.sums.get(name, 0.0) + value
         state.seconds += time.monotonic() - self.begun
 
@@ -363,7 +365,7 @@ class _Training:
 
     def _save(self, state: State) -> None:
         """A checkpoint, which the first process writes."""
-        if self.group.first:
+        if self.group.is_main:
             checkpoint.save(self.folder / CHECKPOINT, self.student, self.method, self.optimizer, state, self.precision)
         self.saved, self.kept = time.monotonic(), True
 
@@ -386,11 +388,11 @@ class _Training:
         self.optimizer.zero_grad(
             set_to_none=True
         )  # what is trained ships without them, and a recording's memory goes with them
-        self.unsynchronise()
+        self.restore_batchnorm()
         self.method.set_process_group(ALONE)
         if self.stream is not None:
             self.stream.close()
-        if self.teacher is not None and self.group.first:
+        if self.teacher is not None and self.group.is_main:
             self.teacher.save()
 
     def fitted(self) -> FitResult:

@@ -135,7 +135,9 @@ class Step:
         losses = self.method(signals)
         self.optimizer.zero_grad(set_to_none=True)
         cosines = self._cosines(list(losses.values())) if trace else {}
-        self._backward(self.group.weigh(losses, len(batch.index), batch.total), self.group.summing, outputs)
+        self._backward(
+            self.group.scale_losses(losses, len(batch.index), batch.total), self.group.gradient_reducer, outputs
+        )
         self.optimizer.step()
         return {**{name: loss.detach() for name, loss in losses.items()}, **cosines}
 

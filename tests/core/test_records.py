@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.core.records.base import CIRCUMSTANCE, File, from_json, identity, sha256_of, to_json
+from compress.core.records.base import EXCLUDED_FROM_KEY, File, from_json, identity, sha256_of, to_json
 from compress.core.records.deployment import Exported, Extra, Measured, Packaged, Quantized, Verified
 from compress.core.records.training import (
     Distilled,
@@ -105,7 +105,7 @@ def test_identity_sees_what_a_result_is(change):
 
 def test_circumstance_names_are_fields():
     names = {field.name for kind in (Trained, Distilled, TrainingData) for field in dataclasses.fields(kind)}
-    assert CIRCUMSTANCE <= names
+    assert EXCLUDED_FROM_KEY <= names
 
 
 def test_identity_of_sections_dicts_and_tuples():

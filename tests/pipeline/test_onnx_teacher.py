@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.cli import main
 from compress.core.console import Console
 from compress.core.records.base import File
-from compress.core.records.training import Network, Normalization, Streamed, Trained, TrainingData
+from compress.core.records.training import Network, Normalization, StreamingSource, Trained, TrainingData
 from compress.core.store import Context
 from compress.data.augment import views
 from compress.data.sources import fashion
@@ -192,7 +192,7 @@ def test_steps_are_recorded_only_where_an_onnx_teacher_answers_ahead_of_them(sav
         Network("t.onnx", None, 4, 32, Normalization((0.5,) * 3, (0.25,) * 3), black_box=True), file, 0.5, 1, 1, 1, 1.0
     )
     data = TrainingData(file, file, tuple("abcd"), 32, "crop_flip", 8, 0)
-    for streamed, recordable in ((None, True), (Streamed(tmp_path, file, None, 1), False)):
+    for streamed, recordable in ((None, True), (StreamingSource(tmp_path, file, None, 1), False)):
         cache = build.teacher_cache(
             teacher, replace(data, streamed=streamed), 10, device="cpu", cache=None, warn=pytest.fail
         )
@@ -291,7 +291,9 @@ def test_a_plan_judges_no_limit_against_an_onnx_teacher_that_is_not_here(tmp_pat
 def test_a_plan_takes_the_file_as_it_is(save, tmp_path: Path):
     path = save(scorer(np.random.default_rng(0).normal(size=(10, 3)), size=48))
     settings = loader.load(Path(FLAGSHIP), [f"teacher.candidates=[{{onnx: {path}, channels: bgr}}]"]).recipe
-    (one,) = candidates.teachers(settings, tmp_path, candidates.Frame(10, 32, Normalization((0.5,) * 3, (0.25,) * 3)))
+    (one,) = candidates.teachers(
+        settings, tmp_path, candidates.InputSpec(10, 32, Normalization((0.5,) * 3, (0.25,) * 3))
+    )
     context = Context(tmp_path, "cpu", Console(silent=True), tmp_path)
     drafted = export_untrained(
         Export(),

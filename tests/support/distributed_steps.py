@@ -98,7 +98,7 @@ def main(folder: Path, dying: int, where: str, names: list[str]) -> None:
     with distributed.joined(where) as (group, device):
         for name in names:
             own = folder / (
-                name if group.first else f"{name}.beside"
+                name if group.is_main else f"{name}.beside"
             )  # as the store gives each process a folder of its own
             own.mkdir(exist_ok=True)
             train(name, own, group, device, progress=Progress(group.rank == dying))
@@ -165,7 +165,7 @@ def train(
         progress=progress,
         group=group,
     )
-    if group.first:
+    if group.is_main:
         state = {**student.state_dict(), **{f"method.{key}": value for key, value in method.state_dict().items()}}
         save_file(
             {key: value.cpu().contiguous().clone() for key, value in state.items()}, folder / "weights.safetensors"

@@ -151,7 +151,7 @@ def main(folder: Path) -> int:
         codes = []
         for name in (*TOLD, "taught"):
             own = folder / (
-                name if group.first else f"{name}.beside"
+                name if group.is_main else f"{name}.beside"
             )  # as the store gives each process a folder of its own
             own.mkdir(exist_ok=True)
             if name in TOLD:

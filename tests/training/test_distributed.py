@@ -18,7 +18,7 @@ from torch import nn
 
 from compress.cli import main
 from compress.core import distributed
-from compress.core.distributed import ALONE, Group, synchronise
+from compress.core.distributed import ALONE, Group, sync_batchnorm
 from compress.core.errors import MissingError, UsageError
 from compress.pipeline import run as pipeline
 from compress.training import precision
@@ -80,7 +80,7 @@ def test_batchnorm_is_synchronised_on_cuda_alone_and_put_back():
     student, said = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4))), []
     norm, weights = student[1][0], list(student.parameters())
 
-    back = synchronise(Group(0, 2), "cuda:0", True, said.append, student)
+    back = sync_batchnorm(Group(0, 2), "cuda:0", True, said.append, student)
     assert isinstance(student[1][0], nn.SyncBatchNorm) and all(
         a is b for a, b in zip(student.parameters(), weights, strict=True)
     )
@@ -89,7 +89,7 @@ def test_batchnorm_is_synchronised_on_cuda_alone_and_put_back():
     assert student[1][0] is norm and norm.running_mean.eq(3).all() and not said
 
     for arguments in ((Group(0, 2), "cpu", True), (Group(0, 2), "cuda:0", False), (ALONE, "cuda", True)):
-        synchronise(*arguments, said.append, student)()
+        sync_batchnorm(*arguments, said.append, student)()
         assert student[1][0] is norm
     assert (
         len(said) == 2
@@ -238,20 +238,20 @@ def test_a_killed_process_of_the_command_line_ends_the_job_and_the_job_resumes(t
 
 def test_shares_of_a_batch_are_even_and_whole():
     batch = torch.arange(15)
-    parts = [Group(rank, 4).share(batch) for rank in range(4)]
+    parts = [Group(rank, 4).shard(batch) for rank in range(4)]
     assert torch.equal(torch.cat(parts), batch) and [len(part) for part in parts] == [4, 4, 4, 3]
     with pytest.raises(UsageError, match="train.batch_size: a batch of 3 cannot be shared by 4 processes"):
-        Group(0, 4).share(batch[:3])
+        Group(0, 4).shard(batch[:3])
 
 
 def test_alone_nothing_is_asked():
     assert (
-        ALONE.first
-        and ALONE.summing is None
-        and ALONE.weigh({"ce": torch.ones(())}, 3, 3) == {"ce": 1}
-        and ALONE.word("x") == "x"
+        ALONE.is_main
+        and ALONE.gradient_reducer is None
+        and ALONE.scale_losses({"ce": torch.ones(())}, 3, 3) == {"ce": 1}
+        and ALONE.broadcast("x") == "x"
     )
-    assert ALONE.agree(True, 7) and not ALONE.agree(False, 0)
+    assert ALONE.any_rank(True, 7) and not ALONE.any_rank(False, 0)
     rows = torch.arange(3)
     assert ALONE.gather(rows) is rows
 
@@ -261,7 +261,7 @@ def test_a_training_that_goes_on_draws_other_dropout_than_it_began_with_in_every
     with torch.random.fork_rng():
         for rank, done in ((0, 0), (1, 0), (0, 40), (1, 40), (0, 41)):
             torch.manual_seed(3)
-            Group(rank, 2).spread(done=done)
+            Group(rank, 2).broadcast_parameters(done=done)
             drawn.append(torch.rand(4).tolist())
     assert len({tuple(row) for row in drawn}) == 5
 
@@ -332,7 +332,7 @@ def test_a_step_waits_for_minutes_and_the_first_processs_word_is_waited_for_over
         )
     with distributed.joined(device) as (group, own):
         assert (group, own) == (Group(1, 2, "over the CPU"), "cuda:1" if device == "cuda" else "cpu")
-        group.word(None)
+        group.broadcast(None)
     (_, started_with, connection), (_, _, waiting), (_, _, word), (_, (last,), end) = told
     assert (
         started_with == (backend,)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compress.core.distributed import AGREE
+from compress.core.distributed import ASK_EVERY_STEPS
 from compress.core.errors import Interrupted
 from tests.training.test_distributed import torchrun
 
@@ -53,12 +53,13 @@ def words(done: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.parametrize("name", ENDED)
 def test_a_signal_to_one_process_ends_all_at_the_same_step(runs, name):
     """SIGINT to the second of two, SIGTERM to the first, and both, behind different steps of the second epoch."""
-    steps = STEPS + AGREE
-    assert TOLD < steps <= TOLD + AGREE  # within so many
+    steps = STEPS + ASK_EVERY_STEPS
+    assert TOLD < steps <= TOLD + ASK_EVERY_STEPS  # within so many
     again = "interrupted in epoch 2 of 2, checkpoint kept; run the same command again to resume"
-    assert runs.said(0, name) == [f"{again} | began at (1, 0) | steps {steps} | kept (2, {AGREE}) and answers"] * 2, (
-        words(runs.answers[0])
-    )
+    assert (
+        runs.said(0, name)
+        == [f"{again} | began at (1, 0) | steps {steps} | kept (2, {ASK_EVERY_STEPS}) and answers"] * 2
+    ), words(runs.answers[0])
 
 
 def test_each_process_ends_with_the_code_of_an_interruption(runs):
@@ -70,7 +71,8 @@ def test_each_process_ends_with_the_code_of_an_interruption(runs):
 def test_the_same_command_ends_with_the_weights_and_history_of_a_training_that_nobody_ended(runs, name):
     assert runs.answers[1].returncode == 0, words(runs.answers[1])
     assert (
-        all(f"done | began at (2, {AGREE}) | " in line for line in runs.said(1, name)) and len(runs.said(1, name)) == 2
+        all(f"done | began at (2, {ASK_EVERY_STEPS}) | " in line for line in runs.said(1, name))
+        and len(runs.said(1, name)) == 2
     )
     expected, found = (load_file(runs.folder / folder / "weights.safetensors") for folder in ("whole", name))
     assert expected.keys() == found.keys() and all(torch.equal(expected[key], found[key]) for key in expected)
@@ -89,7 +91,7 @@ def test_the_gradients_of_a_step_are_one_message(runs):
     for line in runs.said(0, "whole"):
         sent = [int(number) for number in line.partition("messages [")[2].rstrip("]").split(", ")]
         assert len(sent) == 2 * STEPS
-        asked = {step for step in range(2 * STEPS) if step % STEPS % AGREE == 0}
+        asked = {step for step in range(2 * STEPS) if step % STEPS % ASK_EVERY_STEPS == 0}
         assert [sent[step] for step in range(2 * STEPS) if step not in asked] == [1] * (2 * STEPS - len(asked))
         assert [sent[step] for step in asked if step % STEPS] == [2, 2]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 CHECKPOINT = "checkpoint.pt"  # in a stage's folder: where its training goes on, until it is done
 # Fields that say how a result came about, not what it is: never part of a cache key.
-CIRCUMSTANCE = frozenset(
+EXCLUDED_FROM_KEY = frozenset(
     {
         "seconds",
         "images_per_second",
@@ -33,7 +33,7 @@ CIRCUMSTANCE = frozenset(
     }
 )
 # Fields that count only where they are set: without them a key is what it was before there was such a field.
-WHERE_SET = frozenset({"distortion", "shards_at_once"})
+IN_KEY_IF_SET = frozenset({"distortion", "shards_at_once"})
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,15 @@ def identity(value: Any) -> Any:
         return {
             name: item
             for name, item in value.model_dump(mode="json").items()
-            if item is not None or name not in WHERE_SET
+            if item is not None or name not in IN_KEY_IF_SET
         }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
             field.name: getattr(value, field.name)
             for field in dataclasses.fields(value)
-            if field.name not in CIRCUMSTANCE
+            if field.name not in EXCLUDED_FROM_KEY
         }
-        return {name: identity(item) for name, item in fields.items() if item is not None or name not in WHERE_SET}
+        return {name: identity(item) for name, item in fields.items() if item is not None or name not in IN_KEY_IF_SET}
     if isinstance(value, dict):
         return {str(key): identity(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

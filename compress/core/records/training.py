@@ -52,14 +52,14 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Held:
+class DecodedValidation:
     """The validation part of a set that stays in its files, as in evaluation: `.npy` uint8 (V, S, S, 3)."""
 
     images: File
 
 
 @dataclass(frozen=True)
-class Streamed:
+class StreamingSource:
     """How training reads pictures that stay in their files; `images` of the same record lists them, and alone is part of a key.
 
     `held`: the validation pictures, where they are decoded already. `workers`: decode processes; None: one a core.
@@ -94,7 +94,7 @@ class TrainingData:
     augment: str
     validation: float | int
     split_seed: int
-    streamed: Streamed | None = None
+    streamed: StreamingSource | None = None
     distortion: Distortion | None = None
     shards_at_once: int | None = None
 

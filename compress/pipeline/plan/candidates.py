@@ -15,7 +15,7 @@ from compress.recipe.schema import Candidate, Choice, Recipe
 
 
 @dataclass(frozen=True)
-class Subject:
+class PlanCandidate:
     """A network of a plan. `file`: an ONNX teacher's. `ships_as`: how it ships where that is not as it is named, one sentence."""
 
     role: str  # teacher | student | choice | neighbour
@@ -28,7 +28,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Frame:
+class InputSpec:
     """What all records share: classes, side of the recipe's pictures, their normalisation."""
 
     classes: int
@@ -36,9 +36,9 @@ class Frame:
     normalization: Normalization
 
 
-def teachers(recipe: Recipe, base: Path, frame: Frame) -> list[Subject]:
+def teachers(recipe: Recipe, base: Path, frame: InputSpec) -> list[PlanCandidate]:
     """Every candidate behind its own input contract; of ONNX files those that are there."""
-    found: dict[str, Subject] = {}
+    found: dict[str, PlanCandidate] = {}
     for one in recipe.teacher.candidates:
         path = None if one.onnx is None else base / Path(one.onnx).expanduser()
         if path is None or path.is_file():
@@ -54,7 +54,7 @@ def unmeasured(recipe: Recipe, base: Path) -> bool:
     )
 
 
-def _teacher(one: Candidate, path: Path | None, frame: Frame) -> Subject:
+def _teacher(one: Candidate, path: Path | None, frame: InputSpec) -> PlanCandidate:
     side = one.image_size
     if path is not None:
         from export.graph.foreign_model import fixed_image_size
@@ -70,23 +70,23 @@ def _teacher(one: Candidate, path: Path | None, frame: Frame) -> Subject:
     at = f" at {side} pixels" if contract["own_size"] else ""
     if path is not None:
         network = Network(one.title, None, frame.classes, frame.size, frame.normalization, black_box=True, **contract)
-        return Subject("teacher", f"{one.title}{at}", one.title, None, network, path)
-    return Subject(
+        return PlanCandidate("teacher", f"{one.title}{at}", one.title, None, network, path)
+    return PlanCandidate(
         "teacher", f"{name_of(one.model, one.width)}{at}", one.model, one.width, _record(one, frame, **contract)
     )
 
 
-def student(recipe: Recipe, role: str, one: Choice, frame: Frame) -> Subject:
+def student(recipe: Recipe, role: str, one: Choice, frame: InputSpec) -> PlanCandidate:
     """A student in the form in which the recipe's method ships it. Raises UsageError where the method does not take it."""
     name = name_of(one.model, one.width)
     form, teacher = compatibility.shipped_form(recipe, one, classes=frame.classes, image_size=frame.size)
     told = None
     if form is not None:
         told = f"{name} is timed as {recipe.distill.name} ships it{f' with teacher {teacher}, the largest of its forms' if teacher else ''}."
-    return Subject(role, name, one.model, one.width, _record(one, frame, deployed=form), ships_as=told)
+    return PlanCandidate(role, name, one.model, one.width, _record(one, frame, deployed=form), ships_as=told)
 
 
-def neighbour(recipe: Recipe, one: Choice, frame: Frame) -> Subject | None:
+def neighbour(recipe: Recipe, one: Choice, frame: InputSpec) -> PlanCandidate | None:
     """Another network as the student; None where the method does not take it."""
     try:
         return student(recipe, "neighbour", one, frame)
@@ -94,7 +94,7 @@ def neighbour(recipe: Recipe, one: Choice, frame: Frame) -> Subject | None:
         return None
 
 
-def _record(one: Choice | Candidate, frame: Frame, **more: Any) -> Network:
+def _record(one: Choice | Candidate, frame: InputSpec, **more: Any) -> Network:
     width = catalog.resolve_width(catalog.info(one.model), one.width)
     source = (
         custom.source_digest(one.model) if catalog.is_custom(one.model) else None

@@ -19,7 +19,7 @@ from compress.core.store import Store
 from compress.models import catalog
 from compress.pipeline.plan import alternatives as neighbours_stage
 from compress.pipeline.plan import candidates, limits, stages, table
-from compress.pipeline.plan.candidates import Subject
+from compress.pipeline.plan.candidates import PlanCandidate
 from compress.pipeline.plan.table import name_of
 from compress.recipe.schema import KNOWN_CLASSES, Choice, Choose, Recipe, Student
 from compress.stages import convert, data, quantize
@@ -33,7 +33,7 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Ground:
+class PlanContext:
     """What all networks of a plan share. `pictures` None: the data are not here, seeded noise stands in; `target` None: float ships."""
 
     recipe: Recipe
@@ -53,9 +53,9 @@ class Ground:
         return self.recipe.data.image_size or 32
 
     @property
-    def frame(self) -> candidates.Frame:
+    def frame(self) -> candidates.InputSpec:
         """What the networks' records share."""
-        return candidates.Frame(self.classes, self.size, self.normalization)
+        return candidates.InputSpec(self.classes, self.size, self.normalization)
 
 
 def ground(
@@ -65,7 +65,7 @@ def ground(
     versions: Mapping[str, str],
     where: Mapping[str, str],
     base: Path,
-) -> Ground:
+) -> PlanContext:
     """`settings` is a resolved recipe; `prepared` None where its data are not here. Raises UsageError where int8 has no rule for this machine."""
     config = settings.data
     given = (
@@ -78,7 +78,7 @@ def ground(
         if prepared is None
         else replace(data.calibration(prepared, config), count=min(config.calibration, stages.PICTURES))
     )
-    return Ground(
+    return PlanContext(
         recipe=settings,
         store=store,
         classes=len(prepared.classes) if prepared else KNOWN_CLASSES.get(config.source, UNKNOWN_CLASSES),
@@ -98,7 +98,7 @@ def ground(
     )
 
 
-def run(ground: Ground, *, neighbours: int, report: Report) -> dict[str, Any]:
+def run(ground: PlanContext, *, neighbours: int, report: Report) -> dict[str, Any]:
     """Teachers, the student (or those that `choose` picks from) and up to `neighbours` other networks; one line to `report` as each is done."""
     own, choice = ground.recipe.student.networks, ground.recipe.student.choose
     if choice is not None and not ground.recipe.device.distant and not runs_on(ground.target, isa()):
@@ -135,7 +135,7 @@ def run(ground: Ground, *, neighbours: int, report: Report) -> dict[str, Any]:
     return {**content, "sentences": list(table.sentences(content))}
 
 
-def choose(ground: Ground, *, report: Report) -> tuple[Choice, dict[str, Any]]:
+def choose(ground: PlanContext, *, report: Report) -> tuple[Choice, dict[str, Any]]:
     """What `student.choose` picks, and the plan that it was picked by. Raises StageError where no network is fast enough."""
     content = run(ground, neighbours=0, report=report)
     if content["choose"]["chosen"] is None:
@@ -167,7 +167,7 @@ def _chosen(choice: Choose, rows: list[Row], chosen: Row | None, where: str) -> 
     return {"max_latency_ms": choice.max_latency_ms, "chosen": chosen["name"] if chosen else None, "sentence": sentence}
 
 
-def _measure(ground: Ground, others: list[Subject], report: Report) -> list[Row]:
+def _measure(ground: PlanContext, others: list[PlanCandidate], report: Report) -> list[Row]:
     """One row a network; the teachers' files run in the same rounds as each network's, so that ratios hold on a noisy machine."""
     listed = [*candidates.teachers(ground.recipe, ground.base, ground.frame), *others]
     names = [one.name for one in listed]
@@ -188,7 +188,7 @@ def _measure(ground: Ground, others: list[Subject], report: Report) -> list[Row]
     return rows
 
 
-def _draft(ground: Ground, one: Subject) -> stages.Drafted:
+def _draft(ground: PlanContext, one: PlanCandidate) -> stages.Drafted:
     target = None if one.role == "teacher" else ground.target
     # Layers named by their node are the student's own; another network has other nodes.
     floats = tuple(
@@ -209,7 +209,7 @@ def _draft(ground: Ground, one: Subject) -> stages.Drafted:
     return drafted
 
 
-def _row(ground: Ground, one: Subject, drafted: stages.Drafted, references: Mapping[str, File]) -> Row:
+def _row(ground: PlanContext, one: PlanCandidate, drafted: stages.Drafted, references: Mapping[str, File]) -> Row:
     """The plan's row of one network; `speedups`: against each teacher, of the file that would ship."""
     timed = _timed(ground, one.name, drafted, references)
     titles = [f"{stage} {one.name}" for stage in STAGES]
@@ -249,12 +249,12 @@ def _row(ground: Ground, one: Subject, drafted: stages.Drafted, references: Mapp
     }
 
 
-def _timed(ground: Ground, name: str, drafted: stages.Drafted, references: Mapping[str, File]) -> stages.Timed:
+def _timed(ground: PlanContext, name: str, drafted: stages.Drafted, references: Mapping[str, File]) -> stages.Timed:
     """On the recipe's device; another one than this machine is asked anew each time, and times no teacher by itself."""
     device, threads = ground.recipe.device, ground.recipe.validate_.threads
     timed: stages.Timed
     if device.distant:
-        timed = ground.store.anew(
+        timed = ground.store.run_uncached(
             stages.TIME_ON_DEVICE,
             device,
             label=name,
@@ -288,7 +288,7 @@ def _file(file: File, precision: str, timed: stages.Timed) -> Row:
     }
 
 
-def _neighbours(ground: Ground, student: Choice, most: int) -> list[Subject]:
+def _neighbours(ground: PlanContext, student: Choice, most: int) -> list[PlanCandidate]:
     """Other networks that the recipe could name, as its method would ship them; teachers are measured anyway."""
     teachers = tuple(name_of(one.model, one.width) for one in ground.recipe.teacher.candidates if one.onnx is None)
     found = ground.store.run(

@@ -14,7 +14,7 @@ from compress.recipe.defaults import resolve
 from compress.recipe.schema import Choice, Recipe
 from compress.training import build
 
-FRAME = subjects.Frame(100, 32, Normalization((0.5,) * 3, (0.25,) * 3))
+FRAME = subjects.InputSpec(100, 32, Normalization((0.5,) * 3, (0.25,) * 3))
 RECIPE = """\
 data: {source: fashion}
 teacher: {candidates: [{model: resnet32x4}, {model: resnet8x4}]}
