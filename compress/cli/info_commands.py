@@ -13,12 +13,15 @@ from compress.core.errors import MissingError, StageError
 
 
 @click.command()
-def schema() -> int:
+@click.option("--report", is_flag=True, help="Print the JSON Schema of report.json instead.")
+def schema(report: bool) -> int:
     """Print the JSON Schema of recipes, for editors."""
     import json
 
-    from compress.recipe.schema import json_schema
-
+    if report:
+        from compress.report.schema import json_schema
+    else:
+        from compress.recipe.schema import json_schema
     say(json.dumps(json_schema(), indent=2), sys.stdout)
     return 0
 

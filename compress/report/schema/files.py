@@ -69,6 +69,9 @@ class ExportSection(ReportPart):
     )
     pictures: int | None = Field(default=None, description="validation images that it was checked on")
     rewrites: list[RewriteRow] = Field(default=[], description="float-exact rewrites, kept and refused")
+    contract: dict[str, Any] | None = Field(
+        default=None, description="always null: the student's file holds its own contract"
+    )
 
 
 class PackagedFile(ReportPart):

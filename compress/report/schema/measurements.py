@@ -27,6 +27,10 @@ class LatencySummary(ReportPart):
     p50_ci95: Interval | None = Field(
         default=None, description="95 % confidence interval of `p50` in ms, by bootstrap over rounds"
     )
+    contaminated: bool | None = Field(
+        default=None,
+        description="in `device[].photo_latency_ms` alone: whether other processes disturbed it; null: not known",
+    )
 
 
 class IslandCause(ReportPart):
