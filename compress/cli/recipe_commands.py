@@ -12,6 +12,7 @@ import click
 from compress.cli.options import artifacts_option, device_option, quiet_option, recipe_options
 from compress.core.console import Console, say, table
 from compress.core.errors import UsageError
+from compress.core.text import agree, plural
 from compress.stages import STAGES
 
 
@@ -71,8 +72,7 @@ def check(recipe: Path, overrides: tuple[str, ...], allow_code: bool) -> int:
     console.line(
         f"{recipe}: ok"
         + (
-            f", but {len(missing)} thing{'' if len(missing) == 1 else 's'} that a run needs {'is' if len(missing) == 1 else 'are'} "
-            "not there yet"
+            f", but {plural(len(missing), 'thing')} that a run needs {agree(len(missing), 'is', 'are')} not there yet"
             if missing
             else ""
         )

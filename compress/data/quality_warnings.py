@@ -6,15 +6,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
-
-def counted(count: int, what: str) -> str:
-    """`1 picture`, `1,200 pictures`."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+from compress.core.text import agree, plural
 
 
 def train_test_overlap(count: int, what: str, then: str) -> str:
     """`count` training pictures have the same `what` (bytes, pixels) as a test picture; `then`: what is done about it."""
-    return f"{counted(count, 'training picture')} {'is' if count == 1 else 'are'} also in the test part (same {what}); {then}"
+    return (
+        f"{plural(count, 'training picture')} {agree(count, 'is', 'are')} also in the test part (same {what}); {then}"
+    )
 
 
 def duplicates_across_classes(pictures: Iterable[tuple[str, int, object]], what: str) -> list[str]:
@@ -29,7 +28,7 @@ def duplicates_across_classes(pictures: Iterable[tuple[str, int, object]], what:
         return []
     shown = next(iter(pairs.values()))
     return [
-        f"{counted(len(pairs), 'picture')} {'lies' if len(pairs) == 1 else 'lie'} in two classes with the same {what} (first: {shown})"
+        f"{plural(len(pairs), 'picture')} {agree(len(pairs), 'lies', 'lie')} in two classes with the same {what} (first: {shown})"
     ]
 
 

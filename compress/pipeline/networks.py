@@ -8,6 +8,7 @@ from pathlib import Path
 from compress.core.errors import MissingError, UsageError
 from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization, Prepared
+from compress.core.text import plural
 from compress.models import catalog, checkpoints, custom
 from compress.recipe.schema import Candidate, Choice, Normalize, Recipe
 from compress.stages import teacher
@@ -128,8 +129,9 @@ class NetworkResolver:
             return None
         missing = [name for name in wanted if name not in names]
         if missing:
+            others = f" and {plural(len(missing) - 1, 'other')}" if missing[1:] else ""
             raise UsageError(
-                f"teacher {label}: classes: it has no {missing[0]!r}{f' and {len(missing) - 1} others' if missing[1:] else ''}; the data's classes are "
+                f"teacher {label}: classes: it has no {missing[0]!r}{others}; the data's classes are "
                 f"{', '.join(wanted[:5])}{', ...' if wanted[5:] else ''}"
             )
         return tuple(names.index(name) for name in wanted)

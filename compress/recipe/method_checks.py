@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from compress.core.text import agree
 from compress.models import catalog
 from compress.recipe.schema import Candidate, Choice, Distill, Train
 from compress.recipe.yaml_tree import Keys
@@ -45,7 +46,7 @@ def mistakes(
     for keys, item in networks:
         info = catalog.NETWORKS.get(item.model)
         if readers and info is not None and info.roles is None:
-            message = f"{' and '.join(readers)} read{'s' if len(readers) == 1 else ''} feature maps, which the catalogue does not name for {item.model}"
+            message = f"{' and '.join(readers)} {agree(len(readers), 'reads', 'read')} feature maps, which the catalogue does not name for {item.model}"
             yield (*keys, "model"), f"{message}; choose another network or method", frozenset({str(keys[0]), "distill"})
     fitnet, epochs = distill.fitnet, train.epochs
     if "fitnet" in methods and fitnet.mode == "two_stage" and epochs is not None and fitnet.hint_epochs >= epochs:

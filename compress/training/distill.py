@@ -11,6 +11,7 @@ from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.training import Network, Trained, TrainingData
 from compress.core.store import Context
+from compress.core.text import plural
 from compress.data import stratified
 from compress.data.augment import views
 from compress.methods import Method, build_method
@@ -184,4 +185,4 @@ def _cache_line(pictures: int, data: TrainingData, train: ResolvedTrain, cache: 
     rows = min(pictures * count, cache.capacity)
     size = (rows * cache.classes * 2 + cache.table) / 2**20
     full = "" if rows == pictures * count else ", which is all that they may take; for the rest the teacher runs"
-    return f"teacher logits: at most {rows:,} rows ({size:.1f} MiB, with their table) for {count} view{'' if count == 1 else 's'} a picture{full}"
+    return f"teacher logits: at most {rows:,} rows ({size:.1f} MiB, with their table) for {plural(count, 'view')} a picture{full}"

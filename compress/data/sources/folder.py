@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from compress.core.errors import MissingError, UsageError
+from compress.core.text import agree, plural
 from compress.data import quality_warnings
 from compress.data.splits import allocate
 
@@ -165,7 +166,7 @@ def scan(root: Path) -> FolderLayout:
         )
     if len(classes) < 2:
         raise UsageError(
-            f"{root / 'train' if split else root}: {len(classes)} class sub-folder{'' if len(classes) == 1 else 's'}, but a "
+            f"{root / 'train' if split else root}: {plural(len(classes), 'class sub-folder')}, but a "
             f"classifier needs at least two; "
             "make one sub-folder of photos for each class"
         )
@@ -315,16 +316,16 @@ def layout_warnings(layout: FolderLayout) -> list[str]:
     """Sentences on what was left out, and on a class with few pictures."""
     said = []
     if layout.ignored:
-        what = "file is no picture" if len(layout.ignored) == 1 else "files are no pictures"
-        said.append(f"{len(layout.ignored):,} {what} ({', '.join(SUFFIXES)}), left out: {_kinds(layout.ignored)}")
+        what = plural(len(layout.ignored), "file is no picture", "files are no pictures")
+        said.append(f"{what} ({', '.join(SUFFIXES)}), left out: {_kinds(layout.ignored)}")
     if layout.strayed:
         count, (path, other) = len(layout.strayed), layout.strayed[0]
-        leads = f"{quality_warnings.counted(count, 'folder')} {'leads' if count == 1 else 'lead'} to pictures of another class"
+        leads = f"{plural(count, 'folder')} {agree(count, 'leads', 'lead')} to pictures of another class"
         said.append(f"{leads}, where alone they count (first: {path}, to class {other!r})")
     if layout.unused:
         said.append(f"sub-folders not used: {', '.join(layout.unused)}")
     counts = Counter(picture.label for picture in layout.train)
     label, fewest = min(counts.items(), key=lambda item: (item[1], item[0]))
     if fewest < 10:
-        said.append(f"class {layout.classes[label]!r} has only {quality_warnings.counted(fewest, 'picture')}")
+        said.append(f"class {layout.classes[label]!r} has only {plural(fewest, 'picture')}")
     return said

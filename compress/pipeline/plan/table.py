@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from compress.core.text import agree, plural
 from compress.models import catalog
 
 Row = dict[str, Any]
@@ -100,7 +101,7 @@ def sentences(plan: dict[str, Any]) -> Iterator[str]:
 
 
 def _and_others(count: int) -> str:
-    return f", and so are those of {count} other{'' if count == 1 else 's'}" if count else ""
+    return f", and so are those of {plural(count, 'other')}" if count else ""
 
 
 def _limits(rows: list[Row]) -> Iterator[str]:
@@ -111,10 +112,8 @@ def _limits(rows: list[Row]) -> Iterator[str]:
             by_verdict.setdefault(row["requirements"][index]["verdict"], []).append(row["name"])
         met, missed = by_verdict.pop("passed", []), by_verdict.pop("failed", [])
         what = f"{LIMITS[limit['name']].format(limit['limit'])} ({limit['name']})"
-        parts = (
-            [f"{_list(met)} {'meets' if len(met) == 1 else 'meet'} {what}"] if met else [f"none is sure to meet {what}"]
-        )
-        parts += [f"{_list(missed)} {'does' if len(missed) == 1 else 'do'} not"] if missed else []
+        parts = [f"{_list(met)} {agree(len(met), 'meets', 'meet')} {what}"] if met else [f"none is sure to meet {what}"]
+        parts += [f"{_list(missed)} {agree(len(missed), 'does', 'do')} not"] if missed else []
         parts += [f"{verdict}: {_list(names)}" for verdict, names in by_verdict.items()]
         yield "; ".join(parts) + "."
 
@@ -138,7 +137,7 @@ def choice(listed: list[Row], chosen: Row | None, budget_ms: float, where: str =
             "raise max_latency_ms or list smaller networks"
         )
     larger = [row["name"] for row in listed if (row["macs"], row["params"]) > (chosen["macs"], chosen["params"])]
-    why = f"; {_list(larger)} {'is' if len(larger) == 1 else 'are'} too slow" if larger else ""
+    why = f"; {_list(larger)} {agree(len(larger), 'is', 'are')} too slow" if larger else ""
     latency = chosen[chosen["ships"]]["latency_ms"]
     there = "" if where == "here" else f" {where}"
     return f"student: {chosen['name']}, the largest of {len(listed)} within {budget_ms:,g} ms{there} ({_time(latency)} ms){why}."

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from compress.core.text import agree
 from compress.recipe.schema.base import VERSION_PATTERN, Count, Section
 from export.targets import WrongTarget, parse
 
@@ -124,7 +125,7 @@ class Quantize(Section):
         ]
         if self.search and chosen:
             raise ValueError(
-                f"search: true chooses {' and '.join(chosen)}; leave {'it' if len(chosen) == 1 else 'them'} out"
+                f"search: true chooses {' and '.join(chosen)}; leave {agree(len(chosen), 'it', 'them')} out"
             )
         return self
 
@@ -133,7 +134,7 @@ class Quantize(Section):
         given = [name for name in ("epochs", "lr") if self._is_set(name)]
         if given and self.scheme != "qat":
             raise ValueError(
-                f"{' and '.join(given)} {'belongs' if len(given) == 1 else 'belong'} to scheme: qat, but scheme is {self.scheme}"
+                f"{' and '.join(given)} {agree(len(given), 'belongs', 'belong')} to scheme: qat, but scheme is {self.scheme}"
             )
         if self.scheme == "qat" and self.search:
             raise ValueError(
