@@ -156,7 +156,7 @@ def _data(evidence: Evidence, test_images: int | None) -> DataSection:
         source=prepared.source,
         image_size=prepared.image_size,
         classes=len(prepared.classes),
-        validation_pictures=evidence.student.fp32.pictures,
+        validation_pictures=evidence.student.fp32.images,
         test_pictures=test_images,
         normalization=to_json(prepared.normalization),
     )

@@ -40,7 +40,7 @@ def _copy_files(evidence: Evidence, folder: Path) -> None:
         ("latency.npz", evidence.measured.latency_samples),
     ):
         shutil.copyfile(file.path, folder / name)
-    shutil.copyfile(evidence.measured.pictures.path, folder / "pictures.npz")
+    shutil.copyfile(evidence.measured.gallery.path, folder / "pictures.npz")
     histories: dict[str, File | None] = {"student": evidence.student.trained.history}
     for name, branch in (("student", evidence.student), ("baseline", evidence.baseline)):
         if branch is not None and branch.tuned is not None:

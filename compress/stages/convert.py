@@ -116,7 +116,7 @@ def run_convert(
         input=config.input,
         max_abs_diff=parity.max_abs_diff,
         disagreements=disagreements,
-        pictures=len(validation),
+        images=len(validation),
         rewrites=tuple(asdict(rewrite) for rewrite in rewrites),
         int8_source=File.of(source) if source.is_file() else None,
     )

@@ -105,7 +105,7 @@ def run_quantize(
         target=target,
         activation_type=settings.activations,
         weight_type="int8",
-        calibration_pictures=len(images),
+        calibration_images=len(images),
         calibrate=settings.calibrate,
         scheme="static" if tuned is None else "qat",
         float_layers=settings.float_layers,

@@ -33,7 +33,7 @@ def run_ship_float(config: str, *, context: Context, measured: Measured, test: T
     path = context.work / "pictures.npz"
     np.savez_compressed(path, **found.pictures)  # type: ignore[arg-type]
     return dataclasses.replace(
-        measured, per_class=found.per_class, slices=found.unsure, pictures=File.of(path), ships=config
+        measured, per_class=found.per_class, slices=found.unsure, gallery=File.of(path), ships=config
     )
 
 

@@ -99,7 +99,7 @@ def _proxy_reason(
     """Who made the best student, by how much, whether that is more than chance, and whether the strongest teacher is another one."""
     names = [one.network.model for one in candidates]
     one = proxies[best]
-    told = f"the student reaches {100 * one.top1_validation:.2f} % on {one.pictures:,} validation pictures after {one.epochs} epochs on {100 * one.share:g} %"
+    told = f"the student reaches {100 * one.top1_validation:.2f} % on {one.images:,} validation pictures after {one.epochs} epochs on {100 * one.share:g} %"
     second = max((i for i in range(len(proxies)) if i != best), key=lambda i: (i == index, proxies[i].top1_validation))
     ahead = f"{told} of the pictures with {names[best]}, {behind[second]} more than with {names[second]}"
     gap = behind[second]

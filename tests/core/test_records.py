@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from compress.core.records.base import EXCLUDED_FROM_KEY, File, from_json, identity, sha256_of, to_json
+from compress.core.records.base import EXCLUDED_FROM_KEY, JSON_NAMES, File, from_json, identity, sha256_of, to_json
 from compress.core.records.deployment import Exported, Extra, Measured, Packaged, Quantized, Verified
 from compress.core.records.training import (
     Distilled,
     Network,
     Normalization,
     Prepared,
+    Proxied,
     Stripped,
     Trained,
     TrainingData,
@@ -53,6 +54,16 @@ def test_a_record_comes_back_from_json_as_it_was(record):
     again = from_json(type(record), json.loads(text))
     assert again == record
     assert all(type(getattr(again, f.name)) is type(getattr(record, f.name)) for f in dataclasses.fields(record))
+
+
+def test_a_renamed_field_keeps_its_name_in_json_and_in_keys():
+    kinds = {kind.__name__: kind for kind in (Exported, Measured, Proxied, Quantized)}
+    assert kinds.keys() == JSON_NAMES.keys()
+    for name, kind in kinds.items():
+        assert JSON_NAMES[name].keys() <= {field.name for field in dataclasses.fields(kind)}
+    (quantized,) = (record for record in RECORDS if isinstance(record, Quantized))
+    for stored in (to_json(quantized), identity(quantized)):
+        assert stored["calibration_pictures"] == 512 and "calibration_images" not in stored
 
 
 def test_a_field_that_is_missing_is_an_error_unless_it_has_a_default():

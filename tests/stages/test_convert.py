@@ -30,7 +30,7 @@ def test_the_file_answers_as_recorded_on_the_validation_pictures(exported, strip
     index = training_arrays(training)[3]
     model = Model.load(exported.file.path)
     assert (model.run(images[index]).argmax(axis=1) == recorded).all() and exported.disagreements == 0
-    assert exported.pictures == len(index) == 40 and 0 < exported.max_abs_diff < 1e-4
+    assert exported.images == len(index) == 40 and 0 < exported.max_abs_diff < 1e-4
     assert model.contract.classes == training.classes and model.contract.layout == "uint8_nhwc" == exported.input
     assert model.contract.mean == pytest.approx(network.normalization.mean)
 

@@ -60,7 +60,7 @@ def test_the_record_is_the_files(quantized, exported):
         "int8" if TARGET == "arm64" else "uint8",
         "int8",
     )
-    assert quantized.calibration_pictures == 32
+    assert quantized.calibration_images == 32
     assert quantized.file.bytes < 0.5 * exported.file.bytes
     assert Model.load(quantized.file.path).target == TARGET
 

@@ -262,7 +262,7 @@ def test_a_short_distillation_sees_its_share_and_is_judged_on_validation(
     short = proxy.run_proxy(dhkd, context=work, share=0.5, **inputs)
     trained = train_student(dhkd, context=work, **inputs, share=0.5)
 
-    assert (short.pictures, short.epochs, short.share) == (40, 1, 0.5)
+    assert (short.images, short.epochs, short.share) == (40, 1, 0.5)
     assert short.top1_validation == trained.fitted.history[-1]["top1_validation"] == np.load(short.correct.path).mean()
     assert len(list((work.cache / "logits").glob("*/logits.npz"))) == 1  # the real distillation will find these logits
 

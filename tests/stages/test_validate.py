@@ -259,7 +259,7 @@ def test_bytes_that_changed_while_they_were_measured_are_refused(work, models, p
 def test_mistakes_are_the_students_alone(measured, predictions, prepared):
     labels = predictions["labels"]
     teacher, student = (predictions[f"logits/{name}"].argmax(axis=1) for name in ("teacher.onnx", "student.int8.onnx"))
-    with np.load(measured.pictures.path) as shown:
+    with np.load(measured.gallery.path) as shown:
         index = shown["index"]
         assert int(shown["total"]) == int(((teacher == labels) & (student != labels)).sum())
         assert (teacher[index] == labels[index]).all() and (student[index] != labels[index]).all()
@@ -419,7 +419,7 @@ def test_where_the_device_decided_for_float_everything_speaks_of_the_float_file(
     assert not any("float" in row for row in settled.per_class) and {row["model"] for row in settled.slices} == {
         "student.fp32.onnx"
     }
-    with np.load(settled.pictures.path) as stored:
+    with np.load(settled.gallery.path) as stored:
         assert (stored["student"] == logits[stored["index"]].argmax(axis=1)).all() and stored["total"] >= len(
             stored["images"]
         )

@@ -35,6 +35,19 @@ EXCLUDED_FROM_KEY = frozenset(
 # Fields that count only where they are set: without them a key is what it was before there was such a field.
 IN_KEY_IF_SET = frozenset({"distortion", "shards_at_once"})
 
+# Fields that were renamed: class -> field -> the name that they keep in stage.json and in cache keys.
+JSON_NAMES: dict[str, dict[str, str]] = {
+    "Exported": {"images": "pictures"},
+    "Measured": {"gallery": "pictures"},
+    "Proxied": {"images": "pictures"},
+    "Quantized": {"calibration_images": "calibration_pictures"},
+}
+
+
+def json_name(kind: type, field: str) -> str:
+    """Return the name under which a record's field is stored."""
+    return JSON_NAMES.get(kind.__name__, {}).get(field, field)
+
 
 @dataclass(frozen=True)
 class File:
@@ -55,7 +68,7 @@ class File:
 def to_json(value: Any) -> Any:
     """Plain JSON values of a record (recursive)."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {name: to_json(item) for name, item in _stored_fields(value)}
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, dict):
@@ -63,6 +76,10 @@ def to_json(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
     return value
+
+
+def _stored_fields(record: Any) -> list[tuple[str, Any]]:
+    return [(json_name(type(record), field.name), getattr(record, field.name)) for field in dataclasses.fields(record)]
 
 
 def from_json(kind: Any, data: Any) -> Any:
@@ -77,9 +94,9 @@ def from_json(kind: Any, data: Any) -> Any:
         hints = typing.get_type_hints(kind)
         return kind(
             **{
-                field.name: from_json(hints[field.name], data[field.name])
+                field.name: from_json(hints[field.name], data[json_name(kind, field.name)])
                 for field in dataclasses.fields(kind)
-                if field.name in data
+                if json_name(kind, field.name) in data
             }
         )
     if origin is tuple:
@@ -107,12 +124,11 @@ def identity(value: Any) -> Any:
             if item is not None or name not in IN_KEY_IF_SET
         }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            field.name: getattr(value, field.name)
-            for field in dataclasses.fields(value)
-            if field.name not in EXCLUDED_FROM_KEY
+        return {
+            name: identity(item)
+            for name, item in _stored_fields(value)
+            if name not in EXCLUDED_FROM_KEY and (item is not None or name not in IN_KEY_IF_SET)
         }
-        return {name: identity(item) for name, item in fields.items() if item is not None or name not in IN_KEY_IF_SET}
     if isinstance(value, dict):
         return {str(key): identity(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

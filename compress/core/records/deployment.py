@@ -19,7 +19,7 @@ class Exported:
     input: str
     max_abs_diff: float | None  # logits, onnxruntime against torch; None: there is no torch network
     disagreements: int  # predictions that differ from the recorded ones
-    pictures: int
+    images: int
     rewrites: tuple[dict[str, Any], ...]  # kept and refused, with their numbers
     contract: File | None = None  # beside a file of another project, which has none inside
     int8_source: File | None = (
@@ -55,7 +55,7 @@ class Quantized:
     target: str
     activation_type: str
     weight_type: str
-    calibration_pictures: int
+    calibration_images: int
     calibrate: str = "minmax"
     scheme: str = "static"  # static | qat
     float_layers: tuple[str, ...] = ()  # seen to run in float
@@ -113,7 +113,7 @@ class Measured:
     warnings: tuple[str, ...]
     predictions: File
     latency_samples: File
-    pictures: File
+    gallery: File  # .npz: the images that the report shows
     bundle: File  # zip
     ships: str | None = None  # the student's file that ships
     ships_because: str | None = None  # one sentence where `keep: faster` decided

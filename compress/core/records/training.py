@@ -205,7 +205,7 @@ class Proxied:
 
     top1_validation: float
     correct: File  # .npy bool (V,): which of the validation pictures it gets right, in their order
-    pictures: int  # that judged it
+    images: int  # that judged it
     epochs: int
     share: float  # of the training pictures
     seconds: float
