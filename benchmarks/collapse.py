@@ -64,7 +64,7 @@ def main(
     chosen = {name: arm for name, arm in ARMS.items() if not (pair and arm[1])}
     rounds = [
         {
-            name: _trained(path, (*own, f"seed={seed}", *overrides), place, artifacts)
+            name: trained(path, (*own, f"seed={seed}", *overrides), place, artifacts)
             for name, (path, own, _, _) in chosen.items()
         }
         for seed in seeds
@@ -102,7 +102,7 @@ def main(
     print(f"written: {out}, {plot}")
 
 
-def _trained(path: Path, overrides: tuple[str, ...], device: str, artifacts: Path) -> dict[str, Any]:
+def trained(path: Path, overrides: tuple[str, ...], device: str, artifacts: Path) -> dict[str, Any]:
     """One training: its columns by epoch."""
     loaded = loader.load(path, overrides)
     settings, store = resolve(loaded.recipe), Store(artifacts, device, Console())

@@ -3,6 +3,8 @@
     python benchmarks/reproduce.py resnet56-resnet20 dhkd --data cifar100.npz --teacher resnet56.safetensors
     python benchmarks/reproduce.py resnet56-resnet20 dhkd --data cifar100.npz --together 3                    three seeds at once, on a card
     python benchmarks/reproduce.py resnet56-resnet20 dhkd --data cifar100.npz --epochs 1 --subset 5000        a trial, never judged
+    python benchmarks/reproduce.py resnet32x4-resnet8x4 teacher --data cifar100.npz                           the teacher alone
+    python benchmarks/reproduce.py vgg13-mobilenet_v2 kd --taught-by resnet56 --teacher resnet56.safetensors  another teacher
 
 Published numbers come from training on all 50,000 pictures and are the best of 240 epochs by the 10,000 test pictures. To be held against
 them a run must do the same, so here, and nowhere else, the test pictures stand in the place of the validation pictures: they are watched
@@ -27,7 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import collapse
 import numpy as np
+import place
+import teacher_answers
 from compare_methods import METHODS, overrides, published
 from seeds import interval, mean, needed
 
@@ -36,9 +41,11 @@ from compress.core.console import Console, duration
 from compress.core.errors import CompressError, Interrupted, MissingError, UsageError
 from compress.core.files import write_atomically
 from compress.core.locks import locked
+from compress.core.store import Store
 from compress.data.sources import cifar, npz
 from compress.data.splits import carve, stratified
 from compress.pipeline import run as pipeline
+from compress.pipeline.workflow import Workflow
 from compress.recipe import loader
 from compress.recipe.defaults import resolve
 
@@ -55,7 +62,7 @@ def band(pair: str, method: str) -> float:
     """
     if method == "none":
         return 0.6
-    if pair.split("-")[1] in MOBILE:
+    if pair.split("-")[1] in MOBILE and method != "teacher":
         return 0.8
     return 1.0 if pair.startswith("wrn") else 0.5
 
@@ -114,7 +121,7 @@ def watched(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 @click.argument(
     "pair", type=click.Choice(sorted(path.stem for path in (HERE.parent / "recipes" / "cifar100").glob("*.yaml")))
 )
-@click.argument("method", type=click.Choice(METHODS))
+@click.argument("method", type=click.Choice((*METHODS, "teacher")))
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 10))
 @click.option(
     "--only", type=click.IntRange(0, 9), help="train this seed and write no result; the whole command then finds it"
@@ -134,6 +141,9 @@ def watched(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 @click.option(
     "--teacher", type=click.Path(path_type=Path), help="checkpoint of the teacher; default: trained here by the recipe"
 )
+@click.option("--taught-by", metavar="MODEL", help="another teacher than the pair's; with it nothing was published")
+@click.option("--set", "more", multiple=True, metavar="KEY=VALUE", help="further overrides of the recipe")
+@click.option("--no-export", is_flag=True, help="train alone: neither ONNX nor int8, so the int8 accuracy is left out")
 @click.option(
     "--epochs", type=click.IntRange(1), help="a trial: fewer epochs of the student (and of a teacher trained here)"
 )
@@ -153,53 +163,66 @@ def main(
     together: int,
     data: Path | None,
     teacher: Path | None,
+    taught_by: str | None,
+    more: tuple[str, ...],
+    no_export: bool,
     epochs: int | None,
     subset: int | None,
     device: str,
     artifacts: Path,
     out: Path | None,
 ) -> None:
-    """Train METHOD on PAIR as the papers do and judge the mean of the best epochs."""
+    """Train METHOD on PAIR as the papers do and judge the mean of the best epochs; the method "teacher": its teacher."""
     trial = epochs is not None or subset is not None
-    name = f"reproduce-{pair}-{method}"
+    shown = pair if taught_by is None else f"{taught_by}-{pair.split('-')[1]}"
+    name = f"reproduce-{shown}-{method}"
     out = out or (artifacts / f"{name}-trial.json" if trial else HERE / "results" / f"{name}.json")
     command = shlex.join(["python", "benchmarks/reproduce.py", *sys.argv[1:]])
     try:
-        arrays = _pictures(data)
+        arrays = pictures(data)
         changes = (
-            *overrides(method),
-            *_teacher(pair, teacher, epochs),
+            *overrides("none" if method == "teacher" else method),
+            *teacher_of(pair, teacher, taught_by, epochs),
             *((f"train.epochs={epochs}",) if epochs else ()),
             f"name={name}",
+            *more,
         )
-        if not trial and pipeline.resolve_device(device) == "cpu":
+        if not trial and method != "teacher" and pipeline.resolve_device(device) == "cpu":
             print(_time(pair, changes, arrays, seeds), flush=True)
         if subset:
             arrays = _part(arrays, subset)
         changes = (
             *changes,
-            *_stored(arrays, artifacts.absolute() / f"cifar100-watched{f'-{subset}' if subset else ''}.npz"),
+            *stored(
+                watched(arrays),
+                artifacts.absolute() / f"cifar100-watched{f'-{subset}' if subset else ''}.npz",
+                len(arrays["test_labels"]),
+            ),
         )
         print(
             "as in the papers the test pictures are watched after every epoch: the warning that they are in both parts is right",
             flush=True,
         )
+        run = _teacher_alone if method == "teacher" else _trained if no_export else _run
         runs: list[dict[str, Any]] = []
         if only is not None:
             print(
-                f"seed {only}: best epoch {_run(pair, (*changes, f'seed={only}'), only, artifacts, device)['best']:.2f} %"
+                f"seed {only}: best epoch {run(pair, (*changes, f'seed={only}'), only, artifacts, device)['best']:.2f} %"
             )
             return
-        if together > 1:
-            _at_once(seeds, together, artifacts / name)
-        for seed in range(seeds):
-            runs.append(_run(pair, (*changes, f"seed={seed}"), seed, artifacts, device))
+        if together > 1 and method != "teacher":
+            teacher_answers.ask(
+                recipe_of(pair), changes, method, range(seeds), pipeline.resolve_device(device), artifacts
+            )
+            at_once(range(seeds), together, artifacts / name)
+        for seed in range(1 if method == "teacher" else seeds):
+            runs.append(run(pair, (*changes, f"seed={seed}"), seed, artifacts, device))
             content = {
                 "command": command,
-                "pair": pair,
+                "pair": shown,
                 "method": method,
                 "trial": trial,
-                **_result(pair, method, runs, trial),
+                **_result(shown, method, runs, trial),
             }
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(content, indent=1) + "\n")
@@ -210,7 +233,7 @@ def main(
     sys.exit(EXIT_CODES[content["verdict"]])
 
 
-def _pictures(source: Path | None) -> dict[str, np.ndarray]:
+def pictures(source: Path | None) -> dict[str, np.ndarray]:
     """CIFAR-100 as the product's five arrays. Raises MissingError where nothing is."""
     if source is not None and not source.exists():
         raise MissingError(f"{source} does not exist; --data wants an npz file or the folder of cifar-100-python")
@@ -229,23 +252,38 @@ def _part(arrays: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
     return {**arrays, **{key: arrays[key][index] for key in ("train_images", "train_labels")}}
 
 
-def _teacher(pair: str, weights: Path | None, epochs: int | None) -> tuple[str, ...]:
-    """A checkpoint must reach the published accuracy of its kind; its interval decides, see `expect_top1`."""
+def recipe_of(pair: str) -> Path:
+    """Name the pair's recipe."""
+    return HERE.parent / "recipes" / "cifar100" / f"{pair}.yaml"
+
+
+def teacher_of(pair: str, weights: Path | None, taught_by: str | None, epochs: int | None) -> tuple[str, ...]:
+    """Override the recipe's teacher. A checkpoint must reach the published accuracy of its kind, see `expect_top1`.
+
+    Raises: UsageError where nothing is published of a teacher whose checkpoint is given, MissingError without the file.
+    """
+    model = taught_by or pair.split("-")[0]
     if weights is None:
-        return (f"teacher.candidates.0.train.epochs={epochs}",) if epochs else ()
-    candidate = {
-        "model": pair.split("-")[0],
-        "weights": str(weights.absolute()),
-        "expect_top1": published()[pair]["teacher"] / 100,
-    }
+        return (
+            *((f"teacher.candidates.0.model={model}",) if taught_by else ()),
+            *((f"teacher.candidates.0.train.epochs={epochs}",) if epochs else ()),
+        )
+    expected = [row["teacher"] for name, row in published().items() if name.split("-")[0] == model]
+    if not expected:
+        raise UsageError(
+            f"--taught-by {model}: no accuracy of this teacher is published, so a checkpoint cannot be checked"
+        )
+    if not weights.is_file():
+        raise MissingError(f"{weights} does not exist; --teacher wants a checkpoint of {model}")
+    candidate = {"model": model, "weights": str(weights.absolute()), "expect_top1": expected[0] / 100}
     return (f"teacher.candidates={json.dumps([candidate])}",)
 
 
-def _stored(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
+def stored(arrays: dict[str, np.ndarray], path: Path, validation: int) -> tuple[str, ...]:
     """Write what the product reads; what `--set` makes it read that."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
-    np.savez(content, **watched(arrays))  # type: ignore[arg-type]
+    np.savez(content, **arrays)  # type: ignore[arg-type]
     with locked(path.with_suffix(".lock")):  # another process of --only may write and read it
         write_atomically(path, content.getvalue())
     constants = cifar.SETS["cifar100"]
@@ -253,14 +291,14 @@ def _stored(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
     return (
         "data.source=npz",
         f"data.root={path}",
-        f"data.validation={len(arrays['test_labels'])}",
+        f"data.validation={validation}",
         f"data.normalize={normalize}",
     )
 
 
 def _time(pair: str, changes: tuple[str, ...], arrays: dict[str, np.ndarray], seeds: int) -> str:
     """How long the protocol takes on this CPU, from the first steps of teacher and student."""
-    path = HERE.parent / "recipes" / "cifar100" / f"{pair}.yaml"
+    path = recipe_of(pair)
     settings = resolve(loader.load(path, changes).recipe)
     own = settings.teacher.candidates[0].train
     few = _part(
@@ -297,21 +335,14 @@ def _time(pair: str, changes: tuple[str, ...], arrays: dict[str, np.ndarray], se
 
 def _run(pair: str, changes: tuple[str, ...], seed: int, artifacts: Path, device: str) -> dict[str, Any]:
     """One `compress run`: the best and the last epoch by the test pictures, per cent."""
-    loaded = loader.load(
-        HERE.parent / "recipes" / "cifar100" / f"{pair}.yaml",
-        (*changes, "distill.baseline=false", "require={}", "validate.repeats=16"),
-    )
+    loaded = loader.load(recipe_of(pair), (*changes, "distill.baseline=false", "require={}", "validate.repeats=16"))
     outcome = pipeline.run(loaded, artifacts=artifacts, device=device, until=None, force=(), console=Console())
     assert outcome.report is not None and outcome.run_folder is not None  # no --until
     with (outcome.run_folder / "history" / "student.csv").open() as stream:
         epochs = [100 * float(row["top1_validation"]) for row in csv.DictReader(stream)]
     report = outcome.report
     return {
-        "seed": seed,
-        "best": max(epochs),
-        "best_epoch": 1 + epochs.index(max(epochs)),
-        "last": epochs[-1],
-        "epochs": len(epochs),
+        **_epochs(seed, epochs),
         "int8_of_last": next(
             (100 * row["top1"] for row in report["models"] if row["file"] == "student.int8.onnx"), None
         ),
@@ -325,19 +356,57 @@ def _run(pair: str, changes: tuple[str, ...], seed: int, artifacts: Path, device
     }
 
 
-def _at_once(seeds: int, together: int, log: Path) -> None:
-    """Train all seeds by processes of their own, so many at once, and none behind one that fails: that fails again, and is said, when its result is asked for.
+def _trained(pair: str, changes: tuple[str, ...], seed: int, artifacts: Path, device: str) -> dict[str, Any]:
+    """Train one student and stop there: the same row without what exporting it would say."""
+    one = collapse.trained(recipe_of(pair), changes, pipeline.resolve_device(device), artifacts)
+    epochs = [100 * value for value in one["columns"]["top1_validation"]]
+    return {
+        **_epochs(seed, epochs),
+        **{key: one[key] for key in ("seconds", "precision", "threads", "images_per_second")},
+        "environment": place.environment(pipeline.resolve_device(device)),
+    }
 
-    Raises Interrupted on Ctrl-C or SIGTERM, when all have ended.
+
+def _teacher_alone(pair: str, changes: tuple[str, ...], seed: int, artifacts: Path, device: str) -> dict[str, Any]:
+    """Train the pair's teacher, or check its checkpoint; its row has no student."""
+    device = pipeline.resolve_device(device)
+    loaded = loader.load(recipe_of(pair), changes)
+    work = Workflow(loaded, resolve(loaded.recipe), Store(artifacts, device, Console()))
+    teacher = work.selected()[1].teacher
+    epochs = [100 * teacher.top1_validation]
+    if teacher.history is not None:
+        with teacher.history.path.open(newline="") as stream:
+            epochs = [100 * float(row["top1_validation"]) for row in csv.DictReader(stream)]
+    numbers = {key: getattr(teacher, key) for key in ("seconds", "precision", "threads", "images_per_second", "params")}
+    return {**_epochs(seed, epochs), **numbers, "environment": place.environment(device)}
+
+
+def _epochs(seed: int, epochs: list[float]) -> dict[str, Any]:
+    """Sum up a training by its accuracy after each epoch, per cent."""
+    best = max(epochs)
+    return {
+        "seed": seed,
+        "best": best,
+        "best_epoch": 1 + epochs.index(best),
+        "last": epochs[-1],
+        "epochs": len(epochs),
+    }
+
+
+def at_once(numbers: Sequence[int], together: int, log: Path, title: str = "seed") -> None:
+    """Run this script once a number (`--only`), each in a process of its own, `together` of them at a time.
+
+    No process begins behind one that failed: that one fails again, with its sentence, when its result is asked for.
+    Raises: Interrupted on Ctrl-C or SIGTERM, when all have ended.
     """
-    waiting, running = list(range(seeds)), dict[int, subprocess.Popen[bytes]]()
+    waiting, running = list(numbers), dict[int, subprocess.Popen[bytes]]()
     path = {seed: log.with_name(f"{log.name}-{seed}.log") for seed in waiting}
     before = signal.signal(signal.SIGTERM, exit_codes.as_interrupt)
     try:
         while waiting or running:
             while waiting and len(running) < together:
                 seed = waiting.pop(0)
-                print(f"seed {seed}: begins, see {path[seed]}", flush=True)
+                print(f"{title} {seed}: begins, see {path[seed]}", flush=True)
                 with path[seed].open("ab") as stream:
                     running[seed] = subprocess.Popen(
                         [sys.executable, *sys.argv, "--together", "1", "--only", str(seed)],
@@ -350,7 +419,7 @@ def _at_once(seeds: int, together: int, log: Path) -> None:
                 (seed, code) for seed, process in running.items() if (code := process.poll()) is not None
             ]:
                 del running[seed]
-                print(f"seed {seed}: {'done' if code == 0 else f'ended with {code}, see {path[seed]}'}", flush=True)
+                print(f"{title} {seed}: {'done' if code == 0 else f'ended with {code}, see {path[seed]}'}", flush=True)
                 waiting = waiting if code == 0 else []
     except KeyboardInterrupt:
         raise Interrupted("interrupted; each training keeps its checkpoint") from None
@@ -364,7 +433,7 @@ def _at_once(seeds: int, together: int, log: Path) -> None:
 
 def _result(pair: str, method: str, runs: list[dict[str, Any]], trial: bool) -> dict[str, Any]:
     """Means, the verdict, and the runs."""
-    best, known = [run["best"] for run in runs], published()[pair].get(method)
+    best, known = [run["best"] for run in runs], published().get(pair, {}).get(method)
     if trial or known is None:
         why = "a trial" if trial else "there is no published number"
         verdict = {

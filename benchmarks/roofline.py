@@ -233,13 +233,13 @@ def _traffic(run: Callable[[], object]) -> tuple[int, int]:
 class _Known:
     """Logits that are there already."""
 
-    recordable, far = True, 0
+    recordable, prefetch_limit = True, 0
 
-    def ahead(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+    def prefetch_logits(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
         return None
 
-    def answer(self, known: Tensor | None, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
-        return None if known is None else known.float(), {}
+    def forward(self, cached_logits: Tensor | None, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        return None if cached_logits is None else cached_logits.float(), {}
 
     def merge(self, gather: Callable[[Tensor], Tensor]) -> None: ...
 

@@ -222,18 +222,22 @@ def _accuracy(study: dict[str, Any] | None) -> str:
 
 def _pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
     """uint8 (count, 32, 32, 3) and labels (count,)."""
-    from PIL import Image
-
     root = os.environ.get("COMPRESS_TEST_DATA")
     folder = Path(root) / "cifar100" if root else None
     labels = np.arange(count) % CLASSES
     if folder is None or not folder.is_dir():
         return np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), labels
-    parts = []
-    for path in sorted(folder.glob("train-*.webp"))[: -(-count // 5000)]:
-        sheet = np.asarray(Image.open(path).convert("RGB"))
-        parts.append(sheet.reshape(50, 32, 100, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3))
-    return np.concatenate(parts)[:count], labels
+    return np.concatenate([sheet(path) for path in sorted(folder.glob("train-*.webp"))[: -(-count // 5000)]])[
+        :count
+    ], labels
+
+
+def sheet(path: Path) -> np.ndarray:
+    """Read a sheet of 50 rows of 100 images of 32x32 pixels: uint8 (5000, 32, 32, 3)."""
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    return pixels.reshape(50, 32, 100, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
 
 
 def _row(setting: Setting, teacher: str, student: str, rounds: int) -> dict:

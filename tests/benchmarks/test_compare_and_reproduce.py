@@ -170,7 +170,9 @@ def test_several_seeds_at_once_are_processes_of_their_own(tmp_path, monkeypatch,
     )
     monkeypatch.setattr("sys.argv", [str(script), "pair", "--together", "2"])
 
-    reproduce._at_once(9, 2, tmp_path / "pair")  # a seed that fails there fails again where its result is asked for
+    reproduce.at_once(
+        range(9), 2, tmp_path / "pair"
+    )  # a seed that fails there fails again where its result is asked for
 
     running = [1 if line == "begin" else -1 for line in told.read_text().split()]
     count, said = len(running) // 2, capsys.readouterr().out.splitlines()
@@ -198,7 +200,7 @@ def test_seeds_at_once_end_with_the_process_that_began_them(tmp_path, sent):
         f"else:\n    sys.path[:0] = [{str(ROOT / 'benchmarks')!r}, {str(ROOT)!r}]\n    import reproduce\n"
         "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "    from compress.core.errors import Interrupted\n"
-        "    try:\n        reproduce._at_once(2, 2, Path('log'))\n    except Interrupted as error:\n        print(error)\n"
+        "    try:\n        reproduce.at_once(range(2), 2, Path('log'))\n    except Interrupted as error:\n        print(error)\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     end = time.monotonic() + 60
