@@ -67,8 +67,8 @@ def check(recipe: Path, overrides: tuple[str, ...], allow_code: bool) -> int:
 
     console = Console()
     notes, missing = probe.check(loaded)
-    for note in (*loaded.notices, *notes, *missing):
-        console.notice(note)
+    for note in (*loaded.warnings, *notes, *missing):
+        console.notice(str(note))
     console.line(
         f"{recipe}: ok"
         + (
@@ -89,8 +89,8 @@ def show(recipe: Path, overrides: tuple[str, ...], allow_code: bool, artifacts: 
     from compress.recipe.loader import dump
 
     loaded = _load(recipe, overrides, allow_code)
-    for notice in loaded.notices:
-        say(f"note: {notice}", sys.stderr)
+    for warning in loaded.warnings:
+        say(f"note: {warning}", sys.stderr)
     if loaded.recipe.student.choose is not None:
         say(f"note: {_picked(loaded, artifacts)}", sys.stderr)
     say(dump(resolve(loaded.recipe)).rstrip(), sys.stdout)

@@ -1,4 +1,4 @@
-"""What is probably wrong with a set of pictures, as sentences: they go with the data stage's result into every run's report."""
+"""Warnings about a data set. The data stage keeps them in its result, so that every run reports them."""
 
 from __future__ import annotations
 
@@ -6,42 +6,58 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from compress.core.records.warnings import RunWarning
 from compress.core.text import agree, plural
 
 
-def train_test_overlap(count: int, what: str, then: str) -> str:
-    """`count` training pictures have the same `what` (bytes, pixels) as a test picture; `then`: what is done about it."""
-    return (
-        f"{plural(count, 'training picture')} {agree(count, 'is', 'are')} also in the test part (same {what}); {then}"
-    )
+def train_test_overlap(count: int, what: str, then: str, *, affects_verdict: bool) -> RunWarning:
+    """Build the warning that training images are also test images.
+
+    Args:
+        count: how many training images there are again in the test part.
+        what: what is compared, "bytes" or "pixels".
+        then: what is done about it.
+        affects_verdict: whether the copies stay, so that the test accuracy may be flattered.
+    """
+    overlap = f"{plural(count, 'training image')} {agree(count, 'is', 'are')} also in the test part (same {what})"
+    return RunWarning(f"{overlap}; {then}", affects_verdict)
 
 
-def duplicates_across_classes(pictures: Iterable[tuple[str, int, object]], what: str) -> list[str]:
-    """A sentence on pictures that lie in two classes: `pictures` are (name, class number, content or its hash), `what` is compared (bytes, pixels)."""
+def duplicates_across_classes(images: Iterable[tuple[str, int, object]], what: str) -> list[RunWarning]:
+    """Return a warning where one image lies in two classes, else an empty list.
+
+    Args:
+        images: (name, class number, content or its hash) of each image.
+        what: what is compared, "bytes" or "pixels".
+    """
     first: dict[object, tuple[str, int]] = {}
     pairs: dict[object, str] = {}
-    for name, label, content in pictures:
+    for name, label, content in images:
         other, known = first.setdefault(content, (name, label))
         if known != label:
             pairs.setdefault(content, f"{other} and {name}")
     if not pairs:
         return []
     shown = next(iter(pairs.values()))
-    return [
-        f"{plural(len(pairs), 'picture')} {agree(len(pairs), 'lies', 'lie')} in two classes with the same {what} (first: {shown})"
-    ]
+    lie = f"{plural(len(pairs), 'image')} {agree(len(pairs), 'lies', 'lie')} in two classes"
+    return [RunWarning(f"{lie} with the same {what} (first: {shown})", affects_verdict=True)]
 
 
-def classes_without_images(classes: tuple[str, ...], train: np.ndarray, test: np.ndarray) -> list[str]:
-    """Sentences on classes without pictures in a part; labels int64 (N,) of both. Validation has pictures of each class that training has."""
-    said = []
+def classes_without_images(classes: tuple[str, ...], train: np.ndarray, test: np.ndarray) -> list[RunWarning]:
+    """Return a warning for each part in which classes have no images.
+
+    Args:
+        classes: the names of the classes.
+        train: labels int64 (N,) of the training part. The validation part has images of the same classes.
+        test: labels int64 (M,) of the test part.
+    """
+    found = []
     for parts, labels in (("training or validation", train), ("test", test)):
         counts = np.bincount(labels, minlength=len(classes))
         gone = [repr(name) for name, count in zip(classes, counts, strict=True) if not count]
         if len(gone) == 1:
-            said.append(f"class {gone[0]} has no {parts} pictures")
+            found.append(f"class {gone[0]} has no {parts} images")
         elif gone:
-            said.append(
-                f"{len(gone)} classes have no {parts} pictures: {', '.join(gone[:3])}{', ...' if gone[3:] else ''}"
-            )
-    return said
+            first = f"{', '.join(gone[:3])}{', ...' if gone[3:] else ''}"
+            found.append(f"{len(gone)} classes have no {parts} images: {first}")
+    return [RunWarning(text, affects_verdict=True) for text in found]

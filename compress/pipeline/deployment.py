@@ -11,6 +11,7 @@ from compress.core.errors import MissingError, StageError
 from compress.core.records.base import File
 from compress.core.records.deployment import Exported, Measured, ModelFile, Packaged, Tuned, Verified
 from compress.core.records.training import CalibrationData, Distilled, Stripped, Trained
+from compress.core.records.warnings import RunWarning
 from compress.data.sources import prepare
 from compress.recipe.defaults import student_train
 from compress.recipe.schema import Quantize, ResolvedQat
@@ -134,7 +135,7 @@ class Deployment:
         models = model_files(teacher, students[0], students[1] if len(students) > 1 else None)
         distant = settings.device.distant
         narrow = None if distant else too_many_threads(settings.validate_.threads)
-        workflow.guesses += workflow.warn([narrow] if narrow else [])
+        workflow.warn([RunWarning(narrow, affects_verdict=True)] if narrow else [])
         measured: Measured = self.store.run(
             VALIDATE,
             settings.validate_.model_copy(update={"sustained_seconds": 0}) if distant else settings.validate_,
@@ -174,9 +175,10 @@ class Deployment:
         """Decide which file ships, by the device's times where `validate` could not ask it, and warn about the numbers."""
         self.store.reach("package")
         workflow, measured = self.workflow, self._keep_faster(measured, verified)
-        workflow.guesses += workflow.warn(majority_baseline.of_shipped(measured))
+        workflow.warn(majority_baseline.of_shipped(measured))
         if not self.settings.device.distant:  # this machine's times say nothing about another device's files
-            workflow.warn(list(measured.warnings))
+            for text in measured.warnings:
+                self.store.console.warn(text)
         return measured
 
     def _keep_faster(self, measured: Measured, verified: Verified) -> Measured:

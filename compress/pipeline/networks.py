@@ -8,6 +8,7 @@ from pathlib import Path
 from compress.core.errors import MissingError, UsageError
 from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization, Prepared
+from compress.core.records.warnings import RunWarning
 from compress.core.text import plural
 from compress.models import catalog, checkpoints, custom
 from compress.recipe.schema import Candidate, Choice, Normalize, Recipe
@@ -32,23 +33,23 @@ class NetworkResolver:
     prepared: Prepared
     base: Path
 
-    def notices(self) -> list[str]:
-        """What a user may want to know of checkpoints."""
-        notices, settings = list[str](), self.settings
+    def warnings(self) -> list[RunWarning]:
+        """Return a warning for each checkpoint and ONNX file that does not name its normalisation."""
+        found, settings = list[str](), self.settings
         weights = [(one.model, one.weights, one.normalize) for one in settings.teacher.candidates if one.onnx is None]
         for one in settings.teacher.candidates:
             if one.onnx is not None and one.normalize is None and settings.data.normalize is None:
-                notices.append(
+                found.append(
                     f"{one.title}: it says no normalisation, so the data's is used; set `normalize` if it was trained with another"
                 )
         weights += [(one.model, one.weights, None) for one in settings.student.networks]
         for model, key, normalize in weights:
             known = catalog.info(model).family == "photos"  # published as files, all with one normalisation
             if is_file(key) and normalize is None and settings.data.normalize is None and not known:
-                notices.append(
+                found.append(
                     f"{model}: its checkpoint says no normalisation, so the data's is used; set `normalize` if it was trained with another"
                 )
-        return notices
+        return [RunWarning(text) for text in found]
 
     def network(self, one: Choice | Candidate) -> Network:
         """A network carries its own normalisation: the recipe's word for it, else that of its published weights, else the data's."""

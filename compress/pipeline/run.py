@@ -58,8 +58,8 @@ def _run(loaded: Loaded, store: Store, until: str | None) -> RunResult:
     settings = resolve(loaded.recipe)
     artifacts, console = store.root, store.console
     work = Workflow(loaded, settings, store)
-    for notice in loaded.notices:
-        console.notice(notice)
+    for warning in loaded.warnings:
+        console.notice(warning.text)
     try:
         evidence = work.run(started=f"{now:%Y-%m-%d %H:%M:%S} UTC")
     except StopAfter:

@@ -5,7 +5,7 @@ Teacher, distill, strip, convert, tune, quantize, validate, device, package, rep
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,6 +24,7 @@ from compress.core.records.training import (
     Trained,
     TrainingData,
 )
+from compress.core.records.warnings import RunWarning
 from compress.core.store import StopAfter, Store
 from compress.data.sources import prepare
 from compress.methods import compatibility
@@ -71,10 +72,9 @@ class Workflow:
         root = settings.data.root
         self.root = (self.base / Path(root).expanduser()).resolve() if root else None
         self.prepared, self.training = self._prepare()
+        self.warnings: list[RunWarning] = []
         # These are shown in every run, whether or not the data was reused.
-        self.cautions = self.warn([f"data: {text}" for text in self.prepared.cautions])
-        self.doubts = self.warn([f"data: {text}" for text in self.prepared.warnings])
-        self.guesses: list[str] = []
+        self.warn(replace(warning, text=f"data: {warning}") for warning in self.prepared.run_warnings)
 
     def run(self, started: str) -> Evidence:
         """Run everything up to the report. Raises StopAfter where the store leaves later stages out (`--until`)."""
@@ -135,7 +135,7 @@ class Workflow:
         for row in teacher_choice.rows(candidates, selected) if selected.proxies else ():
             self.store.console.line(teacher_choice.proxy_line(row))
         self.store.console.line(f"teacher: {selected.reason}")
-        self.guesses += self.warn(majority_baseline.of_teacher(selected.teacher, self.training))
+        self.warn(majority_baseline.of_teacher(selected.teacher, self.training))
         return candidates, selected
 
     def selected(self) -> tuple[list[Trained], teacher_choice.Selected]:
@@ -273,17 +273,16 @@ class Workflow:
             },
             command=self.loaded.command,
             started=started,
-            cautions=(*self.guesses, *self.cautions),
-            notices=(*self.doubts, *self.loaded.notices, *self.networks.notices()),
+            warnings=(*self.warnings, *self.loaded.warnings, *self.networks.warnings()),
             where=places(self.loaded),
             plan=plan,
         )
 
-    def warn(self, sentences: list[str]) -> list[str]:
-        """Print warnings and return them."""
-        for sentence in sentences:
-            self.store.console.warn(sentence)
-        return sentences
+    def warn(self, warnings: Iterable[RunWarning]) -> None:
+        """Print warnings and keep them for the report."""
+        for warning in warnings:
+            self.store.console.warn(warning.text)
+            self.warnings.append(warning)
 
     @property
     def networks(self) -> NetworkResolver:

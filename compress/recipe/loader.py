@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from compress.core.errors import Problem, RecipeError
+from compress.core.records.warnings import RunWarning
 from compress.recipe import cross_checks, yaml_tree
 from compress.recipe.error_messages import explain
 from compress.recipe.flat_keys import is_flat, not_in_method, section_key, selected_method, sort_flat_keys
@@ -24,12 +25,12 @@ from compress.recipe.yaml_tree import Keys, Tree, dotted
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checked recipe and where its values stand. `name` is the recipe's name or the file's; `notices` are sentences for the user."""
+    """A checked recipe and where its values stand. `name` is the recipe's name or the file's."""
 
     recipe: Recipe
     path: Path
     name: str
-    notices: tuple[str, ...]
+    warnings: tuple[RunWarning, ...]
     tree: Tree = field(repr=False, compare=False)
     flags: tuple[
         str, ...
@@ -67,19 +68,20 @@ def load(path: Path, overrides: Sequence[str] = (), *, allow_code: bool = False)
     tree = yaml_tree.read(path)
     problems = tree.problems
     parsed = [item for number, text in enumerate(overrides, 1) if (item := parse_override(text, number, problems))]
-    notices = _sort_and_override(tree, parsed, problems)
+    remarks = _sort_and_override(tree, parsed, problems)
     _fill_empty(tree.data, Recipe)
-    recipe = _validate(tree, problems, notices, allow_code=allow_code)
+    recipe = _validate(tree, problems, remarks, allow_code=allow_code)
     if problems or recipe is None:
         raise RecipeError(sorted(problems, key=_position))
     name = recipe.name or re.sub(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]", "-", path.stem).strip("-") or "recipe"
-    notices += [f"{tree.place(keys).key}: {sentence}" for keys, sentence in cross_checks.remarks(recipe)]
+    remarks += [f"{tree.place(keys).key}: {sentence}" for keys, sentence in cross_checks.remarks(recipe)]
+    warnings = tuple(RunWarning(text) for text in remarks)
     flags = (*(word for text in overrides for word in ("--set", text)), *(("--allow-code",) if allow_code else ()))
-    return Loaded(recipe.model_copy(update={"name": name}), path, name, tuple(notices), tree, flags)
+    return Loaded(recipe.model_copy(update={"name": name}), path, name, warnings, tree, flags)
 
 
 def _sort_and_override(tree: Tree, overrides: list[Override], problems: list[Problem]) -> list[str]:
-    """Sort distill's flat keys into their method's section and apply the overrides in order; return notices."""
+    """Sort distill's flat keys into their method's section and apply the overrides in order; return remarks."""
     moved, named = sort_flat_keys(tree, problems), selected_method(tree)
     flat = [item for item in overrides if is_flat(item.keys, item.data)]
     for item in overrides:
@@ -122,7 +124,7 @@ def _fill_empty(data: Any, section: type[Section]) -> None:
             _fill_empty(data[key], info.annotation)
 
 
-def _validate(tree: Tree, problems: list[Problem], notices: list[str], *, allow_code: bool) -> Recipe | None:
+def _validate(tree: Tree, problems: list[Problem], remarks: list[str], *, allow_code: bool) -> Recipe | None:
     """Schema, then what holds between keys; None where the schema alone is broken."""
     wrong: list[Keys] = []
     if "validate_" in tree.data:  # the field's Python name is no key
@@ -145,7 +147,7 @@ def _validate(tree: Tree, problems: list[Problem], notices: list[str], *, allow_
         for item in cross_checks.contradictions(recipe):
             problem = _problem(tree, item.keys, item.message, item.at)
             if item.excuse in tree.places and tree.places[item.excuse].flag > tree.place(item.keys).flag:
-                notices.append(str(problem))
+                remarks.append(str(problem))
             elif not broken & item.sections:
                 problems.append(problem)
     return recipe

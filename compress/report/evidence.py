@@ -8,6 +8,7 @@ from typing import Any
 
 from compress.core.records.deployment import Exported, Measured, ModelFile, Packaged, Quantized, Tuned, Verified
 from compress.core.records.training import Distilled, Prepared, Stripped, Trained
+from compress.core.records.warnings import RunWarning
 from compress.recipe.schema import Recipe
 from compress.verdict.teacher_choice import Selected
 
@@ -32,7 +33,7 @@ class Branch:
 class Evidence:
     """Everything that the report is made of.
 
-    `cautions`: why the verdict may mean little. `where`: requirement -> path:line:column in the recipe. `plan`: what
+    `warnings`: all but those of the measurements. `where`: requirement -> path:line:column in the recipe. `plan`: what
     `student.choose` picked by.
     """
 
@@ -52,8 +53,7 @@ class Evidence:
     environment: Mapping[str, Any]
     command: str
     started: str
-    cautions: tuple[str, ...]
-    notices: tuple[str, ...]
+    warnings: tuple[RunWarning, ...]
     where: Mapping[str, str]
     plan: dict[str, Any] | None = None
     packaged: Packaged | None = None

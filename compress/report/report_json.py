@@ -12,6 +12,7 @@ from typing import Any
 from compress.core.records.base import to_json
 from compress.core.records.deployment import Exported, Packaged
 from compress.core.records.training import Stripped
+from compress.core.records.warnings import texts
 from compress.models.size_warning import size_increase_warning
 from compress.report.device_answer import merge
 from compress.report.evidence import Branch, Evidence
@@ -59,6 +60,7 @@ def assemble(evidence: Evidence) -> Report:
     plain = {row.file for row in extra}
     comparisons = [ComparisonRow.model_validate(row) for row in evidence.measured.comparisons]
     times = stages(evidence.seconds, evidence.reused)
+    cautions = list(texts(evidence.warnings, affects_verdict=True))
     report = Report(
         schema=1,
         recipe=evidence.name,
@@ -86,10 +88,10 @@ def assemble(evidence: Evidence) -> Report:
         package=_package(evidence.packaged),
         quantize=_quantized(evidence.student),
         latency=TimingSection.model_validate(evidence.measured.latency),
-        cautions=list(evidence.cautions),
+        cautions=cautions,
         warnings=[
-            *evidence.cautions,
-            *evidence.notices,
+            *cautions,
+            *texts(evidence.warnings, affects_verdict=False),
             *_grown(evidence.student.stripped),
             *evidence.measured.warnings,
         ],

@@ -1,4 +1,7 @@
-"""Whether a network is shown to do better than always naming the commonest class. One that is not has nothing to teach, and nothing to ship."""
+"""Compares a network with the majority baseline: always naming the commonest class.
+
+A teacher that does not beat the baseline has nothing to teach, and a student that does not is of no use.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +9,41 @@ import numpy as np
 
 from compress.core.records.deployment import Measured
 from compress.core.records.training import Trained, TrainingData
+from compress.core.records.warnings import RunWarning
 from compress.data.splits import carve
 from compress.verdict.intervals import wilson
 
 
-def of_teacher(teacher: Trained, data: TrainingData) -> list[str]:
-    """A sentence on the chosen teacher, by the validation pictures, or nothing."""
+def of_teacher(teacher: Trained, data: TrainingData) -> list[RunWarning]:
+    """Return a warning if the teacher is not shown to beat the baseline on the validation images."""
     labels = np.load(data.labels.path)
     counts = np.bincount(labels[carve(labels, data.validation, data.split_seed)[1]])
-    said = _sentence(f"teacher {teacher.network.model}", teacher.top1_validation, counts, "validation")
-    return [f"{said}: it has little to teach; train it longer or start from pretrained weights"] if said else []
+    found = _not_better(f"teacher {teacher.network.model}", teacher.top1_validation, counts, "validation")
+    advice = "it has little to teach; train it longer or start from pretrained weights"
+    return [RunWarning(f"{found}: {advice}", affects_verdict=True)] if found else []
 
 
-def of_shipped(measured: Measured) -> list[str]:
-    """A sentence on the file that ships, by the test pictures, or nothing."""
+def of_shipped(measured: Measured) -> list[RunWarning]:
+    """Return a warning if the file that ships is not shown to beat the baseline on the test images."""
     row = next(row for row in measured.models if row["file"] == measured.ships)
-    said = _sentence(row["file"], row["top1"], np.array([one["n"] for one in measured.per_class]), "test")
-    return (
-        [
-            f"{said}: whatever the limits say, it is of no use yet; train longer, with more pictures or from pretrained weights"
-        ]
-        if said
-        else []
-    )
+    counts = np.array([one["n"] for one in measured.per_class])
+    found = _not_better(row["file"], row["top1"], counts, "test")
+    advice = "whatever the limits say, it is of no use yet; train longer, with more images or from pretrained weights"
+    return [RunWarning(f"{found}: {advice}", affects_verdict=True)] if found else []
 
 
-def _sentence(name: str, top1: float, counts: np.ndarray, part: str) -> str | None:
-    """None where the 95 % interval of `top1` (a fraction) lies above the share of the commonest class. counts: pictures of each class."""
+def _not_better(name: str, top1: float, counts: np.ndarray, part: str) -> str | None:
+    """Describe an accuracy whose 95 % interval reaches the share of the commonest class; None where it lies above.
+
+    Args:
+        name: the network or file.
+        top1: its accuracy, a fraction.
+        counts: images of each class, int (K,).
+        part: the split they belong to.
+    """
     n, share = int(counts.sum()), counts.max() / counts.sum()
     low, high = wilson(top1 * n, n)
     if low > share:
         return None
-    numbers = f"{100 * top1:.2f} % [{100 * low:.2f}, {100 * high:.2f}] on {n:,} {part} pictures"
+    numbers = f"{100 * top1:.2f} % [{100 * low:.2f}, {100 * high:.2f}] on {n:,} {part} images"
     return f"{name}: {numbers} is not shown to be better than always naming the commonest class ({100 * share:.2f} %)"

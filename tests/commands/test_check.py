@@ -93,7 +93,7 @@ def test_what_a_run_will_warn_of_is_said_as_far_as_no_picture_is_read(
     arrays = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels * 0}
     np.savez(tmp_path / "mine.npz", **arrays, class_names=np.array(["a", "b"]))
     code, said = check(tmp_path, capsys, "npz", "mine.npz")
-    assert code == 0 and "note: data: class 'b' has no test pictures\n" in said
+    assert code == 0 and "note: data: class 'b' has no test images\n" in said
 
 
 def test_what_is_not_there_yet_is_counted_in_the_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

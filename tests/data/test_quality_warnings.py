@@ -12,6 +12,7 @@ from compress.cli import main
 from compress.core.console import Console
 from compress.core.records.base import from_json, to_json
 from compress.core.records.training import Prepared
+from compress.core.records.warnings import RunWarning
 from compress.core.store import Store
 from compress.pipeline.workflow import Workflow
 from compress.recipe import loader
@@ -26,7 +27,9 @@ distill: {method: none}
 quantize: {scheme: none}
 validate: {repeats: 64, warmup: 1}
 """
-LEAK = "data: 20 training pictures are also in the test part (same pixels); kept in both, so test accuracy may be flattered"
+LEAK = (
+    "data: 20 training images are also in the test part (same pixels); kept in both, so test accuracy may be flattered"
+)
 
 
 @pytest.fixture
@@ -46,9 +49,9 @@ def test_a_warning_is_said_when_the_data_is_reused_too(
     for reused in ([], ["data"]):
         store = Store(tmp_path / "artifacts", "cpu", Console(quiet=True))
         work = Workflow(loaded, resolve(loaded.recipe), store)
-        assert store.reused == reused and work.cautions == [LEAK]
+        assert store.reused == reused and work.warnings == [RunWarning(LEAK, affects_verdict=True)]
         assert capsys.readouterr().err == f"warning: {LEAK}\n"
-    assert str(tmp_path) not in " ".join(work.cautions)
+    assert str(tmp_path) not in work.warnings[0].text
 
 
 def test_a_record_from_before_there_were_warnings_loads(leaking: Path, tmp_path: Path):
@@ -71,4 +74,4 @@ def test_a_warning_is_in_the_report_of_every_run(leaking: Path, tmp_path: Path, 
         folder = tmp_path / "artifacts" / "runs" / "r" / "latest"
         report = json.loads((folder / "report.json").read_text())
         assert LEAK in report["cautions"] and LEAK in report["warnings"]
-        assert "training pictures are also in the test part" in (folder / "report.html").read_text()
+        assert "training images are also in the test part" in (folder / "report.html").read_text()

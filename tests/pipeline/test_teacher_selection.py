@@ -53,7 +53,10 @@ def test_a_single_candidate_is_not_compared(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_without_a_teacher_the_proxy_is_remarked() -> None:
-    said = loader.load(Path(FLAGSHIP), ["teacher.select=proxy", "distill.method=none"]).notices
+    said = [
+        str(warning)
+        for warning in loader.load(Path(FLAGSHIP), ["teacher.select=proxy", "distill.method=none"]).warnings
+    ]
     assert any("so the candidates are compared by their own accuracy, not by proxy" in line for line in said)
 
 
@@ -91,7 +94,12 @@ def test_a_contract_that_cannot_be(candidate: str, said: str) -> None:
 
 
 def test_a_file_without_a_known_accuracy_is_remarked() -> None:
-    said = loader.load(Path(FLAGSHIP), ["teacher.candidates=[{model: resnet8, weights: some/x.pt}]"]).notices
+    said = [
+        str(warning)
+        for warning in loader.load(
+            Path(FLAGSHIP), ["teacher.candidates=[{model: resnet8, weights: some/x.pt}]"]
+        ).warnings
+    ]
     assert any("say what accuracy x.pt is known to reach (expect_top1)" in line for line in said)
 
 

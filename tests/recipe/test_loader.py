@@ -346,6 +346,10 @@ OVERRIDES = [
 ]
 
 
+def warnings_of(loaded: loader.Loaded) -> tuple[str, ...]:
+    return tuple(str(warning) for warning in loaded.warnings)
+
+
 def write(folder: Path, text: str) -> Path:
     path = folder / "some.yaml"
     path.write_text(text)
@@ -407,18 +411,18 @@ def test_six_lines_make_a_recipe_and_an_empty_section_has_its_defaults(tmp_path:
     assert loaded.name == "some"
     assert loaded.recipe.require.max_top1_drop is None
     assert loaded.recipe.export.min_runtime == "1.19"
-    assert loaded.notices == ()
+    assert loaded.warnings == ()
 
 
 def test_a_network_for_small_pictures_at_a_large_size_is_remarked(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD.replace("fashion", "folder, root: photos").replace("resnet20", "resnet18"))
-    assert loader.load(path).notices == (
+    assert warnings_of(loader.load(path)) == (
         f"{path}:4:8: resnet18 is a network for small pictures and costs much at 224 pixels; "
         "torchvision/resnet18 is meant for this size",
         f"{path}:5:11: mobilenet_v2 is a network for small pictures and costs much at 224 pixels; "
         "torchvision/mobilenet_v2 is meant for this size",
     )
-    assert loader.load(path, ["data.image_size=64"]).notices == ()
+    assert loader.load(path, ["data.image_size=64"]).warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -437,7 +441,7 @@ def test_a_network_for_small_pictures_at_a_large_size_is_remarked(tmp_path: Path
 )
 def test_a_key_that_the_source_does_not_read_is_remarked(tmp_path: Path, source: str, said: tuple[str, ...]) -> None:
     path = write(tmp_path, GOOD.replace("fashion", f"{source}, image_size: 64, workers: 2, download: true"))
-    found = [notice for notice in loader.load(path).notices if "is not read" in notice]
+    found = [notice for notice in warnings_of(loader.load(path)) if "is not read" in notice]
     assert len(found) == len(said), found
     assert all(
         notice.startswith(f"{path}:1:") and f": data.{one}" in notice for one, notice in zip(said, found, strict=True)
@@ -480,22 +484,22 @@ def test_flat_keys_go_to_the_selected_method(tmp_path: Path) -> None:
 def test_another_method_by_flag_leaves_the_recipes_flat_keys_out_with_one_notice(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD + "distill: {temperature: 3, head: linear, kd: {ce: 0.2}}\n")
     loaded = loader.load(path, ["distill.method=kd", "distill.kd=0.5"])
-    assert loaded.notices == ("distill.method is kd: temperature, head belong to dhkd and are not used",)
+    assert warnings_of(loaded) == ("distill.method is kd: temperature, head belong to dhkd and are not used",)
     assert loaded.recipe.distill.kd.model_dump() == {"temperature": 4.0, "ce": 0.2, "kd": 0.5, "standardize": False}
-    assert loader.load(path, ["distill.temperature=5"]).notices == ()
+    assert loader.load(path, ["distill.temperature=5"]).warnings == ()
     assert loader.load(path, ["distill.method=none"]).recipe.distill.plain
 
 
 def test_a_whole_distill_by_flag_replaces_the_recipes(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD + "distill: {temperature: 3}\n")
     loaded = loader.load(path, ["distill={method: kd, temperature: 7}"])
-    assert (loaded.recipe.distill.kd.temperature, loaded.notices) == (7, ())
+    assert (loaded.recipe.distill.kd.temperature, loaded.warnings) == (7, ())
 
 
 def test_a_short_trial_of_a_step_schedule_is_a_notice_only(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD + "train: {epochs: 240, schedule: {kind: step}}\n")
-    assert loader.load(path).notices == ()
-    notices = loader.load(path, ["train.epochs=2"]).notices
+    assert loader.load(path).warnings == ()
+    notices = warnings_of(loader.load(path, ["train.epochs=2"]))
     assert notices == (
         f"{path}:6:22: train.schedule.milestones: 150, 180, 210 would never act: the training has 2 epochs",
     )
@@ -633,7 +637,7 @@ def test_every_shipped_recipe_loads() -> None:
     assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == ["folder", "mobilenet", "photos", "shufflenet"]
     for path in paths:
         loaded = loader.load(path)
-        assert loaded.notices == ()
+        assert loaded.warnings == ()
         assert path.read_text().startswith("# ")
         assert f"compress run recipes/{path.relative_to(RECIPES)}" in path.read_text()
 

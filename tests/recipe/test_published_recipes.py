@@ -121,7 +121,7 @@ def test_recipe_passes_the_check(path: Path, stand_in: Path, capsys: pytest.Capt
 def test_every_method_can_be_chosen(path: Path) -> None:
     for method in (*METHOD_SECTIONS, "[dhkd, reviewkd]"):
         loaded = loader.load(path, [f"distill.method={method}"])
-        assert (loaded.recipe.distill.method, loaded.notices) == (tuple(method.strip("[]").split(", ")), ())
+        assert (loaded.recipe.distill.method, loaded.warnings) == (tuple(method.strip("[]").split(", ")), ())
 
 
 @pytest.mark.slow
@@ -194,7 +194,7 @@ def test_imagenet_recipe_passes_the_check_by_every_method(path: Path, capsys: py
     )
     for method in (*METHOD_SECTIONS, "[dhkd, reviewkd]"):
         loaded = loader.load(path, [f"distill.method={method}"])
-        assert loaded.notices == ()
+        assert loaded.warnings == ()
         if method in ("at", "ofd", "reviewkd", "catkd"):  # on networks of this size
             compatibility.check(loaded, resolve(loaded.recipe), classes=1000, image_size=224)
 

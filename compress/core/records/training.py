@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.core.records.base import File
+from compress.core.records.warnings import RunWarning
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Prepared:
     """A data set, decoded once. Images are `.npy` uint8 (N, S, S, 3) RGB, labels `.npy` int64 (N,).
 
     Of a set too large for that, `train_images` lists the files (see `data.listing`), `paths` names them, `root` is where they are.
-    `warnings`: sentences on what is probably wrong with the pictures, without paths of this machine; `cautions`: those that make accuracies doubtful.
+    `warnings` and `cautions` are the sentences of `run_warnings`, as stage.json keeps them: what is probably wrong with
+    the images, without paths of this machine. Cautions affect the verdict, because they make accuracies doubtful.
 
     `store_size` S of the training pictures may exceed `image_size` (room for random crops); test pictures are (N, image_size, image_size, 3).
     """
@@ -49,6 +51,12 @@ class Prepared:
     paths: File | None = None
     warnings: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
+
+    @property
+    def run_warnings(self) -> tuple[RunWarning, ...]:
+        """What is probably wrong with the data; warnings that affect the verdict come first."""
+        doubtful = (RunWarning(text, affects_verdict=True) for text in self.cautions)
+        return (*doubtful, *(RunWarning(text) for text in self.warnings))
 
 
 @dataclass(frozen=True)

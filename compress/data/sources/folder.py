@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from compress.core.errors import MissingError, UsageError
+from compress.core.records.warnings import RunWarning
 from compress.core.text import agree, plural
 from compress.data import quality_warnings
 from compress.data.splits import allocate
@@ -272,7 +273,7 @@ def _chosen_for_test(
 
 def split_parts(
     root: Path, layout: FolderLayout, test: float, seed: int
-) -> tuple[list[ImageFile], list[ImageFile], list[str], list[str]]:
+) -> tuple[list[ImageFile], list[ImageFile], list[RunWarning], list[RunWarning]]:
     """(train, test, sentences on pictures in two classes, on pictures of both parts): a carved test part follows the files' content, not their names,
     and no content is in both parts.
 
@@ -304,16 +305,12 @@ def split_parts(
     twins = quality_warnings.duplicates_across_classes(
         ((picture.path, picture.label, digest) for picture, digest in every), "bytes"
     )
-    return (
-        train,
-        test_part,
-        twins,
-        [quality_warnings.train_test_overlap(sum(leaked), "bytes", "left out of training")] if any(leaked) else [],
-    )
+    overlap = quality_warnings.train_test_overlap(sum(leaked), "bytes", "left out of training", affects_verdict=False)
+    return train, test_part, twins, [overlap] if any(leaked) else []
 
 
-def layout_warnings(layout: FolderLayout) -> list[str]:
-    """Sentences on what was left out, and on a class with few pictures."""
+def layout_warnings(layout: FolderLayout) -> list[RunWarning]:
+    """Return warnings about files and folders that are left out, and about a class with few images."""
     said = []
     if layout.ignored:
         what = plural(len(layout.ignored), "file is no picture", "files are no pictures")
@@ -327,5 +324,5 @@ def layout_warnings(layout: FolderLayout) -> list[str]:
     counts = Counter(picture.label for picture in layout.train)
     label, fewest = min(counts.items(), key=lambda item: (item[1], item[0]))
     if fewest < 10:
-        said.append(f"class {layout.classes[label]!r} has only {plural(fewest, 'picture')}")
-    return said
+        said.append(f"class {layout.classes[label]!r} has only {plural(fewest, 'image')}")
+    return [RunWarning(text) for text in said]

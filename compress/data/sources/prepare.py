@@ -16,6 +16,7 @@ import numpy as np
 from compress.core.errors import CompressError, StageError, UsageError
 from compress.core.records.base import File, sha256_of
 from compress.core.records.training import Normalization, Prepared, Unreadable
+from compress.core.records.warnings import RunWarning
 from compress.data import npy, quality_warnings
 from compress.data.sources import cifar, fashion, folder, npz, streamed, webdataset
 from compress.data.sources.prepared_files import PreparedFiles
@@ -80,7 +81,7 @@ def fingerprint(config: schema.Data, root_base: Path) -> str:
 def prepare_data(config: schema.Data, work: Path, *, base: Path, report: Report) -> Prepared:
     """Decode the source into `work`: train_images.npy, train_labels.npy, test_images.npy, test_labels.npy.
 
-    `base` is the recipe's folder; `report` gets one line of progress at a time; what is probably wrong is in the result's `warnings` and `cautions`.
+    `base` is the recipe's folder; `report` gets one line of progress at a time; what is probably wrong is in the result's `run_warnings`.
     Raises MissingError for absent data, UsageError for a source that is not laid out as it must be, StageError for too many unreadable
     pictures.
     """
@@ -97,16 +98,16 @@ def prepare_data(config: schema.Data, work: Path, *, base: Path, report: Report)
         image_size=config.side,
         normalization=_normalization(config, written.train_images.path),
         augment=config.views,
-        **vars(written),
+        **written.record(),
     )
 
 
 def _judged(written: PreparedFiles) -> PreparedFiles:
-    """The same, with a caution of classes that a part has no pictures of."""
+    """Add a warning about classes that have no images in a part."""
     absent = quality_warnings.classes_without_images(
         written.classes, np.load(written.train_labels.path), np.load(written.test_labels.path)
     )
-    return replace(written, cautions=(*written.cautions, *absent))
+    return replace(written, warnings=(*written.warnings, *absent))
 
 
 def _prepare_streamed(config: schema.Data, work: Path, base: Path, report: Report) -> Prepared:
@@ -124,7 +125,7 @@ def _prepare_streamed(config: schema.Data, work: Path, base: Path, report: Repor
     if known is None:
         known = measure_normalization(streamed.normalization_sample(listing, np.load(written.train_labels.path)))
     return Prepared(
-        source=config.source, image_size=size, normalization=known, augment=config.views, root=root, **vars(written)
+        source=config.source, image_size=size, normalization=known, augment=config.views, root=root, **written.record()
     )
 
 
@@ -156,8 +157,7 @@ def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report)
         classes,
         **files,
         unreadable=(),
-        warnings=(),
-        cautions=tuple(_alike(arrays, taken) if config.source == "npz" else ()),
+        warnings=tuple(_alike(arrays, taken) if config.source == "npz" else ()),
     )
 
 
@@ -174,8 +174,8 @@ def _resized(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield resize_square(Image.fromarray(picture), size)[None]
 
 
-def _alike(arrays: dict[str, np.ndarray], taken: dict[str, np.ndarray | slice]) -> list[str]:
-    """Sentences on pictures that are in two classes or in both parts, which the user's arrays keep; a published set is left as it is.
+def _alike(arrays: dict[str, np.ndarray], taken: dict[str, np.ndarray | slice]) -> list[RunWarning]:
+    """Return warnings about images that are in two classes or in both parts; the user's arrays keep both.
 
     `taken`: the rows of each part that are used.
     """
@@ -189,16 +189,12 @@ def _alike(arrays: dict[str, np.ndarray], taken: dict[str, np.ndarray | slice]) 
         for part, index in rows.items()
         for i, digest in zip(index, hashes[part], strict=True)
     )
-    said, seen = quality_warnings.duplicates_across_classes(every, "pixels"), set(hashes["test"])
+    found, seen = quality_warnings.duplicates_across_classes(every, "pixels"), set(hashes["test"])
     both = sum(digest in seen for digest in hashes["train"])
-    return [
-        *said,
-        *(
-            [quality_warnings.train_test_overlap(both, "pixels", "kept in both, so test accuracy may be flattered")]
-            if both
-            else []
-        ),
-    ]
+    if both:
+        then = "kept in both, so test accuracy may be flattered"
+        found.append(quality_warnings.train_test_overlap(both, "pixels", then, affects_verdict=True))
+    return found
 
 
 def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report) -> PreparedFiles:
@@ -227,9 +223,7 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
         _check_left(root, pictures, labels, layout.classes, part)
         report(f"data: {len(labels):,} {part} pictures of {len(layout.classes)} classes, {crop}x{crop}")
     warnings += [*leaked, *_judge_unreadable(bad, total, config.max_unreadable)]
-    return PreparedFiles(
-        layout.classes, **files, unreadable=tuple(bad), warnings=tuple(warnings), cautions=tuple(twins)
-    )
+    return PreparedFiles(layout.classes, **files, unreadable=tuple(bad), warnings=(*twins, *warnings))
 
 
 def _decoded(
@@ -258,14 +252,15 @@ def _few(bad: list[Unreadable]) -> str:
     return "; ".join(f"{picture.path}: {picture.reason}" for picture in bad[:3]) + ("; ..." if len(bad) > 3 else "")
 
 
-def _judge_unreadable(bad: list[Unreadable], total: int, limit: float) -> list[str]:
-    """A sentence on the unreadable pictures. Raises StageError above the tolerated share."""
+def _judge_unreadable(bad: list[Unreadable], total: int, limit: float) -> list[RunWarning]:
+    """Return a warning about unreadable images, if any. Raises StageError above the tolerated share."""
     if len(bad) > limit * total:
         raise StageError(
             f"data: {len(bad)} of {total} pictures cannot be read, more than data.max_unreadable {limit} allows ({_few(bad)}); "
             f"repair or remove them, or raise the limit"
         )
-    return [f"{len(bad)} of {total} pictures cannot be read and are skipped ({_few(bad)})"] if bad else []
+    skipped = f"{len(bad)} of {total} pictures cannot be read and are skipped ({_few(bad)})"
+    return [RunWarning(skipped)] if bad else []
 
 
 def _check_left(
@@ -344,8 +339,11 @@ def training_labels(config: schema.Data, base: Path) -> np.ndarray | None:
     return labels if config.limit_train is None else labels[stratified(labels, config.limit_train, config.split_seed)]
 
 
-def early_warnings(config: schema.Data, base: Path) -> list[str]:
-    """The warnings and cautions of `prepare` that reading no picture tells. Raises what `prepare` raises for files and labels."""
+def early_warnings(config: schema.Data, base: Path) -> list[RunWarning]:
+    """Return the warnings of `prepare_data` that need no image to be decoded.
+
+    Raises what `prepare_data` raises for files and labels.
+    """
     if config.source == "folder":
         return folder.layout_warnings(folder.scan(locate_root(config, base)))
     if config.source == "npz":

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from compress.core.records.base import File
 from compress.core.records.training import Unreadable
+from compress.core.records.warnings import RunWarning, texts
 
 
 @dataclass(frozen=True)
 class PreparedFiles:
-    """Files and classes as in `Prepared`. `paths`: where the training pictures stay in their files. `warnings`, `cautions`: sentences."""
+    """Files and classes as in `Prepared`. `paths`: where the training images stay in their files."""
 
     classes: tuple[str, ...]
     train_images: File
@@ -19,5 +21,12 @@ class PreparedFiles:
     test_labels: File
     unreadable: tuple[Unreadable, ...] = ()
     paths: File | None = None
-    warnings: tuple[str, ...] = ()
-    cautions: tuple[str, ...] = ()
+    warnings: tuple[RunWarning, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """Return the fields as `Prepared` keeps them, with its two lists of sentences."""
+        kept = {
+            "warnings": texts(self.warnings, affects_verdict=False),
+            "cautions": texts(self.warnings, affects_verdict=True),
+        }
+        return {**vars(self), **kept}

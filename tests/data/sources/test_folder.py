@@ -50,7 +50,7 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
     assert np.all(train[:6, ..., 2] > 180) and np.all(train[6:, ..., 0] > 180)
     assert made.normalization.mean == pytest.approx(train.reshape(-1, 3).mean(0) / 255, abs=1e-4)
     assert made.normalization.std == pytest.approx(train.reshape(-1, 3).std(0) / 255, abs=1e-4)
-    assert made.warnings == ("class 'blue' has only 6 pictures",)
+    assert made.warnings == ("class 'blue' has only 6 images",)
     assert lines == ["data: 12 train pictures of 2 classes, 16x16", "data: 6 test pictures of 2 classes, 14x14"]
 
 
@@ -212,7 +212,7 @@ def test_the_same_picture_in_train_and_test_is_dropped_from_training(tmp_path: P
         (tmp_path / f"set/train/blue/copy{number}.png").write_bytes((tmp_path / "set/test/blue/0.png").read_bytes())
     made, _ = prepared(tmp_path / "set", tmp_path / "work")
     assert np.bincount(load_labels(made.train_labels)).tolist() == [4, 4] and len(load_labels(made.test_labels)) == 4
-    assert "2 training pictures are also in the test part (same bytes); left out of training" in made.warnings
+    assert "2 training images are also in the test part (same bytes); left out of training" in made.warnings
 
 
 def test_copies_of_a_picture_stay_on_one_side_of_a_carved_split(tmp_path: Path) -> None:
@@ -320,13 +320,13 @@ def test_the_same_file_in_two_classes_is_said(tmp_path: Path) -> None:
     (tmp_path / "set/train/red/copy.png").write_bytes((tmp_path / "set/train/blue/3.png").read_bytes())
     made, _ = prepared(tmp_path / "set", tmp_path / "two", max_unreadable=0.1)
     assert (
-        "1 picture lies in two classes with the same bytes (first: train/blue/3.png and train/red/copy.png)"
+        "1 image lies in two classes with the same bytes (first: train/blue/3.png and train/red/copy.png)"
         in made.cautions
     )
     (tmp_path / "set/test/red/copy.png").write_bytes((tmp_path / "set/train/blue/4.png").read_bytes())
     made, _ = prepared(tmp_path / "set", tmp_path / "three", max_unreadable=0.1)
     assert (
-        "2 pictures lie in two classes with the same bytes (first: train/blue/3.png and train/red/copy.png)"
+        "2 images lie in two classes with the same bytes (first: train/blue/3.png and train/red/copy.png)"
         in made.cautions
     )
 

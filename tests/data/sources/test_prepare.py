@@ -99,7 +99,7 @@ def test_npz_leak_is_told(tmp_path: Path) -> None:
     np.savez(tmp_path / "own.npz", **given)
     made, lines = prepared(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
     assert made.cautions == (
-        "1 training picture is also in the test part (same pixels); kept in both, so test accuracy may be flattered",
+        "1 training image is also in the test part (same pixels); kept in both, so test accuracy may be flattered",
     )
     assert len(product.load_labels(made.train_labels)) == 30 and not any("also" in line for line in lines)
 
@@ -133,7 +133,7 @@ def test_npz_the_same_picture_in_two_classes_is_told(tmp_path: Path) -> None:
     made, _ = prepared(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
     assert (
         made.cautions[0]
-        == "2 pictures lie in two classes with the same pixels (first: train_images[2] and train_images[4])"
+        == "2 images lie in two classes with the same pixels (first: train_images[2] and train_images[4])"
     )
 
 
@@ -143,11 +143,11 @@ def test_a_class_without_pictures_is_told(tmp_path: Path) -> None:
     np.savez(tmp_path / "own.npz", **given)
     made, _ = prepared(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
     assert made.cautions == (
-        "class 'd' has no training or validation pictures",
-        "2 classes have no test pictures: 'c', 'd'",
+        "class 'd' has no training or validation images",
+        "2 classes have no test images: 'c', 'd'",
     )
     limited, _ = prepared(schema.Data(source="fashion", limit_train=20, limit_test=5), tmp_path / "limited")
-    assert limited.cautions == ("5 classes have no test pictures: 'Sandal', 'Shirt', 'Sneaker', ...",)
+    assert limited.cautions == ("5 classes have no test images: 'Sandal', 'Shirt', 'Sneaker', ...",)
 
 
 @pytest.mark.parametrize(
