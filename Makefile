@@ -30,6 +30,12 @@ lint: setup
 	@$(BIN)/mypy
 	@$(BIN)/mypy benchmarks/*.py tools/*.py
 
+# The documentation as a site in site/. It loads nothing from elsewhere, neither here nor in a reader's browser.
+.PHONY: docs
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "site/index.html"
+
 setup: $(READY)
 
 # Bytecode is compiled once, so that no start of a command does it where Python may not keep it (PYTHONDONTWRITEBYTECODE, read-only folders).

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from markdown.extensions.toc import slugify
 
 from compress.cli import main
 from compress.cli import reference_docs as command_docs
@@ -56,6 +57,8 @@ def parse_click(command: click.Command, name: str, arguments: list[str]) -> None
 def parse_command(line: str) -> None:
     """Parse one console line by the program that it names; an unknown program fails."""
     program, *arguments = shlex.split(line)
+    if re.fullmatch(r"[A-Z_]+=\S+", program):  # a variable for this command alone
+        program, *arguments = arguments
     if program == "torchrun":
         assert (
             arguments[0] == "--nproc-per-node" and arguments[1].isdigit() and arguments[2:4] == ["-m", "compress"]
@@ -90,6 +93,7 @@ def parse_command(line: str) -> None:
             "python3 -m venv .venv",
             ". .venv/bin/activate",
             "pip install -e .",
+            "pip install scikit-learn",
             "cd bundle",
             "python -m pip install -r requirements.txt",
             "cp -r node_modules/onnxruntime-web/dist ort",
@@ -168,7 +172,10 @@ def test_there_are_commands_to_check() -> None:
 
 def test_every_option_in_the_text_exists() -> None:
     options = {
-        option for command in main.cli.commands.values() for parameter in command.params for option in parameter.opts
+        option
+        for command in (main.cli, *main.cli.commands.values())
+        for parameter in command.params
+        for option in parameter.opts
     }
     devices = set(re.findall(r'add_argument\("(--[a-z-]+)"', (ROOT / "export/verify.py").read_text()))
     named = set(re.findall(r"`(--[a-z-]+)[ `]", "".join(PAGES.values())))
@@ -206,27 +213,68 @@ def test_every_link_leads_somewhere(page: str) -> None:
 
 
 def test_a_broken_link_is_noticed() -> None:
-    wrong = ["docs/nothing.md", "docs/data.md#nothing", "#nothing", "data.md"]
+    wrong = ["docs/nothing.md", "docs/guides/photos.md#nothing", "#nothing", "guides/photos.md"]
     assert not any(leads_somewhere("README.md", target) for target in wrong)
-    assert leads_somewhere("README.md", "docs/data.md#large-data") and leads_somewhere(
-        "docs/scale.md", "data.md#large-data"
-    )
+    assert leads_somewhere("README.md", "docs/guides/large-data.md#decoding-speed")
+    assert leads_somewhere("docs/guides/photos.md", "large-data.md#decoding-speed")
 
 
-def test_every_page_is_one_click_from_the_readme() -> None:
-    assert {page for page in PAGES if page != "README.md"} <= set(re.findall(r"\]\(([^)#\s]+)", PAGES["README.md"]))
+def test_every_page_can_be_reached_from_the_readme_and_is_in_the_sites_menu() -> None:
+    reached, ahead = {"README.md"}, ["README.md"]
+    while ahead:
+        page = ahead.pop()
+        for target in re.findall(r"\]\(([^)#\s]+)", PAGES[page]):
+            path = ((ROOT / page).parent / target).resolve()
+            name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else ""
+            if name in PAGES and name not in reached:
+                reached.add(name)
+                ahead.append(name)
+    assert reached == set(PAGES)
+    menu = re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(f"docs/{page}" for page in menu) == sorted(page for page in PAGES if page.startswith("docs/"))
 
 
 def test_the_readme_stays_short() -> None:
-    assert len(PAGES["README.md"].encode()) <= 35_000
+    assert len(PAGES["README.md"].splitlines()) <= 200
 
 
-def test_every_command_of_the_tool_is_in_the_readme() -> None:
-    assert set(main.cli.commands) <= set(re.findall(r"`compress (\w+)", PAGES["README.md"]))
+def test_every_command_of_the_tool_has_a_section() -> None:
+    assert list(main.cli.commands) == re.findall(r"^## compress (\S+)$", PAGES[COMMANDS], re.MULTILINE)
+
+
+def unwrapped(page: str, text: str) -> list[str]:
+    """Return the lines over 100 columns that are no table, no code, not generated, and hold no link that is long itself."""
+    for mine in (reference_docs, command_docs):
+        if mine.BEGIN in text:
+            text = text.replace(mine.between(text), "")
+    text = re.sub(r"^( *)```.*?^\1```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    long = [line for line in text.splitlines() if len(line) > 100 and not line.lstrip().startswith("|")]
+    return [f"{page}: {line}" for line in long if not re.match(r"\s*\S*\]\(\S+\)\S*$", line)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_prose_is_wrapped_at_100_columns(page: str) -> None:
+    assert unwrapped(page, PAGES[page]) == []
+
+
+def test_a_long_line_is_noticed() -> None:
+    assert unwrapped("x.md", "short\n" + "word " * 30) and unwrapped("x.md", "- [a](b.md) " + "word " * 30)
+    assert not unwrapped("x.md", "| " + "word " * 30 + "|\n```console\n$ " + "word " * 30 + "\n```\n")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_headings_have_one_anchor_on_github_and_on_the_site(page: str) -> None:
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.M | re.S), re.MULTILINE)
+    assert [title for title in titles if slugify(title.replace("`", ""), "-") not in anchors(page)] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_installs_another_projects_package(page: str) -> None:
+    assert re.findall(r"pip install[^\n`]*\bcompress\b", PAGES[page]) == []
 
 
 def test_every_benchmark_and_result_is_listed() -> None:
-    page = PAGES["docs/benchmarks.md"]
+    page = PAGES["docs/benchmarks/index.md"]
     scripts = {
         path.name for path in (ROOT / "benchmarks").glob("*.py") if "click.command" in path.read_text(encoding="utf-8")
     }
