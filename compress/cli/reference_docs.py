@@ -46,7 +46,7 @@ def _section(name: str, command: click.Command) -> str:
 
 def _row(option: click.Option, context: click.Context) -> str:
     value = "" if option.is_flag else f" {option.metavar or ('N' if _bounds(option) else option.make_metavar(context))}"
-    names = ", ".join(f"`{name}{value}`" for name in (*option.opts, *option.secondary_opts))
+    names = ", ".join(_code(name + value) for name in (*option.opts, *option.secondary_opts))
     notes = [_one_line(option.help or "")]
     if bounds := _bounds(option):
         notes.append(f"From {bounds[0]} to {bounds[1]}.")
@@ -54,7 +54,7 @@ def _row(option: click.Option, context: click.Context) -> str:
         notes.append(f"Environment variable: `{option.envvar}`.")
     if option.multiple and "repeat" not in notes[0]:
         notes.append("Can be repeated.")
-    return f"| {_escaped(names)} | {_default(option)} | {_escaped(' '.join(notes))} |"
+    return f"| {names} | {_default(option)} | {_escaped(' '.join(notes))} |"
 
 
 def _bounds(option: click.Option) -> tuple[float, float] | None:
@@ -74,6 +74,11 @@ def _default(option: click.Option) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.replace("\b", "").split())
+
+
+def _code(text: str) -> str:
+    """Return text as code in a table's cell; a vertical bar there would need an escape that not every renderer removes."""
+    return f"`{text}`" if "|" not in text else f"<code>{text.replace('|', '&#124;')}</code>"
 
 
 def _escaped(text: str) -> str:

@@ -17,7 +17,7 @@ from markdown.extensions.toc import slugify
 from compress.cli import main
 from compress.cli import reference_docs as command_docs
 from compress.recipe import loader, reference_docs
-from compress.recipe.schema import METHOD_SECTIONS, Section
+from compress.recipe.schema import METHOD_SECTIONS, Section, resolved
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -93,7 +93,7 @@ def parse_command(line: str) -> None:
             "python3 -m venv .venv",
             ". .venv/bin/activate",
             "pip install -e .",
-            "pip install scikit-learn",
+            "pip install 'scikit-learn>=1.5'",
             "cd bundle",
             "python -m pip install -r requirements.txt",
             "cp -r node_modules/onnxruntime-web/dist ort",
@@ -114,7 +114,8 @@ def test_the_command_reference_is_the_commands_own() -> None:
 
 
 def every_section(section: type[Section] | None = None) -> list[type[Section]]:
-    below = (section or Section).__subclasses__()
+    """Return the sections of a recipe; settings that a run resolves are subclasses elsewhere, which no recipe holds."""
+    below = [one for one in (section or Section).__subclasses__() if one.__module__ != resolved.__name__]
     return [found for one in below for found in (one, *every_section(one))]
 
 
