@@ -1,7 +1,7 @@
 """Hooks of the documentation site (mkdocs.yml): formulas drawn as SVG, and pages that show a top-level file.
 
-Write a formula as a fenced block of the language `math`, in the part of TeX that matplotlib reads. GitHub renders such a
-block itself; here it becomes inline SVG, so that a built page needs no script for it.
+Write a formula as a fenced block of the language `math`, in the part of TeX that matplotlib reads. GitHub renders such
+a block itself. Here it becomes inline SVG, so a built page needs no script for it.
 """
 
 from __future__ import annotations

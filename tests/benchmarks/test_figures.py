@@ -1,4 +1,4 @@
-"""What README and docs say of measurements is what the files in benchmarks/results hold."""
+"""The figures in README and docs against the files in benchmarks/results."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from compress.methods import build_method
 from compress.models.count import params
 from compress.models.outline import outline
 from compress.recipe import loader
+from compress.verdict import intervals
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,8 +35,13 @@ def docs(page: str) -> str:
     return (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
 
 
+def prose(page: str) -> str:
+    """Return a page of docs/ as one line, so that a sentence is found however it is wrapped."""
+    return " ".join(docs(page).split())
+
+
 def rows(text: str, head: str) -> list[list[str]]:
-    """The cells of the table below the row that begins with `| head |`."""
+    """Return the cells of the table below the row that begins with `| head |`."""
     found = []
     for line in text.split(f"| {head} |")[1].splitlines()[2:]:
         if not line.strip().startswith("|"):
@@ -93,10 +99,8 @@ def test_the_flagship_in_the_results() -> None:
     speed, (low, high) = other["speedup_p50"], other["speedup_ci95"]
     first, second = row("flagship.json")
     assert f"int8 {100 * int8['top1']:.2f} % against the teacher's {100 * teacher['top1']:.2f} %" in first
-    assert (
-        f"{speed:.1f}x [{low:.1f}, {high:.1f}] as fast, {other['size_ratio']:.2f}x smaller; {flagship['run_seconds'] // 60} min"
-        in first
-    )
+    faster = f"{speed:.1f}x [{low:.1f}, {high:.1f}] as fast"
+    assert f"{faster}, {other['size_ratio']:.2f}x smaller; {flagship['run_seconds'] // 60} min" in first
     gain = flagship["distillation"]
     assert f"{gain['gain_points']:+.1f} [{gain['ci95'][0]:.1f}, {gain['ci95'][1]:.1f}] points" in second and (
         "not shown" in second
@@ -108,10 +112,18 @@ def test_what_int8_gains_the_flagship() -> None:
     floats, int8 = (
         next(one for one in flagship["models"] if one["file"] == f"student.{name}.onnx") for name in ("fp32", "int8")
     )
-    gain, said = flagship["int8_against_float"], " ".join(docs("explanation/int8").split())
+    gain, said = flagship["int8_against_float"], prose("explanation/int8")
     times = f"{int8['latency_ms']['p50']:.3f} against {floats['latency_ms']['p50']:.3f} ms"
     assert f"{times}, {gain['speedup']:.2f}x [{gain['ci95'][0]:.2f}, {gain['ci95'][1]:.2f}]" in said
     assert f"size: {int8['bytes']:,} against {floats['bytes']:,} bytes" in said
+
+
+def test_how_many_images_a_limit_needs() -> None:
+    table = rows(docs("explanation/verdict"), "test images")
+    smallest = {n: f"{intervals.certifiable_margin(n, 0.1 * n):.1f} points" for n in (5000, 1000, 200)}
+    assert table == [[f"{n:,}", margin] for n, margin in smallest.items()]
+    fewer = f"5,000 images can certify a limit of {intervals.certifiable_margin(5000, 0.05 * 5000):.1f} points"
+    assert f"If only 5 % of the answers change, {fewer}" in prose("explanation/verdict")
 
 
 def test_the_second_recipe() -> None:
@@ -123,7 +135,8 @@ def test_the_second_recipe() -> None:
         if (one["model"], one["against"]) == ("student.int8.onnx", "teacher.onnx")
     )
     low, high = other["speedup_ci95"]
-    said = f"passed, int8 {100 * int8['top1']:.2f} %, {other['speedup_p50']:.1f}x [{low:.1f}, {high:.1f}] as fast, {measured['run_seconds']} s |"
+    accuracy, faster = f"{100 * int8['top1']:.2f} %", f"{other['speedup_p50']:.1f}x [{low:.1f}, {high:.1f}] as fast"
+    said = f"passed, int8 {accuracy}, {faster}, {measured['run_seconds']} s |"
     assert said in docs("benchmarks/index")
 
 
@@ -193,7 +206,7 @@ def test_why_five_times_the_published_loop_is_not_reached() -> None:
     speed, roofline, said = (
         result("train_speed-cpu"),
         result("roofline-cpu"),
-        " ".join(docs("explanation/training-speed").split()),
+        prose("explanation/training-speed"),
     )
     (first, second), row = speed["rows"][:2], roofline["rows"][1]
     assert (row["teacher"], row["student"]) == (second["teacher"], second["student"]) == ("resnet32x4", "resnet8x4")
@@ -202,7 +215,7 @@ def test_why_five_times_the_published_loop_is_not_reached() -> None:
         reached >= 3
         and missed < 5
         and "was 3x on the first pair and 5x on the second: the first is reached, the second is not."
-        in " ".join(docs("benchmarks/training").split())
+        in prose("benchmarks/training")
     )
 
     theirs, ours, batch = row["gflop"] + row["teacher_gflop"], row["gflop"], roofline["batch"]
@@ -215,17 +228,14 @@ def test_why_five_times_the_published_loop_is_not_reached() -> None:
         f"this processor does {exact:.0f} GFLOP/s in float32 and {fast:.0f} in bf16" in said
         and row["precision"] == "bf16"
     )
-    wanted = (
-        5 * second["authors"]["median"] * ours / batch / fast
-    )  # the share of the peak at five times their pictures a second
-    assert (
-        f"At the same share of these peaks that is {theirs / exact / (ours / fast):.1f}x; 5x would take {100 * wanted:.0f} % of bf16's"
-        in said
-    )
+    # The share of the peak at five times the published loop's images per second.
+    wanted = 5 * second["authors"]["median"] * ours / batch / fast
+    possible = f"At the same share of these peaks that is {theirs / exact / (ours / fast):.1f}x;"
+    assert f"{possible} 5x would take {100 * wanted:.0f} % of bf16's" in said
     assert f"where the step reaches {100 * row['share_of_peak']:.0f} %." in said and speed["batch"] == batch
 
 
-def test_training_speed_on_a_card() -> None:
+def test_training_speed_on_a_gpu() -> None:
     content, steps = result("train_speed-cuda"), result("roofline-cuda-graph")
     page, (said,) = docs("benchmarks/gpu"), row("train_speed-cuda.json")
     assert "\n".join(train_speed.table(content)) in page
@@ -249,7 +259,7 @@ def test_training_speed_on_a_card() -> None:
         ]
 
 
-def test_students_that_share_a_card() -> None:
+def test_students_that_share_a_gpu() -> None:
     content, page = result("sharing-cuda"), docs("benchmarks/gpu")
     together = [[str(one["trainings"]), f"{one['together']:,}"] for one in content["rows"]]
     for one in content["rows"]:
@@ -300,7 +310,7 @@ def test_speed_by_precision() -> None:
     measured = result("precision-cpu")["rows"]
     networks = {row["network"]: row["bf16_over_float32"]["median"] for row in measured}
     resnets = [value for name, value in networks.items() if name.startswith("resnet")]
-    said = " ".join(docs("explanation/training-speed").split())
+    said = prose("explanation/training-speed")
     assert (
         f"{min(resnets):.2f}x to {max(resnets):.2f}x for ResNets, {networks['mobilenet_v2']:.2f}x for MobileNetV2"
         in said
@@ -344,7 +354,7 @@ def test_two_losses_on_one_head() -> None:
     shown = [[float(cell.removesuffix(" %")) for cell in cells[1:]] for cells in table]
     assert shown == [pytest.approx(each, abs=0.05) for each in zip(*finals.values(), strict=True)]
 
-    said, plain, alone, one, two = " ".join(docs("benchmarks/one-head").split()), *finals.values()
+    said, plain, alone, one, two = prose("benchmarks/one-head"), *finals.values()
     for (upper, lower, places), text in (
         ((two, one, 0), "points above one head"),
         ((plain, two, 1), "points below cross-entropy alone"),
@@ -388,15 +398,14 @@ def test_decoding() -> None:
         measured["short"],
         measured["repeats"],
     ) == (1000, 375, 3)
-    assert (
-        f"{one[0]} images/s and the DataLoader's {one[1]} with one process, {two[0]} and {two[1]} with two"
-        in " ".join(docs("guides/large-data").split())
+    assert f"{one[0]} images/s and the DataLoader's {one[1]} with one process, {two[0]} and {two[1]} with two" in prose(
+        "guides/large-data"
     )
 
 
 def test_int8_in_a_browser() -> None:
     measured = {one["network"]: one for one in result("browser")["networks"]}
-    said = " ".join(docs("guides/browser").split())
+    said = prose("guides/browser")
     for name, network in (
         ("MobileNetV2", "mobilenet_v2"),
         ("MobileNetV3-small", "mobilenet_v3_small"),
@@ -410,7 +419,7 @@ def test_int8_in_a_browser() -> None:
 
 
 def test_kernels_against_torch() -> None:
-    measured, said = result("kernels"), " ".join(docs("explanation/training-speed").split())
+    measured, said = result("kernels"), prose("explanation/training-speed")
     for name, network in (
         ("MobileNetV2", "mobilenet_v2"),
         ("ShuffleNetV2", "shufflenet_v2"),
@@ -430,7 +439,7 @@ def test_kernels_against_torch() -> None:
 
 
 def test_where_a_steps_time_goes() -> None:
-    measured, said = result("roofline-cpu"), " ".join(docs("explanation/training-speed").split())
+    measured, said = result("roofline-cpu"), prose("explanation/training-speed")
     rows = {row["student"]: row for row in measured["rows"]}
     mobile, dense = rows["mobilenet_v2"], rows["resnet8x4"]
     share = {
@@ -445,10 +454,8 @@ def test_where_a_steps_time_goes() -> None:
     assert (
         f"resnet8x4 runs at {peak['resnet8x4']} of it, with {share['resnet8x4'][0]} of the time in convolutions" in said
     )
-    assert (
-        f"shufflenet_v2 runs at {peak['shufflenet_v2']}, resnet56 -> mobilenet_v2 at {peak['mobilenet_v2']}, with {share['mobilenet_v2'][0]}"
-        in said
-    )
+    depthwise = f"shufflenet_v2 runs at {peak['shufflenet_v2']}, resnet56 -> mobilenet_v2 at {peak['mobilenet_v2']}"
+    assert f"{depthwise}, with {share['mobilenet_v2'][0]}" in said
     assert (
         f"and {share['mobilenet_v2'][1]} in BatchNorm" in said
         and f"takes {mobile['two_pictures_ms']:.0f} of its {mobile['step_ms']:.0f} ms" in said
@@ -457,15 +464,13 @@ def test_where_a_steps_time_goes() -> None:
     assert f"writes {moved['mobilenet_v2']:.2f} GB for {mobile['gflop']:.1f} GFLOP," in said
     assert f"one into resnet8x4 {moved['resnet8x4']:.2f} GB for {dense['gflop']:.0f};" in said
     took = {name: f"{1e3 * gb / rate:.0f}" for name, gb in moved.items()}
-    assert (
-        f"at {rate:.0f} GB/s, would take {took['mobilenet_v2']} ms for the first and {took['resnet8x4']} of {dense['step_ms']:.0f} ms for the second"
-        in said
-    )
+    copied = f"{took['mobilenet_v2']} ms for the first and {took['resnet8x4']} of {dense['step_ms']:.0f} ms"
+    assert f"at {rate:.0f} GB/s, would take {copied} for the second" in said
     assert f"They are {mobile['operators']:,} and {dense['operators']:,} operators." in said
 
 
 def test_what_64_gpus_would_move() -> None:
-    said = " ".join(docs("guides/scale-out").split())
+    said = prose("guides/scale-out")
     distill = loader.load(ROOT / "recipes" / "imagenet" / "resnet34-resnet18.yaml").recipe.distill
     assert distill.method == ("dhkd",) and distill.dhkd.align == "none"  # one gradient travels
     student, teacher = (

@@ -1,4 +1,4 @@
-"""README and docs: the reference is the schema's, commands parse, links lead somewhere, no page names a machine, and the README stays short."""
+"""README and docs: references match their source, commands parse, links lead somewhere, prose is wrapped."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ MINIMAL = {
 
 
 def blocks(language: str) -> list[str]:
-    """The fenced blocks of one language, of all pages; one that stands on two pages once."""
+    """Return the fenced blocks of one language on all pages, each once."""
     pattern = re.compile(rf"^```{language}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
     return list(dict.fromkeys(block for text in PAGES.values() for block in pattern.findall(text)))
 
 
 def commands() -> list[str]:
-    """What a reader is told to type: in console blocks, and the benchmarks' commands in tables."""
+    """Return what a reader types: the lines of console blocks, and the benchmarks' commands in tables."""
     typed = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
     tables = [
         line
@@ -150,7 +150,9 @@ def test_replacing_keeps_the_rest_and_needs_both_markers() -> None:
 
 
 def test_the_reference_needs_no_torch() -> None:
-    code = "import sys; from compress.recipe import reference_docs; reference_docs.markdown(); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from compress.recipe import reference_docs as it; it.markdown(); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
@@ -191,13 +193,13 @@ def test_every_recipe_fragment_loads(block: str, tmp_path: Path) -> None:
 
 
 def anchors(page: str) -> set[str]:
-    """Anchors of a page's headings as GitHub makes them."""
+    """Return the anchors of a page's headings as GitHub makes them."""
     titles = re.findall(r"^#+ (.+)$", PAGES[page], re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def leads_somewhere(page: str, target: str) -> bool:
-    """Whether a link on a page, relative to it, names a file of the project and a heading in it."""
+    """Return whether a link on a page names a file of the project and a heading in it."""
     if target.startswith("https://"):
         return True
     file, _, anchor = target.partition("#")
@@ -244,7 +246,7 @@ def test_every_command_of_the_tool_has_a_section() -> None:
 
 
 def unwrapped(page: str, text: str) -> list[str]:
-    """Return the lines over 100 columns that are no table, no code, not generated, and hold no link that is long itself."""
+    """Return the lines over 100 columns, except tables, code, generated text and single long links."""
     for mine in (reference_docs, command_docs):
         if mine.BEGIN in text:
             text = text.replace(mine.between(text), "")

@@ -1,4 +1,4 @@
-"""The built site: it builds strictly, its pages load nothing from elsewhere, and their scripts run with the network off."""
+"""The built site: it builds strictly, loads nothing from elsewhere, and works with the network off."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ visit(0);
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves the site, allows it nothing but itself, and keeps what the browser reports as refused."""
+    """A server of the site that allows pages nothing but itself and keeps what the browser reports as refused."""
 
     refused: list[dict[str, str]]
 
