@@ -27,8 +27,8 @@ from torch.nn import functional
 from compress import models
 from compress.core.malloc import keep_freed_memory
 from compress.models.residual_add import ResidualAdd
-from compress.training.engine.modes import keep_layout
-from compress.training.kernels import library, quicker
+from compress.training.engine.modes import keep_channels_last
+from compress.training.kernels import library, use_fast_kernels
 from compress.training.precision import autocast, resolve_precision
 
 NETWORKS = ("mobilenet_v2", "resnet8x4", "shufflenet_v2")
@@ -49,9 +49,9 @@ Call = Callable[[], tuple[float, float]]  # seconds forward, and backward
 )
 def main(chosen: tuple[str, ...], rounds: int, out: Path) -> None:
     """Measure, print and write."""
-    made = library.library()
+    made = library.load_kernels()
     if made is None:
-        raise SystemExit(f"the kernels cannot be had here: {library.why_not()}")
+        raise SystemExit(f"the kernels cannot be had here: {library.unavailable_reason()}")
     keep_freed_memory()  # as a training does
     precision = resolve_precision("auto", "cpu")
     networks = {name: _network(name, precision, rounds) for name in chosen or NETWORKS}
@@ -71,7 +71,7 @@ def main(chosen: tuple[str, ...], rounds: int, out: Path) -> None:
         "precision": precision,
         "rounds": rounds,
         "networks": networks,
-        "environment": {**place.environment("cpu"), "compiler": made.made_by},
+        "environment": {**place.environment("cpu"), "compiler": made.compiler},
     }
     out.write_text(json.dumps(content, indent=1) + "\n")
     print(f"written: {out}")
@@ -83,9 +83,9 @@ def _network(name: str, precision: str, rounds: int) -> list[dict[str, Any]]:
     for own in (False, True):
         torch.manual_seed(0)
         model = models.build(name, classes=CLASSES).to(memory_format=torch.channels_last).train()
-        keep_layout(model)
+        keep_channels_last(model)
         if own:
-            quicker(model, SIDE, "auto", print)
+            use_fast_kernels(model, SIDE, "auto", print)
         pair.append(model)
     plain, fast = pair
     rows = []

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compress import models
-from compress.training.kernels import quicker
+from compress.training.kernels import use_fast_kernels
 from compress.training.precision import autocast, resolve_precision
 
 NETWORKS = ("resnet20", "resnet56", "resnet8x4", "resnet32x4", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2")
@@ -61,7 +61,7 @@ def _row(name: str, device: str, rounds: int, steps: int) -> dict:
     torch.manual_seed(0)
     model = models.build(name, classes=CLASSES).to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     if device == "cpu":
-        quicker(model, SIDE, "auto", print)
+        use_fast_kernels(model, SIDE, "auto", print)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
     pixels = torch.randn(BATCH, 3, SIDE, SIDE, device=device).to(memory_format=torch.channels_last)
     labels = torch.arange(BATCH, device=device) % CLASSES

@@ -46,14 +46,16 @@ from compress.models.taps import Tapped
 from compress.recipe.schema import Distill
 from compress.training import schedule
 from compress.training.engine import modes, recorder
-from compress.training.kernels import quicker
+from compress.training.kernels import use_fast_kernels
 from compress.training.precision import autocast, resolve_precision
 from compress.training.step import Batch, Step, sgd, trainable
 
 PAIRS = (("resnet56", "mobilenet_v2"), ("resnet32x4", "resnet8x4"), ("resnet32x4", "shufflenet_v2"))
 CLASSES, SIDE, PICTURES = 100, 32, 4096
 STEPS = 240 * 782  # of the training whose engine is measured
-WARM_UP = recorder.WARM_UP + 2  # steps before the timed ones: kernels are chosen, a graph is recorded and replayed
+WARM_UP_STEPS = (
+    recorder.WARM_UP_STEPS + 2
+)  # steps before the timed ones: kernels are chosen, a graph is recorded and replayed
 PARTS = {  # what an operator's name contains -> what it is; the first that fits
     "compiled, fused": ("triton", "compiledfx"),
     "convolutions and products": (
@@ -158,11 +160,11 @@ def _row(teacher: str, student: str, device: str, name: str, batch: int, steps: 
     classifier = modes.classifier_of(
         step.network.model, outline(student, classes=CLASSES, width=None, image_size=SIDE).taps
     )
-    few = modes.engine(
+    few = modes.choose_engine(
         "graph" if name != "eager" and device.startswith("cuda") else "eager", step, 2, STEPS, classifier, said.append
     )
     two = _median(lambda: few(small), device, steps)
-    run = modes.engine(name, step, batch, STEPS, classifier, said.append)
+    run = modes.choose_engine(name, step, batch, STEPS, classifier, said.append)
     seconds = plain if run is step else _median(lambda: run(data), device, steps)
     split = _split(run, data, device, 3, 1e3 * seconds)
     # On CUDA the teacher runs ahead of the steps, in large batches.
@@ -193,7 +195,7 @@ def _row(teacher: str, student: str, device: str, name: str, batch: int, steps: 
 
 
 def _median(run: Callable[[], object], device: str, count: int) -> float:
-    return statistics.median(peaks.times(run, device, count, WARM_UP))
+    return statistics.median(peaks.times(run, device, count, WARM_UP_STEPS))
 
 
 def _flop(run: Callable[[], object]) -> int:
@@ -250,14 +252,14 @@ def step_of(student: str, device: str, name: str = "auto") -> Step:
     """What training of the student steps, under the engine of this name."""
     torch.manual_seed(0)
     model = models.build(student, classes=CLASSES).to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    modes.keep_layout(model)
+    modes.keep_channels_last(model)
     if device == "cpu":
-        quicker(model, SIDE, name, print)
+        use_fast_kernels(model, SIDE, name, print)
     shape = outline(student, classes=CLASSES, width=None, image_size=SIDE)
     method = build_method(Distill(), student=shape, teacher=shape, train_labels=torch.zeros(1)).to(device).train()
     parameters = trainable(model, method)
     optimizer = sgd(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4)
-    modes.Rate(optimizer, device).set(0.01)
+    modes.LearningRate(optimizer, device).set(0.01)
     images = torch.randint(0, 256, (PICTURES, SIDE, SIDE, 3), dtype=torch.uint8).to(device)
     precision = resolve_precision("auto", device)
     mean, spread = (torch.full((3,), value, device=device) for value in (0.5, 0.25))
@@ -289,7 +291,7 @@ def batch_of(size: int, device: str) -> Batch:
 
 def _cut(step: Step, batch: Batch) -> Batch:
     """On CUDA views are cut for many steps at once, outside of the step."""
-    return replace(batch, pixels=step.cut(batch.index, batch.view)) if batch.index.is_cuda else batch
+    return replace(batch, pixels=step.crop(batch.index, batch.view)) if batch.index.is_cuda else batch
 
 
 def _teacher(name: str, step: Step, batch: Batch, device: str) -> tuple[Callable[[], Tensor], str]:
@@ -305,7 +307,7 @@ def _teacher(name: str, step: Step, batch: Batch, device: str) -> tuple[Callable
     return forward, precision
 
 
-def _split(run: modes.Run, batch: Batch, device: str, count: int, step_ms: float) -> dict[str, float]:
+def _split(run: modes.StepRunner, batch: Batch, device: str, count: int, step_ms: float) -> dict[str, float]:
     """Milliseconds a step by what they are spent on; the shares of a profiled step, which is slower, of one that is not."""
     cuda = device.startswith("cuda")
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as found:

@@ -25,5 +25,5 @@ def same_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from compress.training.engine import cuda_graph
 
-    monkeypatch.setattr(cuda_graph, "TIMED", False)
+    monkeypatch.setattr(cuda_graph, "BENCHMARK_CUDNN", False)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)

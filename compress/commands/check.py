@@ -47,11 +47,13 @@ def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], lis
     size, names = settings.data.image_size or 32, prepare.class_names(settings.data, base)
     known = len(names) if names else KNOWN_CLASSES.get(settings.data.source)
     classes = known or ASSUMED_CLASSES
-    larger = compatibility.check(
+    larger = compatibility.check_pairs(
         loaded, settings, classes=classes, image_size=size
     )  # before what takes seconds: a network of one's own is exported
     named = [
-        (place, one) for place, one in compatibility.places(settings) if not (isinstance(one, Candidate) and one.onnx)
+        (place, one)
+        for place, one in compatibility.networks_of(settings)
+        if not (isinstance(one, Candidate) and one.onnx)
     ]
     files = [
         (f"teacher.candidates.{number}.onnx", one) for number, one in enumerate(settings.teacher.candidates) if one.onnx
@@ -137,7 +139,7 @@ def _network(loaded: Loaded, place: str, one: Candidate | Choice, classes: int, 
     info = catalog.info(one.model)
     catalog.check_image_size(info, size)
     if info.family == "own":
-        with compatibility.own_at(loaded, place, one):
+        with compatibility.locate_errors(loaded, place, one):
             return _own(title, one, classes, size)
     model = shapes_only(one.model, classes=classes, width=one.width)
     with Tapped(model, {"pooled": catalog.taps(info)["pooled"]}) as tapped, torch.no_grad():

@@ -1,6 +1,7 @@
 """Distillation methods: from signals to named losses.
 
-A method owns its extra modules (DHKD's auxiliary head): they train with the student, live in the method's state, and never ship.
+A method owns its extra modules, such as DHKD's auxiliary head. They train with the student, are part of the method's
+state, and never ship.
 """
 
 from __future__ import annotations
@@ -57,10 +58,19 @@ def build_method(
     label_smoothing: float = 0.0,
     seed: int = 0,
 ) -> Method:
-    """What a recipe's `distill` section selects, with fresh extra modules; several methods as their sum.
+    """Build the method of a recipe's `distill` section, with fresh extra modules; several methods become their sum.
 
-    train_labels (P,) int64 of all pictures; train_index (M,): those that are trained on, None: all. Raises UsageError with the reason where
-    method and networks do not fit.
+    Args:
+        distill: the section.
+        student: what the method may know of the student.
+        teacher: and of the teacher, None without one.
+        train_labels: int64 (P,) of all images, -1 for an unlabelled one.
+        train_index: int64 (M,), the images that are trained on; None: all.
+        label_smoothing: of the task loss.
+        seed: of the training.
+
+    Raises:
+        UsageError: method and networks do not fit; the message says why.
     """
     index = torch.arange(len(train_labels), device=train_labels.device) if train_index is None else train_index
     context = MethodContext(student, teacher, train_labels, index, label_smoothing, seed)

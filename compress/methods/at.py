@@ -13,7 +13,10 @@ from compress.recipe.schema import At
 
 
 class AT(Method):
-    """L = ce CE + at sum over stages of the squared difference of spatial attention. Source: Zagoruyko and Komodakis 2017."""
+    """L = ce CE + at sum over stages of the squared difference of spatial attention.
+
+    Source: Zagoruyko and Komodakis 2017.
+    """
 
     config: At
     reads_logits = False
@@ -22,7 +25,7 @@ class AT(Method):
         super().__init__(config, context)
         assert context.teacher is not None  # needs_teacher
         counts = [len(network.stages("stages_post", self.label())) for network in (context.student, context.teacher)]
-        # counted from the shallow end, like the benchmarks' zip: a fourth stage of one network has no partner
+        # Paired from the shallow end, as in the benchmarks: a fourth stage of one network has no partner.
         self.student_taps = self.teacher_taps = tuple(f"stages_post.{stage}" for stage in range(1, min(counts) + 1))
 
     def forward(self, signals: Signals) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What every distillation method is given, and what it must answer."""
+"""What every distillation method gets, and what it returns."""
 
 from __future__ import annotations
 
@@ -15,16 +15,23 @@ from compress.core.errors import UsageError
 from compress.methods.losses import cross_entropy
 from compress.models.outline import Outline
 
-TASK = "ce"  # the loss on the labels; of several methods together only the first one's counts
+# The loss on the labels. Where several methods are combined, only the first one's counts.
+TASK = "ce"
 
 
 @dataclass(frozen=True)
 class Signals:
-    """One batch, on one device; logits and features in float32.
+    """One batch of N images, on one device; logits and maps in float32.
 
-    labels (N,) int64, -1 for an unlabelled picture; index (N,) int64, position among all pictures; epoch 0-dim float32, 1-based, and step
-    0-dim int64, steps done since training began, both on the device (a captured graph must not bake them in); student_logits (N, K);
-    teacher_logits (N, K) without gradient, or None where no loss reads them; student, teacher: the taps that the method asked for, by name.
+    Attributes:
+        labels: int64 (N,), -1 for an unlabelled image.
+        index: int64 (N,), position among all images.
+        epoch: 0-dim float32 on the device, 1-based. A tensor, because a recorded step must not bake it in.
+        student_logits: (N, K).
+        teacher_logits: (N, K) without gradient, or None where no loss reads them.
+        student: the student's maps that the method asked for, by name.
+        teacher: the teacher's, without gradient.
+        step: 0-dim int64 on the device: steps done since training began.
     """
 
     labels: Tensor
@@ -39,7 +46,13 @@ class Signals:
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What a method is built for. labels (P,) int64 of all pictures, -1 unlabelled; train_index (M,) int64: those that are trained on."""
+    """What a method is built for.
+
+    Attributes:
+        labels: int64 (P,) of all images, -1 for an unlabelled one.
+        train_index: int64 (M,), the images that are trained on.
+        seed: of the training.
+    """
 
     student: Outline
     teacher: Outline | None
@@ -50,18 +63,21 @@ class MethodContext:
 
 
 class Method(nn.Module):
-    """From signals to named losses. Its parameters train with the student and never ship. Subclasses set the names in `__init__`.
+    """Maps signals to named losses. Its parameters train with the student and never ship.
 
     Attributes:
-        needs_teacher: False only where no loss reads the teacher. reads_logits: whether a loss reads the teacher's logits.
-        needs_labels: every picture must have one.
-        student_taps, teacher_taps: names of the maps to read, see `Outline`.
+        needs_teacher: False only where no loss reads the teacher.
+        reads_logits: whether a loss reads the teacher's logits.
+        needs_labels: whether every image must have a label.
+        student_taps: names of the student's maps to read, see `Outline`; set in `__init__`.
+        teacher_taps: names of the teacher's.
         teacher_mode: "batch_stats": the teacher's BatchNorms use the batch's statistics; its buffers never change.
-        aligned: names of the losses that are projected onto the normal plane of the first loss.
-        scope: of that projection, "all" or "shared" (see gradients.aligned_backward).
-        recordable: a step may be recorded once and replayed: it neither waits for the device nor puts new tensors in place of old ones.
-        phase: changes, in `start_epoch` only, where from then on other losses are computed.
-        group: the processes that share each batch, see `join`.
+        aligned: names of the losses that are projected onto the normal plane of the first loss's gradient.
+        scope: of that projection, "all" or "shared", see `gradients.aligned_backward`.
+        recordable: whether a step can be recorded once and replayed, because the method neither waits for the device
+            nor replaces tensors by new ones.
+        phase: changes only in `start_epoch`, where other losses are computed from then on.
+        group: the processes that share each batch.
     """
 
     needs_teacher = True
@@ -85,49 +101,50 @@ class Method(nn.Module):
             raise UsageError(f"{self.label()} needs a teacher; use method: none for plain cross-entropy")
         if teacher is not None and teacher.classes != student.classes:
             raise UsageError(
-                f"the teacher {teacher.name} knows {teacher.classes} classes, the student {student.name} {student.classes}"
+                f"the teacher {teacher.name} knows {teacher.classes} classes, "
+                f"the student {student.name} {student.classes}"
             )
         unlabelled = int((context.labels < 0).sum()) if self.needs_labels else 0
         if unlabelled:
-            raise UsageError(f"{self.label()} needs a label for every picture; {unlabelled} have none")
+            raise UsageError(f"{self.label()} needs a label for every image; {unlabelled} have none")
 
     @classmethod
     def label(cls) -> str:
-        """How messages begin."""
+        """Return the recipe key and name with which messages about the method begin."""
         return f"distill.method: {cls.__name__.lower()}"
 
     @abstractmethod
     def forward(self, signals: Signals) -> dict[str, Tensor]:
-        """Named, weighted scalar losses; the task loss first where there is one."""
+        """Return named, weighted scalar losses; the task loss comes first where there is one."""
 
     def logits(self, signals: Signals) -> Tensor:
-        """(N, K) of the network that ships, from what the student gives in training."""
+        """Return the logits (N, K) of the network that ships, from what the student gives during training."""
         return signals.student_logits
 
     def task(self, signals: Signals, weight: float = 1.0) -> Tensor:
-        """The weighted cross-entropy."""
+        """Return the weighted cross-entropy."""
         return weight * cross_entropy(signals.student_logits, signals.labels, self.label_smoothing)
 
     def set_process_group(self, group: Group) -> None:
-        """Told before a training which processes share each batch; signals are this process's part of it."""
+        """Set, before training, which processes share each batch; signals are this rank's part of it."""
         self.group = group
 
     def start_epoch(self, epoch: int) -> None:
-        """Told before each 1-based epoch."""
+        """Prepare for a 1-based epoch."""
 
     def smallest_batch(self) -> int:
-        """The smallest training batch that the method's modules accept."""
+        """Return the smallest training batch that the method accepts."""
         return 1
 
     def deployed(self, student: nn.Module) -> nn.Module:
-        """The network that ships, sharing the student's parameters: the student itself unless `form` says otherwise."""
+        """Return the network that ships, sharing the student's parameters: the student itself in most methods."""
         return student
 
     def deployed_spec(self) -> dict[str, Any] | None:
-        """How the deployed network differs from a freshly built student, as plain values for `models.deployed`; None: not at all."""
+        """Return how it differs from a fresh student, as plain values for `models.deployed`; None: not at all."""
         return None
 
 
 def ramp(epoch: Tensor, epochs: float) -> Tensor:
-    """min(1, epoch / epochs) of the 1-based epoch; 1 where epochs is 0."""
+    """Return min(1, epoch / epochs) for a 1-based epoch; 1 where `epochs` is 0."""
     return (epoch / epochs).clamp(max=1.0) if epochs > 0 else torch.ones_like(epoch)

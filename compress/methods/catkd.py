@@ -15,14 +15,20 @@ from compress.recipe.schema import Catkd
 
 
 def activation_maps(map_: Tensor, head: Tensor) -> Tensor:
-    """A classifier's weight (K, d) applied at each place of (N, d, H, W): (N, K, H, W). Their spatial mean is the logits without bias."""
+    """Apply a classifier's weight (K, d) at each position of a map (N, d, H, W): (N, K, H, W).
+
+    The spatial mean of the result is the logits without bias.
+    """
     return torch.nn.functional.conv2d(map_, head.to(map_.dtype)[:, :, None, None])
 
 
 class CATKD(Method):
-    """L = ce CE + cat MSE of pooled class activation maps. Source: Guo et al. 2023 (CVPR).
+    """L = ce CE + cat MSE of pooled class activation maps.
 
-    Both classifiers count without their bias: pooling and a 1x1 convolution commute, so the student ships as a plain Linear without one.
+    Both classifiers are used without their bias. Pooling and a 1x1 convolution commute, so the student ships as a plain
+    Linear without bias.
+
+    Source: Guo et al. 2023 (CVPR).
     """
 
     config: Catkd
@@ -38,7 +44,8 @@ class CATKD(Method):
             side = network.shape("pre_pool", self.label())[1]
             if side < config.side:
                 raise UsageError(
-                    f"distill.catkd.side: {config.side} is larger than the last map of {network.name} ({side}x{side}); lower it"
+                    f"distill.catkd.side: {config.side} is larger than the last map of {network.name} "
+                    f"({side}x{side}); lower it"
                 )
         self.entry = context.student.entry
 

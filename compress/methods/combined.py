@@ -1,4 +1,4 @@
-"""Several methods at once: their losses added up."""
+"""Several methods at once, as the sum of their losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compress.methods.base import TASK, Method, MethodContext, Signals
 
 
 class Combined(Method):
-    """The losses of all parts; the task loss is the first part's, the others' are left out. `parts` have settings of their own."""
+    """The losses of all parts, each with its own settings; the task loss is the first part's alone."""
 
     def __init__(self, kinds: Sequence[tuple[str, type[Method], Any]], context: MethodContext) -> None:
         nn.Module.__init__(self)
@@ -23,7 +23,8 @@ class Combined(Method):
         modes = {part.teacher_mode: name for (name, _, _), part in zip(kinds, parts, strict=True) if part.teacher_taps}
         if len(modes) > 1:
             raise UsageError(
-                f"distill.method: {modes['batch_stats']} reads the teacher with the batch's statistics, {modes['eval']} with its own; "
+                f"distill.method: {modes['batch_stats']} reads the teacher with the batch's statistics, "
+                f"{modes['eval']} with its own; "
                 "choose one with teacher_bn, or leave one of them out"
             )
         self.reads_logits = any(part.reads_logits for part in parts)
@@ -40,7 +41,7 @@ class Combined(Method):
 
     @property
     def shipping(self) -> Method:
-        """The part that says what ships; a property, for a second name would put its state into the checkpoint twice."""
+        """The part that decides what ships: a property, because an attribute would save its state a second time."""
         return self._parts()[self.ships]
 
     def forward(self, signals: Signals) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Whether a recipe's method takes its networks, and what it would ship, asked before anything is trained."""
+"""Whether a recipe's method accepts its networks, and what it would ship, checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -22,69 +22,88 @@ from compress.recipe.loader import Loaded
 from compress.recipe.schema import Candidate, Choice, Recipe
 
 
-def check(loaded: Loaded, settings: Recipe, *, classes: int, image_size: int) -> list[str]:
-    """Build the method for every possible pair on the meta device: no memory, no weights. Sentences on students that ship larger than they are.
+def check_pairs(loaded: Loaded, settings: Recipe, *, classes: int, image_size: int) -> list[str]:
+    """Build the method for every pair of student and teacher, on the meta device: no memory, no weights.
 
-    Raises UsageError with place and reason where a method does not take a pair.
+    Args:
+        loaded: the recipe, for the places in messages.
+        settings: its resolved settings.
+        classes: of the data.
+        image_size: of the data, in pixels.
+
+    Returns:
+        A sentence for each pair whose student ships larger than the recipe's.
+
+    Raises:
+        UsageError: the method does not accept a pair; the message names place and reason.
     """
     if settings.distill.plain:
         return []
+    networks = networks_of(settings)
     teachers = [
-        outlined(loaded, place, one, classes, image_size)
-        for place, one in places(settings)
-        if isinstance(one, Candidate)
+        outline_at(loaded, place, one, classes, image_size) for place, one in networks if isinstance(one, Candidate)
     ]
     notes = []
-    for place, choice in ((place, one) for place, one in places(settings) if isinstance(one, Choice)):
-        student = outlined(loaded, place, choice, classes, image_size)
+    for place, choice in ((place, one) for place, one in networks if isinstance(one, Choice)):
+        student = outline_at(loaded, place, choice, classes, image_size)
         for teacher in teachers:
             try:
-                method, plain, ships = _built(settings, choice, student, teacher, classes)
+                method, plain, shipped = _build_pair(settings, choice, student, teacher, classes)
             except UsageError as error:
                 raise UsageError(
                     f"{loaded.where('distill.method')}: {error} (student {student.name}, teacher {teacher.name})"
                 ) from error
             if settings.train.batch_size < method.smallest_batch():
-                why = f"{settings.distill.name} needs at least {method.smallest_batch()} pictures a batch, got {settings.train.batch_size}"
                 raise UsageError(
-                    f"{loaded.where('train.batch_size')}: train.batch_size: {why} (a smaller last batch of an epoch is left out by itself)"
+                    f"{loaded.where('train.batch_size')}: train.batch_size: {settings.distill.name} needs at least "
+                    f"{method.smallest_batch()} images per batch, got {settings.train.batch_size} "
+                    "(a smaller last batch of an epoch is left out by itself)"
                 )
-            sizes = (
-                [(params(one), macs(one, image_size)) for one in (plain, ships)]
-                if method.deployed_spec() is not None
-                else []
-            )
-            if sizes and (sentence := size_increase_warning(choice.model, sizes[0], sizes[1])):
+            if method.deployed_spec() is None:
+                continue
+            sizes = [(params(one), macs(one, image_size)) for one in (plain, shipped)]
+            if sentence := size_increase_warning(choice.model, *sizes):
                 notes.append(f"{settings.distill.name} with teacher {teacher.name}: {sentence}")
-    _prove(loaded, settings, method, image_size)
+    _check_pooling(loaded, settings, method, image_size)
     return notes
 
 
-def shipped_form(settings: Recipe, one: Choice, *, classes: int, image_size: int) -> tuple[dict[str, Any] | None, str]:
-    """The form in which the recipe's method ships a student, None: as it is; of several teachers' forms the one with most MACs, and that teacher.
+def shipped_spec(settings: Recipe, one: Choice, *, classes: int, image_size: int) -> tuple[dict[str, Any] | None, str]:
+    """Return how the student that the recipe's method ships differs from the plain one.
 
-    Raises UsageError where the method does not take the pair.
+    Args:
+        settings: the recipe's resolved settings.
+        one: the student.
+        classes: of the data.
+        image_size: of the data, in pixels.
+
+    Returns:
+        What `Method.deployed_spec` returns, None: not at all. Where several teachers give several answers, the one with
+        the most MACs and the name of its teacher; otherwise an empty name.
+
+    Raises:
+        UsageError: the method does not accept the pair.
     """
     if settings.distill.plain:
         return None, ""
     found: list[tuple[int, dict[str, Any], str]] = []
-    student = _shape(one, classes, image_size)
+    student = _outline(one, classes, image_size)
     for candidate in settings.teacher.candidates:
-        teacher = _shape(candidate, classes, image_size)
-        method, _, ships = _built(settings, one, student, teacher, classes)
-        form = method.deployed_spec()
-        if form is not None:
-            found.append((macs(ships, image_size), form, teacher.name))
+        teacher = _outline(candidate, classes, image_size)
+        method, _, shipped = _build_pair(settings, one, student, teacher, classes)
+        spec = method.deployed_spec()
+        if spec is not None:
+            found.append((macs(shipped, image_size), spec, teacher.name))
     if not found:
         return None, ""
-    _, form, name = max(found, key=lambda entry: entry[0])
-    return form, name if len({str(entry[1]) for entry in found}) > 1 else ""
+    _, spec, name = max(found, key=lambda entry: entry[0])
+    return spec, name if len({str(entry[1]) for entry in found}) > 1 else ""
 
 
-def _built(
+def _build_pair(
     settings: Recipe, one: Choice, student: Outline, teacher: Outline, classes: int
 ) -> tuple[Method, nn.Module, nn.Module]:
-    """The method, the plain student and what ships of it, without weights. Raises UsageError where the method does not take the pair."""
+    """Build the method, the plain student and the network that ships, without weights."""
     labels = torch.arange(classes)
     with meta_device():
         method = build_method(
@@ -94,38 +113,57 @@ def _built(
         return method, plain, to_deployed(copy, one.model, method.deployed_spec(), one.taps)
 
 
-def places(settings: Recipe) -> list[tuple[str, Candidate | Choice]]:
-    """Every network of a recipe, with the section that names it."""
-    found: list[tuple[str, Candidate | Choice]] = [
+def networks_of(settings: Recipe) -> list[tuple[str, Candidate | Choice]]:
+    """Return every network of a recipe with the key of the section that names it."""
+    teachers: list[tuple[str, Candidate | Choice]] = [
         (f"teacher.candidates.{number}", one) for number, one in enumerate(settings.teacher.candidates)
     ]
     several = settings.student.choose is not None
-    return [
-        *found,
-        *(
-            (f"student.choose.from.{number}" if several else "student", one)
-            for number, one in enumerate(settings.student.networks)
-        ),
+    students = [
+        (f"student.choose.from.{number}" if several else "student", one)
+        for number, one in enumerate(settings.student.networks)
     ]
+    return [*teachers, *students]
 
 
-def outlined(loaded: Loaded, place: str, one: Choice | Candidate, classes: int, image_size: int) -> Outline:
-    """The outline of one of a recipe's networks. Raises UsageError with the place where a network of one's own has not what its taps name."""
-    with own_at(loaded, place, one):
-        return _shape(one, classes, image_size)
+def outline_at(loaded: Loaded, place: str, one: Choice | Candidate, classes: int, image_size: int) -> Outline:
+    """Return the outline of one of a recipe's networks.
+
+    Args:
+        loaded: the recipe, for the place in a message.
+        place: key of the section that names the network.
+        one: the network.
+        classes: of the data.
+        image_size: of the data, in pixels.
+
+    Raises:
+        UsageError: a custom network does not have what its taps name.
+    """
+    with locate_errors(loaded, place, one):
+        return _outline(one, classes, image_size)
 
 
-def _shape(one: Choice | Candidate, classes: int, image_size: int) -> Outline:
+def _outline(one: Choice | Candidate, classes: int, image_size: int) -> Outline:
     if isinstance(one, Candidate) and one.onnx is not None:
         return Outline(one.title, classes, {})
-    size = (one.image_size if isinstance(one, Candidate) else None) or image_size
+    size = _input_size(one, image_size)
     catalog.check_image_size(catalog.info(one.model), size)
     return outline(one.model, classes=classes, width=one.width, image_size=size, stages=one.taps)
 
 
+def _input_size(one: Choice | Candidate, image_size: int) -> int:
+    return (one.image_size if isinstance(one, Candidate) else None) or image_size
+
+
 @contextmanager
-def own_at(loaded: Loaded, place: str, one: Choice | Candidate) -> Iterator[None]:
-    """Mistakes in a network of one's own are said with the place that names it."""
+def locate_errors(loaded: Loaded, place: str, one: Choice | Candidate) -> Iterator[None]:
+    """Add the place that names a custom network to errors about it.
+
+    Args:
+        loaded: the recipe.
+        place: key of the section that names the network.
+        one: the network.
+    """
     try:
         yield
     except UsageError as error:
@@ -135,11 +173,10 @@ def own_at(loaded: Loaded, place: str, one: Choice | Candidate) -> Iterator[None
         raise UsageError(f"{loaded.where(key)}: {key}: {error}") from error
 
 
-def _prove(loaded: Loaded, settings: Recipe, method: Method, image_size: int) -> None:
-    """Networks of one's own, where the method takes their last map for what is averaged: it is. Raises UsageError with the place."""
-    for place, one in places(settings):
+def _check_pooling(loaded: Loaded, settings: Recipe, method: Method, image_size: int) -> None:
+    """Check that a custom network averages its last map, where the method assumes that it does."""
+    for place, one in networks_of(settings):
         taps = method.teacher_taps if isinstance(one, Candidate) else method.student_taps
         if catalog.is_custom(one.model) and {"pre_pool", "last_stage"}.intersection(taps):
-            size = (one.image_size if isinstance(one, Candidate) else None) or image_size
-            with own_at(loaded, place, one):
-                custom.check_pooling(one.model, one.taps, size)
+            with locate_errors(loaded, place, one):
+                custom.check_pooling(one.model, one.taps, _input_size(one, image_size))

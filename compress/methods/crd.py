@@ -17,11 +17,14 @@ from compress.recipe.schema import Crd
 
 
 class CRD(Method):
-    """L = ce CE + crd (NCE of the student's embeddings against the teacher's memory + the reverse). Source: Tian et al. 2020.
+    """L = ce CE + crd (NCE of the student's embeddings against the teacher's memory + the reverse).
 
-    The memories are buffers, so that a resumed training goes on with them. Their rows are the training pictures sorted by class: the
-    pictures of other classes are all rows outside one range, and a negative is one draw, a function of (seed, step, picture), never of
-    the process. Several processes exchange their batch's embeddings and so keep one and the same memory.
+    The memories are buffers, so a resumed training continues with them. Their rows are the training images sorted by
+    class, so the images of other classes are all rows outside one range. A negative is one draw, a function of (seed,
+    step, image) and never of the rank. Several processes exchange their batch's embeddings, so all hold the same
+    memory.
+
+    Source: Tian et al. 2020.
     """
 
     config: Crd
@@ -40,13 +43,14 @@ class CRD(Method):
         super().__init__(config, context)
         assert context.teacher is not None  # needs_teacher
         self.seed = context.seed
-        self.known = [False, False]  # whether log_z is: to ask the tensor would be to wait for the device
-        self.register_load_state_dict_post_hook(CRD._ask_again)
+        # Whether `log_z` is known, for each side. Asking the tensor itself would wait for the device.
+        self.normalizer_known = [False, False]
+        self.register_load_state_dict_post_hook(CRD._forget_normalizer)  # type: ignore[no-untyped-call]
         self.embed_student = nn.Linear(context.student.shape("pooled", self.label())[0], config.width)
         self.embed_teacher = nn.Linear(context.teacher.shape("pooled", self.label())[0], config.width)
         labels = context.labels[context.train_index]
-        if len(labels.unique()) < 2:
-            raise UsageError(f"{self.label()} needs training pictures of at least two classes")
+        if len(torch.unique(labels)) < 2:
+            raise UsageError(f"{self.label()} needs training images of at least two classes")
         order = torch.argsort(labels, stable=True)
         row = torch.full((len(context.labels),), -1, dtype=torch.int64, device=labels.device)
         row[context.train_index[order]] = torch.arange(len(labels), device=labels.device)
@@ -55,7 +59,8 @@ class CRD(Method):
         for name, value in (
             ("memory_student", torch.empty(len(labels), config.width).uniform_(-bound, bound)),
             ("memory_teacher", torch.empty(len(labels), config.width).uniform_(-bound, bound)),
-            ("log_z", torch.full((2,), float("nan"))),  # of the first batch; it never changes
+            # Set by the first batch and never changed.
+            ("log_z", torch.full((2,), float("nan"))),
             ("row", row),
             ("end", counts.cumsum(0)),
             ("begin", counts.cumsum(0) - counts),
@@ -63,7 +68,7 @@ class CRD(Method):
             self.register_buffer(name, value)
 
     def draws(self, signals: Signals) -> Tensor:
-        """Memory rows (N, 1 + K): the picture's own (or one of its class), then K of other classes, with replacement."""
+        """Return memory rows (N, 1 + K): the image's own or one of its class, then K of other classes, drawn anew."""
         labels, count = signals.labels, self.config.negatives
         begin, end = self.begin[labels][:, None], self.end[labels][:, None]
         place = torch.arange(count + 1, device=labels.device)
@@ -81,7 +86,7 @@ class CRD(Method):
         student = F.normalize(self.embed_student(signals.student["pooled"]), dim=1)
         teacher = F.normalize(self.embed_teacher(signals.teacher["pooled"]), dim=1)
         rows = self.draws(signals)
-        # of copies: the backward pass reads the memories as they were, while they themselves move on in their place
+        # Copies, because the backward pass reads the memories as they were, and `remember` changes them in place.
         total = self.contrast(student, self.memory_teacher.clone(), rows, 0) + self.contrast(
             teacher, self.memory_student.clone(), rows, 1
         )
@@ -90,29 +95,37 @@ class CRD(Method):
         return {"ce": self.task(signals, self.config.ce), "crd": self.config.crd * total}
 
     def contrast(self, embedding: Tensor, memory: Tensor, rows: Tensor, side: int) -> Tensor:
-        """The loss of one network's embeddings (N, width) against the other's memory."""
-        # all products, then a choice of them: a matrix product is cheaper than gathering N (1 + K) rows of the memory
+        """Return the loss of one network's embeddings (N, width) against the other's memory.
+
+        Args:
+            embedding: (N, width), of norm 1.
+            memory: (M, width).
+            rows: int64 (N, 1 + K), see `draws`.
+            side: 0 for the student's embeddings, 1 for the teacher's.
+        """
+        # All products, then a choice: a matrix product is cheaper than gathering N (1 + K) rows of the memory.
         scores = torch.gather(embedding @ memory.to(embedding.dtype).t(), 1, rows) / self.config.temperature
-        if not self.known[side]:
+        if not self.normalizer_known[side]:
             if bool(self.log_z[side].isnan()):
                 self.log_z[side] = self._first_z(scores.detach())
-            self.known[side] = True
+            self.normalizer_known[side] = True
         return contrastive_nce(scores, self.log_z[side], len(memory))
 
-    def _ask_again(self, _: object) -> None:
-        """What was loaded may know it, or not."""
-        self.known = [False, False]
+    def _forget_normalizer(self, _: object) -> None:
+        """Look at `log_z` again: a loaded state may hold it, or not."""
+        self.normalizer_known = [False, False]
 
     def _first_z(self, scores: Tensor) -> Tensor:
-        """Log of mean(exp(scores)) times the number of pictures, over the batches (N, 1 + K) of all processes."""
-        scores = scores.cpu() if scores.device.type == "mps" else scores  # which has no float64
+        """Return the log of mean(exp(scores)) times the number of images, over the batches (N, 1 + K) of all ranks."""
+        # MPS has no float64.
+        scores = scores.cpu() if scores.device.type == "mps" else scores
         levels = self.group.gather(torch.logsumexp(scores.double(), dim=1))
         share = len(self.memory_student) / (len(levels) * scores.shape[1])
         return (torch.logsumexp(levels, 0) + math.log(share)).to(self.log_z.dtype)
 
     @torch.no_grad()
     def remember(self, rows: Tensor, student: Tensor, teacher: Tensor) -> None:
-        """Move the batch's rows of both memories, in their place, towards its embeddings."""
+        """Move the batch's rows of both memories towards its embeddings, in place."""
         rows, student, teacher = (self.group.gather(own) for own in (rows, student, teacher))
         momentum = self.config.momentum
         for name, value in (("memory_student", student), ("memory_teacher", teacher)):

@@ -1,4 +1,4 @@
-"""`none`: plain cross-entropy, the baseline that distillation has to beat."""
+"""`none`: plain cross-entropy, the baseline for distillation."""
 
 from __future__ import annotations
 

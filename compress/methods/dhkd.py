@@ -13,10 +13,15 @@ from compress.recipe.schema import Dhkd
 
 
 def auxiliary_head(kind: str, width: int, classes: int, hidden: int, dropout: float) -> nn.Sequential:
-    """The head that only training sees: (N, width) pooled vectors -> (N, classes) logits.
+    """Build the head that exists only in training: pooled vectors (N, width) -> logits (N, classes).
 
-    linear: dK + K parameters. nonlinear: hidden d + hidden + 2 hidden + hidden K + K; dropout stands before BatchNorm, as in the
-    authors' code.
+    Args:
+        kind: "linear" has dK + K parameters; "nonlinear" has hidden d + hidden + 2 hidden + hidden K + K, with dropout
+            before BatchNorm, as in the authors' code.
+        width: d, of the pooled vector.
+        classes: K.
+        hidden: units of the nonlinear head.
+        dropout: its rate, in [0, 1).
     """
     if kind == "linear":
         return nn.Sequential(nn.Linear(width, classes))
@@ -28,7 +33,7 @@ def auxiliary_head(kind: str, width: int, classes: int, hidden: int, dropout: fl
 class DHKD(Method):
     """L = gamma CE(main) + alpha BinaryKL-Norm(auxiliary, teacher), each on its own head over the same pooled vector.
 
-    With `head: none` both losses meet on the student's classifier: the ablation that the paper shows to collapse.
+    With `head: none` both losses act on the student's classifier: the ablation that collapses in the paper.
     """
 
     config: Dhkd
@@ -46,14 +51,14 @@ class DHKD(Method):
         self.scope = "shared" if config.align == "shared" else "all"
 
     def alpha(self, epoch: Tensor) -> Tensor:
-        """The auxiliary loss's weight at a 1-based epoch: a linear ramp, then constant, then 0 from `stop_epoch` on."""
+        """Return the auxiliary loss's weight at a 1-based epoch: a ramp, then constant, 0 from `stop_epoch` on."""
         weight = self.config.alpha * ramp(epoch, self.config.ramp_epochs)
         if self.config.stop_epoch is not None:
             weight = torch.where(epoch >= self.config.stop_epoch, torch.zeros_like(weight), weight)
         return weight
 
     def forward(self, signals: Signals) -> dict[str, Tensor]:
-        assert signals.teacher_logits is not None  # the engine supplies them: reads_logits
+        assert signals.teacher_logits is not None  # the step supplies them: reads_logits
         logits = signals.student_logits if self.auxiliary is None else self.auxiliary(signals.student["pooled"])
         distance = binary_kl_norm if self.config.loss == "binary_kl_norm" else binary_kl
         return {

@@ -22,12 +22,12 @@ class DKD(Method):
         super().__init__(config, context)
         if context.student.classes < 3 and config.beta > 0:
             raise UsageError(
-                f"{self.label()} compares the classes beside the right one, and of two classes only one is left: its second part is always 0; "
-                "use kd, or set distill.dkd.beta: 0"
+                f"{self.label()} compares the classes other than the right one, and with two classes there is "
+                "only one: its second part is always 0; use kd, or set distill.dkd.beta: 0"
             )
 
     def forward(self, signals: Signals) -> dict[str, Tensor]:
-        assert signals.teacher_logits is not None  # the engine supplies them: reads_logits
+        assert signals.teacher_logits is not None  # the step supplies them: reads_logits
         config = self.config
         target, others = decoupled_kd(
             signals.student_logits, signals.teacher_logits, signals.labels, config.temperature

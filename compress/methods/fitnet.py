@@ -13,10 +13,16 @@ from compress.recipe.schema import Fitnet
 
 
 def regressor(student: tuple[int, ...], teacher: tuple[int, ...], *, activation: bool = True) -> nn.Sequential:
-    """From the student's map (C, H, W) to the teacher's: a convolution with bias, BatchNorm, ReLU.
+    """Build what maps the student's map (C, H, W) to the teacher's: a convolution with bias, BatchNorm, ReLU.
 
-    3x3 of stride 2 from twice the teacher's side; 4x4 transposed of stride 2 from half of it; else a kernel of 1 + H_s - H_t where the
-    student's map is not the smaller one. A smaller one by another factor gets 1x1, and the teacher's map is pooled to it.
+    The convolution is 3x3 with stride 2 where the student's side is twice the teacher's, and a transposed 4x4 with
+    stride 2 where it is half. Otherwise its kernel is 1 + H_s - H_t where the student's map is not smaller, and 1x1
+    where it is; the teacher's map is then pooled to it.
+
+    Args:
+        student: shape of the student's map.
+        teacher: shape of the teacher's.
+        activation: end with a ReLU.
     """
     (width_in, side_s, _), (width, side_t, _) = student, teacher
     if side_s == 2 * side_t:
@@ -29,7 +35,10 @@ def regressor(student: tuple[int, ...], teacher: tuple[int, ...], *, activation:
 
 
 class FitNet(Method):
-    """joint: L = ce CE + hint MSE(regressor(F_s), F_t). two_stage: first the hint alone, then ce CE + kd T^2 KL. Source: Romero et al. 2015."""
+    """joint: L = ce CE + hint MSE(regressor(F_s), F_t). two_stage: the hint alone first, then ce CE + kd T^2 KL.
+
+    Source: Romero et al. 2015.
+    """
 
     config: Fitnet
 
@@ -48,18 +57,19 @@ class FitNet(Method):
     def forward(self, signals: Signals) -> dict[str, Tensor]:
         config, (tap,) = self.config, self.student_taps
         if self.phase == 1:
-            assert signals.teacher_logits is not None  # the engine supplies them: reads_logits
+            assert signals.teacher_logits is not None  # the step supplies them: reads_logits
             kd = config.kd * kd_kl(signals.student_logits, signals.teacher_logits, config.temperature)
             return {"ce": self.task(signals, config.ce), "kd": kd, "hint": torch.zeros_like(kd.detach())}
         distance = config.hint * hint(*same_size(self.regressor(signals.student[tap]), signals.teacher[tap]))
         if config.mode == "joint":
             return {"ce": self.task(signals, config.ce), "hint": distance}
-        # zeros without a graph: what lies above the hint has no gradient, so neither momentum nor weight decay moves it
+        # Zeros without a graph: layers above the hint have no gradient, so neither momentum nor weight decay moves
+        # them.
         nothing = torch.zeros_like(distance.detach())
         return {"ce": nothing, "kd": nothing, "hint": distance}
 
     def start_epoch(self, epoch: int) -> None:
-        """Two stages: the hint alone up to `hint_epochs`, then the labels and the teacher's logits."""
+        """Choose the stage: the hint alone up to `hint_epochs`, then the labels and the teacher's logits."""
         self.phase = int(self.config.mode == "two_stage" and epoch > self.config.hint_epochs)
 
     def smallest_batch(self) -> int:

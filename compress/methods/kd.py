@@ -15,7 +15,7 @@ class KD(Method):
     config: Kd
 
     def forward(self, signals: Signals) -> dict[str, Tensor]:
-        assert signals.teacher_logits is not None  # the engine supplies them: reads_logits
+        assert signals.teacher_logits is not None  # the step supplies them: reads_logits
         student, teacher = signals.student_logits, signals.teacher_logits
         if self.config.standardize:
             student, teacher = standardize_logits(student), standardize_logits(teacher)

@@ -1,4 +1,4 @@
-"""`ofd`: the overhaul of feature distillation, maps compared in front of the activation."""
+"""`ofd`: the overhaul of feature distillation, which compares maps in front of the activation."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from compress.recipe.schema import Ofd
 
 
 def connector(width_in: int, width: int) -> nn.Sequential:
-    """From the student's channels to the teacher's: 1x1 convolution without bias, BatchNorm."""
+    """Build what maps the student's channels to the teacher's: a 1x1 convolution without bias, BatchNorm."""
     conv = nn.Conv2d(width_in, width, 1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(width))
 
 
 class OFD(Method):
-    """L = ce CE + ofd sum over stages of 2^-(depth from the end) partial L2. Source: Heo et al. 2019 (arXiv 1904.01866).
+    """L = ce CE + ofd sum over stages of 2^-(depth from the end) partial L2.
 
-    The teacher's BatchNorms use the batch's statistics, as the authors found to be better; its buffers stay as they are.
+    The teacher's BatchNorms use the batch's statistics, which the authors found to be better; its buffers never change.
+
+    Source: Heo et al. 2019 (arXiv 1904.01866).
     """
 
     config: Ofd
@@ -36,8 +38,8 @@ class OFD(Method):
         ours, theirs = (network.stages("stages_pre", self.label()) for network in (context.student, teacher))
         if len(teacher.norms) != len(theirs):
             raise UsageError(
-                f"{self.label()} takes its margins from the BatchNorm in front of each stage's activation; {teacher.name} has none that describes "
-                "all channels; choose another teacher, or reviewkd"
+                f"{self.label()} takes its margins from the BatchNorm in front of each stage's activation; "
+                f"{teacher.name} has none that describes all channels; choose another teacher, or reviewkd"
             )
         count = min(len(ours), len(theirs))
         self.student_taps = tuple(f"stages_pre.{number}" for number in range(len(ours) - count + 1, len(ours) + 1))

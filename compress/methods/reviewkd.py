@@ -1,4 +1,4 @@
-"""`reviewkd`: knowledge review, the student's deep stages fused into its shallow ones against the teacher's stages."""
+"""`reviewkd`: knowledge review, which fuses the student's deep stages into its shallow ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compress.recipe.schema import ReviewKd
 
 
 class Fusion(nn.Module):
-    """ABF: this stage's map and the deeper stages' residual, weighed by attention, then brought to the teacher's channels.
+    """ABF: weighs this stage's map and the deeper residual by attention, then maps them to the teacher's channels.
 
     Source: Chen et al. 2021 (arXiv 2104.09044), figure 3.
     """
@@ -29,7 +29,13 @@ class Fusion(nn.Module):
             nn.init.kaiming_uniform_(conv.weight, a=1)
 
     def forward(self, x: Tensor, deeper: Tensor | None, side: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W), the residual (N, middle, h, w) or None -> map (N, width, *side), residual (N, middle, *side)."""
+        """Return the map (N, width, *side) and the residual (N, middle, *side).
+
+        Args:
+            x: this stage's map, (N, C, H, W).
+            deeper: the residual (N, middle, h, w) of the deeper stages, or None.
+            side: height and width of the teacher's map.
+        """
         x = self.reduce(x)
         if self.attention is not None and deeper is not None:
             deeper = F.interpolate(deeper, x.shape[2:], mode="nearest")
@@ -41,7 +47,10 @@ class Fusion(nn.Module):
 
 
 class ReviewKD(Method):
-    """L = ce CE + min(1, epoch / warmup) weight sum over stages and the pooled vector of HCL. Source: Chen et al. 2021."""
+    """L = ce CE + min(1, epoch / warmup) weight sum over stages and the pooled vector of HCL.
+
+    Source: Chen et al. 2021.
+    """
 
     config: ReviewKd
     reads_logits = False
@@ -52,7 +61,7 @@ class ReviewKD(Method):
         ours = context.student.stages(f"stages_{config.student_maps}", self.label())
         theirs = context.teacher.stages("stages_pre", self.label())
         count = min(len(ours), len(theirs))
-        # matched from the deep end, the pooled vector first: what has no partner is the shallowest
+        # Paired from the deep end, the pooled vector first: the shallowest stages are those without a partner.
         self.student_taps = (
             "pooled",
             *(f"stages_{config.student_maps}.{number}" for number in range(len(ours), len(ours) - count, -1)),
@@ -74,7 +83,7 @@ class ReviewKD(Method):
         self.teacher_mode = "batch_stats" if config.teacher_bn == "batch" else "eval"
 
     def fused(self, student: list[Tensor], sides: list[tuple[int, int]]) -> list[Tensor]:
-        """The student's maps in the teacher's shapes, deepest first."""
+        """Return the student's maps in the teacher's shapes, deepest first."""
         found, residual = [], None
         for fusion, map_, side in zip(self.fusions, student, sides, strict=True):
             out, residual = fusion(map_, residual, side)
@@ -92,9 +101,10 @@ class ReviewKD(Method):
         }
 
     def smallest_batch(self) -> int:
-        return 2  # BatchNorm over the pooled vector
+        # BatchNorm over the pooled vector.
+        return 2
 
 
 def _map(value: Tensor) -> Tensor:
-    """A pooled vector (N, d) is a map of one pixel."""
+    """Return a pooled vector (N, d) as a map of one pixel."""
     return value[:, :, None, None] if value.ndim == 2 else value

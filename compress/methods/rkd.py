@@ -26,4 +26,5 @@ class RKD(Method):
         }
 
     def smallest_batch(self) -> int:
-        return 3  # the one distance of a pair is its own mean: two pictures give 0, one gives nothing
+        # Two images have one distance, which is its own mean, so the loss is 0; one image has none.
+        return 3

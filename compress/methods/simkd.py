@@ -15,7 +15,10 @@ from compress.recipe.schema import Simkd
 
 
 class SimKD(Method):
-    """L = simkd MSE(projector(F_s), F_t), no labels. What ships is encoder, projector and the teacher's classifier. Source: Chen et al. 2022."""
+    """L = simkd MSE(projector(F_s), F_t), without labels; encoder, projector and the teacher's classifier ship.
+
+    Source: Chen et al. 2022.
+    """
 
     config: Simkd
     reads_logits = False
@@ -53,7 +56,8 @@ class SimKD(Method):
         return {"simkd": self.config.simkd * hint(student, teacher)}
 
     def logits(self, signals: Signals) -> Tensor:
-        return self.classifier(self.projector(signals.student["last_stage"]).mean((2, 3)))
+        logits: Tensor = self.classifier(self.projector(signals.student["last_stage"]).mean((2, 3)))
+        return logits
 
     def smallest_batch(self) -> int:
         return 2

@@ -131,7 +131,7 @@ def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, conso
         console.notice(f"data: {error}")
         console.notice("planned with noise instead of pictures, which changes no time and no size")
     classes, size = (len(prepared.classes), prepared.image_size) if prepared else (10, settings.data.image_size or 32)
-    for sentence in compatibility.check(loaded, settings, classes=classes, image_size=size):
+    for sentence in compatibility.check_pairs(loaded, settings, classes=classes, image_size=size):
         console.notice(sentence)
     narrow = None if settings.device.distant else too_many_threads(settings.validate_.threads)
     if narrow:

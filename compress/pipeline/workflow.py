@@ -100,7 +100,9 @@ class Workflow:
     def check_method(self) -> None:
         """Check that the method takes the recipe's networks. Raises RecipeError or UsageError."""
         prepared = self.prepared
-        compatibility.check(self.loaded, self.settings, classes=len(prepared.classes), image_size=prepared.image_size)
+        compatibility.check_pairs(
+            self.loaded, self.settings, classes=len(prepared.classes), image_size=prepared.image_size
+        )
 
     def check_int8(self) -> None:
         """Report an unreachable device or a layer that does not exist now rather than after hours of training."""

@@ -47,7 +47,7 @@ def run_proxy(
     return Proxied(
         top1_validation=int(correct.sum()) / len(correct),
         correct=File.of(context.work / "correct.npy"),
-        images=short.pictures,
+        images=short.validation_images,
         epochs=len(short.fitted.history),
         share=share,
         seconds=round(short.fitted.seconds, 2),

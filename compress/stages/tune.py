@@ -99,7 +99,7 @@ def run_tune(
             device=context.device,
             folder=context.work,
             progress=progress,
-            before=trained.epochs,
+            epochs_before=trained.epochs,
         )
     try:
         agreement, difference = _hold_against_file(

@@ -1,4 +1,4 @@
-"""From records to live things: a network with its weights, pictures on the device, a teacher that remembers."""
+"""From records to live objects: a network with its weights, images on the device, the teacher's logits."""
 
 from __future__ import annotations
 
@@ -32,16 +32,23 @@ from compress.training.step import TeacherSource
 from compress.training.teacher.live import TeacherNetwork
 from compress.training.teacher.logit_cache import TeacherCache
 
-LOGITS_VERSION = 2  # raised when the same teacher and view would give other logits
+# Raised when the same teacher and view give other logits.
+LOGITS_VERSION = 2
 
 
 def load_network(record: Network, weights: File | None, device: str) -> nn.Module:
-    """The network that a record names, in the form that it names, on the device in channels_last; fresh weights where none are given."""
+    """Build the network that a record names, in the form that it names, on the device in channels_last.
+
+    Args:
+        record: the network.
+        weights: None: fresh weights.
+        device: "cpu", "cuda", "cuda:N" or "meta".
+    """
     if record.black_box:
         assert weights is not None  # the file is the network
-        return _contracted(record, OnnxNetwork(weights.path, torch.get_num_threads())).to(
-            device
-        )  # the order of its answers lies there
+        adapted = _adapted(record, OnnxNetwork(weights.path, torch.get_num_threads()))
+        # The adapter's order of answers moves; onnxruntime stays on the CPU.
+        return adapted.to(device)
     model = to_deployed(
         models.build(record.model, classes=record.outputs or record.classes, width=record.width),
         record.model,
@@ -50,13 +57,18 @@ def load_network(record: Network, weights: File | None, device: str) -> nn.Modul
     )
     if weights is not None:
         checkpoints.load_state(model, checkpoints.read_state(weights.path), source=str(weights.path))
-    return _contracted(record, model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _to_device(_adapted(record, model), device)
 
 
 def build_for_training(record: Network, key: str, weights: File | None, *, new_head: bool, device: str) -> nn.Module:
-    """The network that training starts from, on the device: fresh ("none"), a checkpoint file, or torchvision weights by name.
+    """Build the network that training starts from, on the device in channels_last.
 
-    `new_head`: a classifier for another number of classes is left fresh (the network is trained further).
+    Args:
+        record: the network.
+        key: "none" (fresh), "file", or a torchvision weights name.
+        weights: the checkpoint file, where the key is "file".
+        new_head: leave the classifier fresh where the checkpoint's has another number of classes.
+        device: "cpu", "cuda" or "cuda:N".
     """
     if weights is None and key not in ("none", "file"):
         model = models.pretrained(record.model, key, record.outputs or record.classes)
@@ -64,27 +76,31 @@ def build_for_training(record: Network, key: str, weights: File | None, *, new_h
         model = models.build(record.model, classes=record.outputs or record.classes, width=record.width)
     if weights is not None:
         checkpoints.load_state(model, checkpoints.read_state(weights.path), source=str(weights.path), new_head=new_head)
-    return _contracted(record, model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _to_device(_adapted(record, model), device)
 
 
-def _contracted(record: Network, model: nn.Module) -> nn.Module:
-    """The network behind its own input contract, where it has one."""
+def _to_device(model: nn.Module, device: str) -> nn.Module:
+    moved: nn.Module = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+def _adapted(record: Network, model: nn.Module) -> nn.Module:
+    """Return the network behind an adapter, where its input or the order of its answers differs from the recipe's."""
     if not record.contracted:
         return model
     return InputAdapter(model, size=record.own_size, bgr=record.channels == "bgr", order=record.order)
 
 
 def outline_of(record: Network, model: nn.Module | None = None) -> Outline:
-    """What a method may know of a network; weights are read off `model` where it is given."""
+    """Return what a method may know of a network; weights are read off `model` where it is given."""
     if record.black_box:
         return Outline(record.model, record.classes, {})
-    own = None if model is None else inner_network(model)
     found = outline(
         record.model,
         classes=record.outputs or record.classes,
         width=record.width,
         image_size=record.side,
-        model=own,
+        model=None if model is None else inner_network(model),
         stages=record.taps,
     )
     if not record.contracted:
@@ -92,61 +108,63 @@ def outline_of(record: Network, model: nn.Module | None = None) -> Outline:
     taps = {name: " + ".join(f"network.{part}" for part in tap.split(" + ")) for name, tap in found.taps.items()}
     if record.order is None:
         return replace(found, taps=taps)
-    # its classifier answers in another order: methods that work on the classifier itself do not get it
-    shapes = {name: shape for name, shape in found.shapes.items() if name != "head"}
+    # The classifier itself answers in another order, so methods that work on it do not get it.
     return replace(
         found,
         classes=record.classes,
-        shapes=shapes,
-        taps={name: taps[name] for name in taps if name != "head"},
+        shapes={name: shape for name, shape in found.shapes.items() if name != "head"},
+        taps={name: tap for name, tap in taps.items() if name != "head"},
         classifier=None,
     )
 
 
 def load_distilled(
-    config: Distill, trained: Distilled, teacher: Trained | None, pictures: ImageSet
+    config: Distill, trained: Distilled, teacher: Trained | None, image_set: ImageSet
 ) -> tuple[nn.Module, Method]:
-    """Student and method as distillation left them, on the CPU; the student in channels_last."""
+    """Load student and method as distillation left them, on the CPU, the student in channels_last.
+
+    Args:
+        config: the recipe's `distill` section.
+        trained: the stage's result.
+        teacher: that taught it, or None.
+        image_set: that it was trained on.
+    """
     state, record = load_file(trained.combined.path), trained.network
     model = models.build(record.model, classes=record.classes, width=record.width).to(memory_format=torch.channels_last)
-    checkpoints.load_state(
-        model,
-        {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")},
-        source="distill",
-    )
+    checkpoints.load_state(model, _with_prefix(state, "student."), source="distill")
     method = build_method(
         config,
         student=outline_of(record, model),
         teacher=outline_of(teacher.network, load_network(teacher.network, teacher.weights, "cpu")) if teacher else None,
-        train_labels=pictures.labels,
-        train_index=pictures.train_index,
+        train_labels=image_set.labels,
+        train_index=image_set.train_index,
     )
-    checkpoints.load_state(
-        method,
-        {name.removeprefix("method."): value for name, value in state.items() if name.startswith("method.")},
-        source="distill",
-    )
+    checkpoints.load_state(method, _with_prefix(state, "method."), source="distill")
     return model, method
 
 
+def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
 def load_images(data: TrainingData, device: str) -> ImageSet:
-    """Training and validation pictures, as uint8 on the device; of a set that stays in its files, as a stream to it."""
+    """Load training and validation images as uint8 on the device; those of a streamed set stay in their files."""
     images, labels, train_index, validation_index = training_arrays(data)
-    held, pixels = None, None
+    streamed_validation, stream = None, None
     if isinstance(images, Listing):
         workers = data.streamed.workers if data.streamed is not None else None
-        held = torch.from_numpy(validation_images(data))
-        pixels = Stream(
+        streamed_validation = torch.from_numpy(validation_images(data))
+        stream = Stream(
             images, augment=data.augment, workers=workers, device=device, shards_at_once=data.shards_at_once
         )
     return ImageSet(
-        images=torch.from_numpy(np.ascontiguousarray(images)).to(device) if pixels is None else pixels,
+        images=torch.from_numpy(np.ascontiguousarray(images)).to(device) if stream is None else stream,
         labels=torch.from_numpy(np.asarray(labels)).to(device),
         train_index=torch.from_numpy(train_index).to(device),
         validation_index=torch.from_numpy(validation_index).to(device),
         augment=data.augment,
         image_size=data.image_size,
-        held=held,
+        streamed_validation=streamed_validation,
         distortion=data.distortion,
     )
 
@@ -154,20 +172,28 @@ def load_images(data: TrainingData, device: str) -> ImageSet:
 def teacher_cache(
     teacher: Trained, data: TrainingData, count: int, *, device: str, cache: Path | None, warn: Callable[[str], None]
 ) -> TeacherCache:
-    """The teacher as a function of (picture, view), which remembers its logits under `cache`/logits.
+    """Build the cache of a teacher's logits per (image, view).
 
-    `count`: how many pictures the indices may name. Of streamed pictures nothing is remembered: a view rarely comes again.
+    Args:
+        teacher: network and weights.
+        data: names images and views. Nothing is cached for a streamed set, because its views rarely come again.
+        count: how many images the indices may name.
+        device: where training runs.
+        cache: the folder that gets `logits/`; None: no disk copy.
+        warn: see `TeacherCache`.
     """
     record = teacher.network
     model = load_network(record, teacher.weights, device).eval().requires_grad_(False)
-    precision, prepare = _teacher_precision(record, device), _preparing(record, device)
+    precision, prepare = _teacher_precision(record, device), _normalizer(record, device)
 
     @torch.no_grad()
-    def forward(raw: Tensor) -> Tensor:
+    def compute_logits(raw: Tensor) -> Tensor:
         with autocast(device, precision):
-            return model(prepare(raw)).float()
+            logits: Tensor = model(prepare(raw)).float()
+        return logits
 
-    scheme = [
+    # What the logits depend on: the name of the disk copy's folder.
+    identity = [
         LOGITS_VERSION,
         record,
         teacher.weights,
@@ -177,34 +203,29 @@ def teacher_cache(
         precision,
         device.split(":")[0],
     ]
-    scheme += [] if data.distortion is None else [data.distortion]
-    folder = cache / "logits" / sha256_of(scheme) if cache is not None else None
-    count_views = views.view_count(data.augment, data.image_size, distorted=data.distortion is not None)
+    identity += [] if data.distortion is None else [data.distortion]
     return TeacherCache(
-        forward,
-        pictures=count,
-        views=count_views,
+        compute_logits,
+        images=count,
+        views=views.view_count(data.augment, data.image_size, distorted=data.distortion is not None),
         classes=record.classes,
         device=device,
-        folder=folder,
+        folder=cache / "logits" / sha256_of(identity) if cache is not None else None,
         warn=warn,
         remember=data.streamed is None,
         image_size=max(record.side, data.image_size),
-        recordable=not (
-            record.black_box and data.streamed is not None
-        ),  # onnxruntime answers on the CPU, of streamed pictures within the step
+        # onnxruntime computes on the CPU, and the logits of streamed images within the step.
+        recordable=not (record.black_box and data.streamed is not None),
         runs_on="cpu" if record.black_box else None,
     )
 
 
 def _teacher_precision(record: Network, device: str) -> str:
-    if record.black_box:
-        return "float32"
-    return resolve_precision("auto", device)
+    return "float32" if record.black_box else resolve_precision("auto", device)
 
 
-def _preparing(record: Network, device: str) -> Callable[[Tensor], Tensor]:
-    """Raw pixels uint8 (N, H, W, 3) -> what the network takes; its constants lie on the device."""
+def _normalizer(record: Network, device: str) -> Callable[[Tensor], Tensor]:
+    """Return what maps pixels uint8 (N, H, W, 3) to the network's input; its constants lie on the device."""
     mean, std = (
         torch.tensor(values, device=device) for values in (record.normalization.mean, record.normalization.std)
     )
@@ -222,24 +243,33 @@ def teacher_source(
     cache: Path | None,
     warn: Callable[[str], None],
 ) -> TeacherSource:
-    """What the method is taught by: remembered logits where they are all that it reads, else the teacher network with taps.
+    """Build what gives the method the teacher's signals.
 
-    `taps`: the teacher's, by name; `count`: how many pictures the indices may name.
+    A cache of logits where the method reads nothing else, and the network itself where it reads feature maps.
+
+    Args:
+        teacher: network and weights.
+        method: names the teacher's maps that it reads.
+        taps: the teacher's, by name.
+        data: see `teacher_cache`.
+        count: how many images the indices may name.
+        device: where training runs.
+        cache: the folder that gets `logits/`; None: no disk copy.
+        warn: see `TeacherCache`.
     """
     batch_stats = method.teacher_mode == "batch_stats"
     if not method.teacher_taps:
         return teacher_cache(teacher, data, count, device=device, cache=cache, warn=warn)
-    apart = (
-        teacher_cache(teacher, data, count, device=device, cache=cache, warn=warn)
-        if batch_stats and method.reads_logits
-        else None
-    )
+    # With the batch's statistics the network gives other logits than those that a method should learn from.
+    logits = None
+    if batch_stats and method.reads_logits:
+        logits = teacher_cache(teacher, data, count, device=device, cache=cache, warn=warn)
     record = teacher.network
     return TeacherNetwork(
         load_network(record, teacher.weights, device),
         {name: taps[name] for name in method.teacher_taps},
-        _preparing(record, device),
+        _normalizer(record, device),
         partial(autocast, device, _teacher_precision(record, device)),
         batch_stats=batch_stats,
-        logits=apart or ("own" if method.reads_logits else None),
+        logits=logits or ("own" if method.reads_logits else None),
     )

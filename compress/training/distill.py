@@ -1,4 +1,4 @@
-"""One student trained by one method: the distillation itself, and the short ones that teachers are compared by."""
+"""One student trained by one method: the distillation itself, and the short ones that compare teachers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compress.core.store import Context
 from compress.core.text import plural
 from compress.data import stratified
 from compress.data.augment import views
-from compress.methods import Method, build_method
+from compress.methods import Method, Outline, build_method
 from compress.models.count import macs, params
 from compress.models.size_warning import size_increase_warning
 from compress.recipe.schema import Distill, ResolvedTrain
@@ -27,20 +27,26 @@ from compress.training.teacher import logit_cache
 from compress.training.teacher.live import TeacherNetwork
 from compress.training.teacher.logit_cache import TeacherCache
 
-SHARE_STREAM = 3  # other numbers than those of the validation split, calibration and limit_test
+# A random stream of its own, beside those of the validation split, calibration and limit_test.
+SHARE_STREAM = 3
 
 
 @dataclass(frozen=True)
 class TrainedStudent:
-    """After training: the network, the method with its own modules, and how it went.
+    """A student after training.
 
-    `pictures`: how many validation pictures judged it; `teacher_rows`: see `Distilled`.
+    Attributes:
+        model: the network.
+        method: with its own trained modules.
+        fitted: how training went.
+        validation_images: how many images its accuracy was measured on.
+        teacher_rows: see `Distilled`.
     """
 
     model: nn.Module
     method: Method
     fitted: FitResult
-    pictures: int
+    validation_images: int
     teacher_rows: int | None
 
 
@@ -59,130 +65,155 @@ def train_student(
 ) -> TrainedStudent:
     """Train the student by the configured method.
 
-    `start` is the student's `weights` key ("none", "file" or a torchvision weights name), `weights` the file where it is one. `share`: of
-    the training pictures, by class. `title` names the training where it is not the distillation itself.
+    Args:
+        config: the recipe's `distill` section.
+        context: the stage's device, folders, console and processes.
+        student: the network.
+        start: its `weights` key: "none", "file" or a torchvision weights name.
+        weights: the file, where the key is "file".
+        teacher: the chosen teacher, or None where the method needs none.
+        data: images and splits.
+        train: the resolved settings.
+        share: of the training images, in (0, 1], in proportion by class.
+        title: of the progress display, where this is not the distillation itself.
     """
     torch.manual_seed(train.seed)
-    pictures = _share(build.load_images(data, context.device), share, data.split_seed)
+    image_set = _share_of(build.load_images(data, context.device), share, data.split_seed)
     model = build.build_for_training(student, start, weights, new_head=True, device=context.device)
     outline = build.outline_of(student, model)
-    taught_by = (
-        build.outline_of(teacher.network, build.load_network(teacher.network, teacher.weights, "cpu"))
-        if teacher
-        else None
-    )
+    teacher_outline = _teacher_outline(teacher)
     method = build_method(
         config,
         student=outline,
-        teacher=taught_by,
-        train_labels=pictures.labels,
-        train_index=pictures.train_index,
+        teacher=teacher_outline,
+        train_labels=image_set.labels,
+        train_index=image_set.train_index,
         label_smoothing=train.label_smoothing,
         seed=train.seed,
     ).to(context.device)
-    _warn_of_size(model, method, student, context)
+    _warn_about_size(model, method, student, context)
     if teacher is not None and method.reads_logits:
-        require_logits(teacher)
-    teaching = None
-    if method.needs_teacher and teacher is not None and taught_by is not None:
-        teaching = build.teacher_source(
+        check_largest_logit(teacher)
+    source = None
+    if teacher is not None and teacher_outline is not None and method.needs_teacher:
+        source = build.teacher_source(
             teacher,
             method,
-            taught_by.taps,
+            teacher_outline.taps,
             data,
-            len(pictures.images),
+            len(image_set.images),
             device=context.device,
             cache=context.cache,
             warn=context.console.warn,
         )
-        log_teacher_cost(teaching, teacher, config.name, data, len(pictures.train_index), train, context)
-    steps = -(-len(pictures.train_index) // train.batch_size)
-    with context.console.training(
-        title or f"student {student.model} by {config.name}", train.epochs, steps
-    ) as progress:
+        log_teacher_cost(source, teacher, config.name, data, len(image_set.train_index), train, context)
+    steps = -(-len(image_set.train_index) // train.batch_size)
+    title = title or f"student {student.model} by {config.name}"
+    with context.console.training(title, train.epochs, steps) as progress:
         fitted = fit(
             model,
             method,
-            pictures,
+            image_set,
             train=train,
             normalization=student.normalization,
             taps=outline.taps,
-            teacher=teaching,
+            teacher=source,
             device=context.device,
             folder=context.work,
             progress=progress,
             group=context.group,
         )
-    return TrainedStudent(model, method, fitted, len(pictures.validation_index), _rows_run(teaching, context))
+    return TrainedStudent(model, method, fitted, len(image_set.validation_index), _teacher_rows(source, context))
 
 
-def _rows_run(teaching: object, context: Context) -> int | None:
-    """Over all processes, which share each batch."""
-    if not isinstance(teaching, TeacherCache):
+def _teacher_outline(teacher: Trained | None) -> Outline | None:
+    if teacher is None:
         return None
-    return round(context.group.all_reduce_sum({"rows": teaching.rows_run})["rows"])
+    return build.outline_of(teacher.network, build.load_network(teacher.network, teacher.weights, "cpu"))
 
 
-def require_logits(teacher: Trained) -> None:
-    """Raises StageError where the teacher's logits are larger than what is remembered of them can say (float16), or not numbers."""
+def _teacher_rows(source: TeacherSource | None, context: Context) -> int | None:
+    """Return how many rows the teacher computed, over all ranks; None where no cache counts them."""
+    if not isinstance(source, TeacherCache):
+        return None
+    return round(context.group.all_reduce_sum({"rows": source.rows_run})["rows"])
+
+
+def check_largest_logit(teacher: Trained) -> None:
+    """Raise StageError where the teacher's logits are not finite, or larger than float16 can hold."""
     if teacher.largest_logit is not None and not teacher.largest_logit <= LARGEST_LOGIT:
         raise StageError(
-            f"teacher {teacher.network.model}: its logits reach {teacher.largest_logit:.3g} on the validation pictures, and float16, in which they are "
-            f"remembered, ends at {LARGEST_LOGIT:,.0f}: its training went wrong, or its input is not what `normalize` says; choose another"
+            f"teacher {teacher.network.model}: its logits reach {teacher.largest_logit:.3g} on the validation images, "
+            f"and float16, in which they are cached, ends at {LARGEST_LOGIT:,.0f}: its training went wrong, or its "
+            "input does not match `normalize`; choose another"
         )
 
 
-def _share(pictures: ImageSet, share: float, seed: int) -> ImageSet:
-    """The same pictures, so many of them trained on, every class in proportion."""
+def _share_of(image_set: ImageSet, share: float, seed: int) -> ImageSet:
+    """Return the same images with a share of them to train on, in proportion by class."""
     if share == 1.0:
-        return pictures
-    index = pictures.train_index
-    chosen = stratified(pictures.labels[index].cpu().numpy(), max(1, round(len(index) * share)), seed, SHARE_STREAM)
-    return replace(pictures, train_index=index[torch.from_numpy(chosen).to(index.device)])
+        return image_set
+    index = image_set.train_index
+    chosen = stratified(image_set.labels[index].cpu().numpy(), max(1, round(len(index) * share)), seed, SHARE_STREAM)
+    return replace(image_set, train_index=index[torch.from_numpy(chosen).to(index.device)])
 
 
-def _warn_of_size(model: nn.Module, method: Method, student: Network, context: Context) -> None:
-    """Before anything is trained: a method may ship more than the student that the recipe names."""
+def _warn_about_size(model: nn.Module, method: Method, student: Network, context: Context) -> None:
+    """Warn before training where the method ships a larger network than the student that the recipe names."""
     plain, shipped = ((params(one), macs(one, student.image_size)) for one in (model, method.deployed(model)))
     if sentence := size_increase_warning(student.model, plain, shipped):
         context.console.warn(sentence)
 
 
 def log_teacher_cost(
-    teaching: TeacherSource,
+    source: TeacherSource,
     teacher: Trained,
     method: str,
     data: TrainingData,
-    pictures: int,
+    images: int,
     train: ResolvedTrain,
     context: Context,
 ) -> None:
-    """How often the teacher will run, and what remembering its logits can cost, before it is spent. `pictures`: so many are trained on."""
-    said, cache = context.console.line, teaching if isinstance(teaching, TeacherCache) else None
+    """Print before training how often the teacher will run, and how much memory its logits can take.
+
+    Args:
+        source: what gives the method the teacher's signals.
+        teacher: the chosen teacher.
+        method: the method's name.
+        data: the views.
+        images: how many are trained on.
+        train: the resolved settings.
+        context: the stage's console.
+    """
+    line, name = context.console.line, teacher.network.model
+    cache = source if isinstance(source, TeacherCache) else None
     if data.streamed is not None:
-        said(
-            f"teacher {teacher.network.model} runs on every batch: pictures are decoded in training, so a view rarely comes again"
-        )
+        line(f"teacher {name} runs on every batch: images are decoded during training, so a view rarely comes again")
         return
-    if isinstance(teaching, TeacherNetwork):
-        said(f"teacher {teacher.network.model} runs on every batch: {method} reads its feature maps")
-        cache = teaching.logits if isinstance(teaching.logits, TeacherCache) else None
+    if isinstance(source, TeacherNetwork):
+        line(f"teacher {name} runs on every batch: {method} reads its feature maps")
+        cache = source.cache
     if cache is not None:
-        said(_cache_line(pictures, data, train, cache))
-        known = cache.ensure_loaded().used
-        if known:
-            said(f"teacher logits: {known:,} rows known from earlier runs")
+        line(_cache_cost(images, data, train, cache))
+        if known := cache.ensure_loaded().used:
+            line(f"teacher logits: {known:,} rows cached by earlier runs")
 
 
-def _cache_line(pictures: int, data: TrainingData, train: ResolvedTrain, cache: TeacherCache) -> str:
+def _cache_cost(images: int, data: TrainingData, train: ResolvedTrain, cache: TeacherCache) -> str:
+    """Return a sentence on the most rows that the cache will hold, and their size."""
+    limit = f"{logit_cache.MEMORY_LIMIT / 2**20:,.0f} MiB"
     if not cache.enabled:
         return (
-            f"teacher logits: the table of {cache.pictures:,} pictures of {cache.views:,} views each would take {cache.table / 2**20:,.0f} MiB, more than the "
-            f"{logit_cache.MEMORY_LIMIT / 2**20:,.0f} MiB that they may; nothing is remembered, the teacher runs at every step"
+            f"teacher logits: the table for {cache.images:,} images with {cache.views:,} views each would take "
+            f"{cache.table / 2**20:,.0f} MiB, more than the limit of {limit}; nothing is cached, the teacher runs at "
+            "every step"
         )
     every = views.view_count(data.augment, data.image_size, distorted=data.distortion is not None)
     count = min(every, train.views or every, train.epochs)
-    rows = min(pictures * count, cache.capacity)
+    rows = min(images * count, cache.capacity)
     size = (rows * cache.classes * 2 + cache.table) / 2**20
-    full = "" if rows == pictures * count else ", which is all that they may take; for the rest the teacher runs"
-    return f"teacher logits: at most {rows:,} rows ({size:.1f} MiB, with their table) for {plural(count, 'view')} a picture{full}"
+    full = "" if rows == images * count else f", the limit of {limit}; for the rest the teacher runs"
+    return (
+        f"teacher logits: at most {rows:,} rows ({size:.1f} MiB with their table) for "
+        f"{plural(count, 'view')} per image{full}"
+    )

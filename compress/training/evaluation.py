@@ -1,4 +1,4 @@
-"""Images on the device, and what a network says of them."""
+"""Images on the device, and a network's predictions for them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,24 @@ from compress.data.streaming.batches import ShardMixing, Stream
 from compress.models.input_adapter import InputAdapter, inner_network
 from compress.models.onnx_network import OnnxNetwork
 from compress.training import schedule
-from compress.training.precision import exact
+from compress.training.precision import without_tf32
 
-EVALUATED = 250  # pictures at once where nothing is trained, at least
+MIN_BATCH = 250
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Training pictures on the device: uint8 (N, S, S, 3) prepared for views, or a stream; labels (N,) int64, and the two index sets.
+    """Training and validation images with their labels, on the device.
 
-    `held`: of a stream the validation pictures uint8 (V, S, S, 3) as in evaluation, on the CPU.
+    Attributes:
+        images: uint8 (P, S, S, 3) prepared for views, or a stream that decodes them.
+        labels: int64 (P,), -1 for an unlabelled image.
+        train_index: int64 (M,).
+        validation_index: int64 (V,).
+        augment: the scheme that numbers the views, as `data.augment`.
+        image_size: side of a view in pixels.
+        streamed_validation: of a stream the validation images as in evaluation, uint8 (V, S, S, 3) on the CPU.
+        distortion: applied to each view after it is cropped and flipped.
     """
 
     images: Tensor | Stream
@@ -31,17 +39,17 @@ class ImageSet:
     validation_index: Tensor
     augment: str
     image_size: int
-    held: Tensor | None = None
+    streamed_validation: Tensor | None = None
     distortion: Distortion | None = None
 
     @property
     def shards(self) -> ShardMixing | None:
-        """Where an epoch goes through a stream's shards some at a time."""
+        """How an epoch mixes a stream's shards; None where it mixes all images."""
         return self.images.shards if isinstance(self.images, Stream) else None
 
     def validation(self) -> Tensor:
-        """The validation pictures, uint8 (V, S, S, 3)."""
-        return self.images[self.validation_index] if self.held is None else self.held
+        """Return the validation images, uint8 (V, S, S, 3)."""
+        return self.images[self.validation_index] if self.streamed_validation is None else self.streamed_validation
 
 
 @torch.no_grad()
@@ -54,15 +62,21 @@ def predict(
     batch_size: int | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Float32 logits (N, K) of stored uint8 pictures (N, S, S, 3) through the evaluation view; the model's mode is kept.
+    """Return the model's logits, float32 (N, K), in evaluation mode; the model's own mode is restored.
 
-    `device`: the model's, where the pictures are on another. `batch_size`: by where the network computes and its pictures' side where none is given.
+    Args:
+        model: the network, on the device.
+        images: stored images, uint8 (N, S, S, 3); each is seen through the evaluation view.
+        image_size: side of that view in pixels.
+        normalization: the model's.
+        batch_size: None: chosen by device and image size.
+        device: the model's, where the images are on another.
     """
     training, place = model.training, device or images.device
-    size = batch_size or max(EVALUATED, _rows(model, place, image_size))
+    size = batch_size or max(MIN_BATCH, _rows_at_once(model, place, image_size))
     model.eval()
     out, mean, std = [], *(torch.tensor(values, device=place) for values in (normalization.mean, normalization.std))
-    with exact():
+    with without_tf32():
         for begin in range(0, len(images), size):
             pixels = views.evaluation_view(images[begin : begin + size], image_size).to(place)
             out.append(model(views.to_float(pixels, mean, std)).float())
@@ -70,12 +84,12 @@ def predict(
     return torch.cat(out)
 
 
-def _rows(model: nn.Module, place: torch.device, image_size: int) -> int:
-    """Images at once: a network may enlarge them to a side of its own, or compute on the CPU."""
+def _rows_at_once(model: nn.Module, device: torch.device, image_size: int) -> int:
+    """Return how many images fit into one call: a network may enlarge them, and an ONNX network runs on the CPU."""
     side = max(image_size, (model.size if isinstance(model, InputAdapter) else None) or 0)
-    return schedule.rows_at_once("cpu" if isinstance(inner_network(model), OnnxNetwork) else place, side)
+    return schedule.rows_at_once("cpu" if isinstance(inner_network(model), OnnxNetwork) else device, side)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Top-1 as a fraction."""
+    """Return the top-1 accuracy as a fraction."""
     return int((logits.argmax(dim=1) == labels).sum()) / len(labels)

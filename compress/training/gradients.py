@@ -1,4 +1,7 @@
-"""Losses to gradients: the plain sum, or the auxiliary gradient projected where it opposes the task's. Imports nothing of the project."""
+"""From losses to gradients: their plain sum, or with the auxiliary gradient projected where it opposes the task's.
+
+Imports nothing from the project.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +10,43 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-# Averages gradients over processes, in place; a group is what one message carries.
+# Averages gradients over processes in place; each call is one message.
 Reduce = Callable[[list[Tensor]], None]
-Gradients = Sequence[Tensor | None]  # of each parameter; None where a loss does not reach it
+# One for each parameter; None where a loss does not reach it.
+Gradients = Sequence[Tensor | None]
 
 
 def sum_backward(losses: Sequence[Tensor], parameters: Sequence[Tensor], *, reduce: Reduce | None = None) -> None:
-    """Set `p.grad` to d(sum of losses)/dp of every parameter that a loss reaches. `reduce`: averages over processes."""
+    """Set `p.grad` to the gradient of the sum of losses, for every parameter that a loss reaches.
+
+    Args:
+        losses: scalars.
+        parameters: those that get a gradient.
+        reduce: averages gradients over processes.
+    """
     total = losses[0]
     for loss in losses[1:]:
         total = total + loss
     if reduce is None:
-        total.backward(inputs=list(parameters))
+        torch.autograd.backward(total, inputs=list(parameters))
         return
     found = torch.autograd.grad(total, list(parameters), allow_unused=True)
     reduce([grad for grad in found if grad is not None])
     for p, grad in zip(parameters, found, strict=True):
         if grad is not None:
-            _add(p, grad)
+            _accumulate(p, grad)
 
 
 def cosine(task: Tensor, other: Tensor, parameters: Sequence[Tensor]) -> Tensor | None:
-    """Cosine between two losses' gradients over the parameters that both reach; None where there are none, 0 where a gradient is 0.
+    """Return the cosine between two losses' gradients; the graph is kept for the step's own backward pass.
 
-    The graph is kept: the step's own backward pass follows.
+    Args:
+        task: scalar.
+        other: scalar.
+        parameters: the cosine is taken over those that both losses reach.
+
+    Returns:
+        A scalar, 0 where one of the gradients is 0; None where no parameter is reached by both.
     """
     parameters = list(parameters)
     if not (task.requires_grad and other.requires_grad):
@@ -59,21 +75,30 @@ def aligned_backward(
     reduce: Reduce | None = None,
     reached: Sequence[Sequence[bool]] | None = None,
 ) -> None:
-    """Set `p.grad` to g_task + g_auxiliary (+ g_free), the auxiliary gradient first projected where the two conflict.
+    """Set `p.grad` to g_task + g_auxiliary (+ g_free), after projecting the auxiliary gradient where the two conflict.
 
-    Where <g_aux, g_task> < 0:  g_aux <- g_aux - <g_aux, g_task> / ||g_task||^2 g_task.  The task's gradient is never altered.
-    Works on lists of tensors at once: no flattened copy is made, and the losses share one forward pass; a loss costs a backward pass through
-    what it reaches, which for two heads is the backbone and its own head. Never waits for the device.
-
-    Args:
-        task: scalar, the cross-entropy. auxiliary: scalar, the loss to project. free: scalar added unprojected, or None.
-        parameters: everything that the optimizer steps; a parameter that a loss does not reach counts as zero.
-        scope: "all", the norm and the projection run over all parameters, as the authors' OptimGradAlign does (the correction then
-            also reaches the classifier); "shared", only over parameters that both losses reach: a true projection in the backbone.
-        reduce: averages gradients over processes, all losses' in one message; the projection, which is not linear, comes after it.
-        reached: of task, auxiliary and free, whether they reach each parameter; None: as autograd says, which gives zeros behind a compiled network.
+    Where <g_aux, g_task> < 0:  g_aux <- g_aux - <g_aux, g_task> / ||g_task||^2 g_task.  The task's gradient is never
+    altered. Works on lists of tensors, without a flattened copy. The losses share one forward pass; each costs a
+    backward pass through what it reaches, which for two heads is the backbone and its own head. Never waits for the
+    device.
 
     Source: Yang et al. 2024 (arXiv 2411.08937), gradient alignment; one-directional PCGrad (Yu et al. 2020).
+
+    Args:
+        task: scalar, the cross-entropy.
+        auxiliary: scalar, the loss to project.
+        parameters: everything that the optimizer steps; one that a loss does not reach counts as zero.
+        scope: "all": norm and projection run over all parameters, as in the authors' OptimGradAlign; the correction
+            then reaches the classifier too. "shared": only over parameters that both losses reach, which is a true
+            projection in the backbone.
+        free: scalar added without projection, or None.
+        reduce: averages gradients over processes, all losses' in one message. The projection is not linear, so it comes
+            after this.
+        reached: for task, auxiliary and free, whether they reach each parameter; None: as autograd reports it, which
+            gives zeros behind a compiled network.
+
+    Raises:
+        ValueError: the scope is unknown.
     """
     if scope not in ("all", "shared"):
         raise ValueError(f"scope must be 'all' or 'shared', got {scope!r}")
@@ -90,45 +115,47 @@ def aligned_backward(
     projected = [t is not None and (scope == "all" or a is not None) for t, a in zip(g_task, g_aux, strict=True)]
     grads: Gradients = g_task
     others: list[Gradients] = [g_aux, g_free]
-    del g_aux, g_free  # each is let go when it is added: three lists of gradients at a time, not four
+    # Each list is released when it is added, so that three lists of gradients exist at a time and not four.
+    del g_aux, g_free
     while others:
         grads = _sums(grads, others.pop(0))
     if correction is not None:
-        less = iter(_less(g_task, grads, projected, correction))
-        grads = [next(less) if wanted else grad for grad, wanted in zip(grads, projected, strict=True)]
+        corrected = iter(_subtract(g_task, grads, projected, correction))
+        grads = [next(corrected) if wanted else grad for grad, wanted in zip(grads, projected, strict=True)]
     for p, grad in zip(parameters, grads, strict=True):
         if grad is not None:
-            _add(p, grad)
+            _accumulate(p, grad)
 
 
 def _gradients(
     loss: Tensor | None, reached: Sequence[bool] | None, keep: bool, parameters: Sequence[Tensor]
 ) -> Gradients:
-    """Of each parameter; nothing where it is not `reached`. `keep`: the graph, for a loss that follows."""
+    """Return a loss's gradients, None where it is not `reached`. `keep`: keep the graph for another loss."""
     if loss is None:
         return [None] * len(parameters)
     found = torch.autograd.grad(loss, parameters, retain_graph=keep, allow_unused=True)
-    return (
-        found
-        if reached is None
-        else [gradient if there else None for gradient, there in zip(found, reached, strict=True)]
-    )
+    if reached is None:
+        return found
+    return [gradient if there else None for gradient, there in zip(found, reached, strict=True)]
 
 
 def _correction(g_task: Gradients, g_aux: Gradients, scope: str) -> Tensor | None:
-    """What of the task's gradient is taken off the sum: min(<g_aux, g_task>, 0) / ||g_task||^2; None where no parameter is reached by both losses."""
+    """Return min(<g_aux, g_task>, 0) / ||g_task||^2, how much of the task's gradient is subtracted from the sum.
+
+    None where no parameter is reached by both losses.
+    """
     both = [(t, a) for t, a in zip(g_task, g_aux, strict=True) if t is not None and a is not None]
     if not both:
         return None
     spread = [t for t, _ in both] if scope == "shared" else [t for t in g_task if t is not None]
     dot = _sum_of_products([t for t, _ in both], [a for _, a in both])
     norm2 = _sum_of_products(spread, spread)
-    # A clamped dot keeps the step free of a branch: nothing to remove where the gradients agree (or the task's is zero).
+    # Clamping the dot product avoids a branch: nothing is subtracted where the gradients agree or the task's is zero.
     return dot.clamp(max=0) / norm2.clamp(min=torch.finfo(norm2.dtype).tiny)
 
 
-def _less(g_task: Gradients, grads: Gradients, projected: list[bool], correction: Tensor) -> Sequence[Tensor]:
-    """grad - correction g_task of the projected parameters alone."""
+def _subtract(g_task: Gradients, grads: Gradients, projected: list[bool], correction: Tensor) -> Sequence[Tensor]:
+    """Return grad - correction g_task for the projected parameters alone."""
     chosen = [
         (t, grad)
         for t, grad, wanted in zip(g_task, grads, projected, strict=True)
@@ -140,17 +167,18 @@ def _less(g_task: Gradients, grads: Gradients, projected: list[bool], correction
 
 
 def _sums(one: Gradients, other: Gradients) -> list[Tensor | None]:
-    """Of each parameter the sum of what there is; what is there once stays itself."""
+    """Add two gradient lists; where only one side has a gradient, return it unchanged."""
     both = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
     sums = iter(torch._foreach_add([a for a, _ in both], [b for _, b in both]) if both else ())
     return [b if a is None else a if b is None else next(sums) for a, b in zip(one, other, strict=True)]
 
 
-def _add(p: Tensor, grad: Tensor) -> None:
+def _accumulate(p: Tensor, grad: Tensor) -> None:
     """Add to `p.grad`, laid out in memory as `p` is.
 
-    torch's fused optimizers read both as plain memory: a gradient of other strides (a convolution's, behind a channels_last map) would step
-    the wrong elements without a word (torch 2.15, SGD, CPU). `backward` sees to it by itself, `autograd.grad` does not.
+    torch's fused optimizers read both as plain memory. A gradient with other strides (a convolution's, behind a
+    channels_last map) would silently step the wrong elements (torch 2.15, SGD, CPU). `backward` takes care of this,
+    `autograd.grad` does not.
     """
     if grad.stride() != p.stride():
         grad = torch.empty_like(p).copy_(grad)
@@ -158,20 +186,18 @@ def _add(p: Tensor, grad: Tensor) -> None:
 
 
 def _sum_of_products(left: list[Tensor], right: list[Tensor]) -> Tensor:
-    """The dot product of two lists of tensors, as if each were one vector: a scalar on their device."""
+    """Return the dot product of two lists of tensors as if each were one vector: a scalar on their device."""
     products = list(torch._foreach_mul(left, right))
-    return (
-        _in_few_launches(products)
-        if products[0].is_cuda
-        else torch.stack([product.sum() for product in products]).sum()
-    )
+    if products[0].is_cuda:
+        return _sum_in_few_launches(products)
+    return torch.stack([product.sum() for product in products]).sum()
 
 
-def _in_few_launches(values: list[Tensor]) -> Tensor:
-    """The sum over all tensors, which are overwritten: twice that of the positive parts less that of the magnitudes, for `_foreach_norm` sums magnitudes.
+def _sum_in_few_launches(values: list[Tensor]) -> Tensor:
+    """Return the sum over all tensors, which are overwritten: a few launches on CUDA, where `sum` needs one per tensor.
 
-    On CUDA a few launches where `sum` needs one a tensor. Not on a CPU, where `_foreach_norm` adds one element after another: 3e-4 off the
-    sum of two million float32 (torch 2.15).
+    `_foreach_norm` sums magnitudes, so the sum is twice that of the positive parts less that of all magnitudes. Not for
+    CPUs: there `_foreach_norm` adds one element after another, 3e-4 off for two million float32 (torch 2.15).
     """
     magnitudes = torch.stack(torch._foreach_norm(values, 1)).sum()
     torch._foreach_clamp_min_(values, 0)

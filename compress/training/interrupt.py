@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in a training: heard at once, obeyed between two steps."""
+"""Ctrl-C and SIGTERM during training: noticed at once, obeyed between two steps."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from compress.core.errors import LostProcess
 
 
 @contextmanager
-def between_steps(*, alone: bool = True) -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set an event that the loop reads between two steps: never half a step in a checkpoint.
+def stop_between_steps(*, alone: bool = True) -> Iterator[threading.Event]:
+    """Turn Ctrl-C and SIGTERM into an event that the loop reads between two steps, so no checkpoint holds half a step.
 
-    `alone`: no other process waits for this one's next message. A decode process that is lost behind the signal is then part of the stop (a scheduler
-    signals those, too): LostProcess becomes KeyboardInterrupt.
+    Args:
+        alone: no other process waits for this one's next message. A decode process that is lost after the signal then
+            belongs to the stop (a scheduler signals decode processes too), and LostProcess becomes KeyboardInterrupt.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

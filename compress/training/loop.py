@@ -1,7 +1,8 @@
-"""The training loop: one student, one method, data on the device, resumable at every step.
+"""The training loop: one student, one method, images on the device, resumable after every step.
 
-Order of pictures, views and learning rate are pure functions of (seed, epoch, step), so a checkpoint is the networks, the optimizer,
-the step and the random state: a killed run goes on and ends with the same bits (same thread count, CPU, C compiler).
+The order of images, their views and the learning rate are pure functions of (seed, epoch, step). A checkpoint therefore
+holds only the networks, the optimizer, the step and the random state. A resumed run ends with the same bits as one
+that was never stopped, given the same thread count, CPU and C compiler.
 """
 
 from __future__ import annotations
@@ -11,52 +12,46 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from compress.core.distributed import ALONE, Group, sync_batchnorm
+from compress.core.distributed import ALONE, Group
 from compress.core.errors import Interrupted
-from compress.core.malloc import keep_freed_memory
-from compress.core.records.base import CHECKPOINT
 from compress.core.records.training import Normalization
-from compress.data.augment import views
-from compress.data.streaming.batches import Stream
 from compress.methods import Method
-from compress.models.taps import Tapped
 from compress.recipe.schema import ResolvedTrain
 from compress.training import checkpoint, schedule
 from compress.training.batches import batches
 from compress.training.checkpoint import State
-from compress.training.engine.compile import release
-from compress.training.engine.modes import Rate, classifier_of, engine, keep_layout
+from compress.training.engine.modes import StepRunner
 from compress.training.evaluation import ImageSet, accuracy, predict
-from compress.training.interrupt import between_steps
-from compress.training.kernels import TORCH, quicker
+from compress.training.interrupt import stop_between_steps
 from compress.training.loss_meter import LossMeter
-from compress.training.precision import card, resolve_precision
-from compress.training.step import TRACED, Batch, Step, TeacherSource, sgd, traced, trainable
+from compress.training.precision import gpu_name
+from compress.training.session import Progress, Session
+from compress.training.step import COSINES, Batch, TeacherSource
 
-CHECK_EVERY_STEPS = 50  # steps between two looks at the clock
-CHECK_SECONDS = (
-    5.0  # between two at the losses, which wait for the device: those of a short epoch stay there to its end
-)
-SAVE_SECONDS = 600.0  # between two checkpoints of a long epoch
-
-
-class Progress(Protocol):
-    """What the loop tells while it runs."""
-
-    def start_at(self, epoch: int, step: int) -> None: ...
-    def warn(self, text: str) -> None: ...
-    def step(self, images: int, losses: dict[str, Tensor]) -> None: ...
-    def epoch(self, row: dict[str, float]) -> None: ...
+# Every so many steps the loop looks at the clock, and every so many seconds at the losses. Reading losses waits for the
+# device, so those of a short epoch stay there until its end.
+CHECK_EVERY_STEPS, CHECK_SECONDS = 50, 5.0
+# Between two checkpoints of a long epoch.
+SAVE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What training was. `history` is one row an epoch; the networks were changed in place. `kernels`: see `kernels.quicker`."""
+    """How training went; the networks themselves were trained in place.
+
+    Attributes:
+        history: one row per epoch.
+        seconds: training time over all runs, without validation.
+        images_per_second: over that time.
+        precision: "float32" or "bf16".
+        kernels: see `kernels.use_fast_kernels`.
+        shipped_epoch: the 1-based epoch whose weights the networks have.
+        gpu: the GPU's name, None on a CPU.
+    """
 
     history: list[dict[str, float]]
     seconds: float
@@ -65,13 +60,13 @@ class FitResult:
     threads: int
     kernels: str
     shipped_epoch: int
-    gpu: str | None = None  # the card's name
+    gpu: str | None = None
 
 
 def fit(
     student: nn.Module,
     method: Method,
-    pictures: ImageSet,
+    image_set: ImageSet,
     *,
     train: ResolvedTrain,
     normalization: Normalization,
@@ -81,329 +76,218 @@ def fit(
     folder: Path,
     progress: Progress,
     group: Group = ALONE,
-    before: int = 0,
+    epochs_before: int = 0,
     resume_hint: str = "run the same command again to resume",
 ) -> FitResult:
     """Train `student` and `method` in place; resume from `folder/checkpoint.pt` where there is one.
 
     Args:
-        train: resolved settings (no open defaults). taps: the student's, by name; those that the method asks for are read.
-        teacher: answers per (picture, view), or None where the method reads none.
-        folder: holds checkpoint.pt and history.csv (of the first process). group: the processes that share each batch. before:
-            epochs that the method has behind it; its ramps and steps go on from there, while pictures, views and learning rate begin anew.
-    Raises: StageError on a loss that is not finite or a process that is gone, Interrupted after Ctrl-C (a checkpoint is written first),
-        UsageError for a batch too small for the method or the processes.
+        student: the network, on the device.
+        method: turns a batch's signals into losses; its own modules train with the student.
+        image_set: training and validation images, on the device.
+        train: resolved settings.
+        normalization: the student's mean and standard deviation.
+        taps: all of the student's taps, by name; the loop reads those that the method asks for.
+        teacher: gives the teacher's signals, or None where the method reads none.
+        device: "cpu", "cuda" or "cuda:N".
+        folder: gets checkpoint.pt and history.csv, from rank 0.
+        progress: where the loop reports.
+        group: the processes that share each batch.
+        epochs_before: epochs that the method has been trained already. Its ramps and phases continue from there, while
+            order, views and learning rate start anew.
+        resume_hint: how the message of an interrupted training ends.
+
+    Raises:
+        StageError: a loss is not finite, or a process of the group is gone.
+        Interrupted: after Ctrl-C or SIGTERM; a checkpoint is written first.
+        UsageError: the batch is too small for the method or for the number of processes.
     """
-    training = _Training(
-        student, method, pictures, train, normalization, taps, teacher, device, folder, progress, group, before
-    )
-    ended = None
+    session = Session(student, method, image_set, train, normalization, taps, teacher, device, folder, progress, group)
+    loop, interrupted = _Loop(session, epochs_before), None
     try:
-        training.loop()
+        loop.run_step = session.choose_engine()
+        with stop_between_steps(alone=group.size == 1) as stop:
+            while session.state.epoch <= train.epochs:
+                loop.train_epoch(stop)
+                loop.finish_epoch(stop)
+        if teacher is not None and group.size > 1:
+            teacher.merge(group.gather)
     except KeyboardInterrupt:
-        ended = training.interrupted()
+        interrupted = loop.save_interrupted()
     finally:
-        training.close()
-    if ended is None:
-        return training.fitted()
-    if training.agreed:  # the others end when all is written: torchrun ends all as soon as one has ended
+        session.close()
+    if interrupted is None:
+        return loop.result()
+    # torchrun ends all processes as soon as one has ended, so the others wait until rank 0 has written everything.
+    if loop.stopping:
         group.broadcast(None)
-    raise Interrupted(f"{ended}; {resume_hint}")
+    raise Interrupted(f"{interrupted}; {resume_hint}")
 
 
-class _Training:
-    """One call of `fit`, as far as its checkpoint when it is made. What a method asks of the group, every process asks in the same order.
+class _Loop:
+    """The epochs of one `fit`.
 
-    size: pictures of a batch. steps, seen: of an epoch, the latter pictures. kept: whether there is a checkpoint; saved: when the last was written, learnt:
-    when the teacher's answers were. agreed: whether all processes were to stop at the same step. meter, begun, first: losses, beginning and first step of
-    the part of an epoch that runs, see `_begin`.
+    Attributes:
+        run_step: takes a step: the step itself, compiled or recorded.
+        stopping: whether all ranks have agreed to stop at the same step.
+        meter: losses since `part_started_at`.
+        part_started_at: when the running part of an epoch began: the epoch itself, or the rest of one that was resumed.
+        part_first_step: the step of the epoch at which that part began.
     """
 
-    def __init__(
-        self,
-        student: nn.Module,
-        method: Method,
-        pictures: ImageSet,
-        train: ResolvedTrain,
-        normalization: Normalization,
-        taps: Mapping[str, str],
-        teacher: TeacherSource | None,
-        device: str,
-        folder: Path,
-        progress: Progress,
-        group: Group,
-        before: int,
-    ) -> None:
-        self.student, self.method, self.pictures, self.train, self.normalization, self.taps = (
-            student,
-            method,
-            pictures,
-            train,
-            normalization,
-            taps,
-        )
-        self.teacher, self.device, self.folder, self.progress, self.group, self.before = (
-            teacher,
-            device,
-            folder,
-            progress,
-            group,
-            before,
-        )
-        self.epochs, self.seed, count = train.epochs, train.seed, len(pictures.train_index)
-        smallest = (
-            max(method.smallest_batch(), schedule.smallest_batch(student, pictures.image_size, device)) * group.size
-        )
-        self.size = schedule.batch_size(train.batch_size, count, smallest)
-        self.steps = schedule.steps(count, self.size, smallest)
-        self.agreed = False
-        self.seen = min(self.steps * self.size, count)
-        # a traced cosine is summed like a loss: an epoch's mean over its traced steps and the processes then survives an interruption
-        self.cosine_share = self.seen / -(-self.steps // (train.trace_gradients or 1)) / group.size
-        method.set_process_group(group)
-        keep_freed_memory()
-        self.restore_batchnorm = sync_batchnorm(
-            group, device, train.sync_batchnorm, progress.warn if group.is_main else lambda _: None, student, method
-        )
-        self.parameters = trainable(student, method)
-        self.optimizer = sgd(
-            self.parameters,
-            lr=train.lr,
-            momentum=train.momentum,
-            weight_decay=train.weight_decay,
-            nesterov=train.nesterov,
-        )
-        torch.manual_seed(self.seed)  # dropout; everything else has a stateless source
-        self.threads_before = torch.get_num_threads()
-        torch.set_num_threads(train.threads or self.threads_before)
-        self._resume()
-        self.rate = Rate(self.optimizer, device)
-        self._begin()
-        self.tapped = Tapped(student, {name: taps[name] for name in method.student_taps})
-        self.stream = pictures.images if isinstance(pictures.images, Stream) else None
-        self.step = self._build_step()
-        self.saved = self.learnt = time.monotonic()
-        self.classifier, self.hooks_off = classifier_of(student, taps), keep_layout(student)
-        self.kernels_off, self.kernels = (lambda: None), TORCH
+    def __init__(self, session: Session, epochs_before: int) -> None:
+        self.session, self.epochs_before, self.stopping = session, epochs_before, False
+        self.run_step: StepRunner = session.step
+        # A traced cosine is summed like a loss. With this weight the sum over an epoch's traced steps and over the
+        # ranks is a mean after the division by the epoch's images, even when a resumed run adds the rest.
+        traced_steps = -(-session.steps_per_epoch // (session.train.trace_gradients or 1))
+        self.cosine_weight = session.images_per_epoch / traced_steps / session.group.size
+        self.teacher_saved_at = session.checkpoints.saved_at = time.monotonic()
+        self._start_part()
 
-    def _resume(self) -> None:
-        """The first process's checkpoint in every process, or the beginning; then the first process's weights."""
-        path = self.folder / CHECKPOINT
-        self.state, self.precision = State(), resolve_precision(self.train.precision, self.device)
-        content = self.group.broadcast(path.read_bytes() if self.group.is_main and path.is_file() else None)
-        self.kept = content is not None
-        if content is not None:
-            self.state, self.precision = checkpoint.load(content, path, self.student, self.method, self.optimizer)
-            self.progress.start_at(self.state.epoch, self.state.step)
-        self.group.broadcast_parameters(
-            self.student, self.method, done=(self.state.epoch - 1) * self.steps + self.state.step
-        )
-
-    def _build_step(self) -> Step:
-        pictures, images = self.pictures, None if isinstance(self.pictures.images, Stream) else self.pictures.images
-        mean, std = (
-            torch.tensor(values, device=self.device) for values in (self.normalization.mean, self.normalization.std)
-        )
-        return Step(
-            self.tapped,
-            self.method,
-            images,
-            pictures.labels,
-            pictures.augment,
-            pictures.image_size,
-            mean,
-            std,
-            self.teacher,
-            self.optimizer,
-            self.parameters,
-            self.precision,
-            self.group,
-            traced(self.student, self.taps) if self.train.trace_gradients else {},
-            pictures.distortion,
-        )
-
-    def loop(self) -> None:
-        """All epochs that are left. Raises KeyboardInterrupt between two steps after Ctrl-C."""
-        if self.device == "cpu":
-            self.kernels_off, self.kernels = quicker(
-                self.student, self.pictures.image_size, self.train.engine, self.progress.warn
-            )
-        self.run = engine(
-            self.train.engine, self.step, self.size, self.steps * self.epochs, self.classifier, self.progress.warn
-        )
-        with between_steps(alone=self.group.size == 1) as stop:
-            while self.state.epoch <= self.epochs:
-                self._epoch(stop)
-                self._end_epoch()
-                self._keep_epoch()
-                self._stop(
-                    self.group.any_rank(stop.is_set(), 0)
-                )  # during validation: nothing may swallow a Ctrl-C, and decoders do not wait for long
-        if self.teacher is not None and self.group.size > 1:
-            self.teacher.merge(self.group.gather)
-
-    def _epoch(self, stop: Event) -> None:
-        """The epoch's steps that are left."""
-        self._begin()
-        state, group, done = self.state, self.group, self.before + self.state.epoch - 1
-        self.student.train()
-        self.method.train()
-        self.method.start_epoch(done + 1)
-        order, view = (
-            schedule.order(self.pictures.train_index, self.seed, state.epoch, self.pictures.shards),
-            self._views(),
-        )
-        epoch = torch.tensor(float(done + 1), device=self.device)
-        number = torch.tensor(done * self.steps + state.step, device=self.device)
-        looked = time.monotonic()
-        for at, index, known, pixels in batches(order, view, state.step, self.size, self.steps, self.step, self.stream):
-            self._stop(group.any_rank(stop.is_set(), at))
-            self.rate.set(schedule.learning_rate(self.train, state.epoch, at / self.steps))
-            mine = group.shard(index)
-            losses = self._take_step(Batch(mine, view[mine], known, epoch, number, len(index), pixels), at)
-            number += 1
+    def train_epoch(self, stop: Event) -> None:
+        """Take the epoch's remaining steps; raise KeyboardInterrupt between two once all ranks know of `stop`."""
+        self._start_part()
+        session, state = self.session, self.session.state
+        group, train, steps = session.group, session.train, session.steps_per_epoch
+        epochs_done = self.epochs_before + state.epoch - 1
+        session.student.train()
+        session.method.train()
+        session.method.start_epoch(epochs_done + 1)
+        order = schedule.order(session.image_set.train_index, train.seed, state.epoch, session.image_set.shards)
+        view = session.views()
+        epoch = torch.tensor(float(epochs_done + 1), device=session.device)
+        step_number = torch.tensor(epochs_done * steps + state.step, device=session.device)
+        checked_at, trace_every = time.monotonic(), train.trace_gradients or 0
+        for at, index, cached_logits, pixels in batches(
+            order, view, state.step, session.batch_size, steps, session.step, session.stream
+        ):
+            self._stop_if(group.any_rank(stop.is_set(), at))
+            session.learning_rate.set(schedule.learning_rate(train, state.epoch, at / steps))
+            own = group.shard(index)
+            batch = Batch(own, view[own], cached_logits, epoch, step_number, len(index), pixels)
+            trace = trace_every > 0 and at % trace_every == 0
+            losses = session.step(batch, trace=True) if trace else self.run_step(batch)
+            self.meter.add(losses, {name: self._weight(name, len(own)) for name in losses}, at)
+            step_number += 1
             state.step += 1
-            self.progress.step(len(index), losses)
+            session.progress.step(len(index), losses)
             if state.step % CHECK_EVERY_STEPS == 0:
-                if time.monotonic() - looked > CHECK_SECONDS:
-                    self.meter.raise_if_nonfinite(kept=self.kept)
-                    looked = time.monotonic()
-                if group.any_rank(time.monotonic() - self.saved > SAVE_SECONDS, 0):
-                    self._save_part()
-        self.meter.raise_if_nonfinite(kept=self.kept)
+                if time.monotonic() - checked_at > CHECK_SECONDS:
+                    self.meter.raise_if_nonfinite(kept=session.checkpoints.exists)
+                    checked_at = time.monotonic()
+                if group.any_rank(time.monotonic() - session.checkpoints.saved_at > SAVE_SECONDS, 0):
+                    self._save_mid_epoch()
+        self.meter.raise_if_nonfinite(kept=session.checkpoints.exists)
 
-    def _stop(self, agreed: bool) -> None:
-        """Raises KeyboardInterrupt where it was agreed on, in every process at the same step."""
-        self.agreed = agreed
+    def _weight(self, name: str, images: int) -> float:
+        """Return how often a loss of `images` images counts in the epoch's sum."""
+        return self.cosine_weight if name in COSINES else images
+
+    def finish_epoch(self, stop: Event) -> None:
+        """Validate, then report and save the epoch. Raise KeyboardInterrupt after Ctrl-C or SIGTERM."""
+        session, state = self.session, self.session.state
+        self._carry(state)
+        state.history.append(self._row())
+        self._keep_best(state.history[-1].get("top1_validation", 0.0))
+        state.sums, state.step = {}, 0
+        state.epoch += 1
+        self._start_part()
+        session.progress.epoch(state.history[-1])
+        # History before checkpoint: a run killed between the two writes it again; in the other order the row of the
+        # last epoch could be lost.
+        checkpoint.write_history(session.folder / checkpoint.HISTORY, state.history)
+        session.checkpoints.save(state)
+        if session.teacher is not None and session.group.is_main:
+            if time.monotonic() - self.teacher_saved_at > SAVE_SECONDS:
+                session.teacher.save()
+                self.teacher_saved_at = time.monotonic()
+        # The other ranks wait here while rank 0 validates, and not in the next step, whose messages time out sooner.
+        session.group.broadcast(None)
+        session.checkpoints.saved_at = time.monotonic()
+        # Asked here too, because nothing may swallow a Ctrl-C during validation and decoders do not wait for long.
+        self._stop_if(session.group.any_rank(stop.is_set(), 0))
+
+    def _row(self) -> dict[str, float]:
+        """Return the epoch's row of the history; validation runs on rank 0 alone."""
+        session, image_set = self.session, self.session.image_set
+        state, train = session.state, session.train
+        seconds, count = time.monotonic() - self.part_started_at, len(image_set.train_index)
+        count = min(state.step * train.batch_size, count)
+        row: dict[str, float] = {"epoch": state.epoch, "lr": schedule.learning_rate(train, state.epoch, 0.0)}
+        row |= {name: value / count for name, value in state.sums.items()}
+        if len(image_set.validation_index) and session.group.is_main:
+            logits = predict(
+                session.method.deployed(session.student),
+                image_set.validation(),
+                image_set.image_size,
+                session.normalization,
+                device=image_set.labels.device,
+            )
+            row["top1_validation"] = accuracy(logits, image_set.labels[image_set.validation_index])
+        row["images_per_second"] = round((count - self.part_first_step * session.batch_size) / max(seconds, 1e-9), 1)
+        return row
+
+    def _keep_best(self, top1: float) -> None:
+        """Copy the weights of the best epoch so far, under `train.keep: best`; of equal epochs the later one counts."""
+        session, state = self.session, self.session.state
+        if session.train.keep != "best" or top1 < (state.best or {"top1": -1.0})["top1"]:
+            return
+        student, method = (
+            {name: value.detach().clone() for name, value in module.state_dict().items()}
+            for module in (session.student, session.method)
+        )
+        state.best = {"top1": top1, "epoch": state.epoch, "student": student, "method": method}
+
+    def _stop_if(self, agreed: bool) -> None:
+        """Raise KeyboardInterrupt where the ranks have agreed to stop."""
+        self.stopping = agreed
         if agreed:
             raise KeyboardInterrupt
 
-    def _views(self) -> Tensor:
-        """The epoch's view of each picture, int64 (P,)."""
-        pictures = self.pictures
-        return views.views_of_epoch(
-            len(pictures.images),
-            self.state.epoch,
-            self.seed,
-            pictures.augment,
-            self.train.views,
-            pictures.image_size,
-            distorted=pictures.distortion is not None,
-        ).to(self.device)
-
-    def _take_step(self, batch: Batch, at: int) -> dict[str, Tensor]:
-        """Take step `at` of the epoch: its losses, which the meter has noted."""
-        every = self.train.trace_gradients
-        losses = self.step(batch, trace=True) if every and at % every == 0 else self.run(batch)
-        self.meter.add(losses, {name: self.cosine_share if name in TRACED else len(batch.index) for name in losses}, at)
-        return losses
-
-    def _end_epoch(self) -> None:
-        """Validate, add the epoch's row, keep the best, move to the next epoch."""
-        state, train, pictures = self.state, self.train, self.pictures
-        self._carry(state)
-        seconds, count = time.monotonic() - self.begun, min(state.step * train.batch_size, len(pictures.train_index))
-        row: dict[str, float] = {"epoch": state.epoch, "lr": schedule.learning_rate(train, state.epoch, 0.0)}
-        row |= {name: value / count for name, value in state.sums.items()}
-        if len(pictures.validation_index) and self.group.is_main:
-            network = self.method.deployed(self.student)
-            logits = predict(
-                network, pictures.validation(), pictures.image_size, self.normalization, device=pictures.labels.device
-            )
-            row["top1_validation"] = accuracy(logits, pictures.labels[pictures.validation_index])
-        row["images_per_second"] = round((count - self.first * self.size) / max(seconds, 1e-9), 1)
-        state.history.append(row)
-        if train.keep == "best" and row.get("top1_validation", 0.0) >= (state.best or {"top1": -1.0})["top1"]:
-            copies = [
-                {name: value.detach().clone() for name, value in module.state_dict().items()}
-                for module in (self.student, self.method)
-            ]
-            state.best = {
-                "top1": row.get("top1_validation", 0.0),
-                "epoch": state.epoch,
-                "student": copies[0],
-                "method": copies[1],
-            }
-        state.sums, state.step = {}, 0
-        state.epoch += 1
-        self._begin()
-
-    def _keep_epoch(self) -> None:
-        """Tell and write what the epoch gave."""
-        self.progress.epoch(self.state.history[-1])
-        # The history first: a run killed between the two writes it again, one killed behind the last checkpoint would not.
-        checkpoint.write_history(self.folder / checkpoint.HISTORY, self.state.history)
-        self._save(self.state)
-        if self.teacher is not None and self.group.is_main and time.monotonic() - self.learnt > SAVE_SECONDS:
-            self.teacher.save()
-            self.learnt = time.monotonic()
-        self.group.broadcast(
-            None
-        )  # the others wait here while the first process validates, not in the next step, whose messages have less time
-        self.saved = time.monotonic()
-
-    def _begin(self) -> None:
-        """A part of an epoch begins: all of it, or what an earlier run left."""
-        self.meter, self.begun, self.first = (
-            LossMeter(self.parameters, self.state.epoch),
-            time.monotonic(),
-            self.state.step,
-        )
+    def _start_part(self) -> None:
+        """Start counting losses and seconds, for a whole epoch or for the rest of a resumed one."""
+        state = self.session.state
+        self.meter = LossMeter(self.session.parameters, state.epoch)
+        self.part_started_at, self.part_first_step = time.monotonic(), state.step
 
     def _carry(self, state: State) -> None:
-        """Add the part's losses, of all processes, and its seconds to `state`."""
-        for name, value in self.group.all_reduce_sum(self.meter.sums()).items():
+        """Add the running part's losses, of all ranks, and its seconds to `state`."""
+        for name, value in self.session.group.all_reduce_sum(self.meter.sums()).items():
             state.sums[name] = state.sums.get(name, 0.0) + value
-        state.seconds += time.monotonic() - self.begun
+        state.seconds += time.monotonic() - self.part_started_at
 
-    def _save_part(self) -> None:
-        """A checkpoint in the middle of the part, which goes on."""
-        part = replace(self.state, sums=dict(self.state.sums))
-        self.meter.raise_if_nonfinite(kept=self.kept)
-        self._carry(part)
-        self._save(part)
+    def _save_mid_epoch(self) -> None:
+        """Write a checkpoint without ending the running part."""
+        state = replace(self.session.state, sums=dict(self.session.state.sums))
+        self.meter.raise_if_nonfinite(kept=self.session.checkpoints.exists)
+        self._carry(state)
+        self.session.checkpoints.save(state)
 
-    def _save(self, state: State) -> None:
-        """A checkpoint, which the first process writes."""
-        if self.group.is_main:
-            checkpoint.save(self.folder / CHECKPOINT, self.student, self.method, self.optimizer, state, self.precision)
-        self.saved, self.kept = time.monotonic(), True
-
-    def interrupted(self) -> str:
-        """Write a checkpoint, unless something is not finite; where the training stands, in words."""
-        self._carry(self.state)
+    def save_interrupted(self) -> str:
+        """Write a checkpoint, unless a loss or weight is not finite; return a sentence on where training stopped."""
+        session, epochs = self.session, self.session.train.epochs
+        self._carry(session.state)
         if self.meter.describe_nonfinite() is None:
-            self._save(self.state)
-        there = "checkpoint kept" if self.kept else "there is no checkpoint yet"
-        return f"interrupted in epoch {min(self.state.epoch, self.epochs)} of {self.epochs}, {there}"
+            session.checkpoints.save(session.state)
+        there = "checkpoint kept" if session.checkpoints.exists else "there is no checkpoint yet"
+        return f"interrupted in epoch {min(session.state.epoch, epochs)} of {epochs}, {there}"
 
-    def close(self) -> None:
-        """Networks, threads and processes as they were before; what the teacher said is kept."""
-        self.threads = torch.get_num_threads()
-        torch.set_num_threads(self.threads_before)
-        self.tapped.close()
-        self.hooks_off()
-        self.kernels_off()
-        release(self.classifier)
-        self.optimizer.zero_grad(
-            set_to_none=True
-        )  # what is trained ships without them, and a recording's memory goes with them
-        self.restore_batchnorm()
-        self.method.set_process_group(ALONE)
-        if self.stream is not None:
-            self.stream.close()
-        if self.teacher is not None and self.group.is_main:
-            self.teacher.save()
-
-    def fitted(self) -> FitResult:
-        """What the training was; the networks get the weights that ship."""
-        state, shipped = self.state, self.epochs
-        if self.train.keep == "best" and state.best is not None:
-            self.student.load_state_dict(state.best["student"])
-            self.method.load_state_dict(state.best["method"])
+    def result(self) -> FitResult:
+        """Return how training went; the networks get the weights that ship."""
+        session, state, shipped = self.session, self.session.state, self.session.train.epochs
+        if session.train.keep == "best" and state.best is not None:
+            session.student.load_state_dict(state.best["student"])
+            session.method.load_state_dict(state.best["method"])
             shipped = state.best["epoch"]
-        seen = self.seen * len(state.history)
-        speed = seen / max(state.seconds, 1e-9)
+        images = session.images_per_epoch * len(state.history)
         return FitResult(
-            state.history, state.seconds, speed, self.precision, self.threads, self.kernels, shipped, card(self.device)
+            history=state.history,
+            seconds=state.seconds,
+            images_per_second=images / max(state.seconds, 1e-9),
+            precision=session.checkpoints.precision,
+            threads=session.threads,
+            kernels=session.kernels,
+            shipped_epoch=shipped,
+            gpu=gpu_name(session.device),
         )

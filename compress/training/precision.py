@@ -1,4 +1,7 @@
-"""Which arithmetic a training uses: by CPU flags, never by a clock. Imports nothing of the project."""
+"""The arithmetic of a training: float32 or bfloat16, chosen by CPU and GPU features and never by a clock.
+
+Imports nothing from the project.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +13,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LARGEST_LOGIT = 65504.0  # of float16
+# The largest finite float16.
+LARGEST_LOGIT = 65504.0
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """`auto` by flags, never by a clock: bf16 on CUDA cards and CPUs that multiply it, for depthwise convolutions too (`kernels/depthwise.py`)."""
+    """Resolve `auto` to "bf16" or "float32"; other values are returned as they are.
+
+    bf16 is chosen on GPUs and CPUs that compute it natively, for depthwise convolutions too (`kernels/depthwise.py`).
+    """
     if precision != "auto":
         return precision
-    if device.startswith(
-        "cuda"
-    ):  # of the current card: the one that trains. Before Ampere bf16 is emulated, slower than float32
+    if device.startswith("cuda"):
+        # Asks the current GPU, which is the one that trains. Before Ampere, bf16 is emulated and slower than float32.
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bf16" if cpu_has_bf16() else "float32"
 
 
-def card(device: str) -> str | None:
-    """The name of the CUDA card that trains; None where none does."""
+def gpu_name(device: str) -> str | None:
+    """Return the name of the GPU that trains, None on a CPU."""
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else None
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 itself (AVX512-BF16 or AMX); False where /proc does not tell."""
+    """Return whether the CPU multiplies bfloat16 (AVX512-BF16 or AMX); False where /proc/cpuinfo is missing."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -38,19 +44,26 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def rounded(logits: Tensor) -> Tensor:
-    """Logits as they are remembered, float16; beyond its largest number they are that number, for an infinite logit would teach nothing."""
+def round_logits(logits: Tensor) -> Tensor:
+    """Return logits as the cache stores them, float16.
+
+    Larger ones are clamped to the largest float16, because a student cannot learn from an infinite logit.
+    """
     return logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT).to(torch.float16)
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
-    """Autocast to bfloat16, or nothing for float32."""
+    """Return a context that autocasts to bfloat16, or one that does nothing for float32."""
     return torch.autocast(device.split(":")[0], torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 @contextmanager
-def exact() -> Iterator[None]:
-    """float32 is float32: torch lets cuDNN round what convolutions multiply to TF32, ten bits, and a network is judged as its ONNX file computes."""
+def without_tf32() -> Iterator[None]:
+    """Compute convolutions in full float32.
+
+    By default torch lets cuDNN round their factors to the ten bits of TF32. A network is judged as its ONNX file
+    computes.
+    """
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

@@ -1,4 +1,4 @@
-"""What happens when in a training: learning rate, batch, order of pictures; functions of (seed, epoch, step) alone."""
+"""A training's schedule: learning rate, batch size and order of images, functions of (seed, epoch, step) alone."""
 
 from __future__ import annotations
 
@@ -11,21 +11,27 @@ from compress.core.errors import UsageError
 from compress.data.streaming.batches import ShardMixing
 from compress.recipe.schema import ResolvedTrain
 
-ROWS = {
-    "cpu": 64,
-    "cuda": 1024,
-}  # of a network's forward pass alone; larger batches leave a CPU's caches (measured: half the speed at 512)
-# Bytes from which on a card takes so many times more: on an H200 1,024 rows take ResNet-56 7.9 ms and ResNet-32x4, which has nine times the arithmetic, 10.4:
-# they wait for launches.
-LARGE_CARD, TIMES = 30 * 2**30, 4
-SIDE = 32  # pixels: of larger pictures a card gets fewer at once in proportion to their area, for their maps fill its memory
+# Images of REFERENCE_SIDE pixels in one forward pass. Larger batches leave a CPU's caches: half the speed at 512
+# (measured).
+FORWARD_BATCH = {"cpu": 64, "cuda": 1024}
+OTHER_DEVICE_BATCH = 256
+# A GPU with at least LARGE_GPU_BYTES of memory gets LARGE_GPU_FACTOR times as many. On an H200, 1,024 images take
+# ResNet-56 7.9 ms and ResNet-32x4, which has nine times the arithmetic, 10.4 ms: both wait for launches.
+LARGE_GPU_BYTES, LARGE_GPU_FACTOR = 30 * 2**30, 4
+# Pixels. A GPU gets fewer of larger images, in proportion to their area, because their maps fill its memory.
+REFERENCE_SIDE = 32
 
 
 def learning_rate(train: ResolvedTrain, epoch: int, progress: float) -> float:
-    """The rate at a point of training: 1-based `epoch`, `progress` in [0, 1) within it.
+    """Return the learning rate at a point of training.
 
-    step: x gamma for every milestone m with epoch > m, as in the papers' code (the first reduced epoch of 150 is 151).
-    cosine: lr/2 (1 + cos(pi t)), t the share of training done after warm-up. warm-up: linear from 0.
+    step: times gamma for every milestone m with epoch > m, as in the papers' code (of 150 the first reduced epoch is
+    151). cosine: lr/2 (1 + cos(pi t)), where t is the share of training done after warm-up. Warm-up: linear from 0.
+
+    Args:
+        train: the resolved settings.
+        epoch: 1-based.
+        progress: within the epoch, in [0, 1).
     """
     schedule, done = train.schedule, epoch - 1 + progress
     warmup = schedule.warmup_epochs
@@ -40,7 +46,13 @@ def learning_rate(train: ResolvedTrain, epoch: int, progress: float) -> float:
 
 @torch.no_grad()
 def smallest_batch(student: nn.Module, image_size: int, device: str) -> int:
-    """2 where a BatchNorm of the network sees a single value a channel of one picture (maps of one pixel), else 1."""
+    """Return 2 if one of the network's BatchNorms sees one value per channel and image (1x1 maps), else 1.
+
+    Args:
+        student: the network, on the device; it is left in evaluation mode.
+        image_size: side of its input in pixels.
+        device: where it is.
+    """
     values: list[int] = []
     layers = [module for module in student.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     hooks = [layer.register_forward_pre_hook(lambda _, args: values.append(args[0][0, 0].numel())) for layer in layers]
@@ -51,41 +63,62 @@ def smallest_batch(student: nn.Module, image_size: int, device: str) -> int:
     return 2 if 1 in values else 1
 
 
-def batch_size(size: int, pictures: int, smallest: int) -> int:
-    """The batch that is used: at most all pictures. Raises UsageError where it is too small for the method or a BatchNorm."""
-    if min(size, pictures) < smallest:
+def batch_size(size: int, images: int, smallest: int) -> int:
+    """Return the batch size in use, at most all images.
+
+    Args:
+        size: what the recipe asks for.
+        images: how many are trained on.
+        smallest: the smallest batch that method, student and number of processes take.
+
+    Raises:
+        UsageError: the batch is smaller than that.
+    """
+    if min(size, images) < smallest:
         raise UsageError(
-            f"train.batch_size: batches of at least {smallest} are needed, got {min(size, pictures)} (the method, or a BatchNorm over one value)"
+            f"train.batch_size: batches of at least {smallest} are needed, got {min(size, images)} "
+            "(the method, or a BatchNorm over one value)"
         )
-    return min(size, pictures)
+    return min(size, images)
 
 
-def steps(pictures: int, size: int, smallest: int) -> int:
-    """Batches an epoch; a last batch too small for the method waits for another epoch's order."""
-    full, rest = divmod(pictures, size)
+def steps(images: int, size: int, smallest: int) -> int:
+    """Return the batches per epoch; a last one of fewer than `smallest` images waits for another epoch's order.
+
+    Args:
+        images: how many are trained on.
+        size: images per batch.
+        smallest: the smallest batch that is trained on.
+    """
+    full, rest = divmod(images, size)
     return full + (rest >= max(smallest, 1) and rest > 0)
 
 
 def order(index: Tensor, seed: int, epoch: int, shards: ShardMixing | None = None) -> Tensor:
-    """The epoch's order of the pictures `index`, a function of seed and epoch alone.
+    """Return the images `index` (M,) in the epoch's order, a function of seed and epoch alone.
 
-    With `shards`, these come in a random order, too, so many at a time, and within these their pictures in a random order.
+    Args:
+        index: int64 (M,).
+        seed: of the training.
+        epoch: 1-based.
+        shards: puts the shards into random order too, so many at a time, and mixes the images of these.
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     mixed = index[torch.randperm(len(index), generator=generator).to(index.device)]
     if shards is None:
         return mixed
-    there, place = torch.unique(shards.shard_of[mixed.cpu()], return_inverse=True)  # shards that pictures are asked of
-    block = torch.randperm(len(there), generator=generator)[place] // shards.at_once
+    # `used` are the shards that hold any of the images.
+    used, place = torch.unique(shards.shard_of[mixed.cpu()], return_inverse=True)
+    block = torch.randperm(len(used), generator=generator)[place] // shards.at_once
     return mixed[torch.sort(block, stable=True).indices.to(index.device)]
 
 
 def rows_at_once(device: str | torch.device, image_size: int) -> int:
-    """Pictures of a side in a network's forward pass alone; more on a card with much memory."""
+    """Return how many images of a side to run in one forward pass; more on a GPU with much memory."""
     kind = torch.device(device).type
-    most = ROWS.get(kind, 256)
+    most = FORWARD_BATCH.get(kind, OTHER_DEVICE_BATCH)
     if kind == "cpu":
         return most
-    if kind == "cuda" and torch.cuda.get_device_properties(device).total_memory >= LARGE_CARD:
-        most *= TIMES
-    return max(most * SIDE**2 // max(image_size, SIDE) ** 2, 1)
+    if kind == "cuda" and torch.cuda.get_device_properties(device).total_memory >= LARGE_GPU_BYTES:
+        most *= LARGE_GPU_FACTOR
+    return max(most * REFERENCE_SIDE**2 // max(image_size, REFERENCE_SIDE) ** 2, 1)

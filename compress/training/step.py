@@ -1,6 +1,6 @@
-"""One training step: views, teacher, student, losses, gradients, optimizer. How it is run says `engine.py`.
+"""One training step: views, teacher, student, losses, gradients, optimizer. See `engine/` for how steps are executed.
 
-Nothing in a step waits for the device, so that it can be recorded once and replayed.
+Nothing in a step waits for the device, so that a step can be recorded once and replayed.
 """
 
 from __future__ import annotations
@@ -22,44 +22,62 @@ from compress.training.engine.autograd_reach import ReachableParameters
 from compress.training.gradients import aligned_backward, cosine, sum_backward
 from compress.training.precision import autocast
 
-TRACED = ("cos_classifier", "cos_backbone")
+# Names of the cosines that a traced step adds to its losses, one for each of the `parameter_groups`.
+COSINES = ("cos_classifier", "cos_backbone")
 
 
 class TeacherSource(Protocol):
-    """What a method is taught by: a memory of logits, or a network. `recordable`: `answer`, as this training asks it, stays on the device.
-
-    `prefetch_limit`: pictures that it may be asked for ahead at once, where that is more than a window's (`batches.PREFETCH_STEPS`).
-    """
+    """Gives a method the teacher's signals: a cache of logits, or the network itself."""
 
     @property
-    def recordable(self) -> bool: ...
+    def recordable(self) -> bool:
+        """Whether `forward` stays on the device as this training calls it, so that a step can be recorded."""
 
     @property
-    def prefetch_limit(self) -> int: ...
+    def prefetch_limit(self) -> int:
+        """How many images to prefetch per call, where that is more than `batches.PREFETCH_STEPS` of them hold."""
 
     def prefetch_logits(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
-        """Logits float16 (M, K) of steps to come, where they can be had without the step; else None."""
+        """Return the logits of coming steps, float16 (M, K), or None where the teacher runs within each step.
+
+        Args:
+            index: images, int64 (M,).
+            view: their views, int64 (M,).
+            pixels: maps index and view (B,) to uint8 (B, H, W, 3).
+        """
 
     def forward(self, cached_logits: Tensor | None, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Teacher's logits (N, K) and maps by name, float32, of a batch of pixels uint8 (N, H, W, 3); `known`: what `ahead` said of it."""
+        """Return a batch's logits (N, K), None where no loss reads them, and its maps by name, all float32.
+
+        Args:
+            cached_logits: what `prefetch_logits` returned for the batch, float16 (N, K), or None.
+            pixels: uint8 (N, H, W, 3).
+        """
 
     def merge(self, gather: Callable[[Tensor], Tensor]) -> None:
-        """Learn what other processes know."""
+        """Add the logits that the other ranks have computed. `gather` maps one rank's rows to those of all ranks."""
 
     def save(self) -> None:
-        """Keep what later runs may use."""
+        """Write to disk what later runs can use."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """This process's share of a batch. index, view int64 (N,); known float16 (N, K) or None; epoch, step: see `Signals`; total: whole batch.
+    """This rank's share of a batch of N images.
 
-    pixels: the views uint8 (N, H, W, 3) where they are there already, cropped and flipped but not distorted; None: the step makes them.
+    Attributes:
+        index: images, int64 (N,).
+        view: their views, int64 (N,).
+        cached_teacher_logits: float16 (N, K), or None where the teacher runs within the step.
+        epoch: see `Signals`.
+        step: see `Signals`.
+        total: images of the whole batch, over all ranks.
+        pixels: the views, uint8 (N, H, W, 3), cropped and flipped but not distorted; None where the step makes them.
     """
 
     index: Tensor
     view: Tensor
-    known: Tensor | None
+    cached_teacher_logits: Tensor | None
     epoch: Tensor
     step: Tensor
     total: int
@@ -68,10 +86,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class Step:
-    """Everything that a step works on. images uint8 (P, S, S, 3) or None (batches bring their pixels), labels (P,); mean, std float32 (3,), on the device.
+    """Everything a step works on, on one device.
 
-    network: float32 (N, 3, S, S) -> logits and maps by name, a `Tapped` or what was compiled of it; `reach`, with the latter alone: what its losses reach.
-    distortion: of all views, those that a batch brings included.
+    Attributes:
+        network: float32 (N, 3, S, S) -> logits and maps by name: a `Tapped` network, or one compiled from it.
+        images: uint8 (P, S, S, 3), or None where batches bring their pixels.
+        labels: int64 (P,).
+        mean: float32 (3,).
+        std: float32 (3,).
+        parameters: everything that the optimizer steps.
+        traced: parameters by name of the cosine that is computed over them.
+        distortion: applied to all views, also to those that a batch brings.
+        reach: which parameters the losses reach; only a compiled network needs it.
     """
 
     network: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -91,46 +117,52 @@ class Step:
     distortion: Distortion | None = None
     reach: ReachableParameters | None = None
 
-    def cut(self, index: Tensor, view: Tensor) -> Tensor:
-        """uint8 (N, H, W, 3) of pictures and views (N,), cropped and flipped but not distorted."""
+    def crop(self, index: Tensor, view: Tensor) -> Tensor:
+        """Return the views (N,) of images (N,) as uint8 (N, H, W, 3), cropped and flipped but not distorted."""
         assert self.images is not None
         return views.apply_views(self.images, index, view, self.augment, self.image_size)
 
     def pixels(self, index: Tensor, view: Tensor) -> Tensor:
-        """uint8 (N, H, W, 3) of pictures and views (N,)."""
-        return distort_views(self.cut(index, view), view, self.distortion)
+        """Return the views (N,) of images (N,) as uint8 (N, H, W, 3)."""
+        return distort_views(self.crop(index, view), view, self.distortion)
 
     def student(self, raw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The student's logits and maps of pixels uint8 (N, H, W, 3), in the training's precision."""
+        """Return the student's logits and maps of pixels uint8 (N, H, W, 3), in the training's precision."""
         with autocast(str(raw.device), self.precision):
             return self.network(views.to_float(raw, self.mean, self.std))
 
     def __call__(self, batch: Batch, *, trace: bool = False) -> dict[str, Tensor]:
-        """Step the weights; the losses by name, without gradient, means over this process's pictures.
+        """Take one step.
 
-        `trace`: and the cosines between the first loss's gradient and that of the others, over each of the `traced` groups that both reach.
+        Args:
+            batch: this rank's share of the batch.
+            trace: also compute the cosines between the first loss's gradient and that of the others, over the
+                parameters of each `traced` group that both reach.
+
+        Returns:
+            The losses by name, and the cosines: means over this rank's images, detached.
         """
-        raw = (
-            self.pixels(batch.index, batch.view)
-            if batch.pixels is None
-            else distort_views(batch.pixels, batch.view, self.distortion)
-        )
-        teacher_logits, teacher_taps = (
-            self.teacher.forward(batch.known, raw) if self.teacher is not None else (None, {})
-        )
+        if batch.pixels is None:
+            raw = self.pixels(batch.index, batch.view)
+        else:
+            raw = distort_views(batch.pixels, batch.view, self.distortion)
+        teacher_logits: Tensor | None = None
+        teacher_taps: dict[str, Tensor] = {}
+        if self.teacher is not None:
+            teacher_logits, teacher_taps = self.teacher.forward(batch.cached_teacher_logits, raw)
         logits, taps = self.student(raw)
         outputs = [logits, *taps.values()]
-        # Distillation losses live in float32: bf16 makes small differences of logits vanish.
+        # Distillation losses are computed in float32: small differences of logits vanish in bfloat16.
         taps = {name: upcast(tap) for name, tap in taps.items()}
         signals = Signals(
-            self.labels[batch.index],
-            batch.index,
-            batch.epoch,
-            upcast(logits),
-            teacher_logits,
-            taps,
-            teacher_taps,
-            batch.step,
+            labels=self.labels[batch.index],
+            index=batch.index,
+            epoch=batch.epoch,
+            student_logits=upcast(logits),
+            teacher_logits=teacher_logits,
+            student=taps,
+            teacher=teacher_taps,
+            step=batch.step,
         )
         losses = self.method(signals)
         self.optimizer.zero_grad(set_to_none=True)
@@ -150,14 +182,12 @@ class Step:
     def _backward(
         self, losses: dict[str, Tensor], reduce: Callable[[list[Tensor]], None] | None, outputs: Sequence[Tensor]
     ) -> None:
+        """Set the parameters' gradients: the sum of all losses', with the method's aligned losses projected."""
         names, method = list(losses), self.method
         aligned = [losses[name] for name in names if name in method.aligned]
         free = [losses[name] for name in names[1:] if name not in method.aligned]
-        parts = [
-            sum(some[1:], some[0])
-            for some in ([[losses[names[0]]], aligned, free] if aligned else [list(losses.values())])
-            if some
-        ]
+        terms = [[losses[names[0]]], aligned, free] if aligned else [list(losses.values())]
+        parts = [sum(some[1:], some[0]) for some in terms if some]
         reached = None if self.reach is None else self.reach.masks(method.phase, parts, outputs)
         if aligned:
             task, auxiliary, *others = parts
@@ -171,38 +201,34 @@ class Step:
                 reached=reached,
             )
             return
-        sum_backward(
-            parts,
-            self.parameters
-            if reached is None
-            else [p for p, there in zip(self.parameters, reached[0], strict=True) if there],
-            reduce=reduce,
-        )
+        parameters = self.parameters
+        if reached is not None:
+            parameters = [parameter for parameter, wanted in zip(parameters, reached[0], strict=True) if wanted]
+        sum_backward(parts, parameters, reduce=reduce)
 
 
 def trainable(*modules: nn.Module) -> list[Tensor]:
-    """What the optimizer steps."""
+    """Return the parameters that the optimizer steps."""
     return [p for module in modules for p in module.parameters() if p.requires_grad]
 
 
 def sgd(
     parameters: Sequence[Tensor], *, lr: float, momentum: float, weight_decay: float, nesterov: bool = False
 ) -> torch.optim.SGD:
-    """The optimizer of every training, in one operator for all parameters."""
+    """Build the optimizer of every training: fused SGD, one operator for all parameters."""
     optimizer = torch.optim.SGD(
         parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
     )
-    if (
-        momentum
-    ):  # from the start: fused SGD cannot add a buffer when a later stage of the method reaches a parameter first
+    # Fused SGD cannot add a buffer when a later phase of the method reaches a parameter for the first time, so all
+    # buffers exist from the start.
+    if momentum:
         optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in parameters})
     return optimizer
 
 
-def traced(student: nn.Module, taps: Mapping[str, str]) -> dict[str, Sequence[Tensor]]:
-    """The student's parameters in two groups: the classifier block, which reads the pooled vector, and all before it."""
+def parameter_groups(student: nn.Module, taps: Mapping[str, str]) -> dict[str, Sequence[Tensor]]:
+    """Split the student's parameters into the classifier block, which reads the pooled vector, and the backbone."""
     head = trainable(student.get_submodule(taps["pooled"].split(":")[0]))
-    known = {id(parameter) for parameter in head}
-    return dict(
-        zip(TRACED, (head, [parameter for parameter in trainable(student) if id(parameter) not in known]), strict=True)
-    )
+    ids = {id(parameter) for parameter in head}
+    backbone = [parameter for parameter in trainable(student) if id(parameter) not in ids]
+    return dict(zip(COSINES, (head, backbone), strict=True))

@@ -93,7 +93,7 @@ def test_a_batch_too_small_for_the_method_is_said_by_check(tmp_path, capsys, fla
     said = capsys.readouterr().err
     assert (
         f"{path}:4:9: train.batch_size: " in said
-        and f"needs at least {least} pictures a batch, got 2 (a smaller last batch" in said
+        and f"needs at least {least} images per batch, got 2 (a smaller last batch" in said
     )
 
 

@@ -311,7 +311,7 @@ def test_methods_that_read_the_teacher_in_two_ways_are_refused(pair):
 
 @pytest.mark.parametrize("method", ["dkd", "crd"])
 def test_methods_that_need_every_label_refuse_unlabelled_pictures(pair, method):
-    with pytest.raises(UsageError, match=f"distill.method: {method} needs a label for every picture; 1 have none"):
+    with pytest.raises(UsageError, match=f"distill.method: {method} needs a label for every image; 1 have none"):
         pair.build(Distill(method=method), labels=torch.tensor([0, 1, -1]))
 
 

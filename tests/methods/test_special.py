@@ -81,7 +81,7 @@ def test_a_positive_may_be_any_of_the_class():
 
 
 def test_one_class_alone_has_no_negatives():
-    with pytest.raises(UsageError, match="crd needs training pictures of at least two classes"):
+    with pytest.raises(UsageError, match="crd needs training images of at least two classes"):
         crd(torch.zeros(5, dtype=torch.int64))
 
 

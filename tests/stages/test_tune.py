@@ -96,7 +96,7 @@ def test_the_method_goes_on_where_distillation_ended(context, given, monkeypatch
     def spy(student, method, pictures, **options):
         seen.update(
             {name: value.clone() for name, value in method.state_dict().items()},
-            before=options["before"],
+            before=options["epochs_before"],
             taps=options["taps"],
         )
         raise KeyboardInterrupt

@@ -74,10 +74,10 @@ class Tapes:
     def __init__(self, *, broken: bool = False) -> None:
         self.recordings, self.freed, self.broken = 0, 0, broken
 
-    def beside(self, run: Run) -> Losses:
+    def warm_up(self, run: Run) -> Losses:
         return run()
 
-    def waits(self, run: Run) -> tuple[Losses, bool]:
+    def warm_up_watching(self, run: Run) -> tuple[Losses, bool]:
         with Watch() as watch:
             losses = run()
         return losses, watch.waited

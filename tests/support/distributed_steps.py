@@ -155,7 +155,7 @@ def train(
             lr=0.5,
             precision="float32",
             schedule=ResolvedSchedule(warmup_epochs=0.0),
-            **settings,
+            **{"seed": 0, **settings},
         ),
         normalization=Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
         taps={"pooled": "fc:in"},

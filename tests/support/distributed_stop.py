@@ -118,7 +118,7 @@ def taught(folder: Path, own: Path, group: distributed.Group) -> None:
         said = Teacher()
         cache = TeacherCache(
             lambda raw, said=said: said.forward(None, raw)[0].float(),
-            pictures=COUNT,
+            images=COUNT,
             views=views.view_count("crop_flip", SIDE),
             classes=CLASSES,
             device="cpu",

@@ -78,12 +78,12 @@ def said(recipe: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., list
 
 
 def test_what_the_teacher_will_take_is_said_before_the_first_epoch(said):
-    at_most = f"teacher logits: at most {2 * TRAINED} rows (0.0 MiB, with their table) for 2 views a picture"
+    at_most = f"teacher logits: at most {2 * TRAINED} rows (0.0 MiB with their table) for 2 views per image"
     assert said() == [at_most]
     most, known = said("distill.method=kd")
     assert (
         most == at_most
-        and known.endswith(" rows known from earlier runs")
+        and known.endswith(" rows cached by earlier runs")
         and TRAINED < int(known.split()[2]) <= 2 * TRAINED
     )
     assert said("distill.method=at") == ["teacher resnet8 runs on every batch: at reads its feature maps"]

@@ -291,7 +291,7 @@ def test_a_card_named_by_number_is_the_one_that_streams_and_graphs_are_made_on(c
 
 def test_a_training_names_its_card(chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", {"cuda": "NVIDIA H200", "cuda:1": "NVIDIA T4"}.__getitem__)
-    assert [precision.card(name) for name in ("cuda", "cuda:1", "cpu", "mps")] == [
+    assert [precision.gpu_name(name) for name in ("cuda", "cuda:1", "cpu", "mps")] == [
         "NVIDIA H200",
         "NVIDIA T4",
         None,

@@ -100,7 +100,7 @@ def test_aligned_backward_equals_the_flattened_projection(scope, cuda, monkeypat
         monkeypatch.setattr(
             gradients,
             "_sum_of_products",
-            lambda left, right: gradients._in_few_launches(torch._foreach_mul(left, right)),
+            lambda left, right: gradients._sum_in_few_launches(torch._foreach_mul(left, right)),
         )
     torch.manual_seed(0)
     body = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 5)).double()
@@ -171,7 +171,9 @@ class Operators(TorchDispatchMode):
 @pytest.mark.parametrize("scope", ["all", "shared"])
 def test_more_parameters_are_no_more_operators_but_for_their_backward_passes_and_sums(scope, monkeypatch):
     monkeypatch.setattr(
-        gradients, "_sum_of_products", lambda left, right: gradients._in_few_launches(torch._foreach_mul(left, right))
+        gradients,
+        "_sum_of_products",
+        lambda left, right: gradients._sum_in_few_launches(torch._foreach_mul(left, right)),
     )  # as on CUDA
     counts = []
     for size in (2, 20):

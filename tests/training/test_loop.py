@@ -115,7 +115,7 @@ def teacher() -> TeacherCache:
     net = Net().eval().requires_grad_(False)
     return TeacherCache(
         lambda raw: net(loop.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
-        pictures=COUNT,
+        images=COUNT,
         views=18,
         classes=CLASSES,
         device="cpu",
@@ -579,7 +579,7 @@ def test_training_runs_on_cuda(tmp_path):
     net = Net().eval().requires_grad_(False).cuda()
     cache = TeacherCache(
         lambda raw: net(loop.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
-        pictures=COUNT,
+        images=COUNT,
         views=18,
         classes=CLASSES,
         device="cuda",
@@ -624,7 +624,7 @@ def test_a_recorded_step_trains_what_a_plain_one_trains(tmp_path, name):
         net = Net().eval().requires_grad_(False).cuda()
         cache = TeacherCache(
             lambda raw, net=net: net(loop.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
-            pictures=200,
+            images=200,
             views=18,
             classes=CLASSES,
             device="cuda",

@@ -55,8 +55,8 @@ def replaced(student: nn.Module) -> set[str]:
 
 @pytest.mark.parametrize("name", ["auto", "eager"])
 def test_a_training_on_a_cpu_runs_the_projects_kernels(tmp_path, name):
-    if library.why_not() is not None:
-        pytest.skip(f"no kernels: {library.why_not()}")
+    if library.unavailable_reason() is not None:
+        pytest.skip(f"no kernels: {library.unavailable_reason()}")
     student, method = started(NONE, net=Depthwise())
     during: list[set[str]] = []
     fitted = fit(
@@ -66,8 +66,10 @@ def test_a_training_on_a_cpu_runs_the_projects_kernels(tmp_path, name):
         config=settings(epochs=1, engine=name),
         progress=Recorder(1, lambda: during.append(replaced(student))),
     )
-    made = library.library()
-    assert made is not None and fitted.kernels == (made.made_by if name == "auto" else TORCH) and made.made_by != TORCH
+    made = library.load_kernels()
+    assert (
+        made is not None and fitted.kernels == (made.compiler if name == "auto" else TORCH) and made.compiler != TORCH
+    )
     assert during == [{"depthwise", "bn"} if name == "auto" else {"depthwise"}] and not replaced(student)
 
 
@@ -155,10 +157,10 @@ def test_in_a_long_epoch_losses_are_read_every_few_seconds(tmp_path, monkeypatch
 class Recorded:
     """A `recorded.Recorder` that records nothing: a replay is the step itself."""
 
-    def beside(self, run: Callable[[], Any]) -> Any:
+    def warm_up(self, run: Callable[[], Any]) -> Any:
         return run()
 
-    def waits(self, run: Callable[[], Any]) -> tuple[Any, bool]:
+    def warm_up_watching(self, run: Callable[[], Any]) -> tuple[Any, bool]:
         return run(), False
 
     def record(self, run: Callable[[], Any]) -> Callable[[], Any]:
@@ -171,7 +173,7 @@ def test_a_long_training_is_compiled_where_steps_are_recorded_and_a_short_one_is
     """Three epochs of three steps; a stand-in compiles."""
     made: list[tuple[Any, int]] = []
     monkeypatch.setitem(modes.RECORDERS, "cpu", Recorded)
-    monkeypatch.setattr(modes, "compiled", lambda step, size, *_: made.append((step, size)) or step)
+    monkeypatch.setattr(modes, "compile_step", lambda step, size, *_: made.append((step, size)) or step)
     for long, name, expected in ((9, "auto", 1), (10, "auto", 0), (9, "graph", 0), (10, "compile", 1)):
         made.clear()
         folder = tmp_path / f"{long}-{name}"
@@ -192,6 +194,6 @@ def test_compiling_begins_where_it_pays(monkeypatch, steps, compiles):
     )
     fast: Any = object()
     monkeypatch.setitem(modes.RECORDERS, "cpu", Recorded)
-    monkeypatch.setattr(modes, "compiled", lambda *_: fast)
-    run: Any = modes.engine("auto", step, 16, steps, None, pytest.fail)
+    monkeypatch.setattr(modes, "compile_step", lambda *_: fast)
+    run: Any = modes.choose_engine("auto", step, 16, steps, None, pytest.fail)
     assert run.step is (fast if compiles else step) and run.other is step

@@ -49,7 +49,7 @@ def draw(pictures: ImageSet, count: int, seed: int) -> Drawn:
     return Drawn(index[chosen], np.searchsorted(shown, labels[chosen]), shown)
 
 
-def why_not(record: Network) -> str | None:
+def unavailable_reason(record: Network) -> str | None:
     """Why a network's features cannot be read, one sentence; None where they can."""
     if record.black_box:
         return f"The teacher {record.model} is an ONNX file: it gives logits and no features."
@@ -106,7 +106,7 @@ class Heads:
 def heads(kept: Kept, pictures: ImageSet) -> Heads | None:
     """What DHKD's two heads answer; None where the method has no auxiliary head."""
     if "dhkd" not in kept.method.method or any(
-        why_not(record) for record in (kept.teacher.network, kept.trained.network)
+        unavailable_reason(record) for record in (kept.teacher.network, kept.trained.network)
     ):
         return None
     model, method = build.load_distilled(kept.method, kept.trained, kept.teacher, pictures)

@@ -198,7 +198,7 @@ def _features(kept: Any, pictures: Any, arrays: Arrays, console: Console) -> Row
     }
     said = []
     for role, one in (("teacher", kept.teacher), ("student", kept.student.trained)):
-        if (reason := features.why_not(one.network)) is not None:
+        if (reason := features.unavailable_reason(one.network)) is not None:
             said.append(reason)
             continue
         vectors = features.pooled(one.network, one.weights, pictures, drawn.index)

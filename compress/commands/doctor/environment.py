@@ -76,13 +76,13 @@ def _accelerator() -> Row:
 
 
 def _kernels() -> Row:
-    from compress.training.kernels.library import library, why_not
+    from compress.training.kernels.library import load_kernels, unavailable_reason
 
-    made = library()
+    made = load_kernels()
     return (
-        ("CPU kernels", "ok", made.made_by)
+        ("CPU kernels", "ok", made.compiler)
         if made
-        else ("CPU kernels", "note", f"{why_not()}: training on the CPU is slower, with torch's BatchNorms")
+        else ("CPU kernels", "note", f"{unavailable_reason()}: training on the CPU is slower, with torch's BatchNorms")
     )
 
 

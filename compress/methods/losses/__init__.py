@@ -1,7 +1,7 @@
-"""Formulas, one function each, pure. Sources are cited per function.
+"""The losses' formulas: one pure function each, with its source.
 
-Every loss is a scalar. The teacher's side never carries a gradient: callers detach. Half-precision inputs are raised to float32 first,
-because exp, squares and small differences do not survive bf16 or fp16; float64 stays, for tests.
+Every loss is a scalar. The teacher's side carries no gradient: callers detach it. Half-precision inputs are upcast to
+float32 first, because exp, squares and small differences do not survive bf16 or fp16; float64 stays, for tests.
 """
 
 from compress.methods.losses.features import (

@@ -12,7 +12,7 @@ from compress.methods.losses.upcast import upcast
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps at the smaller of the two sizes, the larger one pooled by adaptive averaging."""
+    """Return both maps at the smaller of the two sizes; the larger one is pooled by adaptive averaging."""
     side = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
     s, t = upcast(student), upcast(teacher)
     return s if s.shape[2:] == side else F.adaptive_avg_pool2d(s, side), t if t.shape[
@@ -21,7 +21,7 @@ def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def hint(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference over all elements of two maps of one shape.
+    """Return the mean squared difference over all elements of two maps of one shape.
 
     Source: Romero et al. 2015 (arXiv 1412.6550), eq. 3; as a mean, like the distillation benchmarks (and SimKD).
     """
@@ -29,9 +29,10 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def attention(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over N H W of (Q_s - Q_t)^2, Q the mean over channels of squares, flattened and divided by its norm a picture.
+    """Return the mean over N H W of (Q_s - Q_t)^2.
 
-    Channels may differ; the larger map is pooled to the smaller. A dead map (all 0) gives Q = 0.
+    Q is the mean over channels of squares, flattened and divided by its norm per image. Channels may differ; the larger
+    map is pooled to the smaller. A dead map (all 0) gives Q = 0.
 
     Source: Zagoruyko and Komodakis 2017 (arXiv 1612.03928); squared mean instead of a norm, as in the authors' code.
     """
@@ -40,12 +41,21 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def margins(gamma: Tensor, beta: Tensor, *, exact: bool = False) -> Tensor:
-    """E[x | x < 0] a channel for x ~ N(beta, |gamma|), what a BatchNorm says of the map before its ReLU: (C,), negative.
+    """Return E[x | x < 0] per channel for x ~ N(beta, |gamma|), as a BatchNorm describes the map before its ReLU.
 
-    With r = beta / sigma: beta - sigma phi(r) / Phi(-r). Where Phi(-r) <= 1e-3 the authors take -3 sigma, a jump (r = 3 gives -0.28 sigma,
-    r = 3.2 gives -3 sigma); `exact` leaves it out. gamma = 0, a division by zero in the authors' code, gives min(beta, 0).
+    With r = beta / sigma it is beta - sigma phi(r) / Phi(-r), which is negative. Where Phi(-r) <= 1e-3 the authors take
+    -3 sigma, which jumps: r = 3 gives -0.28 sigma, r = 3.2 gives -3 sigma. gamma = 0, a division by zero in the
+    authors' code, gives min(beta, 0).
 
     Source: Heo et al. 2019 (arXiv 1904.01866), eq. 4.
+
+    Args:
+        gamma: the BatchNorm's weight, (C,).
+        beta: its bias, (C,).
+        exact: leave the jump out.
+
+    Returns:
+        float64 (C,).
     """
     gamma, beta = gamma.double(), beta.double()
     sigma = gamma.abs().clamp(min=1e-12)
@@ -58,12 +68,14 @@ def margins(gamma: Tensor, beta: Tensor, *, exact: bool = False) -> Tensor:
 
 
 def margin_relu(map_: Tensor, margin: Tensor) -> Tensor:
-    """max(x, m) with a margin (C,) a channel."""
+    """Return max(x, m) with a margin (C,) per channel."""
     return torch.maximum(upcast(map_), margin.to(upcast(map_).dtype)[:, None, None])
 
 
 def partial_l2(student: Tensor, target: Tensor) -> Tensor:
-    """Sum of (s - t)^2 where t > 0 or s > t, divided by N: nothing is asked where the target is not positive and the student below it.
+    """Return the sum of (s - t)^2 where t > 0 or s > t, divided by N.
+
+    Where the target is not positive and the student lies below it, there is no loss.
 
     Source: Heo et al. 2019 (arXiv 1904.01866), eq. 5.
     """
@@ -73,9 +85,10 @@ def partial_l2(student: Tensor, target: Tensor) -> Tensor:
 
 
 def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
-    """HCL: mean squared difference of two maps and of their 4x4, 2x2 and 1x1 pools, weights 1, 1/2, 1/4, 1/8, divided by their sum.
+    """Return HCL: the mean squared differences of two maps and of their 4x4, 2x2 and 1x1 pools.
 
-    A pool is used only where it is smaller than the map; the weight is halved only when one is used.
+    The weights are 1, 1/2, 1/4, 1/8, and the sum is divided by theirs. A pool is used only where it is smaller than the
+    map, and the weight is halved only when one is used.
 
     Source: Chen et al. 2021 (arXiv 2104.09044), section 3.3.
     """
@@ -90,9 +103,15 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def class_activation(student: Tensor, teacher: Tensor, side: int, *, normalize: bool) -> Tensor:
-    """Mean squared difference of class activation maps (N, K, H, W), pooled to side x side, each scaled to norm 1 where `normalize`.
+    """Return the mean squared difference of class activation maps.
 
     Source: Guo et al. 2023 (CAT-KD, CVPR 2023), eq. 5.
+
+    Args:
+        student: (N, K, H, W).
+        teacher: (N, K, H', W').
+        side: both are pooled to side x side.
+        normalize: scale each pooled map to norm 1.
     """
     s, t = (F.adaptive_avg_pool2d(upcast(map_), side).flatten(2) for map_ in (student, teacher))
     if normalize:

@@ -1,4 +1,4 @@
-"""What every loss does first."""
+"""The conversion that every loss does first."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def upcast(value: Tensor) -> Tensor:
-    """float64 stays (golden tests), everything else becomes float32."""
+    """Return float64 as it is (golden tests use it), and everything else as float32."""
     return value if value.dtype == torch.float64 else value.float()

@@ -79,7 +79,7 @@ def _teacher(one: Candidate, path: Path | None, frame: InputSpec) -> PlanCandida
 def student(recipe: Recipe, role: str, one: Choice, frame: InputSpec) -> PlanCandidate:
     """A student in the form in which the recipe's method ships it. Raises UsageError where the method does not take it."""
     name = name_of(one.model, one.width)
-    form, teacher = compatibility.shipped_form(recipe, one, classes=frame.classes, image_size=frame.size)
+    form, teacher = compatibility.shipped_spec(recipe, one, classes=frame.classes, image_size=frame.size)
     told = None
     if form is not None:
         told = f"{name} is timed as {recipe.distill.name} ships it{f' with teacher {teacher}, the largest of its forms' if teacher else ''}."

@@ -1,6 +1,8 @@
-"""Which parameters a loss reaches, where autograd does not say: a compiled network's backward pass gives zeros for what a loss does not reach.
+"""Which parameters a loss reaches, where autograd does not tell.
 
-Zeros are not nothing: weight decay and momentum move a parameter with a gradient of zeros, and leave one without a gradient alone.
+The backward pass of a compiled network gives zeros for parameters that a loss does not reach, where autograd gives
+None. The difference matters: weight decay and momentum move a parameter whose gradient is zero, and leave one without a
+gradient alone.
 """
 
 from __future__ import annotations
@@ -10,11 +12,17 @@ from typing import Any
 
 from torch import Tensor
 
-Edge = tuple[Any, int]  # an autograd node and which of its outputs
+# An autograd node, and which of its outputs.
+Edge = tuple[Any, int]
 
 
 def reachable_leaf_ids(value: Tensor, known: Mapping[Edge, frozenset[int]] | None = None) -> frozenset[int]:
-    """The `id` of every leaf that a backward pass from `value` comes to. `known`: what lies behind an edge; the graph is not followed there."""
+    """Return the `id` of every leaf that a backward pass from `value` reaches.
+
+    Args:
+        value: where the backward pass starts.
+        known: the leaves behind some edges; the graph is not followed beyond these.
+    """
     if value.grad_fn is None:
         return frozenset({id(value)} if value.requires_grad else ())
     known = known or {}
@@ -36,23 +44,32 @@ def reachable_leaf_ids(value: Tensor, known: Mapping[Edge, frozenset[int]] | Non
 
 
 class ReachableParameters:
-    """Of each loss the parameters that it reaches, looked up once a phase of the method.
+    """Which parameters each loss reaches, looked up once for each phase of the method.
 
-    `outputs`: what leads to each of the network's outputs (logits, then the taps), as `reachable_leaf_ids` found it in the network as it is.
+    Args:
+        parameters: those that the optimizer steps.
+        outputs: for each output of the network (logits, then taps) the leaves that lead to it, as `reachable_leaf_ids`
+            found them in the network before it was compiled.
     """
 
     def __init__(self, parameters: Sequence[Tensor], outputs: Sequence[frozenset[int]]) -> None:
-        self.places, self.outputs = [id(parameter) for parameter in parameters], outputs
-        self._known: dict[int, list[tuple[bool, ...]]] = {}
+        self.parameter_ids, self.outputs = [id(parameter) for parameter in parameters], outputs
+        self._masks: dict[int, list[tuple[bool, ...]]] = {}
 
     def masks(self, phase: int, losses: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[tuple[bool, ...]]:
-        """Of each loss whether it reaches each parameter; `outputs`: the compiled network's, of which the losses were made."""
-        if phase not in self._known:
+        """Return for each loss whether it reaches each parameter.
+
+        Args:
+            phase: of the method; another phase computes other losses.
+            losses: scalars.
+            outputs: the compiled network's logits and taps, from which the losses were computed.
+        """
+        if phase not in self._masks:
             known = {
                 (value.grad_fn, value.output_nr): ids
                 for value, ids in zip(outputs, self.outputs, strict=True)
                 if value.grad_fn is not None
             }
             reached = [reachable_leaf_ids(loss, known) for loss in losses]
-            self._known[phase] = [tuple(place in ids for place in self.places) for ids in reached]
-        return self._known[phase]
+            self._masks[phase] = [tuple(own in ids for own in self.parameter_ids) for ids in reached]
+        return self._masks[phase]

@@ -1,4 +1,4 @@
-"""How steps run: as they are, with the student's network compiled (`compiled.py`), and recorded once and replayed (`recorded.py`)."""
+"""The choice of an engine: steps as they are, with a compiled network (`compile`), or recorded (`recorder`)."""
 
 from __future__ import annotations
 
@@ -8,45 +8,56 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.training.engine.compile import compiled
-from compress.training.engine.cuda_graph import Graphs
-from compress.training.engine.recorder import Recorded, Recorder
+from compress.training.engine.compile import compile_step
+from compress.training.engine.cuda_graph import CudaGraphRecorder
+from compress.training.engine.recorder import RecordedStep, Recorder
 from compress.training.step import Batch, Step
 
-MIN_STEPS_TO_COMPILE = 50_000  # steps: `auto` compiles no shorter training on CUDA. ResNet-20 on an H200: 19 s of compiling, 0.54 ms a step; they pay from 35,000 steps on
-RECORDERS: dict[str, Callable[[], Recorder]] = {"cuda": Graphs}  # by the type of a device that records
+# Under `auto` no shorter training is compiled on CUDA. Measured with ResNet-20 on an H200: compiling takes 19 s and
+# saves 0.54 ms a step, so it pays from 35,000 steps on.
+MIN_STEPS_TO_COMPILE = 50_000
+# By the type of a device that records.
+RECORDERS: dict[str, Callable[[], Recorder]] = {"cuda": CudaGraphRecorder}
 
-Run = Callable[[Batch], dict[str, Tensor]]
+StepRunner = Callable[[Batch], dict[str, Tensor]]
 
 
-def engine(
+def choose_engine(
     name: str, step: Step, size: int, steps: int, classifier: nn.Module | None, warn: Callable[[str], None]
-) -> Run:
-    """How a training of `steps` steps runs them. Batches of another size than `size` run as they are.
+) -> StepRunner:
+    """Return what runs the steps of a training.
 
-    auto: on CUDA recorded where method and teacher allow it, compiled too where the training is long; elsewhere as they are. compile: compiled on any
-    device. graph: recorded, not compiled. eager: as they are. Several processes neither compile nor record.
+    auto: on CUDA recorded where method and teacher allow it, and compiled too where the training is long; elsewhere the
+    step itself. compile: compiled, on any device. graph: recorded, not compiled. eager: the step itself. Several
+    processes neither compile nor record. Batches of another size than `size` run eagerly.
 
     Args:
-        classifier: the block that reads the pooled vector; None, where it is not known, is not compiled. warn: told where what was asked for is impossible.
-    Raises: ValueError for an unknown name.
+        name: `train.engine`.
+        step: one step as it is.
+        size: images per batch.
+        steps: of the whole training.
+        classifier: the block that reads the pooled vector, or None where it is not known; nothing is compiled then.
+        warn: called where what was asked for is impossible.
+
+    Raises:
+        ValueError: the name is unknown.
     """
     if name not in ("auto", "compile", "graph", "eager"):
         raise ValueError(f"engine must be 'auto', 'compile', 'graph' or 'eager', got {name!r}")
-    if name != "auto" and (why := _refused(name, step)):
+    if name != "auto" and (why := _why_without_effect(name, step)):
         warn(f"train.engine: {name} does nothing here ({why}); steps run as they are")
     if name == "eager" or step.group.size > 1:
         return step
     recorder, fast = RECORDERS.get(step.labels.device.type), None
     if name == "compile" or (name == "auto" and recorder is not None and steps >= MIN_STEPS_TO_COMPILE):
-        fast = compiled(step, size, classifier, warn)
+        fast = compile_step(step, size, classifier, warn)
     if recorder is not None and _recordable(step):
-        return Recorded(fast or step, step, size, recorder(), warn)
+        return RecordedStep(fast or step, step, size, recorder(), warn)
     return (lambda batch: (fast if len(batch.index) == size else step)(batch)) if fast else step
 
 
-def _refused(name: str, step: Step) -> str | None:
-    """Why an engine that was asked for changes nothing; None: it does."""
+def _why_without_effect(name: str, step: Step) -> str | None:
+    """Return why the requested engine changes nothing, or None where it does."""
     if name != "eager" and step.group.size > 1:
         return "several processes neither compile nor record"
     if name == "graph" and step.labels.device.type not in RECORDERS:
@@ -60,10 +71,11 @@ def _recordable(step: Step) -> bool:
     return step.method.recordable and (step.teacher is None or step.teacher.recordable)
 
 
-def keep_layout(student: nn.Module) -> Callable[[], None]:
-    """Gradients come out of the global pooling in channels_last, as everything in front of it is; what is returned takes the hooks off.
+def keep_channels_last(student: nn.Module) -> Callable[[], None]:
+    """Keep the gradients of the global pooling in channels_last; return what removes the hooks.
 
-    torch 2.15 gives them in another layout than the maps they belong to; the ReLU and BatchNorm there, which read both, then took a twentieth of a step.
+    torch 2.15 lays them out in another way than the maps that they belong to. ReLU and BatchNorm there read both, and
+    took a twentieth of a step.
     """
 
     def before(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -76,21 +88,21 @@ def keep_layout(student: nn.Module) -> Callable[[], None]:
         if isinstance(module, nn.AdaptiveAvgPool2d)
     ]
 
-    def off() -> None:
+    def remove() -> None:
         for hook in hooks:
             hook.remove()
 
-    return off
+    return remove
 
 
 def classifier_of(student: nn.Module, taps: Mapping[str, str]) -> nn.Module | None:
-    """The block whose input is the pooled vector; None where that vector is read elsewhere."""
+    """Return the block whose input is the pooled vector, or None where that vector is read elsewhere."""
     path, _, side = taps.get("pooled", "").partition(":")
     return student.get_submodule(path) if side == "in" else None
 
 
-class Rate:
-    """The optimizer's learning rate: a number; on a device that records a tensor that keeps its place, for a recorded step reads it."""
+class LearningRate:
+    """The optimizer's learning rate: a number, or on a device that records a tensor, which a recorded step reads."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: str) -> None:
         self.groups = optimizer.param_groups
@@ -100,7 +112,7 @@ class Rate:
             group["lr"] = self.tensor
 
     def set(self, value: float) -> None:
-        """For the next step."""
+        """Set the rate of the next step."""
         if self.tensor is not None:
             if value != self.value:
                 self.tensor.fill_(value)

@@ -1,1 +1,1 @@
-"""The teacher during training: its network and the cache of its logits."""
+"""The teacher during training: a cache of its logits, or the network itself on every batch."""

@@ -1,4 +1,4 @@
-"""A teacher that runs on every batch: feature maps are too large to remember."""
+"""A teacher that runs on every batch, because feature maps are too large to cache."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from compress.models.taps import Tapped
-from compress.training.precision import rounded
+from compress.training.precision import round_logits
 from compress.training.teacher.logit_cache import TeacherCache
 
 
 class TeacherNetwork:
-    """Answers a batch with the teacher's logits and maps, without gradient. It never changes, buffers included.
+    """A `step.TeacherSource` that computes logits and maps without gradient; the network and its buffers never change.
 
     Args:
-        model: on the device. taps: name -> tap. prepare: raw pixels uint8 (N, H, W, 3) -> what the network takes, float32.
-        autocast: makes the context that it runs in. batch_stats: BatchNorms use the batch's statistics.
-        logits: "own" (of the same pass), a cache that answers with them (for batch_stats), or None where no loss reads them.
+        model: the teacher, on the device.
+        taps: its taps by name.
+        prepare: maps pixels uint8 (N, H, W, 3) to the network's input, float32.
+        autocast: returns the context that the network runs in.
+        batch_stats: its BatchNorms use the batch's statistics.
+        logits: "own" (from the same pass), a cache that holds them (for `batch_stats`), or None where no loss reads
+            them.
     """
 
     def __init__(
@@ -39,40 +43,44 @@ class TeacherNetwork:
             for module in model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.train()
-                    module.track_running_stats = (
-                        False  # in training mode: the running statistics are neither read nor written
-                    )
+                    # In training mode the running statistics are then neither read nor written.
+                    module.track_running_stats = False
+
+    @property
+    def cache(self) -> TeacherCache | None:
+        """The cache that holds the logits, where there is one."""
+        return self.logits if isinstance(self.logits, TeacherCache) else None
 
     @property
     def recordable(self) -> bool:
-        """Whether `answer` stays on the device."""
-        return not isinstance(self.logits, TeacherCache) or self.logits.recordable
+        """Whether `forward` stays on the device."""
+        return self.cache is None or self.cache.recordable
 
     @property
     def prefetch_limit(self) -> int:
-        """Pictures that it may be asked for ahead at once."""
-        return self.logits.prefetch_limit if isinstance(self.logits, TeacherCache) else 0
+        """How many images to prefetch per call."""
+        return 0 if self.cache is None else self.cache.prefetch_limit
 
     def prefetch_logits(self, index: Tensor, view: Tensor, pixels: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
-        """Logits float16 (M, K) of steps to come, where a cache answers with them."""
-        return self.logits.prefetch_logits(index, view, pixels) if isinstance(self.logits, TeacherCache) else None
+        """Return the logits of coming steps, float16 (M, K), where a cache holds them; see `step.TeacherSource`."""
+        return None if self.cache is None else self.cache.prefetch_logits(index, view, pixels)
 
     @torch.no_grad()
     def forward(self, cached_logits: Tensor | None, pixels: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Logits (N, K), rounded to float16 as the cache does, and the maps by name, all float32."""
+        """Return logits (N, K), rounded to float16 as the cache does, and the maps by name, all float32."""
         with self.autocast():
             logits, maps = self.tapped(self.prepare(pixels))
         named = {name: value.float() for name, value in maps.items()}
-        if isinstance(self.logits, TeacherCache):
-            return self.logits.forward(cached_logits, pixels)[0], named
-        return (rounded(logits).float() if self.logits else None), named
+        if self.cache is not None:
+            return self.cache.forward(cached_logits, pixels)[0], named
+        return (round_logits(logits).float() if self.logits else None), named
 
     def merge(self, gather: Callable[[Tensor], Tensor]) -> None:
-        """Learn what the other processes' teachers said."""
-        if isinstance(self.logits, TeacherCache):
-            self.logits.merge(gather)
+        """Add the logits that the other ranks' teachers have computed."""
+        if self.cache is not None:
+            self.cache.merge(gather)
 
     def save(self) -> None:
-        """Keep what was learnt of the teacher's logits for later runs."""
-        if isinstance(self.logits, TeacherCache):
-            self.logits.save()
+        """Save the new logits for later runs."""
+        if self.cache is not None:
+            self.cache.save()

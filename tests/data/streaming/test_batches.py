@@ -182,7 +182,7 @@ def fit(
     net = Net().eval().requires_grad_(False)
     teacher = TeacherCache(
         lambda raw: net(loop.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
-        pictures=45,
+        images=45,
         views=8192,
         classes=3,
         device="cpu",
@@ -403,7 +403,7 @@ def test_views_are_distorted_behind_the_decoders(training, tmp_path):
     seen: list[torch.Tensor] = []
     cache = TeacherCache(
         lambda raw: seen.append(raw.clone()) or torch.zeros(len(raw), 3),
-        pictures=45,
+        images=45,
         views=8192,
         classes=3,
         device="cpu",

@@ -22,7 +22,7 @@ from compress.core import malloc
 from compress.core.records.training import Distortion, Network, Normalization
 from compress.methods import Method, Outline, build_method
 from compress.recipe.schema import Dhkd, Distill, Fitnet, ResolvedSchedule, ResolvedTrain
-from compress.training import build, loop
+from compress.training import build, loop, session
 from compress.training.engine import compile, modes, recorder
 from compress.training.evaluation import ImageSet
 from compress.training.teacher.live import TeacherNetwork
@@ -75,7 +75,7 @@ def trained(
     net = Net().eval().requires_grad_(False).to(device)
     cache = TeacherCache(
         lambda raw: net(loop.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
-        pictures=COUNT,
+        images=COUNT,
         views=18,
         classes=CLASSES,
         device=device,
@@ -243,7 +243,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_why(tmp_path, monkeypatc
 @pytest.mark.parametrize("name", ["auto", "graph", "eager"])
 def test_a_cpu_compiles_and_records_only_when_told(tmp_path, monkeypatch, name):
     monkeypatch.setattr(modes, "MIN_STEPS_TO_COMPILE", 1)
-    monkeypatch.setattr(modes, "compiled", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(modes, "compile_step", lambda *_: pytest.fail("compiled"))
     asked = (
         ["train.engine: graph does nothing here (nothing is recorded on cpu); steps run as they are"]
         if name == "graph"
@@ -260,11 +260,11 @@ def test_compiled_and_recorded_on_cuda(tmp_path, monkeypatch, name, dropout):
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
     monkeypatch.setattr(modes, "MIN_STEPS_TO_COMPILE", 1)
-    monkeypatch.setattr(recorder, "WARM_UP", 2)
+    monkeypatch.setattr(recorder, "WARM_UP_STEPS", 2)
     runs: list[Any] = []
-    monkeypatch.setattr(loop, "engine", lambda *args: runs.append(modes.engine(*args)) or runs[-1])
+    monkeypatch.setattr(session, "choose_engine", lambda *args: runs.append(modes.choose_engine(*args)) or runs[-1])
     plain, fast = (trained(tmp_path, one, device="cuda", dropout=dropout) for one in ("eager", name))
-    assert not fast[1] and runs[1].count == 2  # of four whole batches
+    assert not fast[1] and runs[1].replays == 2  # of four whole batches
     for one, other in zip(plain[0], fast[0], strict=True):  # sums in another order, products of TF32
         torch.testing.assert_close(one, other, rtol=0.01, atol=0.005)
 
@@ -285,7 +285,7 @@ def test_gradients_leave_the_global_pooling_in_its_maps_layout():
     )
     plain = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
 
-    off = modes.keep_layout(model)
+    off = modes.keep_channels_last(model)
     kept = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
     off()
 
@@ -335,7 +335,7 @@ def effort(count: int, augment: str, distortion: Distortion | None, folder: Path
     every = loop.views.view_count(augment, SIDE, distorted=distortion is not None)
     answers = TeacherCache(
         lambda raw: raw.float().mean((1, 2)),
-        pictures=count,
+        images=count,
         views=every,
         classes=CLASSES,
         device="cpu",

@@ -24,11 +24,10 @@ from compress.data.streaming.batches import Stream
 from compress.methods import build_method
 from compress.models import checkpoints
 from compress.recipe.schema import Crd, Dhkd, Distill, Fitnet, ResolvedSchedule, ResolvedTrain, ReviewKd
-from compress.training import batches, build, loop
-from compress.training.engine import cuda_graph, recorder
-from compress.training.engine import modes as engine
-from compress.training.engine.cuda_graph import Graphs
-from compress.training.engine.recorder import WARM_UP, Recorded
+from compress.training import batches, build, loop, session
+from compress.training.engine import cuda_graph, modes, recorder
+from compress.training.engine.cuda_graph import CudaGraphRecorder
+from compress.training.engine.recorder import WARM_UP_STEPS, RecordedStep
 from compress.training.step import Step
 from compress.training.teacher import logit_cache
 from compress.training.teacher.logit_cache import TeacherCache
@@ -70,7 +69,7 @@ class Run:
     state: list[Tensor]
     rows: list[dict[str, float]]
     said: list[str]
-    recorded: Recorded | None
+    recorded: RecordedStep | None
     teaching: Any
     student: nn.Module
 
@@ -79,7 +78,7 @@ class Run:
 def tapes(monkeypatch) -> list[Tapes]:
     """The CPU records, on tapes; each training's."""
     made: list[Tapes] = []
-    monkeypatch.setitem(engine.RECORDERS, "cpu", lambda: made.append(Tapes()) or made[-1])
+    monkeypatch.setitem(modes.RECORDERS, "cpu", lambda: made.append(Tapes()) or made[-1])
     return made
 
 
@@ -125,10 +124,10 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ru
             teacher, method, known.taps, data, COUNT, device=device, cache=None, warn=pytest.fail
         )
         if streamed:
-            pictures = replace(pictures, images=Held(pictures.images), held=pictures.validation())
+            pictures = replace(pictures, images=Held(pictures.images), streamed_validation=pictures.validation())
         runs: list[Any] = []
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "engine", lambda *args: runs.append(engine.engine(*args)) or runs[-1])
+            patch.setattr(session, "choose_engine", lambda *args: runs.append(modes.choose_engine(*args)) or runs[-1])
             progress, folder = Quiet(), tmp_path / f"{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
             config = ResolvedTrain(
@@ -154,7 +153,9 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ru
             )
         rows = [{key: value for key, value in row.items() if key != "images_per_second"} for row in fitted.history]
         state = [value.clone() for module in (student, method) for value in module.state_dict().values()]
-        return Run(state, rows, progress.said, runs[0] if isinstance(runs[0], Recorded) else None, teaching, student)
+        return Run(
+            state, rows, progress.said, runs[0] if isinstance(runs[0], RecordedStep) else None, teaching, student
+        )
 
     return run
 
@@ -172,7 +173,7 @@ def test_a_recorded_training_is_the_one_without(trained, tapes, name):
     assert same(plain, replayed) and not replayed.said
     assert plain.recorded is None and replayed.recorded is not None
     assert (
-        replayed.recorded.count == 4 * EPOCHS - WARM_UP * phases
+        replayed.recorded.replays == 4 * EPOCHS - WARM_UP_STEPS * phases
     )  # short batches and those before a recording run as they are
     assert [one.recordings for one in tapes] == [phases]
     assert all(p.grad is None for p in replayed.student.parameters())
@@ -181,29 +182,29 @@ def test_a_recorded_training_is_the_one_without(trained, tapes, name):
 def test_streamed_pictures_and_their_teacher_are_replayed(trained, tapes):
     plain, replayed = trained("eager", streamed=True), trained("graph", streamed=True)
 
-    assert same(plain, replayed) and replayed.recorded.count
+    assert same(plain, replayed) and replayed.recorded.replays
     assert plain.teaching.rows_run == replayed.teaching.rows_run == EPOCHS * (COUNT - VALIDATION)
 
 
 def test_a_rate_in_a_tensor_is_the_rate(trained, tapes):
     in_tensor = trained("eager")
-    engine.RECORDERS.pop("cpu")
+    modes.RECORDERS.pop("cpu")
     for one, other in zip(trained("eager").state, in_tensor.state, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_a_teacher_that_leaves_the_device_is_not_recorded(trained, monkeypatch):
-    monkeypatch.setitem(engine.RECORDERS, "cpu", lambda: pytest.fail("recorded"))
+    monkeypatch.setitem(modes.RECORDERS, "cpu", lambda: pytest.fail("recorded"))
     monkeypatch.setattr(TeacherCache, "recordable", property(lambda _: False, lambda *_: None), raising=False)
     assert trained("graph").recorded is None
 
 
 def test_a_recording_that_fails_changes_nothing_and_says_why(trained, monkeypatch):
     tapes = Tapes(broken=True)
-    monkeypatch.setitem(engine.RECORDERS, "cpu", lambda: tapes)
+    monkeypatch.setitem(modes.RECORDERS, "cpu", lambda: tapes)
     plain, failed = trained("eager"), trained("graph")
 
-    assert same(plain, failed) and failed.recorded.failed and not failed.recorded.count
+    assert same(plain, failed) and failed.recorded.failed and not failed.recorded.replays
     assert failed.said == [
         "train.engine: this step cannot be recorded (operation not permitted); it runs without, slower"
     ]
@@ -214,8 +215,8 @@ def test_a_recording_that_fails_changes_nothing_and_says_why(trained, monkeypatc
 def test_views_cut_for_several_steps_at_once_are_those_that_a_step_cuts(trained, tapes, monkeypatch, name):
     """As on a card, whose steps are too short for the launches that cutting takes."""
     monkeypatch.setitem(batches.PREFETCH_STEPS, "cpu", 3)
-    cut, calls = Step.cut, list[int]()
-    monkeypatch.setattr(Step, "cut", lambda self, index, view: calls.append(len(index)) or cut(self, index, view))
+    cut, calls = Step.crop, list[int]()
+    monkeypatch.setattr(Step, "crop", lambda self, index, view: calls.append(len(index)) or cut(self, index, view))
     ahead = trained(name)
     assert len(calls) == EPOCHS * (
         2 + 1
@@ -245,11 +246,12 @@ def test_a_step_that_waits_is_not_recorded(trained, tapes):
 
 def test_a_full_memory_is_said_in_a_sentence():
     assert (
-        recorder.reason(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."))
+        recorder.failure_reason(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."))
         == "the device's memory is full"
     )
     assert (
-        recorder.reason(RuntimeError("\n  one \n two")) == "one" and recorder.reason(RuntimeError()) == "RuntimeError"
+        recorder.failure_reason(RuntimeError("\n  one \n two")) == "one"
+        and recorder.failure_reason(RuntimeError()) == "RuntimeError"
     )
 
 
@@ -260,7 +262,7 @@ def test_a_card_goes_on_behind_a_graph_that_failed(trained, monkeypatch):
         pytest.skip("torch sees no CUDA device")
     plain, waits = trained("eager", device="cuda", wrap=waiting), trained("graph", device="cuda", wrap=waiting)
     with monkeypatch.context() as patch:
-        patch.setattr(Graphs, "waits", lambda self, run: (self.beside(run), False))
+        patch.setattr(CudaGraphRecorder, "waits", lambda self, run: (self.warm_up(run), False))
         failed = trained("graph", device="cuda", wrap=waiting)
     assert (
         "waits for the device" in waits.said[0]
@@ -271,7 +273,7 @@ def test_a_card_goes_on_behind_a_graph_that_failed(trained, monkeypatch):
         torch.testing.assert_close(one, other, rtol=0.01, atol=0.005)
         torch.testing.assert_close(one, third, rtol=0.01, atol=0.005)
     torch.cuda.empty_cache()
-    assert trained("graph", device="cuda").recorded.count == 4 * EPOCHS - WARM_UP
+    assert trained("graph", device="cuda").recorded.replays == 4 * EPOCHS - WARM_UP_STEPS
 
 
 # --- CUDA graphs: what torch is told where it has no card
@@ -319,16 +321,16 @@ def test_a_graph_that_fails_leaves_streams_generators_and_pools_as_they_were(mon
     monkeypatch.setattr(
         torch._C, "_cuda_releasePool", lambda device, pool: card.asked.append(f"release {pool}"), raising=False
     )
-    monkeypatch.setattr(cuda_graph, "_LOST", [])
+    monkeypatch.setattr(cuda_graph, "_FAILED_GRAPHS", [])
 
     def step() -> dict[str, Tensor]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     with pytest.raises(RuntimeError, match="previous error") as raised:
-        Graphs().record(step)
+        CudaGraphRecorder().record(step)
 
     assert "not permitted" in str(raised.value.__context__)
-    assert card.stream == "outer" and len(cuda_graph._LOST) == 1
+    assert card.stream == "outer" and len(cuda_graph._FAILED_GRAPHS) == 1
     assert card.asked == ["reset", "state clone", "end (0, 7)", *(["release (0, 7)"] if ends else [])]
 
 
@@ -340,11 +342,11 @@ def test_torch_says_whether_a_step_waits(monkeypatch, text):
     monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-    monkeypatch.setattr(Graphs, "beside", lambda _, run: run())
+    monkeypatch.setattr(CudaGraphRecorder, "warm_up", lambda _, run: run())
 
     def step() -> dict[str, Tensor]:
         warnings.warn(text, stacklevel=1)
         return {}
 
-    assert Graphs().waits(step) == ({}, "synchronizing" in text)
+    assert CudaGraphRecorder().warm_up_watching(step) == ({}, "synchronizing" in text)
     assert modes == [0, "warn", 0]

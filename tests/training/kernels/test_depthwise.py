@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress import models
-from compress.training.kernels.depthwise import reroute
+from compress.training.kernels.depthwise import use_fast_gradients
 
 BACKWARD = torch.ops.aten.convolution_backward.default
 
@@ -62,7 +62,7 @@ def test_gradients_are_torchs(low, kernel, stride, padding, height, width):
     layer = nn.Conv2d(24, 24, kernel, stride, padding, groups=24, bias=False)
     x = torch.randn(6, 24, height, width)
     expected = gradients(layer, x, low)[:3]
-    off = reroute(nn.Sequential(layer))
+    off = use_fast_gradients(nn.Sequential(layer))
     *found, calls = gradients(layer, x, low)
     off()
 
@@ -98,7 +98,7 @@ def test_no_network_calls_what_is_slow(name):
         )
 
     assert slow() > 0
-    off = reroute(network)
+    off = use_fast_gradients(network)
     assert slow() == 0
     off()
     assert not any("_conv_forward" in module.__dict__ for module in network.modules())
@@ -113,7 +113,7 @@ def test_others_are_left_alone():
         nn.Conv2d(8, 8, 3, groups=8, bias=False, dilation=2),
         nn.Conv2d(8, 8, 3, groups=8, bias=False, padding="same"),
     )
-    reroute(network)
+    use_fast_gradients(network)
     assert not any("_conv_forward" in module.__dict__ for module in network)
 
 
@@ -125,6 +125,6 @@ def test_a_convolution_that_computes_otherwise_stays_its_own():
     network = nn.Sequential(
         Doubled(4, 4, 3, 2, 1, groups=4, bias=False), nn.Conv2d(4, 4, 3, 2, 1, groups=4, bias=False)
     )
-    off = reroute(network)
+    off = use_fast_gradients(network)
     assert ["_conv_forward" in layer.__dict__ for layer in network] == [False, True]
     off()

@@ -9,7 +9,7 @@ from torch import nn
 
 import compress.training.kernels.library as library
 from compress.commands.doctor import environment
-from compress.training.kernels import TORCH, quicker
+from compress.training.kernels import TORCH, use_fast_kernels
 
 
 @pytest.fixture
@@ -22,25 +22,27 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_they_are_compiled_once(fresh):
-    if library.library() is None and "no C compiler is installed" in library.why_not():
-        pytest.skip(f"no kernels: {library.why_not()}")
+    if library.load_kernels() is None and "no C compiler is installed" in library.unavailable_reason():
+        pytest.skip(f"no kernels: {library.unavailable_reason()}")
     (made,) = fresh.iterdir()
-    first = made.stat().st_mtime_ns, library.library().made_by
+    first = made.stat().st_mtime_ns, library.load_kernels().compiler
     library._load.cache_clear()
-    assert (made.stat().st_mtime_ns, library.library().made_by) == first and [*fresh.iterdir()] == [made]
+    assert (made.stat().st_mtime_ns, library.load_kernels().compiler) == first and [*fresh.iterdir()] == [made]
 
 
 def test_without_a_compiler_torch_trains(fresh, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
     said: list[str] = []
-    off, kernels = quicker(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()), 6, "auto", said.append)
+    off, kernels = use_fast_kernels(
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()), 6, "auto", said.append
+    )
     off()
     assert kernels == TORCH
     assert said == [
         "CPU kernels: no C compiler is installed (cc, gcc or clang, or what CC names); torch's BatchNorms run, slower"
     ]
-    assert library.why_not() == "no C compiler is installed (cc, gcc or clang, or what CC names)"
+    assert library.unavailable_reason() == "no C compiler is installed (cc, gcc or clang, or what CC names)"
     ((_, state, detail),) = [row for row in environment.doctor() if row[0] == "CPU kernels"]
     assert state == "note" and "no C compiler is installed" in detail
 
@@ -52,8 +54,8 @@ def test_a_compiler_that_fails_is_said(fresh, monkeypatch, tmp_path):
     )
     broken.chmod(0o755)
     monkeypatch.setenv("CC", str(broken))
-    assert library.library() is None
-    assert library.why_not() == f"{broken} does not make them (broken: no such thing)"
+    assert library.load_kernels() is None
+    assert library.unavailable_reason() == f"{broken} does not compile them (broken: no such thing)"
     assert not list(fresh.glob("*"))
 
 
@@ -64,15 +66,15 @@ def test_a_compiler_that_hangs_is_said(fresh, monkeypatch, tmp_path):
     )
     slow.chmod(0o755)
     monkeypatch.setenv("CC", str(slow))
-    monkeypatch.setattr(library, "SECONDS", 1)
-    assert library.library() is None
-    assert library.why_not().startswith(f"{slow} does not make them (")
+    monkeypatch.setattr(library, "COMPILER_TIMEOUT_SECONDS", 1)
+    assert library.load_kernels() is None
+    assert library.unavailable_reason().startswith(f"{slow} does not compile them (")
 
 
 @pytest.mark.parametrize("engine", ["eager", "compile"])
 def test_only_auto_has_them(engine):
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
-    off, kernels = quicker(network, 6, engine, pytest.fail)
+    off, kernels = use_fast_kernels(network, 6, engine, pytest.fail)
     assert kernels == TORCH and not any("forward" in module.__dict__ for module in network)
     off()
 
@@ -80,6 +82,6 @@ def test_only_auto_has_them(engine):
 def test_a_network_without_batchnorms_is_not_slower_without_a_compiler(fresh, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
-    off, kernels = quicker(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), 6, "auto", pytest.fail)
+    off, kernels = use_fast_kernels(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), 6, "auto", pytest.fail)
     off()
     assert kernels == TORCH

@@ -20,14 +20,14 @@ from torch.nn import functional
 from compress import models
 from compress.models.residual_add import ResidualAdd
 from compress.models.taps import Tapped
-from compress.training.kernels.library import Library, _file, _functions, library, why_not
-from compress.training.kernels.norm import NONE, _BatchNorm, fuse
+from compress.training.kernels.library import KernelLibrary, _file, _functions, load_kernels, unavailable_reason
+from compress.training.kernels.norm import NO_BOUNDS, _BatchNorm, fuse_batch_norms
 
 RELU, RELU6 = (0.0, math.inf), (0.0, 6.0)
 
 
 @pytest.fixture(scope="module", params=["native", "x86-64-v3"])
-def each(request: pytest.FixtureRequest) -> Library:
+def each(request: pytest.FixtureRequest) -> KernelLibrary:
     """For this processor, and for one without the vectors and the bf16 instructions that it may have."""
     found = made_here()
     if request.param == "native":
@@ -35,20 +35,20 @@ def each(request: pytest.FixtureRequest) -> Library:
     if platform.machine() != "x86_64" or "avx2" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("the second target is for x86-64 with AVX2")
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    return _functions(ctypes.CDLL(str(_file(compiler, found.made_by, f"-march={request.param}"))), found.made_by)
+    return _functions(ctypes.CDLL(str(_file(compiler, found.compiler, f"-march={request.param}"))), found.compiler)
 
 
 @pytest.fixture(scope="module")
-def made() -> Library:
+def made() -> KernelLibrary:
     return made_here()
 
 
-def made_here() -> Library:
-    """The kernels; without a compiler there are none, with one that does not make them the tests fail."""
-    found = library()
-    if found is None and "no C compiler is installed" in why_not():
-        pytest.skip(f"no kernels: {why_not()}")
-    assert found is not None, why_not()
+def made_here() -> KernelLibrary:
+    """The kernels; without a compiler there are none, with one that does not compile them the tests fail."""
+    found = load_kernels()
+    if found is None and "no C compiler is installed" in unavailable_reason():
+        pytest.skip(f"no kernels: {unavailable_reason()}")
+    assert found is not None, unavailable_reason()
     return found
 
 
@@ -91,7 +91,7 @@ def within(values: Tensor, bounds: tuple[float, float]) -> Tensor:
 # channels below, at and beside what a processor computes at once; maps from one place to many chunks, so that shares and rests occur
 @pytest.mark.parametrize(("channels", "side"), [(1, 9), (3, 40), (12, 16), (58, 7), (64, 24), (1280, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("bounds", [NONE, RELU, RELU6])
+@pytest.mark.parametrize("bounds", [NO_BOUNDS, RELU, RELU6])
 @pytest.mark.parametrize(("summed", "count"), [(False, 1), (False, 3), (True, 3)])
 def test_values_and_gradients_are_batch_norms(each, channels, side, dtype, bounds, summed, count):
     x, gradient, layer = maps(channels, side, dtype)
@@ -136,7 +136,7 @@ def test_a_far_mean_keeps_the_variance(made):
     """Sums of squares would lose it: 1e4 away, float32 leaves 1e-3 of a deviation of 1."""
     x = (torch.randn(32, 6, 16, 16) + 1e4).to(memory_format=torch.channels_last)
     layer = nn.BatchNorm2d(6, momentum=1.0)
-    _BatchNorm.apply(x, None, layer.weight, layer.bias, layer, NONE, made)
+    _BatchNorm.apply(x, None, layer.weight, layer.bias, layer, NO_BOUNDS, made)
     torch.testing.assert_close(layer.running_var.double(), x.double().var((0, 2, 3)), rtol=1e-4, atol=0)
 
 
@@ -191,7 +191,7 @@ def test_networks_train_as_they_did(made, name, side, norms, activations, sums):
     updated = {key: value.clone() for key, value in network.state_dict().items()}
     network.load_state_dict(before)
 
-    off = fuse(network, side, made)
+    off = fuse_batch_norms(network, side, made)
     changed = [module for module in network.modules() if "forward" in module.__dict__]
     mine = float((gradients(network, x) - exact).norm() / exact.norm())
 
@@ -227,7 +227,7 @@ def test_what_a_hook_reads_stays_apart(made, name, tap, apart, still):
     x = torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)
     with Tapped(network.train(), {"read": tap}) as tapped:
         expected = tapped(x)[1]["read"]
-        off = fuse(network, 32, made)
+        off = fuse_batch_norms(network, 32, made)
         seen = tapped(x)[1]["read"]
         changed = {name for name, module in network.named_modules() if "forward" in module.__dict__}
         off()
@@ -298,7 +298,7 @@ def test_code_between_a_batch_norm_and_its_activation_is_kept(made, case, frozen
     network.load_state_dict(before)
     torch.set_rng_state(random)
 
-    off = fuse(network, 12, made)
+    off = fuse_batch_norms(network, 12, made)
     assert torch.equal(torch.get_rng_state(), random) and all(
         torch.equal(value, before[key]) for key, value in network.state_dict().items()
     )
@@ -311,14 +311,14 @@ def test_code_between_a_batch_norm_and_its_activation_is_kept(made, case, frozen
 
 def test_what_asks_for_a_shape_is_no_reader(made):
     network = Block(lambda block, y: block.relu(y) * (y.shape[1] / y.size(1))).to(memory_format=torch.channels_last)
-    off = fuse(network, 12, made)
+    off = fuse_batch_norms(network, 12, made)
     assert "forward" in network.relu.__dict__
     off()
 
 
 def test_one_value_a_channel_is_an_error_as_it_is_torchs(made):
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
-    off = fuse(network, 6, made)
+    off = fuse_batch_norms(network, 6, made)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         network(torch.randn(1, 3, 1, 1))
     assert network[1].running_var.isfinite().all()
@@ -336,7 +336,7 @@ def test_layers_that_do_not_fit_are_torchs(made):
         unbiased,
         nn.BatchNorm2d(4),
     )
-    off = fuse(network, 6, made)
+    off = fuse_batch_norms(network, 6, made)
     assert [number for number, module in enumerate(network) if "forward" in module.__dict__] == [5]
     network.double()
     out = network(torch.randn(2, 3, 6, 6, dtype=torch.float64))  # float64 maps: torch's operator, through the same call

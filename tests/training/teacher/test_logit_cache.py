@@ -93,7 +93,7 @@ def train_student(
     config = ResolvedTrain(
         epochs=2,
         batch_size=16,
-        lr=0.05,
+        lr=0.01,
         seed=seed,
         precision="float32",
         views=views,
@@ -251,7 +251,7 @@ def answers(raw: Tensor) -> Tensor:
 
 def small(folder: Path | None, warn: Callable[[str], None] = pytest.fail) -> TeacherCache:
     return TeacherCache(
-        answers, pictures=10, views=3, classes=CLASSES, device="cpu", folder=folder, warn=warn
+        answers, images=10, views=3, classes=CLASSES, device="cpu", folder=folder, warn=warn
     ).ensure_loaded()
 
 
@@ -282,7 +282,7 @@ def test_logits_beyond_float16_are_its_largest_numbers():
     wild = torch.tensor([[1e6, -1e30, 3.0]])
     cache = TeacherCache(
         lambda raw: wild.expand(len(raw), 3),
-        pictures=2,
+        images=2,
         views=1,
         classes=3,
         device="cpu",
@@ -311,7 +311,7 @@ def test_an_answer_does_not_depend_on_what_else_is_unknown(threads, precision):
     def made(remember: bool) -> TeacherCache:
         return TeacherCache(
             forward,
-            pictures=64,
+            images=64,
             views=1,
             classes=classes,
             device="cpu",
@@ -350,7 +350,7 @@ def test_a_card_runs_fewer_large_pictures_at_once(monkeypatch, device, gib, side
     sizes: list[int] = []
     cache = TeacherCache(
         lambda raw: (sizes.append(len(raw)), answers(raw))[1],
-        pictures=5000,
+        images=5000,
         views=1,
         classes=CLASSES,
         device=device,
@@ -371,7 +371,7 @@ def test_a_card_asks_a_teacher_that_computes_on_the_cpu_for_few_at_once_and_not_
     sizes: list[int] = []
     cache = TeacherCache(
         lambda raw: (sizes.append(len(raw)), answers(raw))[1],
-        pictures=5000,
+        images=5000,
         views=1,
         classes=CLASSES,
         device="cuda",
@@ -394,7 +394,7 @@ def test_a_copy_that_found_no_room_on_the_card_is_taken_later(tmp_path, monkeypa
     other.file = tmp_path / "logits.npz"
     ask(other, *batch(2))
     with monkeypatch.context() as patch:
-        patch.setattr(other, "_learn", full)
+        patch.setattr(other, "_store_new", full)
         other.save()
     assert "cannot be written (no room)" in said[0]
     other.save()
@@ -424,18 +424,18 @@ def test_beyond_the_memory_limit_the_teacher_runs(monkeypatch):
 
 def test_what_remembering_costs_is_said_or_that_it_would_cost_too_much(data, monkeypatch):
     train = ResolvedTrain(epochs=3, lr=0.1, seed=0, views=2)
-    assert distill._cache_line(52, data, train, small(None)) == (
-        "teacher logits: at most 104 rows (0.0 MiB, with their table) for 2 views a picture"
+    assert distill._cache_cost(52, data, train, small(None)) == (
+        "teacher logits: at most 104 rows (0.0 MiB with their table) for 2 views per image"
     )
     monkeypatch.setattr(logit_cache, "MEMORY_LIMIT", 10 * 3 * 4 + 90 * 2 * CLASSES)
-    assert distill._cache_line(52, data, train, small(None)).endswith(
-        "at most 90 rows (0.0 MiB, with their table) for 2 views a picture, which is all that they may take; for the rest the teacher runs"
+    assert distill._cache_cost(52, data, train, small(None)).endswith(
+        "at most 90 rows (0.0 MiB with their table) for 2 views per image, the limit of 0 MiB; for the rest the teacher runs"
     )
     monkeypatch.setattr(logit_cache, "MEMORY_LIMIT", 3 * 2**20)
-    large = TeacherCache(answers, pictures=2**17, views=8, classes=CLASSES, device="cpu", folder=None, warn=pytest.fail)
-    assert distill._cache_line(52, data, train, large) == (
-        "teacher logits: the table of 131,072 pictures of 8 views each would take 4 MiB, more than the 3 MiB that they may; "
-        "nothing is remembered, the teacher runs at every step"
+    large = TeacherCache(answers, images=2**17, views=8, classes=CLASSES, device="cpu", folder=None, warn=pytest.fail)
+    assert distill._cache_cost(52, data, train, large) == (
+        "teacher logits: the table for 131,072 images with 8 views each would take 4 MiB, more than the limit of 3 MiB; "
+        "nothing is cached, the teacher runs at every step"
     )
 
 
