@@ -70,18 +70,29 @@ def draw(source: Source) -> dict[str, str]:
 
 
 def inline(svg: str, name: str, alt: str) -> str:
-    """The drawing for the page: only the svg element, themed colours, ids of its own, an alternative text (already escaped)."""
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", body).replace("xlink:href", "href")
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r'(url\(|href=")#', rf"\1#{name}-", body)
-    for colour, variable in VARIABLES.items():
-        body = body.replace(colour, f"var({variable})")
+    """Return a drawing for the page: the svg element alone, with themed colours and ids of its own.
+
+    Args:
+        svg: a document of `svg_of`.
+        name: stands in front of every id.
+        alt: the alternative text, already escaped.
+    """
+    body = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     view = re.search(r'viewBox="[^"]*"', body)
-    return re.sub(
-        r"<svg[^>]*>", f'<svg {view.group(0) if view else ""} role="img" aria-label="{alt}">', body, count=1
-    ).strip()
+    opening = f'<svg {view.group(0) if view else ""} role="img" aria-label="{alt}">'
+    _, rest = body.split(">", 1)
+    # Only tags change: a text may look like an id or a colour.
+    return opening + re.sub(r"<[^>]*>", lambda tag: _themed(tag.group(0), name), rest).strip()
+
+
+def _themed(tag: str, name: str) -> str:
+    """Return a tag with ids of its own, and CSS variables in place of colours."""
+    tag = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", tag).replace("xlink:href", "href")
+    tag = re.sub(r'\bid="', f'id="{name}-', tag)
+    tag = re.sub(r'(url\(|href=")#', rf"\1#{name}-", tag)
+    for colour, variable in VARIABLES.items():
+        tag = tag.replace(colour, f"var({variable})")
+    return tag
 
 
 def svg_of(figure: Figure) -> str:

@@ -42,7 +42,7 @@ class Source:
     report: Report
     curves: tuple[Curve, ...]  # student, baseline, then the teacher's candidates
     latency: Arrays  # file name -> samples in ms
-    pictures: Arrays  # images, labels, teacher, student; empty without them
+    images: Arrays  # images, labels, teacher, student; empty without them
     per_class: list[ClassRow]
     analysis: Arrays = field(default_factory=dict)  # of `compress analyze`; empty without it
 
@@ -89,8 +89,8 @@ def read(folder: Path) -> Source:
     """
     report = read_report(folder)
     predictions = arrays_of(folder / "predictions.npz")
-    pictures = arrays_of(folder / "pictures.npz")
-    _check_pictures(pictures, folder / "pictures.npz")
+    images = arrays_of(folder / "pictures.npz")
+    _check_images(images, folder / "pictures.npz")
     return Source(
         report=report,
         curves=curves_of(folder),
@@ -99,7 +99,7 @@ def read(folder: Path) -> Source:
             for name, samples in sorted(arrays_of(folder / "latency.npz").items())
             if not name.startswith("rounds/")
         },
-        pictures=pictures,
+        images=images,
         per_class=report.per_class or _per_class(report, predictions),
         analysis=arrays_of(folder / "analysis.npz", "compress analyze RUN") if report.analysis is not None else {},
     )
@@ -176,12 +176,12 @@ def arrays_of(path: Path, again: str = "compress run RECIPE --force validate") -
         raise StageError(f"{path}: cannot be read ({error}); write it again with `{again}`") from None
 
 
-def _check_pictures(pictures: Arrays, path: Path) -> None:
-    """Refuse pictures that the page could not show."""
-    if not pictures:
+def _check_images(found: Arrays, path: Path) -> None:
+    """Refuse images that the page could not show."""
+    if not found:
         return
-    missing = {"images", "labels", "teacher", "student"} - set(pictures)
-    images = pictures.get("images")
+    missing = {"images", "labels", "teacher", "student"} - set(found)
+    images = found.get("images")
     if missing or images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise StageError(f"{path}: needs images (M, H, W, 3) uint8 with labels, teacher and student (M,)")
 

@@ -13,14 +13,16 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 
 from compress.core.errors import MissingError, StageError
 from compress.report.compare import compare
 from compress.report.formats import significant
-from compress.report.markup import Html, bar, el
 from compress.report.page import render
 from compress.report.plots import STYLE, panel, plain, svg_of
 from compress.report.schema import REQUIRED
+from compress.report.templating import environment
+from compress.report.views import limit_bar
 from tests.support import report_example as example
 
 VOID = {"meta", "img", "br", "hr"}
@@ -478,17 +480,20 @@ def test_few_classes_have_no_top5(run: Path) -> None:
 
 
 def test_a_bar_holds_the_limit_the_value_and_the_interval() -> None:
-    drawn = bar(1.0, (0.5, 1.5), 2.0, at_most=True, mark="limit", alt="a <b>", tone="passed").text
+    bar = limit_bar(1.0, (0.5, 1.5), 2.0, at_most=True, mark="limit", alt="a <b>", tone="passed")
+    drawn = environment().from_string('{% import "macros.html" as m %}{{ m.bar(bar) }}').render(bar=bar)
 
     places = {kind: float(x) for kind, x in re.findall(r'class="(tick|dot|span)" style="left:([\d.]+)%', drawn)}
     assert 0 < places["span"] < places["dot"] < places["tick"] < 100
     assert 'aria-label="a &lt;b&gt;"' in drawn and f"left:0;width:{places['tick']:g}%" in drawn
-    assert "left:" in bar(0.0, None, 0.0, at_most=True, mark="", alt="", tone="").text  # no width to divide by
+    # There is no width to divide by.
+    assert limit_bar(0.0, None, 0.0, at_most=True, mark="", alt="", tone="").tick == 50
 
 
-def test_elements_escape_all_but_markup() -> None:
-    assert (
-        el("p", "<", Html("<b>x</b>"), None, ["a", 1], class_='"', title=None).text
-        == '<p class="&quot;">&lt;<b>x</b>a1</p>'
-    )
+def test_a_name_that_a_template_misspells_is_an_error() -> None:
+    with pytest.raises(UndefinedError, match="'sentense'"):
+        environment().from_string("{{ view.sentense }}").render(view={"sentence": "x"})
+
+
+def test_numbers_have_three_digits() -> None:
     assert [significant(value) for value in (0.2114, 12.345, 1234.5, 0)] == ["0.211", "12.3", "1,234", "0"]

@@ -1,108 +1,123 @@
-"""The page's part that `compress analyze` adds: gradients, correlations of logits, features, calibration, and runs side by side."""
+"""What `compress analyze` adds: gradients, correlations of logits, features, calibration, and runs side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from compress.report import formats
 from compress.report.analysis_plots import MATRICES
-from compress.report.formats import is_number
-from compress.report.markup import NOT_MEASURED, Child, Html, bracket, el, percent, section, table
+from compress.report.formats import fixed, percent, thousands
 from compress.report.read import Source
 from compress.report.schema import AnalysisSection
-from compress.report.schema.analysis import GradientAnalysis
-from compress.report.sections.teacher_training_latency import figure_of
+from compress.report.schema.analysis import CalibrationRow, CorrelationRow, FeatureAnalysis, GradientAnalysis
+from compress.report.views import Cell, Drawing, Table, cells, drawing
+
+CURVES = (
+    ("accuracy", "Validation accuracy"),
+    ("loss", "Cross-entropy"),
+    ("gradients", "Cosine of the two losses' gradients"),
+)
+CORRELATIONS = ("Against the teacher", "Pictures", "Mean |difference|", "Largest", "Mean |difference| of mean logits")
+CALIBRATION = ("File", "ECE", "Mean confidence", "Top-1", "Negative log-likelihood, nats")
 
 Drawn = Mapping[str, str]
 
 
-def understanding(source: Source, drawn: Drawn) -> Html | None:
-    """Everything that the analysis found; None where there was none."""
+@dataclass(frozen=True)
+class PlotsView:
+    """Plots with a note; `sentence` says what is missing."""
+
+    note: str
+    drawings: Sequence[Drawing]
+    sentence: str = ""
+
+
+@dataclass(frozen=True)
+class GradientsView:
+    """The cosines of the gradients, or why there are none."""
+
+    drawing: Drawing | None
+    met: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class CorrelationsView:
+    """The differences of correlations; `heads`: whether an auxiliary head is among them."""
+
+    table: Table | None
+    drawings: Sequence[Drawing]
+    heads: bool
+
+
+@dataclass(frozen=True)
+class CalibrationView:
+    """The reliability diagram with its numbers."""
+
+    table: Table | None
+    drawing: Drawing | None
+    note: str
+
+
+@dataclass(frozen=True)
+class UnderstandingView:
+    """Everything that the analysis found."""
+
+    against: PlotsView | None
+    gradients: GradientsView
+    correlations: CorrelationsView
+    features: PlotsView
+    calibration: CalibrationView
+    missing_logits: str
+
+
+def understanding(source: Source, drawn: Drawn) -> UnderstandingView | None:
+    """Build the section; None where `compress analyze` was not run. `drawn`: SVG documents by name."""
     analysis = source.report.analysis
     if analysis is None:
         return None
-    parts = [
-        _side_by_side(analysis, drawn),
-        _gradients(analysis, drawn),
-        _correlations(analysis, drawn),
-        _features(analysis, drawn),
-        _calibration(analysis, drawn),
-    ]
-    lead = (
-        "What the distillation did, from what the run left: nothing was trained for it, and no test picture was read."
+    return UnderstandingView(
+        against=_against(analysis, drawn),
+        gradients=_gradients(analysis.gradients, drawn),
+        correlations=_correlations(analysis, drawn),
+        features=_features(analysis.features, analysis.seed, drawn),
+        calibration=_calibration(analysis.calibration, drawn),
+        missing_logits=analysis.logits.sentence or "",
     )
-    return section("understanding", "Understanding", *parts, lead=lead)
 
 
-def _part(title: str, *children: Child) -> list[Child]:
-    return [el("h3", title), *children]
+def _shown(*drawings: Drawing | None) -> list[Drawing]:
+    return [one for one in drawings if one is not None]
 
 
-def _quiet(text: Child) -> Html:
-    return el("p", text, class_="quiet")
-
-
-def _plots(*figures: Html | None) -> Html | None:
-    shown = [figure for figure in figures if figure is not None]
-    return el("div", *shown, class_="plots") if shown else None
-
-
-def _side_by_side(analysis: AnalysisSection, drawn: Drawn) -> list[Child] | None:
-    """The training curves of several runs."""
+def _against(analysis: AnalysisSection, drawn: Drawn) -> PlotsView | None:
+    """Build the training curves of several runs."""
     rows = analysis.against
     if not rows:
         return None
-    names = " and ".join(
-        f"{row.recipe} ({percent(row.top1_validation, 2) if is_number(row.top1_validation) else 'no accuracy'})"
-        for row in rows
+    names = " and ".join(f"{row.recipe} ({percent(row.top1_validation, 2) or 'no accuracy'})" for row in rows)
+    note = (
+        f"{names}; in brackets the last epoch's accuracy on validation. One training each: a difference may be the "
+        "seed's."
     )
-    note = _quiet(
-        f"{names}; in brackets the last epoch's accuracy on validation. One training each: a difference may be the seed's."
-    )
-    figures = (
-        figure_of(drawn, f"against-{name}", f"{what} by epoch of {names}")
-        for name, what in (
-            ("accuracy", "Validation accuracy"),
-            ("loss", "Cross-entropy"),
-            ("gradients", "Cosine of the two losses' gradients"),
-        )
-    )
-    return _part("Side by side", note, _plots(*figures))
+    plots = (drawing(drawn, f"against-{name}", f"{what} by epoch of {names}") for name, what in CURVES)
+    return PlotsView(note, _shown(*plots))
 
 
-PROPOSITIONS = (
-    (
-        "Proposition 1, of a row of the classifier. ",
-        "Cross-entropy pulls the row of class k toward that class's features, by 1 \u2212 p, and pushes it from all others, by p: its signs never change. "
-        "BinaryKL does so by \u03c4 (q of the teacher \u2212 q of the student), q = sigmoid(logit / \u03c4): its sign turns where the student's logit passes "
-        "the teacher's, and there the two fight over the same row.",
-    ),
-    (
-        "Proposition 2, of a picture's feature. ",
-        "The same terms, with the classifier's rows in place of the features: the backbone gets the two losses through these sums.",
-    ),
-)
-
-
-def _gradients(analysis: AnalysisSection, drawn: Drawn) -> list[Child]:
-    """The cosines beside what the paper says about them."""
-    title, found = "Do the two losses pull together?", analysis.gradients
-    if "gradients" not in drawn:
-        return _part(title, el("p", found.sentence))
-    lowest = ", ".join(f"{name} {value:+.2f}".replace("-", "\u2212") for name, value in found.lowest.items())
+def _gradients(found: GradientAnalysis, drawn: Drawn) -> GradientsView:
+    lowest = ", ".join(f"{name} {value:+.2f}".replace("-", formats.MINUS) for name, value in found.lowest.items())
     alt = f"Cosine between the gradients of the first loss and of all others by epoch; lowest: {lowest}"
     caption = f"Each point is an epoch's mean over every {found.every}th step, before any alignment."
-    said = [el("p", el("b", name), text, class_="quiet") for name, text in PROPOSITIONS]
-    said.append(
-        _quiet(
-            "From these two the DHKD paper (Yang et al. 2024) concludes that the losses conflict in the classifier and not in the backbone."
-        )
+    return GradientsView(
+        drawing=drawing(drawn, "gradients", alt, caption),
+        met=_met(found) if found.head else "",
+        sentence=found.sentence or "",
     )
-    aside = el("div", *([el("p", _met(found), class_="said")] if found.head else []), *said, class_="aside")
-    return _part(title, el("div", figure_of(drawn, "gradients", alt, caption), aside, class_="plots"))
 
 
 def _met(found: GradientAnalysis) -> str:
-    """Where the losses meet in this run, and what the lowest cosine was there."""
+    """Return where the losses meet in this run, and whether their gradients opposed each other."""
     shared = (found.head or {}).get("head") == "none"
     place = (
         "Both losses are on one classifier"
@@ -110,111 +125,92 @@ def _met(found: GradientAnalysis) -> str:
         else "Each loss has a head of its own, so they meet in the backbone alone"
     )
     below = [name for name, value in found.lowest.items() if value < 0]
-    seen = (
-        f"their gradients opposed each other in an epoch's mean: {' and '.join(below)}"
-        if below
-        else "in no epoch did their gradients oppose each other"
-    )
-    return f"{place}; {seen}."
+    if not below:
+        return f"{place}; in no epoch did their gradients oppose each other."
+    return f"{place}; their gradients opposed each other in an epoch's mean: {' and '.join(below)}."
 
 
-def _correlations(analysis: AnalysisSection, drawn: Drawn) -> list[Child]:
-    """The matrices of differences and their mean absolute values."""
-    title, rows = (
-        "Does the student relate classes as the teacher does?",
-        [*analysis.correlations, *analysis.heads],
-    )
-    if not rows:
-        return _part(title, el("p", analysis.logits.sentence))
-    note = (
-        "Pearson's correlation of every two classes' logits over the pictures, the student's minus the teacher's (Tian et al. 2020): the paler, the more "
-        "alike. The means are over the entries beside the diagonal. The last column is what the figures of mdistiller and DKD show: the difference of the "
-        "mean logits of each true class."
-    )
-    if analysis.heads:
-        note += " The auxiliary head does not ship; it is compared on validation pictures, and the classifier once more on the same ones."
-    lines: list[list[Child]] = [
-        [
+def _correlations(analysis: AnalysisSection, drawn: Drawn) -> CorrelationsView:
+    """Build the matrices of differences and their mean absolute values."""
+    rows = [*analysis.correlations, *analysis.heads]
+    lines = [
+        cells(
             row.what,
-            f"{row.pictures:,} {row.split}",
-            f"{row.mean_abs:.4f}",
-            f"{row.max_abs:.3f}",
-            f"{row.mean_logits_abs:.3f}" if is_number(row.mean_logits_abs) else NOT_MEASURED,
-        ]
-        for row in rows
-    ]
-    head = ["Against the teacher", "Pictures", "Mean |difference|", "Largest", "Mean |difference| of mean logits"]
-    figures = [
-        figure_of(
-            drawn,
-            MATRICES[row.what],
-            f"Matrix of the differences of logit correlations, {row.what} against teacher; mean {row.mean_abs:.4f}",
-            f"{row.what.capitalize()}, {row.pictures:,} {row.split} pictures: mean |difference| {row.mean_abs:.4f}.",
+            f"{thousands(row.pictures)} {row.split}",
+            fixed(row.mean_abs, 4),
+            fixed(row.max_abs, 3),
+            fixed(row.mean_logits_abs, 3),
         )
         for row in rows
-        if row.what in MATRICES
     ]
-    return _part(title, _quiet(note), table("Differences of correlations", head, lines), _plots(*figures))
+    table = Table("Differences of correlations", cells(*CORRELATIONS), lines) if rows else None
+    return CorrelationsView(table, _shown(*(_matrix(row, drawn) for row in rows)), bool(analysis.heads))
 
 
-def _features(analysis: AnalysisSection, drawn: Drawn) -> list[Child]:
-    """Both networks' t-SNE."""
-    title, found = "What the features look like", analysis.features
-    sentence = el("p", found.sentence) if found.sentence else None
+def _matrix(row: CorrelationRow, drawn: Drawn) -> Drawing | None:
+    if row.what not in MATRICES:
+        return None
+    mean = fixed(row.mean_abs, 4)
+    return drawing(
+        drawn,
+        MATRICES[row.what],
+        f"Matrix of the differences of logit correlations, {row.what} against teacher; mean {mean}",
+        f"{row.what.capitalize()}, {thousands(row.pictures)} {row.split} pictures: mean |difference| {mean}.",
+    )
+
+
+def _features(found: FeatureAnalysis, seed: int | None, drawn: Drawn) -> PlotsView:
+    """Build both networks' t-SNE."""
+    sentence = found.sentence or ""
     if not found.networks:
-        return _part(title, sentence)
-    classes = (
-        f"{len(found.classes)} of {found.of_classes} classes"
-        if (found.of_classes or 0) > len(found.classes)
-        else "all classes"
-    )
-    near = "; ".join(f"{row.role} {100 * (row.same_class_neighbours or 0):.1f} %" for row in found.networks)
-    laid = any(f"features-{row.role}" in drawn for row in found.networks)
-    drawing = (
-        f" Drawn by t-SNE (van der Maaten and Hinton 2008; perplexity {found.perplexity:g}, from principal components, seed {analysis.seed}), each "
-        "network by itself: which points are neighbours means something, distances between groups and the axes do not."
-    )
-    note = (
-        f"What each classifier reads, for the same {found.pictures:,} validation pictures of {classes}.{drawing if laid else ''} Of each picture's "
-        f"{found.neighbours} nearest in the features themselves, so many are of its class: {near}."
-    )
-    figures = (
-        figure_of(
+        return PlotsView("", [], sentence)
+    some = (found.of_classes or 0) > len(found.classes)
+    classes = f"{len(found.classes)} of {found.of_classes} classes" if some else "all classes"
+    near = "; ".join(f"{row.role} {percent(row.same_class_neighbours)}" for row in found.networks)
+    plots = [
+        drawing(
             drawn,
             f"features-{row.role}",
             f"t-SNE of the {row.role}'s features, a colour and a shape a class",
             f"{row.model}, {row.width} features",
         )
         for row in found.networks
+    ]
+    method = (
+        f" Drawn by t-SNE (van der Maaten and Hinton 2008; perplexity {found.perplexity or 0:g}, from principal "
+        f"components, seed {seed}), each network by itself: which points are neighbours means something, distances "
+        "between groups and the axes do not."
     )
-    return _part(title, sentence, _quiet(note), _plots(*figures))
+    note = (
+        f"What each classifier reads, for the same {thousands(found.pictures)} validation pictures of {classes}."
+        f"{method if any(plots) else ''} Of each picture's {found.neighbours} nearest in the features themselves, so "
+        f"many are of its class: {near}."
+    )
+    return PlotsView(note, _shown(*plots), sentence)
 
 
-def _calibration(analysis: AnalysisSection, drawn: Drawn) -> list[Child]:
-    """The reliability diagram with its numbers."""
-    title, rows = "How far confidence can be believed", analysis.calibration
+def _calibration(rows: Sequence[CalibrationRow], drawn: Drawn) -> CalibrationView:
+    """Build the reliability diagram with its numbers."""
     if not rows:
-        return _part(title, el("p", analysis.logits.sentence))
-    lines: list[list[Child]] = [
+        return CalibrationView(None, None, "")
+    lines = [
         [
-            row.what,
-            [f"{100 * (row.ece or 0):.2f} %", bracket(row.ece_ci95, 100, 2)],
-            percent(row.confidence, 2),
-            percent(row.top1, 2),
-            f"{row.nll:.3f}",
+            Cell(row.what),
+            Cell(percent(row.ece, 2), formats.interval(row.ece_ci95, 100, 2)),
+            Cell(percent(row.confidence, 2)),
+            Cell(percent(row.top1, 2)),
+            Cell(fixed(row.nll, 3)),
         ]
         for row in rows
     ]
     one = rows[0]
     note = (
-        f"Expected calibration error (ECE): the pictures are sorted by confidence, the largest softmax probability, into {one.bins} equal bins; the mean "
-        f"of |accuracy \u2212 confidence| over the bins, weighted by their {one.pictures:,} test pictures (Naeini et al. 2015; Guo et al. 2017). The "
-        f"interval is a bootstrap of {one.resamples:,} draws of the pictures; bins with few pictures make both too large rather than too small."
+        "Expected calibration error (ECE): the pictures are sorted by confidence, the largest softmax probability, into "
+        f"{one.bins} equal bins; the mean of |accuracy \u2212 confidence| over the bins, weighted by their "
+        f"{thousands(one.pictures)} test pictures (Naeini et al. 2015; Guo et al. 2017). The interval is a bootstrap of "
+        f"{thousands(one.resamples)} draws of the pictures; bins with few pictures make both too large rather than too "
+        "small."
     )
-    alt = "Accuracy against confidence; expected calibration errors: " + ", ".join(
-        f"{row.what} {100 * (row.ece or 0):.2f} %" for row in rows
-    )
-    shape = "On the dotted diagonal confidence equals accuracy; below it the network is too sure. The larger a mark, the more pictures are behind it."
-    numbers = table("Calibration", ["File", "ECE", "Mean confidence", "Top-1", "Negative log-likelihood, nats"], lines)
-    aside = el("div", _quiet(note), _quiet(shape), class_="aside")
-    return _part(title, numbers, el("div", figure_of(drawn, "calibration", alt), aside, class_="plots"))
+    errors = ", ".join(f"{row.what} {percent(row.ece, 2)}" for row in rows)
+    plot = drawing(drawn, "calibration", f"Accuracy against confidence; expected calibration errors: {errors}")
+    return CalibrationView(Table("Calibration", cells(*CALIBRATION), lines), plot, note)

@@ -3,157 +3,159 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from compress.report.formats import chance, is_number, signed, significant
-from compress.report.markup import (
-    NOT_MEASURED,
-    Child,
-    Html,
-    bracket,
-    count,
-    el,
-    milliseconds,
-    percent,
-    section,
-    size,
-    table,
-)
+from compress.report import formats
+from compress.report.formats import chance, count, is_number, milliseconds, percent, plural, signed, significant, size
 from compress.report.read import Source, comparison_of, float_row, measured_rows, model_label, shipped, teacher_row
 from compress.report.schema import LatencySummary, ModelRow, Report
+from compress.report.schema.base import Number
+from compress.report.views import Cell, Table
+
+NOT_MEASURED = Cell(None)
+# Among so few classes the first five answers always hold the right one.
+CLASSES_WITHOUT_TOP5 = 5
+
+Measure = Callable[[ModelRow, Report], Cell]
+Reference = Callable[[Report], ModelRow]
 
 
-def models(source: Source) -> Html:
-    """The table of all measured files: one column each, so that it fits a phone sideways."""
+@dataclass(frozen=True)
+class ModelsView:
+    """The table of all measured files."""
+
+    lead: str
+    table: Table
+
+
+def models(source: Source) -> ModelsView:
+    """Build the table: one column a file, so that it fits a phone sideways."""
     report = source.report
-    rows = measured_rows(report)
-    ship = shipped(report)
-    head: list[Child] = [""] + [[model_label(row), _under(row, ship)] for row in rows]
-    few = 0 < len(report.classes) <= 5  # the first five answers of so few classes always hold the right one
-    lines = [[name, *(cell(row, report) for row in rows)] for name, cell in CELLS if not (few and name == "Top-5")]
-    lines = [line for line in lines if any(cell is not NOT_MEASURED for cell in line[1:])]
-    kinds = ["", *("ship" if row is ship else "" for row in rows)]
+    rows, ship = measured_rows(report), shipped(report)
+    few = 0 < len(report.classes) <= CLASSES_WITHOUT_TOP5
+    lines = [
+        [Cell(name), *(measure(row, report) for row in rows)]
+        for name, measure in MEASURES
+        if not (few and name == "Top-5")
+    ]
     images = next((row.images for row in rows if row.images), None)
     timing = next((row.latency_ms for row in rows if row.latency_ms), LatencySummary())
     parts = [f"all on the same {images:,} test pictures" if images else None, _conditions(timing)]
-    lead = (
-        "Every file measured in one runtime"
-        + "".join(f"; {part}" for part in parts if part)
-        + ". Small print: 95 % intervals."
+    lead = "Every file measured in one runtime" + "".join(f"; {part}" for part in parts if part)
+    table = Table(
+        "Measured models",
+        [Cell(), *(Cell(model_label(row), small=_under(row, ship)) for row in rows)],
+        [line for line in lines if any(cell != NOT_MEASURED for cell in line[1:])],
+        ["", *("ship" if row is ship else "" for row in rows)],
+        stacked=True,
     )
-    return section("models", "Models", table("Measured models", head, lines, kinds, stacked=True), lead=lead)
+    return ModelsView(f"{lead}. Small print: 95 % intervals.", table)
 
 
-def _under(row: ModelRow, ship: ModelRow) -> list[Html]:
-    """What stands under a model's name: whether it ships, and for which processors it is."""
-    return [
-        el("small", text)
-        for text in ("ships" if row is ship else None, row.target, "not timed here" if row.note else None)
-        if text
-    ]
+def _under(row: ModelRow, ship: ModelRow) -> tuple[str, ...]:
+    """Return what stands under a file's name: whether it ships, and for which processors it is."""
+    texts = ("ships" if row is ship else None, row.target, "not timed here" if row.note else None)
+    return tuple(text for text in texts if text)
 
 
 def _conditions(timing: LatencySummary) -> str | None:
-    threads, batch, runs = timing.threads, timing.batch, timing.runs
-    cores = f"{threads} {'thread' if threads == 1 else 'threads'}" if threads else ""
-    parts = [f"batch {batch}" if batch else "", cores, f"{runs} timed runs" if runs else ""]
+    parts = [
+        f"batch {timing.batch}" if timing.batch else "",
+        f"{timing.threads} {plural(timing.threads, 'thread')}" if timing.threads else "",
+        f"{timing.runs} timed runs" if timing.runs else "",
+    ]
     return "latency at " + ", ".join(part for part in parts if part) if any(parts) else None
 
 
-def _top1(row: ModelRow, report: Report) -> Child:
-    return [percent(row.top1, 2), bracket(row.top1_ci95, 100)] if is_number(row.top1) else NOT_MEASURED
+def _top1(row: ModelRow, report: Report) -> Cell:
+    return Cell(percent(row.top1, 2), formats.interval(row.top1_ci95, 100)) if is_number(row.top1) else NOT_MEASURED
 
 
-def _drop(against: Callable[[Report], str | None]) -> Any:
-    """Points that the model is below another on the same pictures."""
+def _drop(against: Reference) -> Measure:
+    """Return the measure of the points that a file is below another on the same images."""
 
-    def cell(row: ModelRow, report: Report) -> Child:
-        pair = comparison_of(report, row.file, against(report))
+    def measure(row: ModelRow, report: Report) -> Cell:
+        pair = comparison_of(report, row.file, against(report).file)
         drop = pair.top1_drop_points
-        return [signed(drop, 2).lstrip("+"), bracket(pair.top1_drop_ci95, 1, 2)] if is_number(drop) else NOT_MEASURED
+        if not is_number(drop):
+            return NOT_MEASURED
+        return Cell(signed(drop, 2).lstrip("+"), formats.interval(pair.top1_drop_ci95, 1, 2))
 
-    return cell
+    return measure
 
 
-def _flips(against: Callable[[Report], str | None]) -> Any:
-    """Pictures that the model lost and gained against another on the same ones, and McNemar's exact p."""
+def _flips(against: Reference) -> Measure:
+    """Return the measure of the images that a file lost and gained against another, and McNemar's exact p."""
 
-    def cell(row: ModelRow, report: Report) -> Child:
-        pair = comparison_of(report, row.file, against(report))
+    def measure(row: ModelRow, report: Report) -> Cell:
+        pair = comparison_of(report, row.file, against(report).file)
         if not is_number(pair.lost) or not is_number(pair.mcnemar_p):
             return NOT_MEASURED
-        return [f"{pair.lost} / {pair.gained}", el("small", f"p {chance(pair.mcnemar_p)}")]
+        return Cell(f"{pair.lost} / {pair.gained}", small=(f"p {chance(pair.mcnemar_p)}",))
 
-    return cell
-
-
-def _teacher_file(report: Report) -> str | None:
-    return teacher_row(report).file
+    return measure
 
 
-def _float_file(report: Report) -> str | None:
-    return float_row(report).file
+def _p50(latency: LatencySummary | None) -> Cell:
+    if latency is None or not is_number(latency.p50):
+        return NOT_MEASURED
+    return Cell(milliseconds(latency.p50), formats.interval(latency.p50_ci95, 1, 3))
 
 
-def _p50(key: str) -> Any:
-    def cell(row: ModelRow, report: Report) -> Child:
-        latency = (row.latency_ms if key == "latency_ms" else row.photo_latency_ms) or LatencySummary()
-        return [milliseconds(latency.p50), bracket(latency.p50_ci95, 1, 3)] if is_number(latency.p50) else NOT_MEASURED
-
-    return cell
-
-
-def _pair(key: str, unit: str) -> Any:
-    def cell(row: ModelRow, report: Report) -> Child:
-        pair = comparison_of(report, row.file, _teacher_file(report))
-        value = pair.speedup_p50 if key == "speedup_p50" else pair.size_ratio
-        if not is_number(value):
-            return NOT_MEASURED
-        return [
-            significant(value) + unit,
-            bracket(pair.speedup_ci95, 1, 2) if key == "speedup_p50" else None,
-        ]
-
-    return cell
+def _speedup(row: ModelRow, report: Report) -> Cell:
+    pair = comparison_of(report, row.file, teacher_row(report).file)
+    if not is_number(pair.speedup_p50):
+        return NOT_MEASURED
+    return Cell(f"{significant(pair.speedup_p50)}\u00d7", formats.interval(pair.speedup_ci95, 1, 2))
 
 
-def _own(key: str, show: Any) -> Any:
-    return lambda row, report: show(getattr(row, key))
+def _size_ratio(row: ModelRow, report: Report) -> Cell:
+    ratio = comparison_of(report, row.file, teacher_row(report).file).size_ratio
+    return Cell(f"{significant(ratio)}\u00d7") if is_number(ratio) else NOT_MEASURED
 
 
-def _network(key: str) -> Any:
-    """A number of the network, not of the file: the teacher's, the student's; the baseline is the same network as the student."""
-    return lambda row, report: count(getattr(report.teacher if row.role == "teacher" else report.student, key))
+def _own(show: Callable[[Any], str | None], value: Callable[[ModelRow], Any]) -> Measure:
+    return lambda row, report: Cell(show(value(row)))
 
 
-def difference(value: Any) -> Child:
-    """A small number as mantissa and power of ten."""
+def _params(row: ModelRow, report: Report) -> Cell:
+    """Return the number of parameters; the baseline is the same network as the student."""
+    return Cell(count((report.teacher if row.role == "teacher" else report.student).params))
+
+
+def _macs(row: ModelRow, report: Report) -> Cell:
+    return Cell(count((report.teacher if row.role == "teacher" else report.student).macs))
+
+
+def difference(value: Number | None) -> Cell:
+    """Return a small number as mantissa and power of ten."""
     if not is_number(value):
         return NOT_MEASURED
     mantissa, exponent = f"{value:.1e}".split("e")
-    return [mantissa, " \u00d7 10", el("sup", int(exponent))] if value else "0"
+    return Cell(mantissa, power=int(exponent)) if value else Cell("0")
 
 
-CELLS: list[tuple[Child, Any]] = [
+MEASURES: list[tuple[str, Measure]] = [
     ("Top-1", _top1),
-    ("Drop against teacher, points", _drop(_teacher_file)),
-    ("Lost / gained against teacher", _flips(_teacher_file)),
-    ("Drop against float student, points", _drop(_float_file)),
-    ("Lost / gained against float student", _flips(_float_file)),
-    ("Top-5", _own("top5", percent)),
-    ("Agrees with teacher", _own("agreement_with_teacher", percent)),
-    ("File", _own("bytes", size)),
-    ("Smaller than teacher", _pair("size_ratio", "\u00d7")),
-    ("Parameters", _network("params")),
-    ("MACs", _network("macs")),
-    ("Latency p50", _p50("latency_ms")),
-    ("Latency p90", lambda row, report: milliseconds((row.latency_ms or LatencySummary()).p90)),
-    ("Latency p99", lambda row, report: milliseconds((row.latency_ms or LatencySummary()).p99)),
-    ("Faster than teacher", _pair("speedup_p50", "\u00d7")),
-    ("Photo to answer, p50", _p50("photo_latency_ms")),
-    ("First run", _own("first_run_ms", milliseconds)),
-    ("Load", _own("load_ms", milliseconds)),
-    ("Peak memory", _own("peak_memory_bytes", size)),
-    ("Integer share", _own("int8_mac_share", percent)),
-    ("Largest logit difference from torch", _own("max_abs_diff_from_torch", difference)),
+    ("Drop against teacher, points", _drop(teacher_row)),
+    ("Lost / gained against teacher", _flips(teacher_row)),
+    ("Drop against float student, points", _drop(float_row)),
+    ("Lost / gained against float student", _flips(float_row)),
+    ("Top-5", _own(percent, lambda row: row.top5)),
+    ("Agrees with teacher", _own(percent, lambda row: row.agreement_with_teacher)),
+    ("File", _own(size, lambda row: row.bytes)),
+    ("Smaller than teacher", _size_ratio),
+    ("Parameters", _params),
+    ("MACs", _macs),
+    ("Latency p50", lambda row, report: _p50(row.latency_ms)),
+    ("Latency p90", _own(milliseconds, lambda row: row.latency_ms.p90 if row.latency_ms else None)),
+    ("Latency p99", _own(milliseconds, lambda row: row.latency_ms.p99 if row.latency_ms else None)),
+    ("Faster than teacher", _speedup),
+    ("Photo to answer, p50", lambda row, report: _p50(row.photo_latency_ms)),
+    ("First run", _own(milliseconds, lambda row: row.first_run_ms)),
+    ("Load", _own(milliseconds, lambda row: row.load_ms)),
+    ("Peak memory", _own(size, lambda row: row.peak_memory_bytes)),
+    ("Integer share", _own(percent, lambda row: row.int8_mac_share)),
+    ("Largest logit difference from torch", lambda row, report: difference(row.max_abs_diff_from_torch)),
 ]

@@ -2,50 +2,58 @@
 
 from __future__ import annotations
 
-from compress.report.formats import is_number, significant
-from compress.report.markup import NOT_MEASURED, Child, Html, bracket, count, el, milliseconds, section, size, table
+from dataclasses import dataclass
+
+from compress.report import formats
+from compress.report.formats import count, is_number, milliseconds, significant, size
 from compress.report.read import Source
-from compress.report.schema import LatencySummary, PlanSection
+from compress.report.schema import LatencySummary
 from compress.report.schema.plan import PlannedFile, PlannedNetwork
+from compress.report.views import Cell, Table, cells
 
 HEAD = ("Network", "MACs", "Parameters", "float32 p50", "int8 p50", "int8 against float32", "File", "Peak memory")
 
 
-def choice(source: Source) -> Html | None:
-    """The networks that `student.choose` tried, with random weights, and which it picked; the teachers for reference."""
-    plan = source.report.plan or PlanSection()
-    chosen = plan.choose
-    if chosen is None or not chosen.sentence:
+@dataclass(frozen=True)
+class ChoiceView:
+    """The networks that `student.choose` tried."""
+
+    lead: str
+    table: Table
+
+
+def choice(source: Source) -> ChoiceView | None:
+    """Build the table of the networks that were tried with random weights; None where none was chosen so."""
+    plan = source.report.plan
+    if plan is None or plan.choose is None or not plan.choose.sentence:
         return None
     device = plan.device or "local"
     place = plan.host.get("cpu") if device == "local" else device
     where = f" Timed with random weights on {place}." if place else " Timed with random weights."
-    rows = [_row(row, chosen.chosen) for row in plan.networks]
-    return section(
-        "plan", "Before training", table("Networks tried before training", HEAD, rows), lead=chosen.sentence + where
-    )
+    rows = [_row(row, plan.choose.chosen) for row in plan.networks]
+    return ChoiceView(plan.choose.sentence + where, Table("Networks tried before training", cells(*HEAD), rows))
 
 
-def _row(row: PlannedNetwork, chosen: str | None) -> list[Child]:
-    shipped = row.shipped
-    teacher = el("span", "teacher", class_="quiet") if row.role == "teacher" else None
-    mark = el("span", "\u2713 chosen", class_="chip passed") if row.name == chosen and teacher is None else teacher
+def _row(row: PlannedNetwork, chosen: str | None) -> list[Cell]:
+    teacher = row.role == "teacher"
     speedup = row.int8_speedup
-    ratio = (
-        [f"{significant(speedup)}\u00d7", bracket(row.int8_speedup_ci95, 1, 2)] if is_number(speedup) else NOT_MEASURED
-    )
+    ratio = f"{significant(speedup)}\u00d7" if is_number(speedup) else None
     return [
-        [row.name, " ", mark],
-        count(row.macs),
-        count(row.params),
+        Cell(
+            row.name,
+            chip="\u2713 chosen" if row.name == chosen and not teacher else "",
+            quiet="teacher" if teacher else "",
+        ),
+        Cell(count(row.macs)),
+        Cell(count(row.params)),
         _p50(row.fp32),
-        _p50(row.int8 or PlannedFile()),
-        ratio,
-        size(shipped.bytes),
-        size(shipped.peak_memory_bytes),
+        _p50(row.int8),
+        Cell(ratio, formats.interval(row.int8_speedup_ci95, 1, 2) if ratio else ""),
+        Cell(size(row.shipped.bytes)),
+        Cell(size(row.shipped.peak_memory_bytes)),
     ]
 
 
-def _p50(file: PlannedFile) -> Child:
-    latency = file.latency_ms or LatencySummary()
-    return [milliseconds(latency.p50), bracket(latency.p50_ci95, 1, 3)]
+def _p50(file: PlannedFile | None) -> Cell:
+    latency = (file.latency_ms if file else None) or LatencySummary()
+    return Cell(milliseconds(latency.p50), formats.interval(latency.p50_ci95, 1, 3))

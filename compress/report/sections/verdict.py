@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from compress.report.formats import chance, is_number, signed, significant
-from compress.report.markup import Child, Html, bar, bracket, el, milliseconds, percent, section, size
+from compress.report import formats
+from compress.report.formats import is_number, milliseconds, percent, plural, signed, significant, size
 from compress.report.read import Source, comparison_of, judged, shipped, speedup, teacher_row
-from compress.report.schema import GainSection, LatencySummary, ModelRow, Report, RequirementRow
+from compress.report.schema import ComparisonRow, GainSection, LatencySummary, ModelRow, Report, RequirementRow
+from compress.report.schema.base import Number
+from compress.report.views import LimitBar, limit_bar
 
-DISAGREE = 0.05  # two measurements of one speed-up that are further apart are both shown
+# Two measurements of one speed-up that are further apart than this are both shown.
+DISAGREEMENT = 0.05
 SIGNS = {"passed": "\u2713", "failed": "\u2715", "undecided": "?", "not judged": "?"}
-VERDICTS = {"passed": "Passed", "failed": "Failed", "undecided": "Undecided"}
+STAMPS = {"passed": "Passed", "failed": "Failed", "undecided": "Undecided"}
+TONES = {"passed": "passed", "failed": "failed", "undecided": "undecided", "not judged": "unjudged"}
 # What each requirement asks, around its limit.
-ASKED = {
+TITLES = {
     "max_top1_drop": "Top-1 drop at most {}",
     "min_top1": "Top-1 at least {}",
     "max_latency_ms": "Median latency at most {}",
@@ -24,198 +29,235 @@ ASKED = {
     "max_memory_bytes": "Peak memory at most {}",
     "min_int8_mac_share": "Integer share of the arithmetic at least {}",
 }
+UNITS = {
+    "max_latency_ms": " ms",
+    "min_speedup": "\u00d7",
+    "min_int8_speedup": "\u00d7",
+    "min_compression": "\u00d7",
+}
 
 
-def verdict(source: Source) -> Html:
-    """The answer, in one look: stamp, how many requirements, four numbers."""
+@dataclass(frozen=True)
+class Tile:
+    """One of the large numbers; the small print below it is `detail`, `interval`, `after`."""
+
+    name: str
+    value: str
+    detail: str = ""
+    interval: str = ""
+    after: str = ""
+
+
+@dataclass(frozen=True)
+class VerdictView:
+    """The answer in one look."""
+
+    tone: str
+    sign: str
+    stamp: str
+    met: int
+    requirements: int
+    file: str
+    others: str
+    cautions: Sequence[str]
+    warnings: str
+    tiles: Sequence[Tile]
+
+
+@dataclass(frozen=True)
+class RequirementView:
+    """One requirement: what was asked, what was found, how far apart they are."""
+
+    tone: str
+    title: str
+    sign: str
+    verdict: str
+    sentence: str
+    where: str
+    bar: LimitBar | None
+
+
+@dataclass(frozen=True)
+class DistillationView:
+    """What the teacher was worth."""
+
+    sentence: str
+    model: str
+    against: str
+    test: str
+    bar: LimitBar | None
+
+
+def verdict(source: Source) -> VerdictView:
+    """Build the verdict: stamp, how many requirements are met, at most four numbers."""
     report = source.report
-    status = report.status
     rows = report.requirements
-    met = sum(row.verdict == "passed" for row in rows)
     ship = shipped(report)
-    if rows:
-        line: Child = [
-            f"{met} of {len(rows)} requirements met by ",
-            el("code", ship.file or "the student"),
-            *_counts(rows),
-        ]
-    else:
-        line = "The recipe sets no requirement (require:), so nothing was held against a limit."
-    warnings = report.warnings
-    link = f"{len(warnings)} {'warning' if len(warnings) == 1 else 'warnings'}"
-    note = el("p", el("a", link, href="#warnings"), class_="under") if warnings else None
-    sign, words = (SIGNS.get(status, "?"), VERDICTS.get(status, status)) if rows else ("\u2013", "Done")
-    stamp = el("p", el("span", sign, class_="sign", aria_hidden="true"), words, class_="stamp")
-    cautions = [el("p", text, class_="caution") for text in report.cautions]
-    body = (el("h2", "Verdict", class_="unseen"), stamp, el("p", line), *cautions, note, _tiles(report, ship))
-    return el("section", *body, id="verdict", class_=f"card verdict {_tone(status) if rows else 'unjudged'}")
-
-
-def _tone(verdict: str) -> str:
-    return {"passed": "passed", "failed": "failed", "undecided": "undecided"}.get(verdict, "unjudged")
-
-
-def _counts(rows: list[RequirementRow]) -> list[str]:
-    """What the others are, by number."""
-    parts = [
-        f"{n} {name}"
-        for name in ("failed", "undecided", "not judged")
-        if (n := sum(row.verdict == name for row in rows))
-    ]
-    return ["; " + ", ".join(parts) + "."] if parts else ["."]
-
-
-def _tiles(report: Report, ship: ModelRow) -> Html | None:
-    """The student's four numbers against the teacher's."""
-    teacher = teacher_row(report)
-    pair = comparison_of(report, ship.file, teacher.file)
-    tiles: list[tuple[str, Child, Child]] = []
-    if is_number(ship.top1):
-        drop, interval = pair.top1_drop_points, pair.top1_drop_ci95
-        against = ["drop ", signed(drop).lstrip("+"), " ", bracket(interval), " points"] if is_number(drop) else None
-        tiles.append(("Top-1", percent(ship.top1), against))
-    named = report.named_device.target if report.named_device else None
-    if named:
-        tiles += _device_tiles(report, ship, teacher, named)
-    elif is_number(speed := speedup(report)):
-        latency = judged(report, "max_latency_ms", ship.file) or (ship.latency_ms or LatencySummary()).p50
-        first = pair.speedup_p50
-        each: Child = [milliseconds(latency), " a picture"] if latency else None
-        if is_number(first) and abs(speed / first - 1) > DISAGREE:
-            each = [significant(first), "\u00d7 when it was validated"]
-        tiles.append(("Speed", _times(speed, "faster", "slower"), each))
-    if is_number(pair.size_ratio):
-        sizes = [size(ship.bytes), ", teacher ", size(teacher.bytes)]
-        tiles.append(("Size", _times(pair.size_ratio, "smaller", "larger"), sizes))
-    gain = report.distillation or GainSection()
-    if is_number(gain.gain_points):
-        against = [bracket(gain.ci95), " against no teacher"]
-        tiles.append(("Distillation", f"{signed(gain.gain_points)} points", against))
-    if not tiles:
-        return None
-    pairs = [
-        el("div", el("dt", name), el("dd", value, el("small", more) if more else None)) for name, value, more in tiles
-    ]
-    return el("dl", *pairs, class_="tiles")
-
-
-def _times(ratio: float, more: str, less: str) -> str:
-    """`5.21x smaller`; below 1 the other way round, `2.93x larger`."""
-    return f"{significant(ratio if ratio >= 1 else 1 / ratio)}\u00d7 {more if ratio >= 1 else less}"
-
-
-def _device_tiles(report: Report, ship: ModelRow, teacher: ModelRow, named: str) -> list[tuple[str, Child, Child]]:
-    """The speed on the device that the recipe names; this machine's says nothing about it."""
-    rows = [row for row in report.device if row.target == named]
-    students = [row for row in rows if row.role == "student" and row.precision == ship.precision and row.latency_ms]
-    row = min(students, key=lambda row: row.built_for != row.isa, default=None)
-    ratio = row.speedup_over.get(teacher.file or "") if row else None
-    if row is None or not ratio:
-        return [("Speed", "not measured", [f"on {named}"])]
-    return [
-        (
-            "Speed",
-            _times(ratio[0], "faster", "slower"),
-            [milliseconds((row.latency_ms or LatencySummary()).p50), f" a picture on {named}"],
-        )
-    ]
-
-
-def requirements(source: Source) -> Html | None:
-    """Each requirement: what was asked, what was found, how far apart they are."""
-    rows = source.report.requirements
-    if not rows:
-        return None
-    lead = "The thick mark is the limit, the dot the measured value, the line its 95 % interval; the shaded side meets the requirement."
-    return section("requirements", "Requirements", el("ul", *map(_requirement, rows), class_="requirements"), lead=lead)
-
-
-def _requirement(row: RequirementRow) -> Html:
-    verdict, name = row.verdict, row.name or ""
-    chip = el("span", SIGNS.get(verdict, "?"), " ", verdict, class_="chip")
-    limit = _quantity(name, row.limit)
-    title = ASKED.get(name, f"{name}: {{}}").replace("{}", limit)
-    digest = f"sha256 {row.sha256[:12]}" if row.sha256 else None
-    where = [str(item) for item in (row.file, row.precision, row.target, digest, row.where) if item]
-    place = el("p", " \u00b7 ".join(where), class_="where") if where else None
-    text = el("div", el("h3", title, chip), el("p", row.sentence), place)
-    return el("li", text, _requirement_bar(row, name, limit), class_=_tone(verdict))
-
-
-def _requirement_bar(row: RequirementRow, name: str, limit: str) -> Html | None:
-    value = row.value
-    if not is_number(value) or not is_number(row.limit):
-        return None
-    interval = row.ci95
-    spread = f", interval {_quantity(name, interval[0])} to {_quantity(name, interval[1])}" if interval else ""
-    alt = f"{_quantity(name, value)}{spread}, limit {limit}: {row.verdict}"
-    at_most = not name.startswith("min_")
-    return bar(
-        value,
-        interval,
-        row.limit,
-        at_most=at_most,
-        mark=f"{'limit' if at_most else 'minimum'} {limit}",
-        alt=alt,
-        tone=_tone(row.verdict),
+    number = len(report.warnings)
+    return VerdictView(
+        tone=TONES[report.status] if rows else "unjudged",
+        sign=SIGNS[report.status] if rows else "\u2013",
+        stamp=STAMPS[report.status] if rows else "Done",
+        met=sum(row.verdict == "passed" for row in rows),
+        requirements=len(rows),
+        file=ship.file or "the student",
+        others=_others(rows),
+        cautions=report.cautions,
+        warnings=f"{number} {plural(number, 'warning')}" if number else "",
+        tiles=_tiles(report, ship),
     )
 
 
-def _quantity(name: str, value: Any) -> str:
-    """A value of a requirement with its unit."""
+def _others(rows: Sequence[RequirementRow]) -> str:
+    """Return how many requirements are not met, by verdict."""
+    counts = {name: sum(row.verdict == name for row in rows) for name in ("failed", "undecided", "not judged")}
+    parts = [f"{number} {name}" for name, number in counts.items() if number]
+    return f"; {', '.join(parts)}" if parts else ""
+
+
+def _tiles(report: Report, ship: ModelRow) -> list[Tile]:
+    """Build the student's numbers against the teacher's."""
+    teacher = teacher_row(report)
+    pair = comparison_of(report, ship.file, teacher.file)
+    tiles = []
+    if is_number(ship.top1):
+        drop = pair.top1_drop_points
+        tile = Tile("Top-1", str(percent(ship.top1)))
+        if is_number(drop):
+            detail = f"drop {signed(drop).lstrip('+')} "
+            tile = Tile(tile.name, tile.value, detail, formats.interval(pair.top1_drop_ci95), " points")
+        tiles.append(tile)
+    if report.named_device and report.named_device.target:
+        tiles.append(_device_tile(report, ship, teacher, report.named_device.target))
+    elif is_number(speed := speedup(report)):
+        tiles.append(_speed_tile(report, ship, pair, speed))
+    if is_number(pair.size_ratio):
+        sizes = f"{_or_not_measured(size(ship.bytes))}, teacher {_or_not_measured(size(teacher.bytes))}"
+        tiles.append(Tile("Size", _times(pair.size_ratio, "smaller", "larger"), sizes))
+    gain = report.distillation
+    if gain and is_number(gain.gain_points):
+        points = f"{signed(gain.gain_points)} points"
+        tiles.append(Tile("Distillation", points, "", formats.interval(gain.ci95), " against no teacher"))
+    return tiles
+
+
+def _or_not_measured(text: str | None) -> str:
+    return "not measured" if text is None else text
+
+
+def _times(ratio: float, more: str, less: str) -> str:
+    """Return `5.21x smaller`; below 1 the other way round, `2.93x larger`."""
+    return f"{significant(ratio if ratio >= 1 else 1 / ratio)}\u00d7 {more if ratio >= 1 else less}"
+
+
+def _speed_tile(report: Report, ship: ModelRow, pair: ComparisonRow, speed: Number) -> Tile:
+    """Build the speed on this host."""
+    latency = judged(report, "max_latency_ms", ship.file) or (ship.latency_ms or LatencySummary()).p50
+    first = pair.speedup_p50
+    detail = f"{milliseconds(latency)} a picture" if latency else ""
+    if is_number(first) and abs(speed / first - 1) > DISAGREEMENT:
+        detail = f"{significant(first)}\u00d7 when it was validated"
+    return Tile("Speed", _times(speed, "faster", "slower"), detail)
+
+
+def _device_tile(report: Report, ship: ModelRow, teacher: ModelRow, named: str) -> Tile:
+    """Build the speed on the device that the recipe names; this host's says nothing about it."""
+    students = [
+        row
+        for row in report.device
+        if (row.target, row.role, row.precision) == (named, "student", ship.precision) and row.latency_ms
+    ]
+    row = min(students, key=lambda row: row.built_for != row.isa, default=None)
+    ratio = row.speedup_over.get(teacher.file or "") if row else None
+    if row is None or row.latency_ms is None or not ratio:
+        return Tile("Speed", "not measured", f"on {named}")
+    latency = _or_not_measured(milliseconds(row.latency_ms.p50))
+    return Tile("Speed", _times(ratio[0], "faster", "slower"), f"{latency} a picture on {named}")
+
+
+def requirements(source: Source) -> list[RequirementView] | None:
+    """Build the requirements; None where the recipe sets none."""
+    return [_requirement(row) for row in source.report.requirements] or None
+
+
+def _requirement(row: RequirementRow) -> RequirementView:
+    name = row.name or ""
+    limit = _quantity(name, row.limit)
+    digest = f"sha256 {row.sha256[:12]}" if row.sha256 else None
+    return RequirementView(
+        tone=TONES[row.verdict],
+        title=TITLES.get(name, f"{name}: {{}}").replace("{}", limit),
+        sign=SIGNS[row.verdict],
+        verdict=row.verdict,
+        sentence=row.sentence or "",
+        where=" \u00b7 ".join(text for text in (row.file, row.precision, row.target, digest, row.where) if text),
+        bar=_requirement_bar(row, name, limit),
+    )
+
+
+def _requirement_bar(row: RequirementRow, name: str, limit: str) -> LimitBar | None:
+    if not is_number(row.value) or not is_number(row.limit):
+        return None
+    ends = row.ci95
+    spread = f", interval {_quantity(name, ends[0])} to {_quantity(name, ends[1])}" if ends else ""
+    at_most = not name.startswith("min_")
+    return limit_bar(
+        row.value,
+        ends,
+        row.limit,
+        at_most=at_most,
+        mark=f"{'limit' if at_most else 'minimum'} {limit}",
+        alt=f"{_quantity(name, row.value)}{spread}, limit {limit}: {row.verdict}",
+        tone=TONES[row.verdict],
+    )
+
+
+def _quantity(name: str, value: Number | None) -> str:
+    """Return a value of a requirement with its unit."""
     if not is_number(value):
         return "not measured"
     if name == "max_top1_drop":
-        return f"{_short(round(value, 2))} points".replace("-", "\u2212")
+        return f"{_short(round(value, 2))} points".replace("-", formats.MINUS)
     if name in ("min_top1", "min_int8_mac_share"):
         return f"{_short(100 * value)} %"
     if name.endswith("_bytes"):
         return str(size(value))
-    return _short(value) + {
-        "max_latency_ms": " ms",
-        "min_speedup": "\u00d7",
-        "min_int8_speedup": "\u00d7",
-        "min_compression": "\u00d7",
-    }.get(name, "")
+    return _short(value) + UNITS.get(name, "")
 
 
 def _short(value: float) -> str:
-    """Three significant digits without trailing zeros."""
+    """Return three significant digits without trailing zeros."""
     text = significant(value)
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def distillation(source: Source) -> Html | None:
-    """What the teacher was worth: the same student with and without it."""
+def distillation(source: Source) -> DistillationView | None:
+    """Build what the same student gained from the teacher; None without a baseline."""
     gain = source.report.distillation or GainSection()
-    value, interval = gain.gain_points, gain.ci95
-    sentence = gain.sentence
-    if not sentence and not is_number(value):
+    value = gain.gain_points
+    if not gain.sentence and not is_number(value):
         return None
-    picture = None
-    if is_number(value):
-        alt = f"gain {signed(value)} points" + (
-            f", interval {signed(interval[0])} to {signed(interval[1])}" if interval else ""
-        )
-        picture = bar(value, interval, 0.0, at_most=False, mark="no difference", alt=alt, tone="plain")
-    p = gain.mcnemar_p
-    test = f"; McNemar's exact p {chance(p)}" if is_number(p) else ""
-    files: list[Child] = (
-        [": ", el("code", gain.model), " against ", el("code", gain.against)] if gain.model and gain.against else []
+    both = bool(gain.model and gain.against)
+    return DistillationView(
+        sentence=formats.sentence_case(gain.sentence or f"distillation {signed(value or 0.0)} points"),
+        model=gain.model or "" if both else "",
+        against=gain.against or "" if both else "",
+        test=f"; McNemar's exact p {formats.chance(gain.mcnemar_p)}" if is_number(gain.mcnemar_p) else "",
+        bar=_gain_bar(gain),
     )
-    how = el(
-        "p",
-        "The same network, seed and epochs with and without the teacher, on the same test pictures",
-        *files,
-        test,
-        ".",
-        class_="quiet",
-    )
-    text = str(sentence or f"distillation {signed(value) if is_number(value) else ''} points")
-    return section(
-        "distillation",
-        "What distillation was worth",
-        el("p", text[:1].upper() + text[1:], class_="worth"),
-        how,
-        picture,
+
+
+def _gain_bar(gain: GainSection) -> LimitBar | None:
+    if not is_number(gain.gain_points):
+        return None
+    ends = gain.ci95
+    spread = f", interval {signed(ends[0])} to {signed(ends[1])}" if ends else ""
+    return limit_bar(
+        gain.gain_points,
+        ends,
+        0.0,
+        at_most=False,
+        mark="no difference",
+        alt=f"gain {signed(gain.gain_points)} points{spread}",
+        tone="plain",
     )

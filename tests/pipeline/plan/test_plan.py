@@ -16,6 +16,7 @@ from compress.pipeline.plan import alternatives, limits, run, table
 from compress.recipe import loader
 from compress.recipe.defaults import resolve
 from compress.recipe.schema import Choice
+from compress.report.page import section
 from compress.report.read import Source
 from compress.report.schema import Report
 from compress.report.sections import plan as planned
@@ -334,6 +335,7 @@ def test_the_report_shows_what_was_chosen() -> None:
         "networks": rows,
         "host": {"cpu": "A CPU"},
     }
-    html = planned.choice(Source(Report.model_validate({"plan": content}), (), {}, {}, []))
-    assert html is not None and html.text.count("chosen</span>") == 1 and "a&lt;b" in html.text and "A CPU" in html.text
+    view = planned.choice(Source(Report.model_validate({"plan": content}), (), {}, {}, []))
+    html = section("plan", view)
+    assert html.count("chosen</span>") == 1 and "a&lt;b" in html and "A CPU" in html
     assert planned.choice(Source(Report(), (), {}, {}, [])) is None
