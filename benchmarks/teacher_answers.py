@@ -55,6 +55,9 @@ def ask(path: Path, changes: tuple[str, ...], method: str, seeds: Iterable[int],
     with locked(cache.file.with_suffix(".asked.lock")):  # a second script finds them instead of asking, too
         cache.ensure_loaded()
         before = cache.used
+        store.console.line(
+            f"teacher {selected.teacher.network.model}: asked for all logits first, {before:,} are known"
+        )
         for seed in seeds:
             for epoch in range(1, (settings.train.epochs or 1) + 1):
                 view = views.views_of_epoch(
@@ -62,6 +65,4 @@ def ask(path: Path, changes: tuple[str, ...], method: str, seeds: Iterable[int],
                 )
                 cache.prefetch_logits(index, view.to(device)[index], pixels)
         cache.save()
-    store.console.line(
-        f"teacher {selected.teacher.network.model}: {cache.used - before:,} logits asked for, {before:,} known"
-    )
+    store.console.line(f"teacher {selected.teacher.network.model}: {cache.used - before:,} logits are new")
