@@ -91,8 +91,16 @@ def _table(title: str, intro: str, section: dict[str, Any], schema: dict[str, An
 
 def _row(key: str, value: dict[str, Any], required: bool, homes: dict[str, str]) -> str:
     default = "required" if required else _default(value.get("default"))
-    cells = (f"`{key}`", default, _allowed(value, homes), value["description"])
+    cells = (f"`{key}`", default, _allowed(value, homes), _literal(value["description"]))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _literal(text: str) -> str:
+    """Return text whose `<`, `>` and `*` are no Markdown, except where it is code already."""
+    pieces = text.split("`")
+    for place in range(0, len(pieces), 2):
+        pieces[place] = pieces[place].replace("<", "&lt;").replace(">", "&gt;").replace("*", "\\*")
+    return "`".join(pieces)
 
 
 def _default(value: Any) -> str:

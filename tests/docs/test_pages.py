@@ -140,6 +140,11 @@ def test_the_reference_shows_defaults_ranges_and_homes() -> None:
     )
 
 
+def test_the_reference_shows_patterns_of_files_as_they_are() -> None:
+    text = re.sub(r"`[^`]*`", "", reference_docs.markdown())
+    assert r"train/&lt;class&gt;/\*.JPEG" in text and not re.search(r"(?<!\\)[<*]", text)
+
+
 def test_replacing_keeps_the_rest_and_needs_both_markers() -> None:
     document = f"before\n{reference_docs.BEGIN}\nstale words\n{reference_docs.END}\nafter\n"
     written = reference_docs.replaced(document)
