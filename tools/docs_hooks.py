@@ -31,8 +31,21 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 
 def relinked(markdown: str, depth: int) -> str:
-    """Return a top-level file's text with its links into docs/ relative to a page `depth` folders below docs/."""
-    return re.sub(r"\]\(docs/", "](" + "../" * depth, markdown)
+    """Return a top-level file's text with links as a page `depth` folders below docs/ has them.
+
+    A link to a file that is no page of the site becomes its text alone.
+    """
+    pages = {source: page for page, source in MIRRORED.items()}
+
+    def link(found: re.Match[str]) -> str:
+        text, target = found[1], found[2]
+        if target.startswith(("https://", "#")):
+            return found[0]
+        file, _, anchor = target.partition("#")
+        page = file.removeprefix("docs/") if file.startswith("docs/") else pages.get(file)
+        return f"[{text}]({'../' * depth}{page}{'#' * bool(anchor)}{anchor})" if page else text
+
+    return re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", link, markdown)
 
 
 def formula(tex: str) -> str:

@@ -22,7 +22,7 @@ from compress.recipe.schema import METHOD_SECTIONS, Section, resolved
 ROOT = Path(__file__).parents[2]
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))
+    for path in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")))
 }
 REFERENCE, COMMANDS, REPORT = (f"docs/reference/{name}.md" for name in ("recipe", "commands", "report"))
 MINIMAL = {
@@ -56,7 +56,7 @@ def parse_click(command: click.Command, name: str, arguments: list[str]) -> None
 
 def parse_command(line: str) -> None:
     """Parse one console line by the program that it names; an unknown program fails."""
-    program, *arguments = shlex.split(line)
+    program, *arguments = shlex.split(line.removeprefix(".venv/bin/"))
     if re.fullmatch(r"[A-Z_]+=\S+", program):  # a variable for this command alone
         program, *arguments = arguments
     if program == "torchrun":
@@ -84,6 +84,8 @@ def parse_command(line: str) -> None:
         parse_click(module.main, arguments[0], [str(ROOT) if word == "FOLDER" else word for word in arguments[1:]])
     elif arguments[:2] in [["-m", f"compress.{folder}.reference_docs"] for folder in ("recipe", "cli", "report")]:
         assert (ROOT / arguments[2]).is_file()
+    elif program == "python" and arguments[:2] == ["-m", "pytest"]:
+        assert arguments[2:] and all((ROOT / word).exists() for word in arguments[2:] if word.startswith("tests"))
     elif program == "npm":
         from export.targets import onnxruntime_web
 
@@ -98,6 +100,9 @@ def parse_command(line: str) -> None:
             "python -m pip install -r requirements.txt",
             "cp -r node_modules/onnxruntime-web/dist ort",
             "python3 -m http.server",
+            "python -m build",
+            "python tests/test_versions.py --pin",
+            "git config blame.ignoreRevsFile .git-blame-ignore-revs",
         )
 
 
@@ -237,7 +242,7 @@ def test_every_page_can_be_reached_from_the_readme_and_is_in_the_sites_menu() ->
             if name in PAGES and name not in reached:
                 reached.add(name)
                 ahead.append(name)
-    assert reached == set(PAGES)
+    assert {page for page in PAGES if page.startswith("docs/")} <= reached
     menu = re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(f"docs/{page}" for page in menu) == sorted(page for page in PAGES if page.startswith("docs/"))
 
@@ -295,3 +300,9 @@ def test_every_benchmark_and_result_is_listed() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_no_path_of_a_machine(page: str) -> None:
     assert re.findall(r"(?<![\w.])/(?:work|home|root|tmp|Users|opt|mnt)\b|[A-Z]:\\", PAGES[page]) == []
+
+
+def test_the_architecture_page_names_every_folder() -> None:
+    named = set(re.findall(r"^\| `((?:compress|export)/[\w.]+)` \|", PAGES["docs/contributing/architecture.md"], re.M))
+    folders = {f"{top}/{path.name}" for top in ("compress", "export") for path in (ROOT / top).glob("[a-z]*/")}
+    assert named == {name for name in folders if not name.endswith("py.typed")} | {"export/verify.py"}

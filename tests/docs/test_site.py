@@ -169,7 +169,8 @@ def test_a_formula_is_drawn_as_one_shape_in_the_texts_colour(site: Path) -> None
     assert page.count('<svg role="img"') == 2 and "\\dfrac" not in re.sub(r'aria-label="[^"]*"', "", page)
 
 
-def test_a_mirrored_page_keeps_its_links() -> None:
-    text = "[a](docs/guides/photos.md#x) [b](https://example.com) `docs/`"
-    assert docs_hooks.relinked(text, depth=1) == "[a](../guides/photos.md#x) [b](https://example.com) `docs/`"
+def test_a_mirrored_page_keeps_the_links_that_the_site_has() -> None:
+    text = "[a](docs/guides/photos.md#x) [b](https://example.com) `docs/` [c](CHANGELOG.md) [d](LICENSE) [e](#y)"
+    found = "[a](../guides/photos.md#x) [b](https://example.com) `docs/` [c](../changelog.md) d [e](#y)"
+    assert docs_hooks.relinked(text, depth=1) == found
     assert docs_hooks.relinked(text, depth=0).startswith("[a](guides/photos.md#x)")
