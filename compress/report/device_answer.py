@@ -9,6 +9,7 @@ from compress.recipe.schema import Require
 from compress.report.schema import DeviceRow, IntegerGain, ModelRow, NamedDevice, Report, RequirementRow
 from compress.verdict import requirements as verdict
 from compress.verdict.device_requirements import LIMITS
+from compress.verdict.gains import int8_gain
 
 
 def merge(
@@ -132,7 +133,7 @@ def _integer_gain(report: Report, rows: Sequence[DeviceRow], target: str) -> Int
         top1_drop_points=pair.top1_drop_points if pair else None,
         top1_drop_ci95=pair.top1_drop_ci95 if pair else None,
         target=target,
-        sentence=verdict.int8_against_float(speedup, (low, high), f"on {target}", _unfit(row)),
+        sentence=int8_gain(speedup, (low, high), f"on {target}", _unfit(row)),
     )
 
 

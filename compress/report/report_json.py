@@ -43,6 +43,7 @@ from compress.report.schema import (
 )
 from compress.verdict import device_requirements, teacher_choice
 from compress.verdict import requirements as verdict
+from compress.verdict.gains import distillation_gain, int8_gain, tuning_gain
 from compress.verdict.intervals import PairedDrop, drop_from_counts
 from compress.verdict.shipped_model import facts
 
@@ -233,7 +234,7 @@ def _distillation(evidence: Evidence) -> GainSection | None:
     if row is None:
         return None
     drop = drop_from_counts(row["lost"], row["gained"], row["images"])
-    return GainSection.model_validate(_gain(drop, verdict.distillation_worth(drop)))
+    return GainSection.model_validate(_gain(drop, distillation_gain(drop)))
 
 
 def _gain(drop: PairedDrop, sentence: str) -> dict[str, Any]:
@@ -254,7 +255,7 @@ def _tuning(evidence: Evidence) -> TuningSection | None:
     row = next(row for row in evidence.measured.comparisons if row["against"] == static.name)
     drop = drop_from_counts(row["lost"], row["gained"], row["images"])
     own = {key: value for key, value in to_json(tuned).items() if key not in ("weights", "ranges", "history", "target")}
-    gain = _gain(drop, verdict.tuning_worth(drop))
+    gain = _gain(drop, tuning_gain(drop))
     return TuningSection.model_validate({**gain, "model": row["model"], "against": static.name, **own})
 
 
@@ -271,5 +272,5 @@ def _integer_gain(evidence: Evidence) -> IntegerGain | None:
         ci95=row["speedup_ci95"],
         top1_drop_points=row["top1_drop_points"],
         top1_drop_ci95=row["top1_drop_ci95"],
-        sentence=verdict.int8_against_float(row["speedup_p50"], row["speedup_ci95"], unfit=unfit),
+        sentence=int8_gain(row["speedup_p50"], row["speedup_ci95"], unfit=unfit),
     )

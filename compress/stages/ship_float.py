@@ -31,7 +31,7 @@ def run_ship_float(config: str, *, context: Context, measured: Measured, test: T
         classes=test.classes,
     )
     path = context.work / "pictures.npz"
-    np.savez_compressed(path, **found.pictures)  # type: ignore[arg-type]
+    np.savez_compressed(path, **found.images)  # type: ignore[arg-type]
     return dataclasses.replace(
         measured, per_class=found.per_class, slices=found.unsure, gallery=File.of(path), ships=config
     )

@@ -122,7 +122,7 @@ def run_validate(
         warnings=(*latency.warnings(timed, sustained), *_int8_warnings(models, comparisons)),
         predictions=_save(context.work / "predictions.npz", _predictions(images, labels, logits)),
         latency_samples=_save(context.work / "latency.npz", _samples(timed)),
-        gallery=_save(context.work / "pictures.npz", changes.pictures),
+        gallery=_save(context.work / "pictures.npz", changes.images),
         bundle=bundle,
         ships=shipped.name,
         ships_because=because,

@@ -1,8 +1,9 @@
-"""Names the mistake behind a wrong accuracy, by trying the known mistakes and seeing which one's repair restores it.
+"""Names the mistake behind a wrong accuracy, by trying which known repair restores it. Loads no torch.
 
-Equal logits of two runtimes cannot show that the input is wrong; an accuracy that is known beforehand can. Each repair changes the
-pictures (channels, range, normalisation, direction, crop) or the order of the classes; one is named only when the accuracy on the same
-pictures rises beyond chance and reaches what is expected, or at least closes half of the gap. Needs numpy; nothing of torch.
+That two runtimes give equal logits cannot show that their input is wrong; an accuracy that is known beforehand can.
+Each repair changes the images (channels, range, normalisation, direction, crop) or the order of the classes. A repair
+is named only if the accuracy on the same images rises beyond chance and either reaches the expected one or closes at
+least half of the gap.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ from numpy.typing import NDArray
 from compress.verdict.intervals import mcnemar_exact, wilson
 
 Pixels = NDArray[np.float32]
-Predict = Callable[
-    [Pixels], NDArray[np.floating]
-]  # pixels (N, H, W, 3) on the scale 0 to 255, not always whole or inside it -> logits (N, K)
-Constants = tuple[Sequence[float], Sequence[float]]  # mean, std per channel of pixels in [0, 1]
+# Pixels (N, H, W, 3) on the scale 0 to 255, not always whole or inside it -> logits (N, K).
+Predict = Callable[[Pixels], NDArray[np.floating]]
+# Mean and standard deviation per channel, of pixels in [0, 1].
+Constants = tuple[Sequence[float], Sequence[float]]
 
-SCREENED = 64  # pictures that every repair is tried on
-JUDGED = 400  # pictures that the best repairs are judged on
-LEVEL = 0.01  # McNemar's p above which a rise may be chance
+# Every repair is tried on the first number of images; the best ones are judged on the second.
+SCREENING_IMAGES, JUDGING_IMAGES = 64, 400
+# A rise with a larger McNemar p may be chance.
+CHANCE_LEVEL = 0.01
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-NORMALIZATIONS: dict[str, tuple[str, Constants]] = {  # what the fault is called, what the network seems to expect
+# Words -> what the fault is called, and what the network seems to expect.
+NORMALIZATIONS: dict[str, tuple[str, Constants]] = {
     "ImageNet's mean and deviation": ("normalisation", IMAGENET),
     "(x / 255 - 0.5) / 0.5": ("normalisation", ((0.5,) * 3, (0.5,) * 3)),
     "CIFAR-100's mean and deviation": ("normalisation", ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))),
@@ -39,36 +42,39 @@ NORMALIZATIONS: dict[str, tuple[str, Constants]] = {  # what the fault is called
 
 @dataclass(frozen=True)
 class Fault:
-    """A mistake that explains an accuracy. `kind`: BGR | normalisation | range | inverted | turned | classes | a variant's name.
+    """A mistake that explains an accuracy.
 
-    `seen` and `repaired`: accuracies (fractions) on the same `pictures` pictures.
+    `kind`: BGR, normalisation, range, inverted, turned, swapped classes, classes, or a variant's name. `seen` and
+    `repaired` are accuracies (fractions) on the same `images` images. `restores`: whether the expected one is reached.
     """
 
     kind: str
     repair: str
     seen: float
     repaired: float
-    pictures: int
+    images: int
     restores: bool
 
     def sentence(self) -> str:
-        """For an error message: which mistake it looks like, and what its repair gives."""
+        """Describe which mistake it looks like and what its repair gives, for an error message."""
         looks = {
             "normalisation": "another normalisation",
             "range": "another range of pixels",
-            "inverted": "inverted pictures",
-            "turned": "turned pictures",
+            "inverted": "inverted images",
+            "turned": "turned images",
             "classes": "another order of the classes",
         }.get(self.kind, self.kind)
-        rest = "" if self.restores else ", which explains a part of it only"
-        return f"looks like {looks}: with {self.repair} top-1 is {self.repaired:.4f} instead of {self.seen:.4f} on {self.pictures} pictures{rest}"
+        rest = "" if self.restores else ", which explains only a part of it"
+        gain = f"top-1 is {self.repaired:.4f} instead of {self.seen:.4f} on {self.images} images"
+        return f"looks like {looks}: with {self.repair} {gain}{rest}"
 
 
 @dataclass(frozen=True)
 class _Repair:
     kind: str
     words: str
-    apply: Callable[[Pixels, NDArray[np.intp]], Pixels]  # pixels of the chosen pictures, their places among all
+    # Pixels of the chosen images and their places among all -> pixels.
+    apply: Callable[[Pixels, NDArray[np.intp]], Pixels]
 
 
 def name_fault(
@@ -81,17 +87,26 @@ def name_fault(
     variants: Mapping[str, NDArray[np.uint8]] | None = None,
     classes: Sequence[str] | None = None,
 ) -> Fault | None:
-    """The known mistake whose repair brings `model` to `expected_top1` on pictures uint8 (N, H, W, 3); None where none does.
+    """Find the known mistake whose repair brings `model` to an expected accuracy.
 
-    `normalization`: what the model subtracts and divides by now; without it no other is tried. `variants`: the same pictures prepared
-    without a mistake, by the mistake's name ("squash for crop"). `classes`: names for the sentence.
+    Args:
+        model: pixels -> logits, with the suspected mistake.
+        images: uint8 (N, H, W, 3).
+        labels: (N,).
+        expected_top1: a fraction.
+        normalization: what the model subtracts and divides by now; None: no other normalisation is tried.
+        variants: a mistake's name ("squash for crop") -> the same images prepared without it.
+        classes: names for the sentence.
+
+    Returns:
+        The mistake; None where no repair helps.
     """
     order = np.random.default_rng(0).permutation(len(images))
-    screened, judged = np.sort(order[:SCREENED]), np.sort(order[:JUDGED])
+    screened, judged = np.sort(order[:SCREENING_IMAGES]), np.sort(order[:JUDGING_IMAGES])
     single, double = _repairs(normalization, variants or {})
 
     def scored(repairs: list[_Repair]) -> list[_Repair]:
-        """Best first: by accuracy, then by how likely the labels are; the sort is stable, so simpler ones stand first among equals."""
+        """Sort best first: by accuracy, then by how likely the labels are. Among equals the simpler one stays first."""
         scores = [
             _score(model(one.apply(images[screened].astype(np.float32), screened)), labels[screened]) for one in repairs
         ]
@@ -105,7 +120,8 @@ def name_fault(
         return _judged(repair.kind, repair.words, right, logits.argmax(axis=1) == labels[judged], expected_top1)
 
     found = [tried(one) for one in scored(single)[:2]]
-    # An order of classes that is learnt from the answers can imitate a mistake in the input (red shirts for blue ones), not the other way round.
+    # An order of classes that is learnt from the answers can imitate a mistake in the input (red shirts for blue
+    # ones), but not the other way round.
     found += [
         _classes_fault(plain, labels[judged], expected_top1, classes),
         *(tried(one) for one in scored(double)[:1]),
@@ -114,7 +130,8 @@ def name_fault(
     if not named:
         return None
     best = max(fault.repaired for fault in named)
-    # Within two standard errors of the best the simpler explanation wins: one repair, another order of classes, two repairs.
+    # Within two standard errors of the best, the simpler explanation wins: one repair, then another order of classes,
+    # then two repairs.
     margin = 2 * np.sqrt(max(best * (1 - best), 1e-4) / len(judged))
     return next(
         fault for fault in sorted(named, key=lambda fault: not fault.restores) if fault.repaired >= best - margin
@@ -124,7 +141,10 @@ def name_fault(
 def _repairs(
     normalization: Constants | None, variants: Mapping[str, NDArray[np.uint8]]
 ) -> tuple[list[_Repair], list[_Repair]]:
-    """Single repairs, and pairs of channel order and normalisation, the one pair that is common (BGR networks of Caffe)."""
+    """Return single repairs, and pairs of channel order and normalisation.
+
+    It is the one pair that is common: networks from Caffe take BGR.
+    """
     flip = _Repair("BGR", "red and blue exchanged", lambda pixels, _: np.ascontiguousarray(pixels[..., ::-1]))
     values = (
         [_renormalize(name, kind, normalization, constants) for name, (kind, constants) in NORMALIZATIONS.items()]
@@ -140,12 +160,12 @@ def _repairs(
         _turned(words, quarter)
         for words, quarter in (("a quarter turn", 1), ("a half turn", 2), ("three quarter turns", 3))
     ]
-    single += [_Repair(name, "pictures prepared without it", _chosen(right)) for name, right in variants.items()]
+    single += [_Repair(name, "images prepared without it", _chosen(right)) for name, right in variants.items()]
     return single, [_both(flip, one) for one in values]
 
 
 def _renormalize(name: str, kind: str, now: Constants, wanted: Constants) -> _Repair:
-    """Pixels that the model's own normalisation turns into those of another one."""
+    """Build a repair that makes the model's own normalisation act as another one."""
     mean, std, other_mean, other_std = (np.asarray(values, np.float32) for values in (*now, *wanted))
     scale, shift = std / other_std, np.float32(255) * (mean - other_mean * std / other_std)
     return _Repair(kind, name, lambda pixels, _: (pixels * scale + shift).astype(np.float32))
@@ -167,7 +187,7 @@ def _both(first: _Repair, second: _Repair) -> _Repair:
 
 
 def _score(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> tuple[float, float]:
-    """Smaller is better: errors, then the mean surprise at the labels."""
+    """Return errors, then the mean surprise at the labels; smaller is better."""
     values = np.asarray(logits, np.float64)
     values = values - values.max(axis=1, keepdims=True)
     own = values[np.arange(len(labels)), labels] - np.log(np.exp(values).sum(axis=1))
@@ -177,23 +197,20 @@ def _score(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> tuple[f
 def _judged(
     kind: str, words: str, before: NDArray[np.bool_], after: NDArray[np.bool_], expected: float
 ) -> Fault | None:
-    """A repair that lifts the accuracy beyond chance and closes at least half of the gap."""
+    """Return the fault if its repair lifts the accuracy beyond chance and closes at least half of the gap."""
     lost, gained = int(np.sum(before & ~after)), int(np.sum(~before & after))
     seen, repaired, n = float(before.mean()), float(after.mean()), len(before)
-    if gained <= lost or mcnemar_exact(lost, gained) > LEVEL:
+    if gained <= lost or mcnemar_exact(lost, gained) > CHANCE_LEVEL:
         return None
     restores = wilson(int(after.sum()), n)[1] >= expected
-    return (
-        Fault(kind, words, seen, repaired, n, restores)
-        if restores or repaired - seen >= 0.5 * (expected - seen)
-        else None
-    )
+    helps = restores or repaired - seen >= 0.5 * (expected - seen)
+    return Fault(kind, words, seen, repaired, n, restores) if helps else None
 
 
 def _classes_fault(
     logits: NDArray[np.floating], labels: NDArray[np.integer], expected: float, classes: Sequence[str] | None
 ) -> Fault | None:
-    """Another order of the classes: what each answer means is learnt on one half of the pictures and judged on the other."""
+    """Try another order of the classes: learn what each answer means on one half of the images, judge on the other."""
     answers, count = logits.argmax(axis=1), logits.shape[1]
     meaning = _meaning(answers[::2], labels[::2], count)
     moved = [index for index in range(count) if meaning[index] != index]
@@ -207,7 +224,10 @@ def _classes_fault(
 
 
 def _meaning(answers: NDArray[np.integer], labels: NDArray[np.integer], count: int) -> NDArray[np.intp]:
-    """The label that each answer (K,) mostly stands for, one to one: the most frequent pairs first; an answer without pictures keeps its own."""
+    """Return the label that each answer (K,) mostly stands for, one to one, the most frequent pairs first.
+
+    An answer without images keeps its own label.
+    """
     pairs = np.zeros((count, count), np.int64)
     np.add.at(pairs, (answers, labels), 1)
     meaning, taken = np.full(count, -1), np.zeros(count, bool)
@@ -226,7 +246,10 @@ def _meaning(answers: NDArray[np.integer], labels: NDArray[np.integer], count: i
 
 
 def per_tensor_layers(path: Path) -> tuple[int, int]:
-    """(layers whose weights have one scale for all channels, quantised layers with weights) of an int8 file in the QDQ format."""
+    """Count an int8 file's layers whose weights have one scale for all channels, and all quantised layers with weights.
+
+    The file is in the QDQ format.
+    """
     import onnx
 
     graph = onnx.load(str(path)).graph
@@ -245,8 +268,9 @@ def per_tensor_layers(path: Path) -> tuple[int, int]:
 
 
 def name_int8_fault(path: Path) -> str | None:
-    """Why an int8 file may lose accuracy that its float file has, from the file alone; None where nothing is known."""
+    """Return why an int8 file may lose accuracy, from the file alone; None where nothing is known."""
     single, layers = per_tensor_layers(path)
     if not layers or single < layers:
         return None
-    return f"looks like per-tensor int8: one weight scale for all channels in each of {layers} layers; quantize.per_channel: true gives every channel its own"
+    scales = f"one weight scale for all channels in each of {layers} layers"
+    return f"looks like per-tensor int8: {scales}; quantize.per_channel: true gives every channel its own"

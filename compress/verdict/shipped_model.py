@@ -1,4 +1,4 @@
-"""The file that ships: which one it is, and its numbers."""
+"""The file that ships and its numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from compress.verdict.intervals import drop_from_counts
 
 
 def facts(measured: Measured, models: tuple[ModelFile, ...]) -> requirements.Facts:
-    """The numbers of the file that ships, against the float teacher."""
+    """Return the numbers of the file that ships, against the float teacher."""
     teacher = next(row for row in measured.models if row["role"] == "teacher")
     students = [row for row in measured.models if row["role"] == "student"]
     best = next((row for row in students if row["precision"] == "int8"), students[0])
@@ -49,17 +49,15 @@ def facts(measured: Measured, models: tuple[ModelFile, ...]) -> requirements.Fac
 
 
 def shipping(models: tuple[ModelFile, ...], measured: Measured) -> tuple[ModelFile, ...]:
-    """All files but a student's int8 file that `keep: faster` took out; it judges the device's file, not those for other targets."""
+    """Return the files that ship: all but the device's int8 file where `keep: faster` took it out."""
     best = next((model.name for model in models if model.role == "student" and model.precision == "int8"), None)
     return tuple(model for model in models if model.name != best or measured.ships in (None, best))
 
 
 def _untimed(row: dict[str, Any]) -> str | None:
-    """Why a file has no time here."""
-    from export.runtime import isa  # onnxruntime; training alone runs without
+    """Return why a file has no time here; None where it has one."""
+    from export.runtime import isa  # loads onnxruntime, which training alone does without
 
-    return (
-        f"it is built for {row['target']} and this machine is {isa()}"
-        if row["latency_ms"] is None and row["target"]
-        else None
-    )
+    if row["latency_ms"] is not None or not row["target"]:
+        return None
+    return f"it is built for {row['target']} and this machine is {isa()}"

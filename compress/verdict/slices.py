@@ -1,6 +1,6 @@
-"""Where a model got worse than its reference on the same pictures: by class, and where the teacher itself was unsure.
+"""Finds where a model is worse than its reference: in which classes, and on images of which the teacher is unsure.
 
-An average hides both: a class of few pictures, and the hard pictures on which a compressed model flips first.
+An average hides both a class of few images and the hard images on which a compressed model flips first.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from compress.verdict.intervals import PairedDrop, holm, least_sure, paired_drop, top_margin
 
-SHARES = {"least sure tenth": 0.1, "least sure quarter": 0.25}  # by the teacher's top-1 margin
-LEVEL = 0.05  # of a class's p, adjusted for the number of classes: below it the class is called worse
-SHOWN = 8  # pictures of a slice in the report
+# Slices of the test images, by the teacher's top-1 margin.
+SHARES = {"least sure tenth": 0.1, "least sure quarter": 0.25}
+# A class is called worse if its p, adjusted for the number of classes, is below this level.
+WORSE_LEVEL = 0.05
+# What the report shows: images of a slice, classes, mistakes.
+SLICE_IMAGES_SHOWN = 8
 CLASSES_SHOWN = 3
-
 MISTAKES_SHOWN = 24
 
 Logits = NDArray[np.floating]
@@ -26,11 +28,11 @@ Logits = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Changes:
-    """Where one model differs from the teacher: rows a class, rows a slice, and the arrays of pictures.npz."""
+    """Where one model differs from the teacher: a row for each class and slice, and the arrays of pictures.npz."""
 
     per_class: tuple[dict[str, Any], ...]
     unsure: tuple[dict[str, Any], ...]
-    pictures: dict[str, NDArray[Any]]
+    images: dict[str, NDArray[Any]]
 
 
 def changes(
@@ -43,12 +45,22 @@ def changes(
     floats: str | None,
     classes: Sequence[str],
 ) -> Changes:
-    """Of the model that ships, on all test pictures uint8 (N, H, W, 3). `floats`: the float student, where another file ships."""
+    """Compare the model that ships with the teacher.
+
+    Args:
+        images: all test images, uint8 (N, H, W, 3).
+        labels: (N,).
+        logits: file -> its logits (N, K).
+        teacher: the teacher's file.
+        model: the file that ships.
+        floats: the float student's file where another one ships, else None.
+        classes: names of the K classes.
+    """
     rows = class_rows(labels, logits[teacher], logits[model], logits[floats] if floats else None, classes)
     unsure = unsure_rows(labels, logits, teacher=teacher, model=model, against=[teacher, *([floats] if floats else [])])
     shown = {
         **mistakes(images, labels, logits[teacher], logits[model]),
-        **pictures(images, labels, logits[teacher], logits[model], rows),
+        **slice_images(images, labels, logits[teacher], logits[model], rows),
     }
     return Changes(rows, unsure, shown)
 
@@ -56,7 +68,17 @@ def changes(
 def mistakes(
     images: NDArray[np.uint8], labels: NDArray[np.integer], teacher: Logits, student: Logits
 ) -> dict[str, NDArray[Any]]:
-    """Pictures that the student gets wrong and the teacher right, the student's surest mistakes first."""
+    """Select images that the student gets wrong and the teacher right, the student's most confident mistakes first.
+
+    Args:
+        images: uint8 (N, H, W, 3).
+        labels: (N,).
+        teacher: logits (N, K).
+        student: logits (N, K).
+
+    Returns:
+        Arrays of at most MISTAKES_SHOWN images, and `total`, how many such mistakes there are.
+    """
     wrong = np.flatnonzero((teacher.argmax(axis=1) == labels) & (student.argmax(axis=1) != labels))
     gap = student[wrong].max(axis=1) - student[wrong, labels[wrong]]
     chosen = wrong[np.argsort(-gap, kind="stable")][:MISTAKES_SHOWN]
@@ -71,7 +93,7 @@ def mistakes(
 
 
 def drop_row(drop: PairedDrop) -> dict[str, Any]:
-    """The keys that every paired comparison has."""
+    """Return the keys that every paired comparison has."""
     return {
         "n": drop.n,
         "lost": drop.lost,
@@ -85,7 +107,20 @@ def drop_row(drop: PairedDrop) -> dict[str, Any]:
 def unsure_rows(
     labels: NDArray[np.integer], logits: Mapping[str, Logits], *, teacher: str, model: str, against: Sequence[str]
 ) -> tuple[dict[str, Any], ...]:
-    """One row a slice and reference: `model` on the pictures of which the teacher is least sure. Slices follow logits, never labels."""
+    """Compare `model` with each reference on the images of which the teacher is least sure.
+
+    The slices depend on logits alone, never on labels.
+
+    Args:
+        labels: (N,).
+        logits: file -> its logits (N, K).
+        teacher: the file whose margin defines the slices.
+        model: the file that is judged.
+        against: the references' files.
+
+    Returns:
+        One row for each slice and reference.
+    """
     rows = []
     for name, share in SHARES.items():
         chosen = least_sure(logits[teacher], share)
@@ -101,15 +136,23 @@ def unsure_rows(
 def class_rows(
     labels: NDArray[np.integer], teacher: Logits, model: Logits, floats: Logits | None, classes: Sequence[str]
 ) -> tuple[dict[str, Any], ...]:
-    """One row a class: `model` against the teacher, and against the float student where there is one.
+    """Compare `model` with the teacher in each class, and with the float student where there is one.
 
-    `worse`: the drop is beyond chance after Holm's correction for the number of classes.
+    Args:
+        labels: (N,).
+        teacher: logits (N, K).
+        model: logits (N, K).
+        floats: the float student's logits (N, K), or None.
+        classes: names of the K classes.
+
+    Returns:
+        One row for each class. `worse`: the drop is beyond chance after Holm's correction for the number of classes.
     """
     rows = [_class_row(labels == index, name, labels, teacher, model, floats) for index, name in enumerate(classes)]
     for key in ("", "float_"):
         tested = [row for row in rows if row.get(f"{key}mcnemar_p") is not None]
         for row, p in zip(tested, holm(np.array([row[f"{key}mcnemar_p"] for row in tested])), strict=True):
-            row[f"{key}worse"] = bool(p < LEVEL and row[f"{key}lost"] > row[f"{key}gained"])
+            row[f"{key}worse"] = bool(p < WORSE_LEVEL and row[f"{key}lost"] > row[f"{key}gained"])
     return tuple(rows)
 
 
@@ -138,16 +181,25 @@ def _class_row(
     return row
 
 
-def pictures(
+def slice_images(
     images: NDArray[np.uint8],
     labels: NDArray[np.integer],
     teacher: Logits,
     model: Logits,
     rows: Sequence[Mapping[str, Any]],
 ) -> dict[str, NDArray[Any]]:
-    """Pictures behind the rows: right by the teacher, wrong by the model, surest mistakes first, for the unsure tenth and each worse class.
+    """Select images behind the rows: the teacher is right, the model wrong, its most confident mistakes first.
 
-    `slice_images` uint8 (M, H, W, 3), `slice_labels`, `slice_student` int, `slice_margin` float (M,), `slice_name` str (M,).
+    Args:
+        images: uint8 (N, H, W, 3).
+        labels: (N,).
+        teacher: logits (N, K).
+        model: logits (N, K).
+        rows: those of `class_rows`; the worst CLASSES_SHOWN of the worse classes are shown beside the least sure tenth.
+
+    Returns:
+        `slice_images` uint8 (M, H, W, 3), `slice_labels` and `slice_student` int (M,), `slice_margin` float (M,) and
+        `slice_name` str (M,).
     """
     lost = (teacher.argmax(axis=1) == labels) & (model.argmax(axis=1) != labels)
     gap = model.max(axis=1) - model[np.arange(len(labels)), labels]
@@ -158,7 +210,7 @@ def pictures(
     index, names = [], []
     for name, chosen in groups:
         found = np.flatnonzero(lost & chosen)
-        found = found[np.argsort(-gap[found], kind="stable")][:SHOWN]
+        found = found[np.argsort(-gap[found], kind="stable")][:SLICE_IMAGES_SHOWN]
         index += found.tolist()
         names += [name] * len(found)
     taken = np.array(index, dtype=np.int64)

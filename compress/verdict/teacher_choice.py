@@ -1,4 +1,4 @@
-"""Which candidate teaches, and why: by its own accuracy, or by what short distillations made of the student."""
+"""Chooses the teacher among the candidates: by its own accuracy, or by short distillations of the student."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.core.records.training import Proxied, Trained
+from compress.core.text import plural
 from compress.verdict.intervals import paired_drop
 
 
 @dataclass(frozen=True)
 class Behind:
-    """How far a candidate's student is behind the best one, on the same pictures: points with a 95 % interval. `shown`: zero is not in it."""
+    """How far a candidate's student is behind the best one on the same images: points with a 95 % interval."""
 
     points: float
     low: float
@@ -22,7 +23,7 @@ class Behind:
 
     @property
     def shown(self) -> bool:
-        """Whether the pictures tell the two apart."""
+        """Whether the images show a difference: zero is not in the interval."""
         return self.low > 0
 
     def __str__(self) -> str:
@@ -31,7 +32,10 @@ class Behind:
 
 @dataclass(frozen=True)
 class Selected:
-    """The teacher, its place among the candidates and why it won. `behind`: one a candidate, None for the one with the best student."""
+    """The teacher, its place among the candidates and why it was chosen.
+
+    `behind` has one entry for each candidate, None for the one with the best student.
+    """
 
     teacher: Trained
     index: int
@@ -41,10 +45,11 @@ class Selected:
 
 
 def select(candidates: list[Trained], proxies: tuple[Proxied, ...] = ()) -> Selected:
-    """The best candidate: by what `proxies`, one a candidate, made of the student where there are any, else by its own accuracy.
+    """Choose the best candidate, by `proxies` (one for each candidate) where there are any, else by its own accuracy.
 
-    By proxy, all whose student is not shown to be worse than the best one (paired on the validation pictures, 95 %) count as equal, and of
-    them the one with the fewest multiply-accumulates teaches. By their own accuracy only exactly equal ones do.
+    By proxy, all candidates whose student is not shown to be worse than the best one (paired on the validation images,
+    95 %) count as equal, and the one with the fewest multiply-accumulates is chosen. By their own accuracy only exactly
+    equal candidates count as equal.
     """
     if len(candidates) > 1 and proxies:
         return _by_proxy(candidates, proxies)
@@ -55,17 +60,13 @@ def select(candidates: list[Trained], proxies: tuple[Proxied, ...] = ()) -> Sele
     second = max((c for i, c in enumerate(candidates) if i != index), key=lambda c: c.top1_validation)
     lead = 100 * (best.top1_validation - second.top1_validation)
     if lead == 0:
-        return Selected(
-            best,
-            index,
-            f"{best.network.model} ties with {second.network.model} on validation and needs fewer multiply-accumulates",
-        )
-    return Selected(
-        best,
-        index,
+        tie = f"{best.network.model} ties with {second.network.model} on validation"
+        return Selected(best, index, f"{tie} and needs fewer multiply-accumulates")
+    reason = (
         f"{best.network.model} has the best validation accuracy: {100 * best.top1_validation:.2f} %, "
-        f"{lead:.2f} points ahead of {second.network.model} ({100 * second.top1_validation:.2f} %)",
+        f"{lead:.2f} points ahead of {second.network.model} ({100 * second.top1_validation:.2f} %)"
     )
+    return Selected(best, index, reason)
 
 
 def _by_proxy(candidates: list[Trained], proxies: tuple[Proxied, ...]) -> Selected:
@@ -83,41 +84,42 @@ def _by_proxy(candidates: list[Trained], proxies: tuple[Proxied, ...]) -> Select
 
 
 def _behind(best: NDArray[np.bool_], other: NDArray[np.bool_]) -> Behind:
-    """Both bool (V,) of the same pictures."""
+    """Compare two students, bool (V,) each, on the same images."""
     drop = paired_drop(best, other)
     return Behind(drop.drop_points, drop.low, drop.high)
 
 
 def _cost(one: Trained) -> float:
-    """Multiply-accumulates; a file that does not show them counts as the largest."""
+    """Return the multiply-accumulates; a file that does not show them counts as the largest."""
     return float("inf") if one.macs is None else one.macs
 
 
 def _proxy_reason(
     candidates: list[Trained], proxies: tuple[Proxied, ...], behind: tuple[Behind | None, ...], index: int, best: int
 ) -> str:
-    """Who made the best student, by how much, whether that is more than chance, and whether the strongest teacher is another one."""
+    """Describe which candidate makes the best student, by how much, and how it compares with the strongest teacher."""
     names = [one.network.model for one in candidates]
     one = proxies[best]
-    told = f"the student reaches {100 * one.top1_validation:.2f} % on {one.images:,} validation pictures after {one.epochs} epochs on {100 * one.share:g} %"
+    reached = f"the student reaches {100 * one.top1_validation:.2f} % on {one.images:,} validation images"
+    spent = f"{plural(one.epochs, 'epoch')} on {100 * one.share:g} % of the images"
     second = max((i for i in range(len(proxies)) if i != best), key=lambda i: (i == index, proxies[i].top1_validation))
-    ahead = f"{told} of the pictures with {names[best]}, {behind[second]} more than with {names[second]}"
+    ahead = f"{reached} after {spent} with {names[best]}, {behind[second]} more than with {names[second]}"
     gap = behind[second]
     if gap is not None and not gap.shown:
-        cheaper = (
-            "is as large"
-            if _cost(candidates[index]) == _cost(candidates[second if index == best else best])
-            else "needs fewer multiply-accumulates"
-        )
-        return f"{ahead}: no difference shown, and {names[index]} {cheaper}; more validation pictures or longer proxies would tell more"
+        other = candidates[second if index == best else best]
+        equal = _cost(candidates[index]) == _cost(other)
+        cheaper = "is as large" if equal else "needs fewer multiply-accumulates"
+        more = "more validation images or longer proxies may show one"
+        return f"{ahead}: no difference shown, and {names[index]} {cheaper}; {more}"
     strongest = max(range(len(candidates)), key=lambda i: candidates[i].top1_validation)
     if candidates[strongest].top1_validation == candidates[index].top1_validation:
         return f"{ahead}; {names[index]} is the strongest by itself too"
-    return f"{ahead}, although {names[strongest]} is stronger by itself ({100 * candidates[strongest].top1_validation:.2f} %)"
+    own = f"{100 * candidates[strongest].top1_validation:.2f} %"
+    return f"{ahead}, although {names[strongest]} is stronger by itself ({own})"
 
 
 def rows(candidates: list[Trained], selected: Selected) -> list[dict[str, Any]]:
-    """The table of candidates: report.json's, with both rankings (1 is best)."""
+    """Return the table of candidates for report.json, with both rankings (1 is best)."""
     own = ranks([one.top1_validation for one in candidates])
     proxy = ranks([one.top1_validation for one in selected.proxies])
     gaps: tuple[Any, ...] = selected.behind or (None,) * len(candidates)
@@ -145,20 +147,19 @@ def rows(candidates: list[Trained], selected: Selected) -> list[dict[str, Any]]:
 
 
 def ranks(values: list[float]) -> list[int]:
-    """Of each value, 1 for the highest; equal values have equal ranks."""
+    """Return the rank of each value, 1 for the highest; equal values have equal ranks."""
     return [1 + sum(other > value for other in values) for value in values]
 
 
 def proxy_line(row: dict[str, Any]) -> str:
-    """A row of the table where candidates were compared by proxy, for the console."""
-    return (
-        f"teacher {row['model']}: {100 * row['top1_validation']:.2f} % by itself (rank {row['rank']}), "
-        f"the student {100 * row['proxy_top1_validation']:.2f} % with it (rank {row['proxy_rank']}{behind_best(row, ', ')})"
-    )
+    """Format a row of the table for the console, where candidates were compared by proxy."""
+    own = f"{100 * row['top1_validation']:.2f} % by itself (rank {row['rank']})"
+    student = f"{100 * row['proxy_top1_validation']:.2f} % with it"
+    return f"teacher {row['model']}: {own}, the student {student} (rank {row['proxy_rank']}{behind_best(row, ', ')})"
 
 
 def behind_best(row: dict[str, Any], before: str = "") -> str:
-    """How far the row's student is behind the best one, or nothing; `before` stands in front."""
+    """Return how far the row's student is behind the best one, after the text `before`; "" for the best one."""
     if row["proxy_behind_ci95"] is None:
         return ""
     gap = Behind(row["proxy_behind_points"], *row["proxy_behind_ci95"])

@@ -195,7 +195,7 @@ def test_the_proxy_decides_and_both_rankings_are_told(tmp_path):
 
     assert (selected.teacher, selected.index) == (candidates[1], 1)
     assert selected.reason == (
-        "the student reaches 45.00 % on 400 validation pictures after 2 epochs on 50 % of the pictures with resnet20, 3.00 [1.72, 5.17] points more than "
+        "the student reaches 45.00 % on 400 validation images after 2 epochs on 50 % of the images with resnet20, 3.00 [1.72, 5.17] points more than "
         "with resnet56, although resnet56 is stronger by itself (81.00 %)"
     )
     assert [(row["rank"], row["proxy_rank"], row["chosen"]) for row in rows] == [

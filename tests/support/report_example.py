@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from compress.recipe.schema import Require
+from compress.verdict.gains import distillation_gain, int8_gain
 from compress.verdict.intervals import PairedDrop, paired_drop, per_class, top_k_correct, wilson
-from compress.verdict.requirements import Facts, distillation_worth, int8_against_float, judge, status
+from compress.verdict.requirements import Facts, judge, status
 
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 # file: role, precision, share of right answers, bytes, median ms, integer share
@@ -157,7 +158,7 @@ def assemble(
             "cuda": None,
         },
     }
-    sentence = int8_against_float(pairs[2]["speedup_p50"], pairs[2]["speedup_ci95"])
+    sentence = int8_gain(pairs[2]["speedup_p50"], pairs[2]["speedup_ci95"])
     return contract | {
         "started": "2026-01-31 12:00:00 UTC",
         "command": "compress run recipes/mobilenet.yaml",
@@ -179,7 +180,7 @@ def assemble(
             "mcnemar_p": worth.p,
             "model": "student.int8.onnx",
             "against": "baseline.int8.onnx",
-            "sentence": distillation_worth(worth),
+            "sentence": distillation_gain(worth),
         },
         "int8_against_float": {
             "speedup": pairs[2]["speedup_p50"],

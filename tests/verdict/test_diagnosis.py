@@ -58,7 +58,7 @@ def test_bgr() -> None:
     assert fault is not None and (fault.kind, fault.restores, fault.repaired) == ("BGR", True, pytest.approx(TOP1))
     assert (
         fault.sentence().startswith("looks like BGR: with red and blue exchanged top-1 is 0.")
-        and "on 400 pictures" in fault.sentence()
+        and "on 400 images" in fault.sentence()
     )
 
 
@@ -99,7 +99,7 @@ def test_turned_pictures(quarters: int, words: str) -> None:
 def test_inverted_pictures() -> None:
     fault = name(pictures=255 - PICTURES)
 
-    assert fault is not None and "looks like inverted pictures" in fault.sentence()
+    assert fault is not None and "looks like inverted images" in fault.sentence()
 
 
 def test_bgr_and_another_normalisation_at_once() -> None:
@@ -115,7 +115,7 @@ def test_a_variant_is_named_by_its_mistake() -> None:
     fault = name(pictures=narrow, variants={"squash for crop": PICTURES})
 
     assert fault is not None and fault.sentence().startswith(
-        "looks like squash for crop: with pictures prepared without it top-1"
+        "looks like squash for crop: with images prepared without it top-1"
     )
 
 
@@ -126,7 +126,7 @@ def test_swapped_classes_and_another_order() -> None:
     assert (
         fault is not None
         and "looks like swapped classes: with b and e exchanged" in fault.sentence()
-        and fault.pictures == 200
+        and fault.images == 200
     )
     fault = name(lambda pixels: network(pixels)[:, turned])
     assert fault is not None and fault.sentence().startswith(
@@ -150,7 +150,7 @@ def test_what_explains_a_part_is_said_so() -> None:
         fault is not None
         and fault.kind == "BGR"
         and not fault.restores
-        and fault.sentence().endswith("which explains a part of it only")
+        and fault.sentence().endswith("which explains only a part of it")
     )
 
 

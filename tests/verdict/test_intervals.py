@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from compress.verdict import intervals
+from compress.verdict import intervals, sample_size
 
 
 @pytest.mark.parametrize(
@@ -163,51 +163,51 @@ def test_a_model_against_itself_has_no_drop() -> None:
 
 @pytest.mark.parametrize(("left", "right"), [((3,), (4,)), ((0,), (0,)), ((2, 2), (2, 2))])
 def test_paired_drop_refuses_other_shapes(left: tuple[int, ...], right: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="same pictures"):
+    with pytest.raises(ValueError, match="same images"):
         intervals.paired_drop(np.zeros(left, bool), np.zeros(right, bool))
 
 
-def test_pictures_needed_is_the_first_number_that_settles() -> None:
+def test_images_needed_is_the_first_number_that_settles() -> None:
     drop = intervals.drop_from_counts(9, 5, 300)  # 1.33 points
 
-    needed = intervals.pictures_needed(drop, 3.0)
+    needed = sample_size.images_needed(drop, 3.0)
 
     assert needed is not None and needed > 300
     scaled = [intervals.difference_interval(9 * n / 300, 5 * n / 300, n)[1] for n in (needed - 1, needed)]
     assert scaled[1] < 0.03 <= scaled[0]
 
 
-def test_pictures_needed_follows_the_rule_of_thumb() -> None:
+def test_images_needed_follows_the_rule_of_thumb() -> None:
     # half-width 1.96 sqrt(f / n): 960 pictures resolve one point at 2.5 % flips; the score interval, honest at so few flips, asks for more
-    one_point = intervals.pictures_needed(intervals.drop_from_counts(2, 2, 160), 1.0)
-    tenth = intervals.pictures_needed(intervals.drop_from_counts(2, 2, 160), 0.1)
+    one_point = sample_size.images_needed(intervals.drop_from_counts(2, 2, 160), 1.0)
+    tenth = sample_size.images_needed(intervals.drop_from_counts(2, 2, 160), 0.1)
 
     assert one_point is not None and 960 < one_point < 1.15 * 960
     assert tenth == pytest.approx(96_000, rel=0.02)
 
 
-def test_pictures_needed_has_no_answer_on_the_limit_and_none_to_add_when_settled() -> None:
+def test_images_needed_has_no_answer_on_the_limit_and_none_to_add_when_settled() -> None:
     on_the_limit = intervals.drop_from_counts(4, 2, 100)
 
-    assert intervals.pictures_needed(on_the_limit, 2.0) is None
-    assert intervals.pictures_needed(intervals.drop_from_counts(2, 2, 5000), 2.0) == 5000
-    assert intervals.pictures_needed_top1(90, 100, 0.9) is None
-    needed = intervals.pictures_needed_top1(90, 100, 0.85)
+    assert sample_size.images_needed(on_the_limit, 2.0) is None
+    assert sample_size.images_needed(intervals.drop_from_counts(2, 2, 5000), 2.0) == 5000
+    assert sample_size.images_needed_top1(90, 100, 0.9) is None
+    needed = sample_size.images_needed_top1(90, 100, 0.85)
     assert needed is not None and 150 < needed < 250
     assert intervals.wilson(0.9 * needed, needed)[0] > 0.85 >= intervals.wilson(0.9 * (needed - 1), needed - 1)[0]
 
 
 def test_samples_needed_shrinks_with_the_root() -> None:
-    assert intervals.samples_needed(100, 1.0, 1.2, 1.1) == 400
-    assert intervals.samples_needed(100, 1.0, 1.2, 1.0) is None
+    assert sample_size.samples_needed(100, 1.0, 1.2, 1.1) == 400
+    assert sample_size.samples_needed(100, 1.0, 1.2, 1.0) is None
 
 
 def test_certifiable_margin_grows_with_flips_and_falls_with_pictures() -> None:
-    few, many = intervals.certifiable_margin(200, 10), intervals.certifiable_margin(20_000, 1000)
+    few, many = sample_size.certifiable_margin(200, 10), sample_size.certifiable_margin(20_000, 1000)
 
     assert 3.1 < few < 3.7  # 1.96 sqrt(0.05 / 200) is 3.1
     assert many == pytest.approx(0.31, rel=0.02)
-    assert intervals.certifiable_margin(200, 20) > few
+    assert sample_size.certifiable_margin(200, 20) > few
 
 
 def test_top_k_breaks_ties_like_argmax_and_never_counts_nan() -> None:
@@ -243,15 +243,15 @@ def test_per_class_counts_each_class_apart() -> None:
 
 
 def test_960_pictures_certify_a_point_where_a_fortieth_flips() -> None:
-    assert intervals.certifiable_margin(960, 24) == pytest.approx(1.96 * math.sqrt(0.025 / 960) * 100, rel=0.1)
-    needed = intervals.pictures_for_margin(200, 5, 1.0)
+    assert sample_size.certifiable_margin(960, 24) == pytest.approx(1.96 * math.sqrt(0.025 / 960) * 100, rel=0.1)
+    needed = sample_size.images_for_margin(200, 5, 1.0)
     assert needed == pytest.approx(960, rel=0.15)
     assert (
-        intervals.certifiable_margin(needed, 5 * needed / 200)
+        sample_size.certifiable_margin(needed, 5 * needed / 200)
         < 1.0
-        <= intervals.certifiable_margin(needed - 1, 5 * (needed - 1) / 200)
+        <= sample_size.certifiable_margin(needed - 1, 5 * (needed - 1) / 200)
     )
-    assert intervals.pictures_for_margin(200, 5, 0.0) is None
+    assert sample_size.images_for_margin(200, 5, 0.0) is None
 
 
 def test_holm_steps_down_and_never_falls() -> None:

@@ -8,16 +8,14 @@ from typing import Any
 import pytest
 
 from compress.recipe.schema import Require
+from compress.verdict.gains import distillation_gain, int8_gain, tuning_gain
 from compress.verdict.intervals import PairedDrop, drop_from_counts
 from compress.verdict.requirements import (
     Facts,
     Requirement,
-    distillation_worth,
     exit_code,
-    int8_against_float,
     judge,
     status,
-    tuning_worth,
 )
 
 FACTS = Facts(
@@ -119,15 +117,14 @@ def test_an_undecided_drop_says_how_many_pictures_would_settle_it() -> None:
     sentence = one(few, max_top1_drop=2.0).sentence
 
     assert (
-        "drop 1.50 [" in sentence
-        and "Your 200 test pictures can certify 3.4 points; 500 are needed for 2; " in sentence
+        "drop 1.50 [" in sentence and "Your 200 test images can certify 3.4 points; 500 are needed for 2; " in sentence
     )
     assert "about 7,200 would settle it" in sentence  # by the rule of thumb 1.96^2 0.045 / 0.005^2, about 6,900
 
 
 def test_a_drop_on_the_limit_cannot_be_settled() -> None:
     assert (
-        "no number of them would settle it"
+        "no number of images would settle it"
         in one(replace(FACTS, drop=drop_from_counts(80, 0, 4000)), max_top1_drop=2.0).sentence
     )
 
@@ -150,7 +147,7 @@ def test_pictures_that_would_do_for_a_student_without_a_drop_are_not_asked_for()
     sentence = one(max_top1_drop=1.3).sentence
 
     assert (
-        "Your 4,000 test pictures can certify 0.4 points; at the drop seen, about" in sentence
+        "Your 4,000 test images can certify 0.4 points; at the measured drop, about" in sentence
         and "are needed" not in sentence
     )
 
@@ -208,7 +205,7 @@ def test_failed_beats_undecided(verdicts: list[Any], answer: str, code: int) -> 
 
 
 def worth(gain: float, low: float, high: float) -> str:
-    return distillation_worth(PairedDrop(4000, 0, 0, -gain, -high, -low, 1.0))
+    return distillation_gain(PairedDrop(4000, 0, 0, -gain, -high, -low, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +217,7 @@ def worth(gain: float, low: float, high: float) -> str:
     ],
 )
 def test_what_tuning_was_worth(gain: float, low: float, high: float, sentence: str) -> None:
-    assert tuning_worth(PairedDrop(4000, 0, 0, -gain, -high, -low, 1.0)) == sentence
+    assert tuning_gain(PairedDrop(4000, 0, 0, -gain, -high, -low, 1.0)) == sentence
 
 
 def test_what_distillation_was_worth() -> None:
@@ -232,11 +229,11 @@ def test_what_distillation_was_worth() -> None:
 
 
 def test_what_int8_was_worth() -> None:
-    assert int8_against_float(1.152, (1.1, 1.2)).startswith("int8 is 1.15x [1.1, 1.2] as fast")
-    assert "slower" in int8_against_float(0.9, (0.85, 0.95))
-    assert "within noise" in int8_against_float(1.02, (0.97, 1.08))
-    assert "no interval" in int8_against_float(1.02, None)
-    unknown = int8_against_float(1.152, (1.1, 1.2), "on ssh://pi", "others took the core in most runs")
+    assert int8_gain(1.152, (1.1, 1.2)).startswith("int8 is 1.15x [1.1, 1.2] as fast")
+    assert "slower" in int8_gain(0.9, (0.85, 0.95))
+    assert "within noise" in int8_gain(1.02, (0.97, 1.08))
+    assert "no interval" in int8_gain(1.02, None)
+    unknown = int8_gain(1.152, (1.1, 1.2), "on ssh://pi", "others took the core in most runs")
     assert (
         unknown
         == "how fast int8 is against the float student on ssh://pi is not known: others took the core in most runs."

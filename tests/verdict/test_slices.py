@@ -70,7 +70,7 @@ def test_pictures_of_the_slice_and_of_the_worse_class() -> None:
     images = np.arange(300, dtype=np.uint16).astype(np.uint8)[:, None, None, None].repeat(3, axis=3)
     rows = slices.class_rows(LABELS, LOGITS["teacher"], LOGITS["student"], None, CLASSES)
 
-    found = slices.pictures(images, LABELS, LOGITS["teacher"], LOGITS["student"], rows)
+    found = slices.slice_images(images, LABELS, LOGITS["teacher"], LOGITS["student"], rows)
 
     assert found["slice_name"].tolist() == ["least sure tenth"] * 8 + ["class owl"] * 8
     assert (
