@@ -1,4 +1,4 @@
-"""The plots of `compress analyze`, as SVG text like the report's other plots: gradients, correlations, features, calibration, runs side by side."""
+"""The plots of `compress analyze` as SVG: gradients, correlations, features, calibration, runs side by side."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ NAMES = (
     "against-gradients",
 )
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
-RUNS = ("student", "teacher", "baseline", "float", "other")  # colours of the runs side by side
+# Colours of the runs side by side.
+RUNS = ("student", "teacher", "baseline", "float", "other")
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1, 1.3)))
-MOST_CELLS = 20  # classes; beyond, the matrix is a picture in the drawing and its classes are not named
+# Of more classes the matrix is a bitmap in the drawing, and its classes are not named.
+MOST_CELLS = 20
 MATRICES = {"float student": "correlation", "auxiliary head": "correlation-auxiliary"}
 PARTS = {"cos_classifier": "classifier", "cos_backbone": "backbone"}
 
 
 def draw(source: Source) -> dict[str, str]:
-    """Every plot that the analysis allows, by name; none without one."""
+    """Return every plot that the analysis allows, by name; none without an analysis."""
     analysis = source.report.analysis
     if analysis is None:
         return {}
@@ -52,7 +54,7 @@ def draw(source: Source) -> dict[str, str]:
 
 
 def _gradients(source: Source) -> Figure | None:
-    """The cosine between the two losses' gradients against epochs, a line for each part of the student."""
+    """Draw the cosine between the two losses' gradients against epochs, one line per part of the student."""
     student = next((curve for curve in source.curves if curve.name == "student"), None)
     if student is None or not student.cosines:
         return None
@@ -77,7 +79,7 @@ def _gradients(source: Source) -> Figure | None:
 
 
 def _signed(axes: Axes, curves: list[NDArray[np.float64]]) -> None:
-    """An axis of cosines: zero is drawn, and what lies below it is shaded."""
+    """Set up an axis of cosines: draw zero and shade what lies below it."""
     values = np.concatenate(curves)
     low, high = min(-0.25, float(np.nanmin(values)) - 0.1), max(0.5, float(np.nanmax(values)) + 0.1)
     axes.set_ylim(max(low, -1.05), min(high, 1.05))
@@ -95,7 +97,7 @@ def _signed(axes: Axes, curves: list[NDArray[np.float64]]) -> None:
 
 
 def _correlations(source: Source, analysis: AnalysisSection) -> dict[str, Figure | None]:
-    """A matrix of differences for the float student, and for DHKD's auxiliary head; one colour scale for both."""
+    """Draw the differences for the float student and for DHKD's auxiliary head, on one colour scale."""
     rows = [*analysis.correlations, *analysis.heads]
     found = {
         MATRICES[row.what]: (row.what, source.analysis[f"correlation_{number}"])
@@ -111,7 +113,7 @@ def _correlations(source: Source, analysis: AnalysisSection) -> dict[str, Figure
 
 
 def _matrix(matrix: NDArray[np.float64], top: float, title: str, classes: list[str]) -> Figure:
-    """(K, K) of differences: one colour for more, one for less, the stronger the larger."""
+    """Draw differences (K, K): one colour for more, one for less, the stronger the larger."""
     figure, axes = panel(4.3)
     count = len(matrix)
     if count <= MOST_CELLS:
@@ -141,7 +143,7 @@ def _matrix(matrix: NDArray[np.float64], top: float, title: str, classes: list[s
 
 
 def _cell(axes: Axes, x: float, y: float, value: float, width: float = 1.0, height: float = 1.0) -> None:
-    """A rectangle around (x, y), shaded by a value in [-1, 1]."""
+    """Draw a rectangle around (x, y), shaded by a value in [-1, 1]."""
     colour = COLOURS["student" if value > 0 else "teacher"]
     axes.add_patch(
         Rectangle(
@@ -156,7 +158,7 @@ def _cell(axes: Axes, x: float, y: float, value: float, width: float = 1.0, heig
 
 
 def _shades(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(K, K) in [-1, 1] -> RGBA (K, K, 4): what is near zero is transparent, so that it stands on light and on dark paper."""
+    """Return colours (K, K, 4), RGBA, of values (K, K) in [-1, 1]; those near zero are transparent."""
     colours = np.array(
         [[int(COLOURS[name][at : at + 2], 16) / 255 for at in (1, 3, 5)] for name in ("teacher", "student")]
     )
@@ -164,7 +166,7 @@ def _shades(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _scale(figure: Figure, axes: Axes, top: float) -> None:
-    """A scale of the shades at the matrix's side."""
+    """Draw the scale of the shades beside the matrix."""
     bar = axes.inset_axes((1.03, 0.0, 0.035, 1.0))
     for value in np.linspace(-1, 1, 41):
         _cell(bar, 0.5, value, value, 1.0, 0.05)
@@ -184,7 +186,7 @@ def _short(name: str) -> str:
 
 
 def _features(source: Source, analysis: AnalysisSection, role: str) -> Figure | None:
-    """One network's t-SNE: a point a picture, a colour and a shape a class."""
+    """Draw one network's t-SNE: a point per image, a colour and a shape per class."""
     points, labels = source.analysis.get(f"features_{role}"), source.analysis.get("features_labels")
     network = next((row for row in analysis.features.networks if row.role == role), None)
     if points is None or labels is None or network is None:
@@ -213,7 +215,7 @@ def _features(source: Source, analysis: AnalysisSection, role: str) -> Figure | 
 
 
 def _calibration(source: Source, analysis: AnalysisSection) -> Figure | None:
-    """Accuracy against confidence, a line a file; the larger a mark, the more pictures are behind it."""
+    """Draw accuracy against confidence, a line per file; larger marks stand for more images."""
     rows = analysis.calibration
     if not rows:
         return None
@@ -225,11 +227,11 @@ def _calibration(source: Source, analysis: AnalysisSection) -> Figure | None:
         "int8 student": ("student", "solid", "D"),
     }
     for number, row in enumerate(rows):
-        pictures, confidence, accuracy = (
+        images, confidence, accuracy = (
             source.analysis[f"calibration_{number}_{name}"] for name in ("pictures", "confidence", "accuracy")
         )
         colour, dash, shape = looks[row.what]
-        some = pictures > 0
+        some = images > 0
         axes.plot(
             100 * confidence[some],
             100 * accuracy[some],
@@ -238,7 +240,7 @@ def _calibration(source: Source, analysis: AnalysisSection) -> Figure | None:
             linewidth=1.6,
             label=row.what,
         )
-        sizes = 6 + 130 * pictures[some] / pictures.sum()
+        sizes = 6 + 130 * images[some] / images.sum()
         axes.scatter(
             100 * confidence[some],
             100 * accuracy[some],
@@ -255,7 +257,7 @@ def _calibration(source: Source, analysis: AnalysisSection) -> Figure | None:
 
 
 def _against(source: Source, analysis: AnalysisSection) -> dict[str, Figure | None]:
-    """Validation accuracy, task loss and cosines of several runs in the same axes."""
+    """Draw validation accuracy, task loss and cosines of several runs in the same axes."""
     rows, arrays = analysis.against, source.analysis
     if not rows:
         return {}

@@ -59,7 +59,7 @@ def page(source: Source, drawn: dict[str, str]) -> str:
         ("training", "Training", training.training(source, drawn)),
         ("slices", "Slices", slices.slices(source)),
         ("classes", "Classes", classes.classes(source)),
-        ("pictures", "Pictures", images.lost_images(source)),
+        ("pictures", "Images", images.lost_images(source)),
         ("understanding", "Understanding", analysis.understanding(source, drawn)),
         ("device", "Device", devices.devices(source)),
         ("warnings", "Warnings", warnings.warnings(source)),

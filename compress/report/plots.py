@@ -1,8 +1,8 @@
-"""The report's plots as SVG text: matplotlib's object interface, no display, no global figure.
+"""The report's plots as SVG, drawn with matplotlib's object interface: no display, no global figure.
 
-The same drawing serves twice: `plots/<name>.svg` with fixed colours on white, and inlined in the page, where every colour becomes
-a CSS variable, so that it follows light and dark mode. Colours are those of Okabe and Ito (2008), line styles differ as well.
-Text stays text: small, selectable, and the same bytes whatever fonts this machine has.
+Each drawing is used twice: as `plots/<name>.svg` with fixed colours on white, and inside the page, where colours become
+CSS variables that follow light and dark mode. Colours are those of Okabe and Ito (2008); line styles differ as well.
+Text stays text: small, selectable, and the same bytes whatever fonts are installed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from compress.report.schema import ModelRow, Report
 INK, MUTED, GRID = "#1d2126", "#5b636e", "#dfddd8"
 # Light-mode colours by meaning; report.css holds both modes under the same names.
 COLOURS = {"teacher": "#0072b2", "student": "#c84e00", "float": "#a8578a", "baseline": "#00805e", "other": "#77736b"}
-# Of up to ten classes in one plot, which differ in shape as well.
+# Up to ten classes in one plot; their shapes differ as well.
 CLASSES = ("#1f6fb4", "#e07b00", "#2f8f4e", "#c23b3b", "#8055a8", "#8a5a3c", "#d25fa6", "#5f6b73", "#8f8f00", "#1393a5")
 VARIABLES = {
     INK: "--ink",
@@ -63,7 +63,7 @@ STYLE: dict[Any, Any] = {
 
 
 def draw(source: Source) -> dict[str, str]:
-    """Every plot that the data allow, by name: standalone SVG documents, light colours on white."""
+    """Return every plot that the data allow, by name: standalone SVG documents, light colours on white."""
     with matplotlib.rc_context(STYLE):
         figures = {"accuracy": _accuracy(source), "loss": _loss(source), "latency": _latency(source)}
         return {name: svg_of(figure) for name, figure in figures.items() if figure is not None}
@@ -96,10 +96,12 @@ def _themed(tag: str, name: str) -> str:
 
 
 def svg_of(figure: Figure) -> str:
+    """Return a figure as a standalone SVG document."""
     stream = io.BytesIO()
     FigureCanvasSVG(figure)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # of letters that matplotlib's own font lacks: texts stay texts
+        # Letters that matplotlib's own font lacks are no problem: texts stay texts.
+        warnings.filterwarnings("ignore", "Glyph")
         figure.savefig(stream, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
     text = stream.getvalue().decode()
     # A background of its own for the file on its own; in the page the card is the background.
@@ -107,21 +109,20 @@ def svg_of(figure: Figure) -> str:
 
 
 def panel(height: float) -> tuple[Figure, Axes]:
-    """One panel, narrow enough that its text is still readable on a phone."""
+    """Return a figure with one panel, narrow enough that its text is readable on a phone. `height` in inches."""
     figure = Figure(figsize=(4.7, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
 def plain(label: str) -> str:
-    """A label that every SVG may hold and the panel has room for: printable, shortened. The viewer's fonts write it."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in label).lstrip(
-        "_"
-    )  # matplotlib hides labels with a leading _
+    """Return a label that an SVG may hold and the panel has room for: printable and at most 36 letters."""
+    # matplotlib hides labels with a leading underscore.
+    text = "".join(letter if letter.isprintable() else "?" for letter in label).lstrip("_")
     return (text or "?") if len(text) <= 36 else text[:33] + "..."
 
 
 def _hue(name: str, source: Source) -> dict[str, Any]:
-    """Colour and line of a training run."""
+    """Return colour and line style of a training run."""
     if name == "student":
         return {"color": COLOURS["student"], "linewidth": 2.2}
     if name == "baseline":
@@ -134,16 +135,24 @@ def _hue(name: str, source: Source) -> dict[str, Any]:
 def finish(
     figure: Figure, axes: Axes, title: str, order: int = 1, axis: str | None = "epoch", markers: float = 1.0
 ) -> None:
-    """Title, name of the axis (whole epochs), and the legend under it where it hides nothing; `markers`: how much larger they are there."""
+    """Add the title, the name of the x axis, and a legend below it.
+
+    Args:
+        figure: grows by the legend's height.
+        axes: the panel.
+        title: the title.
+        order: -1 reverses the legend.
+        axis: name of the x axis; `epoch` gets whole numbers.
+        markers: scale of the markers in the legend.
+    """
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(axis or "")
     if axis == "epoch":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     handles, labels = axes.get_legend_handles_labels()
     columns = 2 if max(map(len, labels)) <= 20 else 1
-    figure.set_figheight(
-        figure.get_figheight() + 0.19 * -(-len(labels) // columns)
-    )  # the legend takes nothing from the curves
+    # The legend takes no height from the curves.
+    figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(labels) // columns))
     figure.legend(
         handles[::order],
         labels[::order],
@@ -157,12 +166,13 @@ def finish(
 
 
 def _accuracy(source: Source) -> Figure | None:
-    """Top-1 on validation against epochs, in percent."""
+    """Draw top-1 on validation against epochs, in percent."""
     curves = [curve for curve in source.curves if curve.top1 is not None and np.isfinite(curve.top1).any()]
     if not curves:
         return None
     figure, axes = panel(3.0)
-    for curve in reversed(curves):  # the student on top
+    # The student is drawn last, on top.
+    for curve in reversed(curves):
         assert curve.top1 is not None
         axes.plot(
             curve.epoch,
@@ -177,11 +187,12 @@ def _accuracy(source: Source) -> Figure | None:
 
 
 def marker(epoch: NDArray[np.float64]) -> str:
+    """Return the marker of a curve: a single epoch would show no line."""
     return "o" if len(epoch) == 1 else ""
 
 
 def _loss(source: Source) -> Figure | None:
-    """Training losses of student and baseline against epochs; the task loss is the strong line."""
+    """Draw the training losses of student and baseline against epochs, the task loss with a strong line."""
     curves = [curve for curve in source.curves if curve.name in ("student", "baseline") and curve.losses]
     if not curves:
         return None
@@ -209,14 +220,17 @@ def _loss(source: Source) -> Figure | None:
 
 
 def _decades(axis: Axis) -> None:
-    """Ticks of a logarithmic axis at 1, 2 and 5 of each decade, as plain numbers: matplotlib's own labels are mathematical markup, which stays text here."""
+    """Label a logarithmic axis at 1, 2 and 5 of each decade with plain numbers.
+
+    matplotlib's own labels are mathematical markup, which would stay text here.
+    """
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 
 
 def _latency_rows(source: Source) -> list[tuple[str, str, NDArray[np.float64]]]:
-    """(label, colour, samples) of each timed file: in the order of the report's table, then the others."""
+    """Return (label, colour, samples in ms) of each timed file, in the order of the table, then the others."""
     report = source.report
     rows = measured_rows(report)
     labels = {row.file: (model_label(row), _role_colour(row, report)) for row in rows}
@@ -234,7 +248,7 @@ def _role_colour(row: ModelRow, report: Report) -> str:
 
 
 def _latency(source: Source) -> Figure | None:
-    """One density of raw samples a model, on a common axis; the line is the median."""
+    """Draw the density of raw samples of each file on a common axis; the line is the median."""
     rows = _latency_rows(source)
     if not rows:
         return None
@@ -262,14 +276,12 @@ def _latency(source: Source) -> Figure | None:
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.grid(True, axis="x")
-    axes.set_title(
-        "Latency of one picture, ms" + (" (log)" if wide else ""), loc="left", fontsize=11, fontweight="bold"
-    )
+    axes.set_title("Latency of one image, ms" + (" (log)" if wide else ""), loc="left", fontsize=11, fontweight="bold")
     return figure
 
 
 def _ridge(axes: Axes, base: float, values: NDArray[np.float64], edges: NDArray[np.float64], colour: str) -> None:
-    """A histogram standing on `base`, with a line at the median."""
+    """Draw a histogram that stands on `base`, with a line at the median."""
     counts, _ = np.histogram(values, edges)
     height = 0.6 * counts / max(counts.max(), 1)
     axes.stairs(base + height, edges, baseline=base, fill=True, color=colour, alpha=0.35, linewidth=0)

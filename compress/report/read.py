@@ -1,4 +1,4 @@
-"""Reads what a run left in its folder into one record of plain values and arrays."""
+"""Reads the files of a run folder that the report is made of."""
 
 from __future__ import annotations
 
@@ -24,30 +24,35 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Curve:
-    """One training run: columns of a history file, float (E,), NaN where a value is missing."""
+    """One training run: columns of a history file, float (E,), NaN where a value is missing.
+
+    `top1`: fractions on validation. `cosines`: cos_classifier and cos_backbone where they were traced.
+    """
 
     name: str
     epoch: NDArray[np.float64]
-    top1: NDArray[np.float64] | None  # fractions, on validation
+    top1: NDArray[np.float64] | None
     losses: dict[str, NDArray[np.float64]]
-    cosines: dict[str, NDArray[np.float64]] = field(
-        default_factory=dict
-    )  # cos_classifier, cos_backbone, where they were traced
+    cosines: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Source:
-    """All that a report is made of."""
+    """Everything that the page is made of.
+
+    `curves`: the student's, the baseline's, then the candidates'. `latency`: file name -> samples in ms. `images`: the
+    arrays of pictures.npz. `analysis`: those of analysis.npz. Arrays are empty where there is no such file.
+    """
 
     report: Report
-    curves: tuple[Curve, ...]  # student, baseline, then the teacher's candidates
-    latency: Arrays  # file name -> samples in ms
-    images: Arrays  # images, labels, teacher, student; empty without them
+    curves: tuple[Curve, ...]
+    latency: Arrays
+    images: Arrays
     per_class: list[ClassRow]
-    analysis: Arrays = field(default_factory=dict)  # of `compress analyze`; empty without it
+    analysis: Arrays = field(default_factory=dict)
 
     def class_name(self, index: Any) -> str:
-        """Of a class by its number; the number, where the report has no name for it."""
+        """Return the name of a class; its number where the report has no name for it."""
         names = self.report.classes
         return names[int(index)] if 0 <= int(index) < len(names) else str(int(index))
 
@@ -83,7 +88,7 @@ def read_report(path: Path) -> Report:
 
 
 def read(folder: Path) -> Source:
-    """Everything that the report of a run folder shows.
+    """Read everything that the page of a run folder shows.
 
     Raises: MissingError, StageError as `read_report`; StageError for a damaged file beside it.
     """
@@ -166,7 +171,7 @@ def model_label(row: ModelRow) -> str:
 
 
 def arrays_of(path: Path, again: str = "compress run RECIPE --force validate") -> Arrays:
-    """The arrays of an .npz file; none without the file. `again`: the command that writes it."""
+    """Return the arrays of an .npz file; none without the file. `again`: the command that writes it."""
     if not path.is_file():
         return {}
     try:
@@ -187,7 +192,7 @@ def _check_images(found: Arrays, path: Path) -> None:
 
 
 def curves_of(folder: Path) -> tuple[Curve, ...]:
-    """Every history file of a run folder: student and baseline first, then the candidates by name."""
+    """Read every history file of a run folder: student and baseline first, then the candidates by name."""
     order = {"student": 0, "baseline": 1}
     paths = sorted((folder / "history").glob("*.csv"), key=lambda path: (order.get(path.stem, 2), path.stem))
     return tuple(curve for curve in map(_curve, paths) if curve is not None)
@@ -201,7 +206,7 @@ def _number(text: str | None) -> float:
 
 
 def _curve(path: Path) -> Curve | None:
-    """One history file; None when it has no epoch yet."""
+    """Read one history file; None when it has no epoch yet."""
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     if not rows or "epoch" not in rows[0]:

@@ -27,7 +27,7 @@ def write(evidence: Evidence, folder: Path) -> Report:
 
 
 def _copy_files(evidence: Evidence, folder: Path) -> None:
-    """Copies, not links: a run folder can be moved, mailed and kept after the cache is cleaned."""
+    """Copy, not link, the files: a run folder can be moved, mailed and kept after the cache is cleaned."""
     for model in shipping(evidence.models, evidence.measured):
         shutil.copyfile(model.file.path, folder / model.name)
         if model.contract is not None:

@@ -1,4 +1,4 @@
-"""The page says what each device answered, what was not judged and why, and which pictures flipped."""
+"""The page says what each device answered, what was not judged and why, and which images flipped."""
 
 from __future__ import annotations
 
@@ -65,8 +65,9 @@ def test_a_devices_times_and_their_conditions(run: Path) -> None:
         "7.1 ms, 8 drawn photos",
         "After 600 s it is 12% slower",
         "4.50\u00d7 faster",
-        "a picture on ssh://pi",
-        "1 thread, not spinning; 20 rounds in 2 attempts; clock governor ondemand; others used 0.01 cores; asimd, asimddp",
+        "an image on ssh://pi",
+        "1 thread, not spinning; 20 rounds in 2 attempts; clock governor ondemand; others used 0.01 cores; "
+        "asimd, asimddp",
     ):
         assert said in text
 

@@ -131,7 +131,7 @@ def test_a_name_is_its_own_text_in_html(seen: dict[str, Any]) -> None:
 
 
 def test_a_name_is_its_own_text_in_an_attribute(seen: dict[str, Any]) -> None:
-    assert {f"test picture of {name}" for name in HOSTILE} <= set(seen["images"])
+    assert {f"test image of {name}" for name in HOSTILE} <= set(seen["images"])
     assert all(any(f"{name} 0." in label for label in seen["labels"]) for name in HOSTILE)
 
 

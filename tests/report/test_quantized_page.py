@@ -108,7 +108,7 @@ def test_what_tuning_was_worth_is_shown(run: Path) -> None:
 
 
 def test_an_integer_file_is_said_to_be_one(run: Path) -> None:
-    assert "Everything behind the first layer runs in integer kernels." in _page(run, row={"island_causes": []})
+    assert "Everything after the first layer runs in integer kernels." in _page(run, row={"island_causes": []})
 
 
 def test_a_report_without_any_of_it_has_no_section(run: Path) -> None:

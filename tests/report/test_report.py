@@ -353,7 +353,7 @@ def test_large_pictures_become_thumbnails(run: Path) -> None:
     assert len(images) == 24 and all(
         len(image["src"] or "") < 40_000 and image.get("class") is None for image in images
     )
-    assert "16 more not shown" in page.text and "the student says 77" in page.text
+    assert "16 more not shown" in page.text and "the student predicts 77" in page.text
 
 
 def test_a_missing_report_says_how_to_get_one(tmp_path: Path) -> None:
@@ -449,7 +449,7 @@ def test_the_headlines_latency_is_the_one_that_was_judged_last(run: Path) -> Non
     row = next(row for row in report["requirements"] if row["name"] == "min_speedup")
     change(run, requirements=[*report["requirements"], {**row, "name": "max_latency_ms", "value": 0.777, "limit": 1.0}])
 
-    assert "0.777 ms a picture" in page_of(run).text
+    assert "0.777 ms an image" in page_of(run).text
 
 
 def test_why_a_verdict_may_mean_little_stands_beside_it(run: Path) -> None:

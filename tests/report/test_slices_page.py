@@ -70,7 +70,7 @@ def test_slices_and_worse_classes_are_shown_with_their_pictures(run: Path) -> No
     assert 'id="slices"' in text and "Where it got worse" in text
     assert "least sure tenth" in text and "float student" in text and "class Dress" in text and "9 / 2" in text
     assert "Worse beyond chance (5 %, corrected for the number of classes): Dress." in text
-    assert "2 of the pictures that were lost there" in text and "the teacher's lead 0.10" in unescape(text)
+    assert "2 of the images that were lost there" in text and "the teacher's lead 0.10" in unescape(text)
 
 
 def test_no_class_that_got_worse_is_said(run: Path) -> None:
@@ -88,8 +88,8 @@ def test_the_measurement_and_the_second_latency_are_described(run: Path) -> None
     text = page(run, latency=TIMING, models=rows)
 
     assert (
-        "60 rounds, measured 3 times because it was disturbed; other processes used 0.42 cores; clock governor: not shown by this host."
-        in text
+        "60 rounds, measured 3 times because it was disturbed; other processes used 0.42 cores; clock governor: "
+        "not shown by this host." in text
     )
     assert (
         "Photo to answer: decoding (Pillow 12), resizing and inference of 16 photos of the data set, 640 x 480 pixels."

@@ -1,4 +1,7 @@
-"""A run folder as a run leaves it, from seeded random but structured numbers: `python tests/support/report_example.py FOLDER` renders one to look at."""
+"""A run folder as a run leaves it, made of seeded random numbers with some structure.
+
+`python tests/support/report_example.py FOLDER` renders one to look at.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ FILES = {
 
 
 def logits_for(share: float, labels: np.ndarray, skill: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Float32 (N, K): right where a picture's difficulty, common to all models, and a little noise allow it."""
+    """Return logits (N, K), right where an image's difficulty, common to all files, and a little noise allow it."""
     n, k = len(labels), len(CLASSES)
     logits = rng.normal(0, 1, (n, k)).astype(np.float32)
     ease = skill + rng.normal(0, 0.09, n)
@@ -37,7 +40,7 @@ def logits_for(share: float, labels: np.ndarray, skill: np.ndarray, rng: np.rand
 
 
 def build(folder: Path, *, n: int = 4000, require: dict[str, Any] | None = None, seed: int = 0) -> dict[str, Any]:
-    """Fill a run folder with report.json and everything beside it; returns the report."""
+    """Fill a run folder with report.json and everything beside it, and return the report."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(n) % len(CLASSES))
     skill = rng.normal(0, 1, n) - 0.8 * np.isin(labels, [2, 4, 6])  # pullovers, coats and shirts look alike
@@ -56,7 +59,7 @@ def build(folder: Path, *, n: int = 4000, require: dict[str, Any] | None = None,
         **{f"logits/{name}": one for name, one in logits.items()},
     )
     np.savez_compressed(folder / "latency.npz", **samples)
-    write_pictures(folder, labels, logits, right, rng)
+    write_images(folder, labels, logits, right, rng)
     write_histories(folder / "history", rng)
     report = assemble(
         labels, logits, right, samples, require or {"max_top1_drop": 2.0, "min_speedup": 3.0, "min_compression": 3.0}
@@ -68,7 +71,7 @@ def build(folder: Path, *, n: int = 4000, require: dict[str, Any] | None = None,
 def assemble(
     labels: np.ndarray, logits: dict[str, Any], right: dict[str, Any], samples: dict[str, Any], require: dict[str, Any]
 ) -> dict[str, Any]:
-    """report.json: the contract's keys and every documented further one."""
+    """Build report.json with the keys that every report has, and others."""
     rows = [model_row(name, labels, logits, right, samples) for name in FILES]
     drops = {name: paired_drop(right["teacher.onnx"], right[name]) for name in FILES if name != "teacher.onnx"}
     pairs = [comparison(name, "teacher.onnx", drop, samples) for name, drop in drops.items()]
@@ -271,10 +274,10 @@ def comparison(name: str, against: str, drop: PairedDrop, samples: dict[str, Any
     }
 
 
-def write_pictures(
+def write_images(
     folder: Path, labels: np.ndarray, logits: dict[str, Any], right: dict[str, Any], rng: np.random.Generator
 ) -> None:
-    """Pictures of nothing: soft shapes whose form follows the class."""
+    """Write pictures.npz: soft shapes whose form follows the class."""
     lost = np.flatnonzero(right["teacher.onnx"] & ~right["student.int8.onnx"])
     chosen = lost[:24]
     y, x = np.mgrid[-1:1:32j, -1:1:32j]

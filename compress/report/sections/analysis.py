@@ -18,7 +18,7 @@ CURVES = (
     ("loss", "Cross-entropy"),
     ("gradients", "Cosine of the two losses' gradients"),
 )
-CORRELATIONS = ("Against the teacher", "Pictures", "Mean |difference|", "Largest", "Mean |difference| of mean logits")
+CORRELATIONS = ("Against the teacher", "Images", "Mean |difference|", "Largest", "Mean |difference| of mean logits")
 CALIBRATION = ("File", "ECE", "Mean confidence", "Top-1", "Negative log-likelihood, nats")
 
 Drawn = Mapping[str, str]
@@ -155,7 +155,7 @@ def _matrix(row: CorrelationRow, drawn: Drawn) -> Drawing | None:
         drawn,
         MATRICES[row.what],
         f"Matrix of the differences of logit correlations, {row.what} against teacher; mean {mean}",
-        f"{row.what.capitalize()}, {thousands(row.pictures)} {row.split} pictures: mean |difference| {mean}.",
+        f"{row.what.capitalize()}, {thousands(row.pictures)} {row.split} images: mean |difference| {mean}.",
     )
 
 
@@ -182,9 +182,9 @@ def _features(found: FeatureAnalysis, seed: int | None, drawn: Drawn) -> PlotsVi
         "between groups and the axes do not."
     )
     note = (
-        f"What each classifier reads, for the same {thousands(found.pictures)} validation pictures of {classes}."
-        f"{method if any(plots) else ''} Of each picture's {found.neighbours} nearest in the features themselves, so "
-        f"many are of its class: {near}."
+        f"What each classifier reads, for the same {thousands(found.pictures)} validation images of {classes}."
+        f"{method if any(plots) else ''} Of the {found.neighbours} nearest neighbours of "
+        f"an image in the features themselves, this share is of its class: {near}."
     )
     return PlotsView(note, _shown(*plots), sentence)
 
@@ -205,11 +205,10 @@ def _calibration(rows: Sequence[CalibrationRow], drawn: Drawn) -> CalibrationVie
     ]
     one = rows[0]
     note = (
-        "Expected calibration error (ECE): the pictures are sorted by confidence, the largest softmax probability, into "
-        f"{one.bins} equal bins; the mean of |accuracy \u2212 confidence| over the bins, weighted by their "
-        f"{thousands(one.pictures)} test pictures (Naeini et al. 2015; Guo et al. 2017). The interval is a bootstrap of "
-        f"{thousands(one.resamples)} draws of the pictures; bins with few pictures make both too large rather than too "
-        "small."
+        "Expected calibration error (ECE): the images are sorted by confidence, the largest softmax probability, "
+        f"into {one.bins} equal bins. The ECE is the mean of |accuracy \u2212 confidence| over the bins, weighted by "
+        f"their {thousands(one.pictures)} test images (Naeini et al. 2015; Guo et al. 2017). The interval is a "
+        f"bootstrap of {thousands(one.resamples)} resamples of the images; bins with few images bias both upwards."
     )
     errors = ", ".join(f"{row.what} {percent(row.ece, 2)}" for row in rows)
     plot = drawing(drawn, "calibration", f"Accuracy against confidence; expected calibration errors: {errors}")

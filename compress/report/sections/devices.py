@@ -93,7 +93,7 @@ def _known(answer: DeviceRow) -> list[tuple[str, Cell]]:
         ("onnxruntime", _text(answer.onnxruntime)),
         ("Execution provider", _text(provider.sentence if provider else None)),
         ("Precision", _text(answer.precision)),
-        ("Top-1 on the bundle's pictures", Cell(percent(answer.top1))),
+        ("Top-1 on the bundle's images", Cell(percent(answer.top1))),
         ("Agreement with the expected answers", Cell(percent(answer.agreement))),
         ("Largest logit difference", difference(answer.max_abs_diff)),
         ("Latency p50", _text(milliseconds(latency.p50))),

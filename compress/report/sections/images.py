@@ -63,7 +63,7 @@ def lost_image(source: Source, image: NDArray[np.uint8], label: int, student: in
     name = source.class_name(label)
     return LostImage(
         src=thumbnail(image),
-        alt=f"test picture of {name}",
+        alt=f"test image of {name}",
         small=image.shape[0] < SMALL,
         label=name,
         student=source.class_name(student),

@@ -65,8 +65,8 @@ def _tuning(tuning: TuningSection | None) -> TuningView | None:
     before, static, tuned, agreement = (text or "not measured" for text in (*shares, percent(tuning.agreement)))
     return TuningView(
         sentence=formats.sentence_case(tuning.sentence) + ".",
-        how=f"{tuning.epochs} further epochs as int8 computes, by the same method and teacher{test}. On validation "
-        f"pictures: float {before}, static int8 {static}, tuned {tuned}. The file agrees with what training simulated "
+        how=f"{tuning.epochs} further epochs that simulate int8, with the same method and teacher{test}. On validation "
+        f"images: float {before}, static int8 {static}, tuned {tuned}. The file agrees with what training simulated "
         f"on {agreement}.",
     )
 

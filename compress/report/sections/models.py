@@ -41,8 +41,8 @@ def models(source: Source) -> ModelsView:
     ]
     images = next((row.images for row in rows if row.images), None)
     timing = next((row.latency_ms for row in rows if row.latency_ms), LatencySummary())
-    parts = [f"all on the same {images:,} test pictures" if images else None, _conditions(timing)]
-    lead = "Every file measured in one runtime" + "".join(f"; {part}" for part in parts if part)
+    parts = [f"all on the same {images:,} test images" if images else None, _conditions(timing)]
+    lead = "Every file was measured in one runtime" + "".join(f"; {part}" for part in parts if part)
     table = Table(
         "Measured models",
         [Cell(), *(Cell(model_label(row), small=_under(row, ship)) for row in rows)],

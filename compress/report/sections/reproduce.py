@@ -22,7 +22,7 @@ SHOWN_ELSEWHERE = {
     ("latency", "interrupted"),
     ("latency", "round_other_cores"),
 }
-INTERRUPTED = "The time of a training that was interrupted is that of all its parts."
+INTERRUPTED = "The time of an interrupted training is the sum of its parts."
 REUSED = "A reused stage shows the time that it took when it was made."
 
 Facts = list[tuple[str, Cell]]
@@ -59,7 +59,7 @@ def manifest(source: Source) -> ManifestView:
     folds = [
         _settings("distill", "Distillation", report.distill),
         _settings("export", "Export", report.export),
-        _settings("quantize", "Quantisation", report.quantize),
+        _settings("quantize", "Quantization", report.quantize),
         _settings("latency", "Timing", report.latency),
         _rewrites(report),
         _files(report),
@@ -160,7 +160,7 @@ def _package(report: Report) -> Fold | None:
     ]
     head = cells("File", "For", "Size", "Kernels of a minimal onnxruntime", "sha256")
     table = Table("Further files", head, rows, ("", "", "", "text", "text"))
-    return Fold("Further files: one picture at a time, minimal onnxruntime", table=table)
+    return Fold("Further files: one image at a time, minimal onnxruntime", table=table)
 
 
 def _times(report: Report) -> Fold | None:

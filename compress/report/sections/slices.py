@@ -13,11 +13,11 @@ from compress.report.schema.base import Number
 from compress.report.sections.images import LostImage, lost_image
 from compress.report.views import Cell, Table, cells
 
-HEAD = ("Pictures", "Against", "Drop, points", "Lost / gained", "p", "Its top\u20111", "The student's", "Number")
+HEAD = ("Images", "Against", "Drop, points", "Lost / gained", "p", "Its top\u20111", "The student's", "Number")
 ARRAYS = ("slice_images", "slice_labels", "slice_student", "slice_margin", "slice_name")
 LEAD = (
-    "A small drop on average may be a large one where it is hard: on the pictures whose first answer the teacher gives "
-    "with the least lead over its second, and in single classes."
+    "A small average drop can hide a large one on hard images. Shown are the images that the teacher is least sure of, "
+    "by the lead of its first answer over its second, and single classes."
 )
 
 
@@ -47,7 +47,7 @@ def slices(source: Source) -> SlicesView | None:
         for row in worse
         if row.float_worse
     ]
-    parts = (LEAD, _classes_that_got_worse(source.per_class, worse), "p is McNemar's exact one.")
+    parts = (LEAD, _classes_that_got_worse(source.per_class, worse), "p is from McNemar's exact test.")
     return SlicesView(" ".join(part for part in parts if part), Table("Slices", cells(*HEAD), lines), _images(source))
 
 

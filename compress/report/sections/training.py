@@ -32,4 +32,4 @@ def training(source: Source, drawn: Mapping[str, str]) -> TrainingView | None:
         return None
     method, gpu = method_of(source.report), source.report.student.gpu
     how = f"Distilled with {method}{f' on {gpu}' if gpu else ''}. " if method else ""
-    return TrainingView(f"{how}Accuracies are on pictures carved from the training set.", shown)
+    return TrainingView(f"{how}Accuracies are on images taken from the training set.", shown)

@@ -154,7 +154,7 @@ def _speed_tile(report: Report, ship: ModelRow, pair: ComparisonRow, speed: Numb
     """Build the speed on this host."""
     latency = judged(report, "max_latency_ms", ship.file) or (ship.latency_ms or LatencySummary()).p50
     first = pair.speedup_p50
-    detail = f"{milliseconds(latency)} a picture" if latency else ""
+    detail = f"{milliseconds(latency)} an image" if latency else ""
     if is_number(first) and abs(speed / first - 1) > DISAGREEMENT:
         detail = f"{significant(first)}\u00d7 when it was validated"
     return Tile("Speed", _times(speed, "faster", "slower"), detail)
@@ -172,7 +172,7 @@ def _device_tile(report: Report, ship: ModelRow, teacher: ModelRow, named: str) 
     if row is None or row.latency_ms is None or not ratio:
         return Tile("Speed", "not measured", f"on {named}")
     latency = _or_not_measured(milliseconds(row.latency_ms.p50))
-    return Tile("Speed", _times(ratio[0], "faster", "slower"), f"{latency} a picture on {named}")
+    return Tile("Speed", _times(ratio[0], "faster", "slower"), f"{latency} an image on {named}")
 
 
 def requirements(source: Source) -> list[RequirementView] | None:

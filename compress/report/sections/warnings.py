@@ -25,5 +25,5 @@ def warnings(source: Source) -> WarningsView | None:
     if not texts and not unreadable:
         return None
     number = len(unreadable)
-    title = f"{number} unreadable {plural(number, 'picture was', 'pictures were')} skipped"
+    title = f"{number} unreadable {plural(number, 'image was', 'images were')} skipped"
     return WarningsView(texts, title, unreadable)
