@@ -353,7 +353,7 @@ def test_two_candidates_of_one_network_are_told_apart(artifacts, report, capsys)
 
 def test_verify_report_and_compare(artifacts, run_folder, report, capsys):
     assert main.main(["verify", str(run_folder), "--artifacts", str(artifacts)]) == 0
-    assert "student.int8.onnx: agreement 1.0000 on 64 pictures" in capsys.readouterr().out
+    assert "student.int8.onnx: agreement 1.0000 on 64 images" in capsys.readouterr().out
     merged = json.loads((run_folder / "report.json").read_text())
     assert [row["file"] for row in merged["device"]] == [row["file"] for row in report["device"]] and merged[
         "models"
