@@ -247,7 +247,7 @@ def _gain(drop: PairedDrop, sentence: str) -> dict[str, Any]:
 
 
 def _tuning(evidence: Evidence) -> TuningSection | None:
-    """Return what quantization-aware training was worth: the tuned int8 file against static int8."""
+    """Return what quantisation-aware training was worth: the tuned int8 file against static int8."""
     tuned = evidence.student.tuned
     static = next((model for model in evidence.models if model.role == "static"), None)
     if tuned is None or static is None:

@@ -115,7 +115,7 @@ class TrialRow(ReportPart):
     images: int | None = Field(default=None, description="validation images")
 
 
-class QuantizedFile(ReportPart):
+class Int8File(ReportPart):
     """How an int8 file was made. The page shows these keys, and any further ones, as they are."""
 
     target: str | None = Field(default=None, description="the processors that it is built for")
@@ -130,10 +130,10 @@ class QuantizedFile(ReportPart):
     search: str | None = Field(default=None, description="what the search chose, one sentence; null: no search")
 
 
-class QuantizeSection(QuantizedFile):
+class QuantizeSection(Int8File):
     """The int8 file for the recipe's device, and those for other targets."""
 
-    further: list[QuantizedFile] = Field(default=[], description="the int8 files for other targets")
+    further: list[Int8File] = Field(default=[], description="the int8 files for other targets")
 
 
 class GainSection(ReportPart):
@@ -148,7 +148,7 @@ class GainSection(ReportPart):
 
 
 class TuningSection(GainSection):
-    """What quantization-aware training gained over static int8 of the same student."""
+    """What quantisation-aware training gained over static int8 of the same student."""
 
     epochs: int | None = Field(default=None, description="epochs of tuning")
     lr: Number | None = Field(default=None, description="learning rate of tuning")

@@ -18,7 +18,7 @@ TRIALS = ("Variant", "KL to float", "Agrees", "Size", "Drop, validation", "Why")
 
 @dataclass(frozen=True)
 class TuningView:
-    """What quantization-aware training was worth."""
+    """What quantisation-aware training was worth."""
 
     sentence: str
     how: str

@@ -59,7 +59,7 @@ def manifest(source: Source) -> ManifestView:
     folds = [
         _settings("distill", "Distillation", report.distill),
         _settings("export", "Export", report.export),
-        _settings("quantize", "Quantization", report.quantize),
+        _settings("quantize", "Quantisation", report.quantize),
         _settings("latency", "Timing", report.latency),
         _rewrites(report),
         _files(report),
