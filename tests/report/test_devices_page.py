@@ -20,7 +20,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def page(folder: Path, **keys: Any) -> str:
-    report = json.loads((folder / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     (folder / "report.json").write_text(json.dumps(report | keys))
     return render(folder).read_text(encoding="utf-8")
 
@@ -93,7 +93,7 @@ def test_a_device_that_gave_no_answer_is_named_and_this_machine_does_not_stand_i
 
 
 def test_flips_and_mcnemars_p_against_teacher_and_float_student(run: Path) -> None:
-    report = json.loads((run / "report.json").read_text())
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     text = page(run)
 
     pairs = {(pair["model"], pair["against"]): pair for pair in report["comparisons"]}

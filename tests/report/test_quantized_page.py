@@ -19,11 +19,11 @@ def run(tmp_path: Path) -> Path:
 
 
 def _page(run: Path, **changes: object) -> str:
-    report = json.loads((run / "report.json").read_text())
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     int8 = next(row for row in report["models"] if row["file"] == "student.int8.onnx")
     int8.update(changes.pop("row", {}))
     (run / "report.json").write_text(json.dumps({**report, **changes}))
-    return render(run).read_text()
+    return render(run).read_text(encoding="utf-8")
 
 
 TRIALS = [

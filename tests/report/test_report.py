@@ -81,7 +81,7 @@ def run(full: Path, tmp_path: Path) -> Path:
 
 
 def change(folder: Path, **keys: Any) -> None:
-    report = json.loads((folder / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     (folder / "report.json").write_text(json.dumps(report | keys))
 
 
@@ -109,7 +109,7 @@ def test_the_full_page_shows_every_section_in_order(full: Path) -> None:
 
 
 def test_numbers_reach_the_page_unchanged(full: Path) -> None:
-    report = json.loads((full / "report.json").read_text())
+    report = json.loads((full / "report.json").read_text(encoding="utf-8"))
     text = Page((full / "report.html").read_text(encoding="utf-8")).text
 
     for row in report["models"]:
@@ -132,7 +132,7 @@ def test_on_a_phone_every_file_has_a_column_and_the_measure_stands_above(full: P
 
 
 def test_a_student_that_is_larger_and_slower_is_called_so(run: Path) -> None:
-    rows = json.loads((run / "report.json").read_text())["comparisons"]
+    rows = json.loads((run / "report.json").read_text(encoding="utf-8"))["comparisons"]
     change(run, comparisons=[row | {"speedup_p50": 0.8, "size_ratio": 0.25} for row in rows], requirements=[])
 
     text = page_of(run).text
@@ -147,11 +147,10 @@ def test_plots_are_written_and_inlined(full: Path) -> None:
     assert sorted(path.name for path in (full / "plots").iterdir()) == ["accuracy.svg", "latency.svg", "loss.svg"]
     drawings = [attributes for tag, attributes in page.elements if tag == "svg"]
     assert len(drawings) == 3 and all(drawing["role"] == "img" and drawing["aria-label"] for drawing in drawings)
-    assert "var(--c-student)" in (full / "report.html").read_text()
-    assert (
-        "#c84e00" in (full / "plots" / "accuracy.svg").read_text()
-        and "var(" not in (full / "plots" / "accuracy.svg").read_text()
-    )
+    assert "var(--c-student)" in (full / "report.html").read_text(encoding="utf-8")
+    assert "#c84e00" in (full / "plots" / "accuracy.svg").read_text(encoding="utf-8") and "var(" not in (
+        full / "plots" / "accuracy.svg"
+    ).read_text(encoding="utf-8")
 
 
 def test_a_wide_range_has_a_logarithmic_axis_with_plain_numbers(run: Path) -> None:
@@ -204,7 +203,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
 def test_colours_have_contrast_in_both_modes(full: Path, mode: int) -> None:
-    blocks = re.findall(r":root \{(.*?)\}", (full / "report.html").read_text(), flags=re.DOTALL)
+    blocks = re.findall(r":root \{(.*?)\}", (full / "report.html").read_text(encoding="utf-8"), flags=re.DOTALL)
     colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", blocks[mode]))
 
     for name in ("ink", "muted", "good", "bad", "unsure"):  # text: WCAG AA
@@ -229,7 +228,7 @@ def test_equal_inputs_give_equal_bytes(full: Path, run: Path) -> None:
 
 
 def test_only_the_contracts_keys_are_needed(run: Path) -> None:
-    report = json.loads((run / "report.json").read_text())
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     bare = {key: report[key] for key in REQUIRED}
     bare["teacher"] = {"model": "resnet20", "candidates": []}
     bare["student"] = {"model": "mobilenet_v2"}
@@ -267,7 +266,7 @@ def test_each_file_beside_the_report_may_be_missing(run: Path, gone: str) -> Non
 
 
 def test_nulls_are_shown_as_not_measured(run: Path) -> None:
-    report = json.loads((run / "report.json").read_text())
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     for row in report["models"]:
         row |= {"peak_memory_bytes": None, "top5": None, "int8_mac_share": None}
         row["latency_ms"] |= {"p99": None, "p50_ci95": None}
@@ -285,12 +284,12 @@ def test_nulls_are_shown_as_not_measured(run: Path) -> None:
 def test_classes_come_from_the_predictions_where_the_report_has_none(run: Path, full: Path) -> None:
     change(run, per_class=None)
 
-    assert page_of(run).text == Page((full / "report.html").read_text()).text
+    assert page_of(run).text == Page((full / "report.html").read_text(encoding="utf-8")).text
 
 
 @pytest.mark.parametrize(("answer", "said"), [("failed", "Failed"), ("undecided", "Undecided")])
 def test_the_verdict_is_said(run: Path, answer: str, said: str) -> None:
-    rows = json.loads((run / "report.json").read_text())["requirements"]
+    rows = json.loads((run / "report.json").read_text(encoding="utf-8"))["requirements"]
     change(run, status=answer, requirements=[{**row, "verdict": answer} for row in rows])
 
     page = page_of(run)
@@ -301,7 +300,7 @@ def test_the_verdict_is_said(run: Path, answer: str, said: str) -> None:
 
 def test_every_text_of_a_user_is_escaped(run: Path) -> None:
     evil = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>&amp; $x^2$ ${body} \u202e\x00\ud800"
-    report = json.loads((run / "report.json").read_text())
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
 
     def poison(value: Any) -> Any:
         if isinstance(value, dict):
@@ -421,7 +420,7 @@ def test_runs_stand_side_by_side(run: Path, full: Path) -> None:
         and "do not compare" not in lines[-1]
     )
 
-    data = json.loads((run / "report.json").read_text())["data"]
+    data = json.loads((run / "report.json").read_text(encoding="utf-8"))["data"]
     change(run, data={**data, "test_pictures": 48}, latency={"disturbances": ["other processes used 1.30 cores"]})
     assert compare([full, run]).splitlines()[-2:] == [
         "the runs were tested on different images: accuracies and drops do not compare",
@@ -430,7 +429,7 @@ def test_runs_stand_side_by_side(run: Path, full: Path) -> None:
 
 
 def test_the_headline_shows_the_speed_that_was_judged_last_and_both_where_they_disagree(run: Path) -> None:
-    report = json.loads((run / "report.json").read_text())
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     first = report["comparisons"][1]["speedup_p50"]
     judged = [{**row, "value": 2 * first} if row["name"] == "min_speedup" else row for row in report["requirements"]]
     change(run, requirements=judged)
@@ -445,7 +444,7 @@ def test_the_headline_shows_the_speed_that_was_judged_last_and_both_where_they_d
 
 
 def test_the_headlines_latency_is_the_one_that_was_judged_last(run: Path) -> None:
-    report = json.loads((run / "report.json").read_text())
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     row = next(row for row in report["requirements"] if row["name"] == "min_speedup")
     change(run, requirements=[*report["requirements"], {**row, "name": "max_latency_ms", "value": 0.777, "limit": 1.0}])
 

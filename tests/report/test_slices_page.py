@@ -42,13 +42,13 @@ def run(tmp_path: Path) -> Path:
 
 
 def page(run: Path, **keys: Any) -> str:
-    report = json.loads((run / "report.json").read_text())
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     (run / "report.json").write_text(json.dumps(report | keys))
     return render(run).read_text(encoding="utf-8")
 
 
 def classes(run: Path, worse: bool) -> list[dict[str, Any]]:
-    rows = json.loads((run / "report.json").read_text())["per_class"]
+    rows = json.loads((run / "report.json").read_text(encoding="utf-8"))["per_class"]
     return [{**row, **PAIR, "worse": worse and number == 3, "float_worse": False} for number, row in enumerate(rows)]
 
 
@@ -82,7 +82,7 @@ def test_without_slices_there_is_no_such_part(run: Path) -> None:
 
 
 def test_the_measurement_and_the_second_latency_are_described(run: Path) -> None:
-    report = json.loads((run / "report.json").read_text())
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     rows = [{**row, "photo_latency_ms": {"p50": 12.5, "p50_ci95": [12.0, 13.0]}} for row in report["models"]]
 
     text = page(run, latency=TIMING, models=rows)
@@ -101,7 +101,7 @@ def test_the_measurement_and_the_second_latency_are_described(run: Path) -> None
 
 
 def test_a_requirement_names_its_file_precision_and_bytes(run: Path) -> None:
-    report = json.loads((run / "report.json").read_text())
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     rows = [{**row, "sha256": "cd" * 32, "precision": "int8"} for row in report["requirements"]]
 
     assert f"student.int8.onnx · int8 · local · sha256 {'cd' * 6} · recipes/mobilenet.yaml:31:12" in page(
