@@ -219,7 +219,7 @@ def test_failing_tests_are_a_miss_and_settings_reach_the_command() -> None:
 # the whole order in small
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_rehearsal_runs_the_whole_order_over_two_machines(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
