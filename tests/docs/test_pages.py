@@ -84,6 +84,8 @@ def parse_command(line: str) -> None:
         parse_click(module.main, arguments[0], [str(ROOT) if word == "FOLDER" else word for word in arguments[1:]])
     elif arguments[:2] in [["-m", f"compress.{folder}.reference_docs"] for folder in ("recipe", "cli", "report")]:
         assert (ROOT / arguments[2]).is_file()
+    elif program == "python" and arguments == ["tests/test_versions.py", "--pin"]:
+        assert (ROOT / arguments[0]).is_file()
     elif program == "python" and arguments[:2] == ["-m", "pytest"]:
         assert arguments[2:] and all((ROOT / word).exists() for word in arguments[2:] if word.startswith("tests"))
     elif program == "npm":
