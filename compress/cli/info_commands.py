@@ -1,4 +1,4 @@
-"""Commands that say what there is: schema, recipes, methods, models, doctor."""
+"""Commands that list what there is: schema, recipes, methods, models, doctor."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def models() -> int:
     """List the networks."""
     from compress.models import catalog
 
-    table([(info.name, f"{info.summary}; pictures from {info.min_size} pixels") for info in catalog.NETWORKS.values()])
+    table([(info.name, f"{info.summary}; images from {info.min_size} pixels") for info in catalog.NETWORKS.values()])
     return 0
 
 
@@ -73,20 +73,20 @@ def models() -> int:
 )
 @artifacts_option
 def doctor(verdict: bool, artifacts: Path) -> int:
-    """Say what this machine has: packages, CUDA, runtime, int8 instructions, memory, disk, data."""
-    from compress.commands.doctor.environment import doctor as examine
+    """Report what this machine has: packages, CUDA, runtime, int8 instructions, memory, disk, data."""
+    from compress.commands.doctor.environment import examine
 
     rows = examine(artifacts)
     missing = any(state == "missing" for _, state, _ in rows)
     if verdict and not missing:
-        from compress.commands.doctor.environment import plant
+        from compress.commands.doctor.environment import run_self_test
 
-        return 0 if plant(lambda line: say(line, sys.stdout)) else StageError.exit_code
+        return 0 if run_self_test(lambda line: say(line, sys.stdout)) else StageError.exit_code
     table(rows)
     return MissingError.exit_code if missing else 0
 
 
 def _first_comment(path: Path) -> str:
-    """The first comment line of a recipe: what it does."""
+    """Return the first comment line of a recipe, which says what it does."""
     lines = (line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
     return next((line.lstrip("# ") for line in lines if line.startswith("#")), "")

@@ -16,8 +16,8 @@ from compress.core.console import say
 from compress.core.errors import CompressError, Interrupted, UsageError
 
 
-class Group(click.Group):
-    """Commands in the order in which they were added; a wrong one is answered with the nearest."""
+class CommandGroup(click.Group):
+    """Commands in the order in which they were added; a wrong name is answered with the nearest."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -32,7 +32,7 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 @click.option(
     "--traceback", is_flag=True, help="Show where an error comes from; stands anywhere. Also: COMPRESS_TRACEBACK=1."

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from compress.cli import exit_codes, main, run_commands
-from compress.commands.doctor import environment as doctor
+from compress.commands.doctor import environment
 from compress.core.errors import CompressError, Interrupted, MissingError, StageError, UsageError
 from compress.stages import STAGES
 
@@ -161,12 +161,14 @@ def test_version_and_every_command_has_help(capsys: pytest.CaptureFixture[str]) 
 def test_doctor_names_what_is_missing_and_the_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "REQUIRED", {"yaml": ("PyYAML", "recipes"), "no_such_package": ("no-such", "nothing")})
+    monkeypatch.setattr(
+        environment, "REQUIRED", {"yaml": ("PyYAML", "recipes"), "no_such_package": ("no-such", "nothing")}
+    )
     assert main.main(["doctor"]) == 3
     rows = [line.split(None, 2) for line in capsys.readouterr().out.splitlines()]
     assert [row[:2] for row in rows[1:3]] == [["PyYAML", "ok"], ["no-such", "missing"]]
     assert rows[2][2].startswith("for nothing; install it with: ") and rows[2][2].endswith(" -m pip install no-such")
-    monkeypatch.setattr(doctor, "REQUIRED", {})
+    monkeypatch.setattr(environment, "REQUIRED", {})
     assert main.main(["doctor"]) == 0
 
 
@@ -174,7 +176,7 @@ def test_doctor_names_what_is_missing_and_the_command(
 def test_doctor_tries_to_write_where_results_go(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
 ) -> None:
-    monkeypatch.setattr(doctor, "REQUIRED", {})
+    monkeypatch.setattr(environment, "REQUIRED", {})
     arguments = ["doctor", "--artifacts", str(tmp_path / "a" / "b")]
     assert main.main(arguments) == 0 and list(tmp_path.iterdir()) == []
     opened = os.open
@@ -321,11 +323,11 @@ def test_a_bug_is_one_line_and_exit_1(good: Path) -> None:
 
 
 def test_traceback_shows_the_rest_wherever_it_stands(good: Path) -> None:
-    for arguments, environment in (
+    for arguments, variables in (
         (["show", str(good), "--traceback"], {}),
         (["show", str(good)], {"COMPRESS_TRACEBACK": "1"}),
     ):
-        done = compress(code=BUG.format(arguments=arguments), **environment)
+        done = compress(code=BUG.format(arguments=arguments), **variables)
         assert done.returncode == 1
         assert done.stderr.startswith("Traceback (most recent call last):") and "bug:" not in done.stderr
 

@@ -282,7 +282,7 @@ def test_logits_that_float16_cannot_hold_are_refused_before_training(work, netwo
         wild = dataclasses.replace(trained_teacher, largest_logit=largest)
         with pytest.raises(
             StageError,
-            match=r"teacher resnet8: its logits reach (6.55e\+04|nan) on the validation pictures, and float16",
+            match=r"teacher resnet8: its logits reach (6.55e\+04|nan) on the validation images, and float16",
         ):
             train_student(dhkd, teacher=wild, **inputs)
 

@@ -1,4 +1,4 @@
-"""What the logits of two networks have in common, and how far a network's confidence can be believed. Pure functions on numpy arrays."""
+"""Correlations of two networks' logits, and the calibration of a network's confidence. Pure functions on arrays."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Reliability:
-    """A network's confidence against its accuracy on n pictures. Per bin, (BINS,): pictures, mean confidence, accuracy (NaN in an empty bin).
+    """A network's confidence against its accuracy on n images.
 
-    `ece`: expected calibration error, a fraction, with the 95 % interval of a bootstrap over pictures; `nll`: mean -log p of the right class, nats.
+    `ece` is the expected calibration error, a fraction, with the 95 % interval of a bootstrap over images. `nll` is the
+    mean -log p of the right class, in nats. `images`, `mean_confidence` and `accuracy` are (BINS,), NaN in an empty bin.
     """
 
     n: int
@@ -26,24 +27,26 @@ class Reliability:
     ece: float
     ece_ci95: tuple[float, float]
     nll: float
-    pictures: NDArray[np.int64]
+    images: NDArray[np.int64]
     mean_confidence: Array
     accuracy: Array
 
 
 def correlation(logits: NDArray[np.float32]) -> Array:
-    """Pearson's correlation of each pair of classes' logits over the pictures: (N, K) -> (K, K); 0 where a logit never changes.
+    """Return Pearson's correlation of each pair of classes' logits over the images: (N, K) -> (K, K).
 
-    Source: Tian et al. 2020 (CRD, arXiv 1910.10699), whose figure shows the difference of two such matrices.
+    It is 0 where a logit never changes. Source: Tian et al. 2020 (CRD, arXiv 1910.10699), whose figure shows the
+    difference of two such matrices.
     """
     centred = logits.astype(np.float64) - logits.mean(axis=0, dtype=np.float64)
     norm = np.sqrt((centred**2).sum(axis=0))
     unit = np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 0)
-    return np.clip(unit.T @ unit, -1.0, 1.0)
+    correlations: Array = np.clip(unit.T @ unit, -1.0, 1.0)
+    return correlations
 
 
 def mean_logits(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Array:
-    """Mean logits of each true class's pictures: (N, K) -> (K, K), a row a true class; NaN in a row without pictures."""
+    """Return the mean logits of each true class: (N, K) -> (K, K), one row for each class, NaN without images."""
     counts = np.bincount(labels, minlength=logits.shape[1])
     sums = np.zeros((logits.shape[1], logits.shape[1]))
     np.add.at(sums, labels, logits.astype(np.float64))
@@ -51,14 +54,20 @@ def mean_logits(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Array
 
 
 def off_diagonal(matrix: Array) -> Array:
-    """The entries beside the diagonal of (K, K)."""
+    """Return the entries beside the diagonal of (K, K)."""
     return matrix[~np.eye(len(matrix), dtype=bool)]
 
 
 def reliability(logits: NDArray[np.float32], labels: NDArray[np.int64], *, seed: int = 0) -> Reliability:
-    """Confidence (the largest softmax probability) against accuracy in BINS equal bins of (0, 1]; the gaps' mean weighted by pictures is the ECE.
+    """Compare confidence, the largest softmax probability, with accuracy in BINS equal bins of (0, 1].
 
-    Source: Naeini et al. 2015; Guo et al. 2017 (arXiv 1706.04599), section 2, which takes 15 bins.
+    The ECE is the mean gap of the bins, weighted by their images. Source: Naeini et al. 2015; Guo et al. 2017
+    (arXiv 1706.04599), section 2, which takes 15 bins.
+
+    Args:
+        logits: (N, K).
+        labels: (N,).
+        seed: of the bootstrap.
     """
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
@@ -81,7 +90,7 @@ def reliability(logits: NDArray[np.float32], labels: NDArray[np.int64], *, seed:
         ece=float(np.abs(sure - correct).sum() / n),
         ece_ci95=(low, high),
         nll=float(-log_p[np.arange(n), labels].mean()),
-        pictures=counts,
+        images=counts,
         mean_confidence=np.divide(sure, counts, out=empty.copy(), where=counts > 0),
         accuracy=np.divide(correct, counts, out=empty.copy(), where=counts > 0),
     )

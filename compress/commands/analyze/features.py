@@ -1,4 +1,4 @@
-"""Both networks' penultimate features on the same validation pictures, laid out in the plane by t-SNE; and the logits of every head."""
+"""Both networks' penultimate features on the same validation images, and the logits of DHKD's heads."""
 
 from __future__ import annotations
 
@@ -20,32 +20,41 @@ from compress.pipeline.run_folder.cache_refs import Kept
 from compress.training import build
 from compress.training.evaluation import ImageSet, predict
 
-MOST_PICTURES = 1000
+MOST_IMAGES = 1000
 MOST_CLASSES = 10
 PERPLEXITY = 30.0
 NEIGHBOURS = 10
-STREAM = 5  # of the draw of pictures
-BATCH = 250  # pictures in memory at once
+STREAM = 5  # random stream of the draw
+BATCH = 250  # images in memory at once
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Some validation pictures: `index` (M,) into all stored pictures, `labels` (M,) into `classes`, which are indices of the data's classes."""
+    """Some validation images.
+
+    `index` (M,) points into all stored images, `labels` (M,) into `classes`, which are indices of the data's classes.
+    """
 
     index: NDArray[np.int64]
     labels: NDArray[np.int64]
     classes: tuple[int, ...]
 
 
-def draw(pictures: ImageSet, count: int, seed: int) -> Drawn:
-    """At most MOST_PICTURES validation pictures of at most MOST_CLASSES classes (spread evenly over the list), in proportion."""
+def draw(images: ImageSet, count: int, seed: int) -> Drawn:
+    """Draw at most MOST_IMAGES validation images of at most MOST_CLASSES classes, in proportion.
+
+    Args:
+        images: the images of the run.
+        count: how many classes the data has; those that are shown are spread evenly over the list.
+        seed: of the draw.
+    """
     shown = tuple(
         int(value) for value in np.unique(np.linspace(0, count - 1, min(count, MOST_CLASSES)).round().astype(np.int64))
     )
-    index = pictures.validation_index.cpu().numpy()
-    labels = pictures.labels.cpu().numpy()[index]
+    index = images.validation_index.cpu().numpy()
+    labels = images.labels.cpu().numpy()[index]
     index, labels = index[np.isin(labels, shown)], labels[np.isin(labels, shown)]
-    chosen = stratified(labels, MOST_PICTURES, seed, STREAM)
+    chosen = stratified(labels, MOST_IMAGES, seed, STREAM)
     return Drawn(index[chosen], np.searchsorted(shown, labels[chosen]), shown)
 
 
@@ -60,17 +69,24 @@ def unavailable_reason(record: Network) -> str | None:
     return None
 
 
-def pooled(record: Network, weights: File, pictures: ImageSet, index: NDArray[np.int64]) -> NDArray[np.float32]:
-    """What the classifier reads, (M, d), of the stored pictures `index`."""
+def pooled(record: Network, weights: File, images: ImageSet, index: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Compute what the classifier reads, (M, d).
+
+    Args:
+        record: the network.
+        weights: its file.
+        images: the images of the run.
+        index: (M,), the stored images to take.
+    """
     model = build.load_network(record, weights, "cpu").eval()
-    return _tapped(model, {"pooled": build.outline_of(record).taps["pooled"]}, record, pictures, index)[1]
+    return _tapped(model, {"pooled": build.outline_of(record).taps["pooled"]}, record, images, index)[1]
 
 
 @torch.no_grad()
 def _tapped(
-    model: nn.Module, taps: dict[str, str], record: Network, pictures: ImageSet, index: NDArray[np.int64]
+    model: nn.Module, taps: dict[str, str], record: Network, images: ImageSet, index: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Logits (M, K) and the one tapped map (M, d)."""
+    """Return the logits (M, K) and the one tapped map (M, d)."""
     seen: list[torch.Tensor] = []
     (name,) = taps
 
@@ -83,19 +99,19 @@ def _tapped(
         logits = [
             answer(
                 views.to_float(
-                    views.evaluation_view(pictures.images[part], record.image_size),
+                    views.evaluation_view(images.images[part], record.image_size),
                     record.normalization.mean,
                     record.normalization.std,
                 )
             )
-            for part in torch.from_numpy(index).split(BATCH)  # pictures that stay in their files are decoded here
+            for part in torch.from_numpy(index).split(BATCH)  # images that stay in their files are decoded here
         ]
     return torch.cat(logits).float().numpy(), torch.cat(seen).numpy()
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Logits float32 (V, K) on all validation pictures: the teacher's, those of the student's classifier, and of its auxiliary head."""
+    """Logits float32 (V, K) of the teacher and of the student's two heads, on all validation images."""
 
     teacher: NDArray[np.float32]
     classifier: NDArray[np.float32]
@@ -103,30 +119,28 @@ class Heads:
     labels: NDArray[np.int64]
 
 
-def heads(kept: Kept, pictures: ImageSet) -> Heads | None:
-    """What DHKD's two heads answer; None where the method has no auxiliary head."""
+def heads(kept: Kept, images: ImageSet) -> Heads | None:
+    """Compute the logits of DHKD's two heads; None if the method has no auxiliary head."""
     if "dhkd" not in kept.method.method or any(
         unavailable_reason(record) for record in (kept.teacher.network, kept.trained.network)
     ):
         return None
-    model, method = build.load_distilled(kept.method, kept.trained, kept.teacher, pictures)
+    model, method = build.load_distilled(kept.method, kept.trained, kept.teacher, images)
     auxiliary = _auxiliary(method)
     if auxiliary is None:
         return None
-    record, index = kept.trained.network, pictures.validation_index.numpy()
-    logits, features = _tapped(
-        model.eval(), {"pooled": build.outline_of(record).taps["pooled"]}, record, pictures, index
-    )
+    record, index = kept.trained.network, images.validation_index.numpy()
+    logits, features = _tapped(model.eval(), {"pooled": build.outline_of(record).taps["pooled"]}, record, images, index)
     teacher = kept.teacher.network
     taught = predict(
         build.load_network(teacher, kept.teacher.weights, "cpu"),
-        pictures.validation(),
+        images.validation(),
         teacher.image_size,
         teacher.normalization,
     ).numpy()
     with torch.no_grad():
         second = auxiliary.eval()(torch.from_numpy(features)).numpy()
-    return Heads(taught, logits, second, pictures.labels[pictures.validation_index].numpy())
+    return Heads(taught, logits, second, images.labels[images.validation_index].numpy())
 
 
 def _auxiliary(method: Method) -> nn.Module | None:
@@ -136,19 +150,22 @@ def _auxiliary(method: Method) -> nn.Module | None:
 
 
 def same_class_neighbours(features: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Share of each picture's NEIGHBOURS nearest ones (Euclidean, in the features themselves) that are of its class, a mean over pictures."""
-    wide = features.astype(np.float64)
-    square = (wide**2).sum(axis=1)
-    distance = square[:, None] + square[None, :] - 2 * wide @ wide.T
+    """Return the share of each image's NEIGHBOURS nearest images that are of its class, a mean over images.
+
+    Distances are Euclidean, between the features themselves.
+    """
+    upcast = features.astype(np.float64)
+    square = (upcast**2).sum(axis=1)
+    distance = square[:, None] + square[None, :] - 2 * upcast @ upcast.T
     np.fill_diagonal(distance, np.inf)
     near = np.argsort(distance, axis=1, kind="stable")[:, : min(NEIGHBOURS, len(labels) - 1)]
     return float((labels[near] == labels[:, None]).mean())
 
 
 def plane(features: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
-    """t-SNE of (M, d) -> (M, 2), from principal components, with a fixed seed. Raises ImportError without scikit-learn.
+    """Lay out features in the plane by t-SNE, (M, d) -> (M, 2), from principal components and with a fixed seed.
 
-    Source: van der Maaten and Hinton 2008, by scikit-learn.
+    Raises ImportError without scikit-learn. Source: van der Maaten and Hinton 2008, by scikit-learn.
     """
     from sklearn.manifold import TSNE
 

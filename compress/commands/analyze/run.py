@@ -1,6 +1,6 @@
-"""`compress analyze`: what a finished run shows about its distillation, added to its report. Trains nothing and reads no test picture.
+"""`compress analyze`: adds to a finished run's report what its distillation did. Trains nothing, reads no test image.
 
-Test logits are those that `validate` stored; features and heads are computed on validation pictures from the cache.
+Test logits are those that `validate` stored. Features and heads are computed on validation images from the cache.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from compress.commands.analyze import calibration as insight
+from compress.commands.analyze import calibration
 from compress.core.console import Console
 from compress.core.errors import MissingError, StageError, UsageError
 from compress.core.files import write_atomically, write_json
@@ -31,9 +31,20 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def analyze(folder: Path, *, against: Sequence[Path], artifacts: Path, console: Console) -> Path:
-    """Write the analysis into `folder`'s report.json, analysis.npz and report.html; an earlier one is replaced. Answers the page's path.
+    """Write the analysis into report.json, analysis.npz and report.html of a run; an earlier one is replaced.
 
-    `against`: other runs whose training curves stand beside this one's. Raises MissingError, StageError as `read_report`, UsageError.
+    Args:
+        folder: the run.
+        against: other runs, whose training curves are drawn beside this one's.
+        artifacts: where the cache is.
+        console: where findings are printed.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        MissingError, StageError: as `read_report`.
+        UsageError: a run is compared with itself.
     """
     from compress.report import analysis_plots
     from compress.report.page import render
@@ -56,12 +67,12 @@ def analyze(folder: Path, *, against: Sequence[Path], artifacts: Path, console: 
 
 
 def sentences(content: Row) -> list[str]:
-    """What the analysis found, for a terminal."""
+    """Return what the analysis found, for the console."""
     said = [
         content[key]["sentence"] for key in ("gradients", "logits", "features") if content.get(key, {}).get("sentence")
     ]
     said += [
-        f"correlations of logits, {row['what']} against teacher on {row['pictures']:,} {row['split']} pictures: "
+        f"correlations of logits, {row['what']} against teacher on {row['pictures']:,} {row['split']} images: "
         f"mean |difference| {row['mean_abs']:.4f}, largest {row['max_abs']:.3f}"
         for row in (*content["correlations"], *content["heads"])
     ]
@@ -72,7 +83,7 @@ def sentences(content: Row) -> list[str]:
 
 
 def _gradients(folder: Path, report: Report) -> Row:
-    """Which cosines the student's history holds; where none, how to record them."""
+    """Return which cosines the student's history holds, and how to record them if it holds none."""
     path = folder / RESOLVED
     settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     every = (settings.get("train") or {}).get("trace_gradients")
@@ -84,14 +95,15 @@ def _gradients(folder: Path, report: Report) -> Row:
     sentence = None
     if not found and every is None:
         command = report.command or again(folder)
-        sentence = f"The cosine between the losses' gradients was not recorded; record it with: {command} --set train.trace_gradients=20"
+        how = f"{command} --set train.trace_gradients=20"
+        sentence = f"The cosine between the losses' gradients was not recorded; record it with: {how}"
     elif not found:
         sentence = "The method has one loss, so there is no cosine between gradients."
     return {"every": every, "lowest": found, "head": _head(settings), "sentence": sentence}
 
 
 def _head(settings: Row) -> Row | None:
-    """DHKD's settings that say where its two losses meet; None for another method."""
+    """Return DHKD's settings that decide where its two losses meet; None for another method."""
     distill = settings.get("distill") or {}
     methods = distill.get("method")
     if "dhkd" not in (methods if isinstance(methods, list) else [methods]):
@@ -101,7 +113,7 @@ def _head(settings: Row) -> Row | None:
 
 
 def _by_logits(folder: Path, report: Report, arrays: Arrays) -> Row:
-    """Correlations and calibration from the test logits that `validate` stored."""
+    """Compute correlations and calibration from the test logits that `validate` stored."""
     stored = arrays_of(folder / "predictions.npz")
     rows = {"teacher": teacher_row(report), "float student": float_row(report), "int8 student": shipped(report)}
     files = {what: row.file for what, row in rows.items()}
@@ -109,29 +121,30 @@ def _by_logits(folder: Path, report: Report, arrays: Arrays) -> Row:
         del files["int8 student"]
     logits = {what: stored[f"logits/{file}"] for what, file in files.items() if f"logits/{file}" in stored}
     if "labels" not in stored or "teacher" not in logits or "float student" not in logits:
-        sentence = f"{folder / 'predictions.npz'} does not hold the test logits of teacher and student, so they are not compared."
+        absent = f"{folder / 'predictions.npz'} does not hold the test logits of teacher and student"
+        sentence = f"{absent}, so they are not compared."
         return {"logits": {"sentence": sentence}, "correlations": [], "calibration": []}
     labels = stored["labels"]
-    calibration = []
+    table = []
     for number, (what, values) in enumerate(logits.items()):
-        found = insight.reliability(values, labels, seed=SEED)
+        found = calibration.reliability(values, labels, seed=SEED)
         row = {
             "what": what,
             "file": files[what],
             "pictures": found.n,
-            "bins": insight.BINS,
-            "resamples": insight.RESAMPLES,
+            "bins": calibration.BINS,
+            "resamples": calibration.RESAMPLES,
             "ece": found.ece,
             "ece_ci95": list(found.ece_ci95),
             "confidence": found.confidence,
             "top1": found.top1,
             "nll": found.nll,
         }
-        calibration.append(row)
-        parts = {"pictures": found.pictures, "confidence": found.mean_confidence, "accuracy": found.accuracy}
+        table.append(row)
+        parts = {"pictures": found.images, "confidence": found.mean_confidence, "accuracy": found.accuracy}
         arrays |= {f"calibration_{number}_{name}": value for name, value in parts.items()}
     first = _correlated("float student", logits["float student"], logits["teacher"], labels, "test", arrays, 0)
-    return {"logits": {"sentence": None}, "correlations": [first], "calibration": calibration}
+    return {"logits": {"sentence": None}, "correlations": [first], "calibration": table}
 
 
 def _correlated(
@@ -143,11 +156,13 @@ def _correlated(
     arrays: Arrays,
     number: int,
 ) -> Row:
-    """A student's correlations minus the teacher's; the matrix goes into `arrays`."""
-    difference = insight.correlation(logits) - insight.correlation(teacher)
+    """Subtract the teacher's correlations from a student's; the matrix goes into `arrays`."""
+    difference = calibration.correlation(logits) - calibration.correlation(teacher)
     arrays[f"correlation_{number}"] = difference
-    beside = np.abs(insight.off_diagonal(difference))
-    means = np.abs(insight.off_diagonal(insight.mean_logits(logits, labels) - insight.mean_logits(teacher, labels)))
+    beside = np.abs(calibration.off_diagonal(difference))
+    means = np.abs(
+        calibration.off_diagonal(calibration.mean_logits(logits, labels) - calibration.mean_logits(teacher, labels))
+    )
     finite = means[np.isfinite(means)]
     return {
         "what": what,
@@ -160,11 +175,11 @@ def _correlated(
 
 
 def _by_networks(folder: Path, report: Report, artifacts: Path, arrays: Arrays, console: Console) -> Row:
-    """Features, and the heads of DHKD, which need the networks and the validation pictures of the cache."""
-    from compress.pipeline.run_folder import cache_refs as records
+    """Compute features and DHKD's heads, which need the networks and the validation images of the cache."""
+    from compress.pipeline.run_folder import cache_refs
 
     try:
-        kept = records.read(folder, artifacts, command=report.command)
+        kept = cache_refs.read(folder, artifacts, command=report.command)
     except MissingError as error:
         return {"features": {"sentence": f"Features and heads are left out: {error}"}, "heads": []}
     from compress.commands.analyze import features
@@ -182,7 +197,7 @@ def _by_networks(folder: Path, report: Report, artifacts: Path, arrays: Arrays, 
 
 
 def _features(kept: Any, pictures: Any, arrays: Arrays, console: Console) -> Row:
-    """t-SNE of both networks' pooled vectors."""
+    """Lay out both networks' pooled vectors by t-SNE."""
     from compress.commands.analyze import features
 
     drawn = features.draw(pictures, len(kept.data.classes), SEED)
@@ -210,7 +225,7 @@ def _features(kept: Any, pictures: Any, arrays: Arrays, console: Console) -> Row
         try:
             arrays[f"features_{role}"] = features.plane(vectors, SEED)
         except ImportError:
-            said = [f"t-SNE needs scikit-learn, which is not here; install it with: {INSTALL}"]
+            said = [f"t-SNE needs scikit-learn, which is not installed; install it with: {INSTALL}"]
             break
     arrays["features_labels"] = drawn.labels
     content["sentence"] = " ".join(said) or None
@@ -218,7 +233,7 @@ def _features(kept: Any, pictures: Any, arrays: Arrays, console: Console) -> Row
 
 
 def _against(folder: Path, others: Sequence[Path], arrays: Arrays) -> list[Row]:
-    """The training curves of this run's student and of the other runs', by name; empty without others."""
+    """Return the training curves of this run's student and of the other runs'; empty without others."""
     if not others:
         return []
     rows = []

@@ -1,4 +1,4 @@
-"""What this machine has, and what is missing with the command that brings it."""
+"""Reports what this machine has, and for what is missing the command that installs it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
-REQUIRED = {  # import name -> (distribution, what it is for)
+# Import name -> (distribution, what it is for).
+REQUIRED = {
     "torch": ("torch", "training"),
     "torchvision": ("torchvision", "data sets and pretrained networks"),
     "onnx": ("onnx", "export"),
@@ -28,11 +29,15 @@ REQUIRED = {  # import name -> (distribution, what it is for)
 }
 PYTHON = (3, 11)
 
-Row = tuple[str, str, str]  # what, ok | missing | note, detail
+# What, "ok" | "missing" | "note", detail.
+Row = tuple[str, str, str]
 
 
-def doctor(artifacts: Path = Path("artifacts")) -> list[Row]:
-    """Rows of (what, state, detail); a state is ok, note (works, worth knowing) or missing (no run could finish)."""
+def examine(artifacts: Path = Path("artifacts")) -> list[Row]:
+    """Return rows of (what, state, detail).
+
+    A state is ok, note (it works, but is worth knowing) or missing (no run could finish).
+    """
     enough = sys.version_info[:2] >= PYTHON
     python = (
         platform.python_version() if enough else f"{platform.python_version()}; needs {PYTHON[0]}.{PYTHON[1]} or newer"
@@ -48,7 +53,7 @@ def doctor(artifacts: Path = Path("artifacts")) -> list[Row]:
 
 
 def _package(module: str, distribution: str, purpose: str) -> Row:
-    """Importing finds what a version number does not: a broken or mismatched build."""
+    """Check a package by importing it, which also finds a broken or mismatched build."""
     pip = f"{Path(sys.executable).name} -m pip install"
     if importlib.util.find_spec(module) is None:
         return distribution, "missing", f"for {purpose}; install it with: {pip} {distribution}"
@@ -114,12 +119,12 @@ def _data() -> Row:
 
 
 def _disk(artifacts: Path) -> Row:
-    """Free space where results go, and whether a run may write there: the nearest folder that exists."""
+    """Check the free space where results go, and whether a run may write there."""
     place = next(folder for folder in (artifacts.absolute(), *artifacts.absolute().parents) if folder.exists())
     try:
         tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # those are said by the free space
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # the free space shows those
             return (
                 "disk",
                 "missing",
@@ -130,22 +135,20 @@ def _disk(artifacts: Path) -> Row:
     return "disk", "ok" if free >= 1 else "note", detail if free >= 1 else f"{detail}; a run may need 1 GiB"
 
 
-def plant(report: Callable[[str], None]) -> bool:
-    """Plant known faults, one line each; whether the verdict caught and named every one that this machine can show."""
+def run_self_test(report: Callable[[str], None]) -> bool:
+    """Plant known faults, one line each, and return whether the verdict caught and named all that can be shown here."""
     from compress.commands.doctor import self_test
 
     states = {True: "caught", False: "MISSED", None: "note"}
+    control_states = {True: "ok", False: "WRONG", None: "note"}
     report("a small network is trained, then one fault after the other is planted (about half a minute)")
     begin = time.monotonic()
 
-    def tell(outcome: self_test.Outcome) -> None:
-        state = (
-            {True: "ok", False: "WRONG", None: "note"}[outcome.caught] if outcome.control else states[outcome.caught]
-        )
-        report(f"{state:<7} {outcome.name:<36} {outcome.said}")
+    def show(result: self_test.FaultResult) -> None:
+        state = (control_states if result.control else states)[result.caught]
+        report(f"{state:<7} {result.name:<36} {result.detail}")
 
-    good = self_test.run(tell)
-    report(
-        f"{'every fault was caught and named' if good else 'the verdict cannot be trusted on this machine'}; {time.monotonic() - begin:.0f} s"
-    )
+    good = self_test.run(show)
+    verdict = "every fault was caught and named" if good else "the verdict cannot be trusted on this machine"
+    report(f"{verdict}; {time.monotonic() - begin:.0f} s")
     return good

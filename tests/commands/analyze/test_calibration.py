@@ -41,8 +41,8 @@ def test_the_error_is_the_mean_gap_weighted_by_pictures() -> None:
     found = reliability(logits, labels)
 
     assert found.ece == pytest.approx((6 * 0.4 + 2 * 0.4) / 8, abs=1e-6)
-    assert found.pictures.sum() == 8 and sorted(found.pictures)[-2:] == [2, 6] and len(found.pictures) == BINS
-    at = int(found.pictures.argmax())
+    assert found.images.sum() == 8 and sorted(found.images)[-2:] == [2, 6] and len(found.images) == BINS
+    at = int(found.images.argmax())
     assert found.accuracy[at] == 0.5 and found.mean_confidence[at] == pytest.approx(0.9, abs=1e-6) and at == 13
     assert np.isnan(found.accuracy[0]) and found.top1 == 5 / 8 and found.confidence == pytest.approx(0.825, abs=1e-6)
     assert found.nll == pytest.approx(-(3 * np.log(0.9) + 3 * np.log(0.1) + 2 * np.log(0.6)) / 8, abs=1e-6)

@@ -6,7 +6,7 @@ import pytest
 
 from compress.cli import main
 from compress.commands.doctor import self_test
-from compress.commands.doctor.self_test import Outcome
+from compress.commands.doctor.self_test import FaultResult
 
 NAMES = (
     "nothing planted",
@@ -46,9 +46,12 @@ def test_every_planted_fault_is_caught_and_named(capfd: pytest.CaptureFixture[st
 def test_a_missed_fault_is_exit_4(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caught: bool | None, state: str, code: int
 ) -> None:
-    outcomes = (Outcome("control", True, "passed", control=True), Outcome("a fault", caught, "failed; looks like it"))
-    monkeypatch.setattr(self_test, "prepare", lambda folder: None)
-    monkeypatch.setattr(self_test, "PLANTED", tuple(lambda ground, one=one: one for one in outcomes))
+    outcomes = (
+        FaultResult("control", True, "passed", control=True),
+        FaultResult("a fault", caught, "failed; looks like it"),
+    )
+    monkeypatch.setattr(self_test, "build_fixture", lambda folder: None)
+    monkeypatch.setattr(self_test, "FAULTS", tuple(lambda fixture, one=one: one for one in outcomes))
 
     assert main.main(["doctor", "--verdict"]) == code
 

@@ -43,7 +43,7 @@ def test_without_a_compiler_torch_trains(fresh, monkeypatch):
         "CPU kernels: no C compiler is installed (cc, gcc or clang, or what CC names); torch's BatchNorms run, slower"
     ]
     assert library.unavailable_reason() == "no C compiler is installed (cc, gcc or clang, or what CC names)"
-    ((_, state, detail),) = [row for row in environment.doctor() if row[0] == "CPU kernels"]
+    ((_, state, detail),) = [row for row in environment.examine() if row[0] == "CPU kernels"]
     assert state == "note" and "no C compiler is installed" in detail
 
 
