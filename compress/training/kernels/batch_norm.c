@@ -1,9 +1,9 @@
-/* Batch normalisation with the block's sum and the activation behind it, forward and backward, for training on a CPU: float32 or bfloat16 maps, float32
-parameters.
+/* BatchNorm with the residual sum and the activation behind it, forward and backward, for training on a CPU: float32 or
+bfloat16 maps, float32 parameters.
 
-A step of a compact network is mostly memory traffic. As operators of their own, BatchNorm and ReLU read and write a map thirteen times, forward and one
-backward pass; here eight times, and what the backward pass needs of the activation is computed again from the input instead of being read. With a sum
-between the two it is 16 and 11 times. */
+A step of a compact network is mostly memory traffic. As separate operators, BatchNorm and ReLU read or write a map
+thirteen times in a forward and a backward pass. Here it is eight times: the backward pass computes what it needs of the
+activation from the input again instead of reading it. With a sum between the two it is 16 and 11 times. */
 
 #include <math.h>
 #include <stdint.h>
@@ -17,7 +17,7 @@ between the two it is 16 and 11 times. */
 #include <immintrin.h>
 #endif
 
-/* Vectors of LANES numbers, in GROUPs that a processor's registers hold; the compiler cuts them to what it has. */
+/* Vectors of LANES numbers, GROUP of them at a time; the compiler splits them into the registers that the CPU has. */
 #ifdef __AVX512F__
 #define LANES 16
 #else
@@ -27,6 +27,8 @@ typedef float V __attribute__((vector_size(4 * LANES)));
 typedef int32_t M __attribute__((vector_size(4 * LANES)));
 typedef uint32_t U __attribute__((vector_size(4 * LANES)));
 typedef uint16_t H __attribute__((vector_size(2 * LANES)));
+
+#define INLINE static inline __attribute__((always_inline))
 
 enum { GROUP = 2, CHUNK = 64, NEAR = 32768, BELOW = 1, ABOVE = 2, KEPT = 4 };
 
@@ -48,10 +50,10 @@ static int thread_count(void)
 #endif
 }
 
-/* the first row of a thread's share */
+/* The first row of a thread's share. */
 static long share(long rows, int thread, int threads) { return rows * thread / threads; }
 
-/* how many rows a block has: it is a whole number of groups */
+/* Rows per block, so that a block is a whole number of groups. */
 static long block_rows(long channels)
 {
     long rows = 1;
@@ -60,10 +62,10 @@ static long block_rows(long channels)
     return rows;
 }
 
-/* how many blocks are summed in float32 before double precision takes over; they stay in the second cache */
+/* Blocks that are summed in float32 before double precision takes over; they stay in the L2 cache. */
 static long chunk_of(long block) { return block >= NEAR ? 1 : NEAR / block < CHUNK ? NEAR / block : CHUNK; }
 
-/* the number, mean and sum of squared deviations of two sets (Chan et al. 1983) */
+/* Joins number, mean and sum of squared deviations of two sets (Chan et al. 1983). */
 static void join(double *n, double *mean, double *spread, double other_n, double other_mean, double other_spread)
 {
     if (other_n == 0)
@@ -74,7 +76,7 @@ static void join(double *n, double *mean, double *spread, double other_n, double
     *n = sum;
 }
 
-/* which bounds of an activation there are, and whether a map was added in front of it */
+/* Which bounds the activation has, and whether a map was added in front of it. */
 static int kind_of(float low, float high, const void *kept)
 {
     return (high < INFINITY ? BELOW | ABOVE : low > -INFINITY ? BELOW : 0) | (kept ? KEPT : 0);
@@ -110,13 +112,13 @@ static inline V floats(const float *from)
 static inline V of_bf16s(H values)
 {
 #ifdef __AVX512F__
-    return (V)((U)_mm512_cvtepu16_epi32((__m256i)values) << 16); /* gcc 12 widens in two halves */
+    return (V)((U)_mm512_cvtepu16_epi32((__m256i)values) << 16); /* gcc 12 would widen in two halves */
 #else
     return (V)(__builtin_convertvector(values, U) << 16);
 #endif
 }
 
-/* to the nearest, halves to the even; NaN stays NaN */
+/* Rounds to the nearest, ties to even; NaN stays NaN. */
 static inline H to_bf16s(V values)
 {
 #ifdef __AVX512BF16__

@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-SOURCES = ("batch_norm.c", "batch_norm.h")
+# The first is compiled; it includes the others.
+SOURCES = ("batch_norm.c", "batch_norm.h", "batch_norm_passes.h")
 # OpenMP's symbols are left undefined and resolve to the OpenMP that torch has loaded, so there is one set of threads.
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast", "-c")
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
