@@ -18,7 +18,7 @@ from compress.methods import build_method
 from compress.models.count import params
 from compress.models.outline import outline
 from compress.recipe import loader
-from compress.verdict import intervals
+from compress.verdict import sample_size
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,9 +120,9 @@ def test_what_int8_gains_the_flagship() -> None:
 
 def test_how_many_images_a_limit_needs() -> None:
     table = rows(docs("explanation/verdict"), "test images")
-    smallest = {n: f"{intervals.certifiable_margin(n, 0.1 * n):.1f} points" for n in (5000, 1000, 200)}
+    smallest = {n: f"{sample_size.certifiable_margin(n, 0.1 * n):.1f} points" for n in (5000, 1000, 200)}
     assert table == [[f"{n:,}", margin] for n, margin in smallest.items()]
-    fewer = f"5,000 images can certify a limit of {intervals.certifiable_margin(5000, 0.05 * 5000):.1f} points"
+    fewer = f"5,000 images can certify a limit of {sample_size.certifiable_margin(5000, 0.05 * 5000):.1f} points"
     assert f"If only 5 % of the answers change, {fewer}" in prose("explanation/verdict")
 
 

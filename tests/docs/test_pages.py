@@ -93,7 +93,7 @@ def parse_command(line: str) -> None:
 
         assert arguments == ["install", f"onnxruntime-web@{onnxruntime_web.VERSION}"]  # the version that the suite runs
     else:
-        assert line in (
+        assert line.removeprefix(".venv/bin/") in (
             "python3 -m venv .venv",
             ". .venv/bin/activate",
             "pip install -e .",
