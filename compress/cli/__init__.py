@@ -1,1 +1,1 @@
-"""The commands, by what they work on: a recipe, a run's folder, the package and the machine. Everything heavy is imported inside them."""
+"""The command line: arguments, options and exit codes. Everything heavy is imported inside the commands."""

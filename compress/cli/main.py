@@ -1,4 +1,4 @@
-"""The command line. Everything heavy is imported inside the commands: help and a wrong recipe answer without torch."""
+"""The entry point. Everything heavy is imported inside the commands, so that help and a wrong recipe need no torch."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ for command in (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code. A bug is one line and exit 1, by the exception hook."""
+    """Run a command and return its exit code. A bug is one line and exit 1, by the exception hook."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     traceback = "--traceback" in arguments or os.environ.get("COMPRESS_TRACEBACK", "") not in ("", "0")
     # The flag may stand behind the command too, where click would not know it.
@@ -73,12 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not traceback:
         sys.excepthook = exit_codes.one_line
     signal.signal(signal.SIGTERM, exit_codes.as_interrupt)
-    # Read when torch is loaded: idle threads spin briefly, then sleep. libgomp's own spinning is meant for a machine of one's own: beside other busy
-    # processes it keeps the core that the awaited thread needs. What the choice costs and gains is measured by benchmarks/neighbours.py.
+    # Read when torch is loaded: idle threads spin briefly and then sleep. libgomp's default is meant for a machine that
+    # runs nothing else; beside other busy processes a spinning thread occupies the core that the awaited thread needs.
+    # benchmarks/neighbours.py measures both.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
-        # click's own `main` would put a blank line before an interrupt and answer a closed pipe with exit 1
+        # click's own `main` would print a blank line before an interrupt and exit with 1 on a closed pipe.
         with cli.make_context("compress", arguments) as context:
             return int(cli.invoke(context))
     except click.exceptions.Exit as finished:  # --help, --version
@@ -89,6 +90,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, message = exit_codes.explain(error, arguments)
         if message and code != Interrupted.exit_code:  # torchrun interrupts those beside the one that failed
             exit_codes.hand_to_torchrun(message)
-        if message and not exit_codes.said_by_another(error):
+        if message and not exit_codes.reported_by_main_rank(error):
             say(message, sys.stderr)
         return code

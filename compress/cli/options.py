@@ -19,7 +19,7 @@ def _device_name(ctx: click.Context, option: click.Parameter, value: str) -> str
 
 
 class _Folder(click.Path):
-    """A path; an empty one, as of a variable that is not set, would be the working folder."""
+    """A path that must not be empty: an unset variable would otherwise mean the working folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
@@ -28,7 +28,7 @@ class _Folder(click.Path):
 
 
 def _folder(ctx: click.Context, option: click.Parameter, value: Path) -> Path:
-    """Where results can be kept: neither a file nor below one."""
+    """Check that results can be kept there: neither a file nor below one."""
     there = next(place for place in (value.absolute(), *value.absolute().parents) if place.exists())
     if not there.is_dir():
         raise UsageError(f"--artifacts {value}: {there} is a file; name a folder")
@@ -70,5 +70,5 @@ run_argument = click.argument("run_name", metavar="RUN")
 
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """RECIPE, --set and --allow-code."""
+    """Add RECIPE, --set and --allow-code to a command."""
     return _recipe_argument(_set_option(_code_option(command)))

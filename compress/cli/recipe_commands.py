@@ -53,20 +53,23 @@ def run(
     from compress.pipeline import run as pipeline
 
     console = Console(quiet=quiet, json=as_json)
-    outcome = pipeline.run(loaded, artifacts=artifacts, device=device, until=until, force=force, console=console)
-    console.result(outcome.report or outcome.stopped)
-    return outcome.exit_code
+    result = pipeline.run(loaded, artifacts=artifacts, device=device, until=until, force=force, console=console)
+    console.result(result.report or result.stopped)
+    return result.exit_code
 
 
 @click.command()
 @recipe_options
 def check(recipe: Path, overrides: tuple[str, ...], allow_code: bool) -> int:
-    """Say every mistake of a recipe at once, and what a run would refuse of its data, networks and weights; trains nothing."""
+    """Report every mistake of a recipe at once, and what a run would refuse of its data, networks and weights.
+
+    Nothing is trained.
+    """
     loaded = _load(recipe, overrides, allow_code)
-    from compress.commands import check as probe
+    from compress.commands.check import check as check_recipe
 
     console = Console()
-    notes, missing = probe.check(loaded)
+    notes, missing = check_recipe(loaded)
     for note in (*loaded.warnings, *notes, *missing):
         console.notice(str(note))
     console.line(
@@ -164,9 +167,9 @@ def plan(
     from compress.pipeline import run as pipeline
 
     console = Console(quiet=quiet, json=as_json)
-    outcome = pipeline.plan(loaded, artifacts=artifacts, neighbours=neighbours, force=force, console=console)
-    console.result(outcome.report)
-    return outcome.exit_code
+    result = pipeline.plan(loaded, artifacts=artifacts, neighbours=neighbours, force=force, console=console)
+    console.result(result.report)
+    return result.exit_code
 
 
 def _load(path: Path, overrides: tuple[str, ...], allow_code: bool) -> Any:

@@ -77,7 +77,7 @@ def _one_line(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """Return text as code in a table's cell; a vertical bar there would need an escape that not every renderer removes."""
+    """Return text as code in a table's cell. A vertical bar would need an escape that not every renderer removes."""
     return f"`{text}`" if "|" not in text else f"<code>{text.replace('|', '&#124;')}</code>"
 
 

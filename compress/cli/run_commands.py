@@ -19,10 +19,10 @@ from compress.core.latest_run import LINK, latest_run
 @click.option(
     "--target",
     metavar="TARGET",
-    help="The device (default: the one that the recipe names): local, browser, ssh://user@host[:port][/folder], or adb://SERIAL?python=/path. "
-    "Options: ?python=/path (has numpy and onnxruntime), ?wheels=push (packages come from here), ?config=FILE (of ssh), "
-    "?provider=NAME (an execution provider that the device's onnxruntime has); of browser: ?binary=/path, ?ort=/path (onnxruntime-web), "
-    "?provider=wasm, webgpu or all.",
+    help="The device (default: the one that the recipe names): local, browser, ssh://user@host[:port][/folder], or "
+    "adb://SERIAL?python=/path. Options: ?python=/path (has numpy and onnxruntime), ?wheels=push (packages come from "
+    "this machine), ?config=FILE (of ssh), ?provider=NAME (an execution provider of the device's onnxruntime). Options "
+    "of browser: ?binary=/path, ?ort=/path (onnxruntime-web), ?provider=wasm, webgpu or all.",
 )
 @click.option(
     "--preprocess",
@@ -33,21 +33,22 @@ from compress.core.latest_run import LINK, latest_run
     "--sustained",
     type=click.IntRange(1, 86400),
     metavar="SECONDS",
-    help="Also run the file for the device so long without a pause.",
+    help="Also run the device's file for so many seconds without a pause.",
 )
 @artifacts_option
 @quiet_option
 def verify(
     run_name: str, target: str | None, preprocess: str | None, sustained: int | None, artifacts: Path, quiet: bool
 ) -> int:
-    """Run a finished run's bundle on a device, merge the answer into its report, and judge its limits on time and memory there."""
+    """Run a finished run's bundle on a device and merge the answer into its report.
+
+    The limits on time and memory are judged by that device's numbers.
+    """
     folder = find_run(run_name, artifacts)
-    from compress.commands import verify as on_device
+    from compress.commands.verify import verify as verify_run
     from compress.verdict import requirements
 
-    report = on_device.verify(
-        folder, target=target, preprocess=preprocess, sustained=sustained, console=Console(quiet=quiet)
-    )
+    report = verify_run(folder, target=target, preprocess=preprocess, sustained=sustained, console=Console(quiet=quiet))
     return requirements.exit_code(report.status)
 
 
@@ -74,11 +75,14 @@ def report(run_name: str, artifacts: Path) -> int:
 @artifacts_option
 @quiet_option
 def analyze(run_name: str, against: tuple[str, ...], artifacts: Path, quiet: bool) -> int:
-    """Add to a finished run's report what its distillation did: gradients, correlations of logits, features, calibration."""
-    folder, others = find_run(run_name, artifacts), [find_run(name, artifacts) for name in against]
-    from compress.commands.analyze.run import analyze as examine
+    """Add to a finished run's report what its distillation did.
 
-    say(str(examine(folder, against=others, artifacts=artifacts, console=Console(quiet=quiet))), sys.stdout)
+    That is gradients, correlations of logits, features and calibration.
+    """
+    folder, others = find_run(run_name, artifacts), [find_run(name, artifacts) for name in against]
+    from compress.commands.analyze.run import analyze as analyze_run
+
+    say(str(analyze_run(folder, against=others, artifacts=artifacts, console=Console(quiet=quiet))), sys.stdout)
     return 0
 
 
@@ -88,14 +92,17 @@ def analyze(run_name: str, against: tuple[str, ...], artifacts: Path, quiet: boo
 def compare(run_names: tuple[str, ...], artifacts: Path) -> int:
     """Show runs side by side."""
     folders = [find_run(name, artifacts) for name in run_names]
-    from compress.report.compare import compare as table
+    from compress.report.compare import compare as compare_runs
 
-    say(table(folders), sys.stdout)
+    say(compare_runs(folders), sys.stdout)
     return 0
 
 
 def find_run(text: str, artifacts: Path) -> Path:
-    """The folder of a run: RUN is the folder itself, or a recipe's name for its newest finished run. Raises MissingError."""
+    """Return the folder of a run: RUN is the folder itself, or a recipe's name for its newest finished run.
+
+    Raises MissingError.
+    """
     given = Path(text)
     if (given / "report.json").is_file():
         return given.resolve() if ".." in given.parts else given

@@ -1,4 +1,4 @@
-"""What `compress check` proves before anything is trained: networks build, taps exist, data and weights are there. Trains nothing."""
+"""`compress check`: builds the networks, probes their taps, and looks for data and weights. Trains nothing."""
 
 from __future__ import annotations
 
@@ -24,19 +24,26 @@ from compress.recipe.loader import Loaded
 from compress.recipe.schema import KNOWN_CLASSES, Candidate, Choice, Data, Recipe
 from export.runtime.conditions import too_many_threads
 
-ASSUMED_CLASSES = 10  # where the data is not there yet
-FEW_PICTURES = 2000  # below this, training a student from scratch is a poor start
+# Where the data is not there yet.
+ASSUMED_CLASSES = 10
+# With fewer training images a student from scratch usually does worse than a pretrained one.
+FEW_IMAGES = 2000
 
 
 def check(loaded: Loaded) -> tuple[list[str], list[str]]:
-    """(notes, what a run needs and is not there yet) of a recipe that is well formed. Raises UsageError where a network cannot be built.
+    """Check what a well-formed recipe names.
 
-    Networks are built without weights, one line each; absent data or weights are no error.
+    Networks are built without weights, one note each. Missing data or weights are no error.
+
+    Returns:
+        Notes, and what a run needs that is not there yet.
+
+    Raises:
+        UsageError: a network cannot be built, or data or weights are not what the recipe says.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # one picture keeps no second thread busy, and on a busy machine waiting for one takes longer than the arithmetic
+    # One image does not keep a second thread busy; on a busy machine waiting for it takes longer than the arithmetic.
+    torch.set_num_threads(1)
     try:
         return _check(loaded, resolve(loaded.recipe), loaded.path.resolve().parent)
     finally:
@@ -47,9 +54,8 @@ def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], lis
     size, names = settings.data.image_size or 32, prepare.class_names(settings.data, base)
     known = len(names) if names else KNOWN_CLASSES.get(settings.data.source)
     classes = known or ASSUMED_CLASSES
-    larger = compatibility.check_pairs(
-        loaded, settings, classes=classes, image_size=size
-    )  # before what takes seconds: a network of one's own is exported
+    # Before what takes seconds, such as the export of a user's own network.
+    larger = compatibility.check_pairs(loaded, settings, classes=classes, image_size=size)
     named = [
         (place, one)
         for place, one in compatibility.networks_of(settings)
@@ -69,9 +75,8 @@ def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], lis
     if narrow:
         notes.append(f"{loaded.where('validate.threads')}: {narrow}")
     if settings.student.choose is not None:
-        notes.append(
-            f"{loaded.where('student.choose')}: student.choose: picked by time on the device; see the choice with: compress plan {loaded.path}"
-        )
+        how = f"picked by time on the device; see the choice with: compress plan {loaded.path}"
+        notes.append(f"{loaded.where('student.choose')}: student.choose: {how}")
     weights = [
         (f"{place}.weights", one.weights)
         for place, one in named
@@ -95,7 +100,7 @@ def _is_there(path: str | None, base: Path) -> bool:
 
 
 def _checkpoint(loaded: Loaded, place: str, one: Candidate | Choice, base: Path, classes: int, counted: bool) -> None:
-    """Weights in a file that is there, or in the package: they are the network's. `counted`: whether the number of classes is the data's own."""
+    """Check that weights in a file or in the package fit the network. `counted`: `classes` is the data's own number."""
     embedded, file = one.weights == "embedded", base / Path(one.weights).expanduser()
     if not embedded and (file.suffix not in catalog.CHECKPOINT_SUFFIXES or not file.is_file()):
         return
@@ -114,7 +119,7 @@ def _checkpoint(loaded: Loaded, place: str, one: Candidate | Choice, base: Path,
 
 
 def _file(loaded: Loaded, place: str, one: Candidate, base: Path, size: int) -> str:
-    """Another project's ONNX file: its input and output. Raises UsageError where they are others."""
+    """Check the input and output of another project's ONNX file. Raises UsageError where they do not fit."""
     from export.graph.foreign_model import ForeignModel, fixed_image_size, inspect
     from export.runtime import ExportError
 
@@ -130,11 +135,12 @@ def _file(loaded: Loaded, place: str, one: Candidate, base: Path, size: int) -> 
         raise UsageError(f"{loaded.where(place)}: {place}: {error}") from error
     resized = f", to which each view of {size}x{size} is resized" if side != size else ""
     cost = "an unknown number of" if found.macs is None else f"{found.macs:,}"
-    return f"teacher {one.title}: {found.params:,} parameters, {cost} multiply-accumulates, {found.outputs} classes, {found.layout}, {side}x{side}{resized}"
+    counts = f"{found.params:,} parameters, {cost} multiply-accumulates, {found.outputs} classes"
+    return f"teacher {one.title}: {counts}, {found.layout}, {side}x{side}{resized}"
 
 
 def _network(loaded: Loaded, place: str, one: Candidate | Choice, classes: int, size: int) -> str:
-    """Build without weights, probe the pooled tap, count."""
+    """Build a network without weights, probe its pooled tap, and count parameters and arithmetic."""
     size, title = (one.image_size if isinstance(one, Candidate) else None) or size, f"{place.split('.')[0]} {one.model}"
     info = catalog.info(one.model)
     catalog.check_image_size(info, size)
@@ -145,47 +151,49 @@ def _network(loaded: Loaded, place: str, one: Candidate | Choice, classes: int, 
     with Tapped(model, {"pooled": catalog.taps(info)["pooled"]}) as tapped, torch.no_grad():
         logits, taps = tapped(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
     if taps["pooled"].ndim != 2 or logits.shape != (1, classes):
-        raise UsageError(
-            f"{title}: expected a pooled vector (N, d) and logits (N, K), found {tuple(taps['pooled'].shape)} and {tuple(logits.shape)}"
-        )
-    return f"{title}: {params(model):,} parameters, {macs(model, size):,} multiply-accumulates at {size}x{size} ({classes} classes)"
+        found = f"{tuple(taps['pooled'].shape)} and {tuple(logits.shape)}"
+        raise UsageError(f"{title}: expected a pooled vector (N, d) and logits (N, K), found {found}")
+    return _counts(title, model, size, classes)
+
+
+def _counts(title: str, model: torch.nn.Module, size: int, classes: int) -> str:
+    cost = f"{params(model):,} parameters, {macs(model, size):,} multiply-accumulates"
+    return f"{title}: {cost} at {size}x{size} ({classes} classes)"
 
 
 def _own(title: str, one: Candidate | Choice, classes: int, size: int) -> str:
-    """A network of one's own: its logits, its maps, the vector in front of its last Linear, and whether its file answers as it does."""
+    """Check a user's own network: its logits, its maps, its pooled vector, and whether its ONNX file agrees with it."""
     from export.graph.from_torch import parity, to_onnx
     from export.runtime import Contract, ExportError
 
     shapes = outline(one.model, classes=classes, width=None, image_size=size, stages=one.taps).shapes
     if len(shapes["pooled"]) != 1:
         raise UsageError(
-            f"{one.model}: the input of its last Linear is {shapes['pooled']} a picture, expected a vector (d,)"
+            f"{one.model}: the input of its last Linear is {shapes['pooled']} an image, expected a vector (d,)"
         )
     model = models.build(one.model, classes=classes, width=None).eval()
     with torch.no_grad():
         logits = model(torch.zeros(2, 3, size, size))
     if logits.shape != (2, classes):
         raise UsageError(
-            f"{one.model}: expected logits (N, K), (2, {classes}) for two pictures, found {tuple(logits.shape)}"
+            f"{one.model}: expected logits (N, K), (2, {classes}) for two images, found {tuple(logits.shape)}"
         )
-    pictures = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
     contract = Contract(tuple(map(str, range(classes))), size, (0.5,) * 3, (0.25,) * 3, "uint8_nhwc", "compress")
     try:
         with tempfile.TemporaryDirectory() as folder:
             to_onnx(model, Path(folder) / "own.onnx", contract)
-            difference = parity(model, Path(folder) / "own.onnx", pictures).max_abs_diff
+            difference = parity(model, Path(folder) / "own.onnx", images).max_abs_diff
     except ExportError as error:
         raise UsageError(f"{one.model}: does not export to ONNX ({error})") from error
     stages = [shape for tap, shape in shapes.items() if tap.startswith("stages_post")]
     maps = f"stages {', '.join('x'.join(map(str, shape)) for shape in stages)}" if stages else "no stages named"
-    return (
-        f"{title}: {params(model):,} parameters, {macs(model, size):,} multiply-accumulates at {size}x{size} ({classes} classes); "
-        f"{maps}, pooled {shapes['pooled'][0]}; exported, onnxruntime and torch differ by {difference:.1e}"
-    )
+    exported = f"exported, onnxruntime and torch differ by {difference:.1e}"
+    return f"{_counts(title, model, size, classes)}; {maps}, pooled {shapes['pooled'][0]}; {exported}"
 
 
 def _data(loaded: Loaded, base: Path, names: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """(notes, what is not there) of the data. Raises UsageError where it is not laid out as it must be."""
+    """Return notes on the data and what is not there. Raises UsageError where its layout is wrong."""
     config = loaded.recipe.data
     try:
         prepare.fingerprint(config, base)
@@ -198,7 +206,7 @@ def _data(loaded: Loaded, base: Path, names: tuple[str, ...]) -> tuple[list[str]
 
 
 def _splits(loaded: Loaded, base: Path, names: tuple[str, ...]) -> list[str]:
-    """Notes on how many pictures there are for what. Raises UsageError where they cannot be shared out as the recipe wants."""
+    """Return notes on the number of images. Raises UsageError where they cannot be split as the recipe asks."""
     config = loaded.recipe.data
     try:
         labels = prepare.training_labels(config, base)
@@ -207,29 +215,25 @@ def _splits(loaded: Loaded, base: Path, names: tuple[str, ...]) -> list[str]:
         trained, _ = carve(labels, config.validation, config.split_seed, names)
     except CompressError as error:
         raise UsageError(f"{loaded.where('data')}: data: {str(error).removeprefix('data: ')}") from error
-    notes = [f"data: {len(labels):,} training pictures"]
+    notes = [f"data: {len(labels):,} training images"]
     if config.calibration > len(trained):
+        taken = f"all {len(trained):,} training images are used"
         where = loaded.where("data.calibration")
-        notes.append(
-            f"{where}: data.calibration: {config.calibration:,} pictures are asked for; all {len(trained):,} that are trained on are taken"
-        )
+        notes.append(f"{where}: data.calibration: {config.calibration:,} images are asked for; {taken}")
     tested, asked = _tested(config, base), loaded.recipe.device.samples
     if tested is not None and asked > tested:
         where = loaded.where("device.samples")
-        notes.append(
-            f"{where}: device.samples: {asked:,} pictures are asked for; all {tested:,} of the test part are taken"
-        )
+        notes.append(f"{where}: device.samples: {asked:,} images are asked for; all {tested:,} test images are used")
     scratch = [one.model for one in loaded.recipe.student.networks if one.weights == "none"]
-    if len(labels) < FEW_PICTURES and scratch:
-        notes.append(
-            f"{loaded.where('student')}: student: {len(labels):,} training pictures are few to train {scratch[0]} from scratch; "
-            "a pretrained start (student.weights) usually does better"
-        )
+    if len(labels) < FEW_IMAGES and scratch:
+        few = f"{len(labels):,} training images are few to train {scratch[0]} from scratch"
+        better = "a pretrained start (student.weights) usually does better"
+        notes.append(f"{loaded.where('student')}: student: {few}; {better}")
     return notes
 
 
 def _tested(config: Data, base: Path) -> int | None:
-    """Pictures of the test part; None where only decoding would tell."""
+    """Return how many test images there are; None where only decoding shows it."""
     if config.source == "fashion":
         count = len(fashion.load()["test_labels"])
     elif config.source == "npz":

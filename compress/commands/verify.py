@@ -1,4 +1,4 @@
-"""`compress verify`: a device's answer in a run's report, and the limits on time and memory judged again by its numbers."""
+"""`compress verify`: merges a device's answer into a run's report and judges time and memory by its numbers."""
 
 from __future__ import annotations
 
@@ -31,10 +31,22 @@ def verify(
     sustained: int | None = None,
     console: Console,
 ) -> Report:
-    """Run the bundle on a device, merge its answer into the run's report, and judge its limits on time and memory by that device's numbers.
+    """Run the bundle on a device, merge its answer into the run's report, and judge time and memory by its numbers.
 
-    `target` None: the device that the recipe names. `sustained`: seconds without a pause; None: the recipe's. Answers the new content of
-    report.json. Raises UsageError, MissingError (out of reach), StageError (wrong answers; the report is written).
+    Args:
+        run_folder: the finished run.
+        target: the device; None: the one that the recipe names.
+        preprocess: the application's photo decoder on the device.
+        sustained: seconds without a pause; None: the recipe's.
+        console: where the answer is printed.
+
+    Returns:
+        The new content of report.json.
+
+    Raises:
+        UsageError: the target is not one.
+        MissingError: the device is out of reach.
+        StageError: the device's answers are wrong; the report is written.
     """
     from compress.report.page import render
     from compress.stages.support import device_session
@@ -47,7 +59,7 @@ def verify(
         raise MissingError(f"{bundle} is missing; make it again: {again(run_folder)}")
     require, timing, named = settings_of(run_folder)
     target = target or named.target
-    if sustained is None:  # what the recipe asks for is asked of the recipe's device; of this machine `validate` did it
+    if sustained is None:  # the recipe's value is meant for the recipe's device; on this machine `validate` used it
         sustained = timing.sustained_seconds if named.distant and target == named.target else 0
     work = run_folder / "device"
     work.mkdir(exist_ok=True)
@@ -61,7 +73,7 @@ def verify(
     try:
         answer = device_session.ask(target, bundle, work, asked, console=console)
     finally:
-        with suppress(OSError):  # where there is an answer in it
+        with suppress(OSError):  # there is an answer in it
             work.rmdir()
     name, wrong = parse(target).shown, describe_failure(answer)
     rows = _rows(answer, name)
@@ -125,16 +137,13 @@ def _keep_again(run_folder: Path, report: Report, rows: Sequence[DeviceRow], nam
     kept, sentence = keeps_int8(files["int8"], files["fp32"], [row.to_json() for row in rows], name)
     ships = report.ships or ShippedFile()
     if kept != (ships.file == files["int8"]):
-        again_command = again(run_folder)
-        return (
-            report,
-            f"by this answer another file would ship; make the run again for that: {again_command} ({sentence})",
-        )
+        how = f"make the run again for that: {again(run_folder)}"
+        return report, f"by this answer another file would ship; {how} ({sentence})"
     return report.model_copy(update={"ships": ships.model_copy(update={"sentence": sentence})}), None
 
 
 def settings_of(run_folder: Path) -> tuple[Require, Validate, Device]:
-    """The limits, the measurement's settings and the device that a run was made with. Raises MissingError."""
+    """Return the limits, the measurement's settings and the device that a run was made with. Raises MissingError."""
     path = run_folder / RESOLVED
     if not path.is_file():
         raise MissingError(

@@ -43,8 +43,8 @@ def photos(folder: Path, classes: int, each: int) -> None:
 def test_networks_are_counted_with_the_folders_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     photos(tmp_path / "photos", classes=3, each=5)
     code, said = check(tmp_path, capsys, "folder", "photos")
-    assert "device.samples: 64 pictures are asked for; all 3 of the test part are taken" in said
-    assert code == 0 and said.count("(3 classes)") == 2 and "note: data: 12 training pictures\n" in said
+    assert "device.samples: 64 images are asked for; all 3 test images are used" in said
+    assert code == 0 and said.count("(3 classes)") == 2 and "note: data: 12 training images\n" in said
     assert said.splitlines()[-1].endswith("recipe.yaml: ok")
 
 
@@ -74,7 +74,7 @@ def test_networks_are_counted_with_the_files_classes(tmp_path: Path, capsys: pyt
         class_names=np.array(["a", "b"]),
     )
     code, said = check(tmp_path, capsys, "npz", "mine.npz")
-    assert "device.samples: 64 pictures are asked for; all 4 of the test part are taken" in said
+    assert "device.samples: 64 images are asked for; all 4 test images are used" in said
     assert code == 0 and said.count("(2 classes)") == 2 and said.splitlines()[-1].endswith("recipe.yaml: ok")
 
 
@@ -180,10 +180,10 @@ def test_pictures_that_cannot_be_shared_out_are_said_and_what_is_taken_is_counte
         (
             "limit_train: 500, calibration: 600",
             0,
-            "data.calibration: 600 pictures are asked for; all 450 that are trained on are taken",
+            "data.calibration: 600 images are asked for; all 450 training images are used",
         ),
-        ("limit_train: 500", 0, "data: 500 training pictures"),
-        ("limit_test: 40", 0, "device.samples: 64 pictures are asked for; all 40 of the test part are taken"),
+        ("limit_train: 500", 0, "data: 500 training images"),
+        ("limit_test: 40", 0, "device.samples: 64 images are asked for; all 40 test images are used"),
     ):
         (tmp_path / "r.yaml").write_text(recipe.format(keys=keys))
         assert main.main(["check", str(tmp_path / "r.yaml")]) == code, keys

@@ -17,8 +17,9 @@ Array = NDArray[np.float64]
 class Reliability:
     """A network's confidence against its accuracy on n images.
 
-    `ece` is the expected calibration error, a fraction, with the 95 % interval of a bootstrap over images. `nll` is the
-    mean -log p of the right class, in nats. `images`, `mean_confidence` and `accuracy` are (BINS,), NaN in an empty bin.
+    `ece` is the expected calibration error, a fraction, with the 95 % interval of a bootstrap over images. `nll` is
+    the mean -log p of the right class, in nats. `images`, `mean_confidence` and `accuracy` are (BINS,), with NaN in an
+    empty bin.
     """
 
     n: int

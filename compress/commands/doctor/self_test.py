@@ -82,7 +82,7 @@ def _input(
     *expected: str,
     crop: NDArray[np.uint8] | None = None,
 ) -> FaultResult:
-    """Judge a fault in the file's input or in its normalisation. `crop`: the right images, where `fed` are not cropped."""
+    """Judge a fault in the file's input or its normalisation. `crop`: the right images, where `fed` are not cropped."""
     answers = _answers(path)
     row = _judged(fixture, answers(fed.astype(np.float32)))
     variants = {"squash for crop": crop} if crop is not None else None
