@@ -156,7 +156,7 @@ def _measure(setting: Setting, pairs: list[tuple[str, str]], rounds: int, path: 
 
 
 def table(content: dict[str, Any]) -> list[str]:
-    """The result as docs/training.md shows it, lines of Markdown."""
+    """The result as docs/benchmarks/training.md shows it, lines of Markdown."""
 
     def cell(row: dict[str, Any], name: str) -> str:
         ratio = row[name]["ratio"]
