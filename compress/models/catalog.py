@@ -325,5 +325,5 @@ def check_image_size(network: NetworkInfo, image_size: int) -> None:
     """Raises UsageError where the pictures (side in pixels) are too small for the network."""
     if image_size < network.min_size:
         raise UsageError(
-            f"data.image_size: {network.name} needs pictures of at least {network.min_size} pixels, not {image_size}"
+            f"data.image_size: {network.name} needs images of at least {network.min_size} pixels, not {image_size}"
         )

@@ -1,4 +1,4 @@
-"""A recipe file to a checked `schema.Recipe`: every mistake at once, each with its line and column. Torch-free."""
+"""Loads a recipe file and checks it: every mistake at once, each with its line and column. Loads no torch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from compress.core.records.warnings import RunWarning
 from compress.recipe import cross_checks, yaml_tree
 from compress.recipe.error_messages import explain
 from compress.recipe.flat_keys import is_flat, not_in_method, section_key, selected_method, sort_flat_keys
+from compress.recipe.network_checks import wrong_networks
 from compress.recipe.overrides import Override, apply_override, parse_override
 from compress.recipe.schema import Recipe, Section
 from compress.recipe.yaml_tree import Keys, Tree, dotted
@@ -32,17 +33,16 @@ class Loaded:
     name: str
     warnings: tuple[RunWarning, ...]
     tree: Tree = field(repr=False, compare=False)
-    flags: tuple[
-        str, ...
-    ] = ()  # behind the path on the command line: --set KEY=VALUE, --allow-code, --artifacts FOLDER, --device NAME
+    # What stands behind the path on the command line: --set KEY=VALUE, --allow-code, --artifacts FOLDER, --device NAME.
+    flags: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:
-        """What runs it again from the same working folder."""
+        """Return the command that runs the recipe again from the same working folder."""
         return shlex.join(["compress", "run", str(self.path), *self.flags])
 
     def run_with(self, artifacts: Path, device: str) -> Loaded:
-        """The same, its command with these options where they are not at their defaults."""
+        """Return the same recipe whose command has these options, where they differ from their defaults."""
         options = (("--artifacts", str(artifacts), "artifacts"), ("--device", device, "auto"))
         return replace(
             self,
@@ -50,20 +50,30 @@ class Loaded:
         )
 
     def where(self, key: str) -> str:
-        """`path:line:column` of a dotted key, or its --set flag; of the nearest section around it where the recipe leaves it out."""
+        """Return `path:line:column` of a dotted key, or its --set flag.
+
+        If the recipe leaves the key out, the place is that of the nearest section around it.
+        """
         keys = yaml_tree.split(key)
         own = ("distill", self.recipe.distill.method[0], *keys[1:])
         return self.tree.place(own if keys[0] == "distill" and own in self.tree.places else keys).key
 
     def file(self, text: str) -> Path:
-        """A path that the recipe names: relative to the recipe, ~ expanded."""
+        """Return a path that the recipe names: relative to the recipe, `~` expanded."""
         return self.path.parent / Path(text).expanduser()
 
 
 def load(path: Path, overrides: Sequence[str] = (), *, allow_code: bool = False) -> Loaded:
-    """Read, override and check a recipe. `allow_code`: networks may be Python code of the user's own.
+    """Read, override and check a recipe.
 
-    Raises: UsageError where there is no such file, RecipeError with all mistakes.
+    Args:
+        path: the YAML file.
+        overrides: `key=value`, as given by --set.
+        allow_code: whether networks may be the user's own Python code.
+
+    Raises:
+        UsageError: there is no such file.
+        RecipeError: the recipe is wrong; it holds all mistakes.
     """
     tree = yaml_tree.read(path)
     problems = tree.problems
@@ -106,12 +116,12 @@ def _sort_and_override(tree: Tree, overrides: list[Override], problems: list[Pro
 
 
 def dump(recipe: Recipe) -> str:
-    """YAML of a recipe; `load` gives the same recipe back."""
+    """Write a recipe as YAML; `load` gives the same recipe back."""
     return yaml_tree.write(recipe.plain())
 
 
 def _fill_empty(data: Any, section: type[Section]) -> None:
-    """A section that is there but empty (`require:` with everything commented out) has its defaults."""
+    """Give a section its defaults if it is there but empty, such as `require:` with everything commented out."""
     for name, info in section.model_fields.items():
         key = info.alias or name
         if (
@@ -125,7 +135,7 @@ def _fill_empty(data: Any, section: type[Section]) -> None:
 
 
 def _validate(tree: Tree, problems: list[Problem], remarks: list[str], *, allow_code: bool) -> Recipe | None:
-    """Schema, then what holds between keys; None where the schema alone is broken."""
+    """Check the schema, then what holds between keys; return None where the schema alone is broken."""
     wrong: list[Keys] = []
     if "validate_" in tree.data:  # the field's Python name is no key
         place = tree.place(("validate_",))
@@ -139,7 +149,7 @@ def _validate(tree: Tree, problems: list[Problem], remarks: list[str], *, allow_
         problems += [_problem(tree, item.keys, item.message, item.at) for item in found]
         wrong = [item.keys for item in found]
         recipe = _without(tree.data, wrong)
-    for keys, message in cross_checks.wrong_networks(tree.data, allow_code=allow_code):
+    for keys, message in wrong_networks(tree.data, allow_code=allow_code):
         problems.append(_problem(tree, keys, message))
         wrong.append(keys)
     if recipe is not None:
@@ -154,12 +164,15 @@ def _validate(tree: Tree, problems: list[Problem], remarks: list[str], *, allow_
 
 
 def _build(data: Any) -> Recipe:
-    """JSON, not Python values: strict there means no text for numbers, and still lists for tuples."""
+    """Validate plain values through JSON, where strict mode refuses text for numbers but takes lists for tuples."""
     return Recipe.model_validate_json(json.dumps(data), strict=True)
 
 
 def _without(data: Any, wrong: list[Keys]) -> Recipe | None:
-    """The recipe with the wrong values left at their defaults, so that the other checks can run; None where they have none."""
+    """Return the recipe with wrong values at their defaults, so that the other checks can run.
+
+    None where a wrong value has no default.
+    """
     data = copy.deepcopy(data)
     for keys in wrong:
         holder: Any = data

@@ -219,7 +219,7 @@ def test_check_probes_the_maps_the_vector_and_the_file(project: Path, capsys: py
         ),
         (
             ["student.model=resnet8"],
-            "student.taps: only a network of one's own names its stages; those of resnet8 are known",
+            "student.taps: only your own network names its stages; those of resnet8 are known",
         ),
     ],
 )

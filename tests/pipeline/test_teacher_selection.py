@@ -84,7 +84,7 @@ def test_a_checkpoint_that_lacks_one_of_the_classes_is_refused(
         ("{model: resnet8, weights: x.pt, classes: [a, a]}", "'a' is there twice"),
         (
             "{model: torchvision/resnet18, weights: x.pt, image_size: 16}",
-            "needs pictures of at least 32 pixels, but its image_size is 16",
+            "needs images of at least 32 pixels, but its image_size is 16",
         ),
     ],
 )

@@ -50,7 +50,7 @@ APPENDED = [
     ("train: {schedule: {kind: step, milestones: 5}}", ["6:44: train.schedule.milestones: expected a list, got 5"]),
     (
         "train: {epochs: 10, schedule: {kind: step, milestones: [5, 12]}}",
-        ["6:56: train.schedule.milestones: 12 would never act: the training has 10 epochs"],
+        ["6:56: train.schedule.milestones: 12 would have no effect: the training has 10 epochs"],
     ),
     ("train: {schedule: {milestones: [9, 3]}}", ["6:32: train.schedule.milestones: must ascend, got 9, 3"]),
     (
@@ -59,7 +59,7 @@ APPENDED = [
     ),
     (
         "train: {trace_gradients: 5}\ndistill: {method: none}",
-        ["6:26: train.trace_gradients: compares the gradients of two losses, but this training has one loss alone"],
+        ["6:26: train.trace_gradients: compares the gradients of two losses, but this training has only one loss"],
     ),
     ("distill: {temprature: 3}", ["6:11: distill.temprature: unknown key (did you mean 'temperature'?)"]),
     (
@@ -134,7 +134,7 @@ APPENDED = [
     (
         "distill: {method: simkd}\nquantize: {scheme: qat}",
         [
-            "7:20: quantize.scheme: qat trains the network that ships, but simkd compares another one with the teacher; use scheme: static, or another method"
+            "7:20: quantize.scheme: qat trains the network that ships, but simkd compares another network with the teacher; use scheme: static, or another method"
         ],
     ),
     (
@@ -236,13 +236,13 @@ FILES = [
     (
         GOOD.replace("fashion", "fashion, root: photos"),
         [
-            "1:31: data.root: is not read, for the pictures of source: fashion are embedded; leave it out, or name the source that it belongs to"
+            "1:31: data.root: is not read, because the images of source: fashion are embedded; leave it out, or name another source"
         ],
     ),
     (
         GOOD.replace("fashion", "cifar10").replace("resnet20", "resnet8x4, weights: embedded"),
         [
-            "4:35: teacher.candidates.0.weights: embedded weights name the classes of source fashion, not those of cifar10: "
+            "4:35: teacher.candidates.0.weights: embedded weights know the classes of source fashion, not those of cifar10: "
             "leave them out, or train them further (train)"
         ],
     ),
@@ -264,13 +264,13 @@ FILES = [
         GOOD.replace("resnet20", "resnet20, width: 2, expect_top1: 0.9"),
         [
             "4:32: teacher.candidates.0.width: resnet20 has no width option; leave `width` out",
-            "4:48: teacher.candidates.0.expect_top1: says what a checkpoint must reach, but weights is none",
+            "4:48: teacher.candidates.0.expect_top1: is the accuracy that a checkpoint must reach, but weights is none",
         ],
     ),
     (
         GOOD.replace("fashion", "fashion, image_size: 12, augment: none") + "train: {views: 3}\n",
         [
-            "5:18: student.model: mobilenet_v2 needs pictures of at least 16 pixels, but data.image_size is 12",
+            "5:18: student.model: mobilenet_v2 needs images of at least 16 pixels, but data.image_size is 12",
             "6:16: train.views: limits the augmentation, but data.augment is none",
         ],
     ),
@@ -278,7 +278,7 @@ FILES = [
         GOOD.replace("fashion", "fashion, augment: none, color_jitter: {}, rand_augment: {magnitude: 9}"),
         [
             "1:54: data.color_jitter: changes nothing: give brightness, contrast, saturation or hue a range above 0",
-            "1:72: data.rand_augment: distorts training views, but data.augment is none: one view a picture, as it is; choose crop_flip, crop, flip or "
+            "1:72: data.rand_augment: distorts training views, but data.augment is none, so each image has one view; choose crop_flip, crop, flip or "
             "resized_crop",
         ],
     ),
@@ -304,13 +304,11 @@ FILES = [
     ),
     (
         GOOD.replace("fashion", "webdataset, root: shards, augment: resized_crop") + "train: {views: 3}\n",
-        [
-            "6:16: train.views: lets a teacher's remembered logits come again, but of webdataset none are remembered: leave it out"
-        ],
+        ["6:16: train.views: lets cached teacher logits be reused, but none are cached for webdataset: leave it out"],
     ),
     (
         GOOD.replace("fashion", "fashion, shards_at_once: 4"),
-        ["1:41: data.shards_at_once: pictures of fashion lie in no shards: leave it out"],
+        ["1:41: data.shards_at_once: images of fashion are not in shards: leave it out"],
     ),
     (
         GOOD.replace("mobilenet_v2", "torchvision/mobilenet_v2, weights: IMAGENET1K_V3"),
@@ -417,9 +415,9 @@ def test_six_lines_make_a_recipe_and_an_empty_section_has_its_defaults(tmp_path:
 def test_a_network_for_small_pictures_at_a_large_size_is_remarked(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD.replace("fashion", "folder, root: photos").replace("resnet20", "resnet18"))
     assert warnings_of(loader.load(path)) == (
-        f"{path}:4:8: resnet18 is a network for small pictures and costs much at 224 pixels; "
+        f"{path}:4:8: resnet18 is a network for small images and slow at 224 pixels; "
         "torchvision/resnet18 is meant for this size",
-        f"{path}:5:11: mobilenet_v2 is a network for small pictures and costs much at 224 pixels; "
+        f"{path}:5:11: mobilenet_v2 is a network for small images and slow at 224 pixels; "
         "torchvision/mobilenet_v2 is meant for this size",
     )
     assert loader.load(path, ["data.image_size=64"]).warnings == ()
@@ -431,7 +429,7 @@ def test_a_network_for_small_pictures_at_a_large_size_is_remarked(tmp_path: Path
         (
             "folder, root: x",
             (
-                "workers is not read: pictures of folder are decoded once",
+                "workers is not read: images of folder are decoded once",
                 "download is not read: there is nothing to download",
             ),
         ),
@@ -501,7 +499,7 @@ def test_a_short_trial_of_a_step_schedule_is_a_notice_only(tmp_path: Path) -> No
     assert loader.load(path).warnings == ()
     notices = warnings_of(loader.load(path, ["train.epochs=2"]))
     assert notices == (
-        f"{path}:6:22: train.schedule.milestones: 150, 180, 210 would never act: the training has 2 epochs",
+        f"{path}:6:22: train.schedule.milestones: 150, 180, 210 would have no effect: the training has 2 epochs",
     )
 
 
