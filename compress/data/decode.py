@@ -1,4 +1,7 @@
-"""Decode picture files to squares of RGB pixels, in threads; what cannot be read is named, never fatal. Needs Pillow."""
+"""Image files decoded to square RGB arrays, in threads. Needs Pillow.
+
+A file that cannot be read is reported by name and never stops the decoding of the others.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from compress.core.records.training import Unreadable
 
-CHUNK = 256  # pictures decoded before they are handed on
+CHUNK = 256  # images decoded before they are handed on
 PROGRESS_SECONDS = 5.0
 
-# What Pillow raises on broken files: it documents OSError and SyntaxError, and its parsers let these others through.
+# What Pillow raises on broken files: it documents OSError and SyntaxError, and its parsers let the others through.
 BROKEN_FILE_ERRORS = (
     OSError,
     SyntaxError,
@@ -40,7 +43,7 @@ DECODE_ERRORS = (*BROKEN_FILE_ERRORS, Image.DecompressionBombError, Image.Decomp
 
 @contextmanager
 def strict_pillow() -> Iterator[None]:
-    """A picture of absurd size is an error, not a warning; odd EXIF or palette data that Pillow copes with are nothing."""
+    """Turn Pillow's warning about absurdly large images into an error and silence its other warnings."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -48,7 +51,7 @@ def strict_pillow() -> Iterator[None]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB: 16-bit grey is scaled to 8 bits, transparent pixels lie on white."""
+    """Convert an image of any mode to RGB: 16-bit grey is scaled to 8 bits, transparency is put on white."""
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)
         return Image.fromarray((np.clip(grey, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
@@ -59,20 +62,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode_image(content: bytes, size: int) -> np.ndarray:
-    """The file's picture, upright, its short side resized to `size` (bilinear, antialiased), its centre cropped: uint8 (size, size, 3).
+    """Decode a file's bytes to uint8 (size, size, 3).
 
-    Raises what Pillow raises on a broken file (BROKEN_FILE_ERRORS, DecompressionBombError).
+    The image is turned upright by its EXIF orientation, its short side is resized to `size` (bilinear, antialiased),
+    and the centre is cropped. Raises one of DECODE_ERRORS on a broken file.
     """
     with Image.open(io.BytesIO(content)) as image:
-        image.draft(
-            None, (2 * size, 2 * size)
-        )  # JPEG: decode at 1/2, 1/4, 1/8 where twice the size is left; far less work for large photos
+        # A JPEG is decoded at 1/2, 1/4 or 1/8 as long as twice the size is left: far less work for large photos.
+        image.draft(None, (2 * size, 2 * size))
         upright = to_rgb(ImageOps.exif_transpose(image))
     return resize_square(upright, size)
 
 
 def resize_square(image: Image.Image, size: int) -> np.ndarray:
-    """Short side to `size` (bilinear, antialiased), then the centre: uint8 (size, size, 3); only the pixels that are kept are computed."""
+    """Resize the short side to `size` (bilinear, antialiased) and crop the centre: uint8 (size, size, 3).
+
+    Only the pixels that remain are computed.
+    """
     short = min(image.size)
     if image.size == (size, size):
         return np.asarray(image)
@@ -81,9 +87,9 @@ def resize_square(image: Image.Image, size: int) -> np.ndarray:
 
 
 def failure_reason(error: BaseException) -> str:
-    """Why a picture could not be read, without memory addresses, so that two runs say the same."""
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not a picture that Pillow can read"
+    """Return why an image could not be read, without memory addresses, so that two runs report the same."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that Pillow can read"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"more than {Image.MAX_IMAGE_PIXELS} pixels"
     if isinstance(error, OSError) and error.strerror:
@@ -100,19 +106,30 @@ def _read(root: Path, name: str, size: int) -> np.ndarray | Unreadable:
 
 
 def is_readable(path: Path) -> bool:
-    """Whether a picture file can be decoded."""
+    """Return whether an image file can be decoded."""
     return isinstance(_read(path.parent, path.name, 32), np.ndarray)
 
 
 def decode_all(
     root: Path, names: list[str], size: int, report: Callable[[str], None], what: str
 ) -> Iterator[tuple[int, np.ndarray | Unreadable]]:
-    """(position, picture uint8 (size, size, 3) or why not) for each file root/name, in order; a progress line every few seconds."""
-    told = time.monotonic()
+    """Decode the files root/name in order and report progress every few seconds.
+
+    Args:
+        root: Folder that the names are relative to.
+        names: Files to decode.
+        size: Side of the decoded images, in pixels.
+        report: Receives one progress line at a time.
+        what: Adjective for the progress line, such as "train".
+
+    Yields:
+        The position in `names` and the image, uint8 (size, size, 3), or why it is unreadable.
+    """
+    reported = time.monotonic()
     with strict_pillow(), ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 1)) as pool:
         for start in range(0, len(names), CHUNK):
             chunk = names[start : start + CHUNK]
             yield from enumerate(pool.map(lambda name: _read(root, name, size), chunk), start)
-            if time.monotonic() - told > PROGRESS_SECONDS:
-                told = time.monotonic()
-                report(f"data: decoded {start + len(chunk):,} of {len(names):,} {what} pictures")
+            if time.monotonic() - reported > PROGRESS_SECONDS:
+                reported = time.monotonic()
+                report(f"data: decoded {start + len(chunk):,} of {len(names):,} {what} images")

@@ -1,6 +1,7 @@
-"""Write `.npy` files row by row, with bytes that depend on the values alone, not on numpy's version.
+"""`.npy` files written row by row, with bytes that depend on the values alone and not on NumPy's version.
 
-Source of the format: numpy NEP 1, version 1.0: magic, header length (uint16, little endian), a Python literal, padding, newline.
+Source of the format: NumPy NEP 1, version 1.0: magic, header length (uint16, little endian), a Python literal,
+padding, newline.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 from compress.core.errors import StageError
 from compress.core.records.base import File
 
-HEADER_BYTES = 128  # room for any shape here; a multiple of 64, so that a memory-mapped array is aligned
+# Room for any shape here; a multiple of 64, so that a memory-mapped array is aligned.
+HEADER_BYTES = 128
 
 
 def _header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
@@ -32,8 +34,7 @@ def _write(stream: BinaryIO, blocks: Iterable[np.ndarray], row: tuple[int, ...],
         if block.shape[1:] != row or block.dtype != dtype:
             raise StageError(
                 f"{stream.name}: a block of {block.dtype} {block.shape[1:]} does not fit rows of {dtype} {row}; "
-                f"this is a bug of "
-                f"the data source"
+                "this is a bug in the data source"
             )
         stream.write(np.ascontiguousarray(block).data)
         count += len(block)
@@ -42,9 +43,18 @@ def _write(stream: BinaryIO, blocks: Iterable[np.ndarray], row: tuple[int, ...],
 
 
 def write_rows(path: Path, blocks: Iterable[np.ndarray], row: tuple[int, ...], dtype: type | np.dtype) -> File:
-    """Append blocks (n, *row) of one dtype to a new `.npy` file; the number of rows need not be known beforehand.
+    """Write blocks of rows to a new `.npy` file; the number of rows need not be known beforehand.
 
-    Plain writes, not a memory map: a full disk is then an error (Raises StageError), not a crash.
+    The file is written with plain writes, not through a memory map: a full disk is then an error, not a crash.
+
+    Args:
+        path: File to write.
+        blocks: Arrays (n, *row) of one dtype.
+        row: Shape of a row.
+        dtype: Type of the values.
+
+    Raises:
+        StageError: The disk is full, or a block has another shape or dtype.
     """
     try:
         with path.open("wb") as stream:

@@ -14,21 +14,21 @@ def train_test_overlap(count: int, what: str, then: str, *, affects_verdict: boo
     """Build the warning that training images are also test images.
 
     Args:
-        count: how many training images there are again in the test part.
-        what: what is compared, "bytes" or "pixels".
-        then: what is done about it.
-        affects_verdict: whether the copies stay, so that the test accuracy may be flattered.
+        count: How many training images are also in the test part.
+        what: What is compared: "bytes" or "pixels".
+        then: What is done about it.
+        affects_verdict: Whether the copies stay, so that the test accuracy may be too high.
     """
     overlap = f"{plural(count, 'training image')} {agree(count, 'is', 'are')} also in the test part (same {what})"
     return RunWarning(f"{overlap}; {then}", affects_verdict)
 
 
 def duplicates_across_classes(images: Iterable[tuple[str, int, object]], what: str) -> list[RunWarning]:
-    """Return a warning where one image lies in two classes, else an empty list.
+    """Build the warning that images are in two classes; returns an empty list if none is.
 
     Args:
-        images: (name, class number, content or its hash) of each image.
-        what: what is compared, "bytes" or "pixels".
+        images: Name, class number and content (or its hash) of each image.
+        what: What is compared: "bytes" or "pixels".
     """
     first: dict[object, tuple[str, int]] = {}
     pairs: dict[object, str] = {}
@@ -39,17 +39,17 @@ def duplicates_across_classes(images: Iterable[tuple[str, int, object]], what: s
     if not pairs:
         return []
     shown = next(iter(pairs.values()))
-    lie = f"{plural(len(pairs), 'image')} {agree(len(pairs), 'lies', 'lie')} in two classes"
-    return [RunWarning(f"{lie} with the same {what} (first: {shown})", affects_verdict=True)]
+    duplicates = f"{plural(len(pairs), 'image')} {agree(len(pairs), 'is', 'are')} in two classes"
+    return [RunWarning(f"{duplicates} with the same {what} (first: {shown})", affects_verdict=True)]
 
 
 def classes_without_images(classes: tuple[str, ...], train: np.ndarray, test: np.ndarray) -> list[RunWarning]:
-    """Return a warning for each part in which classes have no images.
+    """Build a warning for each part in which classes have no images.
 
     Args:
-        classes: the names of the classes.
-        train: labels int64 (N,) of the training part. The validation part has images of the same classes.
-        test: labels int64 (M,) of the test part.
+        classes: Class names.
+        train: Labels of the training part, int64 (N,). The validation part has images of the same classes.
+        test: Labels of the test part, int64 (M,).
     """
     found = []
     for parts, labels in (("training or validation", train), ("test", test)):

@@ -1,7 +1,7 @@
-"""Splits by purpose: stratified, seeded, and the same on every numpy version. Pure numpy.
+"""Stratified, seeded splits that are the same on every NumPy version.
 
-The order of pictures comes from sorting the raw 64-bit output of PCG64(seed): numpy promises that a bit generator's raw stream never
-changes, and does not promise that of `Generator.permutation`.
+Images are ordered by sorting the raw 64-bit output of PCG64(seed). NumPy promises that the raw stream of a bit
+generator never changes; it does not promise that for `Generator.permutation`.
 """
 
 from __future__ import annotations
@@ -12,26 +12,35 @@ import numpy as np
 
 from compress.core.errors import UsageError
 
-CALIBRATION_STREAM = 1  # calibration draws other numbers than the validation split of the same seed
+# Calibration draws other numbers than the validation split of the same seed.
+CALIBRATION_STREAM = 1
 
 
 def shuffled(count: int, seed: int, stream: int = 0) -> np.ndarray:
-    """A permutation of range(count) as int64 (count,); another `stream` of the same seed is another permutation."""
+    """Return a permutation of range(count), int64 (count,); each `stream` of a seed gives its own permutation."""
     keys = np.random.PCG64(np.random.SeedSequence([seed, stream])).random_raw(count)
     return np.argsort(keys, kind="stable").astype(np.int64)
 
 
 def allocate(sizes: np.ndarray, total: int, least: int = 0, leave: int = 0) -> np.ndarray:
-    """Share `total` out over groups in proportion to their sizes (G,) -> int64 (G,), by largest remainder.
+    """Distribute `total` over groups in proportion to their sizes, by largest remainder.
 
-    Every group gets at least `least` and keeps at least `leave`; the caller makes sure that this is possible. Ties go to the lower group.
+    Ties go to the lower group. The caller makes sure that `least` and `leave` can be met.
+
+    Args:
+        sizes: Sizes of the groups, integers (G,).
+        total: Number to distribute.
+        least: What every group gets at least.
+        leave: What every group keeps at least.
+
+    Returns:
+        What each group gives, int64 (G,).
     """
     sizes = np.asarray(sizes, dtype=np.int64)
     quota = sizes * (total / max(int(sizes.sum()), 1))
     floor, ceiling = np.minimum(least, sizes), np.maximum(sizes - leave, 0)
-    given = np.clip(
-        np.floor(quota + 1e-9).astype(np.int64), floor, ceiling
-    )  # 1e-9: an exact quota must not fall to the integer below
+    # 1e-9: an exact quota must not fall to the integer below.
+    given = np.clip(np.floor(quota + 1e-9).astype(np.int64), floor, ceiling)
     while (missing := total - int(given.sum())) != 0:
         step = 1 if missing > 0 else -1
         open_groups = given < ceiling if step > 0 else given > floor
@@ -42,8 +51,8 @@ def allocate(sizes: np.ndarray, total: int, least: int = 0, leave: int = 0) -> n
     return given
 
 
-def _drawn(labels: np.ndarray, per_class: np.ndarray, classes: np.ndarray, seed: int, stream: int) -> np.ndarray:
-    """Positions (sorted int64) with `per_class` seeded picks of each class."""
+def _draw(labels: np.ndarray, per_class: np.ndarray, classes: np.ndarray, seed: int, stream: int) -> np.ndarray:
+    """Draw `per_class` positions of each class: sorted int64."""
     order = shuffled(len(labels), seed, stream)
     ordered = labels[order]
     picked = [order[ordered == label][:count] for label, count in zip(classes, per_class, strict=True)]
@@ -51,47 +60,74 @@ def _drawn(labels: np.ndarray, per_class: np.ndarray, classes: np.ndarray, seed:
 
 
 def stratified(labels: np.ndarray, count: int, seed: int, stream: int = 0) -> np.ndarray:
-    """A seeded subset of `count` positions, classes in proportion: sorted int64 (min(count, N),)."""
+    """Draw `count` positions with the classes in proportion.
+
+    Args:
+        labels: Class numbers (N,).
+        count: How many positions to draw; all of them if there are fewer.
+        seed: The draw follows from the seed.
+        stream: Each stream of a seed is a draw of its own.
+
+    Returns:
+        Sorted int64 (min(count, N),).
+    """
     labels = np.asarray(labels)
     if count >= len(labels):
         return np.arange(len(labels), dtype=np.int64)
     classes, sizes = np.unique(labels, return_counts=True)
-    return _drawn(labels, allocate(sizes, count), classes, seed, stream)
+    return _draw(labels, allocate(sizes, count), classes, seed, stream)
 
 
 def carve(labels: np.ndarray, validation: float, seed: int, names: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray]:
-    """Split training positions into (train, validation): sorted int64, disjoint, every class in both.
+    """Carve a validation part off the training images, with every class in both parts.
 
-    `validation` is a share below 1 or a number of pictures. The share is met to the picture, unless a class would then be in one part only.
-    `names`: of the classes, where they are known, for what is refused.
+    Args:
+        labels: Class numbers of the training images (N,).
+        validation: A share below 1, or a number of images. A share is met to the image, unless a class would then be
+            in one part only.
+        seed: The split follows from the seed.
+        names: Class names for error messages, if they are known.
 
-    Raises UsageError where a class has one picture only, or `validation` leaves a class without pictures in either part.
+    Returns:
+        Positions to train on and positions to validate on: sorted int64, disjoint.
+
+    Raises:
+        UsageError: A class has a single image, or `validation` leaves a class without images in one of the parts.
     """
     labels = np.asarray(labels)
     classes, sizes = np.unique(labels, return_counts=True)
     if len(classes) == 0:
         raise UsageError(
-            "data: there are no training pictures to carve a validation part from; add pictures or raise data.limit_train"
+            "data: there are no training images to carve a validation part from; add images or raise data.limit_train"
         )
     if sizes.min() < 2:
         alone = int(classes[sizes.argmin()])
         raise UsageError(
-            f"data: class {repr(names[alone]) if names else alone} has a single training picture, but one is needed for training and one "
-            f"for validation; "
-            "add pictures of it, or raise data.limit_train"
+            f"data: class {repr(names[alone]) if names else alone} has a single training image, but one is needed for "
+            "training and one for validation; add images of it, or raise data.limit_train"
         )
     count = max(round(len(labels) * validation), len(classes)) if validation < 1 else int(validation)
     if count < len(classes) or count > len(labels) - len(classes):
         raise UsageError(
-            f"data.validation: {validation} of {len(labels)} training pictures cannot hold every one of {len(classes)} classes "
-            f"in both parts; "
-            f"choose between {len(classes)} and {len(labels) - len(classes)} pictures"
+            f"data.validation: {validation} of {len(labels)} training images cannot hold every one of {len(classes)} "
+            f"classes in both parts; choose between {len(classes)} and {len(labels) - len(classes)} images"
         )
-    held_out = _drawn(labels, allocate(sizes, count, least=1, leave=1), classes, seed, 0)
+    held_out = _draw(labels, allocate(sizes, count, least=1, leave=1), classes, seed, 0)
     return np.setdiff1d(np.arange(len(labels), dtype=np.int64), held_out, assume_unique=True), held_out
 
 
 def calibration_index(labels: np.ndarray, train_index: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Positions for the int8 ranges: `count` of `train_index` (all, where there are fewer), stratified: sorted int64. Never validation."""
+    """Draw the positions of the images that set the int8 ranges, never from the validation part.
+
+    Args:
+        labels: Class numbers of all training images (N,).
+        train_index: Positions that may be drawn, int64 (M,).
+        count: How many to draw; all of `train_index` if there are fewer.
+        seed: The draw follows from the seed.
+
+    Returns:
+        Positions, stratified: sorted int64.
+    """
     train_index = np.asarray(train_index, dtype=np.int64)
-    return train_index[stratified(np.asarray(labels)[train_index], count, seed, CALIBRATION_STREAM)]
+    chosen: np.ndarray = train_index[stratified(np.asarray(labels)[train_index], count, seed, CALIBRATION_STREAM)]
+    return chosen

@@ -1,4 +1,4 @@
-"""Networks by name. `catalog` says what there is without torch; the functions here import torch when they are called."""
+"""Networks by name. `catalog` lists them without torch; the functions here import torch when they are called."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ if TYPE_CHECKING:
 
 
 def build(name: str, *, classes: int, width: float | None = None) -> nn.Module:
-    """The network with fresh weights, float32 (N, 3, H, W) -> logits (N, classes); nothing is downloaded.
+    """Build a network with fresh weights, float32 (N, 3, H, W) -> logits (N, classes); nothing is downloaded.
 
-    Raises UsageError for an unknown name, a width that the network does not take, or fewer than two classes.
+    Args:
+        name: A name of the catalogue, or `package.module:function`.
+        classes: Number of classes, at least 2.
+        width: Width multiplier; None for the network's default.
+
+    Raises:
+        UsageError: The name is unknown, the network does not take the width, or there are fewer than two classes.
     """
     network = catalog.info(name)
     width = catalog.resolve_width(network, width)
@@ -36,9 +42,16 @@ def build(name: str, *, classes: int, width: float | None = None) -> nn.Module:
 
 
 def pretrained(name: str, weights_name: str, classes: int) -> nn.Module:
-    """A torchvision network with its published weights; where the class count differs, the last Linear is fresh.
+    """Build a torchvision network with published weights; if the class count differs, the last Linear is fresh.
 
-    Raises UsageError for an unknown network or weights name, MissingError where the weights are neither cached nor downloadable.
+    Args:
+        name: A torchvision network of the catalogue.
+        weights_name: torchvision's name of the weights, such as "IMAGENET1K_V2".
+        classes: Number of classes.
+
+    Raises:
+        UsageError: The network or the weights name is unknown.
+        MissingError: The weights are neither cached nor can they be downloaded.
     """
     from compress.models import torchvision_models
     from compress.models.checkpoints import load_state

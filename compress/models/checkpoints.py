@@ -1,4 +1,4 @@
-"""Weights in files: read without running code from them, fitted to a network, written with equal bytes for equal weights."""
+"""Weights in files: read without running code, loaded into a network, written with equal bytes for equal weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from compress.core.errors import MissingError, StageError, UsageError
 PICKLES = (".pt", ".pth", ".bin")
 WRAPPERS = ("state_dict", "model", "model_state", "net", "weights")  # where training scripts put the state dict
 PREFIXES = ("module.", "_orig_mod.", "model.")  # left by DataParallel, torch.compile and wrapper classes
-# other names for the same layers in the checkpoints of the distillation benchmarks
+# Other names for the same layers in the checkpoints of the distillation benchmarks.
 RENAMES = (
     ("classifier.0.", "classifier."),
     ("linear.", "fc."),
@@ -31,8 +31,8 @@ RENAMES = (
     (".layer.", "."),
     ("model.", "blocks."),  # MobileNetV1
 )
-# what torch.load raises on damaged bytes, found by changing bytes at random
-DAMAGED = (
+# What torch.load raises on damaged bytes, found by changing bytes at random.
+DAMAGED_FILE_ERRORS = (
     OSError,
     EOFError,
     RuntimeError,
@@ -44,11 +44,15 @@ DAMAGED = (
     OverflowError,
     struct.error,
 )
-SHOWN = 4  # keys named in a message
+MAX_KEYS_SHOWN = 4  # in a message
 
 
 def embedded_teacher(model: str) -> Path:
-    """The teacher that ships with the package for the embedded data. Raises MissingError where there is none for this network."""
+    """Return the file of the teacher that ships with the package for the embedded data.
+
+    Raises:
+        MissingError: There is none for this network.
+    """
     path = Path(str(resources.files("compress"))) / "models" / "weights" / f"{model}-fashion.safetensors"
     if not path.is_file():
         have = (
@@ -58,15 +62,21 @@ def embedded_teacher(model: str) -> Path:
             or "none"
         )
         raise MissingError(
-            f"no embedded weights for {model} (there are: {have}); train it here: remove `weights: embedded` from the candidate"
+            f"no embedded weights for {model} (available: {have}); "
+            "train it here: remove `weights: embedded` from the candidate"
         )
     return path
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors, .pt, .pth or .bin file, on the CPU, half precision as float32, common prefixes removed.
+    """Read the state dict of a .safetensors, .pt, .pth or .bin file.
 
-    Raises MissingError (no such file), UsageError (unknown ending, or a pickle that contains code), StageError (damaged, no state dict).
+    Tensors are on the CPU, half precision becomes float32, and common prefixes are removed from the keys.
+
+    Raises:
+        MissingError: There is no such file.
+        UsageError: The file has another ending, or is a pickle that contains code.
+        StageError: The file is damaged or holds no state dict.
     """
     if not path.is_file():
         raise MissingError(
@@ -76,7 +86,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         try:
             state: object = safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:
-            raise StageError(f"weights: {path} is no whole safetensors file ({error}); fetch it again") from error
+            raise StageError(f"weights: {path} is not a complete safetensors file ({error}); fetch it again") from error
     elif path.suffix in PICKLES:
         state = _unwrap(_read_pickle(path), path)
     else:
@@ -98,12 +108,13 @@ def _read_pickle(path: Path) -> object:
         if named is None:
             raise _unreadable(path, "its pickle is damaged or was not written by torch.save") from error
         raise UsageError(
-            f"weights: {path} contains code ({named[1]}), which is not run; if you trust its origin, convert it to safetensors with "
-            f"python -c \"import torch, safetensors.torch as s; c = torch.load('{path}', weights_only=False, map_location='cpu'); "
+            f"weights: {path} contains code ({named[1]}), which is not run; if you trust its origin, convert it to "
+            f'safetensors with: python -c "import torch, safetensors.torch as s; '
+            f"c = torch.load('{path}', weights_only=False, map_location='cpu'); "
             f"c = c.state_dict() if hasattr(c, 'state_dict') else c.get('state_dict', c.get('model', c)); "
             f"s.save_file({{k: v.clone() for k, v in c.items()}}, '{path.with_suffix('.safetensors')}')\""
         ) from error
-    except DAMAGED as error:
+    except DAMAGED_FILE_ERRORS as error:
         raise _unreadable(path, f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".: ")) from error
 
 
@@ -122,14 +133,15 @@ def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
         if inner is None:
             keys = _some([str(key) for key in loaded])
             raise StageError(
-                f"weights: {path} has the keys {keys} and no state dict under {', '.join(WRAPPERS)}; save the state dict alone"
+                f"weights: {path} has the keys {keys} and no state dict under {', '.join(WRAPPERS)}; "
+                "save the state dict alone"
             )
         loaded = inner
     raise StageError(f"weights: {path} holds a {type(loaded).__name__}, not a state dict; save `model.state_dict()`")
 
 
 def strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefixes of wrappers, where every key has them."""
+    """Remove the prefixes of wrappers if every key has them."""
     while state:
         prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in state)), None)
         if prefix is None:
@@ -139,11 +151,21 @@ def strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], *, source: str, new_head: bool = False) -> tuple[str, ...]:
-    """Load a state dict, every key and shape matching; returns the keys that keep their fresh initialisation.
+    """Load a state dict into a network; every key and shape must match.
 
-    These are none, or with `new_head` the weight and bias of the last Linear, where the checkpoint has another number of classes.
-    Missing `num_batches_tracked` counters are tolerated (BatchNorm with a fixed momentum does not read them).
-    Raises StageError naming the missing, unexpected and differently shaped keys of `source`.
+    Missing `num_batches_tracked` counters are tolerated: BatchNorm with a fixed momentum does not read them.
+
+    Args:
+        model: The network to load into.
+        state: The state dict, possibly with other names for the same layers.
+        source: What the error message calls the state dict.
+        new_head: Whether the last Linear stays fresh if the checkpoint has another number of classes.
+
+    Returns:
+        The keys that keep their fresh initialization.
+
+    Raises:
+        StageError: Keys are missing, unexpected or of another shape, or values are not finite.
     """
     expected = model.state_dict()
     given = _renamed(strip_prefixes(state), expected)
@@ -175,7 +197,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], *, source: str, new_h
 
 
 def _renamed(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename keys that the network does not have, where another name for the same layer is one that it has and lacks."""
+    """Rename keys that the network does not have to another name for the same layer that it still needs."""
     renamed: dict[str, Tensor] = {}
     for key, tensor in state.items():
         options = _other_names(key) if key not in expected else ()
@@ -189,9 +211,9 @@ def _renamed(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str,
 
 
 def _other_names(key: str) -> Iterator[str]:
-    """What a layer may be called elsewhere; some packages begin every part of a name with an underscore (`_blocks.0._bn1.weight`).
+    """Yield other names for a layer, with up to two renames: wide ResNets have `block1.layer.0.convShortcut`.
 
-    Up to two renames: wide ResNets have `block1.layer.0.convShortcut`.
+    Some packages begin every part of a name with an underscore (`_blocks.0._bn1.weight`).
     """
     plain = re.sub(r"(^|\.)_", r"\1", key)
     yield plain
@@ -201,7 +223,7 @@ def _other_names(key: str) -> Iterator[str]:
 
 
 def _head(model: nn.Module) -> tuple[str, ...]:
-    """The keys of the last Linear, the one that gives the logits; of SqueezeNet, which has none, those of the last convolution."""
+    """Return the keys of the last Linear, which gives the logits; if there is none, those of the last convolution."""
     layers = [(path, module) for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     paths = [path for path, module in layers if isinstance(module, nn.Linear)] or [path for path, _ in layers]
     return (f"{paths[-1]}.weight", f"{paths[-1]}.bias") if paths else ()
@@ -212,18 +234,24 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _some(items: list[str]) -> str:
-    return ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
+    return ", ".join(items[:MAX_KEYS_SHOWN]) + (
+        f" and {len(items) - MAX_KEYS_SHOWN} more" if len(items) > MAX_KEYS_SHOWN else ""
+    )
 
 
 def save_state(model: nn.Module, path: Path, half: bool = False) -> None:
-    """Write the weights as safetensors: plain keys, CPU tensors, equal bytes for equal weights.
+    """Write the weights as safetensors: keys without prefixes, CPU tensors, equal bytes for equal weights.
 
-    `half` stores convolution and linear weights in float16; vectors (BatchNorm, biases) stay float32: small, and of a wide range.
+    Args:
+        model: The network.
+        path: File to write.
+        half: Whether to store convolution and linear weights in float16. Vectors (BatchNorm, biases) stay float32: they
+            are small and have a wide range.
     """
     state = strip_prefixes({key: tensor.detach().cpu() for key, tensor in model.state_dict().items()})
     tensors: dict[str, Tensor] = {}
     for key in sorted(state):
         tensor = state[key].half() if half and state[key].is_floating_point() and state[key].dim() > 1 else state[key]
-        tensors[key] = tensor.clone(memory_format=torch.contiguous_format)  # a channels_last model gives the same bytes
-    # not save_file: its files are readable by their owner alone, whatever the umask says
+        tensors[key] = tensor.clone(memory_format=torch.contiguous_format)  # the same bytes for channels_last
+    # Not save_file: its files are readable by their owner alone, whatever the umask is.
     path.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of a network."""
+"""Counts of a network's parameters and multiply-accumulates."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 def params(model: nn.Module) -> int:
-    """Number of parameters, shared ones once; buffers do not count."""
+    """Count the parameters, shared ones once; buffers do not count."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def macs(model: nn.Module, image_size: int) -> int:
-    """Multiply-accumulates of convolutions and linear layers for one (3, image_size, image_size) picture.
+    """Count the multiply-accumulates of convolutions and linear layers for one (3, image_size, image_size) image.
 
-    Runs the model once on such a picture, on the device of its parameters (the meta device computes nothing); the model stays as it is.
+    The model runs once, on the device of its parameters (on the meta device nothing is computed), and stays as it is.
     """
     total = 0
 

@@ -1,4 +1,4 @@
-"""A network of one's own, `package.module:function`: Python code that is run, so a recipe may name one only where it is allowed to."""
+"""The user's own network, `package.module:function`: Python code that is run, so a recipe needs permission for it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ from compress.models.catalog import NetworkInfo
 from compress.models.tap_tables import Roles
 from compress.models.taps import Tapped
 
-PARTS = ("stages", "pre", "norms", "pool")  # of a network's attribute `taps`
+TAPS_KEYS = ("stages", "pre", "norms", "pool")  # of a network's `taps` attribute
 
 
 def build(name: str, classes: int) -> nn.Module:
-    """What the function gives for `classes=`; activations are switched to out-of-place, so that a tap keeps what it saw.
+    """Call the function with `classes=` and return its network.
 
-    Raises MissingError where the module is not found, UsageError where it has no such function or that gives no module.
+    Activations are switched to out-of-place, so that a later one cannot overwrite a tapped tensor.
+
+    Raises:
+        MissingError: The module is not found.
+        UsageError: The module has no such function, or the function does not return an nn.Module.
     """
     path, function = name.split(":")
     try:
@@ -36,11 +40,12 @@ def build(name: str, classes: int) -> nn.Module:
     make = getattr(module, function, None)
     if not callable(make) or "classes" not in inspect.signature(make).parameters:
         raise UsageError(
-            f"model: {name}: {path} has no function {function}(classes); it is called with the number of classes and gives an nn.Module"
+            f"model: {name}: {path} has no function {function}(classes); "
+            "it must take the number of classes and return an nn.Module"
         )
     model = make(classes=classes)
     if not isinstance(model, nn.Module):
-        raise UsageError(f"model: {name} gives a {type(model).__name__}, not an nn.Module")
+        raise UsageError(f"model: {name} returns a {type(model).__name__}, not an nn.Module")
     for part in model.modules():
         if getattr(part, "inplace", False):
             part.inplace = False  # type: ignore[assignment]
@@ -48,24 +53,36 @@ def build(name: str, classes: int) -> nn.Module:
 
 
 def describe(model: nn.Module, name: str, taps: tuple[str, ...] | None) -> NetworkInfo:
-    """What is known of a built network: its classifier, and the maps that `taps` (the recipe's) or its own attribute `taps` name.
+    """Describe a built network: its classifier, and the maps named by the recipe's `taps` or its own `taps` attribute.
 
-    The attribute is a list of its stages, shallow to deep, or a dict with `stages` and any of `pre` (the same maps before each stage's last
-    activation), `norms` (the BatchNorms behind `pre`) and `pool` (the module that averages the last map). A name without `:in` or `:out` stands
-    for the module's output. Without `pool`, the last AdaptiveAvgPool2d is taken, else the last stage is what is averaged. Raises UsageError.
+    The attribute is a list of stages, shallow to deep, or a dict with `stages` and any of `pre` (the same maps before
+    each stage's last activation), `norms` (the BatchNorms before `pre`) and `pool` (the module that averages the last
+    map). A name without `:in` or `:out` means the module's output. Without `pool`, the last AdaptiveAvgPool2d is taken;
+    without that, the last stage is the pooled map.
+
+    Args:
+        model: The built network.
+        name: Its name in the recipe.
+        taps: The recipe's `taps`; None to use the attribute.
+
+    Raises:
+        UsageError: The attribute is wrong, or the network has no Linear.
     """
     offered = getattr(model, "taps", None)
     given: Any = taps or (offered if isinstance(offered, (list, tuple, dict)) else ())
     parts = dict(given) if isinstance(given, dict) else {"stages": given}
-    unknown = [key for key in parts if key not in PARTS]
+    unknown = [key for key in parts if key not in TAPS_KEYS]
     if unknown:
-        raise UsageError(f"{name}: its attribute taps has {unknown[0]!r}; known are {', '.join(PARTS)}")
+        raise UsageError(
+            f"{name}: its attribute taps has the unknown key {unknown[0]!r}; known keys are {', '.join(TAPS_KEYS)}"
+        )
     post, pre = (
         tuple(text if ":" in text else f"{text}:out" for text in parts.get(key) or ()) for key in ("stages", "pre")
     )
     if pre and len(pre) != len(post):
         raise UsageError(
-            f"{name}: its attribute taps names {len(pre)} maps in `pre` for {len(post)} in `stages`; each stage has one"
+            f"{name}: its attribute taps names {len(pre)} maps in `pre` for {len(post)} in `stages`; "
+            "name one for each stage"
         )
     pools = [path for path, module in model.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
     pool = parts.get("pool") or (pools[-1] if pools else None)
@@ -76,9 +93,10 @@ def describe(model: nn.Module, name: str, taps: tuple[str, ...] | None) -> Netwo
 
 
 def source_digest(name: str) -> str:
-    """sha256 (hex) of the code: the module's package, or file, and what those import that lies in the same folder. Nothing is run.
+    """Return the sha256 (hex) of a network's code without running it.
 
-    What else they import (installed packages), imports that are made up while it runs, and files that it reads are not part of it.
+    This covers the module's package or file, and what these import from the same folder. It does not cover installed
+    packages, imports computed at run time, or files that the code reads.
     """
     top = name.split(":")[0].split(".")[0]
     spec = importlib.util.find_spec(top)
@@ -94,7 +112,8 @@ def source_digest(name: str) -> str:
             if shown in found:
                 continue
             found[shown] = path.read_text(encoding="utf-8", errors="replace")
-            if root.name not in ("site-packages", "dist-packages"):  # there every package lies beside every other
+            # In site-packages every package is beside every other.
+            if root.name not in ("site-packages", "dist-packages"):
                 waiting += [
                     near
                     for word in _imported(found[shown])
@@ -105,11 +124,11 @@ def source_digest(name: str) -> str:
 
 
 def _imported(code: str) -> list[str]:
-    """First parts of the absolute imports in a file, wherever they stand."""
+    """Return the top-level names of all absolute imports in a file."""
     try:
         nodes = list(ast.walk(ast.parse(code)))
     except SyntaxError:
-        return []  # it is said when it is imported
+        return []  # reported when it is imported
     words = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     words += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module]
     return [word.split(".")[0] for word in words]
@@ -117,7 +136,13 @@ def _imported(code: str) -> list[str]:
 
 @torch.no_grad()
 def check_pooling(name: str, taps: tuple[str, ...] | None, image_size: int) -> None:
-    """Raises UsageError where the classifier's input is not the mean over the map that is said to be averaged: fresh weights, noise."""
+    """Raise UsageError if the classifier's input is not the mean over the pooled map, on fresh weights and noise.
+
+    Args:
+        name: The network.
+        taps: The recipe's `taps`; None to use the attribute.
+        image_size: Side of the images, in pixels.
+    """
     classes, generator = 3, torch.Generator().manual_seed(0)
     model = build(name, classes).eval()
     info = describe(model, name, taps)
@@ -126,20 +151,21 @@ def check_pooling(name: str, taps: tuple[str, ...] | None, image_size: int) -> N
         _, seen = tapped(torch.randn(2, 3, image_size, image_size, generator=generator))
     if not torch.allclose(seen["map"].mean((2, 3)), seen["vector"], rtol=1e-3, atol=1e-5):
         raise UsageError(
-            f"{name}: what its last Linear reads is not the mean over {info.roles.pre_pool!r}, the map in front of its pooling; name the right one as "
-            "`pool` in its attribute taps"
+            f"{name}: the input of its last Linear is not the mean over {info.roles.pre_pool!r}, the map before its "
+            "pooling; name the pooling module as `pool` in its attribute taps"
         )
 
 
 def last_linear(model: nn.Module, name: str) -> str:
-    """The path of the last Linear, whose input is read as the pooled vector. Raises UsageError where there is none."""
-    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    """Return the path of the last Linear, whose input is the pooled vector. Raises UsageError if there is none."""
+    paths: list[str] = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not paths:
-        raise UsageError(f"model: {name} has no Linear layer to give the logits; end it with one")
+        raise UsageError(f"model: {name} has no Linear layer for the logits; end it with one")
     return paths[-1]
 
 
 def _not_found(name: str, reason: str) -> MissingError:
     return MissingError(
-        f"model: {name}: {reason}; it is looked for beside the recipe, in the working folder and among installed packages: ls"
+        f"model: {name}: {reason}; it is searched for beside the recipe, in the working folder and among the installed "
+        "packages: ls"
     )

@@ -1,6 +1,7 @@
-"""Networks that ship in another form than they are built in: a record of plain values says how.
+"""Networks whose deployed form differs from the built one, as described by a record of plain values.
 
-{"kind": "catkd"}: the classifier has no bias. {"kind": "simkd", ...}: behind the last stage a projector, then the teacher's classifier.
+{"kind": "catkd"}: the classifier has no bias. {"kind": "simkd", ...}: after the last stage come a projector and the
+teacher's classifier.
 """
 
 from __future__ import annotations
@@ -17,10 +18,17 @@ from compress.models.catalog import NetworkInfo
 
 
 def projector(width_in: int, width: int, factor: int, pool: int | None = None) -> nn.Sequential:
-    """SimKD's: 1x1 to width / factor, 3x3, 1x1 to `width`, each with BatchNorm and ReLU, no bias. (N, width_in, H, W) -> (N, width, H, W).
+    """Build SimKD's projector, (N, width_in, H, W) -> (N, width, H, W).
 
-    `pool`: side that a larger map is averaged down to first. s m + 9 m^2 + m t + 4 m + 2 t parameters with m = t / factor.
-    Source: Chen et al. 2022 (arXiv 2203.14001), section 3.3.
+    1x1 to width / factor, 3x3, 1x1 to `width`, each with BatchNorm and ReLU, without bias: with s = width_in, t = width
+    and m = t / factor, s m + 9 m^2 + m t + 4 m + 2 t parameters. Source: Chen et al. 2022 (arXiv 2203.14001), section
+    3.3.
+
+    Args:
+        width_in: Channels of the student's last stage.
+        width: Channels of the teacher's last stage.
+        factor: Reduction of the middle channels.
+        pool: Side that a larger map is averaged down to first; None for no averaging.
     """
     middle = width // factor
     layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(pool)] if pool is not None else []
@@ -30,7 +38,7 @@ def projector(width_in: int, width: int, factor: int, pool: int | None = None) -
 
 
 def with_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
-    """A copy of the network with other modules at the given paths; all else, parameters included, is shared with the original."""
+    """Copy the network with other modules at the given paths; everything else, parameters included, is shared."""
     model = _shallow(model)
     for path, module in modules.items():
         holder, parts = model, path.split(".")
@@ -49,7 +57,7 @@ def _shallow(module: nn.Module) -> nn.Module:
 
 
 def without_bias(model: nn.Module, info: NetworkInfo) -> nn.Module:
-    """CAT-KD's student: its classifier's weight alone."""
+    """Return CAT-KD's student: the classifier without its bias."""
     linear = model.get_submodule(info.linear)
     assert isinstance(linear, nn.Linear)
     bare = nn.Linear(linear.in_features, linear.out_features, bias=False, device=linear.weight.device)
@@ -58,7 +66,17 @@ def without_bias(model: nn.Module, info: NetworkInfo) -> nn.Module:
 
 
 def with_projector(model: nn.Module, info: NetworkInfo, through: nn.Sequential, classifier: nn.Linear) -> nn.Module:
-    """SimKD's student: last stage -> `through` -> pooling -> `classifier`; what the network had in between is gone."""
+    """Return SimKD's student: last stage -> `through` -> pooling -> `classifier`.
+
+    Args:
+        model: The plain student.
+        info: Its entry in the catalogue.
+        through: The projector.
+        classifier: The teacher's classifier.
+
+    Raises:
+        UsageError: The network has no place for a projector.
+    """
     assert info.roles is not None
     gone, pool = info.roles.after_last_stage, info.roles.pool
     if gone:
@@ -78,7 +96,14 @@ def with_projector(model: nn.Module, info: NetworkInfo, through: nn.Sequential, 
 def to_deployed(
     model: nn.Module, name: str, form: Mapping[str, Any] | None, stages: tuple[str, ...] | None = None
 ) -> nn.Module:
-    """A freshly built network in the form that ships; None: as it is. `stages`: a recipe's `taps` of a network of one's own."""
+    """Bring a freshly built network into its deployed form.
+
+    Args:
+        model: The built network.
+        name: Its name in the recipe.
+        form: How the deployed form differs; None if it does not.
+        stages: The recipe's `taps` of the user's own network.
+    """
     if form is None:
         return model
     info = custom.describe(model, name, stages) if catalog.is_custom(name) else catalog.info(name)

@@ -1,8 +1,9 @@
-"""EfficientNet-Lite for photos: MobileNetV2's blocks in EfficientNet's proportions, ReLU6 and no squeeze-and-excitation, so that int8 loses little.
+"""EfficientNet-Lite for photos: MobileNetV2's blocks in EfficientNet's proportions.
 
-Source: Tan and Le 2019, and the "lite" models of its authors: stem and last convolution keep their width, the first and the last stage keep
-their depth. Module names are those of the published PyTorch checkpoints without their underscores, which load as they are
-(`checkpoints.load_state`); their pixels are (x - 127) / 128. No stochastic depth: it is left out of training here.
+ReLU6 and no squeeze-and-excitation, so that int8 loses little. Source: Tan and Le 2019, and the "lite" models of its
+authors: stem and last convolution keep their width, the first and the last stage their depth. Module names are those of
+the published PyTorch checkpoints without underscores, so `checkpoints.load_state` takes these files unchanged; their
+pixels are (x - 127) / 128. Training here has no stochastic depth.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.nn import functional
 from compress.models.residual_add import ResidualAdd
 from compress.models.weight_init import initialise
 
-# expansion t, kernel k, stride s of the first unit, channels c, units n
+# Expansion t, kernel k, stride s of the first unit, channels c, units n.
 SETTINGS = (
     (1, 3, 1, 16, 1),
     (6, 3, 2, 24, 2),
@@ -28,20 +29,20 @@ SETTINGS = (
     (6, 5, 2, 192, 4),
     (6, 3, 1, 320, 1),
 )
-# width, depth, dropout
+# Width, depth, dropout, by variant.
 SCALES = {0: (1.0, 1.0, 0.2), 1: (1.0, 1.1, 0.2), 2: (1.1, 1.2, 0.3), 3: (1.2, 1.4, 0.3), 4: (1.4, 1.8, 0.3)}
 STEM, LAST = 32, 1280
 
 
 def channels_of(base: int, width: float) -> int:
-    """The nearest multiple of 8, at most a tenth below base * width."""
+    """Return the multiple of 8 that is nearest to base * width, at most a tenth below it."""
     wanted = base * width
     rounded = max(8, int(wanted + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * wanted else rounded
 
 
 def depths(variant: int) -> tuple[int, ...]:
-    """Units of each of the seven stages."""
+    """Return the number of units of each of the seven stages."""
     depth = SCALES[variant][1]
     last = len(SETTINGS) - 1
     return tuple(
@@ -50,7 +51,7 @@ def depths(variant: int) -> tuple[int, ...]:
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution without bias whose output has ceil(side / stride) cells; the odd row or column of padding lies at the end."""
+    """A convolution without bias whose output has ceil(side / stride) cells; an odd row of padding goes to the end."""
 
     def __init__(self, width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(width_in, width, kernel, stride, kernel // 2 if stride == 1 else 0, groups=groups, bias=False)
@@ -69,7 +70,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """Expand (1x1), filter each channel (depthwise), project (1x1, linear); a shortcut where the shape stays."""
+    """Expand (1x1), filter each channel (depthwise), project (1x1, linear); a shortcut if the shape stays."""
 
     def __init__(self, width_in: int, width: int, *, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -92,7 +93,8 @@ class Block(nn.Module):
         inner = self.relu0(self.bn0(self.expand_conv(x))) if self.expands else x
         inner = self.relu1(self.bn1(self.depthwise_conv(inner)))
         inner = self.bn2(self.project_conv(inner))
-        return self.sum(inner, x) if self.shortcut else inner
+        out: Tensor = self.sum(inner, x) if self.shortcut else inner
+        return out
 
 
 class EfficientNetLite(nn.Module):
@@ -120,7 +122,8 @@ class EfficientNetLite(nn.Module):
         """(N, 3, H, W) -> logits (N, K)."""
         x = self.relu0(self.bn0(self.conv_stem(x)))
         x = self.relu1(self.bn1(self.conv_head(self.blocks(x))))
-        return self.classifier(torch.flatten(self.avgpool(x), 1))
+        logits: Tensor = self.classifier(torch.flatten(self.avgpool(x), 1))
+        return logits
 
 
 def _norm(width: int) -> nn.BatchNorm2d:

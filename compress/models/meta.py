@@ -1,4 +1,4 @@
-"""Networks without weights, for what only asks for shapes."""
+"""Networks without weights, where only shapes are needed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.overrides import TorchFunctionMode
 
 from compress.models import build, catalog
 
-# torch's initialisations that hand themselves to a mode, which does not see what they call; the others end in a tensor's own methods
+# torch's initializers that a TorchFunctionMode sees; the others end in one of these tensor methods.
 _FILLING = (nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, torch.Tensor.normal_, torch.Tensor.uniform_)
 
 
 class _SkipInitialisation(TorchFunctionMode):
-    """Leaves random initialisation out; torch gives no other way to leave it out."""
+    """A mode that skips random initialization; torch offers no other way to skip it."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -30,10 +30,10 @@ class _SkipInitialisation(TorchFunctionMode):
 
 @contextmanager
 def meta_device() -> Iterator[None]:
-    """What is made inside stands on the meta device: shapes, no values.
+    """Build networks on the meta device, with shapes but no values.
 
-    Nothing is initialised: torch 2.15 runs `normal_` there through a Python reference that imports torch._dynamo and sympy, which takes longer than
-    everything else that `compress check` does.
+    Initialization is skipped: torch 2.15 runs `normal_` on the meta device through a Python reference that imports
+    torch._dynamo and sympy, which takes longer than everything else in `compress check`.
     """
     with torch.device("meta"), _SkipInitialisation():
         yield
@@ -41,10 +41,16 @@ def meta_device() -> Iterator[None]:
 
 @torch.no_grad()
 def shapes_only(name: str, *, classes: int, width: float | None) -> nn.Module:
-    """A network of the catalogue in evaluation mode, to be run for its shapes on the device of its parameters; draws no random number.
+    """Build a network in evaluation mode to be run for its shapes, on the device of its parameters.
 
-    The project's own networks have zeros on the CPU: on the meta device a convolution, too, imports that compiler. Larger ones stay there, where they
-    cost no memory: torchvision imports the compiler itself.
+    No random number is drawn. The project's own networks are zeros on the CPU, because on the meta device even a
+    convolution imports torch's compiler. torchvision's and the user's own stay on the meta device, where they cost no
+    memory.
+
+    Args:
+        name: See `models.build`.
+        classes: Number of classes.
+        width: Width multiplier; None for the network's default.
     """
     if catalog.info(name).family in ("torchvision", "own"):
         with meta_device():

@@ -1,8 +1,9 @@
-"""MobileNetV2 for small pictures, as the distillation papers use it ("mobile_half" at width 0.5); MobileNetV1 for their ImageNet pair.
+"""MobileNetV2 for small images, as in the distillation papers, and MobileNetV1 for their ImageNet pair.
 
-Source of V2: Sandler et al. 2018, with the benchmarks' differences: ReLU instead of ReLU6, no dropout, a stem of stride 2 and a second group
-that keeps its resolution (total stride 16), channels int(c * width) without rounding to 8, the expansion convolution is kept at t = 1,
-1280 last channels up to width 1. Source of V1: Howard et al. 2017.
+Source of V2: Sandler et al. 2018 with the benchmarks' differences ("mobile_half" at width 0.5): ReLU instead of ReLU6,
+no dropout, a stem of stride 2 and a second group that keeps its resolution (total stride 16), channels int(c * width)
+without rounding to 8, an expansion convolution even at t = 1, and 1280 last channels up to width 1. Source of V1:
+Howard et al. 2017.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from torch import Tensor, nn
 from compress.models.residual_add import ResidualAdd
 from compress.models.weight_init import initialise
 
-# expansion t, channels c, units n, stride s of the first unit
+# Expansion t, channels c, units n, stride s of the first unit.
 SETTINGS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
-# V1: channels and stride of the depthwise separable units
+# V1: channels and stride of the depthwise separable units.
 V1_UNITS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
 
 
 class InvertedResidual(nn.Module):
-    """Expand (1x1), filter each channel (3x3 depthwise), project (1x1, linear); a shortcut where the shape stays."""
+    """Expand (1x1), filter each channel (3x3 depthwise), project (1x1, linear); a shortcut if the shape stays."""
 
     def __init__(self, width_in: int, width: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -41,7 +42,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C, H / stride, W / stride); no activation at the end."""
-        return self.sum(self.conv(x), x) if self.shortcut else self.conv(x)
+        out: Tensor = self.sum(self.conv(x), x) if self.shortcut else self.conv(x)
+        return out
 
 
 class MobileNetV2(nn.Module):
@@ -68,11 +70,12 @@ class MobileNetV2(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> logits (N, K)."""
         x = self.conv2(self.blocks(self.conv1(x)))
-        return self.classifier(self.avgpool(x).flatten(1))
+        logits: Tensor = self.classifier(self.avgpool(x).flatten(1))
+        return logits
 
 
 class MobileNetV1(nn.Module):
-    """A stem of stride 2, 13 units of a depthwise 3x3 and a 1x1 convolution, pooling, Linear. PyTorch's own initialisation."""
+    """A stem of stride 2, 13 units of a depthwise 3x3 and a 1x1 convolution, pooling, Linear; PyTorch's own init."""
 
     def __init__(self, width: float, classes: int) -> None:
         super().__init__()
@@ -85,7 +88,8 @@ class MobileNetV1(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> logits (N, K)."""
-        return self.fc(self.avgpool(self.blocks(x)).flatten(1))
+        logits: Tensor = self.fc(self.avgpool(self.blocks(x)).flatten(1))
+        return logits
 
 
 def _separable(width_in: int, width: int, stride: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""A teacher that is an ONNX file: it runs in onnxruntime and gives logits, nothing else."""
+"""A teacher that is an ONNX file: it runs in onnxruntime and returns logits, no features."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 
 class OnnxNetwork(nn.Module):
-    """Normalised RGB (N, 3, S, S) on any device -> float32 (N, K) on the same, without gradient. It has no parameters of torch's own."""
+    """Normalized RGB (N, 3, S, S) on any device -> float32 (N, K) on the same device, without gradient.
+
+    The module has no torch parameters.
+    """
 
     def __init__(self, path: Path, threads: int) -> None:
         super().__init__()
-        import onnxruntime  # training alone runs without
+        import onnxruntime  # not needed to train with other teachers
 
         from export.runtime import session_options
 
@@ -22,14 +25,14 @@ class OnnxNetwork(nn.Module):
             str(path), session_options(threads), providers=["CPUExecutionProvider"]
         )
         value = self.session.get_inputs()[0]
-        self.input, self.last = value.name, value.shape[3] == 3  # channels stand last
+        self.input, self.channels_last = value.name, value.shape[3] == 3
         self.batch = value.shape[0] if isinstance(value.shape[0], int) else None
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, S, S) -> (N, K); a file for a fixed number of pictures gets the last one padded."""
+        """(N, 3, S, S) -> (N, K). If the file takes a fixed batch size, the last batch is padded."""
         pixels = x.float().cpu().numpy()
-        pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1) if self.last else pixels)
+        pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1) if self.channels_last else pixels)
         step = self.batch or max(len(pixels), 1)
         parts = []
         for start in range(0, len(pixels), step):

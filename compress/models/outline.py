@@ -1,4 +1,4 @@
-"""What a distillation method may know of a network: its classes, the maps that can be read, their shapes."""
+"""What a distillation method may know about a network: its classes, and the maps that it can read with their shapes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,20 @@ from compress.models.taps import Tapped
 
 @dataclass(frozen=True)
 class Outline:
-    """A network's maps by name, without the batch dimension: (C, H, W), (d,) or, of "head", the classifier's weight (K, d).
+    """A network's maps by name.
 
-    Names: "pooled" (the classifier's input), "head", "pre_pool", "last_stage", "stages_post.1" and so on, "stages_pre.1" and so on (see
-    `roles.Roles`). A network without a table of roles has "pooled" and, where one Linear is its classifier, "head" alone.
-    `taps`: where `Tapped` reads each. `classifier`: weight (K, d) and bias (K,); `norms`: gamma and beta (C,) of the BatchNorm behind each of
-    stages_pre; both detached.
+    The names are "pooled" (the classifier's input), "head" (the classifier's weight), "pre_pool", "last_stage",
+    "stages_post.1", ... and "stages_pre.1", ... (see `tap_tables.Roles`). A network without roles has only "pooled"
+    and, if one Linear is its classifier, "head".
+
+    Attributes:
+        name: The network.
+        classes: Number of classes K.
+        shapes: Shape of each map without the batch dimension, (C, H, W) or (d,); of "head", (K, d).
+        taps: Where `Tapped` reads each map.
+        classifier: Weight (K, d) and bias (K,), detached; None if the classifier is not a single Linear.
+        norms: Gamma and beta (C,), detached, of the BatchNorm before each of stages_pre.
+        info: The network's entry, if it is not the catalogue's.
     """
 
     name: str
@@ -35,24 +43,26 @@ class Outline:
 
     @property
     def entry(self) -> NetworkInfo:
-        """Where its modules are: the catalogue's entry, or what is known of a network of one's own."""
+        """Return the catalogue's entry, or the description of the user's own network."""
         return self.info or catalog.info(self.name)
 
     def shape(self, name: str, why: str) -> tuple[int, ...]:
-        """The shape of a map. Raises UsageError, naming the network and `why` it is needed."""
+        """Return the shape of a map. Raises UsageError with `why` it is needed if the network has no such map."""
         if name not in self.shapes:
             what = "a single Linear as classifier" if name == "head" else f"the map {name!r}"
             if catalog.is_custom(self.name):
                 raise UsageError(
-                    f"{why} needs {what}, which {self.name} does not name; name its stages in `taps`, and what pools them in its attribute taps"
+                    f"{why} needs {what}, which {self.name} does not name; name its stages in `taps`, and the module "
+                    "that pools them in its attribute taps"
                 )
             raise UsageError(
-                f"{why} needs {what}, which the catalogue does not give for {self.name}; choose another method or network"
+                f"{why} needs {what}, which the catalogue does not have for {self.name}; "
+                "choose another method or network"
             )
         return self.shapes[name]
 
     def stages(self, role: str, why: str) -> list[tuple[int, ...]]:
-        """Shapes (C, H, W) of all of "stages_post" or "stages_pre", shallow to deep. Raises UsageError where there are none."""
+        """Return the shapes (C, H, W) of "stages_post" or "stages_pre", shallow to deep. Raises UsageError if none."""
         self.shape(f"{role}.1", why)
         return [
             self.shapes[f"{role}.{number}"]
@@ -69,28 +79,37 @@ def outline(
     model: nn.Module | None = None,
     stages: tuple[str, ...] | None = None,
 ) -> Outline:
-    """The outline of a network, probed without weights; weights are read off `model` where it is given.
+    """Probe a network for its outline, without weights.
 
-    `stages`: a recipe's `taps` of a network of one's own. Raises UsageError where such a network has not what they name.
+    Args:
+        name: See `models.build`.
+        classes: Number of classes.
+        width: Width multiplier; None for the default.
+        image_size: Side of the images, in pixels.
+        model: A built network that the classifier's and BatchNorms' values are read from; None to leave them unknown.
+        stages: The recipe's `taps` of the user's own network.
+
+    Raises:
+        UsageError: The user's own network does not have what `stages` names.
     """
     info = catalog.info(name)
     empty = shapes_only(name, classes=classes, width=width)
     if info.family == "own":
         info = custom.describe(empty, name, stages)
     block, last = empty.get_submodule(info.classifier), empty.get_submodule(info.linear)
-    assert isinstance(last, (nn.Linear, nn.Conv2d))  # the catalogue says so; a test builds every entry
+    assert isinstance(last, (nn.Linear, nn.Conv2d))  # true of every entry, by test
     single = [module for module in block.modules() if isinstance(module, nn.Linear)] == [last]
     taps = {tap: text for tap, text in catalog.taps(info).items() if tap != "head" or single}
     try:
         with Tapped(empty, taps) as tapped, torch.no_grad():
             _, seen = tapped(torch.zeros(1, 3, image_size, image_size, device=last.weight.device))
-    except StageError as error:  # of the catalogue's taps, none
+    except StageError as error:  # only for the user's own network: by test, the catalogue's taps are right
         raise UsageError(str(error)) from error
     shapes = {tap: tuple(value.shape) if tap == "head" else tuple(value.shape[1:]) for tap, value in seen.items()}
     if info.family == "own":
         shapes = _maps(name, shapes)
         taps = {tap: text for tap, text in taps.items() if tap in shapes}
-    model = model or empty.to("meta")  # nothing is known of its weights
+    model = model or empty.to("meta")  # its weights are unknown
     return Outline(
         name,
         classes,
@@ -103,11 +122,15 @@ def outline(
 
 
 def _maps(name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Those of a network of one's own; the averaged map only where it has as many channels as the vector. Raises UsageError for a stage that is no map."""
+    """Return the maps of the user's own network; the pooled map only if it has as many channels as the pooled vector.
+
+    Raises UsageError for a stage that is not a map.
+    """
     for tap, shape in shapes.items():
         if tap.startswith("stages_") and len(shape) != 3:
             raise UsageError(
-                f"{name}: stage {tap.split('.')[1]} of its taps gives {shape} a picture, expected a map (C, H, W)"
+                f"{name}: stage {tap.split('.')[1]} of its taps has the shape {shape} for one image; "
+                "it must be a map (C, H, W)"
             )
     averaged = shapes.get("pre_pool", ())
     fits = len(averaged) == 3 and averaged[:1] == shapes["pooled"]
@@ -115,7 +138,7 @@ def _maps(name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[i
 
 
 def _affine(model: nn.Module, path: str) -> tuple[Tensor, Tensor]:
-    """Weight and bias; a Linear of one's own without a bias has zeros."""
+    """Return weight and bias, detached; zeros for a module without bias."""
     module = model.get_submodule(path)
     weight, bias = module.weight, module.bias
     assert isinstance(weight, Tensor)

@@ -1,4 +1,4 @@
-"""The builders of the project's own networks, by the catalogue's name."""
+"""Builders of the project's own networks, by their name in the catalogue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compress.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from compress.models.vgg import VGG
 from compress.models.wide_resnet import WideResNet
 
-# called with classes=, and width= where the catalogue gives widths
+# Called with classes=, and with width= if the catalogue lists widths.
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": partial(resnet, depth=8),
     "resnet14": partial(resnet, depth=14),

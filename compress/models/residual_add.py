@@ -1,4 +1,4 @@
-"""A block's sum as a module, so that what watches modules (training kernels, taps) sees it."""
+"""The sum at the end of a residual block, as a module, so that training kernels and taps can see it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 
 class ResidualAdd(nn.Module):
-    """What a block computed and what its shortcut kept, added."""
+    """The sum of a block's branch and its shortcut."""
 
-    def forward(self, new: Tensor, kept: Tensor) -> Tensor:
-        """Two (N, C, H, W) -> (N, C, H, W)."""
-        return new + kept
+    def forward(self, branch: Tensor, shortcut: Tensor) -> Tensor:
+        """Add two (N, C, H, W)."""
+        return branch + shortcut

@@ -1,7 +1,8 @@
-"""ResNets for small pictures: a 3x3 stem without pooling and three stages.
+"""ResNets for small images: a 3x3 stem without pooling and three stages.
 
-Source: He et al. 2016 (CIFAR section), with the projection shortcuts ("option B") of the distillation benchmarks:
-a change of shape goes through a strided 1x1 convolution + BatchNorm. He's own CIFAR networks pad instead and have fewer parameters.
+Source: He et al. 2016 (CIFAR section), with the projection shortcuts ("option B") of the distillation benchmarks: where
+the shape changes, the shortcut is a strided 1x1 convolution + BatchNorm. He's own CIFAR networks pad instead and have
+fewer parameters.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class BasicBlock(nn.Module):
         """(N, C_in, H, W) -> (N, C, H / stride, W / stride)."""
         y = self.relu1(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return self.relu2(self.sum(y, self.downsample(x)))
+        out: Tensor = self.relu2(self.sum(y, self.downsample(x)))
+        return out
 
 
 class ResNet(nn.Module):
@@ -51,18 +53,19 @@ class ResNet(nn.Module):
         """(N, 3, H, W) -> logits (N, K)."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(self.avgpool(x).flatten(1))
+        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
+        return logits
 
 
 def projection(width_in: int, width: int, stride: int) -> nn.Module:
-    """The shortcut of a block: a strided 1x1 convolution + BatchNorm where the shape changes, else nothing."""
+    """Build a block's shortcut: a strided 1x1 convolution + BatchNorm if the shape changes, else the identity."""
     if stride == 1 and width_in == width:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
 
 def init_convolutions(model: nn.Module) -> None:
-    """He's normal by fan out for every convolution; the rest keeps PyTorch's own."""
+    """Draw convolutions from He's normal distribution by fan out; the rest keeps PyTorch's default."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -74,6 +77,12 @@ def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential
 
 
 def resnet(*, depth: int, classes: int, times: int = 1) -> ResNet:
-    """The CIFAR ResNet of a depth 6 n + 2; `times` 4 is the benchmarks' "x4": stem 32 and stages four times as wide."""
+    """Build the CIFAR ResNet of depth 6 n + 2.
+
+    Args:
+        depth: 8, 14, 20, ...
+        classes: Number of classes.
+        times: 4 for the benchmarks' "x4": a stem of 32 and stages four times as wide.
+    """
     stem = 16 if times == 1 else 32
     return ResNet((depth - 2) // 6, stem, (16 * times, 32 * times, 64 * times), classes)

@@ -1,7 +1,7 @@
-"""ResNet-18, 34 and 50 for small pictures: the ImageNet networks' four stages behind a 3x3 stem without pooling.
+"""ResNet-18, 34 and 50 for small images: the ImageNet networks' four stages after a 3x3 stem without pooling.
 
-Source: He et al. 2016 (ImageNet section), with the distillation benchmarks' stem and the stride of a bottleneck on its 3x3 convolution.
-At 224 pixels they cost 15 times torchvision's networks of the same name.
+Source: He et al. 2016 (ImageNet section), with the distillation benchmarks' stem and a bottleneck's stride on its 3x3
+convolution. At 224 pixels they cost 15 times torchvision's networks of the same name.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Bottleneck(nn.Module):
         """(N, C_in, H, W) -> (N, C, H / stride, W / stride)."""
         y = self.relu1(self.bn1(self.conv1(x)))
         y = self.relu2(self.bn2(self.conv2(y)))
-        return self.relu3(self.sum(self.bn3(self.conv3(y)), self.downsample(x)))
+        out: Tensor = self.relu3(self.sum(self.bn3(self.conv3(y)), self.downsample(x)))
+        return out
 
 
 class ResNet4(nn.Module):
@@ -66,4 +67,5 @@ class ResNet4(nn.Module):
         """(N, 3, H, W) -> logits (N, K)."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(self.avgpool(x).flatten(1))
+        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
+        return logits

@@ -1,7 +1,7 @@
-"""ShuffleNetV1 and V2 for small pictures: a 1x1 stem and no pooling in front of the stages. PyTorch's own initialisation.
+"""ShuffleNetV1 and V2 for small images: a 1x1 stem and no pooling before the stages. PyTorch's default initialization.
 
-Source: Zhang et al. 2018 and Ma et al. 2018, with the distillation benchmarks' stem; their V1 also has a ReLU behind the depthwise
-convolution.
+Source: Zhang et al. 2018 and Ma et al. 2018, with the distillation benchmarks' stem; their V1 also has a ReLU after the
+depthwise convolution.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from compress.models.residual_add import ResidualAdd
 
-# units a stage; channels of stage 1 to 3 and of the last convolution, by width
+# Units of each stage; channels of stages 1 to 3 and, by width, of the last convolution.
 V1_UNITS, V1_CHANNELS, V1_GROUPS = (4, 8, 4), (240, 480, 960), 3
-V2_UNITS = (4, 8, 4)  # the down unit counted
+V2_UNITS = (4, 8, 4)  # including the down unit
 V2_CHANNELS = {
     0.5: (48, 96, 192, 1024),
     1.0: (116, 232, 464, 1024),
@@ -27,8 +27,9 @@ def shuffle(x: Tensor, groups: int) -> Tensor:
     """Interleave the channel groups: channel (g, c) of (N, G C, H, W) moves to (c, g)."""
     batch, channels, height, width = x.shape
     if x.requires_grad and x.is_contiguous(memory_format=torch.channels_last) and not torch.compiler.is_compiling():
-        # the same in memory that stays channels_last: what follows in a training, forward and backward, is spared a change of layout
-        return x.permute(0, 2, 3, 1).unflatten(3, (groups, -1)).transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
+        # Memory stays channels_last, so that training needs no change of layout afterwards, forward or backward.
+        grouped = torch.unflatten(x.permute(0, 2, 3, 1), 3, (groups, -1))
+        return grouped.transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
     return (
         x.view(batch, groups, channels // groups, height, width).transpose(1, 2).reshape(batch, channels, height, width)
     )
@@ -42,7 +43,7 @@ class UnitV1(nn.Module):
         branch = width - width_in if stride == 2 else width
         middle = branch // 4
         self.stride = stride
-        # the stem's 24 channels are too few to be grouped
+        # The stem's 24 channels are too few to be grouped.
         self.conv1 = nn.Conv2d(width_in, middle, 1, groups=1 if width_in == STEM else V1_GROUPS, bias=False)
         self.bn1 = nn.BatchNorm2d(middle)
         self.relu1 = nn.ReLU()
@@ -63,8 +64,9 @@ class UnitV1(nn.Module):
             y = shuffle(y, self.conv1.groups)
         y = self.relu2(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        kept = self.shortcut(x)
-        return self.relu3(torch.cat([y, kept], 1) if self.stride == 2 else self.sum(y, kept))
+        shortcut = self.shortcut(x)
+        out: Tensor = self.relu3(torch.cat([y, shortcut], 1) if self.stride == 2 else self.sum(y, shortcut))
+        return out
 
 
 class ShuffleNetV1(nn.Module):
@@ -89,7 +91,8 @@ class ShuffleNetV1(nn.Module):
         """(N, 3, H, W) -> logits (N, K)."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(self.avgpool(x).flatten(1))
+        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
+        return logits
 
 
 class DownUnitV2(nn.Module):
@@ -171,4 +174,5 @@ class ShuffleNetV2(nn.Module):
         x = self.relu1(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         x = self.relu2(self.bn2(self.conv2(x)))
-        return self.fc(self.avgpool(x).flatten(1))
+        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
+        return logits

@@ -1,14 +1,15 @@
-"""Which maps of a network the distillation methods read, by role. Torch-free: paths are text, `taps.Tapped` reads them.
+"""The maps of a network that distillation methods read, by role. Torch-free: paths are text that `taps.Tapped` reads.
 
-To give a network its roles: one `Roles` in `NetworkInfo.roles`; a test holds every table against the built network.
+To let feature methods read a network, give it `NetworkInfo.roles`; a test compares every table with the built network.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-# blocks in each of four stages; convolutions in each of five blocks
+# Blocks in each of four stages.
 RESNET_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
+# Convolutions in each of five blocks.
 VGG_CONVOLUTIONS = {
     "vgg8": (1, 1, 1, 1, 1),
     "vgg11": (1, 1, 2, 2, 2),
@@ -20,16 +21,19 @@ VGG_CONVOLUTIONS = {
 
 @dataclass(frozen=True)
 class Roles:
-    """Taps of a network's maps (N, C, H, W), stages from shallow to deep, the stem left out. The pooled vector is the classifier's input.
+    """Taps of a network's maps (N, C, H, W), stages from shallow to deep, without the stem.
 
-    stages_post: a stage's output behind its last activation. Networks whose blocks begin with the activation (WRN): behind the BatchNorm
-        and ReLU of what follows, never the raw sum. MobileNetV2's stages end without an activation: their linear output.
-    stages_pre: the same maps before that activation, behind BatchNorm and residual sum; the shapes of stages_post.
-    bn_before_relu: modules: the BatchNorm that describes stages_pre[l] a channel; empty where there is none (channels of two sources).
-    pre_pool: the map whose spatial mean is the pooled vector.
-    last_stage: the map that SimKD's projector reads. It differs from pre_pool where a convolution follows the last stage.
-    after_last_stage: modules between last_stage and the pooling, in order of the forward pass; SimKD's student drops them.
-    pool: the pooling module; None where pooling is a function. SimKD's student needs it or an entry in after_last_stage.
+    Attributes:
+        stages_post: Each stage's output after its last activation. For networks whose blocks begin with the activation
+            (WRN), after the BatchNorm and ReLU of what follows, never the raw sum. MobileNetV2's stages end without an
+            activation, so theirs is the linear output.
+        stages_pre: The same maps before that activation, after BatchNorm and residual sum, with the same shapes.
+        bn_before_relu: Paths of the BatchNorm that gives each channel of stages_pre its statistics; empty if there is
+            none, because the channels come from two sources.
+        pre_pool: The map whose spatial mean is the pooled vector, the classifier's input.
+        last_stage: The map that SimKD's projector reads; not pre_pool if a convolution follows the last stage.
+        after_last_stage: Modules between last_stage and the pooling, in forward order; SimKD's student drops them.
+        pool: The pooling module; None if pooling is a function. SimKD's student needs it or an after_last_stage.
     """
 
     stages_post: tuple[str, ...]
@@ -42,7 +46,10 @@ class Roles:
 
 
 def basic_resnet(blocks: tuple[int, ...]) -> Roles:
-    """ResNets of BasicBlocks, `blocks` of them in each stage; ReLU behind the sum, which the last block's second BatchNorm approximates."""
+    """Return the roles of a ResNet with `blocks` BasicBlocks in each stage.
+
+    The ReLU follows the sum, whose statistics the last block's second BatchNorm approximates.
+    """
     last = [f"layer{stage}.{count - 1}" for stage, count in enumerate(blocks, 1)]
     return Roles(
         stages_post=tuple(f"layer{stage}:out" for stage in range(1, len(blocks) + 1)),
@@ -54,7 +61,7 @@ def basic_resnet(blocks: tuple[int, ...]) -> Roles:
 
 
 def bottleneck_resnet(blocks: tuple[int, ...]) -> Roles:
-    """ResNets of Bottlenecks: as `basic_resnet`, with a third convolution."""
+    """Return the roles of a ResNet of Bottlenecks: as `basic_resnet`, with a third convolution."""
     last = [f"layer{stage}.{count - 1}" for stage, count in enumerate(blocks, 1)]
     return replace(
         basic_resnet(blocks),
@@ -64,7 +71,7 @@ def bottleneck_resnet(blocks: tuple[int, ...]) -> Roles:
 
 
 def torchvision_resnet(blocks: tuple[int, ...], convolutions: int) -> Roles:
-    """torchvision's ResNets: one ReLU serves a block, its last call follows the sum."""
+    """Return the roles of torchvision's ResNets: one ReLU serves a whole block, and its last call follows the sum."""
     last = [f"layer{stage}.{count - 1}" for stage, count in enumerate(blocks, 1)]
     pre = tuple(f"{block}.relu:in#{convolutions}" for block in last)
     return replace(
@@ -72,7 +79,7 @@ def torchvision_resnet(blocks: tuple[int, ...], convolutions: int) -> Roles:
     )
 
 
-# what follows a stage activates it: the next stage's first block, the network's own BatchNorm behind the last
+# A stage is activated by what follows it: the next stage's first block, or the network's own BatchNorm.
 WIDE_RESNET = Roles(
     stages_post=("block2.0.relu1:out", "block3.0.relu1:out", "relu:out"),
     stages_pre=("block2.0.bn1:out", "block3.0.bn1:out", "bn1:out"),
@@ -83,7 +90,7 @@ WIDE_RESNET = Roles(
 
 
 def vgg(convolutions: tuple[int, ...]) -> Roles:
-    """VGG: `convolutions` in each block, the first of which is the stem; maps before the pooling."""
+    """Return the roles of a VGG with `convolutions` in each block, the first being the stem; maps before pooling."""
     return Roles(
         stages_post=tuple(f"relu{block}:out" for block in (1, 2, 3, 4)),
         stages_pre=tuple(f"relu{block}:in" for block in (1, 2, 3, 4)),
@@ -93,7 +100,7 @@ def vgg(convolutions: tuple[int, ...]) -> Roles:
     )
 
 
-# the last unit of each resolution; block 0 is the stem
+# The last unit of each resolution; block 0 is the stem.
 MOBILENET_V1 = Roles(
     stages_post=tuple(f"blocks.{unit}:out" for unit in (3, 5, 11, 13)),
     stages_pre=tuple(f"blocks.{unit}.5:in" for unit in (3, 5, 11, 13)),
@@ -102,7 +109,7 @@ MOBILENET_V1 = Roles(
     last_stage="avgpool:in",
 )
 
-# blocks 1, 2, 4 and 6 are the benchmarks' stages; no activation follows them, so both maps are the linear output
+# Blocks 1, 2, 4 and 6 are the benchmarks' stages. No activation follows them, so both maps are the linear output.
 MOBILENET_V2 = Roles(
     stages_post=tuple(f"blocks.{group}:out" for group in (1, 2, 4, 6)),
     stages_pre=tuple(f"blocks.{group}:out" for group in (1, 2, 4, 6)),
@@ -120,8 +127,8 @@ SHUFFLENET_V1 = Roles(
     last_stage="avgpool:in",
 )
 
-# Half of a stage's channels passes its last unit untouched (behind an earlier activation), the other half is read before its ReLU. The
-# map before the activation is put together here, unshuffled as in the benchmarks: its channels are in another order than stages_post's.
+# Half of a stage's channels pass its last unit untouched (after an earlier activation); the other half are read before
+# their ReLU. Both are joined here, unshuffled as in the benchmarks, so their order differs from that of stages_post.
 SHUFFLENET_V2 = Roles(
     stages_post=("layer1:out", "layer2:out", "layer3:out"),
     stages_pre=tuple(f"{unit}:in[1/2] + {unit}.relu3:in" for unit in ("layer1.3", "layer2.7", "layer3.3")),
@@ -133,7 +140,7 @@ SHUFFLENET_V2 = Roles(
 
 
 def efficientnet_lite(last: tuple[int, int, int, int]) -> Roles:
-    """`last`: the blocks of MobileNetV2's stages in one row of blocks; no activation follows them."""
+    """Return the roles of an EfficientNet-Lite; `last` are the last blocks of its stages, without an activation."""
     taps = tuple(f"blocks.{block}:out" for block in last)
     return Roles(
         stages_post=taps,

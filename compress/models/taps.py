@@ -1,9 +1,9 @@
-"""Features of an untouched network, read by forward hooks.
+"""Features of an unmodified network, read by forward hooks.
 
-A tap is `path:in` or `path:out`, the path of a module as in `named_modules`. A module that is called more than once in a forward
-pass (one ReLU used twice) is tapped by call number, counted from 1: `layer4.1.relu:in#2`. `layer1.3:in[1/2]` is the first of two equal
-parts of the channels, `features:out[mean]` the mean over the map's places, `a:out + b:in` two maps side by side, `fc:weight` the module's
-weight itself.
+A tap is `path:in` or `path:out`, with the path of a module as in `named_modules`. A module that is called more than
+once in a forward pass (one ReLU used twice) is tapped by call number, counted from 1: `layer4.1.relu:in#2`.
+`layer1.3:in[1/2]` is the first of two equal parts of the channels, `features:out[mean]` the spatial mean of the map,
+`a:out + b:in` two maps joined along the channels, `fc:weight` the module's weight itself.
 """
 
 from __future__ import annotations
@@ -22,13 +22,24 @@ from compress.core.errors import StageError, UsageError
 from compress.models.catalog import did_you_mean
 
 _TAP = re.compile(
-    r"(?P<path>[^:#\[\]+\s]+):(?P<side>in|out|weight)(?:#(?P<call>[1-9]\d*))?(?:\[(?P<part>[1-9])/(?P<parts>[1-9])\])?(?P<mean>\[mean\])?"
+    r"(?P<path>[^:#\[\]+\s]+):(?P<side>in|out|weight)(?:#(?P<call>[1-9]\d*))?"
+    r"(?:\[(?P<part>[1-9])/(?P<parts>[1-9])\])?(?P<mean>\[mean\])?"
 )
 
 
 @dataclass(frozen=True)
 class Tap:
-    """A parsed tap; `call` counts from 1, None: the module's only call; `part` of `parts` equal parts of the channels; `mean`: over places."""
+    """A parsed tap.
+
+    Attributes:
+        text: The tap as written.
+        path: Path of the module.
+        side: "in", "out" or "weight".
+        call: Number of the call, from 1; None for the module's only call.
+        part: Which of `parts` equal parts of the channels, from 1.
+        parts: Into how many parts the channels are split.
+        mean: Whether to take the spatial mean.
+    """
 
     text: str
     path: str
@@ -41,19 +52,17 @@ class Tap:
 
 @dataclass
 class _Record:
-    """What the hooks saw in the current forward pass, by `path:side`."""
+    """The tensors that the hooks saw in the current forward pass, by `path:side`."""
 
     active: bool = False
     seen: dict[str, list[Any]] = field(default_factory=dict)
 
 
 def parse_tap(text: str, model: nn.Module) -> Tap:
-    """One tap, without `+`. Raises UsageError where the form is wrong or the network has no such module."""
+    """Parse one tap, without `+`. Raises UsageError if its form is wrong or the network has no such module."""
     match = _TAP.fullmatch(text)
     if match is None:
-        raise UsageError(
-            f"tap {text!r}: write it as `module:in` or `module:out`, with `#2` behind it for a second call"
-        )
+        raise UsageError(f"tap {text!r}: write it as `module:in` or `module:out`, followed by `#2` for a second call")
     paths = tuple(path for path, _ in model.named_modules() if path)
     if match["path"] not in paths:
         raise UsageError(
@@ -74,10 +83,10 @@ def parse_tap(text: str, model: nn.Module) -> Tap:
 
 
 class Tapped:
-    """The network with taps: `Tapped(model, {"pooled": "fc:in"})(x)` -> (logits, {"pooled": tensor}), one forward pass.
+    """A network with taps: `Tapped(model, {"pooled": "fc:in"})(x)` -> (logits, {"pooled": tensor}), one forward pass.
 
-    Not a module: it owns nothing, the model's state dict stays as it is. Its hooks stay on the model until `close()` (or the end of a
-    `with`) and record only during its own calls. Close it before the model is exported.
+    It is not a module and owns nothing, so the model's state dict is unchanged. Its hooks stay on the model until
+    `close()` or the end of a `with`, and record only during its own calls. Close it before the model is exported.
     """
 
     def __init__(self, model: nn.Module, taps: Mapping[str, str]) -> None:
@@ -97,10 +106,11 @@ class Tapped:
                 self._hooks.append(module.register_forward_hook(_keep_output(self._record, f"{path}:out")))
 
     def __call__(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """One forward pass; the tapped tensors carry gradients like any other.
+        """Run one forward pass; the tapped tensors carry gradients like any other.
 
-        Raises StageError where a tapped module is not called, is called more than once without a call number, or its tensor is
-        overwritten in place later on.
+        Raises:
+            StageError: A tapped module is not called, is called more than once and the tap has no call number, or its
+                tensor is overwritten in place later on.
         """
         if self._closed:
             raise RuntimeError("these taps are closed")
@@ -114,7 +124,7 @@ class Tapped:
                 calls.clear()
 
     def _read(self, taps: list[Tap]) -> Tensor:
-        """What a tap saw in this pass; several beside each other, along the channels."""
+        """Return what the taps saw in this pass, joined along the channels if there are several."""
         seen = []
         for tap in taps:
             if tap.side == "weight":
@@ -127,7 +137,7 @@ class Tapped:
         return seen[0] if len(seen) == 1 else torch.cat(seen, dim=1)
 
     def close(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -160,7 +170,7 @@ def _keep_output(record: _Record, key: str) -> Callable[[nn.Module, tuple[Any, .
 
 
 def _version(tensor: Any) -> int:
-    """How often the tensor was written to; 0 where that is not tracked (a traced graph, inference mode)."""
+    """Return how often the tensor was written to; 0 if that is not tracked (a traced graph, inference mode)."""
     if torch.compiler.is_compiling() or not isinstance(tensor, Tensor) or tensor.is_inference():
         return 0
     return tensor._version

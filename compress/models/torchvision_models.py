@@ -1,4 +1,4 @@
-"""torchvision's networks for larger pictures, and their pretrained weights. torchvision is imported when one is built."""
+"""Networks of torchvision for larger images, and their pretrained weights; torchvision is imported on first use."""
 
 from __future__ import annotations
 
@@ -14,26 +14,31 @@ from compress.models.checkpoints import read_state
 
 
 def build(network: NetworkInfo, classes: int) -> nn.Module:
-    """torchvision's network with fresh weights; activations are switched to out-of-place, so that a tap keeps what it saw."""
+    """Build a torchvision network with fresh weights.
+
+    Activations are switched to out-of-place, so that a later one cannot overwrite a tapped tensor.
+    """
     from torchvision.models import get_model
 
-    model = get_model(_torchvision_name(network.name), weights=None, num_classes=classes)
+    model: nn.Module = get_model(_torchvision_name(network.name), weights=None, num_classes=classes)
     for module in model.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False
+            module.inplace = False  # type: ignore[assignment]
     return model
 
 
 def pretrained_state(network: NetworkInfo, weights_name: str) -> dict[str, Tensor]:
-    """The named weights from torch's cache folder, downloaded into it where they are absent.
+    """Load the named weights from torch's cache folder, downloading them if they are absent.
 
-    Raises UsageError for an unknown weights name, MissingError where the download fails.
+    Raises:
+        UsageError: The weights name is unknown.
+        MissingError: The download failed.
     """
     from torchvision.models import get_model_weights
 
     if weights_name not in network.pretrained:
         offered = (
-            f"it has {', '.join(network.pretrained)}" if network.pretrained else "no weights come with this network"
+            f"it has {', '.join(network.pretrained)}" if network.pretrained else "this network has no published weights"
         )
         hint = did_you_mean(weights_name, network.pretrained)
         raise UsageError(
@@ -47,15 +52,15 @@ def pretrained_state(network: NetworkInfo, weights_name: str) -> dict[str, Tenso
 
 
 def _download(url: str, path: Path, name: str) -> None:
-    """Fetch a file whose name carries the start of its sha256, as torchvision's do."""
+    """Download a file whose name contains the start of its sha256, as torchvision's do."""
     hash_prefix = path.stem.rsplit("-", 1)[1]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=hash_prefix, progress=False)
     except (OSError, http.client.HTTPException, RuntimeError) as error:  # RuntimeError: the hash does not match
         raise MissingError(
-            f"the weights of {name} could not be downloaded ({error}); fetch them where there is a network and put them there: "
-            f"curl -L --create-dirs -o {path} {url}"
+            f"the weights of {name} could not be downloaded ({error}); fetch them on a machine with a network "
+            f"connection and put them there: curl -L --create-dirs -o {path} {url}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""How the networks of the distillation benchmarks begin, as their authors' code draws it."""
+"""Weight initialization of the distillation benchmarks' networks, as in their authors' code."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import nn
 
 @torch.no_grad()
 def init_by_fan_out(convolution: nn.Conv2d) -> None:
-    """Normal, deviation sqrt(2 / (k k C_out)); of a depthwise convolution too."""
+    """Draw from a normal distribution with deviation sqrt(2 / (k k C_out)), for depthwise convolutions too."""
     height, width = convolution.kernel_size
     convolution.weight.normal_(0, math.sqrt(2 / (height * width * convolution.out_channels)))
 
 
 @torch.no_grad()
 def initialise(module: nn.Module) -> None:
-    """A convolution by its fan out, deviation 0.01 for the classifier; biases 0. Other modules stay as they are."""
+    """Initialize a convolution by its fan out, a Linear with deviation 0.01, biases with 0; skip other modules."""
     if isinstance(module, nn.Conv2d):
         init_by_fan_out(module)
     elif isinstance(module, nn.Linear):

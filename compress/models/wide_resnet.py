@@ -1,7 +1,8 @@
-"""Wide ResNets for small pictures: depth 6 n + 4, pre-activation blocks, three stages.
+"""Wide ResNets for small images: depth 6 n + 4, pre-activation blocks, three stages.
 
-Source: Zagoruyko, Komodakis 2016, as in the distillation benchmarks: no dropout, a stem without BatchNorm, the projection shortcut is a bare
-1x1 convolution of the activated input. Stage outputs are raw sums, so they hold negative values: `block2.0.bn1:out` is stage 1 before its ReLU.
+Source: Zagoruyko, Komodakis 2016, as in the distillation benchmarks: no dropout, a stem without BatchNorm, and a bare
+1x1 convolution of the activated input as projection shortcut. Stage outputs are raw sums with negative values;
+`block2.0.bn1:out` is stage 1 before its ReLU.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ STEM = 16
 
 
 class PreactBlock(nn.Module):
-    """BatchNorm, ReLU and a 3x3 convolution, twice, then the sum; no activation behind it."""
+    """BatchNorm, ReLU and a 3x3 convolution, twice, then the sum, without an activation after it."""
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
@@ -31,7 +32,8 @@ class PreactBlock(nn.Module):
         """(N, C_in, H, W) -> (N, C, H / stride, W / stride)."""
         activated = self.relu1(self.bn1(x))
         y = self.conv2(self.relu2(self.bn2(self.conv1(activated))))
-        return y + (x if self.shortcut is None else self.shortcut(activated))
+        out: Tensor = y + (x if self.shortcut is None else self.shortcut(activated))
+        return out
 
 
 class WideResNet(nn.Module):
@@ -54,7 +56,8 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> logits (N, K)."""
         x = self.block3(self.block2(self.block1(self.conv1(x))))
-        return self.fc(self.avgpool(self.relu(self.bn1(x))).flatten(1))
+        logits: Tensor = self.fc(self.avgpool(self.relu(self.bn1(x))).flatten(1))
+        return logits
 
 
 def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
@@ -65,7 +68,7 @@ def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential
 
 @torch.no_grad()
 def _initialise(module: nn.Module) -> None:
-    """Convolutions by their fan out; PyTorch's own for the classifier, whose bias is 0."""
+    """Initialize convolutions by their fan out; the classifier keeps PyTorch's default, with bias 0."""
     if isinstance(module, nn.Conv2d):
         init_by_fan_out(module)
     elif isinstance(module, nn.Linear):

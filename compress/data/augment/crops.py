@@ -1,7 +1,7 @@
-"""Training views of a picture file: a random crop, resized and perhaps flipped, as a function of (file, view number). Torch-free.
+"""Training views of an image file: a random crop, resized and perhaps flipped, as a function of (file, view number).
 
-The crop is cut before pictures are batched, in the process that decodes: pictures differ in size, Pillow's resize is antialiased as the
-papers' was, and what then travels to the device is the view alone.
+Torch-free. The crop is cut in the process that decodes, before images are batched: images differ in size, Pillow's
+resize is antialiased as in the papers, and only the view travels to the device.
 """
 
 from __future__ import annotations
@@ -13,19 +13,27 @@ import numpy as np
 
 from compress.core.stateless_random import hashed_int
 
-TRIES = 10
-MARGIN = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 only where the crop keeps this many times the view's pixels along each side
-TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-ORIENTATION = 0x0112
+ATTEMPTS = 10
+# A JPEG is decoded at 1/2, 1/4 or 1/8 only if the crop keeps this many times the view's pixels along each side.
+DRAFT_MARGIN = 2
+EXIF_ORIENTATION = 0x0112
+TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
 def crop_box(number: int, width: int, height: int, least: float = 0.08) -> tuple[float, float, float, float]:
-    """Box `number` of a picture as (left, top, width, height) in pixels.
+    """Return box `number` of an image as (left, top, width, height) in pixels.
 
-    Area uniform in [least, 1] of the picture's, aspect log-uniform in [3/4, 4/3], place uniform; a box that does not fit is drawn again, ten
-    times, then the centre is taken at the nearest aspect. Source: Szegedy et al. 2015, as torchvision.transforms.RandomResizedCrop.
+    The area is uniform in [least, 1] of the image's, the aspect log-uniform in [3/4, 4/3], the place uniform. A box
+    that does not fit is drawn again, up to ten times; then the centre is taken at the nearest aspect. Source: Szegedy
+    et al. 2015, as in torchvision.transforms.RandomResizedCrop.
+
+    Args:
+        number: Number of the box; the same number always gives the same box.
+        width: Width of the image, in pixels.
+        height: Height of the image, in pixels.
+        least: Smallest share of the area, in (0, 1].
     """
-    for attempt in range(TRIES):
+    for attempt in range(ATTEMPTS):
         draws = [hashed_int(number, key + 32 * attempt) / 2.0**63 for key in (11, 13, 17, 19)]
         area = width * height * (least + (1 - least) * draws[0])
         aspect = math.exp((2 * draws[1] - 1) * math.log(4 / 3))
@@ -37,20 +45,23 @@ def crop_box(number: int, width: int, height: int, least: float = 0.08) -> tuple
 
 
 def decode_training_view(content: bytes, view: int, size: int) -> np.ndarray:
-    """View = box * 2 + flip of a file's picture: uint8 (size, size, 3). Boxes as small as a quarter of the picture below 128 pixels.
+    """Decode a training view of a file's bytes, uint8 (size, size, 3).
 
-    Raises what Pillow raises on a broken file.
+    Args:
+        content: The file's bytes. One of `decode.DECODE_ERRORS` is raised if they are broken.
+        view: Box * 2 + flip. Below 128 pixels boxes cover at least a quarter of the image, else 8 %.
+        size: Side of the view, in pixels.
     """
     from PIL import Image, ImageOps
 
     from compress.data.decode import to_rgb
 
     with Image.open(io.BytesIO(content)) as image:
-        turned = image.getexif().get(ORIENTATION) in TURNED
-        width, height = image.size[::-1] if turned else image.size
+        transposed = image.getexif().get(EXIF_ORIENTATION) in TRANSPOSED
+        width, height = image.size[::-1] if transposed else image.size
         left, top, w, h = crop_box(view // 2, width, height, 0.08 if size >= 128 else 0.25)
-        wanted = (math.ceil(MARGIN * size * width / w), math.ceil(MARGIN * size * height / h))
-        image.draft(None, wanted[::-1] if turned else wanted)
+        wanted = (math.ceil(DRAFT_MARGIN * size * width / w), math.ceil(DRAFT_MARGIN * size * height / h))
+        image.draft(None, wanted[::-1] if transposed else wanted)
         upright = to_rgb(ImageOps.exif_transpose(image))
     across, down = upright.width / width, upright.height / height
     box = (left * across, top * down, min((left + w) * across, upright.width), min((top + h) * down, upright.height))

@@ -1,8 +1,8 @@
-"""Training views distorted further, as functions of the view number: colour jitter and RandAugment, on whichever device the pictures live.
+"""Colour jitter and RandAugment for training views, as functions of the view number, on the device of the images.
 
-Every picture of a batch goes through the same operations, with strengths that leave most of them without effect: nothing depends on what was drawn
-but values, so a step can be recorded and a view replayed. Geometry costs one gather, all tables together another, all blends one pass.
-Pictures here are planes, uint8 (B, 3, H, W), but for `distorted`.
+Every image of a batch goes through the same operations, with strengths that leave most of them without effect. Only
+values depend on what was drawn, so a step can be recorded and a view replayed. All geometry costs one gather, all
+tables together another, all blends one pass. Except in `distort_views`, images are planes, uint8 (B, 3, H, W).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from compress.core.records.training import Distortion
 from compress.core.stateless_random import hashed
 from compress.data.augment import pixel_ops
 
-JITTER_KEYS = (23, 29, 31, 37)  # of `hashed`: brightness, contrast, saturation, hue
-OPERATION_KEY, SIGN_KEY, KEYS_APART = (
-    41,
-    43,
-    64,
-)  # of the first operation of RandAugment; the next one's are so much further
-BLOCK = {"cpu": 1 << 18}  # values at once: larger blocks leave a CPU's caches
-STRONGEST = 30  # RandAugment's magnitudes are 0 to 30
+JITTER_KEYS = (23, 29, 31, 37)  # keys of `hashed`: brightness, contrast, saturation, hue
+# Keys of RandAugment's first operation; those of each further operation are KEYS_APART higher.
+OPERATION_KEY = 41
+SIGN_KEY = 43
+KEYS_APART = 64
+# Values processed at a time, by device type: larger blocks do not fit a CPU's caches.
+BLOCK_VALUES = {"cpu": 1 << 18}
+MAX_MAGNITUDE = 30  # RandAugment's magnitudes are 0 to 30
 OPERATIONS = (
     "identity",
     "shear_x",
@@ -44,15 +44,25 @@ OPERATIONS = (
 
 
 def distort_views(images: Tensor, view: Tensor, distortion: Distortion | None) -> Tensor:
-    """Views (B,) of pictures uint8 (B, H, W, 3), already cropped, after colour jitter and then RandAugment: uint8 (B, H, W, 3)."""
+    """Apply colour jitter and then RandAugment to cropped views.
+
+    Args:
+        images: Cropped views, uint8 (B, H, W, 3).
+        view: Their view numbers, int64 (B,).
+        distortion: What to apply; None returns `images`.
+
+    Returns:
+        uint8 (B, H, W, 3).
+    """
     if distortion is None:
         return images
-    rows = max(1, BLOCK.get(images.device.type, images.numel()) // images[0].numel())
-    parts = [_distorted(*part, distortion) for part in zip(images.split(rows), view.split(rows), strict=True)]
+    rows = max(1, BLOCK_VALUES.get(images.device.type, images.numel()) // images[0].numel())
+    blocks = zip(torch.split(images, rows), torch.split(view, rows), strict=True)
+    parts = [_distort_block(*block, distortion) for block in blocks]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def _distorted(images: Tensor, view: Tensor, distortion: Distortion) -> Tensor:
+def _distort_block(images: Tensor, view: Tensor, distortion: Distortion) -> Tensor:
     planes = images.permute(0, 3, 1, 2).contiguous()
     ranges = (distortion.brightness, distortion.contrast, distortion.saturation, distortion.hue)
     if any(ranges):
@@ -65,15 +75,24 @@ def _distorted(images: Tensor, view: Tensor, distortion: Distortion) -> Tensor:
 
 
 def uniform_draws(view: Tensor, key: int) -> Tensor:
-    """Uniform in [0, 1): float32 (B,), 24 random bits."""
+    """Draw a number in [0, 1) for each view: float32 (B,) with 24 random bits."""
     return (hashed(view, key) >> 39).float() / 2**24
 
 
 def jitter_colors(images: Tensor, draws: Sequence[Tensor], ranges: Sequence[float]) -> Tensor:
-    """Brightness, contrast, saturation and hue of pictures changed in this order, by draws (B,) in [-1, 1] of their ranges; range 0: not at all.
+    """Change brightness, contrast, saturation and hue of the images, in this order.
 
-    Factors are uniform in [max(0, 1 - range), 1 + range], hue in [-range, range] of the circle. Source: torchvision's ColorJitter, which draws the
-    order as well; here it is fixed, because each place would need all four operations.
+    Factors are uniform in [max(0, 1 - range), 1 + range], hue in [-range, range] of the colour circle. Source:
+    torchvision's ColorJitter, which also draws the order; here it is fixed, because each place in a random order would
+    need all four operations.
+
+    Args:
+        images: uint8 (B, 3, H, W).
+        draws: For each of the four, (B,) in [-1, 1].
+        ranges: For each of the four, its range; 0 leaves it unchanged.
+
+    Returns:
+        uint8 (B, 3, H, W).
     """
     values = images.float()
     if ranges[0]:
@@ -93,32 +112,44 @@ def _factor(draw: Tensor, extent: float) -> Tensor:
 
 
 def apply_operation(images: Tensor, chosen: Tensor, sign: Tensor, magnitude: int) -> Tensor:
-    """Operation `chosen` (B,) of OPERATIONS, in the direction `sign` (B,) of -1 or 1, on pictures.
+    """Apply one RandAugment operation to each image.
 
-    Source: Cubuk et al. 2019, RandAugment; operations, magnitudes (0 to 30), nearest sampling and black outside as torchvision's.
+    Source: Cubuk et al. 2019; operations, magnitudes, nearest sampling and black outside as in torchvision.
+
+    Args:
+        images: uint8 (B, 3, H, W).
+        chosen: Positions in OPERATIONS, int64 (B,).
+        sign: Direction of the operation, -1 or 1, (B,).
+        magnitude: 0 to 30.
+
+    Returns:
+        uint8 (B, 3, H, W).
     """
     is_ = {name: chosen == number for number, name in enumerate(OPERATIONS)}
-    place = pixel_ops.table_positions(
-        pixel_ops.warp(images, _matrices(is_, sign.float(), magnitude, *images.shape[2:]))
-    )
-    values = pixel_ops.apply_tables(_tables(is_, pixel_ops.histograms(place), magnitude), place)
+    matrices = _matrices(is_, sign.float(), magnitude, *images.shape[2:])
+    positions = pixel_ops.table_positions(pixel_ops.warp(images, matrices))
+    values = pixel_ops.apply_tables(_tables(is_, pixel_ops.histograms(positions), magnitude), positions)
     shades = pixel_ops.to_grey(values)
-    flat = pixel_ops.mean_shade(shades) * _wide(is_["contrast"])  # brightness blends with black
+    # Brightness blends with black, contrast with the mean shade.
+    flat = pixel_ops.mean_shade(shades) * _per_image(is_["contrast"])
     other = torch.where(
-        _wide(is_["color"]), shades, torch.where(_wide(is_["sharpness"]), pixel_ops.smooth(values), flat)
+        _per_image(is_["color"]), shades, torch.where(_per_image(is_["sharpness"]), pixel_ops.smooth(values), flat)
     )
     blends = is_["brightness"] | is_["color"] | is_["contrast"] | is_["sharpness"]
-    strength = 1 + blends * sign * (0.9 * magnitude / STRONGEST)
+    strength = 1 + blends * sign * (0.9 * magnitude / MAX_MAGNITUDE)
     return pixel_ops.blend(values, other, strength).to(torch.uint8)
 
 
-def _wide(value: Tensor) -> Tensor:
+def _per_image(value: Tensor) -> Tensor:
     return value[:, None, None, None]
 
 
 def _matrices(is_: dict[str, Tensor], sign: Tensor, magnitude: int, height: int, width: int) -> Tensor:
-    """(B, 2, 3) for `pixels.moved`. Shears leave the top or left edge where it is, translations are whole pixels, rotations are about the centre."""
-    share = magnitude / STRONGEST
+    """Return the matrices (B, 2, 3) for `pixel_ops.warp`.
+
+    Shears keep the top or left edge in place, translations are whole pixels, rotations are about the centre.
+    """
+    share = magnitude / MAX_MAGNITUDE
     shear, angle = 0.3 * share, math.radians(30 * share)
     across, down = (float(int(150 / 331 * side * share)) for side in (width, height))
     x, y, turn = (is_[name] * sign for name in ("shear_x", "shear_y", "rotate"))
@@ -135,10 +166,10 @@ def _matrices(is_: dict[str, Tensor], sign: Tensor, magnitude: int, height: int,
 
 
 def _tables(is_: dict[str, Tensor], counts: Tensor, magnitude: int) -> Tensor:
-    """float32 (B, 3, 256): what becomes of each value of each channel."""
+    """Return the new value of each value of each channel, float32 (B, 3, 256)."""
     level = torch.arange(pixel_ops.LEVELS, device=counts.device)
-    dropped = 2 ** round(magnitude / (STRONGEST / 4))
-    threshold = 255 * (1 - magnitude / STRONGEST)
+    dropped = 2 ** round(magnitude / (MAX_MAGNITUDE / 4))
+    threshold = 255 * (1 - magnitude / MAX_MAGNITUDE)
     table = level.float().expand_as(counts)
     for name, other in (
         ("posterize", (level // dropped * dropped).float()),

@@ -1,7 +1,8 @@
-"""Training views as pure, batched functions of (picture, view number), on whichever device the pictures live.
+"""Training views as pure, batched functions of (image, view number), on the device of the images.
 
-A view is an integer, so augmentation needs no generator, costs one gather, and can be replayed for any subset in any order: a teacher's
-logits can be remembered per (picture, view). B pictures of a batch, N of the data set, S the stored side, p the padding.
+A view is an integer, so augmentation needs no generator, costs one gather, and can be replayed for any subset in any
+order: a teacher's logits can be cached per (image, view). B is the batch size, N the size of the data set, S the
+stored side, p the padding.
 """
 
 from __future__ import annotations
@@ -15,19 +16,28 @@ from torch.nn import functional
 
 from compress.core.stateless_random import hashed
 
-CROP_BOXES = 4096  # resized_crop draws from this many boxes, so that a view stays a small number
-DISTORTIONS = 16  # so often each crop and flip of small pictures is a view of its own where views are distorted further (`data.distort`)
+# resized_crop draws from this many boxes, so that a view stays a small number.
+CROP_BOXES = 4096
+# How many distortions each crop and flip of a small image comes in, where views are distorted further.
+DISTORTIONS = 16
 
 
 def padding_of(image_size: int) -> int:
-    """How far crops move, in pixels: an eighth of the side (4 at 32, as in the papers)."""
+    """Return how far crops move, in pixels: an eighth of the side (4 at 32, as in the papers)."""
     return round(image_size / 8)
 
 
 def view_count(augment: str, image_size: int = 32, padding: int | None = None, *, distorted: bool = False) -> int:
-    """How many different views a picture has: 162 for crop_flip at 32x32 (9 x 9 offsets, flipped or not), 16 times as many `distorted`.
+    """Return how many different views an image has.
 
-    resized_crop has 8,192 in either case: each box and flip has its own distortion.
+    crop_flip has 162 at 32x32 (9 x 9 offsets, flipped or not). resized_crop always has 8,192: each box and flip has its
+    own distortion.
+
+    Args:
+        augment: "none", "flip", "crop", "crop_flip" or "resized_crop".
+        image_size: Side of the images, in pixels.
+        padding: How far crops move, in pixels; None for `padding_of`.
+        distorted: Whether views are distorted further, which gives DISTORTIONS times as many.
     """
     offsets = 2 * (padding_of(image_size) if padding is None else padding) + 1
     crops = {"none": 1, "flip": 2, "crop": offsets**2, "crop_flip": offsets**2 * 2, "resized_crop": CROP_BOXES * 2}[
@@ -46,17 +56,25 @@ def views_of(
     *,
     distorted: bool = False,
 ) -> Tensor:
-    """The view of each picture `index` (B,) in an epoch: int64 (B,) in [0, view_count).
+    """Return the view of each image in an epoch: int64 (B,) in [0, view_count).
 
-    Without `limit` the views are independent draws of (seed, epoch, picture). With it every picture has `limit` different views of its own,
-    the same for every seed (so that a teacher's logits serve all seeds), and any `limit` successive epochs use each exactly once.
+    Args:
+        index: Positions of the images in the data set, int64 (B,).
+        epoch: Number of the epoch.
+        seed: Seed of the training.
+        augment: See `view_count`.
+        limit: None for independent draws from (seed, epoch, image). Else every image has `limit` different views of its
+            own, which are the same for every seed, so that a teacher's cached logits serve all seeds; any `limit`
+            successive epochs use each of them exactly once.
+        image_size: Side of the images, in pixels.
+        distorted: See `view_count`.
     """
     total = view_count(augment, image_size, distorted=distorted)
     if limit is None:
         return hashed(index, (seed << 32) ^ (epoch << 1)) % total
     limit = min(limit, total)
     turn = (hashed(index, (seed << 32) ^ 1) + epoch) % limit
-    # start + stride * turn modulo total visits different numbers when the stride has no common divisor with total
+    # start + stride * turn modulo total visits different numbers if the stride is coprime to total.
     units = torch.tensor([n for n in range(max(total, 2)) if math.gcd(n, total) == 1], device=index.device)
     stride = units[hashed(index, 3) % len(units)]
     return (hashed(index, 5) + stride * turn) % total
@@ -72,18 +90,29 @@ def views_of_epoch(
     *,
     distorted: bool = False,
 ) -> Tensor:
-    """`views_of` for all pictures 0 ... count - 1: int64 (count,)."""
+    """Return `views_of` for all images 0 ... count - 1: int64 (count,)."""
     return views_of(torch.arange(count), epoch, seed, augment, limit, image_size, distorted=distorted)
 
 
 def apply_views(
     images: Tensor, index: Tensor, view: Tensor, augment: str, image_size: int, padding: int | None = None
 ) -> Tensor:
-    """The views (B,) of pictures `index` (B,) of images uint8 (N, S, S, 3), S >= image_size: uint8 (B, image_size, image_size, 3).
+    """Cut the views of some images out of the data set.
 
-    crop_flip, crop: the centre window moved by up to p = `padding` pixels each way, black outside the picture;
-    view = (row * (2p + 1) + column) * 2 + flip (crop: without the flip; flip: with p = 0). resized_crop: see `crop_boxes`. none: the centre.
-    A view beyond those starts again at the first: `distort` tells them apart.
+    crop_flip and crop move the centre window by up to p = `padding` pixels each way, black outside the image:
+    view = (row * (2p + 1) + column) * 2 + flip (crop: without the flip; flip: with p = 0). resized_crop: see
+    `crop_boxes`. none: the centre. A view beyond those starts again at the first; `distort` tells them apart.
+
+    Args:
+        images: The data set, uint8 (N, S, S, 3), S >= image_size.
+        index: Positions of the images, int64 (B,).
+        view: Their views, int64 (B,).
+        augment: See `view_count`.
+        image_size: Side of the views, in pixels.
+        padding: How far crops move, in pixels; None for `padding_of`.
+
+    Returns:
+        uint8 (B, image_size, image_size, 3).
     """
     if augment == "none":
         return evaluation_view(images.index_select(0, index), image_size).contiguous()
@@ -103,13 +132,14 @@ def apply_views(
 
 
 def crop_boxes(number: Tensor, image_size: int) -> Tensor:
-    """Box `number` (B,) of resized_crop as float32 (B, 4): centre x, y and half width, height, in [-1, 1] of the picture.
+    """Return box `number` (B,) of resized_crop, float32 (B, 4): centre x, y and half width, height, in [-1, 1].
 
-    Area uniform in [0.08, 1] (below 128 pixels [0.25, 1]: they hold less to crop), aspect log-uniform in [3/4, 4/3], place uniform.
-    Source: Szegedy et al. 2015; here a side that would exceed the picture is cut to it, where torchvision draws again.
+    The area is uniform in [0.08, 1] of the image's (below 128 pixels in [0.25, 1]: small images hold less to crop), the
+    aspect log-uniform in [3/4, 4/3], the place uniform. Source: Szegedy et al. 2015; a side that would exceed the image
+    is cut to it, where torchvision draws again.
     """
     device = number.device
-    if device.type == "mps":  # has no float64
+    if device.type == "mps":  # MPS has no float64
         number = number.cpu()
     draws = torch.stack([hashed(number, key) for key in (11, 13, 17, 19)]).double() / 2.0**63
     least = 0.08 if image_size >= 128 else 0.25
@@ -121,7 +151,7 @@ def crop_boxes(number: Tensor, image_size: int) -> Tensor:
 
 
 def _resized_crops(batch: Tensor, view: Tensor, image_size: int) -> Tensor:
-    """View = box * 2 + flip. Bilinear sampling at pixel centres without antialiasing: torch has none for one box per picture."""
+    """Cut views = box * 2 + flip, bilinear at pixel centres; torch has no antialiasing with one box per image."""
     x, y, width, height = crop_boxes(view // 2, image_size).unbind(1)
     mirror = 1 - 2.0 * (view % 2)
     zero = torch.zeros_like(x)
@@ -134,16 +164,24 @@ def _resized_crops(batch: Tensor, view: Tensor, image_size: int) -> Tensor:
 
 
 def evaluation_view(images: Tensor, image_size: int) -> Tensor:
-    """The centre of pictures uint8 (B, S, S, 3): (B, image_size, image_size, 3)."""
+    """Return the centre of images uint8 (B, S, S, 3): (B, image_size, image_size, 3)."""
     offset = (images.shape[1] - image_size) // 2
     return images[:, offset : offset + image_size, offset : offset + image_size]
 
 
 def to_float(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
-    """(x / 255 - mean) / std of pixels uint8 (B, H, W, 3): float32 (B, 3, H, W), channels_last. The one place where pixels become floats.
+    """Normalize pixels: (x / 255 - mean) / std. This is the one place where pixels become floats.
 
-    `mean` and `std` (3,) of pixels in [0, 1]; as float32 tensors on the device they cost no transfer. Subtraction and division are single
-    operations, each exactly rounded, so that a picture's values do not depend on its place in a batch.
+    Subtraction and division are single operations, each exactly rounded, so that an image's values do not depend on
+    its place in a batch.
+
+    Args:
+        images: uint8 (B, H, W, 3).
+        mean: Channel means of pixels in [0, 1], (3,); a float32 tensor on the device costs no transfer.
+        std: Channel deviations of pixels in [0, 1], (3,).
+
+    Returns:
+        float32 (B, 3, H, W), channels_last.
     """
     middle = torch.as_tensor(mean, dtype=torch.float32, device=images.device).view(3, 1, 1) * 255
     spread = torch.as_tensor(std, dtype=torch.float32, device=images.device).view(3, 1, 1) * 255

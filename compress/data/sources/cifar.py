@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 through torchvision, which downloads them and checks their md5 sums."""
+"""CIFAR-10 and CIFAR-100 through torchvision, which downloads them and checks their MD5 sums."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compress.core.errors import MissingError
 
 @dataclass(frozen=True)
 class Cifar:
-    """What is fixed about one of the sets: its folder, the files that must be in it, published channel constants (train, RGB)."""
+    """One of the two sets: its folder, the files that must be in it, and its published RGB mean and deviation."""
 
     title: str
     folder: str
@@ -37,25 +37,35 @@ SETS = {
 
 
 def default_root() -> Path:
-    """Where downloads go when the recipe names no root: the user's cache folder."""
+    """Return where downloads go if the recipe names no root: the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "compress" / "data"
 
 
 def require(source: str, root: Path, download: bool) -> None:
-    """Raise MissingError where the files are absent and may not be downloaded."""
+    """Raise MissingError if the files are absent and may not be downloaded."""
     wanted = SETS[source]
     absent = [name for name in wanted.files if not (root / wanted.folder / name).is_file()]
     if absent and not download:
         raise MissingError(
-            f"{wanted.title} is not in {root} (no {wanted.folder}/{absent[0]}): point data.root at the folder that holds {wanted.folder}, "
-            "or let torchvision download it (about 170 MB): compress run RECIPE --set data.download=true"
+            f"{wanted.title} is not in {root} (no {wanted.folder}/{absent[0]}): point data.root at the folder that "
+            f"holds {wanted.folder}, or let torchvision download it (about 170 MB): "
+            "compress run RECIPE --set data.download=true"
         )
 
 
 def load(source: str, root: Path, download: bool) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """(train_images, test_images uint8 (N, 32, 32, 3); train_labels, test_labels int64 (N,)), class names.
+    """Load a set, downloading it first if that is allowed.
 
-    Raises MissingError where the files are absent, damaged, or cannot be downloaded.
+    Args:
+        source: "cifar10" or "cifar100".
+        root: Folder that holds the set's folder.
+        download: Whether to download missing files.
+
+    Returns:
+        train_images, test_images uint8 (N, 32, 32, 3) and train_labels, test_labels int64 (N,); and the class names.
+
+    Raises:
+        MissingError: The files are absent, damaged, or cannot be downloaded.
     """
     from torchvision import datasets  # not needed to train on other sources
 
@@ -68,13 +78,11 @@ def load(source: str, root: Path, download: bool) -> tuple[dict[str, np.ndarray]
         for part in ("train", "test"):
             loaded = kind(root, train=part == "train", download=download)
             arrays[f"{part}_images"], arrays[f"{part}_labels"] = loaded.data, np.asarray(loaded.targets, dtype=np.int64)
-    except (
-        RuntimeError,
-        OSError,
-    ) as error:  # torchvision: RuntimeError for a wrong md5, URLError (an OSError) for the network
+    # torchvision raises RuntimeError for a wrong MD5 sum and URLError (an OSError) for a failed download.
+    except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise MissingError(
-            f"{SETS[source].title} in {root} cannot be read ({reason}): remove {root / SETS[source].folder} and download it again: "
-            "compress run RECIPE --set data.download=true"
+            f"{SETS[source].title} in {root} cannot be read ({reason}): remove {root / SETS[source].folder} and "
+            "download it again: compress run RECIPE --set data.download=true"
         ) from error
     return arrays, tuple(loaded.classes)

@@ -1,7 +1,8 @@
-"""From the recipe's `data` section to a data set on disk, decoded once: `fingerprint` says which set it is, `prepare` makes it.
+"""From the recipe's `data` section to a data set on disk, decoded once.
 
-fashion: 28x28 grey, zero-padded; cifar10, cifar100, npz: resized (bilinear, antialiased) where image_size differs from the stored size;
-folder: stored at image_size * 256 / 224, so that training crops have room, evaluation takes the centre; imagenet, webdataset: `streamed`.
+fashion is zero-padded from 28x28 grey. cifar10, cifar100 and npz are resized (bilinear, antialiased) if image_size
+differs from the stored size. Photos of a folder are stored at image_size * 256 / 224, so that training crops have room;
+evaluation takes the centre. imagenet and webdataset stay in their files: see `streamed`.
 """
 
 from __future__ import annotations
@@ -13,124 +14,78 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.core.errors import CompressError, StageError, UsageError
-from compress.core.records.base import File, sha256_of
-from compress.core.records.training import Normalization, Prepared, Unreadable
-from compress.core.records.warnings import RunWarning
+from compress.core.errors import StageError
+from compress.core.records.base import File
+from compress.core.records.training import Prepared, Unreadable
 from compress.data import npy, quality_warnings
-from compress.data.sources import cifar, fashion, folder, npz, streamed, webdataset
+from compress.data.sources import cifar, fashion, folder, npz, streamed
+from compress.data.sources.folder_split import split_folder
+from compress.data.sources.inspection import locate_root, store_size
+from compress.data.sources.normalization import known_normalization, measure_normalization
 from compress.data.sources.prepared_files import PreparedFiles
 from compress.data.splits import stratified
-from compress.data.streaming.listing import size_with_margin
 from compress.recipe import schema
 
-VERSION = 1  # raise when the same source would be decoded to other pixels
-NORMALIZATION_PICTURES = 20_000  # enough for four digits of a channel mean
 TEST_STREAM = 2  # limit_test draws other numbers than limit_train of the same seed
 
 Report = Callable[[str], None]
 
 
-def store_size(config: schema.Data) -> int:
-    """Side that a training picture is resized to before evaluation takes the centre: photos keep a margin around image_size."""
-    return size_with_margin(config.side) if config.photos else config.side
-
-
-def locate_root(config: schema.Data, base: Path) -> Path:
-    """The absolute `data.root`: relative to the recipe's folder, `~` expands. Raises UsageError where the source needs one and has none."""
-    if config.root is None:
-        if config.source in ("cifar10", "cifar100"):
-            return cifar.default_root()
-        what = {"npz": ".npz file", "webdataset": "folder of shards"}.get(config.source, "folder of photos")
-        raise UsageError(f"data.root: source {config.source} needs one; name the {what}")
-    return (base / Path(config.root).expanduser()).absolute()
-
-
-def fingerprint(config: schema.Data, root_base: Path) -> str:
-    """sha256 (hex) of what `prepare` would decode: the source's content and the keys that matter for it. Cheap: reads no pixels.
-
-    fashion counts by its bytes, npz by its members' CRC-32, cifar by its name (torchvision checks md5), folder by each file's path, size
-    and time, imagenet likewise, webdataset by each shard's.
-    Raises MissingError where the data are absent, UsageError where root is not what the source needs.
-    """
-    content: object
-    if config.source == "fashion":
-        fashion.require()
-        fashion.check_size(config.side)
-        content = File.of(fashion.EMBEDDED)
-    elif config.source == "npz":
-        content = npz.content_stamp(locate_root(config, root_base))
-    elif config.source == "folder":
-        content = folder.content_stamp(locate_root(config, root_base))
-    elif config.source in streamed.SOURCES:
-        content = streamed.content_stamp(config.source, locate_root(config, root_base))
-    else:
-        cifar.require(config.source, locate_root(config, root_base), config.download)
-        content = config.source
-    keys = config.model_dump(
-        mode="json",
-        include={"source", "normalize", "test", "max_unreadable", "limit_train", "limit_test", "split_seed"},
-    )
-    if config.source != "folder":  # only there are they read
-        del keys["test"], keys["max_unreadable"]
-        if config.limit_train is None and config.limit_test is None:
-            del keys["split_seed"]
-    return sha256_of([VERSION, keys, config.side, config.views, content])
-
-
 def prepare_data(config: schema.Data, work: Path, *, base: Path, report: Report) -> Prepared:
-    """Decode the source into `work`: train_images.npy, train_labels.npy, test_images.npy, test_labels.npy.
+    """Decode the source into `work`: train_images.npy, train_labels.npy, test_images.npy and test_labels.npy.
 
-    `base` is the recipe's folder; `report` gets one line of progress at a time; what is probably wrong is in the result's `run_warnings`.
-    Raises MissingError for absent data, UsageError for a source that is not laid out as it must be, StageError for too many unreadable
-    pictures.
+    Args:
+        config: The recipe's `data` section, resolved.
+        work: Folder to write into.
+        base: The recipe's folder, which `data.root` is relative to.
+        report: Receives one progress line at a time.
+
+    Raises:
+        MissingError: The data are absent.
+        UsageError: The source is not laid out as it must be.
+        StageError: Too many images are unreadable.
     """
     work.mkdir(parents=True, exist_ok=True)
     if config.source in streamed.SOURCES:
         return _prepare_streamed(config, work, base, report)
-    written = _judged(
+    written = _warn_of_empty_classes(
         _prepare_folder(config, work, base, report)
         if config.source == "folder"
         else _prepare_arrays(config, work, base, report)
     )
+    known = known_normalization(config)
+    if known is None:
+        known = measure_normalization(np.load(written.train_images.path, mmap_mode="r", allow_pickle=False))
     return Prepared(
-        source=config.source,
-        image_size=config.side,
-        normalization=_normalization(config, written.train_images.path),
-        augment=config.views,
-        **written.record(),
+        source=config.source, image_size=config.side, normalization=known, augment=config.views, **vars(written)
     )
 
 
-def _judged(written: PreparedFiles) -> PreparedFiles:
-    """Add a warning about classes that have no images in a part."""
-    absent = quality_warnings.classes_without_images(
+def _warn_of_empty_classes(written: PreparedFiles) -> PreparedFiles:
+    """Add a warning about classes that a part has no images of."""
+    empty = quality_warnings.classes_without_images(
         written.classes, np.load(written.train_labels.path), np.load(written.test_labels.path)
     )
-    return replace(written, warnings=(*written.warnings, *absent))
+    return replace(written, cautions=(*written.cautions, *empty))
 
 
 def _prepare_streamed(config: schema.Data, work: Path, base: Path, report: Report) -> Prepared:
-    """Sets that are too large to decode at once."""
+    """Prepare a set that is too large to decode at once."""
     root, size = locate_root(config, base), config.side
     written, listing = streamed.prepare_streamed(
         config, root, work, image_size=size, test_stream=TEST_STREAM, report=report
     )
-    written = _judged(written)
-    known = (
-        Normalization(config.normalize.mean, config.normalize.std)
-        if config.normalize
-        else streamed.published_normalization(config.source)
-    )
+    written = _warn_of_empty_classes(written)
+    known = known_normalization(config)
     if known is None:
         known = measure_normalization(streamed.normalization_sample(listing, np.load(written.train_labels.path)))
     return Prepared(
-        source=config.source, image_size=size, normalization=known, augment=config.views, root=root, **written.record()
+        source=config.source, image_size=size, normalization=known, augment=config.views, root=root, **vars(written)
     )
 
 
 def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report) -> PreparedFiles:
-    """The sources that fit into memory as arrays."""
+    """Prepare a source that fits into memory as arrays."""
     if config.source == "fashion":
         fashion.check_size(config.side)
         arrays, classes = fashion.load(), fashion.CLASSES
@@ -139,47 +94,45 @@ def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report)
     else:
         arrays, classes = cifar.load(config.source, locate_root(config, base), config.download)
     files: dict[str, File] = {}
-    taken: dict[str, np.ndarray | slice] = {"train": slice(None), "test": slice(None)}
+    used: dict[str, np.ndarray | slice] = {"train": slice(None), "test": slice(None)}
     for part, limit, stream in (("train", config.limit_train, 0), ("test", config.limit_test, TEST_STREAM)):
         if limit is not None:
-            taken[part] = stratified(arrays[f"{part}_labels"], limit, config.split_seed, stream)
-        images, labels = (arrays[f"{part}_{what}"][taken[part]] for what in ("images", "labels"))
+            used[part] = stratified(arrays[f"{part}_labels"], limit, config.split_seed, stream)
+        images, labels = (arrays[f"{part}_{what}"][used[part]] for what in ("images", "labels"))
         size = config.side
         if part == "train" and config.source != "fashion" and images.shape[1:3] != (size, size):
             report(
-                f"data: pictures of {images.shape[2]}x{images.shape[1]} are resized to {size}x{size}; data.image_size says otherwise"
+                f"data: images of {images.shape[2]}x{images.shape[1]} are resized to {size}x{size}; "
+                "set data.image_size to change that"
             )
         blocks = iter([fashion.pad_images(images, size)]) if config.source == "fashion" else _resized(images, size)
         files[f"{part}_images"] = npy.write_rows(work / f"{part}_images.npy", blocks, (size, size, 3), np.uint8)
         files[f"{part}_labels"] = npy.write_array(work / f"{part}_labels.npy", labels)
-        report(f"data: {len(labels):,} {part} pictures of {len(classes)} classes, {size}x{size}")
-    return PreparedFiles(
-        classes,
-        **files,
-        unreadable=(),
-        warnings=tuple(_alike(arrays, taken) if config.source == "npz" else ()),
-    )
+        report(f"data: {len(labels):,} {part} images of {len(classes)} classes, {size}x{size}")
+    cautions = _duplicate_arrays(arrays, used) if config.source == "npz" else []
+    return PreparedFiles(classes, **files, unreadable=(), paths=None, warnings=(), cautions=tuple(cautions))
 
 
 def _resized(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Pictures uint8 (N, H, W, 3) as blocks (n, size, size, 3)."""
+    """Yield images uint8 (N, H, W, 3) as blocks (n, size, size, 3)."""
     if images.shape[1:3] == (size, size):
         yield images
         return
+    # Pillow is imported only where an image is resized.
     from PIL import Image
 
     from compress.data.decode import resize_square
 
-    for picture in images:
-        yield resize_square(Image.fromarray(picture), size)[None]
+    for image in images:
+        yield resize_square(Image.fromarray(image), size)[None]
 
 
-def _alike(arrays: dict[str, np.ndarray], taken: dict[str, np.ndarray | slice]) -> list[RunWarning]:
-    """Return warnings about images that are in two classes or in both parts; the user's arrays keep both.
+def _duplicate_arrays(arrays: dict[str, np.ndarray], used: dict[str, np.ndarray | slice]) -> list[str]:
+    """Describe images that are in two classes or in both parts of the user's arrays; they are kept.
 
-    `taken`: the rows of each part that are used.
+    `used` are the rows of each part that are read. Published sets are not checked.
     """
-    rows = {part: np.arange(len(arrays[f"{part}_labels"]))[index] for part, index in taken.items()}
+    rows = {part: np.arange(len(arrays[f"{part}_labels"]))[index] for part, index in used.items()}
     hashes = {
         part: [hashlib.blake2b(arrays[f"{part}_images"][i].tobytes()).digest() for i in index]
         for part, index in rows.items()
@@ -189,46 +142,48 @@ def _alike(arrays: dict[str, np.ndarray], taken: dict[str, np.ndarray | slice]) 
         for part, index in rows.items()
         for i, digest in zip(index, hashes[part], strict=True)
     )
-    found, seen = quality_warnings.duplicates_across_classes(every, "pixels"), set(hashes["test"])
-    both = sum(digest in seen for digest in hashes["train"])
+    sentences, in_test = quality_warnings.duplicates_across_classes(every, "pixels"), set(hashes["test"])
+    both = sum(digest in in_test for digest in hashes["train"])
     if both:
-        then = "kept in both, so test accuracy may be flattered"
-        found.append(quality_warnings.train_test_overlap(both, "pixels", then, affects_verdict=True))
-    return found
+        then = "kept in both, so test accuracy may be too high"
+        sentences.append(quality_warnings.train_test_overlap(both, "pixels", then))
+    return sentences
 
 
 def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report) -> PreparedFiles:
-    """Photos: decoded in threads, row by row into the files."""
+    """Prepare photos: decoded in threads and written row by row."""
     root = locate_root(config, base)
     layout = folder.scan(root)
-    warnings = folder.layout_warnings(layout)
-    train, test, twins, leaked = folder.split_parts(root, layout, config.test, config.split_seed)
-    chosen = {"train": train, "test": test}
+    split = split_folder(root, layout, config.test, config.split_seed)
     files: dict[str, File] = {}
     bad: list[Unreadable] = []
     total = 0
-    for part, limit, stream in (("train", config.limit_train, 0), ("test", config.limit_test, TEST_STREAM)):
-        pictures = chosen[part]
+    for part, images, limit, stream in (
+        ("train", split.train, config.limit_train, 0),
+        ("test", split.test, config.limit_test, TEST_STREAM),
+    ):
         if limit is not None:
-            pictures = [
-                pictures[i]
-                for i in stratified(np.array([picture.label for picture in pictures]), limit, config.split_seed, stream)
-            ]
-        total += len(pictures)
+            chosen = stratified(np.array([image.label for image in images]), limit, config.split_seed, stream)
+            images = tuple(images[i] for i in chosen)
+        total += len(images)
         crop = config.side if part == "test" else store_size(config)
         labels: list[int] = []
-        rows = _decoded(root, pictures, store_size(config), crop, part, labels, bad, report)
+        rows = _decoded(root, images, store_size(config), crop, part, labels, bad, report)
         files[f"{part}_images"] = npy.write_rows(work / f"{part}_images.npy", rows, (crop, crop, 3), np.uint8)
         files[f"{part}_labels"] = npy.write_array(work / f"{part}_labels.npy", np.array(labels, dtype=np.int64))
-        _check_left(root, pictures, labels, layout.classes, part)
-        report(f"data: {len(labels):,} {part} pictures of {len(layout.classes)} classes, {crop}x{crop}")
-    warnings += [*leaked, *_judge_unreadable(bad, total, config.max_unreadable)]
-    return PreparedFiles(layout.classes, **files, unreadable=tuple(bad), warnings=(*twins, *warnings))
+        _require_readable_classes(root, images, labels, layout.classes, part)
+        report(f"data: {len(labels):,} {part} images of {len(layout.classes)} classes, {crop}x{crop}")
+    warnings = (
+        *folder.layout_warnings(layout),
+        *split.overlap,
+        *_judge_unreadable(bad, total, config.max_unreadable),
+    )
+    return PreparedFiles(layout.classes, **files, unreadable=tuple(bad), warnings=warnings, cautions=split.duplicates)
 
 
 def _decoded(
     root: Path,
-    pictures: list[folder.ImageFile],
+    images: tuple[folder.ImageFile, ...],
     size: int,
     crop: int,
     part: str,
@@ -236,117 +191,36 @@ def _decoded(
     bad: list[Unreadable],
     report: Report,
 ) -> Iterator[np.ndarray]:
-    """The readable pictures as blocks (1, crop, crop, 3); appends their labels and the unreadable ones to the two lists."""
+    """Yield the readable images as blocks (1, crop, crop, 3); append their labels to `labels`, the others to `bad`."""
     from compress.data.decode import decode_all
 
     offset = (size - crop) // 2
-    for position, picture in decode_all(root, [picture.path for picture in pictures], size, report, part):
-        if isinstance(picture, Unreadable):
-            bad.append(picture)
+    for position, image in decode_all(root, [image.path for image in images], size, report, part):
+        if isinstance(image, Unreadable):
+            bad.append(image)
         else:
-            labels.append(pictures[position].label)
-            yield picture[None, offset : offset + crop, offset : offset + crop]
+            labels.append(images[position].label)
+            yield image[None, offset : offset + crop, offset : offset + crop]
 
 
-def _few(bad: list[Unreadable]) -> str:
-    return "; ".join(f"{picture.path}: {picture.reason}" for picture in bad[:3]) + ("; ..." if len(bad) > 3 else "")
-
-
-def _judge_unreadable(bad: list[Unreadable], total: int, limit: float) -> list[RunWarning]:
-    """Return a warning about unreadable images, if any. Raises StageError above the tolerated share."""
+def _judge_unreadable(bad: list[Unreadable], total: int, limit: float) -> list[str]:
+    """Describe the unreadable images, if any. Raises StageError above the tolerated share `limit`."""
+    few = "; ".join(f"{image.path}: {image.reason}" for image in bad[:3]) + ("; ..." if len(bad) > 3 else "")
     if len(bad) > limit * total:
         raise StageError(
-            f"data: {len(bad)} of {total} pictures cannot be read, more than data.max_unreadable {limit} allows ({_few(bad)}); "
-            f"repair or remove them, or raise the limit"
+            f"data: {len(bad)} of {total} images cannot be read, more than data.max_unreadable {limit} allows ({few}); "
+            "repair or remove them, or raise the limit"
         )
-    skipped = f"{len(bad)} of {total} pictures cannot be read and are skipped ({_few(bad)})"
-    return [RunWarning(skipped)] if bad else []
+    return [f"{len(bad)} of {total} images cannot be read and are skipped ({few})"] if bad else []
 
 
-def _check_left(
-    root: Path, pictures: list[folder.ImageFile], labels: list[int], classes: tuple[str, ...], part: str
+def _require_readable_classes(
+    root: Path, images: tuple[folder.ImageFile, ...], labels: list[int], classes: tuple[str, ...], part: str
 ) -> None:
-    """Raise StageError where no picture of a class could be read."""
-    gone = {picture.label for picture in pictures} - set(labels)
+    """Raise StageError if no image of a class could be read."""
+    gone = {image.label for image in images} - set(labels)
     if gone:
         raise StageError(
-            f"{root}: none of the {part} pictures of class {classes[min(gone)]!r} can be read; repair them, or remove the class"
+            f"{root}: none of the {part} images of class {classes[min(gone)]!r} can be read; "
+            "repair them, or remove the class"
         )
-
-
-def _normalization(config: schema.Data, train_images: Path) -> Normalization:
-    """The recipe's constants, else the published ones of a named set, else those of the training pictures."""
-    if config.normalize is not None:
-        return Normalization(config.normalize.mean, config.normalize.std)
-    if config.source == "fashion":
-        return Normalization((fashion.MEAN,) * 3, (fashion.STD,) * 3)
-    if config.source in cifar.SETS:
-        return Normalization(cifar.SETS[config.source].mean, cifar.SETS[config.source].std)
-    return measure_normalization(np.load(train_images, mmap_mode="r", allow_pickle=False))
-
-
-def measure_normalization(images: np.ndarray) -> Normalization:
-    """Channel mean and deviation of pictures uint8 (N, S, S, 3), exact integer sums over at most 20,000 of them, rounded to 4 digits."""
-    step = max(1, -(-len(images) // NORMALIZATION_PICTURES))
-    counts = np.zeros((3, 256), np.int64)
-    for start in range(0, len(images), 256 * step):
-        block = np.asarray(images[start : start + 256 * step : step])
-        counts += np.stack([np.bincount(block[..., channel].ravel(), minlength=256) for channel in range(3)])
-    values = np.arange(256) / 255
-    share = counts / counts.sum(axis=1, keepdims=True)
-    mean = share @ values
-    std = np.sqrt(np.maximum(share @ values**2 - mean**2, 0))
-    red, green, blue = (round(float(value), 4) for value in mean)
-    spread = [max(round(float(value), 4), 1 / 255) for value in std]  # pictures of one colour would divide by zero
-    return Normalization((red, green, blue), (spread[0], spread[1], spread[2]))
-
-
-def class_names(config: schema.Data, base: Path) -> tuple[str, ...] | None:
-    """The source's classes; None where it is not there, is not laid out as it must be, or only reading all of it would tell."""
-    if config.source == "fashion":
-        return fashion.CLASSES
-    try:
-        root = locate_root(config, base)
-        if config.source == "npz":
-            return npz.read_labels(root)[1]
-        if config.source == "folder":
-            return folder.scan(root).classes
-        if config.source == "webdataset":
-            return webdataset.named(root) or None
-        return (
-            tuple(folder.subfolders(root / "train"))
-            if config.source == "imagenet" and (root / "train").is_dir()
-            else None
-        )
-    except CompressError:  # `fingerprint` says what is wrong
-        return None
-
-
-def training_labels(config: schema.Data, base: Path) -> np.ndarray | None:
-    """Labels int64 (N,) of the training part, any limit applied; None where only decoding would tell.
-
-    Of a folder without a test part they are about those that will be left: what is carved off follows the files' content. Raises what `prepare`
-    raises for labels and splits.
-    """
-    if config.source == "npz":
-        labels = npz.read_labels(locate_root(config, base))[0]["train_labels"]
-    elif config.source == "folder":
-        labels = folder.training_labels(folder.scan(locate_root(config, base)), config.test)
-    elif config.source == "fashion":
-        labels = fashion.load()["train_labels"]
-    else:
-        return None
-    return labels if config.limit_train is None else labels[stratified(labels, config.limit_train, config.split_seed)]
-
-
-def early_warnings(config: schema.Data, base: Path) -> list[RunWarning]:
-    """Return the warnings of `prepare_data` that need no image to be decoded.
-
-    Raises what `prepare_data` raises for files and labels.
-    """
-    if config.source == "folder":
-        return folder.layout_warnings(folder.scan(locate_root(config, base)))
-    if config.source == "npz":
-        labels, classes = npz.read_labels(locate_root(config, base))
-        return quality_warnings.classes_without_images(classes, labels["train_labels"], labels["test_labels"])
-    return []

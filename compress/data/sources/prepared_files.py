@@ -1,4 +1,4 @@
-"""What a source of data leaves on disk, whichever source it is."""
+"""What every data source leaves in its work folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compress.core.records.warnings import RunWarning, texts
 
 @dataclass(frozen=True)
 class PreparedFiles:
-    """Files and classes as in `Prepared`. `paths`: where the training images stay in their files."""
+    """Classes, files and warnings of a source; `paths` is set where the training images stay in their files."""
 
     classes: tuple[str, ...]
     train_images: File

@@ -1,1 +1,1 @@
-"""Data sets that stay in their files: listings, decode workers, read-ahead, batches."""
+"""Data sets that stay in their files: listings, decode processes, read-ahead, batches. See README.md."""

@@ -1,4 +1,4 @@
-"""Training pictures that stay in their files, as batches of uint8 on the training's device."""
+"""Training images that stay in their files, as batches of uint8 on the training device."""
 
 from __future__ import annotations
 
@@ -17,16 +17,29 @@ from compress.data.streaming.workers import Decoders, default_workers
 
 @dataclass(frozen=True)
 class ShardMixing:
-    """The shard that each of P pictures lies in, int64 (P,) on the CPU, and of how many shards pictures are mixed at a time."""
+    """How training order respects shards.
+
+    Attributes:
+        shard_of: The shard of each of P images, int64 (P,) on the CPU.
+        at_once: How many shards are mixed at a time.
+    """
 
     shard_of: Tensor
     at_once: int
 
 
 class Stream:
-    """Stands for the images (P, S, S, 3) of a training. Indexed by positions (n,) it answers as in evaluation; `batches` gives training views.
+    """A stand-in for the images (P, S, S, 3) of a training.
 
-    `workers`: decode processes; None: one a core. They start with the first batch and end with `close`. `shards_at_once`: see `ShardMixing`.
+    Indexed by positions (n,) it returns evaluation views; `batches` gives training views. The decode processes start
+    with the first batch and end with `close`.
+
+    Args:
+        listing: Where the images are.
+        augment: "resized_crop" or "none".
+        workers: Number of decode processes; None for one a core.
+        device: Where the batches go.
+        shards_at_once: How many shards are mixed at a time; None to mix all images.
     """
 
     def __init__(
@@ -45,41 +58,49 @@ class Stream:
         return torch.from_numpy(self.listing[index.cpu().numpy()]).to(self.device)
 
     def reading_ahead(
-        self, asked: Iterable[tuple[Tensor, Tensor]], order: Tensor, places: Iterable[int]
+        self, requests: Iterable[tuple[Tensor, Tensor]], order: Tensor, starts: Iterable[int]
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """`asked`, while the shards that the pictures of `order` (n,) lie in are read ahead; `places`: where in `order` each of `asked` begins."""
-        if (
-            self.shards is None or os.environ.get("LOCAL_RANK", "0") != "0" or not self._pays(order)
-        ):  # processes of one machine share its memory
-            yield from asked
+        """Yield the requests while a thread reads ahead the shards that they will need.
+
+        Args:
+            requests: Index and view of each batch.
+            order: The positions that the requests go through, int64 (n,).
+            starts: Where in `order` each request begins.
+        """
+        # The processes of one machine share its memory, so one of them reads ahead.
+        if self.shards is None or os.environ.get("LOCAL_RANK", "0") != "0" or not self._pays(order):
+            yield from requests
             return
         shards, first = np.unique(self.shards.shard_of[order].numpy(), return_index=True)
         turns = np.argsort(first)
-        begun = [
-            int(count) for count in np.searchsorted(first[turns], list(places), side="right")
-        ]  # shards, at each place
+        # How many shards have been started at each request.
+        begun = [int(count) for count in np.searchsorted(first[turns], list(starts), side="right")]
         files, at_once = [self.listing.file(int(number)) for number in shards[turns]], self.shards.at_once
         with ReadAhead(files) as ahead:
-            for count, one in zip(begun, asked, strict=True):
-                ahead.set_window(max(count - at_once, 0), count + at_once)  # those in use and the next ones
-                yield one
+            for count, request in zip(begun, requests, strict=True):
+                # The shards in use, and as many after them.
+                ahead.set_window(max(count - at_once, 0), count + at_once)
+                yield request
 
     def _pays(self, order: Tensor) -> bool:
-        """Whether the pictures of `order` are at least half of the shards that they lie in."""
+        """Return whether the images of `order` make up at least half of the bytes of their shards."""
         rows = self.listing.rows[order.numpy()]
         try:
             whole = sum(self.listing.file(int(number)).stat().st_size for number in np.unique(rows[:, 0]))
-        except OSError:  # whoever asks for its pictures says so
+        except OSError:  # reported when an image of that shard is decoded
             return False
         return 2 * int(rows[:, 2].sum()) >= whole
 
-    def batches(self, asked: Iterable[tuple[Tensor, Tensor]], rows: int) -> Iterator[Tensor]:
-        """uint8 (n, S, S, 3) on the device for each (index, view) on the CPU, n <= rows; decoded ahead. One is whole until the next is asked for."""
-        for pixels in self.decoders.batches(((index.numpy(), view.numpy()) for index, view in asked), rows):
-            yield self._moved(pixels)
+    def batches(self, requests: Iterable[tuple[Tensor, Tensor]], rows: int) -> Iterator[Tensor]:
+        """Yield a batch uint8 (n, S, S, 3) on the device for each (index, view) on the CPU, n <= rows; decoded ahead.
 
-    def _moved(self, pixels: np.ndarray) -> Tensor:
-        """Through pinned memory, so that the copy waits for no step that is under way; on the CPU the decoders' own memory."""
+        A batch is valid until the next one is taken.
+        """
+        for pixels in self.decoders.batches(((index.numpy(), view.numpy()) for index, view in requests), rows):
+            yield self._to_device(pixels)
+
+    def _to_device(self, pixels: np.ndarray) -> Tensor:
+        """Copy through pinned memory, so that the copy waits for no running step; on the CPU nothing is copied."""
         shared = torch.from_numpy(pixels)
         return (
             shared.pin_memory().to(self.device, non_blocking=True)
