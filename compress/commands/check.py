@@ -11,7 +11,7 @@ import torch
 from compress import models
 from compress.core.errors import CompressError, MissingError, UsageError
 from compress.data import carve
-from compress.data.sources import fashion, folder, prepare
+from compress.data.sources import fashion, folder, folder_split, inspection
 from compress.methods import compatibility
 from compress.models import catalog, checkpoints
 from compress.models.count import macs, params
@@ -51,7 +51,7 @@ def check(loaded: Loaded) -> tuple[list[str], list[str]]:
 
 
 def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], list[str]]:
-    size, names = settings.data.image_size or 32, prepare.class_names(settings.data, base)
+    size, names = settings.data.image_size or 32, inspection.class_names(settings.data, base)
     known = len(names) if names else KNOWN_CLASSES.get(settings.data.source)
     classes = known or ASSUMED_CLASSES
     # Before what takes seconds, such as the export of a user's own network.
@@ -196,8 +196,8 @@ def _data(loaded: Loaded, base: Path, names: tuple[str, ...]) -> tuple[list[str]
     """Return notes on the data and what is not there. Raises UsageError where its layout is wrong."""
     config = loaded.recipe.data
     try:
-        prepare.fingerprint(config, base)
-        notes = [f"data: {sentence}" for sentence in prepare.early_warnings(config, base)]
+        inspection.fingerprint(config, base)
+        notes = [f"data: {sentence}" for sentence in inspection.early_warnings(config, base)]
     except MissingError as error:
         return [], [f"{loaded.where('data')}: data: {error}"]
     except CompressError as error:
@@ -209,7 +209,7 @@ def _splits(loaded: Loaded, base: Path, names: tuple[str, ...]) -> list[str]:
     """Return notes on the number of images. Raises UsageError where they cannot be split as the recipe asks."""
     config = loaded.recipe.data
     try:
-        labels = prepare.training_labels(config, base)
+        labels = inspection.training_labels(config, base)
         if labels is None:
             return []
         trained, _ = carve(labels, config.validation, config.split_seed, names)
@@ -237,12 +237,12 @@ def _tested(config: Data, base: Path) -> int | None:
     if config.source == "fashion":
         count = len(fashion.load()["test_labels"])
     elif config.source == "npz":
-        with np.load(prepare.locate_root(config, base)) as stored:
+        with np.load(inspection.locate_root(config, base)) as stored:
             count = len(stored["test_labels"])
     elif config.source == "folder":
-        layout = folder.scan(prepare.locate_root(config, base))
+        layout = folder.scan(inspection.locate_root(config, base))
         count = (
-            len(layout.train) - len(folder.training_labels(layout, config.test))
+            len(layout.train) - len(folder_split.training_labels(layout, config.test))
             if layout.test is None
             else len(layout.test)
         )

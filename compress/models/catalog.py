@@ -55,7 +55,7 @@ def info(name: str) -> NetworkInfo:
         return NetworkInfo(name, "own", "the user's own network", 8, 32, "", "")
     in_torchvision = f"torchvision/{name}"
     hint = f" (did you mean {in_torchvision!r}?)" if in_torchvision in NETWORKS else did_you_mean(name, names())
-    raise UsageError(f"model: there is no network {name!r}{hint}; list them all with: compress models")
+    raise UsageError(f"model: there is no network {name!r}{hint}; `compress models` lists all")
 
 
 def resolve_width(network: NetworkInfo, width: float | None) -> float | None:

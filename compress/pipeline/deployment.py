@@ -12,7 +12,7 @@ from compress.core.records.base import File
 from compress.core.records.deployment import Exported, Measured, ModelFile, Packaged, Tuned, Verified
 from compress.core.records.training import CalibrationData, Distilled, Stripped, Trained
 from compress.core.records.warnings import RunWarning
-from compress.data.sources import prepare
+from compress.data.sources import inspection
 from compress.recipe.defaults import student_train
 from compress.recipe.schema import Quantize, ResolvedQat
 from compress.report.evidence import Branch, model_files
@@ -63,7 +63,9 @@ class Deployment:
             recorded=recorded,
             data=self.workflow.training.evaluated,
             versions=self.versions,
-            preprocessing=preprocessing(settings.data.source, prepare.store_size(settings.data), prepared.image_size),
+            preprocessing=preprocessing(
+                settings.data.source, inspection.store_size(settings.data), prepared.image_size
+            ),
         )
         return exported
 
@@ -145,7 +147,7 @@ class Deployment:
             host=self.host,
             versions=self.versions,
             photos=data.photos(settings.data, workflow.root),
-            resize=prepare.store_size(settings.data),
+            resize=inspection.store_size(settings.data),
             keep="always" if distant else settings.quantize.keep,
             own=data.photos(settings.data, workflow.root, settings.device.photos),
         )

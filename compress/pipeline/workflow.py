@@ -26,7 +26,7 @@ from compress.core.records.training import (
 )
 from compress.core.records.warnings import RunWarning
 from compress.core.store import StopAfter, Store
-from compress.data.sources import prepare
+from compress.data.sources import inspection
 from compress.methods import compatibility
 from compress.pipeline import float_layer_check
 from compress.pipeline.networks import NetworkResolver, normalized
@@ -295,7 +295,7 @@ class Workflow:
         """Decode the data. What does not change the decoded arrays stays out of the key."""
         config = self.settings.data
         config = config.model_copy(update={"root": str(self.root) if self.root else None})
-        fingerprint = prepare.fingerprint(config, Path())
+        fingerprint = inspection.fingerprint(config, Path())
         keyed = config.model_copy(
             update={"validation": 0.1, "calibration": 512, "normalize": None, "download": False, "workers": None}
         )

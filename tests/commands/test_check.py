@@ -59,7 +59,7 @@ def test_networks_are_counted_with_the_shards_named_classes(tmp_path: Path, caps
     code, said = check(tmp_path, capsys, "webdataset", "shards")
     assert (
         code == 2
-        and "classes.txt: is no UTF-8 text (invalid continuation byte at byte 2); write one name a line" in said
+        and "classes.txt: is not UTF-8 text (invalid continuation byte at byte 2); write one name a line" in said
     )
 
 
@@ -86,7 +86,7 @@ def test_what_a_run_will_warn_of_is_said_as_far_as_no_picture_is_read(
     code, said = check(tmp_path, capsys, "folder", "photos")
     assert (
         code == 0
-        and "note: data: 1 folder leads to pictures of another class, where alone they count (first: class0/loop, to class 'class1')\n"
+        and "note: data: 1 folder leads to images of another class, which count only there (first: class0/loop, to class 'class1')\n"
         in said
     )
     images, labels = np.zeros((4, 32, 32), np.uint8), np.array([0, 1, 0, 1])
@@ -171,11 +171,11 @@ def test_pictures_that_cannot_be_shared_out_are_said_and_what_is_taken_is_counte
 ):
     recipe = "data: {{source: fashion, {keys}}}\nteacher: {{candidates: [{{model: resnet8x4, weights: embedded}}]}}\nstudent: {{model: resnet8}}\n"
     for keys, code, expected in (
-        ("limit_train: 3", 2, "class 'T-shirt/top' has a single training picture"),
+        ("limit_train: 3", 2, "class 'T-shirt/top' has a single training image"),
         (
             "validation: 6999",
             2,
-            "data.validation: 6999 of 7000 training pictures cannot hold every one of 10 classes in both parts",
+            "data.validation: 6999 of 7000 training images cannot hold every one of 10 classes in both parts",
         ),
         (
             "limit_train: 500, calibration: 600",
@@ -191,7 +191,7 @@ def test_pictures_that_cannot_be_shared_out_are_said_and_what_is_taken_is_counte
         assert expected in said.out + said.err, keys
     photos(tmp_path / "photos", classes=2, each=1)
     code, said = check(tmp_path, capsys, "folder", "photos")
-    assert code == 2 and "has one distinct picture only, so no test part can be carved off" in said
+    assert code == 2 and "has only one distinct image, so no test part can be carved off" in said
 
 
 PICTURES = np.zeros((6, 32, 32, 3), np.uint8)
@@ -201,15 +201,15 @@ LABELS = np.arange(6) % 2
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({"train_images": PICTURES.astype(np.float32)}, "train_images is float32 6x32x32x3, but pictures are uint8"),
+        ({"train_images": PICTURES.astype(np.float32)}, "train_images is float32 6x32x32x3, but images are uint8"),
         (
             {"train_images": np.zeros((6, 3, 32, 32), np.uint8)},
-            "train_images is uint8 6x3x32x32, but pictures are uint8",
+            "train_images is uint8 6x3x32x32, but images are uint8",
         ),
-        ({"test_images": np.zeros((0, 32, 32, 3), np.uint8)}, "test_images is uint8 0x32x32x3, but pictures are uint8"),
-        ({"train_labels": LABELS[:4]}, "train_labels is int64 (4,), but 6 pictures need integers"),
+        ({"test_images": np.zeros((0, 32, 32, 3), np.uint8)}, "test_images is uint8 0x32x32x3, but images are uint8"),
+        ({"train_labels": LABELS[:4]}, "train_labels is int64 (4,), but 6 images need integers"),
         ({"train_labels": LABELS + 5}, "train_labels holds 5 to 6, but 2 class_names allow 0 to 1"),
-        ({"train_labels": LABELS * 0}, "class 'b' has test pictures but no training pictures"),
+        ({"train_labels": LABELS * 0}, "class 'b' has test images but no training images"),
         ({"class_names": np.array(["a", "a"])}, "class_names holds 'a' twice"),
         ({"class_names": np.array(["a", ""])}, "class_names holds an empty name"),
         ({"class_names": np.array(["a", 3], dtype=object)}, "cannot be read as an .npz of plain arrays"),

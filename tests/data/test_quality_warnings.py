@@ -1,4 +1,4 @@
-"""What is wrong with the pictures is said by every run, whether or not the data was reused, and is in the report."""
+"""What is wrong with the images is said by every run, whether or not the data was reused, and is in the report."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ quantize: {scheme: none}
 validate: {repeats: 64, warmup: 1}
 """
 LEAK = (
-    "data: 20 training images are also in the test part (same pixels); kept in both, so test accuracy may be flattered"
+    "data: 20 training images are also in the test part (same pixels); kept in both, so test accuracy may be too high"
 )
 
 
 @pytest.fixture
 def leaking(tmp_path: Path) -> Path:
-    """A recipe whose test pictures are training pictures."""
+    """A recipe whose test images are training images."""
     images, labels = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), dtype=np.uint8), np.arange(60) % 3
     arrays = {"train_images": images, "train_labels": labels, "test_images": images[:20], "test_labels": labels[:20]}
     np.savez(tmp_path / "mine.npz", **arrays, class_names=np.array(["a", "b", "c"]))

@@ -12,7 +12,7 @@ LABELS = np.repeat(np.arange(4), [40, 30, 20, 10])[np.random.default_rng(1).perm
 
 
 def test_shuffled_is_pinned_for_all_numpy_versions() -> None:
-    # recorded once: the same seed must choose the same pictures for good, or old runs cannot be repeated
+    # recorded once: the same seed must choose the same images for good, or old runs cannot be repeated
     assert splits.shuffled(8, 0).tolist() == [3, 2, 1, 6, 0, 7, 4, 5]
     assert sorted(splits.shuffled(1000, 5).tolist()) == list(range(1000))
     assert splits.shuffled(1000, 5).tolist() != splits.shuffled(1000, 5, stream=1).tolist()
@@ -42,10 +42,10 @@ def test_every_class_is_in_both_parts_however_rare() -> None:
 @pytest.mark.parametrize(
     ("labels", "validation", "sentence"),
     [
-        ([0, 0, 0, 1], 0.5, "class 1 has a single training picture"),
-        ([0, 0, 1, 1], 1, "choose between 2 and 2 pictures"),
-        ([0, 0, 1, 1], 3, "choose between 2 and 2 pictures"),
-        ([], 0.1, "no training pictures"),
+        ([0, 0, 0, 1], 0.5, "class 1 has a single training image"),
+        ([0, 0, 1, 1], 1, "choose between 2 and 2 images"),
+        ([0, 0, 1, 1], 3, "choose between 2 and 2 images"),
+        ([], 0.1, "no training images"),
     ],
 )
 def test_carve_says_what_is_impossible(labels: list[int], validation: float, sentence: str) -> None:
@@ -54,7 +54,7 @@ def test_carve_says_what_is_impossible(labels: list[int], validation: float, sen
 
 
 def test_a_class_that_cannot_be_split_is_named() -> None:
-    with pytest.raises(UsageError, match="class 'cat' has a single training picture"):
+    with pytest.raises(UsageError, match="class 'cat' has a single training image"):
         splits.carve(np.array([0, 0, 2]), 0.5, 0, ("ant", "bee", "cat"))
 
 

@@ -66,7 +66,7 @@ def test_wrong_width(name: str, width: float, message: str):
     assert str(error.value) == message
 
 
-def test_small_pictures_are_refused_by_size():
+def test_small_images_are_refused_by_size():
     catalog.check_image_size(catalog.info("mobilenet_v2"), 16)
 
     with pytest.raises(UsageError, match="mobilenet_v2 needs images of at least 16 pixels, not 15"):

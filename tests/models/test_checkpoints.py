@@ -181,7 +181,7 @@ def test_pickle_with_code_is_refused_and_the_given_command_converts_it(tmp_path:
     torch.save({"model": model.state_dict(), "when": Path("x")}, path)
 
     with pytest.raises(
-        UsageError, match=r"contains code \(pathlib\.\w+\), which is not run; .* convert it to safetensors with python"
+        UsageError, match=r"contains code \(pathlib\.\w+\), which is not run; .* convert it to safetensors with: python"
     ) as error:
         read_state(path)
     python, *arguments = shlex.split(str(error.value).split(" with ", 1)[1])
@@ -279,7 +279,7 @@ def test_pretrained_weights_without_a_network_name_the_command(tmp_path: Path, m
         (
             "resnet20",
             "IMAGENET1K_V1",
-            "has no weights 'IMAGENET1K_V1'; no weights come with this network, or give the path of a file",
+            "has no weights 'IMAGENET1K_V1'; this network has no published weights, or give the path of a file",
         ),
     ],
 )

@@ -44,7 +44,7 @@ def logits(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def correlation(name: str, folder: Path) -> float:
-    """Of what the pictures change in the logits, float against int8; a wrong layout gives about 0."""
+    """Of what the images change in the logits, float against int8; a wrong layout gives about 0."""
     centred = [answers - answers.mean(axis=0) for answers in logits(name, folder)]
     return float(np.corrcoef(centred[0].ravel(), centred[1].ravel())[0, 1])
 
@@ -62,6 +62,6 @@ def test_larger_network_exports_and_quantises(name: str, tmp_path: Path):
 
 @pytest.mark.slow
 def test_efficientnet_exports_and_quantises(tmp_path: Path):
-    wanted, got = logits("torchvision/efficientnet_b0", tmp_path)  # untrained, it answers every picture alike
+    wanted, got = logits("torchvision/efficientnet_b0", tmp_path)  # untrained, it answers every image alike
 
     assert np.abs(wanted - got).max() < 0.1

@@ -172,7 +172,7 @@ REPRESENTATIVES = (
 
 @pytest.mark.parametrize("name", REPRESENTATIVES)
 @pytest.mark.parametrize("size", ["smallest", 35, 45])
-def test_other_picture_sizes_give_one_row_a_picture(name: str, size: int | str):
+def test_other_image_sizes_give_one_row_an_image(name: str, size: int | str):
     side = catalog.info(name).min_size if size == "smallest" else int(size)
     model = build(name, classes=5).train()
 
@@ -224,7 +224,7 @@ def test_wide_resnets_stages_are_raw_sums_and_the_next_norm_sees_them():
 
 
 @pytest.mark.parametrize(("size", "side"), [(32, 4), (63, 7), (64, 4), (96, 6)])
-def test_vgg_pools_once_more_for_large_pictures(size: int, side: int):
+def test_vgg_pools_once_more_for_large_images(size: int, side: int):
     with torch.no_grad(), Tapped(build("vgg8", classes=5), {"last": "relu4:out"}) as tapped:
         _, features = tapped(torch.randn(2, 3, size, size))
 

@@ -1,4 +1,4 @@
-"""The published CIFAR-100 teachers on real test pictures."""
+"""The published CIFAR-100 teachers on real test images."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def cifar100() -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(cifar100: Path) -> tuple[Tensor, Tensor]:
-    """The first test pictures, float32 (N, 3, 32, 32) as the teachers expect them, and their labels (N,)."""
-    with Image.open(cifar100 / "test-00.webp") as sheet:  # 100 pictures of 32x32 a row
+    """The first test images, float32 (N, 3, 32, 32) as the teachers expect them, and their labels (N,)."""
+    with Image.open(cifar100 / "test-00.webp") as sheet:  # 100 images of 32x32 a row
         rows = np.asarray(sheet.convert("RGB").crop((0, 0, 3200, COUNT // 100 * 32)))
     pixels = rows.reshape(COUNT // 100, 32, 100, 32, 3).transpose(0, 2, 4, 1, 3).reshape(COUNT, 3, 32, 32)
     labels = np.load(cifar100 / "labels.npz")["test_labels"][:COUNT].astype(np.int64)

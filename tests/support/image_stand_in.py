@@ -1,4 +1,4 @@
-"""A small stand-in for ImageNet: generated JPEGs of several sizes in its layout, and the same pictures as shards."""
+"""A small stand-in for ImageNet: generated JPEGs of several sizes in its layout, and the same images as shards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLOURS = ((200, 60, 60), (60, 200, 60), (60, 60, 200))
 
 
 def jpeg(label: int, seed: int, size: tuple[int, int] = (48, 36)) -> bytes:
-    """A picture of the class's colour under smooth noise."""
+    """An image of the class's colour under smooth noise."""
     random = np.random.default_rng(seed)
     noise = Image.fromarray(random.integers(0, 256, (6, 8, 3)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
     picture = 0.5 * np.asarray(noise, np.float64) + 0.5 * np.array(COLOURS[label])
@@ -25,7 +25,7 @@ def jpeg(label: int, seed: int, size: tuple[int, int] = (48, 36)) -> bytes:
 
 
 def pictures(part: str, count: int) -> Iterator[tuple[str, int, bytes]]:
-    """(name, label, file) of `count` pictures a class, upright and lying."""
+    """(name, label, file) of `count` images a class, upright and lying."""
     for label, wnid in enumerate(WNIDS):
         for number in range(count):
             yield (

@@ -142,11 +142,7 @@ def _no_images(walk: _Walk, prefix: str, name: str) -> str:
     inside = f"{prefix}{name}/"
     others = [path for path in walk.ignored if path.startswith(inside)]
     beside = f", only {_kinds(others)}" if others else ""
-    links = (
-        f"{',' if not beside else ' and'} {path} leads to class {other!r}"
-        for path, other in walk.cross_links
-        if path.startswith(inside)
-    )
+    links = (f", and {path} leads to class {other!r}" for path, other in walk.cross_links if path.startswith(inside))
     beside += next(links, "")
     return (
         f"{walk.root / prefix / name}: no images ({', '.join(IMAGE_SUFFIXES)}) of class {name!r}{beside}; "

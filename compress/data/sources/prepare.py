@@ -17,6 +17,7 @@ import numpy as np
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.training import Prepared, Unreadable
+from compress.core.records.warnings import RunWarning
 from compress.data import npy, quality_warnings
 from compress.data.sources import cifar, fashion, folder, npz, streamed
 from compress.data.sources.folder_split import split_folder
@@ -57,7 +58,7 @@ def prepare_data(config: schema.Data, work: Path, *, base: Path, report: Report)
     if known is None:
         known = measure_normalization(np.load(written.train_images.path, mmap_mode="r", allow_pickle=False))
     return Prepared(
-        source=config.source, image_size=config.side, normalization=known, augment=config.views, **vars(written)
+        source=config.source, image_size=config.side, normalization=known, augment=config.views, **written.record()
     )
 
 
@@ -66,7 +67,7 @@ def _warn_of_empty_classes(written: PreparedFiles) -> PreparedFiles:
     empty = quality_warnings.classes_without_images(
         written.classes, np.load(written.train_labels.path), np.load(written.test_labels.path)
     )
-    return replace(written, cautions=(*written.cautions, *empty))
+    return replace(written, warnings=(*written.warnings, *empty))
 
 
 def _prepare_streamed(config: schema.Data, work: Path, base: Path, report: Report) -> Prepared:
@@ -80,7 +81,7 @@ def _prepare_streamed(config: schema.Data, work: Path, base: Path, report: Repor
     if known is None:
         known = measure_normalization(streamed.normalization_sample(listing, np.load(written.train_labels.path)))
     return Prepared(
-        source=config.source, image_size=size, normalization=known, augment=config.views, root=root, **vars(written)
+        source=config.source, image_size=size, normalization=known, augment=config.views, root=root, **written.record()
     )
 
 
@@ -109,8 +110,8 @@ def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report)
         files[f"{part}_images"] = npy.write_rows(work / f"{part}_images.npy", blocks, (size, size, 3), np.uint8)
         files[f"{part}_labels"] = npy.write_array(work / f"{part}_labels.npy", labels)
         report(f"data: {len(labels):,} {part} images of {len(classes)} classes, {size}x{size}")
-    cautions = _duplicate_arrays(arrays, used) if config.source == "npz" else []
-    return PreparedFiles(classes, **files, unreadable=(), paths=None, warnings=(), cautions=tuple(cautions))
+    warnings = _duplicate_arrays(arrays, used) if config.source == "npz" else []
+    return PreparedFiles(classes, **files, unreadable=(), paths=None, warnings=tuple(warnings))
 
 
 def _resized(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -127,8 +128,8 @@ def _resized(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield resize_square(Image.fromarray(image), size)[None]
 
 
-def _duplicate_arrays(arrays: dict[str, np.ndarray], used: dict[str, np.ndarray | slice]) -> list[str]:
-    """Describe images that are in two classes or in both parts of the user's arrays; they are kept.
+def _duplicate_arrays(arrays: dict[str, np.ndarray], used: dict[str, np.ndarray | slice]) -> list[RunWarning]:
+    """Build the warnings about images in two classes or in both parts of the user's arrays; they are kept.
 
     `used` are the rows of each part that are read. Published sets are not checked.
     """
@@ -142,12 +143,12 @@ def _duplicate_arrays(arrays: dict[str, np.ndarray], used: dict[str, np.ndarray 
         for part, index in rows.items()
         for i, digest in zip(index, hashes[part], strict=True)
     )
-    sentences, in_test = quality_warnings.duplicates_across_classes(every, "pixels"), set(hashes["test"])
+    found, in_test = quality_warnings.duplicates_across_classes(every, "pixels"), set(hashes["test"])
     both = sum(digest in in_test for digest in hashes["train"])
     if both:
         then = "kept in both, so test accuracy may be too high"
-        sentences.append(quality_warnings.train_test_overlap(both, "pixels", then))
-    return sentences
+        found.append(quality_warnings.train_test_overlap(both, "pixels", then, affects_verdict=True))
+    return found
 
 
 def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report) -> PreparedFiles:
@@ -174,11 +175,12 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
         _require_readable_classes(root, images, labels, layout.classes, part)
         report(f"data: {len(labels):,} {part} images of {len(layout.classes)} classes, {crop}x{crop}")
     warnings = (
+        *split.duplicates,
         *folder.layout_warnings(layout),
         *split.overlap,
         *_judge_unreadable(bad, total, config.max_unreadable),
     )
-    return PreparedFiles(layout.classes, **files, unreadable=tuple(bad), warnings=warnings, cautions=split.duplicates)
+    return PreparedFiles(layout.classes, **files, unreadable=tuple(bad), paths=None, warnings=warnings)
 
 
 def _decoded(
@@ -203,15 +205,15 @@ def _decoded(
             yield image[None, offset : offset + crop, offset : offset + crop]
 
 
-def _judge_unreadable(bad: list[Unreadable], total: int, limit: float) -> list[str]:
-    """Describe the unreadable images, if any. Raises StageError above the tolerated share `limit`."""
+def _judge_unreadable(bad: list[Unreadable], total: int, limit: float) -> list[RunWarning]:
+    """Build the warning about unreadable images, if any. Raises StageError above the tolerated share `limit`."""
     few = "; ".join(f"{image.path}: {image.reason}" for image in bad[:3]) + ("; ..." if len(bad) > 3 else "")
     if len(bad) > limit * total:
         raise StageError(
             f"data: {len(bad)} of {total} images cannot be read, more than data.max_unreadable {limit} allows ({few}); "
             "repair or remove them, or raise the limit"
         )
-    return [f"{len(bad)} of {total} images cannot be read and are skipped ({few})"] if bad else []
+    return [RunWarning(f"{len(bad)} of {total} images cannot be read and are skipped ({few})")] if bad else []
 
 
 def _require_readable_classes(

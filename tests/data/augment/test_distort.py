@@ -1,4 +1,4 @@
-"""Colour jitter and RandAugment on whole batches: what torchvision does to one picture at a time, without looking at any."""
+"""Colour jitter and RandAugment on whole batches: what torchvision does to one image at a time, without looking at any."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MOVES = (
 
 
 def planes(height: int, width: int) -> Tensor:
-    """Smooth, noisy, dark, grey, flat, nearly flat and black pictures: uint8 (8, 3, height, width)."""
+    """Smooth, noisy, dark, grey, flat, nearly flat and black images: uint8 (8, 3, height, width)."""
     random = torch.Generator().manual_seed(1)
     smooth = torch.nn.functional.interpolate(
         255 * torch.rand(8, 3, 5, 5, generator=random), (height, width), mode="bicubic"
@@ -117,7 +117,7 @@ def test_draws_cover_their_ranges_evenly_and_independently() -> None:
     assert pairs.min() > 15 and pairs.max() < 75  # 42 expected
 
 
-def test_a_picture_depends_on_neither_its_batch_nor_the_blocks_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_depends_on_neither_its_batch_nor_the_blocks_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     images, view = planes(20, 24).permute(0, 2, 3, 1).contiguous(), torch.tensor([7, 8000, 3, 3, 0, 91, 2, 5])
     whole = distort.distort_views(images, view, BOTH)
     assert (
@@ -126,7 +126,7 @@ def test_a_picture_depends_on_neither_its_batch_nor_the_blocks_of_a_cpu(monkeypa
         and torch.equal(whole, distort.distort_views(images, view, BOTH))
     )
     assert torch.equal(distort.distort_views(images[[4, 1]], view[[4, 1]], BOTH), whole[[4, 1]])
-    monkeypatch.setitem(distort.BLOCK, "cpu", 2 * 20 * 24 * 3)
+    monkeypatch.setitem(distort.BLOCK_VALUES, "cpu", 2 * 20 * 24 * 3)
     assert torch.equal(distort.distort_views(images[:7], view[:7], BOTH), whole[:7])
     assert distort.distort_views(images, view, None) is images
 
@@ -142,7 +142,7 @@ def test_nothing_looks_at_a_value() -> None:
         images[images > 3]  # such as this
 
 
-def test_equalize_and_autocontrast_count_each_picture_for_itself() -> None:
+def test_equalize_and_autocontrast_count_each_image_for_itself() -> None:
     counts = pixel_ops.histograms(pixel_ops.table_positions(planes(16, 16)))
     assert (
         counts.shape == (8, 3, 256)

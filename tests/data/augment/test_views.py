@@ -1,4 +1,4 @@
-"""Views: pure, replayable, and equal to what one would do picture by picture."""
+"""Views: pure, replayable, and equal to what one would do image by image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def naive_crop(picture: np.ndarray, dy: int, dx: int, flip: bool, pad: int, size
     return window[:, ::-1] if flip else window
 
 
-def test_crop_flip_equals_padding_and_cropping_one_picture_for_all_162_views() -> None:
+def test_crop_flip_equals_padding_and_cropping_one_image_for_all_162_views() -> None:
     images = pictures(3, 32)
     assert views.view_count("crop_flip", 32) == 162
     for number in range(162):
@@ -34,7 +34,7 @@ def test_crop_flip_equals_padding_and_cropping_one_picture_for_all_162_views() -
         assert np.array_equal(made.numpy(), expected), number
 
 
-def test_crop_from_a_larger_picture_moves_around_its_centre() -> None:
+def test_crop_from_a_larger_image_moves_around_its_centre() -> None:
     images = pictures(2, 20)
     made = views.apply_views(images, torch.tensor([1, 0]), torch.tensor([0, 24]), "crop", 16)
     assert views.view_count("crop", 16) == 25
@@ -44,7 +44,7 @@ def test_crop_from_a_larger_picture_moves_around_its_centre() -> None:
     assert np.array_equal(made[1].numpy(), images[0, 4:20, 4:20].numpy())
 
 
-def test_flip_has_two_views_the_picture_and_its_mirror():
+def test_flip_has_two_views_the_image_and_its_mirror():
     images = torch.randint(256, (3, 40, 40, 3), dtype=torch.uint8)
     plain, mirrored = (
         views.apply_views(images, torch.arange(3), torch.full((3,), number), "flip", 32) for number in (0, 1)
@@ -54,7 +54,7 @@ def test_flip_has_two_views_the_picture_and_its_mirror():
 
 
 @pytest.mark.parametrize("augment", ["none", "flip", "crop", "crop_flip", "resized_crop"])
-def test_a_picture_does_not_depend_on_its_batch(augment: str) -> None:
+def test_an_image_does_not_depend_on_its_batch(augment: str) -> None:
     images = pictures(6, 18)
     view = torch.tensor([3, 1, 0, 7, 2, 5]) % views.view_count(augment, 16)
     whole = views.apply_views(images, torch.arange(6), view, augment, 16)
@@ -128,12 +128,12 @@ def test_views_can_be_replayed_for_a_subset() -> None:
 
 
 @pytest.mark.parametrize("augment", ["crop", "crop_flip", "resized_crop"])
-def test_a_limit_gives_each_picture_its_own_views_each_once_a_cycle(augment: str) -> None:
+def test_a_limit_gives_each_image_its_own_views_each_once_a_cycle(augment: str) -> None:
     limit, count = 7, 200
     cycle = torch.stack([views.views_of_epoch(count, epoch, 0, augment, limit) for epoch in range(4, 4 + limit)])
     sets = [frozenset(column.tolist()) for column in cycle.T]
     assert all(len(own) == limit for own in sets)
-    assert len(set(sets)) > count * 0.9  # pictures do not share their sets
+    assert len(set(sets)) > count * 0.9  # images do not share their sets
     assert torch.equal(views.views_of_epoch(count, 4 + limit, 0, augment, limit), cycle[0])
     assert 0 <= cycle.min() and cycle.max() < views.view_count(augment)
 

@@ -46,7 +46,7 @@ def test_the_file_is_small_and_as_the_readme_says() -> None:
     assert "Zalando SE" in (fashion.EMBEDDED.parent / "LICENSE-fashion-mnist.txt").read_text(encoding="utf-8")
 
 
-def test_no_test_picture_is_a_training_picture(arrays: dict[str, np.ndarray]) -> None:
+def test_no_test_image_is_a_training_image(arrays: dict[str, np.ndarray]) -> None:
     train = {picture.tobytes() for picture in arrays["train_images"]}
     assert sum(picture.tobytes() in train for picture in arrays["test_images"]) <= 2
 
@@ -87,7 +87,7 @@ def test_a_rebuild_gives_the_same_file(tmp_path: Path, arrays: dict[str, np.ndar
         assert hashlib.sha256(out.read_bytes()).hexdigest() == FILE_SHA256
 
 
-def test_padding_centres_the_picture(arrays: dict[str, np.ndarray]) -> None:
+def test_padding_centres_the_image(arrays: dict[str, np.ndarray]) -> None:
     padded = fashion.pad_images(arrays["train_images"][:3], 33)
     assert padded.shape == (3, 33, 33, 3)
     assert np.array_equal(padded[:, 2:30, 2:30, 1], arrays["train_images"][:3])
@@ -95,7 +95,7 @@ def test_padding_centres_the_picture(arrays: dict[str, np.ndarray]) -> None:
 
 
 def test_a_size_below_28_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"data\.image_size: 27 is too small for fashion's pictures of 28x28"):
+    with pytest.raises(UsageError, match=r"data\.image_size: 27 is too small for fashion's images of 28x28"):
         fashion.check_size(27)
 
 

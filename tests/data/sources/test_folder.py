@@ -1,4 +1,4 @@
-"""Photos in class folders: layouts, odd pictures, unreadable files, duplicates, what is refused."""
+"""Photos in class folders: layouts, odd images, unreadable files, duplicates, what is refused."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from PIL import Image
 from compress.core.errors import CompressError, MissingError, StageError, UsageError
 from compress.core.records.training import Prepared
 from compress.data import decode, load_images, load_labels
-from compress.data.sources import folder, prepare
+from compress.data.sources import folder, inspection, prepare
 from compress.recipe import schema
 
 RED, BLUE = (220, 20, 20), (20, 20, 220)
 
 
 def save(path: Path, colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (40, 30)) -> None:
-    """A picture of one colour with a little noise, so that no two files are equal."""
+    """An image of one colour with a little noise, so that no two files are equal."""
     noise = np.random.default_rng(seed).integers(-8, 9, (size[1], size[0], 3))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(path)
@@ -51,13 +51,13 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
     assert made.normalization.mean == pytest.approx(train.reshape(-1, 3).mean(0) / 255, abs=1e-4)
     assert made.normalization.std == pytest.approx(train.reshape(-1, 3).std(0) / 255, abs=1e-4)
     assert made.warnings == ("class 'blue' has only 6 images",)
-    assert lines == ["data: 12 train pictures of 2 classes, 16x16", "data: 6 test pictures of 2 classes, 14x14"]
+    assert lines == ["data: 12 train images of 2 classes, 16x16", "data: 6 test images of 2 classes, 14x14"]
 
 
 def test_a_test_folder_beside_classes_is_refused(tmp_path: Path) -> None:
     two_classes(tmp_path, ".", 4)
     save(tmp_path / "test" / "red" / "0.png", (255, 0, 0), 0)
-    with pytest.raises(UsageError, match="'test' stands beside class sub-folders"):
+    with pytest.raises(UsageError, match="'test' is beside class sub-folders"):
         prepared(tmp_path, tmp_path / "work")
 
 
@@ -79,7 +79,7 @@ def test_evaluation_is_the_centre_of_what_is_stored(tmp_path: Path) -> None:
 def test_a_test_part_is_carved_by_content(tmp_path: Path) -> None:
     two_classes(tmp_path / "a", "", 10)
     first, _ = prepared(tmp_path / "a", tmp_path / "work_a", test=0.3)
-    for path in sorted((tmp_path / "a").rglob("*.png")):  # the same pictures under other names
+    for path in sorted((tmp_path / "a").rglob("*.png")):  # the same images under other names
         target = tmp_path / "b" / path.parent.name / f"{9 - int(path.stem)}_renamed.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
@@ -95,7 +95,7 @@ def test_a_test_part_is_carved_by_content(tmp_path: Path) -> None:
 
 
 def odd_pictures(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Pictures in unusual forms, with the colour that their centre must have."""
+    """Images in unusual forms, with the colour that their centre must have."""
     folder.mkdir(parents=True)
     halves = Image.new("RGB", (40, 40), RED)
     halves.paste(BLUE, (0, 0, 40, 20))
@@ -150,10 +150,10 @@ def break_some(folder: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole, "PNG")
     (folder / "cut.png").write_bytes(whole.getvalue()[:4000])
     (folder / "empty.jpg").write_bytes(b"")
-    (folder / "text.jpg").write_text("this is no picture", encoding="utf-8")
+    (folder / "text.jpg").write_text("this is no image", encoding="utf-8")
 
 
-def test_unreadable_pictures_are_named_counted_and_skipped(tmp_path: Path) -> None:
+def test_unreadable_images_are_named_counted_and_skipped(tmp_path: Path) -> None:
     two_classes(tmp_path / "set", "train", 12)
     two_classes(tmp_path / "set", "test", 2, seed=50)
     break_some(tmp_path / "set/train/red")
@@ -161,32 +161,32 @@ def test_unreadable_pictures_are_named_counted_and_skipped(tmp_path: Path) -> No
     reasons = {picture.path: picture.reason for picture in made.unreadable}
     assert set(reasons) == {"train/red/cut.png", "train/red/empty.jpg", "train/red/text.jpg"}
     assert reasons["train/red/empty.jpg"] == "the file is empty"
-    assert reasons["train/red/text.jpg"] == "not a picture that Pillow can read"
+    assert reasons["train/red/text.jpg"] == "not an image that Pillow can read"
     assert "truncated" in reasons["train/red/cut.png"]
     assert (
         np.bincount(load_labels(made.train_labels)).tolist() == [12, 12] and len(load_images(made.train_images)) == 24
     )
-    assert made.warnings[-1].startswith("3 of 31 pictures cannot be read and are skipped (train/red/cut.png: ")
+    assert made.warnings[-1].startswith("3 of 31 images cannot be read and are skipped (train/red/cut.png: ")
 
 
-def test_too_many_unreadable_pictures_stop_the_stage(tmp_path: Path) -> None:
+def test_too_many_unreadable_images_stop_the_stage(tmp_path: Path) -> None:
     two_classes(tmp_path / "set", "train", 12)
     two_classes(tmp_path / "set", "test", 2, seed=50)
     break_some(tmp_path / "set/train/red")
     with pytest.raises(
         StageError,
-        match=r"^data: 3 of 31 pictures cannot be read, more than data\.max_unreadable 0\.05 allows "
+        match=r"^data: 3 of 31 images cannot be read, more than data\.max_unreadable 0\.05 allows "
         r"\(train/red/cut\.png: ",
     ) as caught:
         prepared(tmp_path / "set", tmp_path / "work", max_unreadable=0.05)
     assert caught.value.exit_code == 4
 
 
-def test_a_class_without_a_readable_picture_stops_the_stage(tmp_path: Path) -> None:
+def test_a_class_without_a_readable_image_stops_the_stage(tmp_path: Path) -> None:
     two_classes(tmp_path / "set", "train", 3)
     two_classes(tmp_path / "set", "test", 1, seed=50)
     (tmp_path / "set/test/red/0.png").write_bytes(b"")
-    with pytest.raises(StageError, match="none of the test pictures of class 'red' can be read"):
+    with pytest.raises(StageError, match="none of the test images of class 'red' can be read"):
         prepared(tmp_path / "set", tmp_path / "work", max_unreadable=0.5)
 
 
@@ -205,7 +205,7 @@ def test_a_decompression_bomb_is_unreadable(tmp_path: Path, monkeypatch: pytest.
     ]
 
 
-def test_the_same_picture_in_train_and_test_is_dropped_from_training(tmp_path: Path) -> None:
+def test_the_same_image_in_train_and_test_is_dropped_from_training(tmp_path: Path) -> None:
     two_classes(tmp_path / "set", "train", 4)
     two_classes(tmp_path / "set", "test", 2, seed=50)
     for number in range(2):
@@ -215,7 +215,7 @@ def test_the_same_picture_in_train_and_test_is_dropped_from_training(tmp_path: P
     assert "2 training images are also in the test part (same bytes); left out of training" in made.warnings
 
 
-def test_copies_of_a_picture_stay_on_one_side_of_a_carved_split(tmp_path: Path) -> None:
+def test_copies_of_an_image_stay_on_one_side_of_a_carved_split(tmp_path: Path) -> None:
     two_classes(tmp_path / "set", "", 5)
     for number in range(5):
         (tmp_path / f"set/red/copy{number}.png").write_bytes((tmp_path / f"set/red/{number}.png").read_bytes())
@@ -240,14 +240,14 @@ def test_other_files_are_ignored_and_counted(tmp_path: Path) -> None:
     assert np.bincount(load_labels(made.train_labels)).tolist() == [2, 3]
     found = "2 .heic, 1 without a suffix, 1 .txt (first: train/red/A.HEIC)"
     assert (
-        made.warnings[0] == f"4 files are no pictures (.jpg, .jpeg, .png, .webp, .bmp), left out: {found}"
+        made.warnings[0] == f"4 files are not images (.jpg, .jpeg, .png, .webp, .bmp), left out: {found}"
         and "sub-folders not used: val" in made.warnings
     )
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
-def test_links_and_pipes_among_the_pictures(tmp_path: Path) -> None:
-    """A link upwards would count every class as one; a pipe would be waited for; a link that leads nowhere is a picture that cannot be read."""
+def test_links_and_pipes_among_the_images(tmp_path: Path) -> None:
+    """A link upwards would count every class as one; a pipe would be waited for; a link that leads nowhere is an image that cannot be read."""
     two_classes(tmp_path / "set", "train", 30)
     two_classes(tmp_path / "set", "test", 3, seed=500)
     red = tmp_path / "set" / "train" / "red"
@@ -258,27 +258,27 @@ def test_links_and_pipes_among_the_pictures(tmp_path: Path) -> None:
     (red / "there").symlink_to(tmp_path / "beside")
     os.mkfifo(red / "pipe.jpg")
     (red / "gone.jpg").symlink_to("nowhere.jpg")
-    prepare.fingerprint(schema.Data(source="folder", root=str(tmp_path / "set")), Path("/"))
+    inspection.fingerprint(schema.Data(source="folder", root=str(tmp_path / "set")), Path("/"))
 
     made, _ = prepared(tmp_path / "set", tmp_path / "work", max_unreadable=0.1)
     assert load_labels(made.train_labels).tolist() == [0] * 30 + [1] * 31
     assert [one.path for one in made.unreadable] == ["train/red/gone.jpg"]
     assert (
-        "1 file is no picture (.jpg, .jpeg, .png, .webp, .bmp), left out: 1 pipe or device (first: train/red/pipe.jpg)"
+        "1 file is not an image (.jpg, .jpeg, .png, .webp, .bmp), left out: 1 pipe or device (first: train/red/pipe.jpg)"
         in made.warnings
     )
 
 
 def test_a_link_into_another_classs_folder_is_not_followed(tmp_path: Path) -> None:
-    """Whichever class is walked first: pictures count for the class whose folder they lie in, at any depth, and once where both link to them."""
+    """Whichever class is walked first: images count for the class whose folder they lie in, at any depth, and once where both link to them."""
     two_classes(tmp_path / "set", "train", 12)
     two_classes(tmp_path / "set", "test", 3, seed=500)
     save(tmp_path / "set/train/red/deep/0.png", RED, 800)
     save(tmp_path / "beside" / "more.png", RED, 900)
     config = schema.Data(source="folder", root=str(tmp_path / "set"))
-    before = prepare.fingerprint(config, Path("/"))
+    before = inspection.fingerprint(config, Path("/"))
     (tmp_path / "set/train/blue/loop").symlink_to("../red")
-    assert prepare.fingerprint(config, Path("/")) != before  # a reused result would not name the link
+    assert inspection.fingerprint(config, Path("/")) != before  # a reused result would not name the link
     (tmp_path / "set/train/blue/into").symlink_to("../red/deep")
     (tmp_path / "set/train/red/back").symlink_to("../blue")
     for name in ("blue", "red"):
@@ -286,7 +286,7 @@ def test_a_link_into_another_classs_folder_is_not_followed(tmp_path: Path) -> No
     made, _ = prepared(tmp_path / "set", tmp_path / "work")
     assert np.bincount(load_labels(made.train_labels)).tolist() == [13, 13]
     assert made.warnings == (
-        "4 folders lead to pictures of another class, where alone they count (first: train/blue/into, to class 'red')",
+        "4 folders lead to images of another class, which count only there (first: train/blue/into, to class 'red')",
     )
 
 
@@ -295,7 +295,7 @@ def test_two_classes_in_one_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "set" / "ruby").symlink_to("red")
     with pytest.raises(
         UsageError,
-        match=r"set/ruby: is a link to the folder of class 'red', so its pictures would count for both; remove the link",
+        match=r"set/ruby: is a link to the folder of class 'red', so its images would count for both classes; remove the link",
     ):
         folder.scan(tmp_path / "set")
     (tmp_path / "set" / "ruby").rename(tmp_path / "set" / "apple")
@@ -304,7 +304,7 @@ def test_two_classes_in_one_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "set" / "apple").unlink()
     (tmp_path / "set" / "apple").mkdir()
     (tmp_path / "set" / "apple" / "loop").symlink_to("../red")
-    with pytest.raises(UsageError, match=r"of class 'apple' beside apple/loop, which leads to class 'red'; add some"):
+    with pytest.raises(UsageError, match=r"of class 'apple', and apple/loop leads to class 'red'; add some"):
         folder.scan(tmp_path / "set")
 
 
@@ -320,13 +320,13 @@ def test_the_same_file_in_two_classes_is_said(tmp_path: Path) -> None:
     (tmp_path / "set/train/red/copy.png").write_bytes((tmp_path / "set/train/blue/3.png").read_bytes())
     made, _ = prepared(tmp_path / "set", tmp_path / "two", max_unreadable=0.1)
     assert (
-        "1 image lies in two classes with the same bytes (first: train/blue/3.png and train/red/copy.png)"
+        "1 image is in two classes with the same bytes (first: train/blue/3.png and train/red/copy.png)"
         in made.cautions
     )
     (tmp_path / "set/test/red/copy.png").write_bytes((tmp_path / "set/train/blue/4.png").read_bytes())
     made, _ = prepared(tmp_path / "set", tmp_path / "three", max_unreadable=0.1)
     assert (
-        "2 images lie in two classes with the same bytes (first: train/blue/3.png and train/red/copy.png)"
+        "2 images are in two classes with the same bytes (first: train/blue/3.png and train/red/copy.png)"
         in made.cautions
     )
 
@@ -348,7 +348,7 @@ def test_limits_are_stratified(tmp_path: Path) -> None:
         (
             ["red/0.png", "blue/1.heic"],
             UsageError,
-            r"no pictures \(.jpg, .*\) of class 'blue' beside 1 .heic \(first: blue/1.heic\); add some",
+            r"no images \(.jpg, .*\) of class 'blue', only 1 .heic \(first: blue/1.heic\); add some",
         ),
         (["train/red/0.png", "train/blue/1.png", "test/red/2.png"], UsageError, "no sub-folder for class 'blue'"),
         (
@@ -357,7 +357,7 @@ def test_limits_are_stratified(tmp_path: Path) -> None:
             "class 'green' is not in",
         ),
         (["test/red/0.png", "val/red/1.png"], UsageError, "there is test and val but no train sub-folder"),
-        (["red/0.png", "blue/1.png", "blue/2.png"], UsageError, "class 'red' has one distinct picture only"),
+        (["red/0.png", "blue/1.png", "blue/2.png"], UsageError, "class 'red' has only one distinct image"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, files: list[str], kind: type[CompressError], sentence: str) -> None:
@@ -381,7 +381,7 @@ def test_two_runs_write_the_same_bytes_and_the_fingerprint_follows_the_files(tmp
         and first.test_images.sha256 == second.test_images.sha256
     )
     config = schema.Data(source="folder", root="set", image_size=14)
-    before = prepare.fingerprint(config, tmp_path)
-    assert before == prepare.fingerprint(config.model_copy(update={"calibration": 7, "validation": 0.3}), tmp_path)
+    before = inspection.fingerprint(config, tmp_path)
+    assert before == inspection.fingerprint(config.model_copy(update={"calibration": 7, "validation": 0.3}), tmp_path)
     save(tmp_path / "set/train/red/0.png", BLUE, 1234)
-    assert prepare.fingerprint(config, tmp_path) != before
+    assert inspection.fingerprint(config, tmp_path) != before

@@ -18,7 +18,7 @@ from compress.core.errors import MissingError, StageError, UsageError
 from compress.core.records.base import File
 from compress.core.records.training import CalibrationData, Prepared, TestData, TrainingData
 from compress.data import npy
-from compress.data.sources import fashion, npz, prepare
+from compress.data.sources import fashion, inspection, npz, prepare
 from compress.recipe import schema
 
 ROOT = Path(__file__).parents[3]
@@ -57,12 +57,12 @@ def test_fashion_is_prepared_with_published_constants(tmp_path: Path) -> None:
     assert np.bincount(product.load_labels(made.train_labels)).tolist() == [20] * 10
     assert np.bincount(product.load_labels(made.test_labels)).tolist() == [5] * 10
     assert not images[:, :2].any() and not images[:, :, -2:].any() and np.array_equal(images[..., 0], images[..., 2])
-    assert lines == ["data: 200 train pictures of 10 classes, 32x32", "data: 50 test pictures of 10 classes, 32x32"]
+    assert lines == ["data: 200 train images of 10 classes, 32x32", "data: 50 test images of 10 classes, 32x32"]
 
 
-def test_fashion_refuses_small_pictures_before_any_work() -> None:
+def test_fashion_refuses_small_images_before_any_work() -> None:
     with pytest.raises(UsageError, match="16 is too small for fashion"):
-        prepare.fingerprint(schema.Data(source="fashion", image_size=16), Path("/"))
+        inspection.fingerprint(schema.Data(source="fashion", image_size=16), Path("/"))
 
 
 # npz
@@ -99,12 +99,12 @@ def test_npz_leak_is_told(tmp_path: Path) -> None:
     np.savez(tmp_path / "own.npz", **given)
     made, lines = prepared(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
     assert made.cautions == (
-        "1 training image is also in the test part (same pixels); kept in both, so test accuracy may be flattered",
+        "1 training image is also in the test part (same pixels); kept in both, so test accuracy may be too high",
     )
     assert len(product.load_labels(made.train_labels)) == 30 and not any("also" in line for line in lines)
 
 
-def test_npz_pictures_that_a_limit_leaves_out_are_no_leak(tmp_path: Path) -> None:
+def test_npz_images_that_a_limit_leaves_out_are_no_leak(tmp_path: Path) -> None:
     given = arrays()
     given["test_images"][[2, 5]] = given["train_images"][5]
     given["train_images"][3] = given["train_images"][2]
@@ -124,7 +124,7 @@ def test_npz_pictures_that_a_limit_leaves_out_are_no_leak(tmp_path: Path) -> Non
     assert not found[3].cautions and found[29].cautions
 
 
-def test_npz_the_same_picture_in_two_classes_is_told(tmp_path: Path) -> None:
+def test_npz_the_same_image_in_two_classes_is_told(tmp_path: Path) -> None:
     given = arrays()
     given["train_images"][[4, 9]] = given["train_images"][2]  # of classes b, a and c
     given["train_images"][6] = given["train_images"][3]  # both of class a
@@ -133,11 +133,11 @@ def test_npz_the_same_picture_in_two_classes_is_told(tmp_path: Path) -> None:
     made, _ = prepared(schema.Data(source="npz", root="own.npz", image_size=12), tmp_path / "work", tmp_path)
     assert (
         made.cautions[0]
-        == "2 images lie in two classes with the same pixels (first: train_images[2] and train_images[4])"
+        == "2 images are in two classes with the same pixels (first: train_images[2] and train_images[4])"
     )
 
 
-def test_a_class_without_pictures_is_told(tmp_path: Path) -> None:
+def test_a_class_without_images_is_told(tmp_path: Path) -> None:
     given = arrays()
     given["class_names"], given["test_labels"] = np.array(["a", "b", "c", "d"]), np.arange(9) % 2
     np.savez(tmp_path / "own.npz", **given)
@@ -156,7 +156,7 @@ def test_a_class_without_pictures_is_told(tmp_path: Path) -> None:
         ({"test_labels": None}, "no test_labels; the file needs train_images, "),
         (
             {"train_images": np.zeros((30, 12, 12, 3), np.float32)},
-            r"train_images is float32 30x12x12x3, but pictures are uint8 \(N, H, W\)",
+            r"train_images is float32 30x12x12x3, but images are uint8 \(N, H, W\)",
         ),
         ({"train_images": np.zeros((30, 12, 12, 4), np.uint8)}, "train_images is uint8 30x12x12x4"),
         (
@@ -165,15 +165,15 @@ def test_a_class_without_pictures_is_told(tmp_path: Path) -> None:
         ),
         (
             {"train_labels": np.arange(29) % 3},
-            r"train_labels is int64 \(29,\), but 30 pictures need integers of shape \(30,\)",
+            r"train_labels is int64 \(29,\), but 30 images need integers of shape \(30,\)",
         ),
         ({"train_labels": np.arange(30) / 3}, "train_labels is float64"),
         ({"train_labels": np.arange(30) % 4}, "train_labels holds 0 to 3, but 3 class_names allow 0 to 2"),
         ({"test_labels": np.arange(9) % 3 - 1}, "test_labels holds -1 to 1"),
-        ({"train_labels": np.arange(30) % 2}, "class 'c' has test pictures but no training pictures"),
+        ({"train_labels": np.arange(30) % 2}, "class 'c' has test images but no training images"),
         (
             {"train_labels": np.zeros(30, int), "test_labels": np.zeros(9, int)},
-            "all training pictures are of class 'a'",
+            "all training images are of class 'a'",
         ),
         ({"class_names": np.array(["a", "b", "a"])}, "class_names holds 'a' twice"),
         ({"class_names": np.array([1, 2, 3])}, "class_names is int64"),
@@ -197,14 +197,14 @@ def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=name):
             npz.load(tmp_path / name)
         with pytest.raises(UsageError, match=f"{name}: not an .npz file"):
-            prepare.fingerprint(schema.Data(source="npz", root=name), tmp_path)
+            inspection.fingerprint(schema.Data(source="npz", root=name), tmp_path)
 
 
 # cifar
 
 
 def fake_cifar(root: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """CIFAR-100's own file layout with 20 made-up pictures; torchvision is told their md5 sums."""
+    """CIFAR-100's own file layout with 20 made-up images; torchvision is told their md5 sums."""
     from torchvision.datasets import CIFAR100
 
     folder = root / "cifar-100-python"
@@ -265,7 +265,7 @@ def test_damaged_cifar_is_missing_data(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_absent_data_is_exit_3_with_the_command(tmp_path: Path, config: dict[str, str], sentence: str) -> None:
     for act in (
-        lambda data: prepare.fingerprint(data, tmp_path),
+        lambda data: inspection.fingerprint(data, tmp_path),
         lambda data: prepared(data, tmp_path / "work", tmp_path),
     ):
         with pytest.raises(MissingError, match=sentence) as caught:
@@ -276,7 +276,7 @@ def test_absent_data_is_exit_3_with_the_command(tmp_path: Path, config: dict[str
 @pytest.mark.parametrize("source", ["npz", "folder"])
 def test_a_source_without_its_root_is_a_recipe_error(source: str) -> None:
     with pytest.raises(UsageError, match=rf"data\.root: source {source} needs one"):
-        prepare.fingerprint(schema.Data(source=source), Path("/"))  # type: ignore[arg-type]
+        inspection.fingerprint(schema.Data(source=source), Path("/"))  # type: ignore[arg-type]
 
 
 # fingerprint
@@ -288,7 +288,7 @@ def test_fingerprint_follows_content_and_the_keys_that_matter(tmp_path: Path) ->
     np.savez(tmp_path / "b.npz", **arrays(1))
 
     def made(**keys: object) -> str:
-        return prepare.fingerprint(schema.Data(**{"source": "npz", "root": "a.npz", **keys}), tmp_path)  # type: ignore[arg-type]
+        return inspection.fingerprint(schema.Data(**{"source": "npz", "root": "a.npz", **keys}), tmp_path)  # type: ignore[arg-type]
 
     same = [
         {"root": "copy.npz"},
@@ -314,8 +314,8 @@ def test_fingerprint_follows_content_and_the_keys_that_matter(tmp_path: Path) ->
 
 def test_fingerprint_imports_neither_torch_nor_pillow() -> None:
     code = (
-        "import sys; from pathlib import Path; from compress.recipe import schema; from compress.data.sources import prepare\n"
-        "prepare.fingerprint(schema.Data(source='fashion'), Path('/')); print([n for n in ('torch', 'PIL', 'torchvision') if n "
+        "import sys; from pathlib import Path; from compress.recipe import schema; from compress.data.sources import inspection, prepare\n"
+        "inspection.fingerprint(schema.Data(source='fashion'), Path('/')); print([n for n in ('torch', 'PIL', 'torchvision') if n "
         "in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=ROOT)
@@ -328,9 +328,9 @@ def test_root_expands_the_home_folder_and_is_relative_to_the_recipe(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     base = tmp_path / "recipes"
-    assert prepare.locate_root(schema.Data(source="npz", root="~/x.npz"), base) == tmp_path / "home/x.npz"
-    assert prepare.locate_root(schema.Data(source="npz", root="x.npz"), base) == base / "x.npz"
-    assert prepare.locate_root(schema.Data(source="cifar10"), base) == tmp_path / "home/.cache/compress/data"
+    assert inspection.locate_root(schema.Data(source="npz", root="~/x.npz"), base) == tmp_path / "home/x.npz"
+    assert inspection.locate_root(schema.Data(source="npz", root="x.npz"), base) == base / "x.npz"
+    assert inspection.locate_root(schema.Data(source="cifar10"), base) == tmp_path / "home/.cache/compress/data"
 
 
 # arrays for the stages
@@ -355,7 +355,7 @@ def test_stages_get_disjoint_arrays(tmp_path: Path) -> None:
     assert np.array_equal(product.test_arrays(test)[0], given["test_images"])
 
 
-def test_calibration_pictures_are_the_centre(tmp_path: Path) -> None:
+def test_calibration_images_are_the_centre(tmp_path: Path) -> None:
     images = npy.write_array(
         tmp_path / "i.npy", np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
     )
@@ -366,13 +366,13 @@ def test_calibration_pictures_are_the_centre(tmp_path: Path) -> None:
     assert np.array_equal(made, np.load(images.path)[index, 1:15, 1:15])
 
 
-def test_a_file_that_holds_no_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_holds_no_images_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((3, 4, 4)))
-    with pytest.raises(StageError, match=r"float64 \(3, 4, 4\) are not pictures"):
+    with pytest.raises(StageError, match=r"float64 \(3, 4, 4\) are not images"):
         product.load_images(File.of(tmp_path / "x.npy"))
 
 
-def test_large_picture_files_are_mapped_and_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_image_files_are_mapped_and_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = npy.write_array(tmp_path / "x.npy", np.ones((2, 4, 4, 3), np.uint8))
     monkeypatch.setattr(product, "MEMORY_MAP_BYTES", 10)
     images = product.load_images(file)
@@ -402,7 +402,7 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
         npy.write_array(Path("/dev/full"), np.zeros((100_000, 4), np.uint8))
 
 
-# real pictures
+# real images
 
 
 def cifar100_sheet(path: Path) -> np.ndarray:

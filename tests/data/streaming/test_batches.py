@@ -1,4 +1,4 @@
-"""Training from pictures that stay in their files: the same views whoever decodes them, and an interrupted epoch ends with the same bits."""
+"""Training from images that stay in their files: the same views whoever decodes them, and an interrupted epoch ends with the same bits."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SIDE, NORMALIZATION = 16, Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
-    """45 pictures of three classes in two shards a part, nine of them for validation."""
+    """45 images of three classes in two shards a part, nine of them for validation."""
     root = stand_in.shards(tmp_path_factory.mktemp("set"), train=15, val=1, each=23)
     config = Data(source="webdataset", root=str(root), image_size=SIDE, validation=9, workers=1)
     prepared = prepare.prepare_data(config, tmp_path_factory.mktemp("work"), base=Path("/"), report=lambda text: None)
@@ -130,9 +130,9 @@ def test_memory_does_not_grow_with_the_set(training: TrainingData) -> None:
 def test_decoders_work_on_several_batches_at_once(training: TrainingData, monkeypatch: pytest.MonkeyPatch) -> None:
     """On all that the ring holds: the one that is read and those ahead of it."""
     submitted: list[int] = []
-    submit = workers._submitted
+    submit = workers._submit
     monkeypatch.setattr(
-        workers, "_submitted", lambda pool, job, slot, *asked: submitted.append(slot) or submit(pool, job, slot, *asked)
+        workers, "_submit", lambda pool, job, slot, *asked: submitted.append(slot) or submit(pool, job, slot, *asked)
     )
     decoders = Decoders(place(training), augment="resized_crop", workers=1)
     asked = [(np.arange(8), np.full(8, number)) for number in range(10)]
@@ -238,11 +238,11 @@ def test_an_epoch_that_is_interrupted_in_its_middle_ends_with_the_same_bits(trai
         )
 
 
-def test_shards_come_in_turn_and_their_pictures_mixed():
+def test_shards_come_in_turn_and_their_images_mixed():
     shards, index = (
         ShardMixing(torch.arange(60) // 6, 3),
         torch.arange(60)[torch.arange(60) % 6 != 2],
-    )  # ten shards, of each one picture for validation
+    )  # ten shards, of each one image for validation
     orders = [schedule.order(index, seed, epoch, shards) for seed, epoch in ((0, 1), (0, 1), (0, 2), (1, 1))]
     few = torch.tensor(
         [0, 1, 18, 19, 36, 37, 54, 55]
@@ -265,14 +265,14 @@ def test_shards_come_in_turn_and_their_pictures_mixed():
     )  # all at once
 
 
-def test_shards_are_read_ahead_one_block_before_their_pictures(training, tmp_path, monkeypatch):
+def test_shards_are_read_ahead_one_block_before_their_images(training, tmp_path, monkeypatch):
     root = stand_in.shards(tmp_path / "set", train=15, val=1, each=5)  # nine shards
     config = Data(source="webdataset", root=str(root), image_size=SIDE, validation=3, workers=1, shards_at_once=2)
     prepared = prepare.prepare_data(config, tmp_path, base=Path("/"), report=lambda text: None)
     pictures = build.load_images(data.training(prepared, config), "cpu")
     stream, read = pictures.images, list[Path]()
-    monkeypatch.setattr(ReadAhead, "_through", lambda _, path: read.append(path))
-    monkeypatch.setattr(Stream, "_pays", lambda *_: True)  # these shards are padding more than pictures
+    monkeypatch.setattr(ReadAhead, "_read_whole", lambda _, path: read.append(path))
+    monkeypatch.setattr(Stream, "_pays", lambda *_: True)  # these shards are padding more than images
     order = schedule.order(pictures.train_index, 0, 1, pictures.shards)
     turns = [stream.listing.path(int(order[place])) for place in range(len(order))]
     in_turn = list(dict.fromkeys(turns))
@@ -316,7 +316,7 @@ def test_reading_ahead_ends_with_its_user_and_leaves_what_is_gone_to_it(tmp_path
 
 def test_reading_ahead_skips_what_training_has_left_behind(tmp_path, monkeypatch):
     read, gate = list[Path](), threading.Event()
-    monkeypatch.setattr(ReadAhead, "_through", lambda _, path: (read.append(path), gate.wait(20)))
+    monkeypatch.setattr(ReadAhead, "_read_whole", lambda _, path: (read.append(path), gate.wait(20)))
     paths = [tmp_path / f"{number}.tar" for number in range(9)]
     with ReadAhead(paths) as ahead:
         ahead.set_window(0, 3)
@@ -341,7 +341,7 @@ def test_shards_are_read_ahead_where_most_of_them_is_asked_for(tmp_path):
     stream = build.load_images(data.training(prepared, config), "cpu").images
     assert stream._pays(torch.arange(18)) and not stream._pays(
         torch.tensor([0, 6, 12])
-    )  # a picture of each shard, as with data.limit_train
+    )  # an image of each shard, as with data.limit_train
     (root / "train-000001.tar").unlink()
     assert not stream._pays(torch.arange(18))
 
@@ -437,7 +437,7 @@ def test_views_are_distorted_behind_the_decoders(training, tmp_path):
 
 
 def noting(batches: Any, asked: list[int]) -> Any:
-    """The same, noting how many pictures each batch asks for."""
+    """The same, noting how many images each batch asks for."""
     return lambda source, rows: batches((asked.append(len(one[0])) or one for one in source), rows)
 
 
@@ -458,7 +458,7 @@ def test_a_process_decodes_its_share_alone(training, monkeypatch):
         assert torch.equal(one, torch.cat([first, second]))
 
 
-def test_a_bad_picture_ends_the_training_with_its_name(tmp_path):
+def test_a_bad_image_ends_the_training_with_its_name(tmp_path):
     root = stand_in.folders(tmp_path / "set", train=4, val=1)
     config = Data(source="imagenet", root=str(root), image_size=SIDE, validation=3, workers=1)
     (tmp_path / "work").mkdir()
@@ -469,7 +469,7 @@ def test_a_bad_picture_ends_the_training_with_its_name(tmp_path):
     bad = Listing(place(prepared)).path(int(train_index[5]))
     bad.write_bytes(b"?" * bad.stat().st_size)
     with pytest.raises(
-        StageError, match=rf"{bad.name} cannot be read \(not a picture that Pillow can read\); repair or replace it"
+        StageError, match=rf"{bad.name} cannot be read \(not an image that Pillow can read\); repair or replace it"
     ):
         fit(tmp_path, prepared, epochs=1)
 

@@ -19,7 +19,7 @@ from compress.core.stateless_random import hashed, hashed_int
 from compress.data import load_images, load_labels
 from compress.data.augment import views
 from compress.data.augment.crops import crop_box, decode_training_view
-from compress.data.sources import imagenet, prepare
+from compress.data.sources import imagenet, inspection, prepare
 from compress.data.streaming.listing import Listing, ListingSpec, decode_evaluation_view
 from compress.recipe import schema
 from tests.support import image_stand_in as stand_in
@@ -36,10 +36,10 @@ def prepared(source: str, root: Path, work: Path, **keys: object) -> tuple[Prepa
 
 
 def print_of(source: str, root: Path) -> str:
-    return prepare.fingerprint(config(source, root), Path("/"))
+    return inspection.fingerprint(config(source, root), Path("/"))
 
 
-def test_imagenet_lists_training_pictures_and_decodes_the_test_part(tmp_path: Path) -> None:
+def test_imagenet_lists_training_images_and_decodes_the_test_part(tmp_path: Path) -> None:
     root = stand_in.folders(tmp_path / "set", train=5, val=2)
     made, listing = prepared("imagenet", root, tmp_path / "work")
     assert (
@@ -65,7 +65,7 @@ def test_imagenet_lists_training_pictures_and_decodes_the_test_part(tmp_path: Pa
     ) and listing[np.array([], int)].shape == (0, 28, 28, 3)
 
 
-def test_shards_hold_the_same_pictures_wherever_they_are_cut(tmp_path: Path) -> None:
+def test_shards_hold_the_same_images_wherever_they_are_cut(tmp_path: Path) -> None:
     folders, listing = prepared("imagenet", stand_in.folders(tmp_path / "set", train=5, val=2), tmp_path / "a")
     root = stand_in.shards(tmp_path / "shards", train=5, val=2, each=4)
     (root / "classes.txt").write_text("tench\ngoldfish\nspaniel\n")
@@ -91,7 +91,7 @@ def test_limits_are_stratified(tmp_path: Path) -> None:
     assert [listing.path(place).parent.name for place in (0, 2, 4)] == list(stand_in.WNIDS)
 
 
-def test_a_touched_picture_is_listed_again_and_is_the_same_to_a_training(tmp_path: Path) -> None:
+def test_a_touched_image_is_listed_again_and_is_the_same_to_a_training(tmp_path: Path) -> None:
     root = stand_in.folders(tmp_path / "set", train=3, val=1)
     before, (made, listing) = print_of("imagenet", root), prepared("imagenet", root, tmp_path / "a")
     path = listing.path(0)
@@ -135,21 +135,21 @@ def empty_class(root: Path) -> None:
         (
             flat,
             UsageError,
-            r"val: its pictures lie side by side, not in class sub-folders.*move each into val/<class>/",
+            r"val: its images are not in class sub-folders.*move each into val/<class>/",
         ),
         (
             packed,
             MissingError,
-            r"val is not there, but ILSVRC2012_img_val.tar is: unpack it first: mkdir .*val && tar -xf .*val.tar -C .*val$",
+            r"val does not exist, but ILSVRC2012_img_val.tar does; unpack it first: mkdir .*val && tar -xf .*val.tar -C .*val$",
         ),
         (
             lambda root: shutil.rmtree(root / "train"),
             MissingError,
-            r"train is not there; data.root is the folder that holds train/<class>",
+            r"train does not exist; data.root is the folder that holds train/<class>",
         ),
-        (shutil.rmtree, MissingError, r"set is not there; data.root is"),
+        (shutil.rmtree, MissingError, r"set does not exist; data.root is"),
         (other_class, UsageError, r"val: no sub-folder for class 'n01440764'"),
-        (empty_class, UsageError, r"train.n00000001: no pictures"),
+        (empty_class, UsageError, r"train.n00000001: no images"),
     ],
 )
 def test_what_imagenet_lacks_is_one_sentence(spoil, error, sentence, tmp_path: Path) -> None:
@@ -168,9 +168,9 @@ def written(path: Path, members: dict[str, bytes]) -> None:
     ("members", "error", "sentence"),
     [
         ({"a.jpg": b"x"}, UsageError, r"train-000001.tar: a has no label"),
-        ({"a.cls": b"1"}, UsageError, r"train-000001.tar: a has no picture"),
-        ({"a.jpg": b"x", "a.cls": b"cat"}, UsageError, r"train-000001.tar: a.cls: b'cat' is no class number"),
-        ({"a.jpg": b"x", "a.cls": b"4"}, UsageError, r"class 3 \(3\) has no picture in the training shards"),
+        ({"a.cls": b"1"}, UsageError, r"train-000001.tar: a has no image"),
+        ({"a.jpg": b"x", "a.cls": b"cat"}, UsageError, r"train-000001.tar: a.cls: b'cat' is not a class number"),
+        ({"a.jpg": b"x", "a.cls": b"4"}, UsageError, r"class 3 \(3\) has no image in the training shards"),
         (None, MissingError, r"train-000001.tar cannot be read as a tar file"),
     ],
 )
@@ -193,7 +193,7 @@ def test_a_shard_that_was_cut_between_two_members_is_refused(members: int, tmp_p
     os.truncate(root / "train-000001.tar", end)
     with pytest.raises(
         MissingError,
-        match=r"train-000001.tar cannot be read as a tar file \(it has no end mark, so it was cut short\); bring it again",
+        match=r"train-000001.tar cannot be read as a tar file \(its end mark is missing, so it was cut short\); fetch it again",
     ):
         prepared("webdataset", root, tmp_path / "work")
 
@@ -205,7 +205,7 @@ def test_missing_and_compressed_shards_are_said_before_one_is_read(tmp_path: Pat
         print_of("webdataset", root)
     (root / "train-000001.tar.gz").write_bytes(b"")
     with pytest.raises(
-        UsageError, match=r"train-000001.tar.gz: a compressed shard cannot be read in any order; unpack it"
+        UsageError, match=r"train-000001.tar.gz: a compressed shard cannot be read in random order; unpack it"
     ):
         print_of("webdataset", root)
     (root / "val-000000.tar").unlink()
@@ -214,19 +214,19 @@ def test_missing_and_compressed_shards_are_said_before_one_is_read(tmp_path: Pat
         print_of("webdataset", root)
 
 
-def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     root = stand_in.folders(tmp_path / "set", train=2, val=1)
     _, listing = prepared("imagenet", root, tmp_path / "work")
     content = listing.path(3).read_bytes()
     listing.path(3).write_bytes(content[:100])
     with pytest.raises(
         StageError,
-        match=r"n01443537_train_001.JPEG cannot be read \(100 of [\d,]+ bytes are there\); repair or replace it",
+        match=r"n01443537_train_001.JPEG cannot be read \(only 100 of [\d,]+ bytes exist\); repair or replace it",
     ):
         listing[np.array([3])]
     listing.path(3).write_bytes(b"?" * len(content))
     with pytest.raises(
-        StageError, match=r"n01443537_train_001.JPEG cannot be read \(not a picture that Pillow can read\)"
+        StageError, match=r"n01443537_train_001.JPEG cannot be read \(not an image that Pillow can read\)"
     ):
         listing[np.array([3])]
     shards = stand_in.shards(tmp_path / "shards", train=2, val=1)
@@ -260,7 +260,7 @@ def test_boxes_have_the_papers_areas_and_aspects() -> None:
     )
     logs = np.log([box[2] / box[3] for box in (crop_box(number, 400, 400) for number in range(4000))])
     assert abs(logs.mean()) < 0.02  # log-uniform, so upright as often as lying
-    # 6,000 draws of torchvision's RandomResizedCrop on such a picture: area 0.432 +- 0.218, log of the aspect 0.027 +- 0.164
+    # 6,000 draws of torchvision's RandomResizedCrop on such an image: area 0.432 +- 0.218, log of the aspect 0.027 +- 0.164
     assert (area.mean(), area.std()) == pytest.approx((0.432, 0.218), abs=0.015)
     assert (np.log(aspect).mean(), np.log(aspect).std()) == pytest.approx((0.027, 0.164), abs=0.015)
     assert crop_box(5, 1000, 10) == ((1000 - 40 / 3) / 2, 0.0, 40 / 3, 10)  # nothing fits: the centre
