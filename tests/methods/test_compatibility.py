@@ -60,7 +60,7 @@ def test_there_are_eleven_pairs():
         ),
         (
             ["method=fitnet", "stage=4"],
-            "{at}: distill.method: fitnet with stage 4 needs the map 'stages_post.4', which the catalogue does not give for "
+            "{at}: distill.method: fitnet with stage 4 needs the map 'stages_post.4', which the catalogue does not have for "
             "resnet56; choose another method or network (student mobilenet_v2, teacher resnet56)",
         ),
         (
@@ -126,4 +126,4 @@ def test_a_student_that_ships_larger_is_noted_by_check(tmp_path, capsys):
     path = tmp_path / "pair.yaml"
     path.write_text(RECIPE.replace("resnet56", "resnet32x4") + "distill: {method: simkd}\n")
     assert main.main(["check", str(path)]) == 0
-    assert "what ships of resnet8 is larger than resnet8 itself" in " ".join(capsys.readouterr().out.split())
+    assert "the shipped resnet8 is larger than resnet8 itself" in " ".join(capsys.readouterr().out.split())

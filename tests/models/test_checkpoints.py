@@ -184,7 +184,7 @@ def test_pickle_with_code_is_refused_and_the_given_command_converts_it(tmp_path:
         UsageError, match=r"contains code \(pathlib\.\w+\), which is not run; .* convert it to safetensors with: python"
     ) as error:
         read_state(path)
-    python, *arguments = shlex.split(str(error.value).split(" with ", 1)[1])
+    python, *arguments = shlex.split(str(error.value).split(" with: ", 1)[1])
     assert (python, arguments[0], len(arguments)) == ("python", "-c", 2)
     exec(arguments[1], {})  # as the shell would run it, without a second start of torch
 

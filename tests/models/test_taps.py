@@ -132,9 +132,9 @@ def test_tap_that_cannot_be_read(tap: str, message: str):
     [
         ("fcc:in", "tap 'fcc:in': ResNet has no module 'fcc' (did you mean 'fc'?)"),
         ("layer3.4:out", "tap 'layer3.4:out': ResNet has no module 'layer3.4' (did you mean 'layer3.0'?)"),
-        ("fc", "tap 'fc': write it as `module:in` or `module:out`, with `#2` behind it for a second call"),
+        ("fc", "tap 'fc': write it as `module:in` or `module:out`, followed by `#2` for a second call"),
         ("fc:in[3/2]", "tap 'fc:in[3/2]': there is no part 3 of 2"),
-        ("fc:in#0", "tap 'fc:in#0': write it as `module:in` or `module:out`, with `#2` behind it for a second call"),
+        ("fc:in#0", "tap 'fc:in#0': write it as `module:in` or `module:out`, followed by `#2` for a second call"),
     ],
 )
 def test_wrong_tap_leaves_no_hook(tap: str, message: str):

@@ -138,7 +138,7 @@ def test_a_strangers_recipe_runs_nothing(project: Path, capsys: pytest.CaptureFi
     [
         ("minenets.nets:small2", r"has no function small2\(classes\)"),
         ("minenets.nets:without", r"has no function without\(classes\)"),
-        ("minenets.nets:no_module", "gives a int, not an nn.Module"),
+        ("minenets.nets:no_module", "returns a int, not an nn.Module"),
     ],
 )
 def test_a_function_that_cannot_be_used(project: Path, name: str, said: str) -> None:
@@ -203,7 +203,7 @@ def test_check_probes_the_maps_the_vector_and_the_file(project: Path, capsys: py
         ),
         (
             ["student.taps=[layer1, fc]"],
-            "student.taps: minenets.nets:staged: stage 2 of its taps gives (10,) a picture, expected a map (C, H, W)",
+            "student.taps: minenets.nets:staged: stage 2 of its taps has the shape (10,) for one image; it must be a map (C, H, W)",
         ),
         (
             ["student.taps=null", "distill.method=at"],
@@ -211,11 +211,11 @@ def test_check_probes_the_maps_the_vector_and_the_file(project: Path, capsys: py
         ),
         (
             ["student.model=minenets.nets:doubled"],
-            "student.taps: minenets.nets:doubled: what its last Linear reads is not the mean over 'layer3:out'",
+            "student.taps: minenets.nets:doubled: the input of its last Linear is not the mean over 'layer3:out'",
         ),
         (
             ["student.model=minenets.nets:lost", "student.taps=null"],
-            "student.model: minenets.nets:lost: its attribute taps has 'pools'; known are stages, pre",
+            "student.model: minenets.nets:lost: its attribute taps has the unknown key 'pools'; known keys are stages, pre",
         ),
         (
             ["student.model=resnet8"],

@@ -147,7 +147,7 @@ def test_the_pictures_prepared_at_random_start_are_the_seeds(work, training, net
 
 def test_embedded_weights_that_do_not_exist_are_missing_with_the_way_out():
     with pytest.raises(
-        MissingError, match=r"no embedded weights for resnet110 \(there are: .*remove `weights: embedded`"
+        MissingError, match=r"no embedded weights for resnet110 \(available: .*remove `weights: embedded`"
     ):
         checkpoints.embedded_teacher("resnet110")
 

@@ -481,7 +481,7 @@ def test_a_lost_decoder_is_one_sentence_and_a_lost_training_takes_its_decoders_a
     assert np.array_equal(next(batches), Listing(place(training))[np.arange(8)])  # augment none: as in evaluation
     (child,) = decoders.pool._processes
     os.kill(child, signal.SIGKILL)
-    with pytest.raises(StageError, match="a decode process is gone .* run the same command again to resume"):
+    with pytest.raises(StageError, match="a decode process died .* run the same command again to resume"):
         for _ in batches:
             pass
     decoders.close()
