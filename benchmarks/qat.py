@@ -32,7 +32,7 @@ from compress.pipeline import deployment
 from compress.pipeline import run as pipeline
 from compress.recipe import loader
 from compress.verdict.intervals import paired_drop
-from export.graph import surgery
+from export.graph import onnx_file, surgery
 
 CASES = {
     "8 bits, per channel": ("quantize.target=x86-vnni", "quantize.per_channel=true"),
@@ -236,7 +236,7 @@ def take_apart(source: Path, target: Path, factor: float) -> None:
         next_weight = next_weight / (by[:, None, None, None] if depthwise else by[None, :, None, None])
         for name, value in zip((*first.input[1:3], last.input[1]), (weight, bias, next_weight), strict=True):
             tensors[name].CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
-    surgery.save(model, target)
+    onnx_file.save(model, target)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Ships a trained network: ONNX and int8 files, measurements, the bundle and its verification on the device.
+"""Ship a trained network: ONNX and int8 files, measurements, the bundle, and its verification on the device.
 
-`convert`, `quantize`, `audit` and `bundle` run where the model is made; `runtime`, `measure` and `verify` travel with it and need
-only numpy and onnxruntime.
+`graph`, `int8`, `bundle` and `targets` run where the model is made. `runtime` and `verify` travel to the device and
+need only numpy and onnxruntime.
 """

@@ -1,8 +1,8 @@
-"""Checks a bundle on the device that it stands on: every byte, every answer, and the time that it takes.
+"""Verify a bundle on the device it was copied to: every byte, every answer, and how long it takes.
 
 `python -m export.verify [--json FILE] [--model NAME] [--threads N] [--repeats N] [--preprocess CMD] [--provider NAME]
-[--no-latency] [--sustained SECONDS] [FOLDER]`. Two lines: "kernels", tensors in and logits out, and "photos", from JPEG files to logits. Needs
-numpy and onnxruntime only; Pillow, where it is there, decodes the photos.
+[--no-latency] [--sustained SECONDS] [FOLDER]`. Two checks: the models, from pixels to logits, and the photos, from JPEG
+files to logits. Needs only numpy and onnxruntime; Pillow, if it is installed, decodes the photos.
 Exit codes: 0 all answers right · 2 usage · 3 something is missing · 4 changed files or wrong answers.
 """
 
@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
 import re
 import shlex
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +23,33 @@ if TYPE_CHECKING:
     import numpy as np
 
 MISSING, WRONG = 3, 4
-ATTEMPTS = 3  # a measurement that other processes disturb is repeated at most twice
+# A measurement that other processes disturb is repeated at most twice.
+ATTEMPTS = 3
 
 
 class Refused(Exception):
-    """Ends the verification with a sentence and an exit code."""
+    """The verification cannot go on; carries a sentence and an exit code."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
 
 
+@dataclass(frozen=True)
+class _Timing:
+    """How the models are timed. `provider`: an execution provider; None: the CPU."""
+
+    threads: int
+    repeats: int
+    provider: str | None
+    sustained: int
+
+
 def check_files(folder: Path, report: Path | None = None) -> int:
-    """Compare the folder with its checksums; returns how many files were read. Raises Refused on changed, missing or additional files."""
+    """Compare the folder with its checksums and return how many files were read.
+
+    `report`, the answer's own file, may lie in the folder. Raises Refused for changed, missing or additional files.
+    """
     listing = folder / "checksums.sha256"
     if not listing.is_file():
         raise Refused(MISSING, f"{folder} is not a bundle: it has no checksums.sha256")
@@ -48,11 +62,10 @@ def check_files(folder: Path, report: Path | None = None) -> int:
         path for path in folder.rglob("*") if (path.is_file() or path.is_symlink()) and path.resolve() not in ignored
     ]
     names = {path.relative_to(folder).as_posix(): path for path in there}
-    found = {
-        name: path for name, path in names.items() if not re.match(r"export/(runtime/)?__pycache__/", name)
-    }  # Python's own copies
+    # Python writes these itself.
+    found = {name: path for name, path in names.items() if not re.match(r"export/(runtime/)?__pycache__/", name)}
     for name in sorted(set(expected) - set(found)):
-        raise Refused(WRONG, f"{name} is missing from the bundle: it is not the one that was made")
+        raise Refused(WRONG, f"{name} is missing from the bundle: get the bundle again")
     for name in sorted(set(found) - set(expected)):
         raise Refused(WRONG, f"{name} does not belong to the bundle: remove it, or get the bundle again")
     for name, path in sorted(found.items()):
@@ -61,78 +74,57 @@ def check_files(folder: Path, report: Path | None = None) -> int:
     return len(found)
 
 
-def _place(folder: Path, rows: list[dict[str, Any]], images: np.ndarray, asked: str, threads: int) -> None:
-    """Say of every model how much of it runs in the execution provider that was asked for; none of it is not what was asked for."""
-    from export.runtime import answers, provider
+def _place(folder: Path, rows: list[dict[str, Any]], images: np.ndarray, provider: str, threads: int) -> None:
+    """Add to every row how much of the model runs in the requested provider; a model with no node there is wrong."""
+    from export.runtime import answers
+    from export.runtime.provider import measure_placement
 
     for row in rows:
-        answers.add_placement(row, provider.place(folder / row["file"], images, asked, threads))
+        answers.add_placement(row, measure_placement(folder / row["file"], images, provider, threads))
 
 
-def _time(
-    folder: Path, rows: list[dict[str, Any]], images: np.ndarray, threads: int, repeats: int, asked: str | None
-) -> None:
+def _time(folder: Path, rows: list[dict[str, Any]], images: np.ndarray, timing: _Timing) -> None:
     """Add latency, memory and speed ratios of the models that are meant for this machine."""
-    from export.runtime import answers
-    from export.runtime import latency as measure
+    from export.runtime import answers, latency
 
     files = [row["file"] for row in rows if row["ok"]]
     if not files:
         return
-    result = measure.latency(
+    result = latency.latency(
         {name: folder / name for name in files},
         images,
-        threads=threads,
-        repeats=repeats,
+        threads=timing.threads,
+        repeats=timing.repeats,
         attempts=ATTEMPTS,
-        provider=asked,
+        provider=timing.provider,
     )
     answers.add_latency(rows, result)
     for row in rows:
         if row["file"] in result.models:
-            row["peak_memory_bytes"] = measure.memory(folder / row["file"], threads=threads, provider=asked)
+            row["peak_memory_bytes"] = latency.memory(
+                folder / row["file"], threads=timing.threads, provider=timing.provider
+            )
 
 
 def _time_shipped(
-    folder: Path,
-    shipped: list[dict[str, Any]],
-    manifest: dict[str, Any],
-    images: np.ndarray,
-    threads: int,
-    repeats: int,
-    seconds: int,
-    asked: str | None,
+    folder: Path, row: dict[str, Any] | None, manifest: dict[str, Any], images: np.ndarray, timing: _Timing
 ) -> str:
-    """From a photo's bytes to the answer, and a run without a pause, of the file for this machine; what was timed of the first, in words."""
+    """Add a sustained run and the time from a photo to the answer to the row of the file for this machine.
+
+    Returns what was timed of the latter, in words.
+    """
     from export.runtime import photos
     from export.runtime.sustained import sustained
 
-    if not shipped or not shipped[0]["ok"]:
+    if row is None or not row["ok"]:
         return "not timed, no right answers"
-    (row,) = shipped
-    if seconds:
-        row["sustained"] = sustained(folder / row["file"], images, seconds, threads=threads, provider=asked).summary()
+    path, threads, provider = folder / row["file"], timing.threads, timing.provider
+    if timing.sustained:
+        row["sustained"] = sustained(path, images, timing.sustained, threads=threads, provider=provider).summary()
     row["photo_latency_ms"], said = photos.time_to_answer(
-        folder, manifest, row["file"], threads=threads, repeats=repeats, provider=asked
+        folder, manifest, row["file"], threads=threads, repeats=timing.repeats, provider=provider
     )
     return said
-
-
-def emulated() -> str | None:
-    """What this processor is emulated on, as far as it shows: QEMU's user mode leaves the other processor's /proc/cpuinfo and its own name."""
-    try:
-        name = Path("/proc/self/comm").read_text(encoding="utf-8", errors="replace").strip()
-        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    foreign = platform.machine().lower() in ("aarch64", "arm64", "armv7l") and "vendor_id" in processor
-    if not foreign and not name.startswith("qemu-"):
-        return None
-    model = next(
-        (line.partition(":")[2].strip() for line in processor.splitlines() if line.startswith("model name")),
-        "another processor",
-    )
-    return f"emulated on {model}"
 
 
 def verify(
@@ -144,61 +136,59 @@ def verify(
     report: Path | None = None,
     preprocess: str | None = None,
     latency: bool = True,
-    asked: str | None = None,
+    provider: str | None = None,
     sustained: int = 0,
 ) -> dict[str, Any]:
-    """Everything that is known after the checks, as JSON values. `asked`: an execution provider. Raises Refused, or export.runtime.ExportError."""
+    """Check a bundle and return everything that is known of it as JSON values.
+
+    Args:
+        folder: the unpacked bundle.
+        model: only the model of this name.
+        threads: intra-op threads.
+        repeats: timed runs a model.
+        report: the answer's own file, which may lie in the folder.
+        preprocess: a command that decodes a photo.
+        latency: whether to measure time and memory.
+        provider: an execution provider, however it is written; None: the CPU.
+        sustained: seconds to run the file for this machine without a pause.
+
+    Raises:
+        Refused: files were changed, or there is no such model.
+        export.runtime.ExportError: a model cannot be run.
+    """
     check_files(folder, report)
     import numpy as np
 
     from export import runtime
-    from export.runtime import photos, provider
-    from export.runtime.answers import fitting, judge
+    from export.runtime import answers, photos
+    from export.runtime.machine import emulated
+    from export.runtime.provider import known, resolve
 
-    asked = provider.resolve(asked) if asked else None
+    provider = resolve(provider) if provider else None
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    entries = [entry for entry in manifest["models"] if model in (None, entry["file"], Path(entry["file"]).stem)]
-    if not entries:
-        raise Refused(
-            2, f"no model {model!r} in the bundle; it has {', '.join(entry['file'] for entry in manifest['models'])}"
-        )
+    entries = _chosen(manifest, model)
     host, emulation = runtime.host(), emulated()
     if emulation:
         host = {**host, "cpu": emulation}
     with np.load(folder / "samples.npz", allow_pickle=False) as stored:
         samples = {name: stored[name] for name in stored.files}
-    models = {entry["file"]: runtime.Model.load(folder / entry["file"], threads, asked) for entry in entries}
-    rows = judge(models, entries, samples, host["isa"])
+    models = {entry["file"]: runtime.Model.load(folder / entry["file"], threads, provider) for entry in entries}
+    rows = answers.judge(models, entries, samples, host["isa"])
     seen, decoded = photos.check(folder, manifest, models, preprocess)
+    answers.add_photos(rows, decoded)
     for row in rows:
-        row.update(
-            latency_ms=None,
-            first_run_ms=None,
-            load_ms=None,
-            peak_memory_bytes=None,
-            speedup_over={},
-            photos=decoded.get(row["file"]),
-        )
-        row.update(provider=None, photo_latency_ms=None, sustained=None)
-    file, photo = fitting(rows, host["isa"]), "not timed"
-    if asked:
-        _place(folder, rows, samples["images"], asked, threads)
+        row.update(photo_latency_ms=None, sustained=None)
+    file, photo = answers.fitting(rows, host["isa"]), "not timed"
+    if provider:
+        _place(folder, rows, samples["images"], provider, threads)
     if latency and not emulation:
-        _time(folder, rows, samples["images"], threads, repeats, asked)
-        photo = _time_shipped(
-            folder,
-            [row for row in rows if row["file"] == file],
-            manifest,
-            samples["images"],
-            threads,
-            repeats,
-            sustained,
-            asked,
-        )
-    judged = [row["ok"] for row in rows if row["ok"] is not None]
+        timing = _Timing(threads, repeats, provider, sustained)
+        _time(folder, rows, samples["images"], timing)
+        shipped = next((row for row in rows if row["file"] == file), None)
+        photo = _time_shipped(folder, shipped, manifest, samples["images"], timing)
     why = "emulated" if emulation else None if latency else "--no-latency"
-    if asked and not why and not any((row["provider"] or {})["nodes"] for row in rows):
-        why = f"no node ran in {asked}"
+    if provider and not why and not any((row["provider"] or {})["nodes"] for row in rows):
+        why = f"no node ran in {provider}"
     return {
         "host": host,
         "onnxruntime": host["onnxruntime"],
@@ -207,41 +197,23 @@ def verify(
         "not_timed": why,
         "file": file,
         "photo_to_answer": photo,
-        "remarks": [f"{asked} {provider.known(asked)}"] if asked else [],
-        "ok": bool(judged) and all(judged) and seen["ok"] is not False,
+        "remarks": [f"{provider} {known(provider)}"] if provider else [],
+        "ok": answers.all_right(rows, seen),
     }
 
 
-def _table(answer: dict[str, Any]) -> str:
-    host = answer["host"]
-    lines = [f"{host['cpu'] or host['architecture']} ({host['isa']}), onnxruntime {answer['onnxruntime']}"]
-    lines.append(f"{'model':<32}{'top-1':>16}{'agreement':>11}{'max diff':>11}{'p50 ms':>9}{'MB RAM':>8}  verdict")
-    for row in answer["models"]:
-        top1 = f"{row['top1']:.1%} of {row['images']}"
-        difference = "n/a" if row["max_abs_diff"] is None else f"{row['max_abs_diff']:.2g}"
-        p50 = "n/a" if row["latency_ms"] is None else f"{row['latency_ms']['p50']:.3f}"
-        memory = "n/a" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 1e6:.0f}"
-        verdict = row["note"] or ("ok" if row["ok"] else "WRONG ANSWERS")
-        verdict += f"; {row['provider']['sentence']}" if row["provider"] and row["provider"]["nodes"] else ""
-        lines.append(
-            f"{row['file']:<32}{top1:>16}{row['agreement']:>11.1%}{difference:>11}{p50:>9}{memory:>8}  {verdict}"
-        )
-    if any(row.get("contaminated") for row in answer["models"]):
-        lines.append("other processes were busy while the time was measured: run again on a quiet machine")
-    if answer["not_timed"]:
-        lines.append(f"time and memory were not measured ({answer['not_timed']})")
-    lines += [answer["photos"]["sentence"], f"photo to answer: {answer['photo_to_answer']}", *answer["remarks"]]
-    lines += [f"{row['file']}: {row['sustained']['sentence']}" for row in answer["models"] if row["sustained"]]
-    if answer["file"]:
-        lines.append(f"the file for this machine: {answer['file']}")
-    if not any(row["ok"] is not None for row in answer["models"]):
-        lines.append("no model here is meant for this machine: nothing was verified")
-    return "\n".join(lines)
+def _chosen(manifest: dict[str, Any], model: str | None) -> list[dict[str, Any]]:
+    """Return the entries of the models to check. Raises Refused if there is none of that name."""
+    entries = [entry for entry in manifest["models"] if model in (None, entry["file"], Path(entry["file"]).stem)]
+    if not entries:
+        names = ", ".join(entry["file"] for entry in manifest["models"])
+        raise Refused(2, f"no model {model!r} in the bundle; it has {names}")
+    return entries
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m export.verify", description="check a bundle on this machine: files, answers, time"
+        prog="python -m export.verify", description="verify a bundle on this machine: files, answers, time"
     )
     parser.add_argument("folder", nargs="?", default=".", type=Path, metavar="FOLDER")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers")
@@ -264,11 +236,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         type=int,
         default=0,
         metavar="SECONDS",
-        help="also run the file for this machine so long without a pause",
+        help="also run the file for this machine for so long without a pause",
     )
     arguments = parser.parse_args(argv)
     if arguments.json and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
-        parser.error(f"--json {arguments.json}: is no file in a folder that exists")  # said before minutes of measuring
+        # Better now than after minutes of measuring.
+        parser.error(f"--json {arguments.json}: is no file in a folder that exists")
     if arguments.preprocess is not None:
         try:
             program = shlex.split(arguments.preprocess)[:1]
@@ -282,12 +255,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     arguments = _arguments(argv)
     try:
         import onnxruntime  # noqa: F401
 
         from export.runtime import ExportError, UnavailableError
+        from export.runtime.answer_table import table
     except ImportError as error:
         print(f"{error.name} is not installed: python -m pip install -r requirements.txt", file=sys.stderr)
         return MISSING
@@ -300,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
             report=arguments.json,
             preprocess=arguments.preprocess,
             latency=not arguments.no_latency,
-            asked=arguments.provider,
+            provider=arguments.provider,
             sustained=arguments.sustained,
         )
         if arguments.json:
@@ -314,7 +288,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ExportError, OSError, ValueError, KeyError) as error:
         print(f"the bundle could not be verified: {error}", file=sys.stderr)
         return WRONG
-    print(_table(answer))
+    print(table(answer))
     return 0 if answer["ok"] else WRONG
 
 

@@ -345,7 +345,7 @@ def _bundle(
             )
         title = _shipped(models).name
         written = export.bundle.write.write(
-            context.work / "bundle", shipped, images[chosen], labels[chosen], title=title, resize=side, own=own
+            context.work / "bundle", shipped, images[chosen], labels[chosen], title=title, resize=side, own_photos=own
         )
     return File.of(written.archive)
 

@@ -1,4 +1,4 @@
-"""Makes the bundle's photos: real JPEG files of the kinds that applications stumble over, drawn around test pictures. Needs Pillow."""
+"""The bundle's photos: JPEG files of the kinds that applications get wrong, drawn around test images. Needs Pillow."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import numpy as np
 from PIL import Image
 
 from export.runtime import photos
+from export.runtime.photo_faults import pool
 
-# name, what it is, EXIF orientation, colour mode, (width, height) in short sides or pixels, options of the JPEG encoder
+# Name, description, EXIF orientation, colour mode, (width, height) in short sides or pixels, options of the JPEG
+# encoder.
 _KINDS: tuple[tuple[str, str, int, str, tuple[float, float], dict[str, Any]], ...] = (
     ("landscape", "landscape", 1, "RGB", (1.5, 1), {}),
     ("portrait", "portrait, progressive", 1, "RGB", (1, 1.5), {"progressive": True, "subsampling": 0}),
@@ -24,21 +26,29 @@ _KINDS: tuple[tuple[str, str, int, str, tuple[float, float], dict[str, Any]], ..
     ("large", "12 megapixels", 1, "RGB", (4000, 3000), {"quality": 80}),
 )
 COUNT = len(_KINDS)
-_ROWS = 200  # of a canvas that are drawn at once
-_ORIENTATION = 0x0112  # the EXIF tag
-_WARM = np.array([1.0, 0.85, 0.65])  # of a grey picture, on which swapped channels would not show
-# How the stored pixels lie where the tag says that the viewer must turn them.
-_STORED = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+# Rows of a canvas that are drawn at once.
+_ROWS_AT_ONCE = 200
+_ORIENTATION_TAG = 0x0112
+# Tint of a grey image, on which swapped channels would not show.
+_WARM = np.array([1.0, 0.85, 0.65])
+# How the stored pixels are turned for each value of the orientation tag.
+_STORED_TRANSPOSE = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
 
 def write(
-    folder: Path, images: np.ndarray, resize: int, own: Sequence[Path] = ()
+    folder: Path, images: np.ndarray, resize: int, own_photos: Sequence[Path] = ()
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Write `folder/photos/*.jpg` around pictures uint8 (N, S, S, 3), one of each kind, and copy the user's `own` photos beside them.
+    """Write `folder/photos/*.jpg`, one photo of each kind, and copy the user's own photos beside them.
 
-    Own photos keep every byte, EXIF included, but not their names. Returns the manifest's entry and the arrays.
+    Args:
+        folder: the bundle.
+        images: test images uint8 (N, S, S, 3) that the photos are drawn around.
+        resize: what the short side of a photo is resized to before its centre is cut out, in pixels.
+        own_photos: files of the user; they keep every byte, EXIF included, but not their names.
 
-    Arrays: `pixels` uint8 (M, S, S, 3), what the right decoding gives, and pooled (M, P, P, 3) what each fault of `photos.VARIANTS` would.
+    Returns:
+        The `photos` entry of the manifest, and arrays: `pixels` uint8 (M, S, S, 3), the right decoding, and pooled
+        (M, P, P, 3) what each fault of `photo_faults.VARIANTS` would give.
     """
     (folder / photos.FOLDER).mkdir()
     crop = images.shape[1]
@@ -50,12 +60,11 @@ def write(
         drawn = _draw(images[index % len(images)], _size(shape, resize), resize / crop)
         _save(drawn.convert(mode), path, orientation, options)
         rows.append({"file": f"{photos.FOLDER}/{name}.jpg", "what": what, "picture": index % len(images), "own": False})
-    for number, source in enumerate(own, 1):
+    for number, source in enumerate(own_photos, 1):
         path = folder / photos.FOLDER / f"own{number}{source.suffix.lower()}"
         shutil.copyfile(source, path)
-        rows.append(
-            {"file": f"{photos.FOLDER}/{path.name}", "what": _described(path, number), "picture": None, "own": True}
-        )
+        what = _description(path, number)
+        rows.append({"file": f"{photos.FOLDER}/{path.name}", "what": what, "picture": None, "own": True})
     for row in rows:
         path = folder / row["file"]
         pixels.append(photos.preprocess(path, resize, crop))
@@ -71,53 +80,49 @@ def write(
         "upright": "EXIF",
         "colour": "RGB",
     }
-    pooled = {name: np.rint(photos.pool(np.stack(pictures))).astype(np.uint8) for name, pictures in faulty.items()}
+    pooled = {name: np.rint(pool(np.stack(decoded))).astype(np.uint8) for name, decoded in faulty.items()}
     return {**spec, "pictures": rows}, {"pixels": np.stack(pixels), **pooled}
 
 
-def _described(path: Path, number: int) -> str:
-    with Image.open(path) as picture:
-        turned = picture.getexif().get(_ORIENTATION, 1)
-        mode = "" if picture.mode == "RGB" else f", {picture.mode}"
-        return f"own photo {number}: {picture.width} x {picture.height}{mode}" + (
-            f", EXIF orientation {turned}" if turned != 1 else ""
-        )
+def _description(path: Path, number: int) -> str:
+    with Image.open(path) as image:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        mode = "" if image.mode == "RGB" else f", {image.mode}"
+        turned = f", EXIF orientation {orientation}" if orientation != 1 else ""
+        return f"own photo {number}: {image.width} x {image.height}{mode}{turned}"
 
 
 def _size(shape: tuple[float, float], resize: int) -> tuple[int, int]:
-    """Width and height in pixels: sides below 10 count short sides of three times the size that it is resized to."""
+    """Return width and height in pixels; sides below 10 count short sides of three times `resize`, at least 240."""
     short = max(3 * resize, 240)
     return (int(shape[0]), int(shape[1])) if shape[0] > 10 else (round(shape[0] * short), round(shape[1] * short))
 
 
-def _draw(picture: np.ndarray, size: tuple[int, int], border: float) -> Image.Image:
-    """A photo of `size` whose centre is the picture uint8 (S, S, 3), so large that the right crop finds it; around it a slanted gradient.
+def _draw(image: np.ndarray, size: tuple[int, int], border: float) -> Image.Image:
+    """Return a photo of `size` with the image uint8 (S, S, 3) in its centre, in the size that the right crop cuts out.
 
-    The gradient differs on every side, so that a squash, a rotation and a mirror all show.
+    Around it is a slanted gradient that differs on every side, so that a squash, a rotation and a mirror all show.
     """
     width, height = size
     across = np.linspace(0, 1, width)
     canvas = np.empty((height, width, 3), np.uint8)
-    for rows in np.array_split(
-        np.arange(height), -(-height // _ROWS)
-    ):  # 12 megapixels of float64 would take a gigabyte
+    # All 12 megapixels in float64 at once would take a gigabyte.
+    for rows in np.array_split(np.arange(height), -(-height // _ROWS_AT_ONCE)):
         down = np.linspace(0, 1, height)[rows, None]
         for channel, values in enumerate((230 - 200 * across, 40 + 170 * down, 30 + 110 * (across + (1 - down)))):
             canvas[rows, :, channel] = np.clip(np.rint(values), 0, 255)
-    image = Image.fromarray(canvas)
-    if (picture == picture[..., :1]).all():
-        picture = np.rint(picture * _WARM).astype(np.uint8)
+    photo = Image.fromarray(canvas)
+    if (image == image[..., :1]).all():
+        image = np.rint(image * _WARM).astype(np.uint8)
     side = round(min(size) / border)
-    image.paste(
-        Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC),
-        ((width - side) // 2, (height - side) // 2),
-    )
-    return image
+    centre = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+    photo.paste(centre, ((width - side) // 2, (height - side) // 2))
+    return photo
 
 
 def _save(image: Image.Image, path: Path, orientation: int, options: dict[str, Any]) -> None:
     tags = Image.Exif()
     if orientation != 1:
-        tags[_ORIENTATION] = orientation
-        image = image.transpose(_STORED[orientation])
+        tags[_ORIENTATION_TAG] = orientation
+        image = image.transpose(_STORED_TRANSPOSE[orientation])
     image.save(path, "JPEG", **{"quality": 92, **options}, exif=tags.tobytes() if orientation != 1 else b"")

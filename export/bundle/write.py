@@ -1,4 +1,4 @@
-"""The folder (and zip) that goes to a device: models, pictures with expected answers, and what checks them there."""
+"""The bundle, a folder and a zip: models, images with expected answers, and the code that verifies them on a device."""
 
 from __future__ import annotations
 
@@ -25,30 +25,41 @@ RUNTIME_FILES = (
     "verify.py",
     *(f"runtime/{path.name}" for path in sorted((PACKAGE / "runtime").glob("*.py"))),
 )
-PAGE, PAGE_FILES = (
-    "page",
-    ("page.js", "photos.js", "style.css", "verify.js"),
-)  # beside index.html: the bundle's own page, for browsers
-FLOAT_TOLERANCE = 1e-3  # of the largest logit, at least of 1: float kernels of two CPUs differ by far less, a wrong kernel by far more
-INT8_AGREEMENT = 0.95  # integer kernels round differently between instruction sets; a wrong kernel agrees at chance
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first moment: equal contents give equal bytes
+# What index.html loads: the bundle's own page, for browsers.
+PAGE, PAGE_FILES = "page", ("page.js", "photos.js", "style.css", "verify.js")
+# Names that a model in a bundle cannot have.
+RESERVED_NAMES = {"README.md", "samples.npz", "manifest.json", "index.html", "export", PAGE, "photos", "photos.npz"}
+# Of the largest logit, or of 1 if that is larger. Float kernels of two CPUs differ by far less, a wrong kernel by far
+# more.
+FLOAT_TOLERANCE = 1e-3
+# Integer kernels round differently between instruction sets; a wrong kernel agrees at chance.
+INT8_AGREEMENT = 0.95
+# The zip format's first moment, so that equal contents give equal bytes.
+_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 _README = """# {title}
-An image classifier: {classes} classes, pictures of {size} x {size} pixels, checked by the files beside it.
-1. `python -m pip install -r requirements.txt` (numpy and onnxruntime, nothing else; Python 3.8 or newer)
-2. `python -m export.verify` in this folder checks every file, runs the models on real pictures, compares answers, times them, names the one for this machine.
+An image classifier: {classes} classes, images of {size} x {size} pixels. The files beside it verify it.
+1. `python -m pip install -r requirements.txt` installs numpy and onnxruntime, nothing else (Python 3.8 or newer).
+2. `python -m export.verify` in this folder checks files, answers and time, and names the file for this machine.
 3. Exit code 0: all answers are right; 4: changed files or wrong answers; 3: something is missing; 2: wrong usage.
-4. `python -m export.verify --json ../device.json` also writes the numbers; `--preprocess CMD` checks your own photo decoder, see `--help`.
-5. In an application: `from export.runtime import Model`, then `Model.load("{file}").run(pictures)`;
-6. pictures are RGB, uint8 (N, {size}, {size}, 3); answers are logits, float32 (N, {classes}); class names: `Model.contract.classes`.
-7. In a browser: `npm install onnxruntime-web@{web}`, copy its `dist` to a folder `ort` beside this one, serve the folder above both.
+4. `python -m export.verify --json ../device.json` also writes the numbers; `--preprocess CMD` checks your own photo \
+decoder, see `--help`.
+5. In an application: `from export.runtime import Model`, then `Model.load("{file}").run(images)`.
+6. Images are RGB, uint8 (N, {size}, {size}, 3); answers are logits, float32 (N, {classes}), of the classes in \
+`Model.contract.classes`.
+7. In a browser: `npm install onnxruntime-web@{web}`, copy its `dist` to a folder `ort` beside this one, and serve \
+the folder above both.
 8. `manifest.json` lists every file with its sha256; `sha256sum -c checksums.sha256` checks them without Python.
 """
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """A model to bundle. `role`: student | teacher; `precision`: fp32 | int8; `target`: of int8, the instruction set it was built for."""
+    """A model to bundle.
+
+    `role` is student or teacher, `precision` fp32 or int8; `target` is the instruction set that an int8 file was built
+    for.
+    """
 
     path: Path
     role: str
@@ -58,7 +69,7 @@ class Shipped:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What was written; `files` are relative to `folder`."""
+    """What was written; `files` are names relative to `folder`."""
 
     folder: Path
     archive: Path
@@ -76,28 +87,43 @@ def write(
     title: str = "model",
     min_runtime: str = "1.19",
     resize: int | None = None,
-    own: Sequence[Path] = (),
+    own_photos: Sequence[Path] = (),
 ) -> Bundle:
-    """Write `folder` anew and `folder.zip` beside it; expected logits come from this machine's onnxruntime (where its kernels would saturate: the
-    file's operators one by one).
+    """Write `folder` anew, and `folder.zip` beside it; equal inputs give equal bytes.
 
-    `images` uint8 (N, H, W, 3), `labels` integers (N,). `resize`: what the short side of a photo is resized to before its centre is cut out,
-    at least H; None leaves the photos out. `own`: picture files of the user that go along with
-    the drawn photos, byte for byte. Equal inputs give equal bytes. Raises ExportError.
+    Expected logits come from this machine's onnxruntime. If its kernels would saturate, the operators of the file run
+    one by one.
+
+    Args:
+        folder: the bundle to write.
+        models: what goes in.
+        images: uint8 (N, H, W, 3).
+        labels: integers (N,).
+        title: heading of the bundle's README.
+        min_runtime: the oldest onnxruntime that loads the models.
+        resize: what the short side of a photo is resized to before its centre is cut out, at least H; None leaves the
+            photos out.
+        own_photos: image files of the user that are added to the drawn photos, byte for byte.
+
+    Raises:
+        ExportError: a model does not fit the bundle, or there are no images.
+        UnavailableError: a model file is not there.
     """
     _check(models, images, labels)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "export" / "runtime").mkdir(parents=True)
     entries = [_ship(model, partial, images) for model in models]
-    arrays = {f"logits/{entry['file']}": logits for entry, logits in entries}
-    np.savez(partial / "samples.npz", images=images, labels=np.asarray(labels, dtype=np.int64), **arrays)  # type: ignore[arg-type]
-    photos = _photos(partial, models, images, resize, own) if resize is not None else None
+    arrays = {"images": images, "labels": np.asarray(labels, dtype=np.int64)}
+    arrays.update({f"logits/{entry['file']}": logits for entry, logits in entries})
+    np.savez(partial / "samples.npz", **arrays)  # type: ignore[arg-type]
+    photos = _photos(partial, models, images, resize, own_photos) if resize is not None else None
     for name in RUNTIME_FILES:
         shutil.copyfile(PACKAGE / name, partial / "export" / name)
     _page(partial)
     shipped = max(models, key=lambda model: (model.role == "student", model.precision == "int8"))
-    contract = Model.load(shipped.path).contract  # not the teacher's: that may be a file of another project
+    # Not the teacher's contract: that may be a foreign file.
+    contract = Model.load(shipped.path).contract
     text = _README.format(
         title=title,
         classes=len(contract.classes),
@@ -122,32 +148,22 @@ def _check(models: Sequence[Shipped], images: np.ndarray, labels: np.ndarray) ->
         if (model.precision == "int8") != (model.target is not None):
             raise ExportError(f"{model.path.name}: int8 files name their target, float files have none")
     names = [model.path.name for model in models]
-    if len(set(names)) != len(names) or set(names) & {
-        "README.md",
-        "samples.npz",
-        "manifest.json",
-        "index.html",
-        "export",
-        PAGE,
-        "photos",
-        "photos.npz",
-    }:
+    if len(set(names)) != len(names) or set(names) & RESERVED_NAMES:
         raise ExportError(f"models of a bundle need names of their own, not {', '.join(names)}")
     if len(images) == 0 or len(images) != len(labels):
-        raise ExportError(
-            f"a bundle needs as many labels as pictures, at least one; got {len(labels)} and {len(images)}"
-        )
+        raise ExportError(f"a bundle needs as many labels as images, at least one; got {len(labels)} and {len(images)}")
 
 
 def _ship(shipped: Shipped, folder: Path, images: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
-    """Copy one model; its manifest entry and expected logits float32 (N, K)."""
+    """Copy one model; return its manifest entry and its expected logits float32 (N, K)."""
     copy_model(shipped.path, folder / shipped.path.name)
     model = Model.load(shipped.path, as_written=saturates(shipped.target, isa()))
     if model.target != shipped.target:
-        raise ExportError(
-            f"{shipped.path.name}: the file says that it was built for {model.target}, not for {shipped.target}"
-        )
+        raise ExportError(f"{shipped.path.name}: the file was built for {model.target}, not for {shipped.target}")
     logits = model.run(images)
+    foreign = ("channels", "order", "own_size") if model.contract.made_by == FOREIGN else ()
+    is_float = shipped.precision == "fp32"
+    tolerance = FLOAT_TOLERANCE * max(1.0, float(np.abs(logits).max()))
     entry = {
         "file": shipped.path.name,
         "role": shipped.role,
@@ -156,26 +172,20 @@ def _ship(shipped: Shipped, folder: Path, images: np.ndarray) -> tuple[dict[str,
         **_described(folder / shipped.path.name),
         "normalize": {"mean": list(model.contract.mean), "std": list(model.contract.std)},
         "layout": model.contract.layout,
-        **(
-            {name: getattr(model.contract, name) for name in ("channels", "order", "own_size")}
-            if model.contract.made_by == FOREIGN
-            else {}
-        ),
-        "max_abs_diff": FLOAT_TOLERANCE * max(1.0, float(np.abs(logits).max()))
-        if shipped.precision == "fp32"
-        else None,
-        "min_agreement": 1.0 if shipped.precision == "fp32" else INT8_AGREEMENT,
+        **{name: getattr(model.contract, name) for name in foreign},
+        "max_abs_diff": tolerance if is_float else None,
+        "min_agreement": 1.0 if is_float else INT8_AGREEMENT,
     }
     return entry, logits
 
 
 def _photos(
-    folder: Path, models: Sequence[Shipped], images: np.ndarray, resize: int, own: Sequence[Path]
+    folder: Path, models: Sequence[Shipped], images: np.ndarray, resize: int, own_photos: Sequence[Path]
 ) -> dict[str, Any]:
-    """Draw the photos; their manifest entry. Beside them `photos.npz`: the right pixels, what faults would give, every model's logits."""
-    from export.bundle import photos as photoset
+    """Write the photos, and photos.npz with right pixels, faulty pixels and logits; return the manifest entry."""
+    from export.bundle import photos
 
-    entry, arrays = photoset.write(folder, images, resize, own)
+    entry, arrays = photos.write(folder, images, resize, own_photos)
     loaded = {model.path.name: Model.load(model.path, as_written=saturates(model.target, isa())) for model in models}
     logits = {f"logits/{name}": model.run(arrays["pixels"]) for name, model in loaded.items()}
     np.savez_compressed(folder / entry["file"], **arrays, **logits)  # type: ignore[arg-type]
@@ -183,7 +193,7 @@ def _photos(
 
 
 def _page(folder: Path) -> None:
-    """index.html and what it loads."""
+    """Copy index.html and what it loads."""
     source = Path(__file__).with_name(PAGE)
     (folder / PAGE).mkdir()
     shutil.copyfile(source / "index.html", folder / "index.html")
@@ -192,13 +202,15 @@ def _page(folder: Path) -> None:
 
 
 def npz_layout(path: Path) -> dict[str, dict[str, Any]]:
-    """Where each array of an uncompressed npz lies in the file: {name: {offset, dtype, shape}}, little-endian, so that a page reads it as it is."""
+    """Return where each array of an uncompressed npz lies: {name: {offset, dtype, shape}}.
+
+    The arrays are little-endian, so that a page can read them as they are. Raises ExportError for other files.
+    """
     found = {}
     with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
         for member in archive.infolist():
-            stream.seek(
-                member.header_offset + 26
-            )  # the local header's last two fields: lengths of the name and of the extra field
+            # The local header's last two fields are the lengths of the name and of the extra field.
+            stream.seek(member.header_offset + 26)
             skipped = int.from_bytes(stream.read(2), "little") + int.from_bytes(stream.read(2), "little")
             stream.seek(skipped, os.SEEK_CUR)
             version = np.lib.format.read_magic(stream)
@@ -227,7 +239,7 @@ def _write_manifest(
     folder: Path,
     entries: list[dict[str, Any]],
     contract: runtime.Contract,
-    pictures: int,
+    count: int,
     photos: dict[str, Any] | None,
 ) -> None:
     manifest = {
@@ -236,7 +248,7 @@ def _write_manifest(
         "classes": list(contract.classes),
         "image_size": contract.image_size,
         "preprocessing": contract.preprocessing,
-        "samples": {"file": "samples.npz", "images": pictures, "arrays": npz_layout(folder / "samples.npz")},
+        "samples": {"file": "samples.npz", "images": count, "arrays": npz_layout(folder / "samples.npz")},
         "photos": photos,
         "onnxruntime": onnxruntime.__version__,
         "expected_on": runtime.isa(),
@@ -254,9 +266,9 @@ def _archive(folder: Path) -> Bundle:
     files = _listed(folder)
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as stream:
         for name in files:
-            entry = zipfile.ZipInfo(f"{folder.name}/{name}", date_time=_EPOCH)
+            entry = zipfile.ZipInfo(f"{folder.name}/{name}", date_time=_ZIP_EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.create_system = 3  # Unix, on every system that writes it
+            entry.create_system = 3  # Unix, whatever system writes it
             entry.external_attr = 0o644 << 16
             stream.writestr(entry, (folder / name).read_bytes())
     os.replace(partial, archive)

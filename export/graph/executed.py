@@ -1,7 +1,8 @@
-"""What onnxruntime really executes: the optimised graph of a default session, not what the file says.
+"""What onnxruntime really executes: the optimised graph of a default session, not the graph in the file.
 
-Source of the need: a layer that stands in the file between DequantizeLinear and QuantizeLinear may run in float, and one that was left
-in float may be quantised again when the session is made. Why a node runs in float is told by `export.graph.fallback_reasons`.
+A layer that stands between DequantizeLinear and QuantizeLinear in the file may run in float, and a layer that was left
+in float may be quantised again when the session is made. See `export.graph.fallback_reasons` for why a node runs in
+float.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from onnx import GraphProto, NodeProto
 from export.graph import fallback_reasons, surgery
 from export.runtime import METADATA_PREFIX, SESSION_ERRORS, ExportError, Model, isa, runs_on, session_options
 
-FLOAT_LAYERS = METADATA_PREFIX + "float_layers"  # metadata: names of the layers that the recipe keeps in float
+# Metadata key: names of the layers that the recipe keeps in float.
+FLOAT_LAYERS = METADATA_PREFIX + "float_layers"
 
-# Operator: which of its inputs holds the weights.
+# By operator, which of its inputs holds the weights.
 CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "NhwcFusedConv": 1, "ConvTranspose": 1, "QLinearConv": 3, "ConvInteger": 1}
 INTEGER_PRODUCTS = ("QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
 PRODUCTS = ("Gemm", "FusedGemm", "MatMul", "FusedMatMul", *INTEGER_PRODUCTS)
@@ -34,11 +36,17 @@ INTEGER = ("QLinearConv", "ConvInteger", *INTEGER_PRODUCTS)
 
 @dataclass(frozen=True)
 class Audit:
-    """`int8_mac_share` in [0, 1] of `macs` (one picture, products with the zeros of `export.int8.kernel_layout` included).
+    """What a file executes on this machine.
 
-    `islands`: (node, op) that compute in float behind the first layer; `causes`: why, by the island's node. `requantised`: layers with float
-    weights in the file that run in integers all the same. `representative` is False where the file was built for another instruction set:
-    then this machine's kernels are not the device's.
+    Attributes:
+        int8_mac_share: share of `macs` that integer kernels compute, in [0, 1].
+        macs: multiply-accumulates of one image, products with the zeros of `export.int8.kernel_layout` included.
+        executed: number of kernels by operator.
+        islands: (node, op) that compute in float behind the first layer.
+        onnxruntime: its version.
+        representative: False if the file was built for another instruction set, whose kernels this machine lacks.
+        causes: why each island is float, by its node.
+        requantised: layers with float weights in the file that run in integers all the same.
     """
 
     int8_mac_share: float
@@ -51,7 +59,7 @@ class Audit:
     requantised: tuple[str, ...] = ()
 
     def causes_counted(self) -> list[dict[str, Any]]:
-        """The islands by operator and cause, the most frequent first: [{"op", "cause", "count", "nodes"}]."""
+        """Return the islands by operator and cause, the most frequent first: [{"op", "cause", "count", "nodes"}]."""
         groups: dict[tuple[str, str], list[str]] = {}
         for name, op in self.islands:
             groups.setdefault((op, self.causes[name]), []).append(name)
@@ -63,7 +71,7 @@ class Audit:
 
 @dataclass(frozen=True)
 class _Kernel:
-    """One node as it ran: shapes of its tensors with their types, as the profiler tells them."""
+    """One node as it ran; its tensors are (type, shape), as the profiler records them."""
 
     name: str
     op: str
@@ -72,7 +80,7 @@ class _Kernel:
 
 
 def audit(path: Path, *, threads: int = 1) -> Audit:
-    """Run one picture through a default session and attribute its multiply-accumulates. Raises ExportError."""
+    """Run one image through a default session and attribute its multiply-accumulates. Raises ExportError."""
     model = Model.load(path, threads)
     feed = model.feed(np.zeros((1, model.contract.image_size, model.contract.image_size, 3), dtype=np.uint8))
     off = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -86,17 +94,24 @@ def audit(path: Path, *, threads: int = 1) -> Audit:
     executed = dict(sorted(Counter(kernel.op for kernel in kernels).items()))
     islands = tuple(_islands(kernels, optimised))
     kept = json.loads(model.session.get_modelmeta().custom_metadata_map.get(FLOAT_LAYERS, "[]"))
-    told = fallback_reasons.explain(islands, written, optimised, kept=frozenset(kept), x86=isa().startswith("x86"))
+    causes = fallback_reasons.explain(islands, written, optimised, kept=frozenset(kept), x86=isa().startswith("x86"))
     again = fallback_reasons.requantised(written, [(kernel.name, kernel.op) for kernel in kernels], INTEGER)
     return Audit(
-        integer / total, total, executed, islands, onnxruntime.__version__, runs_on(model.target, isa()), told, again
+        int8_mac_share=integer / total,
+        macs=total,
+        executed=executed,
+        islands=islands,
+        onnxruntime=onnxruntime.__version__,
+        representative=runs_on(model.target, isa()),
+        causes=causes,
+        requantised=again,
     )
 
 
 def _profile(
     path: Path, feed: dict[str, np.ndarray], threads: int, level: onnxruntime.GraphOptimizationLevel
 ) -> tuple[list[_Kernel], GraphProto]:
-    """The kernels of one run in their order, and the graph that they belong to."""
+    """Return the kernels of one run in their order, and the graph that they belong to."""
     with tempfile.TemporaryDirectory() as folder:
         options = session_options(threads)
         options.graph_optimization_level = level
@@ -124,7 +139,7 @@ def _tensors(described: list[dict[str, Any]]) -> tuple[tuple[str, tuple[int, ...
 
 
 def _macs(kernels: list[_Kernel], optimised: GraphProto) -> Iterator[tuple[_Kernel, int]]:
-    """Multiply-accumulates of every convolution and matrix product."""
+    """Yield every convolution and matrix product with its multiply-accumulates."""
     nodes = {node.name: node for node in optimised.node}
     weights = _weight_shapes(optimised)
     for kernel in kernels:
@@ -141,7 +156,7 @@ def _macs(kernels: list[_Kernel], optimised: GraphProto) -> Iterator[tuple[_Kern
 
 
 def _weight_shapes(optimised: GraphProto) -> dict[str, tuple[int, ...]]:
-    """Shapes of weights, stored as they are or as integers behind DequantizeLinear."""
+    """Return the shapes of weights, stored as they are or as integers behind DequantizeLinear."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in optimised.initializer}
     for node in optimised.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in shapes:
@@ -156,14 +171,15 @@ def _islands(kernels: list[_Kernel], optimised: GraphProto) -> Iterator[tuple[st
     for kernel in kernels:
         computes_float = kernel.outputs and kernel.outputs[0][0] in ("float", "float16")
         begun = begun or kernel.op in CONVOLUTIONS or kernel.op in PRODUCTS
-        # Parts of an inlined function (HardSwish) have no name in the graph; the profiler makes one up. Pixels are prepared before.
+        # Parts of an inlined function (HardSwish) have no name in the graph; the profiler makes one up. What runs
+        # before the first layer prepares pixels.
         behind = kernel.name in behind_first or (begun and kernel.name not in named)
         if computes_float and behind and kernel.op not in (*INTEGER, "QuantizeLinear", "DequantizeLinear"):
             yield kernel.name, kernel.op
 
 
 def _behind_first_layer(optimised: GraphProto) -> set[str]:
-    """Names of the layers with weights and of everything that reads what they computed; what is left prepares pixels or constants."""
+    """Return the names of the layers with weights and of all nodes behind them; the rest prepares pixels."""
     touched: set[str] = set()
     names: set[str] = set()
     for node in _in_order(optimised):
@@ -174,7 +190,7 @@ def _behind_first_layer(optimised: GraphProto) -> set[str]:
 
 
 def _in_order(optimised: GraphProto) -> list[NodeProto]:
-    """Nodes so that each follows those that it reads; saved optimised graphs do not promise it."""
+    """Return the nodes so that each follows those that it reads; saved optimised graphs are not always sorted."""
     made_by = surgery.producers(optimised)
     ordered: list[NodeProto] = []
     seen: set[int] = set()

@@ -1,4 +1,4 @@
-"""Why a node of an int8 file runs in float, read from the file's own graph beside the one that onnxruntime executes."""
+"""Why a node of an int8 file runs in float, from the file's graph and the one that onnxruntime executes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from export.graph import surgery
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Operators for which onnxruntime's CPU provider has an integer kernel, or which it runs on integers as they are.
 SUPPORTED = frozenset(
-    "Conv ConvTranspose Gemm MatMul Add Mul Sigmoid LeakyRelu AveragePool GlobalAveragePool Softmax Concat Where Relu Clip MaxPool ArgMax "
-    "Transpose Reshape Flatten Squeeze Unsqueeze Split Slice Pad Resize Gather".split()
+    "Conv ConvTranspose Gemm MatMul Add Mul Sigmoid LeakyRelu AveragePool GlobalAveragePool Softmax Concat Where Relu "
+    "Clip MaxPool ArgMax Transpose Reshape Flatten Squeeze Unsqueeze Split Slice Pad Resize Gather".split()
 )
 REWRITES = {
     "ReduceMean": "rewrite the mean over height and width to GlobalAveragePool, which has one",
@@ -22,6 +22,7 @@ REWRITES = {
 }
 RECIPE = "kept in float by the recipe (float_layers)"
 FLOAT_FILE = "the file is a float file"
+UNQUANTISED = "what it reads or computes is not quantised in the file"
 S8_ON_X86 = (
     "int8 activations on x86: kernels there take uint8, and onnxruntime converts only tensors with a single reader "
     "(not a residual's); build the file for this instruction set"
@@ -31,27 +32,36 @@ S8_ON_X86 = (
 def explain(
     islands: Sequence[tuple[str, str]], written: GraphProto, executed: GraphProto, *, kept: Collection[str], x86: bool
 ) -> dict[str, str]:
-    """One sentence part for each island (node, op). `written`: the file's graph; `kept`: layers that the recipe keeps in float."""
+    """Return a sentence part for each float node.
+
+    Args:
+        islands: (node, op) that run in float.
+        written: the file's graph.
+        executed: the graph that onnxruntime executes.
+        kept: layers that the recipe keeps in float.
+        x86: whether this machine is an x86.
+    """
     file = _File(written)
     if not file.quantized:
         return {name: FLOAT_FILE for name, _ in islands}
-    told = {name: cause for name, op in islands if (cause := _own_cause(file, name, op, kept, x86))}
+    causes = {name: cause for name, op in islands if (cause := _own_cause(file, name, op, kept, x86))}
     names = [name for name, _ in islands]
-    # A node without a cause of its own is float because its neighbour is: spread from those that have one.
+    # A node without a cause of its own is float because its neighbour is, so causes spread to neighbours.
     beside = _neighbours(executed, set(names))
-    while missing := [name for name in names if name not in told]:
-        found = {name: told[other] for name in missing for other in beside[name] if other in told}
+    while missing := [name for name in names if name not in causes]:
+        found = {name: causes[other] for name in missing for other in beside[name] if other in causes}
         if not found:
-            rest = (
-                S8_ON_X86 if x86 and file.int8_activations else "what it reads or computes is not quantised in the file"
-            )
-            return {**told, **dict.fromkeys(missing, rest)}
-        told.update(found)
-    return told
+            rest = S8_ON_X86 if x86 and file.int8_activations else UNQUANTISED
+            return {**causes, **dict.fromkeys(missing, rest)}
+        causes.update(found)
+    return causes
 
 
 def requantised(written: GraphProto, kernels: Iterable[tuple[str, str]], integer: Collection[str]) -> tuple[str, ...]:
-    """Layers whose weights are float in the file and whose kernel (name, op) is an integer one: WeightBiasQuantization's work."""
+    """Return layers with float weights in the file whose kernel (name, op) is an integer one.
+
+    onnxruntime's WeightBiasQuantization quantises them again.
+    """
     file = _File(written)
     ran = {node.name for name, op in kernels if op in integer and (node := file.origin(name, op)) is not None}
     return tuple(
@@ -78,7 +88,10 @@ class _File:
         self._aliases = {output: node for node in written.node for output in node.output} | self.nodes
 
     def origin(self, name: str, op: str) -> NodeProto | None:
-        """The file's node behind an executed one: fusions append `_token_7`, the blocked layout names a node after its output."""
+        """Return the file's node behind an executed one.
+
+        Fusions append `_token_7`, and the blocked layout names a node after its output.
+        """
         bare = re.sub(r"(_token_\d+|_nhwc|_nchwc)+$", "", name)
         node = self._aliases.get(name) or self._aliases.get(bare)
         if node is not None and node.op_type in ("Clip", "Relu") and op not in ("Clip", "Relu"):
@@ -92,7 +105,7 @@ class _File:
         return self._type(node.input[1]) in (TensorProto.FLOAT, TensorProto.FLOAT16)
 
     def source(self, name: str) -> NodeProto | None:
-        """The node that computes a tensor."""
+        """Return the node that computes a tensor."""
         return self.behind.get(name)
 
     def is_read_by(self, name: str, op: str) -> bool:
@@ -116,7 +129,8 @@ def _layer_cause(file: _File, node: NodeProto, kept: Collection[str], x86: bool)
         return "its weights are float in the file"
     reads = file.source(node.input[0])
     if reads is None or reads.op_type != "DequantizeLinear":
-        return f"what it reads is not quantised in the file ({reads.op_type if reads is not None else 'the input'} in front of it)"
+        source = reads.op_type if reads is not None else "the input"
+        return f"what it reads is not quantised in the file ({source} in front of it)"
     if x86 and file.int8_activations:
         return S8_ON_X86
     if not _answers_in_integers(file, node):
@@ -125,7 +139,7 @@ def _layer_cause(file: _File, node: NodeProto, kept: Collection[str], x86: bool)
 
 
 def _answers_in_integers(file: _File, node: NodeProto) -> bool:
-    """Whether QuantizeLinear stands behind a layer, at once or behind its Clip or Relu."""
+    """Return whether QuantizeLinear stands behind a layer, directly or behind its Clip or Relu."""
     output = node.output[0]
     readers = file.readers.get(output, [])
     if len(readers) == 1 and readers[0].op_type in ("Clip", "Relu"):
@@ -134,7 +148,7 @@ def _answers_in_integers(file: _File, node: NodeProto) -> bool:
 
 
 def _neighbours(executed: GraphProto, islands: Collection[str]) -> dict[str, list[str]]:
-    """Islands whose tensors meet an island's without a quantised tensor in between, those before it first."""
+    """Return each island's neighbouring islands, with no quantised tensor in between; those in front of it first."""
     behind, readers = surgery.producers(executed), surgery.consumers(executed)
 
     def around(node: NodeProto) -> Iterator[str]:

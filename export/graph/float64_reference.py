@@ -1,8 +1,8 @@
-"""What a float graph computes in float64: the judge of rewrites that must not change it.
+"""A float graph evaluated in float64, to judge rewrites that must not change it.
 
-In float32 two orders of the same sums differ by rounding, and so do two runs of one graph under other optimisations: measured on networks for
-224 pixels 2e-7 to 6e-6 of the largest logit. A limit of 1e-6 would be judging that noise. In float64 the noise is nine orders smaller, and a
-constant that is off in its seventh digit shows.
+In float32, two orders of the same sums differ by rounding, and so do two runs of one graph under other optimisations:
+on networks for 224 pixels, by 2e-7 to 6e-6 of the largest logit. A limit of 1e-6 would judge that noise. In float64 the
+noise is nine orders smaller, and a constant that is off in its seventh digit shows.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from export.graph import surgery
 from export.runtime import INPUT, OUTPUT, Contract, ExportError, normalize
 
-PICTURES = 4  # a picture of 224 pixels takes 0.2 s (MobileNetV3-small) to 1.4 s (ResNet-18)
+# An image of 224 pixels takes 0.2 s (MobileNetV3-small) to 1.4 s (ResNet-18).
+MAX_IMAGES = 4
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 def logits(model: ModelProto, contract: Contract, images: np.ndarray) -> np.ndarray:
-    """Float64 (N, K) of the graph on uint8 (N, H, W, 3), by onnx's own reference evaluator. Raises ExportError."""
+    """Return logits float64 (N, K) on images uint8 (N, H, W, 3), by onnx's reference evaluator. Raises ExportError."""
     from onnx.reference import ReferenceEvaluator
 
     feed = images if contract.layout == "uint8_nhwc" else normalize(images, contract).astype(np.float64)
@@ -36,7 +37,7 @@ def logits(model: ModelProto, contract: Contract, images: np.ndarray) -> np.ndar
 
 
 def in_double(model: ModelProto) -> ModelProto:
-    """A copy whose float constants, casts, inputs and outputs are float64; the constants keep their float32 values."""
+    """Return a copy whose constants, casts, inputs and outputs are float64; constants keep their float32 values."""
     copy = ModelProto()
     copy.CopyFrom(model)
     for tensor in copy.graph.initializer:

@@ -1,4 +1,4 @@
-"""An ONNX file that another project wrote: what it takes and gives, checked before anything relies on it."""
+"""An ONNX file of another project: its input, its output and its size, checked before anything relies on them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, numpy_helper
 
 from export.graph.layers import layers
+from export.graph.onnx_file import opset_of
 from export.runtime import SESSION_ERRORS, ExportError, UnavailableError, session_options
 
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """What is known of such a file. `layout`: float_nchw | float_nhwc; `macs`: None where the file's shapes cannot be inferred."""
+    """What is known of a foreign file.
+
+    `layout` is float_nchw or float_nhwc; `macs` is None if the file's shapes cannot be inferred.
+    """
 
     layout: str
     outputs: int
@@ -29,7 +33,10 @@ class ForeignModel:
 
 
 def fixed_image_size(path: Path) -> int | None:
-    """Side in pixels of the pictures that the file says it takes; None where it takes any, or is no file of that kind (`inspect` says why)."""
+    """Return the side in pixels of the images that the file takes.
+
+    None if it takes any size, or if it is no such file (`inspect` reports why).
+    """
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
     except (OSError, DecodeError):
@@ -39,14 +46,22 @@ def fixed_image_size(path: Path) -> int | None:
         shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for height, width, channels in ((2, 3, 1), (1, 2, 3)):
             if len(shape) == 4 and shape[channels] == 3 and shape[height] == shape[width] > 0:
-                return shape[height]
+                side: int = shape[height]
+                return side
     return None
 
 
 def inspect(path: Path, *, image_size: int, outputs: int | None) -> ForeignModel:
-    """One float input of pictures of `image_size` pixels, one output (N, outputs), all in one file. Raises ExportError where it is not so.
+    """Check that a file has one float input for images, one output (N, outputs), and no second file.
 
-    `outputs` None: any number.
+    Args:
+        path: the .onnx file.
+        image_size: side in pixels of the images that it must take.
+        outputs: how many values it must answer an image; None: any number.
+
+    Raises:
+        UnavailableError: there is no such file.
+        ExportError: the file does not fit.
     """
     if not path.is_file():
         raise UnavailableError(f"{path}: no such file")
@@ -55,57 +70,59 @@ def inspect(path: Path, *, image_size: int, outputs: int | None) -> ForeignModel
     outside = [tensor.name for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
     if outside:
         raise ExportError(
-            f"{path}: keeps its weights in other files ({outside[0]} ...); save it as one file: onnx.save(onnx.load(PATH), ONE_FILE)"
+            f"{path}: keeps its weights in other files ({outside[0]} ...); save it as one file: "
+            "onnx.save(onnx.load(PATH), ONE_FILE)"
         )
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
     if len(inputs) != 1 or len(model.graph.output) != 1:
         names = [value.name for value in (*inputs, *model.graph.output)]
         raise ExportError(
-            f"{path}: expected one input and one output, found {len(inputs)} and {len(model.graph.output)} ({', '.join(names)})"
+            f"{path}: expected one input and one output, found {len(inputs)} and {len(model.graph.output)} "
+            f"({', '.join(names)})"
         )
     layout = _layout(path, inputs[0], image_size)
     found = _answers(path, session, layout, image_size)
     if outputs is not None and found != outputs:
-        fix = (
-            "name them in their order in `classes`"
-            if found > outputs
-            else "it cannot teach a class that it does not know"
-        )
-        raise ExportError(f"{path}: answers {found} values a picture, but {outputs} classes are expected; {fix}")
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+        fix = "it cannot teach a class that it does not know"
+        if found > outputs:
+            fix = "name them in their order in `classes`"
+        raise ExportError(f"{path}: gives {found} values an image, but {outputs} classes are expected; {fix}")
     params = sum(
         int(np.prod(tensor.dims))
         for tensor in model.graph.initializer
         if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
     )
     return ForeignModel(
-        layout,
-        found,
-        opset,
-        model.ir_version,
-        len(model.graph.node),
-        params,
-        _macs(model, inputs[0].name, layout, image_size),
+        layout=layout,
+        outputs=found,
+        opset=opset_of(model),
+        ir_version=model.ir_version,
+        nodes=len(model.graph.node),
+        params=params,
+        macs=_macs(model, inputs[0].name, layout, image_size),
     )
 
 
 def _layout(path: Path, value: onnx.ValueInfoProto, size: int) -> str:
-    """Which of the two layouts the input's shape fits."""
+    """Return which of the two layouts the input's shape fits."""
     tensor = value.type.tensor_type
     if tensor.elem_type != TensorProto.FLOAT:
         kind = TensorProto.DataType.Name(tensor.elem_type).lower()
         raise ExportError(
-            f"{path}: its input {value.name!r} is {kind}, expected float (N, 3, {size}, {size}) or (N, {size}, {size}, 3)"
+            f"{path}: its input {value.name!r} is {kind}, expected float (N, 3, {size}, {size}) or "
+            f"(N, {size}, {size}, 3)"
         )
     shape = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
     for layout, wanted in (("float_nchw", (3, size, size)), ("float_nhwc", (size, size, 3))):
         if len(shape) == 4 and all(have in (None, want) for have, want in zip(shape[1:], wanted, strict=True)):
             return layout
-    told = ", ".join("?" if side is None else str(side) for side in shape)
+    found = ", ".join("?" if side is None else str(side) for side in shape)
     square = len(shape) == 4 and (shape[2] == shape[3] if shape[1] == 3 else shape[1] == shape[2] and shape[3] == 3)
-    hint = "; leave image_size out, the file says its own" if square else ""
-    raise ExportError(f"{path}: its input is ({told}), expected (N, 3, {size}, {size}) or (N, {size}, {size}, 3){hint}")
+    hint = "; leave image_size out, the file has its own" if square else ""
+    raise ExportError(
+        f"{path}: its input is ({found}), expected (N, 3, {size}, {size}) or (N, {size}, {size}, 3){hint}"
+    )
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:
@@ -118,7 +135,7 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def _answers(path: Path, session: onnxruntime.InferenceSession, layout: str, size: int) -> int:
-    """How many values one picture gives, by running it."""
+    """Return how many values one image gives, by running it."""
     try:
         value = session.get_inputs()[0]
         count = value.shape[0] if isinstance(value.shape[0], int) else 1
@@ -134,7 +151,7 @@ def _answers(path: Path, session: onnxruntime.InferenceSession, layout: str, siz
 
 
 def _macs(model: onnx.ModelProto, name: str, layout: str, size: int) -> int | None:
-    """Multiply-accumulates of convolutions and matrix products with stored weights, for one picture."""
+    """Return the multiply-accumulates of one image: convolutions and matrix products with stored weights."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     shape = (1, 3, size, size) if layout == "float_nchw" else (1, size, size, 3)

@@ -1,4 +1,4 @@
-"""From a PyTorch classifier to one ONNX file that carries everything an application needs."""
+"""Export a PyTorch classifier as one ONNX file that carries everything an application needs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from export.graph import rewrites, surgery
+from export.graph import onnx_file, rewrites
+from export.graph.onnx_file import check_runtime
 from export.graph.quiet import quiet
 from export.graph.rewrites import Rewrite
-from export.graph.surgery import check_runtime
 from export.runtime import INPUT, OUTPUT, Contract, ExportError, Model, scale_and_shift
 
 if TYPE_CHECKING:  # torch costs seconds to import
@@ -25,12 +25,13 @@ if TYPE_CHECKING:  # torch costs seconds to import
 
 __all__ = ["ExportResult", "Parity", "check_runtime", "parity", "to_onnx"]
 
-PARITY_LIMIT = 1e-3  # of logits of magnitude 1; float32 kernels of two runtimes stay two orders below it
+# For logits of magnitude 1; float32 kernels of two runtimes stay two orders below it.
+PARITY_LIMIT = 1e-3
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written. `rewrites`: the float-exact rewrites, kept and refused."""
+    """What was written; `rewrites` are the float-exact rewrites, kept and refused."""
 
     opset: int
     ir_version: int
@@ -41,9 +42,15 @@ class ExportResult:
 
 @dataclass(frozen=True)
 class Parity:
-    """Float32 PyTorch against onnxruntime: differences of logits, share of equal predictions in [0, 1].
+    """Float32 PyTorch compared with onnxruntime.
 
-    `predictions`: onnxruntime's, int64 (N,). `largest`: PyTorch's largest logit, without its sign; float32 rounds in proportion to it.
+    Attributes:
+        max_abs_diff: largest difference of logits.
+        mean_abs_diff: mean difference of logits.
+        agreement: share of equal predictions in [0, 1].
+        images: how many images were compared.
+        predictions: onnxruntime's, int64 (N,).
+        largest: PyTorch's largest |logit|; float32 rounds in proportion to it.
     """
 
     max_abs_diff: float
@@ -57,20 +64,29 @@ class Parity:
 def to_onnx(
     model: nn.Module, path: Path, contract: Contract, *, opset: int = 18, images: np.ndarray | None = None
 ) -> ExportResult:
-    """Export `model`, float32 (N, 3, H, W) to logits (N, K), as one file with a dynamic batch.
+    """Export a classifier as one file with a dynamic batch; the given module is not changed.
 
-    With `uint8_nhwc` the graph takes pixels and normalises them itself. `images` uint8 (N, H, W, 3) judge the rewrites; noise without.
-    The given module is not changed. Raises ExportError.
+    With layout `uint8_nhwc` the graph takes pixels and normalises them itself.
+
+    Args:
+        model: float32 (N, 3, H, W) to logits (N, K), in eval mode.
+        path: the file to write.
+        contract: what the file says of itself.
+        opset: version of the operator set.
+        images: uint8 (N, H, W, 3) that the rewrites are judged on; None: noise.
+
+    Raises:
+        ExportError: the network cannot be exported, or the file gives other answers.
     """
     network = _frozen(model)
     traced = _trace(network, contract, opset)
     _check_classes(network, contract)
     proto, judged = rewrites.for_every_file(traced, contract, images)
-    surgery.clean(proto, contract.to_metadata(), made_by=contract.made_by)
+    onnx_file.clean(proto, contract.to_metadata(), made_by=contract.made_by)
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = surgery.save(proto, path)
+    data = onnx_file.save(proto, path)
     try:
-        saved = surgery.check(path, opset=opset)
+        saved = onnx_file.check(path, opset=opset)
         _check_batches(network, path, contract)
     except ExportError:
         path.unlink()
@@ -79,21 +95,22 @@ def to_onnx(
 
 
 def fixed_batch(source: Path, target: Path) -> float:
-    """Write a copy that takes one picture at a time, as NNAPI, CoreML and QNN want it; returns the largest difference of the logits.
+    """Write a copy that takes one image at a time, as NNAPI, CoreML and QNN need it.
 
-    With known shapes onnxruntime may fuse float kernels otherwise; beyond the rounding of float32 nothing may differ. Raises ExportError.
+    Returns the largest difference of the logits. With known shapes onnxruntime may fuse float kernels in another way.
+    Raises ExportError if more than the rounding of float32 differs.
     """
     model = onnx.load(str(source))
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 1
     target.parent.mkdir(parents=True, exist_ok=True)
-    surgery.save(model, target)
-    surgery.check(target, opset=surgery.opset_of(model))
+    onnx_file.save(model, target)
+    onnx_file.check(target, opset=onnx_file.opset_of(model))
     dynamic, fixed = Model.load(source), Model.load(target)
     images = rewrites.noise_images(dynamic.contract)
     expected = dynamic.run(images, batch=1)
     difference = float(np.abs(expected.astype(np.float64) - fixed.run(images, batch=1)).max())
-    if not difference <= rewrites.PARITY * float(np.abs(expected).max()):
+    if not difference <= rewrites.PARITY_LIMIT * float(np.abs(expected).max()):
         target.unlink()
         raise ExportError(
             f"{target.name}: with a fixed batch the logits differ from those of {source.name} by {difference:.3g}"
@@ -102,9 +119,19 @@ def fixed_batch(source: Path, target: Path) -> float:
 
 
 def parity(model: nn.Module, path: Path, images: np.ndarray, *, batch: int = 64) -> Parity:
-    """Hold the file against the network on real images, uint8 (N, H, W, 3)."""
+    """Compare the file with the network on real images.
+
+    Args:
+        model: the network, in eval mode.
+        path: its file.
+        images: uint8 (N, H, W, 3), at least one.
+        batch: images at a time.
+
+    Raises:
+        ExportError: there are no images, or a logit is not finite.
+    """
     if len(images) == 0:
-        raise ExportError("parity needs at least one picture")
+        raise ExportError("parity needs at least one image")
     runtime = Model.load(path)
     expected = _torch_logits(_frozen(model), images, runtime.contract, batch)
     found = runtime.run(images, batch)
@@ -113,17 +140,17 @@ def parity(model: nn.Module, path: Path, images: np.ndarray, *, batch: int = 64)
         raise ExportError(f"{path.name}: logits that are not finite")
     agreement = float((expected.argmax(1) == found.argmax(1)).mean())
     return Parity(
-        float(difference.max()),
-        float(difference.mean()),
-        agreement,
-        len(images),
-        found.argmax(1),
-        float(np.abs(expected).max()),
+        max_abs_diff=float(difference.max()),
+        mean_abs_diff=float(difference.mean()),
+        agreement=agreement,
+        images=len(images),
+        predictions=found.argmax(1),
+        largest=float(np.abs(expected).max()),
     )
 
 
 def _frozen(model: nn.Module) -> nn.Module:
-    """A copy on the CPU, so that neither device nor hooks nor gradients of the caller's module are touched."""
+    """Return a copy on the CPU, so that device, hooks and gradients of the caller's module stay untouched."""
     import torch
 
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
@@ -133,7 +160,7 @@ def _frozen(model: nn.Module) -> nn.Module:
 
 
 def _with_pixels(network: nn.Module, contract: Contract) -> nn.Module:
-    """The network behind a graph of its own that turns uint8 (N, H, W, 3) into its input."""
+    """Return the network behind a module that turns uint8 (N, H, W, 3) into its input."""
     import torch
     from torch import nn
 
@@ -149,10 +176,12 @@ def _with_pixels(network: nn.Module, contract: Contract) -> nn.Module:
             self.register_buffer("shift", torch.from_numpy(shift).reshape(1, 3, 1, 1))
 
         def forward(self, image: Tensor) -> Tensor:
-            # Bytes are transposed before they become floats four times their size. Contiguous: the strides of a mere permute are
-            # those of channels_last, for which the exporter writes the adaptive pool as a Gather of computed indices.
+            # Bytes are transposed before they become floats of four times their size. Without `contiguous` the strides
+            # would be those of channels_last, for which the exporter writes the adaptive pool as a Gather of computed
+            # indices.
             pixels = image.permute(0, 3, 1, 2).contiguous().to(torch.float32)
-            return self.network(pixels * self.scale + self.shift)
+            logits: Tensor = self.network(pixels * self.scale + self.shift)
+            return logits
 
     return FromPixels().eval()
 
@@ -162,7 +191,7 @@ def _trace(network: nn.Module, contract: Contract, opset: int) -> ModelProto:
 
     size = contract.image_size
     pixels = contract.layout == "uint8_nhwc"
-    # Two images: a batch of one could become a constant.
+    # Two images, because a batch of one could become a constant.
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8) if pixels else torch.zeros(2, 3, size, size)
     with _silent(), torch.no_grad():
         try:
@@ -187,13 +216,13 @@ def _trace(network: nn.Module, contract: Contract, opset: int) -> ModelProto:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """The exporter prints progress, logs and warns about its own internals; what matters is checked on the file instead."""
+    """Silence the exporter, which prints progress and warns about its own internals; the file is checked instead."""
     with quiet(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
 def _torch_logits(network: nn.Module, images: np.ndarray, contract: Contract, batch: int) -> np.ndarray:
-    """The definition, (x / 255 - mean) / std, on purpose not the graph's scale and shift."""
+    """Return logits of images normalised by the definition, (x / 255 - mean) / std, not by `scale_and_shift`."""
     import torch
 
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (contract.mean, contract.std))
@@ -218,7 +247,7 @@ def _check_classes(network: nn.Module, contract: Contract) -> None:
 
 
 def _check_batches(network: nn.Module, path: Path, contract: Contract) -> None:
-    """The batch is dynamic and the file computes what the network computes: batches of 1, 3 and 8."""
+    """Check on batches of 1, 3 and 8 that the batch is dynamic and that the file computes what the network computes."""
     runtime = Model.load(path)
     generator = np.random.default_rng(0)
     for batch in (1, 3, 8):

@@ -1,4 +1,4 @@
-"""The layers with weights of a float graph: finding them by name or place, and keeping one in float through any optimiser."""
+"""The layers with weights of a float graph: find them by name or place, and keep them in float in any session."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _LOWEST = float(np.finfo(np.float32).min)
 
 
 def layers(model: ModelProto) -> list[NodeProto]:
-    """Convolutions and matrix products whose weights are stored in the file, in the graph's order."""
+    """Return the convolutions and matrix products whose weights are stored in the file, in the graph's order."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return [node for node in model.graph.node if node.op_type in LAYERS and node.input[1] in weights]
 
 
 def resolve(model: ModelProto, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Node names of `first`, `last` and names of layers, in the graph's order. Raises ExportError."""
+    """Return the node names for `first`, `last` and layer names, in the graph's order. Raises ExportError."""
     names = [node.name for node in layers(model)]
     if not names:
         raise ExportError("the network has no convolution and no matrix product")
@@ -30,26 +30,24 @@ def resolve(model: ModelProto, wanted: Sequence[str]) -> tuple[str, ...]:
     chosen = set()
     for word in wanted:
         name = places.get(word, word)
-        if name not in names:  # onnxruntime writes what it made of a layer behind the layer's name
+        if name not in names:  # onnxruntime appends what it made of a layer to the layer's name
             name = next((one for one in names if one.startswith(f"{word}/")), name)
         if name not in names:
             close = difflib.get_close_matches(word, names, n=1)
-            hint = (
-                f"did you mean {close[0]!r}?"
-                if close
-                else f"known are first, last, {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
-            )
+            hint = f"known are first, last, {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+            if close:
+                hint = f"did you mean {close[0]!r}?"
             raise ExportError(f"float_layers: the network has no layer {word!r}; {hint}")
         chosen.add(name)
     return tuple(name for name in names if name in chosen)
 
 
 def keep_in_float(model: ModelProto, names: Sequence[str]) -> tuple[str, ...]:
-    """Rewrite what follows each named layer so that it stays in float in any session; returns the names of the nodes not to quantise.
+    """Rewrite what follows each named layer so that it stays in float; return the names of the nodes not to quantise.
 
-    onnxruntime quantises a float layer between DequantizeLinear and QuantizeLinear again when it loads the file, per tensor, also
-    through a Relu or Clip behind it (WeightBiasQuantization; measured on EfficientNet-Lite0: 73.6 % where quantising every layer gives
-    76.8 %). It does not look through Max and Min, which compute the same.
+    onnxruntime quantises a float layer between DequantizeLinear and QuantizeLinear again when it loads the file, per
+    tensor, even through a Relu or Clip behind it (WeightBiasQuantization; on EfficientNet-Lite0 this gives 73.6 % where
+    quantising every layer gives 76.8 %). It does not look through Max and Min, which compute the same.
     """
     kept = list(names)
     for name in names:
@@ -63,9 +61,8 @@ def keep_in_float(model: ModelProto, names: Sequence[str]) -> tuple[str, ...]:
             kept += _as_max_and_min(model, behind[0])
         else:
             node.output[0] = f"{output}_float"
-            kept += _insert(
-                model, node, [("Max", _constant(model, f"{name}_lowest", _LOWEST))], f"{output}_float", output
-            )
+            steps = [("Max", _constant(model, f"{name}_lowest", _LOWEST))]
+            kept += _insert(model, node, steps, f"{output}_float", output)
     return tuple(kept)
 
 
@@ -85,7 +82,7 @@ def _as_max_and_min(model: ModelProto, activation: NodeProto) -> list[str]:
 
 
 def _insert(model: ModelProto, after: NodeProto, steps: list[tuple[str, str]], source: str, target: str) -> list[str]:
-    """Put a chain of two-input nodes behind a node; returns their names."""
+    """Put a chain of two-input nodes behind a node; return their names."""
     position = list(model.graph.node).index(after) + 1
     names = []
     for number, (op, constant) in enumerate(steps):
@@ -103,12 +100,15 @@ def _constant(model: ModelProto, name: str, value: float) -> str:
 
 
 def stored(model: ModelProto) -> dict[str, TensorProto]:
-    """The file's constants by name."""
+    """Return the file's constants by name."""
     return {tensor.name: tensor for tensor in model.graph.initializer}
 
 
 def with_weights(model: ModelProto, values: Mapping[str, np.ndarray]) -> ModelProto:
-    """A copy with other numbers, float32, in the initializers of these names. Raises ExportError where name or shape is another."""
+    """Return a copy with these float32 arrays in the initializers of their names.
+
+    Raises ExportError for an unknown name or another shape.
+    """
     changed = ModelProto()
     changed.CopyFrom(model)
     tensors = stored(changed)

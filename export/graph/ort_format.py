@@ -1,4 +1,4 @@
-"""Files for a minimal onnxruntime: the model in its own format (`.ort`) and the list of kernels that such a build needs."""
+"""Files for a minimal onnxruntime: the model in the `.ort` format and the list of kernels that such a build needs."""
 
 from __future__ import annotations
 
@@ -17,40 +17,52 @@ from export.graph import rewrites
 from export.graph.quiet import quiet
 from export.runtime import SESSION_ERRORS, TARGETS, ExportError, Model, isa, runs_on, session_options
 
-# Optimisations of the file are done here and stored ("Fixed"): a minimal build has no optimiser. On ARM int8 activations stay int8; elsewhere
-# the session turns them into uint8, which is what x86 and wasm kernels compute with.
+# A minimal build has no optimiser, so the optimisations are made here and stored. On ARM int8 activations stay int8;
+# elsewhere the session turns them into uint8, which is what x86 and wasm kernels compute with.
 _KEEPS_INT8 = {"x86-vnni": "0", "x86-avx2": "0", "arm64": "1", "web": "0"}
-# Blocked channels are stored in a width that the converting CPU has: such a file would be right on this kind of CPU only.
+# Blocked channels are stored in the width of the converting CPU; such a file would be right on this kind of CPU only.
 _MACHINE_SPECIFIC = ["NchwcTransformer"]
-SAME, ROUNDED = (
-    1e-3,
-    0.25,
-)  # of the largest logit: the same kernels; int8 kernels that round otherwise (a wrong file is off by more than all of it)
+# Limits on the difference, as a share of the largest logit: for the same kernels, and for int8 kernels that round in
+# another way. A wrong file is off by more than the largest logit.
+SAME_KERNELS_LIMIT, OTHER_ROUNDING_LIMIT = 1e-3, 0.25
 
 
 @dataclass(frozen=True)
 class Minimal:
-    """What was written. `operators`: (domain;version, operator), each a kernel that the build must contain."""
+    """What was written.
+
+    `operators` lists each kernel that the build must contain, as "domain:operator". `max_abs_diff` is the difference of
+    logits from the .onnx file, on this machine.
+    """
 
     target: str
     bytes: int
     config_bytes: int
     operators: tuple[str, ...]
-    max_abs_diff: float  # logits against the .onnx file, on this machine
+    max_abs_diff: float
 
 
 def to_ort(source: Path, ort: Path, config: Path, *, target: str) -> Minimal:
-    """Write the ONNX file `source` as `ort` for `target`, and the build's `config` (operators with their types).
+    """Write an ONNX file in the .ort format, and the configuration of a build that runs it.
 
-    `config` is what onnxruntime's build takes as `--include_ops_by_config FILE --enable_reduced_operator_type_support`. The bytes of `ort`
-    are not reproducible: onnxruntime orders its tables by addresses in memory. Raises ExportError.
+    The bytes of `ort` are not reproducible: onnxruntime orders its tables by addresses in memory.
+
+    Args:
+        source: the .onnx file.
+        ort: the .ort file to write.
+        config: the list of operators and their types to write, for onnxruntime's build options
+            `--include_ops_by_config FILE --enable_reduced_operator_type_support`.
+        target: the instruction set, one of TARGETS.
+
+    Raises:
+        ExportError: the file cannot be written for this target, or gives other answers.
     """
     if target not in TARGETS:
         raise ExportError(f"no .ort file can be made for {target!r}; known are {', '.join(TARGETS)}")
     model = Model.load(source)
     if model.target not in (None, target):
         raise ExportError(
-            f"{source.name}: this int8 file was built for {model.target}; its .ort file would not be one for {target}"
+            f"{source.name}: this int8 file was built for {model.target}; its .ort file would not be for {target}"
         )
     ort.parent.mkdir(parents=True, exist_ok=True)
     _convert(source, ort, target)
@@ -76,7 +88,7 @@ def _convert(source: Path, ort: Path, target: str) -> None:
 
 
 def _operators(ort: Path, config: Path) -> tuple[str, ...]:
-    """Write the list; onnxruntime's own names the converted file's folder in a comment, which has no place in a shipped file."""
+    """Write the list of operators, without the comment that names the converted file's folder; return the operators."""
     with tempfile.TemporaryDirectory() as folder, _logging_as_it_was():
         from onnxruntime.tools.ort_format_model import create_config_from_models
 
@@ -90,7 +102,7 @@ def _operators(ort: Path, config: Path) -> tuple[str, ...]:
 
 
 def _names(entries: str) -> Iterator[str]:
-    """Operators of `Add{"inputs": ...},Mul`: what stands outside the braces."""
+    """Yield the operators of `Add{"inputs": ...},Mul`: the words outside the braces."""
     depth, name = 0, ""
     for letter in entries:
         depth += {"{": 1, "}": -1}.get(letter, 0)
@@ -104,12 +116,14 @@ def _names(entries: str) -> Iterator[str]:
 
 
 def _check(model: Model, ort: Path) -> float:
-    """Largest difference of the logits. Raises ExportError, and removes the file, where the answers are others."""
+    """Return the largest difference of the logits. Removes the file and raises ExportError if it is too large."""
     converted = Model.load(ort)
     images = rewrites.noise_images(model.contract)
     expected, found = model.run(images), converted.run(images)
     difference = float(np.abs(expected.astype(np.float64) - found).max())
-    limit = (SAME if runs_on(model.target, isa()) else ROUNDED) * float(np.abs(expected).max())
+    limit = (SAME_KERNELS_LIMIT if runs_on(model.target, isa()) else OTHER_ROUNDING_LIMIT) * float(
+        np.abs(expected).max()
+    )
     if converted.contract != model.contract or not difference <= limit:
         ort.unlink()
         raise ExportError(
@@ -120,7 +134,7 @@ def _check(model: Model, ort: Path) -> float:
 
 @contextlib.contextmanager
 def _logging_as_it_was() -> Iterator[None]:
-    """onnxruntime's tools configure the root logger when they are imported, tell what they write, and leave closing files to Python."""
+    """Restore the root logger, which onnxruntime's tools configure on import, and keep them quiet."""
     root = logging.root
     handlers, level = list(root.handlers), root.level
     try:

@@ -1,4 +1,4 @@
-"""Other packages' talk, kept out of a run's output."""
+"""Keep the logs and warnings of other packages out of a run's output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Neither logs nor warnings inside; both as they were afterwards."""
+    """Suppress logs and warnings inside the block, and restore both afterwards."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,7 +1,8 @@
-"""Float-exact rewrites: the same function in operators that integer kernels exist for; each is tried on a copy and judged by numbers.
+"""Float-exact rewrites: the same function in operators that have integer kernels.
 
-onnxruntime has no integer kernel for ReduceMean, HardSwish and HardSigmoid: between int8 layers each becomes an island of float. Whether a rewrite
-is exact is judged in float64 (`export.graph.float64_reference`): in float32 the order of sums alone changes logits by more than the limit.
+onnxruntime has no integer kernel for ReduceMean, HardSwish and HardSigmoid; between int8 layers each becomes an island
+of float. Whether a rewrite is exact is judged in float64 (`export.graph.float64_reference`), because in float32 the
+order of sums alone changes logits by more than the limit.
 """
 
 from __future__ import annotations
@@ -15,31 +16,42 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from export.graph import float64_reference, surgery
+from export.graph import float64_reference, onnx_file, surgery
 from export.runtime import Contract, Model
 
-PARITY = 1e-6  # of the largest |logit|
+# Of the largest |logit|.
+PARITY_LIMIT = 1e-6
 POOLS = "ReduceMean to GlobalAveragePool"
 HARD = "HardSwish and HardSigmoid to Mul, Add, Clip"
-_NOISE = 8  # pictures, where no real ones are given
-_CALIBRATION = 16  # pictures: the share of integer kernels does not depend on the ranges
+_NOISE_IMAGES = 8
+# Few are enough: the share of integer kernels does not depend on the ranges.
+_CALIBRATION_IMAGES = 16
 
 
 @dataclass(frozen=True)
 class Rewrite:
-    """One rewrite of a network's graph: `nodes` replaced, kept or refused, and why.
+    """One rewrite of a network's graph, and whether it was kept.
 
-    `max_abs_diff`: logits in float64 with it against without, on `images` pictures; `limit`: 1e-6 of the largest |logit|. `float32_diff`: the same
-    difference of the files as onnxruntime runs them, which holds the rounding of float32 too and decides nothing.
-    `integer_share`, `rewritten_share`: of the kernels that the int8 file executes, in [0, 1]; None where it was not asked.
-    `files`: the files that have it.
+    Attributes:
+        name: POOLS or HARD.
+        nodes: how many nodes it replaces.
+        kept: whether it is part of the files.
+        reason: why, or why not.
+        files: the files that have it: `float and int8` or `int8`.
+        max_abs_diff: difference of logits in float64, with and without it.
+        limit: what max_abs_diff may be, 1e-6 of the largest |logit|.
+        images: how many images it was judged on.
+        integer_share: share of integer kernels in the int8 file without it, in [0, 1]; None if not needed.
+        rewritten_share: the same with it.
+        float32_diff: difference of logits as onnxruntime runs the files; includes the rounding of float32 and decides
+            nothing.
     """
 
     name: str
     nodes: int
     kept: bool
     reason: str
-    files: str  # float and int8 | int8
+    files: str
     max_abs_diff: float
     limit: float
     images: int
@@ -49,7 +61,7 @@ class Rewrite:
 
 
 def pool_means(model: ModelProto) -> int:
-    """Replace ReduceMean over height and width of a rank-4 tensor by GlobalAveragePool (and Flatten); returns how many."""
+    """Replace ReduceMean over height and width of a rank-4 tensor by GlobalAveragePool; return how many."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     ranks = surgery.ranks_of(model)
     nodes: list[NodeProto] = []
@@ -76,7 +88,10 @@ def _averages_height_and_width(node: NodeProto, constants: dict[str, np.ndarray]
 
 
 def expand_hard_activations(model: ModelProto) -> int:
-    """Replace HardSigmoid(x) by Clip(alpha x + beta, 0, 1) and HardSwish(x) by x times that of 1/6 and 1/2; returns how many."""
+    """Replace HardSigmoid and HardSwish by Mul, Add and Clip; return how many.
+
+    HardSigmoid(x) = Clip(alpha x + beta, 0, 1); HardSwish(x) = x Clip(x / 6 + 1/2, 0, 1).
+    """
     nodes: list[NodeProto] = []
     constants: dict[tuple[float, int], str] = {}
     channels = _channels_of_lone_convolutions(model)
@@ -89,10 +104,10 @@ def expand_hard_activations(model: ModelProto) -> int:
         out = node.output[0]
         gate = out if node.op_type == "HardSigmoid" else f"{out}_gate"
         scale, low, high = (_constant(model, constants, value, 0) for value in (slope, 0.0, 1.0))
-        # Behind a convolution that nothing else reads, product and sum move into its weights where the sum has its channels.
-        shift = _constant(
-            model, constants, offset, channels.get(node.input[0], 0) if node.op_type == "HardSigmoid" else 0
-        )
+        # Behind a convolution that nothing else reads, product and sum move into its weights if the sum has its
+        # channels.
+        width = channels.get(node.input[0], 0) if node.op_type == "HardSigmoid" else 0
+        shift = _constant(model, constants, offset, width)
         nodes.append(helper.make_node("Mul", [node.input[0], scale], [f"{out}_scaled"], name=f"{out}_scale"))
         nodes.append(helper.make_node("Add", [f"{out}_scaled", shift], [f"{out}_shifted"], name=f"{out}_shift"))
         nodes.append(helper.make_node("Clip", [f"{out}_shifted", low, high], [gate], name=f"{out}_clip"))
@@ -104,7 +119,7 @@ def expand_hard_activations(model: ModelProto) -> int:
 
 
 def _slope_and_offset(node: NodeProto) -> tuple[float, float]:
-    """alpha and beta. Source: the ONNX operators' definitions (HardSwish has no attributes)."""
+    """Return alpha and beta. Source: the ONNX operators' definitions (HardSwish has no attributes)."""
     if node.op_type == "HardSwish":
         return 1 / 6, 0.5
     found = {attribute.name: attribute.f for attribute in node.attribute}
@@ -112,7 +127,7 @@ def _slope_and_offset(node: NodeProto) -> tuple[float, float]:
 
 
 def _channels_of_lone_convolutions(model: ModelProto) -> dict[str, int]:
-    """Output channels of each convolution whose output is read once."""
+    """Return the output channels of each convolution whose output is read once, by its output."""
     weights = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if len(tensor.dims) == 4}
     readers = surgery.consumers(model.graph)
     lone = [node for node in model.graph.node if node.op_type == "Conv" and len(readers.get(node.output[0], [])) == 1]
@@ -120,7 +135,7 @@ def _channels_of_lone_convolutions(model: ModelProto) -> dict[str, int]:
 
 
 def _constant(model: ModelProto, constants: dict[tuple[float, int], str], value: float, channels: int) -> str:
-    """The name of a float32 constant, a scalar or (1, channels, 1, 1), added to the weights where it is new."""
+    """Return the name of a float32 constant, a scalar or (1, channels, 1, 1); a new one is added to the weights."""
     key = (float(np.float32(value)), channels)
     if key not in constants:
         constants[key] = f"hard_{len(constants)}"
@@ -130,51 +145,71 @@ def _constant(model: ModelProto, constants: dict[tuple[float, int], str], value:
 
 
 def for_every_file(
-    model: ModelProto, contract: Contract, pictures: np.ndarray | None
+    model: ModelProto, contract: Contract, images: np.ndarray | None
 ) -> tuple[ModelProto, tuple[Rewrite, ...]]:
-    """Rewrites that cost the float file nothing and that int8 cannot do without; `pictures` uint8 (N, H, W, 3), else noise."""
-    return _try(model, contract, pictures, POOLS, pool_means, files="float and int8")
+    """Apply the rewrites that cost the float file nothing and that int8 needs.
+
+    Args:
+        model: the float graph; it is not changed.
+        contract: what its file says of itself.
+        images: uint8 (N, H, W, 3) that the rewrites are judged on; None: noise.
+
+    Returns:
+        The graph to go on with, and what was kept and refused.
+    """
+    return _try(model, contract, images, POOLS, pool_means, files="float and int8")
 
 
 def for_integers(
-    source: Path, target: Path, pictures: np.ndarray | None, share: Callable[[Path, np.ndarray], float]
+    source: Path, target: Path, images: np.ndarray | None, share: Callable[[Path, np.ndarray], float]
 ) -> tuple[Rewrite, ...]:
-    """Write `target`, the float file that int8 is made from, where a rewrite is worth keeping; says what was kept and refused.
+    """Write the float file that int8 is made from, if a rewrite is worth keeping.
 
-    `share`: the share of integer kernels in the int8 form of a float file (`export.int8.integer_share`), which decides what is worth it.
+    It is a file of its own because three elementwise operators in float are slower than one HardSwish (measured: 0.80
+    x); in int8 they are faster.
 
-    A file of its own: three elementwise operators in float are slower than one HardSwish (measured: 0.80 x), in int8 faster. Raises ExportError.
+    Args:
+        source: the float file that ships.
+        target: the file to write; it is written only if a rewrite is kept.
+        images: uint8 (N, H, W, 3) that the rewrites are judged on; None: noise.
+        share: returns the share of integer kernels in the int8 form of a float file (`export.int8.integer_share`).
+
+    Returns:
+        What was kept and refused.
+
+    Raises:
+        ExportError: a graph cannot be evaluated.
     """
     model = onnx.load(str(source))
     contract = Model.load(source).contract
-    rewritten, verdicts = _try(model, contract, pictures, HARD, expand_hard_activations, files="int8", share=share)
+    rewritten, verdicts = _try(model, contract, images, HARD, expand_hard_activations, files="int8", share=share)
     if any(verdict.kept for verdict in verdicts):
-        surgery.clean(rewritten, contract.to_metadata(), made_by=contract.made_by)
-        surgery.save(rewritten, target)
-        surgery.check(target, opset=surgery.opset_of(model))
+        onnx_file.clean(rewritten, contract.to_metadata(), made_by=contract.made_by)
+        onnx_file.save(rewritten, target)
+        onnx_file.check(target, opset=onnx_file.opset_of(model))
     return verdicts
 
 
 def _try(
     model: ModelProto,
     contract: Contract,
-    pictures: np.ndarray | None,
+    images: np.ndarray | None,
     name: str,
     rewrite: Callable[[ModelProto], int],
     *,
     files: str,
     share: Callable[[Path, np.ndarray], float] | None = None,
 ) -> tuple[ModelProto, tuple[Rewrite, ...]]:
-    """The model to go on with, and the verdict; none where the network has nothing to rewrite."""
+    """Return the model to go on with, and the verdict; no verdict if the network has nothing to rewrite."""
     candidate = ModelProto()
     candidate.CopyFrom(model)
     nodes = rewrite(candidate)
     if nodes == 0:
         return model, ()
-    images = pictures if pictures is not None and len(pictures) else noise_images(contract)
-    judged = images[: float64_reference.PICTURES]
+    images = images if images is not None and len(images) else noise_images(contract)
+    judged = images[: float64_reference.MAX_IMAGES]
     wanted, got = (float64_reference.logits(one, contract, judged) for one in (model, candidate))
-    difference, limit = float(np.abs(wanted - got).max()), PARITY * float(np.abs(wanted).max())
+    difference, limit = float(np.abs(wanted - got).max()), PARITY_LIMIT * float(np.abs(wanted).max())
     equal = difference <= limit
     with tempfile.TemporaryDirectory() as folder:
         before, after = (
@@ -183,9 +218,10 @@ def _try(
         )
         expected, found = (Model.load(path).run(images) for path in (before, after))
         rounded = float(np.abs(expected.astype(np.float64) - found).max())
-        # What every file needs is not asked for its worth: onnxruntime has no other integer kernel for it.
+        # A rewrite that every file needs has no share: onnxruntime has no other integer kernel for it.
         plain, better = (
-            share(path, images[:_CALIBRATION]) if equal and share is not None else None for path in (before, after)
+            share(path, images[:_CALIBRATION_IMAGES]) if equal and share is not None else None
+            for path in (before, after)
         )
     kept, reason = _judge(equal, plain, better)
     verdict = Rewrite(name, nodes, kept, reason, files, difference, limit, len(judged), plain, better, rounded)
@@ -194,23 +230,23 @@ def _try(
 
 def _judge(equal: bool, before: float | None, after: float | None) -> tuple[bool, str]:
     if not equal:
-        return False, "the float file would answer otherwise: the logits' difference is above the limit"
+        return False, "the float file would give other answers: the difference of the logits is above the limit"
     if before is None or after is None:
         return True, "required: the operator has no integer kernel"
     if after <= before:
-        return False, "not one more kernel of the int8 file would be an integer kernel"
+        return False, "no more kernels of the int8 file would be integer kernels"
     return True, "more kernels of the int8 file are integer kernels"
 
 
 def noise_images(contract: Contract) -> np.ndarray:
-    """Pictures where no real ones are given: seeded, uint8 (8, H, W, 3)."""
-    shape = (_NOISE, contract.image_size, contract.image_size, 3)
+    """Return seeded noise, uint8 (8, H, W, 3), for use without real images."""
+    shape = (_NOISE_IMAGES, contract.image_size, contract.image_size, 3)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def _write(model: ModelProto, contract: Contract, path: Path) -> Path:
     copy = ModelProto()
     copy.CopyFrom(model)
-    surgery.clean(copy, contract.to_metadata(), made_by=contract.made_by)
-    surgery.save(copy, path)
+    onnx_file.clean(copy, contract.to_metadata(), made_by=contract.made_by)
+    onnx_file.save(copy, path)
     return path

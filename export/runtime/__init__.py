@@ -1,7 +1,7 @@
-"""What runs a model on the device: numpy, onnxruntime and the standard library, nothing else.
+"""Run a model on the device with numpy, onnxruntime and the standard library, nothing else.
 
-`from export.runtime import Model` is the application's entry. `Model` and what comes with it load onnxruntime when they
-are first asked for; the rest of this package is importable without it. Runs on Python 3.8, because it travels.
+An application starts with `from export.runtime import Model`. `Model` and the names beside it load onnxruntime on first
+use; the rest of this package is importable without it. The package travels in the bundle and runs on Python 3.8.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ __all__ = [
     "CPU",
     "FOREIGN",
     "INPUT",
-    "OUTPUT",
     "METADATA_PREFIX",
+    "OUTPUT",
     "SESSION_ERRORS",
     "TARGETS",
     "Contract",
     "ExportError",
-    "UnavailableError",
     "Model",
+    "UnavailableError",
     "copy_model",
     "cores",
     "host",

@@ -1,4 +1,4 @@
-"""What each model of a bundle answered on a device, how much of it ran where, and how fast: one row a model.
+"""One row a model of a bundle: its answers on a device, where its nodes ran, and how fast.
 
 Standard library, numpy and onnxruntime only; runs on Python 3.8.
 """
@@ -13,20 +13,14 @@ from export.runtime import Model, latency_stats, runs_on
 from export.runtime.latency_stats import LatencyResult
 from export.runtime.provider import Placement
 
-CONDITIONS = (
-    "threads",
-    "spinning",
-    "governor",
-    "cpu_features",
-    "rounds",
-    "attempts",
-    "other_cores",
-    "unfit",
-)  # of a measurement, in each timed row
+# Conditions of the measurement that each timed row repeats.
+CONDITIONS = ("threads", "spinning", "governor", "cpu_features", "rounds", "attempts", "other_cores", "unfit")
+# What a row holds before anything is timed.
+UNTIMED: dict[str, Any] = {"latency_ms": None, "first_run_ms": None, "load_ms": None, "peak_memory_bytes": None}
 
 
 def _answers(model: Model, entry: dict[str, Any], samples: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Hold one model's logits on the bundle's pictures against the expected ones."""
+    """Compare one model's logits on the bundle's images with the expected ones."""
     expected, labels = samples["logits/" + entry["file"]], samples["labels"]
     logits = model.run(samples["images"])
     same = logits.argmax(1) == expected.argmax(1)
@@ -34,10 +28,10 @@ def _answers(model: Model, entry: dict[str, Any], samples: dict[str, np.ndarray]
     count = len(labels)
     if entry["max_abs_diff"] is not None:
         right = difference <= entry["max_abs_diff"]
-    else:  # one picture may always differ, or few samples would fail on a single tie
-        right = bool(np.isfinite(logits).all()) and int((~same).sum()) <= max(
-            1, int((1 - entry["min_agreement"]) * count)
-        )
+    else:
+        # One image may always differ, or few samples would fail on a single tie.
+        allowed = max(1, int((1 - entry["min_agreement"]) * count))
+        right = bool(np.isfinite(logits).all()) and int((~same).sum()) <= allowed
     return {
         "images": count,
         "top1": float((logits.argmax(1) == labels).mean()),
@@ -50,27 +44,43 @@ def _answers(model: Model, entry: dict[str, Any], samples: dict[str, np.ndarray]
 def judge(
     models: dict[str, Model], entries: list[dict[str, Any]], samples: dict[str, np.ndarray], isa: str
 ) -> list[dict[str, Any]]:
-    """Every model's answers against the expected ones; `ok` is None where it was built for another processor than `isa`."""
+    """Compare every model's answers with the expected ones.
+
+    Args:
+        models: loaded models by file name.
+        entries: the models' entries in the manifest.
+        samples: arrays of samples.npz: `images`, `labels`, and `logits/<file>` for each model.
+        isa: instruction set of the device.
+
+    Returns:
+        One row a model; its `ok` is None if it was built for another processor than `isa`.
+    """
     rows = []
     for entry in entries:
         row = {key: entry[key] for key in ("file", "sha256", "role", "precision", "target")}
         row.update(_answers(models[entry["file"]], entry, samples), note=None)
         if not runs_on(entry["target"], isa):
-            # Neither its speed nor its rounding here says anything about the device that it was built for.
+            # Its speed and its rounding here do not carry over to the device that it was built for.
             row.update(ok=None, note=f"built for {entry['target']}, this is {isa}")
         rows.append(row)
     return rows
 
 
+def add_photos(rows: list[dict[str, Any]], decoded: dict[str, dict[str, float]]) -> None:
+    """Write into each row how its model answers on the decoded photos, and that nothing is timed yet."""
+    for row in rows:
+        row.update({**UNTIMED, "speedup_over": {}, "photos": decoded.get(row["file"]), "provider": None})
+
+
 def add_placement(row: dict[str, Any], found: Placement) -> None:
-    """Write into a row what ran where."""
+    """Write into a row where its nodes ran."""
     row["provider"] = found.as_json()
     if found.nodes == 0 and row["ok"]:
         row.update(ok=False, note=found.sentence)
 
 
 def add_latency(rows: list[dict[str, Any]], result: LatencyResult) -> None:
-    """Write what was measured into the rows of the measured models."""
+    """Write the measurements into the rows of the measured models."""
     known = result.conditions()
     for row in rows:
         name = row["file"]
@@ -94,7 +104,16 @@ def add_latency(rows: list[dict[str, Any]], result: LatencyResult) -> None:
 
 
 def fitting(rows: list[dict[str, Any]], isa: str) -> str | None:
-    """The student's file for this machine: int8 before float, of several the one that was made for exactly this; None where there is none."""
+    """Return the student's file for this machine, or None.
+
+    int8 comes before float, and among int8 files the one made for exactly this `isa`.
+    """
     students = [row for row in rows if row["role"] == "student" and row["ok"] is not None]
     best = max(students, key=lambda row: (row["precision"] == "int8", row["target"] == isa), default=None)
     return best["file"] if best else None
+
+
+def all_right(rows: list[dict[str, Any]], photos: dict[str, Any]) -> bool:
+    """Return whether the models meant for this machine are right, at least one is, and no photo is wrong."""
+    judged = [row["ok"] for row in rows if row["ok"] is not None]
+    return bool(judged) and all(judged) and photos["ok"] is not False

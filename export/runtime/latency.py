@@ -1,8 +1,10 @@
 """Latency and memory on this machine, measured so that the numbers can be trusted or are refused.
 
-Standard library, numpy and onnxruntime only; runs on Python 3.8. `python -m export.runtime.latency --memory FILE` is the fresh process behind
-`memory`. What happens to a disturbed measurement: it is repeated, `attempts` times in all; the first quiet attempt counts alone; where
-none is quiet the rounds of all of them are joined, so that intervals show how far the disturbances reach.
+A disturbed measurement is repeated, up to `attempts` times in all. The first quiet attempt counts alone; if none is
+quiet, the rounds of all attempts are joined, so that the intervals show how far the disturbances reach.
+
+Standard library, numpy and onnxruntime only; runs on Python 3.8. `python -m export.runtime.latency --memory FILE` is
+the fresh process behind `memory`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +29,12 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 from export.runtime import ExportError, Model, UnavailableError, conditions, isa, runs_on
-from export.runtime.latency_stats import LatencyResult, conclude
+from export.runtime.latency_stats import LatencyResult, summarize_attempts
 from export.runtime.rounds import Attempt, disturbances
 
 _MEMORY_RUNS = 10
-_LOST = 0.02  # of a run's time, without a core: a run that was interrupted for less counts
+# A run counts as interrupted if it was without a core for more than this share of its time.
+_LOST_SHARE = 0.02
 
 
 def latency(
@@ -45,16 +49,29 @@ def latency(
     attempts: int = 1,
     provider: str | None = None,
 ) -> LatencyResult:
-    """Time every model at batch 1 on varying pictures, uint8 (N, H, W, 3): one process, all loaded, rounds in shuffled order.
+    """Time every model at batch 1, from pixels to logits, as an application would run it.
 
-    `repeats` timed runs a model and attempt. What is timed is what an application does from pixels to logits. Interleaving cancels what
-    CPU accounting cannot see (frequency, neighbours on the same core); runs that lost their core to another process do not count, see
-    `rounds.uninterrupted`. `provider`: an execution provider. Raises ExportError.
+    All models are loaded in one process and take turns in shuffled rounds. Interleaving cancels what CPU accounting
+    cannot see (frequency, neighbours on the same core). Runs that lost their core to another process do not count, see
+    `rounds.drop_interrupted`.
+
+    Args:
+        models: paths by name.
+        images: uint8 (N, H, W, 3); the runs cycle through them.
+        threads: intra-op threads.
+        warmup: untimed runs a model.
+        repeats: timed runs a model and attempt.
+        rounds: rounds that the runs are split into.
+        seed: of the order of images and models.
+        attempts: how often a disturbed measurement is made, at most.
+        provider: an execution provider; None: the CPU.
+
+    Raises:
+        ExportError: there is nothing to time, or a model was built for another instruction set.
     """
-    pictures = [np.ascontiguousarray(images[index : index + 1]) for index in range(len(images))]
-    return _measure(
-        models, pictures, lambda picture: picture, threads, warmup, repeats, rounds, seed, attempts, provider
-    )
+    single = [np.ascontiguousarray(images[index : index + 1]) for index in range(len(images))]
+    plan = _Plan(threads, warmup, repeats, rounds, seed, attempts, provider)
+    return _measure(models, single, lambda image: image, plan)
 
 
 def photo_latency(
@@ -70,60 +87,69 @@ def photo_latency(
     attempts: int = 1,
     provider: str | None = None,
 ) -> LatencyResult:
-    """As `latency`, from the bytes of a picture file to logits; `decode` gives uint8 (H, W, 3) of the model's size. Every run counts.
+    """Time every model as `latency` does, from the bytes of a photo to logits.
 
-    Photos differ in size: without the interrupted runs the small ones would be left.
+    Every run counts. Photos differ in size, and the small ones are interrupted less often: dropping interrupted runs
+    would favour them.
+
+    Args:
+        models: paths by name.
+        photos: contents of image files.
+        decode: returns uint8 (H, W, 3) of the model's size for the contents of a file.
+        threads: see `latency`, as for all that follow.
+        warmup: untimed runs a model.
+        repeats: timed runs a model and attempt.
+        rounds: rounds that the runs are split into.
+        seed: of the order of photos and models.
+        attempts: how often a disturbed measurement is made, at most.
+        provider: an execution provider; None: the CPU.
     """
-    return _measure(
-        models,
-        list(photos),
-        lambda photo: decode(photo)[None],
-        threads,
-        warmup,
-        repeats,
-        rounds,
-        seed,
-        attempts,
-        provider,
-        every=True,
-    )
+    plan = _Plan(threads, warmup, repeats, rounds, seed, attempts, provider, keep_interrupted=True)
+    return _measure(models, list(photos), lambda photo: decode(photo)[None], plan)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The arguments of `latency`. With `keep_interrupted`, runs that lost their core count."""
+
+    threads: int
+    warmup: int
+    repeats: int
+    rounds: int
+    seed: int
+    attempts: int
+    provider: str | None
+    keep_interrupted: bool = False
 
 
 def _measure(
-    models: Mapping[str, str | Path],
-    inputs: list[Any],
-    prepare: Callable[[Any], np.ndarray],
-    threads: int,
-    warmup: int,
-    repeats: int,
-    rounds: int,
-    seed: int,
-    attempts: int,
-    provider: str | None = None,
-    every: bool = False,
+    models: Mapping[str, str | Path], inputs: list[Any], prepare: Callable[[Any], np.ndarray], plan: _Plan
 ) -> LatencyResult:
-    if not models or not inputs or repeats < 1 or warmup < 0 or rounds < 1 or attempts < 1:
-        raise ExportError("latency needs at least one model, one picture, one round and one run")
+    if not models or not inputs or plan.repeats < 1 or plan.warmup < 0 or plan.rounds < 1 or plan.attempts < 1:
+        raise ExportError("latency needs at least one model, one image, one round and one run")
     digests = {name: _sha256(path) for name, path in models.items()}
-    loaded = {name: Model.load(path, threads, provider) for name, path in models.items()}
+    loaded = {name: Model.load(path, plan.threads, plan.provider) for name, path in models.items()}
     for name, model in loaded.items():
         if not runs_on(model.target, isa()):
             raise ExportError(
-                f"{name} was built for {model.target} and this machine is {isa()}: how long it takes here says nothing about that device"
+                f"{name} was built for {model.target} and this machine is {isa()}: its latency here says nothing "
+                "about that device"
             )
         model.check(prepare(inputs[0]))
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(plan.seed)
     inputs = [inputs[index] for index in random.permutation(len(inputs))]
     runs = {name: _runner(model, prepare) for name, model in loaded.items()}
     first = {name: float(_time(run, inputs[:1])[0][0]) for name, run in runs.items()}
     for run in runs.values():
-        _time(run, [inputs[number % len(inputs)] for number in range(warmup)])
+        _time(run, [inputs[number % len(inputs)] for number in range(plan.warmup)])
     tried: list[Attempt] = []
-    while len(tried) < attempts:
-        tried.append(_attempt(runs, inputs, repeats, rounds, random, threads, None if every else _switches(threads)))
+    while len(tried) < plan.attempts:
+        tried.append(_attempt(runs, inputs, plan, random))
         if not disturbances(tried[-1]):
             break
-    return conclude(tried, threads, first, {name: model.load_ms for name, model in loaded.items()}, digests)
+    return summarize_attempts(
+        tried, plan.threads, first, {name: model.load_ms for name, model in loaded.items()}, digests
+    )
 
 
 def _sha256(path: str | Path) -> str:
@@ -138,9 +164,10 @@ def _runner(model: Model, prepare: Callable[[Any], np.ndarray]) -> Callable[[Any
 
 
 def _switches(threads: int) -> Callable[[], int] | None:
-    """Counts how often this thread, or any of the process where several compute, lost its core to another one; None where the system does not tell.
+    """Return a counter of how often this thread lost its core to another one, or None if the system has none.
 
-    Only Linux does: macOS counts a thread that waits by itself as well.
+    With several threads it counts for the whole process. Only Linux qualifies: macOS also counts a thread that waits by
+    itself.
     """
     if not hasattr(resource, "RUSAGE_THREAD"):
         return None
@@ -149,21 +176,16 @@ def _switches(threads: int) -> Callable[[], int] | None:
 
 
 def _attempt(
-    runs: dict[str, Callable[[Any], Any]],
-    inputs: list[Any],
-    repeats: int,
-    rounds: int,
-    random: np.random.Generator,
-    threads: int,
-    switches: Callable[[], int] | None,
+    runs: dict[str, Callable[[Any], Any]], inputs: list[Any], plan: _Plan, random: np.random.Generator
 ) -> Attempt:
-    least = _LOST if threads == 1 else -np.inf  # one thread's own time says nothing of the others'
+    threads, switches = plan.threads, None if plan.keep_interrupted else _switches(plan.threads)
+    least = _LOST_SHARE if threads == 1 else -np.inf  # one thread's own time does not include the others'
     parts: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     flags: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     loads: list[float | None] = []
     begin = before = conditions.busy_seconds()
     start = since = time.perf_counter()
-    for part in np.array_split(np.arange(repeats), min(rounds, repeats)):
+    for part in np.array_split(np.arange(plan.repeats), min(plan.rounds, plan.repeats)):
         chosen = [inputs[number % len(inputs)] for number in part]
         for name in random.permutation(sorted(runs)):
             times, lost = _time(runs[str(name)], chosen, switches, least)
@@ -180,9 +202,12 @@ def _attempt(
 
 
 def _time(
-    run: Callable[[Any], Any], inputs: Sequence[Any], switches: Callable[[], int] | None = None, least: float = _LOST
+    run: Callable[[Any], Any],
+    inputs: Sequence[Any],
+    switches: Callable[[], int] | None = None,
+    least: float = _LOST_SHARE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(milliseconds of each run, which of them were interrupted: a core was lost, and with it more than `least` of the run's time)."""
+    """Return the milliseconds of each run, and which runs were interrupted for more than `least` of their time."""
     times, lost = np.empty(len(inputs)), np.zeros(len(inputs), dtype=bool)
     clock, busy, count = time.perf_counter_ns, time.thread_time_ns, switches or (lambda: 0)
     for index, item in enumerate(inputs):
@@ -196,9 +221,10 @@ def _time(
 
 
 def memory(path: str | Path, *, threads: int = 1, provider: str | None = None) -> int | None:
-    """Peak resident bytes of a fresh process that loads the model and runs it ten times, interpreter and onnxruntime included.
+    """Return the peak resident bytes of a fresh process that loads the model and runs it ten times.
 
-    None where the kernel does not tell (VmHWM after a reset). Raises ExportError where the child fails.
+    The interpreter and onnxruntime are included. None if the kernel cannot reset VmHWM. Raises ExportError if the child
+    fails.
     """
     if not Path(path).is_file():
         raise UnavailableError(f"{path}: no such file")
@@ -218,16 +244,16 @@ def memory(path: str | Path, *, threads: int = 1, provider: str | None = None) -
         command, cwd=package, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": package}
     )
     if child.returncode != 0:
-        raise ExportError(
-            f"{path}: the process that measures memory failed: {(child.stderr.strip().splitlines() or ['no message'])[-1]}"
-        )
-    return json.loads(child.stdout)["peak_memory_bytes"]
+        reason = (child.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ExportError(f"{path}: the process that measures memory failed: {reason}")
+    peak: int | None = json.loads(child.stdout)["peak_memory_bytes"]
+    return peak
 
 
 def _peak_memory(path: str, threads: int, provider: str | None) -> int | None:
-    """Peak resident bytes of this process while it loads and runs a model.
+    """Return the peak resident bytes of this process while it loads and runs a model.
 
-    Not ru_maxrss: it survives fork and exec, so every child seems to need what its parent needed.
+    ru_maxrss would not do: it survives fork and exec, so every child seems to need what its parent needed.
     """
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to what is resident now
@@ -247,7 +273,8 @@ def _peak_memory(path: str, threads: int, provider: str | None) -> int | None:
 def main() -> int:
     """Print the peak memory of one model as JSON."""
     parser = argparse.ArgumentParser(
-        prog="python -m export.runtime.latency", description="peak resident memory of this process with one model"
+        prog="python -m export.runtime.latency",
+        description="print the peak resident memory of this process with one model",
     )
     parser.add_argument("--memory", metavar="FILE", required=True)
     parser.add_argument("--threads", type=int, default=1)

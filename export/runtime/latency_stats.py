@@ -1,4 +1,7 @@
-"""What timed rounds say: percentiles, ratios and their intervals. Standard library, numpy and onnxruntime only; runs on Python 3.8."""
+"""Latency statistics: percentiles, ratios and their intervals from timed rounds.
+
+Standard library, numpy and onnxruntime only; runs on Python 3.8.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,22 @@ from typing import Any
 import numpy as np
 
 from export.runtime import conditions, session_options
-from export.runtime.rounds import Attempt, disturbances, drift, join, two_speeds_note, uninterrupted
+from export.runtime.rounds import Attempt, disturbances, drift, drop_interrupted, join, two_speeds_note
 
 # Fewest samples behind a percentile. Source: MLPerf loadgen, early stopping of single-stream runs.
 P90_SAMPLES, P99_SAMPLES = 64, 662
-# Two sessions of one file lie elsewhere in memory: their ratio was up to 0.9 % from 1 (50 pairs), in every round alike.
-PLACEMENT = 0.01
+# Two sessions of one file lie elsewhere in memory. Their ratio was up to 0.9 % from 1 (50 pairs), in every round alike.
+SESSION_NOISE = 0.01
 _RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class ModelLatency:
-    """One model at batch 1. `samples_ms` float64 (runs,) in the order they were taken, `rounds` int64 (runs,) the round of each."""
+    """One model at batch 1.
+
+    `samples_ms` is float64 (runs,) in the order they were taken; `rounds` is int64 (runs,), the round of each sample.
+    p90 and p99 are None with too few samples.
+    """
 
     p50_ms: float
     p90_ms: float | None
@@ -35,7 +42,7 @@ class ModelLatency:
     rounds: np.ndarray
 
     def summary(self) -> dict[str, Any]:
-        """The `latency_ms` entry of a report."""
+        """Return the `latency_ms` entry of a report."""
         return {
             "p50": self.p50_ms,
             "p90": self.p90_ms,
@@ -48,11 +55,20 @@ class ModelLatency:
 
 @dataclass(frozen=True)
 class LatencyResult:
-    """All models, measured in the same rounds. `other_cores`: mean cores that other processes used meanwhile; None where unknown.
+    """All models, measured in the same rounds.
 
-    `round_other_cores`: the same for each round (None: too short to tell). `drift`: for each model the median of its last third of rounds
-    over that of its first. `disturbances` and `notes` are sentences: the first kind makes absolute times doubtful. `interrupted`: for each model how
-    many further runs were left out because another process took the core. `unfit`: why that could not be done, so that ratios are doubtful, too.
+    Attributes:
+        models: the statistics of each model, by name.
+        contaminated: whether other processes disturbed the measurement; None if unknown.
+        other_cores: mean cores that other processes used meanwhile; None if unknown.
+        round_other_cores: the same for each round; None for a round too short to measure it.
+        drift: for each model, the median of its last third of rounds over that of its first.
+        disturbances: sentences about what makes absolute times doubtful.
+        notes: sentences about what else was noticed.
+        attempts: how often the measurement was made.
+        sha256: for each model, the digest of the bytes that ran.
+        interrupted: for each model, how many further runs were dropped because another process took the core.
+        unfit: why interrupted runs could not be dropped, so that ratios are doubtful, too; else None.
     """
 
     models: dict[str, ModelLatency]
@@ -63,12 +79,12 @@ class LatencyResult:
     disturbances: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     attempts: int = 1
-    sha256: dict[str, str] = field(default_factory=dict)  # of the bytes that ran
+    sha256: dict[str, str] = field(default_factory=dict)
     interrupted: dict[str, int] = field(default_factory=dict)
     unfit: str | None = None
 
     def conditions(self) -> dict[str, Any]:
-        """The `latency` entry of a report: everything that is needed to believe the numbers, or not to."""
+        """Return the `latency` entry of a report: what a reader needs to judge the numbers."""
         rounds = [None if cores is None else round(cores, 3) for cores in self.round_other_cores]
         threads = next(iter(self.models.values())).threads
         return {
@@ -90,16 +106,24 @@ class LatencyResult:
         }
 
 
-def conclude(
+def summarize_attempts(
     tried: Sequence[Attempt],
     threads: int,
     first_run_ms: Mapping[str, float],
     load_ms: Mapping[str, float],
     digests: Mapping[str, str],
 ) -> LatencyResult:
-    """What the attempts at one measurement say: the last one alone if it was quiet, else all of them joined."""
+    """Summarise the attempts at one measurement: the last one alone if it was quiet, else all of them joined.
+
+    Args:
+        tried: the attempts, in order.
+        threads: that each model ran with.
+        first_run_ms: milliseconds of each model's first run, by name.
+        load_ms: milliseconds that loading took, by name.
+        digests: sha256 of each model's file, by name.
+    """
     kept = [tried[-1]] if not disturbances(tried[-1]) else list(tried)
-    joined, interrupted, unfit = uninterrupted(join(kept), conditions.too_many_threads(threads))
+    joined, interrupted, unfit = drop_interrupted(join(kept), conditions.too_many_threads(threads))
     names = list(joined.parts)
     medians = {name: [float(np.median(part)) for part in joined.parts[name]] for name in names}
     return LatencyResult(
@@ -135,15 +159,16 @@ def _summarise(parts: list[np.ndarray], threads: int, first_run_ms: float, load_
 
 
 def ratio(result: LatencyResult, a: str, b: str, *, seed: int = 0) -> tuple[float, float, float]:
-    """How many times `a` takes as long as `b`: median of the per-round ratios of medians, and its 95 % interval.
+    """Return how many times as long `a` takes as `b`, and the ends of the 95 % interval.
 
-    Bootstrap over rounds, widened by PLACEMENT in quadrature, so that a model against itself stays at 1 however many rounds there are.
+    The value is the median of the per-round ratios of medians. The interval is a bootstrap over rounds,
+    widened by SESSION_NOISE in quadrature, so that a model against itself stays at 1 however many rounds there are.
     """
     ratios = np.array(result.models[a].round_medians_ms) / np.array(result.models[b].round_medians_ms)
     drawn = np.random.default_rng(seed).integers(0, len(ratios), (_RESAMPLES, len(ratios)))
     low, high = np.percentile(np.median(ratios[drawn], axis=1), (2.5, 97.5))
     value = float(np.median(ratios))
-    floor = PLACEMENT * value
+    floor = SESSION_NOISE * value
     return (
         value,
         value - float(np.hypot(max(value - low, 0.0), floor)),
@@ -152,7 +177,10 @@ def ratio(result: LatencyResult, a: str, b: str, *, seed: int = 0) -> tuple[floa
 
 
 def p50_interval(result: LatencyResult, name: str, *, seed: int = 0) -> tuple[float, float, float]:
-    """p50 in ms and its 95 % interval: whole rounds are drawn again, because runs of one round resemble each other."""
+    """Return p50 in ms and the ends of its 95 % interval.
+
+    The bootstrap draws whole rounds, because runs of one round resemble each other.
+    """
     model = result.models[name]
     parts = [model.samples_ms[model.rounds == number] for number in range(len(model.round_medians_ms))]
     random = np.random.default_rng(seed)

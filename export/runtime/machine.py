@@ -1,4 +1,4 @@
-"""What this machine is, and which files are meant for it."""
+"""This machine: its instruction set and facts about it, and which files are meant for it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ import numpy as np
 
 from export.runtime import conditions
 
-# what an int8 file can be built for; web: onnxruntime-web's wasm kernels
+# What an int8 file can be built for; web: the wasm kernels of onnxruntime-web.
 TARGETS = ("x86-vnni", "x86-avx2", "arm64", "web")
 
 
 def runs_on(target: str | None, isa: str) -> bool:
-    """Whether a file built for `target` is meant for `isa`; float files run anywhere, a reduced range is right with VNNI too."""
+    """Return whether a file built for `target` is meant for `isa`.
+
+    Float files (`target` None) run anywhere; a file with reduced range is right with VNNI, too.
+    """
     return target is None or target == isa or (target, isa) == ("x86-avx2", "x86-vnni")
 
 
 def saturates(target: str | None, isa: str) -> bool:
-    """Whether kernels of `isa` give other answers than a file built for `target` means: x86 without VNNI adds products in pairs, in 16 bits."""
+    """Return whether kernels of `isa` saturate on a file built for `target`, and so change its answers.
+
+    x86 without VNNI adds products in pairs, in 16 bits.
+    """
     return isa in ("x86", "x86-avx2") and target not in (None, "x86-avx2")
 
 
@@ -39,18 +45,35 @@ def _field(text: str | None, name: str) -> str | None:
 
 
 def isa() -> str:
-    """x86-vnni | x86-avx2 | x86 | arm64 | the machine's own name. Without /proc an x86 is `x86`: nothing is guessed."""
+    """Return x86-vnni, x86-avx2, x86, arm64, or the machine's own name. Without /proc an x86 is just `x86`."""
     return conditions.isa_of(platform.machine(), _field(_read("/proc/cpuinfo"), "flags") or "")
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def emulated() -> str | None:
+    """Return "emulated on <processor>" if this process visibly runs under emulation, else None.
+
+    QEMU's user mode leaves the host's /proc/cpuinfo and its own process name.
+    """
+    name, processor = _read("/proc/self/comm"), _read("/proc/cpuinfo")
+    if name is None or processor is None:
+        return None
+    foreign = platform.machine().lower() in ("aarch64", "arm64", "armv7l") and "vendor_id" in processor
+    if not foreign and not name.strip().startswith("qemu-"):
+        return None
+    lines = (line for line in processor.splitlines() if line.startswith("model name"))
+    model = next((line.partition(":")[2].strip() for line in lines), "another processor")
+    return f"emulated on {model}"
+
+
 def host() -> dict[str, Any]:
-    """What this machine is; stable between calls. What cannot be read is None."""
-    import onnxruntime  # half a second to load: not for those who ask for the instruction set alone
+    """Return what this machine is; stable between calls. Whatever cannot be read is None."""
+    # onnxruntime takes half a second to load, and callers of `isa` do not need it.
+    import onnxruntime
 
     cpuinfo = _read("/proc/cpuinfo")
     memory = re.match(r"(\d+) kB", _field(_read("/proc/meminfo"), "MemTotal") or "")

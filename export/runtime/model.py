@@ -1,4 +1,4 @@
-"""One onnxruntime session over one file: `Model.load(path).run(images)`."""
+"""A model file in an onnxruntime session: `Model.load(path).run(images)`."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ SESSION_ERRORS = tuple(
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Fixed threads and every graph optimisation: what an application should ship.
+    """Return the options that an application should use: a fixed number of threads and every graph optimisation.
 
-    Idle threads do not spin: spinning burns the other cores of a shared or battery-powered device, and with a busy neighbour it was
-    measured slower (12.8 against 7.8 ms, two threads).
+    Idle threads do not spin. Spinning burns the other cores of a shared or battery-powered device, and with a busy
+    neighbour it was measured slower (12.8 against 7.8 ms, two threads).
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -47,14 +47,15 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
 
 
 class Model:
-    """An ONNX file with a contract, loaded on the CPU, or in another execution provider with the CPU behind it."""
+    """An ONNX file with a contract, loaded on the CPU, or in another execution provider that falls back to the CPU."""
 
     def __init__(
         self, session: onnxruntime.InferenceSession, contract: Contract, target: str | None, load_ms: float
     ) -> None:
         self.session = session
         self.contract = contract
-        self.target = target  # the instruction set that an int8 file was built for; None for float
+        # The instruction set that an int8 file was built for; None for float.
+        self.target = target
         self.load_ms = load_ms
         self.input, self.output = session.get_inputs()[0].name, session.get_outputs()[0].name
         own = contract.own_size
@@ -69,10 +70,18 @@ class Model:
         profile: str | None = None,
         as_written: bool = False,
     ) -> Model:
-        """Raises UnavailableError, or ExportError where onnxruntime refuses the file or the contract is absent.
+        """Load a file that was exported by this product, or a foreign one with a contract beside it.
 
-        `provider`: onnxruntime's name of an execution provider. `profile`: where the names of files with times of single nodes begin.
-        `as_written`: every operator by itself, so that no integer kernel of this machine takes part.
+        Args:
+            path: the .onnx or .ort file.
+            threads: intra-op threads, at least 1.
+            provider: onnxruntime's name of an execution provider; None: the CPU.
+            profile: prefix of the files that a profile with the times of single nodes is written to.
+            as_written: run every operator by itself, so that no integer kernel of this machine takes part.
+
+        Raises:
+            UnavailableError: there is no such file.
+            ExportError: onnxruntime refuses the file, or it has no contract.
         """
         if threads < 1:
             raise ExportError(f"threads must be at least 1, not {threads}")
@@ -105,7 +114,7 @@ class Model:
         return Model(session, contract, None if target is None else json.loads(target), load_ms)
 
     def feed(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """The session's input for uint8 (N, H, W, 3)."""
+        """Return the session's input for images uint8 (N, H, W, 3)."""
         if self.contract.layout == "uint8_nhwc":
             return {self.input: images}
         pixels = normalize(images, self.contract)
@@ -113,20 +122,18 @@ class Model:
             pixels = np.matmul(np.matmul(self.resize_matrix, pixels), self.resize_matrix.T)
         if self.contract.channels == "bgr":
             pixels = np.ascontiguousarray(pixels[:, ::-1])
-        return {
-            self.input: np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
-            if self.contract.layout == "float_nhwc"
-            else pixels
-        }
+        if self.contract.layout == "float_nhwc":
+            pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+        return {self.input: pixels}
 
     def check(self, images: np.ndarray) -> None:
-        """Raises ExportError unless `images` is uint8 (N, image_size, image_size, 3)."""
+        """Raise ExportError unless `images` is uint8 (N, image_size, image_size, 3)."""
         size = self.contract.image_size
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
             raise ExportError(f"images must be uint8 (N, {size}, {size}, 3), not {images.dtype} {images.shape}")
 
     def run(self, images: np.ndarray, batch: int = 64) -> np.ndarray:
-        """Logits float32 (N, K) of uint8 (N, H, W, 3), `batch` pictures at a time."""
+        """Return logits float32 (N, K) of images uint8 (N, H, W, 3), computed `batch` images at a time."""
         self.check(images)
         fixed = self.session.get_inputs()[0].shape[0]
         batch = fixed if isinstance(fixed, int) else batch
@@ -134,7 +141,8 @@ class Model:
         order = self.contract.order
         for start in range(0, len(images), batch):
             part = np.ascontiguousarray(images[start : start + batch])
-            short = batch - len(part) if isinstance(fixed, int) else 0  # such a file takes whole batches only
+            # A file with a fixed batch takes whole batches only.
+            short = batch - len(part) if isinstance(fixed, int) else 0
             padded = np.concatenate([part, np.repeat(part[-1:], short, axis=0)]) if short else part
             (logits,) = self.session.run([self.output], self.feed(padded))
             parts.append((logits if order is None else logits[:, list(order)])[: len(part)])

@@ -1,7 +1,7 @@
-"""Execution providers: which the installed onnxruntime has, and which nodes of a model really run in the one that was asked for.
+"""Execution providers: which ones onnxruntime has, and which nodes of a model really run in the requested one.
 
-Standard library, numpy and onnxruntime only; runs on Python 3.8, because it travels inside the bundle. onnxruntime gives the CPU whatever a
-provider does not take, without a word; what ran where is read from the profile of a run.
+onnxruntime silently falls back to the CPU for nodes that a provider does not take, so the placement is read from the
+profile of a run. Standard library, numpy and onnxruntime only; runs on Python 3.8, because it travels in the bundle.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import onnxruntime
 
 from export.runtime import CPU, Model, UnavailableError
 
-# What the test suite runs models in; every other provider is built into some onnxruntime and was never run by it.
-RUN_BY_SUITE = (CPU, "OpenVINOExecutionProvider")
-# The package that brings a provider, where it is not the plain one.
+# Providers that the test suite runs models in; it has never run any other.
+TESTED = (CPU, "OpenVINOExecutionProvider")
+# The package that brings a provider, if it is not plain onnxruntime.
 PACKAGES = {
     "OpenVINOExecutionProvider": "onnxruntime-openvino",
     "CUDAExecutionProvider": "onnxruntime-gpu",
@@ -32,15 +32,21 @@ PACKAGES = {
     "WebGpuExecutionProvider": "onnxruntime-webgpu",
     "CANNExecutionProvider": "onnxruntime-cann",
 }
-_RUNS = 3  # the first one compiles in some providers; the last one counts
+# Some providers compile in the first run; the last run counts.
+_RUNS = 3
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the nodes of one model ran. `asked`: the provider; `nodes` of `of` ran there (a compiled part of the graph is one node).
+    """Where the nodes of one model ran.
 
-    `time_share`: of the time of all nodes, as the profile of the host shows it (None: no profile); `elsewhere`: operators that ran on the CPU
-    and their number.
+    Attributes:
+        asked: the requested provider.
+        nodes: how many nodes ran there; a compiled part of the graph is one node.
+        of: how many nodes there are.
+        time_share: share of the time of all nodes, by the profile of the host; None without a profile.
+        elsewhere: operators that ran on the CPU, and their number.
+        sentence: all of it in words.
     """
 
     asked: str
@@ -55,29 +61,32 @@ class Placement:
 
 
 def available() -> List[str]:
-    """Of the installed onnxruntime, in its own order of preference."""
+    """Return the providers of the installed onnxruntime, in its own order of preference."""
     return list(onnxruntime.get_available_providers())
 
 
 def known(name: str) -> str:
-    """In words: whether the test suite has ever run a model in a provider."""
-    return "(run by the test suite)" if name in RUN_BY_SUITE else "(built only: never run by the test suite)"
+    """Return in words whether the test suite runs models in a provider."""
+    return "(run by the test suite)" if name in TESTED else "(built only: never run by the test suite)"
 
 
 def resolve(name: str) -> str:
-    """onnxruntime's own name of a provider, however it is written: `openvino` is OpenVINOExecutionProvider. Raises UnavailableError."""
+    """Return onnxruntime's own name of a provider: `openvino` is OpenVINOExecutionProvider.
+
+    Raises UnavailableError if the installed onnxruntime does not have it.
+    """
     there = available()
     found = next((one for one in there if _stem(one) == _stem(name)), None)
     if found is not None:
         return found
-    listed = next((one for one in onnxruntime.get_all_providers() if _stem(one) == _stem(name)), None)
-    package = PACKAGES.get(listed or "")
+    known_elsewhere = next((one for one in onnxruntime.get_all_providers() if _stem(one) == _stem(name)), None)
+    package = PACKAGES.get(known_elsewhere or "")
     then = (
         f"install it with: python -m pip install {package}"
         if package
         else "it needs a build of onnxruntime that has it"
     )
-    what = f"no {listed}" if listed else f"no execution provider {name!r}"
+    what = f"no {known_elsewhere}" if known_elsewhere else f"no execution provider {name!r}"
     raise UnavailableError(
         f"{what} in onnxruntime {onnxruntime.__version__} here, which has {', '.join(there)}; {then}"
     )
@@ -87,54 +96,66 @@ def _stem(name: str) -> str:
     return re.sub(r"executionprovider$", "", name.lower())
 
 
-def place(path: Path, images: np.ndarray, provider: str, threads: int) -> Placement:
-    """Run a model and read from the profile what ran in `provider`. `images` uint8 (N, H, W, 3), at least one. Raises ExportError."""
+def measure_placement(path: Path, images: np.ndarray, provider: str, threads: int) -> Placement:
+    """Run a model and read from its profile which nodes ran in a provider.
+
+    Args:
+        path: the model's file.
+        images: uint8 (N, H, W, 3), at least one.
+        provider: onnxruntime's name of the provider.
+        threads: intra-op threads.
+
+    Raises:
+        ExportError: the model cannot be loaded.
+    """
     with tempfile.TemporaryDirectory() as folder:
         model = Model.load(path, threads, provider, profile=str(Path(folder) / "profile"))
         for _ in range(_RUNS):
             model.run(images[:1])
         events = json.loads(Path(model.session.end_profiling()).read_text(encoding="utf-8"))
-    return counted(events, provider, provider in model.session.get_providers())
+    return placement_from_profile(events, provider, provider in model.session.get_providers())
 
 
-def counted(events: List[Dict[str, Any]], provider: str, started: bool) -> Placement:
-    """From a profile's events; `started`: whether the session has the provider at all."""
+def placement_from_profile(events: List[Dict[str, Any]], provider: str, started: bool) -> Placement:
+    """Return the placement that a profile shows.
+
+    Args:
+        events: the profile's events.
+        provider: the requested provider.
+        started: whether the session has the provider at all.
+    """
     ran: Dict[Tuple[str, str], Tuple[str, str, float]] = {}
     for event in events:
         about = event.get("args") or {}
         if event.get("cat") == "Node" and "provider" in about and str(event.get("name")).endswith("_kernel_time"):
-            ran[str(event["name"]), str(about.get("node_index"))] = (
-                about["provider"],
-                about.get("op_name", "?"),
-                float(event["dur"]),
-            )  # the last run
+            # A later run overwrites an earlier one.
+            key = str(event["name"]), str(about.get("node_index"))
+            ran[key] = about["provider"], about.get("op_name", "?"), float(event["dur"])
     there = [one for one in ran.values() if one[0] == provider]
-    elsewhere = Counter(operator for place_, operator, _ in ran.values() if place_ != provider)
+    elsewhere = Counter(operator for where, operator, _ in ran.values() if where != provider)
     whole = sum(one[2] for one in ran.values())
     share = sum(one[2] for one in there) / whole if whole else 0.0
-    return told(provider, len(there), len(ran), share, elsewhere, started)
+    return describe_placement(provider, len(there), len(ran), share, elsewhere, started)
 
 
-def told(
+def describe_placement(
     provider: str, nodes: int, of: int, share: float | None, elsewhere: Dict[str, int], started: bool = True
 ) -> Placement:
-    """The placement with its sentence."""
+    """Return a placement with its sentence; the arguments are the fields of Placement, and whether it was started."""
     ordered = Counter(elsewhere)
     return Placement(
         provider, nodes, of, share, dict(ordered.most_common()), _sentence(provider, nodes, of, share, ordered, started)
     )
 
 
-def _sentence(provider: str, nodes: int, of: int, share: float | None, elsewhere: Counter, started: bool) -> str:
+def _sentence(provider: str, nodes: int, of: int, share: float | None, elsewhere: Counter[str], started: bool) -> str:
     if nodes == 0:
         why = "it took none of them" if started else "it could not be started"
         return f"asked for {provider}: 0 of {of} nodes ran there, all fell back to the CPU ({why})"
     if nodes == of:
-        return (
-            f"asked for {provider}: all {of} nodes ran there"
-            if of > 1
-            else f"asked for {provider}: the whole graph ran there, as one node"
-        )
+        what = f"all {of} nodes ran there" if of > 1 else "the whole graph ran there, as one node"
+        return f"asked for {provider}: {what}"
     rest = ", ".join(f"{operator} x{count}" if count > 1 else operator for operator, count in elsewhere.most_common(5))
     time = "" if share is None else f", {share:.0%} of the time"
-    return f"asked for {provider}: {nodes} of {of} nodes ran there{time}; on the CPU: {rest}{', ...' if len(elsewhere) > 5 else ''}"
+    more = ", ..." if len(elsewhere) > 5 else ""
+    return f"asked for {provider}: {nodes} of {of} nodes ran there{time}; on the CPU: {rest}{more}"

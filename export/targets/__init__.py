@@ -1,12 +1,14 @@
-"""Where a bundle is verified: `local`, `browser`, `ssh://user@host[:port][/dir]`, `adb://SERIAL`. Runs where the model is made, never on the device.
+"""Targets that verify a bundle: `local`, `browser`, `ssh://user@host[:port][/dir]`, `adb://SERIAL`.
 
-Standard library only: a recipe's target is checked where neither numpy nor onnxruntime is installed.
+This code runs where the model is made, never on the device. This module needs only the standard library: a recipe's
+target is checked even where neither numpy nor onnxruntime is installed.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 SCHEMES = ("ssh", "adb")
@@ -14,9 +16,8 @@ LOCAL_OPTIONS = ("python", "provider")
 OPTIONS = ("python", "wheels", "config", "provider")
 BROWSER_OPTIONS = ("binary", "ort", "provider")
 BROWSER_PROVIDERS = ("wasm", "webgpu", "all")
-_SAFE = re.compile(
-    r"[A-Za-z0-9_.~/][A-Za-z0-9_./~+@:=-]*"
-)  # no character that any shell, scp or adb would read as more than a letter
+# No character that a shell, scp or adb would read as more than a letter.
+_SAFE = re.compile(r"[A-Za-z0-9_.~/][A-Za-z0-9_./~+@:=-]*")
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
 
@@ -26,7 +27,7 @@ class TargetError(Exception):
 
 
 class WrongTarget(TargetError):
-    """The target's name is not understood."""
+    """The target's name cannot be parsed, or an option does not fit the target."""
 
 
 class Unreachable(TargetError):
@@ -34,37 +35,52 @@ class Unreachable(TargetError):
 
 
 class DeviceFailed(TargetError):
-    """The device was reached and could not do the work."""
+    """The device was reached but could not do the work."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """A parsed target. `folder`: where the bundle lies on the device, None for the default; `python`: an interpreter that has both packages."""
+    """A parsed target.
 
-    name: str  # without options, as reports show it
-    scheme: str  # local | browser | ssh | adb
-    host: str = ""  # adb: the serial
+    Attributes:
+        name: the target without options, as reports show it.
+        scheme: local, browser, ssh or adb.
+        host: of adb, the serial.
+        user, port: of ssh.
+        folder: where the bundle lies on the device; None: the default.
+        python: an interpreter that has numpy and onnxruntime.
+        wheels: auto or push: packages come from here even if the device has a network.
+        config: of ssh, its configuration file.
+        binary: of browser, Chromium or Chrome; None: the one on PATH.
+        ort: of browser, a folder with onnxruntime-web; None: from npm, by the pinned lock file.
+        provider: an execution provider; of browser, wasm, webgpu or all; None: wasm, and WebGPU if there is a GPU.
+    """
+
+    name: str
+    scheme: str
+    host: str = ""
     user: str | None = None
     port: int | None = None
     folder: str | None = None
     python: str | None = None
-    wheels: str = "auto"  # auto | push: packages come from here even where the device has a network
-    config: str | None = None  # of ssh
-    binary: str | None = None  # of browser: Chromium or Chrome; None: the one on PATH
-    ort: str | None = None  # of browser: a folder with onnxruntime-web; None: from npm, by the pinned lock file
-    provider: str | None = (
-        None  # an execution provider; of browser: wasm | webgpu | all; None: wasm, and WebGPU where a graphics card is
-    )
+    wheels: str = "auto"
+    config: str | None = None
+    binary: str | None = None
+    ort: str | None = None
+    provider: str | None = None
 
     @property
     def shown(self) -> str:
-        """As reports show it: another execution provider answers, and is timed, as another device would."""
+        """Return the target as reports show it: another execution provider counts as another device."""
         return self.name if self.provider in (None, "wasm", "all") else f"{self.name}?provider={self.provider}"
 
 
 @dataclass(frozen=True)
 class VerifySettings:
-    """How the verifier runs on the device. `name` separates the bundles of several recipes in one folder."""
+    """How the verifier runs on the device.
+
+    `name` separates the bundles of several recipes in one folder; `sustained` is seconds without a pause.
+    """
 
     name: str = "model"
     threads: int = 1
@@ -72,25 +88,19 @@ class VerifySettings:
     preprocess: str | None = None
     latency: bool = True
     provider: str | None = None
-    sustained: int = 0  # seconds without a pause
+    sustained: int = 0
 
     def arguments(self) -> list[str]:
-        """Of `export.verify`, without the answer's file and the folder."""
+        """Return the arguments of `export.verify`, without the answer's file and the folder."""
         more = ["--preprocess", self.preprocess] if self.preprocess else []
         more += ["--provider", self.provider] if self.provider else []
         more += ["--sustained", str(self.sustained)] if self.sustained else []
-        return [
-            "--threads",
-            str(self.threads),
-            "--repeats",
-            str(self.repeats),
-            *more,
-            *([] if self.latency else ["--no-latency"]),
-        ]
+        more += [] if self.latency else ["--no-latency"]
+        return ["--threads", str(self.threads), "--repeats", str(self.repeats), *more]
 
 
 def parse(text: str) -> Address:
-    """A target's name as typed. Raises WrongTarget."""
+    """Parse a target's name as typed. Raises WrongTarget."""
     parts = urlsplit(text)
     if text.partition("?")[0] == "local":
         local = _options(text, parts.query, LOCAL_OPTIONS)
@@ -107,7 +117,7 @@ def parse(text: str) -> Address:
     python = options.get("python")
     if python is not None and not _SAFE.fullmatch(python):
         raise WrongTarget(f"--target {text}: python={python!r} must be a plain path")
-    common = {
+    common: dict[str, Any] = {
         "name": name,
         "scheme": parts.scheme,
         "folder": folder,
@@ -118,7 +128,7 @@ def parse(text: str) -> Address:
     if parts.scheme == "adb":
         if not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.:-]*", parts.netloc):
             raise WrongTarget(f"--target {text}: {parts.netloc!r} is not a serial as `adb devices` lists it")
-        return Address(host=parts.netloc, **common)  # type: ignore[arg-type]
+        return Address(host=parts.netloc, **common)
     try:
         port = parts.port
     except ValueError:
@@ -128,7 +138,7 @@ def parse(text: str) -> Address:
         raise WrongTarget(
             f"--target {text}: expected ssh://user@host[:port][/folder], without a password (ssh uses your keys)"
         )
-    return Address(host=host, user=user, port=port, config=options.get("config"), **common)  # type: ignore[arg-type]
+    return Address(host=host, user=user, port=port, config=options.get("config"), **common)
 
 
 def _options(text: str, query: str, known: tuple[str, ...]) -> dict[str, str]:
@@ -155,7 +165,7 @@ def _browser(text: str, options: dict[str, str]) -> Address:
 
 
 def _folder(text: str, path: str) -> str | None:
-    """`/dir` is absolute, `/~/dir` below the user's home."""
+    """Return the device's folder: `/dir` is absolute, `/~/dir` below the user's home."""
     path = path.rstrip("/")
     if not path:
         return None

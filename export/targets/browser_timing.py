@@ -1,4 +1,4 @@
-"""The times that a page measured, and what other processes did meanwhile: the browser's own work is not theirs."""
+"""Times measured by a page, and the load of other processes meanwhile, without the browser's own work."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from export.runtime.rounds import Attempt, disturbances
 
 
 @dataclass(frozen=True)
-class Began:
-    """When timing began. `busy`: CPU seconds of everybody, and of this process with the browser's; None where the kernel does not tell."""
+class TimingStart:
+    """When timing began.
+
+    `busy` are CPU seconds of all processes, and of this process with the browser's; None if the kernel does not count
+    them.
+    """
 
     session: int
     at: float
     busy: conditions.Busy | None
 
 
-def begin(session: int) -> Began:
-    """`session`: the browser's process, which leads a session of its own."""
-    return Began(session, time.perf_counter(), _busy(session))
+def begin(session: int) -> TimingStart:
+    """Note the start of a timing. `session` is the browser's process, which leads a session of its own."""
+    return TimingStart(session, time.perf_counter(), _busy(session))
 
 
-def end(began: Began, rounds: dict[str, list[list[float]]]) -> Attempt:
-    """The attempt that has just ended; `rounds`: milliseconds by file and round."""
+def end(began: TimingStart, rounds: dict[str, list[list[float]]]) -> Attempt:
+    """Return the attempt that has just ended. `rounds` are milliseconds by file and round."""
     wall, after = time.perf_counter() - began.at, _busy(began.session)
     cores, contaminated = conditions.others(began.busy, after, wall)
     parts = {name: [np.asarray(part, dtype=np.float64) for part in values] for name, values in rounds.items()}
@@ -37,7 +41,7 @@ def end(began: Began, rounds: dict[str, list[list[float]]]) -> Attempt:
 
 
 def disturbed(attempt: Attempt) -> bool:
-    """Whether it should be repeated."""
+    """Return whether an attempt should be repeated."""
     return bool(disturbances(attempt))
 
 
@@ -49,7 +53,7 @@ def _busy(session: int) -> conditions.Busy | None:
 
 
 def _session_seconds(session: int, proc: Path = Path("/proc")) -> float:
-    """CPU seconds of all living processes of a session."""
+    """Return the CPU seconds of all living processes of a session."""
     ticks = 0
     for path in proc.glob("[0-9]*/stat"):
         try:

@@ -1,4 +1,4 @@
-"""The one way in: a bundle and the name of a target to the device's answer."""
+"""The entrance to all targets: verify a bundle on the named one and return its answer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,20 @@ def verify(
     limit_seconds: float | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """What `python -m export.verify --json` says on the target about a bundle (zip). Raises Unreachable, DeviceFailed."""
+    """Return what `python -m export.verify --json` writes on the target for a bundle.
+
+    Args:
+        bundle: the zip.
+        address: the parsed target.
+        work: a folder for the answer.
+        settings: how the verifier runs.
+        limit_seconds: how long it may take; None: the target's default.
+        log: receives a line about each step.
+
+    Raises:
+        Unreachable: the device or its interpreter is not there.
+        DeviceFailed: the device could not do the work.
+    """
     if address.scheme != "browser":
         settings = replace(settings, provider=address.provider)
     if address.scheme == "local":
@@ -37,28 +50,29 @@ def verify(
 
 
 def isa(address: Address) -> str:
-    """The instruction set of a target, in the words of `quantize.target` where int8 has a rule for it. Raises Unreachable, DeviceFailed."""
+    """Return the instruction set of a target, as `quantize.target` names it. Raises Unreachable, DeviceFailed."""
     if address.scheme == "browser":
         return "web"
     if address.scheme == "local":
         return runtime.isa()
-    return remote.look(*_linked(address)).isa
+    return remote.probe(*_linked(address)).isa
 
 
 def _linked(address: Address) -> tuple[remote.Link, Address]:
-    """How a distant target is reached, and its address with the link's own defaults."""
+    """Return the link to a remote target, and its address with the link's own defaults."""
     if address.scheme == "ssh":
         return Ssh(address), address
     if address.python is None:
         raise Unreachable(
-            f"{address.name}: Android has no Python of its own; name one that has numpy and onnxruntime: --target '{address.name}?python=/path'"
+            f"{address.name}: Android has no Python of its own; name one that has numpy and onnxruntime: "
+            f"--target '{address.name}?python=/path'"
         )
     address = replace(address, folder=address.folder or FOLDER)
     return Adb(address), address
 
 
 def describe_failure(answer: dict[str, Any]) -> str | None:
-    """What is wrong with an answer, in one sentence; None where nothing is."""
+    """Return what is wrong with an answer, in one sentence; None if it is right."""
     if answer["ok"]:
         return None
     wrong = [row for row in answer["models"] if row["ok"] is False]
@@ -67,7 +81,7 @@ def describe_failure(answer: dict[str, Any]) -> str | None:
         if (row.get("provider") or {}).get("nodes") == 0:
             return f"{row['file']}: {row['provider']['sentence']}"
         off = "" if row["max_abs_diff"] is None else f", largest logit difference {row['max_abs_diff']:.2g}"
-        return f"wrong answers from {row['file']}: it agrees on {row['agreement']:.1%} of {row['images']} pictures{off}"
+        return f"wrong answers from {row['file']}: it agrees on {row['agreement']:.1%} of {row['images']} images{off}"
     if (answer.get("photos") or {}).get("ok") is False:
         return str(answer["photos"]["sentence"])
     return f"no model in the bundle is meant for {answer['host']['isa']}: nothing was verified"

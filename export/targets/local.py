@@ -17,12 +17,21 @@ from export.targets.unpack import unpacked
 def run(
     bundle: Path, work: Path, settings: VerifySettings, limit_seconds: float, python: str | None = None
 ) -> dict[str, Any]:
-    """The answer of `python -m export.verify` inside the unpacked bundle; `work` gets answer.json. Raises DeviceFailed, Unreachable.
+    """Return the answer of `python -m export.verify` inside the unpacked bundle.
 
-    `python`: another interpreter of this machine, which has numpy and an onnxruntime of its own.
+    Args:
+        bundle: the zip.
+        work: a folder that gets answer.json.
+        settings: how the verifier runs.
+        limit_seconds: how long it may take.
+        python: another interpreter of this machine, which has numpy and an onnxruntime of its own.
+
+    Raises:
+        Unreachable: the interpreter cannot be run, or something is missing.
+        DeviceFailed: the verifier fails or does not answer.
     """
     answer = (work / "answer.json").resolve()
-    answer.unlink(missing_ok=True)  # an answer of before says nothing about this bundle
+    answer.unlink(missing_ok=True)  # it may belong to another bundle
     # PYTHONPATH and PYTHONSAFEPATH would put another `export` before the bundle's.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""A web server for one browser: a bundle and onnxruntime-web on 127.0.0.1 behind a random path, and a place to answer to."""
+"""A web server for one browser: serves a bundle and onnxruntime-web on 127.0.0.1 and receives the page's messages."""
 
 from __future__ import annotations
 
@@ -21,22 +21,25 @@ TYPES = {
     ".jpg": "image/jpeg",
 }
 HEADERS = {
-    "Cross-Origin-Opener-Policy": "same-origin",  # both together isolate the page: threads, and a clock of 5 microseconds
+    # These two isolate the page, which gives it threads and a clock of 5 microseconds.
+    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
-MOST_BYTES = 256_000_000  # of one message
+MAX_MESSAGE_BYTES = 256_000_000
 
-Hear = Callable[[str, dict[str, str], bytes], bytes]  # kind, parameters, body -> JSON
+# From kind, parameters and body of a message to the reply, JSON.
+Receive = Callable[[str, dict[str, str], bytes], bytes]
 
 
 @contextmanager
-def serving(folders: dict[str, Path], hear: Hear) -> Iterator[str]:
-    """Serve each folder under its name until the block ends; the address of their parent, which ends in a slash.
+def serving(folders: dict[str, Path], receive: Receive) -> Iterator[str]:
+    """Serve each folder under its name until the block ends.
 
-    What the page posts to `post/<kind>` goes to `hear`, one message at a time. Whoever does not know the address gets 404.
+    Yields the address of their parent, which ends in a slash and contains a random secret; requests without it get 404.
+    What the page posts to `post/<kind>` goes to `receive`, one message at a time.
     """
     secret = secrets.token_urlsafe(24)
     turn = threading.Lock()
@@ -48,32 +51,32 @@ def serving(folders: dict[str, Path], hear: Hear) -> Iterator[str]:
             try:
                 super().handle()
             except ConnectionError:
-                pass  # the browser was ended while it spoke
+                pass  # the browser was ended in the middle of a request
 
         def log_message(self, format: str, *values: object) -> None:
-            """Nothing is logged."""
+            """Log nothing."""
 
         def do_GET(self) -> None:
             found = _file(folders, self.path, secret)
             if found is None:
-                self._say(404, b"", "text/plain")
+                self._reply(404, b"", "text/plain")
             else:
-                self._say(200, found.read_bytes(), TYPES.get(found.suffix, "application/octet-stream"))
+                self._reply(200, found.read_bytes(), TYPES.get(found.suffix, "application/octet-stream"))
 
         def do_POST(self) -> None:
             parts = urlsplit(self.path)
             kind = parts.path.removeprefix(f"/{secret}/post/")
             length = self.headers.get("Content-Length", "")
-            if kind == parts.path or "/" in kind or not length.isdigit() or int(length) > MOST_BYTES:
+            if kind == parts.path or "/" in kind or not length.isdigit() or int(length) > MAX_MESSAGE_BYTES:
                 self.close_connection = True
-                self._say(404, b"", "text/plain")
+                self._reply(404, b"", "text/plain")
                 return
             body = self.rfile.read(int(length))
             with turn:
-                answer = hear(kind, dict(parse_qsl(parts.query)), body)
-            self._say(200, answer, "application/json")
+                answer = receive(kind, dict(parse_qsl(parts.query)), body)
+            self._reply(200, answer, "application/json")
 
-        def _say(self, status: int, body: bytes, kind: str) -> None:
+        def _reply(self, status: int, body: bytes, kind: str) -> None:
             self.send_response(status)
             for name, value in {**HEADERS, "Content-Type": kind, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
@@ -93,7 +96,7 @@ def serving(folders: dict[str, Path], hear: Hear) -> Iterator[str]:
 
 
 def _file(folders: dict[str, Path], target: str, secret: str) -> Path | None:
-    """The file behind a request's path; None where it is none of ours."""
+    """Return the file behind a request's path, or None if it is not one of ours."""
     parts = unquote(urlsplit(target).path).split("/")
     if len(parts) < 4 or not secrets.compare_digest(parts[1].encode(), secret.encode()) or parts[2] not in folders:
         return None

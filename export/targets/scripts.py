@@ -1,6 +1,7 @@
-"""What runs on a distant device: small programs, sent as arguments. They run on any POSIX shell and on Python 3.8.
+"""Small programs that run on a remote device, sent as arguments. They need a POSIX shell or Python 3.8.
 
-Every one prints a mark and then JSON: what a login shell prints before it is not theirs. An order comes as JSON in the first argument.
+Each prints a mark and then JSON; a login shell may print something before the mark. An order comes as JSON in the first
+argument.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-# Arguments: the folder, the next program, interpreters to try. Prints the folder, the architecture, and what the first good one says.
-LOOK = """
+# Arguments: the folder, the next program, interpreters to try. Prints the folder, the architecture, and what the first
+# working interpreter prints.
+PROBE = """
 umask 077
 mkdir -p "$1" && cd "$1" || exit 1
 program=$2; shift 2
@@ -35,7 +37,8 @@ print(json.dumps({"executable": sys.executable, "version": list(sys.version_info
                   "glibc": platform.libc_ver()[1], "free": shutil.disk_usage(".").free, "flags": flags}))
 """
 
-# Removes what does not belong to the folder (it is ours alone), names what is missing or differs; `sums` null: only the free bytes.
+# Removes what does not belong to the folder (nobody else uses it) and names what is missing or differs.
+# With `sums` null it only reports the free bytes.
 COMPARE = """
 import hashlib, json, os, shutil, sys
 order = json.loads(sys.argv[1])
@@ -62,13 +65,14 @@ print("\\n@@compress@@" + json.dumps({"missing": missing, "free": shutil.disk_us
 
 PACKAGES = "import numpy, onnxruntime; assert hasattr(onnxruntime, 'InferenceSession')"
 
-# Whether the package index of pip's configuration, or the proxy before it, takes a connection.
+# Exits 0 if the package index of pip's configuration, or the proxy before it, takes a connection.
 NETWORK = """
 import os, socket, subprocess, sys, urllib.request
 from urllib.parse import urlsplit
 index = os.environ.get("PIP_INDEX_URL")
 if not index:
-    said = subprocess.run([sys.executable, "-m", "pip", "config", "get", "global.index-url"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    said = subprocess.run(command, capture_output=True, text=True)
     index = said.stdout.strip() if said.returncode == 0 else ""
 if not index:
     from pip._internal.models.index import PyPI  # pip's own default; a host without pip gets its wheels pushed
@@ -77,7 +81,7 @@ parts = urlsplit(urllib.request.getproxies().get(urlsplit(index).scheme) or inde
 socket.create_connection((parts.hostname, parts.port or {"http": 80}.get(parts.scheme, 443)), timeout=5).close()
 """
 
-# A wheel is a zip whose content goes to site-packages; so it needs no pip there.
+# A wheel is a zip whose content goes to site-packages, so this needs no pip on the device.
 INSTALL = """
 import json, os, sysconfig, sys, zipfile
 folder = json.loads(sys.argv[1])["folder"]
@@ -88,15 +92,15 @@ for name in sorted(os.listdir(folder)):
 print("\\n@@compress@@{}")
 """
 
-# Runs the verifier with a limit that holds even when the link breaks; `code` null: the limit.
+# Runs the verifier with a time limit that holds even if the connection breaks; `code` is null after the limit.
 VERIFY = """
 import json, os, subprocess, sys
 order = json.loads(sys.argv[1])
 if os.path.exists(order["answer"]):
     os.remove(order["answer"])
 try:
-    done = subprocess.run(order["argv"], cwd=order["cwd"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          timeout=order["limit"], universal_newlines=True)
+    done = subprocess.run(order["argv"], cwd=order["cwd"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, timeout=order["limit"], universal_newlines=True)
     code, said = done.returncode, ((done.stderr or done.stdout).strip().splitlines() or ["no message"])[-1]
 except subprocess.TimeoutExpired:
     code, said = None, ""
@@ -109,5 +113,5 @@ print("\\n@@compress@@" + json.dumps({"code": code, "said": said, "answer": answ
 
 
 def sha256(path: Path) -> str:
-    """Of a file here, in hex."""
+    """Return the digest of a local file, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

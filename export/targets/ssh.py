@@ -1,4 +1,4 @@
-"""A device behind OpenSSH: the system's own ssh and scp, the user's own keys and known hosts."""
+"""A device behind OpenSSH, reached with the system's ssh and scp and the user's keys and known hosts."""
 
 from __future__ import annotations
 
@@ -10,25 +10,20 @@ from pathlib import Path
 from export.targets import Address, DeviceFailed, Unreachable
 from export.targets.remote import Done, quoted
 
-# No questions, no unknown hosts, no waiting for a dead link.
-OPTIONS = (
-    "-o",
+# No questions, no unknown hosts, no waiting for a dead connection.
+SETTINGS = (
     "BatchMode=yes",
-    "-o",
     "StrictHostKeyChecking=yes",
-    "-o",
     "ConnectTimeout=10",
-    "-o",
     "ServerAliveInterval=10",
-    "-o",
     "ServerAliveCountMax=3",
-    "-o",
     "ForwardAgent=no",
-    "-o",
     "ForwardX11=no",
 )
+OPTIONS = tuple(word for setting in SETTINGS for word in ("-o", setting))
 _BROKEN = re.compile(
-    r"connection (closed|reset|refused|timed out)|lost connection|broken pipe|timed out|no route|not resolve|verification failed|permission denied \("
+    r"connection (closed|reset|refused|timed out)|lost connection|broken pipe|timed out|no route|not resolve|"
+    r"verification failed|permission denied \("
 )
 
 
@@ -39,27 +34,18 @@ class Ssh:
     address: Address
 
     def command(self, argv: list[str]) -> list[str]:
-        """ssh's arguments. ssh hands one line to the login shell, so every argument is quoted for it."""
+        """Return ssh's command line. ssh hands one line to the login shell, so every argument is quoted for it."""
         port = ["-p", str(self.address.port)] if self.address.port else []
         user = ["-l", self.address.user] if self.address.user else []
         return ["ssh", *self._config(), *OPTIONS, "-T", *port, *user, "--", self.address.host, quoted(argv)]
 
     def copy(self, files: list[Path], folder: str, *, old: bool = False) -> list[str]:
-        """scp's arguments. `old`: its first protocol, for servers without sftp."""
+        """Return scp's command line. `old`: its first protocol, for servers without sftp."""
         host = f"[{self.address.host}]" if ":" in self.address.host else self.address.host
         where = f"{self.address.user}@{host}" if self.address.user else host
         port = ["-P", str(self.address.port)] if self.address.port else []
-        return [
-            "scp",
-            "-q",
-            *(["-O"] if old else []),
-            *self._config(),
-            *OPTIONS,
-            *port,
-            "--",
-            *map(str, files),
-            f"{where}:{folder}/",
-        ]
+        options = [*(["-O"] if old else []), *self._config(), *OPTIONS, *port]
+        return ["scp", "-q", *options, "--", *map(str, files), f"{where}:{folder}/"]
 
     def call(self, argv: list[str], limit_seconds: float) -> Done:
         """See `remote.Link`."""
@@ -77,7 +63,7 @@ class Ssh:
             return None
         if done.code == 255 or _BROKEN.search(done.err.lower()):
             raise Unreachable(self._why(done.err))
-        return self._said(done.err)
+        return self._last_message(done.err)
 
     def _config(self) -> list[str]:
         return ["-F", str(Path(self.address.config).expanduser())] if self.address.config else []
@@ -93,17 +79,18 @@ class Ssh:
             ) from None
         except subprocess.TimeoutExpired:
             raise DeviceFailed(
-                f"{self.address.name}: no answer within {limit_seconds:.0f} seconds; run the same command again to go on"
+                f"{self.address.name}: no answer within {limit_seconds:.0f} seconds; "
+                "run the same command again to go on"
             ) from None
         return Done(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
-    def _said(self, err: str) -> str:
-        """The last line that says something."""
+    def _last_message(self, err: str) -> str:
+        """Return the last line that is neither a warning nor decoration."""
         lines = [line.strip() for line in err.splitlines() if line.strip() and not line.startswith(("Warning:", "**"))]
         return lines[-1] if lines else "no message"
 
     def _why(self, err: str) -> str:
-        """Why the host was not reached, and what to try."""
+        """Return why the host was not reached, and what to try."""
         name = self.address.name
         try_it = " ".join(["ssh", *self._config(), *(["-p", str(self.address.port)] if self.address.port else [])])
         try_it += f" {self.address.user}@{self.address.host}" if self.address.user else f" {self.address.host}"
@@ -112,4 +99,7 @@ class Ssh:
             return f"{name}: its host key {changed}; check it and accept it with: {try_it}"
         if "permission denied" in err.lower():
             return f"{name}: none of your keys is accepted; see why with: {try_it} true"
-        return f"{name} cannot be reached or the link broke ({self._said(err)}); what was copied stays; try it with: {try_it} true"
+        return (
+            f"{name} cannot be reached or the connection broke ({self._last_message(err)}); what was copied stays; "
+            f"try it with: {try_it} true"
+        )

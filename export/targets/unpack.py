@@ -1,4 +1,4 @@
-"""A bundle's zip as a folder, and its list of checksums."""
+"""Unpack a bundle's zip and read its list of checksums."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*"
 
 
 def unpacked(bundle: Path, folder: Path) -> Path:
-    """Unpack into `folder`; returns where manifest.json lies. Raises DeviceFailed on a damaged zip."""
+    """Unpack a bundle into `folder` and return the folder of manifest.json. Raises DeviceFailed on a damaged zip."""
     try:
         with zipfile.ZipFile(bundle) as archive:
             archive.extractall(folder)
@@ -25,7 +25,7 @@ def unpacked(bundle: Path, folder: Path) -> Path:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """sha256 by name of everything that belongs to the bundle but its list, in the list's order. Raises DeviceFailed."""
+    """Return the sha256 by name of all files of a bundle except the list itself, in its order. Raises DeviceFailed."""
     listing = folder / "checksums.sha256"
     if not listing.is_file():
         raise DeviceFailed("the bundle has no checksums.sha256; make it again with: compress run --force validate")

@@ -88,17 +88,17 @@ def another_input(model: onnx.ModelProto) -> onnx.ModelProto:
         (
             scorer(np.ones((4, 3)), size=16),
             4,
-            r"its input is \(\?, 3, 16, 16\), expected \(N, 3, 32, 32\) .*; leave image_size out, the file says its own",
+            r"its input is \(\?, 3, 16, 16\), expected \(N, 3, 32, 32\) .*; leave image_size out, the file has its own",
         ),
         (
             scorer(np.ones((4, 3))),
             5,
-            "answers 4 values a picture, but 5 classes are expected; it cannot teach a class that it does not know",
+            "gives 4 values an image, but 5 classes are expected; it cannot teach a class that it does not know",
         ),
         (
             scorer(np.ones((4, 3))),
             3,
-            "answers 4 values a picture, but 3 classes are expected; name them in their order in `classes`",
+            "gives 4 values an image, but 3 classes are expected; name them in their order in `classes`",
         ),
         (another_input(scorer(np.ones((4, 3)))), 4, r"found 2 and 1 \(pixels, scale, scores\)"),
     ],
@@ -239,7 +239,7 @@ def test_the_page_resizes_as_the_device_does(tmp_path: Path):
         pytest.skip("needs node")
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     (tmp_path / "verify.mjs").write_text(
-        (ROOT / "export" / "page" / "verify.js").read_text()
+        (ROOT / "export" / "bundle" / "page" / "verify.js").read_text()
     )  # in a browser it is a module by its tag
     for own in (13, 5):
         script = f"import('{tmp_path}/verify.mjs').then(m => console.log(JSON.stringify([...m.resized({json.dumps(x.ravel().tolist())}, 2, 8, {own})])))"
@@ -267,10 +267,10 @@ def test_wrong_classes_of_one_candidate_are_said_before_another_is_trained(
     path = save(scorer(np.ones((11, 3))))
     common = ["--artifacts", str(tmp_path), "--device", "cpu"]
     assert main.main(["check", FLAGSHIP, *sets(f"{{onnx: {path}}}")]) == 2
-    assert "answers 11 values a picture, but 10 classes are expected; name them" in capsys.readouterr().err
+    assert "gives 11 values an image, but 10 classes are expected; name them" in capsys.readouterr().err
     others = "classes: [Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot, a, b]"
     for candidate, said in (
-        (f"{{onnx: {path}}}", "answers 11 values"),
+        (f"{{onnx: {path}}}", "gives 11 values"),
         (f"{{onnx: {path}, {others}}}", "it has no 'T-shirt/top'; the data's classes are"),
     ):
         assert (

@@ -1,1 +1,1 @@
-"""Training for int8: a torch model that computes what the int8 file will."""
+"""Quantisation-aware training: a torch model that computes what the int8 file will compute."""

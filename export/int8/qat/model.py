@@ -1,7 +1,7 @@
-"""A file's graph as a torch module, so that what deploys can be trained: the float graph, or its int8 form with fake quantisation.
+"""A file's graph as a torch module that can be trained: the float graph, or its int8 form with fake quantisation.
 
-Where the quantiser puts a QuantizeLinear / DequantizeLinear pair the module rounds, within a range that is learned; weights and biases
-are rounded as the quantiser will round them. Both forms hold the same float weights under the same names.
+Where the quantiser puts a QuantizeLinear / DequantizeLinear pair, the module rounds within a learned range. Weights and
+biases are rounded as the quantiser will round them. Both forms hold the same float weights under the same names.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from export.int8.qat.operators import Value, attributes_of, constant, operator
 from export.int8.quantize import QdqGraphs
 from export.runtime import OUTPUT, ExportError
 
-QUANTIZED, SCALE = "_quantized", "_scale"  # the quantiser's suffixes
+# Suffixes of the quantiser.
+QUANTIZED_SUFFIX, SCALE_SUFFIX = "_quantized", "_scale"
 
 Run = Callable[[Sequence[Value]], Tensor | Sequence[Tensor]]
 
 
 class Range(nn.Module):
-    """Where an activation is quantised: [low, high] on the integers `least` to `most`; both ends are learned.
+    """The learned range of an activation: [low, high] on the integers `least` to `most`.
 
-    Each end is the calibrated one times e^parameter: an end at zero stays there, and weight decay pulls towards calibration.
+    Each end is the calibrated one times e^parameter, so an end at zero stays there, and weight decay pulls towards
+    calibration.
     """
 
     calibrated: Tensor
@@ -46,11 +48,11 @@ class Range(nn.Module):
         self.least, self.most = least, most
 
     def ends(self) -> Tensor:
-        """(low, high), float32 (2,)."""
+        """Return (low, high), float32 (2,)."""
         return self.calibrated * torch.exp(self.change)
 
     def scale(self) -> Tensor:
-        """The step between two levels, without gradient."""
+        """Return the step between two levels, without gradient."""
         low, high = self.ends().detach()
         return scale_and_zero_point(low, high, self.least, self.most)[0]
 
@@ -61,7 +63,7 @@ class Range(nn.Module):
 
 @dataclass(frozen=True)
 class _Step:
-    """One node. `dead`: tensors that nobody reads behind it."""
+    """One node; `dead` are tensors that nobody reads behind it."""
 
     run: Run
     inputs: tuple[str, ...]
@@ -70,15 +72,22 @@ class _Step:
 
 
 class Simulation(nn.Module):
-    """Normalised pixels float32 (N, 3, H, W) -> logits (N, K); `model`: the float graph, whose weights are the parameters.
-
-    `pairs`: its int8 form, or None for the float network. `shown`: {"pooled": tensor} makes the module `taps.pooled`, through which that
-    tensor passes as its readers see it. Raises ExportError for an operator that cannot be trained and for a tensor that is not there.
-    """
+    """A graph as a module: normalised pixels float32 (N, 3, H, W) to logits (N, K)."""
 
     def __init__(
         self, model: ModelProto, pairs: QdqGraphs | None = None, *, shown: Mapping[str, str] | None = None
     ) -> None:
+        """Build the module.
+
+        Args:
+            model: the float graph, whose weights become the parameters.
+            pairs: its int8 form; None: the float network.
+            shown: {"pooled": tensor} makes the module `taps.pooled`, through which that tensor passes as its readers
+                see it.
+
+        Raises:
+            ExportError: an operator cannot be trained, or a tensor is not in the graph.
+        """
         super().__init__()
         self._pairs = pairs
         chosen = (model if pairs is None else pairs.quantized).graph
@@ -93,14 +102,14 @@ class Simulation(nn.Module):
             if tensor.name not in self._weights:
                 self._keep(tensor.name, numpy_helper.to_array(tensor))
         self.ranges = nn.ModuleList()
-        self._ranges: dict[str, Range] = {}  # by tensor
-        self._halves: dict[
-            str, tuple[Range, float]
-        ] = {}  # what a QuantizeLinear writes: its range, and the scale that stands in the file
-        self._reads: dict[
-            str, tuple[Range, float]
-        ] = {}  # what a DequantizeLinear writes: the range, and a factor on its scale
-        self._rounded: dict[str, tuple[str, int | None]] = {}  # the same of a weight: its name and axis
+        # By tensor.
+        self._ranges: dict[str, Range] = {}
+        # By output of a QuantizeLinear: its range, and the scale in the file.
+        self._quantizers: dict[str, tuple[Range, float]] = {}
+        # By output of a DequantizeLinear of an activation: its range, and a factor on its scale.
+        self._dequantizers: dict[str, tuple[Range, float]] = {}
+        # By output of a DequantizeLinear of a weight: its name and the axis of its channels.
+        self._rounded: dict[str, tuple[str, int | None]] = {}
         self._layer_of = {
             name: (node.input[0], node.input[1])
             for node in chosen.node
@@ -118,7 +127,7 @@ class Simulation(nn.Module):
         return self.tensors(pixels, (OUTPUT,))[OUTPUT]
 
     def tensors(self, pixels: Tensor, kept: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """The graph's tensors by name: those in `kept`, or (None) all of them."""
+        """Return the graph's tensors by name: those in `kept`, or all of them (None)."""
         values: dict[str, Tensor] = {self.entry: pixels}
         for step in self._steps:
             found = step.run([self._value(name, values) for name in step.inputs])
@@ -132,18 +141,17 @@ class Simulation(nn.Module):
         return values if kept is None else {name: values[name] for name in kept}
 
     def learned_ranges(self) -> dict[str, tuple[float, float]]:
-        """(low, high) of each quantised tensor, as float32 has them."""
+        """Return (low, high) of each quantised tensor, as float32 has them."""
         ends = {name: one.ends().tolist() for name, one in self._ranges.items()}
         return {name: (low, high) for name, (low, high) in ends.items()}
 
     def learned_weights(self) -> dict[str, np.ndarray]:
-        """The layers' weights and biases, float32, by the name of the initializer."""
+        """Return the layers' weights and biases, float32, by the name of the initializer."""
         return {name: self.weights[place].detach().cpu().contiguous().numpy() for name, place in self._weights.items()}
 
     def _keep(self, name: str, array: np.ndarray) -> None:
-        if (
-            array.dtype == np.int64 and name not in self._indices
-        ):  # shapes and axes are read by Python: they stay where it is
+        # Python reads shapes and axes, so they stay on the CPU.
+        if array.dtype == np.int64 and name not in self._indices:
             self._shapes[name] = constant(array)
             return
         self._constants[name] = f"constant{len(self._constants)}"
@@ -163,7 +171,7 @@ class Simulation(nn.Module):
         return self.weights[self._weights[name]] if name in self._weights else self._constant(name)
 
     def _plan(self, chosen: GraphProto) -> list[_Step]:
-        """The nodes behind the normalised pixels and those that read stored integers, in order."""
+        """Return the nodes behind the normalised pixels and those that read stored integers, in order."""
         known, nodes = {self.entry}, []
         for node in chosen.node:
             if known.intersection(node.input) or node.op_type == "DequantizeLinear":
@@ -172,7 +180,7 @@ class Simulation(nn.Module):
         last = {name: place for place, node in enumerate(nodes) for name in node.input}
         steps = []
         for place, node in enumerate(nodes):
-            # A pair's scales are the module's own business.
+            # The module computes a pair's scales itself.
             inputs = node.input[:1] if node.op_type in ("QuantizeLinear", "DequantizeLinear") else node.input
             dead = tuple(name for name in set(inputs) if last[name] == place)
             steps.append(_Step(self._runner(node), tuple(inputs), tuple(node.output), dead))
@@ -187,26 +195,30 @@ class Simulation(nn.Module):
         return lambda inputs: compute(attributes, inputs)
 
     def _quantizer(self, node: NodeProto) -> Run:
-        """Rounds to the levels of a learned range; what it answers is the float value of the level already."""
+        """Return a function that rounds to the levels of a learned range; it returns the level's float value."""
         assert self._pairs is not None
-        tensor = node.input[1].removesuffix(SCALE)
+        tensor = node.input[1].removesuffix(SCALE_SUFFIX)
         owner = self._pairs.sharing.get(tensor, tensor)
         if owner not in self._ranges:
             limits = torch.iinfo(self._constant(node.input[2]).dtype)
             self._ranges[owner] = Range(self._pairs.ranges[owner], limits.min, limits.max)
             self.ranges.append(self._ranges[owner])
         found = self._ranges[owner]
-        self._halves[node.output[0]] = found, float(self._constant(node.input[1]))
+        self._quantizers[node.output[0]] = found, float(self._constant(node.input[1]))
         return lambda inputs: found(inputs[0])
 
     def _dequantizer(self, node: NodeProto) -> Run:
-        """Behind a quantiser nothing is left to do but a product; a layer's float weight and bias are rounded; other integers are as stored."""
+        """Return what a DequantizeLinear computes.
+
+        Behind a quantiser only a product is left to do; a layer's float weight or bias is rounded; other integers are
+        constants.
+        """
         source, output, scale = node.input[0], node.output[0], self._constant(node.input[1])
-        name = source.removesuffix(QUANTIZED)
-        if source in self._halves:
-            found, own = self._halves[source]
+        name = source.removesuffix(QUANTIZED_SUFFIX)
+        if source in self._quantizers:
+            found, own = self._quantizers[source]
             factor = float(scale) / own  # not 1: a product with a scalar was taken out of the graph
-            self._reads[output] = found, factor
+            self._dequantizers[output] = found, factor
             return lambda inputs: inputs[0] if factor == 1 else inputs[0] * factor  # type: ignore[operator,return-value]
         if name in self._weights and self._constant(source).dtype == torch.int8:
             axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
@@ -229,12 +241,12 @@ class Simulation(nn.Module):
         )
 
     def _bias(self, name: str, x: str, weight: str) -> Tensor:
-        """On multiples of the scale of what it is added to: its layer's input's times its weight's."""
-        found, factor = self._reads[x]
+        """Round a bias to multiples of the scale of what it is added to: its layer's input's times its weight's."""
+        found, factor = self._dequantizers[x]
         return quantize_bias(self.weights[self._weights[name]], found.scale() * factor * self._weight_scale(weight))
 
     def _as_read(self, chosen: GraphProto, tap: str, tensor: str) -> str:
-        """The name of a tensor behind its quantiser, where it has one."""
+        """Return the name of a tensor behind its quantiser, if it has one."""
         if tensor not in {name for step in self._steps for name in step.outputs}:
             raise ExportError(f"tap {tap!r}: the int8 graph has no tensor {tensor}: it was merged with its neighbour")
         readers = surgery.consumers(chosen)

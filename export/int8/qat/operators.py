@@ -1,6 +1,6 @@
-"""The operators of our exported networks in torch: what an ONNX node computes, as a function of tensors, with gradients.
+"""The operators of our exported networks in torch: what an ONNX node computes, as a function of tensors with gradients.
 
-A graph is run as it is written, so that training sees what the file computes. An operator that is not here is refused by name.
+A graph is run as it is written, so that training sees what the file computes. An unknown operator is refused by name.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from torch import Tensor
 
 from export.runtime import ExportError
 
-Value = Tensor | None  # None: an optional input that is left out
+# None: an optional input that is left out.
+Value = Tensor | None
 Attributes = Mapping[str, Any]
 Operator = Callable[[Attributes, Sequence[Value]], Tensor | Sequence[Tensor]]
 
 
 def attributes_of(node: NodeProto) -> dict[str, Any]:
-    """The node's attributes as Python values."""
+    """Return the node's attributes as Python values."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def operator(node: NodeProto) -> Operator:
-    """What the node computes. Raises ExportError for an operator that is not known."""
+    """Return what the node computes. Raises ExportError for an unknown operator."""
     if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
         raise ExportError(
-            f"{node.name or node.output[0]}: the operator {node.op_type} cannot be trained; known are {', '.join(sorted(OPERATORS))}"
+            f"{node.name or node.output[0]}: the operator {node.op_type} cannot be trained; "
+            f"known are {', '.join(sorted(OPERATORS))}"
         )
     return OPERATORS[node.op_type]
 
@@ -43,7 +45,7 @@ def _needed(values: Sequence[Value], place: int) -> Tensor:
 
 
 def _padded(x: Tensor, attributes: Attributes, value: float = 0.0) -> tuple[Tensor, Any]:
-    """The picture and the padding that torch can do itself; unequal sides are padded first. (N, C, H, W)."""
+    """Return x (N, C, H, W) and the padding that torch can do itself; unequal sides are padded here."""
     if attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
         raise ExportError(f"auto_pad {attributes['auto_pad'].decode()} cannot be trained")
     top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
@@ -62,7 +64,7 @@ def _conv(attributes: Attributes, values: Sequence[Value]) -> Tensor:
 def _gemm(attributes: Attributes, values: Sequence[Value]) -> Tensor:
     a, b = _needed(values, 0), _needed(values, 1)
     a, b = (a.T if attributes.get("transA") else a), (b.T if attributes.get("transB") else b)
-    out = attributes.get("alpha", 1.0) * (a @ b)
+    out: Tensor = attributes.get("alpha", 1.0) * (a @ b)
     bias = values[2] if len(values) > 2 else None
     return out if bias is None else out + attributes.get("beta", 1.0) * bias
 
@@ -104,8 +106,8 @@ def _reshape(attributes: Attributes, values: Sequence[Value]) -> Tensor:
 def _split(attributes: Attributes, values: Sequence[Value]) -> Sequence[Tensor]:
     x, axis = _needed(values, 0), attributes.get("axis", 0)
     if len(values) > 1:
-        return x.split(_whole(_needed(values, 1)), dim=axis)
-    return x.chunk(attributes["num_outputs"], dim=axis)
+        return torch.split(x, _whole(_needed(values, 1)), dim=axis)
+    return torch.chunk(x, attributes["num_outputs"], dim=axis)
 
 
 def _slice(attributes: Attributes, values: Sequence[Value]) -> Tensor:
@@ -195,5 +197,5 @@ def _unsqueeze(x: Tensor, axes: list[int]) -> Tensor:
 
 
 def constant(array: np.ndarray) -> Tensor:
-    """An initializer as a tensor of its own."""
+    """Return an initializer as a tensor of its own."""
     return torch.from_numpy(np.array(array))

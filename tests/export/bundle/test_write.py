@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.bundle import write as bundle
+from export.bundle import write
 from export.bundle.write import Shipped
 from export.runtime import ExportError, UnavailableError
 
@@ -24,22 +24,22 @@ def models(fp32: Path, int8: Path) -> list[Shipped]:
 @pytest.fixture(scope="module")
 def made(
     models: list[Shipped], images: np.ndarray, labels: np.ndarray, tmp_path_factory: pytest.TempPathFactory
-) -> bundle.Bundle:
-    return bundle.write(tmp_path_factory.mktemp("a") / "bundle", models, images[:32], labels[:32], title="small")
+) -> write.Bundle:
+    return write.write(tmp_path_factory.mktemp("a") / "bundle", models, images[:32], labels[:32], title="small")
 
 
-def test_everything_that_is_needed_is_there(made: bundle.Bundle) -> None:
+def test_everything_that_is_needed_is_there(made: write.Bundle) -> None:
     assert set(made.files) == {
         "README.md",
         "checksums.sha256",
-        *(f"export/{name}" for name in bundle.RUNTIME_FILES),
+        *(f"export/{name}" for name in write.RUNTIME_FILES),
         "manifest.json",
         "requirements.txt",
         "samples.npz",
         "small.fp32.onnx",
         "small.int8.onnx",
         "index.html",
-        *(f"page/{name}" for name in bundle.PAGE_FILES),
+        *(f"page/{name}" for name in write.PAGE_FILES),
     }
     assert len((made.folder / "README.md").read_text().splitlines()) <= 11
     assert [line.split(">=")[0] for line in (made.folder / "requirements.txt").read_text().splitlines()] == [
@@ -48,7 +48,7 @@ def test_everything_that_is_needed_is_there(made: bundle.Bundle) -> None:
     ]
 
 
-def test_checksums_cover_every_file(made: bundle.Bundle) -> None:
+def test_checksums_cover_every_file(made: write.Bundle) -> None:
     lines = [line.split("  ") for line in (made.folder / "checksums.sha256").read_text().splitlines()]
 
     assert {name for _, name in lines} == set(made.files) - {"checksums.sha256"}
@@ -56,7 +56,7 @@ def test_checksums_cover_every_file(made: bundle.Bundle) -> None:
         assert hashlib.sha256((made.folder / name).read_bytes()).hexdigest() == digest
 
 
-def test_manifest_describes_models_and_files(made: bundle.Bundle, int8: Path, contract) -> None:
+def test_manifest_describes_models_and_files(made: write.Bundle, int8: Path, contract) -> None:
     manifest = json.loads((made.folder / "manifest.json").read_text())
 
     assert manifest["classes"] == list(contract.classes) and manifest["samples"]["images"] == 32
@@ -71,7 +71,7 @@ def test_manifest_describes_models_and_files(made: bundle.Bundle, int8: Path, co
     assert set(manifest["files"]) == set(made.files) - {"checksums.sha256", "manifest.json"}
 
 
-def test_the_manifest_says_where_each_array_lies_in_the_file(made: bundle.Bundle, images: np.ndarray) -> None:
+def test_the_manifest_says_where_each_array_lies_in_the_file(made: write.Bundle, images: np.ndarray) -> None:
     manifest = json.loads((made.folder / "manifest.json").read_text())
     content = (made.folder / manifest["samples"]["file"]).read_bytes()
 
@@ -86,13 +86,13 @@ def test_the_manifest_says_where_each_array_lies_in_the_file(made: bundle.Bundle
                 place["shape"]
             )
             assert read.dtype == stored[name].dtype and (read == stored[name]).all()
-    assert sorted(path.name for path in Path(bundle.__file__).with_name("page").iterdir()) == sorted(
-        [*bundle.PAGE_FILES, "index.html"]
+    assert sorted(path.name for path in Path(write.__file__).with_name("page").iterdir()) == sorted(
+        [*write.PAGE_FILES, "index.html"]
     )
 
 
 def test_equal_inputs_give_equal_bytes(
-    made: bundle.Bundle,
+    made: write.Bundle,
     models: list[Shipped],
     images: np.ndarray,
     labels: np.ndarray,
@@ -101,18 +101,18 @@ def test_equal_inputs_give_equal_bytes(
 ) -> None:
     monkeypatch.setattr(time, "time", lambda: 2e9)  # another day
 
-    again = bundle.write(tmp_path / "bundle", models, images[:32], labels[:32], title="small")
+    again = write.write(tmp_path / "bundle", models, images[:32], labels[:32], title="small")
 
     assert again.archive.read_bytes() == made.archive.read_bytes() and again.archive_sha256 == made.archive_sha256
 
 
-def test_no_path_of_this_machine_is_inside(made: bundle.Bundle) -> None:
+def test_no_path_of_this_machine_is_inside(made: write.Bundle) -> None:
     everything = b"".join((made.folder / name).read_bytes() for name in made.files)
 
     assert str(made.folder.parent).encode() not in everything and str(Path.cwd()).encode() + b"/" not in everything
 
 
-def test_archive_holds_the_folder(made: bundle.Bundle) -> None:
+def test_archive_holds_the_folder(made: write.Bundle) -> None:
     with zipfile.ZipFile(made.archive) as archive:
         assert archive.testzip() is None
         assert [name.split("/", 1)[1] for name in archive.namelist()] == list(made.files)
@@ -121,9 +121,9 @@ def test_archive_holds_the_folder(made: bundle.Bundle) -> None:
 def test_writing_again_leaves_nothing_of_before(
     models: list[Shipped], images: np.ndarray, labels: np.ndarray, tmp_path: Path
 ) -> None:
-    bundle.write(tmp_path / "bundle", models, images[:4], labels[:4])
+    write.write(tmp_path / "bundle", models, images[:4], labels[:4])
 
-    again = bundle.write(tmp_path / "bundle", models[1:], images[:4], labels[:4])
+    again = write.write(tmp_path / "bundle", models[1:], images[:4], labels[:4])
 
     assert "small.int8.onnx" not in again.files and not (tmp_path / "bundle.partial").exists()
 
@@ -131,19 +131,19 @@ def test_writing_again_leaves_nothing_of_before(
 def test_refusals(
     models: list[Shipped], fp32: Path, int8: Path, images: np.ndarray, labels: np.ndarray, tmp_path: Path
 ) -> None:
-    def write(ships: list[Shipped], count: int = 4) -> None:
-        bundle.write(tmp_path / "bundle", ships, images[:4], labels[:count])
+    def attempt(ships: list[Shipped], count: int = 4) -> None:
+        write.write(tmp_path / "bundle", ships, images[:4], labels[:count])
 
     with pytest.raises(ExportError, match="at least one model"):
-        write([])
+        attempt([])
     with pytest.raises(UnavailableError, match="no such file"):
-        write([Shipped(tmp_path / "absent.onnx", "student", "fp32")])
+        attempt([Shipped(tmp_path / "absent.onnx", "student", "fp32")])
     with pytest.raises(ExportError, match="names of their own"):
-        write([models[0], models[0]])
-    with pytest.raises(ExportError, match="as many labels as pictures"):
-        write(models, count=3)
+        attempt([models[0], models[0]])
+    with pytest.raises(ExportError, match="as many labels as images"):
+        attempt(models, count=3)
     with pytest.raises(ExportError, match="int8 files name their target"):
-        write([Shipped(int8, "student", "int8")])
+        attempt([Shipped(int8, "student", "int8")])
     with pytest.raises(ExportError, match="built for x86-vnni, not for arm64"):
-        write([Shipped(int8, "student", "int8", "arm64")])
+        attempt([Shipped(int8, "student", "int8", "arm64")])
     assert not (tmp_path / "bundle").exists()

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from export.graph import from_torch, rewrites, surgery
+from export.graph import from_torch, onnx_file, rewrites
 from export.int8.quantize import quantize
 from export.runtime import SESSION_ERRORS, Contract, ExportError, Model
 
@@ -31,7 +31,7 @@ def test_file_is_what_was_promised(fp32: Path, contract: Contract) -> None:
     model = onnx.load(str(fp32))
 
     assert [path.name for path in fp32.parent.glob("small.fp32*")] == ["small.fp32.onnx"]
-    assert surgery.opset_of(model) == 18 and model.ir_version == 8  # loads from onnxruntime 1.14 on
+    assert onnx_file.opset_of(model) == 18 and model.ir_version == 8  # loads from onnxruntime 1.14 on
     assert (model.producer_name, model.producer_version) == ("compress", "9.8.7")
     value = model.graph.input[0]
     assert value.name == "image" and value.type.tensor_type.elem_type == onnx.TensorProto.UINT8
@@ -186,7 +186,7 @@ def test_check_refuses_a_file_that_breaks_a_promise(fp32: Path, tmp_path: Path, 
     path = _altered(fp32, tmp_path / "altered.onnx", change)
 
     with pytest.raises(ExportError, match=words):
-        surgery.check(path, opset=18)
+        onnx_file.check(path, opset=18)
 
 
 @pytest.mark.parametrize(
@@ -242,11 +242,11 @@ def test_pools_are_judged_and_told(network: nn.Module, contract: Contract, image
 def test_a_pool_that_changes_answers_is_refused(
     network: nn.Module, contract: Contract, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rewrites, "PARITY", -1.0)
+    monkeypatch.setattr(rewrites, "PARITY_LIMIT", -1.0)
 
     exported = from_torch.to_onnx(network, tmp_path / "a.onnx", contract, images=images[:20])
 
-    assert [verdict.kept for verdict in exported.rewrites] == [False] and "answer otherwise" in exported.rewrites[
+    assert [verdict.kept for verdict in exported.rewrites] == [False] and "give other answers" in exported.rewrites[
         0
     ].reason
     assert _ops(tmp_path / "a.onnx")["ReduceMean"] == 1
@@ -277,7 +277,7 @@ def test_a_fixed_batch_answers_as_the_dynamic_file_does(
 def test_a_fixed_batch_that_answers_otherwise_is_refused(
     fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rewrites, "PARITY", -1.0)
+    monkeypatch.setattr(rewrites, "PARITY_LIMIT", -1.0)
 
     with pytest.raises(
         ExportError, match="one.onnx: with a fixed batch the logits differ from those of small.fp32.onnx"

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from export.graph import layers, surgery
+from export.graph import layers, onnx_file
 from export.graph.executed import audit
 from export.int8 import quantize
 from export.int8.quantize import QuantizeSettings, emit, prepare
@@ -72,9 +72,9 @@ def test_max_and_min_compute_what_clip_computes(prepared, names, images: np.ndar
     model.CopyFrom(prepared.model)
 
     layers.keep_in_float(model, names)
-    assert {"Max", "Min"} <= set(surgery.op_counts(model)) and not {"Clip", "Relu"} & set(surgery.op_counts(model))
+    assert {"Max", "Min"} <= set(onnx_file.op_counts(model)) and not {"Clip", "Relu"} & set(onnx_file.op_counts(model))
     onnx.helper.set_model_props(model, prepared.runtime.contract.to_metadata())
-    surgery.save(model, tmp_path / "f.onnx")
+    onnx_file.save(model, tmp_path / "f.onnx")
     assert Model.load(tmp_path / "f.onnx").run(images[:8]) == pytest.approx(prepared.runtime.run(images[:8]), abs=1e-5)
 
 

@@ -105,8 +105,8 @@ def test_what_would_be_wrong_on_the_target_is_refused(int8: Path, tmp_path: Path
 
 
 def test_a_file_that_answers_otherwise_is_removed(int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_format, "SAME", -1.0)
-    monkeypatch.setattr(ort_format, "ROUNDED", -1.0)
+    monkeypatch.setattr(ort_format, "SAME_KERNELS_LIMIT", -1.0)
+    monkeypatch.setattr(ort_format, "OTHER_ROUNDING_LIMIT", -1.0)
 
     with pytest.raises(ExportError, match="x.ort: the answers differ from those of the .onnx file"):
         ort_format.to_ort(int8, tmp_path / "x.ort", tmp_path / "x.config", target="x86-vnni")

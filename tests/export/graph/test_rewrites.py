@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from export.graph import float64_reference, rewrites, surgery
+from export.graph import float64_reference, onnx_file, rewrites, surgery
 from export.graph.executed import audit
 from export.graph.from_torch import to_onnx
 from export.int8.integer_share import integer_share
@@ -111,7 +111,7 @@ def test_pools_are_in_the_float_file_and_activations_in_the_source_of_int8(
     assert verdict.name == rewrites.HARD and verdict.nodes == 3 and verdict.kept and verdict.files == "int8"
     assert (
         verdict.max_abs_diff <= verdict.limit
-        and verdict.images == float64_reference.PICTURES
+        and verdict.images == float64_reference.MAX_IMAGES
         and verdict.float32_diff is not None
     )
     assert (
@@ -213,8 +213,8 @@ def test_normalising_by_rows_changes_no_bit(fp32: Path, images: np.ndarray, cont
 
     assert surgery.normalise_by_rows(model) == 1
 
-    surgery.clean(model, contract.to_metadata(), made_by=contract.made_by)
-    surgery.save(model, tmp_path / "rows.onnx")
+    onnx_file.clean(model, contract.to_metadata(), made_by=contract.made_by)
+    onnx_file.save(model, tmp_path / "rows.onnx")
     assert [node.op_type for node in model.graph.node][:6] == ["Cast", "Reshape", "Mul", "Add", "Reshape", "Transpose"]
     np.testing.assert_array_equal(Model.load(tmp_path / "rows.onnx").run(images), Model.load(fp32).run(images))
     assert surgery.normalise_by_rows(model) == 0  # it is not what it looks for any more

@@ -60,13 +60,14 @@ def test_the_correction_is_the_mean_difference_of_the_layer(
     shifted: Path, calibration: np.ndarray, tmp_path: Path
 ) -> None:
     """Of the first layer, where nothing in front is quantised but the pixels: float mean minus int8 mean, channel by channel."""
-    from export.int8 import calibrate
-    from export.int8.quantize import _before_first_layer, _with_qdq
+    from export.int8 import range_choice
+    from export.int8.qdq import nodes_before_first_layer
+    from export.int8.quantize import _with_pairs
 
     prepared = prepare(shifted, calibration)
     settings = QuantizeSettings("x86-vnni", per_channel=False)
-    found = calibrate.ranges(prepared.statistics, "minmax")
-    quantized = _with_qdq(prepared.model, found, settings, tuple(_before_first_layer(prepared.model)))
+    found = range_choice.choose_ranges(prepared.statistics, "minmax")
+    quantized = _with_pairs(prepared.model, found, settings, tuple(nodes_before_first_layer(prepared.model)))
 
     corrected = bias_correction.corrected(prepared.model, quantized, calibration, prepared.runtime)
 
@@ -74,7 +75,7 @@ def test_the_correction_is_the_mean_difference_of_the_layer(
     same = next(node for node in quantized.graph.node if node.name == first.name)
     means = []
     for model, output in ((prepared.model, first.output[0]), (quantized, same.output[0])):
-        session = bias_correction._session(bias_correction._shown(model, [output]))
+        session = bias_correction._session(bias_correction._with_outputs(model, [output]))
         means.append(
             session.run([output], prepared.runtime.feed(calibration))[0].astype(np.float64).mean(axis=(0, 2, 3))
         )

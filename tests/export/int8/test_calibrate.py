@@ -13,8 +13,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.int8 import calibrate, quantize
-from export.int8.calibrate import BINS, LEVELS, collect, entropy_range, percentile_range, ranges, with_fused
+from export.int8 import calibrate, quantize, range_choice
+from export.int8.calibrate import BINS, collect, with_fused
+from export.int8.range_choice import LEVELS, choose_ranges, entropy_range, percentile_range
 from export.runtime import Contract, ExportError, Model
 
 SIZE = 8
@@ -88,12 +89,14 @@ def test_minmax_and_histogram_are_those_of_all_pictures_at_once(tiny) -> None:
             np.abs(np.cumsum(found.counts[index]) - np.cumsum(expected)).max() <= 3
         )  # values on an edge may fall to either side
         assert found.zeros[index] == (value == 0).sum()
-    assert ranges(found, "minmax")["relu"] == pytest.approx((0.0, _direct(model, pictures, "relu").max()), rel=1e-6)
+    assert choose_ranges(found, "minmax")["relu"] == pytest.approx(
+        (0.0, _direct(model, pictures, "relu").max()), rel=1e-6
+    )
 
 
 def test_a_range_before_relu_is_the_range_behind_it(tiny) -> None:
     model, runtime = tiny
-    found = with_fused(ranges(collect(model, _pictures(8), runtime), "minmax"), model)
+    found = with_fused(choose_ranges(collect(model, _pictures(8), runtime), "minmax"), model)
 
     assert found["conv"] == found["relu"]
 
@@ -122,14 +125,14 @@ def _reference_divergence(counts: list[float], start: int, stop: int) -> float:
             q[i] = sum(inside[j] for j in members) / len(filled)
     p = [value / sum(p) for value in p]
     filled = [i for i in range(len(p)) if p[i] > 0]
-    q = [value / sum(q) + calibrate.EPSILON for value in q]
+    q = [value / sum(q) + range_choice.EPSILON for value in q]
     rest = sum(q[i] for i in filled)
     return sum(p[i] * math.log(p[i] / (q[i] / rest)) for i in filled)
 
 
 @pytest.mark.parametrize(("low", "tail"), [(0.0, 40.0), (-3.0, 40.0), (-3.0, 4.0)])
 def test_entropy_follows_the_formula(low: float, tail: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "CANDIDATES", 8)  # the loops are slow
+    monkeypatch.setattr(range_choice, "ENTROPY_CANDIDATES", 8)  # the loops are slow
     values = np.clip(np.random.default_rng(0).normal(0, 1, 300_000), low, None)
     values = np.append(values, [tail, tail - 1])
     counts = np.histogram(values, BINS, (low, tail))[0]
@@ -137,7 +140,8 @@ def test_entropy_follows_the_formula(low: float, tail: float, monkeypatch: pytes
     plain = [float(count) for count in counts]
     plain[int(-low / (tail - low) * BINS)] -= zeros
     inner = [
-        (value - low) / (tail - low) * BINS for value in percentile_range(counts, low, tail, calibrate.LEAST_PERCENTILE)
+        (value - low) / (tail - low) * BINS
+        for value in percentile_range(counts, low, tail, range_choice.MIN_PERCENTILE)
     ]
     tried = [(math.floor(step / 8 * inner[0]), math.ceil(BINS + step / 8 * (inner[1] - BINS))) for step in range(9)]
 
@@ -176,7 +180,7 @@ def test_entropy_of_few_values_is_their_range() -> None:
 )
 def test_calibrators_that_ruin_networks_are_refused(method: str, percentile: float, words: str) -> None:
     with pytest.raises(ExportError, match=words):
-        calibrate.check(method, percentile)
+        range_choice.check(method, percentile)
 
 
 def test_activations_that_are_not_finite_are_named(tiny, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from export.graph import float64_reference, surgery
 from export.graph.executed import audit
 from export.graph.from_torch import to_onnx
-from export.int8 import kernel_layout, quantize, search
+from export.int8 import kernel_layout, quantize, search, stem_layout
 from export.runtime import Contract, Model, isa
 
 x86_only = pytest.mark.skipif(not isa().startswith("x86"), reason="the layout is for kernels of x86")
@@ -60,7 +60,7 @@ def test_a_stem_that_reads_fours_answers_the_same(
     model = export(Mobile(nn.Conv2d(3, 8, kernel, 2, pad)), contract, tmp_path / "m.onnx")
     before = float64_reference.logits(model, contract, images[:3])
 
-    alike = kernel_layout.read_pixels_in_fours(model)
+    alike = stem_layout.read_pixels_in_fours(model)
 
     assert bool(alike) == halves
     if halves:
@@ -77,7 +77,7 @@ def test_padding_on_one_side_is_read_in_fours_too(contract: Contract, images: np
     model = export(network, contract, tmp_path / "m.onnx")
     before = float64_reference.logits(model, contract, images[:3])
 
-    assert kernel_layout.read_pixels_in_fours(model)
+    assert stem_layout.read_pixels_in_fours(model)
 
     np.testing.assert_allclose(float64_reference.logits(model, contract, images[:3]), before, rtol=1e-12, atol=1e-14)
 
@@ -86,7 +86,7 @@ def test_padding_on_one_side_is_read_in_fours_too(contract: Contract, images: np
     "stem", [nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(3, 8, 3, 2, 1, dilation=2), nn.Conv2d(3, 9, 3, 2, 1, groups=3)]
 )
 def test_other_stems_are_left_alone(stem: nn.Conv2d, contract: Contract, tmp_path: Path) -> None:
-    assert kernel_layout.read_pixels_in_fours(export(Mobile(stem), contract, tmp_path / "m.onnx")) == {}
+    assert stem_layout.read_pixels_in_fours(export(Mobile(stem), contract, tmp_path / "m.onnx")) == {}
 
 
 def test_depthwise_convolutions_get_whole_blocks(contract: Contract, images: np.ndarray, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from export.graph import surgery
+from export.graph import onnx_file, surgery
 from export.graph.from_torch import to_onnx
 from export.int8.quantize import QuantizedFile, quantize
 from export.runtime import TARGETS, Contract, ExportError, Model
@@ -46,7 +46,7 @@ def test_per_channel_int8_answers_like_float(made, fp32: Path, images: np.ndarra
 @pytest.mark.parametrize("isa", TARGETS)
 def test_file_keeps_contract_and_interface(made, isa: str, contract: Contract, fp32: Path) -> None:
     path, facts = made[isa]
-    model = surgery.check(path, opset=18)
+    model = onnx_file.check(path, opset=18)
 
     assert Model.load(path).contract == contract and Model.load(path).target == isa
     assert model.ir_version == 8 and facts.isa == isa
@@ -168,7 +168,7 @@ def test_float_layout_calibrates_on_normalised_pictures(
         ({"isa": "sparc"}, "no int8 settings for 'sparc'"),
         ({"calibrate": "mean"}, "use minmax, entropy, percentile"),
         ({"calibrate": "percentile", "percentile": 99.9}, "99.9 is refused"),
-        ({"images": np.zeros((0, 16, 16, 3), np.uint8)}, "at least one picture"),
+        ({"images": np.zeros((0, 16, 16, 3), np.uint8)}, "at least one image"),
         ({"images": np.zeros((4, 3, 16, 16), np.float32)}, "images must be uint8"),
     ],
 )

@@ -47,7 +47,7 @@ def test_a_file_for_another_instruction_set_is_not_timed(
 
     with pytest.raises(
         ExportError,
-        match=f"other was built for {target} and this machine is {isa()}: how long it takes here says nothing",
+        match=f"other was built for {target} and this machine is {isa()}: its latency here says nothing",
     ):
         measure.latency({"fp32": fp32, "other": tmp_path / "other.onnx"}, images, warmup=0, repeats=2)
 
@@ -161,7 +161,7 @@ def _disturb(monkeypatch: pytest.MonkeyPatch, flags: list[bool]) -> None:
     left = iter(flags)
     monkeypatch.setattr(conditions, "others", lambda before, after, wall: (0.5, True) if next(left) else (0.0, False))
     monkeypatch.setattr(conditions, "round_load", lambda before, after, wall: None)
-    monkeypatch.setattr(rounds, "DRIFT", 1e9)
+    monkeypatch.setattr(rounds, "DRIFT_LIMIT", 1e9)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def _attempt(lost: list[list[int]], *, contaminated: bool = True) -> rounds.Atte
 
 def test_runs_that_lost_their_core_do_not_count() -> None:
     everything = [0, 1, 2, 3]
-    left, counts, unfit = rounds.uninterrupted(_attempt([[0, 1, 3], everything, [2], [], *[[0, 1, 2]] * 6]))
+    left, counts, unfit = rounds.drop_interrupted(_attempt([[0, 1, 3], everything, [2], [], *[[0, 1, 2]] * 6]))
 
     assert unfit is None and counts == {"long": 26, "short": 0}
     assert (
@@ -231,16 +231,16 @@ def test_runs_that_lost_their_core_do_not_count() -> None:
     ]
 
     busy = _attempt([everything] * 7 + [[0]] * 3)
-    assert rounds.uninterrupted(busy) == (
+    assert rounds.drop_interrupted(busy) == (
         busy,
         {},
         "other processes interrupted long in 31 of 40 runs, too many to leave them out",
     )
     for contaminated in (False, None):
         alone = replace(_attempt([everything] * 10), contaminated=contaminated)
-        assert rounds.uninterrupted(alone) == (alone, {}, None)
+        assert rounds.drop_interrupted(alone) == (alone, {}, None)
     unknown = replace(alone, interrupted=None)
-    assert rounds.uninterrupted(unknown) == (unknown, {}, None)
+    assert rounds.drop_interrupted(unknown) == (unknown, {}, None)
     joined = rounds.join([busy, busy])
     assert (
         joined.interrupted is not None
@@ -258,24 +258,24 @@ def test_more_threads_than_cores_interrupt_each_other_and_nobody_else_is_blamed(
     for lost in ([0, 1, 2, 3], [0]):  # in every run, and in so few that they could be left out
         attempt = _attempt([lost] * 10)
         told = ([attempt], 64, {"long": 1.0, "short": 1.0}, {"long": 1.0, "short": 1.0}, {})
-        result = latency_stats.conclude(*told)
+        result = latency_stats.summarize_attempts(*told)
         assert (result.unfit, result.interrupted, result.models["long"].runs) == (why, {}, 40)
         assert [
             text for text in latency.warnings(result, None) if "quiet machine" in text or "interrupted" in text
         ] == []
-        quiet = latency_stats.conclude([replace(attempt, contaminated=False)], *told[1:])
+        quiet = latency_stats.summarize_attempts([replace(attempt, contaminated=False)], *told[1:])
         assert (quiet.unfit, quiet.interrupted, quiet.models["long"].runs) == (None, {}, 40)
     monkeypatch.setattr(conditions, "_allowed", lambda: [0])
     assert conditions.too_many_threads(2) == "2 threads on 1 core interrupt each other; lower validate.threads"
 
 
 def test_what_could_not_be_left_out_is_in_the_result() -> None:
-    result = latency_stats.conclude(
+    result = latency_stats.summarize_attempts(
         [_attempt([[0, 1, 2, 3]] * 10)], 1, {"long": 1.0, "short": 1.0}, {"long": 1.0, "short": 1.0}, {}
     )
     assert result.unfit is not None and result.conditions()["unfit"] == result.unfit and result.interrupted == {}
     assert latency_stats.ratio(result, "long", "short")[0] == pytest.approx(70)
-    clean = latency_stats.conclude(
+    clean = latency_stats.summarize_attempts(
         [_attempt([[0, 1, 2]] * 10)], 1, {"long": 1.0, "short": 1.0}, {"long": 1.0, "short": 1.0}, {}
     )
     assert (

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import export.bundle.photos
+import export.bundle.write
 from compress.data.decode import decode_image
 from export import verify
-from export.bundle import photos as photoset
-from export.bundle import write as bundle
 from export.bundle.write import Shipped
-from export.runtime import photos
+from export.runtime import photo_faults, photos
 
 SIDE, RESIZE = 16, 18
 # A decoder in a program of its own, with one mistake; `{}` changes the pixels.
@@ -53,7 +53,7 @@ def smooth() -> np.ndarray:
 @pytest.fixture(scope="module")
 def made(smooth: np.ndarray, fp32: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
-    return bundle.write(
+    return export.bundle.write.write(
         folder / "bundle", [Shipped(fp32, "student", "fp32")], smooth, np.zeros(8, np.int64), resize=RESIZE
     ).folder
 
@@ -80,7 +80,7 @@ def test_the_photos_are_what_they_are_called(made: Path) -> None:
                 "progressive" in image.info,
             )
 
-    assert len(seen) == photoset.COUNT and {row[0] for row in seen.values()} == {"JPEG"}
+    assert len(seen) == export.bundle.photos.COUNT and {row[0] for row in seen.values()} == {"JPEG"}
     assert seen["large"][2] == (4000, 3000) and seen["portrait"][4] and not seen["landscape"][4]
     assert (seen["cmyk"][1], seen["grey"][1]) == ("CMYK", "L")
     assert [seen[name][3] for name in ("exif3", "exif6", "exif8", "landscape")] == [3, 6, 8, None]
@@ -112,8 +112,13 @@ def owned(smooth: np.ndarray, fp32: Path, tmp_path_factory: pytest.TempPathFacto
     clear = np.dstack([smooth[1], np.full(smooth[1].shape[:2], 90, np.uint8)])
     Image.fromarray(np.kron(clear, np.ones((3, 2, 1), np.uint8))).save(folder / "clear.png")
     own = [folder / "IMG_1.JPG", folder / "clear.png"]
-    write = bundle.write(
-        folder / "bundle", [Shipped(fp32, "student", "fp32")], smooth, np.zeros(8, np.int64), resize=RESIZE, own=own
+    write = export.bundle.write.write(
+        folder / "bundle",
+        [Shipped(fp32, "student", "fp32")],
+        smooth,
+        np.zeros(8, np.int64),
+        resize=RESIZE,
+        own_photos=own,
     )
     return write.folder, own
 
@@ -123,14 +128,16 @@ def test_own_photos_travel_as_they_are_and_are_decoded_like_the_data_set(owned: 
     listed = json.loads((folder / "manifest.json").read_text())["photos"]["pictures"]
     mine = [row for row in listed if row["own"]]
 
-    assert [row["file"] for row in mine] == ["photos/own1.jpg", "photos/own2.png"] and len(listed) == photoset.COUNT + 2
+    assert [row["file"] for row in mine] == ["photos/own1.jpg", "photos/own2.png"] and len(
+        listed
+    ) == export.bundle.photos.COUNT + 2
     assert (
         mine[0]["what"] == "own photo 1: 96 x 64, EXIF orientation 6"
         and mine[1]["what"] == "own photo 2: 32 x 48, RGBA"
     )
     assert [(folder / row["file"]).read_bytes() for row in mine] == [path.read_bytes() for path in own]
     with np.load(folder / photos.ARRAYS) as stored:
-        expected = stored["pixels"][photoset.COUNT :]
+        expected = stored["pixels"][export.bundle.photos.COUNT :]
     offset = (RESIZE - SIDE) // 2
     for path, pixels in zip(own, expected, strict=True):
         assert (decode_image(path.read_bytes(), RESIZE)[offset : offset + SIDE, offset : offset + SIDE] == pixels).all()
@@ -139,7 +146,7 @@ def test_own_photos_travel_as_they_are_and_are_decoded_like_the_data_set(owned: 
 def test_own_photos_are_checked_and_timed(owned: tuple[Path, list[Path]]) -> None:
     found = verify.verify(owned[0], repeats=64)
 
-    assert found["ok"] is True and found["models"][0]["photos"]["photos"] == photoset.COUNT + 2
+    assert found["ok"] is True and found["models"][0]["photos"]["photos"] == export.bundle.photos.COUNT + 2
     timed = found["models"][0]["photo_latency_ms"]
     assert timed["p50"] > found["models"][0]["latency_ms"]["p50"] > 0 and 0 < timed["runs"] <= 144
     assert "2 of your own photos" in found["photo_to_answer"] and f"{timed['p50']:.3g} ms" in found["photo_to_answer"]
@@ -153,7 +160,7 @@ def test_a_decoder_that_ignores_exif_is_caught_on_an_own_photo(owned: tuple[Path
 
 
 def test_equal_pictures_give_equal_photos(smooth: np.ndarray, made: Path, tmp_path: Path) -> None:
-    entry, _ = photoset.write(tmp_path, smooth, RESIZE)
+    entry, _ = export.bundle.photos.write(tmp_path, smooth, RESIZE)
 
     for row in entry["pictures"]:
         assert (tmp_path / row["file"]).read_bytes() == (made / row["file"]).read_bytes()
@@ -206,10 +213,10 @@ def test_faults_are_named_on_larger_pictures_too(smooth: np.ndarray) -> None:
     )  # 224 x 224, not a multiple of the pooled side
     noise = np.random.default_rng(0).uniform(0, 255, large.shape).astype(np.float32)
 
-    assert photos.name_fault(large[..., ::-1], large, {}) == "looks like BGR"
-    assert photos.name_fault(large[:, ::-1], large, {}) == "looks like mirrored"
-    assert photos.name_fault(large[:, ::-1, ::-1], large, {}) == "looks like BGR and mirrored"
-    assert photos.name_fault(noise, large, {}).startswith("no known fault explains it (nearest: ")
+    assert photo_faults.name_fault(large[..., ::-1], large, {}) == "looks like BGR"
+    assert photo_faults.name_fault(large[:, ::-1], large, {}) == "looks like mirrored"
+    assert photo_faults.name_fault(large[:, ::-1, ::-1], large, {}) == "looks like BGR and mirrored"
+    assert photo_faults.name_fault(noise, large, {}).startswith("no known fault explains it (nearest: ")
 
 
 def test_floats_of_an_application_that_normalises(smooth: np.ndarray, contract: Any, tmp_path: Path) -> None:

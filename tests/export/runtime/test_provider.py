@@ -41,7 +41,7 @@ def azure() -> str:
 
 
 def test_the_cpu_runs_all_of_it(shipped: write.Bundle, tmp_path: Path) -> None:
-    answer = verify.verify(shipped.folder, repeats=16, asked="cpu")
+    answer = verify.verify(shipped.folder, repeats=16, provider="cpu")
 
     assert answer["ok"] and answer["remarks"] == ["CPUExecutionProvider (run by the test suite)"]
     for row in answer["models"]:
@@ -139,7 +139,7 @@ def test_a_part_that_falls_back_is_counted() -> None:
         _event("d", runtime.CPU, "Mul", 20, 3),
         _event("e", runtime.CPU, "Softmax", 10, 4),
     ]
-    found = provider.counted(events, "XnnpackExecutionProvider", True)
+    found = provider.placement_from_profile(events, "XnnpackExecutionProvider", True)
 
     assert (found.nodes, found.of, found.time_share, found.elsewhere) == (
         2,
@@ -151,15 +151,15 @@ def test_a_part_that_falls_back_is_counted() -> None:
         found.sentence
         == "asked for XnnpackExecutionProvider: 2 of 5 nodes ran there, 70% of the time; on the CPU: Mul x2, Softmax"
     )
-    assert provider.counted(events[5:], "XnnpackExecutionProvider", False).sentence.endswith(
+    assert provider.placement_from_profile(events[5:], "XnnpackExecutionProvider", False).sentence.endswith(
         "all fell back to the CPU (it could not be started)"
     )
 
 
 @pytest.mark.slow
 def test_openvino_runs_and_is_seen_to_run(shipped: write.Bundle, tmp_path: Path) -> None:
-    """The other provider of RUN_BY_SUITE: Intel's, on whatever x86 this is, from a wheel of its own."""
-    assert set(provider.RUN_BY_SUITE) == {runtime.CPU, OPENVINO}
+    """The other provider of TESTED: Intel's, on whatever x86 this is, from a wheel of its own."""
+    assert set(provider.TESTED) == {runtime.CPU, OPENVINO}
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     install = [

@@ -112,7 +112,7 @@ def test_a_broken_link_is_one_sentence_and_the_next_run_goes_on(
     address = server.target(tmp_path / "device", config=config)
 
     with pytest.raises(
-        Unreachable, match=r"cannot be reached or the link broke .*what was copied stays; try it with: ssh -F"
+        Unreachable, match=r"cannot be reached or the connection broke .*what was copied stays; try it with: ssh -F"
     ):
         ask(address)
 
@@ -137,7 +137,7 @@ def test_unreachable_hosts_say_why(server: Server, ask: Callable[..., dict], tmp
         (server.target(tmp_path / "device", config=locked), "none of your keys is accepted; see why with: ssh -F"),
         (
             closed,
-            r"cannot be reached or the link broke \(ssh: connect to host 127.0.0.1 port \d+: Connection refused\)",
+            r"cannot be reached or the connection broke \(ssh: connect to host 127.0.0.1 port \d+: Connection refused\)",
         ),
     ):
         with pytest.raises(Unreachable, match=why) as raised:
@@ -195,7 +195,8 @@ def test_a_processor_without_wheels(poor: Callable[..., Server], ask: Callable[.
     server = poor("armv7l", "python3")
 
     with pytest.raises(
-        Unreachable, match=r"is armv7l \(64 bits\), for which onnxruntime has no wheels .*'ssh://.*\?python=/path'"
+        Unreachable,
+        match=r"is armv7l \(64 bits\); onnxruntime has wheels for x86_64 and aarch64 only; .*'ssh://.*\?python=/path'",
     ):
         ask(server.target(tmp_path / "device", python=None))
 
@@ -214,7 +215,9 @@ def test_a_full_disk(server: Server, ask: Callable[..., dict], tmp_path: Path) -
             ask(server.target(device))
         with pytest.raises(DeviceFailed, match="the disk is full"):
             monkey = pytest.MonkeyPatch()
-            monkey.setattr("export.targets.remote.MARGIN", -(10**9))  # the copy itself runs into the end of the disk
+            monkey.setattr(
+                "export.targets.remote.FREE_MARGIN", -(10**9)
+            )  # the copy itself runs into the end of the disk
             try:
                 ask(server.target(device))
             finally:

@@ -161,7 +161,7 @@ def test_complaints_name_what_is_wrong() -> None:
     assert dispatch.describe_failure({**wrong, "ok": True}) is None
     assert (
         dispatch.describe_failure(wrong)
-        == "wrong answers from a.onnx: it agrees on 25.0% of 16 pictures, largest logit difference 3"
+        == "wrong answers from a.onnx: it agrees on 25.0% of 16 images, largest logit difference 3"
     )
     seen = {"ok": False, "sentence": "photos: 8 of 8 decoded by x are wrong: looks like BGR"}
     assert dispatch.describe_failure({**wrong, "models": [{**row, "ok": True}], "photos": seen}) == seen["sentence"]

@@ -41,6 +41,7 @@ from export.targets import (
     onnxruntime_web,
     parse,
 )
+from export.targets.chromium import BROWSERS
 
 SIZE, CLASSES = 16, ("red", "green", "blue", "grey")
 PAGE = Path(browser.__file__).parents[1] / "bundle" / "page"
@@ -48,7 +49,7 @@ PAGE = Path(browser.__file__).parents[1] / "bundle" / "page"
 
 @pytest.fixture(scope="module")
 def chromium() -> str:
-    found = next((path for name in browser.BROWSERS if (path := shutil.which(name))), None)
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip("needs Chromium or Chrome; install it with: apt-get install chromium")
     return found
@@ -298,7 +299,7 @@ def test_what_is_missing_is_exit_3_and_ends_with_what_to_do(
     shipped: write.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(browser, "BROWSERS", ("chromium", "google-chrome"))
+    monkeypatch.setattr("export.targets.chromium.BROWSERS", ("chromium", "google-chrome"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def said(target: str) -> str:
@@ -312,7 +313,7 @@ def test_what_is_missing_is_exit_3_and_ends_with_what_to_do(
     )
     assert (
         said("browser?binary=/no/such")
-        == "browser: /no/such is no program; name Chromium or Chrome: --target 'browser?binary=/path'"
+        == "browser: /no/such is not a program; name Chromium or Chrome: --target 'browser?binary=/path'"
     )
     program = tmp_path / "chromium"
     program.write_text("#!/bin/sh\n")
@@ -329,7 +330,7 @@ def test_what_is_missing_is_exit_3_and_ends_with_what_to_do(
     assert said("browser") == (
         f"browser: npm could not install onnxruntime-web (code ENOTFOUND); see why with: npm install onnxruntime-web@{onnxruntime_web.VERSION}"
     )
-    with pytest.raises(UsageError, match="--preprocess has no place there"):
+    with pytest.raises(UsageError, match="leave --preprocess out"):
         device.ask("browser", shipped.archive, tmp_path, VerifySettings(preprocess="x"))
 
 
@@ -441,7 +442,7 @@ def test_the_page_judges_by_the_verifiers_rules(tmp_path: Path) -> None:
     cases += [(base, broken), (closer, broken)]
     samples = {"images": np.zeros((40, 1, 1, 3), np.uint8), "labels": labels, "logits/a": np.round(expected, 3)}
     cases = [(entry, np.round(logits, 3)) for entry, logits in cases]
-    ours = [answers.judge({"a": browser._Said(logits)}, [entry], samples, "web")[0] for entry, logits in cases]  # type: ignore[dict-item]
+    ours = [answers.judge({"a": browser._KnownAnswers(logits)}, [entry], samples, "web")[0] for entry, logits in cases]  # type: ignore[dict-item]
     listed = [
         {
             "entry": entry,
