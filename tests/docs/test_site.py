@@ -18,7 +18,7 @@ from pathlib import Path
 import docs_hooks
 import pytest
 
-from export.targets import browser
+from export.targets.chromium import BROWSERS, FLAGS
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -88,7 +88,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chromium() -> str:
-    found = next((path for name in browser.BROWSERS if (path := shutil.which(name))), None)
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip("needs Chromium or Chrome; install it with: apt-get install chromium")
     return found
@@ -110,7 +110,7 @@ def opened(chromium: str, url: str, profile: Path) -> str:
     """Return a page's HTML after its scripts have run, in a browser without a network."""
     root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # its sandbox refuses root
     offline = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-    flags = [*browser.FLAGS, *root, offline, "--disable-gpu", f"--user-data-dir={profile}"]
+    flags = [*FLAGS, *root, offline, "--disable-gpu", f"--user-data-dir={profile}"]
     command = [chromium, *flags, "--virtual-time-budget=120000", "--dump-dom", url]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
 

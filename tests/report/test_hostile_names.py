@@ -19,7 +19,7 @@ import pytest
 
 from compress.report.page import render
 from compress.report.templating import environment
-from export.targets import browser
+from export.targets.chromium import BROWSERS, FLAGS
 
 RUN = Path(__file__).parent / "fixtures" / "mobilenet-0.1.0"
 HOSTILE = (
@@ -68,7 +68,7 @@ addEventListener("load", () => setTimeout(() => {
 
 @pytest.fixture(scope="module")
 def chromium() -> str:
-    found = next((path for name in browser.BROWSERS if (path := shutil.which(name))), None)
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip("needs Chromium or Chrome; install it with: apt-get install chromium")
     return found
@@ -106,7 +106,7 @@ def seen(chromium: str, page: str, tmp_path_factory: pytest.TempPathFactory) -> 
     before, end = probed.rsplit("</body>", 1)
     (folder / "page.html").write_text(f"{before}{scripts}{COLLECT}</body>{end}", encoding="utf-8")
     root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    command = [chromium, *browser.FLAGS, *root, f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=10000"]
+    command = [chromium, *FLAGS, *root, f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=10000"]
     dumped = subprocess.run(
         [*command, "--dump-dom", (folder / "page.html").as_uri()],
         capture_output=True,
