@@ -15,7 +15,7 @@ from types import FrameType, TracebackType
 
 import click
 
-from compress.core.console import say
+from compress.core.console import print_line
 from compress.core.errors import CompressError, Interrupted, StageError, UsageError
 from compress.core.files import write_atomically
 
@@ -84,7 +84,7 @@ def one_line(kind: type[BaseException], error: BaseException, traceback: Traceba
     words = " ".join(str(error).split())
     message = f"bug: {kind.__name__}: {words}{place}; add --traceback to see the rest"
     hand_to_torchrun(message)
-    say(message, sys.stderr)
+    print_line(message, sys.stderr)
 
 
 def as_interrupt(number: int, frame: FrameType | None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from compress.cli.options import artifacts_option
-from compress.core.console import say, table
+from compress.core.console import print_line, table
 from compress.core.errors import MissingError, StageError
 
 
@@ -22,7 +22,7 @@ def schema(report: bool) -> int:
         from compress.report.schema import json_schema
     else:
         from compress.recipe.schema import json_schema
-    say(json.dumps(json_schema(), indent=2), sys.stdout)
+    print_line(json.dumps(json_schema(), indent=2), sys.stdout)
     return 0
 
 
@@ -35,7 +35,7 @@ def recipes(folder: Path | None, copy: str | None) -> int:
 
     if copy is not None:
         target = shipped.copy(copy, folder or Path())
-        say(f"{target}: run it with: compress run {target}", sys.stdout)
+        print_line(f"{target}: run it with: compress run {target}", sys.stdout)
         return 0
     if folder is None and not Path("recipes").is_dir():
         root = shipped.folder()
@@ -81,7 +81,7 @@ def doctor(verdict: bool, artifacts: Path) -> int:
     if verdict and not missing:
         from compress.commands.doctor.environment import run_self_test
 
-        return 0 if run_self_test(lambda line: say(line, sys.stdout)) else StageError.exit_code
+        return 0 if run_self_test(lambda line: print_line(line, sys.stdout)) else StageError.exit_code
     table(rows)
     return MissingError.exit_code if missing else 0
 

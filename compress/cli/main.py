@@ -12,7 +12,7 @@ import click
 
 from compress import __version__
 from compress.cli import exit_codes, info_commands, recipe_commands, run_commands
-from compress.core.console import say
+from compress.core.console import print_line
 from compress.core.errors import CompressError, Interrupted, UsageError
 
 
@@ -91,5 +91,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         if message and code != Interrupted.exit_code:  # torchrun interrupts those beside the one that failed
             exit_codes.hand_to_torchrun(message)
         if message and not exit_codes.reported_by_main_rank(error):
-            say(message, sys.stderr)
+            print_line(message, sys.stderr)
         return code

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from compress.cli.options import artifacts_option, device_option, quiet_option, recipe_options
-from compress.core.console import Console, say, table
+from compress.core.console import Console, print_line, table
 from compress.core.errors import UsageError
 from compress.core.text import agree, plural
 from compress.stages import STAGES
@@ -93,10 +93,10 @@ def show(recipe: Path, overrides: tuple[str, ...], allow_code: bool, artifacts: 
 
     loaded = _load(recipe, overrides, allow_code)
     for warning in loaded.warnings:
-        say(f"note: {warning}", sys.stderr)
+        print_line(f"note: {warning}", sys.stderr)
     if loaded.recipe.student.choose is not None:
-        say(f"note: {_picked(loaded, artifacts)}", sys.stderr)
-    say(dump(resolve(loaded.recipe)).rstrip(), sys.stdout)
+        print_line(f"note: {_picked(loaded, artifacts)}", sys.stderr)
+    print_line(dump(resolve(loaded.recipe)).rstrip(), sys.stdout)
     return 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from compress.cli.options import artifacts_option, quiet_option, run_argument
-from compress.core.console import Console, say
+from compress.core.console import Console, print_line
 from compress.core.errors import MissingError
 from compress.core.latest_run import LINK, latest_run
 
@@ -60,7 +60,7 @@ def report(run_name: str, artifacts: Path) -> int:
     folder = find_run(run_name, artifacts)
     from compress.report.page import render
 
-    say(str(render(folder)), sys.stdout)
+    print_line(str(render(folder)), sys.stdout)
     return 0
 
 
@@ -82,7 +82,7 @@ def analyze(run_name: str, against: tuple[str, ...], artifacts: Path, quiet: boo
     folder, others = find_run(run_name, artifacts), [find_run(name, artifacts) for name in against]
     from compress.commands.analyze.run import analyze as analyze_run
 
-    say(str(analyze_run(folder, against=others, artifacts=artifacts, console=Console(quiet=quiet))), sys.stdout)
+    print_line(str(analyze_run(folder, against=others, artifacts=artifacts, console=Console(quiet=quiet))), sys.stdout)
     return 0
 
 
@@ -94,7 +94,7 @@ def compare(run_names: tuple[str, ...], artifacts: Path) -> int:
     folders = [find_run(name, artifacts) for name in run_names]
     from compress.report.compare import compare as compare_runs
 
-    say(compare_runs(folders), sys.stdout)
+    print_line(compare_runs(folders), sys.stdout)
     return 0
 
 

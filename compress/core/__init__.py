@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, records, the store, the console. Imports nothing of ours; loads no torch."""
+"""Errors, records, the store and the console, which every other folder uses. Loads no torch."""

@@ -1,4 +1,4 @@
-"""What a run says: plain lines or a live bar on a terminal, and everything once more, plain, in the run's log."""
+"""A run's output: plain lines or a live bar on a terminal, and all of it as plain lines in the run's log."""
 
 from __future__ import annotations
 
@@ -13,18 +13,25 @@ from typing import Any, Protocol, SupportsFloat, TextIO
 
 REFRESH_SECONDS = 0.2  # how often a step may touch the live bar
 HEARTBEAT_SECONDS = 10.0  # how often a step may print a plain line
-UNWRITABLE = "backslashreplace"  # a file's name may be no text
 LOSS_SECONDS = 5.0  # how often the live bar reads losses, which waits for the device
+UNWRITABLE = "backslashreplace"  # how to print a file name that is not valid text
 
 
 class Console:
-    """Human output goes to stdout, or to stderr with --json, so that stdout holds one JSON document; warnings go to stderr.
+    """A run's output: lines for people on stdout, warnings on stderr, everything in the log.
 
-    quiet leaves warnings and the verdict, silent (of processes beside the first) nothing. The log has everything; lines from before
-    `log_to` are kept for it.
+    Lines printed before `log_to` are kept for the log.
     """
 
     def __init__(self, quiet: bool = False, json: bool = False, log: Path | None = None, silent: bool = False) -> None:
+        """Create a console.
+
+        Args:
+            quiet: Print only warnings and the verdict.
+            json: Print lines for people on stderr, so that stdout holds one JSON document.
+            log: The log file, where it is known already.
+            silent: Print nothing; for every rank but the first.
+        """
         self.quiet, self.json, self.silent = quiet or silent, json, silent
         self._kept: list[str] = []
         self._log: TextIO | None = None
@@ -33,38 +40,38 @@ class Console:
 
     @property
     def out(self) -> TextIO:
-        """Where human output goes; looked up each time, because a live bar puts itself in between."""
+        """The stream for people; looked up each time, because a live bar puts itself in between."""
         return sys.stderr if self.json else sys.stdout
 
     def line(self, text: str, *, always: bool = False) -> None:
         """Print one plain line; `always`: even when quiet."""
         self._record(text)
         if (always and not self.silent) or not self.quiet:
-            say(text, self.out)
+            print_line(text, self.out)
 
     def notice(self, text: str) -> None:
-        """Something that the user may want to know."""
+        """Print something that the user may want to know."""
         self.line(f"note: {text}")
 
     def warn(self, text: str) -> None:
-        """Something that is probably wrong; on stderr, even when quiet."""
+        """Print something that is probably wrong to stderr, even when quiet."""
         self._record(f"warning: {text}")
         if not self.silent:
-            say(f"warning: {text}", sys.stderr)
+            print_line(f"warning: {text}", sys.stderr)
 
     def stage(self, name: str, state: str, seconds: float | None = None) -> None:
-        """The heading of a stage: `teacher resnet20    reused (0.1 s)`."""
+        """Print the heading of a stage: `teacher resnet20    reused (0.1 s)`."""
         self.line(f"{name:<28} {state}{'' if seconds is None else f' ({duration(seconds)})'}")
 
     def result(self, data: Any) -> None:
-        """The answer as JSON on stdout; only with --json. None: another process of the run says it."""
+        """Print the answer as JSON on stdout, with --json only. None: another rank prints it."""
         if self.json and data is not None:
-            say(json.dumps(data, indent=1), sys.stdout)
+            print_line(json.dumps(data, indent=1), sys.stdout)
 
     @contextmanager
-    def training(self, title: str, epochs: int, steps: int) -> Iterator[Training]:
-        """Progress of a training of `epochs` times `steps` batches: a live bar on a terminal, else lines."""
-        begin = Training(self, title, epochs, steps)
+    def training(self, title: str, epochs: int, steps: int) -> Iterator[TrainingProgress]:
+        """Show a training of `epochs` times `steps` batches: a live bar on a terminal, else lines."""
+        begin = TrainingProgress(self, title, epochs, steps)
         if self.quiet or not self.out.isatty() or os.environ.get("TERM") == "dumb":
             yield begin
             return
@@ -74,14 +81,14 @@ class Console:
             yield begin
 
     def log_to(self, path: Path) -> None:
-        """From now on everything goes to this file too, what was said before first."""
+        """Write everything to this file as well from now on, beginning with what was printed before."""
         self.close()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._log = path.open("a", encoding="utf-8", errors=UNWRITABLE, buffering=1)
         self._log.writelines(text + "\n" for text in self._kept)
 
     def save_log(self, path: Path) -> None:
-        """Write everything that was said so far to a file."""
+        """Write everything printed so far to a file."""
         path.write_text("".join(text + "\n" for text in self._kept), encoding="utf-8", errors=UNWRITABLE)
 
     def close(self) -> None:
@@ -103,28 +110,32 @@ class Bar(Protocol):
     def line(self, text: str) -> None: ...
 
 
-class Training:
-    """One training's progress. A step costs a clock reading; losses are read (which waits for a GPU) every few seconds at most."""
+class TrainingProgress:
+    """The progress of one training.
+
+    A step costs one clock reading. Losses, whose reading waits for a GPU, are read every few seconds at most.
+    """
 
     def __init__(self, console: Console, title: str, epochs: int, steps: int) -> None:
         self.console, self.title, self.epochs, self.steps = console, title, epochs, max(steps, 1)
         self.bar: Bar | None = None
         self.epoch_number, self.steps_done, self.images = 1, 0, 0
-        self.steps_here = 0  # since this process began: a resume starts in the middle
+        self.steps_here = 0  # in this process; a resumed training has done others before
         self.begin = self.shown = time.monotonic()
-        self.read, self.losses = 0.0, list[str]()  # when losses were read, and what they were
-        self.last = ""  # what the last epoch said
+        self.losses_read = 0.0
+        self.losses: list[str] = []
+        self.last_epoch = ""
 
     def start_at(self, epoch: int, step: int) -> None:
-        """A resume: the 1-based epoch that goes on and its steps that are done."""
+        """Begin in the middle, after a resume: the 1-based epoch and how many of its steps are done."""
         self.epoch_number, self.steps_done = epoch, step
 
     def warn(self, text: str) -> None:
-        """Something that the user should know, once."""
+        """Print a warning."""
         self.console.warn(text)
 
     def step(self, images: int, losses: Mapping[str, SupportsFloat]) -> None:
-        """One batch is done."""
+        """Record that one batch is done."""
         self.steps_done += 1
         self.steps_here += 1
         self.images += images
@@ -132,18 +143,19 @@ class Training:
         if now - self.shown < (REFRESH_SECONDS if self.bar else HEARTBEAT_SECONDS):
             return
         self.shown = now
-        if not self.losses or now - self.read >= LOSS_SECONDS:
-            self.read, self.losses = now, [f"{name} {float(loss):.4f}" for name, loss in losses.items()]
+        if not self.losses or now - self.losses_read >= LOSS_SECONDS:
+            self.losses_read = now
+            self.losses = [f"{name} {float(loss):.4f}" for name, loss in losses.items()]
         parts = [f"{self.images / max(now - self.begin, 1e-9):,.0f} images/s", *self.losses]
         text = f"epoch {self.epoch_number}/{self.epochs}  {'  '.join(parts)}"
         if self.bar:
-            self.bar.show(self._total(), f"{text}  {self.last}".rstrip())
+            self.bar.show(self._total(), f"{text}  {self.last_epoch}".rstrip())
         else:
             share = 100 * self.steps_done / self.steps
             self.console.line(f"  {self.title}  {text}  {share:.0f} % of the epoch  {self._left(now)}")
 
     def epoch(self, row: Mapping[str, float]) -> None:
-        """One epoch is done: `row` is its line of history.csv."""
+        """Record that one epoch is done; `row` is its line of history.csv."""
         number = int(row.get("epoch", self.epoch_number))
         self.epoch_number, self.steps_done = number + 1, 0
         now = time.monotonic()
@@ -157,14 +169,14 @@ class Training:
         self.console._record(text + left)
         self.bar.line(text)
         accuracy = row.get("top1_validation")
-        self.last = "" if accuracy is None else f"validation {100 * accuracy:.2f} %"
-        self.bar.show(self._total(), f"epoch {min(number + 1, self.epochs)}/{self.epochs}  {self.last}".rstrip())
+        self.last_epoch = "" if accuracy is None else f"validation {100 * accuracy:.2f} %"
+        self.bar.show(self._total(), f"epoch {min(number + 1, self.epochs)}/{self.epochs}  {self.last_epoch}".rstrip())
 
     def _total(self) -> int:
         return (self.epoch_number - 1) * self.steps + self.steps_done
 
     def _left(self, now: float) -> str:
-        """Time left, from the steps of this process."""
+        """Return the time left, estimated from the steps of this process."""
         if not self.steps_here:
             return ""
         remaining = self.epochs * self.steps - self._total()
@@ -172,7 +184,7 @@ class Training:
 
 
 def cell(name: str, value: float) -> str:
-    """A column of history.csv in words: `validation 85.40 %`, `1,240 images/s`, `ce 0.4312`."""
+    """Format a column of history.csv: `validation 85.40 %`, `1,240 images/s`, `ce 0.4312`."""
     if name == "top1_validation":
         return f"validation {100 * value:.2f} %"
     if name == "images_per_second":
@@ -181,7 +193,7 @@ def cell(name: str, value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`0.1 s`, `42 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Format seconds: `0.1 s`, `42 s`, `3 min 20 s`, `2 h 5 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -190,10 +202,10 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def say(text: str, stream: TextIO | None) -> None:
-    """A line, in one piece even where Python does not buffer: other processes may write into the same pipe.
+def print_line(text: str, stream: TextIO | None) -> None:
+    """Print a line in one piece, even where Python does not buffer: other processes may write into the same pipe.
 
-    A reader that went away (`| head`), or was never there (`>&-`), does not end a training: the rest is said to nobody, and to the log.
+    A reader that has gone (`| head`) or was never there (`>&-`) does not end a training: the rest goes to the log only.
     """
     if stream is None:
         return
@@ -208,7 +220,7 @@ def say(text: str, stream: TextIO | None) -> None:
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> None:
-    """Columns, aligned to the left; the last is as long as it is."""
+    """Print left-aligned columns; the last one is not padded."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
-        say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip(), sys.stdout)
+        print_line("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip(), sys.stdout)

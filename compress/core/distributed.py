@@ -1,7 +1,8 @@
-"""Several processes, one training: `torchrun --nproc-per-node N -m compress run recipe.yaml`. Nothing here in an ordinary run.
+"""One training on several processes: `torchrun --nproc-per-node N -m compress run recipe.yaml`.
 
-A training's batch is the recipe's batch whatever the number of processes: each takes its share of every batch, gradients are averaged by
-share, and every process steps the same weights. All other work is done by the first process, while the others wait for its word.
+The batch is the recipe's, whatever the number of processes: each rank trains on its part of every batch, gradients are
+averaged by the sizes of the parts, and every rank steps the same weights. Rank 0 does all other work, while the others
+wait for what it broadcasts.
 """
 
 from __future__ import annotations
@@ -13,35 +14,40 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from compress.core.errors import MissingError, StageError, UsageError
 
-if TYPE_CHECKING:  # torch is imported where there is more than one process, or a tensor: the store knows groups, and is needed without torch
+if TYPE_CHECKING:  # functions import torch themselves: the store, which knows groups, is used without it
     from torch import Tensor, nn
 
 ASK_EVERY_STEPS = 10  # steps between two questions whether to stop
-STEP = timedelta(minutes=30)  # between two messages of a training
-WAIT = timedelta(
-    hours=48
-)  # the first process may look for pictures, validate, quantise and measure while the others wait for its word
+STEP_TIMEOUT = timedelta(minutes=30)  # between two messages of a training
+# Rank 0 may decode images, validate, quantise and measure while the others wait.
+BROADCAST_TIMEOUT = timedelta(hours=48)
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of one run: `rank` in [0, size). `waiting`: the connections over which a word of the first process is waited for; None: torch's own."""
+    """The processes of one run, of which this one is `rank` in [0, size).
+
+    `control`: the process group for broadcasts from rank 0; None: torch's default group.
+    """
 
     rank: int = 0
     size: int = 1
-    waiting: Any = None
+    control: Any = None
 
     @property
     def is_main(self) -> bool:
-        """Whether this process does what only one may do."""
+        """True on rank 0."""
         return self.rank == 0
 
     def shard(self, batch: Tensor) -> Tensor:
-        """This process's part of a batch's pictures (B,): contiguous, sizes differ by one at most. Raises UsageError where it is empty."""
+        """Return this rank's part of a batch's image indices (B,): contiguous; sizes differ by at most one.
+
+        Raises UsageError if a rank would get nothing.
+        """
         if self.size == 1:
             return batch
         if len(batch) < self.size:
@@ -49,74 +55,77 @@ class Group:
         return batch.tensor_split(self.size)[self.rank]
 
     def scale_losses(self, losses: Mapping[str, Tensor], own: int, batch: int) -> dict[str, Tensor]:
-        """Means over `own` of a batch's `batch` pictures -> this process's part of the batch's mean.
+        """Turn means over this rank's `own` images into its part of the mean over all `batch` images.
 
-        Before the backward pass, not after it: with SyncBatchNorm a process's gradients hold parts of the others' losses, too.
+        Losses are scaled before the backward pass, because with SyncBatchNorm a rank's gradients also hold parts of
+        the other ranks' losses.
         """
         return dict(losses) if self.size == 1 else {name: loss * (own / batch) for name, loss in losses.items()}
 
     @property
     def gradient_reducer(self) -> Callable[[list[Tensor]], None] | None:
-        """How the gradients of all processes' parts become the batch's; None for one process."""
-        return None if self.size == 1 else self._sum
+        """The function that sums gradients over all ranks in place; None for one process."""
+        return None if self.size == 1 else self._sum_gradients
 
-    def _sum(self, gradients: list[Tensor]) -> None:
-        """Over all processes, in place, in one message for each type."""
+    def _sum_gradients(self, gradients: list[Tensor]) -> None:
+        """Sum over all ranks in place, in one message for each dtype."""
         import torch
 
         for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
             group = [gradient for gradient in gradients if gradient.dtype == dtype]
             flat = torch.cat([gradient.reshape(-1) for gradient in group])
-            with _named():
+            with _lost_process_reported():
                 torch.distributed.all_reduce(flat)
-            parts = flat.split([gradient.numel() for gradient in group])
+            parts = torch.split(flat, [gradient.numel() for gradient in group])
             for gradient, part in zip(group, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
     def all_reduce_sum(self, sums: dict[str, float]) -> dict[str, float]:
-        """Numbers -> their sums over all processes."""
+        """Return the sum of each number over all ranks."""
         if self.size == 1 or not sums:
             return sums
         import torch
 
         values = torch.tensor(list(sums.values()), dtype=torch.float64, device=_device())
-        with _named():
+        with _lost_process_reported():
             torch.distributed.all_reduce(values)
         return dict(zip(sums, values.tolist(), strict=True))
 
     def any_rank(self, stop: bool, step: int) -> bool:
-        """Whether any process wants to stop, asked every ASK_EVERY_STEPS steps: all must leave the loop at the same step."""
+        """Return whether any rank wants to stop; asked every ASK_EVERY_STEPS steps, so that all stop together."""
         import torch
 
         if self.size == 1 or step % ASK_EVERY_STEPS:
             return stop and self.size == 1
         flag = torch.tensor(float(stop), device=_device())
-        with _named():
+        with _lost_process_reported():
             torch.distributed.all_reduce(flag)
         return bool(flag > 0)
 
     def broadcast_parameters(self, *modules: nn.Module, done: int = 0) -> None:
-        """The first process's weights and buffers, in every process; other processes draw other dropout from here on.
+        """Copy rank 0's weights and buffers to every rank, and give each rank its own dropout from here on.
 
-        `done`: steps behind it; a training that goes on there draws other dropout than it began with.
+        Args:
+            modules: What is copied.
+            done: Steps already trained, so that a resumed training does not repeat the dropout of its beginning.
         """
         if self.size == 1:
             return
         import torch
 
-        with _named():
+        with _lost_process_reported():
             for value in (value for module in modules for value in module.state_dict().values()):
                 torch.distributed.broadcast(value, src=0)
         torch.manual_seed((torch.initial_seed() + self.rank + (done << 16)) % 2**63)
 
     def gather(self, own: Tensor) -> Tensor:
-        """Every process's rows (M_r, ...), in the order of ranks: (sum of M_r, ...). Row counts may differ. Alone: `own`."""
+        """Return the rows (M_r, ...) of all ranks in rank order: (sum of M_r, ...). Row counts may differ."""
         if self.size == 1:
             return own
         import torch
 
         counts = [torch.zeros((), dtype=torch.int64, device=own.device) for _ in range(self.size)]
-        with _named():
+        with _lost_process_reported():
             torch.distributed.all_gather(counts, torch.tensor(len(own), device=own.device))
             most = max(int(count) for count in counts)
             padded = torch.cat([own, own.new_zeros((most - len(own), *own.shape[1:]))])
@@ -125,14 +134,14 @@ class Group:
         return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
 
     def broadcast(self, value: Any) -> Any:
-        """The first process's value, in every process."""
+        """Return rank 0's value on every rank."""
         if self.size == 1:
             return value
         import torch
 
         box = [value]
-        with _named():
-            torch.distributed.broadcast_object_list(box, src=0, group=self.waiting)
+        with _lost_process_reported():
+            torch.distributed.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
 
@@ -142,12 +151,20 @@ ALONE = Group()
 def sync_batchnorm(
     group: Group, device: str, wanted: bool, warn: Callable[[str], None], *modules: nn.Module
 ) -> Callable[[], None]:
-    """BatchNorms inside `modules` take their training statistics over the whole batch. What is returned puts them back as they were.
+    """Let the BatchNorms inside `modules` take their training statistics over the whole batch.
 
-    Only between processes on CUDA, where torch has it; elsewhere, or where it is not wanted, `warn` is told whose statistics they take.
-    The new layers share parameters and buffers with the old ones.
+    torch offers that between processes on CUDA only. The new layers share parameters and buffers with the old ones.
+
+    Args:
+        group: The processes of the run.
+        device: Where this process trains.
+        wanted: `train.sync_batchnorm`.
+        warn: Called where each rank keeps statistics of its own.
+        modules: Networks to change in place.
+
+    Returns:
+        A function that puts the old layers back.
     """
-    import torch
     from torch import nn
 
     norms = [
@@ -162,11 +179,13 @@ def sync_batchnorm(
     if not wanted or not device.startswith("cuda"):
         why = "train.sync_batchnorm is false" if not wanted else "SyncBatchNorm needs CUDA"
         warn(
-            f"BatchNorm takes its statistics over each process's own share of a batch, 1/{group.size} of it ({why}); the first process's are kept"
+            f"BatchNorm takes its statistics over each rank's part of a batch, 1/{group.size} of it ({why}); "
+            "those of rank 0 are kept"
         )
         return lambda: None
+    convert: Callable[[nn.Module], nn.Module] = cast(Any, nn.SyncBatchNorm).convert_sync_batchnorm
     for parent, name, layer in norms:
-        setattr(parent, name, torch.nn.SyncBatchNorm.convert_sync_batchnorm(layer))
+        setattr(parent, name, convert(layer))
 
     def back() -> None:
         for parent, name, layer in norms:
@@ -177,21 +196,20 @@ def sync_batchnorm(
 
 
 def _device() -> str:
-    """Where small messages stand: nccl sends none from the CPU."""
+    """Return the device for small messages: nccl sends none from the CPU."""
     import torch
 
     return "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
 
 
 @contextmanager
-def _named() -> Iterator[None]:
-    """A process that is gone is one sentence, not a socket's message."""
+def _lost_process_reported() -> Iterator[None]:
+    """Raise StageError with one sentence, instead of a socket's message, when another process is gone."""
     try:
         yield
     except RuntimeError as error:
-        first = re.sub(
-            r"^\[[^]]*\] *", "", str(error).strip()
-        )  # gloo begins with the place in its source, and ends with advice
+        # gloo begins with the place in its source and ends with advice
+        first = re.sub(r"^\[[^]]*\] *", "", str(error).strip())
         reason = re.split(r"\. |\n", first, maxsplit=1)[0] or "no message"
         raise StageError(
             f"another process of this run is gone ({reason}); run the same command again to resume"
@@ -199,16 +217,16 @@ def _named() -> Iterator[None]:
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun started this process beside others."""
+    """Return whether torchrun started this process beside others."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextmanager
 def joined(device: str) -> Iterator[tuple[Group, str]]:
-    """(the group, this process's device) while the processes are connected: nccl on CUDA, gloo on the CPU.
+    """Connect the processes, by nccl on CUDA and gloo on the CPU, and yield (the group, this process's device).
 
-    `cuda` becomes this process's own card (LOCAL_RANK). Raises UsageError where a card is named for all processes, MissingError where
-    the machine has fewer cards than processes.
+    `cuda` becomes the GPU of this process (LOCAL_RANK). Raises UsageError if one GPU is named for all processes, and
+    MissingError if the machine has fewer GPUs than processes.
     """
     if not under_torchrun():
         yield ALONE, device
@@ -216,34 +234,36 @@ def joined(device: str) -> Iterator[tuple[Group, str]]:
     import torch
 
     if device.startswith("cuda:"):
-        raise UsageError(f"--device {device}: under torchrun every process takes its own card; say cuda or cpu")
+        raise UsageError(f"--device {device}: under torchrun every process takes its own GPU; use cuda or cpu")
     cuda = device == "cuda"
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if cuda:
-        cards, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if max(local + 1, processes) > cards:  # every process says it, and none waits for the others
+        gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        needed = max(local + 1, processes)
+        if needed > gpus:  # every process reports it, and none waits for the others
             raise MissingError(
-                f"torch sees {cards} CUDA devices here for {max(local + 1, processes)} processes; start fewer: --nproc-per-node {cards}"
+                f"torch sees {gpus} CUDA devices here for {needed} processes; start fewer: --nproc-per-node {gpus}"
             )
         torch.cuda.set_device(local)
     torch.distributed.init_process_group(
-        "nccl" if cuda else "gloo", timeout=STEP, device_id=torch.device("cuda", local) if cuda else None
+        "nccl" if cuda else "gloo", timeout=STEP_TIMEOUT, device_id=torch.device("cuda", local) if cuda else None
     )
-    # On the CPU whatever the device: a wait of hours keeps no card busy, and a first process that is gone is noticed at once.
-    waiting = torch.distributed.new_group(backend="gloo", timeout=WAIT)
+    # gloo whatever the device: a wait of hours keeps no GPU busy, and a rank 0 that is gone is noticed at once.
+    control = torch.distributed.new_group(backend="gloo", timeout=BROADCAST_TIMEOUT)
     yield (
-        Group(torch.distributed.get_rank(), torch.distributed.get_world_size(), waiting),
+        Group(torch.distributed.get_rank(), torch.distributed.get_world_size(), control),
         f"cuda:{local}" if cuda else device,
     )
-    with _named():
-        torch.distributed.all_reduce(torch.zeros(1), group=waiting)  # type: ignore[arg-type]  # nobody closes its connections while another one still works
+    with _lost_process_reported():
+        # Nobody closes its connections while another one still works.
+        torch.distributed.all_reduce(torch.zeros(1), group=control)  # type: ignore[arg-type]
 
 
 def leave(code: int) -> NoReturn:
-    """End a process of a group at once: its work is done and written.
+    """End a process of a group at once, when its work is done and written.
 
-    gloo's threads can abort an interpreter that shuts down (seen once in eight runs, torch 2.15: "terminate called without an active exception"),
-    and torchrun would call the whole run a failure.
+    gloo's threads can abort an interpreter that shuts down ("terminate called without an active exception", seen once
+    in eight runs with torch 2.15), and torchrun would then report the whole run as failed.
     """
     sys.stdout.flush()
     sys.stderr.flush()

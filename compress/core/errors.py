@@ -3,7 +3,7 @@
     CompressError (1: a bug when raised by itself)
     ├── UsageError (2)
     │   └── RecipeError (2)     several problems at once, each with file, line and column
-    ├── MissingError (3)        data, weights, a device or an optional package; the message ends with the command that fixes it
+    ├── MissingError (3)        data, weights, a device or an optional package; ends with the command that fixes it
     ├── StageError (4)          a stage could not do its work
     └── Interrupted (130)       Ctrl-C or SIGTERM; the message says how to resume
 
@@ -48,7 +48,7 @@ class RecipeError(UsageError):
 
 
 class MissingError(CompressError):
-    """Something that the run needs is not here; the message ends with the command that fixes it."""
+    """Something that the run needs is missing; the message ends with the command that fixes it."""
 
     exit_code = 3
 
@@ -60,7 +60,7 @@ class StageError(CompressError):
 
 
 class LostProcess(StageError):
-    """A process that works for this one is gone."""
+    """A worker process is gone."""
 
 
 class Interrupted(CompressError):

@@ -1,4 +1,7 @@
-"""Files that are replaced in one step: a reader never sees half of one, and a full disk does not cost the old one."""
+"""Files that are replaced in one step.
+
+A reader never sees half a file, and a full disk does not cost the old one.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into, which takes the place of `path` when it is whole; where it does not become so, it is removed.
+    """Yield a file to write into, which replaces `path` when the block ends and is removed when the block fails.
 
-    Its name is always the same, so that one that a killed process left is written over: two processes write the same `path` under a lock alone.
+    Its name is always the same, so that what a killed process left is overwritten. Two processes that write the same
+    `path` must therefore hold a lock.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -27,11 +31,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write through a temporary file and a rename; see `replacing`."""
+    """Write `path` through a temporary file and a rename; see `replacing`."""
     with replacing(path) as stream:
         stream.write(content)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """`write_atomically` of JSON, one value a line."""
+    """Write JSON atomically, one value a line."""
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())

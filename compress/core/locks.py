@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+READ_SECONDS = 0.2  # a process that has just taken the lock needs a moment to write its number
 
 
 @contextmanager
@@ -38,8 +41,13 @@ def locked(path: Path, on_wait: Callable[[str], None] | None = None) -> Iterator
 
 
 def _shown(holder: Path) -> str:
-    try:
-        text = holder.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
-    return f" (pid {text})" if text.isdecimal() else ""
+    """Return the holder's pid as ` (pid 1234)`; "" if it is not written within READ_SECONDS."""
+    deadline = time.monotonic() + READ_SECONDS
+    while True:
+        with suppress(OSError, UnicodeDecodeError):
+            text = holder.read_text(encoding="ascii").strip()
+            if text.isdecimal():
+                return f" (pid {text})"
+        if time.monotonic() > deadline:
+            return ""
+        time.sleep(READ_SECONDS / 20)

@@ -1,4 +1,4 @@
-"""The live progress bar of a terminal, by rich; imported only where there is one."""
+"""The live progress bar of a terminal, by rich. Imported only when there is a terminal."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class LiveBar:
         self.progress, self.task = progress, task
 
     def show(self, steps: int, text: str) -> None:
-        """Move to `steps` done and say `text` beside the bar."""
+        """Move to `steps` done and show `text` beside the bar."""
         self.progress.update(self.task, completed=steps, text=escape(text))
 
     def line(self, text: str) -> None:
-        """A line that stays, above the bar."""
+        """Print a line that stays, above the bar."""
         self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def live(stream: TextIO, title: str, total: int) -> Iterator[LiveBar]:
-    """A bar of `total` steps while the block runs; it is gone afterwards, its lines stay."""
+    """Show a bar of `total` steps while the block runs. Its lines stay when it is gone."""
     columns = (
         TextColumn("  {task.description}"),
         BarColumn(bar_width=20),

@@ -1,8 +1,9 @@
-"""The content-addressed store of stage results: run a stage once, reuse it for every later recipe.
+"""The content-addressed store of stage results: run a stage once, reuse its result for every later recipe.
 
-A result lives in `<root>/cache/<stage>/<key>/` with `stage.json`; the key is the sha256 of [stage, version, config, inputs], files
-counted by content. A stage writes into `<key>.partial/` and is renamed when it is whole; a crash leaves the partial, and training
-resumes inside it. On reuse the sha256 of every file is checked: changed bytes are noticed, said, and made again.
+A result lives in `<root>/cache/<stage>/<key>/` with `stage.json`. The key is the sha256 of [stage, version, config,
+inputs], in which files count by content. A stage writes into `<key>.partial/`, which is renamed when it is whole;
+a crash leaves the partial folder, and training resumes inside it. On reuse the sha256 of every file is checked; a stage
+whose files have changed runs again, with a warning.
 """
 
 from __future__ import annotations
@@ -26,14 +27,19 @@ from compress.core.locks import locked
 from compress.core.malloc import give_back_freed_memory
 from compress.core.records.base import CHECKPOINT, File, from_json, sha256_of, to_json
 
-SPENT = "seconds"  # in a partial, beside a checkpoint: what the stage took until it was interrupted
+SPENT = "seconds"  # a file in a partial folder, beside a checkpoint: seconds until the stage was interrupted
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: `run(config, *, context, **inputs) -> result`. `version` is raised when the numbers that it makes change.
+    """A step of the workflow whose result is cached.
 
-    `together`: all processes of a run work on it (a training); any other is the first process's alone.
+    Attributes:
+        name: Its folder in the cache.
+        version: Raised when the numbers that the stage makes change.
+        run: `run(config, *, context, **inputs) -> result`. The names of its inputs are part of the key.
+        result: The record that it returns.
+        together: Whether all ranks work on it (a training); other stages run on rank 0 alone.
     """
 
     name: str
@@ -45,7 +51,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage is given beside config and inputs; never part of a key. `work` is the folder that it writes into."""
+    """What a stage gets beside config and inputs; never part of a key. `work` is the folder that it writes into."""
 
     work: Path
     device: str
@@ -60,9 +66,17 @@ class StopAfter(Exception):
 
 @dataclass
 class Store:
-    """Runs stages or finds their results. `force` names stages to run again; `excluded` those that `--until` leaves out.
+    """Runs stages, or finds their results.
 
-    `seconds` (of a reused stage: what it took when it was made) and `reused` are filled for the report, by title.
+    Attributes:
+        root: The artifacts folder.
+        device: Where trainings run, as torch names it.
+        console: Where the run prints.
+        force: Names of stages to run again.
+        group: The processes of the run.
+        excluded: Names of stages that `--until` leaves out.
+        seconds: By title, for the report; a reused stage has the seconds that it took when it ran.
+        reused: Titles of the reused stages, for the report.
     """
 
     root: Path
@@ -75,7 +89,7 @@ class Store:
     reused: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # Records name files by where they stand, whatever the working folder is later.
+        # Records hold absolute paths, so that they stay valid when the working folder changes.
         self.root = self.root.resolve() if ".." in self.root.parts else self.root.absolute()
 
     def includes(self, name: str) -> bool:
@@ -95,7 +109,7 @@ class Store:
         self.reach(stage.name)
         if self.group.is_main:
             return self.group.broadcast(self._run(stage, config, label, inputs))
-        if stage.together and self.group.broadcast(None):  # the first process did not find it
+        if stage.together and self.group.broadcast(None):  # rank 0 did not find it
             self._run_in_temp_dir(stage, config, inputs)
         return self.group.broadcast(None)
 
@@ -118,7 +132,7 @@ class Store:
         return result
 
     def run_uncached(self, stage: Stage, config: Any, *, label: str = "", **inputs: Any) -> Any:
-        """The result of a stage that is never reused, because its answer lies on another machine; it may hold no files."""
+        """Return the result of a stage that asks another machine and is never cached; it may hold no files."""
         self.reach(stage.name)
         if not self.group.is_main:
             return self.group.broadcast(None)
@@ -130,7 +144,7 @@ class Store:
         return self.group.broadcast(result)
 
     def _run_in_temp_dir(self, stage: Stage, config: Any, inputs: dict[str, Any]) -> Any:
-        """Run a stage in a folder that nobody keeps."""
+        """Run a stage in a folder that is deleted afterwards."""
         with tempfile.TemporaryDirectory() as work:
             return stage.run(config, context=self._context(Path(work)), **inputs)
 
@@ -138,7 +152,7 @@ class Store:
         return Context(work, self.device, self.console, self.root / "cache", self.group)
 
     def _find(self, stage: Stage, folder: Path, title: str) -> tuple[Any, float] | None:
-        """The stored result and the seconds that it took; None where there is none or it is not whole."""
+        """Return the stored result and the seconds it took; None if there is none or it is not whole."""
         try:
             record = json.loads((folder / "stage.json").read_text())
             result, seconds = located(from_json(stage.result, record["result"]), folder), float(record["seconds"])
@@ -154,18 +168,17 @@ class Store:
         return result, seconds
 
     def _make(self, stage: Stage, config: Any, folder: Path, title: str, inputs: dict[str, Any]) -> tuple[Any, float]:
-        """The result, and the seconds that its record names: those of interrupted parts are in it."""
+        """Run the stage and store its result; return it with its seconds, those of interrupted parts included."""
         partial = folder.with_suffix(".partial")
-        if (
-            stage.name in self.force and folder.exists()
-        ):  # where only a partial is left, a forced run was interrupted: it goes on
+        # Where only a partial folder is left, a forced run was interrupted: it goes on.
+        if stage.name in self.force and folder.exists():
             shutil.rmtree(partial, ignore_errors=True)
             shutil.rmtree(folder)
         begin = time.monotonic() - _spent(partial)
         try:
             partial.mkdir(parents=True, exist_ok=True)
             result = stage.run(config, context=self._context(partial), **inputs)
-            give_back_freed_memory()  # which the process has kept since it trained
+            give_back_freed_memory()  # a training has kept it
             seconds = round(time.monotonic() - begin, 3)
             record = {
                 "stage": stage.name,
@@ -176,9 +189,8 @@ class Store:
             }
             (partial / "stage.json").write_text(json.dumps(record, indent=1) + "\n")
             (partial / SPENT).unlink(missing_ok=True)
-            (partial / CHECKPOINT).unlink(
-                missing_ok=True
-            )  # the result stands beside it, and the optimizer's state doubles its size
+            # The result is complete, and the optimizer's state would double its size.
+            (partial / CHECKPOINT).unlink(missing_ok=True)
             if folder.exists():
                 shutil.rmtree(folder)
             partial.rename(folder)
@@ -195,7 +207,7 @@ class Store:
 
 
 def _spent(partial: Path) -> float:
-    """Seconds of a training before it was interrupted; of a part that was killed nothing is known."""
+    """Return the seconds of a training before it was interrupted; 0 if it was killed or never ran."""
     try:
         return float((partial / SPENT).read_text())
     except (OSError, ValueError):
@@ -219,7 +231,7 @@ def _map_files(value: Any, change: Callable[[File], File]) -> Any:
 
 
 def relative(value: Any, folder: Path) -> Any:
-    """Files inside the stage's own folder are kept by relative path, so that the store can be moved."""
+    """Return a record whose files inside `folder` have relative paths, so that the store can be moved."""
 
     def change(file: File) -> File:
         inside = file.path.is_absolute() and file.path.is_relative_to(folder)
@@ -229,10 +241,12 @@ def relative(value: Any, folder: Path) -> Any:
 
 
 def located(value: Any, folder: Path) -> Any:
+    """Return a record whose relative paths begin at `folder`; the inverse of `relative`."""
     return _map_files(value, lambda file: dataclasses.replace(file, path=folder / file.path))
 
 
 def files(value: Any) -> list[File]:
+    """Return all files of a record."""
     found: list[File] = []
 
     def note(file: File) -> File:

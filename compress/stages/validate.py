@@ -70,7 +70,7 @@ def run_validate(
             repeats=config.repeats,
             seed=config.seed,
         )
-        shown = {model.name: model.file for model in here if not model.evidence}
+        shown = {model.name: model.file for model in here if not model.comparison_only}
         photo, source = latency.photos_to_answers(
             shown, photos, images, resize=resize, threads=config.threads, repeats=config.repeats, seed=config.seed
         )
@@ -333,7 +333,7 @@ def _bundle(
     with tempfile.TemporaryDirectory() as temporary:
         shipped = []
         for model in models:
-            if not model.evidence:
+            if not model.comparison_only:
                 named = Path(temporary) / model.name
                 copy_model(model.file.path, named)
                 shipped.append(export.bundle.write.Shipped(named, model.role, model.precision, model.target))

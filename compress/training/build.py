@@ -86,7 +86,7 @@ def _to_device(model: nn.Module, device: str) -> nn.Module:
 
 def _adapted(record: Network, model: nn.Module) -> nn.Module:
     """Return the network behind an adapter, where its input or the order of its answers differs from the recipe's."""
-    if not record.contracted:
+    if not record.needs_adapter:
         return model
     return InputAdapter(model, size=record.own_size, bgr=record.channels == "bgr", order=record.order)
 
@@ -103,7 +103,7 @@ def outline_of(record: Network, model: nn.Module | None = None) -> Outline:
         model=None if model is None else inner_network(model),
         stages=record.taps,
     )
-    if not record.contracted:
+    if not record.needs_adapter:
         return found
     taps = {name: " + ".join(f"network.{part}" for part in tap.split(" + ")) for name, tap in found.taps.items()}
     if record.order is None:

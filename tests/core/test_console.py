@@ -179,7 +179,7 @@ def test_a_reader_that_went_away_does_not_end_the_work(tmp_path: Path, monkeypat
 def test_a_file_name_that_is_no_text_can_be_said_and_logged(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.txt")
     strict = io.TextIOWrapper(Writes(), encoding="utf-8", write_through=True)  # type: ignore[arg-type]
-    console_module.say(name, strict)
+    console_module.print_line(name, strict)
     assert strict.buffer.parts == [rb"caf\udce9.txt" + b"\n"]  # type: ignore[attr-defined]
     console = Console(quiet=True)
     console.log_to(tmp_path / "log")
@@ -210,7 +210,7 @@ class Writes(io.RawIOBase):
 
 def test_a_line_is_one_write_where_nothing_is_buffered() -> None:
     raw = Writes()
-    console_module.say("a line", io.TextIOWrapper(raw, write_through=True))  # type: ignore[arg-type]  # as PYTHONUNBUFFERED=1 makes it
+    console_module.print_line("a line", io.TextIOWrapper(raw, write_through=True))  # type: ignore[arg-type]  # as PYTHONUNBUFFERED=1 makes it
     assert raw.parts == [b"a line\n"]
 
 

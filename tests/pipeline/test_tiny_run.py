@@ -41,7 +41,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, li
         patch.setattr("export.runtime.conditions._allowed", lambda: [0])
         patch.setattr("compress.core.console.Console.warn", lambda self, text: self.line(f"warning: {text}"))
         lines: list[str] = []
-        patch.setattr("compress.core.console.say", lambda text, stream: lines.append(text))
+        patch.setattr("compress.core.console.print_line", lambda text, stream: lines.append(text))
         assert (
             main.main(
                 ["run", "tiny.yaml", "--artifacts", "elsewhere/../A", "--device", "cpu", "--set", "train.epochs=1"]

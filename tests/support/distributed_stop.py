@@ -144,7 +144,7 @@ def taught(folder: Path, own: Path, group: distributed.Group) -> None:
 def main(folder: Path) -> int:
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, lambda *_: None)  # torchrun's, for one that is left when the other has ended
-    distributed.STEP = timedelta(minutes=1)  # for those whose neighbour does something else
+    distributed.STEP_TIMEOUT = timedelta(minutes=1)  # for those whose neighbour does something else
     torch.distributed.all_reduce = counted(torch.distributed.all_reduce)
     checkpoint.write_atomically = slow(checkpoint.write_atomically)  # type: ignore[attr-defined]
     with distributed.joined("cpu") as (group, _):

@@ -268,7 +268,7 @@ def test_a_training_that_goes_on_draws_other_dropout_than_it_began_with_in_every
 
 def test_a_named_card_for_all_processes_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="every process takes its own card"), distributed.joined("cuda:1"):
+    with pytest.raises(UsageError, match="every process takes its own GPU"), distributed.joined("cuda:1"):
         pass
 
 
@@ -336,11 +336,11 @@ def test_a_step_waits_for_minutes_and_the_first_processs_word_is_waited_for_over
     (_, started_with, connection), (_, _, waiting), (_, _, word), (_, (last,), end) = told
     assert (
         started_with == (backend,)
-        and connection == {"timeout": distributed.STEP, "device_id": card}
-        and distributed.STEP.total_seconds() <= 3600
+        and connection == {"timeout": distributed.STEP_TIMEOUT, "device_id": card}
+        and distributed.STEP_TIMEOUT.total_seconds() <= 3600
     )
     assert (
-        waiting == {"backend": "gloo", "timeout": distributed.WAIT}
+        waiting == {"backend": "gloo", "timeout": distributed.BROADCAST_TIMEOUT}
         and word["group"] == end["group"] == "over the CPU"
         and last.device.type == "cpu"
     )

@@ -1,1 +1,1 @@
-"""The plain records that stages hand to each other."""
+"""The records that stages hand to each other."""

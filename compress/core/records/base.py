@@ -1,7 +1,7 @@
-"""Records that stages hand to each other: numbers, strings and files, never live modules. Imports nothing of the project.
+"""How records become JSON and cache keys.
 
-A record is a frozen dataclass. `to_json` / `from_json` carry it through `stage.json`; `identity` is what a cache key is made of
-(files count by content, not by path). The records themselves: `compress.core.records.training`, `compress.core.records.deployment`.
+A record is a frozen dataclass of numbers, strings and files, never of live modules. `to_json` and `from_json` carry it
+through `stage.json`; `identity` is what a cache key is made of, in which files count by content and not by path.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CHECKPOINT = "checkpoint.pt"  # in a stage's folder: where its training goes on, until it is done
-# Fields that say how a result came about, not what it is: never part of a cache key.
+CHECKPOINT = "checkpoint.pt"  # in a stage's folder, while its training is not finished
+# Fields that describe how a result came about and not what it is: never part of a cache key.
 EXCLUDED_FROM_KEY = frozenset(
     {
         "seconds",
@@ -32,7 +32,7 @@ EXCLUDED_FROM_KEY = frozenset(
         "gpu",
     }
 )
-# Fields that count only where they are set: without them a key is what it was before there was such a field.
+# Fields that enter a key only when they are set, so that older keys stay valid.
 IN_KEY_IF_SET = frozenset({"distortion", "shards_at_once"})
 
 # Fields that were renamed: class -> field -> the name that they keep in stage.json and in cache keys.
@@ -51,7 +51,7 @@ def json_name(kind: type, field: str) -> str:
 
 @dataclass(frozen=True)
 class File:
-    """A file that a stage wrote or read. `sha256` is lower-case hex of the content."""
+    """A file that a stage wrote or read. `sha256` is the lower-case hex digest of its content."""
 
     path: Path
     sha256: str
@@ -59,14 +59,14 @@ class File:
 
     @staticmethod
     def of(path: Path) -> File:
-        """Hash an existing file."""
+        """Return the record of an existing file."""
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return File(path, digest, path.stat().st_size)
 
 
 def to_json(value: Any) -> Any:
-    """Plain JSON values of a record (recursive)."""
+    """Return a record as plain JSON values (recursive)."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {name: to_json(item) for name, item in _stored_fields(value)}
     if isinstance(value, Path):
@@ -83,7 +83,7 @@ def _stored_fields(record: Any) -> list[tuple[str, Any]]:
 
 
 def from_json(kind: Any, data: Any) -> Any:
-    """The inverse of `to_json` for the annotated type `kind`."""
+    """Return the value of the annotated type `kind` that `to_json` gave `data` for."""
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         if data is None:
@@ -114,7 +114,7 @@ def from_json(kind: Any, data: Any) -> Any:
 
 
 def identity(value: Any) -> Any:
-    """JSON values for a cache key: a file is its content, measured seconds and the like do not count."""
+    """Return the JSON values that enter a cache key: a file counts by content; seconds and the like do not count."""
     if isinstance(value, File):
         return {"sha256": value.sha256}
     if hasattr(value, "model_dump"):
@@ -137,5 +137,5 @@ def identity(value: Any) -> Any:
 
 
 def sha256_of(value: Any) -> str:
-    """sha256 (hex) of a value's canonical JSON."""
+    """Return the sha256 (hex) of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(identity(value), sort_keys=True, separators=(",", ":")).encode()).hexdigest()

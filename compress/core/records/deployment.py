@@ -1,4 +1,4 @@
-"""What the stages behind a trained network hand on: float and int8 files, how good and how fast they are, and the device's answer."""
+"""The records behind a trained network: float and int8 files, their measurements, and the device's answer."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from compress.core.records.base import File
 
 @dataclass(frozen=True)
 class Exported:
-    """A float32 ONNX file, held against torch on real validation pictures."""
+    """A float32 ONNX file, compared with torch on real validation images."""
 
     file: File
     opset: int
     ir_version: int
     nodes: int
     input: str
-    max_abs_diff: float | None  # logits, onnxruntime against torch; None: there is no torch network
+    max_abs_diff: float | None  # of the logits, onnxruntime against torch; None: there is no torch network
     disagreements: int  # predictions that differ from the recorded ones
     images: int
-    rewrites: tuple[dict[str, Any], ...]  # kept and refused, with their numbers
-    contract: File | None = None  # beside a file of another project, which has none inside
-    int8_source: File | None = (
-        None  # the float file that int8 is made from, where rewrites for integer kernels made it another one
-    )
+    rewrites: tuple[dict[str, Any], ...]  # kept and rejected ones, with their numbers
+    contract: File | None = None  # beside another project's file, which has none inside
+    # The float file that int8 is made from, where rewrites for integer kernels made it another one.
+    int8_source: File | None = None
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """A student trained further as the int8 file for one target will compute it. Accuracies are fractions, on the validation pictures."""
+    """A student trained further as its int8 file for one target computes it.
+
+    Accuracies are fractions, on the validation images.
+    """
 
     target: str
     weights: File  # .safetensors float32: initializers of the graph that int8 is made from
@@ -37,10 +39,10 @@ class Tuned:
     history: File
     epochs: int
     lr: float
-    top1_float: float  # of the float student that it began with
+    top1_float: float  # of the float student before tuning
     top1_static: float  # of static int8 of the same student
     top1_validation: float  # after tuning
-    agreement: float  # share of predictions that the simulation and the file have in common
+    agreement: float  # fraction of predictions that the simulation and the file have in common
     mean_abs_diff: float  # of their logits
     seconds: float
     images_per_second: float
@@ -58,35 +60,38 @@ class Quantized:
     calibration_images: int
     calibrate: str = "minmax"
     scheme: str = "static"  # static | qat
-    float_layers: tuple[str, ...] = ()  # seen to run in float
+    float_layers: tuple[str, ...] = ()  # layers that were left in float
     bias_correction: bool = False
     trials: tuple[dict[str, Any], ...] = ()  # of the search, the survivors first
-    search: str | None = None  # what it chose and why, one sentence
+    search: str | None = None  # what the search chose and why, one sentence
 
 
 @dataclass(frozen=True)
 class Extra:
-    """A further form of a shipped file. `kind`: batch1 | ort | operators; `source`: the run folder's file that it was made from."""
+    """A further form of a shipped file.
+
+    `kind`: batch1 | ort | operators; `source`: the file of the run folder that it was made from.
+    """
 
     name: str
     kind: str
     source: str
     file: File
     target: str | None
-    max_abs_diff: float | None  # logits against the source's, on this machine
+    max_abs_diff: float | None  # of the logits against the source's, on this machine
     operators: tuple[str, ...] | None  # of an .ort file: the kernels that a minimal onnxruntime needs
 
 
 @dataclass(frozen=True)
 class Packaged:
-    """What `export.fixed_batch` and `export.ort` ask for."""
+    """The files that `export.fixed_batch` and `export.ort` ask for."""
 
     files: tuple[Extra, ...]
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A file to validate. `name` is what it is called in the run folder and the bundle."""
+    """A file to validate. `name` is its name in the run folder and in the bundle."""
 
     name: str
     role: str  # teacher | student | baseline | static (int8 of a student before it was tuned)
@@ -94,11 +99,11 @@ class ModelFile:
     file: File
     target: str | None
     max_abs_diff_from_torch: float | None
-    contract: File | None = None  # beside `file`, of another project's file
+    contract: File | None = None  # beside `file`, where that is another project's
 
     @property
-    def evidence(self) -> bool:
-        """Whether it is measured for comparison alone and goes to no device."""
+    def comparison_only(self) -> bool:
+        """Whether it is measured for comparison and goes to no device."""
         return self.role in ("baseline", "static")
 
 
@@ -114,7 +119,7 @@ class Measured:
     predictions: File
     latency_samples: File
     gallery: File  # .npz: the images that the report shows
-    bundle: File  # zip
+    bundle: File  # .zip
     ships: str | None = None  # the student's file that ships
     ships_because: str | None = None  # one sentence where `keep: faster` decided
     slices: tuple[dict[str, Any], ...] = ()  # the shipped student where the teacher is least sure
@@ -122,9 +127,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Verified:
-    """The device's answer: one row a model that ran there (report.json's `device`).
+    """The device's answer: one row for each model that ran there (report.json's `device`).
 
-    `failure`: why a distant device gave no answer, or what is wrong with it, in one sentence; `exit_code`: what a run then ends with.
+    `failure`: in one sentence, why a remote device did not answer or what is wrong with it; `exit_code`: the exit code
+    that the run then ends with.
     """
 
     rows: tuple[dict[str, Any], ...]

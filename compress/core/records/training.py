@@ -1,4 +1,4 @@
-"""What the stages up to a trained network hand on: the data, the teacher, the student."""
+"""The records up to a trained network: the data, the teacher, the student."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Normalization:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A picture that could not be decoded. `path` is relative to the data root."""
+    """An image file that could not be decoded. `path` is relative to the data root."""
 
     path: str
     reason: str
@@ -30,11 +30,12 @@ class Unreadable:
 class Prepared:
     """A data set, decoded once. Images are `.npy` uint8 (N, S, S, 3) RGB, labels `.npy` int64 (N,).
 
-    Of a set too large for that, `train_images` lists the files (see `data.listing`), `paths` names them, `root` is where they are.
+    S of the training images may exceed `image_size`, to leave room for random crops; test images have S = `image_size`.
+    Of a set too large to decode, `train_images` is a listing (see `data.streaming.listing`), `paths` names its files
+    and `root` is their folder.
+
     `warnings` and `cautions` are the sentences of `run_warnings`, as stage.json keeps them: what is probably wrong with
     the images, without paths of this machine. Cautions affect the verdict, because they make accuracies doubtful.
-
-    `store_size` S of the training pictures may exceed `image_size` (room for random crops); test pictures are (N, image_size, image_size, 3).
     """
 
     source: str
@@ -61,16 +62,16 @@ class Prepared:
 
 @dataclass(frozen=True)
 class DecodedValidation:
-    """The validation part of a set that stays in its files, as in evaluation: `.npy` uint8 (V, S, S, 3)."""
+    """The validation images of a set that stays in its files, as evaluation sees them: `.npy` uint8 (V, S, S, 3)."""
 
     images: File
 
 
 @dataclass(frozen=True)
 class StreamingSource:
-    """How training reads pictures that stay in their files; `images` of the same record lists them, and alone is part of a key.
+    """How training reads images that stay in their files. Not part of a key: `TrainingData.images` lists the files.
 
-    `held`: the validation pictures, where they are decoded already. `workers`: decode processes; None: one a core.
+    `held`: the decoded validation images, if there are any yet. `workers`: decode processes; None: one for each core.
     """
 
     root: Path
@@ -81,19 +82,22 @@ class StreamingSource:
 
 @dataclass(frozen=True)
 class Distortion:
-    """What is done to training views beyond crop and flip. Ranges of the colour jitter; how many operations of RandAugment, how strong."""
+    """Augmentation beyond crop and flip: ranges of colour jitter, number and strength of RandAugment's operations."""
 
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
-    hue: float = 0.0  # of the colour circle, at most 0.5
+    hue: float = 0.0  # fraction of the colour circle, at most 0.5
     operations: int = 0
     magnitude: int = 0  # 0 to 30
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a training stage may read. The test split is not in it. With `streamed`, `images` is a listing. `shards_at_once`: see `data.streaming.batches.ShardMixing`."""
+    """The data that a training stage may read, without the test split.
+
+    With `streamed`, `images` is a listing. `shards_at_once`: see `data.streaming.batches.ShardMixing`.
+    """
 
     images: File
     labels: File
@@ -108,13 +112,13 @@ class TrainingData:
 
     @property
     def evaluated(self) -> TrainingData:
-        """The same for who trains nothing: how training views are made and ordered is no part of it."""
+        """A copy without augmentation and shard order, for stages that only evaluate; it keeps their keys stable."""
         return replace(self, distortion=None, shards_at_once=None)
 
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """What quantize may read: the training pictures and how many of them set the int8 ranges."""
+    """The data that quantize may read: the training images, and how many of them set the int8 ranges."""
 
     training: TrainingData
     count: int
@@ -122,7 +126,7 @@ class CalibrationData:
 
 @dataclass(frozen=True)
 class TestData:
-    """The final validation's pictures: read by `validate` and the report only."""
+    """The test images, which only `validate` and the report may read."""
 
     __test__ = False  # not a test class
 
@@ -134,7 +138,10 @@ class TestData:
 
 @dataclass(frozen=True)
 class Network:
-    """How to build a network, and the normalisation that its weights expect. `deployed`: the form that ships, see `models.deployed`."""
+    """How to build a network, and the normalisation that its weights expect.
+
+    `deployed`: the form that ships, see `models.deployed`.
+    """
 
     model: str
     width: float | None
@@ -142,22 +149,22 @@ class Network:
     image_size: int
     normalization: Normalization
     deployed: dict[str, Any] | None = None
-    own_size: int | None = None  # side in pixels that the network itself takes; None: image_size, the recipe's
+    own_size: int | None = None  # side in pixels that the network takes; None: image_size, the recipe's
     channels: str = "rgb"  # rgb | bgr
-    order: tuple[int, ...] | None = None  # which of the network's outputs stands for each class; None: all, in order
-    source: str | None = None  # sha256 of the code of a network of one's own
-    black_box: bool = False  # an ONNX file of another project: `model` is its name, the weights are the file
-    outputs: int | None = None  # how many it has, where that is not `classes`
-    taps: tuple[str, ...] | None = None  # stages of a network of one's own, as the recipe names them
+    order: tuple[int, ...] | None = None  # the network's output for each class; None: all outputs, in order
+    source: str | None = None  # sha256 of the code of the user's own network
+    black_box: bool = False  # another project's ONNX file: `model` is its name, the weights are the file
+    outputs: int | None = None  # number of outputs, where that is not `classes`
+    taps: tuple[str, ...] | None = None  # stages of the user's own network, as the recipe names them
 
     @property
     def side(self) -> int:
-        """Side in pixels of the pictures that the network itself sees."""
+        """Side in pixels of the images that the network itself sees."""
         return self.own_size or self.image_size
 
     @property
-    def contracted(self) -> bool:
-        """Whether it takes other pictures or gives other logits than the recipe's."""
+    def needs_adapter(self) -> bool:
+        """Whether it takes other images or gives other logits than the recipe's; see `models.input_adapter`."""
         return self.own_size not in (None, self.image_size) or self.channels != "rgb" or self.order is not None
 
 
@@ -169,27 +176,26 @@ class Trained:
     weights: File
     top1_validation: float  # fraction, float32 eval
     params: int
-    macs: (
-        int | None
-    )  # multiply-accumulates of convolutions and linear layers, one picture; None: an ONNX file that does not show it
+    # Multiply-accumulates of convolutions and linear layers for one image; None: an ONNX file does not show them.
+    macs: int | None
     epochs: int
     seconds: float
     images_per_second: float | None = None
     precision: str | None = None
     threads: int | None = None
-    kernels: str | None = None  # who computed the BatchNorms on a CPU: a C compiler's name, or "torch"
+    kernels: str | None = None  # what computed BatchNorm on a CPU: a C compiler's name, or "torch"
     history: File | None = None  # csv: epoch, learning rate, losses, validation accuracy
     origin: str = "trained here"
-    largest_logit: float | None = None  # of a teacher, without its sign, on the validation pictures
-    gpu: str | None = None  # the name of the card that trained it
+    largest_logit: float | None = None  # of a teacher: largest absolute value on the validation images
+    gpu: str | None = None  # name of the GPU that trained it
 
 
 @dataclass(frozen=True)
 class Distilled:
     """A student and its method's own modules after training, in one file: keys `student.*` and `method.*`.
 
-    `teacher_rows`: views that the teacher was run on for logits, in all processes, since the training was last resumed; those remembered
-    from earlier do not count. None: no teacher, or one whose maps are read, which runs on every batch.
+    `teacher_rows`: views that the teacher was run on for logits, on all ranks, since the training was last resumed;
+    cached logits do not count. None: no teacher, or one whose feature maps are read, which runs on every batch.
     """
 
     network: Network
@@ -204,27 +210,28 @@ class Distilled:
     kernels: str
     history: File
     teacher_rows: int | None = None
-    gpu: str | None = None  # the name of the card that trained it
+    gpu: str | None = None  # name of the GPU that trained it
 
 
 @dataclass(frozen=True)
 class Proxied:
-    """What a short distillation from a teacher made of the student."""
+    """A short distillation from one teacher, to compare teachers by."""
 
     top1_validation: float
-    correct: File  # .npy bool (V,): which of the validation pictures it gets right, in their order
-    images: int  # that judged it
+    correct: File  # .npy bool (V,): whether each validation image is classified correctly
+    images: int  # validation images
     epochs: int
-    share: float  # of the training pictures
+    share: float  # fraction of the training images that it saw
     seconds: float
 
 
 @dataclass(frozen=True)
 class Stripped:
-    """What deploys: the network alone, and which keys of the training were dropped."""
+    """The network that deploys, and the keys of the training that were dropped."""
 
     trained: Trained
     dropped: tuple[str, ...]
-    predictions: File  # .npy int64 (V,): float32 torch predictions on the validation pictures, which every later file is held against
-    plain_params: int | None = None  # of the student as the recipe names it; what ships may be larger
+    # .npy int64 (V,): float32 torch predictions on the validation images, which every later file is compared with.
+    predictions: File
+    plain_params: int | None = None  # of the student as the recipe names it; the form that ships may be larger
     plain_macs: int | None = None
