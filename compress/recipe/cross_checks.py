@@ -11,7 +11,7 @@ from compress.recipe.defaults import CANDIDATE_EPOCHS, default_epochs
 from compress.recipe.error_messages import Finding
 from compress.recipe.network_checks import network_mistakes, networks_of
 from compress.recipe.schema import Candidate, Choice, Recipe, Train
-from compress.recipe.yaml_tree import Keys
+from compress.recipe.yaml_parser import Keys
 
 # A network for small images is slow from this image size on, in pixels.
 LARGE_IMAGES = 112

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from compress.recipe.schema import PATTERNS, Recipe, Section
-from compress.recipe.yaml_tree import Keys, dotted, kind
+from compress.recipe.yaml_parser import Keys, dotted, kind
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any
 from compress.core.errors import Problem
 from compress.recipe.error_messages import did_you_mean
 from compress.recipe.schema import METHOD_SECTIONS
-from compress.recipe.yaml_tree import Keys, Tree
+from compress.recipe.yaml_parser import Keys
+from compress.recipe.yaml_tree import Tree
 
 # Keys of `distill` that belong to no method.
 _OWN = ("method", "baseline")

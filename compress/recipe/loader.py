@@ -15,13 +15,14 @@ from pydantic import ValidationError
 
 from compress.core.errors import Problem, RecipeError
 from compress.core.records.warnings import RunWarning
-from compress.recipe import cross_checks, yaml_tree
+from compress.recipe import cross_checks, yaml_parser, yaml_tree, yaml_writer
 from compress.recipe.error_messages import explain
 from compress.recipe.flat_keys import is_flat, not_in_method, section_key, selected_method, sort_flat_keys
 from compress.recipe.network_checks import wrong_networks
 from compress.recipe.overrides import Override, apply_override, parse_override
 from compress.recipe.schema import Recipe, Section
-from compress.recipe.yaml_tree import Keys, Tree, dotted
+from compress.recipe.yaml_parser import Keys, dotted
+from compress.recipe.yaml_tree import Tree
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Loaded:
 
         If the recipe leaves the key out, the place is that of the nearest section around it.
         """
-        keys = yaml_tree.split(key)
+        keys = yaml_parser.split(key)
         own = ("distill", self.recipe.distill.method[0], *keys[1:])
         return self.tree.place(own if keys[0] == "distill" and own in self.tree.places else keys).key
 
@@ -117,7 +118,7 @@ def _sort_and_override(tree: Tree, overrides: list[Override], problems: list[Pro
 
 def dump(recipe: Recipe) -> str:
     """Write a recipe as YAML; `load` gives the same recipe back."""
-    return yaml_tree.write(recipe.plain())
+    return yaml_writer.write(recipe.plain())
 
 
 def _fill_empty(data: Any, section: type[Section]) -> None:

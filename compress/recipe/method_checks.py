@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from compress.core.text import agree
 from compress.models import catalog
 from compress.recipe.schema import Candidate, Choice, Distill, Train
-from compress.recipe.yaml_tree import Keys
+from compress.recipe.yaml_parser import Keys
 
 WEIGHTS = {  # of each method's losses, the cross-entropy first
     "dhkd": ("gamma", "alpha"),

@@ -9,7 +9,7 @@ from compress.core.errors import UsageError
 from compress.models import catalog
 from compress.recipe.error_messages import did_you_mean
 from compress.recipe.schema import Candidate, Choice, Recipe
-from compress.recipe.yaml_tree import Keys
+from compress.recipe.yaml_parser import Keys
 
 
 def wrong_networks(data: Any, *, allow_code: bool) -> Iterator[tuple[Keys, str]]:

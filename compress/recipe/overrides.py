@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.core.errors import Problem
-from compress.recipe import yaml_tree
-from compress.recipe.yaml_tree import Keys, Place, Tree, dotted
+from compress.recipe import yaml_parser
+from compress.recipe.yaml_parser import Keys, Place, dotted
+from compress.recipe.yaml_tree import Tree
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ def parse_override(text: str, number: int, problems: list[Problem]) -> Override 
         problems.append(Problem(flag, "", "expected key=value, such as train.epochs=2"))
         return None
     before = len(problems)
-    data, places = yaml_tree.parse(value, flag, number, key, problems)
-    keys = yaml_tree.split(key)
+    data, places = yaml_parser.parse(value, flag, number, key, problems)
+    keys = yaml_parser.split(key)
     if not places:  # an empty value is null
         places = {(): Place(flag, flag, number, key)}
     return Override(flag, keys, data, places) if len(problems) == before else None

@@ -202,7 +202,7 @@ APPENDED = [
     ("train: {epochs: 3", ["7:1: a bracket that is not closed, or a comma is missing"]),
     ("train\nseed: 1", ["7:1: expected `key: value`, with a space behind the colon"]),
     ("seed: 1: 2", ["6:8: unexpected ':' (check the indentation, or put the text in quotes)"]),
-    ("---\nseed: 1", ["6:1: one recipe a file; a second document begins here"]),
+    ("---\nseed: 1", ["6:1: a file holds one recipe; a second document begins here"]),
     (
         "<<<<<<< ours\nseed: 1",
         ["6:1: a merge conflict is not resolved here; remove its <<<<<<<, ======= and >>>>>>> lines"],

@@ -104,7 +104,7 @@ def _tapped(
                     record.normalization.std,
                 )
             )
-            for part in torch.from_numpy(index).split(BATCH)  # images that stay in their files are decoded here
+            for part in torch.split(torch.from_numpy(index), BATCH)  # images that stay in their files are decoded here
         ]
     return torch.cat(logits).float().numpy(), torch.cat(seen).numpy()
 

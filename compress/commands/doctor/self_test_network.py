@@ -132,10 +132,10 @@ def _train(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> _Network:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=EPOCHS * -(-len(images) // 50))
     x, y = to_float(torch.from_numpy(images), *NORMALIZATION).contiguous(), torch.from_numpy(labels)
     for _ in range(EPOCHS):
-        for part in torch.randperm(len(x)).split(50):
+        for part in torch.split(torch.randperm(len(x)), 50):
             loss = nn.functional.cross_entropy(network(x[part]), y[part])
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
     network.eval()

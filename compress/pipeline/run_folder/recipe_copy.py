@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from compress.models import catalog
-from compress.recipe import yaml_tree
+from compress.recipe import yaml_parser, yaml_writer
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import Recipe
-from compress.recipe.yaml_tree import Keys
+from compress.recipe.yaml_parser import Keys
 
 RECIPE, RESOLVED = "recipe.yaml", "resolved.yaml"
 
@@ -25,13 +25,13 @@ def write(loaded: Loaded, settings: Recipe, folder: Path) -> None:
         for key in keys[:-1]:
             holder = holder[key]
         holder[keys[-1]] = path
-    (folder / RESOLVED).write_text(yaml_tree.write(plain), encoding="utf-8")
+    (folder / RESOLVED).write_text(yaml_writer.write(plain), encoding="utf-8")
     text = loaded.path.read_bytes().decode("utf-8-sig")
-    values, _ = yaml_tree.parse(text, str(loaded.path), 0, "", [])
+    values, _ = yaml_parser.parse(text, str(loaded.path), 0, "", [])
     changes = written_out(values, base)
     if not values.get("name"):
         changes[("name",)] = loaded.name  # it would be the copy's
-    (folder / RECIPE).write_bytes(yaml_tree.changed(text, changes).encode())
+    (folder / RECIPE).write_bytes(yaml_writer.changed(text, changes).encode())
 
 
 def again(folder: Path, recipe: str = RESOLVED) -> str:

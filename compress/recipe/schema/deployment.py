@@ -157,7 +157,7 @@ class Quantize(Section):
         return (self.target,) if isinstance(self.target, str) else self.target
 
     def _is_set(self, name: str) -> bool:
-        return getattr(self, name) != type(self).model_fields[name].default
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
 
     @model_validator(mode="after")
     def _per_tensor_with_reduced_range(self) -> Quantize:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from compress import models
 from compress.cli import main
 from compress.pipeline.run_folder import recipe_copy
-from compress.recipe import loader, yaml_tree
+from compress.recipe import loader, yaml_parser, yaml_writer
 from compress.recipe.defaults import resolve
 
 TEXT = """# What it does: nothing
@@ -136,21 +136,21 @@ def test_paths_are_written_from_the_home_folder_or_the_root(tmp_path: Path, monk
     ],
 )
 def test_changed_text_differs_at_the_named_keys_alone(text: str) -> None:
-    changes: dict[yaml_tree.Keys, str] = {
+    changes: dict[yaml_parser.Keys, str] = {
         ("name",): "m",
         ("data", "root"): "/\u00fc b: #c.npz",
         ("teacher", "candidates", 0, "weights"): "~/'\"\\x.pt",
     }
-    expected, _ = yaml_tree.parse(text, "", 0, "", [])
+    expected, _ = yaml_parser.parse(text, "", 0, "", [])
     if "weights" in expected["teacher"]["candidates"][1]:
         changes["teacher", "candidates", 1, "weights"] = expected["teacher"]["candidates"][1]["weights"] = "/a.pt"
     expected |= {"name": "m"}
     expected["data"]["root"] = changes["data", "root"]
     expected["teacher"]["candidates"][0]["weights"] = changes["teacher", "candidates", 0, "weights"]
 
-    changed = yaml_tree.changed(text, changes)
+    changed = yaml_writer.changed(text, changes)
 
-    assert yaml_tree.parse(changed, "", 0, "", problems := [])[0] == expected and problems == []
+    assert yaml_parser.parse(changed, "", 0, "", problems := [])[0] == expected and problems == []
     assert changed.count("#") == text.count("#") + 1
 
 
