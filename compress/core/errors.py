@@ -60,7 +60,7 @@ class StageError(CompressError):
 
 
 class LostProcess(StageError):
-    """A worker process is gone."""
+    """Another process of this training has died."""
 
 
 class Interrupted(CompressError):

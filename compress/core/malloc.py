@@ -1,4 +1,4 @@
-"""Memory of the C library: keep freed blocks while a training runs, return them between stages."""
+"""Stop glibc from returning freed memory to the kernel while a network trains."""
 
 from __future__ import annotations
 

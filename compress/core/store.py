@@ -241,12 +241,12 @@ def relative(value: Any, folder: Path) -> Any:
 
 
 def located(value: Any, folder: Path) -> Any:
-    """Return a record whose relative paths begin at `folder`; the inverse of `relative`."""
+    """Return a record whose relative paths are placed under `folder`. This is the inverse of `relative`."""
     return _map_files(value, lambda file: dataclasses.replace(file, path=folder / file.path))
 
 
 def files(value: Any) -> list[File]:
-    """Return all files of a record."""
+    """Return every `File` in a record, at any depth, in the order of its fields."""
     found: list[File] = []
 
     def note(file: File) -> File:

@@ -1,5 +1,6 @@
 """Image files decoded to square RGB arrays, in threads. Needs Pillow.
 
+`augment/crops.py` and `export/runtime/photos.py` must decode alike: EXIF orientation, colours, and the resize.
 A file that cannot be read is reported by name and never stops the decoding of the others.
 """
 

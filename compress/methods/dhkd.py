@@ -47,6 +47,7 @@ class DHKD(Method):
                 config.head, student.shape("pooled", self.label())[0], student.classes, config.hidden, config.dropout
             )
             self.student_taps = ("pooled",)
+        # The step projects this loss's gradient in `training.gradients.aligned_backward`.
         self.aligned = () if config.align == "none" else ("bkl",)
         self.scope = "shared" if config.align == "shared" else "all"
 

@@ -24,7 +24,7 @@ TAPS_KEYS = ("stages", "pre", "norms", "pool")  # of a network's `taps` attribut
 
 
 def build(name: str, classes: int) -> nn.Module:
-    """Call the function with `classes=` and return its network.
+    """Build the user's network `module:function` by calling the function with `classes=`.
 
     Activations are switched to out-of-place, so that a later one cannot overwrite a tapped tensor.
 

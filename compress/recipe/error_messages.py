@@ -1,4 +1,4 @@
-"""A recipe's mistakes in a person's words: what pydantic found, one sentence each. Torch-free; positions are `recipe.py`'s."""
+"""Turn pydantic's errors about a recipe into one sentence each. Loads no torch; `loader.py` adds the positions."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ READ_MAPS = frozenset({"fitnet", "at", "ofd", "reviewkd", "simkd", "catkd"})  # 
 def mistakes(
     distill: Distill, train: Train, networks: Iterable[tuple[Keys, Candidate | Choice]]
 ) -> Iterator[tuple[Keys, str, frozenset[str]]]:
-    """(key, sentence, sections that it was judged from); what only built networks show, `compatible.check` finds."""
+    """(key, sentence, sections that it was judged from); `compatibility.check_pairs` checks built networks."""
     methods = distill.method
     named = [
         (method, names if place == 0 else names[1:])

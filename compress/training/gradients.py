@@ -1,4 +1,4 @@
-"""From losses to gradients: their plain sum, or with the auxiliary gradient projected where it opposes the task's.
+"""Gradients of a step: their plain sum, or DHKD's gradient alignment.
 
 Imports nothing from the project.
 """

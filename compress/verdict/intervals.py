@@ -1,5 +1,7 @@
 """Intervals and tests for accuracies on one set of test images. Pure functions; imports nothing of the project.
 
+Intervals of times and speed-ups are in `export.runtime.latency_stats`.
+
 Two models are compared on the same images, so only the images that flip count: *lost* (the reference is right, the
 model is wrong) and *gained* (the other way round). A drop is `100 (lost - gained) / n` points: positive when the model
 is worse.

@@ -58,7 +58,7 @@ class Facts:
     int8_mac_share: float | None = None
     # Why the timing is noisy, such as "other processes used 40 % of a core".
     disturbed: str | None = None
-    # Why times are too long and ratios wrong in every round alike; see `export.runtime.rounds.uninterrupted`.
+    # Why times are too long and ratios wrong in every round alike; see `export.runtime.rounds.drop_interrupted`.
     unfit: str | None = None
     # Why the file could not be timed, such as "it is built for arm64 and this machine is x86-vnni".
     untimed: str | None = None

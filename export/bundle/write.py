@@ -69,7 +69,7 @@ class Shipped:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What was written; `files` are names relative to `folder`."""
+    """The bundle as `write` left it: its folder, its zip, and the `files` in it by names relative to `folder`."""
 
     folder: Path
     archive: Path

@@ -1,5 +1,7 @@
-"""Photos on a device: decode the bundle's JPEG files as an application would, and compare pixels and answers.
+"""Check that an application turns a photo's bytes into the right pixels.
 
+The bundle's JPEG files are decoded as an application would, and pixels and answers are compared with the stored ones.
+`compress.data.decode` and `compress.data.augment.crops` decode for training: the three must decode alike.
 Most wrong answers on devices come from the way from a photo's bytes to the network's pixels.
 Standard library and numpy, Pillow only if it is installed; runs on Python 3.8, because it travels in the bundle.
 """

@@ -40,7 +40,7 @@ class Attempt:
 
 
 def join(attempts: list[Attempt]) -> Attempt:
-    """Return one attempt with the rounds of all."""
+    """Merge the attempts at one measurement into a single one with all their rounds."""
     seconds = [one.other_seconds for one in attempts if one.other_seconds is not None]
     flags = [one.contaminated for one in attempts]
     return Attempt(

@@ -1,4 +1,4 @@
-"""The entrance to all targets: verify a bundle on the named one and return its answer."""
+"""Send a bundle to a target and return the device's answer."""
 
 from __future__ import annotations
 

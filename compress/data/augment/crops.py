@@ -1,7 +1,8 @@
 """Training views of an image file: a random crop, resized and perhaps flipped, as a function of (file, view number).
 
 Torch-free. The crop is cut in the process that decodes, before images are batched: images differ in size, Pillow's
-resize is antialiased as in the papers, and only the view travels to the device.
+resize is antialiased as in the papers, and only the view travels to the device. `data/decode.py` and
+`export/runtime/photos.py` must decode alike.
 """
 
 from __future__ import annotations

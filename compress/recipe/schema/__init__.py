@@ -1,7 +1,7 @@
 """The recipe's sections: keys, types, ranges, defaults. Torch-free, so that a wrong recipe is answered at once.
 
-Every value has a default but `data` and the two networks. `recipe.py` reads the YAML, knows positions and turns
-pydantic's errors into one line each; this package only says what is allowed.
+Every value has a default but `data` and the two networks. `yaml_parser.py` reads the YAML with positions, `loader.py`
+checks it, and `error_messages.py` turns pydantic's errors into one line each. This package defines what is allowed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A bundle to a device, and the device's answer; what goes wrong on the way as the errors of this package."""
+"""Verify a bundle on a device, and raise a target's errors as those of this package."""
 
 from __future__ import annotations
 

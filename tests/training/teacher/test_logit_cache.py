@@ -137,7 +137,7 @@ def test_a_cached_run_equals_an_uncached_one_bit_for_bit(tmp_path, data, teacher
 
 @pytest.fixture
 def teachers_maps(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """What the first convolution of each network that `loading` makes from now on answers."""
+    """Return a list that receives the first convolution's output of every network that `build.load_network` makes."""
     made, found = build.load_network, list[Tensor]()
 
     def network(record: Network, weights: File | None, device: str) -> torch.nn.Module:
