@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_everything_is_shown_where_everything_is_there(whole: Path) -> None:
     found, page = look(whole)
 
     assert found["gradients"]["lowest"] == {"classifier": -0.25, "backbone": 0.5} and found["gradients"]["every"] == 7
-    assert "Proposition 1" in page and "opposed each other in an epoch&#x27;s mean: classifier." in page
+    assert "Proposition 1" in page and "opposed each other in an epoch's mean: classifier." in unescape(page)
     assert [row["what"] for row in found["calibration"]] == ["teacher", "float student", "int8 student"]
     assert [row["what"] for row in (*found["correlations"], *found["heads"])] == [
         "float student",
