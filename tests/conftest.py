@@ -1,4 +1,4 @@
-"""What tests of training share."""
+"""Fixtures for tests of training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Training on one thread: the same bits on every machine's number of cores."""
+    """Train on one thread, for the same bits whatever the number of cores."""
     import torch
 
     before = torch.get_num_threads()
@@ -20,7 +20,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def same_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """cuDNN takes the same kernels in each training, none that adds in a changing order."""
+    """Let cuDNN choose the same deterministic kernels in each training."""
     import torch
 
     from compress.training.engine import cuda_graph

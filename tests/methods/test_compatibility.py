@@ -1,4 +1,4 @@
-"""What a method asks of its networks is judged before anything is trained: all published pairs pass, the impossible is refused with its place."""
+"""Methods check their networks before training: published pairs pass, impossible ones are refused with their place."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def known(name: str, width: float | None) -> Outline:
 
 
 @pytest.mark.parametrize("path", PAIRS, ids=lambda path: path.stem)
-def test_every_method_takes_every_published_pair_with_its_settings(path):
+def test_every_method_accepts_every_published_pair(path):
     settings = loader.load(path).recipe
     (teacher,), (student,) = settings.teacher.candidates, settings.student.networks
     labels = torch.arange(100)
@@ -60,13 +60,13 @@ def test_there_are_eleven_pairs():
         ),
         (
             ["method=fitnet", "stage=4"],
-            "{at}: distill.method: fitnet with stage 4 needs the map 'stages_post.4', which the catalogue does not have for "
-            "resnet56; choose another method or network (student mobilenet_v2, teacher resnet56)",
+            "{at}: distill.method: fitnet with stage 4 needs the map 'stages_post.4', which the catalogue does "
+            "not have for resnet56; choose another method or network (student mobilenet_v2, teacher resnet56)",
         ),
         (
             ["method=[ofd, reviewkd]"],
-            "{at}: distill.method: ofd reads the teacher with the batch's statistics, reviewkd with its own; choose one with "
-            "teacher_bn, or leave one of them out (student mobilenet_v2, teacher resnet56)",
+            "{at}: distill.method: ofd reads the teacher with the batch's statistics, reviewkd with its own; "
+            "choose one with teacher_bn, or leave one of them out (student mobilenet_v2, teacher resnet56)",
         ),
     ],
 )
@@ -86,7 +86,7 @@ def test_check_and_run_refuse_with_exit_2_before_anything_is_trained(tmp_path, c
 
 
 @pytest.mark.parametrize(("flags", "least"), [(["method=rkd"], 3), (["method=[kd, rkd]"], 3)])
-def test_a_batch_too_small_for_the_method_is_said_by_check(tmp_path, capsys, flags, least):
+def test_check_reports_a_batch_too_small_for_the_method(tmp_path, capsys, flags, least):
     path = tmp_path / "pair.yaml"
     path.write_text(RECIPE + "train: {batch_size: 2}\n")
     assert main.main(["check", str(path), *(word for flag in flags for word in ("--set", f"distill.{flag}"))]) == 2
@@ -107,7 +107,7 @@ def test_a_last_batch_too_small_for_rkd_is_left_out():
     assert [schedule.steps(pictures, 16, method.smallest_batch()) for pictures in (64, 65, 66, 67)] == [4, 4, 4, 5]
 
 
-def test_a_network_without_a_table_of_maps_is_refused_by_place(tmp_path, capsys, monkeypatch):
+def test_a_network_without_taps_is_refused_with_its_place(tmp_path, capsys, monkeypatch):
     from dataclasses import replace
 
     from compress.models import catalog
@@ -117,12 +117,12 @@ def test_a_network_without_a_table_of_maps_is_refused_by_place(tmp_path, capsys,
     path.write_text(RECIPE + "distill: {method: [kd, at]}\n")
     assert main.main(["check", str(path)]) == 2
     assert (
-        f"{path}:3:18: student.model: at reads feature maps, which the catalogue does not name for resnet8; choose another"
-        in capsys.readouterr().err
+        f"{path}:3:18: student.model: at reads feature maps, which the catalogue does not name for resnet8; "
+        "choose another" in capsys.readouterr().err
     )
 
 
-def test_a_student_that_ships_larger_is_noted_by_check(tmp_path, capsys):
+def test_check_notes_a_student_that_ships_larger(tmp_path, capsys):
     path = tmp_path / "pair.yaml"
     path.write_text(RECIPE.replace("resnet56", "resnet32x4") + "distill: {method: simkd}\n")
     assert main.main(["check", str(path)]) == 0

@@ -119,7 +119,7 @@ def test_fusions_of_reviewkd():
     assert total.item() == pytest.approx(golden["hcl"], rel=1e-9)
 
 
-def test_crd_with_the_vectors_memories():
+def test_crd_is_golden_with_given_memories():
     """Embeddings are the vectors themselves; draws are the given contrast."""
     given = VECTORS["inputs"]["CRD"]
     distill = Distill(method="crd", crd=Crd(width=3, negatives=2, temperature=0.5))
@@ -152,7 +152,7 @@ def at_32(name: str) -> Outline:
 
 
 @pytest.mark.parametrize(("method", "pair", "count"), PAIRS)
-def test_parameters_of_the_modules_that_never_ship(method, pair, count):
+def test_parameter_counts_of_modules_that_never_ship(method, pair, count):
     teacher, student = map(at_32, pair.split())
     with torch.device("meta"):
         built = build_method(
@@ -161,7 +161,8 @@ def test_parameters_of_the_modules_that_never_ship(method, pair, count):
     assert params(built) == count
 
 
-AUXILIARY = {  # width of the pooled vector -> parameters of the linear and of the nonlinear head at 100 classes; source: the authors' heads
+# Width of the pooled vector -> parameters of the authors' linear and nonlinear heads at 100 classes.
+AUXILIARY = {
     64: (6_500, 33_500),
     128: (12_900, 46_300),
     256: (25_700, 71_900),
@@ -201,7 +202,8 @@ def test_parameters_of_what_simkd_ships(pair, count):
         assert params(to_deployed(models.build(student, classes=100), student, method.deployed_spec())) == count
 
 
-GROWTH = [  # per cent more parameters, and where it is known multiply-accumulates, than the plain student; source: the same measurement
+# Per cent more parameters, and where known multiply-accumulates, than the plain student; from the same measurement.
+GROWTH = [
     ("resnet56 resnet20 2", 5, 2),
     ("resnet32x4 resnet8x4 2", 17, 8),
     ("resnet32x4 resnet8x4 4", 6, 3),
@@ -230,8 +232,8 @@ def test_what_simkd_adds_to_the_plain_student(pair, parameters, products):
 
 
 @pytest.mark.parametrize(("teacher", "width"), [("mobilenet_v2", 1280), ("shufflenet_v2", 1024), ("wrn_16_2", 128)])
-def test_simkd_takes_teachers_whose_pooled_map_is_no_stage(teacher, width):
-    """The published code compares with the last stage, which does not fit the classifier of these networks (or is a raw sum)."""
+def test_simkd_accepts_teachers_whose_pooled_map_is_no_stage(teacher, width):
+    """The published code compares with the last stage, which does not fit these classifiers or is a raw sum."""
     model = models.build(teacher, classes=100).eval()
     known = outline(teacher, classes=100, width=None, image_size=32, model=model)
     method = build_method(Distill(method="simkd"), student=at_32("resnet8"), teacher=known, train_labels=LABELS)
@@ -251,7 +253,7 @@ def test_parameters_of_what_catkd_ships(student, count):
 @pytest.mark.parametrize(
     ("student", "dropped"), [("mobilenet_v2", 160 * 1280 + 2 * 1280), ("shufflenet_v2", 464 * 1024 + 2 * 1024)]
 )
-def test_simkd_ships_no_layers_that_its_projector_passes_by(student, dropped):
+def test_simkd_ships_no_layers_after_its_tap(student, dropped):
     with torch.device("meta"):
         plain = models.build(student, classes=100)
         shapes = at_32(student).shapes

@@ -38,7 +38,7 @@ def test_cross_entropy_is_golden():
     close(losses.cross_entropy(V2["z_s"], LABELS), EXPECTED["CE"])
 
 
-def test_cross_entropy_ignores_unlabelled_pictures():
+def test_cross_entropy_ignores_unlabelled_images():
     both = losses.cross_entropy(V2["z_s"], torch.tensor([0, -1]))
     close(both, losses.cross_entropy(V2["z_s"][:1], LABELS[:1]).item())
 
@@ -75,7 +75,7 @@ def test_binary_kl_norm_is_symmetric_and_zero_at_equality():
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_binary_kl_norm_stays_finite_far_out(sign, dtype):
+def test_binary_kl_norm_stays_finite_for_large_differences(sign, dtype):
     # The clamped sigmoid form is inf in float32 from a difference of 34 on, with a zero gradient.
     z = torch.full((1, 1), sign * 100, dtype=dtype, requires_grad=True)
     loss = losses.binary_kl_norm(z, torch.zeros(1, 1, dtype=dtype), 2.0)
@@ -135,7 +135,7 @@ def test_decoupled_kd_is_golden(temperature):
     close(others / scale, EXPECTED[f"NCKD_T{temperature}"])
 
 
-def test_kd_is_the_right_class_and_the_others_weighed_by_the_teachers_doubt():
+def test_kd_is_tckd_plus_nckd_weighted_by_the_teachers_doubt():
     doubt = 1 - torch.softmax(V2["z_t"], 1)[[0, 1], LABELS]
     parts = [losses.decoupled_kd(V2["z_s"][n : n + 1], V2["z_t"][n : n + 1], LABELS[n : n + 1], 1.0) for n in (0, 1)]
     close(
@@ -154,7 +154,7 @@ def test_decoupled_kd_stays_finite_where_log_of_a_sum_is_log_0(logits, dtype):
     assert torch.isfinite(target) and torch.isfinite(others) and torch.isfinite(z.grad).all()
 
 
-def test_decoupled_kd_of_two_classes_has_no_others_and_unlabelled_pictures_do_not_count():
+def test_nckd_of_two_classes_is_zero_and_unlabelled_images_do_not_count():
     z, t = torch.tensor([[1.0, 2.0], [0.3, 0.1]], requires_grad=True), torch.tensor([[0.5, 0.1], [1.0, 2.0]])
     assert losses.decoupled_kd(z, t, torch.tensor([0, 1]), 4.0)[1].item() == 0
     both = losses.decoupled_kd(V2["z_s"], V2["z_t"], torch.tensor([0, -1]), 4.0)
@@ -173,7 +173,7 @@ def test_dist_is_golden(temperature):
     close(temperature**2 * (inter + intra), EXPECTED[f"DIST_sum_tau{temperature}_with_tau2"])
 
 
-def test_dist_of_three_pictures_is_golden():
+def test_dist_of_three_images_is_golden():
     inter, intra = losses.dist_relations(*V3, 1.0)
     close(inter, EXPECTED["DIST3_inter"])
     close(intra, EXPECTED["DIST3_intra"])
@@ -181,7 +181,7 @@ def test_dist_of_three_pictures_is_golden():
     close(16 * sum(losses.dist_relations(*V3, 4.0)), EXPECTED["DIST3_sum_tau4_with_tau2"])
 
 
-def test_dist_of_one_picture_has_no_relation_between_pictures_and_equal_probabilities_have_gradients():
+def test_dist_of_one_image_has_no_intra_relation_and_gradients_stay_finite():
     z = V2["z_s"][:1].clone().requires_grad_()
     inter, intra = losses.dist_relations(z, V2["z_t"][:1], 1.0)  # the plain formula says 1 for intra
     assert intra.item() == 0 and inter.item() > 0
@@ -230,7 +230,7 @@ def test_margins_of_all_channels_at_once_are_each_channels_own():
     assert losses.margins(gamma, beta).tolist() == pytest.approx(wanted, rel=1e-9)
 
 
-def test_margins_where_the_authors_code_jumps_or_divides_by_zero():
+def test_exact_margins_have_no_jump_and_no_division_by_zero():
     one = torch.ones(2, dtype=torch.float64)
     ratio = tensor([3.0, 3.2])
     close(losses.margins(one, ratio), [losses.margins(one, ratio, exact=True)[0].item(), -3.0])
@@ -267,7 +267,7 @@ def test_rkd_is_golden():
     close(25 * losses.rkd_distance(*V3) + 50 * losses.rkd_angle(*V3), EXPECTED["RKD3_25_50"])
 
 
-def test_rkd_of_a_pair_is_zero_and_equal_pictures_have_finite_gradients():
+def test_rkd_of_a_pair_is_zero_and_equal_images_have_finite_gradients():
     assert losses.rkd_distance(V2["z_s"], V2["z_t"]).item() == 0
     assert losses.rkd_angle(V2["z_s"], V2["z_t"]).item() == pytest.approx(0, abs=1e-15)
     e = torch.tensor([[1.0, 2.0], [1.0, 2.0], [0.0, 1.0]], requires_grad=True)
@@ -275,7 +275,7 @@ def test_rkd_of_a_pair_is_zero_and_equal_pictures_have_finite_gradients():
     assert torch.isfinite(e.grad).all() and e.grad.abs().sum() > 0
 
 
-def test_rkd_makes_no_tensor_of_all_pairs_differences():
+def test_rkd_computes_no_tensor_of_pairwise_differences():
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -326,6 +326,6 @@ def test_contrast_stays_finite_where_exp_does_not():
     assert torch.isfinite(scores.grad).all()
 
 
-def test_half_precision_inputs_are_raised_to_float32():
+def test_half_precision_inputs_are_upcast_to_float32():
     assert losses.binary_kl_norm(V2["z_s"].bfloat16(), V2["z_t"].bfloat16(), 2.0).dtype == torch.float32
     assert losses.kd_kl(V2["z_s"].half(), V2["z_t"].half(), 4.0).dtype == torch.float32

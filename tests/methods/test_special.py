@@ -64,7 +64,7 @@ def test_negatives_are_of_other_classes_and_all_of_them():
         assert drawn == {int(one) for one in train_index if UNEVEN[one] != UNEVEN[own]}
 
 
-def test_negatives_follow_from_seed_step_and_picture_alone():
+def test_negatives_depend_on_seed_step_and_image_alone():
     method = crd()
     rows = method.draws(batch([4, 9, 2], step=7))
     assert torch.equal(
@@ -74,7 +74,7 @@ def test_negatives_follow_from_seed_step_and_picture_alone():
     assert not torch.equal(rows, crd(seed=4).draws(batch([4, 9, 2], step=7)))
 
 
-def test_a_positive_may_be_any_of_the_class():
+def test_a_positive_may_be_any_image_of_the_class():
     method = crd(distill=Distill(method="crd", crd=Crd(width=4, negatives=5, positive="class")))
     own = {int(method.draws(batch([0], step=step))[0, 0]) for step in range(40)}
     assert own == {int(method.row[0]), int(method.row[9])}
@@ -85,7 +85,7 @@ def test_one_class_alone_has_no_negatives():
         crd(torch.zeros(5, dtype=torch.int64))
 
 
-def test_memories_of_a_resumed_training_go_on():
+def test_a_resumed_training_continues_with_its_memories():
     method = crd()
     method(batch([0, 1, 7]))
     again = crd(seed=3)
@@ -123,7 +123,7 @@ def _rank(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_memories_of_two_processes_are_the_same_and_one_processs(tmp_path):
+def test_memories_of_two_ranks_equal_those_of_one_process(tmp_path):
     processes.spawn(_rank, (str(tmp_path),), nprocs=2)
     states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
@@ -193,7 +193,7 @@ def test_stages_are_matched_from_the_shallow_end_by_at_and_from_the_deep_end_by_
     assert review.teacher_taps == ("pooled", "stages_pre.4", "stages_pre.3", "stages_pre.2")
 
 
-def test_the_width_within_reviewkds_fusions_is_the_recipes():
+def test_the_inner_width_of_reviewkds_fusions_is_configurable():
     method = build_method(
         Distill(method="reviewkd", reviewkd=ReviewKd(width=7)),
         student=stages(8, 4),
@@ -296,7 +296,7 @@ def test_simkd_refuses_a_factor_that_does_not_divide():
         )
 
 
-def test_catkd_refuses_more_cells_than_the_map_has():
+def test_catkd_refuses_a_side_larger_than_the_map():
     maps = {"pre_pool": (5, 2, 2), "head": (3, 5)}
     with pytest.raises(
         UsageError, match=r"distill.catkd.side: 4 is larger than the last map of resnet8 \(2x2\); lower it"

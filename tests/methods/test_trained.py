@@ -1,4 +1,4 @@
-"""Every method in the training loop: a few steps, a kill in between, the teacher untouched, and what ships in onnxruntime."""
+"""Every method in the training loop: a few steps, a resume, an unchanged teacher, and what ships in onnxruntime."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def fit(
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_few_steps_a_kill_and_what_ships(name, tmp_path, data, teacher):
+def test_every_method_trains_resumes_and_ships(name, tmp_path, data, teacher):
     whole = start(VARIANTS[name], teacher, data)
     before = {key: value.clone() for key, value in whole[0].state_dict().items()}
     taught = (
@@ -178,7 +178,7 @@ def export_and_compare(model: nn.Module, path: Path) -> None:
     assert export.graph.from_torch.parity(model, path, pixels).max_abs_diff <= 1e-5 * max(1.0, largest)
 
 
-def test_methods_that_read_logits_alone_are_taught_by_the_memory(teacher, data):
+def test_methods_that_read_only_logits_use_the_cache(teacher, data):
     kinds = {name: type(start(distill, teacher, data)[2]) for name, distill in VARIANTS.items()}
     assert {name for name, kind in kinds.items() if kind is TeacherCache} == {"dhkd", "kd", "dkd", "dist"}
     assert {name for name, kind in kinds.items() if kind is type(None)} == {"none"}
@@ -196,14 +196,14 @@ def answers(
     return teaching, logits, maps, images
 
 
-def test_a_teacher_in_evaluation_gives_its_own_logits_as_the_memory_would(teacher, data):
+def test_a_live_teacher_in_evaluation_mode_gives_the_cached_logits(teacher, data):
     _, logits, maps, _ = answers(teacher, data, VARIANTS["dhkd+reviewkd"])
     assert torch.equal(logits, answers(teacher, data, VARIANTS["dhkd"])[1])
     assert set(maps) == {"pooled", "stages_pre.1", "stages_pre.2", "stages_pre.3"}
     assert not any(value.requires_grad for value in maps.values())
 
 
-def test_ofds_teacher_uses_the_batchs_statistics_for_maps_and_its_own_for_logits(teacher, data):
+def test_ofds_teacher_uses_batch_statistics_for_maps_only(teacher, data):
     teaching, logits, maps, images = answers(teacher, data, VARIANTS["ofd+kd"])
     assert torch.equal(logits, answers(teacher, data, VARIANTS["dhkd"])[1])
     model = build.load_network(STUDENT, teacher.weights, "cpu").train()

@@ -1,6 +1,6 @@
-"""What a CUDA graph does, on the CPU: a step's operators, noted with the very tensors that they read and write, and run again on these.
+"""A CUDA graph's behaviour on the CPU: records a step's operators with their tensors, and runs them again on these.
 
-Python is not run again, so whatever a step does not keep in a tensor stays what it was when it was recorded, as in a graph.
+Python is not run again. As in a graph, whatever a step does not keep in a tensor stays as it was when recorded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def tensors(*values: Any) -> list[Tensor]:
 
 
 class Watch(TorchDispatchMode):
-    """Notes whether an operator's result must be known on the CPU."""
+    """Records whether an operator's result is needed on the CPU, which waits for the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Watch(TorchDispatchMode):
 
 
 class Tape(TorchDispatchMode):
-    """The operators of what runs within it. `rewind` puts back what they changed of tensors that were there before."""
+    """Records the operators that run within it. `rewind` restores the tensors that existed before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,10 @@ class Tape(TorchDispatchMode):
 
 
 class Tapes:
-    """A `recorded.Recorder`. `recordings`: how many there were; `broken`: each fails half-way, as a graph does, with two errors."""
+    """A `recorder.Recorder`.
+
+    `recordings`: how many there were. `broken`: each fails half-way with two errors, as a graph does.
+    """
 
     def __init__(self, *, broken: bool = False) -> None:
         self.recordings, self.freed, self.broken = 0, 0, broken

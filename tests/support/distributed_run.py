@@ -1,4 +1,4 @@
-"""Starts `distributed_steps`, without importing torch again in the decode processes, which import the main file anew."""
+"""Start `distributed_steps`; decode processes import the main file again, and this one does not import torch."""
 
 if __name__ == "__main__":
     from distributed_steps import entry

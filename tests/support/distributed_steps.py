@@ -1,6 +1,7 @@
-"""What `test_distributed.py` runs, alone or under torchrun: two epochs of each method in float64; the first process writes the weights.
+"""The script of `test_distributed.py`, alone or under torchrun: two epochs per method in float64, weights by rank 0.
 
-Arguments: working folder, the rank that dies in the second epoch (-1: none), cpu or cuda, methods (norm: kd of a network with BatchNorm).
+Arguments: working folder, the rank that dies in the second epoch (-1: none), cpu or cuda, methods (norm: kd of a
+network with BatchNorm).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ TEACHER = Outline("teacher", CLASSES, {"pooled": (WIDTH,)}, {"pooled": "fc:in"})
 
 
 class Net(nn.Module):
-    """Without `norm` no BatchNorm: on the CPU its statistics are of one process's share."""
+    """Without `norm` it has no BatchNorm, whose statistics on the CPU are those of one rank's shard."""
 
     def __init__(self, norm: bool) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class Net(nn.Module):
 
 
 class Teacher:
-    """Logits and a map that are functions of the pixels."""
+    """A teacher whose logits and map are functions of the pixels."""
 
     recordable, prefetch_limit = True, 0
 
@@ -70,7 +71,7 @@ class Teacher:
 
 
 class Progress:
-    """Says nothing; `dies`: the process is gone in the middle of the second epoch."""
+    """Prints where training resumes; `dies`: ends the process in the middle of the second epoch."""
 
     def __init__(self, dies: bool) -> None:
         self.dies, self.steps = dies, 0
@@ -105,7 +106,7 @@ def main(folder: Path, dying: int, where: str, names: list[str]) -> None:
 
 
 def filed(images: Tensor, folder: Path) -> ListingSpec:
-    """Each picture as a JPEG, listed."""
+    """Write each image as a JPEG and list them."""
     from PIL import Image
 
     names = tuple(f"{number:02d}.jpg" for number in range(COUNT))
@@ -130,7 +131,7 @@ def train(
     teacher: Any = None,
     **settings: Any,
 ) -> None:
-    """Two epochs of a method; other settings of the training by name."""
+    """Train two epochs by a method; `settings` are further ones of the training."""
     torch.manual_seed(5 + group.rank)  # the first process's weights count
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (COUNT, SIDE, SIDE, 3), generator=generator).to(torch.uint8)
@@ -173,7 +174,7 @@ def train(
 
 
 def entry() -> None:
-    """What a process of the test does."""
+    """Run one process of the test."""
     try:
         main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])
         distributed.leave(0)

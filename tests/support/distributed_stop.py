@@ -1,6 +1,6 @@
-"""What `test_distributed_stop.py` runs under torchrun: trainings that processes are told to end in the middle of an epoch, and one by a teacher's cache.
+"""The script of `test_distributed_stop.py` under torchrun: trainings interrupted in mid-epoch, and one with a cache.
 
-Argument: working folder. Each process says how each training ended. The same command goes on with those that were ended.
+Argument: working folder. Each process prints how each training ended. The same command resumes the interrupted ones.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ messages = 0  # of all processes to all, so far
 
 @dataclass
 class Telling(Progress):
-    """Sends its process a signal behind a step; `sent`: messages in each step."""
+    """Sends its process a signal after a step; `sent`: messages of each step."""
 
     told: tuple[int, signal.Signals] | None
     steps: int = 0
@@ -65,7 +65,7 @@ def counted(all_reduce: Any) -> Any:
 
 
 def slow(write: Any) -> Any:
-    """As on storage that takes a while."""
+    """Write as on slow storage."""
 
     def later(*args: Any) -> None:
         time.sleep(0.3)
@@ -75,7 +75,7 @@ def slow(write: Any) -> Any:
 
 
 class Keeping(Teacher):
-    """Writes what it was asked, which takes a while."""
+    """A teacher whose `save` writes a file slowly."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -91,7 +91,7 @@ def say(name: str, group: distributed.Group, text: object) -> None:
 
 
 def ended(name: str, own: Path, group: distributed.Group) -> int:
-    """Train, if need be from where it was ended -> exit code."""
+    """Train, or resume; return the exit code."""
     global messages
     messages, progress = 0, Telling(TOLD[name].get(group.rank))
     try:
@@ -104,7 +104,8 @@ def ended(name: str, own: Path, group: distributed.Group) -> int:
         say(
             name,
             group,
-            f"{error} | began at {progress.started} | steps {progress.steps} | kept {state['epoch'], state['step']} and {answers}",
+            f"{error} | began at {progress.started} | steps {progress.steps} | "
+            f"kept {state['epoch'], state['step']} and {answers}",
         )
         return error.exit_code
     say(name, group, f"done | began at {progress.started} | messages {progress.sent}")
@@ -112,7 +113,7 @@ def ended(name: str, own: Path, group: distributed.Group) -> int:
 
 
 def taught(folder: Path, own: Path, group: distributed.Group) -> None:
-    """Two trainings of one teacher; the second one's pictures are shared otherwise."""
+    """Two trainings with one teacher; the second one shards its images in another order."""
     rows = []
     for seed in (0, 1):
         said = Teacher()

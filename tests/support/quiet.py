@@ -1,4 +1,4 @@
-"""A training's progress for tests."""
+"""A silent `session.Progress` for tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Quiet:
-    """Shows nothing; `said`: what was warned of."""
+    """Shows nothing; `said` holds the warnings."""
 
     def __init__(self) -> None:
         self.said: list[str] = []

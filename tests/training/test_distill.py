@@ -1,4 +1,4 @@
-"""A distillation from the command line: what is said of its teacher before it is spent, and how its networks lie in memory."""
+"""A distillation from the command line: the printed cost of its teacher, and the memory layout of its networks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def recipe(tmp_path: Path) -> Path:
     np.savez(tmp_path / "set.npz", class_names=np.array(list("abcd")), **arrays)
     path = tmp_path / "small.yaml"
     path.write_text(
-        f"data: {{source: npz, root: set.npz, image_size: {SIDE}, augment: crop_flip, validation: 40, calibration: 32}}\n"
+        f"data: {{source: npz, root: set.npz, image_size: {SIDE}, augment: crop_flip, "
+        "validation: 40, calibration: 32}\n"
         "teacher: {candidates: [{model: resnet8, train: {epochs: 1}}]}\n"
         "student: {model: resnet8}\n"
         "distill: {baseline: false}\n"
@@ -77,7 +78,7 @@ def said(recipe: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., list
     return run
 
 
-def test_what_the_teacher_will_take_is_said_before_the_first_epoch(said):
+def test_the_cost_of_the_teacher_is_printed_before_the_first_epoch(said):
     at_most = f"teacher logits: at most {2 * TRAINED} rows (0.0 MiB with their table) for 2 views per image"
     assert said() == [at_most]
     most, known = said("distill.method=kd")
@@ -97,7 +98,7 @@ def laid_out(model: nn.Module) -> bool:
     )
 
 
-def test_what_is_trained_lies_in_channels_last(said, monkeypatch):
+def test_a_student_is_trained_in_channels_last(said, monkeypatch):
     layouts: list[bool] = []
     for module in (distill, teachers):
         fit: Any = module.fit
@@ -111,7 +112,7 @@ def test_what_is_trained_lies_in_channels_last(said, monkeypatch):
 
 
 @pytest.mark.parametrize("key", ["none", "file", "IMAGENET1K_V1"])
-def test_whatever_a_training_starts_from_lies_in_channels_last(tmp_path, monkeypatch, key):
+def test_every_starting_network_is_in_channels_last(tmp_path, monkeypatch, key):
     record = Network("resnet8", None, 4, SIDE, Normalization((0.5,) * 3, (0.25,) * 3))
     checkpoints.save_state(models.build("resnet8", classes=4), tmp_path / "a.safetensors")
     monkeypatch.setattr(models, "pretrained", lambda name, weights, classes: models.build(name, classes=classes))

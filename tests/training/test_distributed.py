@@ -1,4 +1,4 @@
-"""Two processes that share each batch train what one process trains; a process that is lost ends the job, and it resumes."""
+"""Two processes train what one process trains; a lost process ends the job, which then resumes."""
 
 from __future__ import annotations
 
@@ -22,29 +22,16 @@ from compress.core.distributed import ALONE, Group, sync_batchnorm
 from compress.core.errors import MissingError, UsageError
 from compress.pipeline import run as pipeline
 from compress.training import precision
+from tests.support.torchrun import DISTRIBUTED_RUN, ENVIRONMENT, ROOT, TORCHRUN, run_python, torchrun
 
-SCRIPT = Path(__file__).parents[1] / "support" / "distributed_run.py"
-ROOT = Path(__file__).parents[2]
 METHODS = ("dhkd", "kd", "crd", "streamed")
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-ENVIRONMENT = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-
-
-def started(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, timeout=300, check=False
-    )
-
-
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return started(*TORCHRUN, *arguments)
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     """What two processes trained, a folder for each method."""
     folder = tmp_path_factory.mktemp("two")
-    done = torchrun(str(SCRIPT), str(folder), "-1", "cpu", *METHODS)
+    done = torchrun(str(DISTRIBUTED_RUN), str(folder), "-1", "cpu", *METHODS)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -52,7 +39,7 @@ def shared(tmp_path_factory):
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(tmp_path, shared):
     # batches of 15 and a last one of 6: shares of 8 and 7, and of 3 and 3
-    done = started(str(SCRIPT), str(tmp_path), "-1", "cpu", *METHODS)
+    done = run_python(str(DISTRIBUTED_RUN), str(tmp_path), "-1", "cpu", *METHODS)
     assert done.returncode == 0, done.stdout + done.stderr
     for method in METHODS:
         one, two = (load_file(folder / method / "weights.safetensors") for folder in (tmp_path, shared))
@@ -64,12 +51,12 @@ def test_two_processes_train_what_one_trains(tmp_path, shared):
 
 
 @pytest.mark.gpu
-def test_batchnorm_over_two_cards_is_that_of_one(tmp_path):
+def test_batchnorm_over_two_gpus_equals_that_of_one(tmp_path):
     if torch.cuda.device_count() < 2:
         pytest.skip("torch sees fewer than two CUDA devices")
-    for run, name in ((started, "one"), (torchrun, "two")):
+    for run, name in ((run_python, "one"), (torchrun, "two")):
         (tmp_path / name).mkdir()
-        done = run(str(SCRIPT), str(tmp_path / name), "-1", "cuda", "norm")
+        done = run(str(DISTRIBUTED_RUN), str(tmp_path / name), "-1", "cuda", "norm")
         assert done.returncode == 0 and "warned" not in done.stdout, done.stderr
     one, two = (load_file(tmp_path / name / "norm" / "weights.safetensors") for name in ("one", "two"))
     for key in one:
@@ -100,13 +87,13 @@ def test_batchnorm_is_synchronised_on_cuda_alone_and_put_back():
 
 
 @pytest.mark.slow
-def test_a_lost_process_ends_the_job_and_the_job_resumes(tmp_path, shared):
-    lost = torchrun(str(SCRIPT), str(tmp_path), "1", "cpu", "kd")
+def test_a_lost_process_ends_the_job_which_then_resumes(tmp_path, shared):
+    lost = torchrun(str(DISTRIBUTED_RUN), str(tmp_path), "1", "cpu", "kd")
     assert lost.returncode != 0 and not (tmp_path / "kd" / "weights.safetensors").exists()
     assert (
         "another process of this run is gone" in lost.stdout and "run the same command again to resume" in lost.stdout
     ), lost.stdout + lost.stderr
-    again = torchrun(str(SCRIPT), str(tmp_path), "-1", "cpu", "kd")
+    again = torchrun(str(DISTRIBUTED_RUN), str(tmp_path), "-1", "cpu", "kd")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "goes on in epoch 2 behind step 1" in again.stdout  # of three
     rows = [
@@ -138,7 +125,7 @@ def tiny(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_line_shares_a_training_and_the_first_process_does_the_rest(tmp_path, tiny):
+def test_only_training_is_shared_and_rank_0_runs_the_other_stages(tmp_path, tiny):
     done = torchrun(*tiny(1))
     assert done.returncode == 0, done.stderr + done.stdout
     assert done.stdout.count("distill                      running") == 1  # the other process is silent
@@ -149,7 +136,7 @@ def test_the_command_line_shares_a_training_and_the_first_process_does_the_rest(
     assert json.loads(again.stdout)["reused"] == ["data", "teacher", "distill", "strip"]  # one document
 
 
-def test_what_a_process_beside_the_first_fails_of_is_left_to_torchrun(tmp_path, monkeypatch, capsys):
+def test_a_failure_on_another_rank_is_left_to_torchrun(tmp_path, monkeypatch, capsys):
     error = tmp_path / "error.json"
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("TORCHELASTIC_ERROR_FILE", str(error))):
         monkeypatch.setenv(name, value)
@@ -176,7 +163,7 @@ def interrupted(*_, **__):
 
 
 @pytest.mark.slow
-def test_torchruns_account_of_a_wrong_recipe_ends_with_the_sentence(tmp_path):
+def test_torchruns_report_of_a_wrong_recipe_ends_with_our_message(tmp_path):
     (tmp_path / "wrong.yaml").write_text(
         "data: {source: fashion}\nteacher: {candidates: [{model: resnet9}]}\nstudent: {model: resnet8}\n"
     )
@@ -198,7 +185,7 @@ def ranks(job: int) -> dict[str, int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds torchrun's processes in /proc")
 @pytest.mark.parametrize("lost", ["0", "1"])
-def test_a_killed_process_of_the_command_line_ends_the_job_and_the_job_resumes(tmp_path, tiny, lost):
+def test_a_killed_command_line_process_ends_the_job_which_then_resumes(tmp_path, tiny, lost):
     said = []
     with subprocess.Popen(
         [sys.executable, *TORCHRUN, *tiny(8), "--until", "distill"],
@@ -236,7 +223,7 @@ def test_a_killed_process_of_the_command_line_ends_the_job_and_the_job_resumes(t
     assert [[row["epoch"] for row in rows] for rows in histories] == [[str(epoch) for epoch in range(1, 9)]]
 
 
-def test_shares_of_a_batch_are_even_and_whole():
+def test_shards_of_a_batch_are_even_and_complete():
     batch = torch.arange(15)
     parts = [Group(rank, 4).shard(batch) for rank in range(4)]
     assert torch.equal(torch.cat(parts), batch) and [len(part) for part in parts] == [4, 4, 4, 3]
@@ -244,7 +231,7 @@ def test_shares_of_a_batch_are_even_and_whole():
         Group(0, 4).shard(batch[:3])
 
 
-def test_alone_nothing_is_asked():
+def test_a_single_process_sends_no_messages():
     assert (
         ALONE.is_main
         and ALONE.gradient_reducer is None
@@ -256,7 +243,7 @@ def test_alone_nothing_is_asked():
     assert ALONE.gather(rows) is rows
 
 
-def test_a_training_that_goes_on_draws_other_dropout_than_it_began_with_in_every_process():
+def test_a_resumed_training_draws_new_dropout_on_every_rank():
     drawn = []
     with torch.random.fork_rng():
         for rank, done in ((0, 0), (1, 0), (0, 40), (1, 40), (0, 41)):
@@ -266,7 +253,7 @@ def test_a_training_that_goes_on_draws_other_dropout_than_it_began_with_in_every
     assert len({tuple(row) for row in drawn}) == 5
 
 
-def test_a_named_card_for_all_processes_is_refused(monkeypatch):
+def test_one_named_gpu_for_all_processes_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="every process takes its own GPU"), distributed.joined("cuda:1"):
         pass
@@ -282,14 +269,14 @@ def chosen(monkeypatch) -> list[torch.device | int]:
     return told
 
 
-def test_a_card_named_by_number_is_the_one_that_streams_and_graphs_are_made_on(chosen):
+def test_streams_and_graphs_use_the_gpu_named_by_number(chosen):
     assert pipeline.resolve_device("cuda:1") == "cuda:1" and chosen == [torch.device("cuda", 1)]
     assert pipeline.resolve_device("cuda") == "cuda" and len(chosen) == 1
     with pytest.raises(MissingError, match="--device cuda:2: torch sees 2 CUDA devices here, counted from 0"):
         pipeline.resolve_device("cuda:2")
 
 
-def test_a_training_names_its_card(chosen, monkeypatch):
+def test_a_training_reports_its_gpu(chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", {"cuda": "NVIDIA H200", "cuda:1": "NVIDIA T4"}.__getitem__)
     assert [precision.gpu_name(name) for name in ("cuda", "cuda:1", "cpu", "mps")] == [
         "NVIDIA H200",
@@ -299,7 +286,7 @@ def test_a_training_names_its_card(chosen, monkeypatch):
     ]
 
 
-def test_more_processes_than_cards_are_refused_by_each_of_them(chosen, monkeypatch):
+def test_more_processes_than_gpus_are_refused_on_every_rank(chosen, monkeypatch):
     for rank in ("0", "2"):
         for name, value in (("WORLD_SIZE", "3"), ("LOCAL_WORLD_SIZE", "3"), ("LOCAL_RANK", rank)):
             monkeypatch.setenv(name, value)
@@ -316,9 +303,7 @@ def test_more_processes_than_cards_are_refused_by_each_of_them(chosen, monkeypat
 @pytest.mark.parametrize(
     ("device", "backend", "card"), [("cuda", "nccl", torch.device("cuda", 1)), ("cpu", "gloo", None)]
 )
-def test_a_step_waits_for_minutes_and_the_first_processs_word_is_waited_for_over_the_cpu(
-    chosen, monkeypatch, device, backend, card
-):
+def test_steps_time_out_after_minutes_and_broadcasts_wait_on_the_cpu(chosen, monkeypatch, device, backend, card):
     told: list[tuple] = []
     for name, value in (("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""Two processes of one training: a signal to one of them ends both at the same step, a step's gradients are one message, and both know what each was taught."""
+"""Two ranks: a signal to one ends both at the same step, a step is one message, and both share cached logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from compress.core.distributed import ASK_EVERY_STEPS
 from compress.core.errors import Interrupted
-from tests.training.test_distributed import torchrun
+from tests.support.torchrun import torchrun
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[1] / "support" / "distributed_stop.py"
@@ -68,7 +68,7 @@ def test_each_process_ends_with_the_code_of_an_interruption(runs):
 
 
 @pytest.mark.parametrize("name", ENDED)
-def test_the_same_command_ends_with_the_weights_and_history_of_a_training_that_nobody_ended(runs, name):
+def test_resuming_gives_the_weights_and_history_of_an_uninterrupted_training(runs, name):
     assert runs.answers[1].returncode == 0, words(runs.answers[1])
     assert (
         all(f"done | began at (2, {ASK_EVERY_STEPS}) | " in line for line in runs.said(1, name))
@@ -96,7 +96,7 @@ def test_the_gradients_of_a_step_are_one_message(runs):
         assert [sent[step] for step in asked if step % STEPS] == [2, 2]
 
 
-def test_both_processes_know_what_each_was_taught(runs):
+def test_both_ranks_have_all_cached_logits(runs):
     """In the second training each asks for pictures that the other one had."""
     (first, second) = (
         [int(number) for number in line.removeprefix("rows [").rstrip("]").split(", ")]

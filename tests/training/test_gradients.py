@@ -1,4 +1,4 @@
-"""Gradient alignment against the golden vectors, and against a flattened float64 projection written from the formula."""
+"""Gradient alignment against golden vectors and against a flattened float64 projection from the formula."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def test_aligned_backward_equals_the_flattened_projection(scope, cuda, monkeypat
 
 
 @pytest.mark.parametrize("scope", ["all", "shared"])
-def test_zeros_for_what_a_loss_does_not_reach_count_as_nothing(scope):
-    """A compiled network gives them; by them a parameter of the task alone would count as shared, one that nothing reaches would have a gradient."""
+def test_zero_gradients_of_unreached_parameters_count_as_none(scope):
+    """Otherwise a parameter of the task alone would count as shared, and one that no loss reaches would be stepped."""
     found = []
     for zeros in (False, True):
         both, task, none = (torch.tensor([value], requires_grad=True) for value in (1.0, 2.0, 3.0))
@@ -144,7 +144,7 @@ def test_zeros_for_what_a_loss_does_not_reach_count_as_nothing(scope):
     assert found[0] == found[1] and found[1][2] is None
 
 
-def test_leaves_are_what_a_backward_pass_comes_to():
+def test_reachable_leaves_are_those_of_a_backward_pass():
     one, other, unused = (torch.ones(2, requires_grad=True) for _ in range(3))
     inner = (one * 2).relu()
     loss = (inner.split(1)[0] * other.detach()).sum() + (inner.split(1)[1] * unused).sum() * 0
@@ -169,7 +169,7 @@ class Operators(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("scope", ["all", "shared"])
-def test_more_parameters_are_no_more_operators_but_for_their_backward_passes_and_sums(scope, monkeypatch):
+def test_the_number_of_operators_does_not_grow_with_the_parameters(scope, monkeypatch):
     monkeypatch.setattr(
         gradients,
         "_sum_of_products",
@@ -189,7 +189,7 @@ def test_more_parameters_are_no_more_operators_but_for_their_backward_passes_and
     assert counts[0] == counts[1] < 30
 
 
-def test_the_losses_gradients_are_not_written_into():
+def test_the_losses_own_gradients_are_not_overwritten():
     w, v = (torch.tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
     total = (w + v).square().sum()  # one tensor is the gradient of both
     aligned_backward(total, -total, [w, v], scope="all", free=w.sum())
@@ -203,8 +203,9 @@ def test_unknown_scope_is_refused():
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-def test_a_fused_optimizer_steps_the_elements_that_the_gradient_names(aligned):
-    # a convolution in torch's default layout behind a channels_last map: autograd.grad answers with other strides than the weight's
+def test_a_fused_optimizer_steps_the_right_elements_whatever_the_strides(aligned):
+    # a convolution in torch's default layout behind a channels_last map: autograd.grad answers with other strides than
+    # the weight's
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(3, 4, 3)
     pixels = torch.randn(2, 3, 6, 6).to(memory_format=torch.channels_last)

@@ -1,13 +1,11 @@
-"""The training loop on a tiny network: schedules, batches, losses, and that an interrupted run ends with the same bits."""
+"""The training loop on a tiny network: schedules, batches, losses, and the same bits after an interruption."""
 
 from __future__ import annotations
 
 import copy
 import csv
 import math
-import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,148 +17,36 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from compress.core.errors import Interrupted, StageError, UsageError
-from compress.core.records.training import Normalization
-from compress.methods import Method, MethodContext, Outline, Signals, build_method
+from compress.data.augment import views
+from compress.methods import MethodContext, Signals
 from compress.methods.cross_entropy import CrossEntropy
-from compress.recipe.schema import Dhkd, Distill, ResolvedSchedule, ResolvedTrain
+from compress.recipe.schema import Dhkd, Distill, ResolvedSchedule
 from compress.training import checkpoint, loop, schedule
-from compress.training import precision as arithmetic
 from compress.training.evaluation import ImageSet
+from compress.training.precision import resolve_precision
 from compress.training.teacher.logit_cache import TeacherCache
+from tests.support.tiny_training import (
+    CLASSES,
+    COUNT,
+    DHKD,
+    NORMALIZATION,
+    SHAPE,
+    SIDE,
+    VALIDATION,
+    Net,
+    PowerCut,
+    RecordingProgress,
+    cut_power,
+    fit,
+    image_set,
+    press_ctrl_c,
+    same,
+    settings,
+    state_of,
+    student_and_method,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SIDE, CLASSES, COUNT, VALIDATION = 8, 3, 52, 12
-NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-DHKD = Distill(dhkd=Dhkd(hidden=12, dropout=0.3, head="nonlinear", align="all"))
-SHAPE = Outline("net", CLASSES, {"pooled": (6,)})
-
-
-class Net(nn.Module):
-    """(N, 3, 8, 8) -> (N, 3); with `kernel` 8 the BatchNorm sees maps of one pixel."""
-
-    def __init__(self, kernel: int = 3) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 6, kernel, padding=1 if kernel == 3 else 0, bias=False)
-        self.bn = nn.BatchNorm2d(6)
-        self.fc = nn.Linear(6, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(torch.relu(self.bn(self.conv(x))).mean((2, 3)))
-
-
-class Recorder:
-    """Progress that remembers, and may act after a number of steps."""
-
-    def __init__(self, after: int = -1, action: Callable[[], None] | None = None) -> None:
-        self.after, self.action = after, action
-        self.steps: list[int] = []
-        self.rows: list[dict[str, float]] = []
-        self.started: tuple[int, int] | None = None
-        self.on_epoch: Callable[[], None] | None = None
-
-    def start_at(self, epoch: int, step: int) -> None:
-        self.started = (epoch, step)
-
-    def warn(self, text: str) -> None:
-        raise AssertionError(text)
-
-    def step(self, images: int, losses: dict[str, Tensor]) -> None:
-        self.steps.append(images)
-        if len(self.steps) == self.after and self.action is not None:
-            self.action()
-
-    def epoch(self, row: dict[str, float]) -> None:
-        self.rows.append(row)
-        if self.on_epoch is not None:
-            self.on_epoch()
-
-
-class PowerCut(Exception):
-    """Ends a run without a word, as kill -9 does."""
-
-
-def cut() -> None:
-    raise PowerCut
-
-
-def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def pictures(count: int = COUNT, validation: int = VALIDATION, augment: str = "crop_flip") -> ImageSet:
-    """Noise in which the class's channel is brighter."""
-    generator = torch.Generator().manual_seed(3)
-    labels = torch.arange(count) % CLASSES
-    images = torch.randint(0, 190, (count, SIDE, SIDE, 3), generator=generator)
-    images += 60 * nn.functional.one_hot(labels, 3)[:, None, None, :]
-    return ImageSet(
-        images.to(torch.uint8), labels, torch.arange(validation, count), torch.arange(validation), augment, SIDE
-    )
-
-
-def settings(**changes: Any) -> ResolvedTrain:
-    values = {
-        "epochs": 3,
-        "batch_size": 16,
-        "lr": 0.05,
-        "seed": 7,
-        "precision": "float32",
-        "schedule": ResolvedSchedule(warmup_epochs=0.0),
-    }
-    return ResolvedTrain(**{**values, **changes})
-
-
-def teacher() -> TeacherCache:
-    torch.manual_seed(11)
-    net = Net().eval().requires_grad_(False)
-    return TeacherCache(
-        lambda raw: net(loop.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
-        images=COUNT,
-        views=18,
-        classes=CLASSES,
-        device="cpu",
-        folder=None,
-        warn=lambda text: None,
-    )
-
-
-def started(distill: Distill = DHKD, *, net: nn.Module | None = None) -> tuple[nn.Module, Method]:
-    torch.manual_seed(5)
-    student = (net or Net()).to(memory_format=torch.channels_last)
-    return student, build_method(distill, student=SHAPE, teacher=SHAPE, train_labels=torch.zeros(1))
-
-
-def fit(
-    folder: Path,
-    student: nn.Module,
-    method: Method,
-    *,
-    config: ResolvedTrain | None = None,
-    data: ImageSet | None = None,
-    progress: Recorder | None = None,
-    device: str = "cpu",
-) -> loop.FitResult:
-    return loop.fit(
-        student,
-        method,
-        data or pictures(),
-        train=config or settings(),
-        normalization=NORMALIZATION,
-        taps={"pooled": "fc:in"},
-        teacher=teacher() if method.needs_teacher else None,
-        device=device,
-        folder=folder,
-        progress=progress or Recorder(),
-    )
-
-
-def state_of(*modules: nn.Module) -> list[Tensor]:
-    return [value.clone() for module in modules for value in module.state_dict().values()]
-
-
-def same(one: list[Tensor], other: list[Tensor]) -> bool:
-    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
 
 # --- schedules and precision
 
@@ -168,7 +54,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 @pytest.mark.parametrize(
     ("epoch", "rate"), [(1, 0.1), (150, 0.1), (151, 0.01), (180, 0.01), (181, 0.001), (211, 0.0001)]
 )
-def test_step_schedule_falls_behind_its_milestones(epoch, rate):
+def test_step_schedule_falls_after_its_milestones(epoch, rate):
     config = settings(epochs=240, lr=0.1, schedule=ResolvedSchedule(kind="step", warmup_epochs=0.0))
     assert schedule.learning_rate(config, epoch, 0.5) == pytest.approx(rate)
 
@@ -206,19 +92,19 @@ def test_constant_schedule_stays():
     ],
 )
 def test_precision_follows_flags_never_a_clock(monkeypatch, precision, device, flags, resolved):
-    monkeypatch.setattr(arithmetic, "cpu_has_bf16", lambda: flags)
+    monkeypatch.setattr("compress.training.precision.cpu_has_bf16", lambda: flags)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: flags or including_emulation)
     for clock in ("monotonic", "perf_counter", "time", "process_time"):
-        monkeypatch.setattr(loop.time, clock, cut)
-    assert arithmetic.resolve_precision(precision, device) == resolved
+        monkeypatch.setattr(loop.time, clock, cut_power)
+    assert resolve_precision(precision, device) == resolved
 
 
 @pytest.mark.parametrize(("major", "resolved"), [(7, "float32"), (8, "bf16")])
-def test_a_card_that_emulates_bf16_trains_in_float32(monkeypatch, major, resolved):
+def test_a_gpu_that_emulates_bf16_trains_in_float32(monkeypatch, major, resolved):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=major))
-    assert arithmetic.resolve_precision("auto", "cuda") == resolved
+    assert resolve_precision("auto", "cuda") == resolved
 
 
 class NoFloat64(TorchDispatchMode):
@@ -232,7 +118,7 @@ class NoFloat64(TorchDispatchMode):
 
 def test_a_training_computes_nothing_in_float64(tmp_path):
     with NoFloat64():
-        fitted = fit(tmp_path, *started(), config=settings(epochs=1))
+        fitted = fit(tmp_path, *student_and_method(), config=settings(epochs=1))
     assert 0 <= fitted.history[0]["top1_validation"] <= 1
 
 
@@ -240,42 +126,48 @@ def test_a_training_computes_nothing_in_float64(tmp_path):
 
 
 def test_a_short_last_batch_is_trained_on(tmp_path):
-    progress = Recorder()
-    fit(tmp_path, *started(), config=settings(epochs=2), progress=progress)
+    progress = RecordingProgress()
+    fit(tmp_path, *student_and_method(), config=settings(epochs=2), progress=progress)
     assert progress.steps == [16, 16, 8] * 2
 
 
-def test_a_last_batch_smaller_than_the_method_takes_waits(tmp_path):
-    progress = Recorder()
-    fit(tmp_path, *started(), config=settings(epochs=2), data=pictures(VALIDATION + 33), progress=progress)
+def test_a_last_batch_smaller_than_the_method_accepts_is_left_out(tmp_path):
+    progress = RecordingProgress()
+    fit(tmp_path, *student_and_method(), config=settings(epochs=2), data=image_set(VALIDATION + 33), progress=progress)
     assert progress.steps == [16, 16] * 2
 
 
-def test_a_last_batch_of_one_waits_where_batchnorm_would_see_one_value(folders):
-    progress, none = Recorder(), Distill(method="none")
-    fit(folders / "wide", *started(none), config=settings(epochs=1), data=pictures(VALIDATION + 33), progress=progress)
+def test_a_last_batch_of_one_is_left_out_where_batchnorm_needs_two(folders):
+    progress, none = RecordingProgress(), Distill(method="none")
+    fit(
+        folders / "wide",
+        *student_and_method(none),
+        config=settings(epochs=1),
+        data=image_set(VALIDATION + 33),
+        progress=progress,
+    )
     assert progress.steps == [16, 16, 1]
-    narrow = Recorder()
+    narrow = RecordingProgress()
     fit(
         folders / "narrow",
-        *started(none, net=Net(kernel=8)),
+        *student_and_method(none, net=Net(kernel=8)),
         config=settings(epochs=1),
-        data=pictures(VALIDATION + 33),
+        data=image_set(VALIDATION + 33),
         progress=narrow,
     )
     assert narrow.steps == [16, 16]
 
 
-def test_a_batch_too_small_is_refused_with_a_sentence(tmp_path):
-    for student, method in (started(), started(Distill(method="none"), net=Net(kernel=8))):
+def test_a_batch_that_is_too_small_is_refused(tmp_path):
+    for student, method in (student_and_method(), student_and_method(Distill(method="none"), net=Net(kernel=8))):
         with pytest.raises(UsageError, match=r"train.batch_size: batches of at least 2 are needed, got 1"):
             fit(tmp_path, student, method, config=settings(batch_size=1))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_batch_larger_than_the_set_is_the_set(tmp_path):
-    progress = Recorder()
-    fit(tmp_path, *started(), config=settings(epochs=1, batch_size=4096), progress=progress)
+def test_a_batch_is_at_most_the_whole_set(tmp_path):
+    progress = RecordingProgress()
+    fit(tmp_path, *student_and_method(), config=settings(epochs=1, batch_size=4096), progress=progress)
     assert progress.steps == [COUNT - VALIDATION]
 
 
@@ -290,7 +182,7 @@ def folders(tmp_path: Path) -> Path:
 
 
 def test_losses_fall_and_the_classes_are_learnt(tmp_path):
-    fitted = fit(tmp_path, *started(), config=settings(epochs=12, lr=0.1))
+    fitted = fit(tmp_path, *student_and_method(), config=settings(epochs=12, lr=0.1))
     first, last = fitted.history[0], fitted.history[-1]
     assert last["ce"] < 0.5 * first["ce"] and last["bkl"] < first["bkl"]
     assert last["top1_validation"] > 0.8
@@ -299,7 +191,7 @@ def test_losses_fall_and_the_classes_are_learnt(tmp_path):
 
 
 def test_history_csv_has_a_column_for_each_loss(tmp_path):
-    fitted = fit(tmp_path, *started())
+    fitted = fit(tmp_path, *student_and_method())
     with (tmp_path / "history.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert list(rows[0]) == ["epoch", "lr", "ce", "bkl", "top1_validation", "images_per_second"]
@@ -322,7 +214,7 @@ def test_training_equals_steps_written_by_hand(tmp_path):
     reference = copy.deepcopy(student).train()
     method = Recording(None, MethodContext(SHAPE, None, torch.zeros(1), torch.zeros(1)))
     config = settings(epochs=2, momentum=0.9, weight_decay=0.01, lr=0.1)
-    data = pictures(augment="none")
+    data = image_set(augment="none")
     fit(tmp_path, student, method, config=config, data=data)
 
     velocity = [torch.zeros_like(p) for p in reference.parameters()]
@@ -342,8 +234,8 @@ def test_training_equals_steps_written_by_hand(tmp_path):
         torch.testing.assert_close(student.state_dict()[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_the_number_of_threads_is_the_recipes_and_is_given_back(tmp_path):
-    assert fit(tmp_path, *started(), config=settings(epochs=1, threads=2)).threads == 2
+def test_the_number_of_threads_is_set_and_restored(tmp_path):
+    assert fit(tmp_path, *student_and_method(), config=settings(epochs=1, threads=2)).threads == 2
     assert torch.get_num_threads() == 1
 
 
@@ -351,9 +243,9 @@ def test_the_number_of_threads_is_the_recipes_and_is_given_back(tmp_path):
 def test_keep_best_ships_the_best_epoch_and_last_the_last(tmp_path, monkeypatch, accuracies, best):
     told = iter(accuracies)
     monkeypatch.setattr(loop, "accuracy", lambda logits, labels: next(told))
-    student, method = started()
+    student, method = student_and_method()
     epochs: list[list[Tensor]] = []
-    progress = Recorder()
+    progress = RecordingProgress()
     progress.on_epoch = lambda: epochs.append(state_of(student, method))
     fitted = fit(tmp_path, student, method, config=settings(keep="best"), progress=progress)
     assert fitted.shipped_epoch == best and same(state_of(student, method), epochs[best - 1])
@@ -374,7 +266,7 @@ class Exploding(CrossEntropy):
 
 
 @pytest.mark.parametrize(("value", "shown"), [(float("nan"), "nan"), (float("inf"), "inf")])
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_checkpoint(tmp_path, value, shown):
+def test_a_nonfinite_loss_stops_training_and_keeps_the_last_good_checkpoint(tmp_path, value, shown):
     student = Net()
     method = Exploding(None, MethodContext(SHAPE, None, torch.zeros(1), torch.zeros(1)))
     method.value = value
@@ -410,7 +302,7 @@ class Poisoned(CrossEntropy):
 @pytest.mark.parametrize(
     ("first", "kept"), [(3, "there is no checkpoint yet"), (6, "the last good checkpoint is kept")]
 )
-def test_weights_that_the_last_step_of_an_epoch_spoilt_are_neither_kept_nor_shipped(tmp_path, first, kept):
+def test_nonfinite_weights_after_the_last_step_are_neither_saved_nor_shipped(tmp_path, first, kept):
     """Three steps an epoch, two epochs."""
     method = Poisoned(None, MethodContext(SHAPE, None, torch.zeros(1), torch.zeros(1)))
     method.first = first
@@ -426,37 +318,37 @@ def test_weights_that_the_last_step_of_an_epoch_spoilt_are_neither_kept_nor_ship
         )
 
 
-def test_without_a_checkpoint_the_message_says_so(tmp_path):
+def test_without_a_checkpoint_the_message_tells_so(tmp_path):
     with pytest.raises(
         StageError, match=r"not finite in epoch 1, step [0-9]+ \(ce .*there is no checkpoint yet: lower train.lr"
     ):
-        fit(tmp_path, *started(Distill(method="none")), config=settings(lr=1e30))
+        fit(tmp_path, *student_and_method(Distill(method="none")), config=settings(lr=1e30))
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path):
-    fit(tmp_path, *started(), config=settings(epochs=1))
+def test_a_damaged_checkpoint_is_named_with_the_fix(tmp_path):
+    fit(tmp_path, *student_and_method(), config=settings(epochs=1))
     path = tmp_path / "checkpoint.pt"
     for content in (path.read_bytes()[:1000], b"", b"not a checkpoint"):
         path.write_bytes(content)
         with pytest.raises(
             StageError, match=r"checkpoint.pt cannot be resumed from .*; start this training again: rm -r "
         ):
-            fit(tmp_path, *started())
-    fit_other = started(Distill(method="none"), net=nn.Sequential(Net()))
+            fit(tmp_path, *student_and_method())
+    fit_other = student_and_method(Distill(method="none"), net=nn.Sequential(Net()))
     (tmp_path / "checkpoint.pt").unlink()
-    fit(tmp_path, *started(Distill(method="none")), config=settings(epochs=1))
+    fit(tmp_path, *student_and_method(Distill(method="none")), config=settings(epochs=1))
     with pytest.raises(StageError, match="cannot be resumed from"):
         loop.fit(
             *fit_other,
-            pictures(),
+            image_set(),
             train=settings(),
             normalization=NORMALIZATION,
             taps={"pooled": "0.fc:in"},
             teacher=None,
             device="cpu",
             folder=tmp_path,
-            progress=Recorder(),
+            progress=RecordingProgress(),
         )
 
 
@@ -467,15 +359,13 @@ def of_four_cards(path: Path) -> None:
     torch.save(content, path)
 
 
-def test_a_training_on_the_cpu_never_asks_for_a_card_and_reads_the_checkpoint_of_a_machine_with_four(
-    tmp_path, monkeypatch
-):
+def test_cpu_training_ignores_gpus_and_loads_checkpoints_of_a_four_gpu_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name in ("get_rng_state", "get_rng_state_all", "set_rng_state", "set_rng_state_all"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: pytest.fail("a card was asked for"))
-    fit(tmp_path, *started(), config=settings(epochs=1))
+    fit(tmp_path, *student_and_method(), config=settings(epochs=1))
     of_four_cards(tmp_path / "checkpoint.pt")
-    assert len(fit(tmp_path, *started(), config=settings(epochs=2)).history) == 2
+    assert len(fit(tmp_path, *student_and_method(), config=settings(epochs=2)).history) == 2
 
 
 # --- interrupted and resumed
@@ -487,14 +377,14 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, precision, af
     config = settings(precision=precision)
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
-    whole = started()
+    whole = student_and_method()
     uninterrupted = fit(tmp_path / "whole", *whole, config=config)
 
     with pytest.raises(Interrupted) as stopped:
-        fit(tmp_path / "parts", *started(), config=config, progress=Recorder(after, interrupt))
+        fit(tmp_path / "parts", *student_and_method(), config=config, progress=RecordingProgress(after, press_ctrl_c))
     assert stopped.value.exit_code == 130
     assert str(stopped.value).endswith(" of 3, checkpoint kept; run the same command again to resume")
-    progress, parts = Recorder(), started(net=Net())
+    progress, parts = RecordingProgress(), student_and_method(net=Net())
     torch.manual_seed(999)  # another process starts with another random state
     resumed = fit(tmp_path / "parts", *parts, config=config, progress=progress)
 
@@ -508,17 +398,17 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, precision, af
 def test_a_killed_training_ends_with_the_same_bits(tmp_path, distill):
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
-    whole = started(distill)
+    whole = student_and_method(distill)
     fit(tmp_path / "whole", *whole)
     for after in (2, 4):  # nothing saved yet; then one epoch saved
         with pytest.raises(PowerCut):
-            fit(tmp_path / "parts", *started(distill), progress=Recorder(after, cut))
-    progress, parts = Recorder(), started(distill)
+            fit(tmp_path / "parts", *student_and_method(distill), progress=RecordingProgress(after, cut_power))
+    progress, parts = RecordingProgress(), student_and_method(distill)
     fit(tmp_path / "parts", *parts, progress=progress)
     assert same(state_of(*whole), state_of(*parts)) and progress.started == (2, 0)
 
 
-def test_killed_behind_the_last_checkpoint_the_history_is_there(tmp_path, monkeypatch):
+def test_history_exists_when_killed_after_the_last_checkpoint(tmp_path, monkeypatch):
     written = checkpoint.save
 
     def save_and_die(*arguments):
@@ -527,39 +417,41 @@ def test_killed_behind_the_last_checkpoint_the_history_is_there(tmp_path, monkey
 
     monkeypatch.setattr(checkpoint, "save", save_and_die)
     with pytest.raises(PowerCut):
-        fit(tmp_path, *started(), config=settings(epochs=1))
+        fit(tmp_path, *student_and_method(), config=settings(epochs=1))
     monkeypatch.setattr(checkpoint, "save", written)
-    fitted = fit(tmp_path, *started(), config=settings(epochs=1))
+    fitted = fit(tmp_path, *student_and_method(), config=settings(epochs=1))
     assert len(fitted.history) == 1 and (tmp_path / "history.csv").read_text().count("\n") == 2
 
 
 def test_keep_best_survives_an_interrupt(tmp_path, monkeypatch):
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
-    config, whole, parts = settings(keep="best"), started(), started()
+    config, whole, parts = settings(keep="best"), student_and_method(), student_and_method()
     told = iter((0.9, 0.3, 0.2) * 2)
     monkeypatch.setattr(loop, "accuracy", lambda logits, labels: next(told))
     fit(tmp_path / "whole", *whole, config=config)
     with pytest.raises(Interrupted):
-        fit(tmp_path / "parts", *started(), config=config, progress=Recorder(5, interrupt))
+        fit(tmp_path / "parts", *student_and_method(), config=config, progress=RecordingProgress(5, press_ctrl_c))
     fitted = fit(tmp_path / "parts", *parts, config=config)
     assert fitted.shipped_epoch == 1 and same(state_of(*whole), state_of(*parts))
 
 
 def test_an_interrupt_during_the_last_validation_is_not_lost(tmp_path):
-    progress, before = Recorder(), signal.getsignal(signal.SIGINT)
-    progress.on_epoch = interrupt
+    progress, before = RecordingProgress(), signal.getsignal(signal.SIGINT)
+    progress.on_epoch = press_ctrl_c
     with pytest.raises(Interrupted, match="interrupted in epoch 1 of 1"):
-        fit(tmp_path, *started(), config=settings(epochs=1), progress=progress)
+        fit(tmp_path, *student_and_method(), config=settings(epochs=1), progress=progress)
     assert signal.getsignal(signal.SIGINT) is before
-    assert len(fit(tmp_path, *started(), config=settings(epochs=1), progress=Recorder()).history) == 1
+    assert (
+        len(fit(tmp_path, *student_and_method(), config=settings(epochs=1), progress=RecordingProgress()).history) == 1
+    )
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_other_ones(tmp_path):
+def test_the_seed_decides_the_bits(tmp_path):
     results = []
     for number, seed in enumerate((7, 7, 8)):
         (tmp_path / str(number)).mkdir()
-        modules = started()
+        modules = student_and_method()
         fit(tmp_path / str(number), *modules, config=settings(seed=seed, epochs=1))
         results.append(state_of(*modules))
     assert same(results[0], results[1]) and not same(results[0], results[2])
@@ -569,7 +461,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_other_ones(tmp_path):
 def test_training_runs_on_cuda(tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
-    data = pictures()
+    data = image_set()
     there = ImageSet(
         *(part.cuda() for part in (data.images, data.labels, data.train_index, data.validation_index)),
         "crop_flip",
@@ -578,7 +470,7 @@ def test_training_runs_on_cuda(tmp_path):
     torch.manual_seed(11)
     net = Net().eval().requires_grad_(False).cuda()
     cache = TeacherCache(
-        lambda raw: net(loop.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
+        lambda raw: net(views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
         images=COUNT,
         views=18,
         classes=CLASSES,
@@ -586,7 +478,7 @@ def test_training_runs_on_cuda(tmp_path):
         folder=None,
         warn=lambda text: None,
     )
-    student, method = (module.cuda() for module in started())
+    student, method = (module.cuda() for module in student_and_method())
     arguments: dict[str, Any] = {
         "train": settings(epochs=6, lr=0.1, precision="auto"),
         "normalization": NORMALIZATION,
@@ -596,10 +488,10 @@ def test_training_runs_on_cuda(tmp_path):
         "folder": tmp_path,
     }
     with pytest.raises(Interrupted):
-        loop.fit(student, method, there, progress=Recorder(7, interrupt), **arguments)
+        loop.fit(student, method, there, progress=RecordingProgress(7, press_ctrl_c), **arguments)
     of_four_cards(tmp_path / "checkpoint.pt")
-    student, method = (module.cuda() for module in started())
-    fitted = loop.fit(student, method, there, progress=Recorder(), **arguments)
+    student, method = (module.cuda() for module in student_and_method())
+    fitted = loop.fit(student, method, there, progress=RecordingProgress(), **arguments)
     assert fitted.precision == "bf16" and len(fitted.history) == 6
     assert fitted.history[-1]["ce"] < fitted.history[0]["ce"]
     assert all(value.is_cuda and torch.isfinite(value).all() for value in student.state_dict().values())
@@ -611,7 +503,7 @@ def test_training_runs_on_cuda(tmp_path):
 def test_a_recorded_step_trains_what_a_plain_one_trains(tmp_path, name):
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
-    data = pictures(count=200)
+    data = image_set(count=200)
     there = ImageSet(
         *(part.cuda() for part in (data.images, data.labels, data.train_index, data.validation_index)),
         "crop_flip",
@@ -623,7 +515,7 @@ def test_a_recorded_step_trains_what_a_plain_one_trains(tmp_path, name):
         torch.manual_seed(11)
         net = Net().eval().requires_grad_(False).cuda()
         cache = TeacherCache(
-            lambda raw, net=net: net(loop.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
+            lambda raw, net=net: net(views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
             images=200,
             views=18,
             classes=CLASSES,
@@ -632,9 +524,9 @@ def test_a_recorded_step_trains_what_a_plain_one_trains(tmp_path, name):
             warn=lambda text: None,
         )
         student, method = (
-            module.cuda() for module in started(Distill(method=(name,), dhkd=Dhkd(hidden=12, dropout=0.0)))
+            module.cuda() for module in student_and_method(Distill(method=(name,), dhkd=Dhkd(hidden=12, dropout=0.0)))
         )
-        recorder = Recorder()
+        recorder = RecordingProgress()
         loop.fit(
             student,
             method,
@@ -661,12 +553,17 @@ def test_traced_gradients_change_no_bit_and_survive_an_interrupt(tmp_path):
     one_head = Distill(dhkd=Dhkd(head="none", loss="binary_kl", align="none"))
     for name in ("plain", "whole", "parts"):
         (tmp_path / name).mkdir()
-    plain, whole, parts = (started(one_head) for _ in range(3))
+    plain, whole, parts = (student_and_method(one_head) for _ in range(3))
     fit(tmp_path / "plain", *plain)
     traced = fit(tmp_path / "whole", *whole, config=settings(trace_gradients=2))
     assert same(state_of(*plain), state_of(*whole))
     with pytest.raises(Interrupted):
-        fit(tmp_path / "parts", *started(one_head), config=settings(trace_gradients=2), progress=Recorder(5, interrupt))
+        fit(
+            tmp_path / "parts",
+            *student_and_method(one_head),
+            config=settings(trace_gradients=2),
+            progress=RecordingProgress(5, press_ctrl_c),
+        )
     resumed = fit(tmp_path / "parts", *parts, config=settings(trace_gradients=2))
     for row, again in zip(traced.history, resumed.history, strict=True):
         assert -1 <= row["cos_classifier"] <= 1 and -1 <= row["cos_backbone"] <= 1
@@ -675,6 +572,6 @@ def test_traced_gradients_change_no_bit_and_survive_an_interrupt(tmp_path):
         )
 
 
-def test_a_loss_with_a_head_of_its_own_reaches_the_backbone_alone(tmp_path):
-    history = fit(tmp_path, *started(), config=settings(trace_gradients=1, epochs=1)).history
+def test_a_loss_with_its_own_head_has_no_classifier_cosine(tmp_path):
+    history = fit(tmp_path, *student_and_method(), config=settings(trace_gradients=1, epochs=1)).history
     assert "cos_backbone" in history[0] and "cos_classifier" not in history[0]

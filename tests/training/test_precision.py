@@ -10,8 +10,14 @@ from compress.training import precision
 
 COMMON = "fpu vme de pse tsc msr pae mce cx8 apic sse sse2 ssse3 fma sse4_1 sse4_2 avx f16c avx2 bmi2 "
 AVX512 = "avx512f avx512dq avx512cd avx512bw avx512vl "
-X86 = "processor\t: {number}\nvendor_id\t: {vendor}\nmodel name\t: {name}\nflags\t\t: {flags}\nbugs\t\t: spectre_v1 spectre_v2\n\n"
-ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd evtstrm aes crc32 atomics fphp asimdhp asimddp sve {more}\nCPU architecture: 8\n\n"
+X86 = (
+    "processor\t: {number}\nvendor_id\t: {vendor}\nmodel name\t: {name}\n"
+    "flags\t\t: {flags}\nbugs\t\t: spectre_v1 spectre_v2\n\n"
+)
+ARM = (
+    "processor\t: 0\nBogoMIPS\t: 50.00\n"
+    "Features\t: fp asimd evtstrm aes crc32 atomics fphp asimdhp asimddp sve {more}\nCPU architecture: 8\n\n"
+)
 
 
 def x86(vendor: str, name: str, flags: str) -> str:
@@ -57,7 +63,7 @@ SAPPHIRE_RAPIDS = x86(
         "empty",
     ],
 )
-def test_bf16_of_a_cpu_by_its_flags(
+def test_bf16_is_read_from_the_cpu_flags(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, multiplies: bool
 ) -> None:
     read: list[str] = []
@@ -72,7 +78,7 @@ def test_bf16_of_a_cpu_by_its_flags(
     assert precision.resolve_precision("auto", "cpu") == ("bf16" if multiplies else "float32")
 
 
-def test_bf16_is_not_assumed_where_the_kernel_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_not_assumed_without_cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in (tmp_path / "none", tmp_path):  # no file; one that cannot be read as one
         monkeypatch.setattr(precision, "Path", lambda _, place=place: place)
         assert precision.cpu_has_bf16() is False and precision.resolve_precision("auto", "cpu") == "float32"

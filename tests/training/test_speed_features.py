@@ -1,4 +1,4 @@
-"""What makes a training quick is in use while it trains: bfloat16, the CPU kernels, freed memory that stays, losses that are read once an epoch."""
+"""Training uses bfloat16, the CPU kernels, kept memory and rare reads of the losses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from compress.recipe.schema import Distill
 from compress.training import loop
 from compress.training.engine import modes
 from compress.training.kernels import TORCH, library
-from tests.training.test_loop import VALIDATION, Net, Recorder, fit, pictures, settings, started
+from tests.support.tiny_training import VALIDATION, Net, RecordingProgress, fit, image_set, settings, student_and_method
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NONE = Distill(method="none")
@@ -25,7 +25,7 @@ NONE = Distill(method="none")
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("float32", torch.float32)])
 def test_a_step_computes_the_student_in_the_trainings_precision(tmp_path, precision, dtype):
-    student, method = started()
+    student, method = student_and_method()
     seen: list[tuple[bool, int, torch.dtype]] = []
     student.conv.register_forward_hook(lambda module, args, out: seen.append((module.training, len(out), out.dtype)))
     fit(tmp_path, student, method, config=settings(epochs=1, precision=precision))
@@ -54,17 +54,17 @@ def replaced(student: nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["auto", "eager"])
-def test_a_training_on_a_cpu_runs_the_projects_kernels(tmp_path, name):
+def test_training_on_a_cpu_uses_the_c_kernels(tmp_path, name):
     if library.unavailable_reason() is not None:
         pytest.skip(f"no kernels: {library.unavailable_reason()}")
-    student, method = started(NONE, net=Depthwise())
+    student, method = student_and_method(NONE, net=Depthwise())
     during: list[set[str]] = []
     fitted = fit(
         tmp_path,
         student,
         method,
         config=settings(epochs=1, engine=name),
-        progress=Recorder(1, lambda: during.append(replaced(student))),
+        progress=RecordingProgress(1, lambda: during.append(replaced(student))),
     )
     made = library.load_kernels()
     assert (
@@ -73,7 +73,7 @@ def test_a_training_on_a_cpu_runs_the_projects_kernels(tmp_path, name):
     assert during == [{"depthwise", "bn"} if name == "auto" else {"depthwise"}] and not replaced(student)
 
 
-def test_a_training_keeps_freed_memory_before_its_first_step(tmp_path, monkeypatch):
+def test_malloc_is_configured_before_the_first_step(tmp_path, monkeypatch):
     for variable in [name for name in malloc.os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
         monkeypatch.delenv(variable)
     told: list[tuple[int, int]] = []
@@ -83,7 +83,12 @@ def test_a_training_keeps_freed_memory_before_its_first_step(tmp_path, monkeypat
         SimpleNamespace(CDLL=lambda _: SimpleNamespace(mallopt=lambda *option: told.append(option))),
     )
     before: list[set[tuple[int, int]]] = []
-    fit(tmp_path, *started(NONE), config=settings(epochs=1), progress=Recorder(1, lambda: before.append(set(told))))
+    fit(
+        tmp_path,
+        *student_and_method(NONE),
+        config=settings(epochs=1),
+        progress=RecordingProgress(1, lambda: before.append(set(told))),
+    )
     assert before == [
         {
             (malloc.M_MMAP_THRESHOLD, malloc.LARGEST_MMAP_THRESHOLD),
@@ -128,13 +133,13 @@ def reads(
     with monkeypatch.context() as patch, Reads() as mode:
         patch.setattr(loop, "time", SimpleNamespace(monotonic=clock))
         patch.setattr(loop, "CHECK_EVERY_STEPS", 1)
-        progress = Recorder()
+        progress = RecordingProgress()
         patch.setattr(progress, "step", lambda images, losses: behind.append(mode.count))
         fit(
             folder,
-            *started(distill),
+            *student_and_method(distill),
             config=settings(epochs=1, batch_size=4),
-            data=pictures(VALIDATION + 4 * steps),
+            data=image_set(VALIDATION + 4 * steps),
             progress=progress,
         )
     assert len(behind) == steps
@@ -143,7 +148,7 @@ def reads(
 
 @pytest.mark.parametrize("distill", [NONE, Distill(method="kd"), Distill()], ids=["none", "kd", "dhkd"])
 def test_a_step_reads_no_loss(tmp_path, monkeypatch, distill):
-    """However often the clock is looked at, as long as it stands still. 52 pictures at most: so many the teacher knows."""
+    """Losses are not read while the clock stands still. At most 52 images: the teacher knows no more."""
     few, many = (reads(tmp_path / str(steps), distill, steps, lambda: 0.0, monkeypatch) for steps in (2, 10))
     assert few[0] == many[0] > 0 and len(set(many[1])) == 1
 
@@ -155,7 +160,7 @@ def test_in_a_long_epoch_losses_are_read_every_few_seconds(tmp_path, monkeypatch
 
 
 class Recorded:
-    """A `recorded.Recorder` that records nothing: a replay is the step itself."""
+    """A `recorder.Recorder` that records nothing: a replay is the step itself."""
 
     def warm_up(self, run: Callable[[], Any]) -> Any:
         return run()
@@ -179,12 +184,12 @@ def test_a_long_training_is_compiled_where_steps_are_recorded_and_a_short_one_is
         folder = tmp_path / f"{long}-{name}"
         folder.mkdir()
         monkeypatch.setattr(modes, "MIN_STEPS_TO_COMPILE", long)
-        fit(folder, *started(NONE), config=settings(engine=name))
+        fit(folder, *student_and_method(NONE), config=settings(engine=name))
         assert [size for _, size in made] == [16] * expected, (long, name)
 
 
 @pytest.mark.parametrize(("steps", "compiles"), [(1_000, False), (49_999, False), (50_000, True), (10**6, True)])
-def test_compiling_begins_where_it_pays(monkeypatch, steps, compiles):
+def test_auto_compiles_from_the_measured_number_of_steps_on(monkeypatch, steps, compiles):
     """From as many steps on as the documentation says."""
     step: Any = SimpleNamespace(
         group=SimpleNamespace(size=1),

@@ -27,6 +27,7 @@ from compress.core.errors import Interrupted, StageError
 from compress.core.records.base import File, identity, sha256_of
 from compress.core.records.training import Distortion, Network, Normalization, TrainingData
 from compress.data import training_arrays
+from compress.data.augment import views
 from compress.data.augment.crops import decode_training_view
 from compress.data.augment.distort import distort_views
 from compress.data.sources import prepare
@@ -42,7 +43,17 @@ from compress.training.batches import batches
 from compress.training.teacher.logit_cache import TeacherCache
 from tests.support import image_stand_in as stand_in
 from tests.support.image_stand_in import jpeg
-from tests.training.test_loop import Net, PowerCut, Recorder, cut, interrupt, same, settings, started, state_of
+from tests.support.tiny_training import (
+    Net,
+    PowerCut,
+    RecordingProgress,
+    cut_power,
+    press_ctrl_c,
+    same,
+    settings,
+    state_of,
+    student_and_method,
+)
 
 SIDE, NORMALIZATION = 16, Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
@@ -174,14 +185,14 @@ def test_pixels_go_to_a_card_through_pinned_memory(training: TrainingData, monke
 
 
 def fit(
-    folder: Path, training: TrainingData, *, progress: Recorder | None = None, epochs: int = 2
+    folder: Path, training: TrainingData, *, progress: RecordingProgress | None = None, epochs: int = 2
 ) -> tuple[list[torch.Tensor], loop.FitResult]:
     """Two epochs of DHKD by a teacher that runs on every batch; everything that was trained, and how it went."""
-    student, method = started(Distill(dhkd=Dhkd(hidden=12, dropout=0.3, head="nonlinear", align="all")))
+    student, method = student_and_method(Distill(dhkd=Dhkd(hidden=12, dropout=0.3, head="nonlinear", align="all")))
     torch.manual_seed(11)
     net = Net().eval().requires_grad_(False)
     teacher = TeacherCache(
-        lambda raw: net(loop.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
+        lambda raw: net(views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
         images=45,
         views=8192,
         classes=3,
@@ -201,7 +212,7 @@ def fit(
         teacher=teacher,
         device="cpu",
         folder=folder,
-        progress=progress or Recorder(),
+        progress=progress or RecordingProgress(),
     )
     assert isinstance(pictures.images, Stream) and pictures.images.decoders.pool is None  # the processes are gone
     assert not (folder / "logits.npz").exists() and teacher.used == 0  # nothing is remembered
@@ -223,11 +234,11 @@ def test_an_epoch_that_is_interrupted_in_its_middle_ends_with_the_same_bits(trai
     )
 
     with pytest.raises(PowerCut):
-        fit(tmp_path / "broken", training, progress=Recorder(4, cut))  # five steps an epoch
-    stopped = Recorder(6, interrupt)
+        fit(tmp_path / "broken", training, progress=RecordingProgress(4, cut_power))  # five steps an epoch
+    stopped = RecordingProgress(6, press_ctrl_c)
     with pytest.raises(Interrupted, match="epoch 2 of 2, checkpoint kept"):
         fit(tmp_path / "broken", training, progress=stopped)
-    resumed = Recorder()
+    resumed = RecordingProgress()
     found, fitted = fit(tmp_path / "broken", training, progress=resumed)
     assert stopped.started == (1, 2)  # the checkpoint of the second step
     assert resumed.started == (2, 3) and len(resumed.steps) == 2 and same(found, expected)
@@ -377,8 +388,8 @@ def test_a_signal_to_every_process_of_a_job_stops_between_two_steps(training, tm
         time.sleep(1)  # until the pool knows of those that are gone
 
     with pytest.raises(Interrupted, match="epoch 1 of 2, checkpoint kept"):
-        fit(tmp_path / "broken", training, progress=Recorder(1, told))
-    resumed = Recorder()
+        fit(tmp_path / "broken", training, progress=RecordingProgress(1, told))
+    resumed = RecordingProgress()
     found, _ = fit(tmp_path / "broken", training, progress=resumed)
     assert resumed.started == (1, 1) and same(found, expected)
 
@@ -411,7 +422,7 @@ def test_views_are_distorted_behind_the_decoders(training, tmp_path):
         warn=pytest.fail,
         remember=False,
     )
-    student, method = started(Distill(method="kd"))
+    student, method = student_and_method(Distill(method="kd"))
     loop.fit(
         student,
         method,
@@ -422,10 +433,10 @@ def test_views_are_distorted_behind_the_decoders(training, tmp_path):
         teacher=cache,
         device="cpu",
         folder=tmp_path,
-        progress=Recorder(),
+        progress=RecordingProgress(),
     )
-    order = loop.schedule.order(pictures.train_index, settings().seed or 0, 1)[:8]
-    numbers = loop.views.views_of_epoch(45, 1, settings().seed or 0, "resized_crop", None, SIDE, distorted=True)[order]
+    order = schedule.order(pictures.train_index, settings().seed or 0, 1)[:8]
+    numbers = views.views_of_epoch(45, 1, settings().seed or 0, "resized_crop", None, SIDE, distorted=True)[order]
     listing = Listing(place(training))
     crops = [
         listing.decoded(int(p), lambda content, v=v: decode_training_view(content, int(v), SIDE))
@@ -444,7 +455,7 @@ def noting(batches: Any, asked: list[int]) -> Any:
 def test_a_process_decodes_its_share_alone(training, monkeypatch):
     """Half a batch for each of two processes: together the batch of one."""
     pictures = build.load_images(training, "cpu")
-    order, view = pictures.train_index, loop.views.views_of_epoch(45, 1, 0, "resized_crop", None, SIDE)
+    order, view = pictures.train_index, views.views_of_epoch(45, 1, 0, "resized_crop", None, SIDE)
     found = []
     for group in (Group(0, 1), Group(0, 2), Group(1, 2)):
         stream = Stream(pictures.images.listing, augment="resized_crop", workers=1, device="cpu")

@@ -1,4 +1,4 @@
-"""A student that torch's inductor compiled for the CPU, through the command line to the int8 file: it is the student that the plain step trains."""
+"""A student compiled by inductor on the CPU, from the command line to the int8 file, against an eager one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How steps are run: compiled, a training is the one that it is without; what cannot be compiled runs as it is and says why."""
+"""Engines: a compiled training ends as an eager one; what cannot be compiled runs eagerly with a warning."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from compress import models
 from compress.core import malloc
 from compress.core.records.training import Distortion, Network, Normalization
+from compress.data.augment import views
 from compress.methods import Method, Outline, build_method
 from compress.recipe.schema import Dhkd, Distill, Fitnet, ResolvedSchedule, ResolvedTrain
 from compress.training import build, loop, session
@@ -74,7 +75,7 @@ def trained(
     torch.manual_seed(11)
     net = Net().eval().requires_grad_(False).to(device)
     cache = TeacherCache(
-        lambda raw: net(loop.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
+        lambda raw: net(views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std)).float(),
         images=COUNT,
         views=18,
         classes=CLASSES,
@@ -111,7 +112,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("align", ["all", "shared"])
-def test_a_compiled_student_is_the_student(tmp_path, monkeypatch, align):
+def test_a_compiled_student_trains_to_the_same_bits(tmp_path, monkeypatch, align):
     graphs: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
@@ -147,8 +148,8 @@ def test_two_backward_passes_go_through_one_compiled_graph(tmp_path, monkeypatch
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_a_compiled_phase_moves_only_what_its_loss_reaches(tmp_path, monkeypatch):
-    """FitNet's first stage, the hint alone: a compiled graph gives zeros, not nothing, to what lies above it, and weight decay would move that."""
+def test_a_compiled_phase_moves_only_parameters_that_its_loss_reaches(tmp_path, monkeypatch):
+    """In FitNet's first stage a compiled graph gives zeros to layers above the hint, which weight decay would move."""
     monkeypatch.setattr(compile, "BACKEND", "aot_eager")
     started: dict[str, Tensor] = {}
     states: dict[tuple[str, int], dict[str, Tensor]] = {}
@@ -166,7 +167,7 @@ def test_a_compiled_phase_moves_only_what_its_loss_reaches(tmp_path, monkeypatch
         teaching = TeacherNetwork(
             teacher,
             {tap: taps[tap] for tap in method.teacher_taps},
-            lambda raw: loop.views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std),
+            lambda raw: views.to_float(raw, NORMALIZATION.mean, NORMALIZATION.std),
             nullcontext,
             batch_stats=False,
             logits="own",
@@ -199,8 +200,8 @@ def test_a_compiled_phase_moves_only_what_its_loss_reaches(tmp_path, monkeypatch
         torch.testing.assert_close(value, states["compile", 2][key], rtol=1e-3, atol=1e-4)
 
 
-def test_compiled_code_is_given_up_behind_a_training(tmp_path, monkeypatch):
-    """torch compiles a function a limited number of times; each training finds it as new. What was compiled exports as ever."""
+def test_compiled_code_is_released_after_training(tmp_path, monkeypatch):
+    """torch compiles a function a limited number of times, so each training must start anew; export works as before."""
     graphs: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
@@ -218,7 +219,7 @@ def test_compiled_code_is_given_up_behind_a_training(tmp_path, monkeypatch):
     torch.testing.assert_close(torch.export.export(student.eval(), (x,)).module()(x), student(x))
 
 
-def test_what_cannot_be_compiled_runs_as_it_is_and_says_why(tmp_path, monkeypatch):
+def test_a_step_that_cannot_be_compiled_runs_eagerly_with_a_warning(tmp_path, monkeypatch):
     def broken(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
         raise RuntimeError("no compiler here\nand more")
 
@@ -241,7 +242,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_why(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("name", ["auto", "graph", "eager"])
-def test_a_cpu_compiles_and_records_only_when_told(tmp_path, monkeypatch, name):
+def test_a_cpu_compiles_and_records_only_when_asked(tmp_path, monkeypatch, name):
     monkeypatch.setattr(modes, "MIN_STEPS_TO_COMPILE", 1)
     monkeypatch.setattr(modes, "compile_step", lambda *_: pytest.fail("compiled"))
     asked = (
@@ -294,19 +295,22 @@ def test_gradients_leave_the_global_pooling_in_its_maps_layout():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_memory_that_a_step_frees_serves_the_next():
+def test_memory_freed_by_a_step_is_reused_by_the_next():
     code = (
-        "import resource, sys\nimport torch\nfrom compress.core.malloc import keep_freed_memory\ntorch.set_num_threads(1)\nkeep_freed_memory()\n"
+        "import resource, sys\nimport torch\nfrom compress.core.malloc import keep_freed_memory\n"
+        "torch.set_num_threads(1)\nkeep_freed_memory()\n"
         "def use():\n    for _ in range(20):\n        one, other = torch.ones(2**20), torch.ones(2**21)\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "counts = [use() for _ in range(8)]\nprint(min(after - before for before, after in zip(counts, counts[1:])))\n"  # of seven: others share the kernel
+        # The least of seven, because other processes share the kernel.
+        "counts = [use() for _ in range(8)]\n"
+        "print(min(after - before for before, after in zip(counts, counts[1:])))\n"
     )
     own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 3000  # 60,000 pages are asked for
 
 
-def test_an_environment_that_says_how_to_allocate_is_left_alone(monkeypatch):
+def test_malloc_settings_of_the_environment_are_kept(monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
     monkeypatch.setattr(malloc.ctypes, "CDLL", lambda _: pytest.fail("changed"))
     malloc.keep_freed_memory()
@@ -325,14 +329,14 @@ class Operators(TorchDispatchMode):
 
 
 def effort(count: int, augment: str, distortion: Distortion | None, folder: Path) -> tuple[int, int]:
-    """Operators of torch, and calls of Python functions, of a training by one batch of so many pictures, teacher and views included."""
+    """Count torch's operators and the Python calls of a training by one batch of `count` images, teacher included."""
     images, labels, index, nothing = (
         torch.zeros(count, SIDE, SIDE, 3, dtype=torch.uint8),
         torch.arange(count) % CLASSES,
         torch.arange(count),
         torch.arange(0),
     )
-    every = loop.views.view_count(augment, SIDE, distorted=distortion is not None)
+    every = views.view_count(augment, SIDE, distorted=distortion is not None)
     answers = TeacherCache(
         lambda raw: raw.float().mean((1, 2)),
         images=count,
@@ -373,7 +377,7 @@ def effort(count: int, augment: str, distortion: Distortion | None, folder: Path
         ("crop_flip", Distortion(0.4, 0.4, 0.4, 0.1, operations=2, magnitude=9)),
     ],
 )
-def test_more_pictures_are_no_more_python(tmp_path, augment, distortion):
+def test_more_images_cost_no_more_python_calls(tmp_path, augment, distortion):
     found = {
         count: [effort(count, augment, distortion, tmp_path / f"{count}-{turn}") for turn in range(3)]
         for count in (8, 64)

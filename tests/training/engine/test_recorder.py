@@ -1,4 +1,4 @@
-"""Steps recorded and replayed, with a tape in the place of a CUDA graph: the same bits as without, and what happens where it is impossible."""
+"""Recorded and replayed steps, with a tape in place of a CUDA graph: the same bits, or a fallback with a warning."""
 
 from __future__ import annotations
 
@@ -165,8 +165,9 @@ def same(one: Run, other: Run) -> bool:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_recorded_training_is_the_one_without(trained, tapes, name):
-    with Watch():  # under which torch may take another path: without it ReviewKD's last bits differ from those that a tape's operators give
+def test_a_recorded_training_ends_with_the_same_bits(trained, tapes, name):
+    # Under a dispatch mode torch may take another path: without it ReviewKD's last bits differ from the tape's.
+    with Watch():
         plain, replayed = trained("eager", METHODS[name]), trained("graph", METHODS[name])
 
     phases = 2 if name == "fitnet" else 1
@@ -179,14 +180,14 @@ def test_a_recorded_training_is_the_one_without(trained, tapes, name):
     assert all(p.grad is None for p in replayed.student.parameters())
 
 
-def test_streamed_pictures_and_their_teacher_are_replayed(trained, tapes):
+def test_streamed_images_and_their_teacher_are_replayed(trained, tapes):
     plain, replayed = trained("eager", streamed=True), trained("graph", streamed=True)
 
     assert same(plain, replayed) and replayed.recorded.replays
     assert plain.teaching.rows_run == replayed.teaching.rows_run == EPOCHS * (COUNT - VALIDATION)
 
 
-def test_a_rate_in_a_tensor_is_the_rate(trained, tapes):
+def test_a_learning_rate_in_a_tensor_gives_the_same_bits(trained, tapes):
     in_tensor = trained("eager")
     modes.RECORDERS.pop("cpu")
     for one, other in zip(trained("eager").state, in_tensor.state, strict=True):
@@ -199,7 +200,7 @@ def test_a_teacher_that_leaves_the_device_is_not_recorded(trained, monkeypatch):
     assert trained("graph").recorded is None
 
 
-def test_a_recording_that_fails_changes_nothing_and_says_why(trained, monkeypatch):
+def test_a_failed_recording_changes_nothing_and_warns_why(trained, monkeypatch):
     tapes = Tapes(broken=True)
     monkeypatch.setitem(modes.RECORDERS, "cpu", lambda: tapes)
     plain, failed = trained("eager"), trained("graph")
@@ -212,7 +213,7 @@ def test_a_recording_that_fails_changes_nothing_and_says_why(trained, monkeypatc
 
 
 @pytest.mark.parametrize("name", ["eager", "graph"])
-def test_views_cut_for_several_steps_at_once_are_those_that_a_step_cuts(trained, tapes, monkeypatch, name):
+def test_views_cut_ahead_equal_those_that_a_step_cuts(trained, tapes, monkeypatch, name):
     """As on a card, whose steps are too short for the launches that cutting takes."""
     monkeypatch.setitem(batches.PREFETCH_STEPS, "cpu", 3)
     cut, calls = Step.crop, list[int]()
@@ -244,7 +245,7 @@ def test_a_step_that_waits_is_not_recorded(trained, tapes):
     ]
 
 
-def test_a_full_memory_is_said_in_a_sentence():
+def test_full_device_memory_is_reported_in_one_sentence():
     assert (
         recorder.failure_reason(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."))
         == "the device's memory is full"
@@ -257,7 +258,7 @@ def test_a_full_memory_is_said_in_a_sentence():
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("same_kernels")
-def test_a_card_goes_on_behind_a_graph_that_failed(trained, monkeypatch):
+def test_a_gpu_keeps_working_after_a_failed_graph(trained, monkeypatch):
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
     plain, waits = trained("eager", device="cuda", wrap=waiting), trained("graph", device="cuda", wrap=waiting)
@@ -301,7 +302,7 @@ class Card:
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["torch 2.11", "torch 2.15"])
-def test_a_graph_that_fails_leaves_streams_generators_and_pools_as_they_were(monkeypatch, ends):
+def test_a_failed_graph_restores_streams_generators_and_pools(monkeypatch, ends):
     card = Card(ends=ends)
     generator = SimpleNamespace(
         clone_state=lambda: "clone", graphsafe_set_state=lambda state: card.asked.append(f"state {state}")
@@ -337,7 +338,7 @@ def test_a_graph_that_fails_leaves_streams_generators_and_pools_as_they_were(mon
 @pytest.mark.parametrize(
     "text", ["called a synchronizing CUDA operation (Triggered internally at ...)", "something else"]
 )
-def test_torch_says_whether_a_step_waits(monkeypatch, text):
+def test_torchs_sync_debug_mode_tells_whether_a_step_waits(monkeypatch, text):
     modes = [0]
     monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])

@@ -1,4 +1,4 @@
-"""Depthwise convolutions' gradients by other paths: torch's own values, and none of the calls that have no fast kernel."""
+"""Fast gradients of depthwise convolutions: torch's own values, without the calls that have no fast kernel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BACKWARD = torch.ops.aten.convolution_backward.default
 
 
 class Calls(TorchDispatchMode):
-    """The (dtype, stride, kernel, narrowest side, wants the input's, wants the weight's) of every depthwise gradient."""
+    """Collect (dtype, stride, kernel, narrowest side, input's?, weight's?) of every depthwise gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def gradients(layer: nn.Conv2d, x: Tensor, low: bool) -> tuple[Tensor, Tensor, T
         (3, 3, 1, 10, 11),
     ],
 )
-def test_gradients_are_torchs(low, kernel, stride, padding, height, width):
+def test_gradients_equal_those_of_torch(low, kernel, stride, padding, height, width):
     torch.manual_seed(0)
     layer = nn.Conv2d(24, 24, kernel, stride, padding, groups=24, bias=False)
     x = torch.randn(6, 24, height, width)
@@ -76,7 +76,7 @@ def test_gradients_are_torchs(low, kernel, stride, padding, height, width):
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "shufflenet_v2", "efficientnet_lite0"])
-def test_no_network_calls_what_is_slow(name):
+def test_no_network_calls_a_slow_gradient(name):
     """Without the detour each of them does (the control), in bfloat16."""
     torch.manual_seed(0)
     network = models.build(name, classes=10).to(memory_format=torch.channels_last).train()
@@ -104,7 +104,7 @@ def test_no_network_calls_what_is_slow(name):
     assert not any("_conv_forward" in module.__dict__ for module in network.modules())
 
 
-def test_others_are_left_alone():
+def test_other_convolutions_are_left_alone():
     network = nn.Sequential(
         nn.Conv2d(8, 8, 3),
         nn.Conv2d(8, 8, 3, groups=4),
@@ -117,7 +117,7 @@ def test_others_are_left_alone():
     assert not any("_conv_forward" in module.__dict__ for module in network)
 
 
-def test_a_convolution_that_computes_otherwise_stays_its_own():
+def test_a_subclassed_convolution_keeps_its_own_forward():
     class Doubled(nn.Conv2d):
         def _conv_forward(self, x, weight, bias):
             return super()._conv_forward(x, 2 * weight, bias)

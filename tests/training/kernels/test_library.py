@@ -21,7 +21,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     library._load.cache_clear()
 
 
-def test_they_are_compiled_once(fresh):
+def test_kernels_are_compiled_once(fresh):
     if library.load_kernels() is None and "no C compiler is installed" in library.unavailable_reason():
         pytest.skip(f"no kernels: {library.unavailable_reason()}")
     (made,) = fresh.iterdir()
@@ -47,7 +47,7 @@ def test_without_a_compiler_torch_trains(fresh, monkeypatch):
     assert state == "note" and "no C compiler is installed" in detail
 
 
-def test_a_compiler_that_fails_is_said(fresh, monkeypatch, tmp_path):
+def test_a_failing_compiler_is_reported(fresh, monkeypatch, tmp_path):
     broken = tmp_path / "broken"
     broken.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && echo "broken 1.0" && exit 0\necho "broken: no such thing" >&2\nexit 3\n'
@@ -59,7 +59,7 @@ def test_a_compiler_that_fails_is_said(fresh, monkeypatch, tmp_path):
     assert not list(fresh.glob("*"))
 
 
-def test_a_compiler_that_hangs_is_said(fresh, monkeypatch, tmp_path):
+def test_a_hanging_compiler_is_reported(fresh, monkeypatch, tmp_path):
     slow = tmp_path / "slow"
     slow.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && echo "slow 1.0" && exit 0\necho "slow: thinking" >&2\nexec sleep 30\n'
@@ -72,14 +72,14 @@ def test_a_compiler_that_hangs_is_said(fresh, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["eager", "compile"])
-def test_only_auto_has_them(engine):
+def test_only_engine_auto_uses_the_kernels(engine):
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
     off, kernels = use_fast_kernels(network, 6, engine, pytest.fail)
     assert kernels == TORCH and not any("forward" in module.__dict__ for module in network)
     off()
 
 
-def test_a_network_without_batchnorms_is_not_slower_without_a_compiler(fresh, monkeypatch):
+def test_a_network_without_batchnorms_needs_no_compiler(fresh, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
     off, kernels = use_fast_kernels(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), 6, "auto", pytest.fail)

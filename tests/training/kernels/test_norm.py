@@ -1,4 +1,4 @@
-"""BatchNorm with its activation: the values and gradients of torch's operators in float64, for every network that a student may be."""
+"""BatchNorm with its activation against torch's operators in float64, for every network that can be a student."""
 
 from __future__ import annotations
 
@@ -88,12 +88,13 @@ def within(values: Tensor, bounds: tuple[float, float]) -> Tensor:
     return (values > bounds[0]) & (values < bounds[1])
 
 
-# channels below, at and beside what a processor computes at once; maps from one place to many chunks, so that shares and rests occur
+# channels below, at and beside what a processor computes at once; maps from one place to many chunks, so that shares
+# and rests occur
 @pytest.mark.parametrize(("channels", "side"), [(1, 9), (3, 40), (12, 16), (58, 7), (64, 24), (1280, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bounds", [NO_BOUNDS, RELU, RELU6])
 @pytest.mark.parametrize(("summed", "count"), [(False, 1), (False, 3), (True, 3)])
-def test_values_and_gradients_are_batch_norms(each, channels, side, dtype, bounds, summed, count):
+def test_values_and_gradients_equal_batch_norm_in_float64(each, channels, side, dtype, bounds, summed, count):
     x, gradient, layer = maps(channels, side, dtype)
     kept = (2 * torch.randn(x.shape)).to(dtype).to(memory_format=torch.channels_last) if summed else None
     mean, var = layer.running_mean.clone(), layer.running_var.clone()
@@ -104,7 +105,8 @@ def test_values_and_gradients_are_batch_norms(each, channels, side, dtype, bound
         found = torch.autograd.grad(mine, inputs, gradient)
 
     inner, *expected = reference(x, kept, gradient, layer)
-    # At a bound's very edge rounding decides whether a gradient passes: with a sum as with torch's operators, whose sum is in the maps' own precision.
+    # At a bound's very edge rounding decides whether a gradient passes: with a sum as with torch's operators, whose sum
+    # is in the maps' own precision.
     passes = within(mine if summed else inner, bounds)
     edge = 4e-2 if summed and dtype == torch.bfloat16 else 1e-5
     inside = ((inner - bounds[0]).abs() > edge) & ((inner - bounds[1]).abs() > edge)
@@ -132,7 +134,7 @@ def test_values_and_gradients_are_batch_norms(each, channels, side, dtype, bound
         )
 
 
-def test_a_far_mean_keeps_the_variance(made):
+def test_the_variance_is_exact_when_the_mean_is_large(made):
     """Sums of squares would lose it: 1e4 away, float32 leaves 1e-3 of a deviation of 1."""
     x = (torch.randn(32, 6, 16, 16) + 1e4).to(memory_format=torch.channels_last)
     layer = nn.BatchNorm2d(6, momentum=1.0)
@@ -140,7 +142,7 @@ def test_a_far_mean_keeps_the_variance(made):
     torch.testing.assert_close(layer.running_var.double(), x.double().var((0, 2, 3)), rtol=1e-4, atol=0)
 
 
-def test_the_same_bits_every_time(made):
+def test_repeated_calls_give_the_same_bits(made):
     x, gradient, layer = maps(58, 24, torch.float32)
     with threads(2):
         runs = []
@@ -152,7 +154,7 @@ def test_the_same_bits_every_time(made):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nan_is_never_hidden(each, dtype):
+def test_nan_is_propagated(each, dtype):
     x, _, layer = maps(8, 6, dtype)
     x[3, 5, 2, 2] = math.nan
     out = _BatchNorm.apply(x, None, layer.weight, layer.bias, layer, RELU6, each)
@@ -177,10 +179,11 @@ def gradients(network: nn.Module, x: Tensor) -> Tensor:
         ("torchvision/resnet18", 64, 20, 1, 0),
     ],
 )
-def test_networks_train_as_they_did(made, name, side, norms, activations, sums):
-    """An activation that is called twice, or whose BatchNorm is read elsewhere too (a plain sum, a shortcut), stays apart.
+def test_networks_train_as_with_torchs_operators(made, name, side, norms, activations, sums):
+    """An activation called twice, or one whose BatchNorm is also read elsewhere (a sum, a shortcut), is not fused.
 
-    A value at a ReLU's edge may fall to either side, as it may with torch's operators: that alone moves these gradients by up to 2 %.
+    A value at a ReLU's edge may fall to either side, as it may with torch's operators: that alone moves these gradients
+    by up to 2 %.
     """
     torch.manual_seed(0)
     network = models.build(name, classes=10).to(memory_format=torch.channels_last)
@@ -220,8 +223,8 @@ def test_networks_train_as_they_did(made, name, side, norms, activations, sums):
         ("mobilenet_v2", "blocks.1.1.conv:out", "blocks.1.1.sum", "blocks.1.1.conv.7"),
     ],
 )
-def test_what_a_hook_reads_stays_apart(made, name, tap, apart, still):
-    """A map between a BatchNorm, its sum and its activation that a hook reads must be seen as it is, whichever module the hook is on."""
+def test_a_map_that_a_hook_reads_is_not_fused(made, name, tap, apart, still):
+    """A hook on any module must see the map between BatchNorm, sum and activation as it is."""
     torch.manual_seed(0)
     network = models.build(name, classes=10).to(memory_format=torch.channels_last)
     x = torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)
@@ -287,7 +290,7 @@ READERS = {
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("case", READERS)
-def test_code_between_a_batch_norm_and_its_activation_is_kept(made, case, frozen):
+def test_code_between_batch_norm_and_activation_prevents_fusion(made, case, frozen):
     torch.manual_seed(0)
     network = Block(READERS[case]).to(memory_format=torch.channels_last).train()
     network.requires_grad_(not frozen)
@@ -309,14 +312,14 @@ def test_code_between_a_batch_norm_and_its_activation_is_kept(made, case, frozen
     off()
 
 
-def test_what_asks_for_a_shape_is_no_reader(made):
+def test_asking_for_a_shape_does_not_prevent_fusion(made):
     network = Block(lambda block, y: block.relu(y) * (y.shape[1] / y.size(1))).to(memory_format=torch.channels_last)
     off = fuse_batch_norms(network, 12, made)
     assert "forward" in network.relu.__dict__
     off()
 
 
-def test_one_value_a_channel_is_an_error_as_it_is_torchs(made):
+def test_one_value_per_channel_raises_torchs_error(made):
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
     off = fuse_batch_norms(network, 6, made)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
@@ -325,7 +328,7 @@ def test_one_value_a_channel_is_an_error_as_it_is_torchs(made):
     off()
 
 
-def test_layers_that_do_not_fit_are_torchs(made):
+def test_unsupported_layers_run_in_torch(made):
     unbiased = nn.BatchNorm2d(4)
     unbiased.bias = None
     network = nn.Sequential(

@@ -1,4 +1,4 @@
-"""The remembered teacher: the same student with and without it, and no teacher at all where everything is known."""
+"""The cache of teacher logits: the same student with and without it, and no teacher run when it is full."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_a_teacher_computes_in_bfloat16_where_the_cpu_does(
 
 
 @pytest.mark.parametrize("teacher", ["resnet8"], indirect=True)
-def test_distorted_views_are_remembered_and_taught_like_others(tmp_path, data, teacher, monkeypatch):
+def test_distorted_views_are_cached_like_others(tmp_path, data, teacher, monkeypatch):
     plain = train_student(cache_of(teacher, data, None), data, tmp_path / "plain")
     data = dataclasses.replace(data, distortion=Distortion(0.4, 0.4, 0.4, 0.1, operations=2, magnitude=9))
     with monkeypatch.context() as patch:
@@ -210,7 +210,7 @@ def test_another_seed_method_and_student_never_run_the_teacher(tmp_path, data, t
 
 
 @pytest.mark.parametrize("teacher", ["resnet8"], indirect=True)
-def test_other_weights_pictures_views_or_devices_have_a_copy_of_their_own(tmp_path, data, teacher, monkeypatch):
+def test_other_weights_images_views_or_devices_have_their_own_disk_copy(tmp_path, data, teacher, monkeypatch):
     other = tmp_path / "other.safetensors"
     torch.manual_seed(2)
     checkpoints.save_state(models.build("resnet8", classes=CLASSES), other)
@@ -278,7 +278,7 @@ def test_only_unknown_rows_run_and_logits_have_the_precision_of_float16():
     assert cache.rows_run == 5 == cache.used
 
 
-def test_logits_beyond_float16_are_its_largest_numbers():
+def test_logits_are_clamped_to_float16():
     wild = torch.tensor([[1e6, -1e30, 3.0]])
     cache = TeacherCache(
         lambda raw: wild.expand(len(raw), 3),
@@ -294,8 +294,8 @@ def test_logits_beyond_float16_are_its_largest_numbers():
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_an_answer_does_not_depend_on_what_else_is_unknown(threads, precision):
-    """The kernels of a matrix product differ by rows and threads: of many classes some in bits that float16 does not round away."""
+def test_logits_do_not_depend_on_the_other_rows_computed(threads, precision):
+    """GEMM kernels differ by rows and threads, with many classes in bits that float16 does not round away."""
     torch.manual_seed(1)
     model, classes = torch.nn.Linear(4 * 4 * 3, 4000).requires_grad_(False), 4000
     images = torch.randint(0, 256, (64, 4, 4, 3), dtype=torch.uint8)
@@ -345,7 +345,7 @@ def test_an_answer_does_not_depend_on_what_else_is_unknown(threads, precision):
         ("cpu", 0, 224, 64),
     ],
 )
-def test_a_card_runs_fewer_large_pictures_at_once(monkeypatch, device, gib, side, largest):
+def test_a_gpu_runs_fewer_large_images_at_once(monkeypatch, device, gib, side, largest):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=gib * 2**30))
     sizes: list[int] = []
     cache = TeacherCache(
@@ -367,7 +367,7 @@ def test_a_card_runs_fewer_large_pictures_at_once(monkeypatch, device, gib, side
     assert sum(sizes) < count + even and not any(size % even for size in sizes)
 
 
-def test_a_card_asks_a_teacher_that_computes_on_the_cpu_for_few_at_once_and_not_far_ahead():
+def test_a_teacher_on_the_cpu_is_not_prefetched_far_ahead():
     sizes: list[int] = []
     cache = TeacherCache(
         lambda raw: (sizes.append(len(raw)), answers(raw))[1],
@@ -385,7 +385,7 @@ def test_a_card_asks_a_teacher_that_computes_on_the_cpu_for_few_at_once_and_not_
     assert sizes == [64, 64, 16] and cache.prefetch_limit == 0
 
 
-def test_a_copy_that_found_no_room_on_the_card_is_taken_later(tmp_path, monkeypatch):
+def test_a_disk_copy_that_found_no_gpu_memory_is_loaded_later(tmp_path, monkeypatch):
     cache = small(tmp_path)
     ask(cache, *batch(0, 1))
     cache.save()
@@ -422,24 +422,26 @@ def test_beyond_the_memory_limit_the_teacher_runs(monkeypatch):
     assert len(said) == 1 and "3 rows fill the 0 MiB that they may take; for other views the teacher runs" in said[0]
 
 
-def test_what_remembering_costs_is_said_or_that_it_would_cost_too_much(data, monkeypatch):
+def test_the_size_of_the_cache_is_printed_or_that_it_is_too_large(data, monkeypatch):
     train = ResolvedTrain(epochs=3, lr=0.1, seed=0, views=2)
     assert distill._cache_cost(52, data, train, small(None)) == (
         "teacher logits: at most 104 rows (0.0 MiB with their table) for 2 views per image"
     )
     monkeypatch.setattr(logit_cache, "MEMORY_LIMIT", 10 * 3 * 4 + 90 * 2 * CLASSES)
     assert distill._cache_cost(52, data, train, small(None)).endswith(
-        "at most 90 rows (0.0 MiB with their table) for 2 views per image, the limit of 0 MiB; for the rest the teacher runs"
+        "at most 90 rows (0.0 MiB with their table) for 2 views per image, the limit of 0 MiB; "
+        "for the rest the teacher runs"
     )
     monkeypatch.setattr(logit_cache, "MEMORY_LIMIT", 3 * 2**20)
     large = TeacherCache(answers, images=2**17, views=8, classes=CLASSES, device="cpu", folder=None, warn=pytest.fail)
     assert distill._cache_cost(52, data, train, large) == (
-        "teacher logits: the table for 131,072 images with 8 views each would take 4 MiB, more than the limit of 3 MiB; "
+        "teacher logits: the table for 131,072 images with 8 views each would take 4 MiB, "
+        "more than the limit of 3 MiB; "
         "nothing is cached, the teacher runs at every step"
     )
 
 
-def test_a_copy_larger_than_the_limit_is_taken_in_part(tmp_path, monkeypatch):
+def test_a_disk_copy_larger_than_the_limit_is_loaded_in_part(tmp_path, monkeypatch):
     cache = small(tmp_path)
     ask(cache, *batch(*range(8)))
     cache.save()
@@ -462,7 +464,7 @@ def test_saving_writes_only_what_is_new(tmp_path):
     assert again.rows_run == 0 and (tmp_path / "logits.npz").stat().st_mtime_ns == before
 
 
-def test_two_runs_at_once_keep_what_both_learnt(tmp_path):
+def test_two_concurrent_runs_keep_the_logits_of_both(tmp_path):
     long, short = small(tmp_path), small(tmp_path)
     ask(long, *batch(*range(10)))
     ask(short, *batch(1))
@@ -478,7 +480,7 @@ def test_two_runs_at_once_keep_what_both_learnt(tmp_path):
     )
 
 
-def test_a_copy_that_cannot_be_written_is_said_and_costs_no_training(tmp_path):
+def test_a_disk_copy_that_cannot_be_written_is_reported_and_training_continues(tmp_path):
     said: list[str] = []
     cache = small(tmp_path, said.append)
     ask(cache, *batch(1, 2))
@@ -536,7 +538,7 @@ def without_views(path: Path) -> None:
         changed(index=np.array(["a", "b"], dtype=object)),
     ],
 )
-def test_a_damaged_copy_is_said_left_out_and_written_anew(tmp_path, damage):
+def test_a_damaged_disk_copy_is_reported_ignored_and_replaced(tmp_path, damage):
     cache = small(tmp_path)
     ask(cache, *batch(1, 2))
     cache.save()
