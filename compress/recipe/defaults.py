@@ -104,7 +104,7 @@ def _resolved_candidate(candidate: Candidate, threads: int | None) -> ResolvedCa
 
 
 def _resolved_quantize(quantize: Quantize, train: ResolvedTrain) -> Quantize:
-    """Give scheme qat a tenth of the training's epochs and a tenth of its learning rate, unless the recipe names them."""
+    """Give scheme qat a tenth of the training's epochs and of its learning rate, unless the recipe names them."""
     if quantize.scheme != "qat":
         return quantize
     epochs = max(2, round(train.epochs / 10)) if quantize.epochs is None else quantize.epochs

@@ -17,23 +17,28 @@ from compress.recipe.yaml_parser import Keys, dotted, kind
 
 @dataclass(frozen=True)
 class Finding:
-    """One mistake. `at`: whether the key or the value is pointed at; `sections`: the top-level sections that it was judged from."""
+    """One mistake in a recipe.
+
+    `at` is "key" or "value", whichever the position points at. `sections` are the top-level sections that it was judged
+    from: if one of them is wrong itself, the mistake is not reported.
+    """
 
     keys: Keys
     message: str
     at: str = "value"
     sections: frozenset[str] = frozenset()
-    excuse: Keys = ()  # only worth a notice when this key comes from --set: a quick trial of a long recipe
+    # If this key comes from --set, the mistake is only a remark: it is a quick trial of a long recipe.
+    excuse: Keys = ()
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` where a known word is close, else nothing."""
+    """Return ` (did you mean 'x'?)` if a known word is close, else nothing."""
     close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def explain(error: ValidationError, data: Any) -> list[Finding]:
-    """Pydantic's errors, one sentence each; a union's branches and a short tuple's missing entries count once."""
+    """Describe pydantic's errors in one sentence each; a union's branches and a tuple's missing entries count once."""
     findings: dict[Keys, Finding] = {}
     for detail in error.errors(include_url=False):
         if detail["type"] == "too_short" and detail["input"]:
@@ -93,7 +98,7 @@ _TYPES = {
 
 
 def _real_keys(detail: ErrorDetails, data: Any) -> Keys:
-    """`loc` without the names of union branches, which are no keys of the recipe."""
+    """Return `loc` without the names of union branches, which are no keys of the recipe."""
     keys: list[str | int] = []
     for number, part in enumerate(detail["loc"]):
         last = number == len(detail["loc"]) - 1
@@ -113,7 +118,7 @@ def _real_keys(detail: ErrorDetails, data: Any) -> Keys:
 
 
 def _options(keys: Keys) -> list[str]:
-    """The words that a key, or an entry of its list, may have."""
+    """Return the words that a key, or an entry of its list, may have."""
     while isinstance(keys[-1], int):
         keys = keys[:-1]
     section = _section(keys[:-1])
@@ -132,7 +137,7 @@ def _names(section: type[Section]) -> list[str]:
 
 
 def _section(keys: Keys) -> type[Section] | None:
-    """The section that stands at `keys`."""
+    """Return the section at `keys`."""
     section: type[Section] | None = Recipe
     for key in keys:
         if section is None or isinstance(key, int):
@@ -142,7 +147,7 @@ def _section(keys: Keys) -> type[Section] | None:
 
 
 def _inner(annotation: Any) -> type[Section] | None:
-    """The section class within `Section | None` or `tuple[Section, ...]`."""
+    """Return the section class within `Section | None` or `tuple[Section, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     return next((found for part in typing.get_args(annotation) if (found := _inner(part))), None)

@@ -1,4 +1,4 @@
-"""What a recipe's methods ask of its other keys. Torch-free."""
+"""Checks of the distillation methods against a recipe's other keys. Loads no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from compress.models import catalog
 from compress.recipe.schema import Candidate, Choice, Distill, Train
 from compress.recipe.yaml_parser import Keys
 
-WEIGHTS = {  # of each method's losses, the cross-entropy first
+# The weights of each method's losses, the cross-entropy's first.
+WEIGHTS = {
     "dhkd": ("gamma", "alpha"),
     "kd": ("ce", "kd"),
     "dkd": ("ce", "alpha", "beta"),
@@ -21,14 +22,25 @@ WEIGHTS = {  # of each method's losses, the cross-entropy first
     "ofd": ("ce", "ofd"),
     "reviewkd": ("ce", "weight"),
 }
-SHIP_ANOTHER = frozenset({"simkd", "catkd"})  # another form of the student than the one that is trained
-READ_MAPS = frozenset({"fitnet", "at", "ofd", "reviewkd", "simkd", "catkd"})  # more than logits and the pooled vector
+# Methods that ship another form of the student than the one that is trained.
+SHIP_ANOTHER = frozenset({"simkd", "catkd"})
+# Methods that read more than logits and the pooled vector.
+READ_MAPS = frozenset({"fitnet", "at", "ofd", "reviewkd", "simkd", "catkd"})
 
 
 def mistakes(
     distill: Distill, train: Train, networks: Iterable[tuple[Keys, Candidate | Choice]]
 ) -> Iterator[tuple[Keys, str, frozenset[str]]]:
-    """(key, sentence, sections that it was judged from); `compatibility.check_pairs` checks built networks."""
+    """Find settings of the methods that cannot work; `compatibility.check_pairs` checks built networks.
+
+    Args:
+        distill: the methods and their settings.
+        train: the student's training.
+        networks: the named networks, each with its key.
+
+    Yields:
+        The key, the message, and the sections that it was judged from.
+    """
     methods = distill.method
     named = [
         (method, names if place == 0 else names[1:])
@@ -46,7 +58,8 @@ def mistakes(
     for keys, item in networks:
         info = catalog.NETWORKS.get(item.model)
         if readers and info is not None and info.roles is None:
-            message = f"{' and '.join(readers)} {agree(len(readers), 'reads', 'read')} feature maps, which the catalogue does not name for {item.model}"
+            read = f"{' and '.join(readers)} {agree(len(readers), 'reads', 'read')} feature maps"
+            message = f"{read}, which the catalogue does not name for {item.model}"
             yield (*keys, "model"), f"{message}; choose another network or method", frozenset({str(keys[0]), "distill"})
     fitnet, epochs = distill.fitnet, train.epochs
     if "fitnet" in methods and fitnet.mode == "two_stage" and epochs is not None and fitnet.hint_epochs >= epochs:

@@ -1,6 +1,6 @@
-"""The recipe reference in docs/reference/recipe.md, made from the schema's own fields, so that it cannot say anything else. Torch-free.
+"""The recipe reference in docs/reference/recipe.md, generated from the schema. Loads no torch.
 
-`python -m compress.recipe.reference_docs docs/reference/recipe.md` writes it between the file's two markers.
+`python -m compress.recipe.reference_docs docs/reference/recipe.md` rewrites the text between the page's two markers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LIST = "[]"  # marks an entry of a list in a section's path
 
 
 def markdown() -> str:
-    """Every section as a table: key, default, what is allowed, meaning."""
+    """Return a table for every section: key, default, what is allowed, meaning."""
     schema = Recipe.model_json_schema(by_alias=True)
     homes = _homes(schema)
     parts = [_table("The recipe itself", "", schema, schema, homes)]
@@ -29,19 +29,19 @@ def markdown() -> str:
 
 
 def between(text: str) -> str:
-    """What stands between the two markers of a document. Raises ValueError where one is missing."""
+    """Return the text between a document's two markers. Raises ValueError where one is missing."""
     begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
     return text[begin:end].strip("\n")
 
 
 def replaced(text: str) -> str:
-    """The document with the reference between its two markers. Raises ValueError where one is missing."""
+    """Return the document with a fresh reference between its markers. Raises ValueError where one is missing."""
     begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
     return f"{text[:begin]}\n{markdown()}\n{text[end:]}"
 
 
 def _sections(section: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(key, section's name) of the keys that hold a section, or a list of sections."""
+    """Yield (key, section's name) of the keys that hold a section, or a list of sections."""
     for key, value in section["properties"].items():
         for option in value.get("anyOf", [value]):
             if "$ref" in option:
@@ -51,7 +51,7 @@ def _sections(section: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _homes(schema: dict[str, Any]) -> dict[str, str]:
-    """Where each section is described: at the shortest of its paths (`train`, not `teacher.candidates[].train`)."""
+    """Return where each section is described: at the shortest of its paths, such as `train`."""
     homes: dict[str, str] = {}
     level = [("", schema)]
     while level:
@@ -68,7 +68,7 @@ def _homes(schema: dict[str, Any]) -> dict[str, str]:
 def _walk(
     section: dict[str, Any], schema: dict[str, Any], homes: dict[str, str], path: str
 ) -> Iterator[tuple[str, str]]:
-    """(path, section's name) in the order of a recipe, each section once."""
+    """Yield (path, section's name) in the order of a recipe, each section once."""
     for key, name in _sections(section):
         place = f"{path}.{key}".lstrip(".")
         if homes[name] == place:
@@ -104,7 +104,7 @@ def _literal(text: str) -> str:
 
 
 def _default(value: Any) -> str:
-    """A default as a recipe would have it; a section's is its own table."""
+    """Format a default as a recipe would have it; a section has its own table."""
     if isinstance(value, dict):
         return "see its keys"
     plain = isinstance(value, str) and value != "" and not value[0].isdigit()  # "1.19" without quotes would be a number
@@ -112,7 +112,7 @@ def _default(value: Any) -> str:
 
 
 def _allowed(value: dict[str, Any], homes: dict[str, str]) -> str:
-    """Type and range in words."""
+    """Describe type and range."""
     if "anyOf" in value:
         return " or ".join(_allowed(option, homes) for option in value["anyOf"])
     if "$ref" in value:
@@ -134,7 +134,7 @@ def _allowed(value: dict[str, Any], homes: dict[str, str]) -> str:
 
 
 def _range(value: dict[str, Any]) -> str:
-    """` from 0 to 1`, ` above 0, below 1` ..."""
+    """Describe a range: ` from 0 to 1`, ` above 0, below 1`."""
     words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     parts = [f"{word} {value[limit]:.10g}" for limit, word in words.items() if limit in value]
     closed = "minimum" in value and "maximum" in value

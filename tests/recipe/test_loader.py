@@ -227,7 +227,7 @@ FILES = [
         GOOD.replace("fashion", "fashon, validation: 0, normalize: {mean: [1, 0], std: [1, 1, 1, 1]}"),
         [
             "1:16: data.source: expected one of fashion, cifar10, cifar100, folder, npz, imagenet, webdataset, got 'fashon' (did you mean 'fashion'?)",
-            "1:36: data.validation: expected a share between 0 and 1 or a whole number of pictures, got 0",
+            "1:36: data.validation: expected a share between 0 and 1 or a whole number of images, got 0",
             "1:57: data.normalize.mean: expected 3 entries, got 2",
             "1:70: data.normalize.std: expected 3 entries, got 4",
         ],

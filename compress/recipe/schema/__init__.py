@@ -1,6 +1,6 @@
-"""The recipe's sections: keys, types, ranges, defaults. Torch-free, so that a wrong recipe is answered at once.
+"""The recipe's sections: keys, types, ranges, defaults. Loads no torch, so that a wrong recipe fails at once.
 
-Every value has a default but `data` and the two networks. `yaml_parser.py` reads the YAML with positions, `loader.py`
+Every key has a default except `data` and the two networks. `yaml_parser.py` reads the YAML with positions, `loader.py`
 checks it, and `error_messages.py` turns pydantic's errors into one line each. This package defines what is allowed.
 """
 
@@ -70,31 +70,33 @@ class Recipe(Section):
     """A whole recipe."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = Field(
-        default=None, description="names the folder of its runs; null: the file's name"
+        default=None, description="name of the folder that holds its runs; null: the file's name"
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        default=0, description="of the student's training: weights, order, views"
+        default=0, description="seed of the student's training: initial weights, order of images, views"
     )
-    data: Data = Field(description="the pictures and their splits")
+    data: Data = Field(description="the images and their splits")
     teacher: Teacher = Field(description="the teacher's candidates")
     student: Student = Field(description="the network that ships")
-    distill: Distill = Field(default=Distill(), description="the method")
+    distill: Distill = Field(default=Distill(), description="the distillation method")
     train: Train = Field(default=Train(), description="the student's training")
     export: Export = Field(default=Export(), description="the ONNX files")
     quantize: Quantize = Field(default=Quantize(), description="int8")
-    validate_: Validate = Field(default=Validate(), alias="validate", description="how latency is measured")
+    validate_: Validate = Field(
+        default=Validate(), alias="validate", description="how accuracy and latency are measured"
+    )
     device: Device = Field(default=Device(), description="where the bundle is verified")
     require: Require = Field(default=Require(), description="the limits behind the verdict")
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
     def plain(self) -> dict[str, Any]:
-        """The recipe as YAML-able values, under the names that a user writes."""
+        """Return the recipe as plain values under the names that a user writes."""
         return self.model_dump(mode="json", by_alias=True)
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of a recipe as a user writes it: with the flat keys of the selected method in `distill`."""
+    """Return the JSON Schema of a recipe as a user writes it: with flat keys of the methods in `distill`."""
     schema = Recipe.model_json_schema(by_alias=True)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     distill = schema["$defs"]["Distill"]["properties"]

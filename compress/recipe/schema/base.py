@@ -1,4 +1,4 @@
-"""What every section is made of."""
+"""Types that several sections share."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 VERSION_PATTERN = r"^[0-9]+\.[0-9]+(\.[0-9]+)?$"
-PATTERNS = {  # in words, for messages
+# Descriptions for messages.
+PATTERNS = {
     NAME_PATTERN: "a name of letters, digits, '.', '_' and '-' that begins with a letter or a digit",
     VERSION_PATTERN: "a version such as '1.19'",
 }
 
 
 def _share_or_count(value: Any) -> Any:
-    """Pass a share in (0, 1) or a whole number from 1 on; one message for both branches of the union."""
+    """Check for a share in (0, 1) or a whole number from 1 on, with one message for both branches of the union."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if number and (0 < value < 1 or (isinstance(value, int) and value >= 1)):
         return value
     shown = repr(value) if isinstance(value, str) or number else "something else"
-    raise ValueError(f"expected a share between 0 and 1 or a whole number of pictures, got {shown}")
+    raise ValueError(f"expected a share between 0 and 1 or a whole number of images, got {shown}")
 
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
-ShareOrCount = Annotated[Share | Count, BeforeValidator(_share_or_count)]  # a share below 1 or a number of pictures
+# A share below 1, or a number of images.
+ShareOrCount = Annotated[Share | Count, BeforeValidator(_share_or_count)]
 
 
 def _of_one(value: object) -> object:

@@ -1,4 +1,4 @@
-"""`data`: the pictures."""
+"""`data`: the images."""
 
 from __future__ import annotations
 
@@ -8,107 +8,115 @@ from pydantic import Field
 
 from compress.recipe.schema.base import Count, Normalize, Section, ShareOrCount
 
-KNOWN_CLASSES = {"fashion": 10, "cifar10": 10, "cifar100": 100}  # of sources whose pictures may not be here yet
+# Sources whose number of classes is known before their images are there.
+KNOWN_CLASSES = {"fashion": 10, "cifar10": 10, "cifar100": 100}
 
 
 class ColorJitter(Section):
-    """Colours of each training view changed: brightness, contrast, saturation, hue, in this order, each by a draw of its own."""
+    """Random changes to the colours of each training view: brightness, contrast, saturation and hue, in this order."""
 
     brightness: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="factor between 1 - x (at least 0) and 1 + x"
     )
-    contrast: Annotated[float, Field(ge=0)] = Field(default=0.0, description="likewise, about the picture's mean grey")
-    saturation: Annotated[float, Field(ge=0)] = Field(default=0.0, description="likewise, about each pixel's grey")
+    contrast: Annotated[float, Field(ge=0)] = Field(default=0.0, description="the same, about the image's mean grey")
+    saturation: Annotated[float, Field(ge=0)] = Field(default=0.0, description="the same, about each pixel's grey")
     hue: Annotated[float, Field(ge=0, le=0.5)] = Field(
-        default=0.0, description="turn of the colour circle, between -x and x of it"
+        default=0.0, description="rotation of the colour circle, between -x and x of a full turn"
     )
 
 
 class RandAugment(Section):
-    """RandAugment (Cubuk et al. 2019) on each training view, after the colour jitter: operations drawn from 14, one after the other."""
+    """RandAugment (Cubuk et al. 2019) on each training view, after the colour jitter.
 
-    operations: Annotated[int, Field(ge=1, le=14)] = Field(
-        default=2, description="how many operations a view goes through"
-    )
+    Operations are drawn from 14 and applied one after the other.
+    """
+
+    operations: Annotated[int, Field(ge=1, le=14)] = Field(default=2, description="operations applied to each view")
     magnitude: Annotated[int, Field(ge=0, le=30)] = Field(
-        default=9, description="how strong they are; 30: shear 0.3, shift 45 %, rotation 30 degrees, ..."
+        default=9, description="strength of the operations; 30: shear 0.3, shift 45 %, rotation 30 degrees, ..."
     )
 
 
 class Data(Section):
-    """Where the pictures come from and how they are split by purpose."""
+    """Where the images come from, and how they are split."""
 
     source: Literal["fashion", "cifar10", "cifar100", "folder", "npz", "imagenet", "webdataset"] = Field(
-        description="fashion: embedded; cifar10, cifar100: through torchvision; folder: photos in class sub-folders; npz: arrays in one file; imagenet: "
-        "train/<class>/*.JPEG and val/<class>/*.JPEG, decoded in training; webdataset: the same from tar shards (NAME.jpg beside NAME.cls or .json)"
+        description="fashion: embedded; cifar10, cifar100: through torchvision; folder: photos in class sub-folders; "
+        "npz: arrays in one file; imagenet: train/<class>/*.JPEG and val/<class>/*.JPEG, decoded in training; "
+        "webdataset: the same from tar shards (NAME.jpg beside NAME.cls or .json)"
     )
     root: str | None = Field(
         default=None,
-        description="the npz file, or the folder; relative to the recipe, `~` expands; "
-        "null for cifar10 and cifar100: the user's cache folder; the others need it, fashion takes none",
+        description="the npz file or the folder; relative to the recipe, `~` expands; null: the user's cache folder, "
+        "for cifar10 and cifar100; required for other sources, except fashion, which takes none",
     )
-    download: bool = Field(default=False, description="let torchvision download cifar10 / cifar100 into root")
+    download: bool = Field(default=False, description="let torchvision download cifar10 or cifar100 into root")
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(
-        default=None, description="side of the input in pixels; null: 32, or 224 for photos"
+        default=None, description="side of the network's input in pixels; null: 32, or 224 for photos"
     )
     normalize: Normalize | None = Field(
-        default=None, description="null: published constants of a named set, else of the training pictures"
+        default=None,
+        description="mean and standard deviation; null: published constants of a named set, else those of the training "
+        "images",
     )
     augment: Literal["crop_flip", "crop", "flip", "resized_crop", "none"] | None = Field(
         default=None,
-        description="random views in training; crops move by an eighth of the side; resized_crop: 8 to 100 % of the picture, flipped or "
-        "not; null: crop_flip, or resized_crop for photos; imagenet and webdataset: resized_crop or none",
+        description="random views in training; crop: moved by up to an eighth of the side; resized_crop: 8 to 100 % of "
+        "the image, flipped or not; null: crop_flip, or resized_crop for photos; imagenet and webdataset take "
+        "resized_crop or none",
     )
     color_jitter: ColorJitter | None = Field(
-        default=None, description="change the colours of training views, on the device; null: not at all"
+        default=None, description="random colours of training views, computed on the device; null: unchanged"
     )
     rand_augment: RandAugment | None = Field(
         default=None,
-        description="distort training views by RandAugment, on the device; {}: its defaults; null: not at all",
+        description="RandAugment on training views, computed on the device; {}: its defaults; null: off",
     )
     validation: ShareOrCount = Field(
         default=0.1,
-        description="carved from the training pictures, stratified; selects the teacher and is watched in training",
+        description="validation images, split off the training images by class; they select the teacher and are "
+        "evaluated during training",
     )
     test: ShareOrCount = Field(
         default=0.2,
-        description="folder without a test sub-folder only: what is carved off, stratified, for the final validation",
+        description="only for a folder without a test sub-folder: test images, split off by class, for the final "
+        "validation",
     )
-    calibration: Count = Field(
-        default=512, description="how many training pictures set the int8 ranges; never validation or test pictures"
-    )
+    calibration: Count = Field(default=512, description="how many training images determine the int8 ranges")
     workers: Count | None = Field(
         default=None,
-        description="imagenet, webdataset: processes that decode pictures in training; changes no number; null: one a core, at most 32",
+        description="imagenet, webdataset: processes that decode images during training; does not change results; "
+        "null: one per core, at most 32",
     )
     shards_at_once: Count | None = Field(
         default=None,
-        description="webdataset: the pictures of at most so many shards are mixed at a time, and the next shards read ahead from start to end: "
-        "for shards on spinning disks or a network; null: all pictures are mixed, and read in random order",
+        description="webdataset: shuffle the images of at most so many shards at a time and prefetch the next "
+        "shards from start to end, for shards on hard disks or a network; null: shuffle all images and "
+        "read them in random order",
     )
     split_seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of the splits and of the limits below")
     max_unreadable: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.01, description="folder: share of pictures that may be unreadable; they are skipped"
+        default=0.01, description="folder: share of images that may be unreadable; they are skipped"
     )
     limit_train: Count | None = Field(
         default=None,
-        description="use only so many training pictures (stratified, seeded), for a quick trial; null: all",
+        description="use only so many training images (by class, seeded), for a quick trial; null: all",
     )
     limit_test: Count | None = Field(
-        default=None, description="use only so many test pictures (stratified, seeded), for a quick trial; null: all"
+        default=None, description="use only so many test images (by class, seeded), for a quick trial; null: all"
     )
 
     @property
     def photos(self) -> bool:
-        """Whether the pictures are files of any size."""
+        """Return whether the images are files of any size."""
         return self.source in ("folder", "imagenet", "webdataset")
 
     @property
     def side(self) -> int:
-        """Side in pixels that the networks see."""
+        """Return the side in pixels of the networks' input."""
         return self.image_size or (224 if self.photos else 32)
 
     @property
     def views(self) -> str:
-        """The name of the training views."""
+        """Return the name of the training views."""
         return self.augment or ("resized_crop" if self.photos else "crop_flip")

@@ -17,21 +17,23 @@ class Export(Section):
     """The ONNX files."""
 
     opset: Annotated[int, Field(ge=18, le=23)] = Field(default=18, description="version of the ONNX operators")
-    batch: Literal["dynamic"] = Field(default="dynamic", description="the file takes any number of pictures at once")
+    batch: Literal["dynamic"] = Field(default="dynamic", description="the file takes any number of images at once")
     input: Literal["uint8_nhwc", "float_nchw"] = Field(
         default="uint8_nhwc",
-        description="uint8_nhwc: RGB pixels (N, H, W, 3), normalised in the file; float_nchw: (N, 3, H, W), normalised by the app",
+        description="uint8_nhwc: RGB pixels (N, H, W, 3), normalised in the file; float_nchw: (N, 3, H, W), "
+        "normalised by the application",
     )
     min_runtime: Annotated[str, Field(pattern=VERSION_PATTERN)] = Field(
         default="1.19", description="oldest onnxruntime that must run the file; in quotes"
     )
     fixed_batch: bool = Field(
         default=False,
-        description="also write copies of the student's files that take one picture at a time (NNAPI, CoreML and QNN need that)",
+        description="also write copies of the student's files that take one image at a time, for NNAPI, CoreML and QNN",
     )
     ort: bool = Field(
         default=False,
-        description="also write the student's files as .ort, with the list of kernels that a minimal build of onnxruntime needs",
+        description="also write the student's files as .ort, with the list of kernels for a minimal build of "
+        "onnxruntime",
     )
 
 
@@ -44,7 +46,7 @@ def _hint(word: str, known: Sequence[str]) -> str:
 
 
 def _target_or_list(value: Any) -> Any:
-    """Pass a target or a list of different ones; one message for both branches of the union."""
+    """Check for a target or a list of different ones, with one message for both branches of the union."""
     known = get_args(Target)
     listed = value if isinstance(value, (list, tuple)) else [value]
     wrong = [item for item in listed if not isinstance(item, str) or item not in known]
@@ -58,62 +60,65 @@ def _target_or_list(value: Any) -> Any:
 
 
 class Quantize(Section):
-    """Int8, after training or by training further."""
+    """Quantisation to int8, after training or by training further."""
 
     scheme: Literal["static", "qat", "none"] = Field(
         default="static",
-        description="static: int8 weights and activations, ranges from calibration; qat: the student trains further, by the recipe's own "
-        "method, as int8 will compute it, and its learned ranges are the file's; none: the float file ships",
+        description="static: int8 weights and activations, with ranges from calibration; qat: the student is trained "
+        "further by the recipe's method with simulated int8, and its learned ranges are used; none: the float "
+        "file ships",
     )
     epochs: Count | None = Field(
-        default=None, description="of scheme: qat; null: a tenth of `train.epochs`, at least 2"
+        default=None, description="epochs of scheme: qat; null: a tenth of `train.epochs`, at least 2"
     )
     lr: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="of scheme: qat, falling to zero along a cosine; null: a tenth of `train.lr`"
+        default=None,
+        description="learning rate of scheme: qat, which falls to zero along a cosine; null: a tenth of `train.lr`",
     )
     target: Annotated[Target | Annotated[tuple[Target, ...], Field(min_length=1)], BeforeValidator(_target_or_list)] = (
         Field(
             default="auto",
-            description="instruction set that the int8 file is made for; auto: that of `device.target`; a list makes one file for each: the "
-            "first that is meant for the device (auto, where the list has it) is student.int8.onnx, others are student.int8.<target>.onnx",
+            description="instruction set that the int8 file is made for; auto: that of `device.target`; a list makes "
+            "one file for each: the one for the device (auto, if the list has it) is student.int8.onnx, "
+            "the others are student.int8.<target>.onnx",
         )
     )
     per_channel: bool = Field(
-        default=True, description="one weight scale an output channel; false: one a tensor, refused for x86-avx2"
+        default=True, description="one weight scale per output channel; false: one per tensor, not allowed for x86-avx2"
     )
     calibrate: Literal["minmax", "entropy", "percentile"] = Field(
         default="minmax",
-        description="how activation ranges follow from the calibration pictures; minmax: all that was seen; entropy: the range that changes the "
-        "histogram least; percentile: without the rarest values",
+        description="how activation ranges follow from the calibration images; minmax: all values; entropy: the "
+        "range that changes the histogram least; percentile: without the rarest values",
     )
     percentile: float = Field(
-        default=99.99, description="of calibrate: percentile, in per cent of the values; 99.99 or more, below 100"
+        default=99.99, description="for calibrate: percentile, in per cent of the values; at least 99.99, below 100"
     )
     float_layers: tuple[str, ...] = Field(
         default=(),
-        description="layers that stay in float: first, last, or names of nodes in student.fp32.onnx; proven in the graph that runs",
+        description="layers that stay in float: first, last, or names of nodes in student.fp32.onnx; checked in "
+        "the graph that runs",
     )
     bias_correction: bool = Field(
-        default=False, description="take each layer's mean shift through quantisation back in its bias"
+        default=False, description="correct each layer's mean shift through quantisation in its bias"
     )
     search: bool = Field(
         default=False,
-        description="try calibrators, first and last layer in float, and bias correction; rank them by KL to the float student on "
-        "32 unlabelled pictures and certify the best on the validation pictures; chooses the four keys above",
+        description="try calibrators, the first and last layer in float, and bias correction; rank them by KL to "
+        "the float student on 32 unlabelled images and check the best on the validation images; "
+        "chooses the four keys above",
     )
     keep: Literal["always", "faster"] = Field(
         default="always",
-        description="faster: where int8 is not measurably faster than float on this target, the float file ships",
+        description="faster: the float file ships if int8 is not measurably faster on this target",
     )
 
     @field_validator("percentile")
     @classmethod
     def _cuts_off_activations(cls, value: float) -> float:
         if not 99.99 <= value < 100:
-            raise ValueError(
-                f"must be at least 99.99 and below 100, got {value:g}: lower ones cut off real activations (measured: 99.9 gives 66.97 %, "
-                "99.99 gives 76.91 %)"
-            )
+            why = "lower ones cut off real activations (measured: 99.9 gives 66.97 %, 99.99 gives 76.91 %)"
+            raise ValueError(f"must be at least 99.99 and below 100, got {value:g}: {why}")
         return value
 
     @model_validator(mode="after")
@@ -133,9 +138,8 @@ class Quantize(Section):
     def _tuning(self) -> Quantize:
         given = [name for name in ("epochs", "lr") if self._is_set(name)]
         if given and self.scheme != "qat":
-            raise ValueError(
-                f"{' and '.join(given)} {agree(len(given), 'belongs', 'belong')} to scheme: qat, but scheme is {self.scheme}"
-            )
+            belong = f"{' and '.join(given)} {agree(len(given), 'belongs', 'belong')}"
+            raise ValueError(f"{belong} to scheme: qat, but scheme is {self.scheme}")
         if self.scheme == "qat" and self.search:
             raise ValueError(
                 "search: true looks for the best int8 without training, scheme: qat trains; leave one of them out"
@@ -146,14 +150,14 @@ class Quantize(Section):
 
     @property
     def static(self) -> Quantize:
-        """The same without training further."""
+        """Return the same settings without training further."""
         if self.scheme != "qat":
             return self
         return Quantize.model_construct(**(dict(self) | {"scheme": "static", "epochs": None, "lr": None}))
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """What was asked for, as a list."""
+        """Return the targets as a tuple."""
         return (self.target,) if isinstance(self.target, str) else self.target
 
     def _is_set(self, name: str) -> bool:
@@ -163,42 +167,44 @@ class Quantize(Section):
     def _per_tensor_with_reduced_range(self) -> Quantize:
         if not self.per_channel and "x86-avx2" in self.targets:
             raise ValueError(
-                "per_channel: false with x86-avx2's reduced range ruins compact networks (measured: 77.9 -> 48.8 %); leave it true"
+                "per_channel: false with x86-avx2's reduced range ruins compact networks (measured: 77.9 -> 48.8 %); "
+                "leave it true"
             )
         return self
 
 
 class Validate(Section):
-    """How latency is measured: batch 1, all models interleaved in rounds."""
+    """How latency is measured: one image at a time, with all models interleaved in rounds."""
 
-    threads: Count = Field(default=1, description="onnxruntime's threads")
-    warmup: Annotated[int, Field(ge=0)] = Field(default=50, description="runs a model before the timed ones")
+    threads: Count = Field(default=1, description="threads of onnxruntime")
+    warmup: Annotated[int, Field(ge=0)] = Field(default=50, description="runs of each model before the timed ones")
     repeats: Annotated[int, Field(ge=16)] = Field(
-        default=700, description="timed runs a model; p90 needs 64, p99 needs 662"
+        default=700, description="timed runs of each model; p90 needs 64, p99 needs 662"
     )
     sustained_seconds: Annotated[int, Field(ge=0, le=86400)] = Field(
         default=0,
-        description="seconds that the file which ships runs without a pause; the first minute is held against the last (of under 600 s "
-        "the tenths); 0: not run",
+        description="seconds for which the shipped file runs without a pause, to compare its first minute with its "
+        "last (of under 600 s: the first and last tenth); 0: not run",
     )
     seed: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="of the order of models and pictures, of the resampling, and of the bundle's pictures"
+        default=0, description="seed of the order of models and images, of the resampling, and of the bundle's images"
     )
 
 
 class Device(Section):
-    """Where the bundle is verified, alone, as an application would run it."""
+    """Where the bundle is verified, on its own, as an application would run it."""
 
     target: str = Field(
         default="local",
-        description="local: this machine, in a process of its own; or what `compress verify --target` takes, such as "
-        "`ssh://pi@board.local`: limits on time and memory are judged there; paths in its options are absolute or begin with `~`",
+        description="local: this machine, in a separate process; or what `compress verify --target` takes, such as "
+        "`ssh://pi@board.local`; limits on time and memory are judged there; paths in its options are absolute "
+        "or begin with `~`",
     )
-    samples: Annotated[int, Field(ge=16)] = Field(default=64, description="test pictures in the bundle")
+    samples: Annotated[int, Field(ge=16)] = Field(default=64, description="test images in the bundle")
     photos: Annotated[int, Field(ge=0, le=64)] = Field(
         default=16,
-        description="picture files of a folder of photos that go into the bundle as they are, EXIF and all, 20 MB at most, to check an "
-        "application's decoder; 0: none",
+        description="original files of a folder of photos that are added to the bundle, with EXIF, at most 20 MB, "
+        "to check an application's decoder; 0: none",
     )
 
     @field_validator("target")
@@ -223,38 +229,42 @@ class Device(Section):
 
     @property
     def name(self) -> str:
-        """The target as reports name it."""
+        """Return the target's name in reports."""
         return parse(self.target).shown
 
     @property
     def distant(self) -> bool:
-        """Whether it is another device than this machine as it is: with other options this machine answers apart, too."""
+        """Return whether it is anything but plain `local`; with options, this machine counts as another device, too."""
         return self.target != "local"
 
 
 class Require(Section):
-    """Limits on the model that ships (int8, or float with `scheme: none`), against the float teacher. null: not required."""
+    """Limits on the model that ships (int8, or float with `scheme: none`), against the float teacher.
+
+    null: not required.
+    """
 
     max_top1_drop: Annotated[float, Field(ge=0, le=100)] | None = Field(
-        default=None, description="accuracy drop in points of per cent"
+        default=None, description="accuracy drop in percentage points"
     )
     min_top1: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, description="accuracy as a fraction")
     max_latency_ms: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="median latency of one picture in milliseconds"
+        default=None, description="median latency of one image in milliseconds"
     )
     min_speedup: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="times the teacher's speed, median, one picture at a time"
+        default=None, description="speed relative to the teacher: ratio of median latencies of one image"
     )
     max_bytes: Count | None = Field(default=None, description="size of the shipped file in bytes")
     min_compression: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="teacher's bytes / shipped file's bytes"
+        default=None, description="the teacher's bytes divided by the shipped file's"
     )
     max_memory_bytes: Count | None = Field(
-        default=None, description="peak resident memory in bytes of a fresh process that runs it, interpreter included"
+        default=None,
+        description="peak resident memory in bytes of a new process that runs the file, including the interpreter",
     )
     min_int8_speedup: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
-        description="times the float student's speed that the int8 file must have, median, one picture at a time",
+        description="speed of the int8 file relative to the float student: ratio of median latencies of one image",
     )
     min_int8_mac_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, description="share of multiply-accumulates in integer kernels, as a fraction"

@@ -26,17 +26,23 @@ METHOD_SECTIONS: dict[str, type[Section]] = {
     "none": Plain,
 }
 METHOD_SUMMARIES: dict[str, str] = {
-    "dhkd": "dual-head distillation: an auxiliary head that never ships learns from the teacher's logits (Yang et al. 2024)",
-    "kd": "classic distillation: cross-entropy and the KL divergence to the teacher's softened logits (Hinton et al. 2015)",
-    "dkd": "decoupled distillation: the right class and the others among themselves, weighed apart (Zhao et al. 2022)",
-    "dist": "relations between classes and between pictures, by correlation (Huang et al. 2022)",
-    "fitnet": "hints: one stage's map, through a regressor that never ships (Romero et al. 2015)",
+    "dhkd": "dual-head distillation: an auxiliary head, which does not ship, learns from the teacher's logits "
+    "(Yang et al. 2024)",
+    "kd": "classic distillation: cross-entropy and the KL divergence from the teacher's softened logits "
+    "(Hinton et al. 2015)",
+    "dkd": "decoupled distillation: separate weights for the right class and for the others among themselves "
+    "(Zhao et al. 2022)",
+    "dist": "relations between classes and between images, by correlation (Huang et al. 2022)",
+    "fitnet": "hints: one stage's map, through a regressor that does not ship (Romero et al. 2015)",
     "at": "attention transfer: where each stage looks (Zagoruyko and Komodakis 2017)",
-    "rkd": "relations: distances and angles between the pictures of a batch (Park et al. 2019)",
-    "crd": "contrast: a picture's embedding against a memory of all others (Tian et al. 2020)",
-    "ofd": "overhaul: every stage in front of its activation, through connectors that never ship (Heo et al. 2019)",
-    "reviewkd": "review: deep stages fused into shallow ones by modules that never ship (Chen et al. 2021)",
-    "simkd": "the teacher's classifier on projected features; projector and classifier ship and make the student larger (Chen et al. 2022)",
+    "rkd": "relations: distances and angles between the images of a batch (Park et al. 2019)",
+    "crd": "contrast: an image's embedding against a memory of all others (Tian et al. 2020)",
+    "ofd": "overhaul: every stage before its activation, through connectors that do not ship (Heo et al. 2019)",
+    "reviewkd": "review: deep stages fused into shallow ones by modules that do not ship (Chen et al. 2021)",
+    "simkd": (
+        "the teacher's classifier on projected features; projector and classifier ship and make the student "
+        "larger (Chen et al. 2022)"
+    ),
     "catkd": "class activation maps; the student ships without a bias in its classifier (Guo et al. 2023)",
     "none": "plain cross-entropy without a teacher, the baseline",
 }
@@ -47,12 +53,12 @@ MethodName = Literal[
 
 
 def _listed(value: Any) -> Any:
-    """One method is a list of one."""
+    """Turn one method into a list of one."""
     return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, str) else value
 
 
 def _together(methods: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse what cannot be added up."""
+    """Refuse methods that cannot be combined."""
     if not methods:
         raise ValueError("expected at least one method, got none")
     twice = next((name for name in methods if methods.count(name) > 1), None)
@@ -61,14 +67,13 @@ def _together(methods: tuple[str, ...]) -> tuple[str, ...]:
     if len(methods) > 1 and "none" in methods:
         raise ValueError("none is plain cross-entropy, which every other method has already; leave it out of the list")
     if len(methods) > 1 and "simkd" in methods:
-        raise ValueError(
-            "simkd ships the teacher's classifier and drops the student's, so nothing that trains the student's own can stand beside it"
-        )
+        dropped = "simkd ships the teacher's classifier and drops the student's"
+        raise ValueError(f"{dropped}, so nothing that trains the student's own can stand beside it")
     return methods
 
 
 def _short(methods: tuple[str, ...]) -> str | list[str]:
-    """As a recipe has it."""
+    """Return the methods as a recipe has them."""
     return methods[0] if len(methods) == 1 else list(methods)
 
 
@@ -78,15 +83,19 @@ Methods = Annotated[
 
 
 class Distill(Section):
-    """Which method, with which settings. A single method's keys may stand flat here; each may stand in a section named after its method."""
+    """The distillation method and its settings.
+
+    The keys of a single method may stand here directly, or in a section named after the method.
+    """
 
     # `recipe.loader.load` has moved flat keys into the method's own section before this is built.
     method: Methods = Field(
         default=("dhkd",),
-        description="see `compress methods`; none: plain cross-entropy; a list adds the methods up, with the first one's cross-entropy",
+        description="see `compress methods`; none: plain cross-entropy; a list: the sum of the methods, with the first "
+        "one's cross-entropy",
     )
     baseline: bool = Field(
-        default=False, description="train the same student without a teacher too, and report the difference"
+        default=False, description="also train the same student without a teacher, and report the difference"
     )
     dhkd: Dhkd = Field(default=Dhkd(), description="settings of dhkd")
     kd: Kd = Field(default=Kd(), description="settings of kd")
@@ -103,19 +112,19 @@ class Distill(Section):
 
     @property
     def name(self) -> str:
-        """`dhkd`, or `dhkd + reviewkd`."""
+        """Return the methods' names: `dhkd`, or `dhkd + reviewkd`."""
         return " + ".join(self.method)
 
     @property
     def plain(self) -> bool:
-        """Whether there is no distillation at all."""
+        """Return whether there is no distillation at all."""
         return self.method == ("none",)
 
     def settings(self, method: str) -> Section:
-        """A method's section."""
+        """Return a method's section."""
         return Plain() if method == "none" else getattr(self, method)
 
     def alone(self) -> Distill:
-        """The selected methods' settings and nothing else: what a training depends on."""
+        """Return only the selected methods' settings: what a training depends on."""
         own = Distill(method=self.method)
         return own.model_copy(update={name: self.settings(name) for name in self.method if name != "none"})

@@ -1,4 +1,4 @@
-"""`train`: the optimisation, of the student and of a teacher candidate."""
+"""`train`: the training of the student, and of a teacher candidate."""
 
 from __future__ import annotations
 
@@ -10,67 +10,80 @@ from compress.recipe.schema.base import Count, Section
 
 
 class Schedule(Section):
-    """Learning rate over epochs. step: x gamma after each milestone epoch; cosine: to zero at the end of the last epoch."""
+    """Learning rate over the epochs."""
 
     kind: Literal["cosine", "step", "constant"] = Field(
-        default="cosine", description="shape of the learning rate over the epochs"
+        default="cosine",
+        description="cosine: falls to zero at the end of the last epoch; step: times gamma after each milestone; "
+        "constant: stays",
     )
     milestones: tuple[Count, ...] = Field(
-        default=(150, 180, 210), description="step: last epoch (1-based) at the higher rate"
+        default=(150, 180, 210), description="step: last epochs (1-based) before the rate falls"
     )
-    gamma: Annotated[float, Field(gt=0, le=1)] = Field(default=0.1, description="step: factor at each milestone")
+    gamma: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.1, description="step: factor of the rate at each milestone"
+    )
     warmup_epochs: Annotated[float, Field(ge=0)] | None = Field(
         default=None,
-        description="epochs in which the rate rises linearly from 0; null: 0, or 1 (at most a quarter of the epochs) from pretrained weights",
+        description="epochs in which the rate rises linearly from 0; null: 0 from scratch, 1 (at most a quarter of the "
+        "epochs) from pretrained weights",
     )
 
 
 class Train(Section):
-    """SGD as in the papers. `null` takes the default for the start: from scratch, or from pretrained weights."""
+    """SGD as in the papers. A `null` takes the default for training from scratch or from pretrained weights."""
 
     epochs: Count | None = Field(
         default=None,
-        description="null: 240 from scratch (the papers'; 60 for a teacher candidate), 20 from pretrained weights",
+        description="null: 240 from scratch as in the papers (60 for a teacher candidate), 20 from pretrained weights",
     )
-    batch_size: Annotated[int, Field(ge=1, le=65536)] = Field(default=64, description="pictures a step")
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = Field(default=64, description="images per step")
     lr: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
-        description="learning rate; null: 0.05 from scratch (0.01 for Mobile- and ShuffleNets), 0.005 from pretrained weights",
+        description="learning rate; null: 0.05 from scratch (0.01 for MobileNets and ShuffleNets), 0.005 from "
+        "pretrained weights",
     )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="of SGD")
-    nesterov: bool = Field(default=False, description="Nesterov's form of momentum")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="momentum of SGD")
+    nesterov: bool = Field(default=False, description="use Nesterov momentum")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
-        default=5e-4, description="on every parameter, the method's own included"
+        default=5e-4, description="applied to every parameter, including those of the method"
     )
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="of the cross-entropy")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="label smoothing of the cross-entropy"
+    )
     schedule: Schedule = Field(default=Schedule(), description="learning rate over the epochs")
     precision: Literal["auto", "float32", "bf16"] = Field(
-        default="auto", description="auto: bf16 on CUDA cards (from Ampere on) and CPUs with bf16 units, else float32"
+        default="auto", description="auto: bf16 on CUDA GPUs (from Ampere on) and CPUs with bf16 units, else float32"
     )
     engine: Literal["auto", "compile", "graph", "eager"] = Field(
         default="auto",
-        description="auto: on a CPU BatchNorms run in kernels that the C compiler there makes; on CUDA a step is recorded once as a graph and "
-        "replayed, where method and teacher allow it, and from 50,000 steps on the student is compiled by torch.compile; compile: compiled on any device (a "
-        "CPU needs a C++ compiler); graph: recorded only; eager: neither. All but auto train on a CPU without these kernels",
+        description="auto: on a CPU, BatchNorms run in kernels that the local C compiler builds; on CUDA, a step is "
+        "recorded once as a graph and replayed where method and teacher allow it, and from 50,000 steps on the "
+        "student is compiled by torch.compile; compile: compiled on any device (a CPU needs a C++ compiler); "
+        "graph: recorded, not compiled; eager: neither. On a CPU only auto uses the BatchNorm kernels",
     )
     sync_batchnorm: bool = Field(
         default=True,
-        description="in several processes on CUDA, BatchNorm's statistics are over the whole batch; false, and on CPUs always: over each "
-        "process's share",
+        description="with several processes on CUDA, compute BatchNorm's statistics over the whole batch; false, and "
+        "always on CPUs: over each process's share",
     )
     views: Count | None = Field(
         default=None,
-        description="limit the augmentation to so many views a picture, so that the teacher's logits are reused sooner; null: no limit",
+        description="limit the augmentation to so many views per image, so that cached teacher logits are reused "
+        "sooner; null: no limit",
     )
     trace_gradients: Count | None = Field(
         default=None,
-        description="every so many steps, record in the history the cosine between the gradients of the cross-entropy and of the "
-        "distillation losses, for the classifier and for the backbone; null: not at all",
+        description="every so many steps, record in the history the cosine between the gradients of the "
+        "cross-entropy and of the distillation losses, for the classifier and for the backbone; null: "
+        "never",
     )
-    keep: Literal["last", "best"] = Field(default="last", description="which epoch ships; best: by validation accuracy")
+    keep: Literal["last", "best"] = Field(
+        default="last", description="which epoch ships; best: the one with the best validation accuracy"
+    )
     threads: Count | None = Field(
         default=None,
-        description="CPU threads; null: as many as torch chooses (of a candidate: the student's); a resume keeps them",
+        description="CPU threads; null: torch's choice (for a candidate: the student's); a resumed training keeps them",
     )
     seed: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="null: the recipe's seed (student) or 0 (teacher candidates)"
