@@ -322,7 +322,7 @@ def test_a_network_without_the_maps_is_named():
         for student, teacher in ((bare, pair.outlines[1]), (pair.outlines[0], bare)):
             with pytest.raises(
                 UsageError,
-                match=rf"distill.method: {method} .*which the catalogue does not give for plain; "
+                match=rf"distill.method: {method} .*which the catalogue does not have for plain; "
                 "choose another method or network",
             ):
                 build_method(Distill(method=method), student=student, teacher=teacher, train_labels=LABELS)

@@ -157,7 +157,7 @@ def test_fitnet_names_a_stage_that_is_not_there_and_takes_signed_maps():
     maps = {"stages_post__1": (4, 8, 8)}
     with pytest.raises(
         UsageError,
-        match=r"fitnet with stage 4 needs the map 'stages_post.4', which the catalogue does not give for resnet8",
+        match=r"fitnet with stage 4 needs the map 'stages_post.4', which the catalogue does not have for resnet8",
     ):
         build_method(
             Distill(method="fitnet", fitnet=Fitnet(stage=4)),
