@@ -39,7 +39,16 @@ SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
     "tune": (tune.TUNE.version, ("compress/stages/tune.py", *TRAINING, GRAPH, INT8)),
     "validate": (
         validate.VALIDATE.version,
-        ("compress/stages/validate.py", VERDICT, DATA, GRAPH, RUNTIME, "export/bundle", "export/verify.py"),
+        (
+            "compress/stages/validate.py",
+            "compress/stages/support",
+            VERDICT,
+            DATA,
+            GRAPH,
+            RUNTIME,
+            "export/bundle",
+            "export/verify.py",
+        ),
     ),
     "settle": (ship_float.SHIP_FLOAT.version, ("compress/stages/ship_float.py", VERDICT, DATA)),
     "device": (device.DEVICE.version, ("compress/stages/device.py",)),

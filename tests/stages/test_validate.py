@@ -16,6 +16,7 @@ from compress.core.records.base import File
 from compress.core.records.deployment import ModelFile
 from compress.recipe.schema import Validate
 from compress.stages import data, ship_float, validate
+from compress.stages.support import device_bundle, model_rows, ship_choice
 from compress.verdict.shipped_model import facts, shipping
 from export.runtime.latency_stats import LatencyResult, ModelLatency
 from tests.stages.conftest import TARGET
@@ -167,7 +168,7 @@ def test_the_conditions_of_the_measurement_are_recorded(measured, models):
         "attempts",
         "round_other_cores",
     } <= set(latency)
-    assert latency["photo"]["pictures"] == "16 JPEG files made from the stored pictures, 16 x 16 pixels, quality 90"
+    assert latency["photo"]["pictures"] == "16 JPEG files made from the stored images, 16 x 16 pixels, quality 90"
     assert latency["sustained"] is None
     for row in measured.models:
         left = latency["photo"]["interrupted"].get(row["file"], 0)
@@ -229,14 +230,14 @@ def test_photos_are_decoded_and_the_shipped_file_runs_without_a_pause(work, mode
 
 
 def test_int8_that_is_worse_than_its_float_file_is_explained(models, monkeypatch):
-    monkeypatch.setattr(validate.diagnosis, "name_int8_fault", lambda path: "looks like per-tensor int8")
+    monkeypatch.setattr(model_rows.diagnosis, "name_int8_fault", lambda path: "looks like per-tensor int8")
     row = {
         "model": "student.int8.onnx",
         "against": "student.fp32.onnx",
         "top1_drop_points": 7.74,
         "top1_drop_ci95": [3.0, 9.0],
     }
-    said = validate._int8_warnings(
+    said = model_rows.int8_warnings(
         models, (row, {**row, "top1_drop_ci95": [-1.0, 9.0]}, {**row, "against": "teacher.onnx"})
     )
     assert said == ("student.int8.onnx is 7.7 points below student.fp32.onnx: looks like per-tensor int8",)
@@ -279,8 +280,9 @@ def test_the_bundle_holds_the_files_that_ship_and_a_stratified_sample(measured, 
 
 
 def test_a_file_for_another_instruction_set_is_neither_timed_nor_audited(work, models, prepared, versions, monkeypatch):
-    monkeypatch.setattr(validate, "isa", lambda: "arm64" if TARGET != "arm64" else "x86-vnni")
-    monkeypatch.setattr(validate.export.runtime.latency, "memory", lambda *rest, **options: None)
+    for module in (validate, model_rows):
+        monkeypatch.setattr(module, "isa", lambda: "arm64" if TARGET != "arm64" else "x86-vnni")
+    monkeypatch.setattr(model_rows.export.runtime.latency, "memory", lambda *rest, **options: None)
     record = validate.run_validate(
         Validate(warmup=0, repeats=20),
         context=work,
@@ -339,7 +341,7 @@ def _timed(ratios: list[float]):
     ],
 )
 def test_int8_that_is_not_faster_ships_only_where_always(models, ratios, keep, ships, words):
-    shipped, because = validate._ships(models, _timed(ratios), keep, 0)
+    shipped, because = ship_choice.choose_shipped(models, _timed(ratios), keep, 0)
 
     assert shipped.name == ships and (because is None if words is None else words in because)
 
@@ -347,13 +349,13 @@ def test_int8_that_is_not_faster_ships_only_where_always(models, ratios, keep, s
 def test_int8_for_another_machine_ships_and_is_said_not_to_be_judged(models):
     elsewhere = LatencyResult({"student.fp32.onnx": _timed([1.0] * 9).models["student.fp32.onnx"]}, False, 0.0)
 
-    shipped, because = validate._ships(models, elsewhere, "faster", 0)
+    shipped, because = ship_choice.choose_shipped(models, elsewhere, "faster", 0)
 
     assert shipped.name == "student.int8.onnx" and "could not be judged here" in because
 
 
 def test_what_does_not_ship_is_not_in_the_bundle_and_not_judged(work, models, prepared, versions, monkeypatch):
-    monkeypatch.setattr(validate.export.runtime.latency_stats, "ratio", lambda *_, **__: (0.9, 0.85, 0.95))
+    monkeypatch.setattr(ship_choice.export.runtime.latency_stats, "ratio", lambda *_, **__: (0.9, 0.85, 0.95))
     found = validate.run_validate(
         Validate(warmup=2, repeats=20),
         context=work,
@@ -389,7 +391,7 @@ def test_static_int8_of_a_tuned_student_is_compared_and_not_shipped(models, quan
         (one.name, other.name)
         for one in every[1:]
         for other in every
-        if one is not other and validate._compared(one, other)
+        if one is not other and ship_choice.is_compared(one, other)
     }
 
     assert {pair for pair in pairs if static.name in pair} == {
@@ -397,7 +399,11 @@ def test_static_int8_of_a_tuned_student_is_compared_and_not_shipped(models, quan
         (static.name, "student.fp32.onnx"),
         ("student.int8.onnx", static.name),
     }
-    assert validate._shipped(every).name == "student.int8.onnx" and static.comparison_only and not arm.comparison_only
+    assert (
+        ship_choice.preferred_student(every).name == "student.int8.onnx"
+        and static.comparison_only
+        and not arm.comparison_only
+    )
 
 
 def test_own_photos_fit_into_a_limit(tmp_path):
@@ -405,7 +411,7 @@ def test_own_photos_fit_into_a_limit(tmp_path):
     for number, size in enumerate((30, 90, 40, 31)):
         (tmp_path / f"{number}.jpg").write_bytes(bytes(size))
         files.append(File.of(tmp_path / f"{number}.jpg"))
-    assert [file.bytes for file in validate._within(tuple(files), most=101)] == [30, 40, 31]
+    assert [file.bytes for file in device_bundle.within_bytes(tuple(files), most=101)] == [30, 40, 31]
 
 
 def test_where_the_device_decided_for_float_everything_speaks_of_the_float_file(

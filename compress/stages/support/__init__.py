@@ -1,1 +1,1 @@
-"""Helpers that more than one stage needs."""
+"""What stages are made of: timing, report rows, the bundle, a device's session."""

@@ -1,4 +1,4 @@
-"""Verify a bundle on a device, and raise a target's errors as those of this package."""
+"""Send a bundle to a device and return its answer; failures become the errors of this package."""
 
 from __future__ import annotations
 
@@ -19,10 +19,27 @@ def ask(
     limit_seconds: float | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """A device's answer for a bundle (zip). Raises UsageError, MissingError (out of reach, no interpreter) or StageError (it failed)."""
-    tell = console.line if console else lambda text: None
+    """Let a device verify a bundle.
+
+    Args:
+        target: The device, as in `device.target`.
+        bundle: The bundle's zip file.
+        work: A folder for what passes between the machines.
+        settings: Threads, repeats and the like.
+        limit_seconds: When to give up; None: the target's own limit.
+        console: Where progress is printed.
+
+    Returns:
+        The device's answer, the JSON of `export.verify`.
+
+    Raises:
+        UsageError: The target is none.
+        MissingError: The device is out of reach or has no interpreter.
+        StageError: The device failed.
+    """
+    log = console.line if console else lambda text: None
     try:
-        return dispatch.verify(bundle, parse(target), work, settings, limit_seconds=limit_seconds, log=tell)
+        return dispatch.verify(bundle, parse(target), work, settings, limit_seconds=limit_seconds, log=log)
     except WrongTarget as error:
         raise UsageError(str(error)) from error
     except Unreachable as error:

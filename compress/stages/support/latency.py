@@ -1,4 +1,4 @@
-"""What `validate` says about time: inference, photo to answer, and a run without a pause."""
+"""The times that `validate` measures: inference, photo to answer, and a run without a pause."""
 
 from __future__ import annotations
 
@@ -24,14 +24,27 @@ from export.runtime.rounds import DRIFT_LIMIT
 
 ATTEMPTS = 3  # a disturbed measurement is repeated at most twice
 PHOTOS = 16
-PHOTO_REPEATS = 72  # enough for p90, though some be interrupted; a photo of 12 megapixels takes a tenth of a second
+PHOTO_REPEATS = 72  # enough for p90 with some interrupted; a photo of 12 megapixels takes a tenth of a second
 QUALITY = 90
 
 
 def inference(
     files: Mapping[str, File], images: NDArray[np.uint8], *, threads: int, warmup: int, repeats: int, seed: int
 ) -> LatencyResult:
-    """All models interleaved; the bytes that ran are those that were hashed when they were made. Raises StageError, ExportError."""
+    """Time all files interleaved, and check that the bytes that ran are those that were hashed.
+
+    Args:
+        files: File name -> file.
+        images: Inputs, uint8 (N, S, S, 3), taken in turn.
+        threads: Of onnxruntime.
+        warmup: Runs of each file before the timed ones.
+        repeats: Timed runs of each file.
+        seed: Of the order within rounds.
+
+    Raises:
+        StageError: A file changed while it was measured.
+        ExportError: A file cannot be run.
+    """
     timed = export.runtime.latency.latency(
         {name: file.path for name, file in files.items()},
         images,
@@ -44,7 +57,8 @@ def inference(
     for name, digest in timed.sha256.items():
         if digest != files[name].sha256:
             raise StageError(
-                f"validate: {name} changed while it was measured (sha256 {digest[:12]}, it was {files[name].sha256[:12]}); run again"
+                f"validate: {name} changed while it was measured (sha256 {digest[:12]}, "
+                f"it was {files[name].sha256[:12]}); run again"
             )
     return timed
 
@@ -59,15 +73,27 @@ def photos_to_answers(
     repeats: int,
     seed: int,
 ) -> tuple[LatencyResult, str]:
-    """Time from the bytes of a picture file to logits, and what the files were: the data set's photos, or JPEGs of the stored pictures.
+    """Time decoding, resizing and inference together, from the bytes of an image file to logits.
 
-    `resize`: the short side of which the centre is cut out; None: the pictures' own.
+    Args:
+        files: File name -> file.
+        photos: Image files of the data set; none: JPEGs are made from `images`.
+        images: Stored images, uint8 (N, S, S, 3).
+        resize: The short side to which a photo is resized before its centre is cut out; None: S.
+        threads: Of onnxruntime.
+        repeats: Timed runs of each file.
+        seed: Of the order within rounds.
+
+    Returns:
+        The times, and a description of the image files.
     """
     size = images.shape[1]
     contents = [Path(file.path).read_bytes() for file in photos] or [_jpeg(image) for image in images[:PHOTOS]]
 
     def decode(content: bytes) -> NDArray[np.uint8]:
-        return centre_crop(decode_image(content, (resize or size) if photos else size)[None], size)[0]
+        decoded = decode_image(content, (resize or size) if photos else size)
+        cropped: NDArray[np.uint8] = centre_crop(decoded[None], size)[0]
+        return cropped
 
     timed = export.runtime.latency.photo_latency(
         {name: file.path for name, file in files.items()},
@@ -78,12 +104,9 @@ def photos_to_answers(
         seed=seed,
         attempts=ATTEMPTS,
     )
-    return (
-        timed,
-        _described(contents)
-        if photos
-        else f"{len(contents)} JPEG files made from the stored pictures, {size} x {size} pixels, quality {QUALITY}",
-    )
+    if photos:
+        return timed, _described(contents)
+    return timed, f"{len(contents)} JPEG files made from the stored images, {size} x {size} pixels, quality {QUALITY}"
 
 
 def _jpeg(image: NDArray[np.uint8]) -> bytes:
@@ -95,15 +118,15 @@ def _jpeg(image: NDArray[np.uint8]) -> bytes:
 def _described(contents: list[bytes]) -> str:
     sizes = []
     for content in contents:
-        with Image.open(io.BytesIO(content)) as picture:
-            sizes.append(picture.size)
+        with Image.open(io.BytesIO(content)) as image:
+            sizes.append(image.size)
     small, large = min(sizes, key=lambda size: size[0] * size[1]), max(sizes, key=lambda size: size[0] * size[1])
     pixels = f"{small[0]} x {small[1]}" + (f" to {large[0]} x {large[1]}" if large != small else "")
     return f"{len(contents)} photos of the data set, {pixels} pixels"
 
 
 def entry(timed: LatencyResult, name: str, seed: int) -> dict[str, Any] | None:
-    """A `latency_ms` or `photo_latency_ms` of report.json; None where the file was not timed."""
+    """Return a `latency_ms` or `photo_latency_ms` of report.json; None if the file was not timed."""
     if name not in timed.models:
         return None
     return {
@@ -113,22 +136,21 @@ def entry(timed: LatencyResult, name: str, seed: int) -> dict[str, Any] | None:
 
 
 def photo_conditions(timed: LatencyResult, source: str) -> dict[str, Any]:
-    """`latency.photo` of report.json."""
+    """Return `latency.photo` of report.json."""
     known = timed.conditions()
     kept = ("contaminated", "other_cores", "disturbances", "interrupted", "unfit", "attempts")
     return {"pictures": source, "decoder": f"Pillow {PIL.__version__}", **{key: known[key] for key in kept}}
 
 
 def warnings(timed: LatencyResult, sustained: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """What a reader of the times must know."""
+    """Return what a reader of the times must know, one sentence each."""
     tries = f" in each of {timed.attempts} attempts" if timed.attempts > 1 else ""
-    said = [
-        f"{what}{tries}; ratios are from interleaved rounds and suffer less than times" for what in timed.disturbances
-    ]
+    advice = "ratios come from interleaved rounds and suffer less than times"
+    found = [f"{what}{tries}; {advice}" for what in timed.disturbances]
     if timed.unfit is not None:
         crowded = conditions.too_many_threads(next(iter(timed.models.values())).threads)
         again = "" if crowded else "; measure again on a quiet machine: --force validate"
-        said.append(f"{timed.unfit}: times are too long, and ratios are doubtful, too{again}")
+        found.append(f"{timed.unfit}: times are too long, and ratios are doubtful, too{again}")
     if sustained is not None and sustained["ratio"] > 1 + DRIFT_LIMIT:
-        said.append(str(sustained["sentence"]))
-    return (*said, *timed.notes)
+        found.append(str(sustained["sentence"]))
+    return (*found, *timed.notes)
