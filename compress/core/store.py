@@ -14,8 +14,8 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,13 +107,10 @@ class Store:
         Raises StopAfter where `--until` leaves the stage out.
         """
         self.reach(stage.name)
-        if self.group.is_main:
-            return self.group.broadcast(self._run(stage, config, label, inputs))
-        if stage.together and self.group.broadcast(None):  # rank 0 did not find it
-            self._run_in_temp_dir(stage, config, inputs)
-        return self.group.broadcast(None)
-
-    def _run(self, stage: Stage, config: Any, label: str, inputs: dict[str, Any]) -> Any:
+        if not self.group.is_main:
+            if stage.together and self.group.broadcast(None):  # rank 0 did not find it
+                self._run_in_temp_dir(stage, config, inputs)
+            return self.group.broadcast(None)
         title = f"{stage.name} {label}".strip()
         folder = self.root / "cache" / stage.name / sha256_of([stage.name, stage.version, config, inputs])
         with locked(
@@ -123,13 +120,15 @@ class Store:
             if stage.together:
                 self.group.broadcast(found is None)
             if found is not None:
-                result, self.seconds[title] = found
                 self.reused.append(title)
                 self.console.stage(title, "reused")
-                return result
-            self.console.stage(title, "running")
-            result, self.seconds[title] = self._make(stage, config, folder, title, inputs)
-        return result
+            else:
+                self.console.stage(title, "running")
+                with self._unfinished(stage, folder, title) as (partial, begin):
+                    made = stage.run(config, context=self._context(partial), **inputs)
+                    found = _keep(stage, config, made, partial, folder, begin)
+        result, self.seconds[title] = found
+        return self.group.broadcast(result)
 
     def run_uncached(self, stage: Stage, config: Any, *, label: str = "", **inputs: Any) -> Any:
         """Return the result of a stage that asks another machine and is never cached; it may hold no files."""
@@ -167,8 +166,12 @@ class Store:
                 return None
         return result, seconds
 
-    def _make(self, stage: Stage, config: Any, folder: Path, title: str, inputs: dict[str, Any]) -> tuple[Any, float]:
-        """Run the stage and store its result; return it with its seconds, those of interrupted parts included."""
+    @contextmanager
+    def _unfinished(self, stage: Stage, folder: Path, title: str) -> Iterator[tuple[Path, float]]:
+        """Provide the folder that a stage writes into, and when it began, interrupted parts included.
+
+        A training that is stopped leaves its checkpoint there with the seconds spent, and goes on from it.
+        """
         partial = folder.with_suffix(".partial")
         # Where only a partial folder is left, a forced run was interrupted: it goes on.
         if stage.name in self.force and folder.exists():
@@ -177,23 +180,7 @@ class Store:
         begin = time.monotonic() - _spent(partial)
         try:
             partial.mkdir(parents=True, exist_ok=True)
-            result = stage.run(config, context=self._context(partial), **inputs)
-            give_back_freed_memory()  # a training has kept it
-            seconds = round(time.monotonic() - begin, 3)
-            record = {
-                "stage": stage.name,
-                "version": stage.version,
-                "config": to_json(config.model_dump(mode="json") if hasattr(config, "model_dump") else config),
-                "seconds": seconds,
-                "result": to_json(relative(result, partial)),
-            }
-            (partial / "stage.json").write_text(json.dumps(record, indent=1) + "\n")
-            (partial / SPENT).unlink(missing_ok=True)
-            # The result is complete, and the optimizer's state would double its size.
-            (partial / CHECKPOINT).unlink(missing_ok=True)
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial.rename(folder)
+            yield partial, begin
         except BaseException as error:
             with suppress(OSError):
                 if (partial / CHECKPOINT).is_file():
@@ -203,7 +190,27 @@ class Store:
                     f"{title}: the disk under {self.root} is full; free some space and run the same command again"
                 ) from error
             raise
-        return located(relative(result, partial), folder), seconds
+
+
+def _keep(stage: Stage, config: Any, result: Any, partial: Path, folder: Path, begin: float) -> tuple[Any, float]:
+    """Store a stage's result and move its folder to its place; return the result there and the seconds it took."""
+    give_back_freed_memory()  # a training has kept it
+    seconds = round(time.monotonic() - begin, 3)
+    record = {
+        "stage": stage.name,
+        "version": stage.version,
+        "config": to_json(config.model_dump(mode="json") if hasattr(config, "model_dump") else config),
+        "seconds": seconds,
+        "result": to_json(relative(result, partial)),
+    }
+    (partial / "stage.json").write_text(json.dumps(record, indent=1) + "\n")
+    (partial / SPENT).unlink(missing_ok=True)
+    # The result is complete, and the optimizer's state would double its size.
+    (partial / CHECKPOINT).unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+    return located(relative(result, partial), folder), seconds
 
 
 def _spent(partial: Path) -> float:

@@ -25,6 +25,7 @@ from compress.recipe.loader import Loaded
 from compress.report import report_json
 from compress.report import run_folder as report
 from compress.report.console_summary import summary_lines
+from compress.report.evidence import Evidence
 from compress.stages import STAGES
 from compress.verdict import requirements, teacher_choice
 from export.runtime.conditions import too_many_threads
@@ -45,41 +46,35 @@ def run(
     loaded: Loaded, *, artifacts: Path, device: str, until: str | None, force: tuple[str, ...], console: Console
 ) -> RunResult:
     """Run a recipe from teacher to verdict; every stage that is whole already is reused. Under torchrun the processes share the trainings."""
-    with distributed.joined(resolve_device(device)) as (group, own):
-        return _run(
-            loaded.run_with(artifacts, device),
-            Store(artifacts, own, console if group.is_main else Console(silent=True), force, group, left_out(until)),
-            until,
-        )
-
-
-def _run(loaded: Loaded, store: Store, until: str | None) -> RunResult:
     now = datetime.now(UTC)
-    settings = resolve(loaded.recipe)
-    artifacts, console = store.root, store.console
-    work = Workflow(loaded, settings, store)
-    for warning in loaded.warnings:
-        console.notice(warning.text)
-    try:
-        evidence = work.run(started=f"{now:%Y-%m-%d %H:%M:%S} UTC")
-    except StopAfter:
-        evidence = None
+    with distributed.joined(resolve_device(device)) as (group, own):
+        loaded = loaded.run_with(artifacts, device)
+        console = console if group.is_main else Console(silent=True)
+        store = Store(artifacts, own, console, force, group, left_out(until))
+        work = Workflow(loaded, resolve(loaded.recipe), store)
+        for warning in loaded.warnings:
+            console.notice(warning.text)
+        try:
+            evidence = work.run(started=f"{now:%Y-%m-%d %H:%M:%S} UTC")
+        except StopAfter:
+            return _stopped(loaded, store, until)
+        return _finished(work, evidence, now) if group.is_main else RunResult(0, None, None)
+
+
+def _stopped(loaded: Loaded, store: Store, until: str | None) -> RunResult:
+    """Report where `--until` stopped the run."""
     if not store.group.is_main:
         return RunResult(0, None, None)
-    if evidence is None:
-        console.line(f"stopped after {until}, as asked; run again without --until to go on")
-        return RunResult(
-            0,
-            None,
-            None,
-            {
-                "schema": 1,
-                "recipe": loaded.name,
-                "until": until,
-                **report_json.stages(store.seconds, tuple(store.reused)),
-            },
-        )
-    folder = _new_folder(artifacts / "runs" / loaded.name, now, sha256_of(settings)[:8])
+    store.console.line(f"stopped after {until}, as asked; run again without --until to go on")
+    stages = report_json.stages(store.seconds, tuple(store.reused))
+    return RunResult(0, None, None, {"schema": 1, "recipe": loaded.name, "until": until, **stages})
+
+
+def _finished(work: Workflow, evidence: Evidence, now: datetime) -> RunResult:
+    """Write the run folder, print what the run found, and judge how it ends."""
+    loaded, artifacts, console = work.loaded, work.store.root, work.store.console
+    key = sha256_of(resolve(loaded.recipe))[:8]
+    folder = _new_folder(artifacts / "runs" / loaded.name, now, key)
     recipe_copy.write(loaded, work.settings, folder)
     content = report.write(evidence, folder)
     branch = evidence.student
