@@ -42,7 +42,7 @@ def leaking(tmp_path: Path) -> Path:
     return tmp_path / "r.yaml"
 
 
-def test_a_warning_is_said_when_the_data_is_reused_too(
+def test_a_warning_is_printed_when_the_data_is_reused_too(
     leaking: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     loaded = loader.load(leaking)
@@ -54,7 +54,7 @@ def test_a_warning_is_said_when_the_data_is_reused_too(
     assert str(tmp_path) not in work.warnings[0].text
 
 
-def test_a_record_from_before_there_were_warnings_loads(leaking: Path, tmp_path: Path):
+def test_a_record_without_warnings_loads(leaking: Path, tmp_path: Path):
     loaded = loader.load(leaking)
     prepared = Workflow(
         loaded, resolve(loaded.recipe), Store(tmp_path / "artifacts", "cpu", Console(quiet=True))

@@ -48,7 +48,7 @@ def test_every_class_is_in_both_parts_however_rare() -> None:
         ([], 0.1, "no training images"),
     ],
 )
-def test_carve_says_what_is_impossible(labels: list[int], validation: float, sentence: str) -> None:
+def test_carve_refuses_impossible_splits(labels: list[int], validation: float, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         splits.carve(np.array(labels, dtype=np.int64), validation, 0)
 

@@ -10,7 +10,10 @@ from compress.models import catalog
 
 
 def test_catalogue_imports_without_torch():
-    code = "import sys, compress.models.catalog; print([name for name in ('torch', 'torchvision', 'numpy') if name in sys.modules])"
+    code = (
+        "import sys, compress.models.catalog\n"
+        "print([name for name in ('torch', 'torchvision', 'numpy') if name in sys.modules])"
+    )
 
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
@@ -26,7 +29,7 @@ def test_catalogue_imports_without_torch():
         ("torchvision/mobilenet_v3_smal", "torchvision/mobilenet_v3_small"),
     ],
 )
-def test_unknown_name_is_answered_with_a_close_one(wrong: str, right: str):
+def test_unknown_name_suggests_a_close_one(wrong: str, right: str):
     with pytest.raises(UsageError) as error:
         catalog.info(wrong)
 
@@ -36,7 +39,7 @@ def test_unknown_name_is_answered_with_a_close_one(wrong: str, right: str):
     )
 
 
-def test_name_that_is_close_to_nothing_has_no_suggestion():
+def test_name_without_a_close_one_has_no_suggestion():
     with pytest.raises(UsageError) as error:
         catalog.info("qqqq")
 
@@ -73,7 +76,7 @@ def test_small_images_are_refused_by_size():
         catalog.check_image_size(catalog.info("mobilenet_v2"), 15)
 
 
-def test_papers_mobile_students_are_marked():
+def test_the_papers_mobile_students_are_marked():
     cifar = [network for network in catalog.NETWORKS.values() if network.family == "cifar"]
 
     assert {network.name for network in cifar if network.mobile} == {"mobilenet_v2", "shufflenet_v1", "shufflenet_v2"}

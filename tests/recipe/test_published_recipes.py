@@ -190,7 +190,7 @@ def test_imagenet_recipe_passes_the_check_by_every_method(path: Path, capsys: py
     said = capsys.readouterr()
     assert (
         f"{path}: ok" in said.out
-        and "imagenet is not there; data.root is the folder that holds train/<class>/*.JPEG" in said.out + said.err
+        and "imagenet does not exist; data.root is the folder that holds train/<class>/*.JPEG" in said.out + said.err
     )
     for method in (*METHOD_SECTIONS, "[dhkd, reviewkd]"):
         loaded = loader.load(path, [f"distill.method={method}"])

@@ -1,4 +1,4 @@
-"""Colour jitter and RandAugment on whole batches: what torchvision does to one image at a time, without looking at any."""
+"""Colour jitter and RandAugment on whole batches, compared with torchvision on one image at a time."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ ops = v2.functional
 BOTH = Distortion(0.4, 0.4, 0.4, 0.1, operations=2, magnitude=9)
 NAMES = {name: name.title().replace("_", "") for name in distort.OPERATIONS} | {"autocontrast": "AutoContrast"}
 SPACE = v2.RandAugment._AUGMENTATION_SPACE
+# float32 may round to the next level, mostly where a pixel is its own grey.
 BLENDS = (
     "brightness",
     "color",
     "contrast",
     "sharpness",
-)  # float32 rounds otherwise here and there: a level; most where a pixel is its own grey
+)
+# Processors may differ where a position is nearly half-way between two pixels.
 MOVES = (
     "shear_x",
     "shear_y",
     "translate_x",
     "translate_y",
     "rotate",
-)  # processors may differ where a place is nearly half-way between two pixels
+)
 
 
 def planes(height: int, width: int) -> Tensor:
-    """Smooth, noisy, dark, grey, flat, nearly flat and black images: uint8 (8, 3, height, width)."""
+    """Return smooth, noisy, dark, grey, flat, nearly flat and black images: uint8 (8, 3, height, width)."""
     random = torch.Generator().manual_seed(1)
     smooth = torch.nn.functional.interpolate(
         255 * torch.rand(8, 3, 5, 5, generator=random), (height, width), mode="bicubic"
@@ -50,7 +52,7 @@ def planes(height: int, width: int) -> Tensor:
 
 
 def expected(images: Tensor, name: str, sign: int, magnitude: int) -> Tensor:
-    """One operation as torchvision's RandAugment does it."""
+    """Apply one operation as torchvision's RandAugment does."""
     made = v2.RandAugment()
     strengths, signed = SPACE[NAMES[name]]
     strength = strengths(31, *images.shape[2:])
@@ -61,7 +63,7 @@ def expected(images: Tensor, name: str, sign: int, magnitude: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", distort.OPERATIONS)
-def test_every_operation_is_torchvisions(name: str) -> None:
+def test_every_operation_matches_torchvision(name: str) -> None:
     assert set(NAMES.values()) == set(SPACE)
     number = torch.full((8,), distort.OPERATIONS.index(name))
     for images, magnitude in ((planes(32, 32), 9), (planes(32, 32), 30), (planes(45, 64), 14), (planes(40, 24), 0)):
@@ -75,7 +77,7 @@ def test_every_operation_is_torchvisions(name: str) -> None:
 
 
 @pytest.mark.parametrize(("part", "name"), list(enumerate(("brightness", "contrast", "saturation", "hue"))))
-def test_every_part_of_the_jitter_is_torchvisions(part: int, name: str) -> None:
+def test_every_part_of_the_jitter_matches_torchvision(part: int, name: str) -> None:
     images, extent = planes(32, 40), 0.4
     ranges = [extent if number == part else 0.0 for number in range(4)]
     for draw in (-1.0, -0.63, 0.0, 0.31, 1.0):
@@ -87,12 +89,12 @@ def test_every_part_of_the_jitter_is_torchvisions(part: int, name: str) -> None:
             assert torch.equal(made, images)
 
 
-def test_a_range_above_one_reaches_from_black_to_its_upper_end() -> None:
+def test_a_jitter_range_above_one_starts_at_black() -> None:
     low, high = (distort._factor(torch.tensor([draw]), 1.5).item() for draw in (-1.0, 1.0))
     assert (low, high) == (0.0, 2.5) and v2.ColorJitter(brightness=1.5).brightness == (0.0, 2.5)
 
 
-def test_a_view_goes_through_the_operations_that_its_number_draws() -> None:
+def test_a_view_number_selects_its_operations() -> None:
     images, view = planes(32, 32).permute(0, 2, 3, 1).contiguous(), torch.arange(64)
     made = distort.distort_views(images.repeat(8, 1, 1, 1), view, Distortion(operations=2, magnitude=9))
     judged = 0
@@ -101,7 +103,7 @@ def test_a_view_goes_through_the_operations_that_its_number_draws() -> None:
         for turn in (0, 64):
             names.append(distort.OPERATIONS[int(hashed(view[number], 41 + turn) % 14)])
             wanted = expected(wanted, names[-1], 1 - 2 * int(hashed(view[number], 43 + turn) % 2), 9)
-        if not set(names) & set(BLENDS):  # a level that differs first may be spread by what comes behind it
+        if not set(names) & set(BLENDS):  # later operations may amplify a level that differs
             judged += 1
             assert ((made[number].int() - wanted[0].permute(1, 2, 0).int()).abs() > 1).float().mean() < 0.005, names
     assert judged > 20
@@ -131,15 +133,15 @@ def test_an_image_depends_on_neither_its_batch_nor_the_blocks_of_a_cpu(monkeypat
     assert distort.distort_views(images, view, None) is images
 
 
-def test_nothing_looks_at_a_value() -> None:
-    """A device without values: what copies to it, waits for it or depends on it in its shape fails there, as it would in a recorded step."""
+def test_distortion_never_reads_a_value_on_the_host() -> None:
+    """On the meta device, copies, synchronization and data-dependent shapes fail, as they would in a recorded step."""
     images, view = (
         torch.empty(4, 16, 16, 3, dtype=torch.uint8, device="meta"),
         torch.empty(4, dtype=torch.int64, device="meta"),
     )
     assert distort.distort_views(images, view, BOTH).shape == images.shape
     with pytest.raises((RuntimeError, NotImplementedError)):
-        images[images > 3]  # such as this
+        images[images > 3]  # an example of what fails
 
 
 def test_equalize_and_autocontrast_count_each_image_for_itself() -> None:
@@ -155,7 +157,7 @@ def test_equalize_and_autocontrast_count_each_image_for_itself() -> None:
 @pytest.mark.parametrize(
     ("augment", "count"), [("crop_flip", 162 * 16), ("flip", 32), ("crop", 81 * 16), ("resized_crop", 8192)]
 )
-def test_distorted_views_are_more_and_have_the_same_crops(augment: str, count: int) -> None:
+def test_distorted_views_keep_their_crops(augment: str, count: int) -> None:
     assert views.view_count(augment, distorted=True) == count
     drawn = views.views_of_epoch(4000, 1, 0, augment, distorted=True)
     assert count * 0.8 < drawn.max() < count
@@ -175,7 +177,7 @@ def test_distorted_views_are_more_and_have_the_same_crops(augment: str, count: i
         assert torch.equal(*crops) and not torch.equal(*made)
 
 
-def test_a_distortion_is_part_of_a_key_only_where_there_is_one() -> None:
+def test_distortion_is_in_the_cache_key_only_if_set() -> None:
     from compress.core.records.base import identity
 
     keys = [identity(dataclasses.replace(BOTH, **change)) for change in ({}, {"hue": 0.2}, {"magnitude": 10})]

@@ -1,4 +1,4 @@
-"""Views: pure, replayable, and equal to what one would do image by image."""
+"""Views: pure, replayable, and equal to augmenting image by image."""
 
 from __future__ import annotations
 
@@ -13,34 +13,33 @@ from compress.data.augment import views
 MASK = (1 << 64) - 1
 
 
-def pictures(count: int, side: int, seed: int = 0) -> Tensor:
+def random_images(count: int, side: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8))
 
 
-def naive_crop(picture: np.ndarray, dy: int, dx: int, flip: bool, pad: int, size: int) -> np.ndarray:
-    canvas = np.pad(picture, ((pad, pad), (pad, pad), (0, 0)))
-    start = (picture.shape[0] - size) // 2
+def naive_crop(image: np.ndarray, dy: int, dx: int, flip: bool, pad: int, size: int) -> np.ndarray:
+    canvas = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    start = (image.shape[0] - size) // 2
     window = canvas[start + dy : start + dy + size, start + dx : start + dx + size]
     return window[:, ::-1] if flip else window
 
 
 def test_crop_flip_equals_padding_and_cropping_one_image_for_all_162_views() -> None:
-    images = pictures(3, 32)
+    images = random_images(3, 32)
     assert views.view_count("crop_flip", 32) == 162
     for number in range(162):
         dy, dx, flip = number // 18, number // 2 % 9, bool(number % 2)
-        expected = np.stack([naive_crop(picture, dy, dx, flip, 4, 32) for picture in images.numpy()])
+        expected = np.stack([naive_crop(image, dy, dx, flip, 4, 32) for image in images.numpy()])
         made = views.apply_views(images, torch.arange(3), torch.full((3,), number), "crop_flip", 32)
         assert np.array_equal(made.numpy(), expected), number
 
 
 def test_crop_from_a_larger_image_moves_around_its_centre() -> None:
-    images = pictures(2, 20)
+    images = random_images(2, 20)
     made = views.apply_views(images, torch.tensor([1, 0]), torch.tensor([0, 24]), "crop", 16)
     assert views.view_count("crop", 16) == 25
-    assert np.array_equal(
-        made[0].numpy(), images[1, 0:16, 0:16].numpy()
-    )  # 2 of room and 2 of padding: offset -2 is the corner
+    # 2 pixels of margin and 2 of padding: offset -2 is the corner.
+    assert np.array_equal(made[0].numpy(), images[1, 0:16, 0:16].numpy())
     assert np.array_equal(made[1].numpy(), images[0, 4:20, 4:20].numpy())
 
 
@@ -55,7 +54,7 @@ def test_flip_has_two_views_the_image_and_its_mirror():
 
 @pytest.mark.parametrize("augment", ["none", "flip", "crop", "crop_flip", "resized_crop"])
 def test_an_image_does_not_depend_on_its_batch(augment: str) -> None:
-    images = pictures(6, 18)
+    images = random_images(6, 18)
     view = torch.tensor([3, 1, 0, 7, 2, 5]) % views.view_count(augment, 16)
     whole = views.apply_views(images, torch.arange(6), view, augment, 16)
     part = views.apply_views(images, torch.tensor([4, 1]), view[[4, 1]], augment, 16)
@@ -64,13 +63,13 @@ def test_an_image_does_not_depend_on_its_batch(augment: str) -> None:
 
 
 def test_none_is_the_evaluation_view() -> None:
-    images = pictures(2, 18)
+    images = random_images(2, 18)
     made = views.apply_views(images, torch.tensor([1]), torch.tensor([0]), "none", 16)
     assert torch.equal(made, images[1:, 1:17, 1:17]) and torch.equal(made, views.evaluation_view(images[1:], 16))
 
 
 def test_resized_crop_samples_the_box() -> None:
-    # A horizontal ramp stays a ramp under bilinear sampling: its values give away where the box lies.
+    # A horizontal ramp stays a ramp under bilinear sampling, so its values show where the box is.
     side, size = 64, 32
     ramp = (torch.arange(side) * 3)[None, None, :, None].expand(1, side, side, 3).to(torch.uint8).contiguous()
     for number in range(40):
@@ -113,9 +112,8 @@ def test_hash_equals_unsigned_python_arithmetic(key: int) -> None:
 def test_views_of_an_epoch_are_spread_evenly_and_change_with_epoch_and_seed() -> None:
     first = views.views_of_epoch(16_200, 1, 0, "crop_flip")
     counts = torch.bincount(first, minlength=162)
-    assert (
-        first.dtype == torch.int64 and counts.min() > 60 and counts.max() < 140
-    )  # 100 each expected, standard deviation 10
+    # Expected: 100 each, with a standard deviation of 10.
+    assert first.dtype == torch.int64 and counts.min() > 60 and counts.max() < 140
     for other in (views.views_of_epoch(16_200, 2, 0, "crop_flip"), views.views_of_epoch(16_200, 1, 1, "crop_flip")):
         assert (first == other).float().mean() < 0.012  # 1 / 162 by chance
     assert torch.equal(first, views.views_of_epoch(16_200, 1, 0, "crop_flip"))
@@ -128,7 +126,7 @@ def test_views_can_be_replayed_for_a_subset() -> None:
 
 
 @pytest.mark.parametrize("augment", ["crop", "crop_flip", "resized_crop"])
-def test_a_limit_gives_each_image_its_own_views_each_once_a_cycle(augment: str) -> None:
+def test_limited_views_are_per_image_and_used_once_a_cycle(augment: str) -> None:
     limit, count = 7, 200
     cycle = torch.stack([views.views_of_epoch(count, epoch, 0, augment, limit) for epoch in range(4, 4 + limit)])
     sets = [frozenset(column.tolist()) for column in cycle.T]
@@ -159,18 +157,18 @@ def test_to_float_by_hand() -> None:
 
 
 def test_to_float_layout_and_independence_of_batch() -> None:
-    images = pictures(5, 17)
+    images = random_images(5, 17)
     mean, std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.247, 0.2435, 0.2616])
     made = views.to_float(images, mean, std)
     assert made.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(made[2:3], views.to_float(images[2:3], mean, std))
     expected = (images.double() / 255 - mean.double()) / std.double()
     assert (made.double() - expected.permute(0, 3, 1, 2)).abs().max() < 2e-6
-    assert int(images.sum()) == int(pictures(5, 17).sum())  # the pixels themselves are untouched
+    assert int(images.sum()) == int(random_images(5, 17).sum())  # the pixels themselves are untouched
 
 
 def test_flip_is_what_pillow_does() -> None:
-    images = pictures(1, 32)
+    images = random_images(1, 32)
     made = views.apply_views(images, torch.tensor([0]), torch.tensor([(4 * 9 + 4) * 2 + 1]), "crop_flip", 32)
     assert np.array_equal(
         made[0].numpy(), np.asarray(Image.fromarray(images[0].numpy()).transpose(Image.Transpose.FLIP_LEFT_RIGHT))

@@ -47,8 +47,8 @@ def test_the_file_is_small_and_as_the_readme_says() -> None:
 
 
 def test_no_test_image_is_a_training_image(arrays: dict[str, np.ndarray]) -> None:
-    train = {picture.tobytes() for picture in arrays["train_images"]}
-    assert sum(picture.tobytes() in train for picture in arrays["test_images"]) <= 2
+    train = {image.tobytes() for image in arrays["train_images"]}
+    assert sum(image.tobytes() in train for image in arrays["test_images"]) <= 2
 
 
 def test_reads_without_pillow_or_torch() -> None:
@@ -81,9 +81,8 @@ def test_a_rebuild_gives_the_same_file(tmp_path: Path, arrays: dict[str, np.ndar
     )
     again = fashion.load(out)
     assert all(np.array_equal(again[key], arrays[key]) for key in arrays)
-    if (
-        zlib.ZLIB_RUNTIME_VERSION.startswith("1.") and "ng" not in zlib.ZLIB_RUNTIME_VERSION
-    ):  # another zlib packs differently
+    # Another zlib packs differently.
+    if zlib.ZLIB_RUNTIME_VERSION.startswith("1.") and "ng" not in zlib.ZLIB_RUNTIME_VERSION:
         assert hashlib.sha256(out.read_bytes()).hexdigest() == FILE_SHA256
 
 
@@ -99,6 +98,6 @@ def test_a_size_below_28_is_refused() -> None:
         fashion.check_size(27)
 
 
-def test_an_installation_without_the_file_says_how_to_fix_it(tmp_path: Path) -> None:
+def test_a_missing_embedded_file_has_a_fix_in_its_message(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"pip install --force-reinstall \.$"):
         fashion.load(tmp_path / "absent.npz")

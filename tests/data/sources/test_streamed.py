@@ -1,8 +1,7 @@
-"""Sets that are too large to decode at once: ImageNet's layout, shards, what is refused, and the views that are cut from files."""
+"""ImageNet's layout and shards: what is listed, what is decoded, what is refused."""
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import tarfile
@@ -10,19 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from compress.core.errors import MissingError, StageError, UsageError
 from compress.core.records.training import Prepared
-from compress.core.stateless_random import hashed, hashed_int
 from compress.data import load_images, load_labels
-from compress.data.augment import views
-from compress.data.augment.crops import crop_box, decode_training_view
 from compress.data.sources import imagenet, inspection, prepare
 from compress.data.streaming.listing import Listing, ListingSpec, decode_evaluation_view
 from compress.recipe import schema
-from tests.support import image_stand_in as stand_in
+from tests.support import image_stand_in
 
 
 def config(source: str, root: Path, **keys: object) -> schema.Data:
@@ -35,15 +29,15 @@ def prepared(source: str, root: Path, work: Path, **keys: object) -> tuple[Prepa
     return made, Listing(ListingSpec(made.root, made.train_images.path, made.paths.path, 28))
 
 
-def print_of(source: str, root: Path) -> str:
+def fingerprint_of(source: str, root: Path) -> str:
     return inspection.fingerprint(config(source, root), Path("/"))
 
 
 def test_imagenet_lists_training_images_and_decodes_the_test_part(tmp_path: Path) -> None:
-    root = stand_in.folders(tmp_path / "set", train=5, val=2)
+    root = image_stand_in.folders(tmp_path / "set", train=5, val=2)
     made, listing = prepared("imagenet", root, tmp_path / "work")
     assert (
-        made.classes == stand_in.WNIDS
+        made.classes == image_stand_in.WNIDS
         and made.augment == "resized_crop"
         and made.normalization.mean == (0.485, 0.456, 0.406)
     )
@@ -65,9 +59,9 @@ def test_imagenet_lists_training_images_and_decodes_the_test_part(tmp_path: Path
     ) and listing[np.array([], int)].shape == (0, 28, 28, 3)
 
 
-def test_shards_hold_the_same_images_wherever_they_are_cut(tmp_path: Path) -> None:
-    folders, listing = prepared("imagenet", stand_in.folders(tmp_path / "set", train=5, val=2), tmp_path / "a")
-    root = stand_in.shards(tmp_path / "shards", train=5, val=2, each=4)
+def test_shards_give_the_same_images_as_folders(tmp_path: Path) -> None:
+    folders, listing = prepared("imagenet", image_stand_in.folders(tmp_path / "set", train=5, val=2), tmp_path / "a")
+    root = image_stand_in.shards(tmp_path / "shards", train=5, val=2, each=4)
     (root / "classes.txt").write_text("tench\ngoldfish\nspaniel\n")
     sharded, other = prepared("webdataset", root, tmp_path / "b")
     assert sharded.classes == ("tench", "goldfish", "spaniel") and len(list(root.glob("train-*.tar"))) == 4
@@ -81,37 +75,41 @@ def test_shards_hold_the_same_images_wherever_they_are_cut(tmp_path: Path) -> No
 
 def test_limits_are_stratified(tmp_path: Path) -> None:
     made, listing = prepared(
-        "imagenet", stand_in.folders(tmp_path / "set", train=5, val=3), tmp_path / "w", limit_train=6, limit_test=3
+        "imagenet",
+        image_stand_in.folders(tmp_path / "set", train=5, val=3),
+        tmp_path / "w",
+        limit_train=6,
+        limit_test=3,
     )
     assert load_labels(made.train_labels).tolist() == [0, 0, 1, 1, 2, 2] and load_labels(made.test_labels).tolist() == [
         0,
         1,
         2,
     ]
-    assert [listing.path(place).parent.name for place in (0, 2, 4)] == list(stand_in.WNIDS)
+    assert [listing.path(place).parent.name for place in (0, 2, 4)] == list(image_stand_in.WNIDS)
 
 
-def test_a_touched_image_is_listed_again_and_is_the_same_to_a_training(tmp_path: Path) -> None:
-    root = stand_in.folders(tmp_path / "set", train=3, val=1)
-    before, (made, listing) = print_of("imagenet", root), prepared("imagenet", root, tmp_path / "a")
+def test_a_touched_image_is_listed_again_but_retrains_nothing(tmp_path: Path) -> None:
+    root = image_stand_in.folders(tmp_path / "set", train=3, val=1)
+    before, (made, listing) = fingerprint_of("imagenet", root), prepared("imagenet", root, tmp_path / "a")
     path = listing.path(0)
     os.utime(path, ns=(1, 1))
     assert (
-        print_of("imagenet", root) != before
+        fingerprint_of("imagenet", root) != before
         and prepared("imagenet", root, tmp_path / "b")[0].train_images.sha256 == made.train_images.sha256
     )
     path.write_bytes(path.read_bytes() + b"more")
     assert prepared("imagenet", root, tmp_path / "c")[0].train_images.sha256 != made.train_images.sha256
-    shards = stand_in.shards(tmp_path / "shards", train=3, val=1)
-    first = print_of("webdataset", shards)
+    shards = image_stand_in.shards(tmp_path / "shards", train=3, val=1)
+    first = fingerprint_of("webdataset", shards)
     os.utime(shards / "val-000000.tar", ns=(1, 1))
-    assert print_of("webdataset", shards) != first
+    assert fingerprint_of("webdataset", shards) != first
 
 
 def flat(root: Path) -> None:
     for path in list((root / "val").glob("*/*.JPEG")):
         path.rename(root / "val" / path.name)
-    for wnid in stand_in.WNIDS:
+    for wnid in image_stand_in.WNIDS:
         (root / "val" / wnid).rmdir()
 
 
@@ -121,7 +119,7 @@ def packed(root: Path) -> None:
 
 
 def other_class(root: Path) -> None:
-    (root / "val" / stand_in.WNIDS[0]).rename(root / "val" / "n09999999")
+    (root / "val" / image_stand_in.WNIDS[0]).rename(root / "val" / "n09999999")
 
 
 def empty_class(root: Path) -> None:
@@ -140,7 +138,8 @@ def empty_class(root: Path) -> None:
         (
             packed,
             MissingError,
-            r"val does not exist, but ILSVRC2012_img_val.tar does; unpack it first: mkdir .*val && tar -xf .*val.tar -C .*val$",
+            r"val does not exist, but ILSVRC2012_img_val.tar does; unpack it first: "
+            r"mkdir .*val && tar -xf .*val.tar -C .*val$",
         ),
         (
             lambda root: shutil.rmtree(root / "train"),
@@ -152,16 +151,16 @@ def empty_class(root: Path) -> None:
         (empty_class, UsageError, r"train.n00000001: no images"),
     ],
 )
-def test_what_imagenet_lacks_is_one_sentence(spoil, error, sentence, tmp_path: Path) -> None:
-    spoil(stand_in.folders(tmp_path / "set", train=2, val=1))
+def test_a_wrong_imagenet_folder_is_refused(spoil, error, sentence, tmp_path: Path) -> None:
+    spoil(image_stand_in.folders(tmp_path / "set", train=2, val=1))
     with pytest.raises(error, match=sentence):
-        print_of("imagenet", tmp_path / "set")
+        fingerprint_of("imagenet", tmp_path / "set")
 
 
 def written(path: Path, members: dict[str, bytes]) -> None:
     with tarfile.open(path, "w") as shard:
         for name, content in members.items():
-            stand_in.add(shard, name, content)
+            image_stand_in.add(shard, name, content)
 
 
 @pytest.mark.parametrize(
@@ -174,8 +173,8 @@ def written(path: Path, members: dict[str, bytes]) -> None:
         (None, MissingError, r"train-000001.tar cannot be read as a tar file"),
     ],
 )
-def test_a_wrong_shard_is_one_sentence(members, error, sentence, tmp_path: Path) -> None:
-    root = stand_in.shards(tmp_path / "set", train=3, val=1)
+def test_a_wrong_shard_is_refused(members, error, sentence, tmp_path: Path) -> None:
+    root = image_stand_in.shards(tmp_path / "set", train=3, val=1)
     if members is None:
         (root / "train-000001.tar").write_bytes(b"\0garbage" * 200)
     else:
@@ -185,37 +184,38 @@ def test_a_wrong_shard_is_one_sentence(members, error, sentence, tmp_path: Path)
 
 
 @pytest.mark.parametrize("members", [1, 2, 3, 4])
-def test_a_shard_that_was_cut_between_two_members_is_refused(members: int, tmp_path: Path) -> None:
-    """tar itself says nothing of it, and training would quietly run on less."""
-    root = stand_in.shards(tmp_path / "set", train=12, val=1)
+def test_a_shard_truncated_between_two_members_is_refused(members: int, tmp_path: Path) -> None:
+    """tar reports nothing, and training would silently run on fewer images."""
+    root = image_stand_in.shards(tmp_path / "set", train=12, val=1)
     with tarfile.open(root / "train-000001.tar") as shard:
         end = shard.getmembers()[members].offset
     os.truncate(root / "train-000001.tar", end)
     with pytest.raises(
         MissingError,
-        match=r"train-000001.tar cannot be read as a tar file \(its end mark is missing, so it was cut short\); fetch it again",
+        match=r"train-000001.tar cannot be read as a tar file \(its end mark is missing, so it was cut short\); "
+        r"fetch it again",
     ):
         prepared("webdataset", root, tmp_path / "work")
 
 
-def test_missing_and_compressed_shards_are_said_before_one_is_read(tmp_path: Path) -> None:
-    root = stand_in.shards(tmp_path / "set", train=12, val=1)
+def test_missing_and_compressed_shards_are_refused_before_any_is_read(tmp_path: Path) -> None:
+    root = image_stand_in.shards(tmp_path / "set", train=12, val=1)
     (root / "train-000001.tar").unlink()
     with pytest.raises(MissingError, match=r"train-000001.tar is missing between its neighbours"):
-        print_of("webdataset", root)
+        fingerprint_of("webdataset", root)
     (root / "train-000001.tar.gz").write_bytes(b"")
     with pytest.raises(
         UsageError, match=r"train-000001.tar.gz: a compressed shard cannot be read in random order; unpack it"
     ):
-        print_of("webdataset", root)
+        fingerprint_of("webdataset", root)
     (root / "val-000000.tar").unlink()
     (root / "train-000001.tar.gz").unlink()
     with pytest.raises(MissingError, match=r"holds no shard of the test part"):
-        print_of("webdataset", root)
+        fingerprint_of("webdataset", root)
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
-    root = stand_in.folders(tmp_path / "set", train=2, val=1)
+    root = image_stand_in.folders(tmp_path / "set", train=2, val=1)
     _, listing = prepared("imagenet", root, tmp_path / "work")
     content = listing.path(3).read_bytes()
     listing.path(3).write_bytes(content[:100])
@@ -229,7 +229,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
         StageError, match=r"n01443537_train_001.JPEG cannot be read \(not an image that Pillow can read\)"
     ):
         listing[np.array([3])]
-    shards = stand_in.shards(tmp_path / "shards", train=2, val=1)
+    shards = image_stand_in.shards(tmp_path / "shards", train=2, val=1)
     _, sharded = prepared("webdataset", shards, tmp_path / "w")
     raw = bytearray((shards / "train-000000.tar").read_bytes())
     offset, size = int(sharded.rows[4, 1]), int(sharded.rows[4, 2])
@@ -237,66 +237,3 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     (shards / "train-000000.tar").write_bytes(bytes(raw))
     with pytest.raises(StageError, match=r"train-000000.tar: n02102040_train_000.jpg cannot be read"):
         sharded[np.array([4])]
-
-
-def test_numbers_are_drawn_as_on_the_device() -> None:
-    counters = torch.tensor([0, 1, -5, 2**40, 2**62])
-    for key in (0, 3, 19 + 32 * 9, (7 << 32) ^ 4):
-        assert hashed(counters, key).tolist() == [hashed_int(int(counter), key) for counter in counters]
-
-
-def test_boxes_have_the_papers_areas_and_aspects() -> None:
-    boxes = np.array([crop_box(number, 500, 375) for number in range(4000)])
-    left, top, width, height = boxes.T
-    assert (
-        (left >= 0).all()
-        and (top >= 0).all()
-        and (left + width <= 500 + 1e-9).all()
-        and (top + height <= 375 + 1e-9).all()
-    )
-    area, aspect = width * height / (500 * 375), width / height
-    assert (
-        area.min() >= 0.08 - 1e-9 and area.max() > 0.95 and 0.75 - 1e-9 <= aspect.min() < aspect.max() <= 4 / 3 + 1e-9
-    )
-    logs = np.log([box[2] / box[3] for box in (crop_box(number, 400, 400) for number in range(4000))])
-    assert abs(logs.mean()) < 0.02  # log-uniform, so upright as often as lying
-    # 6,000 draws of torchvision's RandomResizedCrop on such an image: area 0.432 +- 0.218, log of the aspect 0.027 +- 0.164
-    assert (area.mean(), area.std()) == pytest.approx((0.432, 0.218), abs=0.015)
-    assert (np.log(aspect).mean(), np.log(aspect).std()) == pytest.approx((0.027, 0.164), abs=0.015)
-    assert crop_box(5, 1000, 10) == ((1000 - 40 / 3) / 2, 0.0, 40 / 3, 10)  # nothing fits: the centre
-    assert views.view_count("resized_crop", 224) == 8192
-
-
-def test_a_view_is_its_box_resized_and_flipped() -> None:
-    content = stand_in.jpeg(1, 3, (300, 200))
-    left, top, width, height = crop_box(17, 300, 200, 0.25)
-    with Image.open(io.BytesIO(content)) as image:
-        plain = image.convert("RGB").resize(
-            (16, 16), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height)
-        )
-    straight, mirrored = (decode_training_view(content, 2 * 17 + flip, 16) for flip in (0, 1))
-    assert np.array_equal(straight, mirrored[:, ::-1])
-    assert (
-        np.abs(straight.astype(int) - np.asarray(plain).astype(int)).mean() < 2
-    )  # decoded at a smaller scale, which a JPEG allows
-    whole = decode_training_view(content, 2 * 17, 150)
-    with Image.open(io.BytesIO(content)) as image:
-        expected = image.resize((150, 150), Image.Resampling.BILINEAR, box=crop_rectangle(17))
-    assert np.array_equal(whole, np.asarray(expected))  # nothing to spare: decoded as it is
-
-
-def crop_rectangle(number: int) -> tuple[float, float, float, float]:
-    left, top, width, height = crop_box(number, 300, 200)
-    return left, top, left + width, top + height
-
-
-def test_a_turned_photo_is_cut_upright() -> None:
-    upright = Image.open(io.BytesIO(stand_in.jpeg(0, 1, (60, 90))))
-    turned, stream = upright.transpose(Image.Transpose.ROTATE_90), io.BytesIO()
-    tags = Image.Exif()
-    tags[0x0112] = 6  # to be turned clockwise
-    turned.save(stream, "JPEG", quality=95, exif=tags)
-    plain = io.BytesIO()
-    upright.save(plain, "JPEG", quality=95)
-    one, other = (decode_training_view(file.getvalue(), 40, 24).astype(int) for file in (stream, plain))
-    assert np.abs(one - other).mean() < 2
