@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def changed(tmp_path: Path) -> Path:
     """Return a copy of the packages and of the methods' tests with the example's change applied."""
-    for folder in ("compress", "export", "tests/methods", "tests/support"):
+    for folder in ("compress", "export", "docs/explanation", "tests/methods", "tests/support"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("tests/conftest.py", "pyproject.toml"):
         shutil.copy(ROOT / file, tmp_path / file)
@@ -40,8 +40,9 @@ def test_the_example_adds_a_method_that_keeps_the_contract(changed: Path) -> Non
         line for line in re.findall(r"^\+(?!\+)(.*)", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE) if line
     ]
     assert len(added) <= 40
+    tests = ("tests/methods/test_contract.py", "tests/methods/test_tables.py")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/methods/test_contract.py", "-k", "l2"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, "-k", "l2 or every_table"],
         cwd=changed,
         env={**os.environ, "PYTHONPATH": str(changed), "OMP_NUM_THREADS": "1"},
         capture_output=True,

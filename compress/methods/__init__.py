@@ -45,7 +45,7 @@ METHODS: Mapping[str, type[Method]] = {
     "none": CrossEntropy,
 }
 
-__all__ = ["METHODS", "Method", "Outline", "MethodContext", "Signals", "build_method"]
+__all__ = ["METHODS", "Method", "MethodContext", "Outline", "Signals", "build_method"]
 
 
 def build_method(

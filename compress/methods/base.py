@@ -14,6 +14,7 @@ from compress.core.distributed import ALONE, Group
 from compress.core.errors import UsageError
 from compress.methods.losses import cross_entropy
 from compress.models.outline import Outline
+from compress.recipe.schema import METHOD_SECTIONS
 
 # The loss on the labels. Where several methods are combined, only the first one's counts.
 TASK = "ce"
@@ -108,10 +109,10 @@ class Method(nn.Module):
         if unlabelled:
             raise UsageError(f"{self.label()} needs a label for every image; {unlabelled} have none")
 
-    @classmethod
-    def label(cls) -> str:
+    def label(self) -> str:
         """Return the recipe key and name with which messages about the method begin."""
-        return f"distill.method: {cls.__name__.lower()}"
+        name = next(name for name, section in METHOD_SECTIONS.items() if isinstance(self.config, section))
+        return f"distill.method: {name}"
 
     @abstractmethod
     def forward(self, signals: Signals) -> dict[str, Tensor]:
