@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 SCHEMES = ("ssh", "adb")
 LOCAL_OPTIONS = ("python", "provider")
@@ -129,6 +129,12 @@ def parse(text: str) -> Address:
         if not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.:-]*", parts.netloc):
             raise WrongTarget(f"--target {text}: {parts.netloc!r} is not a serial as `adb devices` lists it")
         return Address(host=parts.netloc, **common)
+    if parts.scheme == "ssh":
+        return _ssh(text, parts, options, common)
+    raise WrongTarget(f"--target {text}: the scheme {parts.scheme!r} has no address of its own")
+
+
+def _ssh(text: str, parts: SplitResult, options: dict[str, str], common: dict[str, Any]) -> Address:
     try:
         port = parts.port
     except ValueError:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export import runtime
-from export.targets import Address, Unreachable, VerifySettings, browser, local, remote
+from export.targets import Address, Unreachable, VerifySettings, WrongTarget, browser, local, remote
 from export.targets.adb import FOLDER, Adb
 from export.targets.ssh import Ssh
 
@@ -62,13 +62,15 @@ def _linked(address: Address) -> tuple[remote.Link, Address]:
     """Return the link to a remote target, and its address with the link's own defaults."""
     if address.scheme == "ssh":
         return Ssh(address), address
-    if address.python is None:
-        raise Unreachable(
-            f"{address.name}: Android has no Python of its own; name one that has numpy and onnxruntime: "
-            f"--target '{address.name}?python=/path'"
-        )
-    address = replace(address, folder=address.folder or FOLDER)
-    return Adb(address), address
+    if address.scheme == "adb":
+        if address.python is None:
+            raise Unreachable(
+                f"{address.name}: Android has no Python of its own; name one that has numpy and onnxruntime: "
+                f"--target '{address.name}?python=/path'"
+            )
+        address = replace(address, folder=address.folder or FOLDER)
+        return Adb(address), address
+    raise WrongTarget(f"{address.name}: there is no link for the scheme {address.scheme!r}")
 
 
 def describe_failure(answer: dict[str, Any]) -> str | None:

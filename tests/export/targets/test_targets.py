@@ -14,7 +14,7 @@ import pytest
 
 from export.bundle import write
 from export.bundle.write import Shipped
-from export.targets import DeviceFailed, Unreachable, VerifySettings, WrongTarget, dispatch, parse
+from export.targets import Address, DeviceFailed, Unreachable, VerifySettings, WrongTarget, dispatch, parse
 from export.targets.adb import FOLDER, Adb
 from export.targets.ssh import OPTIONS, Ssh
 from export.targets.unpack import checksums, unpacked
@@ -32,6 +32,14 @@ def test_addresses_are_taken_apart() -> None:
     assert parse("ssh://[::1]/data/x/").host == "::1" and parse("ssh://[::1]/data/x/").folder == "/data/x"
     assert parse("adb://0123ABCD?python=/data/local/tmp/python").host == "0123ABCD"
     assert parse("local").scheme == "local"
+
+
+def test_a_scheme_without_a_branch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.targets.SCHEMES", ("ssh", "adb", "serial"))
+    with pytest.raises(WrongTarget, match="the scheme 'serial' has no address"):
+        parse("serial://ttyUSB0")
+    with pytest.raises(WrongTarget, match="no link for the scheme 'serial'"):
+        dispatch.isa(Address("serial://ttyUSB0", "serial"))
 
 
 @pytest.mark.parametrize(
