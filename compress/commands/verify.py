@@ -78,13 +78,8 @@ def verify(
     name, wrong = parse(target).shown, describe_failure(answer)
     rows = _rows(answer, name)
     report = merge(report, require, rows, name, failure=f"{name}: {wrong}" if wrong else None)
-    # What the device could run besides was not asked for, so no limit is judged by it.
-    for one in answer.get("also") or ():
-        other = f"{name}?provider={one['provider']}"
-        more = _rows(one, other)
-        kept = [row for row in report.device if row.target != other]
-        report = report.model_copy(update={"device": [*kept, *more]})
-        rows += more
+    report, more = _with_other_providers(report, answer, name)
+    rows += more
     report, said = _keep_again(run_folder, report, rows, name)
     write_json(run_folder / "report.json", report.to_json())
     render(run_folder)
@@ -102,6 +97,18 @@ def verify(
     if wrong:
         raise StageError(f"{name}: {wrong}")
     return report
+
+
+def _with_other_providers(report: Report, answer: Row, name: str) -> tuple[Report, list[DeviceRow]]:
+    """Add the rows of further providers that the device could run; nobody asked for them, so no limit is judged."""
+    rows: list[DeviceRow] = []
+    for one in answer.get("also") or ():
+        other = f"{name}?provider={one['provider']}"
+        more = _rows(one, other)
+        kept = [row for row in report.device if row.target != other]
+        report = report.model_copy(update={"device": [*kept, *more]})
+        rows += more
+    return report, rows
 
 
 def _rows(answer: Row, target: str) -> list[DeviceRow]:

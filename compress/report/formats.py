@@ -83,11 +83,6 @@ def interval(ends: Interval | None, scale: float = 1.0, digits: int = 1) -> str:
     return "" if ends is None else f"[{scale * ends[0]:.{digits}f}, {scale * ends[1]:.{digits}f}]"
 
 
-def plural(number: int, one: str, several: str | None = None) -> str:
-    """Return the word that fits a number; without `several` the plural gets an s."""
-    return one if number == 1 else several or f"{one}s"
-
-
 def sentence_case(text: str) -> str:
     """Return a text with its first letter in upper case."""
     return text[:1].upper() + text[1:]

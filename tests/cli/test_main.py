@@ -23,7 +23,8 @@ from compress.stages import STAGES
 ROOT = Path(__file__).parents[2]
 GOOD = "data: {source: fashion}\nteacher: {candidates: [{model: resnet20}]}\nstudent: {model: mobilenet_v2}\n"
 
-# What help and the check of a recipe may import: 0.2 and 0.35 s on one idle core. A clock says nothing where tests share the machine.
+# What help and the check of a recipe may import: 0.2 and 0.35 s on one idle core. A clock would show nothing where
+# tests share the machine.
 LIGHT = {
     "click",
     "yaml",
@@ -36,14 +37,15 @@ LIGHT = {
     "export",
 }
 
-# Runs the command line as `compress` would, then says on the last line of stderr which packages were imported that are not light.
+# Runs the command line as `compress` would, then prints on the last line of stderr which heavy packages were imported.
 PROBE = f"""
 import sys
 before = set(sys.modules)
 from compress.cli.main import main
 code = main(sys.argv[1:])
 found = {{name.split(".")[0] for name in set(sys.modules) - before if not name.startswith(("_", "cython"))}}
-print("imported:", *sorted(found - {LIGHT!r} - set(sys.stdlib_module_names) | {{"torch._dynamo"}} & set(sys.modules)), file=sys.stderr)
+heavy = found - {LIGHT!r} - set(sys.stdlib_module_names) | {{"torch._dynamo"}} & set(sys.modules)
+print("imported:", *sorted(heavy), file=sys.stderr)
 sys.exit(code)
 """
 
@@ -211,7 +213,10 @@ def test_a_run_that_is_not_there_is_exit_3_with_the_command(tmp_path: Path, monk
     folder.mkdir(parents=True)
     with pytest.raises(
         MissingError,
-        match=r"no finished run 'mobilnet' \(did you mean 'mobilenet'\?\); give the folder of a run, or where runs lie with",
+        match=(
+            "no finished run 'mobilnet' \\(did you mean 'mobilenet'\\?\\); give the folder of a run, or where "
+            "runs lie with"
+        ),
     ):
         run_commands.find_run("mobilnet", tmp_path)
     monkeypatch.chdir(ROOT)

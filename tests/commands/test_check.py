@@ -86,7 +86,10 @@ def test_what_a_run_will_warn_of_is_said_as_far_as_no_picture_is_read(
     code, said = check(tmp_path, capsys, "folder", "photos")
     assert (
         code == 0
-        and "note: data: 1 folder leads to images of another class, which count only there (first: class0/loop, to class 'class1')\n"
+        and (
+            "note: data: 1 folder leads to images of another class, which count only there (first: "
+            "class0/loop, to class 'class1')\n"
+        )
         in said
     )
     images, labels = np.zeros((4, 32, 32), np.uint8), np.array([0, 1, 0, 1])
@@ -126,7 +129,8 @@ def test_weights_that_are_there_are_the_networks(tmp_path: Path, capsys: pytest.
 
 def test_embedded_weights_that_do_not_exist_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "r.yaml").write_text(
-        "data: {source: fashion}\nteacher: {candidates: [{model: resnet56, weights: embedded}]}\nstudent: {model: resnet8}\n"
+        "data: {source: fashion}\nteacher: {candidates: [{model: resnet56, weights: "
+        "embedded}]}\nstudent: {model: resnet8}\n"
     )
     assert (
         main.main(["check", str(tmp_path / "r.yaml")]) == 2
@@ -138,7 +142,10 @@ def test_more_threads_than_cores_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("export.runtime.conditions._allowed", lambda: [0, 1])
-    recipe = "data: {source: fashion}\nteacher: {candidates: [{model: resnet8}]}\nstudent: {model: resnet8}\nvalidate: {threads: 64}\n"
+    recipe = (
+        "data: {source: fashion}\nteacher: {candidates: [{model: resnet8}]}\nstudent: {model: "
+        "resnet8}\nvalidate: {threads: 64}\n"
+    )
     (tmp_path / "r.yaml").write_text(recipe)
     note = "r.yaml:4:12: 64 threads on 2 cores interrupt each other; lower validate.threads\n"
     assert main.main(["check", str(tmp_path / "r.yaml")]) == 0 and note in capsys.readouterr().out
@@ -150,7 +157,10 @@ def test_more_threads_than_cores_are_said(
 
 
 def test_a_float_layer_that_is_not_there_is_said_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    recipe = "data: {source: fashion, limit_train: 100}\nteacher: {candidates: [{model: resnet8}]}\nstudent: {model: mobilenet_v2, width: 0.5}\n"
+    recipe = (
+        "data: {source: fashion, limit_train: 100}\nteacher: {candidates: [{model: resnet8}]}\nstudent: "
+        "{model: mobilenet_v2, width: 0.5}\n"
+    )
     (tmp_path / "r.yaml").write_text(recipe + "quantize: {float_layers: [last, nosuch]}\ndistill: {baseline: true}\n")
     wrong = "r.yaml:4:12: quantize.float_layers: the network has no layer 'nosuch'; known are first, last, "
     for command in (["check"], ["run", "--artifacts", str(tmp_path / "a")]):
@@ -169,7 +179,10 @@ def test_a_float_layer_that_is_not_there_is_said_before_training(tmp_path: Path,
 def test_pictures_that_cannot_be_shared_out_are_said_and_what_is_taken_is_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    recipe = "data: {{source: fashion, {keys}}}\nteacher: {{candidates: [{{model: resnet8x4, weights: embedded}}]}}\nstudent: {{model: resnet8}}\n"
+    recipe = (
+        "data: {{source: fashion, {keys}}}\nteacher: {{candidates: [{{model: resnet8x4, weights: "
+        "embedded}}]}}\nstudent: {{model: resnet8}}\n"
+    )
     for keys, code, expected in (
         ("limit_train: 3", 2, "class 'T-shirt/top' has a single training image"),
         (

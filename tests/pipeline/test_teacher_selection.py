@@ -76,10 +76,10 @@ def test_a_checkpoint_that_lacks_one_of_the_classes_is_refused(
 @pytest.mark.parametrize(
     ("candidate", "said"),
     [
-        ("{model: resnet8, classes: [a, b]}", "says what a finished checkpoint's outputs are"),
+        ("{model: resnet8, classes: [a, b]}", "names the outputs of a finished checkpoint"),
         (
             "{model: resnet8, weights: x.pt, train: {epochs: 1}, classes: [a, b]}",
-            "says what a finished checkpoint's outputs are",
+            "names the outputs of a finished checkpoint",
         ),
         ("{model: resnet8, weights: x.pt, classes: [a, a]}", "'a' is there twice"),
         (

@@ -73,21 +73,28 @@ APPENDED = [
     (
         "distill: {method: dkhd, alpha: 2}",
         [
-            "6:19: distill.method: expected one of dhkd, kd, dkd, dist, fitnet, at, rkd, crd, ofd, reviewkd, simkd, catkd, none, "
-            "got 'dkhd' (did you mean 'dkd'?)"
+            (
+                "6:19: distill.method: expected one of dhkd, kd, dkd, dist, fitnet, at, rkd, crd, ofd, "
+                "reviewkd, simkd, catkd, none, got 'dkhd' (did you mean 'dkd'?)"
+            )
         ],
     ),
     (
         "distill: {method: [dhkd, dkd], alpha: 2}",
         [
-            "6:32: distill.alpha: several methods are listed, so their keys stand in their own sections: distill.dhkd.alpha or distill.dkd.alpha"
+            (
+                "6:32: distill.alpha: several methods are listed, so their keys stand in their own sections: "
+                "distill.dhkd.alpha or distill.dkd.alpha"
+            )
         ],
     ),
     (
         "distill: {method: [dhkd, dkhd]}",
         [
-            "6:26: distill.method.1: expected one of dhkd, kd, dkd, dist, fitnet, at, rkd, crd, ofd, reviewkd, simkd, catkd, none, got 'dkhd' "
-            "(did you mean 'dkd'?)"
+            (
+                "6:26: distill.method.1: expected one of dhkd, kd, dkd, dist, fitnet, at, rkd, crd, ofd, "
+                "reviewkd, simkd, catkd, none, got 'dkhd' (did you mean 'dkd'?)"
+            )
         ],
     ),
     ("distill: {method: [kd, kd]}", ["6:19: distill.method: kd is named twice"]),
@@ -95,14 +102,19 @@ APPENDED = [
     (
         "distill: {method: [kd, none]}",
         [
-            "6:19: distill.method: none is plain cross-entropy, which every other method has already; leave it out of the list"
+            (
+                "6:19: distill.method: none is plain cross-entropy, which every other method has already; "
+                "leave it out of the list"
+            )
         ],
     ),
     (
         "distill: {method: [simkd, kd]}",
         [
-            "6:19: distill.method: simkd ships the teacher's classifier and drops the student's, so nothing that trains the student's own can stand "
-            "beside it"
+            (
+                "6:19: distill.method: simkd ships the teacher's classifier and drops the student's, so "
+                "nothing that trains the student's own can stand beside it"
+            )
         ],
     ),
     (
@@ -124,7 +136,10 @@ APPENDED = [
     (
         "quantize: {scheme: qat, search: true}",
         [
-            "6:11: quantize: search: true looks for the best int8 without training, scheme: qat trains; leave one of them out"
+            (
+                "6:11: quantize: search: true looks for the best int8 without training, scheme: qat trains; "
+                "leave one of them out"
+            )
         ],
     ),
     (
@@ -134,14 +149,19 @@ APPENDED = [
     (
         "distill: {method: simkd}\nquantize: {scheme: qat}",
         [
-            "7:20: quantize.scheme: qat trains the network that ships, but simkd compares another network with the teacher; use scheme: static, or another method"
+            (
+                "7:20: quantize.scheme: qat trains the network that ships, but simkd compares another network "
+                "with the teacher; use scheme: static, or another method"
+            )
         ],
     ),
     (
         "quantize: {calibrate: percentile, percentile: 99.9}",
         [
-            "6:47: quantize.percentile: must be at least 99.99 and below 100, got 99.9: lower ones cut off real activations "
-            "(measured: 99.9 gives 66.97 %, 99.99 gives 76.91 %)"
+            (
+                "6:47: quantize.percentile: must be at least 99.99 and below 100, got 99.9: lower ones cut off "
+                "real activations (measured: 99.9 gives 66.97 %, 99.99 gives 76.91 %)"
+            )
         ],
     ),
     (
@@ -174,7 +194,10 @@ APPENDED = [
     (
         'name: "my recipe"',
         [
-            "6:7: name: expected a name of letters, digits, '.', '_' and '-' that begins with a letter or a digit, got 'my recipe'"
+            (
+                "6:7: name: expected a name of letters, digits, '.', '_' and '-' that begins with a letter or "
+                "a digit, got 'my recipe'"
+            )
         ],
     ),
     ("seed:", ["6:6: seed: expected a whole number, got nothing"]),
@@ -182,7 +205,10 @@ APPENDED = [
     (
         "device: {target: lokal}",
         [
-            "6:18: device.target: expected local, browser, ssh://user@host[:port][/folder] or adb://SERIAL (did you mean 'local'?)"
+            (
+                "6:18: device.target: expected local, browser, ssh://user@host[:port][/folder] or adb://SERIAL "
+                "(did you mean 'local'?)"
+            )
         ],
     ),
     (
@@ -226,7 +252,10 @@ FILES = [
     (
         GOOD.replace("fashion", "fashon, validation: 0, normalize: {mean: [1, 0], std: [1, 1, 1, 1]}"),
         [
-            "1:16: data.source: expected one of fashion, cifar10, cifar100, folder, npz, imagenet, webdataset, got 'fashon' (did you mean 'fashion'?)",
+            (
+                "1:16: data.source: expected one of fashion, cifar10, cifar100, folder, npz, imagenet, "
+                "webdataset, got 'fashon' (did you mean 'fashion'?)"
+            ),
             "1:36: data.validation: expected a share between 0 and 1 or a whole number of images, got 0",
             "1:57: data.normalize.mean: expected 3 entries, got 2",
             "1:70: data.normalize.std: expected 3 entries, got 4",
@@ -236,20 +265,26 @@ FILES = [
     (
         GOOD.replace("fashion", "fashion, root: photos"),
         [
-            "1:31: data.root: is not read, because the images of source: fashion are embedded; leave it out, or name another source"
+            (
+                "1:31: data.root: is not read, because the images of source: fashion are embedded; leave it "
+                "out, or name another source"
+            )
         ],
     ),
     (
         GOOD.replace("fashion", "cifar10").replace("resnet20", "resnet8x4, weights: embedded"),
         [
-            "4:35: teacher.candidates.0.weights: embedded weights know the classes of source fashion, not those of cifar10: "
-            "leave them out, or train them further (train)"
+            (
+                "4:35: teacher.candidates.0.weights: embedded weights know the classes of source fashion, not "
+                "those of cifar10: leave them out, or train them further (train)"
+            )
         ],
     ),
     (
         GOOD.replace("resnet20", "shufflenet_v2_x1_0").replace("mobilenet_v2", "mobilenet_v2, width: 3"),
         [
-            f"4:15: teacher.candidates.0.model: there is no network 'shufflenet_v2_x1_0' (did you mean 'torchvision/shufflenet_v2_x1_0'?); {LISTS}",
+            "4:15: teacher.candidates.0.model: there is no network 'shufflenet_v2_x1_0' "
+            f"(did you mean 'torchvision/shufflenet_v2_x1_0'?); {LISTS}",
             "5:39: student.width: mobilenet_v2 takes 0.1 to 2, not 3",
         ],
     ),
@@ -278,8 +313,10 @@ FILES = [
         GOOD.replace("fashion", "fashion, augment: none, color_jitter: {}, rand_augment: {magnitude: 9}"),
         [
             "1:54: data.color_jitter: changes nothing: give brightness, contrast, saturation or hue a range above 0",
-            "1:72: data.rand_augment: distorts training views, but data.augment is none, so each image has one view; choose crop_flip, crop, flip or "
-            "resized_crop",
+            (
+                "1:72: data.rand_augment: distorts training views, but data.augment is none, so each image has "
+                "one view; choose crop_flip, crop, flip or resized_crop"
+            ),
         ],
     ),
     (
@@ -313,8 +350,10 @@ FILES = [
     (
         GOOD.replace("mobilenet_v2", "torchvision/mobilenet_v2, weights: IMAGENET1K_V3"),
         [
-            "5:53: student.weights: expected none, IMAGENET1K_V1, IMAGENET1K_V2 or a file (.safetensors, .pt, .pth, .bin), got 'IMAGENET1K_V3'"
-            " (did you mean 'IMAGENET1K_V2'?)"
+            (
+                "5:53: student.weights: expected none, IMAGENET1K_V1, IMAGENET1K_V2 or a file (.safetensors, "
+                ".pt, .pth, .bin), got 'IMAGENET1K_V3' (did you mean 'IMAGENET1K_V2'?)"
+            )
         ],
     ),
 ]

@@ -133,7 +133,8 @@ def test_recipe_trains_a_few_steps(path: Path, stand_in: Path, tmp_path_factory:
         "data.image_size": 16,
         "data.validation": 100,
         "train.epochs": 1,
-        # 25 small steps: BatchNorm's running statistics of 110 layers must come near the batches', else logits leave float16
+        # 25 small steps: BatchNorm's running statistics of 110 layers must come near the batches', or else logits
+        # exceed float16.
         "teacher.candidates.0.train.epochs": 1,
         "teacher.candidates.0.train.batch_size": 8,
         "teacher.candidates.0.train.lr": 1e-3,

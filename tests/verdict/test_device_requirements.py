@@ -22,7 +22,10 @@ def answer(**more: Any) -> tuple[dict[str, Any], ...]:
         (
             [1.1, 0.9, 1.3],
             False,
-            "int8 is not measurably faster than the float student on ssh://pi (1.10x [0.90, 1.30] its speed; keep: faster)",
+            (
+                "int8 is not measurably faster than the float student on ssh://pi (1.10x [0.90, 1.30] its "
+                "speed; keep: faster)"
+            ),
         ),
         (None, True, "ssh://pi gave no times to judge it by"),
     ],

@@ -19,7 +19,10 @@ RAW = ((0.0,) * 3, (1 / 255,) * 3)
 
 
 def drawn() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(pictures uint8 (N, S, S, 3), labels, colours of the classes (K, 2, 3)): an upper and a lower half, each in a colour of its class."""
+    """Draw images whose upper and lower halves have a colour of their class.
+
+    Returns images uint8 (N, S, S, 3), labels, and the colours of the classes (K, 2, 3).
+    """
     random = np.random.default_rng(0)
     colours = random.uniform(20, 235, (len(CLASSES), 2, 3))
     labels = random.integers(0, len(CLASSES), COUNT)
@@ -32,7 +35,7 @@ PICTURES, LABELS, COLOURS = drawn()
 
 
 def network(pixels: np.ndarray, now: diagnosis.Constants = RIGHT) -> np.ndarray:
-    """Nearest class by the colours of both halves, learnt on pixels normalised as RIGHT; `now` is how they are normalised."""
+    """Classify by the colours of both halves, learnt on pixels normalised as RIGHT; `now` is their normalisation."""
     values = (pixels / 255 - np.array(now[0])) / np.array(now[1])
     wanted = (COLOURS / 255 - np.array(RIGHT[0])) / np.array(RIGHT[1])
     seen = np.stack([values[:, : SIDE // 2].mean(axis=(1, 2)), values[:, SIDE // 2 :].mean(axis=(1, 2))], axis=1)
@@ -170,7 +173,8 @@ def file_with_scales(path: Path, sizes: list[int]) -> Path:
 def test_per_tensor_int8_is_read_from_the_file(tmp_path: Path) -> None:
     assert diagnosis.per_tensor_layers(file_with_scales(tmp_path / "a.onnx", [1, 4, 1])) == (2, 3)
     assert diagnosis.name_int8_fault(file_with_scales(tmp_path / "b.onnx", [1, 1])) == (
-        "looks like per-tensor int8: one weight scale for all channels in each of 2 layers; quantize.per_channel: true gives every channel its own"
+        "looks like per-tensor int8: one weight scale for all channels in each of 2 layers; "
+        "quantize.per_channel: true gives every channel its own"
     )
     assert diagnosis.name_int8_fault(file_with_scales(tmp_path / "c.onnx", [1, 4])) is None
     assert diagnosis.name_int8_fault(file_with_scales(tmp_path / "d.onnx", [])) is None

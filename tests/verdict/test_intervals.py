@@ -22,7 +22,8 @@ from compress.verdict import intervals, sample_size
     ],
 )
 def test_wilson_equals_newcombes_table(successes: int, n: int, low: float, high: float) -> None:
-    # Newcombe 1998, Statistics in Medicine 17, 857-872, table I, method 3 (the last one mirrors his 0 of 29: 0 to 0.1170)
+    # Newcombe 1998, Statistics in Medicine 17, 857-872, table I, method 3 (the last one mirrors his 0 of 29: 0 to
+    # 0.1170).
     assert intervals.wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
 
 
@@ -103,7 +104,7 @@ def wald(lost: float, gained: float, n: float) -> tuple[float, float]:
 def misses(
     interval: Callable[[float, float, float], tuple[float, float]], n: int, p_lost: float, p_gained: float
 ) -> tuple[float, float]:
-    """Exact probabilities that the true difference lies above the upper end, and below the lower one: every outcome, weighted."""
+    """Compute by all outcomes the exact probabilities that the true difference lies above and below the interval."""
     above = below = 0.0
     for lost in range(n + 1):
         for gained in range(n + 1 - lost):
@@ -178,7 +179,8 @@ def test_images_needed_is_the_first_number_that_settles() -> None:
 
 
 def test_images_needed_follows_the_rule_of_thumb() -> None:
-    # half-width 1.96 sqrt(f / n): 960 pictures resolve one point at 2.5 % flips; the score interval, honest at so few flips, asks for more
+    # Half-width 1.96 sqrt(f / n): 960 images resolve one point at 2.5 % flips. The score interval, honest at so few
+    # flips, asks for more.
     one_point = sample_size.images_needed(intervals.drop_from_counts(2, 2, 160), 1.0)
     tenth = sample_size.images_needed(intervals.drop_from_counts(2, 2, 160), 0.1)
 

@@ -29,7 +29,8 @@ def test_a_teacher_at_chance_is_named_with_its_interval(tmp_path: Path):
     (said,) = taught(0.3, tmp_path)
     # Wilson's interval of 12 of 40: (0.3 + 1.96^2 / 80 +- 1.96 sqrt(0.3 0.7 / 40 + 1.96^2 / 6400)) / (1 + 1.96^2 / 40)
     assert said.text.startswith(
-        "teacher resnet8: 30.00 % [18.07, 45.43] on 40 validation images is not shown to be better than always naming the commonest"
+        "teacher resnet8: 30.00 % [18.07, 45.43] on 40 validation images is not shown to be better "
+        "than always naming the commonest"
     )
     assert "(25.00 %)" in said.text and "has little to teach" in said.text
 

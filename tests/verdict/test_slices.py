@@ -12,7 +12,10 @@ CLASSES = ("cat", "dog", "owl", "empty")
 
 
 def planted() -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """300 pictures of three classes; the student loses 20 owls, of which the teacher was unsure, the float student 2 of them."""
+    """Build logits of 300 images of three classes.
+
+    The student loses 20 owls of which the teacher was unsure, the float student 2 of them.
+    """
     labels = np.repeat([0, 1, 2], 100)
     teacher = np.zeros((300, 4), np.float32)
     teacher[np.arange(300), labels] = 6.0

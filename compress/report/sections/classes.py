@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compress.report.formats import is_number, percent, plural, signed
+from compress.core.text import plural
+from compress.report.formats import is_number, percent, signed
 from compress.report.read import Source
 from compress.report.schema import ClassRow
 
@@ -56,7 +57,7 @@ def _view(row: ClassRow, widest: float) -> ClassView:
     change = _change(row)
     return ClassView(
         name=str(row.name),
-        title=f"{row.n} {plural(row.n, 'image')}" if row.n else "",
+        title=plural(row.n, "image") if row.n else "",
         pair=f"{percent(row.teacher)} \u2192 {percent(row.student)}",
         direction="down" if change < 0 else "up",
         width=round(50 * abs(change) / widest, 2),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compress.report.formats import is_number, milliseconds, percent, plural, size
+from compress.core.text import plural
+from compress.report.formats import is_number, milliseconds, percent, size
 from compress.report.read import Source
 from compress.report.schema import DeviceRow, LatencySummary
 from compress.report.schema.device import DeviceConditions
@@ -124,10 +125,10 @@ def _measured_with(known: DeviceConditions | None) -> str | None:
     if known is None:
         return None
     load = known.other_cores
-    threads = f"{known.threads} {plural(known.threads or 0, 'thread')}"
+    threads = plural(known.threads, "thread") if known.threads else "threads not known"
     parts = [
         f"{threads}, {'spinning' if known.spinning else 'not spinning'}",
-        f"{known.rounds} rounds in {known.attempts} {plural(known.attempts or 0, 'attempt')}",
+        f"{plural(known.rounds or 0, 'round')} in {plural(known.attempts or 0, 'attempt')}",
         f"clock governor {known.governor or 'not shown'}",
         f"others used {load:.2f} cores" if is_number(load) else "load of others not known",
         ", ".join(known.cpu_features or []),

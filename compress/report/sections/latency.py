@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compress.report.formats import is_number, plural, significant
+from compress.core.text import plural
+from compress.report.formats import is_number, significant
 from compress.report.read import Source
 from compress.report.schema import TimingSection
 from compress.report.views import Drawing, drawing
@@ -62,4 +63,4 @@ def _lost_runs(timing: TimingSection) -> str:
     runs = plural(
         lost, "run that lost its core to other processes does", "runs that lost their core to other processes do"
     )
-    return f"; {lost:,} {runs} not count"
+    return f"; {runs} not count"

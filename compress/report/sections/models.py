@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from compress.core.text import plural
 from compress.report import formats
-from compress.report.formats import chance, count, is_number, milliseconds, percent, plural, signed, significant, size
+from compress.report.formats import chance, count, is_number, milliseconds, percent, signed, significant, size
 from compress.report.read import Source, comparison_of, float_row, measured_rows, model_label, shipped, teacher_row
 from compress.report.schema import LatencySummary, ModelRow, Report
 from compress.report.schema.base import Number
@@ -62,7 +63,7 @@ def _under(row: ModelRow, ship: ModelRow) -> tuple[str, ...]:
 def _conditions(timing: LatencySummary) -> str | None:
     parts = [
         f"batch {timing.batch}" if timing.batch else "",
-        f"{timing.threads} {plural(timing.threads, 'thread')}" if timing.threads else "",
+        plural(timing.threads, "thread") if timing.threads else "",
         f"{timing.runs} timed runs" if timing.runs else "",
     ]
     return "latency at " + ", ".join(part for part in parts if part) if any(parts) else None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from compress.core.text import plural
 from compress.report import formats
-from compress.report.formats import is_number, milliseconds, percent, plural, signed, significant, size
+from compress.report.formats import is_number, milliseconds, percent, signed, significant, size
 from compress.report.read import Source, comparison_of, judged, shipped, speedup, teacher_row
 from compress.report.schema import ComparisonRow, GainSection, LatencySummary, ModelRow, Report, RequirementRow
 from compress.report.schema.base import Number
@@ -103,7 +104,7 @@ def verdict(source: Source) -> VerdictView:
         file=ship.file or "the student",
         others=_others(rows),
         cautions=report.cautions,
-        warnings=f"{number} {plural(number, 'warning')}" if number else "",
+        warnings=plural(number, "warning") if number else "",
         tiles=_tiles(report, ship),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compress.report.formats import plural
+from compress.core.text import plural
 from compress.report.read import Source
 from compress.report.schema import UnreadableFile
 
@@ -25,5 +25,5 @@ def warnings(source: Source) -> WarningsView | None:
     if not texts and not unreadable:
         return None
     number = len(unreadable)
-    title = f"{number} unreadable {plural(number, 'image was', 'images were')} skipped"
+    title = f"{plural(number, 'unreadable image was', 'unreadable images were')} skipped"
     return WarningsView(texts, title, unreadable)

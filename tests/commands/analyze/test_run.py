@@ -1,4 +1,4 @@
-"""`compress analyze` on a run folder: with and without the cache, the trace, scikit-learn; twice; against another run."""
+"""`compress analyze` on a run folder: with and without cache, trace and scikit-learn; twice; against another run."""
 
 from __future__ import annotations
 
