@@ -314,7 +314,7 @@ def _ratios(
     timed: export.runtime.latency_stats.LatencyResult, rows: dict[str, dict[str, Any]], kind: str
 ) -> dict[str, Any]:
     """How ours compares: speed, size, memory, as ratios above 1 where ours is better."""
-    speed, low, high = export.runtime.latency_stats.ratio(timed, kind, "ours")
+    speed, low, high = export.runtime.latency_stats.speedup_with_interval(timed, kind, "ours")
     memory = [rows[one]["peak_memory_bytes"] for one in (kind, "ours")]
     return {
         "times_faster": speed,

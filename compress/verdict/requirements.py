@@ -132,7 +132,7 @@ def status(requirements: Iterable[Judged]) -> Status:
     return "undecided" if verdicts - {"passed"} else "passed"
 
 
-def interval(values: Sequence[float] | None) -> Interval | None:
+def as_interval(values: Sequence[float] | None) -> Interval | None:
     """Return a measured [low, high] as `Facts` hold it."""
     return (values[0], values[1]) if values else None
 
@@ -142,8 +142,8 @@ def exit_code(verdict: Status) -> int:
     return EXIT_CODES[verdict]
 
 
-def _side(interval: Interval, limit: float, *, at_most: bool) -> Verdict:
-    """Return on which side of the limit an interval lies; one that touches it is undecided."""
+def verdict_of_interval(interval: Interval, limit: float, *, at_most: bool) -> Verdict:
+    """Return passed or failed if the whole interval lies on one side of the limit, undecided if it touches the limit."""
     low, high = interval if at_most else (-interval[1], -interval[0])
     bound = limit if at_most else -limit
     return "passed" if high < bound else "failed" if low > bound else "undecided"
@@ -181,7 +181,7 @@ def _timed(
     if interval is None:
         why = "without rounds there is no interval to judge it by: raise validate.repeats"
         return value, None, "undecided", f"{what} is {number_text(value)}{unit} and {bound}, but {why}."
-    verdict = _side(interval, limit, at_most=at_most)
+    verdict = verdict_of_interval(interval, limit, at_most=at_most)
     sentence = f"{what} is {number_text(value)}{unit} [{number_text(interval[0])}, {number_text(interval[1])}]; {bound}"
     # A time that is too long and still meets its limit does meet it.
     if facts.unfit and not (at_most and verdict == "passed"):
@@ -209,7 +209,7 @@ def _top1_drop(facts: Facts, limit: float) -> Judgement:
     if drop is None:
         return _not_measured("The drop against the teacher")
     interval = (drop.low, drop.high)
-    verdict = _side(interval, limit, at_most=True)
+    verdict = verdict_of_interval(interval, limit, at_most=True)
     side = "below" if drop.drop_points >= 0 else "above"
     seen = f"drop {drop.drop_points:.2f} [{drop.low:.2f}, {drop.high:.2f}]"
     sentence = f"Top-1 is {abs(drop.drop_points):.2f} points {side} the teacher's ({seen})"
@@ -241,7 +241,7 @@ def _top1(facts: Facts, limit: float) -> Judgement:
     if facts.correct is None or not facts.images:
         return _not_measured("Top-1")
     value, interval = facts.correct / facts.images, wilson(facts.correct, facts.images)
-    verdict = _side(interval, limit, at_most=False)
+    verdict = verdict_of_interval(interval, limit, at_most=False)
     sentence = f"Top-1 is {percent_text(value)} [{percent_text(interval[0])}, {percent_text(interval[1])}]"
     sentence += f"; the minimum is {percent_text(limit)}"
     if verdict == "undecided":

@@ -25,7 +25,7 @@ from export.graph import fallback_reasons, surgery
 from export.runtime import METADATA_PREFIX, SESSION_ERRORS, ExportError, Model, isa, runs_on, session_options
 
 # Metadata key: names of the layers that the recipe keeps in float.
-FLOAT_LAYERS = METADATA_PREFIX + "float_layers"
+FLOAT_LAYERS_METADATA = METADATA_PREFIX + "float_layers"
 
 # By operator, which of its inputs holds the weights.
 CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "NhwcFusedConv": 1, "ConvTranspose": 1, "QLinearConv": 3, "ConvInteger": 1}
@@ -93,7 +93,7 @@ def audit(path: Path, *, threads: int = 1) -> Audit:
         raise ExportError(f"{path}: no convolution or matrix product to audit")
     executed = dict(sorted(Counter(kernel.op for kernel in kernels).items()))
     islands = tuple(_islands(kernels, optimised))
-    kept = json.loads(model.session.get_modelmeta().custom_metadata_map.get(FLOAT_LAYERS, "[]"))
+    kept = json.loads(model.session.get_modelmeta().custom_metadata_map.get(FLOAT_LAYERS_METADATA, "[]"))
     causes = fallback_reasons.explain(islands, written, optimised, kept=frozenset(kept), x86=isa().startswith("x86"))
     again = fallback_reasons.requantised(written, [(kernel.name, kernel.op) for kernel in kernels], INTEGER)
     return Audit(

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from export.graph import layers, onnx_file, surgery
-from export.graph.executed import FLOAT_LAYERS, Audit, audit
+from export.graph.executed import FLOAT_LAYERS_METADATA, Audit, audit
 from export.graph.quiet import quiet
 from export.int8 import bias_correction, calibrate, kernel_layout, qdq, range_choice
 from export.int8.range_choice import MIN_PERCENTILE
@@ -255,7 +255,7 @@ def _finish(
         raise ExportError(f"{target.name}: quantisation changed opset {opset} to {onnx_file.opset_of(model)}")
     metadata = {**contract.to_metadata(), METADATA_PREFIX + "target": json.dumps(isa)}
     if kept:
-        metadata[FLOAT_LAYERS] = json.dumps(kept)
+        metadata[FLOAT_LAYERS_METADATA] = json.dumps(kept)
     onnx_file.clean(model, metadata, made_by=contract.made_by)
     target.parent.mkdir(parents=True, exist_ok=True)
     onnx_file.save(model, target)

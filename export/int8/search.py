@@ -22,7 +22,7 @@ RANKING_IMAGES = 32
 SURVIVORS = 3
 # Ratio of bytes up to which two files count as equally large.
 SAME_SIZE = 1.01
-FLOAT_LAYERS: tuple[tuple[str, ...], ...] = ((), ("first",), ("last",), ("first", "last"))
+FLOAT_LAYER_CHOICES: tuple[tuple[str, ...], ...] = ((), ("first",), ("last",), ("first", "last"))
 # Combinations that are known to be bad, as measured on EfficientNet-Lite0 (per-channel minmax: 76.80 %, float: 77.94
 # %).
 PRUNED = (
@@ -92,7 +92,7 @@ def run(
         report(format_trial(trials[-1]))
 
     report(f"search: KL to the float file on {len(images)} images, lower is better")
-    for float_layers in FLOAT_LAYERS:
+    for float_layers in FLOAT_LAYER_CHOICES:
         for method in range_choice.CALIBRATORS:
             attempt(replace(base, per_channel=True, calibrate=method, float_layers=float_layers, bias_correction=False))
     for settings in _worth_correcting(trials):

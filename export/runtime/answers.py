@@ -94,7 +94,9 @@ def add_latency(rows: list[dict[str, Any]], result: LatencyResult) -> None:
                 disturbances=list(result.disturbances),
             )
             row["speedup_over"] = {
-                other: list(latency_stats.ratio(result, other, name)) for other in result.models if other != name
+                other: list(latency_stats.speedup_with_interval(result, other, name))
+                for other in result.models
+                if other != name
             }
             row["conditions"] = {
                 **{key: known[key] for key in CONDITIONS},

@@ -158,7 +158,7 @@ def _summarise(parts: list[np.ndarray], threads: int, first_run_ms: float, load_
     )
 
 
-def ratio(result: LatencyResult, a: str, b: str, *, seed: int = 0) -> tuple[float, float, float]:
+def speedup_with_interval(result: LatencyResult, a: str, b: str, *, seed: int = 0) -> tuple[float, float, float]:
     """Return how many times as long `a` takes as `b`, and the ends of the 95 % interval.
 
     The value is the median of the per-round ratios of medians. The interval is a bootstrap over rounds,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.core.records.base import EXCLUDED_FROM_KEY, JSON_NAMES, File, from_json, identity, sha256_of, to_json
+from compress.core.records.base import EXCLUDED_FROM_KEY, JSON_NAMES, File, from_json, key_content, sha256_of, to_json
 from compress.core.records.deployment import Exported, Extra, Measured, Packaged, Quantized, Verified
 from compress.core.records.training import (
     Distilled,
@@ -62,7 +62,7 @@ def test_a_renamed_field_keeps_its_name_in_json_and_in_keys():
     for name, kind in kinds.items():
         assert JSON_NAMES[name].keys() <= {field.name for field in dataclasses.fields(kind)}
     (quantized,) = (record for record in RECORDS if isinstance(record, Quantized))
-    for stored in (to_json(quantized), identity(quantized)):
+    for stored in (to_json(quantized), key_content(quantized)):
         assert stored["calibration_pictures"] == 512 and "calibration_images" not in stored
 
 
@@ -123,6 +123,6 @@ def test_identity_of_sections_dicts_and_tuples():
     config = Data(source="fashion")
     fields = config.model_dump(mode="json")
     assert fields.pop("shards_at_once") is None  # counts only where it is set
-    assert identity((config, {2: A})) == [fields, {"2": {"sha256": A.sha256}}]
+    assert key_content((config, {2: A})) == [fields, {"2": {"sha256": A.sha256}}]
     assert sha256_of({"a": 1, "b": 2}) == sha256_of({"b": 2, "a": 1}) != sha256_of({"a": 1, "b": 3})
     assert sha256_of(("1",)) != sha256_of((1,))

@@ -355,7 +355,9 @@ def test_int8_for_another_machine_ships_and_is_said_not_to_be_judged(models):
 
 
 def test_what_does_not_ship_is_not_in_the_bundle_and_not_judged(work, models, prepared, versions, monkeypatch):
-    monkeypatch.setattr(ship_choice.export.runtime.latency_stats, "ratio", lambda *_, **__: (0.9, 0.85, 0.95))
+    monkeypatch.setattr(
+        ship_choice.export.runtime.latency_stats, "speedup_with_interval", lambda *_, **__: (0.9, 0.85, 0.95)
+    )
     found = validate.run_validate(
         Validate(warmup=2, repeats=20),
         context=work,

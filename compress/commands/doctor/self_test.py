@@ -127,7 +127,7 @@ def itself(fixture: SelfTestFixture) -> FaultResult:
     timed = export.runtime.latency.latency(
         {"model": fixture.fp32, "copy": copy}, fixture.images[:64], repeats=10 * TIMED_RUNS, rounds=40, attempts=3
     )
-    ratio, low, high = export.runtime.latency_stats.ratio(timed, "model", "copy")
+    ratio, low, high = export.runtime.latency_stats.speedup_with_interval(timed, "model", "copy")
     drop = paired_drop(fixture.correct, Model.load(copy).run(fixture.images).argmax(axis=1) == fixture.labels)
     # 95 in 100 intervals contain the true ratio; one that misses it by less than 1 % is no fault of the measurement.
     same = low <= 1 <= high or abs(ratio - 1) < 0.01

@@ -1,7 +1,7 @@
 """How records become JSON and cache keys.
 
 A record is a frozen dataclass of numbers, strings and files, never of live modules. `to_json` and `from_json` carry it
-through `stage.json`; `identity` is what a cache key is made of, in which files count by content and not by path.
+through `stage.json`; `key_content` is what a cache key is made of, in which files count by content and not by path.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def from_json(kind: Any, data: Any) -> Any:
     return data
 
 
-def identity(value: Any) -> Any:
+def key_content(value: Any) -> Any:
     """Return the JSON values that enter a cache key: a file counts by content; seconds and the like do not count."""
     if isinstance(value, File):
         return {"sha256": value.sha256}
@@ -125,17 +125,17 @@ def identity(value: Any) -> Any:
         }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            name: identity(item)
+            name: key_content(item)
             for name, item in _stored_fields(value)
             if name not in EXCLUDED_FROM_KEY and (item is not None or name not in IN_KEY_IF_SET)
         }
     if isinstance(value, dict):
-        return {str(key): identity(item) for key, item in value.items()}
+        return {str(key): key_content(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [identity(item) for item in value]
+        return [key_content(item) for item in value]
     return value
 
 
 def sha256_of(value: Any) -> str:
     """Return the sha256 (hex) of a value's canonical JSON."""
-    return hashlib.sha256(json.dumps(identity(value), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(key_content(value), sort_keys=True, separators=(",", ":")).encode()).hexdigest()

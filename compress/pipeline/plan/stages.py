@@ -218,7 +218,11 @@ def time_locally(
             for name in files
         },
         speedup={
-            mine: {name: list(export.runtime.latency_stats.ratio(result, name, mine)) for name in files if name != mine}
+            mine: {
+                name: list(export.runtime.latency_stats.speedup_with_interval(result, name, mine))
+                for name in files
+                if name != mine
+            }
             for mine in own
         },
         peak_memory_bytes=memory,

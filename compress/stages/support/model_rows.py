@@ -86,7 +86,9 @@ def comparison_row(
     drop = intervals.paired_drop(right[against.name], right[model.name])
     both = model.name in times.models and against.name in times.models
     speedup, low, high = (
-        export.runtime.latency_stats.ratio(times, against.name, model.name, seed=seed) if both else (None, None, None)
+        export.runtime.latency_stats.speedup_with_interval(times, against.name, model.name, seed=seed)
+        if both
+        else (None, None, None)
     )
     return {
         "model": model.name,

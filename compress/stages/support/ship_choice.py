@@ -37,7 +37,7 @@ def choose_shipped(
     if times.unfit is not None:
         reason = f"its speed could not be judged here ({times.unfit})"
         return best, f"{best.name} ships although the recipe says keep: faster: {reason}."
-    speedup, low, high = export.runtime.latency_stats.ratio(times, plain.name, best.name, seed=seed)
+    speedup, low, high = export.runtime.latency_stats.speedup_with_interval(times, plain.name, best.name, seed=seed)
     numbers = f"{speedup:.2f}x [{low:.2f}, {high:.2f}] its speed"
     if low > 1:
         return best, f"{best.name} ships: it is faster than the float student here ({numbers}), as keep: faster asks."

@@ -178,7 +178,7 @@ def test_distorted_views_keep_their_crops(augment: str, count: int) -> None:
 
 
 def test_distortion_is_in_the_cache_key_only_if_set() -> None:
-    from compress.core.records.base import identity
+    from compress.core.records.base import key_content
 
-    keys = [identity(dataclasses.replace(BOTH, **change)) for change in ({}, {"hue": 0.2}, {"magnitude": 10})]
+    keys = [key_content(dataclasses.replace(BOTH, **change)) for change in ({}, {"hue": 0.2}, {"magnitude": 10})]
     assert keys[0] != keys[1] != keys[2] != keys[0]

@@ -119,12 +119,16 @@ def test_ratio_is_paired_by_round() -> None:
     """The machine slows down by half between rounds; the ratio does not."""
     drifting = _result(teacher=[4.0, 6.0, 4.0, 6.0], student=[1.0, 1.5, 1.0, 1.5])
 
-    assert latency_stats.ratio(drifting, "teacher", "student") == pytest.approx(
+    assert latency_stats.speedup_with_interval(drifting, "teacher", "student") == pytest.approx(
         (4.0, 3.96, 4.04)
     )  # but for the place in memory
     noisy = _result(a=[2.0, 3.0, 4.0, 5.0, 6.0], b=[1.0] * 5)
-    value, low, high = latency_stats.ratio(noisy, "a", "b", seed=1)
-    assert low < value == 4.0 < high and latency_stats.ratio(noisy, "a", "b", seed=1) == (value, low, high)
+    value, low, high = latency_stats.speedup_with_interval(noisy, "a", "b", seed=1)
+    assert low < value == 4.0 < high and latency_stats.speedup_with_interval(noisy, "a", "b", seed=1) == (
+        value,
+        low,
+        high,
+    )
 
 
 def test_p50_interval_holds_p50() -> None:
@@ -274,13 +278,13 @@ def test_what_could_not_be_left_out_is_in_the_result() -> None:
         [_attempt([[0, 1, 2, 3]] * 10)], 1, {"long": 1.0, "short": 1.0}, {"long": 1.0, "short": 1.0}, {}
     )
     assert result.unfit is not None and result.conditions()["unfit"] == result.unfit and result.interrupted == {}
-    assert latency_stats.ratio(result, "long", "short")[0] == pytest.approx(70)
+    assert latency_stats.speedup_with_interval(result, "long", "short")[0] == pytest.approx(70)
     clean = latency_stats.summarize_attempts(
         [_attempt([[0, 1, 2]] * 10)], 1, {"long": 1.0, "short": 1.0}, {"long": 1.0, "short": 1.0}, {}
     )
     assert (
         clean.unfit is None
-        and latency_stats.ratio(clean, "long", "short")[0] == pytest.approx(10)
+        and latency_stats.speedup_with_interval(clean, "long", "short")[0] == pytest.approx(10)
         and clean.models["long"].runs == 10
     )
 
@@ -351,7 +355,7 @@ def test_a_model_against_itself_is_neither_faster_nor_slower(int8: Path, images:
     (tmp_path / "copy.onnx").write_bytes(int8.read_bytes())
 
     result = measure.latency({"a": int8, "b": tmp_path / "copy.onnx"}, images, repeats=1000, rounds=40)
-    value, low, high = latency_stats.ratio(result, "a", "b")
+    value, low, high = latency_stats.speedup_with_interval(result, "a", "b")
 
     assert (
         low <= value <= high and 0.8 < value < 1.25
