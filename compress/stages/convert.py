@@ -1,4 +1,4 @@
-"""Export to ONNX, held against torch on real pictures and against the accuracy recorded when training ended."""
+"""Export to ONNX, compared with torch on real images and with the accuracy recorded when training ended."""
 
 from __future__ import annotations
 
@@ -21,33 +21,38 @@ from compress.core.store import Context, Stage
 from compress.data.augment import views
 from compress.recipe.schema import Export
 from compress.training import build
+from export.graph.from_torch import Parity
 from export.int8.integer_share import integer_share
 from export.runtime import FOREIGN, Contract, ExportError, Model, write_sidecar
 
-PARITY_LIMIT = 1e-3  # largest |logit difference| between torch and onnxruntime, of logits of magnitude 1; of larger ones in proportion
-REWRITE_PICTURES = 64  # validation pictures that the rewrites are judged on
+# Largest |logit difference| between torch and onnxruntime; for logits above 1 it grows with the largest of them.
+PARITY_LIMIT = 1e-3
+REWRITE_IMAGES = 64  # validation images that the rewrites are judged on
 
 
 def preprocessing(source: str, resize: int, size: int) -> dict[str, Any]:
-    """What an application must do from a picture to the file's input, as JSON; the same steps as the pictures of `data.source` went through.
+    """Return, as JSON, the steps from an image file to the network's input, as the data set's images went through.
 
-    `resize`: what the short side is resized to; `size`: side of the square that is cut out of its middle.
+    Args:
+        source: `data.source`.
+        resize: The short side in pixels to which an image is resized.
+        size: The side of the square that is cut out of its centre.
     """
-    made: list[dict[str, Any]] = [
+    steps: list[dict[str, Any]] = [
         {"step": "orient", "by": "EXIF orientation"},
         {"step": "decode", "color": "RGB", "bits": 8, "transparency": "on white"},
         {"step": "resize", "short_side": resize, "filter": "bilinear", "antialias": True},
         {"step": "crop", "from": "centre", "size": [size, size]},
     ]
     if source == "fashion":
-        made = [
+        steps = [
             {"step": "decode", "color": "grey", "bits": 8, "size": [28, 28], "background": "black"},
             {"step": "pad", "size": [size, size], "value": 0},
             {"step": "repeat", "channels": 3},
         ]
     return {
         "version": 1,
-        "steps": made,
+        "steps": steps,
         "result": {"channels": "RGB", "dtype": "uint8", "layout": "NHWC", "range": [0, 255]},
     }
 
@@ -62,15 +67,20 @@ def run_convert(
     versions: dict[str, str],
     preprocessing: dict[str, Any] | None = None,
 ) -> Exported:
-    """One float32 ONNX file of a trained network, and the float file that int8 is made from where that is another one (students).
+    """Write a trained network as float32 ONNX; of a student, also the float file that int8 is made from if it differs.
 
-    `recorded`: predictions (V,) on the validation pictures from the strip stage; None recomputes them (teachers).
-    `preprocessing`: what the application must do, for the file's metadata.
-    `versions` (torch, onnx, onnxruntime) are part of the key only: other versions write other bytes.
+    Args:
+        config: The recipe's `export` section.
+        context: Of the stage.
+        model: The network.
+        recorded: A student's predictions (V,) on the validation images, from the strip stage; None for a teacher.
+        data: The training data.
+        versions: Versions of torch, onnx and onnxruntime; part of the key only, because others write other bytes.
+        preprocessing: What an application must do with an image, for the file's metadata.
     """
     network = model.network
     if network.black_box:
-        return _copied(context, model, data)
+        return _copy(context, model, data)
     live = build.load_network(network, model.weights, "cpu").eval()
     contract = Contract(
         classes=data.classes,
@@ -82,9 +92,9 @@ def run_convert(
         preprocessing=preprocessing,
     )
     path, source = context.work / "model.onnx", context.work / "model.int8source.onnx"
-    pictures = build.load_images(data, "cpu")
-    validation = views.evaluation_view(pictures.validation(), network.image_size)
-    judging = validation[:REWRITE_PICTURES].numpy()
+    dataset = build.load_images(data, "cpu")
+    validation = views.evaluation_view(dataset.validation(), network.image_size)
+    judging = validation[:REWRITE_IMAGES].numpy()
     try:
         exported = export.graph.from_torch.to_onnx(live, path, contract, opset=config.opset, images=judging)
         export.graph.from_torch.check_runtime(path, config.min_runtime)
@@ -96,18 +106,7 @@ def run_convert(
         )
     except ExportError as error:
         raise StageError(f"convert {network.model}: {error}") from error
-    limit = PARITY_LIMIT * max(1.0, parity.largest)
-    if not parity.max_abs_diff <= limit:
-        raise StageError(
-            f"convert {network.model}: onnxruntime and torch differ by {parity.max_abs_diff:.2e} on real pictures (limit {limit:.3g}, for logits that "
-            f"reach {parity.largest:.3g})"
-        )
-    disagreements = _disagreements(parity.predictions, recorded, model, pictures.labels[pictures.validation_index])
-    if disagreements > max(1, len(validation) // 1000):
-        raise StageError(
-            f"convert {network.model}: {disagreements} of {len(validation)} predictions differ from those recorded when training ended; "
-            "the exported file is not the trained network"
-        )
+    disagreements = _check_parity(parity, recorded, model, dataset.labels[dataset.validation_index])
     return Exported(
         file=File.of(path),
         opset=exported.opset,
@@ -122,12 +121,29 @@ def run_convert(
     )
 
 
-def _copied(context: Context, model: Trained, data: TrainingData) -> Exported:
-    """Another project's ONNX file, byte for byte, with its contract beside it; held against the accuracy that was recorded."""
+def _check_parity(parity: Parity, recorded: File | None, model: Trained, labels: torch.Tensor) -> int:
+    """Return how many predictions differ from the recorded ones. Raises StageError if the file is not the network."""
+    limit = PARITY_LIMIT * max(1.0, parity.largest)
+    if not parity.max_abs_diff <= limit:
+        raise StageError(
+            f"convert {model.network.model}: onnxruntime and torch differ by {parity.max_abs_diff:.2e} on real images "
+            f"(limit {limit:.3g}, for logits that reach {parity.largest:.3g})"
+        )
+    disagreements = _disagreements(parity.predictions, recorded, model, labels)
+    if disagreements > max(1, len(labels) // 1000):
+        raise StageError(
+            f"convert {model.network.model}: {disagreements} of {len(labels)} predictions differ from those recorded "
+            "when training ended; the exported file is not the trained network"
+        )
+    return disagreements
+
+
+def _copy(context: Context, model: Trained, data: TrainingData) -> Exported:
+    """Copy another project's ONNX file byte for byte, with its contract beside it, and check its recorded accuracy."""
     network, path = model.network, context.work / "model.onnx"
     shutil.copyfile(model.weights.path, path)
-    pictures = build.load_images(data, "cpu")
-    validation = views.evaluation_view(pictures.validation(), network.image_size)
+    dataset = build.load_images(data, "cpu")
+    validation = views.evaluation_view(dataset.validation(), network.image_size)
     try:
         found = export.graph.foreign_model.inspect(
             path, image_size=network.side, outputs=network.outputs or network.classes
@@ -147,27 +163,28 @@ def _copied(context: Context, model: Trained, data: TrainingData) -> Exported:
         predictions = Model.load(path).run(validation.numpy()).argmax(axis=1)
     except ExportError as error:
         raise StageError(f"convert {network.model}: {error}") from error
-    lost = _disagreements(predictions, None, model, pictures.labels[pictures.validation_index])
+    lost = _disagreements(predictions, None, model, dataset.labels[dataset.validation_index])
     if lost > max(1, len(validation) // 1000):
         raise StageError(
-            f"convert {network.model}: {lost} of {len(validation)} pictures are answered otherwise than when its accuracy was recorded"
+            f"convert {network.model}: {lost} of {len(validation)} images are classified differently than when its "
+            "accuracy was recorded"
         )
     return Exported(
-        File.of(path),
-        found.opset,
-        found.ir_version,
-        found.nodes,
-        found.layout,
-        None,
-        lost,
-        len(validation),
-        (),
-        File.of(beside),
+        file=File.of(path),
+        opset=found.opset,
+        ir_version=found.ir_version,
+        nodes=found.nodes,
+        input=found.layout,
+        max_abs_diff=None,
+        disagreements=lost,
+        images=len(validation),
+        rewrites=(),
+        contract=File.of(beside),
     )
 
 
 def _disagreements(predictions: np.ndarray, recorded: File | None, model: Trained, labels: torch.Tensor) -> int:
-    """How many predictions differ from the recorded ones; without a record, how many correct answers were lost or gained."""
+    """Count predictions that differ from the recorded ones; without a record, correct answers lost or gained."""
     if recorded is not None:
         return int((predictions != np.load(recorded.path)).sum())
     return abs(int((predictions == labels.numpy()).sum()) - round(model.top1_validation * len(labels)))

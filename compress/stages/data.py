@@ -1,4 +1,4 @@
-"""The data set, decoded once into arrays of uint8; later stages get only the parts that they may read."""
+"""Decode the data set once into uint8 arrays, and give later stages only the parts that they may read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from compress.recipe.schema import Data
 
 
 def run_prepare(config: Data, *, context: Context, fingerprint: str) -> Prepared:
-    """`config.root` is absolute here; `fingerprint` names the source's content in the key."""
+    """Decode the data. `config.root` is absolute here; `fingerprint` stands for the source's content in the key."""
     return prepare_data(config, context.work, base=Path(), report=context.console.line)
 
 
@@ -31,7 +31,7 @@ PREPARE = Stage("data", 2, run_prepare, Prepared)
 
 
 def decode_validation(config: None, *, context: Context, data: TrainingData, fingerprint: str) -> DecodedValidation:
-    """Decode the validation part of a set that stays in its files, once for every epoch and stage that is judged on it."""
+    """Decode the validation images of a set that stays in its files, once for all epochs and stages."""
     files, (_, _, _, index) = open_listing(data), training_arrays(data)
     assert files is not None
     return DecodedValidation(
@@ -43,7 +43,7 @@ DECODE_VALIDATION = Stage("data", 1, decode_validation, DecodedValidation)
 
 
 def training(prepared: Prepared, config: Data, held: DecodedValidation | None = None) -> TrainingData:
-    """What training, strip and convert may read. `held`: of a set that stays in its files."""
+    """Return what training, strip and convert may read. `held`: validation images of a set that stays in its files."""
     streamed = None
     if prepared.root is not None and prepared.paths is not None:
         streamed = StreamingSource(prepared.root, prepared.paths, held.images if held else None, config.workers)
@@ -62,7 +62,7 @@ def training(prepared: Prepared, config: Data, held: DecodedValidation | None = 
 
 
 def _distortion(config: Data) -> Distortion | None:
-    """What the recipe asks for beyond crop and flip."""
+    """Return the augmentation that the recipe asks for beyond crop and flip."""
     jitter, operations = config.color_jitter, config.rand_augment
     if jitter is None and operations is None:
         return None
@@ -71,12 +71,12 @@ def _distortion(config: Data) -> Distortion | None:
 
 
 def calibration(prepared: Prepared, config: Data) -> CalibrationData:
-    """What quantize may read."""
+    """Return what quantize may read."""
     return CalibrationData(training(prepared, config), config.calibration)
 
 
 def test(prepared: Prepared) -> TestData:
-    """What `validate` alone may read."""
+    """Return what only `validate` and the report may read."""
     return TestData(
         images=prepared.test_images,
         labels=prepared.test_labels,
@@ -86,10 +86,15 @@ def test(prepared: Prepared) -> TestData:
 
 
 def photos(config: Data, root: Path | None, count: int = 16) -> tuple[File, ...]:
-    """Picture files of a folder of photos as they are, spread over its classes, JPEGs where there are any: to be decoded for timing
-    and on the device.
+    """Choose image files to decode for timing and on the device, spread over the classes; JPEGs if there are any.
 
-    Empty for sources that hold arrays; their test pictures have no file.
+    Args:
+        config: The recipe's `data` section.
+        root: Its folder.
+        count: At most so many.
+
+    Returns:
+        The files; none where the source holds arrays.
     """
     if config.source not in ("folder", "imagenet") or root is None or count == 0:
         return ()
@@ -99,7 +104,7 @@ def photos(config: Data, root: Path | None, count: int = 16) -> tuple[File, ...]
         paths = [root / path for path in imagenet.paths(root, "val")]
     else:
         layout = folder.scan(root)
-        paths = [root / picture.path for picture in layout.test or layout.train]
+        paths = [root / image.path for image in layout.test or layout.train]
     jpegs = [path for path in paths if path.suffix.lower() in (".jpg", ".jpeg")] or paths
     readable = (path for path in jpegs[:: max(1, len(jpegs) // count)] if decode.is_readable(path))
     return tuple(File.of(path) for path, _ in zip(readable, range(count), strict=False))

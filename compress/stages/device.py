@@ -1,4 +1,4 @@
-"""Verification as the device does it: the bundle alone, unpacked, in a process of its own, here or on another machine. Reads nothing else."""
+"""Verify the bundle as a device does: unpacked, in a process of its own, on this machine or another."""
 
 from __future__ import annotations
 
@@ -19,12 +19,33 @@ LIMIT_SECONDS = 900
 def run_device(
     config: Device, *, context: Context, bundle: File, threads: int, host: dict[str, Any], versions: dict[str, str]
 ) -> Verified:
-    """Run `python -m export.verify` inside the unpacked bundle and take its answer. Raises StageError on a wrong answer."""
+    """Run `python -m export.verify` inside the unpacked bundle on this machine.
+
+    Args:
+        config: The recipe's `device` section.
+        context: Of the stage.
+        bundle: The bundle's zip file.
+        threads: Of onnxruntime.
+        host: This machine; part of the key.
+        versions: Versions of torch, onnx and onnxruntime; part of the key only.
+
+    Raises:
+        StageError: The answers are wrong.
+    """
     return verify_local(bundle.path, context.work, threads=threads)
 
 
 def run_distant_device(config: Device, *, context: Context, bundle: File, settings: VerifySettings) -> Verified:
-    """The answer of another device. One that is out of reach or fails loses nothing: the answer then says why and how to go on."""
+    """Let another device verify the bundle.
+
+    A device that is out of reach or fails does not end the run: the record then holds the reason and how to go on.
+
+    Args:
+        config: The recipe's `device` section.
+        context: Of the stage.
+        bundle: The bundle's zip file.
+        settings: Threads, repeats and the like.
+    """
     try:
         answer = ask(config.target, bundle.path, context.work, settings, console=context.console)
     except (MissingError, StageError) as error:
@@ -40,7 +61,7 @@ def run_distant_device(config: Device, *, context: Context, bundle: File, settin
 
 
 def verify_local(bundle: Path, work: Path, *, threads: int = 1) -> Verified:
-    """The local device: this machine's interpreter, which sees only the bundle's folder (isolated from this project)."""
+    """Verify on this machine, by an interpreter that sees only the bundle's folder and nothing of this project."""
     answer = ask("local", bundle, work, VerifySettings(threads=threads), limit_seconds=LIMIT_SECONDS)
     wrong = dispatch.describe_failure(answer)
     if wrong:
@@ -49,7 +70,7 @@ def verify_local(bundle: Path, work: Path, *, threads: int = 1) -> Verified:
 
 
 def rows(answer: dict[str, Any], target: str) -> tuple[dict[str, Any], ...]:
-    """report.json's `device` rows, one a model. `target` without options."""
+    """Return report.json's `device` rows, one for each model. `target`: the device's name, without options."""
     return tuple(_row(model, answer, target) for model in answer["models"])
 
 

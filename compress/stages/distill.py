@@ -1,4 +1,4 @@
-"""Distillation: the student and its method's own modules trained together; also the baseline without a teacher."""
+"""Distillation: train the student together with its method's own modules; also the baseline without a teacher."""
 
 from __future__ import annotations
 
@@ -28,7 +28,15 @@ def run_distill(
 ) -> Distilled:
     """Train the student by the configured method.
 
-    `start` is the student's `weights` key ("none", "file" or a torchvision weights name), `weights` the file where it is one.
+    Args:
+        config: The recipe's `distill` section, of the chosen method alone.
+        context: Of the stage.
+        student: The student's network.
+        start: The student's `weights` key: "none", "file" or the name of torchvision weights.
+        weights: The checkpoint, where `start` is "file".
+        teacher: None for the baseline.
+        data: The training data.
+        train: The settings of the training.
     """
     trained = train_student(
         config, context=context, student=student, start=start, weights=weights, teacher=teacher, data=data, train=train
@@ -54,13 +62,12 @@ def run_distill(
 
 
 def save_combined(model: nn.Module, method: nn.Module, path: Path) -> None:
-    """Student and method in one safetensors file, keys `student.*` and `method.*`."""
+    """Write student and method into one safetensors file with keys `student.*` and `method.*`."""
     state = {f"student.{name}": value for name, value in model.state_dict().items()}
     state |= {f"method.{name}": value for name, value in method.state_dict().items()}
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(state.items())}
-    path.write_bytes(
-        save(tensors, metadata={"format": "pt"})
-    )  # not save_file: a full disk is then an OSError, which the store explains
+    # save_file would not raise OSError on a full disk, which the store explains.
+    path.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 DISTILL = Stage("distill", 6, run_distill, Distilled, together=True)

@@ -1,4 +1,4 @@
-"""Further forms of the student's files, where the recipe asks for them: one picture at a time, and for a minimal onnxruntime."""
+"""Further forms of the student's files: for one image at a time, and for a minimal onnxruntime."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from export.runtime import ExportError
 def run_package(
     config: Export, *, context: Context, models: tuple[ModelFile, ...], target: str, versions: dict[str, str]
 ) -> Packaged:
-    """Each form is held against the file that it was made from. `target`: what the float .ort file is made for; `versions`: of the key only."""
+    """Write the forms that the recipe asks for, and compare each with the file that it was made from.
+
+    Args:
+        config: The recipe's `export` section.
+        context: Of the stage.
+        models: The shipped files.
+        target: What the float .ort file is made for.
+        versions: Versions of torch, onnx and onnxruntime; part of the key only.
+    """
     files: list[Extra] = []
     try:
         for model in (model for model in models if model.role == "student"):

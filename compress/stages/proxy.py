@@ -1,4 +1,4 @@
-"""A short distillation of the student from one candidate teacher, judged on validation: what `teacher.select: proxy` compares."""
+"""A short distillation of the student from one candidate teacher, for `teacher.select: proxy`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,19 @@ def run_proxy(
     train: ResolvedTrain,
     share: float,
 ) -> Proxied:
-    """Inputs as of the distill stage; `train` is the short one, `share` how much of the training pictures it sees."""
+    """Distil for a few epochs and judge the student on the validation images.
+
+    Args:
+        config: The recipe's `distill` section.
+        context: Of the stage.
+        student: The student's network.
+        start: The student's `weights` key, as in the distill stage.
+        weights: The student's checkpoint, where `start` is "file".
+        teacher: The candidate.
+        data: The training data.
+        train: The settings of the short training.
+        share: Fraction of the training images that it sees.
+    """
     title = f"proxy: {student.model} from {teacher.network.model}"
     short = train_student(
         config,
@@ -39,10 +51,10 @@ def run_proxy(
         share=share,
         title=title,
     )
-    pictures = build.load_images(data, context.device)
-    shipped, shown = short.method.deployed(short.model), pictures.validation()
-    logits = predict(shipped, shown, data.image_size, student.normalization, device=pictures.labels.device)
-    correct = logits.argmax(dim=1) == pictures.labels[pictures.validation_index]
+    dataset = build.load_images(data, context.device)
+    shipped, shown = short.method.deployed(short.model), dataset.validation()
+    logits = predict(shipped, shown, data.image_size, student.normalization, device=dataset.labels.device)
+    correct = logits.argmax(dim=1) == dataset.labels[dataset.validation_index]
     np.save(context.work / "correct.npy", correct.cpu().numpy())
     return Proxied(
         top1_validation=int(correct.sum()) / len(correct),

@@ -1,4 +1,4 @@
-"""Static int8 for one target, calibrated on training pictures through the evaluation pre-processing; `search` tries several ways."""
+"""An int8 file for one target, calibrated on training images as evaluation sees them; `search` tries several ways."""
 
 from __future__ import annotations
 
@@ -30,32 +30,38 @@ from export.int8.search import RANKING_IMAGES, Trial
 from export.runtime import TARGETS, ExportError, isa, runs_on
 from export.targets import DeviceFailed, Unreachable, dispatch, parse
 
-RANKING_STREAM = 2  # the search's pictures are drawn by other numbers than calibration's
+RANKING_STREAM = 2  # of the random numbers that draw the search's images; calibration has another
 
 
 def resolve_target(target: str, device: Device) -> str:
-    """`auto` is the device's instruction set: a distant one is asked. Raises UsageError where int8 has no rule for it, MissingError out of reach."""
+    """Turn `auto` into the device's instruction set; a remote device is asked.
+
+    Raises:
+        UsageError: int8 has no rule for the instruction set.
+        MissingError: The device is out of reach.
+    """
     if target != "auto":
         return target
     try:
         found = dispatch.isa(parse(device.target)) if device.distant else isa()
     except (Unreachable, DeviceFailed) as error:
         raise MissingError(
-            f"quantize.target: auto is the instruction set of {device.name}, which gave no answer ({error}); go on without asking it by naming the "
-            "one that it has: --set quantize.target=arm64 (or x86-vnni, x86-avx2)"
+            f"quantize.target: auto is the instruction set of {device.name}, which gave no answer ({error}); to go on "
+            "without asking it, name its instruction set: --set quantize.target=arm64 (or x86-vnni, x86-avx2)"
         ) from error
     if found not in TARGETS:
         where = device.name if device.distant else "this machine"
         raise UsageError(
-            f"quantize.target: there is no int8 rule for {where} ({found}); name one of x86-vnni, x86-avx2, arm64, or set scheme: none"
+            f"quantize.target: there is no int8 rule for {where} ({found}); "
+            "name one of x86-vnni, x86-avx2, arm64, or set scheme: none"
         )
     return found
 
 
 def resolve_targets(config: Quantize, device: Device) -> tuple[str, ...]:
-    """What int8 files are made for, each once, the device's own first: `auto` where it is listed, else the first that a known device runs.
+    """Return the targets of the int8 files, each once, the device's first.
 
-    Raises as `resolve_target`.
+    The device's is `auto` if that is listed, else the first that a known device runs. Raises as `resolve_target`.
     """
     listed = sorted(config.targets, key=lambda target: target != "auto")
     found = list(dict.fromkeys(resolve_target(target, device) for target in listed))
@@ -74,7 +80,17 @@ def run_quantize(
     versions: dict[str, str],
     tuned: Tuned | None = None,
 ) -> Quantized:
-    """QDQ int8, per channel; activation and weight types follow from the target. `tuned`: weights and ranges that training left."""
+    """Write a QDQ int8 file; activation and weight types follow from the target.
+
+    Args:
+        config: The recipe's `quantize` section.
+        context: Of the stage.
+        model: The float ONNX file.
+        data: The training data and the number of calibration images.
+        target: The processor family.
+        versions: Versions of torch, onnx and onnxruntime; part of the key only.
+        tuned: Weights and ranges from the tune stage, with `scheme: qat`.
+    """
     images, _ = calibration_arrays(data)
     source, path = (model.int8_source or model.file).path, context.work / "model.int8.onnx"
     cache = context.cache / "calibration"
@@ -96,7 +112,7 @@ def run_quantize(
             if tuned is None:
                 made = export.int8.quantize.quantize(source, path, images, **options, cache=cache)
             else:
-                made = _tuned(export.int8.quantize.prepare(source, images, cache=cache), tuned, path, settings)
+                made = _emit_tuned(export.int8.quantize.prepare(source, images, cache=cache), tuned, path, settings)
             settings = dataclasses.replace(settings, float_layers=made.float_layers)
     except ExportError as error:
         raise StageError(f"quantize: {error}") from error
@@ -115,18 +131,17 @@ def run_quantize(
     )
 
 
-def _tuned(
+def _emit_tuned(
     prepared: PreparedGraph, tuned: Tuned, path: Path, settings: QuantizeSettings
 ) -> export.int8.quantize.QuantizedFile:
-    """The same file with what training left in it."""
+    """Write the file with the weights and ranges that tuning left."""
     ranges = {name: (low, high) for name, (low, high) in json.loads(tuned.ranges.path.read_text()).items()}
-    return export.int8.quantize.emit(
-        export.int8.quantize.with_weights(prepared, load_file(tuned.weights.path)), path, settings, ranges
-    )
+    graph = export.int8.quantize.with_weights(prepared, load_file(tuned.weights.path))
+    return export.int8.quantize.emit(graph, path, settings, ranges)
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class _Choice:
     settings: QuantizeSettings
     trials: tuple[dict[str, Any], ...]
     sentence: str
@@ -134,18 +149,17 @@ class _Chosen:
 
 def _search(
     source: Path, path: Path, images: np.ndarray, data: CalibrationData, target: str, cache: Path, console: Console
-) -> _Chosen:
-    """Write the best variant to `path`."""
-    ranking = _ranking_pictures(data)
+) -> _Choice:
+    """Try the variants and write the best one to `path`."""
+    ranking = _ranking_images(data)
     prepared = export.int8.quantize.prepare(source, images, cache=cache)
     with tempfile.TemporaryDirectory() as folder:
         trials = export.int8.search.run(prepared, Path(folder), QuantizeSettings(target), ranking, console.line)
         validation, labels = _validation(data)
         right = prepared.runtime.run(validation).argmax(axis=1) == labels
         survivors = [trial for trial in trials if trial.kept]
-        console.line(
-            f"search: {len(survivors)} of {sum(trial.kl is not None for trial in trials)} certified on {len(labels):,} validation pictures"
-        )
+        made = sum(trial.kl is not None for trial in trials)
+        console.line(f"search: {len(survivors)} of {made} certified on {len(labels):,} validation images")
         answers = [
             export.int8.search.logits(_path(trial), target, validation).argmax(axis=1) == labels for trial in survivors
         ]
@@ -157,14 +171,17 @@ def _search(
     console.line(f"search: {sentence}")
     rows = [{**_row(trial), **_certified(drop, trial is chosen)} for trial, drop in zip(survivors, drops, strict=True)]
     assert chosen.settings is not None
-    return _Chosen(chosen.settings, (*rows, *(_row(trial) for trial in trials if not trial.kept)), sentence)
+    return _Choice(chosen.settings, (*rows, *(_row(trial) for trial in trials if not trial.kept)), sentence)
 
 
 def choose(answers: list[np.ndarray]) -> int:
-    """The first variant that is not significantly worse than the most accurate one; `answers`: right or wrong, bool (V,), by rising KL.
+    """Return the index of the first variant that is not significantly worse than the most accurate one.
 
-    Worse: the 95 % interval of the paired drop against the one with the most right answers lies above 0. KL orders what the labels cannot
-    tell apart, and labels only overrule it beyond chance.
+    A variant is worse if the 95 % interval of its paired drop against the most accurate one lies above 0. So the labels
+    overrule the order by KL divergence only beyond chance.
+
+    Args:
+        answers: For each variant, by rising KL divergence: whether each validation image is right, bool (V,).
     """
     best = max(answers, key=lambda answer: int(answer.sum()))
     return next(
@@ -174,14 +191,17 @@ def choose(answers: list[np.ndarray]) -> int:
     )
 
 
-def _ranking_pictures(data: CalibrationData) -> np.ndarray:
-    """uint8 (32, S, S, 3) of the train part that calibration does not use. Raises UsageError where there are too few."""
+def _ranking_images(data: CalibrationData) -> np.ndarray:
+    """Return training images that calibration does not use, uint8 (32, S, S, 3).
+
+    Raises UsageError if there are too few.
+    """
     images, labels, train_index, _ = training_arrays(data.training)
     left = np.setdiff1d(train_index, calibration_index(labels, train_index, data.count, data.training.split_seed))
     if len(left) < RANKING_IMAGES:
         raise UsageError(
-            f"quantize.search needs {RANKING_IMAGES} training pictures that calibration does not use, but {len(left)} are left; "
-            f"set data.calibration to {max(len(train_index) - RANKING_IMAGES, 1)} or less"
+            f"quantize.search needs {RANKING_IMAGES} training images that calibration does not use, "
+            f"but {len(left)} are left; set data.calibration to {max(len(train_index) - RANKING_IMAGES, 1)} or less"
         )
     chosen = left[shuffled(len(left), data.training.split_seed, RANKING_STREAM)[:RANKING_IMAGES]]
     return centre_crop(images[np.sort(chosen)], data.training.image_size)
@@ -198,7 +218,7 @@ def _path(trial: Trial) -> Path:
 
 
 def _row(trial: Trial) -> dict[str, Any]:
-    """report.json's row of a trial."""
+    """Return report.json's row of a trial."""
     return {name: getattr(trial, name) for name in ("name", "kl", "agreement", "bytes", "kept", "reason")} | {
         "chosen": False
     }
@@ -214,13 +234,14 @@ def _certified(drop: intervals.PairedDrop, chosen: bool) -> dict[str, Any]:
     return {
         **numbers,
         "chosen": chosen,
-        **({"reason": "chosen: the closest to float that labels do not speak against"} if chosen else {}),
+        **({"reason": "chosen: the closest to float that the labels do not contradict"} if chosen else {}),
     }
 
 
 def _sentence(trial: Trial, drop: intervals.PairedDrop) -> str:
-    numbers = f"drop {drop.drop_points:.2f} [{drop.low:.2f}, {drop.high:.2f}] points against the float student on {drop.n:,} validation pictures"
-    return f"{trial.name}: KL {trial.kl:.5f}, {numbers}"
+    points = f"{drop.drop_points:.2f} [{drop.low:.2f}, {drop.high:.2f}] points"
+    against = f"against the float student on {drop.n:,} validation images"
+    return f"{trial.name}: KL {trial.kl:.5f}, drop {points} {against}"
 
 
 QUANTIZE = Stage("quantize", 3, run_quantize, Quantized)

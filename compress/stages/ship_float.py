@@ -1,4 +1,4 @@
-"""Another file ships than `validate` took for it, because the device that the recipe names was asked: what the report says of it."""
+"""Report another file as shipped than `validate` chose, after the recipe's device was asked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compress.verdict import slices
 
 
 def run_ship_float(config: str, *, context: Context, measured: Measured, test: TestData) -> Measured:
-    """`measured` for `config`, the file that ships: its classes, slices and pictures, from the logits of `validate`. Runs no model."""
+    """Return `measured` for the file `config`, which ships: its classes, slices and images, from stored logits."""
     images, labels = test_arrays(test)
     with np.load(measured.predictions.path) as stored:
         logits = {name.removeprefix("logits/"): stored[name] for name in stored.files if name.startswith("logits/")}

@@ -1,4 +1,4 @@
-"""What deploys, and nothing else: the method's own modules are dropped, and the rest is proven to be the trained main head."""
+"""Drop the method's own modules, and prove that the rest is the trained network."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from compress.recipe.schema import Distill
 from compress.training import build
 from compress.training.evaluation import accuracy, predict
 
-# Largest |logit difference| of a student that ships in another form, times the largest |logit| where that is above 1: sums are taken in another order
-# then, and float32 rounds at 6e-8 of what is added up. A bias that should be gone, or a projector that is not the trained one, moves logits by far more.
+# Largest |logit difference| of a student that ships in another form, times the largest |logit| if that is above 1. Its
+# sums are taken in another order, and float32 rounds at 6e-8 of what is added. A bias that should be gone, or a wrong
+# projector, moves logits by far more.
 FORM_LIMIT = 1e-5
 
 
@@ -35,9 +36,18 @@ def run_strip(
     trained: Distilled,
     data: TrainingData,
 ) -> Stripped:
-    """Keep `method.deployed(student)`; assert it bit for bit against the trained main head; record its float32 accuracy."""
-    pictures = build.load_images(data, "cpu")
-    model, method = build.load_distilled(config, trained, teacher, pictures)
+    """Keep `method.deployed(student)`, check it bit for bit against the trained main head, and record its accuracy.
+
+    Args:
+        config: The `distill` section that the student was trained by.
+        context: Of the stage.
+        student: The student's network.
+        teacher: None for the baseline.
+        trained: Student and method after training.
+        data: The training data.
+    """
+    dataset = build.load_images(data, "cpu")
+    model, method = build.load_distilled(config, trained, teacher, dataset)
 
     path = context.work / "student.safetensors"
     kept = {value.data_ptr() for value in method.deployed(model).state_dict().values()}
@@ -52,14 +62,14 @@ def run_strip(
     checkpoints.save_state(method.deployed(model), path)
     ships = replace(student, deployed=method.deployed_spec())
     deployed = build.load_network(ships, File.of(path), "cpu")
-    _prove(model, deployed, method, student, pictures.validation()[:64])
+    _prove(model, deployed, method, student, dataset.validation()[:64])
 
-    logits = predict(deployed, pictures.validation(), data.image_size, student.normalization)
+    logits = predict(deployed, dataset.validation(), data.image_size, student.normalization)
     np.save(context.work / "predictions.npy", logits.argmax(dim=1).numpy())
     result = Trained(
         network=ships,
         weights=File.of(path),
-        top1_validation=accuracy(logits, pictures.labels[pictures.validation_index]),
+        top1_validation=accuracy(logits, dataset.labels[dataset.validation_index]),
         params=params(deployed),
         macs=macs(deployed, student.image_size),
         epochs=trained.epochs,
@@ -77,9 +87,9 @@ def run_strip(
 
 @torch.no_grad()
 def _prove(model: nn.Module, deployed: nn.Module, method: Method, student: Network, images: torch.Tensor) -> None:
-    """The file answers as the network did in training, bit for bit where it is the plain student, and holds nothing else.
+    """Check that the file answers as the network did in training, and holds nothing else.
 
-    Raises StageError where it does not.
+    The plain student must answer bit for bit, another form within FORM_LIMIT. Raises StageError.
     """
     pixels = views.to_float(
         views.evaluation_view(images, student.image_size), student.normalization.mean, student.normalization.std
@@ -92,11 +102,12 @@ def _prove(model: nn.Module, deployed: nn.Module, method: Method, student: Netwo
     shipped = deployed.eval()(pixels)
     if method.deployed_spec() is None and not torch.equal(trained, shipped):
         raise StageError(f"strip: the stripped {student.model} does not answer bit for bit like the trained main head")
-    away, largest = float((trained - shipped).abs().max()), float(trained.abs().max())
-    if not away <= FORM_LIMIT * max(1.0, largest):
-        limit = f"{FORM_LIMIT * max(1.0, largest):.1e}, which is {FORM_LIMIT:g} times the largest logit above 1 ({largest:.3g})"
+    difference, largest = float((trained - shipped).abs().max()), float(trained.abs().max())
+    limit = FORM_LIMIT * max(1.0, largest)
+    if not difference <= limit:
         raise StageError(
-            f"strip: what ships of {student.model} answers {away:.1e} away from what was trained; the limit is {limit}"
+            f"strip: the logits of the {student.model} that ships differ by {difference:.1e} from those of training; "
+            f"the limit is {limit:.1e}, {FORM_LIMIT:g} times the largest logit above 1 ({largest:.3g})"
         )
     ours = {parameter.data_ptr() for parameter in method.deployed(model).parameters()}
     expected = sum(

@@ -1,4 +1,4 @@
-"""The teacher's candidates: each trained or loaded, and judged on validation, by itself."""
+"""A teacher candidate: trained or loaded, and judged on the validation images."""
 
 from __future__ import annotations
 
@@ -20,29 +20,37 @@ from compress.methods import build_method
 from compress.models import checkpoints
 from compress.models.count import macs, params
 from compress.models.input_adapter import inner_network
-from compress.recipe.schema import Distill, ResolvedCandidate
+from compress.recipe.schema import Distill, ResolvedCandidate, ResolvedTrain
 from compress.training import build, checkpoint
 from compress.training.evaluation import ImageSet, accuracy, predict
-from compress.training.loop import fit
+from compress.training.loop import FitResult, fit
 from compress.verdict import diagnosis
 from compress.verdict.intervals import wilson
 
-REMEDIES = {  # what the candidate's section should say
-    "BGR": "; say channels: bgr",
-    "normalisation": "; say so in normalize",
-    "range": "; say so in normalize",
-    "swapped classes": "; name its classes in their order",
-    "classes": "; name its classes in their order",
+REMEDIES = {  # what to set in the candidate's section, by the fault that was found
+    "BGR": "; set channels: bgr",
+    "normalisation": "; set normalize",
+    "range": "; set normalize",
+    "swapped classes": "; list its classes in their order",
+    "classes": "; list its classes in their order",
 }
 
 
 def run_teacher(
     config: ResolvedCandidate, *, context: Context, network: Network, data: TrainingData, weights: File | None
 ) -> Trained:
-    """Train a candidate, or load it, or both; judge it on validation in float32."""
+    """Train a candidate, or load it, or both; judge it on the validation images in float32.
+
+    Args:
+        config: The candidate's section.
+        context: Of the stage.
+        network: How to build it.
+        data: The training data.
+        weights: The checkpoint or the ONNX file, where the recipe names one.
+    """
     begin = time.monotonic()
     torch.manual_seed(config.train.seed if config.train else 0)
-    pictures = build.load_images(data, context.device)
+    dataset = build.load_images(data, context.device)
     counted: tuple[int, int | None] = (0, None)
     if network.black_box and weights is not None:
         counted = _inspected(network, weights)
@@ -51,36 +59,10 @@ def run_teacher(
         model = build.build_for_training(
             network, config.weights, weights, new_head=config.train is not None, device=context.device
         )
-    fitted = None
-    if config.train is not None:
-        outline = build.outline_of(network)
-        method = build_method(
-            Distill(method=("none",)),
-            student=outline,
-            teacher=None,
-            train_labels=pictures.labels,
-            label_smoothing=config.train.label_smoothing,
-        )
-        steps = -(-len(pictures.train_index) // config.train.batch_size)
-        with context.console.training(f"teacher {network.model}", config.train.epochs, steps) as progress:
-            fitted = fit(
-                model,
-                method,
-                pictures,
-                train=config.train,
-                normalization=network.normalization,
-                taps=outline.taps,
-                teacher=None,
-                device=context.device,
-                folder=context.work,
-                progress=progress,
-                group=context.group,
-            )
-    logits = predict(
-        model, pictures.validation(), data.image_size, network.normalization, device=pictures.labels.device
-    )
-    top1 = accuracy(logits, pictures.labels[pictures.validation_index])
-    _expect(config, top1, len(pictures.validation_index), lambda: _named(config, model, pictures, network, data))
+    fitted = None if config.train is None else _fit(model, config.train, context, network, dataset)
+    logits = predict(model, dataset.validation(), data.image_size, network.normalization, device=dataset.labels.device)
+    top1 = accuracy(logits, dataset.labels[dataset.validation_index])
+    _expect(config, top1, len(dataset.validation_index), lambda: _find_fault(config, model, dataset, network, data))
     if network.black_box and weights is not None:
         path = context.work / "teacher.onnx"
         shutil.copyfile(weights.path, path)
@@ -106,15 +88,45 @@ def run_teacher(
     )
 
 
+def _fit(model: nn.Module, train: ResolvedTrain, context: Context, network: Network, dataset: ImageSet) -> FitResult:
+    """Train a candidate by plain cross-entropy."""
+    outline = build.outline_of(network)
+    method = build_method(
+        Distill(method=("none",)),
+        student=outline,
+        teacher=None,
+        train_labels=dataset.labels,
+        label_smoothing=train.label_smoothing,
+    )
+    steps = -(-len(dataset.train_index) // train.batch_size)
+    with context.console.training(f"teacher {network.model}", train.epochs, steps) as progress:
+        return fit(
+            model,
+            method,
+            dataset,
+            train=train,
+            normalization=network.normalization,
+            taps=outline.taps,
+            teacher=None,
+            device=context.device,
+            folder=context.work,
+            progress=progress,
+            group=context.group,
+        )
+
+
 def file_side(path: Path) -> int | None:
-    """Side in pixels of the pictures that an ONNX file takes; None: any."""
+    """Return the side in pixels of the images that an ONNX file takes; None: any."""
     from export.graph.foreign_model import fixed_image_size
 
     return fixed_image_size(path)
 
 
 def _inspected(network: Network, file: File) -> tuple[int, int | None]:
-    """Parameters and multiply-accumulates of another project's ONNX file. Raises UsageError where it is not what the recipe says."""
+    """Return parameters and multiply-accumulates of another project's ONNX file.
+
+    Raises UsageError if the file is not what the recipe says.
+    """
     from export.graph.foreign_model import inspect
     from export.runtime import ExportError
 
@@ -125,34 +137,35 @@ def _inspected(network: Network, file: File) -> tuple[int, int | None]:
     return found.params, found.macs
 
 
-def _expect(config: ResolvedCandidate, top1: float, pictures: int, named: Callable[[], str | None]) -> None:
-    """A checkpoint that does not reach its known accuracy has the wrong input or the wrong weights: stop before distilling.
+def _expect(config: ResolvedCandidate, top1: float, images: int, find_fault: Callable[[], str | None]) -> None:
+    """Stop before distilling from a checkpoint that misses its known accuracy: its input or its weights are wrong.
 
-    `named` looks for the known mistake that explains it.
+    `find_fault` looks for the known mistake that explains it. Raises StageError.
     """
     if config.expect_top1 is None:
         return
-    high = wilson(round(top1 * pictures), pictures)[1]
+    high = wilson(round(top1 * images), images)[1]
     if high < config.expect_top1:
         raise StageError(
-            f"teacher {config.title}: expect_top1 is {config.expect_top1:.4f}, but validation gives {top1:.4f} (95 % interval ends at {high:.4f}, "
-            f"{pictures} pictures); {named() or 'check normalize, image_size and the order of the classes'}"
+            f"teacher {config.title}: expect_top1 is {config.expect_top1:.4f}, but validation gives {top1:.4f} "
+            f"(95 % interval ends at {high:.4f}, {images} images); "
+            f"{find_fault() or 'check normalize, image_size and the order of the classes'}"
         )
 
 
-def _named(
-    config: ResolvedCandidate, model: nn.Module, pictures: ImageSet, network: Network, data: TrainingData
+def _find_fault(
+    config: ResolvedCandidate, model: nn.Module, dataset: ImageSet, network: Network, data: TrainingData
 ) -> str | None:
-    """Which known mistake in the input or in the order of the classes fits."""
-    images = views.evaluation_view(pictures.validation(), data.image_size).cpu().numpy()
+    """Name the known mistake in the input or in the order of the classes that explains a low accuracy."""
+    images = views.evaluation_view(dataset.validation(), data.image_size).cpu().numpy()
     normalization = network.normalization
 
     def answers(pixels: np.ndarray) -> np.ndarray:
-        batch = torch.from_numpy(pixels).to(pictures.labels.device)
+        batch = torch.from_numpy(pixels).to(dataset.labels.device)
         with torch.no_grad():
             return predict(model, batch, data.image_size, normalization, batch_size=64).cpu().numpy()
 
-    labels = pictures.labels[pictures.validation_index].cpu().numpy()
+    labels = dataset.labels[dataset.validation_index].cpu().numpy()
     fault = diagnosis.name_fault(
         answers,
         images,

@@ -1,7 +1,8 @@
-"""Quantisation-aware distillation: the student trains further as its int8 file will compute it, by the same method and teacher.
+"""Quantisation-aware distillation: train the student further as its int8 file computes it.
 
-What is trained is the graph that deploys: BatchNorms folded, rewritten for integers, fake quantisation where the quantiser puts its pairs.
-Its weights and ranges then go through the same quantiser as calibrated ones, and the file is held against the simulation.
+Method and teacher stay the same. The graph that deploys is trained: BatchNorms are folded, operators rewritten for
+integers, and fake quantisation stands where the quantiser puts its QuantizeLinear/DequantizeLinear pairs. The weights
+and ranges then go through the same quantiser as calibrated ones, and the file is compared with the simulation.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ from export.int8.qat.model import Simulation
 from export.int8.quantize import PreparedGraph, QuantizeSettings
 from export.runtime import ExportError
 
-LEAST_AGREEMENT = 0.98  # of the predictions of simulation and file; they differ where a sum ends between two levels
-CHECKED = 1000  # validation pictures that both are held against each other on
-PROBE = 8  # pictures that the method's taps are found by
-TAP_LIMIT = 1e-3  # largest difference of a tap in the two graphs, of its largest value
+LEAST_AGREEMENT = 0.98  # of the predictions of simulation and file, which differ where a sum ends between two levels
+COMPARED_IMAGES = 1000  # validation images on which simulation and file are compared
+PROBE_IMAGES = 8  # images by which the method's taps are found in the graph
+TAP_LIMIT = 1e-3  # largest difference of a tap between the two graphs, as a fraction of its largest value
 
 
 def run_tune(
@@ -59,68 +60,63 @@ def run_tune(
 ) -> Tuned:
     """Train the exported student further with fake quantisation for `target`.
 
-    `method`, `train`: what the student was distilled by; `trained` holds the method's own modules, which go on where they were.
+    Args:
+        config: The recipe's `quantize` section with `scheme: qat`.
+        context: Of the stage.
+        method: The `distill` section that the student was trained by.
+        trained: Holds the method's own modules, which continue from where they were.
+        stripped: The float student.
+        model: Its ONNX file.
+        teacher: None where the student was trained without one.
+        data: The training data and the calibration images.
+        train: The settings that the student was trained by.
+        target: The processor family of the int8 file.
+        versions: Versions of torch, onnx and onnxruntime; part of the key only.
     """
     images, _ = calibration_arrays(data)
     settings = QuantizeSettings(target, config.per_channel, config.calibrate, config.percentile, config.float_layers)
-    pictures, live = build.load_images(data.training, context.device), _student(stripped)
-    own = train.model_copy(
-        update={
-            "epochs": config.epochs,
-            "lr": config.lr,
-            "schedule": ResolvedSchedule(),
-            "precision": "float32",
-            "keep": "last",
-        }
-    )
-    teaching_method, teaching = _taught(method, trained, live, teacher, pictures, data, own, context)
+    dataset, live = build.load_images(data.training, context.device), _student(stripped)
+    own = _tuning_settings(train, config)
+    method_module, source = _restore_method(method, trained, live, teacher, dataset, data, own, context)
     try:
         prepared = export.int8.quantize.prepare(
             (model.int8_source or model.file).path, images, cache=context.cache / "calibration"
         )
-        shown = _tensors(teaching_method.student_taps, stripped.trained, live, prepared, pictures)
+        taps = _find_tensors(method_module.student_taps, stripped.trained, live, prepared, dataset)
         pairs = export.int8.quantize.insert_qdq(prepared, settings)
-        simulation = Simulation(pairs.model, pairs, shown=shown).to(context.device)
+        simulation = Simulation(pairs.model, pairs, shown=taps).to(context.device)
     except ExportError as error:
         raise StageError(f"tune: {error}") from error
-    static = _accuracy(simulation, stripped.trained, pictures)
-    steps = -(-len(pictures.train_index) // train.batch_size)
+    static = _accuracy(simulation, stripped.trained, dataset)
+    steps = -(-len(dataset.train_index) // train.batch_size)
     with context.console.training(
         f"int8 of {stripped.trained.network.model} by {method.name}", own.epochs, steps
     ) as progress:
         fitted = fit(
             simulation,
-            teaching_method,
-            pictures,
+            method_module,
+            dataset,
             train=own,
             normalization=stripped.trained.network.normalization,
-            taps={name: f"taps.{name}:out" for name in shown},
-            teacher=teaching,
+            taps={name: f"taps.{name}:out" for name in taps},
+            teacher=source,
             device=context.device,
             folder=context.work,
             progress=progress,
             epochs_before=trained.epochs,
         )
     try:
-        agreement, difference = _hold_against_file(
+        agreement, difference = _compare_with_file(
             simulation.cpu().eval(), prepared, settings, stripped.trained, data, context.work / "check.onnx"
         )
     except ExportError as error:
         raise StageError(f"tune: {error}") from error
-    weights, ranges = context.work / "tuned.safetensors", context.work / "ranges.json"
-    weights.write_bytes(
-        save(
-            {name: torch.from_numpy(value) for name, value in simulation.learned_weights().items()},
-            metadata={"format": "pt"},
-        )
-    )
-    ranges.write_text(json.dumps(simulation.learned_ranges(), indent=1) + "\n")
     if sentence := worse(static, fitted.history[-1].get("top1_validation", static)):
         context.console.warn(sentence)
     return Tuned(
         target=target,
-        weights=File.of(weights),
-        ranges=File.of(ranges),
+        weights=_save_weights(simulation, context.work / "tuned.safetensors"),
+        ranges=_save_ranges(simulation, context.work / "ranges.json"),
         history=File.of(context.work / checkpoint.HISTORY),
         epochs=len(fitted.history),
         lr=own.lr,
@@ -135,42 +131,67 @@ def run_tune(
     )
 
 
+def _tuning_settings(train: ResolvedTrain, config: ResolvedQat) -> ResolvedTrain:
+    """Return the settings of the training, with those that `quantize` sets for tuning."""
+    return train.model_copy(
+        update={
+            "epochs": config.epochs,
+            "lr": config.lr,
+            "schedule": ResolvedSchedule(),
+            "precision": "float32",
+            "keep": "last",
+        }
+    )
+
+
+def _save_weights(simulation: Simulation, path: Path) -> File:
+    tensors = {name: torch.from_numpy(value) for name, value in simulation.learned_weights().items()}
+    path.write_bytes(save(tensors, metadata={"format": "pt"}))
+    return File.of(path)
+
+
+def _save_ranges(simulation: Simulation, path: Path) -> File:
+    path.write_text(json.dumps(simulation.learned_ranges(), indent=1) + "\n")
+    return File.of(path)
+
+
 def worse(static: float, tuned: float) -> str | None:
-    """A sentence where training for int8 lost what it should win."""
+    """Return a warning if tuning lost accuracy."""
     if tuned >= static:
         return None
     return (
-        f"tuning made it worse: {100 * tuned:.2f} % on validation pictures, static int8 of the same student has {100 * static:.2f} %; "
-        "lower quantize.lr, or use quantize.scheme: static"
+        f"tuning made it worse: {100 * tuned:.2f} % on validation images, static int8 of the same student has "
+        f"{100 * static:.2f} %; lower quantize.lr, or use quantize.scheme: static"
     )
 
 
 def _student(stripped: Stripped) -> nn.Module:
-    """The float student in torch, which the method's taps are named in."""
+    """Return the float student in torch, whose modules the method's taps name."""
     if stripped.trained.network.deployed is not None:
         raise StageError(
-            "tune: the method ships another network than it compares with the teacher, so its loss cannot go on; use quantize.scheme: static"
+            "tune: the method ships another network than it compares with the teacher, so its loss cannot be used; "
+            "use quantize.scheme: static"
         )
     return build.load_network(stripped.trained.network, stripped.trained.weights, "cpu").eval()
 
 
-def _taught(
+def _restore_method(
     config: Distill,
     trained: Distilled,
     live: nn.Module,
     teacher: Trained | None,
-    pictures: ImageSet,
+    dataset: ImageSet,
     data: CalibrationData,
     train: ResolvedTrain,
     context: Context,
 ) -> tuple[Method, TeacherSource | None]:
-    """The method with its own modules as distillation left them, and what it is taught by."""
+    """Return the method with its own modules as distillation left them, and its teacher."""
     state = {
         name.removeprefix("method."): value
         for name, value in load_file(trained.combined.path).items()
         if name.startswith("method.")
     }
-    taught_by = (
+    outline = (
         build.outline_of(teacher.network, build.load_network(teacher.network, teacher.weights, "cpu"))
         if teacher
         else None
@@ -178,48 +199,48 @@ def _taught(
     method = build_method(
         config,
         student=build.outline_of(trained.network, live),
-        teacher=taught_by,
-        train_labels=pictures.labels,
-        train_index=pictures.train_index,
+        teacher=outline,
+        train_labels=dataset.labels,
+        train_index=dataset.train_index,
         label_smoothing=train.label_smoothing,
         seed=train.seed,
     )
     checkpoints.load_state(method, state, source="distill")
     method.to(context.device)
-    if teacher is None or taught_by is None or not method.needs_teacher:
+    if teacher is None or outline is None or not method.needs_teacher:
         return method, None
-    teaching = build.teacher_source(
+    source = build.teacher_source(
         teacher,
         method,
-        taught_by.taps,
+        outline.taps,
         data.training,
-        len(pictures.images),
+        len(dataset.images),
         device=context.device,
         cache=context.cache,
         warn=context.console.warn,
     )
-    log_teacher_cost(teaching, teacher, config.name, data.training, len(pictures.train_index), train, context)
-    return method, teaching
+    log_teacher_cost(source, teacher, config.name, data.training, len(dataset.train_index), train, context)
+    return method, source
 
 
 @torch.no_grad()
-def _tensors(
-    wanted: tuple[str, ...], student: Trained, live: nn.Module, prepared: PreparedGraph, pictures: ImageSet
+def _find_tensors(
+    wanted: tuple[str, ...], student: Trained, live: nn.Module, prepared: PreparedGraph, dataset: ImageSet
 ) -> dict[str, str]:
-    """For each tap the graph's tensor with the same values on a few pictures. Raises StageError where there is none."""
+    """Return, for each tap, the graph's tensor with the same values on a few images. Raises StageError without one."""
     if not wanted:
         return {}
     size, normalization = student.network.image_size, student.network.normalization
-    raw = views.evaluation_view(pictures.images[pictures.train_index[:PROBE]].cpu(), size)
+    raw = views.evaluation_view(dataset.images[dataset.train_index[:PROBE_IMAGES]].cpu(), size)
     pixels = views.to_float(raw, normalization.mean, normalization.std)
     taps = build.outline_of(student.network, live).taps
     with Tapped(live, {name: taps[name] for name in wanted}) as tapped:
         _, expected = tapped(pixels)
     values = Simulation(prepared.model).tensors(pixels)
-    return {name: _same(name, expected[name], values) for name in wanted}
+    return {name: _find_tensor(name, expected[name], values) for name in wanted}
 
 
-def _same(tap: str, expected: torch.Tensor, values: Mapping[str, torch.Tensor]) -> str:
+def _find_tensor(tap: str, expected: torch.Tensor, values: Mapping[str, torch.Tensor]) -> str:
     limit = TAP_LIMIT * float(expected.abs().max())
     found = [
         name
@@ -228,23 +249,24 @@ def _same(tap: str, expected: torch.Tensor, values: Mapping[str, torch.Tensor]) 
     ]
     if not found:
         raise StageError(
-            f"tune: the method reads the map {tap!r}, which the exported graph does not hold; use quantize.scheme: static, or a method that reads other maps"
+            f"tune: the method reads the map {tap!r}, which the exported graph does not hold; "
+            "use quantize.scheme: static, or a method that reads other maps"
         )
-    return found[-1]  # of equal ones the last: what the next layer reads
+    return found[-1]  # the last of equal tensors is the one that the next layer reads
 
 
-def _accuracy(simulation: nn.Module, student: Trained, pictures: ImageSet) -> float:
+def _accuracy(simulation: nn.Module, student: Trained, dataset: ImageSet) -> float:
     logits = predict(
         simulation,
-        pictures.validation(),
-        pictures.image_size,
+        dataset.validation(),
+        dataset.image_size,
         student.network.normalization,
-        device=pictures.labels.device,
+        device=dataset.labels.device,
     )
-    return accuracy(logits, pictures.labels[pictures.validation_index])
+    return accuracy(logits, dataset.labels[dataset.validation_index])
 
 
-def _hold_against_file(
+def _compare_with_file(
     simulation: Simulation,
     prepared: PreparedGraph,
     settings: QuantizeSettings,
@@ -252,24 +274,26 @@ def _hold_against_file(
     data: CalibrationData,
     path: Path,
 ) -> tuple[float, float]:
-    """Share of equal predictions and mean |logit difference| of the simulation and the int8 file. Raises StageError where they answer otherwise."""
-    pictures = build.load_images(data.training, "cpu")
-    chosen = pictures.validation()[:CHECKED]
+    """Return the fraction of equal predictions and the mean |logit difference| of the simulation and the int8 file.
+
+    Raises StageError if too many predictions differ.
+    """
+    dataset = build.load_images(data.training, "cpu")
+    chosen = dataset.validation()[:COMPARED_IMAGES]
     tuned = export.int8.quantize.with_weights(prepared, simulation.learned_weights())
     export.int8.quantize.emit(tuned, path, settings, simulation.learned_ranges())
     written = export.int8.search.logits(
-        path, settings.isa, np.ascontiguousarray(views.evaluation_view(chosen, pictures.image_size).numpy())
+        path, settings.isa, np.ascontiguousarray(views.evaluation_view(chosen, dataset.image_size).numpy())
     )
     path.unlink()
-    simulated = predict(simulation, chosen, pictures.image_size, student.network.normalization).numpy()
+    simulated = predict(simulation, chosen, dataset.image_size, student.network.normalization).numpy()
     differ = int((simulated.argmax(1) != written.argmax(1)).sum())
     agreement = 1 - differ / len(chosen)
-    if differ > max(
-        1, (1 - LEAST_AGREEMENT) * len(chosen)
-    ):  # one picture may lie between two classes, however few there are
+    # One image may lie between two classes, however few there are.
+    if differ > max(1, (1 - LEAST_AGREEMENT) * len(chosen)):
         raise StageError(
-            f"tune: the int8 file gives {100 * agreement:.1f} % of the predictions that training simulated (at least {100 * LEAST_AGREEMENT:g} %): "
-            "it is not what was trained"
+            f"tune: the int8 file gives {100 * agreement:.1f} % of the predictions that training simulated "
+            f"(at least {100 * LEAST_AGREEMENT:g} %): it is not what was trained"
         )
     return agreement, float(np.abs(simulated - written).mean())
 

@@ -145,7 +145,7 @@ def test_search_certifies_few_and_ships_one(work, exported, prepared, data_confi
 
 def test_the_searchs_pictures_set_no_range_and_select_nothing_else(prepared, data_config):
     calibration = data.calibration(prepared, data_config)
-    found = quantize._ranking_pictures(calibration)
+    found = quantize._ranking_images(calibration)
     images, _, train, validation = training_arrays(calibration.training)
     own = {images[index].tobytes() for index in (*calibration_arrays(calibration)[1], *validation)}
 
@@ -158,9 +158,9 @@ def test_too_few_pictures_for_a_search_say_how_many_calibration_may_use(prepared
 
     with pytest.raises(
         UsageError,
-        match="needs 32 training pictures that calibration does not use, but 10 are left; set data.calibration to 128 or less",
+        match="needs 32 training images that calibration does not use, but 10 are left; set data.calibration to 128 or less",
     ):
-        quantize._ranking_pictures(greedy)
+        quantize._ranking_images(greedy)
 
 
 def test_labels_overrule_divergence_only_beyond_chance():

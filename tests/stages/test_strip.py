@@ -111,7 +111,7 @@ def test_another_form_is_held_to_a_limit_that_grows_with_the_logits(network, met
             shipped.fc.weight[0] *= 1.1
         with pytest.raises(
             StageError,
-            match=r"away from what was trained; the limit is .* which is 1e-05 times the largest logit above 1 \(",
+            match=r"differ by .* from those of training; the limit is .*, 1e-05 times the largest logit above 1 \(",
         ):
             strip._prove(model, shipped, trained, network, images)
 

@@ -57,7 +57,7 @@ def test_a_checkpoint_below_its_known_accuracy_stops_with_a_sentence(work, train
     with pytest.raises(StageError) as raised:
         run(config, context=work, network=network, data=training, weights=File.of(work.work / "fresh.safetensors"))
     said = str(raised.value)
-    assert said.startswith("teacher resnet8: expect_top1 is 0.9000, but validation gives 0.") and "40 pictures" in said
+    assert said.startswith("teacher resnet8: expect_top1 is 0.9000, but validation gives 0.") and "40 images" in said
     assert said.endswith("check normalize, image_size and the order of the classes")
 
 
@@ -322,7 +322,7 @@ def test_blue_first_is_named_before_anything_is_distilled(work, vivid):
     torch.save(state, work.work / "bgr.pt")
     config = ResolvedCandidate(model="resnet8", weights="file", expect_top1=learnt.top1_validation)
 
-    with pytest.raises(StageError, match="looks like BGR: with red and blue exchanged .*; say channels: bgr$"):
+    with pytest.raises(StageError, match="looks like BGR: with red and blue exchanged .*; set channels: bgr$"):
         run(config, context=work, network=learnt.network, data=data, weights=File.of(work.work / "bgr.pt"))
 
 

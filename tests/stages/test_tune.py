@@ -161,10 +161,10 @@ def test_a_map_that_the_graph_does_not_hold_is_refused_by_name(given):
     live = tune._student(given["stripped"])
     pictures = build.load_images(given["data"].training, "cpu")
     graph = tune.export.int8.quantize.prepare(given["model"].file.path, np.zeros((2, 16, 16, 3), np.uint8))
-    found = tune._tensors(("pooled", "stages_post.1"), given["stripped"].trained, live, graph, pictures)
+    found = tune._find_tensors(("pooled", "stages_post.1"), given["stripped"].trained, live, graph, pictures)
     assert set(found) == {"pooled", "stages_post.1"} and len(set(found.values())) == 2
     with pytest.raises(StageError, match="reads the map 'head', which the exported graph does not hold"):
-        tune._same("head", torch.randn(4, 16), {"logits": torch.randn(4, 16)})
+        tune._find_tensor("head", torch.randn(4, 16), {"logits": torch.randn(4, 16)})
 
 
 def test_a_student_in_another_form_is_refused(given):
@@ -195,6 +195,6 @@ def test_a_file_that_is_no_model_is_a_stage_error(context, given):
 def test_a_tuning_that_loses_is_said():
     assert tune.worse(0.8, 0.8) is None
     assert tune.worse(0.79, 0.75) == (
-        "tuning made it worse: 75.00 % on validation pictures, static int8 of the same student has 79.00 %; lower quantize.lr, or use "
+        "tuning made it worse: 75.00 % on validation images, static int8 of the same student has 79.00 %; lower quantize.lr, or use "
         "quantize.scheme: static"
     )

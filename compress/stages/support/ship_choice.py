@@ -55,7 +55,7 @@ def is_compared(model: ModelFile, against: ModelFile) -> bool:
     """Return whether the report compares two files.
 
     It compares every file with the teacher, int8 with its own float file, and the student with the baseline of the same
-    precision. A tuned int8 file is compared with the static one for the same processor, and that with the float student.
+    precision. A tuned int8 file is compared with the static one for the same processor, that with the float student.
     """
     if against.role == "teacher":
         return True
