@@ -143,7 +143,7 @@ def exit_code(verdict: Status) -> int:
 
 
 def verdict_of_interval(interval: Interval, limit: float, *, at_most: bool) -> Verdict:
-    """Return passed or failed if the whole interval lies on one side of the limit, undecided if it touches the limit."""
+    """Return passed or failed if the whole interval lies on one side of the limit, undecided if it touches it."""
     low, high = interval if at_most else (-interval[1], -interval[0])
     bound = limit if at_most else -limit
     return "passed" if high < bound else "failed" if low > bound else "undecided"
