@@ -1,1 +1,1 @@
-"""A whole run: the workflow over a store, the plan before it, the folder after it."""
+"""A whole run: the workflow over a store, the plan before it, and the run folder."""

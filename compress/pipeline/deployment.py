@@ -131,7 +131,7 @@ class Deployment:
         return [(target, f"{student.title}{f' {target}' if number else ''}") for number, target in enumerate(targets)]
 
     def validate(self, teacher: Exported, students: list[Branch]) -> tuple[tuple[ModelFile, ...], Measured]:
-        """Measure every file on the test split. A distant device answers `keep: faster` and `sustained_seconds` itself."""
+        """Measure every file on the test split. A remote device times `keep: faster` and `sustained_seconds` itself."""
         self.store.reach("validate")
         settings, workflow = self.settings, self.workflow
         models = model_files(teacher, students[0], students[1] if len(students) > 1 else None)
@@ -174,7 +174,7 @@ class Deployment:
         return verified
 
     def ship(self, measured: Measured, verified: Verified) -> Measured:
-        """Decide which file ships, by the device's times where `validate` could not ask it, and warn about the numbers."""
+        """Decide which file ships, by the device's times if `validate` could not ask it, and warn about the numbers."""
         self.store.reach("package")
         workflow, measured = self.workflow, self._keep_faster(measured, verified)
         workflow.warn(majority_baseline.of_shipped(measured))

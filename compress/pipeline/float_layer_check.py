@@ -1,4 +1,4 @@
-"""Whether the layers that `quantize.float_layers` names are the student's, asked before anything is trained."""
+"""Check before any training that the layers in `quantize.float_layers` are layers of the student."""
 
 from __future__ import annotations
 
@@ -18,13 +18,22 @@ from compress.recipe.schema import Distill, Export, Recipe
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-PICTURES = 4  # for BatchNorm's statistics
+IMAGES = 4  # for BatchNorm's statistics
 
 
 def check(loaded: Loaded, settings: Recipe, *, classes: int, image_size: int) -> None:
-    """Raises UsageError with the place where a name is no layer's. `settings` is a resolved recipe.
+    """Export the student with random weights and look for each named layer.
 
-    Its network is exported with random weights, only where a layer is named by its node; `student.choose` names no network yet.
+    Nothing is exported if no layer is named by its node, or if `student.choose` has not named a network yet.
+
+    Args:
+        loaded: The recipe.
+        settings: The resolved recipe.
+        classes: Number of classes.
+        image_size: Side of the images in pixels.
+
+    Raises:
+        UsageError: A name is no layer's; with its place in the recipe.
     """
     wanted = [name for name in settings.quantize.float_layers if name not in ("first", "last")]
     if not wanted or settings.quantize.scheme == "none" or settings.student.choose is not None:
@@ -43,14 +52,14 @@ def check(loaded: Loaded, settings: Recipe, *, classes: int, image_size: int) ->
 
 
 def _baseline(settings: Recipe) -> tuple[Recipe, ...]:
-    """The student without a teacher is quantised in the same way, where it is asked for."""
+    """Return the recipe of the baseline, which is quantised in the same way, if one is asked for."""
     if not settings.distill.baseline or settings.distill.plain:
         return ()
     return (settings.model_copy(update={"distill": Distill(method=("none",))}),)
 
 
 def _forms(settings: Recipe, frame: candidates.InputSpec) -> Iterator[Network]:
-    """The student as it ships; with several teachers, of which one is chosen later, in the form that each would give it."""
+    """Yield the student as it ships, in the form that each candidate teacher would give it."""
     for one in settings.teacher.candidates:
         teacher = settings.teacher.model_copy(update={"candidates": (one,)})
         yield candidates.student(
@@ -59,7 +68,7 @@ def _forms(settings: Recipe, frame: candidates.InputSpec) -> Iterator[Network]:
 
 
 def _missing(network: Network, config: Export, wanted: Sequence[str]) -> str | None:
-    """What is wrong with the names; None where all are layers of the network's file."""
+    """Return what is wrong with the names; None if all are layers of the network's file."""
     import onnx
 
     from compress.pipeline.plan.stages import untrained
@@ -68,17 +77,18 @@ def _missing(network: Network, config: Export, wanted: Sequence[str]) -> str | N
     from export.runtime import Contract, ExportError
 
     size = network.image_size
-    images = np.random.default_rng(0).integers(0, 256, (PICTURES, size, size, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), dtype=np.uint8)
     names = tuple(map(str, range(network.classes)))
     contract = Contract(names, size, network.normalization.mean, network.normalization.std, config.input, "compress")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "student.onnx"
         try:
             to_onnx(untrained(network, images), path, contract, opset=config.opset, images=images)
-        except ExportError:  # of random weights; what it is will be said of trained ones
+        except ExportError:  # the convert stage reports it for the trained network
             return None
         missing = _unknown(onnx.load(str(path)), wanted)
-        return missing and _unknown(preprocessed(path), wanted) and missing  # quantising reads the second one's names
+        # The quantiser reads the names of the preprocessed model.
+        return missing and _unknown(preprocessed(path), wanted) and missing
 
 
 def _unknown(model: ModelProto, wanted: Sequence[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""The networks that a recipe names, as records: how to build each, what its weights expect, which file they are in."""
+"""The networks that a recipe names, as records: how to build each, its normalisation, the file of its weights."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from compress.stages import teacher
 
 
 def is_file(weights: str) -> bool:
-    """Whether a `weights` key names a checkpoint file."""
+    """Return whether a `weights` key names a checkpoint file."""
     return Path(weights).suffix in catalog.CHECKPOINT_SUFFIXES
 
 
 def normalized(section: Normalize) -> Normalization:
-    """The record of a recipe's section."""
+    """Return the record of a recipe's section."""
     return Normalization(section.mean, section.std)
 
 
 @dataclass(frozen=True)
 class NetworkResolver:
-    """Of one recipe. `settings` is resolved; `base`: where its relative paths begin."""
+    """Resolves the networks of one recipe. `settings` is a resolved recipe; `base`: where its relative paths begin."""
 
     settings: Recipe
     prepared: Prepared
@@ -36,23 +36,20 @@ class NetworkResolver:
     def warnings(self) -> list[RunWarning]:
         """Return a warning for each checkpoint and ONNX file that does not name its normalisation."""
         found, settings = list[str](), self.settings
+        advice = "so the data's is used; set `normalize` if it was trained with another"
         weights = [(one.model, one.weights, one.normalize) for one in settings.teacher.candidates if one.onnx is None]
         for one in settings.teacher.candidates:
             if one.onnx is not None and one.normalize is None and settings.data.normalize is None:
-                found.append(
-                    f"{one.title}: it says no normalisation, so the data's is used; set `normalize` if it was trained with another"
-                )
+                found.append(f"{one.title}: it names no normalisation, {advice}")
         weights += [(one.model, one.weights, None) for one in settings.student.networks]
         for model, key, normalize in weights:
             known = catalog.info(model).family == "photos"  # published as files, all with one normalisation
             if is_file(key) and normalize is None and settings.data.normalize is None and not known:
-                found.append(
-                    f"{model}: its checkpoint says no normalisation, so the data's is used; set `normalize` if it was trained with another"
-                )
+                found.append(f"{model}: its checkpoint names no normalisation, {advice}")
         return [RunWarning(text) for text in found]
 
     def network(self, one: Choice | Candidate) -> Network:
-        """A network carries its own normalisation: the recipe's word for it, else that of its published weights, else the data's."""
+        """Return a network with its own normalisation: the recipe's, else its published weights', else the data's."""
         normalize = one.normalize if isinstance(one, Candidate) else None
         asked, info = normalize or self.settings.data.normalize, catalog.info(one.model)
         published = one.weights in info.pretrained or (info.family == "photos" and is_file(one.weights))
@@ -74,7 +71,7 @@ class NetworkResolver:
         )
 
     def weights(self, key: str, model: str) -> tuple[str, File | None]:
-        """A `weights` key -> (what the stage's config says, the file where it is one). Raises MissingError."""
+        """Return what a stage's config holds for a `weights` key, and its checkpoint if any. Raises MissingError."""
         if key == "embedded":
             return key, File.of(checkpoints.embedded_teacher(model))
         if key.startswith(("http://", "https://")):
@@ -91,7 +88,7 @@ class NetworkResolver:
         return key, None
 
     def candidate(self, candidate: Candidate, label: str) -> tuple[Candidate, Network, File | None]:
-        """What a teacher candidate names: its section as a stage is given it, the network, the file. Raises UsageError, MissingError."""
+        """Return a candidate's section for its stage, its network and its file. Raises UsageError or MissingError."""
         weights: File | None
         if candidate.onnx is not None:
             path = self.base / Path(candidate.onnx).expanduser()
@@ -124,7 +121,10 @@ class NetworkResolver:
         return candidate.model_copy(update={"weights": key}), network, weights
 
     def _order(self, names: tuple[str, ...] | None, label: str) -> tuple[int, ...] | None:
-        """Where each of the data's classes stands among a candidate's; None: the same classes in the same order. Raises UsageError."""
+        """Return where each of the data's classes stands among a candidate's; None: they are the same, in order.
+
+        Raises UsageError if the candidate lacks a class.
+        """
         wanted = self.prepared.classes
         if names is None or names == wanted:
             return None

@@ -1,4 +1,4 @@
-"""What the command line asks for: a run, a plan, the teachers alone. The stages themselves are in `workflow.py`."""
+"""The commands that run stages: a whole run, a plan, the teachers alone. The stages are in `workflow.py`."""
 
 from __future__ import annotations
 
@@ -33,8 +33,14 @@ from export.runtime.conditions import too_many_threads
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended: 0, 5 or 6; the content of report.json; the run folder. `report` is None where `--until` stopped it earlier: then `stopped`
-    says what was run. Both are None in processes beside the first."""
+    """How a run ended.
+
+    Attributes:
+        exit_code: 0, 5 or 6, or that of a remote device's failure.
+        report: The content of report.json; None where `--until` stopped the run, and on every rank but the first.
+        run_folder: None wherever `report` is.
+        stopped: What was run, where `--until` stopped the run.
+    """
 
     exit_code: int
     report: dict[str, Any] | None
@@ -45,7 +51,18 @@ class RunResult:
 def run(
     loaded: Loaded, *, artifacts: Path, device: str, until: str | None, force: tuple[str, ...], console: Console
 ) -> RunResult:
-    """Run a recipe from teacher to verdict; every stage that is whole already is reused. Under torchrun the processes share the trainings."""
+    """Run a recipe from teacher to verdict, and reuse every stage that is in the cache.
+
+    Under torchrun the processes share the trainings.
+
+    Args:
+        loaded: The recipe.
+        artifacts: Where the cache and the run folders lie.
+        device: auto, cpu, cuda, cuda:N or mps.
+        until: The last stage to run; None: all.
+        force: Stages to run again.
+        console: Where the run prints.
+    """
     now = datetime.now(UTC)
     with distributed.joined(resolve_device(device)) as (group, own):
         loaded = loaded.run_with(artifacts, device)
@@ -96,12 +113,12 @@ def left_out(until: str | None) -> tuple[str, ...]:
 
 
 def _verify_command(loaded: Loaded) -> str:
-    """What asks the recipe's device once more."""
+    """Return the command that asks the recipe's device once more."""
     return shlex.join(["compress", "verify", loaded.name, *recipe_copy.options_of(loaded.command, ("--artifacts",))])
 
 
 def _new_folder(parent: Path, now: datetime, key: str) -> Path:
-    """A run folder of its own: of two runs that begin in the same second one is a second later."""
+    """Create a run folder; of two runs that begin in the same second, one gets the next second's name."""
     while True:
         folder = parent / f"{now:%Y%m%dT%H%M%SZ}-{key}"
         try:
@@ -113,7 +130,18 @@ def _new_folder(parent: Path, now: datetime, key: str) -> Path:
 
 
 def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, console: Console) -> RunResult:
-    """What to expect before any training: 0, 5 where the recipe's own student fails a limit that can be judged, or 6."""
+    """Measure networks with random weights before any training, and judge the limits that allow it.
+
+    Args:
+        loaded: The recipe.
+        artifacts: Where the cache and the plans lie.
+        neighbours: How many other networks to try.
+        force: Measure again.
+        console: Where the plan is printed.
+
+    Returns:
+        Exit code 0, 5 if the recipe's student misses a limit that can be judged, or 6; the plan.
+    """
     from compress.pipeline.deployment import versions
     from compress.pipeline.plan import run as plan
 
@@ -124,14 +152,14 @@ def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, conso
         prepared = Workflow(loaded, settings, store).prepared
     except MissingError as error:
         console.notice(f"data: {error}")
-        console.notice("planned with noise instead of pictures, which changes no time and no size")
+        console.notice("planned with noise instead of images, which changes no time and no size")
     classes, size = (len(prepared.classes), prepared.image_size) if prepared else (10, settings.data.image_size or 32)
     for sentence in compatibility.check_pairs(loaded, settings, classes=classes, image_size=size):
         console.notice(sentence)
     narrow = None if settings.device.distant else too_many_threads(settings.validate_.threads)
     if narrow:
         console.warn(narrow)
-    store.console = Console(quiet=True)  # the table says what is done
+    store.console = Console(quiet=True)  # the table shows what is done
     ground = plan.ground(settings, prepared, store, versions(), places(loaded), loaded.path.resolve().parent)
     content = plan.run(ground, neighbours=neighbours, report=console.line)
     for sentence in content["sentences"]:
@@ -144,7 +172,7 @@ def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, conso
 
 
 def teachers(loaded: Loaded, *, artifacts: Path, device: str, console: Console) -> list[dict[str, Any]]:
-    """The teacher-selection table alone: one row a candidate."""
+    """Train or load the teacher candidates alone; return the selection table, one row for each."""
     work = Workflow(loaded, resolve(loaded.recipe), Store(artifacts, resolve_device(device), console))
     if work.settings.teacher.select == "proxy":
         work.choose_student()
@@ -154,9 +182,13 @@ def teachers(loaded: Loaded, *, artifacts: Path, device: str, console: Console) 
 
 
 def resolve_device(name: str) -> str:
-    """auto | cpu | cuda | cuda:N | mps -> what torch calls it; a card named by number is from here on torch's own choice, for streams and graphs, too.
+    """Turn auto, cpu, cuda, cuda:N or mps into torch's name for the device.
 
-    Raises MissingError where it is not there, UsageError for another word.
+    A GPU named by its number becomes torch's current device, which streams and graphs use.
+
+    Raises:
+        MissingError: The machine has no such device.
+        UsageError: The name is none of these.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -171,7 +203,8 @@ def resolve_device(name: str) -> str:
     if device.type == "cuda" and device.index is not None and not distributed.under_torchrun():
         if device.index >= torch.cuda.device_count():
             raise MissingError(
-                f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here, counted from 0; see them with: compress doctor"
+                f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here, counted from 0; "
+                "see them with: compress doctor"
             )
         torch.cuda.set_device(device)
     return name

@@ -7,35 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress import __version__
-from compress.core.records.base import File
 from compress.core.records.deployment import Measured, ModelFile, Packaged, Verified
 from compress.core.records.training import (
-    DecodedValidation,
     Distilled,
-    Network,
-    Prepared,
     Stripped,
     Trained,
-    TrainingData,
 )
 from compress.core.records.warnings import RunWarning
 from compress.core.store import StopAfter, Store
-from compress.data.sources import inspection
 from compress.methods import compatibility
 from compress.pipeline import float_layer_check
-from compress.pipeline.networks import NetworkResolver, normalized
+from compress.pipeline.networks import NetworkResolver
+from compress.pipeline.prepared_data import prepare
+from compress.pipeline.student_task import StudentTask
 from compress.recipe.defaults import resolve, student_train
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import Distill, Recipe, ResolvedSchedule, Student
 from compress.report.evidence import Branch, Evidence
-from compress.stages import data
-from compress.stages.data import DECODE_VALIDATION, PREPARE
 from compress.stages.distill import DISTILL
 from compress.stages.proxy import PROXY
 from compress.stages.strip import STRIP
@@ -46,23 +40,6 @@ if TYPE_CHECKING:  # it loads onnx and onnxruntime, which `--until strip` does w
     from compress.pipeline.deployment import Deployment
 
 
-@dataclass(frozen=True)
-class StudentTask:
-    """A student to train: the recipe's own, or the same network without a teacher as the baseline."""
-
-    label: str  # "" for the recipe's own, else "baseline"
-    network: Network
-    start: str  # the student's `weights` key as the distill stage takes it
-    weights: File | None
-    method: Distill  # other methods' sections are left out of it, and so of the cache key
-    teacher: Trained | None
-
-    @property
-    def title(self) -> str:
-        """The label of the stages that make its files."""
-        return self.label or "student"
-
-
 class Workflow:
     """The stages of one recipe over a store. Methods follow the workflow; each returns records."""
 
@@ -71,7 +48,7 @@ class Workflow:
         self.base = loaded.path.resolve().parent
         root = settings.data.root
         self.root = (self.base / Path(root).expanduser()).resolve() if root else None
-        self.prepared, self.training = self._prepare()
+        self.prepared, self.training = prepare(settings.data, self.root, store)
         self.warnings: list[RunWarning] = []
         # These are shown in every run, whether or not the data was reused.
         self.warn(replace(warning, text=f"data: {warning}") for warning in self.prepared.run_warnings)
@@ -115,7 +92,7 @@ class Workflow:
         )
 
     def choose_student(self) -> dict[str, Any] | None:
-        """Let `student.choose` pick a network, which the settings name from here on; return the plan it was picked by."""
+        """Let `student.choose` pick the network that the settings name from here on; return the plan behind it."""
         if self.settings.student.choose is None:
             return None
         from compress.pipeline.deployment import versions
@@ -230,7 +207,7 @@ class Workflow:
 
     @cached_property
     def deployment(self) -> Deployment:
-        """The stages behind `strip`. Raises StopAfter where none of them is asked for: they load onnx and onnxruntime."""
+        """The stages behind `strip`, which load onnx and onnxruntime. Raises StopAfter if `--until` leaves all out."""
         self.store.reach("convert")
         from compress.pipeline.deployment import Deployment
 
@@ -290,26 +267,6 @@ class Workflow:
     def networks(self) -> NetworkResolver:
         """The networks that the settings name; `choose_student` changes them."""
         return NetworkResolver(self.settings, self.prepared, self.base)
-
-    def _prepare(self) -> tuple[Prepared, TrainingData]:
-        """Decode the data. What does not change the decoded arrays stays out of the key."""
-        config = self.settings.data
-        config = config.model_copy(update={"root": str(self.root) if self.root else None})
-        fingerprint = inspection.fingerprint(config, Path())
-        keyed = config.model_copy(
-            update={"validation": 0.1, "calibration": 512, "normalize": None, "download": False, "workers": None}
-        )
-        keyed = keyed.model_copy(update={"color_jitter": None, "rand_augment": None, "shards_at_once": None})
-        prepared: Prepared = self.store.run(PREPARE, keyed, fingerprint=fingerprint)
-        training = data.training(prepared, config)
-        if training.streamed is not None:
-            held: DecodedValidation = self.store.run(
-                DECODE_VALIDATION, None, label="validation", data=training.evaluated, fingerprint=fingerprint
-            )
-            training = data.training(prepared, config, held)
-        if config.normalize is not None:
-            prepared = replace(prepared, normalization=normalized(config.normalize))
-        return prepared, training
 
 
 def places(loaded: Loaded) -> dict[str, str]:

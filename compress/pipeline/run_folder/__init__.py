@@ -1,1 +1,1 @@
-"""What a run folder keeps beside its report: the recipe and pointers into the cache."""
+"""The files of a run folder beside its report: the recipe, and pointers into the cache."""

@@ -1,4 +1,4 @@
-"""What a run's folder does not hold and its analysis reads: records of the networks and of the training pictures, whose files lie in the cache."""
+"""Pointers from a run folder into the cache, used by `compress analyze`: the networks and the training images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ NAME = "kept.json"
 
 @dataclass(frozen=True)
 class Kept:
-    """The teacher, the student with its method's own modules, and the pictures that it was trained on. `distill`: the method's settings."""
+    """The teacher, the student with its method's own modules, and the images that it was trained on.
+
+    `distill`: the method's settings.
+    """
 
     teacher: Trained
     trained: Distilled
@@ -34,14 +37,20 @@ class Kept:
 
 
 def write(kept: Kept, folder: Path, root: Path) -> None:
-    """Write `folder/kept.json`; files are named from the artifacts' `root`, so that the whole can be moved."""
+    """Write `folder/kept.json`, with paths relative to the artifacts' `root`, so that the whole can be moved."""
     write_json(folder / NAME, to_json(relative(kept, root)))
 
 
 def read(folder: Path, root: Path, command: str | None) -> Kept:
-    """The records of a run, every file as it was. Raises MissingError where the run has none or the cache no longer holds a file.
+    """Return the records of a run, and check that every file is as it was.
 
-    `command`: what made the run, where that is known.
+    Args:
+        folder: The run folder.
+        root: The artifacts folder.
+        command: The command that made the run; None: not known.
+
+    Raises:
+        MissingError: The run has no such records, or the cache no longer holds a file.
     """
     command = command or again(folder)
     path = folder / NAME

@@ -1,4 +1,4 @@
-"""The recipe in a run's folder: it runs from where it lies, on the same data and from the same cache, so its relative paths are written out."""
+"""The recipe in a run folder. Its relative paths are made absolute, so that it runs from there on the same data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RECIPE, RESOLVED = "recipe.yaml", "resolved.yaml"
 
 
 def write(loaded: Loaded, settings: Recipe, folder: Path) -> None:
-    """`recipe.yaml`, the recipe as it was, and `resolved.yaml`, with --set and every default filled in."""
+    """Write `recipe.yaml`, the recipe as it was, and `resolved.yaml`, with --set and every default filled in."""
     base, plain = loaded.path.resolve().parent, settings.plain()
     for keys, path in written_out(plain, base).items():
         holder: Any = plain
@@ -30,12 +30,12 @@ def write(loaded: Loaded, settings: Recipe, folder: Path) -> None:
     values, _ = yaml_parser.parse(text, str(loaded.path), 0, "", [])
     changes = written_out(values, base)
     if not values.get("name"):
-        changes[("name",)] = loaded.name  # it would be the copy's
+        changes[("name",)] = loaded.name  # else the copy would be called after its own file
     (folder / RECIPE).write_bytes(yaml_writer.changed(text, changes).encode())
 
 
 def again(folder: Path, recipe: str = RESOLVED) -> str:
-    """The command that makes the run in `folder` again, with the options that its report names."""
+    """Return the command that repeats the run in `folder`, with the options that its report names."""
     try:
         command = str(json.loads((folder / "report.json").read_text(encoding="utf-8"))["command"] or "")
         options = options_of(command, ("--allow-code", "--artifacts", "--device"))
@@ -45,7 +45,7 @@ def again(folder: Path, recipe: str = RESOLVED) -> str:
 
 
 def options_of(command: str, names: tuple[str, ...]) -> list[str]:
-    """Those of the options `names` that a run's command has, with their values."""
+    """Return those of the options `names` that a run's command has, with their values."""
     words, found = iter(shlex.split(command)[3:]), list[str]()
     for word in words:
         option = [word] if word == "--allow-code" else [word, next(words, "")]
@@ -54,7 +54,7 @@ def options_of(command: str, names: tuple[str, ...]) -> list[str]:
 
 
 def written_out(data: Any, base: Path) -> dict[Keys, str]:
-    """The relative paths among a recipe's plain values, from the root or from the home folder; `base`: where they begin."""
+    """Return a recipe's relative paths, from the root or from the home folder. `base`: where they begin."""
     return {keys: _from_root(base / path) for keys, path in _paths(data) if not Path(path).expanduser().is_absolute()}
 
 
@@ -64,7 +64,7 @@ def _from_root(path: Path) -> str:
 
 
 def _paths(data: Any) -> Iterator[tuple[Keys, str]]:
-    """The values that name a file or a folder."""
+    """Yield the values that name a file or a folder."""
     if _entry(data, "data", "root"):
         yield ("data", "root"), data["data"]["root"]
     student: Keys = ("student",)

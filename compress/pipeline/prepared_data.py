@@ -1,0 +1,44 @@
+"""The data of a run: decoded once for every recipe, and the part of it that training may read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from compress.core.records.training import DecodedValidation, Prepared, TrainingData
+from compress.core.store import Store
+from compress.data.sources import inspection
+from compress.pipeline.networks import normalized
+from compress.recipe.schema import Data
+from compress.stages import data
+from compress.stages.data import DECODE_VALIDATION, PREPARE
+
+
+def prepare(config: Data, root: Path | None, store: Store) -> tuple[Prepared, TrainingData]:
+    """Decode the data of a recipe, or find it in the store.
+
+    Args:
+        config: The recipe's `data` section.
+        root: Its folder or file, as an absolute path.
+        store: Of the run.
+
+    Returns:
+        The decoded data, and what training may read.
+    """
+    config = config.model_copy(update={"root": str(root) if root else None})
+    fingerprint = inspection.fingerprint(config, Path())
+    # What does not change the decoded arrays stays out of the key.
+    keyed = config.model_copy(
+        update={"validation": 0.1, "calibration": 512, "normalize": None, "download": False, "workers": None}
+    )
+    keyed = keyed.model_copy(update={"color_jitter": None, "rand_augment": None, "shards_at_once": None})
+    prepared: Prepared = store.run(PREPARE, keyed, fingerprint=fingerprint)
+    training = data.training(prepared, config)
+    if training.streamed is not None:
+        held: DecodedValidation = store.run(
+            DECODE_VALIDATION, None, label="validation", data=training.evaluated, fingerprint=fingerprint
+        )
+        training = data.training(prepared, config, held)
+    if config.normalize is not None:
+        prepared = replace(prepared, normalization=normalized(config.normalize))
+    return prepared, training
