@@ -34,7 +34,7 @@ from PIL import Image, ImageOps
 import export.runtime.latency
 import export.runtime.latency_stats
 from compress import models
-from compress.models import catalog, checkpoints
+from compress.models import checkpoints, network_table
 from compress.verdict import intervals
 from export.graph import rewrites
 from export.graph.executed import audit
@@ -138,7 +138,7 @@ def _lite(photos: Path | None) -> Case | None:
     return Case(
         LITE,
         network.eval(),
-        catalog.LITE_NORMALIZATION,
+        network_table.LITE_NORMALIZATION,
         "published",
         "photos, one of each ImageNet class",
         pictures[rest],

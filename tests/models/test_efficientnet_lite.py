@@ -16,7 +16,7 @@ from PIL import Image
 
 from compress import models
 from compress.core.errors import StageError
-from compress.models import catalog
+from compress.models import catalog, network_table
 from compress.models.checkpoints import load_state, read_state
 from compress.models.count import params
 from compress.models.efficientnet_lite import BUILDERS, SameConv2d, channels_of, depths
@@ -122,12 +122,12 @@ def lite0(tmp_path_factory: pytest.TempPathFactory) -> Model:
     to_onnx(
         network.eval(),
         path,
-        Contract(tuple(map(str, range(1000))), 224, *catalog.LITE_NORMALIZATION, "float_nchw", "compress 1"),
+        Contract(tuple(map(str, range(1000))), 224, *network_table.LITE_NORMALIZATION, "float_nchw", "compress 1"),
     )
     return Model.load(path)
 
 
-def answers(model: Model, pixels: np.ndarray, constants: catalog.Constants) -> np.ndarray:
+def answers(model: Model, pixels: np.ndarray, constants: network_table.Constants) -> np.ndarray:
     """Return logits (N, 1000) of pixels (N, H, W, 3) in [0, 255], normalized by `constants`."""
     mean, std = (np.asarray(values, np.float32) * 255 for values in constants)
     parts = [
@@ -141,7 +141,7 @@ def answers(model: Model, pixels: np.ndarray, constants: catalog.Constants) -> n
 def test_lite0_has_its_known_accuracy_on_photos(lite0: Model, photos: tuple[np.ndarray, np.ndarray]):
     images, labels = photos
 
-    right = int((answers(lite0, images, catalog.LITE_NORMALIZATION).argmax(1) == labels).sum())
+    right = int((answers(lite0, images, network_table.LITE_NORMALIZATION).argmax(1) == labels).sum())
 
     assert len(labels) == 1000 and abs(right - 874) <= 2  # two: JPEG decoders and float kernels differ between machines
 
@@ -149,7 +149,7 @@ def test_lite0_has_its_known_accuracy_on_photos(lite0: Model, photos: tuple[np.n
 @pytest.mark.slow
 def test_expect_top1_catches_a_wrong_normalization_and_names_it(lite0: Model, photos: tuple[np.ndarray, np.ndarray]):
     images, labels = photos[0][::3], photos[1][::3]
-    wrong = catalog.IMAGENET_NORMALIZATION
+    wrong = network_table.IMAGENET_NORMALIZATION
     candidate = Candidate(model="efficientnet_lite0", weights="lite0.pth", expect_top1=0.874)
     top1 = float((answers(lite0, images, wrong).argmax(1) == labels).mean())
 
@@ -179,7 +179,9 @@ def test_searched_int8_loses_at_most_six_tenths_of_a_point(photos: tuple[np.ndar
     calibration, evaluation = np.setdiff1d(eighth, ranking), np.setdiff1d(np.arange(1000), eighth)
     network = models.build("efficientnet_lite0", classes=1000)
     load_state(network, read_state(weights(0)), source="published")
-    contract = Contract(tuple(map(str, range(1000))), 224, *catalog.LITE_NORMALIZATION, "uint8_nhwc", "compress 1")
+    contract = Contract(
+        tuple(map(str, range(1000))), 224, *network_table.LITE_NORMALIZATION, "uint8_nhwc", "compress 1"
+    )
     to_onnx(network.eval(), tmp_path / "lite0.onnx", contract)
 
     prepared = quantize.prepare(tmp_path / "lite0.onnx", images[calibration])
