@@ -23,6 +23,8 @@ from compress.core.store import Context, Stage, Store
 
 HOLD = """
 import sys, time
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell may ignore it
 from pathlib import Path
 from compress.core.locks import locked
 
