@@ -11,13 +11,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
 import export.int8.quantize
-import export.int8.search
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.deployment import Exported, Tuned
@@ -29,17 +27,16 @@ from compress.methods import Method, build_method
 from compress.models import checkpoints
 from compress.models.taps import Tapped
 from compress.recipe.schema import Distill, ResolvedQat, ResolvedSchedule, ResolvedTrain
+from compress.stages.support.int8_agreement import compare_with_file
 from compress.training import build, checkpoint
 from compress.training.distill import log_teacher_cost
 from compress.training.evaluation import ImageSet, accuracy, predict
-from compress.training.loop import fit
+from compress.training.loop import FitResult, fit
 from compress.training.step import TeacherSource
 from export.int8.qat.model import Simulation
 from export.int8.quantize import PreparedGraph, QuantizeSettings
 from export.runtime import ExportError
 
-LEAST_AGREEMENT = 0.98  # of the predictions of simulation and file, which differ where a sum ends between two levels
-COMPARED_IMAGES = 1000  # validation images on which simulation and file are compared
 PROBE_IMAGES = 8  # images by which the method's taps are found in the graph
 TAP_LIMIT = 1e-3  # largest difference of a tap between the two graphs, as a fraction of its largest value
 
@@ -88,25 +85,9 @@ def run_tune(
     except ExportError as error:
         raise StageError(f"tune: {error}") from error
     static = _accuracy(simulation, stripped.trained, dataset)
-    steps = -(-len(dataset.train_index) // train.batch_size)
-    with context.console.training(
-        f"int8 of {stripped.trained.network.model} by {method.name}", own.epochs, steps
-    ) as progress:
-        fitted = fit(
-            simulation,
-            method_module,
-            dataset,
-            train=own,
-            normalization=stripped.trained.network.normalization,
-            taps={name: f"taps.{name}:out" for name in taps},
-            teacher=source,
-            device=context.device,
-            folder=context.work,
-            progress=progress,
-            epochs_before=trained.epochs,
-        )
+    fitted = _fit(simulation, method_module, source, dataset, own, stripped, trained, list(taps), context)
     try:
-        agreement, difference = _compare_with_file(
+        agreement, difference = compare_with_file(
             simulation.cpu().eval(), prepared, settings, stripped.trained, data, context.work / "check.onnx"
         )
     except ExportError as error:
@@ -129,6 +110,36 @@ def run_tune(
         images_per_second=round(fitted.images_per_second, 1),
         threads=fitted.threads,
     )
+
+
+def _fit(
+    simulation: Simulation,
+    method: Method,
+    teacher: TeacherSource | None,
+    dataset: ImageSet,
+    train: ResolvedTrain,
+    stripped: Stripped,
+    trained: Distilled,
+    taps: list[str],
+    context: Context,
+) -> FitResult:
+    """Train the simulation, from the epoch on at which distillation ended."""
+    steps = -(-len(dataset.train_index) // train.batch_size)
+    title = f"int8 of {stripped.trained.network.model} by {trained.method}"
+    with context.console.training(title, train.epochs, steps) as progress:
+        return fit(
+            simulation,
+            method,
+            dataset,
+            train=train,
+            normalization=stripped.trained.network.normalization,
+            taps={name: f"taps.{name}:out" for name in taps},
+            teacher=teacher,
+            device=context.device,
+            folder=context.work,
+            progress=progress,
+            epochs_before=trained.epochs,
+        )
 
 
 def _tuning_settings(train: ResolvedTrain, config: ResolvedQat) -> ResolvedTrain:
@@ -264,38 +275,6 @@ def _accuracy(simulation: nn.Module, student: Trained, dataset: ImageSet) -> flo
         device=dataset.labels.device,
     )
     return accuracy(logits, dataset.labels[dataset.validation_index])
-
-
-def _compare_with_file(
-    simulation: Simulation,
-    prepared: PreparedGraph,
-    settings: QuantizeSettings,
-    student: Trained,
-    data: CalibrationData,
-    path: Path,
-) -> tuple[float, float]:
-    """Return the fraction of equal predictions and the mean |logit difference| of the simulation and the int8 file.
-
-    Raises StageError if too many predictions differ.
-    """
-    dataset = build.load_images(data.training, "cpu")
-    chosen = dataset.validation()[:COMPARED_IMAGES]
-    tuned = export.int8.quantize.with_weights(prepared, simulation.learned_weights())
-    export.int8.quantize.emit(tuned, path, settings, simulation.learned_ranges())
-    written = export.int8.search.logits(
-        path, settings.isa, np.ascontiguousarray(views.evaluation_view(chosen, dataset.image_size).numpy())
-    )
-    path.unlink()
-    simulated = predict(simulation, chosen, dataset.image_size, student.network.normalization).numpy()
-    differ = int((simulated.argmax(1) != written.argmax(1)).sum())
-    agreement = 1 - differ / len(chosen)
-    # One image may lie between two classes, however few there are.
-    if differ > max(1, (1 - LEAST_AGREEMENT) * len(chosen)):
-        raise StageError(
-            f"tune: the int8 file gives {100 * agreement:.1f} % of the predictions that training simulated "
-            f"(at least {100 * LEAST_AGREEMENT:g} %): it is not what was trained"
-        )
-    return agreement, float(np.abs(simulated - written).mean())
 
 
 TUNE = Stage("tune", 5, run_tune, Tuned)
