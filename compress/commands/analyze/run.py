@@ -185,22 +185,22 @@ def _by_networks(folder: Path, report: Report, artifacts: Path, arrays: Arrays, 
     from compress.commands.analyze import features
     from compress.training import build
 
-    pictures = build.load_images(kept.data, "cpu")
-    found = features.heads(kept, pictures)
+    images = build.load_images(kept.data, "cpu")
+    found = features.heads(kept, images)
     rows = []
     for number, (what, logits) in enumerate(
         (("classifier", found.classifier), ("auxiliary head", found.auxiliary)) if found else (), 1
     ):
         assert found is not None
         rows.append(_correlated(what, logits, found.teacher, found.labels, "validation", arrays, number))
-    return {"features": _features(kept, pictures, arrays, console), "heads": rows}
+    return {"features": _features(kept, images, arrays, console), "heads": rows}
 
 
-def _features(kept: Any, pictures: Any, arrays: Arrays, console: Console) -> Row:
+def _features(kept: Any, images: Any, arrays: Arrays, console: Console) -> Row:
     """Lay out both networks' pooled vectors by t-SNE."""
     from compress.commands.analyze import features
 
-    drawn = features.draw(pictures, len(kept.data.classes), SEED)
+    drawn = features.draw(images, len(kept.data.classes), SEED)
     names = [kept.data.classes[index] for index in drawn.classes]
     content: Row = {
         "pictures": len(drawn.index),
@@ -216,7 +216,7 @@ def _features(kept: Any, pictures: Any, arrays: Arrays, console: Console) -> Row
         if (reason := features.unavailable_reason(one.network)) is not None:
             said.append(reason)
             continue
-        vectors = features.pooled(one.network, one.weights, pictures, drawn.index)
+        vectors = features.pooled(one.network, one.weights, images, drawn.index)
         near = features.same_class_neighbours(vectors, drawn.labels)
         content["networks"].append(
             {"role": role, "model": one.network.model, "width": vectors.shape[1], "same_class_neighbours": near}
