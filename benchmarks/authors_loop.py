@@ -1,7 +1,8 @@
-"""The training loop of DHKD's published code, written anew from its description: what `train_speed.py` measures against.
+"""The training loop of DHKD's published code, rewritten from its description; `train_speed.py` measures against it.
 
-One picture at a time through PIL transforms in a DataLoader without workers, the teacher's forward pass at every step, two backward passes
-that are copied into flat vectors, projected and copied back, float32 in torch's default layout, metrics read at every step.
+One image at a time goes through PIL transforms in a DataLoader without workers. The teacher runs at every step, two
+backward passes are copied into flat vectors, projected and copied back, in float32 and torch's default layout, and the
+metrics are read at every step.
 Source: Yang et al. 2024 (arXiv 2411.08937) and the repository that it names.
 """
 
@@ -17,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-LEAST = 1e-8
+MIN_PROBABILITY = 1e-8
 
 
-class Pictures(Dataset):
-    """uint8 (N, 32, 32, 3) as PIL pictures, transformed one by one."""
+class TransformedImages(Dataset):
+    """Images uint8 (N, 32, 32, 3) as PIL images, transformed one by one."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         from torchvision import transforms
@@ -46,20 +47,20 @@ class Pictures(Dataset):
 def loader(
     images: np.ndarray, labels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...], batch_size: int
 ) -> DataLoader:
-    """Shuffled batches, decoded and augmented in the training process."""
-    return DataLoader(Pictures(images, labels, mean, std), batch_size=batch_size, shuffle=True, num_workers=0)
+    """Return shuffled batches that are augmented in the training process."""
+    return DataLoader(TransformedImages(images, labels, mean, std), batch_size=batch_size, shuffle=True, num_workers=0)
 
 
 def binary_kl_norm(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """The loss by its definition: Bernoulli(1/2) against Bernoulli(sigmoid of the difference), through clamped probabilities."""
-    p = torch.sigmoid((student - teacher) / temperature).clamp(LEAST, 1 - LEAST)
+    """Return the loss by its definition: KL of Bernoulli(1/2) and Bernoulli(sigmoid of the difference), clamped."""
+    p = torch.sigmoid((student - teacher) / temperature).clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     half = torch.full_like(p, 0.5)
     both = functional.kl_div(p.log(), half, reduction="sum") + functional.kl_div((1 - p).log(), half, reduction="sum")
     return temperature**2 * both / len(student)
 
 
 def flat_gradient(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-    """One backward pass; every parameter's gradient copied into one vector, zero where the loss does not reach it."""
+    """Run a backward pass; return all gradients in one vector, zero where the loss does not reach a parameter."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward(retain_graph=True)
     parts = [
@@ -71,7 +72,7 @@ def flat_gradient(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
 
 
 def aligned_step(optimizer: torch.optim.Optimizer, task: Tensor, auxiliary: Tensor) -> None:
-    """Two flattened gradients, the second projected where they conflict, their sum copied back."""
+    """Flatten two gradients, project the second where they conflict, and step with their sum."""
     first, second = flat_gradient(optimizer, task), flat_gradient(optimizer, auxiliary)
     dot = torch.dot(second, first)
     if dot < 0:
@@ -96,7 +97,10 @@ def train(
     device: str,
     temperature: float = 2.0,
 ) -> tuple[float, int]:
-    """One pass over the loader: (seconds, pictures). `pooled` answers the classifier's input of the student's last forward pass."""
+    """Train for one pass over the loader; return its seconds and images.
+
+    `pooled` yields the classifier's input of the student's last forward pass.
+    """
     student.train()
     auxiliary.train()
     teacher.eval()

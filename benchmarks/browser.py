@@ -1,15 +1,14 @@
-"""int8 for `web` against float in a browser's WebAssembly: answers and time, by the same way as `compress verify --target browser`.
+"""int8 for `web` compared with float in a browser's WebAssembly: answers and time.
 
     python benchmarks/browser.py [--run RUN_FOLDER]
 
-torchvision's networks at 224 pixels with the random weights of benchmarks/deploy.py, and the bundle of a finished run. One picture at a time, one thread.
-Differences are those of the browser's logits from this machine's, for the same file. Writes benchmarks/results/browser.json.
+Needs Chromium and npm; one image at a time, one thread. The networks are torchvision's at 224 pixels with the random
+weights of benchmarks/deploy.py, and those in the bundle of a finished run. Differences are between the browser's logits
+and this machine's for the same file. Writes benchmarks/results/browser.json.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import click
 import numpy as np
+import result_file
 
 from export.bundle import write
 from export.bundle.write import Shipped
@@ -28,8 +28,9 @@ from export.runtime import Contract, host
 from export.targets import VerifySettings, dispatch, parse
 
 NETWORKS = ("mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0")
-PICTURES = 32
-CLASSES = 10  # of random weights: among a thousand near ties, rounding alone changes the first of one picture in five
+IMAGES = 32
+# Of random weights. Among a thousand near ties, rounding alone would change the answer for one image in five.
+CLASSES = 10
 
 
 @click.command()
@@ -40,32 +41,33 @@ CLASSES = 10  # of random weights: among a thousand near ties, rounding alone ch
 )
 @click.option("--target", default="browser", show_default=True, help="as of `compress verify`")
 @click.option("--repeats", default=200, show_default=True, type=click.IntRange(min=64))
-@click.option("--out", default=Path(__file__).parent / "results" / "browser.json", type=click.Path(path_type=Path))
+@click.option("--out", default=result_file.RESULTS / "browser.json", type=click.Path(path_type=Path))
 def main(run: Path | None, target: str, repeats: int, out: Path) -> None:
     """Measure every network and print what int8 is worth there."""
     import deploy  # beside this script
 
     rows = []
-    pictures = deploy._shapes(deploy.CALIBRATION + PICTURES)
+    images = deploy._shapes(deploy.CALIBRATION + IMAGES)
     with tempfile.TemporaryDirectory() as temporary:
         for name in NETWORKS:
-            rows.append(_row(name, _bundle(deploy, name, pictures, Path(temporary) / name), target, repeats))
+            rows.append(_row(name, _bundle(deploy, name, images, Path(temporary) / name), target, repeats))
         if run is not None:
             rows.append(_row("student of a run", run / "bundle.zip", target, repeats))
     content = {
-        "command": "python " + " ".join(["benchmarks/browser.py", *sys.argv[1:]]),
-        "weights": "random but for the run's student, which is trained; agreement is between the browser and this machine, for the same file",
+        "command": result_file.command("browser.py"),
+        "weights": "random but for the run's student, which is trained; agreement is between the browser and this "
+        "machine, for the same file",
         "networks": rows,
         "environment": {**host(), **{name: version(name) for name in ("torch", "torchvision", "onnx")}},
     }
-    out.write_text(json.dumps(content, indent=1) + "\n")
+    result_file.write(out, content)
     print(f"written: {out}")
 
 
-def _bundle(deploy: Any, name: str, pictures: np.ndarray, folder: Path) -> Path:
-    """A bundle with one network in float and in int8 for web."""
+def _bundle(deploy: Any, name: str, images: np.ndarray, folder: Path) -> Path:
+    """Return a bundle with one network in float and in int8 for web."""
     folder.mkdir()
-    calibration, shown = pictures[: deploy.CALIBRATION], pictures[deploy.CALIBRATION :]
+    calibration, shown = images[: deploy.CALIBRATION], images[deploy.CALIBRATION :]
     classes = tuple(f"class {number}" for number in range(CLASSES))
     contract = Contract(classes, deploy.SIZE, deploy.MEAN, deploy.STD, "uint8_nhwc", f"compress {version('compress')}")
     plain, source, int8 = folder / "float.onnx", folder / "source.onnx", folder / "int8.onnx"
@@ -86,7 +88,8 @@ def _row(name: str, zipped: Path, target: str, repeats: int) -> dict[str, Any]:
     int8 = next(row for row in files.values() if row["role"] == "student" and row["target"] == "web")
     speed, low, high = int8["speedup_over"][plain["file"]]
     print(
-        f"{name}: float {plain['latency_ms']['p50']:.3g} ms, int8 {int8['latency_ms']['p50']:.3g} ms, {speed:.2f}x [{low:.2f}, {high:.2f}] as fast; "
+        f"{name}: float {plain['latency_ms']['p50']:.3g} ms, int8 {int8['latency_ms']['p50']:.3g} ms, "
+        f"{speed:.2f}x [{low:.2f}, {high:.2f}] as fast; "
         f"int8 differs from this machine's by {int8['max_abs_diff']:.2g}, agreement {int8['agreement']:.3f}",
         flush=True,
     )

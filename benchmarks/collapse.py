@@ -1,15 +1,15 @@
-"""Cross-entropy and BinaryKL on one head against DHKD's two heads and against each loss alone: validation accuracy over several seeds.
+"""Two losses on one head compared with DHKD's two heads and with each loss alone: accuracy over several seeds.
 
     python benchmarks/collapse.py
 
-Trains the students of recipes/collapse/ as `compress run --until distill` does (cached in --artifacts, so an interrupted benchmark goes on where
-it stopped), reads validation pictures only, writes benchmarks/results/collapse.json and draws docs/collapse.svg from it.
+Runs on CPU or CUDA. Trains the students of recipes/collapse/ as `compress run --until distill` does, cached in
+--artifacts, so that an interrupted benchmark resumes. Reads validation images only. Writes
+benchmarks/results/collapse.json and draws docs/collapse.svg from it.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import statistics
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 import matplotlib
+import result_file
 from matplotlib.figure import Figure
 
 from compress.core.console import Console
@@ -53,7 +54,7 @@ COLUMNS = ("ce", "cos_classifier", "cos_backbone", "top1_validation")
 @click.option("--pair", is_flag=True, help="Only the two recipes, not each loss alone.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--artifacts", default=Path("artifacts"), show_default=True, type=click.Path(path_type=Path))
-@click.option("--out", default=ROOT / "benchmarks" / "results" / "collapse.json", type=click.Path(path_type=Path))
+@click.option("--out", default=result_file.RESULTS / "collapse.json", type=click.Path(path_type=Path))
 @click.option("--plot", default=ROOT / "docs" / "collapse.svg", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, help="further overrides, given to every run")
 def main(
@@ -92,10 +93,11 @@ def main(
         },
         "environment": {"cpu": here.get("cpu"), "isa": here.get("isa"), "torch": version("torch"), "device": place},
     }
-    out.write_text(json.dumps(content, indent=1) + "\n")
+    result_file.write(out, content)
     for name, arm in content["arms"].items():
         print(
-            f"{name:<22}validation top-1 {_shown(arm['final']['top1_validation'], 100)} %   training ce {_shown(arm['final']['ce'], 1)}"
+            f"{name:<22}validation top-1 {_shown(arm['final']['top1_validation'], 100)} %   "
+            f"training ce {_shown(arm['final']['ce'], 1)}"
         )
     with matplotlib.rc_context(plots.STYLE):
         plot.write_text(plots.svg_of(_figure(arms)))

@@ -1,16 +1,16 @@
-"""Every method on the same student, teacher and pictures, several seeds: the whole workflow for each, test pictures at the end.
+"""Every method on the same student, teacher and images, over several seeds: the whole workflow, judged on test images.
 
-    python benchmarks/compare_methods.py                                      the embedded pictures; on CUDA two CIFAR-100 pairs, too
+    python benchmarks/compare_methods.py
     python benchmarks/compare_methods.py recipes/mobilenet.yaml --method none --method kd --method dhkd
 
-Every run is an ordinary `compress run` of a recipe with another `--set seed` and `--set distill.method`, cached in --artifacts: an
-interrupted benchmark goes on where it stopped, in the middle of a training too. The last epoch counts; nothing is chosen by the test
-pictures, which `validate` reads once. Written anew after every run; published numbers stand beside ours where the pair has any.
+The first command takes the embedded images, and on CUDA two CIFAR-100 pairs, too. Every run is an ordinary
+`compress run` of a recipe with another `--set seed` and `--set distill.method`, cached in --artifacts: an interrupted
+benchmark resumes, even in the middle of a training. The last epoch counts. Nothing is chosen by the test images, which
+`validate` reads once. The result is written after every run; published numbers stand beside ours where there are any.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 import numpy as np
+import result_file
 import torch
 import yaml
 from seeds import mean, spread
@@ -53,14 +54,14 @@ METHODS = (
 
 
 def overrides(method: str) -> tuple[str, ...]:
-    """What `--set` chooses a method of METHODS."""
-    if method == "kd_standardized":  # with the weights of its paper, which KD's own do not suit
+    """Return the `--set` values that choose a method of METHODS."""
+    if method == "kd_standardized":  # with the weights of its paper; KD's own do not suit it
         return "distill.method=kd", "distill.kd={standardize: true, temperature: 2.0, ce: 0.1, kd: 9.0}"
     return (f"distill.method=[{method.replace('+', ', ')}]",)
 
 
 def published() -> dict[str, dict[str, float]]:
-    """Published top-1 in per cent, by pair and method."""
+    """Return published top-1 in per cent, by pair and method."""
     tables: dict[str, dict[str, float]] = yaml.safe_load((HERE / "published.yaml").read_text())
     return tables
 
@@ -72,7 +73,7 @@ def published() -> dict[str, dict[str, float]]:
 @click.option("--cifar100", type=click.Path(path_type=Path), help="npz file of CIFAR-100; default: torchvision's copy")
 @click.option("--artifacts", default=Path("artifacts"), show_default=True, type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=HERE / "results" / "compare_methods.json", help="the result"
+    "--out", type=click.Path(path_type=Path), default=result_file.RESULTS / "compare_methods.json", help="the result"
 )
 @click.option("--set", "more", multiple=True, help="further overrides, given to every run")
 def main(
@@ -87,9 +88,9 @@ def main(
     """Run every method with every seed and compare."""
     recipes = recipes or (EMBEDDED, *(PAIRS if torch.cuda.is_available() else ()))
     if len({path.stem for path in recipes}) < len(recipes):
-        raise click.UsageError("two recipes of one name: the results could not be told apart")
+        raise click.UsageError("two recipes have the same name, so their results could not be distinguished")
     content: dict[str, Any] = {
-        "command": "python " + " ".join(["benchmarks/compare_methods.py", *sys.argv[1:]]),
+        "command": result_file.command("compare_methods.py"),
         "seeds": seeds,
         "recipes": {},
     }
@@ -101,20 +102,21 @@ def main(
                 else ()
             )
             runs: dict[str, list[dict[str, Any]]] = {method: [] for method in methods or METHODS}
-            for seed in range(seeds):  # a benchmark that is stopped has every method with the seeds so far
+            # Seeds outside: a benchmark that is stopped has every method with the seeds so far.
+            for seed in range(seeds):
                 for method, rows in runs.items():
                     rows.append(run(path, method, seed, artifacts, (*data, *more)))
                     content["recipes"][path.stem] = _result(path, runs)
-                    out.write_text(json.dumps(content, indent=1) + "\n")
+                    result_file.write(out, content)
             print("\n".join(lines(path.stem, content["recipes"][path.stem])), flush=True)
     except CompressError as error:
-        print(f"{error}; what is done is kept, the same command goes on", file=sys.stderr)
+        print(f"{error}; what is done is kept, and the same command resumes", file=sys.stderr)
         sys.exit(error.exit_code)
     print(f"written: {out}")
 
 
 def run(path: Path, method: str, seed: int, artifacts: Path, more: tuple[str, ...]) -> dict[str, Any]:
-    """One `compress run`; the recipe's verdict does not matter here. A training that fails is a row that says so."""
+    """Make one `compress run` and return its row; the verdict does not matter here. A failed training is a row, too."""
     own = (
         *overrides(method),
         f"seed={seed}",
@@ -160,7 +162,7 @@ def run(path: Path, method: str, seed: int, artifacts: Path, more: tuple[str, ..
             )
         },
     }
-    print(f"{method}, seed {seed}: {row['top1']:.2f} % on {len(right)} test pictures", flush=True)
+    print(f"{method}, seed {seed}: {row['top1']:.2f} % on {len(right)} test images", flush=True)
     teacher = models["teacher.onnx"]
     common = {
         "test_pictures": len(right),
@@ -174,7 +176,7 @@ def run(path: Path, method: str, seed: int, artifacts: Path, more: tuple[str, ..
 
 
 def _result(path: Path, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """One recipe's table, its runs and what they share."""
+    """Return one recipe's table, its runs and what they share."""
     known = published().get(path.stem, {})
     plain = by_seed(runs.get("none", []))
     common: dict[str, Any] = next((row["_common"] for rows in runs.values() for row in rows if "_common" in row), {})
@@ -188,19 +190,19 @@ def _result(path: Path, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]
 
 
 def by_seed(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Runs that did not fail, for `table_row` to hold others against."""
+    """Return the runs that did not fail, by seed, for `table_row` to compare others with."""
     return {row["seed"]: row for row in rows if "failed" not in row}
 
 
 def bare(row: dict[str, Any]) -> dict[str, Any]:
-    """A run as a result file has it."""
+    """Return a run as it stands in a result file."""
     return {key: value for key, value in row.items() if key[0] != "_"}
 
 
 def table_row(
     runs: list[dict[str, Any]], plain: dict[int, dict[str, Any]], published_top1: float | None = None
 ) -> dict[str, Any]:
-    """A method's accuracy (per cent), its gain over plain training of the same seed (points), and what it ships."""
+    """Return a method's accuracy (per cent), its gain over plain training of the same seed (points), and its file."""
     done = [run for run in runs if "failed" not in run]
     row: dict[str, Any] = {
         "failed": [run["failed"] for run in runs if "failed" in run],
@@ -222,10 +224,11 @@ def table_row(
 
 
 def lines(name: str, result: dict[str, Any]) -> list[str]:
-    """The table in Markdown."""
+    """Return the table in Markdown."""
     beside = any(row["published_top1"] is not None for row in result["table"].values())
     out = [
-        f"{name}: {result['student']} taught by {result['teacher']['model']} ({result['teacher']['top1']:.2f} %), {result['test_pictures']:,} test pictures",
+        f"{name}: {result['student']} taught by {result['teacher']['model']} ({result['teacher']['top1']:.2f} %), "
+        f"{result['test_pictures']:,} test images",
         "",
         "| method | seeds | top-1, % | gain over plain, points [95 %] | parameters | file, bytes | images/s |"
         + (" published, % |" if beside else ""),

@@ -1,17 +1,17 @@
-"""Decoding for training: pictures a second of the decode processes, beside torchvision's transforms in a DataLoader of as many workers.
+"""Decoding for training: images a second of our decode processes and of torchvision's transforms in a DataLoader.
 
     python benchmarks/decode_speed.py photos --workers 1 --workers 2
 
-Every JPEG below the folder is first written again with its short side at --short pixels, so that its size is ImageNet's (about 500 x 375). Both sides then make
-the same work of it: random crop, antialiased resize to --size, flip, uint8 batches. They run in turns, behind a round that is not timed; the medians and
-their ratio are printed, and the size of the memory that the decode processes share.
+Runs on the CPU, with as many workers on both sides. Every JPEG below the folder is first written again with its short
+side at --short pixels, so that its size is ImageNet's (about 500 x 375). Both sides then do the same: random crop,
+antialiased resize to --size, flip, uint8 batches. They take turns after an untimed round; the medians, their ratio and
+the size of the memory that the decode processes share are printed.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import io
-import json
 import resource
 import statistics
 import sys
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+import result_file
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -36,7 +37,7 @@ SOURCES = (".jpg", ".jpeg")
 
 
 class Transformed(Dataset):
-    """torchvision's transforms on one picture at a time."""
+    """A dataset with torchvision's transforms, one image at a time."""
 
     def __init__(self, paths: list[Path], size: int) -> None:
         self.paths = paths
@@ -56,7 +57,7 @@ class Transformed(Dataset):
 
 
 def layout(photos: Path, root: Path, short: int) -> int:
-    """Write the photos again, in two classes, as train and as val; how many there are."""
+    """Write the photos again in two classes, as train and as val; return how many there are."""
     found = sorted(path for path in photos.rglob("*") if path.suffix.lower() in SOURCES)
     for number, path in enumerate(found):
         with Image.open(path) as image:
@@ -72,7 +73,7 @@ def layout(photos: Path, root: Path, short: int) -> int:
 
 
 def ours(decoders: Decoders, count: int, batch: int, epoch: int) -> float:
-    """Pictures a second of one pass in a random order."""
+    """Return the images a second of one pass in random order."""
     random = np.random.default_rng(epoch)
     order, views = random.permutation(count), random.integers(0, 8192, count)
 
@@ -86,7 +87,7 @@ def ours(decoders: Decoders, count: int, batch: int, epoch: int) -> float:
 
 
 def theirs(loader: DataLoader) -> float:
-    """The same of a DataLoader."""
+    """Return the images a second of one pass of a DataLoader."""
     begin = time.perf_counter()
     seen = sum(len(pixels) for pixels in loader)
     return seen / (time.perf_counter() - begin)
@@ -95,11 +96,11 @@ def theirs(loader: DataLoader) -> float:
 @click.command()
 @click.argument("photos", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--workers", default=(1, 2), show_default=True, multiple=True, type=click.IntRange(1))
-@click.option("--short", default=375, show_default=True, help="short side of the pictures in pixels")
+@click.option("--short", default=375, show_default=True, help="short side of the images in pixels")
 @click.option("--size", default=224, show_default=True, help="side of the views in pixels")
 @click.option("--batch", default=64, show_default=True)
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--out", default=Path(__file__).parent / "results" / "decode_speed.json", type=click.Path(path_type=Path))
+@click.option("--out", default=result_file.RESULTS / "decode_speed.json", type=click.Path(path_type=Path))
 def main(photos: Path, workers: tuple[int, ...], short: int, size: int, batch: int, repeats: int, out: Path) -> None:
     """Measure, print and write."""
     rows = []
@@ -112,7 +113,7 @@ def main(photos: Path, workers: tuple[int, ...], short: int, size: int, batch: i
         index, _, paths = write_listing(part, np.arange(count), work, "train")
         files = [root / path for path in part.paths]
         mean_bytes = statistics.mean(path.stat().st_size for path in files)
-        print(f"{count} pictures, short side {short}, {mean_bytes / 1e3:.0f} kB each; listed in {listed:.3f} s")
+        print(f"{count} images, short side {short}, {mean_bytes / 1e3:.0f} kB each; listed in {listed:.3f} s")
         for number in workers:
             decoders = Decoders(ListingSpec(root, index.path, paths.path, size), augment="resized_crop", workers=number)
             loader = DataLoader(
@@ -135,8 +136,10 @@ def main(photos: Path, workers: tuple[int, ...], short: int, size: int, batch: i
             medians = {name: statistics.median(values) for name, values in speeds.items()}
             ratio = medians["decoders"] / medians["dataloader"]
             print(
-                f"{number} process{'es' if number > 1 else ''}: {medians['decoders']:.0f} pictures/s {sorted(map(round, speeds['decoders']))}, "
-                f"DataLoader {medians['dataloader']:.0f} {sorted(map(round, speeds['dataloader']))}: {ratio:.2f}x; ring {ring / 1e6:.0f} MB"
+                f"{number} process{'es' if number > 1 else ''}: "
+                f"{medians['decoders']:.0f} images/s {sorted(map(round, speeds['decoders']))}, "
+                f"DataLoader {medians['dataloader']:.0f} {sorted(map(round, speeds['dataloader']))}: {ratio:.2f}x; "
+                f"shared memory {ring / 1e6:.0f} MB"
             )
             rows.append(
                 {"workers": number, "pictures_per_second": medians, "each": speeds, "ratio": ratio, "ring_bytes": ring}
@@ -151,14 +154,11 @@ def main(photos: Path, workers: tuple[int, ...], short: int, size: int, batch: i
         "mean_bytes": round(mean_bytes),
     }
     versions = {name: importlib.metadata.version(name) for name in ("pillow", "torch", "torchvision")}
-    wrote = f"python benchmarks/decode_speed.py PHOTOS {' '.join(f'--workers {number}' for number in workers)} --short {short} --size {size}"
-    out.write_text(
-        json.dumps(
-            {"command": wrote, **settings, "rows": rows, "peak_bytes": peak, "environment": {**host(), **versions}},
-            indent=1,
-        )
-        + "\n"
-    )
+    counts = " ".join(f"--workers {number}" for number in workers)
+    command = f"python benchmarks/decode_speed.py PHOTOS {counts} --short {short} --size {size}"
+    environment = {**host(), **versions}
+    content = {"command": command, **settings, "rows": rows, "peak_bytes": peak, "environment": environment}
+    result_file.write(out, content)
     print(f"written: {out}")
 
 

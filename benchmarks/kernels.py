@@ -1,25 +1,24 @@
-"""What the project's CPU kernels are worth: layers of a network, and its whole forward and backward pass, by torch's operators and by the kernels, in turns.
+"""The project's CPU kernels compared with torch's operators, for single layers and a whole network.
 
     python benchmarks/kernels.py
 
-Measured in training, on maps as a batch of 64 pictures of 32x32 makes them, in the precision that a training takes: each BatchNorm with the sum and the
-activation behind it (`compress/training/kernels/norm.py`), and each depthwise convolution (`compress/training/kernels/depthwise.py`), forward and backward apart. Layers of
-one shape are measured once. A round's time is the median of some calls; ratios are torch's time over the kernels', median and range over rounds. The whole
-pass is a cross-entropy's, without the optimizer.
+Runs on the CPU, both sides in turns, as in training: a batch of 64 images of 32x32, in the precision that a training
+takes. Measured are each BatchNorm with the sum and the activation behind it (`compress/training/kernels/norm.py`) and
+each depthwise convolution (`compress/training/kernels/depthwise.py`), forward and backward apart; layers of one shape
+are measured once. A round's time is the median of some calls; ratios are torch's time over the kernels', median and
+range over rounds. The whole pass is a cross-entropy's, without the optimizer.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-import place
+import result_file
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -35,7 +34,8 @@ NETWORKS = ("mobilenet_v2", "resnet8x4", "shufflenet_v2")
 BATCH, SIDE, CLASSES, CALLS = 64, 32, 100, 3
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 
-Call = Callable[[], tuple[float, float]]  # seconds forward, and backward
+# Seconds forward and backward.
+Call = Callable[[], tuple[float, float]]
 
 
 @click.command()
@@ -43,7 +43,7 @@ Call = Callable[[], tuple[float, float]]  # seconds forward, and backward
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(2))
 @click.option(
     "--out",
-    default=Path(__file__).parent / "results" / "kernels.json",
+    default=result_file.RESULTS / "kernels.json",
     show_default=True,
     type=click.Path(path_type=Path),
 )
@@ -51,12 +51,12 @@ def main(chosen: tuple[str, ...], rounds: int, out: Path) -> None:
     """Measure, print and write."""
     made = library.load_kernels()
     if made is None:
-        raise SystemExit(f"the kernels cannot be had here: {library.unavailable_reason()}")
+        raise SystemExit(f"the kernels are not available here: {library.unavailable_reason()}")
     keep_freed_memory()  # as a training does
     precision = resolve_precision("auto", "cpu")
     networks = {name: _network(name, precision, rounds) for name in chosen or NETWORKS}
     for name, rows in networks.items():
-        print(f"\n{name}, {precision}, {BATCH} pictures{'forward, ms':>44}{'backward, ms':>26}   torch / kernels, both")
+        print(f"\n{name}, {precision}, {BATCH} images{'forward, ms':>44}{'backward, ms':>26}   torch / kernels, both")
         for row in rows:
             print(
                 f"  {row['layer']:<42}x{row['layers']:<4}"
@@ -64,21 +64,21 @@ def main(chosen: tuple[str, ...], rounds: int, out: Path) -> None:
                 + f"{row['ratio']['median']:>8.2f}x [{row['ratio']['low']:.2f}, {row['ratio']['high']:.2f}]"
             )
     content = {
-        "command": "python " + " ".join(["benchmarks/kernels.py", *sys.argv[1:]]),
+        "command": result_file.command("kernels.py"),
         "unit": "ms, [forward, backward], median of rounds",
         "batch": BATCH,
         "side": SIDE,
         "precision": precision,
         "rounds": rounds,
         "networks": networks,
-        "environment": {**place.environment("cpu"), "compiler": made.compiler},
+        "environment": {**result_file.environment("cpu"), "compiler": made.compiler},
     }
-    out.write_text(json.dumps(content, indent=1) + "\n")
+    result_file.write(out, content)
     print(f"written: {out}")
 
 
 def _network(name: str, precision: str, rounds: int) -> list[dict[str, Any]]:
-    """A row for each shape of layer, the slowest under torch first, and one for the whole network."""
+    """Return a row for the whole network and one for each shape of layer, the slowest under torch first."""
     pair = []
     for own in (False, True):
         torch.manual_seed(0)
@@ -104,10 +104,12 @@ def _network(name: str, precision: str, rounds: int) -> list[dict[str, Any]]:
 
 
 def _layers(model: nn.Module, precision: str) -> dict[str, tuple[list[tuple[str, ...]], torch.Size]]:
-    """What to measure by its description: the paths of the layers that are alike, each with those of the sum and the activation behind it, and their input."""
-    chains: dict[
-        int, tuple[tuple[str, ...], torch.Size, Tensor]
-    ] = {}  # by what comes out of each, which is kept so that no other takes its id
+    """Return what to measure, by its description: paths of layers that are alike, and the shape of their input.
+
+    A path comes with those of the sum and the activation behind the layer.
+    """
+    # By the id of each chain's output, which is kept so that no other tensor takes its id.
+    chains: dict[int, tuple[tuple[str, ...], torch.Size, Tensor]] = {}
     found: dict[str, tuple[list[tuple[str, ...]], torch.Size]] = {}
 
     def after(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -135,7 +137,8 @@ def _layers(model: nn.Module, precision: str) -> dict[str, tuple[list[tuple[str,
         if isinstance(layer, nn.BatchNorm2d | nn.Conv2d | ResidualAdd | nn.ReLU | nn.ReLU6)
     }
     in_place = [layer for layer in layers.values() if getattr(layer, "inplace", False)]
-    for layer in in_place:  # for this once: what goes in and what comes out must be told apart
+    # Only here: inputs and outputs must be distinct tensors.
+    for layer in in_place:
         layer.inplace = False
     hooks = [layer.register_forward_hook(after(path)) for path, layer in layers.items()]
     with torch.no_grad(), autocast("cpu", precision):
@@ -150,7 +153,7 @@ def _layers(model: nn.Module, precision: str) -> dict[str, tuple[list[tuple[str,
 
 
 def _layer(model: nn.Module, paths: tuple[str, ...], shape: torch.Size, precision: str) -> Call:
-    """The layer, and the sum and the activation behind it, on noise, with gradients of all that goes in and of the parameters."""
+    """Return a call of the layer, with the sum and the activation behind it, and all gradients."""
     layers = [model.get_submodule(path) for path in paths]
     x, kept = (
         torch.randn(shape, dtype=DTYPES[precision]).to(memory_format=torch.channels_last).requires_grad_()
@@ -170,7 +173,7 @@ def _layer(model: nn.Module, paths: tuple[str, ...], shape: torch.Size, precisio
 
 
 def _whole(model: nn.Module, precision: str) -> Call:
-    """The network and a cross-entropy, with gradients of the parameters."""
+    """Return a call of the network and a cross-entropy, with the gradients of the parameters."""
     x, labels = torch.randn(BATCH, 3, SIDE, SIDE).to(memory_format=torch.channels_last), torch.arange(BATCH) % CLASSES
     parameters = list(model.parameters())
 
@@ -190,17 +193,19 @@ def _timed(forward: Callable[[], Tensor], backward: Callable[[Tensor], object], 
 
 
 def _compared(plain: Call, fast: Call, rounds: int) -> dict[str, Any]:
-    """Milliseconds forward and backward by both, and the ratio of their sums; the first round, which chooses kernels, is not counted."""
+    """Return milliseconds forward and backward of both, and the ratio of their sums.
+
+    The first round, which chooses kernels, does not count.
+    """
     sides: tuple[list[tuple[float, float]], list[tuple[float, float]]] = ([], [])
     for number in range(rounds + 1):
         for call, found in zip((plain, fast), sides, strict=True):
             forward, backward = zip(*(call() for _ in range(CALLS)), strict=True)
             if number:
                 found.append((1e3 * statistics.median(forward), 1e3 * statistics.median(backward)))
-    ratios = [sum(slow) / sum(quick) for slow, quick in zip(*sides, strict=True)]
+    slow, quick = ([sum(one) for one in found] for found in sides)
     medians = [[statistics.median(way) for way in zip(*found, strict=True)] for found in sides]
-    ratio = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "n": len(ratios)}
-    return {"torch": medians[0], "kernels": medians[1], "ratio": ratio}
+    return {"torch": medians[0], "kernels": medians[1], "ratio": result_file.ratio(slow, quick)}
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""Memory of a whole `compress run`: the largest process, all processes together, and the stage in which the peak was.
+"""Memory of a whole `compress run`: the largest process, all processes together, and the stage with the peak.
 
     python benchmarks/memory.py recipes/mobilenet.yaml
 
-Runs the recipe from nothing, in processes of its own. `VmHWM`, the kernel's high-water mark of resident memory, says the peak of each process
-exactly; all processes together are summed every 50 ms. Linux only.
+Linux only. Runs the recipe from nothing in processes of its own. `VmHWM`, the kernel's high-water mark of resident
+memory, gives the exact peak of each process; all processes together are summed every 50 ms.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -18,12 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import result_file
 import torch
 
 from export.runtime import host
 
-LIMIT = 1_500_000_000  # bytes: what the flagship may take
-STEP = 0.05  # seconds between two sums
+# Bytes that the flagship may take.
+LIMIT = 1_500_000_000
+SECONDS_BETWEEN_SUMS = 0.05
 
 
 @click.command()
@@ -32,11 +33,11 @@ STEP = 0.05  # seconds between two sums
 @click.option(
     "--artifacts", type=click.Path(path_type=Path), help="an empty folder that keeps the run; default: a temporary one"
 )
-@click.option("--out", default=Path(__file__).parent / "results" / "memory.json", type=click.Path(path_type=Path))
+@click.option("--out", default=result_file.RESULTS / "memory.json", type=click.Path(path_type=Path))
 def main(path: Path, overrides: tuple[str, ...], artifacts: Path | None, out: Path) -> None:
-    """Run, print and write. Ends with 1 where the peak is over the limit."""
+    """Run, print and write. Exit with 1 if the peak is over the limit."""
     if artifacts is not None and artifacts.is_dir() and any(artifacts.iterdir()):
-        raise SystemExit(f"{artifacts} is not empty: what is reused takes no memory")
+        raise SystemExit(f"{artifacts} is not empty: a reused stage takes no memory")
     changes = [part for one in overrides for part in ("--set", one)]
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
@@ -56,7 +57,8 @@ def main(path: Path, overrides: tuple[str, ...], artifacts: Path | None, out: Pa
     for stage, value in stages.items():
         print(f"{stage:<32}{value / 1e6:8.0f} MB")
     print(
-        f"largest process {peak / 1e6:.0f} MB, {peak / LIMIT:.2f}x the limit of {LIMIT / 1e6:.0f} MB; all processes together {together / 1e6:.0f} MB"
+        f"largest process {peak / 1e6:.0f} MB, {peak / LIMIT:.2f}x the limit of {LIMIT / 1e6:.0f} MB; "
+        f"all processes together {together / 1e6:.0f} MB"
     )
     content = {
         "command": f"python benchmarks/memory.py {path}" + "".join(f" --set {one}" for one in overrides),
@@ -67,13 +69,13 @@ def main(path: Path, overrides: tuple[str, ...], artifacts: Path | None, out: Pa
         "stages": stages,
         "environment": {**host(), "torch": torch.__version__},
     }
-    out.write_text(json.dumps(content, indent=1) + "\n")
+    result_file.write(out, content)
     print(f"written: {out}")
     raise SystemExit(peak > LIMIT)
 
 
 def _follow(process: subprocess.Popen[str], said: list[str]) -> None:
-    """Remember the stage that the run said last."""
+    """Append each stage that the run reports as running."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.rstrip().endswith(" running"):
@@ -81,7 +83,7 @@ def _follow(process: subprocess.Popen[str], said: list[str]) -> None:
 
 
 def _watch(process: subprocess.Popen[str], said: list[str]) -> tuple[dict[str, int], dict[int, int]]:
-    """(largest sum of resident memory by stage, VmHWM by process), until the run ends."""
+    """Return the largest sum of resident memory by stage, and VmHWM by process, when the run has ended."""
     stages: dict[str, int] = {}
     largest: dict[int, int] = {}
     while process.poll() is None:
@@ -91,7 +93,7 @@ def _watch(process: subprocess.Popen[str], said: list[str]) -> tuple[dict[str, i
             total += now
             largest[pid] = max(largest.get(pid, 0), most)
         stages[said[-1]] = max(stages.get(said[-1], 0), total)
-        time.sleep(STEP)
+        time.sleep(SECONDS_BETWEEN_SUMS)
     return stages, largest
 
 
@@ -110,12 +112,13 @@ def _descendants(pid: int) -> Iterator[int]:
 
 
 def _resident(pid: int) -> tuple[int, int]:
-    """Bytes of resident memory: now, and at most so far; zeros of a process that has ended."""
+    """Return the bytes of resident memory now and at their peak; zeros for a process that has ended."""
     try:
         lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     except OSError:
         return 0, 0
-    return tuple(int(lines.get(name, "0 kB").split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
+    now, peak = (int(lines.get(name, "0 kB").split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    return now, peak
 
 
 if __name__ == "__main__":

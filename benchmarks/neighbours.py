@@ -1,18 +1,17 @@
-"""Training beside other busy processes: which setting of OpenMP's threads holds its speed.
+"""Training speed beside other busy processes, for several settings of OpenMP's threads.
 
     python benchmarks/neighbours.py
 
-Steps of DHKD into MobileNetV2 (batch 64, the teacher's logits known) in a process of its own, alone and beside one and two processes that compute
-without a pause, in turns over all settings: three to six minutes. PyTorch's Linux wheels bring GNU's libgomp, so KMP_ variables say nothing here.
-Between two loops idle threads spin before they sleep: GOMP_SPINCOUNT says how often; by itself libgomp spins for milliseconds, which a machine shared
-with others cannot spare. `compress` sets what `compress/cli/main.py` says unless the environment has an opinion.
+Runs on a Linux CPU for three to six minutes. Measured are steps of DHKD into MobileNetV2 (batch 64, the teacher's
+logits cached) in a process of its own, alone and beside one and two processes that compute without a pause, in turns
+over all settings. PyTorch's Linux wheels bring GNU's libgomp, so KMP_ variables have no effect. Between two loops idle
+threads spin before they sleep, and GOMP_SPINCOUNT sets how often. By default libgomp spins for milliseconds, which a
+shared machine cannot spare. `compress/cli/main.py` sets it unless the environment already does.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import time
 from pathlib import Path
 
 import click
+import result_file
 import roofline
 import torch
 
@@ -45,8 +45,8 @@ NEIGHBOURS, BATCH = (0, 1, 2), 64
 @click.option(
     "--setting", "chosen", multiple=True, type=click.Choice(list(SETTINGS)), help="more than once; default: all"
 )
-@click.option("--out", default=Path(__file__).parent / "results" / "neighbours.json", type=click.Path(path_type=Path))
-@click.option("--worker", is_flag=True, hidden=True, help="train and print pictures per second")
+@click.option("--out", default=result_file.RESULTS / "neighbours.json", type=click.Path(path_type=Path))
+@click.option("--worker", is_flag=True, hidden=True, help="train and print images per second")
 def main(student: str, rounds: int, seconds: float, chosen: tuple[str, ...], out: Path, worker: bool) -> None:
     """Measure, print and write."""
     if worker:
@@ -64,7 +64,7 @@ def main(student: str, rounds: int, seconds: float, chosen: tuple[str, ...], out
                 for process in busy:
                     process.kill()
                     process.wait()
-    print(f"{'pictures/s beside ... busy processes':<40}" + "".join(f"{count:>22}" for count in NEIGHBOURS))
+    print(f"{'images/s beside ... busy processes':<40}" + "".join(f"{count:>22}" for count in NEIGHBOURS))
     for name, found in speeds.items():
         print(
             f"{name:<40}"
@@ -77,14 +77,14 @@ def main(student: str, rounds: int, seconds: float, chosen: tuple[str, ...], out
         for name, found in speeds.items()
     }
     content = {
-        "command": shlex.join(["python", "benchmarks/neighbours.py", *sys.argv[1:]]),
+        "command": result_file.command("neighbours.py"),
         "unit": "pictures/s",
         "student": student,
         "batch": BATCH,
         "rows": rows,
         "environment": {**host(), "torch": torch.__version__, "threads": torch.get_num_threads()},
     }
-    out.write_text(json.dumps(content, indent=1) + "\n")
+    result_file.write(out, content)
     print(f"written: {out}")
 
 
@@ -106,7 +106,7 @@ def _started(student: str, seconds: float, variables: dict[str, str]) -> float:
 
 
 def _speed(student: str, seconds: float) -> float:
-    """Pictures per second, after a step that is not timed (on a busy machine a step can take seconds)."""
+    """Return images per second, after an untimed step (on a busy machine a step can take seconds)."""
     keep_freed_memory()
     step, batch = roofline.step_of(student, "cpu"), roofline.batch_of(BATCH, "cpu")
     step(batch)

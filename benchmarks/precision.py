@@ -1,21 +1,21 @@
-"""Whether `train.precision: auto` chooses well: training steps of each network in float32 and in bf16 on this machine, in turns.
+"""Training steps in float32 and in bf16: whether `train.precision: auto` chooses the faster one on this machine.
 
     python benchmarks/precision.py
 
-The rule reads CPU flags, never a clock (`compress/training/precision.py`); this script reads the clock and says where the rule's choice is not the faster one.
-Plain cross-entropy steps on noise at 32x32, batch 64, forward, backward and SGD, with what a training on a CPU runs (`compress/kernels`).
+Runs on CPU or CUDA, both precisions in turns. The rule reads CPU flags, never a clock
+(`compress/training/precision.py`); this script reads the clock and names the networks for which the rule's choice is
+the slower one. Measured are plain cross-entropy steps on noise at 32x32, batch 64: forward, backward and SGD, with the
+kernels that a training on a CPU uses (`compress/training/kernels`).
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import click
-import place
+import result_file
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -42,24 +42,24 @@ def main(device: str, rounds: int, steps: int, chosen: tuple[str, ...], out: Pat
         ratio = row["bf16_over_float32"]
         note = "" if row["right"] else "   the slower one"
         print(
-            f"{row['network']:<16}{row['float32']:>10.0f}{row['bf16']:>10.0f}   {ratio['median']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}]"
-            f"   {row['auto']}{note}"
+            f"{row['network']:<16}{row['float32']:>10.0f}{row['bf16']:>10.0f}   "
+            f"{ratio['median']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}]   {row['auto']}{note}"
         )
     content = {
-        "command": "python " + " ".join(["benchmarks/precision.py", *sys.argv[1:]]),
+        "command": result_file.command("precision.py"),
         "unit": "pictures/s, median over rounds",
         "batch": BATCH,
         "rows": rows,
-        "environment": place.environment(device),
+        "environment": result_file.environment(device),
     }
-    path = out or place.path("precision", device)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path = out or result_file.path("precision", device)
+    result_file.write(path, content)
     print(f"written: {path}")
 
 
 def _row(name: str, device: str, rounds: int, steps: int) -> dict:
     torch.manual_seed(0)
-    model = models.build(name, classes=CLASSES).to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model = models.build(name, classes=CLASSES).to(device).to(memory_format=torch.channels_last).train()
     if device == "cpu":
         use_fast_kernels(model, SIDE, "auto", print)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
@@ -71,8 +71,7 @@ def _row(name: str, device: str, rounds: int, steps: int) -> dict:
             seconds = _timed(model, optimizer, pixels, labels, device, precision, steps)
             if number:  # the first round chooses kernels
                 values.append(steps * BATCH / seconds)
-    ratios = [bf16 / float32 for float32, bf16 in zip(speeds["float32"], speeds["bf16"], strict=True)]
-    ratio = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "n": len(ratios)}
+    ratio = result_file.ratio(speeds["bf16"], speeds["float32"])
     auto = resolve_precision("auto", device)
     right = (ratio["median"] > 1) == (auto == "bf16") or ratio["low"] <= 1 <= ratio["high"]
     return {

@@ -1,21 +1,21 @@
-"""What training in bf16 does to accuracy against float32, and whether a teacher is worth the same in both: the flagship recipe, several seeds.
+"""Accuracy after training in bf16 and in float32, and what a teacher gains in both: the flagship, several seeds.
 
     OMP_NUM_THREADS=1 python benchmarks/precision_accuracy.py --seeds 10 --alone 5
 
-The student under DHKD and alone, each in bf16 and in float32, from the same seeds: 30 trainings. Every run is an ordinary `compress run`, cached in
---artifacts, where an interrupted benchmark goes on. Accuracy is that of the int8 file on the test pictures, which `validate` reads once. The number of threads
-changes the order of sums, so the last bits of a training: it is in the result.
+Runs on CPU or CUDA. The student trains under DHKD and alone, each in bf16 and in float32, from the same seeds: 30
+trainings. Every run is an ordinary `compress run`, cached in --artifacts, where an interrupted benchmark resumes.
+Accuracy is that of the int8 file on the test images, which `validate` reads once. The number of threads changes the
+order of sums and so the last bits of a training; the result records it.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
+import result_file
 from compare_methods import HERE, bare, by_seed, run, table_row
 
 RECIPE = HERE.parent / "recipes" / "mobilenet.yaml"
@@ -27,7 +27,7 @@ METHODS, PRECISIONS = ("dhkd", "none"), ("bf16", "float32")
 @click.option("--alone", type=click.IntRange(1, 10), help="seeds of the student alone  [default: as many]")
 @click.option("--artifacts", default=Path("artifacts"), show_default=True, type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=HERE / "results" / "precision-accuracy.json", help="the result"
+    "--out", type=click.Path(path_type=Path), default=result_file.RESULTS / "precision-accuracy.json", help="the result"
 )
 def main(seeds: int, alone: int | None, artifacts: Path, out: Path) -> None:
     """Train, compare, print a table and write the numbers after every seed."""
@@ -43,7 +43,7 @@ def main(seeds: int, alone: int | None, artifacts: Path, out: Path) -> None:
                 common = row.pop("_common", common)
                 runs[method][precision].append(row)
         content = {
-            "command": threads + "python " + " ".join(["benchmarks/precision_accuracy.py", *sys.argv[1:]]),
+            "command": threads + result_file.command("precision_accuracy.py"),
             **common,
             "bf16_against_float32": {
                 method: table_row(runs[method]["bf16"], by_seed(runs[method]["float32"])) for method in METHODS
@@ -57,13 +57,13 @@ def main(seeds: int, alone: int | None, artifacts: Path, out: Path) -> None:
                 for method, some in runs.items()
             },
         }
-        out.write_text(json.dumps(content, indent=1) + "\n")
+        result_file.write(out, content)
     print("\n".join(lines(content)))
     print(f"written: {out}")
 
 
 def lines(content: dict[str, Any]) -> list[str]:
-    """The table in Markdown: means and deviations in per cent, gains in points with 95 % intervals over seeds."""
+    """Return the table in Markdown: means in per cent, gains in points with 95 % intervals over seeds."""
     out = ["| student | seeds | bf16, % | float32, % | bf16 over float32, points |", "|---|---|---|---|---|"]
     for method, name in (("dhkd", "by DHKD"), ("none", "alone")):
         both = [
@@ -71,7 +71,8 @@ def lines(content: dict[str, Any]) -> list[str]:
             for precision in PRECISIONS
         ]
         out.append(
-            f"| {name} | {both[0]['n']} | {_top1(both[0])} | {_top1(both[1])} | {_gain(content['bf16_against_float32'][method])} |"
+            f"| {name} | {both[0]['n']} | {_top1(both[0])} | {_top1(both[1])} | "
+            f"{_gain(content['bf16_against_float32'][method])} |"
         )
     rows = [content["dhkd_against_plain"][precision] for precision in PRECISIONS]
     count = len(rows[0]["gain_points"]["each"])

@@ -1,14 +1,15 @@
-"""Quantisation-aware distillation against static int8 of the same student, and against static int8 of one that trained as long in float.
+"""Quantisation-aware distillation compared with static int8 of the same student and of a longer trained one.
 
     python benchmarks/qat.py recipes/mobilenet.yaml --seeds 3
 
-Three ways to int8, from the gentlest: per-channel weights of 8 bits, per-channel weights of 7 bits (x86-avx2), one scale a tensor. Every run
-is an ordinary `compress run` with another `--set`, cached in --artifacts, so an interrupted benchmark goes on where it stopped. The same
-student, seed by seed, is measured in float, static and tuned on the test pictures. Prints a table and writes it to benchmarks/results/.
+Runs on CPU or CUDA. There are three forms of int8, the gentlest first: per-channel weights of 8 bits, per-channel
+weights of 7 bits (x86-avx2), one scale a tensor. Every run is an ordinary `compress run` with another `--set`, cached
+in --artifacts, so an interrupted benchmark resumes. The same student is measured in float, static and tuned on the test
+images, seed by seed. The table is printed and written to benchmarks/results/.
 
-`--spread 32` takes the channels in front of each ReLU apart by factors between 1/32 and 1, and puts them together behind it: the float answers
-stay, int8 has fewer levels for most channels. A hard case on purpose; networks that trained for long have such channels by themselves (largest to
-median channel 6 to 17 in EfficientNet-Lite0).
+`--spread 32` scales the channels in front of each ReLU by factors between 1/32 and 1, and back behind it. The float
+answers stay, but int8 has fewer levels for most channels. This is a hard case on purpose; networks that trained for
+long have such channels by themselves (largest to median channel 6 to 17 in EfficientNet-Lite0).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import click
 import numpy as np
 import onnx
+import result_file
 from onnx import numpy_helper
 from seeds import mean
 
@@ -58,14 +60,12 @@ PAIRS = ("static_loses", "tuned_loses", "tuned_gains_over_static", "tuned_gains_
     default=1.0,
     show_default=True,
     type=click.FloatRange(1),
-    help="take channels apart by up to this factor",
+    help="scale channels apart by up to this factor",
 )
 @click.option("--longer/--no-longer", default=True, help="also train in float for as long, and quantise that")
 @click.option("--case", "cases", multiple=True, type=click.Choice(list(CASES)), help="only these")
 @click.option("--artifacts", default=Path("artifacts"), show_default=True, type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results" / "qat.json", help="the result"
-)
+@click.option("--out", type=click.Path(path_type=Path), default=result_file.RESULTS / "qat.json", help="the result")
 @click.option("--set", "overrides", multiple=True, help="further overrides, given to every run")
 def main(
     path: Path,
@@ -103,7 +103,8 @@ def main(
     for line in _lines(table, seeds):
         print(line)
     content = {
-        "command": f"python benchmarks/qat.py {path} --seeds {seeds} --epochs {epochs} --further {further} --spread {spread:g}"
+        "command": f"python benchmarks/qat.py {path} --seeds {seeds} --epochs {epochs} --further {further}"
+        + f" --spread {spread:g}"
         + "".join(f' --case "{one}"' for one in cases)
         + ("" if longer else " --no-longer")
         + "".join(f" --set {one}" for one in overrides),
@@ -119,12 +120,12 @@ def main(
             key: value for key, value in runs[next(iter(runs))][0]["environment"].items() if key != "compress"
         },
     }
-    out.write_text(json.dumps(content, indent=1) + "\n")
+    result_file.write(out, content)
     print(f"written: {out}")
 
 
 def _run(path: Path, artifacts: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """One `compress run`: its report, and which test pictures each file gets right."""
+    """Make one `compress run`; return its report and which test images each file gets right."""
     outcome = pipeline.run(
         loader.load(path, overrides), artifacts=artifacts, device="auto", until=None, force=(), console=Console()
     )
@@ -138,7 +139,7 @@ def _run(path: Path, artifacts: Path, overrides: tuple[str, ...]) -> dict[str, A
 
 
 def _seed(tuned: dict[str, Any], longer: dict[str, Any] | None) -> dict[str, Any]:
-    """One student in its forms: top-1 on the test pictures, and the paired differences in points [95 %]."""
+    """Return one student's forms: top-1 on the test images, and the paired differences in points [95 %]."""
     right, report = tuned["right"], tuned["report"]
     floats, static, qat = (right[f"student.{name}.onnx"] for name in ("fp32", "static.int8", "int8"))
     more: dict[str, Any] = {}
@@ -173,7 +174,7 @@ def _pair(better: np.ndarray, worse: np.ndarray) -> dict[str, Any]:
 
 
 def _row(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over seeds, per cent and points, with Student's interval."""
+    """Return means over seeds, per cent and points, with Student's interval."""
     names = [key for key in ("float", "static", "tuned", "longer_float", "longer_static") if key in runs[0]]
     pairs = [key for key in PAIRS if key in runs[0]]
     return {
@@ -196,7 +197,7 @@ def _lines(table: dict[str, dict[str, Any]], seeds: int) -> list[str]:
 
 
 def _spread(factor: float) -> None:
-    """From here on the graph that int8 is made from has its channels taken apart."""
+    """Replace the convert stage by one that also scales the channels of int8's source apart."""
     plain = deployment.CONVERT
 
     def run(config: Any, **told: Any) -> Exported:
@@ -211,7 +212,7 @@ def _spread(factor: float) -> None:
 
 
 def take_apart(source: Path, target: Path, factor: float) -> None:
-    """Scale each channel between a Conv, a Relu and a Conv by 1/factor to 1, and back: the same function, up to rounding."""
+    """Scale each channel between a Conv, a Relu and a Conv by 1/factor to 1, and back; the function stays the same."""
     model, random = onnx.load(str(source)), np.random.default_rng(0)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     behind = surgery.producers(model.graph)

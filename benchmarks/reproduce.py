@@ -1,15 +1,20 @@
-"""The papers' protocol for one pair and one method on CIFAR-100, through the product, and a verdict against the published number.
+"""The papers' protocol for one pair and one method on CIFAR-100, and a verdict against the published number.
 
     python benchmarks/reproduce.py resnet56-resnet20 dhkd --data cifar100.npz --teacher resnet56.safetensors
-    python benchmarks/reproduce.py resnet56-resnet20 dhkd --data cifar100.npz --together 3                    three seeds at once, on a card
-    python benchmarks/reproduce.py resnet56-resnet20 dhkd --data cifar100.npz --epochs 1 --subset 5000        a trial, never judged
-    python benchmarks/reproduce.py resnet32x4-resnet8x4 teacher --data cifar100.npz                           the teacher alone
-    python benchmarks/reproduce.py vgg13-mobilenet_v2 kd --taught-by resnet56 --teacher resnet56.safetensors  another teacher
+    # three seeds at once on a GPU
+    python benchmarks/reproduce.py resnet56-resnet20 dhkd --data cifar100.npz --together 3
+    # a trial, which is never judged
+    python benchmarks/reproduce.py resnet56-resnet20 dhkd --data cifar100.npz --epochs 1 --subset 5000
+    # the teacher alone
+    python benchmarks/reproduce.py resnet32x4-resnet8x4 teacher --data cifar100.npz
+    # another teacher
+    python benchmarks/reproduce.py vgg13-mobilenet_v2 kd --taught-by resnet56 --teacher resnet56.safetensors
 
-Published numbers come from training on all 50,000 pictures and are the best of 240 epochs by the 10,000 test pictures. To be held against
-them a run must do the same, so here, and nowhere else, the test pictures stand in the place of the validation pictures: they are watched
-after every epoch, nothing is trained or calibrated on them, the last epoch still ships. Settings are those of recipes/cifar100. Every run
-is cached in --artifacts, an interrupted one goes on in its epoch. 3 x 240 epochs are work for a GPU; on a CPU the time is told first.
+Needs a GPU for 3 x 240 epochs; on a CPU the time is estimated and printed first. Published numbers come from training
+on all 50,000 images and are the best of 240 epochs by the 10,000 test images. To be compared with them, a run must do
+the same. So here, and nowhere else, the test images take the place of the validation images: they are watched after
+every epoch, nothing is trained or calibrated on them, and the last epoch still ships. Settings are those of
+recipes/cifar100. Every run is cached in --artifacts; an interrupted one resumes in its epoch.
 """
 
 from __future__ import annotations
@@ -17,7 +22,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shlex
 import signal
 import statistics
 import subprocess
@@ -31,7 +35,7 @@ from typing import Any
 import click
 import collapse
 import numpy as np
-import place
+import result_file
 import teacher_answers
 from compare_methods import METHODS, overrides, published
 from seeds import interval, mean, needed
@@ -52,13 +56,15 @@ from compress.recipe.defaults import resolve
 HERE = Path(__file__).parent
 MOBILE = ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")
 EXIT_CODES = {"passed": 0, "outside": 5, "undecided": 6, "not judged": 0}
-SAMPLE = 12  # training pictures a class in the estimate of time
+# Training images a class in the estimate of time.
+SAMPLE = 12
 
 
 def band(pair: str, method: str) -> float:
-    """Half-width in points that a mean of best epochs may be away from the published one; by the pair, 0.6 for the student alone.
+    """Return how many points a mean of best epochs may be away from the published one.
 
-    Where papers reran each other they differ by about this: 0.5 for ResNets and VGGs, 1.0 for wide ResNets, 0.8 for mobile students.
+    Papers that reran each other differ by about this: 0.5 for ResNets and VGGs, 1.0 for wide ResNets, 0.8 for mobile
+    students; 0.6 for the student alone.
     """
     if method == "none":
         return 0.6
@@ -68,10 +74,15 @@ def band(pair: str, method: str) -> float:
 
 
 def judge(best: Sequence[float], published_top1: float, half_width: float) -> dict[str, Any]:
-    """The mean of several seeds' best epochs (per cent) against a published number.
+    """Compare the mean of several seeds' best epochs with a published number.
 
-    passed: the 95 % interval of the mean lies within the band; outside: it lies beside it; undecided: it touches an edge, or there is one
-    seed. `mean_within_band` is the mean alone, as the papers compare.
+    passed: the 95 % interval of the mean lies within the band; outside: it lies beside it; undecided: it touches an
+    edge, or there is one seed. `mean_within_band` is about the mean alone, as the papers compare.
+
+    Args:
+        best: top-1 of the best epoch of each seed, in per cent.
+        published_top1: in per cent.
+        half_width: of the band, in points.
     """
     ends, middle = interval(best), statistics.mean(best)
     low, high = published_top1 - half_width, published_top1 + half_width
@@ -83,13 +94,13 @@ def judge(best: Sequence[float], published_top1: float, half_width: float) -> di
         verdict, why = "outside", f"the whole interval lies {'below' if ends[1] < low else 'above'} the band"
     else:
         more = needed(best, low, high)
-        verdict, why = (
-            "undecided",
-            f"the interval touches the band's edge; {f'about {more}' if more else 'more than ten'} seeds would settle it",
-        )
+        count = f"about {more}" if more else "more than ten"
+        verdict, why = "undecided", f"the interval touches the band's edge; {count} seeds would settle it"
     interval_text = "" if ends is None else f" [{ends[0]:.2f}, {ends[1]:.2f}]"
     count = f"{len(best)} seed{'' if len(best) == 1 else 's'}"
-    sentence = f"{verdict}: {middle:.2f}{interval_text} % over {count}; published {published_top1:.2f}, band {low:.2f} to {high:.2f}: {why}"
+    measured = f"{middle:.2f}{interval_text} % over {count}"
+    known = f"published {published_top1:.2f}, band {low:.2f} to {high:.2f}"
+    sentence = f"{verdict}: {measured}; {known}: {why}"
     return {
         "verdict": verdict,
         "mean_within_band": low <= middle <= high,
@@ -100,9 +111,10 @@ def judge(best: Sequence[float], published_top1: float, half_width: float) -> di
 
 
 def watched(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The product's five arrays, with the test pictures where `data.validation` = their number will carve them out of the training part.
+    """Return the product's five arrays with the test images inside the training part.
 
-    Raises: UsageError where the classes are not in the same proportion in both parts.
+    `data.validation` = their number carves them out again. Raises UsageError if the classes are not in the same
+    proportion in both parts.
     """
     labels = np.concatenate([arrays["train_labels"], arrays["test_labels"]])
     images = np.empty((len(labels), *arrays["train_images"].shape[1:]), np.uint8)
@@ -111,7 +123,8 @@ def watched(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             here, there = places[labels[places] == label], arrays[f"{part}_labels"] == label
             if len(here) != int(there.sum()):
                 raise UsageError(
-                    f"class {label} has another share of the test pictures than of the training pictures; this is not CIFAR-100"
+                    f"class {label} has another share of the test images than of the training images; "
+                    "this is not CIFAR-100"
                 )
             images[here] = arrays[f"{part}_images"][there]
     return {**arrays, "train_images": images, "train_labels": labels}
@@ -131,7 +144,7 @@ def watched(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     default=1,
     show_default=True,
     type=click.IntRange(1, 10),
-    help="so many seeds at once, a process each: a large card has room",
+    help="so many seeds at once, a process each: a large GPU has room",
 )
 @click.option(
     "--data",
@@ -147,7 +160,7 @@ def watched(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 @click.option(
     "--epochs", type=click.IntRange(1), help="a trial: fewer epochs of the student (and of a teacher trained here)"
 )
-@click.option("--subset", type=click.IntRange(200, 49_999), help="a trial: so many training pictures")
+@click.option("--subset", type=click.IntRange(200, 49_999), help="a trial: so many training images")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--artifacts", default=Path("artifacts"), show_default=True, type=click.Path(path_type=Path))
 @click.option(
@@ -172,14 +185,17 @@ def main(
     artifacts: Path,
     out: Path | None,
 ) -> None:
-    """Train METHOD on PAIR as the papers do and judge the mean of the best epochs; the method "teacher": its teacher."""
+    """Train METHOD on PAIR as the papers do and judge the mean of the best epochs.
+
+    The method "teacher" trains the pair's teacher.
+    """
     trial = epochs is not None or subset is not None
     shown = pair if taught_by is None else f"{taught_by}-{pair.split('-')[1]}"
     name = f"reproduce-{shown}-{method}"
-    out = out or (artifacts / f"{name}-trial.json" if trial else HERE / "results" / f"{name}.json")
-    command = shlex.join(["python", "benchmarks/reproduce.py", *sys.argv[1:]])
+    out = out or (artifacts / f"{name}-trial.json" if trial else result_file.RESULTS / f"{name}.json")
+    command = result_file.command("reproduce.py")
     try:
-        arrays = pictures(data)
+        arrays = load_cifar100(data)
         changes = (
             *overrides("none" if method == "teacher" else method),
             *teacher_of(pair, teacher, taught_by, epochs),
@@ -200,15 +216,15 @@ def main(
             ),
         )
         print(
-            "as in the papers the test pictures are watched after every epoch: the warning that they are in both parts is right",
+            "as in the papers, the test images are watched after every epoch: the warning that they are in both parts "
+            "is right",
             flush=True,
         )
         run = _teacher_alone if method == "teacher" else _trained if no_export else _run
         runs: list[dict[str, Any]] = []
         if only is not None:
-            print(
-                f"seed {only}: best epoch {run(pair, (*changes, f'seed={only}'), only, artifacts, device)['best']:.2f} %"
-            )
+            row = run(pair, (*changes, f"seed={only}"), only, artifacts, device)
+            print(f"seed {only}: best epoch {row['best']:.2f} %")
             return
         if together > 1 and method != "teacher":
             teacher_answers.ask(
@@ -224,8 +240,7 @@ def main(
                 "trial": trial,
                 **_result(shown, method, runs, trial),
             }
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(content, indent=1) + "\n")
+            result_file.write(out, content)
     except CompressError as error:
         print(f"{error}\nwhat is done is kept; to go on: {command}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -233,8 +248,8 @@ def main(
     sys.exit(EXIT_CODES[content["verdict"]])
 
 
-def pictures(source: Path | None) -> dict[str, np.ndarray]:
-    """CIFAR-100 as the product's five arrays. Raises MissingError where nothing is."""
+def load_cifar100(source: Path | None) -> dict[str, np.ndarray]:
+    """Return CIFAR-100 as the product's five arrays. Raises MissingError if it is not there."""
     if source is not None and not source.exists():
         raise MissingError(f"{source} does not exist; --data wants an npz file or the folder of cifar-100-python")
     arrays, classes = (
@@ -246,21 +261,21 @@ def pictures(source: Path | None) -> dict[str, np.ndarray]:
 
 
 def _part(arrays: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """So many of the training pictures, classes alike; the test pictures stay."""
+    """Return so many of the training images, classes alike; the test images stay."""
     per_class = count // len(arrays["class_names"])
     index = stratified(arrays["train_labels"], per_class * len(arrays["class_names"]), 0)
     return {**arrays, **{key: arrays[key][index] for key in ("train_images", "train_labels")}}
 
 
 def recipe_of(pair: str) -> Path:
-    """Name the pair's recipe."""
+    """Return the path of the pair's recipe."""
     return HERE.parent / "recipes" / "cifar100" / f"{pair}.yaml"
 
 
 def teacher_of(pair: str, weights: Path | None, taught_by: str | None, epochs: int | None) -> tuple[str, ...]:
-    """Override the recipe's teacher. A checkpoint must reach the published accuracy of its kind, see `expect_top1`.
+    """Return the overrides for the recipe's teacher. A checkpoint must reach the published accuracy of its kind.
 
-    Raises: UsageError where nothing is published of a teacher whose checkpoint is given, MissingError without the file.
+    Raises UsageError if no accuracy of the checkpoint's network is published, MissingError without the file.
     """
     model = taught_by or pair.split("-")[0]
     if weights is None:
@@ -280,7 +295,7 @@ def teacher_of(pair: str, weights: Path | None, taught_by: str | None, epochs: i
 
 
 def stored(arrays: dict[str, np.ndarray], path: Path, validation: int) -> tuple[str, ...]:
-    """Write what the product reads; what `--set` makes it read that."""
+    """Write what the product reads; return the `--set` values that make it read that."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     np.savez(content, **arrays)  # type: ignore[arg-type]
@@ -297,7 +312,7 @@ def stored(arrays: dict[str, np.ndarray], path: Path, validation: int) -> tuple[
 
 
 def _time(pair: str, changes: tuple[str, ...], arrays: dict[str, np.ndarray], seeds: int) -> str:
-    """How long the protocol takes on this CPU, from the first steps of teacher and student."""
+    """Return how long the protocol takes on this CPU in words, from the first steps of teacher and student."""
     path = recipe_of(pair)
     settings = resolve(loader.load(path, changes).recipe)
     own = settings.teacher.candidates[0].train
@@ -327,14 +342,16 @@ def _time(pair: str, changes: tuple[str, ...], arrays: dict[str, np.ndarray], se
     passes = {"distill": seeds * (settings.train.epochs or 0), "teacher": (own.epochs or 0) if own else 0}
     seconds = sum(count * len(arrays["train_labels"]) / speed[stage] for stage, count in passes.items() if count)
     return (
-        f"on this CPU the protocol takes about {duration(seconds)} ({speed['distill']:.0f} images/s of the student, {passes['distill']} epochs"
+        f"on this CPU the protocol takes about {duration(seconds)} ({speed['distill']:.0f} images/s of the student, "
+        f"{passes['distill']} epochs"
         + (f"; {passes['teacher']} of the teacher" if passes["teacher"] else "")
-        + "): it is meant for a GPU. What is done is kept, so it may be stopped. A trial, which is never judged: --epochs 1 --subset 5000"
+        + "): it is meant for a GPU. What is done is kept, so it may be stopped. "
+        "A trial, which is never judged: --epochs 1 --subset 5000"
     )
 
 
 def _run(pair: str, changes: tuple[str, ...], seed: int, artifacts: Path, device: str) -> dict[str, Any]:
-    """One `compress run`: the best and the last epoch by the test pictures, per cent."""
+    """Make one `compress run`; return the best and the last epoch by the test images, in per cent."""
     loaded = loader.load(recipe_of(pair), (*changes, "distill.baseline=false", "require={}", "validate.repeats=16"))
     outcome = pipeline.run(loaded, artifacts=artifacts, device=device, until=None, force=(), console=Console())
     assert outcome.report is not None and outcome.run_folder is not None  # no --until
@@ -357,13 +374,13 @@ def _run(pair: str, changes: tuple[str, ...], seed: int, artifacts: Path, device
 
 
 def _trained(pair: str, changes: tuple[str, ...], seed: int, artifacts: Path, device: str) -> dict[str, Any]:
-    """Train one student and stop there: the same row without what exporting it would say."""
+    """Train one student and stop there; return the same row without the numbers of its files."""
     one = collapse.trained(recipe_of(pair), changes, pipeline.resolve_device(device), artifacts)
     epochs = [100 * value for value in one["columns"]["top1_validation"]]
     return {
         **_epochs(seed, epochs),
         **{key: one[key] for key in ("seconds", "precision", "threads", "images_per_second")},
-        "environment": place.environment(pipeline.resolve_device(device)),
+        "environment": result_file.environment(pipeline.resolve_device(device)),
     }
 
 
@@ -378,7 +395,7 @@ def _teacher_alone(pair: str, changes: tuple[str, ...], seed: int, artifacts: Pa
         with teacher.history.path.open(newline="") as stream:
             epochs = [100 * float(row["top1_validation"]) for row in csv.DictReader(stream)]
     numbers = {key: getattr(teacher, key) for key in ("seconds", "precision", "threads", "images_per_second", "params")}
-    return {**_epochs(seed, epochs), **numbers, "environment": place.environment(device)}
+    return {**_epochs(seed, epochs), **numbers, "environment": result_file.environment(device)}
 
 
 def _epochs(seed: int, epochs: list[float]) -> dict[str, Any]:
@@ -432,7 +449,7 @@ def at_once(numbers: Sequence[int], together: int, log: Path, title: str = "seed
 
 
 def _result(pair: str, method: str, runs: list[dict[str, Any]], trial: bool) -> dict[str, Any]:
-    """Means, the verdict, and the runs."""
+    """Return means, the verdict, and the runs."""
     best, known = [run["best"] for run in runs], published().get(pair, {}).get(method)
     if trial or known is None:
         why = "a trial" if trial else "there is no published number"

@@ -1,24 +1,24 @@
-"""How near a training step comes to the machine: its arithmetic against the fastest large kernel, and where the rest of the time goes.
+"""A training step compared with what the machine can do: its arithmetic, and where the rest of the time goes.
 
     python benchmarks/roofline.py
     python benchmarks/roofline.py --device cuda
 
-A step is a DHKD step as training runs it (views, student, two backward passes, alignment, optimizer), the teacher's logits known; the teacher's forward pass
-stands beside it, as a cold cache pays for it. The engine is the one that 240 epochs on 50,000 pictures get; where that is not the plain step, the plain one's
-time is shown beside it. Floating-point operations are counted by torch's FlopCounterMode: convolutions and matrix products, two for a multiply-accumulate.
-The peak is the fastest of several large products and dense 3x3 convolutions in the precision that the step uses, on the same device. The split is the
-profiler's: on a CPU each operator's own time, on CUDA the kernels'; what is in neither (Python, dispatch, launches, waiting) is the rest of the wall time.
-"Moved" is what the plain step's operators read and write, tensor by tensor, views left out: what memory would carry without any cache and without operators
-run together, beside the time that a large copy takes for as many bytes. "2 pictures" is the same step, not compiled, with next to no arithmetic: what it
-costs at least. Networks have random weights, pictures are noise.
+Runs on CPU or CUDA. A step is a DHKD step as training runs it (views, student, two backward passes, alignment,
+optimizer) with the teacher's logits cached; the teacher's forward pass stands beside it, as a cold cache pays for it.
+The engine is the one that 240 epochs on 50,000 images get; if that is not the plain step, the plain one's time is
+shown, too. Floating-point operations are counted by torch's FlopCounterMode: convolutions and matrix products, two for
+a multiply-accumulate. The peak is the fastest of several large products and dense 3x3 convolutions in the precision of
+the step, on the same device. The split is the profiler's: on a CPU each operator's own time, on CUDA the kernels'; the
+rest of the wall time is Python, dispatch, launches and waiting. "Moved" is what the plain step's operators read and
+write, tensor by tensor without views: what memory would carry without any cache or fusion, beside the time of a large
+copy of as many bytes. "2 images" is the same step, not compiled, with next to no arithmetic: the least that it costs.
+Networks have random weights, images are noise.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,9 +27,9 @@ from typing import Any
 
 import click
 import peaks
-import place
+import result_file
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -51,12 +51,13 @@ from compress.training.precision import autocast, resolve_precision
 from compress.training.step import Batch, Step, sgd, trainable
 
 PAIRS = (("resnet56", "mobilenet_v2"), ("resnet32x4", "resnet8x4"), ("resnet32x4", "shufflenet_v2"))
-CLASSES, SIDE, PICTURES = 100, 32, 4096
-STEPS = 240 * 782  # of the training whose engine is measured
-WARM_UP_STEPS = (
-    recorder.WARM_UP_STEPS + 2
-)  # steps before the timed ones: kernels are chosen, a graph is recorded and replayed
-PARTS = {  # what an operator's name contains -> what it is; the first that fits
+CLASSES, SIDE, IMAGES = 100, 32, 4096
+# Steps of the training whose engine is measured.
+STEPS = 240 * 782
+# Steps before the timed ones: kernels are chosen, a graph is recorded and replayed.
+WARM_UP_STEPS = recorder.WARM_UP_STEPS + 2
+# By what an operator is, what its name contains; the first that fits counts.
+PARTS = {
     "compiled, fused": ("triton", "compiledfx"),
     "convolutions and products": (
         "conv",
@@ -110,7 +111,7 @@ def main(device: str, name: str, batch: int, steps: int, chosen: tuple[str, ...]
     for row in rows:
         _show(row, batch, rate)
     content = {
-        "command": "python " + " ".join(["benchmarks/roofline.py", *sys.argv[1:]]),
+        "command": result_file.command("roofline.py"),
         "batch": batch,
         "steps": steps,
         "engine": name,
@@ -120,28 +121,29 @@ def main(device: str, name: str, batch: int, steps: int, chosen: tuple[str, ...]
         },
         "copy_gb_per_s": rate / 1e9,
         "rows": rows,
-        "environment": place.environment(device),
+        "environment": result_file.environment(device),
     }
-    path = out or place.path("roofline", device, name)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path = out or result_file.path("roofline", device, name)
+    result_file.write(path, content)
     print(f"written: {path}")
 
 
 def _show(row: dict, batch: int, rate: float) -> None:
     print(
-        f"\n{row['teacher']} -> {row['student']}, {row['precision']}, {batch} pictures: {row['step_ms']:.1f} ms, {row['gflop']:.2f} GFLOP, "
-        f"{row['gflop_per_s']:.0f} GFLOP/s, {100 * row['share_of_peak']:.0f} % of the peak"
+        f"\n{row['teacher']} -> {row['student']}, {row['precision']}, {batch} images: {row['step_ms']:.1f} ms, "
+        f"{row['gflop']:.2f} GFLOP, {row['gflop_per_s']:.0f} GFLOP/s, {100 * row['share_of_peak']:.0f} % of the peak"
     )
     for name, value in row["split_ms"].items():
         print(f"  {name:<28}{value:8.2f} ms  {100 * value / row['step_ms']:4.0f} %")
     if row["plain_step_ms"] is not None:
         print(f"  {'(neither recorded nor compiled':<31}{row['plain_step_ms']:5.2f} ms)")
     print(
-        f"  {'moved':<28}{row['moved_gb']:8.2f} GB by {row['operators']} operators, {1e12 * row['moved_gb'] / rate:.1f} ms at a copy's rate"
+        f"  {'moved':<28}{row['moved_gb']:8.2f} GB by {row['operators']} operators, "
+        f"{1e12 * row['moved_gb'] / rate:.1f} ms at a copy's rate"
     )
-    print(f"  {'(a step of 2 pictures':<28}{row['two_pictures_ms']:8.2f} ms)")
+    print(f"  {'(a step of 2 images':<28}{row['two_pictures_ms']:8.2f} ms)")
     print(
-        f"  {'teacher, where not known':<28}{row['teacher_ms']:8.2f} ms, {row['teacher_gflop']:.2f} GFLOP, "
+        f"  {'teacher, if not cached':<28}{row['teacher_ms']:8.2f} ms, {row['teacher_gflop']:.2f} GFLOP, "
         f"{100 * row['teacher_share_of_peak']:.0f} % of the peak in {row['teacher_precision']}"
     )
     for text in row["said"]:
@@ -152,9 +154,9 @@ def _row(teacher: str, student: str, device: str, name: str, batch: int, steps: 
     step, said = step_of(student, device, name), list[str]()
     data, small = (_cut(step, batch_of(size, device)) for size in (batch, 2))
     plain = _median(lambda: step(data), device, steps)
-    usual = step_of(
-        student, device, "eager"
-    )  # what is asked for: a gradient that is computed in a roundabout way is more arithmetic, and not more use
+    # Counted on the plain step: a gradient that an engine computes in a roundabout way is more arithmetic, but not more
+    # use.
+    usual = step_of(student, device, "eager")
     flop, (moved, operators) = _flop(lambda: usual(data)), _traffic(lambda: usual(data))
     assert isinstance(step.network, Tapped)
     classifier = modes.classifier_of(
@@ -207,12 +209,15 @@ def _flop(run: Callable[[], object]) -> int:
 
 
 def _backward_flop(grad: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest: Any, **_: Any) -> int:
-    """Of each gradient that is asked for as many as of the forward pass; torch 2.15's own formula counts a depthwise convolution as a dense one."""
+    """Return the operations of a backward pass: those of the forward pass for each gradient that is needed.
+
+    torch 2.15's own formula counts a depthwise convolution as a dense one.
+    """
     return 2 * grad[0] * math.prod(grad[2:]) * math.prod(weight) * sum(rest[-1][:2])
 
 
 class _Traffic(TorchDispatchMode):
-    """Bytes that operators read and write, and how many operators there were; those that only look at memory in another way are left out."""
+    """Counts operators and the bytes that they read and write; views are left out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -232,8 +237,8 @@ def _traffic(run: Callable[[], object]) -> tuple[int, int]:
     return found.bytes, found.operators
 
 
-class _Known:
-    """Logits that are there already."""
+class _CachedTeacher:
+    """A source of logits that are cached already."""
 
     recordable, prefetch_limit = True, 0
 
@@ -249,9 +254,9 @@ class _Known:
 
 
 def step_of(student: str, device: str, name: str = "auto") -> Step:
-    """What training of the student steps, under the engine of this name."""
+    """Return a training step of the student under the engine of this name."""
     torch.manual_seed(0)
-    model = models.build(student, classes=CLASSES).to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model = models.build(student, classes=CLASSES).to(device).to(memory_format=torch.channels_last).train()
     modes.keep_channels_last(model)
     if device == "cpu":
         use_fast_kernels(model, SIDE, name, print)
@@ -260,19 +265,19 @@ def step_of(student: str, device: str, name: str = "auto") -> Step:
     parameters = trainable(model, method)
     optimizer = sgd(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4)
     modes.LearningRate(optimizer, device).set(0.01)
-    images = torch.randint(0, 256, (PICTURES, SIDE, SIDE, 3), dtype=torch.uint8).to(device)
+    images = torch.randint(0, 256, (IMAGES, SIDE, SIDE, 3), dtype=torch.uint8).to(device)
     precision = resolve_precision("auto", device)
     mean, spread = (torch.full((3,), value, device=device) for value in (0.5, 0.25))
     return Step(
         Tapped(model, {name: shape.taps[name] for name in method.student_taps}),
         method,
         images,
-        torch.arange(PICTURES, device=device) % CLASSES,
+        torch.arange(IMAGES, device=device) % CLASSES,
         "crop_flip",
         SIDE,
         mean,
         spread,
-        _Known(),
+        _CachedTeacher(),
         optimizer,
         parameters,
         precision,
@@ -281,8 +286,9 @@ def step_of(student: str, device: str, name: str = "auto") -> Step:
 
 
 def batch_of(size: int, device: str) -> Batch:
+    """Return a batch of random images and views with cached logits."""
     index, view = (
-        torch.randint(0, PICTURES, (size,), device=device),
+        torch.randint(0, IMAGES, (size,), device=device),
         torch.randint(0, views.view_count("crop_flip", SIDE), (size,), device=device),
     )
     one = torch.ones((), device=device)
@@ -290,13 +296,13 @@ def batch_of(size: int, device: str) -> Batch:
 
 
 def _cut(step: Step, batch: Batch) -> Batch:
-    """On CUDA views are cut for many steps at once, outside of the step."""
+    """Cut the batch's views on CUDA, where training cuts them for many steps at once, outside of the step."""
     return replace(batch, pixels=step.crop(batch.index, batch.view)) if batch.index.is_cuda else batch
 
 
 def _teacher(name: str, step: Step, batch: Batch, device: str) -> tuple[Callable[[], Tensor], str]:
-    """A forward pass of the teacher on a batch, as the cache asks for it, and its precision."""
-    model: nn.Module = models.build(name, classes=CLASSES).to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    """Return a forward pass of the teacher on a batch, as the cache runs it, and its precision."""
+    model = models.build(name, classes=CLASSES).to(device).to(memory_format=torch.channels_last).eval()
     precision = resolve_precision("auto", device)
 
     @torch.no_grad()
@@ -308,7 +314,7 @@ def _teacher(name: str, step: Step, batch: Batch, device: str) -> tuple[Callable
 
 
 def _split(run: modes.StepRunner, batch: Batch, device: str, count: int, step_ms: float) -> dict[str, float]:
-    """Milliseconds a step by what they are spent on; the shares of a profiled step, which is slower, of one that is not."""
+    """Return milliseconds a step by what they are spent on: a profiled step's shares of an unprofiled step's time."""
     cuda = device.startswith("cuda")
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as found:
         begin = time.perf_counter()
@@ -318,12 +324,12 @@ def _split(run: modes.StepRunner, batch: Batch, device: str, count: int, step_ms
         wall = 1e3 * (time.perf_counter() - begin)
     parts = dict.fromkeys(PARTS, 0.0)
     for event in found.key_averages():
-        if cuda:  # kernels alone: the operator that launched one tells the same time again, and so does a named range around several
-            counts, own = (
-                event.device_type == DeviceType.CUDA and not event.is_user_annotation,
-                event.self_device_time_total,
-            )
-        else:  # operators, own kernels and compiled graphs: the autograd engine's nodes are dispatch
+        if cuda:
+            # Kernels alone: the operator that launched one reports the same time again, and so does a range around
+            # several.
+            counts = event.device_type == DeviceType.CUDA and not event.is_user_annotation
+            own = event.self_device_time_total
+        else:  # operators, own kernels and compiled graphs; the autograd engine's nodes are dispatch
             counts, own = event.key.startswith(CPU_EVENTS), event.self_cpu_time_total
         if counts:
             parts[next(part for part, words in PARTS.items() if any(word in event.key.lower() for word in words))] += (

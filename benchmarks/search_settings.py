@@ -16,7 +16,6 @@ and an interrupted search goes on in their epochs.
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
 import sys
 from pathlib import Path
@@ -25,8 +24,8 @@ from typing import Any
 import click
 import collapse
 import numpy as np
-import place
 import reproduce
+import result_file
 import teacher_answers
 
 from compress.core.errors import CompressError
@@ -90,9 +89,9 @@ def main(
     out: Path | None,
 ) -> None:  # fmt: skip
     """Train candidates of PAIR round by round; print and write the settings with the best validation accuracy."""
-    command = shlex.join(["python", "benchmarks/search_settings.py", *sys.argv[1:]])
+    command = result_file.command("search_settings.py")
     shown = pair if taught_by is None else f"{taught_by}-{pair.split('-')[1]}"
-    out = out or reproduce.HERE / "results" / f"search-{shown}.json"
+    out = out or reproduce.result_file.RESULTS / f"search-{shown}.json"
     listed = artifacts / f"search-{shown}-candidates.json"
     try:
         changes = (
@@ -120,10 +119,9 @@ def main(
         sys.exit(error.exit_code)
     content = {
         "command": command, "pair": shown, "method": METHOD, "epochs": epochs, "validation_images": validation,
-        "found": search.found(), "rows": search.rows, "environment": place.environment(search.device),
+        "found": search.found(), "rows": search.rows, "environment": result_file.environment(search.device),
     }  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(content, indent=1) + "\n")
+    result_file.write(out, content)
     for row in sorted(search.rows, key=lambda row: -row["validation_top1"]):
         print(f"{row['validation_top1']:.2f} %  {row['settings']}")
     print(f"written: {out}")
@@ -161,7 +159,7 @@ def _short(pair: str, epochs: int) -> tuple[str, ...]:
 
 def _stored(source: Path | None, path: Path, validation: int) -> tuple[str, ...]:
     """Write the training images alone, with a black image of each class in the test images' place."""
-    arrays = reproduce.pictures(source)
+    arrays = reproduce.load_cifar100(source)
     labels = np.arange(len(arrays["class_names"]))
     black = np.zeros((len(labels), *arrays["train_images"].shape[1:]), np.uint8)
     return reproduce.stored({**arrays, "test_images": black, "test_labels": labels}, path, validation)

@@ -1,20 +1,24 @@
-"""Training speed: this project's DHKD training against the published code's loop, same networks, batch and mathematics, in turns.
+"""Training speed of this project's DHKD and of the published code's loop: same networks, batch and mathematics.
 
-    python benchmarks/train_speed.py                                         on the CPU and, where there is one, on CUDA
-    python benchmarks/train_speed.py --device cuda                           on CUDA alone, recorded as a graph
-    python benchmarks/train_speed.py --device cuda --engine compile          compiled too, as a training of 50,000 steps or more is
+    # on the CPU and, if there is one, on CUDA
+    python benchmarks/train_speed.py
+    # on CUDA alone, recorded as a graph
+    python benchmarks/train_speed.py --device cuda
+    # compiled, too, as a training of 50,000 steps or more is
+    python benchmarks/train_speed.py --device cuda --engine compile
 
-Per pair and round, each a process of its own, started as a user would start it:
+Both sides take turns. For each pair and round there are four processes, started as a user would start them:
 
-- authors: a pass of their loop (`authors_loop.py`), after a batch that is not timed;
+- authors: a pass of their loop (`authors_loop.py`), after an untimed batch;
 - cold: the second epoch of `compress run --until distill` with an empty cache; the teacher runs at every step;
-- warm: the second epoch of the same run made again: the first one left the teacher's logits for all views that it meets;
-- views: n: an epoch of a run with an empty cache and `train.views: n`, behind the n in which the teacher answered for n views of each picture: it runs no
-  more. Those n cost what cold costs. What the limit does to accuracy was measured by `views.py`, and stands beside the speed.
+- warm: the second epoch of the same run made again; the first run has left the teacher's logits for all its views;
+- views: n: an epoch of a run with an empty cache and `train.views: n`, after the n epochs in which the teacher answered
+  for n views of each image; it does not run any more. Those n epochs cost what cold costs. `views.py` measured what the
+  limit does to accuracy; its result stands beside the speed.
 
-The script ends with an error where a training says that its teacher ran on more or fewer views than that. Pictures per second come from the training time
-of the one epoch: kernels are chosen, networks compiled and graphs recorded in the epochs before.
-Pictures are CIFAR-100 where COMPRESS_TEST_DATA names it, else noise, which costs the same; teachers have random weights, which cost the same, too.
+The script ends with an error if the teacher ran on more or fewer views than that. Images per second come from the
+training time of the one epoch: kernels are chosen, networks compiled and graphs recorded in the epochs before. Images
+are CIFAR-100 if COMPRESS_TEST_DATA names it, else noise; teachers have random weights. Neither changes the cost.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ from typing import Any
 import authors_loop
 import click
 import numpy as np
-import place
+import result_file
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -47,15 +51,21 @@ from compress.models.outline import outline
 from compress.models.taps import Tapped
 
 PAIRS = (("resnet56", "mobilenet_v2"), ("resnet32x4", "resnet8x4"), ("resnet32x4", "shufflenet_v2"))
-CLASSES, BATCH, VIEWS = 100, 64, 4  # VIEWS: a limit of the study in views.py
-STUDY = Path(__file__).parent / "results" / "views.json"
+CLASSES, BATCH = 100, 64
+# A limit of the study in views.py.
+VIEWS = 4
+STUDY = result_file.RESULTS / "views.json"
 LINES, ENGINES = ("cold", "warm", "views"), ("auto", "graph", "compile", "eager")
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What every line has in common. `pictures`: of an epoch of ours; `theirs`: of a pass of the authors' loop, which is slower. engine: `train.engine`."""
+    """What all lines have in common.
+
+    `engine` is `train.engine`. `pictures` counts the images of an epoch of ours, `theirs` those of a pass of the
+    authors' loop, which is slower.
+    """
 
     device: str
     engine: str
@@ -90,7 +100,7 @@ class Setting:
     "--authors-alone",
     is_flag=True,
     hidden=True,
-    help="one pass of the authors' loop for the one --pair; prints pictures per second",
+    help="one pass of the authors' loop for the one --pair; prints images per second",
 )
 def main(
     device: str | None,
@@ -111,13 +121,13 @@ def main(
         if authors_alone:
             print(_authors(setting, *pairs[0]))
         else:
-            _measure(setting, pairs, rounds, out or place.path("train_speed", one, engine))
+            _measure(setting, pairs, rounds, out or result_file.path("train_speed", one, engine))
 
 
 def _setting(device: str, engine: str, pictures: int | None) -> Setting:
     cuda = device.startswith("cuda")
     count = pictures or (50_000 if cuda else 1_280)
-    images, labels = _pictures(count)
+    images, labels = _images(count)
     return Setting(device, engine, count, max(count // 4, 2 * BATCH), images, labels)
 
 
@@ -127,7 +137,7 @@ def _measure(setting: Setting, pairs: list[tuple[str, str]], rounds: int, path: 
     for teacher, student in pairs:
         rows.append(_row(setting, teacher, student, rounds))
         content = {
-            "command": "python " + " ".join(["benchmarks/train_speed.py", *sys.argv[1:]]),
+            "command": result_file.command("train_speed.py"),
             "batch": BATCH,
             "pictures": setting.pictures,
             "pictures_authors": setting.theirs,
@@ -137,10 +147,10 @@ def _measure(setting: Setting, pairs: list[tuple[str, str]], rounds: int, path: 
             "views_accuracy": study,
             "rows": rows,
             "unit": "pictures/s",
-            "environment": place.environment(setting.device),
+            "environment": result_file.environment(setting.device),
         }
-        path.write_text(json.dumps(content, indent=1) + "\n")  # what is measured is kept if the next pair is not
-    print("\npictures/s, median of the rounds; ratio to the authors' loop, median and range of the rounds")
+        result_file.write(path, content)  # what is measured is kept if the next pair is not
+    print("\nimages/s, median of the rounds; ratio to the authors' loop, median and range of the rounds")
     print(
         f"{'pair':<28}{'authors':>8}"
         + "".join(f"{name:>26}" for name in ("cold", "warm, all views", f"views: {VIEWS}"))
@@ -156,7 +166,7 @@ def _measure(setting: Setting, pairs: list[tuple[str, str]], rounds: int, path: 
 
 
 def table(content: dict[str, Any]) -> list[str]:
-    """The result as docs/benchmarks/training.md shows it, lines of Markdown."""
+    """Return the result as docs/benchmarks/training.md shows it, in lines of Markdown."""
 
     def cell(row: dict[str, Any], name: str) -> str:
         ratio = row[name]["ratio"]
@@ -190,7 +200,7 @@ def _cell(row: dict, name: str) -> str:
 
 
 def _study() -> dict[str, Any] | None:
-    """What `train.views: VIEWS` did to accuracy against all views, and where; None where `views.py` has not been run."""
+    """Return what `train.views: VIEWS` did to accuracy, and where; None if `views.py` has not been run."""
     if not STUDY.is_file():
         return None
     found = json.loads(STUDY.read_text())
@@ -211,25 +221,27 @@ def _study() -> dict[str, Any] | None:
 
 def _accuracy(study: dict[str, Any] | None) -> str:
     if study is None:
-        return f"views: {VIEWS}: what the limit does to accuracy is not known here: {STUDY} is missing; python benchmarks/views.py --seeds 5 makes it"
+        return (
+            f"views: {VIEWS}: the effect of the limit on accuracy is not known here: {STUDY} is missing; "
+            "make it with: python benchmarks/views.py --seeds 5"
+        )
     low, high = study["ci95"]
     return (
-        f"views: {VIEWS}: accuracy {study['gain_points']:+.2f} [{low:+.2f}, {high:+.2f}] points against all views, not on these pairs: "
-        f"{study['teacher']} -> {study['student']} by {study['method']}, {study['epochs']} epochs, {study['pictures']:,} {study['data']}, "
-        f"{study['seeds']} seeds ({study['source']})"
+        f"views: {VIEWS}: accuracy {study['gain_points']:+.2f} [{low:+.2f}, {high:+.2f}] points from all views, "
+        f"not on these pairs: {study['teacher']} -> {study['student']} by {study['method']}, {study['epochs']} epochs, "
+        f"{study['pictures']:,} {study['data']}, {study['seeds']} seeds ({study['source']})"
     )
 
 
-def _pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (count, 32, 32, 3) and labels (count,)."""
+def _images(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return images uint8 (count, 32, 32, 3) and labels (count,)."""
     root = os.environ.get("COMPRESS_TEST_DATA")
     folder = Path(root) / "cifar100" if root else None
     labels = np.arange(count) % CLASSES
     if folder is None or not folder.is_dir():
         return np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), labels
-    return np.concatenate([sheet(path) for path in sorted(folder.glob("train-*.webp"))[: -(-count // 5000)]])[
-        :count
-    ], labels
+    paths = sorted(folder.glob("train-*.webp"))[: -(-count // 5000)]
+    return np.concatenate([sheet(path) for path in paths])[:count], labels
 
 
 def sheet(path: Path) -> np.ndarray:
@@ -267,17 +279,16 @@ def _row(setting: Setting, teacher: str, student: str, rounds: int) -> dict:
         "authors": {"median": statistics.median(speeds["authors"]), "each": speeds["authors"]},
     }
     for name in LINES:
-        ratios = [ours / theirs for ours, theirs in zip(speeds[name], speeds["authors"], strict=True)]
         row[name] = {
             "median": statistics.median(speeds[name]),
             "each": speeds[name],
-            "ratio": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "n": len(ratios)},
+            "ratio": result_file.ratio(speeds[name], speeds["authors"]),
         }
     return row
 
 
 def _run(*command: str) -> str:
-    """What a Python process prints. Raises SystemExit with its words where it fails."""
+    """Run a Python process and return what it prints. Raises SystemExit with its stderr if it fails."""
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}")
@@ -285,7 +296,7 @@ def _run(*command: str) -> str:
 
 
 def _authors(setting: Setting, teacher: str, student: str) -> float:
-    """Pictures per second of a pass, after one batch that is not timed."""
+    """Return the images per second of a pass of the authors' loop, after an untimed batch."""
     torch.manual_seed(0)
     big = models.build(teacher, classes=CLASSES).to(setting.device)
     small = models.build(student, classes=CLASSES).to(setting.device)
@@ -302,7 +313,7 @@ def _authors(setting: Setting, teacher: str, student: str) -> float:
 
 
 class _Keep(nn.Module):
-    """The student, which remembers what its classifier was given."""
+    """The student, which keeps the last input of its classifier."""
 
     def __init__(self, tapped: Tapped) -> None:
         super().__init__()
@@ -319,7 +330,7 @@ class _Keep(nn.Module):
 
 
 def _ours(setting: Setting, teacher: str, student: str, folder: Path) -> dict[str, float]:
-    """Pictures per second of `compress run --until distill`: cold, warm, and with limited views."""
+    """Return the images per second of `compress run --until distill`: cold, warm, and with limited views."""
     np.savez(
         folder / "pictures.npz",
         train_images=setting.images,
@@ -346,9 +357,8 @@ def _ours(setting: Setting, teacher: str, student: str, folder: Path) -> dict[st
     path.write_text(yaml.safe_dump(content))
     each = setting.pictures - CLASSES  # views that one epoch trains on
     return {
-        "cold": _speed(
-            path, folder / "cold", setting, epochs=2, asked=(each + 1, 2 * each)
-        ),  # in the timed epoch, too; some views come again
+        # The teacher runs in the timed epoch, too; some views come again.
+        "cold": _speed(path, folder / "cold", setting, epochs=2, asked=(each + 1, 2 * each)),
         "warm": _speed(path, folder / "cold", setting, epochs=2, asked=(0, 0), again=True),
         "views": _speed(
             path, folder / "few", setting, epochs=VIEWS + 1, asked=((VIEWS - 1) * each + 1, VIEWS * each), views=VIEWS
@@ -366,9 +376,9 @@ def _speed(
     views: int | None = None,
     again: bool = False,
 ) -> float:
-    """Pictures per second of the last epoch. `again`: train anew, with the logits that are known.
+    """Return the images per second of the last epoch. `again`: train once more, with cached logits.
 
-    Raises SystemExit where the teacher ran on fewer or more views than `asked`: another thing was timed.
+    Raises SystemExit if the teacher ran on fewer or more views than `asked`: something else was timed.
     """
     told = [f"train.epochs={epochs}", f"train.engine={setting.engine}", *([f"train.views={views}"] if views else [])]
     command = ["run", str(path), "--artifacts", str(artifacts), "--device", setting.device, "--until", "distill", "-q"]
@@ -384,7 +394,8 @@ def _speed(
     if rows is None or not asked[0] <= rows <= asked[1]:
         kind = "warm" if again else f"views: {views}" if views else "cold"
         raise SystemExit(
-            f"{kind}: the teacher ran on {rows} views in {epochs} epochs, not on {asked[0]} to {asked[1]}; the time would be of something else"
+            f"{kind}: the teacher ran on {rows} views in {epochs} epochs, not on {asked[0]} to {asked[1]}; "
+            "the time would be of something else"
         )
     with history.open() as stream:
         return float(list(csv.DictReader(stream))[-1]["images_per_second"])

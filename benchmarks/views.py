@@ -1,22 +1,23 @@
-"""What limiting the views of each picture (`train.views`) does to accuracy, and what it saves: the same student with few, more and all of them.
+"""Accuracy with few, more and all views of each image (`train.views`), and how often the teacher has to run.
 
     python benchmarks/views.py
 
-A ResNet-8 under DHKD on few of the embedded pictures with crops and flips (162 views a picture), where views matter most, taught by the embedded
-ResNet-8x4. A student that trains for n epochs sees at most n views of a picture, so a limit of n or more changes only which ones. Every run is an
-ordinary `compress run`, cached under --artifacts in a folder of its limit, so that no limit profits from what the teacher said under another.
-Speed is not compared: it depends on what earlier seeds left in the cache; what counts is on how many views the teacher had to run.
+Runs on CPU or CUDA. A ResNet-8 trains under DHKD on few of the embedded images with crops and flips (162 views an
+image), where views matter most, taught by the embedded ResNet-8x4. A student that trains for n epochs sees at most n
+views of an image, so a limit of n or more only changes which ones. Every run is an ordinary `compress run`, cached
+under --artifacts in a folder of its limit, so that no limit profits from logits that were computed under another. Speed
+is not compared, because it depends on what earlier seeds left in the cache; what counts is on how many views the
+teacher had to run.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from compare_methods import EMBEDDED, HERE, bare, by_seed, run, table_row
+import result_file
+from compare_methods import EMBEDDED, bare, by_seed, run, table_row
 
 LIMITS = (1, 4, 16, None)
 SPEED = "images_per_second"
@@ -34,7 +35,7 @@ SPEED = "images_per_second"
 )
 @click.option("--method", default="dhkd", show_default=True)
 @click.option("--artifacts", default=Path("artifacts"), show_default=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=HERE / "results" / "views.json", help="the result")
+@click.option("--out", type=click.Path(path_type=Path), default=result_file.RESULTS / "views.json", help="the result")
 def main(seeds: int, epochs: int, pictures: int, method: str, artifacts: Path, out: Path) -> None:
     """Train with every limit and every seed and compare with no limit."""
     same = (
@@ -54,7 +55,7 @@ def main(seeds: int, epochs: int, pictures: int, method: str, artifacts: Path, o
             runs[name].append(row)
         everything = by_seed(runs["all"])
         content = {
-            "command": "python " + " ".join(["benchmarks/views.py", *sys.argv[1:]]),
+            "command": result_file.command("views.py"),
             "method": method,
             "epochs": epochs,
             "pictures": pictures,
@@ -67,7 +68,7 @@ def main(seeds: int, epochs: int, pictures: int, method: str, artifacts: Path, o
             },
             "runs": {name: [_without_speed(row) for row in rows] for name, rows in runs.items()},
         }
-        out.write_text(json.dumps(content, indent=1) + "\n")
+        result_file.write(out, content)
     for name, row in content["table"].items():
         gain, rows = row.get("gain_points"), ", ".join(f"{count:,}" for count in row["teacher_rows"])
         against = f"  against all: {gain['mean']:+.2f} {gain['ci95']}" if gain else ""

@@ -2,9 +2,9 @@
 
     python tools/make_embedded_data.py [FOLDER] [--out FILE]
 
-FOLDER holds the four idx files of the set (`train-images-idx3-ubyte.gz` ...), as Debian's package dataset-fashion-mnist installs them
-into /usr/share/datasets/fashion-mnist. 700 training and 500 test pictures of each class, seeded, in the order of the complete set;
-training pictures come from its training part, test pictures from its test part.
+FOLDER holds the four idx files of the set (`train-images-idx3-ubyte.gz` ...), as Debian's package dataset-fashion-mnist
+installs them into /usr/share/datasets/fashion-mnist. The subset has 700 training and 500 test images of each class,
+seeded, in the order of the complete set; training images come from its training part, test images from its test part.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ LIMIT_BYTES = 5_000_000
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An idx file of bytes -> uint8 array. Source: the format's description on the MNIST page: magic 0, 0, 8, dimensions, sizes."""
+    """Read an idx file of bytes as a uint8 array.
+
+    Source: the format's description on the MNIST page: magic 0, 0, 8, dimensions, sizes.
+    """
     content = gzip.decompress(path.read_bytes())
     if content[:3] != b"\x00\x00\x08":
         raise SystemExit(f"{path}: not an idx file of bytes; get the set with: apt-get install dataset-fashion-mnist")
@@ -37,7 +40,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def subset(source: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The chosen pictures uint8 (N, 28, 28) and labels uint8 (N,) of each part."""
+    """Return the chosen images uint8 (N, 28, 28) and labels uint8 (N,) of each part."""
     chosen = {}
     for part, (prefix, count) in PARTS.items():
         labels = read_idx(source / f"{prefix}-labels-idx1-ubyte.gz")
@@ -54,9 +57,10 @@ def make(source: Path, out: Path) -> None:
         arrays[f"{part}_residuals"] = np.frombuffer(fashion.encode_residuals(images), np.uint8)
         arrays[f"{part}_labels"] = labels
     with out.open("wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]  # already compressed; numpy stamps every member 1980, so equal input gives equal bytes
+        # The arrays are compressed already. numpy dates every member 1980, so equal input gives equal bytes.
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
     if out.stat().st_size > LIMIT_BYTES:
-        raise SystemExit(f"{out}: {out.stat().st_size} bytes, more than {LIMIT_BYTES}; take fewer pictures")
+        raise SystemExit(f"{out}: {out.stat().st_size} bytes, more than {LIMIT_BYTES}; take fewer images")
     back = fashion.load(out)
     for part, (images, labels) in chosen.items():
         if not (np.array_equal(back[f"{part}_images"], images) and np.array_equal(back[f"{part}_labels"], labels)):
@@ -64,6 +68,7 @@ def make(source: Path, out: Path) -> None:
 
 
 def main() -> None:
+    """Make the file and print its size and digest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, nargs="?", default=SOURCE, metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=fashion.EMBEDDED)

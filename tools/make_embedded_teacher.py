@@ -1,4 +1,4 @@
-"""Make the teacher that ships for the embedded pictures: train it by the recipe beside its weights, keep it in half precision with its log.
+"""Make the embedded teacher: train it by the recipe beside its weights, and keep it in half precision with its log.
 
 python tools/make_embedded_teacher.py [--artifacts DIR]
 """

@@ -46,7 +46,8 @@ def test_published_numbers_are_those_of_the_recipes_heading(path: Path) -> None:
     assert set(known) <= {"teacher", *compare_methods.METHODS}
 
 
-# Reruns of published numbers by others. Sources: issues 8, 40 and 51 of mdistiller (DKD), NORM's reruns of plain students, RepDistiller (KD).
+# Reruns of published numbers by others. Sources: issues 8, 40 and 51 of mdistiller (DKD), NORM's reruns of plain
+# students, RepDistiller (KD).
 @pytest.mark.parametrize(
     ("pair", "method", "rerun", "within"),
     [
@@ -59,9 +60,7 @@ def test_published_numbers_are_those_of_the_recipes_heading(path: Path) -> None:
         ("vgg13-mobilenet_v2", "none", 64.81, True),
     ],
 )
-def test_reruns_by_others_are_judged_as_their_authors_saw_them(
-    pair: str, method: str, rerun: float, within: bool
-) -> None:
+def test_published_reruns_get_the_expected_verdicts(pair: str, method: str, rerun: float, within: bool) -> None:
     close = [rerun - 0.001, rerun, rerun + 0.001]
     verdict = reproduce.judge(close, compare_methods.published()[pair][method], reproduce.band(pair, method))
 
@@ -69,7 +68,8 @@ def test_reruns_by_others_are_judged_as_their_authors_saw_them(
 
 
 def test_an_interval_that_touches_the_band_is_undecided() -> None:
-    # DIST, ResNet-56 to ResNet-20: 71.75 with a standard deviation of 0.30; three seeds: 4.303 * 0.3 / sqrt(3) = 0.745 to each side
+    # DIST, ResNet-56 to ResNet-20: 71.75 with a standard deviation of 0.30.
+    # Three seeds: 4.303 * 0.3 / sqrt(3) = 0.745 to each side.
     verdict = reproduce.judge([71.45, 71.75, 72.05], 71.75, 0.5)
 
     assert (verdict["verdict"], verdict["mean_within_band"]) == ("undecided", True)
@@ -81,7 +81,7 @@ def test_an_interval_that_touches_the_band_is_undecided() -> None:
     assert "more than ten" in reproduce.judge([71.0, 71.3, 71.6], 71.75, 0.5)["sentence"]
 
 
-def test_a_mean_beside_the_band_is_outside_on_either_side() -> None:
+def test_a_mean_outside_the_band_is_outside_on_either_side() -> None:
     assert "below the band" in reproduce.judge([69.9, 70.0, 70.1], 71.75, 0.5)["sentence"]
     assert "above the band" in reproduce.judge([73.4, 73.5, 73.6], 71.75, 0.5)["sentence"]
 
@@ -98,7 +98,7 @@ def test_bands_follow_the_pair() -> None:
     assert reproduce.band("wrn_40_2-wrn_40_1", "none") == 0.6
 
 
-def test_the_watched_pictures_are_the_test_pictures_and_all_others_train() -> None:
+def test_test_images_are_watched_and_all_others_train() -> None:
     arrays = {"class_names": np.array(["a", "b", "c"])}
     for part, per_class, first in (("train", 5, 0), ("test", 2, 100)):
         labels = np.random.default_rng(1).permutation(np.repeat(np.arange(3), per_class))
@@ -117,7 +117,7 @@ def test_the_watched_pictures_are_the_test_pictures_and_all_others_train() -> No
         )
         wanted = zip(arrays[f"{part}_images"][:, 0, 0, 0].tolist(), arrays[f"{part}_labels"].tolist(), strict=True)
         assert sorted(pairs) == sorted(wanted)
-    with pytest.raises(UsageError, match="another share of the test pictures"):
+    with pytest.raises(UsageError, match="another share of the test images"):
         reproduce.watched({**arrays, "test_labels": np.array([0, 0, 0, 1, 1, 2])})
 
 
@@ -161,7 +161,7 @@ def test_students_interval_of_three_seeds() -> None:
     assert (low, high) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5)) and seeds.interval([1.0]) is None
 
 
-def test_several_seeds_at_once_are_processes_of_their_own(tmp_path, monkeypatch, capsys):
+def test_seeds_at_once_run_in_separate_processes(tmp_path, monkeypatch, capsys):
     script, told = tmp_path / "script.py", tmp_path / "told.txt"
     script.write_text(
         "import pathlib, sys, time\n"
@@ -200,7 +200,8 @@ def test_seeds_at_once_end_with_the_process_that_began_them(tmp_path, sent):
         f"else:\n    sys.path[:0] = [{str(ROOT / 'benchmarks')!r}, {str(ROOT)!r}]\n    import reproduce\n"
         "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "    from compress.core.errors import Interrupted\n"
-        "    try:\n        reproduce.at_once(range(2), 2, Path('log'))\n    except Interrupted as error:\n        print(error)\n"
+        "    try:\n        reproduce.at_once(range(2), 2, Path('log'))\n"
+        "    except Interrupted as error:\n        print(error)\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     end = time.monotonic() + 60

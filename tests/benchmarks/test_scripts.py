@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: how often networks run, what is in a cache, and the ratios that they print."""
+"""Benchmark scripts: how often networks run, what is in a cache, and the ratios that are printed."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ VIEWS_OF_AN_EPOCH = 200
 
 
 def training(known: set[str], asked: Callable[[bool, int], int | None]) -> Callable[..., str]:
-    """`compress run --until distill`, which says that the teacher ran on `asked(whether the cache has anything, new views)` views."""
+    """Stand in for `compress run --until distill`.
+
+    It records that the teacher ran on `asked(whether the cache has anything, new views)` views.
+    """
 
     def run(*command: str) -> str:
         folder = command[command.index("--artifacts") + 1]
@@ -92,7 +95,7 @@ def speeds(folder: Path, monkeypatch: pytest.MonkeyPatch, asked: Callable[[bool,
     )
 
 
-def test_warm_is_a_training_whose_teacher_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warm_training_does_not_run_the_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert speeds(tmp_path, monkeypatch, lambda known, new: 0 if known else new) == {
         "cold": 700.0,
         "warm": 700.0,
@@ -115,7 +118,7 @@ def test_warm_is_a_training_whose_teacher_does_not_run(tmp_path: Path, monkeypat
         (lambda known, new: 0 if known else new if new == 400 else 0, "views: 4: the teacher ran on 0 views"),
     ],
 )
-def test_a_speed_with_another_cache_than_the_line_says_is_refused(
+def test_a_speed_measured_with_the_wrong_cache_state_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Callable[[bool, int], int | None], words: str
 ) -> None:
     with pytest.raises(SystemExit, match=words):
@@ -156,7 +159,9 @@ def started(monkeypatch: pytest.MonkeyPatch, folder: Path, anew: tuple[str, ...]
     return CliRunner().invoke(startup.main, told)
 
 
-def test_start_up_says_each_command_against_importing_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_startup_prints_each_command_relative_to_importing_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = started(monkeypatch, tmp_path)
     assert done.exit_code == 0, done.output
     ratios = {line[:14].strip(): line.split("n = 2  ")[1] for line in done.output.splitlines() if "n = 2" in line}
@@ -178,7 +183,7 @@ def test_start_up_says_each_command_against_importing_torch(tmp_path: Path, monk
         (("data", "validate"), "data, validate ran and were not reused"),
     ],
 )
-def test_a_run_that_is_not_cached_is_not_timed_as_one(
+def test_an_uncached_run_is_not_timed_as_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anew: tuple[str, ...], words: str
 ) -> None:
     done = started(monkeypatch, tmp_path, anew)
@@ -186,7 +191,7 @@ def test_a_run_that_is_not_cached_is_not_timed_as_one(
 
 
 @pytest.mark.parametrize(("peak", "ratio", "code"), [(1_200_000_000, "0.80x", 0), (1_800_000_000, "1.20x", 1)])
-def test_memory_is_said_against_its_limit(
+def test_memory_is_printed_relative_to_its_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peak: int, ratio: str, code: int
 ) -> None:
     (tmp_path / "r.yaml").write_text("name: r\n")

@@ -1,4 +1,4 @@
-"""The benchmarks of training speed run, on small networks: what they write has every number that pages and figures are made of."""
+"""Benchmarks of training speed, on small networks: the result has every number that the pages use."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def stored(name: str) -> dict[str, Any]:
     return found
 
 
-def test_training_beside_the_published_loop(tmp_path: Path) -> None:
+def test_train_speed_result_has_every_number(tmp_path: Path) -> None:
     found = measured(
         tmp_path, "train_speed", "--device", "cpu", "--rounds", "1", "--pictures", "300", "--pair", "resnet8:resnet8"
     )
@@ -65,7 +65,7 @@ def test_training_beside_the_published_loop(tmp_path: Path) -> None:
     assert row["cold"]["ratio"]["median"] > 0
 
 
-def test_where_a_steps_time_goes(tmp_path: Path) -> None:
+def test_roofline_result_has_every_number(tmp_path: Path) -> None:
     found = measured(tmp_path, "roofline", "--steps", "3", "--batch", "8", "--pair", "resnet8:shufflenet_v2")
     (row,) = found["rows"]
     assert shape(row) == shape(stored("roofline-cpu")["rows"][0])
@@ -91,7 +91,7 @@ def test_where_a_steps_time_goes(tmp_path: Path) -> None:
     assert row["teacher_ms"] > 0 and 0 < row["teacher_share_of_peak"] < 1 and 0 < row["share_of_peak"] < 1
 
 
-def test_start_up(tmp_path: Path) -> None:
+def test_startup_result_has_every_number(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(
         "data: {source: fashion, limit_train: 300, limit_test: 100, validation: 100, calibration: 64}\n"
         "teacher: {candidates: [{model: resnet8, train: {epochs: 1}}]}\n"
