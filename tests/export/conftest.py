@@ -35,7 +35,7 @@ class SmallNet(nn.Module):
         return self.classifier(x.mean([2, 3]))
 
 
-def pictures(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def tinted_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Noise in which one channel (or none) is brighter: uint8 (N, S, S, 3) and labels (N,)."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, len(CLASSES), count)
@@ -51,26 +51,26 @@ def contract() -> Contract:
 
 @pytest.fixture(scope="session")
 def images() -> np.ndarray:
-    return pictures(256, seed=1)[0]
+    return tinted_images(256, seed=1)[0]
 
 
 @pytest.fixture(scope="session")
 def labels() -> np.ndarray:
-    return pictures(256, seed=1)[1]
+    return tinted_images(256, seed=1)[1]
 
 
 @pytest.fixture(scope="session")
 def calibration() -> np.ndarray:
-    return pictures(64, seed=2)[0]
+    return tinted_images(64, seed=2)[0]
 
 
 @pytest.fixture(scope="session")
 def network(contract: Contract) -> nn.Module:
-    """Trained on the tinted pictures, in eval mode."""
+    """Trained on the tinted images, in eval mode."""
     torch.manual_seed(0)
     net = SmallNet()
     optimizer = torch.optim.Adam(net.parameters(), 0.01)
-    data, answers = pictures(512, seed=3)
+    data, answers = tinted_images(512, seed=3)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (contract.mean, contract.std))
     x = (torch.from_numpy(data).permute(0, 3, 1, 2) / 255 - mean) / std
     y = torch.from_numpy(answers)

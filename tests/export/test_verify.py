@@ -88,7 +88,7 @@ def test_a_fresh_bundle_verifies_without_torch(copied: Path, labels: np.ndarray)
     assert "small.fp32.onnx" in done.stdout
 
 
-def test_the_file_for_this_machine_runs_without_a_pause(copied: Path) -> None:
+def test_sustained_runs_the_file_for_this_machine(copied: Path) -> None:
     done = _run(copied, "--json", "../answer.json", "--repeats", "2", "--sustained", "1")
 
     answer = json.loads((copied.parent / "answer.json").read_text())
@@ -169,12 +169,14 @@ def test_small_float_differences_pass_and_large_ones_do_not(copied: Path) -> Non
         assert verify.main([str(copied), "--model", "small.fp32", "--repeats", "1"]) == expected
 
 
-def test_nothing_is_verified_by_a_model_for_another_machine(copied: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_model_for_another_machine_verifies_nothing(copied: Path, capsys: pytest.CaptureFixture) -> None:
     assert verify.main([str(copied), "--model", "other"]) == 4
     assert "nothing was verified" in capsys.readouterr().out
 
 
-def test_usage_and_missing_things(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_usage_errors_and_missing_files_have_their_exit_codes(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     (tmp_path / "empty").mkdir()
 
     assert verify.main([str(tmp_path / "empty")]) == 3

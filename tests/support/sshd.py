@@ -1,4 +1,4 @@
-"""A real OpenSSH server on loopback with its own keys, for the tests of distant devices."""
+"""A real OpenSSH server on loopback with its own keys, for the tests of remote devices."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/l
 
 @dataclass(frozen=True)
 class Server:
-    """A running sshd; `target` verifies there with this interpreter."""
+    """A running sshd; `config` is the client's configuration file."""
 
     folder: Path
     port: int
-    config: Path  # of the client
+    config: Path
 
     def name(self, device: Path, python: str | None = sys.executable, config: Path | None = None) -> str:
+        """Return the target that verifies in the folder `device` with an interpreter of this machine."""
         options = f"config={config or self.config}" + (f"&python={python}" if python else "")
         return f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}{device}?{options}"
 
@@ -37,7 +38,10 @@ class Server:
 
 
 def free_port() -> int:
-    """Below those that systems hand out by themselves (from 32768 on): nothing takes it before the server does, or while it is stopped."""
+    """Return a free port below those that systems hand out by themselves (from 32768 on).
+
+    So nothing takes it before the server does, or while the server is stopped.
+    """
     for port in random.SystemRandom().sample(range(20000, 32000), 100):
         with socket.socket() as probe:
             try:
@@ -49,7 +53,7 @@ def free_port() -> int:
 
 
 def start(folder: Path, *more: str, port: int | None = None) -> tuple[subprocess.Popen[bytes], Server]:
-    """Start a server, with fresh keys where the folder has none; skips where this machine cannot."""
+    """Start a server, with new keys if the folder has none; skip the test if this machine cannot."""
     if SSHD is None or shutil.which("ssh") is None or shutil.which("scp") is None:
         pytest.skip("no OpenSSH server and client here; install them with: apt-get install openssh-server")
     if os.geteuid() == 0:
@@ -77,8 +81,13 @@ def start(folder: Path, *more: str, port: int | None = None) -> tuple[subprocess
         *more,
     ]
     (folder / "sshd_config").write_text("\n".join(lines) + "\n")
-    client = f"IdentityFile {folder}/user\nIdentitiesOnly yes\nUserKnownHostsFile {folder}/known_hosts\nGlobalKnownHostsFile /dev/null\n"
-    (folder / "ssh_config").write_text(client)
+    client = [
+        f"IdentityFile {folder}/user",
+        "IdentitiesOnly yes",
+        f"UserKnownHostsFile {folder}/known_hosts",
+        "GlobalKnownHostsFile /dev/null",
+    ]
+    (folder / "ssh_config").write_text("\n".join(client) + "\n")
     process = subprocess.Popen([str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")], stderr=subprocess.PIPE)
     for _ in range(100):
         if process.poll() is not None:
@@ -93,6 +102,7 @@ def start(folder: Path, *more: str, port: int | None = None) -> tuple[subprocess
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a server."""
     process.terminate()
     process.wait(timeout=10)
     assert process.stderr is not None

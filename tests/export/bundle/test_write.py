@@ -28,7 +28,7 @@ def made(
     return write.write(tmp_path_factory.mktemp("a") / "bundle", models, images[:32], labels[:32], title="small")
 
 
-def test_everything_that_is_needed_is_there(made: write.Bundle) -> None:
+def test_bundle_has_every_needed_file(made: write.Bundle) -> None:
     assert set(made.files) == {
         "README.md",
         "checksums.sha256",
@@ -71,7 +71,7 @@ def test_manifest_describes_models_and_files(made: write.Bundle, int8: Path, con
     assert set(manifest["files"]) == set(made.files) - {"checksums.sha256", "manifest.json"}
 
 
-def test_the_manifest_says_where_each_array_lies_in_the_file(made: write.Bundle, images: np.ndarray) -> None:
+def test_manifest_lists_the_offset_of_each_sample_array(made: write.Bundle, images: np.ndarray) -> None:
     manifest = json.loads((made.folder / "manifest.json").read_text())
     content = (made.folder / manifest["samples"]["file"]).read_bytes()
 
@@ -112,13 +112,13 @@ def test_no_path_of_this_machine_is_inside(made: write.Bundle) -> None:
     assert str(made.folder.parent).encode() not in everything and str(Path.cwd()).encode() + b"/" not in everything
 
 
-def test_archive_holds_the_folder(made: write.Bundle) -> None:
+def test_archive_contains_the_folder(made: write.Bundle) -> None:
     with zipfile.ZipFile(made.archive) as archive:
         assert archive.testzip() is None
         assert [name.split("/", 1)[1] for name in archive.namelist()] == list(made.files)
 
 
-def test_writing_again_leaves_nothing_of_before(
+def test_rewriting_a_bundle_removes_old_files(
     models: list[Shipped], images: np.ndarray, labels: np.ndarray, tmp_path: Path
 ) -> None:
     write.write(tmp_path / "bundle", models, images[:4], labels[:4])
@@ -128,7 +128,7 @@ def test_writing_again_leaves_nothing_of_before(
     assert "small.int8.onnx" not in again.files and not (tmp_path / "bundle.partial").exists()
 
 
-def test_refusals(
+def test_invalid_arguments_are_refused(
     models: list[Shipped], fp32: Path, int8: Path, images: np.ndarray, labels: np.ndarray, tmp_path: Path
 ) -> None:
     def attempt(ships: list[Shipped], count: int = 4) -> None:

@@ -40,8 +40,8 @@ def test_int8_file_runs_in_integers(int8: Path) -> None:
 
 
 @x86_only
-def test_a_layer_that_runs_in_float_is_seen(int8: Path, tmp_path: Path) -> None:
-    """Between depthwise and pointwise convolution the Q/DQ pair gives way to a Sin: both still have int8 weights, and run in float."""
+def test_a_layer_that_runs_in_float_is_listed_as_an_island(int8: Path, tmp_path: Path) -> None:
+    """A Sin replaces the Q/DQ pair between two convolutions: both still have int8 weights, and run in float."""
     model = onnx.load(str(int8))
     conv = [node for node in model.graph.node if node.op_type == "Conv"][2]
     behind = {name: node for node in model.graph.node for name in node.output}
@@ -75,7 +75,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 
 @x86_only
-def test_every_island_has_its_cause(int8: Path, fp32: Path, calibration: np.ndarray, tmp_path: Path) -> None:
+def test_every_float_node_has_a_reason(int8: Path, fp32: Path, calibration: np.ndarray, tmp_path: Path) -> None:
     """One file each: float, int8 activations on x86, a layer that the recipe keeps, an operator without a kernel."""
     assert set(audit(fp32).causes.values()) == {"the file is a float file"}
     quantize(fp32, tmp_path / "s8.onnx", calibration, isa="arm64")
@@ -109,8 +109,8 @@ def _bend(source: Path, op: str, target: Path) -> None:
     target.write_bytes(model.SerializeToString())
 
 
-def test_a_float_layer_that_runs_in_integers_is_named(int8: Path, tmp_path: Path) -> None:
-    """The weights of the pointwise layer become float again in the file; onnxruntime quantises them when it loads it."""
+def test_a_requantised_float_layer_is_named(int8: Path, tmp_path: Path) -> None:
+    """The pointwise layer's weights become float in the file; onnxruntime quantises them when it loads it."""
     model = onnx.load(str(int8))
     conv = [node for node in model.graph.node if node.op_type == "Conv"][2]
     behind = {name: node for node in model.graph.node for name in node.output}
@@ -128,7 +128,7 @@ def test_a_float_layer_that_runs_in_integers_is_named(int8: Path, tmp_path: Path
 
 
 @x86_only
-def test_parts_of_an_inlined_function_are_islands(int8: Path, tmp_path: Path) -> None:
+def test_nodes_of_an_inlined_function_count_as_float(int8: Path, tmp_path: Path) -> None:
     """onnxruntime writes HardSwish out as nodes without names."""
     _bend(int8, "HardSwish", tmp_path / "swish.onnx")
 

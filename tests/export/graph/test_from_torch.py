@@ -27,7 +27,7 @@ def _ops(path: Path) -> Counter:
     return Counter(node.op_type for node in onnx.load(str(path)).graph.node)
 
 
-def test_file_is_what_was_promised(fp32: Path, contract: Contract) -> None:
+def test_exported_file_has_the_promised_properties(fp32: Path, contract: Contract) -> None:
     model = onnx.load(str(fp32))
 
     assert [path.name for path in fp32.parent.glob("small.fp32*")] == ["small.fp32.onnx"]
@@ -40,7 +40,7 @@ def test_file_is_what_was_promised(fp32: Path, contract: Contract) -> None:
     assert not any(node.doc_string or node.metadata_props for node in model.graph.node)
 
 
-def test_graph_is_lean(fp32: Path) -> None:
+def test_exported_graph_has_no_superfluous_nodes_or_metadata(fp32: Path) -> None:
     ops = _ops(fp32)
 
     assert ops["Conv"] == 3 and ops["BatchNormalization"] == 0 and ops["ReduceMean"] == 0
@@ -48,14 +48,14 @@ def test_graph_is_lean(fp32: Path) -> None:
     assert ops["Transpose"] == ops["Cast"] == 1 and ops["Gather"] == 0
 
 
-def test_parity_on_pictures(network: nn.Module, fp32: Path, images: np.ndarray) -> None:
+def test_onnx_and_torch_agree_on_images(network: nn.Module, fp32: Path, images: np.ndarray) -> None:
     found = from_torch.parity(network, fp32, images)
 
     assert found.images == 256 and found.agreement == 1.0
     assert 0 < found.mean_abs_diff <= found.max_abs_diff < 1e-4
 
 
-def test_parity_sees_another_network(network: nn.Module, fp32: Path, images: np.ndarray) -> None:
+def test_parity_detects_a_different_network(network: nn.Module, fp32: Path, images: np.ndarray) -> None:
     other = copy.deepcopy(network)
     with torch.no_grad():
         other.classifier.bias[0] += 0.5
@@ -75,7 +75,7 @@ def test_float_input_leaves_normalisation_to_the_application(
     np.testing.assert_allclose(Model.load(path).run(images), Model.load(fp32).run(images), atol=1e-4)
 
 
-def test_the_callers_network_stays_as_it_was(network: nn.Module, contract: Contract, tmp_path: Path) -> None:
+def test_export_does_not_change_the_callers_network(network: nn.Module, contract: Contract, tmp_path: Path) -> None:
     model = copy.deepcopy(network).to(memory_format=torch.channels_last)
     before = {key: value.clone() for key, value in model.state_dict().items()}
 
@@ -99,8 +99,8 @@ net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU6(
                     nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).eval()
 folder = Path(sys.argv[1])
 to_onnx(net, folder / "f.onnx", Contract(("a", "b"), 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "uint8_nhwc", "compress 1"))
-pictures = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), dtype=np.uint8)
-quantize(folder / "f.onnx", folder / "q.onnx", pictures, isa="x86-vnni")
+images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), dtype=np.uint8)
+quantize(folder / "f.onnx", folder / "q.onnx", images, isa="x86-vnni")
 """
 
 
@@ -182,7 +182,7 @@ def _batch_norm_behind_conv(model: onnx.ModelProto) -> None:
         (_batch_norm_behind_conv, "BatchNormalization norm stands directly behind a convolution"),
     ],
 )
-def test_check_refuses_a_file_that_breaks_a_promise(fp32: Path, tmp_path: Path, change, words: str) -> None:
+def test_check_refuses_a_file_with_a_broken_property(fp32: Path, tmp_path: Path, change, words: str) -> None:
     path = _altered(fp32, tmp_path / "altered.onnx", change)
 
     with pytest.raises(ExportError, match=words):
@@ -201,7 +201,7 @@ def test_check_refuses_a_file_that_breaks_a_promise(fp32: Path, tmp_path: Path, 
         (23, 10, "1.23", True),
     ],
 )
-def test_check_runtime_knows_what_an_older_onnxruntime_reads(
+def test_check_runtime_knows_the_limits_of_older_onnxruntimes(
     fp32: Path, tmp_path: Path, opset: int, ir_version: int, min_runtime: str, loads: bool
 ) -> None:
     def change(model: onnx.ModelProto) -> None:
@@ -217,12 +217,14 @@ def test_check_runtime_knows_what_an_older_onnxruntime_reads(
 
 
 @pytest.mark.parametrize(("version", "words"), [("1.9", "older than 1.14"), ("new", "is not a version")])
-def test_check_runtime_refuses_versions_it_cannot_judge(fp32: Path, version: str, words: str) -> None:
+def test_check_runtime_refuses_unknown_versions(fp32: Path, version: str, words: str) -> None:
     with pytest.raises(ExportError, match=words):
         from_torch.check_runtime(fp32, version)
 
 
-def test_pools_are_judged_and_told(network: nn.Module, contract: Contract, images: np.ndarray, tmp_path: Path) -> None:
+def test_pool_rewrites_are_judged_and_reported(
+    network: nn.Module, contract: Contract, images: np.ndarray, tmp_path: Path
+) -> None:
     exported = from_torch.to_onnx(network, tmp_path / "a.onnx", contract, images=images[:20])
 
     (verdict,) = exported.rewrites
@@ -239,7 +241,7 @@ def test_pools_are_judged_and_told(network: nn.Module, contract: Contract, image
     )
 
 
-def test_a_pool_that_changes_answers_is_refused(
+def test_a_pool_rewrite_that_changes_answers_is_refused(
     network: nn.Module, contract: Contract, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rewrites, "PARITY_LIMIT", -1.0)
@@ -253,7 +255,7 @@ def test_a_pool_that_changes_answers_is_refused(
 
 
 @pytest.mark.parametrize("kind", ["fp32", "int8"])
-def test_a_fixed_batch_answers_as_the_dynamic_file_does(
+def test_fixed_batch_file_gives_the_answers_of_the_dynamic_one(
     kind: str, request: pytest.FixtureRequest, images: np.ndarray, tmp_path: Path
 ) -> None:
     source = request.getfixturevalue(kind)
@@ -274,7 +276,7 @@ def test_a_fixed_batch_answers_as_the_dynamic_file_does(
         fixed.session.run(None, fixed.feed(images[:2]))
 
 
-def test_a_fixed_batch_that_answers_otherwise_is_refused(
+def test_a_fixed_batch_file_with_other_answers_is_refused(
     fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rewrites, "PARITY_LIMIT", -1.0)
@@ -287,7 +289,7 @@ def test_a_fixed_batch_that_answers_otherwise_is_refused(
     assert not (tmp_path / "one.onnx").exists()
 
 
-def test_preprocessing_travels_in_the_file(
+def test_preprocessing_is_stored_in_the_file(
     network: nn.Module, contract: Contract, fp32: Path, calibration: np.ndarray, tmp_path: Path
 ) -> None:
     steps = {"version": 1, "steps": [{"step": "resize", "short_side": 18}]}

@@ -43,11 +43,11 @@ def test_every_kind_of_layer_can_stay_in_float(
     ).mean() > 0.95
 
 
-def test_first_and_last_are_places(prepared, names) -> None:
+def test_first_and_last_name_layers_by_position(prepared, names) -> None:
     assert layers.resolve(prepared.model, ("last", "first")) == (names[0], names[-1])
 
 
-def test_a_layer_that_onnxruntime_made_another_of_goes_by_its_first_name(prepared, names) -> None:
+def test_a_layer_renamed_by_onnxruntime_is_found_by_its_old_name(prepared, names) -> None:
     model = onnx.ModelProto()
     model.CopyFrom(prepared.model)
     node = next(node for node in model.graph.node if node.name == names[1])
@@ -55,10 +55,10 @@ def test_a_layer_that_onnxruntime_made_another_of_goes_by_its_first_name(prepare
     assert layers.resolve(model, (names[1],)) == layers.resolve(model, (node.name,)) == (node.name,)
 
 
-def test_a_plain_exclusion_is_quantised_again_and_refused(
+def test_a_float_layer_without_max_and_min_is_requantised_and_refused(
     prepared, names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without Max and Min behind the layer onnxruntime quantises it when it loads the file: that is seen, and the file is not kept."""
+    """Without Max and Min behind the layer onnxruntime quantises it on load; this is detected, and the file removed."""
     monkeypatch.setattr(layers, "keep_in_float", lambda model, kept: tuple(kept))
 
     with pytest.raises(ExportError, match=f"{names[1]} should stay in float, but onnxruntime quantises it again"):
@@ -91,6 +91,6 @@ def test_an_unknown_layer_is_refused(prepared, wanted: tuple[str, ...], words: s
         emit(prepared, tmp_path / "q.onnx", QuantizeSettings("x86-vnni", float_layers=wanted))
 
 
-def test_every_layer_in_float_is_no_int8(prepared, names, tmp_path: Path) -> None:
+def test_keeping_every_layer_in_float_is_refused(prepared, names, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="set scheme: none"):
         emit(prepared, tmp_path / "q.onnx", QuantizeSettings("x86-vnni", float_layers=tuple(names)))

@@ -22,7 +22,7 @@ def arm64(fp32: Path, calibration: np.ndarray, tmp_path_factory: pytest.TempPath
     return path
 
 
-def test_the_ort_file_answers_as_the_onnx_file_does(int8: Path, images: np.ndarray, tmp_path: Path) -> None:
+def test_ort_file_gives_the_answers_of_the_onnx_file(int8: Path, images: np.ndarray, tmp_path: Path) -> None:
     made = ort_format.to_ort(int8, tmp_path / "small.ort", tmp_path / "small.config", target="x86-vnni")
 
     converted = Model.load(tmp_path / "small.ort")
@@ -35,7 +35,7 @@ def test_the_ort_file_answers_as_the_onnx_file_does(int8: Path, images: np.ndarr
 
 
 @x86_only
-def test_the_kernels_are_integer_ones_and_few(int8: Path, tmp_path: Path) -> None:
+def test_ort_build_needs_few_kernels_and_integer_ones(int8: Path, tmp_path: Path) -> None:
     made = ort_format.to_ort(int8, tmp_path / "small.ort", tmp_path / "small.config", target="x86-vnni")
 
     assert {"com.microsoft:QLinearConv", "com.microsoft:QGemm", "com.microsoft:QLinearAdd"} <= set(made.operators)
@@ -45,7 +45,7 @@ def test_the_kernels_are_integer_ones_and_few(int8: Path, tmp_path: Path) -> Non
     assert 'QLinearConv{"inputs": {"0": ["uint8_t"]}}' in text and text.startswith("ai.onnx;")
 
 
-def test_each_target_gets_its_own_types(arm64: Path, int8: Path, tmp_path: Path) -> None:
+def test_each_target_gets_its_own_activation_type(arm64: Path, int8: Path, tmp_path: Path) -> None:
     """x86's session turns int8 activations into uint8 unless it is told that the file is for ARM."""
     ort_format.to_ort(arm64, tmp_path / "arm.ort", tmp_path / "arm.config", target="arm64")
     ort_format.to_ort(int8, tmp_path / "x86.ort", tmp_path / "x86.config", target="x86-vnni")
@@ -57,7 +57,7 @@ def test_each_target_gets_its_own_types(arm64: Path, int8: Path, tmp_path: Path)
     assert "int8_t" not in (tmp_path / "x86.config").read_text().replace("uint8_t", "")
 
 
-def test_a_float_file_is_no_machine_specific_one(fp32: Path, tmp_path: Path) -> None:
+def test_a_float_ort_file_is_not_machine_specific(fp32: Path, tmp_path: Path) -> None:
     """Blocked channels are as wide as the converting CPU's registers: no such kernel may be in it."""
     made = {
         target: ort_format.to_ort(fp32, tmp_path / f"{target}.ort", tmp_path / f"{target}.config", target=target)
@@ -97,14 +97,14 @@ def test_onnxruntimes_tools_leave_logging_alone(int8: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("target", "words"), [("sparc", "no .ort file can be made for 'sparc'"), ("arm64", "was built for x86-vnni")]
 )
-def test_what_would_be_wrong_on_the_target_is_refused(int8: Path, tmp_path: Path, target: str, words: str) -> None:
+def test_an_ort_file_for_the_wrong_target_is_refused(int8: Path, tmp_path: Path, target: str, words: str) -> None:
     with pytest.raises(ExportError, match=words):
         ort_format.to_ort(int8, tmp_path / "x.ort", tmp_path / "x.config", target=target)
 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_answers_otherwise_is_removed(int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ort_file_with_other_answers_is_removed(int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort_format, "SAME_KERNELS_LIMIT", -1.0)
     monkeypatch.setattr(ort_format, "OTHER_ROUNDING_LIMIT", -1.0)
 

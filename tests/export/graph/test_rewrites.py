@@ -72,7 +72,7 @@ def _run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     )[0]
 
 
-def test_means_over_other_axes_are_left_alone() -> None:
+def test_means_over_other_axes_are_not_rewritten() -> None:
     def mean(axes: list[int], keepdims: int, rank: int = 4) -> onnx.ModelProto:
         node = onnx.helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=keepdims, name="mean")
         return _model([node], {"axes": np.array(axes, np.int64)}, [1, 2, 3, 4, 5][:rank])
@@ -102,7 +102,7 @@ def test_hard_activations_keep_their_values_everywhere(op: str, attributes: dict
     np.testing.assert_allclose(_run(model, x), expected, rtol=2e-6, atol=3e-7)
 
 
-def test_pools_are_in_the_float_file_and_activations_in_the_source_of_int8(
+def test_pools_are_rewritten_in_the_float_file_and_activations_only_for_int8(
     hard: Path, images: np.ndarray, tmp_path: Path
 ) -> None:
     verdicts = rewrites.for_integers(hard, tmp_path / "source.onnx", images[:32], integer_share)
@@ -142,7 +142,7 @@ def test_exactness_is_judged_in_double_precision(hard: Path, images: np.ndarray)
     np.testing.assert_allclose(difference, 1e-12, rtol=1e-2)
 
 
-def test_a_network_without_such_activations_has_nothing_to_judge(fp32: Path, tmp_path: Path) -> None:
+def test_a_network_without_hard_activations_is_not_rewritten(fp32: Path, tmp_path: Path) -> None:
     assert rewrites.for_integers(fp32, tmp_path / "source.onnx", None, integer_share) == ()
     assert not (tmp_path / "source.onnx").exists()
 
@@ -193,7 +193,7 @@ def test_int8_of_the_rewritten_file_is_integer_throughout(
 
 
 @x86_only
-def test_products_with_a_scalar_cost_no_kernel_and_change_no_integer(
+def test_products_with_a_scalar_are_absorbed_without_changing_an_integer(
     hard: Path, calibration: np.ndarray, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rewrites.for_integers(hard, tmp_path / "source.onnx", calibration, integer_share)
@@ -220,7 +220,7 @@ def test_normalising_by_rows_changes_no_bit(fp32: Path, images: np.ndarray, cont
     assert surgery.normalise_by_rows(model) == 0  # it is not what it looks for any more
 
 
-def test_normalising_by_rows_leaves_float_input_alone(network: nn.Module, contract: Contract, tmp_path: Path) -> None:
+def test_normalising_by_rows_does_not_touch_float_input(network: nn.Module, contract: Contract, tmp_path: Path) -> None:
     to_onnx(network, tmp_path / "f.onnx", dataclasses.replace(contract, layout="float_nchw"))
 
     assert surgery.normalise_by_rows(onnx.load(str(tmp_path / "f.onnx"))) == 0

@@ -21,7 +21,7 @@ from export.runtime import Contract, Model
 
 @pytest.fixture(scope="module")
 def shifted(network: nn.Module, contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One scale a tensor and one loud channel: every other weight of the pointwise layer rounds down, so its outputs shift."""
+    """A file with one scale a tensor and one loud channel: all other weights round down, so the outputs shift."""
     net = copy.deepcopy(network)
     with torch.no_grad():
         weight = net.pointwise[0].weight
@@ -40,7 +40,7 @@ def _mean_logits(path: Path, images: np.ndarray) -> np.ndarray:
     return Model.load(path).run(images).mean(axis=0)
 
 
-def test_it_lowers_the_mean_error_of_a_planted_shift(
+def test_bias_correction_reduces_a_planted_mean_shift(
     shifted: Path, calibration: np.ndarray, images: np.ndarray, tmp_path: Path
 ) -> None:
     prepared = prepare(shifted, calibration)
@@ -59,7 +59,7 @@ def test_it_lowers_the_mean_error_of_a_planted_shift(
 def test_the_correction_is_the_mean_difference_of_the_layer(
     shifted: Path, calibration: np.ndarray, tmp_path: Path
 ) -> None:
-    """Of the first layer, where nothing in front is quantised but the pixels: float mean minus int8 mean, channel by channel."""
+    """In the first layer the correction is float mean minus int8 mean: only the pixels are quantised in front of it."""
     from export.int8 import range_choice
     from export.int8.qdq import nodes_before_first_layer
     from export.int8.quantize import _with_pairs
@@ -87,7 +87,7 @@ def test_the_correction_is_the_mean_difference_of_the_layer(
     assert after - before == pytest.approx(means[0] - means[1], abs=1e-4)  # the file's own bias is rounded to 32 bits
 
 
-def test_a_layer_in_float_keeps_its_bias(shifted: Path, calibration: np.ndarray, tmp_path: Path) -> None:
+def test_a_float_layer_keeps_its_bias(shifted: Path, calibration: np.ndarray, tmp_path: Path) -> None:
     prepared = prepare(shifted, calibration)
     emit(
         prepared,

@@ -1,4 +1,4 @@
-"""Ranges: what a histogram says, in memory that does not grow with the pictures, and never from another model's cache."""
+"""Calibration: statistics, ranges, constant memory, and a cache that is keyed by model and images."""
 
 from __future__ import annotations
 
@@ -59,28 +59,28 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[onnx.ModelProto, Mod
     return onnx.load(str(path)), runtime
 
 
-def _pictures(count: int, seed: int = 1) -> np.ndarray:
+def _images(count: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
 
 
-def _direct(model: onnx.ModelProto, pictures: np.ndarray, name: str) -> np.ndarray:
-    """An activation of all pictures at once."""
+def _direct(model: onnx.ModelProto, images: np.ndarray, name: str) -> np.ndarray:
+    """An activation of all images at once."""
     shown = onnx.ModelProto()
     shown.CopyFrom(model)
     shown.graph.output.append(helper.make_empty_tensor_value_info(name))
     session = onnxruntime.InferenceSession(shown.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run([name], {"image": pictures})[0]
+    return session.run([name], {"image": images})[0]
 
 
-def test_minmax_and_histogram_are_those_of_all_pictures_at_once(tiny) -> None:
+def test_statistics_do_not_depend_on_the_batch_size(tiny) -> None:
     model, runtime = tiny
-    pictures = _pictures(77)  # an incomplete last batch
+    images = _images(77)  # an incomplete last batch
 
-    found = collect(model, pictures, runtime)
+    found = collect(model, images, runtime)
 
     assert set(found.names) == {"pixels", "relu", "pool", "flat", "logits"}  # conv is computed by the kernel of relu
     for name in ("relu", "logits"):
-        value, index = _direct(model, pictures, name), found.names.index(name)
+        value, index = _direct(model, images, name), found.names.index(name)
         assert (found.low[index], found.high[index]) == pytest.approx((value.min(), value.max()), rel=1e-6)
         low, high = min(value.min(), 0), max(value.max(), 0)
         expected = np.histogram(value.astype(np.float64), BINS, (low, high))[0]
@@ -90,13 +90,13 @@ def test_minmax_and_histogram_are_those_of_all_pictures_at_once(tiny) -> None:
         )  # values on an edge may fall to either side
         assert found.zeros[index] == (value == 0).sum()
     assert choose_ranges(found, "minmax")["relu"] == pytest.approx(
-        (0.0, _direct(model, pictures, "relu").max()), rel=1e-6
+        (0.0, _direct(model, images, "relu").max()), rel=1e-6
     )
 
 
-def test_a_range_before_relu_is_the_range_behind_it(tiny) -> None:
+def test_a_tensor_before_relu_gets_the_range_behind_it(tiny) -> None:
     model, runtime = tiny
-    found = with_fused(choose_ranges(collect(model, _pictures(8), runtime), "minmax"), model)
+    found = with_fused(choose_ranges(collect(model, _images(8), runtime), "minmax"), model)
 
     assert found["conv"] == found["relu"]
 
@@ -131,7 +131,7 @@ def _reference_divergence(counts: list[float], start: int, stop: int) -> float:
 
 
 @pytest.mark.parametrize(("low", "tail"), [(0.0, 40.0), (-3.0, 40.0), (-3.0, 4.0)])
-def test_entropy_follows_the_formula(low: float, tail: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entropy_range_follows_the_formula(low: float, tail: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(range_choice, "ENTROPY_CANDIDATES", 8)  # the loops are slow
     values = np.clip(np.random.default_rng(0).normal(0, 1, 300_000), low, None)
     values = np.append(values, [tail, tail - 1])
@@ -154,7 +154,7 @@ def test_entropy_follows_the_formula(low: float, tail: float, monkeypatch: pytes
         assert found[1] < 10  # two stray values do not take the levels of all others
 
 
-def test_entropy_keeps_what_percentile_may_not_cut() -> None:
+def test_entropy_range_never_cuts_more_than_the_percentile_bound() -> None:
     """A constant background is a spike beside the values that matter; the bare divergence would cut 1 % of them off."""
     random = np.random.default_rng(0)
     values = np.concatenate([np.full(500_000, 0.3), random.uniform(0, 1, 490_000), random.uniform(1, 8, 10_000)])
@@ -163,7 +163,7 @@ def test_entropy_keeps_what_percentile_may_not_cut() -> None:
     assert low == 0 and high > 7.9
 
 
-def test_entropy_of_few_values_is_their_range() -> None:
+def test_entropy_range_of_few_values_is_their_whole_range() -> None:
     counts = np.zeros(BINS, np.int64)
     counts[[0, 3, 100, BINS - 1]] = 20
 
@@ -190,23 +190,23 @@ def test_activations_that_are_not_finite_are_named(tiny, tmp_path: Path) -> None
     weights.CopyFrom(numpy_helper.from_array(np.full((4, 3, 3, 3), 3e38, np.float32), "w"))
 
     with pytest.raises(ExportError, match="activation relu is not finite"):
-        collect(model, _pictures(2), tiny[1])
+        collect(model, _images(2), tiny[1])
 
 
-def test_the_cache_knows_model_and_pictures(tiny, tmp_path: Path) -> None:
+def test_the_cache_key_depends_on_model_and_images(tiny, tmp_path: Path) -> None:
     model, runtime = tiny
-    first = collect(model, _pictures(4), runtime, cache=tmp_path)
+    first = collect(model, _images(4), runtime, cache=tmp_path)
     retrained = onnx.ModelProto()
     retrained.CopyFrom(model)
     weights = next(tensor for tensor in retrained.graph.initializer if tensor.name == "w")
     weights.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(weights), "w"))
 
     assert len(list(tmp_path.iterdir())) == 1
-    again = collect(model, _pictures(4), runtime, cache=tmp_path)
+    again = collect(model, _images(4), runtime, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 1 and (again.counts == first.counts).all() and again.names == first.names
-    other = collect(retrained, _pictures(4), runtime, cache=tmp_path)  # the same names, as after every retraining
+    other = collect(retrained, _images(4), runtime, cache=tmp_path)  # the same names, as after every retraining
     assert other.high[first.names.index("relu")] > 1.5 * first.high[first.names.index("relu")]
-    collect(model, _pictures(4, seed=2), runtime, cache=tmp_path)
+    collect(model, _images(4, seed=2), runtime, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -214,14 +214,14 @@ def test_a_cached_collection_is_read_and_a_damaged_one_made_again(
     tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, runtime = tiny
-    first = collect(model, _pictures(4), runtime, cache=tmp_path)
+    first = collect(model, _images(4), runtime, cache=tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(calibrate, "_collect", lambda *_: pytest.fail("not read from the cache"))
-        collect(model, _pictures(4), runtime, cache=tmp_path)
+        collect(model, _images(4), runtime, cache=tmp_path)
     (entry,) = tmp_path.iterdir()
     entry.write_bytes(entry.read_bytes()[:100])
 
-    assert (collect(model, _pictures(4), runtime, cache=tmp_path).counts == first.counts).all()
+    assert (collect(model, _images(4), runtime, cache=tmp_path).counts == first.counts).all()
 
 
 MEMORY = """
@@ -231,19 +231,20 @@ import numpy as np
 from export.int8 import quantize
 from export.runtime import Model
 source, count = Path(sys.argv[1]), int(sys.argv[2])
-pictures = np.lib.stride_tricks.as_strided(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8), (count, 16, 16, 3), (0, 48, 3, 1))
-quantize.prepare(source, pictures[:2])  # what libraries allocate once
+one = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+images = np.lib.stride_tricks.as_strided(one, (count, 16, 16, 3), (0, 48, 3, 1))
+quantize.prepare(source, images[:2])  # what libraries allocate once
 Path("/proc/self/clear_refs").write_text("5")
 read = lambda key: next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))
 before = read("VmRSS")
-quantize.prepare(source, pictures)
+quantize.prepare(source, images)
 print(read("VmHWM") - before)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from /proc")
-def test_memory_does_not_grow_with_the_pictures(fp32: Path) -> None:
-    """All activations of 2,048 pictures would take far more than those of 32."""
+def test_calibration_memory_does_not_grow_with_the_number_of_images(fp32: Path) -> None:
+    """All activations of 2,048 images would take far more than those of 32."""
     root = Path(quantize.__file__).parents[2]
 
     def peak_kib(count: int) -> int:
@@ -254,11 +255,11 @@ def test_memory_does_not_grow_with_the_pictures(fp32: Path) -> None:
     few, many = peak_kib(32), peak_kib(2048)
 
     assert activations * (2048 - 32) > 40 << 20  # or the test could not fail
-    assert many - few < 12 << 10, f"{few} KiB for 32 pictures, {many} KiB for 2,048"
+    assert many - few < 12 << 10, f"{few} KiB for 32 images, {many} KiB for 2,048"
 
 
 def collect_bytes(source: Path) -> int:
-    """Bytes of the activations of one picture."""
+    """Return the bytes of the activations of one image."""
     model = quantize.prepare(source, np.zeros((1, 16, 16, 3), np.uint8)).model
     shapes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim][1:] for value in model.graph.value_info

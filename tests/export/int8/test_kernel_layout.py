@@ -20,7 +20,7 @@ x86_only = pytest.mark.skipif(not isa().startswith("x86"), reason="the layout is
 
 
 class Mobile(nn.Module):
-    """A stem, a depthwise convolution between hard-swish and squeeze-and-excitation, and one whose channels are joined to others."""
+    """A stem, a depthwise convolution with squeeze-and-excitation, and one with concatenated channels."""
 
     def __init__(self, stem: nn.Conv2d, tied: bool = False) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def stem_of(model: onnx.ModelProto) -> tuple[list[int], list[int]]:
 
 
 @pytest.mark.parametrize(("kernel", "pad"), [(3, 1), (3, 0), (5, 2), (7, 3), (2, 0)])
-def test_a_stem_that_reads_fours_answers_the_same(
+def test_a_stem_that_reads_four_pixels_at_once_gives_the_same_answers(
     kernel: int, pad: int, contract: Contract, images: np.ndarray, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -70,7 +70,9 @@ def test_a_stem_that_reads_fours_answers_the_same(
     np.testing.assert_allclose(float64_reference.logits(model, contract, images[:3]), before, rtol=1e-12, atol=1e-14)
 
 
-def test_padding_on_one_side_is_read_in_fours_too(contract: Contract, images: np.ndarray, tmp_path: Path) -> None:
+def test_a_stem_with_one_sided_padding_can_read_four_pixels_at_once(
+    contract: Contract, images: np.ndarray, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     stem = nn.Conv2d(3, 8, 3, 2, 0)
     network = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), Mobile(stem))
@@ -85,11 +87,13 @@ def test_padding_on_one_side_is_read_in_fours_too(contract: Contract, images: np
 @pytest.mark.parametrize(
     "stem", [nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(3, 8, 3, 2, 1, dilation=2), nn.Conv2d(3, 9, 3, 2, 1, groups=3)]
 )
-def test_other_stems_are_left_alone(stem: nn.Conv2d, contract: Contract, tmp_path: Path) -> None:
+def test_other_stems_are_not_changed(stem: nn.Conv2d, contract: Contract, tmp_path: Path) -> None:
     assert stem_layout.read_pixels_in_fours(export(Mobile(stem), contract, tmp_path / "m.onnx")) == {}
 
 
-def test_depthwise_convolutions_get_whole_blocks(contract: Contract, images: np.ndarray, tmp_path: Path) -> None:
+def test_depthwise_convolutions_get_whole_blocks_of_channels(
+    contract: Contract, images: np.ndarray, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     model = export(Mobile(nn.Conv2d(3, 8, 3, 2, 1)), contract, tmp_path / "m.onnx")
     before = float64_reference.logits(model, contract, images[:3])
@@ -104,14 +108,14 @@ def test_depthwise_convolutions_get_whole_blocks(contract: Contract, images: np.
     assert kernel_layout.fill_blocks(model) == 0
 
 
-def test_channels_that_are_joined_to_others_are_left_alone(contract: Contract, tmp_path: Path) -> None:
+def test_concatenated_channels_are_not_widened(contract: Contract, tmp_path: Path) -> None:
     assert (
         kernel_layout.fill_blocks(export(Mobile(nn.Conv2d(3, 8, 3, 2, 1), tied=True), contract, tmp_path / "m.onnx"))
         == 0
     )
 
 
-def test_weights_that_two_layers_share_are_left_alone(contract: Contract, tmp_path: Path) -> None:
+def test_shared_weights_are_not_widened(contract: Contract, tmp_path: Path) -> None:
     model = export(Mobile(nn.Conv2d(3, 8, 3, 2, 1)), contract, tmp_path / "m.onnx")
     expand = next(node for node in model.graph.node if node.op_type == "Conv" and "expand" in node.input[1])
     model.graph.node.append(onnx.helper.make_node("Identity", [expand.input[1]], ["elsewhere"], name="shares"))
@@ -120,7 +124,7 @@ def test_weights_that_two_layers_share_are_left_alone(contract: Contract, tmp_pa
 
 
 @x86_only
-def test_int8_for_x86_is_laid_out_and_answers_alike(
+def test_int8_for_x86_uses_the_layout_and_gives_the_same_answers(
     contract: Contract, calibration: np.ndarray, images: np.ndarray, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)

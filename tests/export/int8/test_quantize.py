@@ -138,8 +138,8 @@ def test_calibration_data_sets_the_ranges(fp32: Path, calibration: np.ndarray, m
     assert (tmp_path / "dark.onnx").read_bytes() != made["x86-vnni"][0].read_bytes()
 
 
-def test_every_calibration_picture_counts(fp32: Path, calibration: np.ndarray, tmp_path: Path) -> None:
-    """The one bright picture lies in the last, incomplete batch."""
+def test_every_calibration_image_counts(fp32: Path, calibration: np.ndarray, tmp_path: Path) -> None:
+    """The one bright image lies in the last, incomplete batch."""
     dark = np.concatenate([calibration[:33] // 8, calibration[:1]])
     quantize(fp32, tmp_path / "a.onnx", dark, isa="x86-vnni")
     quantize(fp32, tmp_path / "b.onnx", dark[:33], isa="x86-vnni")
@@ -151,7 +151,7 @@ def test_every_calibration_picture_counts(fp32: Path, calibration: np.ndarray, t
     assert input_scale("a.onnx") > 1.5 * input_scale("b.onnx")
 
 
-def test_float_layout_calibrates_on_normalised_pictures(
+def test_float_layout_calibrates_on_normalised_images(
     network: nn.Module, contract: Contract, calibration: np.ndarray, images: np.ndarray, tmp_path: Path
 ) -> None:
     to_onnx(network, tmp_path / "f.onnx", dataclasses.replace(contract, layout="float_nchw"))

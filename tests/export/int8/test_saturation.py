@@ -16,7 +16,8 @@ from export.runtime import METADATA_PREFIX, TARGETS, Contract, Model, isa, satur
 
 SIDE = 4
 WHITE = np.full((2, SIDE, SIDE, 3), 255, np.uint8)
-# 48 inputs of 1: weights of 1 and of 64/127, in steps of a quarter. Of the first, 255 x 127 twice is beyond 16 bits, of the second 255 x 64 twice is not.
+# 48 inputs of 1: weights of 1 and of 64/127, in steps of a quarter. Twice 255 x 127, of the first, exceeds 16 bits;
+# twice 255 x 64, of the second, does not.
 AS_WRITTEN = [48.0, 24.25]
 
 
@@ -70,25 +71,23 @@ def executed(path: Path, work: Path, *, as_written: bool) -> set[str]:
 
 @pytest.mark.parametrize("target", [None, *TARGETS])
 @pytest.mark.parametrize("machine", ["x86-vnni", "x86-avx2", "x86", "arm64", "riscv64"])
-def test_only_x86_without_vnni_saturates_and_only_files_that_were_not_built_for_it(
-    target: str | None, machine: str
-) -> None:
+def test_only_x86_without_vnni_saturates_on_files_built_for_other_targets(target: str | None, machine: str) -> None:
     expected = machine in ("x86", "x86-avx2") and target in ("x86-vnni", "arm64", "web")
     assert saturates(target, machine) is expected
 
 
-def test_as_written_gives_what_the_file_says_on_every_machine(two_sums: Path) -> None:
+def test_as_written_gives_the_exact_answers_on_every_machine(two_sums: Path) -> None:
     assert Model.load(two_sums, as_written=True).run(WHITE).tolist() == [AS_WRITTEN] * 2
 
 
-def test_as_written_runs_the_files_operators_and_no_integer_kernel(two_sums: Path, tmp_path: Path) -> None:
+def test_as_written_uses_no_integer_kernel(two_sums: Path, tmp_path: Path) -> None:
     there = {node.op_type for node in onnx.load(str(two_sums)).graph.node}
 
     assert executed(two_sums, tmp_path, as_written=True) == there
     assert executed(two_sums, tmp_path, as_written=False) - there == {"QLinearMatMul"}
 
 
-def test_this_machines_kernels_differ_from_it_exactly_where_they_are_said_to(two_sums: Path) -> None:
+def test_this_machines_kernels_saturate_exactly_where_saturates_says_so(two_sums: Path) -> None:
     large, small = Model.load(two_sums).run(WHITE)[0].tolist()
 
     assert small == AS_WRITTEN[1]  # within 16 bits everywhere
@@ -100,7 +99,7 @@ def test_this_machines_kernels_differ_from_it_exactly_where_they_are_said_to(two
         assert large == 24.25
 
 
-def test_a_bundle_expects_what_the_file_says_whatever_machine_wrote_it(two_sums: Path, tmp_path: Path) -> None:
+def test_a_bundles_expected_answers_do_not_depend_on_the_machine(two_sums: Path, tmp_path: Path) -> None:
     made = write.write(tmp_path / "bundle", [Shipped(two_sums, "student", "int8", "x86-vnni")], WHITE, np.array([0, 0]))
 
     with np.load(made.folder / "samples.npz") as stored:

@@ -35,7 +35,7 @@ def test_divergence_is_kl_of_the_softmax() -> None:
     assert divergence(a, a + 1000) == pytest.approx(0, abs=1e-12)
 
 
-def test_every_variant_is_tried_and_said(tried) -> None:
+def test_every_variant_is_tried_and_reported(tried) -> None:
     trials, lines = tried
     made = [trial for trial in trials if trial.kl is not None]
     names = [trial.name for trial in trials]
@@ -49,7 +49,7 @@ def test_every_variant_is_tried_and_said(tried) -> None:
     assert all(trial.reason for trial in trials)
 
 
-def test_numbers_are_those_of_the_files(tried, fp32: Path, images: np.ndarray) -> None:
+def test_trial_numbers_match_the_files(tried, fp32: Path, images: np.ndarray) -> None:
     expected = Model.load(fp32).run(images[:32])
     for trial in tried[0]:
         if trial.kl is not None:
@@ -77,7 +77,7 @@ def _trial(name: str, kl: float, size: int) -> Trial:
     return Trial(name, kl, 1.0, size, False, "")
 
 
-def test_the_front_keeps_the_closest_and_the_smallest() -> None:
+def test_survivors_are_the_closest_and_the_smallest() -> None:
     trials = [
         _trial("a", 0.1, 4000),
         _trial("b", 0.2, 3000),
@@ -100,7 +100,7 @@ def test_sizes_within_a_per_cent_are_equal_and_runners_up_fill_the_places() -> N
     assert "runner-up" in found[1].reason
 
 
-def test_a_variant_that_cannot_be_made_is_a_row(
+def test_a_variant_that_cannot_be_made_is_listed(
     fp32: Path, calibration: np.ndarray, images: np.ndarray, tmp_path: Path, monkeypatch
 ) -> None:
     made = search.emit
@@ -119,7 +119,7 @@ def test_a_variant_that_cannot_be_made_is_a_row(
     assert len(failed) >= 3 and not any(trial.kept for trial in failed)
 
 
-def test_another_instruction_set_is_computed_as_it_is_written(
+def test_files_for_another_instruction_set_run_as_written(
     fp32: Path, calibration: np.ndarray, images: np.ndarray, tmp_path: Path
 ) -> None:
     prepared = prepare(fp32, calibration)

@@ -19,13 +19,13 @@ def plant(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def test_nothing_is_guessed(tmp_path: Path) -> None:
+def test_unreadable_conditions_are_none(tmp_path: Path) -> None:
     assert conditions.busy_seconds(tmp_path) is None
     assert conditions.cpu_features(tmp_path) is None and conditions.governor(tmp_path) is None
     assert conditions.state(tmp_path) == {"temperature_c": None, "throttled": None, "clock_mhz": None}
 
 
-def test_busy_seconds_are_those_of_the_allowed_cores_with_steal_and_without_idle(tmp_path: Path) -> None:
+def test_busy_seconds_count_allowed_cores_with_steal_and_without_idle(tmp_path: Path) -> None:
     tick = os.sysconf("SC_CLK_TCK")
     rows = [f"cpu{core} {tick} 0 {tick} 999999 777 {tick} 0 {2 * tick} 0 0" for core in CORES]
     root = plant(
@@ -39,7 +39,7 @@ def test_busy_seconds_are_those_of_the_allowed_cores_with_steal_and_without_idle
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs Linux")
-def test_this_machine_counts_upwards() -> None:
+def test_busy_seconds_increase_on_this_machine() -> None:
     first, second = conditions.busy_seconds(), conditions.busy_seconds()
 
     assert second[0] >= first[0] and second[1] >= first[1]
@@ -52,7 +52,7 @@ def test_a_round_of_a_few_ticks_has_no_load_of_its_own() -> None:
     assert conditions.round_load((0.0, 0.0), (1.5, 0.5), 2.0) == 0.5
 
 
-def test_features_governor_clock_temperature_and_throttling(tmp_path: Path) -> None:
+def test_conditions_are_read_from_proc_and_sys(tmp_path: Path) -> None:
     cpu, zone = "sys/devices/system/cpu/", "sys/class/thermal/"
     files = {f"{cpu}cpu{core}/cpufreq/scaling_governor": "schedutil" for core in CORES}
     files |= {f"{cpu}cpu{core}/cpufreq/scaling_cur_freq": "1500000" for core in CORES}
@@ -72,7 +72,7 @@ def test_features_governor_clock_temperature_and_throttling(tmp_path: Path) -> N
     assert conditions.state(root) == {"temperature_c": 41.5, "throttled": 7, "clock_mhz": 1500.0}
 
 
-def test_arm_calls_its_flags_features(tmp_path: Path) -> None:
+def test_arm_features_are_read_from_the_features_line(tmp_path: Path) -> None:
     assert conditions.cpu_features(plant(tmp_path, {"proc/cpuinfo": "Features\t: fp asimd asimddp"})) == [
         "asimd",
         "asimddp",

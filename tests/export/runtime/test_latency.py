@@ -98,14 +98,14 @@ def test_fewer_runs_than_rounds(int8: Path, images: np.ndarray) -> None:
     assert model.runs == 3 and len(model.round_medians_ms) == 3
 
 
-def test_pictures_vary_and_models_see_the_same_ones(
+def test_images_vary_and_all_models_see_the_same_ones(
     fp32: Path, int8: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[int, list[int]] = {}
 
-    def record(model: object, pictures: list[np.ndarray], *_: object) -> tuple[np.ndarray, np.ndarray]:
-        seen.setdefault(id(model), []).extend(int(picture.astype(int).sum()) for picture in pictures)
-        return np.ones(len(pictures)), np.zeros(len(pictures), dtype=bool)
+    def record(model: object, images: list[np.ndarray], *_: object) -> tuple[np.ndarray, np.ndarray]:
+        seen.setdefault(id(model), []).extend(int(image.astype(int).sum()) for image in images)
+        return np.ones(len(images)), np.zeros(len(images), dtype=bool)
 
     monkeypatch.setattr(measure, "_time", record)
 
@@ -131,7 +131,7 @@ def test_ratio_is_paired_by_round() -> None:
     )
 
 
-def test_p50_interval_holds_p50() -> None:
+def test_p50_interval_contains_p50() -> None:
     value, low, high = latency_stats.p50_interval(_result(a=[1.0, 1.1, 1.2, 1.3, 5.0]), "a")
 
     assert value == 1.2 and 1.0 <= low <= 1.2 <= high <= 5.0 and low < high
@@ -146,13 +146,13 @@ def test_p50_interval_holds_p50() -> None:
         (None, (1.0, 1.0), 2.0, (None, None)),
     ],
 )
-def test_contamination(before, after, wall: float, expected: tuple) -> None:
+def test_other_processes_contaminate_a_measurement(before, after, wall: float, expected: tuple) -> None:
     cores, contaminated = conditions.others(before, after, wall)
 
     assert contaminated is expected[1] and cores == (None if expected[0] is None else pytest.approx(expected[0]))
 
 
-def test_without_proc_nothing_is_guessed(int8: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_proc_the_load_is_none(int8: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conditions, "busy_seconds", lambda: None)
 
     result = measure.latency({"int8": int8}, images, warmup=0, repeats=2)
@@ -177,7 +177,7 @@ def _disturb(monkeypatch: pytest.MonkeyPatch, flags: list[bool]) -> None:
         ([True, True, True], 3, 3, True),
     ],
 )
-def test_a_disturbed_measurement_is_repeated_and_rounds_are_joined_where_none_is_quiet(
+def test_a_disturbed_measurement_is_repeated_and_rounds_joined_if_none_is_quiet(
     int8: Path,
     images: np.ndarray,
     monkeypatch: pytest.MonkeyPatch,
@@ -253,7 +253,7 @@ def test_runs_that_lost_their_core_do_not_count() -> None:
     )
 
 
-def test_more_threads_than_cores_interrupt_each_other_and_nobody_else_is_blamed(
+def test_interruptions_by_too_many_own_threads_are_not_blamed_on_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(conditions, "_allowed", lambda: [0, 1])
@@ -273,7 +273,7 @@ def test_more_threads_than_cores_interrupt_each_other_and_nobody_else_is_blamed(
     assert conditions.too_many_threads(2) == "2 threads on 1 core interrupt each other; lower validate.threads"
 
 
-def test_what_could_not_be_left_out_is_in_the_result() -> None:
+def test_result_says_why_interrupted_runs_could_not_be_dropped() -> None:
     result = latency_stats.summarize_attempts(
         [_attempt([[0, 1, 2, 3]] * 10)], 1, {"long": 1.0, "short": 1.0}, {"long": 1.0, "short": 1.0}, {}
     )
@@ -290,7 +290,7 @@ def test_what_could_not_be_left_out_is_in_the_result() -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts what a thread loses to others")
-def test_a_run_that_shares_its_core_is_noticed_and_one_that_waits_by_itself_is_not() -> None:
+def test_losing_the_core_counts_as_interruption_and_waiting_does_not() -> None:
     def compute(seconds: float) -> None:
         end = time.thread_time() + seconds
         while time.thread_time() < end:
@@ -328,7 +328,7 @@ def test_a_drifting_machine_is_a_disturbance() -> None:
     assert rounds.drift([1.0] * 5) is None and rounds.drift([1.0, 1.0, 1.0, 1.0, 2.0, 2.0]) == 2.0
 
 
-def test_two_speeds_are_told_from_noise() -> None:
+def test_two_speeds_are_distinguished_from_noise() -> None:
     random = np.random.default_rng(0)
     fast, slow = 2.35 + 0.05 * random.standard_normal(12), 3.6 + 0.1 * random.standard_normal(8)
 
@@ -391,7 +391,7 @@ def test_memory_is_that_of_a_fresh_process(int8: Path) -> None:
     assert 10_000_000 < peak < 250_000_000 < ballast.nbytes
 
 
-def test_refusals(int8: Path, images: np.ndarray, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(int8: Path, images: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"nothing")
 
     with pytest.raises(ExportError, match="at least one model"):

@@ -1,4 +1,4 @@
-"""`export.min_runtime`: every kind of shipped file, loaded and run by the oldest onnxruntime that is promised, with numpy 1 where it has wheels."""
+"""`export.min_runtime`: the oldest promised onnxruntime, with numpy 1, runs every kind of shipped file."""
 
 from __future__ import annotations
 
@@ -32,9 +32,11 @@ import numpy, onnxruntime
 from export.runtime import Model, isa, runs_on
 images = numpy.load("images.npy")
 loaded = {path.name: Model.load(path) for path in sorted(Path(".").glob("*.onnx"))}
-# an int8 file for another processor as it is written: kernels of this one may saturate, and two releases do it otherwise
-here = {name: model if runs_on(model.target, isa()) else Model.load(name, as_written=True) for name, model in loaded.items()}
-numpy.savez("logits.npz", **{name: model.run(images) for name, model in here.items()})
+# An int8 file for another processor runs as written: this one's kernels may saturate, and two releases differ in that.
+for name, model in loaded.items():
+    if not runs_on(model.target, isa()):
+        loaded[name] = Model.load(name, as_written=True)
+numpy.savez("logits.npz", **{name: model.run(images) for name, model in loaded.items()})
 print(json.dumps([sys.version_info[:2], numpy.__version__, onnxruntime.__version__]))
 """
 
@@ -61,9 +63,8 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else made
     )
     if installed.returncode != 0:
-        pytest.skip(
-            f"onnxruntime {OLDEST} cannot be installed here: {(installed.stderr.strip().splitlines() or ['no message'])[-1]}"
-        )
+        reason = (installed.stderr.strip().splitlines() or ["no message"])[-1]
+        pytest.skip(f"onnxruntime {OLDEST} cannot be installed here: {reason}")
     return python
 
 

@@ -41,13 +41,13 @@ RIGHT = {"upright": "ImageOps.exif_transpose(image)", "resize": RESIZE, "box": "
 def smooth() -> np.ndarray:
     """Coloured slopes with a bright corner: uint8 (8, 16, 16, 3)."""
     across, down = np.meshgrid(np.linspace(0, 1, SIDE), np.linspace(0, 1, SIDE))
-    pictures = [
+    images = [
         np.stack(
             [200 * across + 5 * i, 120 * down, 60 + 40 * (1 - across) + 90 * ((across < 0.3) & (down < 0.3))], axis=2
         )
         for i in range(8)
     ]
-    return np.stack(pictures).astype(np.uint8)
+    return np.stack(images).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def answer(made: Path, preprocess: str | None) -> dict[str, Any]:
     return verify.verify(made, preprocess=preprocess, latency=False)
 
 
-def test_the_photos_are_what_they_are_called(made: Path) -> None:
+def test_photos_have_the_described_properties(made: Path) -> None:
     seen = {}
     for path in sorted((made / "photos").iterdir()):
         with Image.open(path) as image:
@@ -86,7 +86,7 @@ def test_the_photos_are_what_they_are_called(made: Path) -> None:
     assert [seen[name][3] for name in ("exif3", "exif6", "exif8", "landscape")] == [3, 6, 8, None]
 
 
-def test_the_same_pixels_as_in_training(made: Path) -> None:
+def test_photos_decode_to_the_pixels_of_training(made: Path) -> None:
     """The device's decoding is the data set's: short side, antialiased, centre."""
     with np.load(made / photos.ARRAYS) as stored:
         expected = stored["pixels"]
@@ -123,7 +123,7 @@ def owned(smooth: np.ndarray, fp32: Path, tmp_path_factory: pytest.TempPathFacto
     return write.folder, own
 
 
-def test_own_photos_travel_as_they_are_and_are_decoded_like_the_data_set(owned: tuple[Path, list[Path]]) -> None:
+def test_own_photos_are_copied_unchanged_and_decoded_like_the_data_set(owned: tuple[Path, list[Path]]) -> None:
     folder, own = owned
     listed = json.loads((folder / "manifest.json").read_text())["photos"]["pictures"]
     mine = [row for row in listed if row["own"]]
@@ -159,14 +159,14 @@ def test_a_decoder_that_ignores_exif_is_caught_on_an_own_photo(owned: tuple[Path
     assert "own photo 1: 96 x 64, EXIF orientation 6" in wrong
 
 
-def test_equal_pictures_give_equal_photos(smooth: np.ndarray, made: Path, tmp_path: Path) -> None:
+def test_equal_images_give_equal_photos(smooth: np.ndarray, made: Path, tmp_path: Path) -> None:
     entry, _ = export.bundle.photos.write(tmp_path, smooth, RESIZE)
 
     for row in entry["pictures"]:
         assert (tmp_path / row["file"]).read_bytes() == (made / row["file"]).read_bytes()
 
 
-def test_pillow_decodes_them_and_answers_agree(made: Path) -> None:
+def test_pillow_decodes_the_photos_and_answers_agree(made: Path) -> None:
     found = answer(made, None)
 
     assert (
@@ -188,7 +188,7 @@ def test_pillow_decodes_them_and_answers_agree(made: Path) -> None:
         ({"change": "pixels / 255"}, "wrong normalisation"),
         ({"change": "(pixels / 255 - 0.45) / 0.22"}, "wrong normalisation"),
         ({"change": "pixels * 0.5 + 64"}, "looks like wrong normalisation (values are 0.50 x +64 of the right ones)"),
-        ({"change": "pixels[:8]"}, "the command wrote 384 bytes; 16 x 16 x 3 = 768 are one RGB picture"),
+        ({"change": "pixels[:8]"}, "the command wrote 384 bytes; 16 x 16 x 3 = 768 are one RGB image"),
         ({"change": "1 / 0"}, "the command ended with 1: ZeroDivisionError: division by zero"),
     ],
 )
@@ -207,7 +207,7 @@ def test_each_mistake_of_a_decoder_is_named(
         assert rotated == ["EXIF orientation 6", "EXIF orientation 3", "EXIF orientation 8"]
 
 
-def test_faults_are_named_on_larger_pictures_too(smooth: np.ndarray) -> None:
+def test_faults_are_named_on_larger_images_too(smooth: np.ndarray) -> None:
     large = np.repeat(np.repeat(smooth[0], 14, axis=0), 14, axis=1).astype(
         np.float32
     )  # 224 x 224, not a multiple of the pooled side
@@ -219,7 +219,7 @@ def test_faults_are_named_on_larger_pictures_too(smooth: np.ndarray) -> None:
     assert photo_faults.name_fault(noise, large, {}).startswith("no known fault explains it (nearest: ")
 
 
-def test_floats_of_an_application_that_normalises(smooth: np.ndarray, contract: Any, tmp_path: Path) -> None:
+def test_a_decoder_may_write_normalised_floats(smooth: np.ndarray, contract: Any, tmp_path: Path) -> None:
     from dataclasses import replace
 
     floats = replace(contract, layout="float_nchw")
@@ -245,7 +245,7 @@ def test_floats_of_an_application_that_normalises(smooth: np.ndarray, contract: 
     )
 
 
-def test_without_pillow_and_a_command_nothing_is_claimed(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pillow_and_a_command_photos_are_not_judged(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos, "pillow", lambda: None)
 
     found = answer(made, None)

@@ -40,7 +40,7 @@ def azure() -> str:
     return AZURE
 
 
-def test_the_cpu_runs_all_of_it(shipped: write.Bundle, tmp_path: Path) -> None:
+def test_the_cpu_provider_runs_all_nodes(shipped: write.Bundle, tmp_path: Path) -> None:
     answer = verify.verify(shipped.folder, repeats=16, provider="cpu")
 
     assert answer["ok"] and answer["remarks"] == ["CPUExecutionProvider (run by the test suite)"]
@@ -59,7 +59,8 @@ def test_a_silent_fallback_is_named_and_fails(
     answer, said = json.loads((tmp_path / "a.json").read_text()), capsys.readouterr().out
     assert done == 4 and answer["ok"] is False and answer["not_timed"] == f"no node ran in {AZURE}"
     row = answer["models"][0]
-    sentence = f"asked for {AZURE}: 0 of {row['provider']['of']} nodes ran there, all fell back to the CPU (it took none of them)"
+    placed = f"0 of {row['provider']['of']} nodes ran there, all fell back to the CPU (it took none of them)"
+    sentence = f"asked for {AZURE}: {placed}"
     assert row["ok"] is False and row["note"] == row["provider"]["sentence"] == sentence and row["latency_ms"] is None
     assert row["agreement"] == 1.0 and sum(row["provider"]["elsewhere"].values()) == row["provider"]["of"] > 3
     assert (
@@ -69,7 +70,7 @@ def test_a_silent_fallback_is_named_and_fails(
     )
 
 
-def test_the_same_over_a_target(azure: str, shipped: write.Bundle, tmp_path: Path) -> None:
+def test_a_silent_fallback_on_a_target_is_named(azure: str, shipped: write.Bundle, tmp_path: Path) -> None:
     answer = device_session.ask("local?provider=Azure", shipped.archive, tmp_path, VerifySettings(repeats=16))
 
     assert dispatch.describe_failure(answer) == f"small.fp32.onnx: {answer['models'][0]['provider']['sentence']}"
@@ -78,7 +79,7 @@ def test_the_same_over_a_target(azure: str, shipped: write.Bundle, tmp_path: Pat
     assert verify.verify(shipped.folder, latency=False)["models"][0]["provider"] is None
 
 
-def test_one_that_is_not_there_is_exit_3(
+def test_an_unavailable_provider_is_exit_3(
     shipped: write.Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there = ", ".join(provider.available())
@@ -86,7 +87,10 @@ def test_one_that_is_not_there_is_exit_3(
         name for name in ("CoreMLExecutionProvider", "QNNExecutionProvider") if name not in provider.available()
     )
     assert verify.main([str(shipped.folder), "--provider", "nonsense"]) == 3
-    said = f"no execution provider 'nonsense' in onnxruntime {onnxruntime.__version__} here, which has {there}; it needs a build of onnxruntime that has it"
+    said = (
+        f"no execution provider 'nonsense' in onnxruntime {onnxruntime.__version__} here, which has {there}; "
+        "it needs a build of onnxruntime that has it"
+    )
     assert capsys.readouterr().err.strip() == said
     with pytest.raises(
         MissingError, match=f"^local: no {absent} in onnxruntime .* here, which has {there}; it needs"
@@ -102,7 +106,7 @@ def test_one_that_is_not_there_is_exit_3(
         device_session.ask("local?python=/no/python", shipped.archive, tmp_path, VerifySettings())
 
 
-def test_names_and_addresses() -> None:
+def test_provider_names_are_resolved_and_parsed() -> None:
     assert provider.resolve("cpu") == provider.resolve("CPUExecutionProvider") == runtime.CPU
     assert parse("local?provider=openvino").shown == "local?provider=openvino" and parse("local").shown == "local"
     assert (
@@ -128,7 +132,7 @@ def _event(name: str, place: str, operator: str, micros: int, index: int) -> dic
     }
 
 
-def test_a_part_that_falls_back_is_counted() -> None:
+def test_a_partial_fallback_is_counted() -> None:
     events = [
         {"cat": "Session", "name": "model_run", "dur": 900},
         {"cat": "Node", "name": "a_fence_before", "dur": 1, "args": {"op_name": "Conv"}},
@@ -157,7 +161,7 @@ def test_a_part_that_falls_back_is_counted() -> None:
 
 
 @pytest.mark.slow
-def test_openvino_runs_and_is_seen_to_run(shipped: write.Bundle, tmp_path: Path) -> None:
+def test_openvino_runs_nodes_and_the_profile_shows_it(shipped: write.Bundle, tmp_path: Path) -> None:
     """The other provider of TESTED: Intel's, on whatever x86 this is, from a wheel of its own."""
     assert set(provider.TESTED) == {runtime.CPU, OPENVINO}
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)

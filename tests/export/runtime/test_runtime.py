@@ -14,10 +14,9 @@ import pytest
 
 from export import runtime
 from export.runtime import Contract, ExportError, Model, UnavailableError
-from export.runtime import machine as machine_module
 
 
-def test_contract_survives_its_metadata(contract: Contract) -> None:
+def test_contract_round_trips_through_metadata(contract: Contract) -> None:
     stored = contract.to_metadata()
 
     assert Contract.from_metadata({**stored, "other": "x"}) == contract
@@ -50,7 +49,7 @@ def test_damaged_metadata_is_refused(contract: Contract, change: dict, words: st
         Contract.from_metadata(stored)
 
 
-def test_normalize_is_the_definition(contract: Contract, images: np.ndarray) -> None:
+def test_normalize_follows_the_definition(contract: Contract, images: np.ndarray) -> None:
     expected = (images[:4].astype(np.float64) / 255 - contract.mean) / contract.std
 
     found = runtime.normalize(images[:4], contract)
@@ -73,7 +72,7 @@ def test_run_does_not_depend_on_the_batch(fp32: Path, images: np.ndarray) -> Non
 @pytest.mark.parametrize(
     ("shape", "kind"), [((1, 16, 16, 3), np.float32), ((1, 8, 16, 3), np.uint8), ((16, 16, 3), np.uint8)]
 )
-def test_run_refuses_other_pictures(fp32: Path, shape: tuple[int, ...], kind: type) -> None:
+def test_run_refuses_images_of_another_shape_or_type(fp32: Path, shape: tuple[int, ...], kind: type) -> None:
     wrong = np.zeros(shape, kind)
 
     with pytest.raises(ExportError, match=r"images must be uint8 \(N, 16, 16, 3\)"):
@@ -113,14 +112,14 @@ def test_load_names_what_is_wrong(fp32: Path, tmp_path: Path) -> None:
 def test_isa_follows_the_flags(
     monkeypatch: pytest.MonkeyPatch, machine: str, cpuinfo: str | None, expected: str
 ) -> None:
-    monkeypatch.setattr(machine_module.platform, "machine", lambda: machine)
-    monkeypatch.setattr(machine_module, "_read", lambda path: cpuinfo)
+    monkeypatch.setattr(runtime.machine.platform, "machine", lambda: machine)
+    monkeypatch.setattr(runtime.machine, "_read", lambda path: cpuinfo)
 
     assert runtime.isa() == expected
 
 
-def test_host_without_proc_is_null_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_module, "_read", lambda path: None)
+def test_host_facts_are_none_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.machine, "_read", lambda path: None)
 
     host = runtime.host()
 
@@ -142,8 +141,11 @@ def test_runs_on(target: str | None, isa: str, expected: bool) -> None:
     assert runtime.runs_on(target, isa) is expected
 
 
-def test_the_device_half_imports_nothing_else() -> None:
-    code = "import sys, export.runtime, export.runtime.latency, export.verify; print(sorted({'torch', 'onnx', 'compress'} & set(sys.modules)))"
+def test_runtime_and_verify_import_no_other_package() -> None:
+    code = (
+        "import sys, export.runtime, export.runtime.latency, export.verify; "
+        "print(sorted({'torch', 'onnx', 'compress'} & set(sys.modules)))"
+    )
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

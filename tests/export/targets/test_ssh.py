@@ -1,4 +1,4 @@
-"""A bundle verified over ssh, against a real OpenSSH server on loopback with its own keys; and every way in which that can fail."""
+"""Verification over ssh against a real OpenSSH server on loopback, and every way in which it can fail."""
 
 from __future__ import annotations
 
@@ -43,11 +43,12 @@ def shipped(fp32: Path, images: np.ndarray, labels: np.ndarray, tmp_path_factory
 
 @pytest.fixture
 def ask(shipped: Path, tmp_path: Path) -> Callable[..., dict]:
-    """Verify and keep what was told in `ask.told`."""
+    """Return a function that verifies and keeps the lines of the log in its attribute `told`."""
 
     def run(address: Address, settings: VerifySettings = QUICK, limit_seconds: float = 120) -> dict:
-        run.told = []  # type: ignore[attr-defined]
-        return dispatch.verify(shipped, address, tmp_path, settings, limit_seconds=limit_seconds, log=run.told.append)  # type: ignore[attr-defined]
+        lines: list[str] = []
+        run.told = lines  # type: ignore[attr-defined]
+        return dispatch.verify(shipped, address, tmp_path, settings, limit_seconds=limit_seconds, log=lines.append)
 
     return run
 
@@ -57,7 +58,7 @@ def copied(ask: Callable[..., dict]) -> int:
     return int(line.split(": ")[1].split(" of ")[0])
 
 
-def test_the_answer_comes_back_and_a_second_run_copies_nothing(
+def test_answer_comes_back_and_a_second_run_copies_nothing(
     server: Server, ask: Callable[..., dict], shipped: Path, tmp_path: Path
 ) -> None:
     address = server.target(tmp_path / "device")
@@ -73,7 +74,7 @@ def test_the_answer_comes_back_and_a_second_run_copies_nothing(
 
 
 @pytest.mark.slow
-def test_a_half_copied_bundle_is_made_whole_again(server: Server, ask: Callable[..., dict], tmp_path: Path) -> None:
+def test_a_partly_copied_bundle_is_completed(server: Server, ask: Callable[..., dict], tmp_path: Path) -> None:
     address = server.target(tmp_path / "device")
     ask(address)
     folder = tmp_path / "device" / "bundle-small"
@@ -87,7 +88,7 @@ def test_a_half_copied_bundle_is_made_whole_again(server: Server, ask: Callable[
 
 
 @pytest.mark.slow
-def test_a_broken_link_is_one_sentence_and_the_next_run_goes_on(
+def test_a_broken_connection_is_one_sentence_and_the_next_run_resumes(
     server: Server, ask: Callable[..., dict], shipped: Path, tmp_path: Path
 ) -> None:
     relay = tmp_path / "relay.py"  # lets so many bytes pass to the server, over all connections, and then hangs up
@@ -137,7 +138,8 @@ def test_unreachable_hosts_say_why(server: Server, ask: Callable[..., dict], tmp
         (server.target(tmp_path / "device", config=locked), "none of your keys is accepted; see why with: ssh -F"),
         (
             closed,
-            r"cannot be reached or the connection broke \(ssh: connect to host 127.0.0.1 port \d+: Connection refused\)",
+            r"cannot be reached or the connection broke "
+            r"\(ssh: connect to host 127.0.0.1 port \d+: Connection refused\)",
         ),
     ):
         with pytest.raises(Unreachable, match=why) as raised:
@@ -147,7 +149,7 @@ def test_unreachable_hosts_say_why(server: Server, ask: Callable[..., dict], tmp
 
 
 @pytest.mark.slow
-def test_interpreters_that_do_not_do(server: Server, ask: Callable[..., dict], tmp_path: Path) -> None:
+def test_unsuitable_interpreters_are_refused(server: Server, ask: Callable[..., dict], tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
 
     with pytest.raises(Unreachable, match="has no working Python 3.8 or newer at /no/python; install one there"):
@@ -183,7 +185,9 @@ def poor(tmp_path: Path) -> Iterator[Callable[[str], Server]]:
 
 
 @pytest.mark.slow
-def test_a_host_without_python(poor: Callable[..., Server], ask: Callable[..., dict], tmp_path: Path) -> None:
+def test_a_host_without_python_is_unreachable(
+    poor: Callable[..., Server], ask: Callable[..., dict], tmp_path: Path
+) -> None:
     with pytest.raises(
         Unreachable, match=r"has no Python 3.8 or newer; install one there \(Debian: apt-get install python3-venv\)"
     ):
@@ -191,7 +195,9 @@ def test_a_host_without_python(poor: Callable[..., Server], ask: Callable[..., d
 
 
 @pytest.mark.slow
-def test_a_processor_without_wheels(poor: Callable[..., Server], ask: Callable[..., dict], tmp_path: Path) -> None:
+def test_a_processor_without_wheels_is_unreachable(
+    poor: Callable[..., Server], ask: Callable[..., dict], tmp_path: Path
+) -> None:
     server = poor("armv7l", "python3")
 
     with pytest.raises(
@@ -202,7 +208,7 @@ def test_a_processor_without_wheels(poor: Callable[..., Server], ask: Callable[.
 
 
 @pytest.mark.slow
-def test_a_full_disk(server: Server, ask: Callable[..., dict], tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(server: Server, ask: Callable[..., dict], tmp_path: Path) -> None:
     device = tmp_path / "disk"
     device.mkdir()
     mounted = subprocess.run(
@@ -227,13 +233,13 @@ def test_a_full_disk(server: Server, ask: Callable[..., dict], tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_verifier_that_does_not_answer_in_time(server: Server, ask: Callable[..., dict], tmp_path: Path) -> None:
+def test_a_verifier_timeout_is_reported(server: Server, ask: Callable[..., dict], tmp_path: Path) -> None:
     with pytest.raises(DeviceFailed, match="the verifier did not answer within 0 seconds"):
         ask(server.target(tmp_path / "device"), limit_seconds=0.01)
 
 
 @pytest.mark.slow
-def test_wrong_answers_come_back_as_answers(
+def test_wrong_answers_are_an_answer_not_an_error(
     server: Server, fp32: Path, images: np.ndarray, labels: np.ndarray, tmp_path: Path
 ) -> None:
     made = write.write(tmp_path / "bundle", [Shipped(fp32, "student", "fp32")], images[:16], labels[:16])
@@ -256,7 +262,8 @@ def test_wrong_answers_come_back_as_answers(
 @pytest.mark.slow
 def test_nothing_reaches_a_shell_unquoted(server: Server, ask: Callable[..., dict], tmp_path: Path) -> None:
     trap = tmp_path / "trap"
-    command = f'{sys.executable} -c \'import sys; sys.exit("no decoder; touch {trap}")\' $(touch {trap}) ; touch {trap} "&&" `touch {trap}`'
+    program = f'import sys; sys.exit("no decoder; touch {trap}")'
+    command = f"{sys.executable} -c '{program}' $(touch {trap}) ; touch {trap} \"&&\" `touch {trap}`"
 
     answer = ask(server.target(tmp_path / "device"), replace(QUICK, preprocess=command))
 
@@ -280,7 +287,9 @@ def test_packages_are_pushed_to_a_host_without_any(server: Server, ask: Callable
 
 
 @pytest.mark.slow
-def test_a_host_with_a_network_fetches_its_own(server: Server, ask: Callable[..., dict], tmp_path: Path) -> None:
+def test_a_host_with_a_network_installs_packages_itself(
+    server: Server, ask: Callable[..., dict], tmp_path: Path
+) -> None:
     answer = ask(server.target(tmp_path / "device", python=None))
 
     assert answer["ok"] is True
@@ -288,7 +297,7 @@ def test_a_host_with_a_network_fetches_its_own(server: Server, ask: Callable[...
         pytest.skip("the host has no package index of its own")
 
 
-def test_wheels_are_asked_for_the_device_not_for_this_machine() -> None:
+def test_wheels_are_downloaded_for_the_devices_platform() -> None:
     command = wheels.command(Path("w"), ["numpy>=1.21", "onnxruntime>=1.19"], "aarch64", (3, 9), (2, 31))
 
     assert (

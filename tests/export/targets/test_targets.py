@@ -20,7 +20,7 @@ from export.targets.ssh import OPTIONS, Ssh
 from export.targets.unpack import checksums, unpacked
 
 
-def test_addresses_are_taken_apart() -> None:
+def test_target_addresses_are_parsed() -> None:
     address = parse("ssh://pi@board.local:2222/~/models?python=/opt/venv/bin/python&wheels=push")
 
     assert (address.user, address.host, address.port, address.folder) == ("pi", "board.local", 2222, "models")
@@ -61,7 +61,7 @@ def test_a_scheme_without_a_branch_is_refused(monkeypatch: pytest.MonkeyPatch) -
         ("adb://-e", "is not a serial"),
     ],
 )
-def test_what_is_no_address_is_refused_in_one_sentence(text: str, why: str) -> None:
+def test_invalid_addresses_are_refused_in_one_sentence(text: str, why: str) -> None:
     with pytest.raises(WrongTarget) as raised:
         parse(text)
     assert (
@@ -71,7 +71,7 @@ def test_what_is_no_address_is_refused_in_one_sentence(text: str, why: str) -> N
     )
 
 
-def test_ssh_and_scp_get_lists_and_the_remote_line_is_quoted() -> None:
+def test_ssh_and_scp_commands_quote_the_remote_line() -> None:
     link = Ssh(parse("ssh://pi@[::1]:2222/data?config=/etc/lab"))
     nasty = ["echo", "a b", "$(id)", "it's", ";", "", "ü\n"]
 
@@ -89,7 +89,7 @@ def test_ssh_and_scp_get_lists_and_the_remote_line_is_quoted() -> None:
     assert link.copy([Path("a")], "/data", old=True)[1:3] == ["-q", "-O"]
 
 
-def test_adb_gets_lists_with_the_serial() -> None:
+def test_adb_commands_name_the_serial() -> None:
     link = Adb(parse("adb://0123ABCD"))
 
     assert link.command(["ls", "a b"]) == ["adb", "-s", "0123ABCD", "shell", "-T", "ls 'a b'"]
@@ -104,7 +104,7 @@ def test_adb_gets_lists_with_the_serial() -> None:
     ]
 
 
-def test_adb_without_adb_a_python_or_a_device_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_adb_python_or_device_is_unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = tmp_path / "none.zip"
     with pytest.raises(
         Unreachable, match=r"Android has no Python of its own; name one .*--target 'adb://X\?python=/path'"
@@ -131,7 +131,7 @@ def shipped(
 
 
 @pytest.mark.slow
-def test_the_whole_way_through_a_stand_in_for_adb(
+def test_verification_through_a_fake_adb(
     shipped: write.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No hardware: a program that runs adb's lines in a shell here shows that the lines are right."""
@@ -162,7 +162,7 @@ def test_a_damaged_archive_and_strange_names_are_refused(shipped: write.Bundle, 
         checksums(folder)
 
 
-def test_complaints_name_what_is_wrong() -> None:
+def test_failures_are_described() -> None:
     row = {"file": "a.onnx", "ok": False, "agreement": 0.25, "images": 16, "max_abs_diff": 3.0}
     wrong = {"ok": False, "models": [row], "photos": {"ok": True}, "host": {"isa": "arm64"}}
 

@@ -1,4 +1,4 @@
-"""Fake quantisation is onnxruntime's arithmetic; its gradients are those of the formula with the rounding taken for straight."""
+"""Fake quantisation: onnxruntime's arithmetic, and gradients that pass straight through the rounding."""
 
 from __future__ import annotations
 

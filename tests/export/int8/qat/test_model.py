@@ -1,4 +1,4 @@
-"""A graph as a module answers like onnxruntime: the float file within rounding, the int8 file on nearly every picture."""
+"""The simulation answers like onnxruntime: the float file within rounding, the int8 file on nearly every image."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def prepared(fp32: Path, calibration: np.ndarray) -> PreparedGraph:
     ("isa", "per_channel"),
     [("x86-vnni", True), ("x86-vnni", False), ("x86-avx2", True), ("arm64", True), ("arm64", False), ("web", True)],
 )
-def test_the_simulation_is_the_int8_file(prepared, contract, images, isa, per_channel, tmp_path) -> None:
+def test_simulation_gives_the_answers_of_the_int8_file(prepared, contract, images, isa, per_channel, tmp_path) -> None:
     settings = QuantizeSettings(isa, per_channel=per_channel)
     pairs = quantize.insert_qdq(prepared, settings)
     quantize.emit(prepared, tmp_path / "q.onnx", settings)
@@ -62,7 +62,7 @@ def test_the_simulation_is_the_int8_file(prepared, contract, images, isa, per_ch
     assert np.abs(found - expected).mean() < 0.1 * np.abs(floats - expected).mean()
 
 
-def test_learned_numbers_are_the_files(prepared, contract, images, tmp_path) -> None:
+def test_learned_weights_and_ranges_end_up_in_the_file(prepared, contract, images, tmp_path) -> None:
     """Other weights and ranges than the calibrated ones arrive in the file exactly."""
     settings = QuantizeSettings("x86-vnni")
     pairs = quantize.insert_qdq(prepared, settings)
@@ -93,7 +93,7 @@ def test_learned_numbers_are_the_files(prepared, contract, images, tmp_path) -> 
         assert float(written.get(f"{name}_scale", written[stem])) == float(one.scale()), name
 
 
-def test_every_range_and_weight_gets_a_gradient_and_zero_stays_zero(prepared, contract, images) -> None:
+def test_every_range_and_weight_gets_a_gradient_and_a_zero_end_stays_zero(prepared, contract, images) -> None:
     pairs = quantize.insert_qdq(prepared, QuantizeSettings("x86-vnni"))
     simulation = Simulation(pairs.model, pairs)
 
@@ -105,7 +105,7 @@ def test_every_range_and_weight_gets_a_gradient_and_zero_stays_zero(prepared, co
     assert rectified and all(one.change.grad[0] == 0 and one.ends()[0] == 0 for one in rectified)
 
 
-def test_taps_are_what_the_next_layer_reads(prepared, contract, images) -> None:
+def test_taps_show_what_the_next_layer_reads(prepared, contract, images) -> None:
     pairs = quantize.insert_qdq(prepared, QuantizeSettings("x86-vnni"))
     node = next(node for node in pairs.model.graph.node if node.op_type == "Gemm")
     simulation = Simulation(pairs.model, pairs, shown={"pooled": node.input[0]})
@@ -144,7 +144,7 @@ def test_weights_of_another_network_are_refused(prepared) -> None:
 
 
 def _warm(name: str) -> nn.Module:
-    """A random network whose BatchNorms hold statistics, so that its answers depend on the picture."""
+    """A random network whose BatchNorms hold statistics, so that its answers depend on the image."""
     torch.manual_seed(0)
     network = models.build(name, classes=10)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -159,7 +159,7 @@ def _warm(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
-def test_each_kind_of_network_is_simulated(name: str, tmp_path: Path) -> None:
+def test_each_kind_of_network_can_be_simulated(name: str, tmp_path: Path) -> None:
     contract = Contract(tuple("abcdefghij"), 32, MEAN, STD, "uint8_nhwc", "compress 9.8.7")
     images = np.random.default_rng(1).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
     path, source = tmp_path / "model.onnx", tmp_path / "source.onnx"

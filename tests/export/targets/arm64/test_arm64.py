@@ -1,7 +1,8 @@
-"""The bundle on ARM64: user-mode emulation of a Cortex-A76 runs Debian's Python 3.11, onnxruntime's aarch64 wheel and the S8S8 file.
+"""The bundle on ARM64: emulation of a Cortex-A76 with Debian's Python 3.11 and onnxruntime's aarch64 wheel.
 
-Emulation executes ARM's instructions one by one, so accuracy and rounding are those of the ARM kernels; its time says nothing.
-Needs qemu-aarch64-static, apt-get and dpkg-deb, and on the first run the Debian mirror and the package index; skips with the reason.
+User-mode emulation executes ARM's instructions one by one, so accuracy and rounding are those of the ARM kernels; the
+time is not. Needs qemu-aarch64-static, apt-get and dpkg-deb, and on the first run the Debian mirror and the package
+index; skips with the reason.
 COMPRESS_ARM64_ROOT names a folder in which the ARM64 system is kept between runs.
 """
 
@@ -47,7 +48,7 @@ PACKAGES = (
     "libssl3",
 )
 RUNTIME = "onnxruntime==1.26.0"  # 1.28 and later crash under qemu 7.2
-PICTURES = 500
+IMAGES = 500
 
 
 def _run(command: list[str], cwd: Path, seconds: float = 300) -> None:
@@ -160,13 +161,13 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     arrays = fashion.load()
-    pictures = {
+    images = {
         part: np.repeat(np.pad(arrays[f"{part}_images"], ((0, 0), (2, 2), (2, 2)))[..., None], 3, axis=3)
         for part in ("train", "test")
     }
     network = _network()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-    x = (torch.from_numpy(pictures["train"]).permute(0, 3, 1, 2).float() / 255 - 0.29) / 0.35
+    x = (torch.from_numpy(images["train"]).permute(0, 3, 1, 2).float() / 255 - 0.29) / 0.35
     y = torch.from_numpy(arrays["train_labels"])
     for index in torch.cat([torch.randperm(len(x)) for _ in range(3)]).split(64):
         optimizer.zero_grad()
@@ -179,15 +180,15 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     to_onnx(network.eval(), folder / "float.onnx", contract)
     models = [Shipped(folder / "float.onnx", "student", "fp32")]
     for isa in ("arm64", "x86-vnni"):
-        quantize(folder / "float.onnx", folder / f"{isa}.onnx", pictures["train"][:64], isa=isa)
+        quantize(folder / "float.onnx", folder / f"{isa}.onnx", images["train"][:64], isa=isa)
         models.append(Shipped(folder / f"{isa}.onnx", "student", "int8", isa))
-    chosen = slice(0, PICTURES)
+    chosen = slice(0, IMAGES)
     return write.write(
-        folder / "bundle", models, pictures["test"][chosen], arrays["test_labels"][chosen], resize=32
+        folder / "bundle", models, images["test"][chosen], arrays["test_labels"][chosen], resize=32
     ).folder
 
 
-def test_the_s8s8_file_is_right_on_arm_kernels(
+def test_the_arm64_file_is_right_on_arm_kernels(
     python: list[str], shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(shutil.copytree(shipped, tmp_path / "bundle"))
@@ -207,10 +208,11 @@ def test_the_s8s8_file_is_right_on_arm_kernels(
         labels = stored["labels"]
         x86 = {name: float((stored[f"logits/{name}"].argmax(1) == labels).mean()) for name in rows}
     with capsys.disabled():
-        print(f"\n{answer['host']['architecture']}, onnxruntime {answer['onnxruntime']}, {PICTURES} pictures")
+        print(f"\n{answer['host']['architecture']}, onnxruntime {answer['onnxruntime']}, {IMAGES} images")
         for name, row in rows.items():
             print(
-                f"  {name}: top-1 {row['top1']:.4f} on ARM kernels, {x86[name]:.4f} on x86's; agreement {row['agreement']:.4f}, "
+                f"  {name}: top-1 {row['top1']:.4f} on ARM kernels, {x86[name]:.4f} on x86's; "
+                f"agreement {row['agreement']:.4f}, "
                 f"largest logit difference {row['max_abs_diff']:.3g}"
             )
     assert (answer["host"]["architecture"], answer["host"]["isa"], answer["not_timed"]) == (

@@ -1,4 +1,4 @@
-"""A bundle in headless Chromium with onnxruntime-web from the pinned lock file: real answers, planted faults, and what is said when something is missing.
+"""A bundle in headless Chromium with onnxruntime-web: real answers, planted faults, and messages for missing tools.
 
 Needs Chromium or Chrome and npm (Debian: apt-get install chromium npm); skips with the reason without them.
 """
@@ -68,7 +68,7 @@ def ort(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pytest.skip(f"npm does not reach its registry: {error}")
 
 
-def _pictures(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Noise in which one channel (or none) is brighter: uint8 (N, S, S, 3) and labels (N,)."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, len(CLASSES), count)
@@ -91,7 +91,7 @@ def _network() -> nn.Module:
         nn.Flatten(),
         nn.Linear(16, len(CLASSES)),
     )
-    images, labels = _pictures(512, seed=3)
+    images, labels = _images(512, seed=3)
     x, y = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - 0.45) / 0.25, torch.from_numpy(labels)
     optimizer = torch.optim.Adam(network.parameters(), 0.01)
     for step in range(60):
@@ -106,7 +106,7 @@ def _network() -> nn.Module:
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> write.Bundle:
     """A float file of each layout, one int8 file for browsers and one for another processor."""
     folder = tmp_path_factory.mktemp("shipped")
-    network, calibration = _network(), _pictures(64, seed=2)[0]
+    network, calibration = _network(), _images(64, seed=2)[0]
     for name, layout in (("float", "uint8_nhwc"), ("planes", "float_nchw")):
         to_onnx(
             network,
@@ -117,7 +117,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> write.Bundle:
     for isa in ("web", "arm64"):
         quantize(folder / "float.onnx", folder / f"{isa}.onnx", calibration, isa=isa)
         models.append(Shipped(folder / f"{isa}.onnx", "student", "int8", isa))
-    images, labels = _pictures(50, seed=1)
+    images, labels = _images(50, seed=1)
     return write.write(folder / "bundle", models, images, labels, resize=SIZE)
 
 
@@ -127,7 +127,7 @@ def _ask(zipped: Path, work: Path, ort: Path, more: str = "", *, limit: float = 
 
 
 @pytest.mark.slow
-def test_a_browser_answers_as_the_machine_that_made_the_bundle(
+def test_a_browser_gives_the_bundles_expected_answers(
     chromium: str, ort: Path, shipped: write.Bundle, tmp_path: Path
 ) -> None:
     answer = _ask(shipped.archive, tmp_path, ort)
@@ -175,10 +175,10 @@ def test_a_browser_answers_as_the_machine_that_made_the_bundle(
 
 
 @pytest.mark.slow
-def test_webgpu_in_software_answers_and_is_not_timed(
+def test_webgpu_in_software_is_verified_but_not_timed(
     chromium: str, ort: Path, shipped: write.Bundle, tmp_path: Path
 ) -> None:
-    """A processor that plays a graphics card: WebGPU's own kernels and answers, which nodes they took, and no time."""
+    """A processor that emulates a GPU: WebGPU's own kernels and answers, which nodes they took, and no time."""
     answer = _ask(shipped.archive, tmp_path, ort, "&provider=all", repeats=16)
     if answer["host"]["webgpu"] is None:
         pytest.skip("this browser gives no WebGPU adapter")
@@ -252,7 +252,7 @@ def test_wrong_answers_are_named(chromium: str, ort: Path, shipped: write.Bundle
 
 
 @pytest.mark.slow
-def test_a_page_that_breaks_says_why(chromium: str, ort: Path, shipped: write.Bundle, tmp_path: Path) -> None:
+def test_a_failing_page_reports_why(chromium: str, ort: Path, shipped: write.Bundle, tmp_path: Path) -> None:
     def broken(copy: Path) -> None:
         (copy / "float.onnx").write_bytes(b"not a model")
 
@@ -280,7 +280,7 @@ def test_a_changed_file_is_refused_before_the_browser_starts(
 
 
 @pytest.mark.slow
-def test_a_page_that_does_not_end(chromium: str, ort: Path, shipped: write.Bundle, tmp_path: Path) -> None:
+def test_a_page_timeout_is_reported(chromium: str, ort: Path, shipped: write.Bundle, tmp_path: Path) -> None:
     with pytest.raises(StageError) as raised:
         device.ask(f"browser?ort={ort}", shipped.archive, tmp_path, VerifySettings(repeats=10**7), limit_seconds=4)
     assert (str(raised.value), raised.value.exit_code) == ("browser: the page did not answer within 4 seconds", 4)
@@ -288,14 +288,14 @@ def test_a_page_that_does_not_end(chromium: str, ort: Path, shipped: write.Bundl
     assert "repeats=10000000" not in left
 
 
-def test_a_browser_that_ends_at_once(shipped: write.Bundle, tmp_path: Path) -> None:
+def test_a_browser_that_exits_at_once_is_reported(shipped: write.Bundle, tmp_path: Path) -> None:
     for name in onnxruntime_web.FILES:
         (tmp_path / name).touch()
     with pytest.raises(DeviceFailed, match=r"browser: false ended with 1: no message"):
         _ask(shipped.archive, tmp_path, tmp_path, "&binary=false")
 
 
-def test_what_is_missing_is_exit_3_and_ends_with_what_to_do(
+def test_missing_tools_are_exit_3_with_a_hint(
     shipped: write.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -309,7 +309,8 @@ def test_what_is_missing_is_exit_3_and_ends_with_what_to_do(
         return str(raised.value)
 
     assert said("browser") == (
-        "browser: neither Chromium nor Chrome is installed here; install it (Debian: apt-get install chromium), or name it: --target 'browser?binary=/path'"
+        "browser: neither Chromium nor Chrome is installed here; install it (Debian: apt-get install chromium), or "
+        "name it: --target 'browser?binary=/path'"
     )
     assert (
         said("browser?binary=/no/such")
@@ -319,7 +320,8 @@ def test_what_is_missing_is_exit_3_and_ends_with_what_to_do(
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     assert said("browser").startswith(
-        "browser: npm is not installed here, which brings onnxruntime-web; install it (Debian: apt-get install npm), or "
+        "browser: npm is not installed here, which brings onnxruntime-web; install it (Debian: apt-get install npm), "
+        "or "
     )
     assert said(f"browser?ort={tmp_path}").endswith(
         f"make it with: npm install onnxruntime-web@{onnxruntime_web.VERSION}"
@@ -328,13 +330,14 @@ def test_what_is_missing_is_exit_3_and_ends_with_what_to_do(
     npm.write_text("#!/bin/sh\necho 'npm error code ENOTFOUND' >&2\nexit 1\n")
     npm.chmod(0o755)
     assert said("browser") == (
-        f"browser: npm could not install onnxruntime-web (code ENOTFOUND); see why with: npm install onnxruntime-web@{onnxruntime_web.VERSION}"
+        "browser: npm could not install onnxruntime-web (code ENOTFOUND); see why with: "
+        f"npm install onnxruntime-web@{onnxruntime_web.VERSION}"
     )
     with pytest.raises(UsageError, match="leave --preprocess out"):
         device.ask("browser", shipped.archive, tmp_path, VerifySettings(preprocess="x"))
 
 
-def test_targets_that_are_understood() -> None:
+def test_browser_targets_are_parsed() -> None:
     whole = parse("browser?binary=/opt/chrome&ort=~/ort&provider=wasm")
     assert (whole.name, whole.scheme, whole.binary, whole.ort, whole.provider) == (
         "browser",
@@ -352,7 +355,7 @@ def test_targets_that_are_understood() -> None:
             parse(wrong)
 
 
-def test_the_server_gives_only_what_it_should(tmp_path: Path) -> None:
+def test_the_server_serves_only_its_folders_to_callers_with_the_secret(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     for name in ("a.mjs", "b.wasm", "c.onnx"):
         (tmp_path / "site" / name).write_bytes(name.encode())
@@ -409,7 +412,8 @@ def test_the_server_gives_only_what_it_should(tmp_path: Path) -> None:
 JUDGE = """
 import {judge} from "PAGE/verify.js";
 const read = (name) => JSON.parse(process.env[name], (key, value) => value === "nan" ? NaN : value);
-console.log(JSON.stringify(read("CASES").map(({entry, logits, expected, labels}) => judge(entry, logits, expected, labels, 4))));
+const one = ({entry, logits, expected, labels}) => judge(entry, logits, expected, labels, 4);
+console.log(JSON.stringify(read("CASES").map(one)));
 """
 
 
@@ -442,7 +446,11 @@ def test_the_page_judges_by_the_verifiers_rules(tmp_path: Path) -> None:
     cases += [(base, broken), (closer, broken)]
     samples = {"images": np.zeros((40, 1, 1, 3), np.uint8), "labels": labels, "logits/a": np.round(expected, 3)}
     cases = [(entry, np.round(logits, 3)) for entry, logits in cases]
-    ours = [answers.judge({"a": browser._KnownAnswers(logits)}, [entry], samples, "web")[0] for entry, logits in cases]  # type: ignore[dict-item]
+    models: list = [browser._KnownAnswers(logits) for _, logits in cases]
+    entries = [entry for entry, _ in cases]
+    ours = [
+        answers.judge({"a": model}, [entry], samples, "web")[0] for model, entry in zip(models, entries, strict=True)
+    ]
     listed = [
         {
             "entry": entry,
