@@ -64,7 +64,7 @@ class Step:
 
 def steps(given: Given) -> tuple[Step, ...]:
     """List all steps in their order."""
-    tests = ROOT / "tests" / ("training/engine/test_modes.py" if given.rehearse else "")
+    tests = ROOT / "tests" / ("training/engine/test_choose.py" if given.rehearse else "")
     first, second = "search-resnet56-resnet20.json", "search-resnet56-mobilenet_v2.json"
     mobile = ("--taught-by", "resnet56")
     own, theirs = _teacher(given), ()

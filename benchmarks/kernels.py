@@ -26,7 +26,7 @@ from torch.nn import functional
 from compress import models
 from compress.core.malloc import keep_freed_memory
 from compress.models.residual_add import ResidualAdd
-from compress.training.engine.modes import keep_channels_last
+from compress.training.engine.choose import keep_channels_last
 from compress.training.kernels import library, use_fast_kernels
 from compress.training.precision import autocast, resolve_precision
 

@@ -45,7 +45,7 @@ from compress.models.outline import outline
 from compress.models.taps import Tapped
 from compress.recipe.schema import Distill
 from compress.training import schedule
-from compress.training.engine import modes, recorder
+from compress.training.engine import choose, recorder
 from compress.training.kernels import use_fast_kernels
 from compress.training.precision import autocast, resolve_precision
 from compress.training.step import Batch, Step, sgd, trainable
@@ -159,14 +159,14 @@ def _row(teacher: str, student: str, device: str, name: str, batch: int, steps: 
     usual = step_of(student, device, "eager")
     flop, (moved, operators) = _flop(lambda: usual(data)), _traffic(lambda: usual(data))
     assert isinstance(step.network, Tapped)
-    classifier = modes.classifier_of(
+    classifier = choose.classifier_of(
         step.network.model, outline(student, classes=CLASSES, width=None, image_size=SIDE).taps
     )
-    few = modes.choose_engine(
+    few = choose.choose_engine(
         "graph" if name != "eager" and device.startswith("cuda") else "eager", step, 2, STEPS, classifier, said.append
     )
     two = _median(lambda: few(small), device, steps)
-    run = modes.choose_engine(name, step, batch, STEPS, classifier, said.append)
+    run = choose.choose_engine(name, step, batch, STEPS, classifier, said.append)
     seconds = plain if run is step else _median(lambda: run(data), device, steps)
     split = _split(run, data, device, 3, 1e3 * seconds)
     # On CUDA the teacher runs ahead of the steps, in large batches.
@@ -257,14 +257,14 @@ def step_of(student: str, device: str, name: str = "auto") -> Step:
     """Return a training step of the student under the engine of this name."""
     torch.manual_seed(0)
     model = models.build(student, classes=CLASSES).to(device).to(memory_format=torch.channels_last).train()
-    modes.keep_channels_last(model)
+    choose.keep_channels_last(model)
     if device == "cpu":
         use_fast_kernels(model, SIDE, name, print)
     shape = outline(student, classes=CLASSES, width=None, image_size=SIDE)
     method = build_method(Distill(), student=shape, teacher=shape, train_labels=torch.zeros(1)).to(device).train()
     parameters = trainable(model, method)
     optimizer = sgd(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4)
-    modes.LearningRate(optimizer, device).set(0.01)
+    choose.LearningRate(optimizer, device).set(0.01)
     images = torch.randint(0, 256, (IMAGES, SIDE, SIDE, 3), dtype=torch.uint8).to(device)
     precision = resolve_precision("auto", device)
     mean, spread = (torch.full((3,), value, device=device) for value in (0.5, 0.25))
@@ -313,7 +313,7 @@ def _teacher(name: str, step: Step, batch: Batch, device: str) -> tuple[Callable
     return forward, precision
 
 
-def _split(run: modes.StepRunner, batch: Batch, device: str, count: int, step_ms: float) -> dict[str, float]:
+def _split(run: choose.StepRunner, batch: Batch, device: str, count: int, step_ms: float) -> dict[str, float]:
     """Return milliseconds a step by what they are spent on: a profiled step's shares of an unprofiled step's time."""
     cuda = device.startswith("cuda")
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as found:

@@ -1,4 +1,4 @@
-"""Fixtures for tests of training."""
+"""Fixtures that make trainings give the same bits on every machine."""
 
 from __future__ import annotations
 

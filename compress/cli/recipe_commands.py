@@ -12,7 +12,7 @@ import click
 from compress.cli.options import artifacts_option, device_option, quiet_option, recipe_options
 from compress.core.console import Console, print_line, table
 from compress.core.errors import UsageError
-from compress.core.text import agree, plural
+from compress.core.plural import agree, plural
 from compress.stages import STAGES
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from compress.core.plural import agree, plural
 from compress.core.records.warnings import RunWarning
-from compress.core.text import agree, plural
 
 
 def train_test_overlap(count: int, what: str, then: str, *, affects_verdict: bool) -> RunWarning:

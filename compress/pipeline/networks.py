@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compress.core.errors import MissingError, UsageError
+from compress.core.plural import plural
 from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization, Prepared
 from compress.core.records.warnings import RunWarning
-from compress.core.text import plural
 from compress.models import catalog, checkpoints, custom
 from compress.recipe.schema import Candidate, Choice, Normalize, Recipe
 from compress.stages import teacher

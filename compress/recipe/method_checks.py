@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from compress.core.text import agree
+from compress.core.plural import agree
 from compress.models import catalog
 from compress.recipe.schema import Candidate, Choice, Distill, Train
 from compress.recipe.yaml_parser import Keys

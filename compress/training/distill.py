@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from compress.core.errors import StageError
+from compress.core.plural import plural
 from compress.core.records.base import File
 from compress.core.records.training import Network, Trained, TrainingData
 from compress.core.store import Context
-from compress.core.text import plural
 from compress.data import stratified
 from compress.data.augment import views
 from compress.methods import Method, Outline, build_method

@@ -24,7 +24,7 @@ from compress.recipe.schema import ResolvedTrain
 from compress.training import checkpoint, schedule
 from compress.training.batches import batches
 from compress.training.checkpoint import State
-from compress.training.engine.modes import StepRunner
+from compress.training.engine.choose import StepRunner
 from compress.training.evaluation import ImageSet, accuracy, predict
 from compress.training.interrupt import stop_between_steps
 from compress.training.loss_meter import LossMeter

@@ -20,8 +20,8 @@ from compress.models.taps import Tapped
 from compress.recipe.schema import ResolvedTrain
 from compress.training import schedule
 from compress.training.checkpoint import Checkpointer, State
+from compress.training.engine.choose import LearningRate, StepRunner, choose_engine, classifier_of, keep_channels_last
 from compress.training.engine.compile import release_compiled
-from compress.training.engine.modes import LearningRate, StepRunner, choose_engine, classifier_of, keep_channels_last
 from compress.training.evaluation import ImageSet
 from compress.training.kernels import TORCH, use_fast_kernels
 from compress.training.precision import resolve_precision

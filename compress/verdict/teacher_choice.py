@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.core.plural import plural
 from compress.core.records.training import Proxied, Trained
-from compress.core.text import plural
 from compress.verdict.intervals import paired_drop
 
 

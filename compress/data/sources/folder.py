@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compress.core.errors import MissingError, UsageError
+from compress.core.plural import agree, plural
 from compress.core.records.warnings import RunWarning
-from compress.core.text import agree, plural
 
 TEST_NAMES = ("test", "val", "valid", "validation")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from compress.core.text import agree, plural
+from compress.core.plural import agree, plural
 from compress.models import catalog
 
 Row = dict[str, Any]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from compress.core.text import agree
+from compress.core.plural import agree
 from compress.recipe.schema.base import VERSION_PATTERN, Count, Section
 from export.targets import WrongTarget, parse
 

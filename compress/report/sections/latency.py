@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compress.core.text import plural
+from compress.core.plural import plural
 from compress.report.formats import is_number, significant
 from compress.report.read import Source
 from compress.report.schema import TimingSection

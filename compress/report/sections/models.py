@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from compress.core.text import plural
+from compress.core.plural import plural
 from compress.report import formats
 from compress.report.formats import chance, count, is_number, milliseconds, percent, signed, significant, size
 from compress.report.read import Source, comparison_of, float_row, measured_rows, model_label, shipped, teacher_row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compress.core.text import plural
+from compress.core.plural import plural
 from compress.report.read import Source
 from compress.report.schema import UnreadableFile
 

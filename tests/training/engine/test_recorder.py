@@ -25,7 +25,7 @@ from compress.methods import build_method
 from compress.models import checkpoints
 from compress.recipe.schema import Crd, Dhkd, Distill, Fitnet, ResolvedSchedule, ResolvedTrain, ReviewKd
 from compress.training import batches, build, loop, session
-from compress.training.engine import cuda_graph, modes, recorder
+from compress.training.engine import choose, cuda_graph, recorder
 from compress.training.engine.cuda_graph import CudaGraphRecorder
 from compress.training.engine.recorder import WARM_UP_STEPS, RecordedStep
 from compress.training.step import Step
@@ -78,7 +78,7 @@ class Run:
 def tapes(monkeypatch) -> list[Tapes]:
     """The CPU records, on tapes; each training's."""
     made: list[Tapes] = []
-    monkeypatch.setitem(modes.RECORDERS, "cpu", lambda: made.append(Tapes()) or made[-1])
+    monkeypatch.setitem(choose.RECORDERS, "cpu", lambda: made.append(Tapes()) or made[-1])
     return made
 
 
@@ -127,7 +127,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ru
             pictures = replace(pictures, images=Held(pictures.images), streamed_validation=pictures.validation())
         runs: list[Any] = []
         with monkeypatch.context() as patch:
-            patch.setattr(session, "choose_engine", lambda *args: runs.append(modes.choose_engine(*args)) or runs[-1])
+            patch.setattr(session, "choose_engine", lambda *args: runs.append(choose.choose_engine(*args)) or runs[-1])
             progress, folder = Quiet(), tmp_path / f"{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
             config = ResolvedTrain(
@@ -189,20 +189,20 @@ def test_streamed_images_and_their_teacher_are_replayed(trained, tapes):
 
 def test_a_learning_rate_in_a_tensor_gives_the_same_bits(trained, tapes):
     in_tensor = trained("eager")
-    modes.RECORDERS.pop("cpu")
+    choose.RECORDERS.pop("cpu")
     for one, other in zip(trained("eager").state, in_tensor.state, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_a_teacher_that_leaves_the_device_is_not_recorded(trained, monkeypatch):
-    monkeypatch.setitem(modes.RECORDERS, "cpu", lambda: pytest.fail("recorded"))
+    monkeypatch.setitem(choose.RECORDERS, "cpu", lambda: pytest.fail("recorded"))
     monkeypatch.setattr(TeacherCache, "recordable", property(lambda _: False, lambda *_: None), raising=False)
     assert trained("graph").recorded is None
 
 
 def test_a_failed_recording_changes_nothing_and_warns_why(trained, monkeypatch):
     tapes = Tapes(broken=True)
-    monkeypatch.setitem(modes.RECORDERS, "cpu", lambda: tapes)
+    monkeypatch.setitem(choose.RECORDERS, "cpu", lambda: tapes)
     plain, failed = trained("eager"), trained("graph")
 
     assert same(plain, failed) and failed.recorded.failed and not failed.recorded.replays

@@ -1,6 +1,8 @@
+"""Counts agree with their nouns and verbs."""
+
 from __future__ import annotations
 
-from compress.core.text import agree, plural
+from compress.core.plural import agree, plural
 
 
 def test_a_noun_agrees_with_its_count() -> None:

@@ -24,7 +24,7 @@ from compress.data.augment import views
 from compress.methods import Method, Outline, build_method
 from compress.recipe.schema import Dhkd, Distill, Fitnet, ResolvedSchedule, ResolvedTrain
 from compress.training import build, loop, session
-from compress.training.engine import compile, modes, recorder
+from compress.training.engine import choose, compile, recorder
 from compress.training.evaluation import ImageSet
 from compress.training.teacher.live import TeacherNetwork
 from compress.training.teacher.logit_cache import TeacherCache
@@ -243,8 +243,8 @@ def test_a_step_that_cannot_be_compiled_runs_eagerly_with_a_warning(tmp_path, mo
 
 @pytest.mark.parametrize("name", ["auto", "graph", "eager"])
 def test_a_cpu_compiles_and_records_only_when_asked(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(modes, "MIN_STEPS_TO_COMPILE", 1)
-    monkeypatch.setattr(modes, "compile_step", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(choose, "MIN_STEPS_TO_COMPILE", 1)
+    monkeypatch.setattr(choose, "compile_step", lambda *_: pytest.fail("compiled"))
     asked = (
         ["train.engine: graph does nothing here (nothing is recorded on cpu); steps run as they are"]
         if name == "graph"
@@ -260,10 +260,10 @@ def test_compiled_and_recorded_on_cuda(tmp_path, monkeypatch, name, dropout):
     """A graph draws the numbers for dropout that a step without it draws; a compiled network draws its own."""
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
-    monkeypatch.setattr(modes, "MIN_STEPS_TO_COMPILE", 1)
+    monkeypatch.setattr(choose, "MIN_STEPS_TO_COMPILE", 1)
     monkeypatch.setattr(recorder, "WARM_UP_STEPS", 2)
     runs: list[Any] = []
-    monkeypatch.setattr(session, "choose_engine", lambda *args: runs.append(modes.choose_engine(*args)) or runs[-1])
+    monkeypatch.setattr(session, "choose_engine", lambda *args: runs.append(choose.choose_engine(*args)) or runs[-1])
     plain, fast = (trained(tmp_path, one, device="cuda", dropout=dropout) for one in ("eager", name))
     assert not fast[1] and runs[1].replays == 2  # of four whole batches
     for one, other in zip(plain[0], fast[0], strict=True):  # sums in another order, products of TF32
@@ -286,7 +286,7 @@ def test_gradients_leave_the_global_pooling_in_its_maps_layout():
     )
     plain = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
 
-    off = modes.keep_channels_last(model)
+    off = choose.keep_channels_last(model)
     kept = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
     off()
 

@@ -1,3 +1,5 @@
+"""Warnings are sorted by whether they affect the verdict."""
+
 from __future__ import annotations
 
 from compress.core.records.warnings import RunWarning, texts

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from compress.core import malloc
 from compress.recipe.schema import Distill
 from compress.training import loop
-from compress.training.engine import modes
+from compress.training.engine import choose
 from compress.training.kernels import TORCH, library
 from tests.support.tiny_training import VALIDATION, Net, RecordingProgress, fit, image_set, settings, student_and_method
 
@@ -177,13 +177,13 @@ class Recorded:
 def test_a_long_training_is_compiled_where_steps_are_recorded_and_a_short_one_is_not(tmp_path, monkeypatch):
     """Three epochs of three steps; a stand-in compiles."""
     made: list[tuple[Any, int]] = []
-    monkeypatch.setitem(modes.RECORDERS, "cpu", Recorded)
-    monkeypatch.setattr(modes, "compile_step", lambda step, size, *_: made.append((step, size)) or step)
+    monkeypatch.setitem(choose.RECORDERS, "cpu", Recorded)
+    monkeypatch.setattr(choose, "compile_step", lambda step, size, *_: made.append((step, size)) or step)
     for long, name, expected in ((9, "auto", 1), (10, "auto", 0), (9, "graph", 0), (10, "compile", 1)):
         made.clear()
         folder = tmp_path / f"{long}-{name}"
         folder.mkdir()
-        monkeypatch.setattr(modes, "MIN_STEPS_TO_COMPILE", long)
+        monkeypatch.setattr(choose, "MIN_STEPS_TO_COMPILE", long)
         fit(folder, *student_and_method(NONE), config=settings(engine=name))
         assert [size for _, size in made] == [16] * expected, (long, name)
 
@@ -198,7 +198,7 @@ def test_auto_compiles_from_the_measured_number_of_steps_on(monkeypatch, steps, 
         teacher=None,
     )
     fast: Any = object()
-    monkeypatch.setitem(modes.RECORDERS, "cpu", Recorded)
-    monkeypatch.setattr(modes, "compile_step", lambda *_: fast)
-    run: Any = modes.choose_engine("auto", step, 16, steps, None, pytest.fail)
+    monkeypatch.setitem(choose.RECORDERS, "cpu", Recorded)
+    monkeypatch.setattr(choose, "compile_step", lambda *_: fast)
+    run: Any = choose.choose_engine("auto", step, 16, steps, None, pytest.fail)
     assert run.step is (fast if compiles else step) and run.other is step
