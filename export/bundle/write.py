@@ -25,12 +25,12 @@ RUNTIME_FILES = (
     "verify.py",
     *(f"runtime/{path.name}" for path in sorted((PACKAGE / "runtime").glob("*.py"))),
 )
-# What index.html loads: the bundle's own page, for browsers.
+# The bundle's own page for browsers: the folder and the files that index.html loads.
 PAGE, PAGE_FILES = "page", ("page.js", "photos.js", "style.css", "verify.js")
 # Names that a model in a bundle cannot have.
 RESERVED_NAMES = {"README.md", "samples.npz", "manifest.json", "index.html", "export", PAGE, "photos", "photos.npz"}
-# Of the largest logit, or of 1 if that is larger. Float kernels of two CPUs differ by far less, a wrong kernel by far
-# more.
+# Largest difference of float logits, as a share of the largest logit or of 1 if that is larger. Float kernels of two
+# CPUs differ by far less, a wrong kernel by far more.
 FLOAT_TOLERANCE = 1e-3
 # Integer kernels round differently between instruction sets; a wrong kernel agrees at chance.
 INT8_AGREEMENT = 0.95

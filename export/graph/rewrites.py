@@ -19,7 +19,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from export.graph import float64_reference, onnx_file, surgery
 from export.runtime import Contract, Model
 
-# Of the largest |logit|.
+# Largest difference of a rewritten file's logits, as a share of the largest |logit|.
 PARITY_LIMIT = 1e-6
 POOLS = "ReduceMean to GlobalAveragePool"
 HARD = "HardSwish and HardSigmoid to Mul, Add, Clip"

@@ -25,12 +25,12 @@ from export.graph import surgery
 from export.runtime import OUTPUT, SESSION_ERRORS, ExportError, Model, session_options
 
 BINS = 2048
-# Activations held at once.
+# Bytes of activations that are held at once.
 BATCH_BYTES = 96 << 20
 MAX_BATCH = 32
 # Values counted at once; their indices stay in the processor's cache.
 CHUNK = 1 << 18
-# Of the numbers; part of the cache's key.
+# Part of the cache's key: raised when calibration counts otherwise.
 VERSION = 1
 
 

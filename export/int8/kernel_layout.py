@@ -21,7 +21,7 @@ from export.runtime import Contract, ExportError
 
 # The steps: depthwise convolutions get whole blocks of channels; the stem reads four pixels as one.
 DEPTHWISE_BLOCKS, STEM_IN_FOURS = "blocks", "fours"
-# Of the largest |logit|, in float64.
+# Largest difference of the padded graph's logits in float64, as a share of the largest |logit|.
 EXACTNESS_LIMIT = 1e-12
 CHANNEL_BLOCK = 16
 # How many times as many channels a depthwise convolution may get.

@@ -11,7 +11,7 @@ from export.runtime import ExportError
 
 CALIBRATORS = ("minmax", "entropy", "percentile")
 MIN_PERCENTILE = 99.99
-# Of an 8-bit activation.
+# Values that an 8-bit activation can take.
 LEVELS = 256
 # With fewer values a histogram has no shape to speak of, and the entropy calibrator keeps the whole range.
 MIN_HISTOGRAM_VALUES = 8 * BINS

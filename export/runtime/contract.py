@@ -20,7 +20,7 @@ INPUT, OUTPUT = "image", "logits"
 FOREIGN = "another project"
 # A foreign file has its contract beside it, in a file with this suffix.
 SIDECAR_SUFFIX = ".contract.json"
-# Of the metadata keys; values are JSON.
+# The metadata keys of a file begin with this; their values are JSON.
 METADATA_PREFIX = "compress."
 METADATA_NAMES = ("classes", "image_size", "layout", "made_by", "mean", "std")
 

@@ -150,7 +150,7 @@ def two_speeds(round_medians_ms: Sequence[float]) -> tuple[float, float, int] | 
 
 
 def two_speeds_note(name: str, round_medians_ms: Sequence[float]) -> str | None:
-    """Return a sentence if a model ran at two speeds, else None."""
+    """Describe in one sentence the two speeds at which a model's rounds ran; None for a single speed."""
     found = two_speeds(round_medians_ms)
     if found is None:
         return None

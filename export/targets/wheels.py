@@ -9,7 +9,7 @@ from pathlib import Path
 from export.targets import Unreachable
 
 MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
-# Of glibc 2.17, manylinux2014.
+# The minor version of the oldest glibc that wheels are built for: 2.17, manylinux2014.
 OLDEST_GLIBC_MINOR = 17
 
 

@@ -26,7 +26,7 @@ SOURCES = ("batch_norm.c", "batch_norm.h", "batch_norm_passes.h")
 # OpenMP's symbols are left undefined and resolve to the OpenMP that torch has loaded, so there is one set of threads.
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast", "-c")
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-# For a compiler that hangs.
+# Stop a compiler that hangs.
 COMPILER_TIMEOUT_SECONDS = 120
 
 
