@@ -84,7 +84,7 @@ class Without(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {OPTIONAL!r}:
             return None
-        return next((spec for finder in self.finders if (spec := finder.find_spec(name, path, target)) is not None), None)
+        return next((spec for one in self.finders if (spec := one.find_spec(name, path, target)) is not None), None)
 sys.meta_path[:] = [Without(list(sys.meta_path))]
 import importlib.metadata
 found = importlib.metadata.version
@@ -110,7 +110,9 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_training_stages_import_without_optional_packages():
-    names = "compress.pipeline.run, compress.stages.data, compress.stages.teacher, compress.stages.distill, compress.stages.strip"
+    names = "compress.pipeline.run, " + ", ".join(
+        f"compress.stages.{name}" for name in ("data", "teacher", "distill", "strip")
+    )
     done = python(f"{BLOCKED}\nimport {names}\nprint(sorted(set(sys.modules) & set({OPTIONAL!r})))")
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
@@ -120,9 +122,11 @@ def test_until_strip_runs_with_torch_and_a_few_small_packages_alone(tmp_path):
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(
         "data: {source: fashion, limit_train: 60, limit_test: 20, validation: 0.2}\n"
-        "teacher: {candidates: [{model: resnet8, train: {epochs: 1}}]}\nstudent: {model: shufflenet_v2, width: 0.5}\ntrain: {epochs: 1}\n"
+        "teacher: {candidates: [{model: resnet8, train: {epochs: 1}}]}\n"
+        "student: {model: shufflenet_v2, width: 0.5}\ntrain: {epochs: 1}\n"
     )
-    code = f"{BLOCKED}\nfrom compress.cli.main import main\nsys.exit(main(['check', sys.argv[1]]) or main(['run', *sys.argv[1:]]))"
+    call = "sys.exit(main(['check', sys.argv[1]]) or main(['run', *sys.argv[1:]]))"
+    code = f"{BLOCKED}\nfrom compress.cli.main import main\n{call}"
     done = python(code, str(recipe), "--artifacts", str(tmp_path / "a"), "--until", "strip")
     assert done.returncode == 0, done.stderr
     assert "tiny.yaml: ok\n" in done.stdout and "stopped after strip, as asked" in done.stdout

@@ -65,7 +65,7 @@ def files(places: tuple[str, ...]) -> list[str]:
 
 
 def normal(node: Any) -> Any:
-    """A syntax tree as plain lists: no positions, docstrings or annotations of functions, and the same on every Python version."""
+    """Return a syntax tree as plain lists, without positions, docstrings and annotations of functions."""
     if isinstance(node, list):
         return [normal(item) for item in node]
     if not isinstance(node, ast.AST):
@@ -112,8 +112,9 @@ def test_a_changed_stage_has_a_new_version_or_a_new_pin(stage):
     names = pinned["modules"].keys() | now["modules"].keys()
     changed = sorted(name for name in names if pinned["modules"].get(name) != now["modules"].get(name))
     assert not changed and pinned["version"] == now["version"], (
-        f"{stage}: {', '.join(changed) or 'its version'} changed since version {pinned['version']} was pinned (it is {now['version']} now); "
-        "where the same inputs may now give other numbers, raise the stage's version; then pin: python tests/test_versions.py --pin"
+        f"{stage}: {', '.join(changed) or 'its version'} changed since version {pinned['version']} was pinned "
+        f"(it is {now['version']} now); where the same inputs may now give other numbers, raise the stage's version; "
+        "then pin: python tests/test_versions.py --pin"
     )
 
 

@@ -27,7 +27,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the scripts folder of a fresh environment: the wheel inside it, its dependencies borrowed from this one."""
+    """Return the scripts folder of a fresh environment that holds the wheel and borrows its dependencies."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "dist"), str(ROOT)]
     done = subprocess.run(build, capture_output=True, text=True, check=False)

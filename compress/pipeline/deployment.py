@@ -31,7 +31,8 @@ from export.runtime.conditions import too_many_threads
 from export.targets import VerifySettings
 
 if TYPE_CHECKING:
-    from compress.pipeline.workflow import StudentTask, Workflow
+    from compress.pipeline.student_task import StudentTask
+    from compress.pipeline.workflow import Workflow
 
 
 class Deployment:

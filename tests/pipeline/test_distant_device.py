@@ -1,4 +1,4 @@
-"""A recipe that names another device: the run's verdict by that device's answer, against a real OpenSSH server on loopback."""
+"""A recipe that names another device: the verdict by that device's answer, from a real OpenSSH server on loopback."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ distill: {method: none}
 train: {epochs: 1}
 validate: {repeats: 64, warmup: 2}
 device: {target: "%s", samples: 16}
-require: {max_top1_drop: 100, max_latency_ms: 1000, min_speedup: 0.001, min_int8_speedup: 0.001, max_memory_bytes: 2_000_000_000}
+require: {max_top1_drop: 100, max_latency_ms: 1000, min_speedup: 0.001, min_int8_speedup: 0.001,
+          max_memory_bytes: 2_000_000_000}
 """
 TIMED = {"max_latency_ms", "min_speedup", "min_int8_speedup", "max_memory_bytes"}
 

@@ -1,4 +1,4 @@
-"""A teacher that is another project's ONNX file: checked, taught by, measured, and copied byte for byte into the run."""
+"""A teacher that is another project's ONNX file: checked, used, measured, and copied byte for byte into the run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ORDER = [3, 9, 0, 1, 2, 4, 5, 6, 7, 8, 10]  # of the file's outputs: its elevent
 
 
 def scorer(weights: np.ndarray, *, size: int | str = 32, batch: int | str = "N", last: bool = False) -> onnx.ModelProto:
-    """A linear classifier (K, 3) on the mean colour and a convolution that keeps it: (N, 3, S, S) or (N, S, S, 3) -> (N, K)."""
+    """A linear classifier (K, 3) on the mean colour, behind a convolution: (N, 3, S, S) or (N, S, S, 3) -> (N, K)."""
     shape = [batch, size, size, 3] if last else [batch, 3, size, size]
     nodes = [helper.make_node("Transpose", ["pixels"], ["channels_first"], perm=[0, 3, 1, 2])] if last else []
     nodes += [
@@ -242,7 +242,8 @@ def test_the_page_resizes_as_the_device_does(tmp_path: Path):
         (ROOT / "export" / "bundle" / "page" / "verify.js").read_text()
     )  # in a browser it is a module by its tag
     for own in (13, 5):
-        script = f"import('{tmp_path}/verify.mjs').then(m => console.log(JSON.stringify([...m.resized({json.dumps(x.ravel().tolist())}, 2, 8, {own})])))"
+        call = f"m.resized({json.dumps(x.ravel().tolist())}, 2, 8, {own})"
+        script = f"import('{tmp_path}/verify.mjs').then(m => console.log(JSON.stringify([...{call}])))"
         done = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
         rows = resize_matrix(8, own)
         wanted = np.einsum("yi,xj,nijc->nyxc", rows, rows, x)
@@ -331,7 +332,7 @@ def sets(candidate: str, **more: object) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Our own embedded teacher, exported by torch as another project would: blue first, float input, an output too many, another order."""
+    """Our embedded teacher, exported as others would: blue first, float input, another order, one output more."""
     from compress.models import build, checkpoints
 
     network = build("resnet8x4", classes=10)
@@ -372,7 +373,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def theirs(path: Path) -> str:
     names = [*fashion.CLASSES, "none of these"]
     listed = ", ".join(json.dumps(names[index]) for index in ORDER)
-    return f"{{onnx: {path}, channels: bgr, expect_top1: 0.85, classes: [{listed}], normalize: {{mean: [0.286, 0.286, 0.286], std: [0.353, 0.353, 0.353]}}}}"
+    constants = "{mean: [0.286, 0.286, 0.286], std: [0.353, 0.353, 0.353]}"
+    return f"{{onnx: {path}, channels: bgr, expect_top1: 0.85, classes: [{listed}], normalize: {constants}}}"
 
 
 @pytest.mark.slow

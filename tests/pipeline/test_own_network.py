@@ -28,7 +28,8 @@ Path(__file__).with_name("was run").touch()
 
 
 def small(classes):
-    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+    return nn.Sequential(*stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
 
 
 def silent(classes):
@@ -48,7 +49,8 @@ class Staged(nn.Module):
         super().__init__()
         widths = (3, width, 2 * width, 3 * width)
         for at in (1, 2, 3):
-            self.add_module(f"layer{at}", nn.Sequential(nn.Conv2d(widths[at - 1], widths[at], 3, 2, 1), nn.BatchNorm2d(widths[at]), nn.ReLU(inplace=True)))
+            conv = nn.Conv2d(widths[at - 1], widths[at], 3, 2, 1)
+            self.add_module(f"layer{at}", nn.Sequential(conv, nn.BatchNorm2d(widths[at]), nn.ReLU(inplace=True)))
         self.pool = nn.AdaptiveAvgPool2d(1) if pool else None
         self.fc = nn.Linear(3 * width, classes, bias=bias)
 
@@ -203,7 +205,8 @@ def test_check_probes_the_maps_the_vector_and_the_file(project: Path, capsys: py
         ),
         (
             ["student.taps=[layer1, fc]"],
-            "student.taps: minenets.nets:staged: stage 2 of its taps has the shape (10,) for one image; it must be a map (C, H, W)",
+            "student.taps: minenets.nets:staged: stage 2 of its taps has the shape (10,) for one image; "
+            "it must be a map (C, H, W)",
         ),
         (
             ["student.taps=null", "distill.method=at"],
@@ -215,7 +218,8 @@ def test_check_probes_the_maps_the_vector_and_the_file(project: Path, capsys: py
         ),
         (
             ["student.model=minenets.nets:lost", "student.taps=null"],
-            "student.model: minenets.nets:lost: its attribute taps has the unknown key 'pools'; known keys are stages, pre",
+            "student.model: minenets.nets:lost: its attribute taps has the unknown key 'pools'; "
+            "known keys are stages, pre",
         ),
         (
             ["student.model=resnet8"],

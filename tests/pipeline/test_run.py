@@ -1,4 +1,4 @@
-"""The flagship's shape through the command line, with few pictures and one epoch: contract, reuse, verdicts, kill and resume."""
+"""The flagship's shape through the command line, with few images: contract, reuse, verdicts, kill and resume."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SMALL = {
 }
 STAGES = ["data", "teacher", "distill", "strip", "convert", "quantize", "validate", "device"]
 
-# `python -m compress`, noting which stage opens a file that holds test pictures (an audit hook sees every open of this process).
+# `python -m compress`, noting which stage opens a file that holds test images: an audit hook sees every open.
 AUDITED = """
 import json, os, runpy, sys
 from compress.core.console import Console

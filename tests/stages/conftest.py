@@ -1,4 +1,4 @@
-"""One tiny workflow, stage by stage, shared by the stages' tests: 16x16 pictures of four classes, resnet8 teaching resnet8."""
+"""One tiny workflow, stage by stage, for the stages' tests: 16x16 images of four classes, resnet8 teaching resnet8."""
 
 from __future__ import annotations
 

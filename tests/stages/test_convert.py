@@ -47,7 +47,10 @@ def test_a_difference_above_the_limit_fails(
         "parity",
         lambda *rest: dataclasses.replace(measured(*rest), max_abs_diff=difference, largest=largest),
     )
-    said = rf"convert resnet8: onnxruntime and torch differ by .* on real images \(limit {limit}, for logits that reach {largest:.3g}\)"
+    said = (
+        r"convert resnet8: onnxruntime and torch differ by .* on real images "
+        rf"\(limit {limit}, for logits that reach {largest:.3g}\)"
+    )
     with pytest.raises(StageError, match=said):
         run(work, stripped.trained, stripped.predictions, training, versions)
 

@@ -158,7 +158,8 @@ def test_too_few_pictures_for_a_search_say_how_many_calibration_may_use(prepared
 
     with pytest.raises(
         UsageError,
-        match="needs 32 training images that calibration does not use, but 10 are left; set data.calibration to 128 or less",
+        match="needs 32 training images that calibration does not use, but 10 are left; "
+        "set data.calibration to 128 or less",
     ):
         quantize._ranking_images(greedy)
 

@@ -63,7 +63,7 @@ def test_a_checkpoint_below_its_known_accuracy_stops_with_a_sentence(work, train
 
 @pytest.fixture(scope="module")
 def vivid(context, training, network) -> tuple[TrainingData, Trained]:
-    """Pictures whose class is their colour beyond doubt, and a network that tells them apart, so that a wrong input must show."""
+    """Images whose class is their colour, and a network that tells them apart, so that a wrong input must show."""
     work = context("vivid")
     images, labels, _, _ = training_arrays(training)
     images = np.random.default_rng(3).integers(0, 120, images.shape)
@@ -195,7 +195,8 @@ def test_the_proxy_decides_and_both_rankings_are_told(tmp_path):
 
     assert (selected.teacher, selected.index) == (candidates[1], 1)
     assert selected.reason == (
-        "the student reaches 45.00 % on 400 validation images after 2 epochs on 50 % of the images with resnet20, 3.00 [1.72, 5.17] points more than "
+        "the student reaches 45.00 % on 400 validation images after 2 epochs on 50 % of the images with resnet20, "
+        "3.00 [1.72, 5.17] points more than "
         "with resnet56, although resnet56 is stronger by itself (81.00 %)"
     )
     assert [(row["rank"], row["proxy_rank"], row["chosen"]) for row in rows] == [

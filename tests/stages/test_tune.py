@@ -195,6 +195,7 @@ def test_a_file_that_is_no_model_is_a_stage_error(context, given):
 def test_a_tuning_that_loses_is_said():
     assert tune.worse(0.8, 0.8) is None
     assert tune.worse(0.79, 0.75) == (
-        "tuning made it worse: 75.00 % on validation images, static int8 of the same student has 79.00 %; lower quantize.lr, or use "
+        "tuning made it worse: 75.00 % on validation images, static int8 of the same student has 79.00 %; "
+        "lower quantize.lr, or use "
         "quantize.scheme: static"
     )

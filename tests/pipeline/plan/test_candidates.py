@@ -55,7 +55,10 @@ def test_of_several_teachers_forms_the_largest_is_planned(tmp_path: Path, order:
 
 
 def test_a_teacher_is_timed_at_its_own_size(tmp_path: Path):
-    candidates = "[{model: resnet8, image_size: 64, channels: bgr}, {model: resnet8}, {model: resnet8, weights: x.pt, expect_top1: 0.5}]"
+    candidates = (
+        "[{model: resnet8, image_size: 64, channels: bgr}, {model: resnet8}, "
+        "{model: resnet8, weights: x.pt, expect_top1: 0.5}]"
+    )
     listed = subjects.teachers(loaded(tmp_path, f"teacher.candidates={candidates}"), tmp_path, FRAME)
     assert [one.name for one in listed] == ["resnet8 at 64 pixels", "resnet8"]  # the third costs what the second does
     larger, plain = (counted(one.network)[1] for one in listed)

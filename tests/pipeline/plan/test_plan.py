@@ -1,4 +1,4 @@
-"""Before training: the plan of tiny networks, its limits and its cache; `student.choose` from the recipe to the trained student."""
+"""Before training: the plan of tiny networks, its limits and its cache; `student.choose` up to the trained student."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write(folder: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the first plan was made: teacher, student and one other network, in all the limits that follow from files alone."""
+    """Return where the first plan was made: three networks, in all the limits that follow from files alone."""
     folder = tmp_path_factory.mktemp("plan")
     path = write(folder, require={"max_latency_ms": 1000, "max_bytes": 10_000_000, "max_top1_drop": 2})
     assert main.main(["plan", str(path), "--neighbours", "1", "--artifacts", str(folder / "artifacts"), "-q"]) == 0
