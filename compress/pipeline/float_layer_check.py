@@ -71,7 +71,7 @@ def _missing(network: Network, config: Export, wanted: Sequence[str]) -> str | N
     """Return what is wrong with the names; None if all are layers of the network's file."""
     import onnx
 
-    from compress.pipeline.plan.stages import untrained
+    from compress.pipeline.plan.untrained import untrained
     from export.graph.from_torch import to_onnx
     from export.int8.quantize import preprocessed
     from export.runtime import Contract, ExportError

@@ -143,10 +143,12 @@ def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, conso
         Exit code 0, 5 if the recipe's student misses a limit that can be judged, or 6; the plan.
     """
     from compress.pipeline.deployment import versions
-    from compress.pipeline.plan import run as plan
+    from compress.pipeline.plan import run as planning
+    from compress.pipeline.plan.context import build_context
+    from compress.pipeline.plan.measure import STAGE_NAMES
 
     settings = resolve(loaded.recipe)
-    store = Store(artifacts, "cpu", console, plan.STAGES if force else ())
+    store = Store(artifacts, "cpu", console, STAGE_NAMES if force else ())
     prepared = None
     try:
         prepared = Workflow(loaded, settings, store).prepared
@@ -160,14 +162,14 @@ def plan(loaded: Loaded, *, artifacts: Path, neighbours: int, force: bool, conso
     if narrow:
         console.warn(narrow)
     store.console = Console(quiet=True)  # the table shows what is done
-    ground = plan.ground(settings, prepared, store, versions(), places(loaded), loaded.path.resolve().parent)
-    content = plan.run(ground, neighbours=neighbours, report=console.line)
+    context = build_context(settings, prepared, store, versions(), places(loaded), loaded.path.resolve().parent)
+    content = planning.run(context, neighbours=neighbours, report=console.line)
     for sentence in content["sentences"]:
         console.line(sentence)
     for row in content["requirements"]:
         where = "" if row["verdict"] == "passed" else f" ({row['where']})"
         console.line(f"{row['verdict']:<11}{row['name']}: {row['sentence']}{where}", always=True)
-    content = plan.keep(content, loaded.name, loaded.recipe.student, artifacts)
+    content = planning.keep(content, loaded.name, loaded.recipe.student, artifacts)
     return RunResult(requirements.exit_code(content["status"]), content, None)
 
 

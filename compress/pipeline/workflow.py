@@ -97,10 +97,11 @@ class Workflow:
             return None
         from compress.pipeline.deployment import versions
         from compress.pipeline.plan import run
+        from compress.pipeline.plan.context import build_context
 
         console = self.store.console
-        ground = run.ground(self.settings, self.prepared, self.store, versions(), places(self.loaded), self.base)
-        picked, content = run.choose(ground, report=console.line)
+        context = build_context(self.settings, self.prepared, self.store, versions(), places(self.loaded), self.base)
+        picked, content = run.choose(context, report=console.line)
         console.line(content["choose"]["sentence"])
         student = Student(**picked.model_dump())
         self.settings = resolve(self.loaded.recipe.model_copy(update={"student": student}))

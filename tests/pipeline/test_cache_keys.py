@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from compress.pipeline.plan import run as plan
+from compress.pipeline.plan.context import build_context
 from compress.pipeline.workflow import Workflow, places
 from compress.recipe.defaults import resolve
 from tests.support.recorded_run import RECORDED, ROOT, pretend_recorded_host, replay
@@ -30,6 +31,6 @@ def test_every_stage_of_a_plan_has_the_key_of_0_1_0(tmp_path: Path) -> None:
     loaded, store = replay(recorded, tmp_path)
     settings = resolve(loaded.recipe)
     prepared = Workflow(loaded, settings, store).prepared
-    ground = plan.ground(settings, prepared, store, RECORDED["versions"], places(loaded), ROOT)
-    plan.run(ground, neighbours=recorded["neighbours"], report=lambda line: None)
+    context = build_context(settings, prepared, store, RECORDED["versions"], places(loaded), ROOT)
+    plan.run(context, neighbours=recorded["neighbours"], report=lambda line: None)
     assert store.keys == recorded["keys"]

@@ -15,7 +15,7 @@ from compress.core.console import Console
 from compress.core.records.base import from_json, to_json
 from compress.core.store import Stage, Store, located, relative
 from compress.pipeline import deployment
-from compress.pipeline.plan import run as plan
+from compress.pipeline.plan import context, run
 from compress.recipe import loader
 from compress.stages import quantize
 
@@ -51,8 +51,8 @@ def replay(run: dict[str, Any], artifacts: Path, excluded: tuple[str, ...] = ())
 
 def pretend_recorded_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the machine and the versions be those that the keys were recorded with."""
-    for module in (deployment, plan):
+    for module in (deployment, context):
         monkeypatch.setattr(module, "host", lambda: RECORDED["host"])
-    for module in (export.runtime, plan, quantize):
+    for module in (export.runtime, run, quantize):
         monkeypatch.setattr(module, "isa", lambda: RECORDED["isa"])
     monkeypatch.setattr(deployment, "versions", lambda: RECORDED["versions"])

@@ -1,4 +1,4 @@
-"""Which other networks are worth a look beside a student: its family in other widths, and other families of similar cost."""
+"""Find other networks to try beside a student: its family in other widths, and other families of similar cost."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from compress.pipeline.plan.table import name_of
 from compress.recipe.schema import Choice
 
 WIDTHS = (0.25, 0.35, 0.5, 0.75, 1.0, 1.4)  # tried of a network that takes any width
-SIMILAR = 8.0  # a neighbour has at most so many times the student's multiply-accumulates, or the student its
-ALIKE = 1.5  # ratio of sides up to which networks are for the same kind of picture
+SIMILAR_MACS = 8.0  # largest ratio of multiply-accumulates between the student and an alternative
+SIMILAR_SIDES = 1.5  # largest ratio of the image sides that networks are made for
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest first: the student's family, then the others."""
+    """The student's family, then the others, the nearest first."""
 
     networks: tuple[Neighbour, ...]
 
@@ -44,9 +44,16 @@ def find_alternatives(
     without: tuple[str, ...],
     known: tuple[str, ...],
 ) -> Neighbours:
-    """Up to `most` networks by how near their MACs come to the student's, at most half of them of its family, one of each other family.
+    """Find networks whose MACs come near the student's: at most half of its own family, one of each other family.
 
-    `without`: names that are measured anyway; `known`: the catalogue, which is part of the key only.
+    Args:
+        config: The student.
+        context: Of the stage.
+        size: Side of the images in pixels.
+        classes: Number of classes.
+        most: At most so many networks.
+        without: Names that are measured anyway.
+        known: The catalogue; part of the key only.
     """
     own = _macs(config, classes, size)
     without = (*without, name_of(config.model, config.width))
@@ -54,7 +61,7 @@ def find_alternatives(
     for network in _suitable(catalog.info(config.model), size):
         for one in _in_widths(network):
             distance = abs(math.log(_macs(one, classes, size) / own))
-            if distance <= math.log(SIMILAR) and name_of(one.model, one.width) not in without:
+            if distance <= math.log(SIMILAR_MACS) and name_of(one.model, one.width) not in without:
                 near.append((distance, one))
     near.sort(key=lambda pair: pair[0])
     family = [one for _, one in near if _family(one.model) == _family(config.model)][: (most + 1) // 2]
@@ -66,9 +73,9 @@ def find_alternatives(
 
 
 def _suitable(student: catalog.NetworkInfo, size: int) -> Iterator[catalog.NetworkInfo]:
-    """Networks for pictures of about this side, and those of the student's kind."""
+    """Yield networks for images of about this side, and those of the student's kind."""
     apart = {network.name: abs(math.log(network.default_size / size)) for network in catalog.NETWORKS.values()}
-    nearest = min(apart.values()) + math.log(ALIKE)
+    nearest = min(apart.values()) + math.log(SIMILAR_SIDES)
     for network in catalog.NETWORKS.values():
         if network.min_size <= size and (network.family == student.family or apart[network.name] <= nearest):
             yield network
@@ -80,7 +87,7 @@ def _in_widths(network: catalog.NetworkInfo) -> Iterator[Choice]:
 
 
 def _family(name: str) -> str:
-    """torchvision/shufflenet_v2 of torchvision/shufflenet_v2_x0_5, resnet of resnet8x4, wrn of wrn_16_2."""
+    """Return torchvision/shufflenet_v2 for torchvision/shufflenet_v2_x0_5, resnet for resnet8x4, wrn for wrn_16_2."""
     return re.sub(
         r"_x\d_\d$|_small$|_large$|_b\d$|(?<=resnet)\d.*$|(?<=squeezenet)\d.*$|(?<=_lite)\d$|(?<=vgg)\d+$|(?<=wrn)_.*$",
         "",

@@ -1,4 +1,4 @@
-"""What a plan measures: the teachers, the student and other networks, each as it would ship."""
+"""The networks that a plan measures: teachers, students and others, each as it would ship."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from compress.recipe.schema import Candidate, Choice, Recipe
 
 @dataclass(frozen=True)
 class PlanCandidate:
-    """A network of a plan. `file`: an ONNX teacher's. `ships_as`: how it ships where that is not as it is named, one sentence."""
+    """A network of a plan.
+
+    `file`: an ONNX teacher's. `ships_as`: one sentence, where it ships in another form than its name suggests.
+    """
 
     role: str  # teacher | student | choice | neighbour
     name: str
@@ -29,7 +32,7 @@ class PlanCandidate:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What all records share: classes, side of the recipe's pictures, their normalisation."""
+    """The input that all networks share: classes, side of the recipe's images, their normalisation."""
 
     classes: int
     size: int
@@ -37,7 +40,7 @@ class InputSpec:
 
 
 def teachers(recipe: Recipe, base: Path, frame: InputSpec) -> list[PlanCandidate]:
-    """Every candidate behind its own input contract; of ONNX files those that are there."""
+    """Return every candidate with its own input contract; of ONNX files those that exist."""
     found: dict[str, PlanCandidate] = {}
     for one in recipe.teacher.candidates:
         path = None if one.onnx is None else base / Path(one.onnx).expanduser()
@@ -48,7 +51,7 @@ def teachers(recipe: Recipe, base: Path, frame: InputSpec) -> list[PlanCandidate
 
 
 def unmeasured(recipe: Recipe, base: Path) -> bool:
-    """Whether an ONNX teacher is not here yet, so that no limit can be held against it."""
+    """Return whether an ONNX teacher is missing, so that no limit can be compared with it."""
     return any(
         one.onnx is not None and not (base / Path(one.onnx).expanduser()).is_file() for one in recipe.teacher.candidates
     )
@@ -77,17 +80,18 @@ def _teacher(one: Candidate, path: Path | None, frame: InputSpec) -> PlanCandida
 
 
 def student(recipe: Recipe, role: str, one: Choice, frame: InputSpec) -> PlanCandidate:
-    """A student in the form in which the recipe's method ships it. Raises UsageError where the method does not take it."""
+    """Return a student as the recipe's method ships it. Raises UsageError if the method does not take it."""
     name = name_of(one.model, one.width)
     form, teacher = compatibility.shipped_spec(recipe, one, classes=frame.classes, image_size=frame.size)
-    told = None
+    ships_as = None
     if form is not None:
-        told = f"{name} is timed as {recipe.distill.name} ships it{f' with teacher {teacher}, the largest of its forms' if teacher else ''}."
-    return PlanCandidate(role, name, one.model, one.width, _record(one, frame, deployed=form), ships_as=told)
+        largest = f" with teacher {teacher}, the largest of its forms" if teacher else ""
+        ships_as = f"{name} is timed as {recipe.distill.name} ships it{largest}."
+    return PlanCandidate(role, name, one.model, one.width, _record(one, frame, deployed=form), ships_as=ships_as)
 
 
 def neighbour(recipe: Recipe, one: Choice, frame: InputSpec) -> PlanCandidate | None:
-    """Another network as the student; None where the method does not take it."""
+    """Return another network as the student; None if the method does not take it."""
     try:
         return student(recipe, "neighbour", one, frame)
     except UsageError:

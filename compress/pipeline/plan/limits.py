@@ -1,4 +1,4 @@
-"""The limits that can be judged before any training, on a plan's rows. Plain values in, plain values out."""
+"""Judge the limits that need no training, on a plan's rows of plain values."""
 
 from __future__ import annotations
 
@@ -25,15 +25,22 @@ Row = dict[str, Any]
 
 
 def judged(recipe: Recipe, base: Path) -> tuple[str, ...]:
-    """The limits that a plan can judge; none against the teacher where an ONNX teacher is not here yet."""
+    """Return the limits that a plan can judge; none against the teacher if an ONNX teacher is missing."""
     missing = candidates.unmeasured(recipe, base)
     return tuple(name for name in JUDGED if not (missing and name in ("min_speedup", "min_compression")))
 
 
 def judge(recipe: Recipe, base: Path, where: Mapping[str, str], row: Row, rows: list[Row]) -> Row:
-    """The recipe's limits on one network of a plan's `rows`; `where`: requirement -> path:line:column.
+    """Judge the recipe's limits on one network of a plan.
 
-    Which teacher is chosen is not known yet: a limit against it must hold for every candidate.
+    The teacher is not chosen yet, so a limit against it must hold for every candidate.
+
+    Args:
+        recipe: The recipe.
+        base: Where its relative paths begin.
+        where: Requirement -> path:line:column.
+        row: The network's row.
+        rows: The rows of the networks so far, the teachers' among them.
     """
     limits = recipe.require.model_dump()
     require = recipe.require.model_copy(update={name: None for name in limits if name not in judged(recipe, base)})
@@ -52,12 +59,12 @@ def judge(recipe: Recipe, base: Path, where: Mapping[str, str], row: Row, rows: 
 
 
 def status(requirements: list[Row]) -> verdict.Status:
-    """The status of judged limits: failed beats undecided; no limit at all is passed."""
+    """Return the status of judged limits: failed beats undecided, and no limit at all is passed."""
     return verdict.status(verdict.Requirement(**row) for row in requirements)
 
 
 def _facts(row: Row, teacher: Row | None, device: Device) -> verdict.Facts:
-    """What was measured on the recipe's device."""
+    """Return what was measured on the recipe's device."""
     own = row[row["ships"]]
     latency = own["latency_ms"] or {}
     against = (
@@ -87,7 +94,7 @@ def _facts(row: Row, teacher: Row | None, device: Device) -> verdict.Facts:
 
 
 def agreed(by_teacher: list[tuple[str, Row]]) -> Row:
-    """One verdict on a limit: the candidates' common one, of the candidate that is hardest to meet; else undecided."""
+    """Return one verdict on a limit: that of all candidates, from the one hardest to meet; else undecided."""
     hardest = min(by_teacher, key=lambda pair: (pair[1]["value"] is not None, pair[1]["value"]))
     relative = hardest[1]["name"] in ("min_speedup", "min_compression") and len(by_teacher) > 1
     if not relative:

@@ -1,6 +1,6 @@
-"""A network before any training: random weights through export and int8, then timed on the recipe's device.
+"""The stages of a plan: export a network with random weights, quantise it, and time it on the recipe's device.
 
-Speed, size and memory follow from the architecture; accuracy does not, so nothing is said about it.
+Speed, size and memory follow from the architecture. Accuracy does not, so a plan says nothing about it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 import export.bundle.write
 import export.graph.executed
@@ -26,53 +24,47 @@ from compress.core.errors import StageError, UsageError
 from compress.core.records.base import File
 from compress.core.records.training import CalibrationData, Network
 from compress.core.store import Context, Stage
-from compress.data import calibration_arrays
-from compress.data.augment import views
 from compress.models.count import macs, params
+from compress.pipeline.plan.untrained import PLAN_IMAGES, plan_images, untrained
 from compress.recipe.schema import Device, Export
 from compress.stages.support.device_session import ask
-from compress.training import build
 from export.bundle.write import Shipped
 from export.int8.integer_share import integer_share
 from export.runtime import FOREIGN, Contract, ExportError, copy_model, isa, runs_on, write_sidecar
 from export.runtime.latency_stats import LatencyResult
 from export.targets import VerifySettings, dispatch
 
-PICTURES = 32  # for the int8 ranges and the timing; neither gets better by more
-SEED = 0  # of the weights and of the noise
-JITTER = 0.01  # deviation of what makes biases of zero differ
 ROUNDS = 20
-FEWEST, MOST = 128, 700  # timed runs a file
-BUDGET_MS = 6000.0  # of timed runs in all, as long as each file gets the fewest
-ATTEMPTS = 2  # a measurement that other processes disturbed is repeated
+LEAST_RUNS, MOST_RUNS = 128, 700  # timed runs of each file
+BUDGET_MS = 6000.0  # of all timed runs, as long as each file gets LEAST_RUNS
+ATTEMPTS = 2  # a measurement that other processes disturbed is repeated once
 
 
 @dataclass(frozen=True)
-class Drafted:
-    """A network with random weights as files. `int8` is None where the recipe ships float, or for a teacher."""
+class UntrainedFiles:
+    """A network with random weights, as files. `int8` is None for a teacher, and where the recipe ships float."""
 
     params: int
-    macs: (
-        int | None
-    )  # multiply-accumulates of convolutions and linear layers, one picture; None: an ONNX file that does not show it
+    # Multiply-accumulates of convolutions and linear layers for one image; None: an ONNX file does not show them.
+    macs: int | None
     fp32: File
     int8: File | None
     target: str | None
     int8_mac_share: float | None  # in [0, 1]; None where this machine's kernels are not the target's
-    islands: tuple[str, ...] | None  # what runs in float inside int8, the same kind and cause counted together
+    islands: tuple[str, ...] | None  # layers that run in float inside int8, counted by kind and cause
     contract: File | None = None  # beside another project's file
 
 
 @dataclass(frozen=True)
 class Timed:
-    """Batch 1 on one machine, all files of one measurement in the same rounds; names are `fp32`, `int8` and the teachers'."""
+    """Latency at batch 1 on one machine, all files in the same rounds. Names are `fp32`, `int8` and the teachers'."""
 
     latency_ms: dict[str, dict[str, Any]]  # by name: p50, p50_ci95, p90, runs, threads, batch
     speedup: dict[str, dict[str, list[float]]]  # of fp32 and int8 against each other name: ratio, low, high
     peak_memory_bytes: dict[str, int | None]  # of fp32 and int8
     other_cores: float | None  # mean cores that other processes used meanwhile
     disturbances: tuple[str, ...]  # why absolute times are doubtful
-    unfit: str | None  # why ratios are, too
+    unfit: str | None  # why ratios are doubtful as well
 
 
 def export_untrained(
@@ -86,14 +78,23 @@ def export_untrained(
     pictures: CalibrationData | None,
     versions: dict[str, Any],
     file: File | None = None,
-) -> Drafted:
-    """Write the float file and, with a target, the int8 file. `pictures` None: seeded noise. `versions` are part of the key only.
+) -> UntrainedFiles:
+    """Write the float file and, with a target, the int8 file.
 
-    `file`: an ONNX teacher's, which is taken as it is.
+    Args:
+        config: The recipe's `export` section.
+        context: Of the stage.
+        network: How to build it.
+        target: Of the int8 file; None: there is none.
+        per_channel: As in `quantize`.
+        float_layers: As in `quantize`.
+        pictures: Images for the int8 ranges; None: seeded noise.
+        versions: Part of the key only.
+        file: An ONNX teacher, which is copied as it is.
     """
     if file is not None:
-        return _taken(context, network, file)
-    images = _images(pictures, network.image_size)
+        return _copy(context, network, file)
+    images = plan_images(pictures, network.image_size)
     model = untrained(network, images)
     contract = Contract(
         classes=tuple(f"class {number}" for number in range(network.classes)),
@@ -108,9 +109,8 @@ def export_untrained(
     try:
         export.graph.from_torch.to_onnx(model, fp32, contract, opset=config.opset, images=images)
         if target is not None:
-            export.graph.rewrites.for_integers(
-                fp32, source, images, integer_share
-            )  # writes `source` where a rewrite is worth keeping
+            # It writes `source` if a rewrite is worth keeping.
+            export.graph.rewrites.for_integers(fp32, source, images, integer_share)
             origin = source if source.is_file() else fp32
             export.int8.quantize.quantize(
                 origin, int8, images, isa=target, per_channel=per_channel, float_layers=float_layers
@@ -118,7 +118,7 @@ def export_untrained(
             audit = export.graph.executed.audit(int8) if runs_on(target, isa()) else None
     except ExportError as error:
         raise StageError(f"plan {network.model}: {error}") from error
-    return Drafted(
+    return UntrainedFiles(
         params=params(model),
         macs=macs(model, network.image_size),
         fp32=File.of(fp32),
@@ -131,8 +131,8 @@ def export_untrained(
     )
 
 
-def _taken(context: Context, network: Network, file: File) -> Drafted:
-    """Another project's file with its contract beside it."""
+def _copy(context: Context, network: Network, file: File) -> UntrainedFiles:
+    """Copy another project's file, and write its contract beside it."""
     path = context.work / "model.onnx"
     shutil.copyfile(file.path, path)
     try:
@@ -152,58 +152,39 @@ def _taken(context: Context, network: Network, file: File) -> Drafted:
         order=network.order,
         own_size=network.own_size,
     )
-    return Drafted(
+    return UntrainedFiles(
         found.params, found.macs, File.of(path), None, None, None, None, File.of(write_sidecar(path, contract))
     )
-
-
-def _images(pictures: CalibrationData | None, size: int) -> np.ndarray:
-    """uint8 (N, size, size, 3)."""
-    if pictures is not None:
-        return calibration_arrays(pictures)[0]
-    return np.random.default_rng(SEED).integers(0, 256, (PICTURES, size, size, 3), dtype=np.uint8)
-
-
-def untrained(network: Network, images: np.ndarray) -> nn.Module:
-    """Seeded weights. BatchNorm gets the statistics of the pictures: activations neither vanish nor grow from layer to layer.
-
-    (Else a deep network computes with denormal numbers, which are slow, and int8 ranges are empty.) No two tensors are equal, as after training:
-    constants that are equal become one in the file, and its nodes have other names.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        model = build.load_network(network, None, "cpu")
-        with torch.no_grad():
-            for parameter in (one for one in model.parameters() if one.requires_grad):
-                parameter.add_(torch.randn_like(parameter), alpha=JITTER)
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.momentum = None  # the plain mean over batches: of one batch, the batch's own
-        pixels = views.to_float(
-            torch.from_numpy(np.ascontiguousarray(images)), network.normalization.mean, network.normalization.std
-        )
-        with torch.no_grad():
-            model.train()(pixels)
-    return model.eval()
 
 
 def time_locally(
     config: int,
     *,
     context: Context,
-    draft: Drafted,
+    draft: UntrainedFiles,
     against: dict[str, File],
     pictures: CalibrationData | None,
     size: int,
     host: dict[str, Any],
     versions: dict[str, Any],
 ) -> Timed:
-    """Float, int8 and the teachers' files in turns, with `config` threads. `host` is part of the key: a latency never crosses machines."""
+    """Time float, int8 and the teachers' files in turn on this machine.
+
+    Args:
+        config: Threads of onnxruntime.
+        context: Of the stage.
+        draft: The network's files.
+        against: The teachers' files.
+        pictures: Images to time on; None: seeded noise.
+        size: Side of the images in pixels.
+        host: This machine; part of the key, because a latency never crosses machines.
+        versions: Part of the key only.
+    """
     own = {"fp32": draft.fp32}
     if draft.int8 is not None and runs_on(draft.target, isa()):
         own["int8"] = draft.int8
     files = {**own, **against}
-    images = _images(pictures, size)
+    images = plan_images(pictures, size)
     try:
         result = _latency({name: file.path for name, file in files.items()}, images, config)
         memory = {name: export.runtime.latency.memory(file.path, threads=config) for name, file in own.items()}
@@ -233,10 +214,10 @@ def time_locally(
 
 
 def _latency(files: dict[str, Any], images: np.ndarray, threads: int) -> LatencyResult:
-    """As many runs as fit the budget."""
+    """Time the files with as many runs as fit the budget."""
     first = export.runtime.latency.latency(files, images, threads=threads, warmup=2, repeats=3, rounds=1)
     turn = sum(model.p50_ms for model in first.models.values())
-    repeats = min(MOST, max(FEWEST, int(BUDGET_MS / turn)))
+    repeats = min(MOST_RUNS, max(LEAST_RUNS, int(BUDGET_MS / turn)))
     return export.runtime.latency.latency(
         files, images, threads=threads, warmup=10, repeats=repeats, rounds=ROUNDS, attempts=ATTEMPTS
     )
@@ -246,13 +227,27 @@ def time_on_device(
     config: Device,
     *,
     context: Context,
-    draft: Drafted,
+    draft: UntrainedFiles,
     against: dict[str, File],
     pictures: CalibrationData | None,
     size: int,
     threads: int,
 ) -> Timed:
-    """The same on another device: a bundle of the files, verified and timed there. Raises MissingError out of reach, StageError on wrong answers."""
+    """Let another device verify and time a bundle of the files.
+
+    Args:
+        config: The recipe's `device` section.
+        context: Of the stage.
+        draft: The network's files.
+        against: The teachers' files.
+        pictures: Images to time on; None: seeded noise.
+        size: Side of the images in pixels.
+        threads: Of onnxruntime.
+
+    Raises:
+        MissingError: The device is out of reach.
+        StageError: Its answers are wrong, or it timed nothing.
+    """
     own = {"fp32": draft.fp32, **({"int8": draft.int8} if draft.int8 is not None else {})}
     names = {f"{number}.onnx": name for number, name in enumerate((*own, *against))}
     files = {**own, **against}
@@ -261,7 +256,7 @@ def time_on_device(
         copy_model(files[name].path, context.work / file)
         role, int8 = "teacher" if name in against else "student", name == "int8"
         models.append(Shipped(context.work / file, role, "int8" if int8 else "fp32", draft.target if int8 else None))
-    images = _images(pictures, size)[:PICTURES]
+    images = plan_images(pictures, size)[:PLAN_IMAGES]
     try:
         bundle = export.bundle.write.write(
             context.work / "bundle", models, images, np.zeros(len(images), np.int64), title="plan"
@@ -272,7 +267,7 @@ def time_on_device(
         config.target,
         bundle.archive,
         context.work,
-        VerifySettings(name="plan", threads=threads, repeats=FEWEST),
+        VerifySettings(name="plan", threads=threads, repeats=LEAST_RUNS),
         console=context.console,
     )
     rows = {names[row["file"]]: row for row in answer["models"]}
@@ -296,6 +291,6 @@ def time_on_device(
     )
 
 
-EXPORT_UNTRAINED = Stage("plan", 4, export_untrained, Drafted)
+EXPORT_UNTRAINED = Stage("plan", 4, export_untrained, UntrainedFiles)
 TIME_LOCALLY = Stage("plan-timing", 4, time_locally, Timed)
 TIME_ON_DEVICE = Stage("plan-timing", 3, time_on_device, Timed)

@@ -1,4 +1,4 @@
-"""The words of a plan: its table, line by line while it is made, and its sentences. From plain values; torch-free."""
+"""The text of a plan: its table, printed line by line, and its sentences. Works on plain values, without torch."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ LIMITS = {  # a requirement in words
 
 
 def name_of(model: str, width: float | None) -> str:
-    """`shufflenet_v2 x0.5`; a network without widths is its name."""
+    """Return `shufflenet_v2 x0.5`; for a network without widths its name alone."""
     width = catalog.resolve_width(catalog.info(model), width)
     return model if width is None else f"{model} x{width:g}"
 
 
 def header(names: Sequence[str]) -> str:
-    """The head of the table for networks of these names."""
+    """Return the head of the table for networks of these names."""
     return _cells("network", HEAD, names)
 
 
 def line(row: Row, names: Sequence[str]) -> str:
-    """One network."""
+    """Return the line of one network."""
     int8 = row["int8"]
     files = int8 or row["fp32"]
     cells = (
@@ -55,14 +55,14 @@ def line(row: Row, names: Sequence[str]) -> str:
 
 
 def _cells(name: str, cells: Sequence[str], names: Sequence[str]) -> str:
-    """The role to the left, numbers to the right."""
+    """Align the role to the left and numbers to the right."""
     widest = max(len("network"), *(len(one) for one in names))
     numbers = (cell.rjust(width) for cell, width in zip(cells[1:], WIDTHS[1:], strict=True))
     return "  ".join((name.ljust(widest), cells[0].ljust(WIDTHS[0]), *numbers))
 
 
 def sentences(plan: dict[str, Any]) -> Iterator[str]:
-    """What the table says, in words: what int8 is worth, who meets which limit, what is not known before training."""
+    """Put the table into sentences: what int8 gains, who meets which limit, what training alone can show."""
     rows = [row for row in plan["networks"] if row["role"] != "teacher"]
     where = place(plan["device"])
     yield from (row["ships_as"] for row in rows if row.get("ships_as"))
@@ -76,13 +76,15 @@ def sentences(plan: dict[str, Any]) -> Iterator[str]:
                 else f"no faster than float32 {where}, within noise"
             )
             kept = ", so float32 would ship (quantize.keep)" if row["ships"] == "fp32" else ""
-            yield f"{row['name']}: int8 is {how}, {_ratio(row['int8_speedup'], row['int8_speedup_ci95'])} its speed{kept}{floats}."
+            speed = f"{_ratio(row['int8_speedup'], row['int8_speedup_ci95'])} its speed"
+            yield f"{row['name']}: int8 is {how}, {speed}{kept}{floats}."
     faster = [row["name"] for row in timed if not _worth(row)]
     if faster:
         yield f"int8 is faster than float32 {where}: {_list(faster)}."
     if any(row["int8"] and row["int8"]["latency_ms"] is None for row in rows):
-        here = plan["host"].get("isa")
-        yield f"int8 files for {rows[0]['int8']['target']} are not timed on this machine ({here}); name the device in device.target, or run the plan on it."
+        target, here = rows[0]["int8"]["target"], plan["host"].get("isa")
+        advice = "name the device in device.target, or run the plan on it"
+        yield f"int8 files for {target} are not timed on this machine ({here}); {advice}."
     yield from _limits(rows)
     if plan["choose"]:
         yield plan["choose"]["sentence"]
@@ -92,12 +94,14 @@ def sentences(plan: dict[str, Any]) -> Iterator[str]:
     if disturbed:
         busiest = max(row["other_cores"] or 0.0 for row in disturbed)
         yield (
-            f"{len(disturbed)} of {len(plan['networks'])} measurements were disturbed (other processes used up to {busiest:.2f} cores): "
-            "times may be too long, ratios come from turns within rounds and suffer less; measure again on a quiet machine with --force."
+            f"{len(disturbed)} of {len(plan['networks'])} measurements were disturbed "
+            f"(other processes used up to {busiest:.2f} cores): times may be too long; ratios come from turns within "
+            "rounds and suffer less; measure again on a quiet machine with --force."
         )
     doubtful = [row for row in plan["networks"] if row["unfit"]]
     if doubtful:
-        yield f"{doubtful[0]['name']}: {doubtful[0]['unfit']}: times are too long and ratios doubtful{_and_others(len(doubtful) - 1)}."
+        others = _and_others(len(doubtful) - 1)
+        yield f"{doubtful[0]['name']}: {doubtful[0]['unfit']}: times are too long and ratios doubtful{others}."
 
 
 def _and_others(count: int) -> str:
@@ -105,7 +109,7 @@ def _and_others(count: int) -> str:
 
 
 def _limits(rows: list[Row]) -> Iterator[str]:
-    """`shufflenet_v2 x0.5 meets 3 ms (max_latency_ms); shufflenet_v2 x1 does not.`"""
+    """Yield one sentence a limit: `shufflenet_v2 x0.5 meets 3 ms (max_latency_ms); shufflenet_v2 x1 does not.`."""
     for index, limit in enumerate(rows[0]["requirements"] if rows else []):
         by_verdict: dict[str, list[str]] = {}
         for row in rows:
@@ -119,12 +123,19 @@ def _limits(rows: list[Row]) -> Iterator[str]:
 
 
 def place(device: str) -> str:
-    """`here`, or `on ssh://pi@board.local`."""
+    """Return `here`, or `on ssh://pi@board.local`."""
     return "here" if device == "local" else f"on {device}"
 
 
 def choice(listed: list[Row], chosen: Row | None, budget_ms: float, where: str = "here") -> str:
-    """What `student.choose` picks and why, in one sentence; `where`: see `place`."""
+    """Return in one sentence what `student.choose` picks and why.
+
+    Args:
+        listed: The rows of the networks to choose from.
+        chosen: The row of the one that was picked; None: all are too slow.
+        budget_ms: `max_latency_ms`.
+        where: See `place`.
+    """
 
     def end(row: Row) -> float:
         return float(row[row["ships"]]["latency_ms"]["p50_ci95"][1])
@@ -133,24 +144,25 @@ def choice(listed: list[Row], chosen: Row | None, budget_ms: float, where: str =
         fastest = min(listed, key=end)
         latency = fastest[fastest["ships"]]["latency_ms"]
         return (
-            f"student.choose: no network of the list meets {budget_ms:,g} ms {where}; the fastest is {fastest['name']} with {_time(latency)} ms: "
-            "raise max_latency_ms or list smaller networks"
+            f"student.choose: no network of the list meets {budget_ms:,g} ms {where}; "
+            f"the fastest is {fastest['name']} with {_time(latency)} ms: raise max_latency_ms or list smaller networks"
         )
     larger = [row["name"] for row in listed if (row["macs"], row["params"]) > (chosen["macs"], chosen["params"])]
     why = f"; {_list(larger)} {agree(len(larger), 'is', 'are')} too slow" if larger else ""
     latency = chosen[chosen["ships"]]["latency_ms"]
     there = "" if where == "here" else f" {where}"
-    return f"student: {chosen['name']}, the largest of {len(listed)} within {budget_ms:,g} ms{there} ({_time(latency)} ms){why}."
+    within = f"the largest of {len(listed)} within {budget_ms:,g} ms{there} ({_time(latency)} ms)"
+    return f"student: {chosen['name']}, {within}{why}."
 
 
 def _worth(row: Row) -> str:
-    """`slower`, `same` or nothing for faster: int8 against float32, by the interval."""
+    """Return `slower`, `same`, or "" for faster: int8 against float32, by the interval."""
     low, high = row["int8_speedup_ci95"]
     return "slower" if high < 1 else "same" if low <= 1 else ""
 
 
 def _time(latency: dict[str, Any] | None) -> str:
-    """`0.412 [0.405, 0.421]`, milliseconds."""
+    """Format milliseconds: `0.412 [0.405, 0.421]`."""
     if latency is None:
         return "not here"
     return f"{latency['p50']:.3g} [{latency['p50_ci95'][0]:.3g}, {latency['p50_ci95'][1]:.3g}]"
@@ -161,7 +173,7 @@ def _ratio(value: float, interval: Sequence[float]) -> str:
 
 
 def _short(number: float) -> str:
-    """Three digits and a unit: 6.52 M."""
+    """Format a number with three digits and a unit: 6.52 M."""
     for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= scale:
             return f"{number / scale:.3g} {unit}"
