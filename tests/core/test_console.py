@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pty
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -141,6 +140,7 @@ def drained(terminal: int) -> str:
 
 
 def test_on_a_terminal_a_bar_lives_and_epochs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    pty = pytest.importorskip("pty", reason="there is no terminal to open on Windows")
     master, slave = pty.openpty()
     with os.fdopen(slave, "w") as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)
