@@ -26,7 +26,7 @@ RUNTIME_FILES = (
     *(f"runtime/{path.name}" for path in sorted((PACKAGE / "runtime").glob("*.py"))),
 )
 # The bundle's own page for browsers: the folder and the files that index.html loads.
-PAGE, PAGE_FILES = "page", ("page.js", "photos.js", "style.css", "verify.js")
+PAGE, PAGE_FILES = "page", ("page.js", "photos.js", "style.css", "timing.js", "verify.js", "view.js")
 # Names that a model in a bundle cannot have.
 RESERVED_NAMES = {"README.md", "samples.npz", "manifest.json", "index.html", "export", PAGE, "photos", "photos.npz"}
 # Largest difference of float logits, as a share of the largest logit or of 1 if that is larger. Float kernels of two
