@@ -39,7 +39,7 @@ import gpu_inputs
 import travel
 from gpu_steps import ROOT, Given, Row, Step, rows, steps
 
-from compress.cli import exit_codes
+from compress.cli import error_exit
 from compress.core.console import table
 from compress.core.errors import CompressError, UsageError
 from compress.core.files import write_json
@@ -70,7 +70,7 @@ def main(
     """Spend BUDGET_SECONDS on the steps that are left; print what is known."""
     begin = time.monotonic()
     state = state or artifacts / "state"
-    signal.signal(signal.SIGTERM, exit_codes.as_interrupt)
+    signal.signal(signal.SIGTERM, error_exit.as_interrupt)
     try:
         record = _resumed(artifacts, resume or state, rehearse)
         given = Given(data, teacher, device, artifacts, rehearse)

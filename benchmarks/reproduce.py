@@ -40,7 +40,7 @@ import teacher_answers
 from compare_methods import METHODS, overrides, published
 from seeds import interval, mean, needed
 
-from compress.cli import exit_codes
+from compress.cli import error_exit
 from compress.core.console import Console, duration
 from compress.core.errors import CompressError, Interrupted, MissingError, UsageError
 from compress.core.files import write_atomically
@@ -418,7 +418,7 @@ def at_once(numbers: Sequence[int], together: int, log: Path, title: str = "seed
     """
     waiting, running = list(numbers), dict[int, subprocess.Popen[bytes]]()
     path = {seed: log.with_name(f"{log.name}-{seed}.log") for seed in waiting}
-    before = signal.signal(signal.SIGTERM, exit_codes.as_interrupt)
+    before = signal.signal(signal.SIGTERM, error_exit.as_interrupt)
     try:
         while waiting or running:
             while waiting and len(running) < together:

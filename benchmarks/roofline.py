@@ -44,7 +44,7 @@ from compress.methods import build_method
 from compress.models.outline import outline
 from compress.models.taps import Tapped
 from compress.recipe.schema import Distill
-from compress.training import schedule
+from compress.training import forward_batch
 from compress.training.engine import choose, recorder
 from compress.training.kernels import use_fast_kernels
 from compress.training.precision import autocast, resolve_precision
@@ -170,7 +170,7 @@ def _row(teacher: str, student: str, device: str, name: str, batch: int, steps: 
     seconds = plain if run is step else _median(lambda: run(data), device, steps)
     split = _split(run, data, device, 3, 1e3 * seconds)
     # On CUDA the teacher runs ahead of the steps, in large batches.
-    rows = schedule.rows_at_once(device, SIDE) if device.startswith("cuda") else batch
+    rows = forward_batch.rows_at_once(device, SIDE) if device.startswith("cuda") else batch
     forward, precision = _teacher(teacher, step, batch_of(rows, device), device)
     teacher_seconds, teacher_flop = (
         value * batch / rows for value in (_median(forward, device, steps), _flop(forward))

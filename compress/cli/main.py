@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import click
 
 from compress import __version__
-from compress.cli import exit_codes, info_commands, recipe_commands, run_commands
+from compress.cli import error_exit, info_commands, recipe_commands, run_commands
 from compress.core.console import print_line
 from compress.core.errors import CompressError, Interrupted, UsageError
 
@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The flag may stand behind the command too, where click would not know it.
     arguments = [argument for argument in arguments if argument != "--traceback"]
     if not traceback:
-        sys.excepthook = exit_codes.one_line
-    signal.signal(signal.SIGTERM, exit_codes.as_interrupt)
+        sys.excepthook = error_exit.one_line
+    signal.signal(signal.SIGTERM, error_exit.as_interrupt)
     # Read when torch is loaded: idle threads spin briefly and then sleep. libgomp's default is meant for a machine that
     # runs nothing else; beside other busy processes a spinning thread occupies the core that the awaited thread needs.
     # benchmarks/neighbours.py measures both.
@@ -87,9 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CompressError, click.ClickException, click.Abort, KeyboardInterrupt, OSError) as error:
         if traceback:
             sys.excepthook(type(error), error, error.__traceback__)
-        code, message = exit_codes.explain(error, arguments)
+        code, message = error_exit.explain(error, arguments)
         if message and code != Interrupted.exit_code:  # torchrun interrupts those beside the one that failed
-            exit_codes.hand_to_torchrun(message)
-        if message and not exit_codes.reported_by_main_rank(error):
+            error_exit.hand_to_torchrun(message)
+        if message and not error_exit.reported_by_main_rank(error):
             print_line(message, sys.stderr)
         return code

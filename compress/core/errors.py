@@ -7,7 +7,7 @@
     ├── StageError (4)          a stage could not do its work
     └── Interrupted (130)       Ctrl-C or SIGTERM; the message says how to resume
 
-Exit codes 5 (a requirement is not met) and 6 (undecided) are verdicts, not errors.
+Exit codes 5 (a requirement is not met) and 6 (undecided) are verdicts, not errors: `verdict/requirements.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The stages of one recipe, in the order of the sentence that describes them.
-
-Teacher, distill, strip, convert, tune, quantize, validate, device, package, report.
-"""
+"""The stages of one recipe, in the order of the table in docs/contributing/architecture.md."""
 
 from __future__ import annotations
 

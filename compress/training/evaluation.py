@@ -12,7 +12,7 @@ from compress.data.augment import views
 from compress.data.streaming.batches import ShardMixing, Stream
 from compress.models.input_adapter import InputAdapter, inner_network
 from compress.models.onnx_network import OnnxNetwork
-from compress.training import schedule
+from compress.training import forward_batch
 from compress.training.precision import without_tf32
 
 MIN_BATCH = 250
@@ -87,7 +87,7 @@ def predict(
 def _rows_at_once(model: nn.Module, device: torch.device, image_size: int) -> int:
     """Return how many images fit into one call: a network may enlarge them, and an ONNX network runs on the CPU."""
     side = max(image_size, (model.size if isinstance(model, InputAdapter) else None) or 0)
-    return schedule.rows_at_once("cpu" if isinstance(inner_network(model), OnnxNetwork) else device, side)
+    return forward_batch.rows_at_once("cpu" if isinstance(inner_network(model), OnnxNetwork) else device, side)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

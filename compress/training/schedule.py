@@ -11,16 +11,6 @@ from compress.core.errors import UsageError
 from compress.data.streaming.batches import ShardMixing
 from compress.recipe.schema import ResolvedTrain
 
-# Images of REFERENCE_SIDE pixels in one forward pass. Larger batches leave a CPU's caches: half the speed at 512
-# (measured).
-FORWARD_BATCH = {"cpu": 64, "cuda": 1024}
-OTHER_DEVICE_BATCH = 256
-# A GPU with at least LARGE_GPU_BYTES of memory gets LARGE_GPU_FACTOR times as many. On an H200, 1,024 images take
-# ResNet-56 7.9 ms and ResNet-32x4, which has nine times the arithmetic, 10.4 ms: both wait for launches.
-LARGE_GPU_BYTES, LARGE_GPU_FACTOR = 30 * 2**30, 4
-# Pixels. A GPU gets fewer of larger images, in proportion to their area, because their maps fill its memory.
-REFERENCE_SIDE = 32
-
 
 def learning_rate(train: ResolvedTrain, epoch: int, progress: float) -> float:
     """Return the learning rate at a point of training.
@@ -111,14 +101,3 @@ def order(index: Tensor, seed: int, epoch: int, shards: ShardMixing | None = Non
     used, place = torch.unique(shards.shard_of[mixed.cpu()], return_inverse=True)
     block = torch.randperm(len(used), generator=generator)[place] // shards.at_once
     return mixed[torch.sort(block, stable=True).indices.to(index.device)]
-
-
-def rows_at_once(device: str | torch.device, image_size: int) -> int:
-    """Return how many images of a side to run in one forward pass; more on a GPU with much memory."""
-    kind = torch.device(device).type
-    most = FORWARD_BATCH.get(kind, OTHER_DEVICE_BATCH)
-    if kind == "cpu":
-        return most
-    if kind == "cuda" and torch.cuda.get_device_properties(device).total_memory >= LARGE_GPU_BYTES:
-        most *= LARGE_GPU_FACTOR
-    return max(most * REFERENCE_SIDE**2 // max(image_size, REFERENCE_SIDE) ** 2, 1)

@@ -82,7 +82,7 @@ def to_onnx(
     traced = _trace(network, contract, opset)
     _check_classes(network, contract)
     proto, judged = rewrites.for_every_file(traced, contract, images)
-    onnx_file.clean(proto, contract.to_metadata(), made_by=contract.made_by)
+    onnx_file.strip_and_describe(proto, contract.to_metadata(), made_by=contract.made_by)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = onnx_file.save(proto, path)
     try:

@@ -56,7 +56,7 @@ def check_runtime(path: Path, min_runtime: str) -> None:
         )
 
 
-def clean(model: ModelProto, metadata: dict[str, str], *, made_by: str) -> None:
+def strip_and_describe(model: ModelProto, metadata: dict[str, str], *, made_by: str) -> None:
     """Keep only what runs, and set the metadata.
 
     Removes doc strings, source paths, shapes of inner tensors, unread weights and all other metadata.

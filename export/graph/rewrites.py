@@ -184,7 +184,7 @@ def for_integers(
     contract = Model.load(source).contract
     rewritten, verdicts = _try(model, contract, images, HARD, expand_hard_activations, files="int8", share=share)
     if any(verdict.kept for verdict in verdicts):
-        onnx_file.clean(rewritten, contract.to_metadata(), made_by=contract.made_by)
+        onnx_file.strip_and_describe(rewritten, contract.to_metadata(), made_by=contract.made_by)
         onnx_file.save(rewritten, target)
         onnx_file.check(target, opset=onnx_file.opset_of(model))
     return verdicts
@@ -247,6 +247,6 @@ def noise_images(contract: Contract) -> np.ndarray:
 def _write(model: ModelProto, contract: Contract, path: Path) -> Path:
     copy = ModelProto()
     copy.CopyFrom(model)
-    onnx_file.clean(copy, contract.to_metadata(), made_by=contract.made_by)
+    onnx_file.strip_and_describe(copy, contract.to_metadata(), made_by=contract.made_by)
     onnx_file.save(copy, path)
     return path

@@ -256,6 +256,6 @@ def _finish(
     metadata = {**contract.to_metadata(), METADATA_PREFIX + "target": json.dumps(isa)}
     if kept:
         metadata[FLOAT_LAYERS_METADATA] = json.dumps(kept)
-    onnx_file.clean(model, metadata, made_by=contract.made_by)
+    onnx_file.strip_and_describe(model, metadata, made_by=contract.made_by)
     target.parent.mkdir(parents=True, exist_ok=True)
     onnx_file.save(model, target)

@@ -94,8 +94,10 @@ def busy_seconds(root: Path = ROOT) -> Optional[Busy]:
     return (total / tick, own.user + own.system) if rows else None
 
 
-def others(before: Optional[Busy], after: Optional[Busy], wall: float) -> Tuple[Optional[float], Optional[bool]]:
-    """Return the mean cores that other processes used in `wall` seconds, and whether it contaminates a measurement."""
+def load_of_others(
+    before: Optional[Busy], after: Optional[Busy], wall: float
+) -> Tuple[Optional[float], Optional[bool]]:
+    """Return how many cores others used on average in `wall` seconds, and whether that disturbs a measurement."""
     if before is None or after is None or wall <= 0:
         return None, None
     used = max(0.0, (after[0] - before[0]) - (after[1] - before[1]))
@@ -106,7 +108,7 @@ def round_load(before: Optional[Busy], after: Optional[Busy], wall: float) -> Op
     """Return the cores that other processes used in one round; None if it is too short for the kernel's clock ticks."""
     if wall < ROUND_TICKS / os.sysconf("SC_CLK_TCK"):
         return None
-    return others(before, after, wall)[0]
+    return load_of_others(before, after, wall)[0]
 
 
 def cpu_features(root: Path = ROOT) -> Optional[List[str]]:

@@ -195,7 +195,7 @@ def _attempt(
         loads.append(conditions.round_load(before, after, now - since))
         before, since = after, now
     wall = since - start
-    cores, contaminated = conditions.others(begin, before, wall)
+    cores, contaminated = conditions.load_of_others(begin, before, wall)
     return Attempt(
         parts, loads, None if cores is None else cores * wall, wall, contaminated, flags if switches else None
     )

@@ -140,7 +140,7 @@ def sustained(
         if len(early) < SLICES_PER_WINDOW:
             early.append(part)
     wall = time.perf_counter() - start
-    cores, contaminated = conditions.others(before, conditions.busy_seconds(), wall)
+    cores, contaminated = conditions.load_of_others(before, conditions.busy_seconds(), wall)
     return Sustained(
         seconds=wall,
         window_seconds=window,

@@ -34,7 +34,7 @@ def begin(session: int) -> TimingStart:
 def end(began: TimingStart, rounds: dict[str, list[list[float]]]) -> Attempt:
     """Return the attempt that has just ended. `rounds` are milliseconds by file and round."""
     wall, after = time.perf_counter() - began.at, _busy(began.session)
-    cores, contaminated = conditions.others(began.busy, after, wall)
+    cores, contaminated = conditions.load_of_others(began.busy, after, wall)
     parts = {name: [np.asarray(part, dtype=np.float64) for part in values] for name, values in rounds.items()}
     count = len(next(iter(parts.values())))
     return Attempt(parts, [None] * count, None if cores is None else cores * wall, wall, contaminated)

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from compress.cli import exit_codes, main, run_commands
+from compress.cli import error_exit, main, run_commands
 from compress.commands.doctor import environment
 from compress.core.errors import CompressError, Interrupted, MissingError, StageError, UsageError
 from compress.stages import STAGES
@@ -284,20 +284,20 @@ AGAIN = "interrupted; run the same command again to resume: compress run 'a b.ya
     ],
 )
 def test_expected_errors_have_a_sentence_and_an_exit_code(error: BaseException, code: int, message: str) -> None:
-    assert exit_codes.explain(error, RUN) == (code, message)
+    assert error_exit.explain(error, RUN) == (code, message)
 
 
 def test_a_file_that_may_not_be_read_is_not_called_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x").touch()
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may
-    assert exit_codes.explain(OSError(13, "Denied", str(tmp_path / "x")), RUN) == (
+    assert error_exit.explain(OSError(13, "Denied", str(tmp_path / "x")), RUN) == (
         4,
         f"{tmp_path / 'x'}: cannot be read (Denied)",
     )
 
 
 def test_another_command_does_not_offer_to_resume() -> None:
-    assert exit_codes.explain(KeyboardInterrupt(), ["models"]) == (130, "interrupted")
+    assert error_exit.explain(KeyboardInterrupt(), ["models"]) == (130, "interrupted")
 
 
 BUG = """

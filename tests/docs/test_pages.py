@@ -227,6 +227,16 @@ def test_every_link_leads_somewhere(page: str) -> None:
     assert [target for target in targets if not leads_somewhere(page, target)] == []
 
 
+PATH = re.compile(r"`((?:compress|export|tests|tools|benchmarks|recipes|docs)/[\w./-]*)`")
+MADE_LATER = {"export/targets/SCHEME.py", "compress/methods/l2.py"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_path_in_the_text_exists(page: str) -> None:
+    paths = {path for path in PATH.findall((ROOT / page).read_text()) if path not in MADE_LATER}
+    assert not [path for path in sorted(paths) if not (ROOT / path).exists()]
+
+
 def test_a_broken_link_is_noticed() -> None:
     wrong = ["docs/nothing.md", "docs/guides/photos.md#nothing", "#nothing", "guides/photos.md"]
     assert not any(leads_somewhere("README.md", target) for target in wrong)

@@ -29,7 +29,7 @@ from compress.pipeline.plan import candidates, limits
 from compress.pipeline.plan.stages import export_untrained
 from compress.recipe import loader
 from compress.recipe.schema import Export
-from compress.training import build, schedule
+from compress.training import build, forward_batch
 from compress.training.evaluation import predict
 from export.graph.foreign_model import fixed_image_size, inspect
 from export.runtime import Contract, ExportError, Model, resize_matrix, write_sidecar
@@ -225,9 +225,9 @@ def test_a_network_that_enlarges_pictures_gets_as_few_at_once_as_large_ones(monk
 def rows_asked_for(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Where and of which side rows are asked for, as they are."""
     asked: list[tuple[str, int]] = []
-    real = schedule.rows_at_once
+    real = forward_batch.rows_at_once
     monkeypatch.setattr(
-        schedule,
+        forward_batch,
         "rows_at_once",
         lambda place, side: asked.append((torch.device(place).type, side)) or real(place, side),
     )

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 CHECKPOINT = "checkpoint.pt"  # in a stage's folder, while its training is not finished
-# Fields that describe how a result came about and not what it is: never part of a cache key.
+# Fields of records that describe how a result came about and not what it is: never part of a cache key. Settings of the
+# same names (`train.threads`, `train.precision`) are.
 EXCLUDED_FROM_KEY = frozenset(
     {
         "seconds",
@@ -118,11 +119,7 @@ def key_content(value: Any) -> Any:
     if isinstance(value, File):
         return {"sha256": value.sha256}
     if hasattr(value, "model_dump"):
-        return {
-            name: item
-            for name, item in value.model_dump(mode="json").items()
-            if item is not None or name not in IN_KEY_IF_SET
-        }
+        return _without_unset(value.model_dump(mode="json"))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             name: key_content(item)
@@ -134,6 +131,14 @@ def key_content(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [key_content(item) for item in value]
     return value
+
+
+def _without_unset(value: Any) -> Any:
+    """Drop, at any depth, the settings that enter a key only when they are set."""
+    if isinstance(value, dict):
+        kept = {name: item for name, item in value.items() if item is not None or name not in IN_KEY_IF_SET}
+        return {name: _without_unset(item) for name, item in kept.items()}
+    return [_without_unset(item) for item in value] if isinstance(value, list) else value
 
 
 def sha256_of(value: Any) -> str:

@@ -1,8 +1,8 @@
 """A cache of the teacher's logits per (image, view): in memory within a run, on disk for every later run.
 
 Logits are rounded to float16 whether or not they are cached, so a run with a full cache trains the same student as one
-without. The disk copy is addressed by content: teacher weights, normalisation, images, image size, view scheme and
-precision. Methods, students and seeds share it.
+without. The disk copy lies in a folder named by the hash of all that the logits depend on (`identity` in
+`build.teacher_cache`). Methods, students and seeds share it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from compress.core.files import replacing
 from compress.core.locks import locked
+from compress.training.forward_batch import REFERENCE_SIDE, rows_at_once
 from compress.training.precision import round_logits
-from compress.training.schedule import REFERENCE_SIDE, rows_at_once
 
 # Bytes of table and logits. Beyond it the teacher runs again.
 MEMORY_LIMIT = 2 * 2**30

@@ -8,7 +8,9 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
+from compress.core.records import base
 from compress.core.records.base import EXCLUDED_FROM_KEY, JSON_NAMES, File, from_json, key_content, sha256_of, to_json
 from compress.core.records.deployment import Exported, Extra, Measured, Packaged, Quantized, Verified
 from compress.core.records.training import (
@@ -126,3 +128,20 @@ def test_identity_of_sections_dicts_and_tuples():
     assert key_content((config, {2: A})) == [fields, {"2": {"sha256": A.sha256}}]
     assert sha256_of({"a": 1, "b": 2}) == sha256_of({"b": 2, "a": 1}) != sha256_of({"a": 1, "b": 3})
     assert sha256_of(("1",)) != sha256_of((1,))
+
+
+class _Inner(BaseModel):
+    kept: float | None = None
+    hold: float | None = None
+
+
+class _Outer(BaseModel):
+    inner: _Inner = _Inner()
+    several: tuple[_Inner, ...] = (_Inner(),)
+
+
+def test_a_setting_enters_a_key_at_any_depth_only_when_it_is_set(monkeypatch):
+    """A new key of `train` must not change the key of a teacher, whose settings contain it."""
+    monkeypatch.setattr(base, "IN_KEY_IF_SET", frozenset({"hold"}))
+    assert key_content(_Outer()) == {"inner": {"kept": None}, "several": [{"kept": None}]}
+    assert key_content(_Outer(inner=_Inner(hold=1.0)))["inner"] == {"kept": None, "hold": 1.0}

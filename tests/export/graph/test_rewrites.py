@@ -213,7 +213,7 @@ def test_normalising_by_rows_changes_no_bit(fp32: Path, images: np.ndarray, cont
 
     assert surgery.normalise_by_rows(model) == 1
 
-    onnx_file.clean(model, contract.to_metadata(), made_by=contract.made_by)
+    onnx_file.strip_and_describe(model, contract.to_metadata(), made_by=contract.made_by)
     onnx_file.save(model, tmp_path / "rows.onnx")
     assert [node.op_type for node in model.graph.node][:6] == ["Cast", "Reshape", "Mul", "Add", "Reshape", "Transpose"]
     np.testing.assert_array_equal(Model.load(tmp_path / "rows.onnx").run(images), Model.load(fp32).run(images))

@@ -147,7 +147,7 @@ def test_p50_interval_contains_p50() -> None:
     ],
 )
 def test_other_processes_contaminate_a_measurement(before, after, wall: float, expected: tuple) -> None:
-    cores, contaminated = conditions.others(before, after, wall)
+    cores, contaminated = conditions.load_of_others(before, after, wall)
 
     assert contaminated is expected[1] and cores == (None if expected[0] is None else pytest.approx(expected[0]))
 
@@ -163,7 +163,9 @@ def test_without_proc_the_load_is_none(int8: Path, images: np.ndarray, monkeypat
 def _disturb(monkeypatch: pytest.MonkeyPatch, flags: list[bool]) -> None:
     """Attempts that other processes disturb, or not, one flag each."""
     left = iter(flags)
-    monkeypatch.setattr(conditions, "others", lambda before, after, wall: (0.5, True) if next(left) else (0.0, False))
+    monkeypatch.setattr(
+        conditions, "load_of_others", lambda before, after, wall: (0.5, True) if next(left) else (0.0, False)
+    )
     monkeypatch.setattr(conditions, "round_load", lambda before, after, wall: None)
     monkeypatch.setattr(rounds, "DRIFT_LIMIT", 1e9)
 
