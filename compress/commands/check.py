@@ -10,7 +10,7 @@ import torch
 
 from compress import models
 from compress.core.errors import CompressError, MissingError, UsageError
-from compress.data import carve
+from compress.data import split_labelled
 from compress.data.sources import fashion, folder, folder_split, inspection
 from compress.methods import compatibility
 from compress.models import catalog, checkpoints
@@ -212,10 +212,14 @@ def _splits(loaded: Loaded, base: Path, names: tuple[str, ...]) -> list[str]:
         labels = inspection.training_labels(config, base)
         if labels is None:
             return []
-        trained, _ = carve(labels, config.validation, config.split_seed, names)
+        read, trained, _ = split_labelled(labels, config.validation, config.split_seed, config.labelled, names)
     except CompressError as error:
         raise UsageError(f"{loaded.where('data')}: data: {str(error).removeprefix('data: ')}") from error
-    notes = [f"data: {len(labels):,} training images"]
+    unlabelled = int((read < 0).sum())
+    without = f", {unlabelled:,} of them without a label" if unlabelled else ""
+    notes = [f"data: {len(labels):,} training images{without}"]
+    if unlabelled and loaded.recipe.distill.plain:
+        notes.append(f"{loaded.where('distill')}: distill.method: none learns nothing from images without a label")
     if config.calibration > len(trained):
         taken = f"all {len(trained):,} training images are used"
         where = loaded.where("data.calibration")

@@ -11,7 +11,7 @@ import numpy as np
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.training import CalibrationData, TestData, TrainingData
-from compress.data.splits import calibration_index, carve, stratified
+from compress.data.splits import calibration_index, carve, split_labelled, stratified
 from compress.data.streaming.listing import Listing, ListingSpec
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "load_images",
     "load_labels",
     "open_listing",
+    "split_labelled",
     "stratified",
     "test_arrays",
     "training_arrays",
@@ -63,13 +64,15 @@ def training_arrays(data: TrainingData) -> tuple[np.ndarray | Listing, np.ndarra
     Returns:
         images: uint8 (N, S, S, 3), or a `Listing` where the images stay in their files. Indexing a listing decodes
             the images as for evaluation.
-        labels: int64 (N,).
-        train_index: Sorted int64, disjoint from validation_index.
+        labels: int64 (N,), -1 for an unlabelled image.
+        train_index: Labelled images, sorted int64, disjoint from validation_index.
         validation_index: Sorted int64.
     """
     listing, labels = open_listing(data), load_labels(data.labels)
     images = load_images(data.images) if listing is None else listing
-    train_index, validation_index = carve(labels, data.validation, data.split_seed, data.classes)
+    labels, train_index, validation_index = split_labelled(
+        labels, data.validation, data.split_seed, data.labelled, data.classes
+    )
     return images, labels, train_index, validation_index
 
 

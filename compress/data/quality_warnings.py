@@ -27,12 +27,14 @@ def duplicates_across_classes(images: Iterable[tuple[str, int, object]], what: s
     """Build the warning that images are in two classes; returns an empty list if none is.
 
     Args:
-        images: Name, class number and content (or its hash) of each image.
+        images: Name, class number (-1: unlabelled) and content (or its hash) of each image.
         what: What is compared: "bytes" or "pixels".
     """
     first: dict[object, tuple[str, int]] = {}
     pairs: dict[object, str] = {}
     for name, label, content in images:
+        if label < 0:
+            continue
         other, known = first.setdefault(content, (name, label))
         if known != label:
             pairs.setdefault(content, f"{other} and {name}")
@@ -48,12 +50,13 @@ def classes_without_images(classes: tuple[str, ...], train: np.ndarray, test: np
 
     Args:
         classes: Class names.
-        train: Labels of the training part, int64 (N,). The validation part has images of the same classes.
+        train: Labels of the training part, int64 (N,), -1 for an unlabelled image. The validation part has images of
+            the same classes.
         test: Labels of the test part, int64 (M,).
     """
     found = []
     for parts, labels in (("training or validation", train), ("test", test)):
-        counts = np.bincount(labels, minlength=len(classes))
+        counts = np.bincount(labels[labels >= 0], minlength=len(classes))
         gone = [repr(name) for name, count in zip(classes, counts, strict=True) if not count]
         if len(gone) == 1:
             found.append(f"class {gone[0]} has no {parts} images")

@@ -14,6 +14,8 @@ from compress.core.errors import UsageError
 
 # Calibration draws other numbers than the validation split of the same seed.
 CALIBRATION_STREAM = 1
+# And another choice of the images that keep their label.
+LABELLED_STREAM = 4
 
 
 def shuffled(count: int, seed: int, stream: int = 0) -> np.ndarray:
@@ -114,6 +116,41 @@ def carve(labels: np.ndarray, validation: float, seed: int, names: Sequence[str]
         )
     held_out = _draw(labels, allocate(sizes, count, least=1, leave=1), classes, seed, 0)
     return np.setdiff1d(np.arange(len(labels), dtype=np.int64), held_out, assume_unique=True), held_out
+
+
+def split_labelled(
+    labels: np.ndarray, validation: float, seed: int, labelled: int | None, names: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Split the training images by what their labels are used for.
+
+    Args:
+        labels: Class numbers (N,), -1 for an unlabelled image.
+        validation: See `carve`; taken from the labelled images.
+        seed: The split follows from the seed.
+        labelled: How many images to train on keep their label, drawn by class; None: all that have one. The
+            validation part does not depend on it.
+        names: Class names for error messages, if they are known.
+
+    Returns:
+        labels: As given, but -1 for the images that lost theirs.
+        train_index: Labelled images to train on, sorted int64.
+        validation_index: Sorted int64.
+
+    Raises:
+        UsageError: See `carve`; or `labelled` leaves a class without a label.
+    """
+    known = np.flatnonzero(labels >= 0)
+    train_index, validation_index = (known[part] for part in carve(labels[known], validation, seed, names))
+    if labelled is None:
+        return labels, train_index, validation_index
+    kept = train_index[stratified(labels[train_index], labelled, seed, LABELLED_STREAM)]
+    missing = np.setdiff1d(labels[train_index], labels[kept])
+    if len(missing):
+        name = repr(names[missing[0]]) if names else missing[0]
+        raise UsageError(f"data.labelled: with {labelled} labels, class {name} has none; choose more")
+    hidden = labels.copy()
+    hidden[np.setdiff1d(train_index, kept)] = -1
+    return hidden, kept, validation_index
 
 
 def calibration_index(labels: np.ndarray, train_index: np.ndarray, count: int, seed: int) -> np.ndarray:

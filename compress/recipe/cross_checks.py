@@ -59,6 +59,13 @@ def _data_contradictions(recipe: Recipe) -> Iterator[Finding]:
     if data.source in STREAMED and data.views not in ("resized_crop", "none"):
         message = f"images of {data.source} are decoded in training, with resized_crop or none"
         yield Finding(("data", "augment"), f"{message}; {data.augment} is for decoded arrays", sections=judged)
+    if data.labelled is not None:
+        wrong = method_checks.unlabelled_mistake(recipe.distill)
+        if data.source in STREAMED:
+            wrong = f"images of {data.source} are decoded in training, where all have their label"
+        if wrong:
+            both = judged | {"distill"}
+            yield Finding(("data", "labelled"), f"leaves images without a label, but {wrong}", sections=both)
     if data.shards_at_once is not None and data.source != "webdataset":
         message = f"images of {data.source} are not in shards: leave it out"
         yield Finding(("data", "shards_at_once"), message, sections=judged)

@@ -24,8 +24,18 @@ WEIGHTS = {
 }
 # Methods that ship another form of the student than the one that is trained.
 SHIP_ANOTHER = frozenset({"simkd", "catkd"})
+# Methods whose losses need a label for every image.
+NEED_LABELS = frozenset({"dkd", "crd"})
 # Methods that read more than logits and the pooled vector.
 READ_MAPS = frozenset({"fitnet", "at", "ofd", "reviewkd", "simkd", "catkd"})
+
+
+def unlabelled_mistake(distill: Distill) -> str | None:
+    """Return what is wrong with training this method on images without a label; None: nothing."""
+    readers = [method for method in distill.method if method in NEED_LABELS]
+    if not readers:
+        return None
+    return f"{' and '.join(readers)} {agree(len(readers), 'needs', 'need')} a label for every image"
 
 
 def mistakes(

@@ -58,6 +58,7 @@ def training(prepared: Prepared, config: Data, held: DecodedValidation | None = 
         streamed=streamed,
         distortion=_distortion(config),
         shards_at_once=config.shards_at_once,
+        labelled=config.labelled,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from compress.core.errors import StageError
+from compress.core.errors import StageError, UsageError
 from compress.core.plural import plural
 from compress.core.records.base import File
 from compress.core.records.training import Network, Trained, TrainingData
@@ -78,7 +78,10 @@ def train_student(
         title: of the progress display, where this is not the distillation itself.
     """
     torch.manual_seed(train.seed)
-    image_set = _share_of(build.load_images(data, context.device), share, data.split_seed)
+    image_set = build.load_images(data, context.device)
+    if not config.plain:
+        image_set = _with_unlabelled(image_set, config, context)
+    image_set = _share_of(image_set, share, data.split_seed)
     model = build.build_for_training(student, start, weights, new_head=True, device=context.device)
     outline = build.outline_of(student, model)
     teacher_outline = _teacher_outline(teacher)
@@ -147,6 +150,24 @@ def check_largest_logit(teacher: Trained) -> None:
             f"and float16, in which they are cached, ends at {LARGEST_LOGIT:,.0f}: its training went wrong, or its "
             "input does not match `normalize`; choose another"
         )
+
+
+def _with_unlabelled(image_set: ImageSet, config: Distill, context: Context) -> ImageSet:
+    """Return the set with the unlabelled images added to those to train on, and say so."""
+    more = image_set.with_unlabelled()
+    labelled, unlabelled = len(image_set.train_index), len(more.train_index) - len(image_set.train_index)
+    if unlabelled == 0:
+        return image_set
+    if context.group.size > 1:
+        raise UsageError(
+            "unlabelled images are trained on by one process: with several, each would average its cross-entropy "
+            "over another number of labels; run without torchrun, or leave out data.labelled"
+        )
+    context.console.line(
+        f"student learns {plural(labelled, 'image')} with labels, and {plural(unlabelled, 'image')} from the "
+        f"teacher alone ({config.name})"
+    )
+    return more
 
 
 def _share_of(image_set: ImageSet, share: float, seed: int) -> ImageSet:

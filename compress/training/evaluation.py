@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,8 @@ class ImageSet:
     Attributes:
         images: uint8 (P, S, S, 3) prepared for views, or a stream that decodes them.
         labels: int64 (P,), -1 for an unlabelled image.
-        train_index: int64 (M,).
-        validation_index: int64 (V,).
+        train_index: int64 (M,), images to train on: labelled ones, unless `with_unlabelled` added the others.
+        validation_index: int64 (V,), labelled.
         augment: the scheme that numbers the views, as `data.augment`.
         image_size: side of a view in pixels.
         streamed_validation: of a stream the validation images as in evaluation, uint8 (V, S, S, 3) on the CPU.
@@ -46,6 +46,11 @@ class ImageSet:
     def shards(self) -> ShardMixing | None:
         """How an epoch mixes a stream's shards; None where it mixes all images."""
         return self.images.shards if isinstance(self.images, Stream) else None
+
+    def with_unlabelled(self) -> ImageSet:
+        """Return the same set with the unlabelled images among those to train on."""
+        unlabelled = torch.nonzero(self.labels < 0).squeeze(1)
+        return replace(self, train_index=torch.cat([self.train_index, unlabelled]).sort().values)
 
     def validation(self) -> Tensor:
         """Return the validation images, uint8 (V, S, S, 3)."""

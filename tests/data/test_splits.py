@@ -79,3 +79,28 @@ def test_allocate_meets_total_and_bounds(seed: int) -> None:
     total = int(random.integers(9, sizes.sum() - 9 + 1))
     given = splits.allocate(sizes, total, least=1, leave=1)
     assert given.sum() == total and given.min() >= 1 and (sizes - given).min() >= 1
+
+
+def test_unlabelled_images_are_in_no_part_and_change_none() -> None:
+    labels = np.arange(60) % 3
+    some = np.insert(labels, [0, 20, 60], -1)
+    plain, mixed = (splits.split_labelled(each, 0.2, 7, None) for each in (labels, some))
+    known = np.flatnonzero(some >= 0)
+    assert np.array_equal(mixed[0], some)
+    for one, other in zip(plain[1:], mixed[1:], strict=True):
+        assert np.array_equal(known[one], other)
+
+
+def test_hidden_labels_are_those_of_training_images_alone() -> None:
+    labels = np.arange(60) % 3
+    _, train, validation = splits.split_labelled(labels, 0.2, 7, None)
+    read, kept, same = splits.split_labelled(labels, 0.2, 7, 12)
+    assert np.array_equal(validation, same) and np.bincount(labels[kept]).tolist() == [4, 4, 4]
+    assert set(kept) < set(train) and set(np.flatnonzero(read < 0)) == set(train) - set(kept)
+    assert np.array_equal(read[kept], labels[kept]) and (labels >= 0).all()
+    assert not np.array_equal(kept, splits.split_labelled(labels, 0.2, 8, 12)[1])
+
+
+def test_too_few_labels_name_the_class_without_one() -> None:
+    with pytest.raises(UsageError, match=r"data\.labelled: with 2 labels, class 'c' has none; choose more"):
+        splits.split_labelled(np.arange(60) % 3, 0.2, 0, 2, "abc")

@@ -20,6 +20,7 @@ from compress.models.deployed import to_deployed
 from compress.models.outline import outline
 from compress.models.taps import Tapped
 from compress.recipe.schema import Catkd, Crd, Dhkd, Distill, Dkd, Fitnet, Kd, ReviewKd
+from compress.training import gradients
 
 N, K, SIDE = 6, 5, 16
 SMALL = Crd(negatives=8, width=4)
@@ -335,3 +336,38 @@ def test_dkd_with_beta_0_accepts_two_classes():
     method = pair.build(Distill(method="dkd", dkd=Dkd(beta=0)), labels=LABELS % 2)
     signals = pair.signals(method)
     assert torch.isfinite(method(dataclasses.replace(signals, labels=signals.labels % 2))["tckd"])
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in ("none", "dkd", "crd", "kd+crd+rkd")])
+@pytest.mark.parametrize("labelled", [0, 1])
+def test_unlabelled_images_are_learnt_from_the_teacher_alone(pair, name, labelled):
+    """A batch may have no label at all: finite losses, and gradients from the teacher."""
+    distill = VARIANTS[name].model_copy(update={"catkd": Catkd(side=2)})  # of one pixel, a normalised map is constant
+    method = pair.build(distill, labels=torch.cat([LABELS[:6], torch.full((6,), -1)]))
+    signals = pair.signals(method, epoch=9.0)
+    method.start_epoch(9)
+    labels = torch.full_like(signals.labels, -1)
+    labels[:labelled] = signals.labels[:labelled]
+    losses = method(dataclasses.replace(signals, labels=labels))
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    if "ce" in losses:
+        method.eval()
+        every, some = method(signals)["ce"], method(dataclasses.replace(signals, labels=labels))["ce"]
+        logits = method.logits(signals)
+        weight = every / nn.functional.cross_entropy(logits, signals.labels)
+        alone = nn.functional.cross_entropy(logits[:1], signals.labels[:1])
+        torch.testing.assert_close(some, weight * alone * labelled)
+        method.train()
+    parameters = [p for p in (*pair.student.parameters(), *method.parameters()) if p.requires_grad]
+    if method.aligned:
+        task, *others = losses.values()
+        gradients.aligned_backward(task, sum(others), parameters, scope=method.scope)
+    else:
+        gradients.sum_backward(list(losses.values()), [p for p in parameters if reached(losses, p)])
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in parameters)
+    assert pair.student.conv1.weight.grad.abs().sum() > 0
+
+
+def reached(losses: dict[str, Tensor], parameter: Tensor) -> bool:
+    """Return whether a loss reaches the parameter."""
+    return torch.autograd.grad(sum(losses.values()), parameter, retain_graph=True, allow_unused=True)[0] is not None

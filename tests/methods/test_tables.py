@@ -12,7 +12,7 @@ import torch
 
 from compress.methods import METHODS, Method, build_method
 from compress.models.outline import Outline, outline
-from compress.recipe.method_checks import READ_MAPS, SHIP_ANOTHER, WEIGHTS
+from compress.recipe.method_checks import NEED_LABELS, READ_MAPS, SHIP_ANOTHER, WEIGHTS
 from compress.recipe.schema import METHOD_SECTIONS, METHOD_SUMMARIES, Distill
 from compress.recipe.schema.methods import MethodName
 
@@ -56,6 +56,7 @@ def test_weights_maps_and_what_ships_are_those_of_the_class(name: str) -> None:
     assert set(WEIGHTS.get(name, ())) <= METHOD_SECTIONS[name].model_fields.keys()
     method = built(name)
     assert (name in READ_MAPS) == bool(set(method.student_taps + method.teacher_taps) - {"pooled"})
+    assert (name in NEED_LABELS) == method.needs_labels
     assert (name in SHIP_ANOTHER) == (method.deployed_spec() is not None)
 
 

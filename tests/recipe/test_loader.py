@@ -344,6 +344,17 @@ FILES = [
         ["6:16: train.views: lets cached teacher logits be reused, but none are cached for webdataset: leave it out"],
     ),
     (
+        GOOD.replace("fashion", "fashion, labelled: 400") + "distill: {method: [dkd, crd]}\n",
+        ["1:35: data.labelled: leaves images without a label, but dkd and crd need a label for every image"],
+    ),
+    (
+        GOOD.replace("fashion", "imagenet, root: photos, augment: resized_crop, labelled: 400"),
+        [
+            "1:73: data.labelled: leaves images without a label, but images of imagenet are decoded in training, where "
+            "all have their label"
+        ],
+    ),
+    (
         GOOD.replace("fashion", "fashion, shards_at_once: 4"),
         ["1:41: data.shards_at_once: images of fashion are not in shards: leave it out"],
     ),
@@ -671,7 +682,13 @@ def test_the_json_schema_allows_flat_keys_and_no_others() -> None:
 
 def test_every_shipped_recipe_loads() -> None:
     paths = sorted(RECIPES.rglob("*.yaml"))
-    assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == ["folder", "mobilenet", "photos", "shufflenet"]
+    assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == [
+        "folder",
+        "mobilenet",
+        "photos",
+        "shufflenet",
+        "unlabelled",
+    ]
     for path in paths:
         loaded = loader.load(path)
         assert loaded.warnings == ()

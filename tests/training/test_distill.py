@@ -119,3 +119,23 @@ def test_every_starting_network_is_in_channels_last(tmp_path, monkeypatch, key):
     weights = File.of(tmp_path / "a.safetensors") if key == "file" else None
     assert laid_out(build.build_for_training(record, key, weights, new_head=False, device="cpu"))
     assert laid_out(build.load_network(record, weights, "cpu"))  # what teaches
+
+
+def test_unlabelled_images_are_trained_on_where_a_teacher_answers(said, recipe, monkeypatch):
+    """The teacher and `none` see labelled images alone; a method sees all, with the labels that are left."""
+    seen: dict[str, tuple[int, int]] = {}
+
+    def noted(name: str, fit: Any) -> Callable[..., Any]:
+        def run(model: nn.Module, method: Any, images: Any, **named: Any) -> Any:
+            seen[name] = len(images.train_index), int((images.labels[images.train_index] >= 0).sum())
+            return fit(model, method, images, **named)
+
+        return run
+
+    monkeypatch.setattr(distill, "fit", noted("student", distill.fit))
+    monkeypatch.setattr(teachers, "fit", noted("teacher", teachers.fit))
+    lines = said("data.labelled=24", "distill.method=kd")
+    assert seen == {"teacher": (24, 24), "student": (TRAINED, 24)}
+    assert lines[0] == "student learns 24 images with labels, and 136 images from the teacher alone (kd)"
+    said("data.labelled=24", "distill.method=none")
+    assert seen["student"] == (24, 24)

@@ -34,7 +34,7 @@ EXCLUDED_FROM_KEY = frozenset(
     }
 )
 # Fields that enter a key only when they are set, so that older keys stay valid.
-IN_KEY_IF_SET = frozenset({"distortion", "shards_at_once"})
+IN_KEY_IF_SET = frozenset({"distortion", "shards_at_once", "labelled"})
 
 # Fields that were renamed: class -> field -> the name that they keep in stage.json and in cache keys.
 JSON_NAMES: dict[str, dict[str, str]] = {

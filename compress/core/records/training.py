@@ -96,7 +96,8 @@ class Distortion:
 class TrainingData:
     """The data that a training stage may read, without the test split.
 
-    With `streamed`, `images` is a listing. `shards_at_once`: see `data.streaming.batches.ShardMixing`.
+    With `streamed`, `images` is a listing. `shards_at_once`: see `data.streaming.batches.ShardMixing`. `labelled`: how
+    many images to train on keep their label; None: all that have one.
     """
 
     images: File
@@ -109,6 +110,7 @@ class TrainingData:
     streamed: StreamingSource | None = None
     distortion: Distortion | None = None
     shards_at_once: int | None = None
+    labelled: int | None = None
 
     @property
     def evaluated(self) -> TrainingData:

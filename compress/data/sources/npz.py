@@ -123,14 +123,17 @@ def _images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
 
 
 def _labels(path: Path, key: str, labels: np.ndarray, count: int, classes: int) -> np.ndarray:
-    """Return labels as int64 (N,)."""
+    """Return labels as int64 (N,); only training images may be unlabelled (-1)."""
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise UsageError(
             f"{path}: {key} is {labels.dtype} {labels.shape}, but {count} images need integers of shape ({count},)"
         )
-    if labels.min() < 0 or labels.max() >= classes:
+    least = -1 if key == "train_labels" else 0
+    if labels.min() < least or labels.max() >= classes:
+        unlabelled = ", and -1 for an unlabelled image" if least else ""
         raise UsageError(
             f"{path}: {key} holds {labels.min()} to {labels.max()}, but {classes} class_names allow 0 to {classes - 1}"
+            f"{unlabelled}"
         )
     return labels.astype(np.int64)
 
@@ -161,6 +164,9 @@ def _labels_and_classes(
         for part, count in counts.items()
     }
     present = np.unique(labels["train_labels"])
+    present = present[present >= 0]
+    if len(present) == 0:
+        raise UsageError(f"{path}: no training image has a label; label some of each class")
     unseen = np.setdiff1d(labels["test_labels"], present)
     if len(unseen):
         raise UsageError(

@@ -12,14 +12,19 @@ from compress.methods.losses.upcast import upcast
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Return the mean cross-entropy over the batch; unlabelled images (label -1) are ignored.
+    """Return the mean cross-entropy over the labelled images of a batch, 0 where there are none.
 
     Args:
         logits: (N, K).
-        labels: int64 (N,).
+        labels: int64 (N,), -1 for an unlabelled image.
         label_smoothing: in [0, 1).
     """
-    return F.cross_entropy(upcast(logits), labels, ignore_index=-1, label_smoothing=label_smoothing)
+    # The mean over no image is NaN. Such a batch gets a label that counts nothing, without waiting for the device.
+    some = (labels >= 0).any()
+    loss = F.cross_entropy(
+        upcast(logits), torch.where(some, labels, 0), ignore_index=-1, label_smoothing=label_smoothing
+    )
+    return loss * some
 
 
 def binary_kl_norm(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

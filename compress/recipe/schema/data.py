@@ -77,6 +77,11 @@ class Data(Section):
         description="validation images, split off the training images by class; they select the teacher and are "
         "evaluated during training",
     )
+    labelled: Count | None = Field(
+        default=None,
+        description="keep the labels of only so many images to train on, drawn by class; for the others the teacher's "
+        "answer is all that the student learns from; null: all that have a label",
+    )
     test: ShareOrCount = Field(
         default=0.2,
         description="only for a folder without a test sub-folder: test images, split off by class, for the final "

@@ -120,6 +120,8 @@ def test_a_class_without_images_is_a_warning(tmp_path: Path) -> None:
         ({"train_labels": np.arange(30) / 3}, "train_labels is float64"),
         ({"train_labels": np.arange(30) % 4}, "train_labels holds 0 to 3, but 3 class_names allow 0 to 2"),
         ({"test_labels": np.arange(9) % 3 - 1}, "test_labels holds -1 to 1"),
+        ({"train_labels": np.arange(30) % 3 - 2}, "train_labels holds -2 to 0, but .* and -1 for an unlabelled image"),
+        ({"train_labels": np.full(30, -1)}, "no training image has a label; label some of each class"),
         ({"train_labels": np.arange(30) % 2}, "class 'c' has test images but no training images"),
         (
             {"train_labels": np.zeros(30, int), "test_labels": np.zeros(9, int)},
