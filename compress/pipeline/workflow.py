@@ -31,7 +31,7 @@ from compress.stages.distill import DISTILL
 from compress.stages.proxy import PROXY
 from compress.stages.strip import STRIP
 from compress.stages.teacher import TEACHER
-from compress.verdict import majority_baseline, teacher_choice
+from compress.verdict import majority_baseline, teacher_choice, training_warnings
 
 if TYPE_CHECKING:  # it loads onnx and onnxruntime, which `--until strip` does without
     from compress.pipeline.deployment import Deployment
@@ -113,6 +113,7 @@ class Workflow:
             self.store.console.line(teacher_choice.proxy_line(row))
         self.store.console.line(f"teacher: {selected.reason}")
         self.warn(majority_baseline.of_teacher(selected.teacher, self.training))
+        self.warn(training_warnings.of_training(f"teacher {selected.teacher.network.model}", selected.teacher.checks))
         return candidates, selected
 
     def selected(self) -> tuple[list[Trained], teacher_choice.Selected]:
@@ -188,6 +189,7 @@ class Workflow:
             data=self.training,
             train=student_train(self.settings),
         )
+        self.warn(training_warnings.of_training(student.title, trained.checks))
         return trained
 
     def strip(self, student: StudentTask, trained: Distilled) -> Stripped:

@@ -85,8 +85,11 @@ def _distortion_mistakes(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _training_contradictions(recipe: Recipe) -> Iterator[Finding]:
-    for keys, train, epochs in _trainings(recipe):
+    for keys, train, epochs, scratch in _trainings(recipe):
         section = str(keys[0])
+        if train.batch_norm == "frozen" and scratch:
+            message = "keeps the statistics of pretrained weights, but this training starts from scratch (weights)"
+            yield Finding((*keys, "batch_norm"), message, sections=frozenset({section, "student"}))
         for below, message in _train_mistakes(train, epochs):
             excuse = (*keys, "epochs") if below[-1] == "milestones" else ()
             yield Finding((*keys, *below), message, sections=frozenset({section}), excuse=excuse)
@@ -129,16 +132,17 @@ def _proxy_contradictions(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(("teacher", "proxy", "epochs"), message, sections=frozenset({"distill", "teacher"}))
 
 
-def _trainings(recipe: Recipe) -> list[tuple[Keys, Train, int]]:
-    """Return every training with its number of epochs."""
-    found: list[tuple[Keys, Train, int]] = []
+def _trainings(recipe: Recipe) -> list[tuple[Keys, Train, int, bool]]:
+    """Return every training with its number of epochs, and whether it may start from scratch."""
+    found: list[tuple[Keys, Train, int, bool]] = []
     for number, candidate in enumerate(recipe.teacher.candidates):
         if candidate.onnx is None and candidate.train is not None:
             default = default_epochs(pretrained=candidate.weights != "none", scratch_epochs=CANDIDATE_EPOCHS)
             keys: Keys = ("teacher", "candidates", number, "train")
-            found.append((keys, candidate.train, candidate.train.epochs or default))
+            found.append((keys, candidate.train, candidate.train.epochs or default, candidate.weights == "none"))
     scratch = any(one.weights == "none" for one in recipe.student.networks)
-    return [*found, (("train",), recipe.train, recipe.train.epochs or default_epochs(pretrained=not scratch))]
+    epochs = recipe.train.epochs or default_epochs(pretrained=not scratch)
+    return [*found, (("train",), recipe.train, epochs, scratch)]
 
 
 def _train_mistakes(train: Train, epochs: int) -> Iterator[tuple[Keys, str]]:

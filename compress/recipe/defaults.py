@@ -74,6 +74,7 @@ def resolved_train(
         "lr": rate if train.lr is None else train.lr,
         "seed": seed if train.seed is None else train.seed,
         "schedule": _resolved_schedule(train.schedule, epochs, pretrained=pretrained),
+        "batch_norm": _resolved_batch_norm(train.batch_norm, pretrained=pretrained),
     }
     return ResolvedTrain.model_construct(**values)
 
@@ -81,6 +82,13 @@ def resolved_train(
 def default_epochs(*, pretrained: bool, scratch_epochs: int = STUDENT_EPOCHS) -> int:
     """Return how many epochs a training has where its section names none."""
     return PRETRAINED_EPOCHS if pretrained else scratch_epochs
+
+
+def _resolved_batch_norm(asked: str | None, *, pretrained: bool) -> str | None:
+    """Return whose statistics BatchNorm ships with; None: running ones, from scratch, where they are no key's part."""
+    if asked in (None, "auto"):
+        return "recomputed" if pretrained else None
+    return None if asked == "running" and not pretrained else asked
 
 
 def _resolved_schedule(schedule: Schedule, epochs: int, *, pretrained: bool) -> ResolvedSchedule:

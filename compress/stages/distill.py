@@ -58,6 +58,7 @@ def run_distill(
         history=File.of(context.work / checkpoint.HISTORY),
         teacher_rows=trained.teacher_rows,
         gpu=fitted.gpu,
+        checks=trained.checks,
     )
 
 

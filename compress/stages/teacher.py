@@ -22,6 +22,7 @@ from compress.models.count import macs, params
 from compress.models.input_adapter import inner_network
 from compress.recipe.schema import Distill, ResolvedCandidate, ResolvedTrain
 from compress.training import build, checkpoint
+from compress.training.checks import check_training
 from compress.training.evaluation import ImageSet, accuracy, predict
 from compress.training.loop import FitResult, fit
 from compress.verdict import diagnosis
@@ -85,6 +86,9 @@ def run_teacher(
         origin=_origin(config),
         largest_logit=float(logits.abs().max()),
         gpu=fitted.gpu if fitted else None,
+        checks=check_training(model, dataset, network.normalization, config.train, fitted.steps)
+        if config.train and fitted
+        else None,
     )
 
 

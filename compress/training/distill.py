@@ -10,7 +10,7 @@ from torch import nn
 from compress.core.errors import StageError, UsageError
 from compress.core.plural import plural
 from compress.core.records.base import File
-from compress.core.records.training import Network, Trained, TrainingData
+from compress.core.records.training import Network, Trained, TrainingChecks, TrainingData
 from compress.core.store import Context
 from compress.data import stratified
 from compress.data.augment import views
@@ -19,6 +19,7 @@ from compress.models.count import macs, params
 from compress.models.size_warning import size_increase_warning
 from compress.recipe.schema import Distill, ResolvedTrain
 from compress.training import build
+from compress.training.checks import check_training
 from compress.training.evaluation import ImageSet
 from compress.training.loop import FitResult, fit
 from compress.training.precision import LARGEST_LOGIT
@@ -41,6 +42,7 @@ class TrainedStudent:
         fitted: how training went.
         validation_images: how many images its accuracy was measured on.
         teacher_rows: see `Distilled`.
+        checks: see `Distilled`.
     """
 
     model: nn.Module
@@ -48,6 +50,7 @@ class TrainedStudent:
     fitted: FitResult
     validation_images: int
     teacher_rows: int | None
+    checks: TrainingChecks | None
 
 
 def train_student(
@@ -126,7 +129,9 @@ def train_student(
             progress=progress,
             group=context.group,
         )
-    return TrainedStudent(model, method, fitted, len(image_set.validation_index), _teacher_rows(source, context))
+    checks = check_training(method.deployed(model), image_set, student.normalization, train, fitted.steps)
+    rows = _teacher_rows(source, context)
+    return TrainedStudent(model, method, fitted, len(image_set.validation_index), rows, checks)
 
 
 def _teacher_outline(teacher: Trained | None) -> Outline | None:

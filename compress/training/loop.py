@@ -21,7 +21,7 @@ from compress.core.errors import Interrupted
 from compress.core.records.training import Normalization
 from compress.methods import Method
 from compress.recipe.schema import ResolvedTrain
-from compress.training import checkpoint, schedule
+from compress.training import batch_norm, checkpoint, schedule
 from compress.training.batches import batches
 from compress.training.checkpoint import State
 from compress.training.engine.choose import StepRunner
@@ -50,6 +50,7 @@ class FitResult:
         precision: "float32" or "bf16".
         kernels: see `kernels.use_fast_kernels`.
         shipped_epoch: the 1-based epoch whose weights the networks have.
+        steps: that were taken.
         gpu: the GPU's name, None on a CPU.
     """
 
@@ -60,6 +61,7 @@ class FitResult:
     threads: int
     kernels: str
     shipped_epoch: int
+    steps: int
     gpu: str | None = None
 
 
@@ -153,9 +155,11 @@ class _Loop:
         epochs_done = self.epochs_before + state.epoch - 1
         session.student.train()
         session.method.train()
+        if train.batch_norm == "frozen":
+            batch_norm.freeze(session.student)
         session.method.start_epoch(epochs_done + 1)
         order = schedule.order(session.image_set.train_index, train.seed, state.epoch, session.image_set.shards)
-        view = session.views()
+        view = session.views(state.epoch)
         epoch = torch.tensor(float(epochs_done + 1), device=session.device)
         step_number = torch.tensor(epochs_done * steps + state.step, device=session.device)
         checked_at, trace_every = time.monotonic(), train.trace_gradients or 0
@@ -188,7 +192,9 @@ class _Loop:
         """Validate, then report and save the epoch. Raise KeyboardInterrupt after Ctrl-C or SIGTERM."""
         session, state = self.session, self.session.state
         self._carry(state)
-        state.history.append(self._row())
+        seconds = time.monotonic() - self.part_started_at
+        session.recompute_statistics()
+        state.history.append(self._row(seconds))
         self._keep_best(state.history[-1].get("top1_validation", 0.0))
         state.sums, state.step = {}, 0
         state.epoch += 1
@@ -208,12 +214,11 @@ class _Loop:
         # Asked here too, because nothing may swallow a Ctrl-C during validation and decoders do not wait for long.
         self._stop_if(session.group.any_rank(stop.is_set(), 0))
 
-    def _row(self) -> dict[str, float]:
-        """Return the epoch's row of the history; validation runs on rank 0 alone."""
+    def _row(self, seconds: float) -> dict[str, float]:
+        """Return the epoch's row of the history, whose last part took `seconds`; rank 0 alone validates."""
         session, image_set = self.session, self.session.image_set
         state, train = session.state, session.train
-        seconds, count = time.monotonic() - self.part_started_at, len(image_set.train_index)
-        count = min(state.step * train.batch_size, count)
+        count = min(state.step * train.batch_size, len(image_set.train_index))
         row: dict[str, float] = {"epoch": state.epoch, "lr": schedule.learning_rate(train, state.epoch, 0.0)}
         row |= {name: value / count for name, value in state.sums.items()}
         if len(image_set.validation_index) and session.group.is_main:
@@ -289,5 +294,6 @@ class _Loop:
             threads=session.threads,
             kernels=session.kernels,
             shipped_epoch=shipped,
+            steps=session.steps_per_epoch * len(state.history),
             gpu=gpu_name(session.device),
         )

@@ -54,6 +54,13 @@ APPENDED = [
     ),
     ("train: {schedule: {milestones: [9, 3]}}", ["6:32: train.schedule.milestones: must ascend, got 9, 3"]),
     (
+        "train: {batch_norm: frozen}",
+        [
+            "6:21: train.batch_norm: keeps the statistics of pretrained weights, but this training starts from "
+            "scratch (weights)"
+        ],
+    ),
+    (
         "train: {epochs: 3, schedule: {warmup_epochs: 5}}",
         ["6:46: train.schedule.warmup_epochs: the warm-up (5 epochs) must be shorter than the training (3)"],
     ),
@@ -586,6 +593,23 @@ def test_a_pretrained_start_trains_short_and_gently() -> None:
     short = resolved_train(Train(epochs=2, lr=0.1), mobile=True, pretrained=True, seed=3)
     assert (short.epochs, short.lr, short.schedule.warmup_epochs) == (2, 0.1, 0.5)
     assert resolved_train(None, mobile=False, pretrained=False, seed=0).lr == 0.05
+
+
+@pytest.mark.parametrize(
+    ("asked", "pretrained", "scratch"),
+    [
+        (None, "recomputed", None),
+        ("auto", "recomputed", None),
+        ("running", "running", None),  # from scratch the key is what it was before there was a choice
+        ("recomputed", "recomputed", "recomputed"),
+        ("frozen", "frozen", "frozen"),
+    ],
+)
+def test_batch_norm_follows_the_start_and_is_resolved_once(asked, pretrained, scratch) -> None:
+    for start, expected in ((True, pretrained), (False, scratch)):
+        train = resolved_train(Train(batch_norm=asked), mobile=True, pretrained=start, seed=0)
+        assert train.batch_norm == expected
+        assert resolved_train(train, mobile=True, pretrained=start, seed=0) == train
 
 
 def test_folder_data_have_their_own_defaults(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The script of `test_distributed.py`, alone or under torchrun: two epochs per method in float64, weights by rank 0.
 
-Arguments: working folder, the rank that dies in the second epoch (-1: none), cpu or cuda, methods (norm: kd of a
-network with BatchNorm).
+Arguments: working folder, the rank that dies in the second epoch (-1: none), cpu or cuda, methods (norm, recomputed:
+kd of a network with BatchNorm).
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ METHODS = {
     "dhkd": Distill(method=("dhkd",), dhkd=Dhkd(head="linear", align="all")),
     "kd": Distill(method=("kd",)),
     "norm": Distill(method=("kd",)),
+    "recomputed": Distill(method=("kd",)),
     "crd": Distill(method=("crd",), crd=Crd(negatives=16, width=8)),
     "streamed": Distill(method=("kd",)),
 }
+SETTINGS = {"recomputed": {"batch_norm": "recomputed"}}
 STUDENT = Outline("net", CLASSES, {"pooled": (WIDTH,)}, {"pooled": "fc:in"})
 TEACHER = Outline("teacher", CLASSES, {"pooled": (WIDTH,)}, {"pooled": "fc:in"})
 
@@ -102,7 +104,7 @@ def main(folder: Path, dying: int, where: str, names: list[str]) -> None:
                 name if group.is_main else f"{name}.beside"
             )  # as the store gives each process a folder of its own
             own.mkdir(exist_ok=True)
-            train(name, own, group, device, progress=Progress(group.rank == dying))
+            train(name, own, group, device, progress=Progress(group.rank == dying), **SETTINGS.get(name, {}))
 
 
 def filed(images: Tensor, folder: Path) -> ListingSpec:
@@ -120,6 +122,13 @@ def filed(images: Tensor, folder: Path) -> ListingSpec:
     return ListingSpec(folder, rows.path, paths.path, SIDE)
 
 
+def images_and_labels() -> tuple[Tensor, Tensor]:
+    """Return noise, uint8 (COUNT, SIDE, SIDE, 3), and a class for each image."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (COUNT, SIDE, SIDE, 3), generator=generator)
+    return images.to(torch.uint8), torch.arange(COUNT) % CLASSES
+
+
 def train(
     name: str,
     folder: Path,
@@ -133,16 +142,14 @@ def train(
 ) -> None:
     """Train two epochs by a method; `settings` are further ones of the training."""
     torch.manual_seed(5 + group.rank)  # the first process's weights count
-    generator = torch.Generator().manual_seed(3)
-    images = torch.randint(0, 256, (COUNT, SIDE, SIDE, 3), generator=generator).to(torch.uint8)
-    labels = torch.arange(COUNT) % CLASSES
+    images, labels = images_and_labels()
     pictures = ImageSet(
         *(part.to(device) for part in (images, labels, torch.arange(COUNT), torch.arange(0))), "crop_flip", SIDE
     )
     if name == "streamed":  # the same pictures in files
         stream = Stream(Listing(filed(images, folder)), augment="resized_crop", workers=1, device=device)
         pictures = replace(pictures, images=stream, augment="resized_crop")
-    student = Net(name == "norm").double().to(device)
+    student = Net(name in ("norm", "recomputed")).double().to(device)
     method = (
         build_method(METHODS[name], student=STUDENT, teacher=TEACHER, train_labels=labels, seed=1).double().to(device)
     )
@@ -166,7 +173,7 @@ def train(
         progress=progress,
         group=group,
     )
-    if group.is_main:
+    if group.is_main or name in SETTINGS:
         state = {**student.state_dict(), **{f"method.{key}": value for key, value in method.state_dict().items()}}
         save_file(
             {key: value.cpu().contiguous().clone() for key, value in state.items()}, folder / "weights.safetensors"

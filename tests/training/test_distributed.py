@@ -20,8 +20,10 @@ from compress.cli import main
 from compress.core import distributed
 from compress.core.distributed import ALONE, Group, sync_batchnorm
 from compress.core.errors import MissingError, UsageError
+from compress.data.augment import views
 from compress.pipeline import run as pipeline
-from compress.training import precision
+from compress.training import batch_norm, precision, schedule
+from tests.support import distributed_steps
 from tests.support.torchrun import DISTRIBUTED_RUN, ENVIRONMENT, ROOT, TORCHRUN, run_python, torchrun
 
 METHODS = ("dhkd", "kd", "crd", "streamed")
@@ -48,6 +50,27 @@ def test_two_processes_train_what_one_trains(tmp_path, shared):
             torch.testing.assert_close(
                 two[key], one[key], rtol=1e-9, atol=1e-11, msg=lambda text, name=f"{method} {key}": f"{name}: {text}"
             )
+
+
+@pytest.mark.slow
+def test_recomputed_statistics_are_the_same_bits_on_every_rank_and_in_one_process(tmp_path):
+    done = torchrun(str(DISTRIBUTED_RUN), str(tmp_path), "-1", "cpu", "recomputed")
+    assert done.returncode == 0, done.stdout + done.stderr
+    main_rank, other = (
+        load_file(tmp_path / name / "weights.safetensors") for name in ("recomputed", "recomputed.beside")
+    )
+    assert main_rank.keys() == other.keys() and "norm.running_mean" in other
+    for key, value in main_rank.items():
+        assert torch.equal(other[key], value), key
+    net = distributed_steps.Net(norm=True).double()
+    net.load_state_dict(main_rank)
+    images, _ = distributed_steps.images_and_labels()
+    index = schedule.order(torch.arange(len(images)), 0, 0)
+    view = views.views_of(index, 0, 0, "crop_flip", None, 8)
+    pixels = views.apply_views(images, index, view, "crop_flip", 8)
+    batch_norm.recompute(net, [pixels], torch.tensor([0.5] * 3), torch.tensor([0.25] * 3))
+    for key, value in net.state_dict().items():
+        assert torch.equal(main_rank[key], value), key
 
 
 @pytest.mark.gpu

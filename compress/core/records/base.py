@@ -31,10 +31,20 @@ EXCLUDED_FROM_KEY = frozenset(
         "streamed",
         "teacher_rows",
         "gpu",
+        "checks",
     }
 )
-# Fields that enter a key only when they are set, so that older keys stay valid.
-IN_KEY_IF_SET = frozenset({"distortion", "shards_at_once", "labelled"})
+# Fields and settings that enter a key only when they are set, so that older keys stay valid.
+IN_KEY_IF_SET = frozenset(
+    {
+        "distortion",
+        "shards_at_once",
+        "labelled",
+        "batch_norm",
+    }
+)
+# Fields that a record's JSON has only when they are set, so that older records stay as they are.
+IN_JSON_IF_SET = frozenset({"checks"})
 
 # Fields that were renamed: class -> field -> the name that they keep in stage.json and in cache keys.
 JSON_NAMES: dict[str, dict[str, str]] = {
@@ -69,7 +79,11 @@ class File:
 def to_json(value: Any) -> Any:
     """Return a record as plain JSON values (recursive)."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: to_json(item) for name, item in _stored_fields(value)}
+        return {
+            name: to_json(item)
+            for name, item in _stored_fields(value)
+            if item is not None or name not in IN_JSON_IF_SET
+        }
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, dict):
@@ -119,7 +133,7 @@ def key_content(value: Any) -> Any:
     if isinstance(value, File):
         return {"sha256": value.sha256}
     if hasattr(value, "model_dump"):
-        return _without_unset(value.model_dump(mode="json"))
+        return _settings_in_key(value.model_dump(mode="json"))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             name: key_content(item)
@@ -133,12 +147,15 @@ def key_content(value: Any) -> Any:
     return value
 
 
-def _without_unset(value: Any) -> Any:
-    """Drop, at any depth, the settings that enter a key only when they are set."""
+def _settings_in_key(value: Any) -> Any:
+    """Return a section's plain values without those that count only when they are set, at any depth."""
     if isinstance(value, dict):
-        kept = {name: item for name, item in value.items() if item is not None or name not in IN_KEY_IF_SET}
-        return {name: _without_unset(item) for name, item in kept.items()}
-    return [_without_unset(item) for item in value] if isinstance(value, list) else value
+        return {
+            name: _settings_in_key(item)
+            for name, item in value.items()
+            if item is not None or name not in IN_KEY_IF_SET
+        }
+    return [_settings_in_key(item) for item in value] if isinstance(value, list) else value
 
 
 def sha256_of(value: Any) -> str:

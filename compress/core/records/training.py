@@ -171,6 +171,24 @@ class Network:
 
 
 @dataclass(frozen=True)
+class TrainingChecks:
+    """What a training's end was held against, on the validation images; never part of a key.
+
+    `right`: images that the weights that ship classify correctly. `lost`: those that they get wrong, and get right
+    where each BatchNorm uses the statistics of the batch, as in training; `gained`: the reverse. None: the network has
+    no BatchNorm. `momentum`: the smallest of its BatchNorms.
+    """
+
+    images: int
+    right: int
+    steps: int
+    batch_norm: str  # running | recomputed | frozen
+    lost: int | None = None
+    gained: int | None = None
+    momentum: float | None = None
+
+
+@dataclass(frozen=True)
 class Trained:
     """A network with weights (`.safetensors`, plain keys of the built network) and what its training was."""
 
@@ -190,6 +208,7 @@ class Trained:
     origin: str = "trained here"
     largest_logit: float | None = None  # of a teacher: largest absolute value on the validation images
     gpu: str | None = None  # name of the GPU that trained it
+    checks: TrainingChecks | None = None  # None: not trained here, or by an older version
 
 
 @dataclass(frozen=True)
@@ -213,6 +232,7 @@ class Distilled:
     history: File
     teacher_rows: int | None = None
     gpu: str | None = None  # name of the GPU that trained it
+    checks: TrainingChecks | None = None  # None: trained by an older version
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,13 @@ class Train(Section):
         description="with several processes on CUDA, compute BatchNorm's statistics over the whole batch; false, and "
         "always on CPUs: over each process's share",
     )
+    batch_norm: Literal["auto", "running", "recomputed", "frozen"] | None = Field(
+        default=None,
+        description="the statistics with which BatchNorm evaluates; running: averages over the steps, as in the "
+        "papers; recomputed: those of 2,048 training views (of all images if there are fewer), taken anew with the "
+        "weights of each epoch's end; frozen: those of the pretrained weights, in training too; null or auto: "
+        "recomputed from pretrained weights, running from scratch",
+    )
     views: Count | None = Field(
         default=None,
         description="limit the augmentation to so many views per image, so that cached teacher logits are reused "

@@ -11,7 +11,16 @@ import pytest
 from pydantic import BaseModel
 
 from compress.core.records import base
-from compress.core.records.base import EXCLUDED_FROM_KEY, JSON_NAMES, File, from_json, key_content, sha256_of, to_json
+from compress.core.records.base import (
+    EXCLUDED_FROM_KEY,
+    IN_KEY_IF_SET,
+    JSON_NAMES,
+    File,
+    from_json,
+    key_content,
+    sha256_of,
+    to_json,
+)
 from compress.core.records.deployment import Exported, Extra, Measured, Packaged, Quantized, Verified
 from compress.core.records.training import (
     Distilled,
@@ -21,14 +30,16 @@ from compress.core.records.training import (
     Proxied,
     Stripped,
     Trained,
+    TrainingChecks,
     TrainingData,
     Unreadable,
 )
-from compress.recipe.schema import Data
+from compress.recipe.schema import Candidate, Data, Train
 
 A, B = (File(Path(f"/cache/{name}"), name * 64, 7) for name in "ab")
 NETWORK = Network("mobilenet_v2", 0.5, 10, 32, Normalization((0.1, 0.2, 0.3), (1.0, 0.5, 0.25)))
 TRAINED = Trained(NETWORK, A, 0.75, 100, 2000, 3, 1.5, history=B)
+SET = {"batch_norm": "frozen"}  # a value of each setting of `train` that counts only where it is set
 RECORDS = [
     Prepared(
         "fashion", ("a", "b"), 32, A, B, A, B, NETWORK.normalization, "crop_flip", (Unreadable("x/y.jpg", "truncated"),)
@@ -119,6 +130,26 @@ def test_identity_sees_what_a_result_is(change):
 def test_circumstance_names_are_fields():
     names = {field.name for kind in (Trained, Distilled, TrainingData) for field in dataclasses.fields(kind)}
     assert EXCLUDED_FROM_KEY <= names
+
+
+@pytest.mark.parametrize("name", sorted(IN_KEY_IF_SET & Train.model_fields.keys()))
+def test_a_new_setting_is_part_of_a_key_where_it_is_set_also_in_a_candidate(name):
+    assert Train.model_fields[name].default is None
+    plain = Candidate(model="resnet20", train=Train(epochs=3, views=None))
+    content = key_content(plain)["train"]
+    assert name not in content and content["views"] is None and name not in key_content(plain.train)
+    value = SET[name]
+    for section in (plain.train, plain):
+        train = Train(epochs=3, **{name: value})
+        changed = train if section is plain.train else plain.model_copy(update={"train": train})
+        assert sha256_of(changed) != sha256_of(section)
+
+
+def test_a_field_that_older_records_have_not_is_written_where_it_is_set():
+    assert "checks" not in to_json(TRAINED)
+    checked = dataclasses.replace(TRAINED, checks=TrainingChecks(9, 7, 30, "running", 1, 0, 0.1))
+    assert from_json(Trained, json.loads(json.dumps(to_json(checked)))) == checked
+    assert sha256_of(checked) == sha256_of(TRAINED)
 
 
 def test_identity_of_sections_dicts_and_tuples():
