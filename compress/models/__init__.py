@@ -41,13 +41,16 @@ def build(name: str, *, classes: int, width: float | None = None) -> nn.Module:
     return BUILDERS[name](classes=classes) if width is None else BUILDERS[name](classes=classes, width=width)
 
 
-def pretrained(name: str, weights_name: str, classes: int) -> nn.Module:
+def pretrained(name: str, weights_name: str, classes: int) -> tuple[nn.Module, tuple[str, ...]]:
     """Build a torchvision network with published weights; if the class count differs, the last Linear is fresh.
 
     Args:
         name: A torchvision network of the catalogue.
         weights_name: torchvision's name of the weights, such as "IMAGENET1K_V2".
         classes: Number of classes.
+
+    Returns:
+        The network, and the keys that keep their fresh initialization.
 
     Raises:
         UsageError: The network or the weights name is unknown.
@@ -59,5 +62,4 @@ def pretrained(name: str, weights_name: str, classes: int) -> nn.Module:
     network = catalog.info(name)
     state = torchvision_models.pretrained_state(network, weights_name)
     model = build(name, classes=classes)
-    load_state(model, state, source=f"{name} {weights_name}", new_head=True)
-    return model
+    return model, load_state(model, state, source=f"{name} {weights_name}", new_head=True)

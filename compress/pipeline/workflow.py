@@ -113,6 +113,8 @@ class Workflow:
             self.store.console.line(teacher_choice.proxy_line(row))
         self.store.console.line(f"teacher: {selected.reason}")
         self.warn(majority_baseline.of_teacher(selected.teacher, self.training))
+        for line in training_warnings.floor(f"teacher {selected.teacher.network.model}", selected.teacher.checks):
+            self.store.console.line(line)
         self.warn(training_warnings.of_training(f"teacher {selected.teacher.network.model}", selected.teacher.checks))
         return candidates, selected
 
@@ -189,6 +191,8 @@ class Workflow:
             data=self.training,
             train=student_train(self.settings),
         )
+        for line in training_warnings.floor(student.title, trained.checks):
+            self.store.console.line(line)
         self.warn(training_warnings.of_training(student.title, trained.checks))
         return trained
 

@@ -90,6 +90,9 @@ def _training_contradictions(recipe: Recipe) -> Iterator[Finding]:
         if train.batch_norm == "frozen" and scratch:
             message = "keeps the statistics of pretrained weights, but this training starts from scratch (weights)"
             yield Finding((*keys, "batch_norm"), message, sections=frozenset({section, "student"}))
+        if train.probe is True and scratch:
+            message = "fits a layer to the features of pretrained weights, but this training starts from scratch"
+            yield Finding((*keys, "probe"), f"{message} (weights)", sections=frozenset({section, "student"}))
         for below, message in _train_mistakes(train, epochs):
             excuse = (*keys, "epochs") if below[-1] == "milestones" else ()
             yield Finding((*keys, *below), message, sections=frozenset({section}), excuse=excuse)

@@ -75,6 +75,7 @@ def resolved_train(
         "seed": seed if train.seed is None else train.seed,
         "schedule": _resolved_schedule(train.schedule, epochs, pretrained=pretrained),
         "batch_norm": _resolved_batch_norm(train.batch_norm, pretrained=pretrained),
+        "probe": (train.probe is not False) if pretrained else None,
     }
     return ResolvedTrain.model_construct(**values)
 

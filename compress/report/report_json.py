@@ -144,6 +144,7 @@ def _student(branch: Branch) -> StudentSection:
         shipped_epoch=student.shipped_epoch,
         method=student.method,
         top1_validation=stripped.trained.top1_validation,
+        probe_top1_validation=student.checks.probe_top1 if student.checks else None,
         precision=student.precision,
         threads=student.threads,
         images_per_second=student.images_per_second,

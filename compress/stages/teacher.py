@@ -23,6 +23,7 @@ from compress.models.input_adapter import inner_network
 from compress.recipe.schema import Distill, ResolvedCandidate, ResolvedTrain
 from compress.training import build, checkpoint
 from compress.training.checks import check_training
+from compress.training.distill import probe_of
 from compress.training.evaluation import ImageSet, accuracy, predict
 from compress.training.loop import FitResult, fit
 from compress.verdict import diagnosis
@@ -53,14 +54,19 @@ def run_teacher(
     torch.manual_seed(config.train.seed if config.train else 0)
     dataset = build.load_images(data, context.device)
     counted: tuple[int, int | None] = (0, None)
+    head: str | None = None
     if network.black_box and weights is not None:
         counted = _inspected(network, weights)
         model = build.load_network(network, weights, context.device)
     else:
-        model = build.build_for_training(
+        model, head = build.build_for_training(
             network, config.weights, weights, new_head=config.train is not None, device=context.device
         )
-    fitted = None if config.train is None else _fit(model, config.train, context, network, dataset)
+    fitted = checks = None
+    if config.train is not None:
+        probe = probe_of(model, head, dataset, network, config.train, context)
+        fitted = _fit(model, config.train, context, network, dataset, start_may_ship=probe is not None)
+        checks = check_training(model, dataset, network.normalization, config.train, fitted.steps, probe)
     logits = predict(model, dataset.validation(), data.image_size, network.normalization, device=dataset.labels.device)
     top1 = accuracy(logits, dataset.labels[dataset.validation_index])
     _expect(config, top1, len(dataset.validation_index), lambda: _find_fault(config, model, dataset, network, data))
@@ -86,13 +92,19 @@ def run_teacher(
         origin=_origin(config),
         largest_logit=float(logits.abs().max()),
         gpu=fitted.gpu if fitted else None,
-        checks=check_training(model, dataset, network.normalization, config.train, fitted.steps)
-        if config.train and fitted
-        else None,
+        checks=checks,
     )
 
 
-def _fit(model: nn.Module, train: ResolvedTrain, context: Context, network: Network, dataset: ImageSet) -> FitResult:
+def _fit(
+    model: nn.Module,
+    train: ResolvedTrain,
+    context: Context,
+    network: Network,
+    dataset: ImageSet,
+    *,
+    start_may_ship: bool,
+) -> FitResult:
     """Train a candidate by plain cross-entropy."""
     outline = build.outline_of(network)
     method = build_method(
@@ -116,6 +128,7 @@ def _fit(model: nn.Module, train: ResolvedTrain, context: Context, network: Netw
             folder=context.work,
             progress=progress,
             group=context.group,
+            start_may_ship=start_may_ship,
         )
 
 

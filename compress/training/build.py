@@ -60,7 +60,9 @@ def load_network(record: Network, weights: File | None, device: str) -> nn.Modul
     return _to_device(_adapted(record, model), device)
 
 
-def build_for_training(record: Network, key: str, weights: File | None, *, new_head: bool, device: str) -> nn.Module:
+def build_for_training(
+    record: Network, key: str, weights: File | None, *, new_head: bool, device: str
+) -> tuple[nn.Module, str | None]:
     """Build the network that training starts from, on the device in channels_last.
 
     Args:
@@ -69,14 +71,19 @@ def build_for_training(record: Network, key: str, weights: File | None, *, new_h
         weights: the checkpoint file, where the key is "file".
         new_head: leave the classifier fresh where the checkpoint's has another number of classes.
         device: "cpu", "cuda" or "cuda:N".
+
+    Returns:
+        The network, and the path of its last layer where pretrained weights left that one fresh; None: they did not.
     """
+    fresh: tuple[str, ...] = ()
     if weights is None and key not in ("none", "file"):
-        model = models.pretrained(record.model, key, record.outputs or record.classes)
+        model, fresh = models.pretrained(record.model, key, record.outputs or record.classes)
     else:
         model = models.build(record.model, classes=record.outputs or record.classes, width=record.width)
     if weights is not None:
-        checkpoints.load_state(model, checkpoints.read_state(weights.path), source=str(weights.path), new_head=new_head)
-    return _to_device(_adapted(record, model), device)
+        state = checkpoints.read_state(weights.path)
+        fresh = checkpoints.load_state(model, state, source=str(weights.path), new_head=new_head)
+    return _to_device(_adapted(record, model), device), fresh[0].rpartition(".")[0] if fresh else None
 
 
 def _to_device(model: nn.Module, device: str) -> nn.Module:

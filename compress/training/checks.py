@@ -11,10 +11,16 @@ from compress.core.records.training import Normalization, TrainingChecks
 from compress.recipe.schema import ResolvedTrain
 from compress.training import batch_norm, schedule
 from compress.training.evaluation import ImageSet, predict
+from compress.training.linear_probe import Probe
 
 
 def check_training(
-    network: nn.Module, image_set: ImageSet, normalization: Normalization, train: ResolvedTrain, steps: int
+    network: nn.Module,
+    image_set: ImageSet,
+    normalization: Normalization,
+    train: ResolvedTrain,
+    steps: int,
+    probe: Probe | None = None,
 ) -> TrainingChecks | None:
     """Compare the network that ships with itself as training computes it, on the validation images.
 
@@ -24,6 +30,7 @@ def check_training(
         normalization: the network's.
         train: the resolved settings.
         steps: that were taken.
+        probe: the last layer that training started from, where one was fitted.
 
     Returns:
         What was found; None without validation images.
@@ -35,6 +42,8 @@ def check_training(
     right = _right(predict(network, images, image_set.image_size, normalization, device=device), labels)
     layers = batch_norm.tracked_layers(network)
     found = TrainingChecks(len(index), int(right.sum()), steps, train.batch_norm or "running")
+    if probe is not None:
+        found = replace(found, probe_right=probe.right, probe_images=probe.images, probe_penalty=probe.penalty)
     if not layers:
         return found
     mean, std = (torch.tensor(values, device=device) for values in (normalization.mean, normalization.std))

@@ -21,6 +21,7 @@ from compress.recipe.schema import Distill, ResolvedTrain
 from compress.training import build
 from compress.training.checks import check_training
 from compress.training.evaluation import ImageSet
+from compress.training.linear_probe import Probe, fit_probe
 from compress.training.loop import FitResult, fit
 from compress.training.precision import LARGEST_LOGIT
 from compress.training.step import TeacherSource
@@ -81,11 +82,11 @@ def train_student(
         title: of the progress display, where this is not the distillation itself.
     """
     torch.manual_seed(train.seed)
-    image_set = build.load_images(data, context.device)
-    if not config.plain:
-        image_set = _with_unlabelled(image_set, config, context)
+    labelled = build.load_images(data, context.device)
+    model, head = build.build_for_training(student, start, weights, new_head=True, device=context.device)
+    probe = probe_of(model, head, _share_of(labelled, share, data.split_seed), student, train, context)
+    image_set = labelled if config.plain else _with_unlabelled(labelled, config, context)
     image_set = _share_of(image_set, share, data.split_seed)
-    model = build.build_for_training(student, start, weights, new_head=True, device=context.device)
     outline = build.outline_of(student, model)
     teacher_outline = _teacher_outline(teacher)
     method = build_method(
@@ -128,10 +129,39 @@ def train_student(
             folder=context.work,
             progress=progress,
             group=context.group,
+            start_may_ship=probe is not None,
         )
-    checks = check_training(method.deployed(model), image_set, student.normalization, train, fitted.steps)
+    checks = check_training(method.deployed(model), image_set, student.normalization, train, fitted.steps, probe)
     rows = _teacher_rows(source, context)
     return TrainedStudent(model, method, fitted, len(image_set.validation_index), rows, checks)
+
+
+def probe_of(
+    model: nn.Module, head: str | None, image_set: ImageSet, network: Network, train: ResolvedTrain, context: Context
+) -> Probe | None:
+    """Fit the network's fresh last layer before it is fine-tuned, where `train.probe` says so; return the probe.
+
+    Args:
+        model: the network, on the device.
+        head: path of its last layer where pretrained weights left it fresh, else None.
+        image_set: that it will train on.
+        network: its record.
+        train: the resolved settings.
+        context: the stage's console and processes.
+    """
+    if head is None or not train.probe:
+        return None
+    probe = fit_probe(
+        model, head, image_set, network.normalization, seed=train.seed, threads=train.threads, group=context.group
+    )
+    if not context.group.is_main:
+        return probe
+    if probe is None:
+        context.console.notice(f"{network.model}: its last layer is no Linear over a vector, so training starts fresh")
+    elif probe.right is not None:
+        reached = f"{100 * probe.right / len(image_set.validation_index):.1f} %"
+        context.console.line(f"{network.model}: a last layer alone reaches {reached} on the validation images")
+    return probe
 
 
 def _teacher_outline(teacher: Trained | None) -> Outline | None:

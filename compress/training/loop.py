@@ -25,11 +25,12 @@ from compress.training import batch_norm, checkpoint, schedule
 from compress.training.batches import batches
 from compress.training.checkpoint import State
 from compress.training.engine.choose import StepRunner
-from compress.training.evaluation import ImageSet, accuracy, predict
+from compress.training.evaluation import ImageSet
 from compress.training.interrupt import stop_between_steps
 from compress.training.loss_meter import LossMeter
 from compress.training.precision import gpu_name
 from compress.training.session import Progress, Session
+from compress.training.shipped import ShippedWeights
 from compress.training.step import COSINES, Batch, TeacherSource
 
 # Every so many steps the loop looks at the clock, and every so many seconds at the losses. Reading losses waits for the
@@ -49,7 +50,7 @@ class FitResult:
         images_per_second: over that time.
         precision: "float32" or "bf16".
         kernels: see `kernels.use_fast_kernels`.
-        shipped_epoch: the 1-based epoch whose weights the networks have.
+        shipped_epoch: the 1-based epoch whose weights the networks have; 0: those that training started from.
         steps: that were taken.
         gpu: the GPU's name, None on a CPU.
     """
@@ -79,6 +80,7 @@ def fit(
     progress: Progress,
     group: Group = ALONE,
     epochs_before: int = 0,
+    start_may_ship: bool = False,
     resume_hint: str = "run the same command again to resume",
 ) -> FitResult:
     """Train `student` and `method` in place; resume from `folder/checkpoint.pt` where there is one.
@@ -97,6 +99,7 @@ def fit(
         group: the processes that share each batch.
         epochs_before: epochs that the method has been trained already. Its ramps and phases continue from there, while
             order, views and learning rate start anew.
+        start_may_ship: whether `train.keep: best` may keep the weights that training starts from.
         resume_hint: how the message of an interrupted training ends.
 
     Raises:
@@ -107,6 +110,8 @@ def fit(
     session = Session(student, method, image_set, train, normalization, taps, teacher, device, folder, progress, group)
     loop, interrupted = _Loop(session, epochs_before), None
     try:
+        if start_may_ship:
+            loop.shipped.keep_start()
         loop.run_step = session.choose_engine()
         with stop_between_steps(alone=group.size == 1) as stop:
             while session.state.epoch <= train.epochs:
@@ -140,6 +145,7 @@ class _Loop:
     def __init__(self, session: Session, epochs_before: int) -> None:
         self.session, self.epochs_before, self.stopping = session, epochs_before, False
         self.run_step: StepRunner = session.step
+        self.shipped = ShippedWeights(session)
         # A traced cosine is summed like a loss. With this weight the sum over an epoch's traced steps and over the
         # ranks is a mean after the division by the epoch's images, even when a resumed run adds the rest.
         traced_steps = -(-session.steps_per_epoch // (session.train.trace_gradients or 1))
@@ -193,9 +199,9 @@ class _Loop:
         session, state = self.session, self.session.state
         self._carry(state)
         seconds = time.monotonic() - self.part_started_at
-        session.recompute_statistics()
+        self.shipped.settle()
         state.history.append(self._row(seconds))
-        self._keep_best(state.history[-1].get("top1_validation", 0.0))
+        self.shipped.keep_best(state.history[-1].get("top1_validation"), state.epoch)
         state.sums, state.step = {}, 0
         state.epoch += 1
         self._start_part()
@@ -221,28 +227,11 @@ class _Loop:
         count = min(state.step * train.batch_size, len(image_set.train_index))
         row: dict[str, float] = {"epoch": state.epoch, "lr": schedule.learning_rate(train, state.epoch, 0.0)}
         row |= {name: value / count for name, value in state.sums.items()}
-        if len(image_set.validation_index) and session.group.is_main:
-            logits = predict(
-                session.method.deployed(session.student),
-                image_set.validation(),
-                image_set.image_size,
-                session.normalization,
-                device=image_set.labels.device,
-            )
-            row["top1_validation"] = accuracy(logits, image_set.labels[image_set.validation_index])
+        top1 = self.shipped.validate()
+        if top1 is not None:
+            row["top1_validation"] = top1
         row["images_per_second"] = round((count - self.part_first_step * session.batch_size) / max(seconds, 1e-9), 1)
         return row
-
-    def _keep_best(self, top1: float) -> None:
-        """Copy the weights of the best epoch so far, under `train.keep: best`; of equal epochs the later one counts."""
-        session, state = self.session, self.session.state
-        if session.train.keep != "best" or top1 < (state.best or {"top1": -1.0})["top1"]:
-            return
-        student, method = (
-            {name: value.detach().clone() for name, value in module.state_dict().items()}
-            for module in (session.student, session.method)
-        )
-        state.best = {"top1": top1, "epoch": state.epoch, "student": student, "method": method}
 
     def _stop_if(self, agreed: bool) -> None:
         """Raise KeyboardInterrupt where the ranks have agreed to stop."""
@@ -280,11 +269,7 @@ class _Loop:
 
     def result(self) -> FitResult:
         """Return how training went; the networks get the weights that ship."""
-        session, state, shipped = self.session, self.session.state, self.session.train.epochs
-        if session.train.keep == "best" and state.best is not None:
-            session.student.load_state_dict(state.best["student"])
-            session.method.load_state_dict(state.best["method"])
-            shipped = state.best["epoch"]
+        session, state = self.session, self.session.state
         images = session.images_per_epoch * len(state.history)
         return FitResult(
             history=state.history,
@@ -293,7 +278,7 @@ class _Loop:
             precision=session.checkpoints.precision,
             threads=session.threads,
             kernels=session.kernels,
-            shipped_epoch=shipped,
+            shipped_epoch=self.shipped.load(),
             steps=session.steps_per_epoch * len(state.history),
             gpu=gpu_name(session.device),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,12 +14,11 @@ from compress.core.distributed import ALONE, Group, sync_batchnorm
 from compress.core.malloc import keep_freed_memory
 from compress.core.records.training import Normalization
 from compress.data.augment import views
-from compress.data.augment.distort import distort_views
 from compress.data.streaming.batches import Stream
 from compress.methods import Method
 from compress.models.taps import Tapped
 from compress.recipe.schema import ResolvedTrain
-from compress.training import batch_norm, schedule
+from compress.training import schedule
 from compress.training.checkpoint import Checkpointer, State
 from compress.training.engine.choose import LearningRate, StepRunner, choose_engine, classifier_of, keep_channels_last
 from compress.training.engine.compile import release_compiled
@@ -154,39 +153,6 @@ class Session:
             image_set.image_size,
             distorted=image_set.distortion is not None,
         ).to(self.device)
-
-    def recompute_statistics(self) -> None:
-        """Recompute the statistics of the BatchNorms that ship, where `train.batch_norm` says so.
-
-        Rank 0 computes and the others take its values. Images and views are the same after every epoch and for every
-        number of ranks, so the same weights get the same statistics.
-        """
-        if self.train.batch_norm != "recomputed":
-            return
-        network = self.method.deployed(self.student)
-        layers = batch_norm.tracked_layers(network)
-        if self.group.is_main:
-            batch_norm.recompute(network, self._statistics_batches(), self.step.mean, self.step.std)
-        if self.group.size > 1:
-            own = [(layer.running_mean, layer.running_var) for layer in layers]
-            theirs = self.group.broadcast([[value.cpu() for value in pair if value is not None] for pair in own])
-            for pair, found in zip(own, theirs, strict=True):
-                for value, new in zip(pair, found, strict=True):
-                    assert value is not None  # it is tracked
-                    value.copy_(new)
-
-    def _statistics_batches(self) -> Iterator[Tensor]:
-        """Yield the training views that statistics are recomputed from, uint8 (N, H, W, 3)."""
-        image_set, train = self.image_set, self.train
-        index = schedule.order(image_set.train_index, train.seed, 0)[: batch_norm.VIEWS]
-        batches = batch_norm.fixed_batches(index, image_set.image_size)
-        view = self.views(0)
-        if self.stream is None:
-            yield from (self.step.pixels(part, view[part]) for part in batches)
-            return
-        requests = ((part.cpu(), view[part].cpu()) for part in batches)
-        for part, pixels in zip(batches, self.stream.batches(requests, max(map(len, batches))), strict=True):
-            yield distort_views(pixels, view[part], image_set.distortion)
 
     def close(self) -> None:
         """Put networks, threads and processes back as they were, and save what the teacher cache learned."""

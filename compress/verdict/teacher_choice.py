@@ -128,6 +128,7 @@ def rows(candidates: list[Trained], selected: Selected) -> list[dict[str, Any]]:
             "model": one.network.model,
             "width": one.network.width,
             "top1_validation": one.top1_validation,
+            "probe_top1_validation": one.checks.probe_top1 if one.checks else None,
             "rank": own[index],
             "proxy_top1_validation": selected.proxies[index].top1_validation if proxy else None,
             "proxy_rank": proxy[index] if proxy else None,

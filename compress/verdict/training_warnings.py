@@ -19,8 +19,28 @@ def of_training(name: str, checks: TrainingChecks | None) -> list[RunWarning]:
     """
     if checks is None:
         return []
-    gap = _mode_gap(name, checks)
-    return [RunWarning(gap, affects_verdict=True)] if gap else []
+    found = (_below_probe(name, checks), _mode_gap(name, checks))
+    return [RunWarning(text, affects_verdict=True) for text in found if text]
+
+
+def floor(name: str, checks: TrainingChecks | None) -> list[str]:
+    """Return a sentence on the accuracy beside that of a last layer alone, where one was fitted."""
+    if checks is None or checks.probe_top1 is None:
+        return []
+    reached, alone = f"{100 * checks.right / checks.images:.1f} %", f"{100 * checks.probe_top1:.1f} %"
+    images = f"{checks.images:,} validation images"
+    return [f"{name}: {reached} of {images}; a last layer alone, on the pretrained features, reaches {alone}"]
+
+
+def _below_probe(name: str, checks: TrainingChecks) -> str | None:
+    """Describe a network that fine-tuning made worse than the last layer that it started from."""
+    if checks.probe_top1 is None or checks.probe_right is None or checks.right >= checks.probe_right:
+        return None
+    return (
+        f"{name}: ends at {100 * checks.right / checks.images:.1f} % of the {checks.images:,} validation images, below "
+        f"the {100 * checks.probe_top1:.1f} % that a last layer alone reaches on the pretrained features: fine-tuning "
+        "lost accuracy; lower train.lr, train for more epochs, or set train.keep: best, which then ships the better one"
+    )
 
 
 def _mode_gap(name: str, checks: TrainingChecks) -> str | None:

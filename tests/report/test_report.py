@@ -333,6 +333,15 @@ def test_every_text_of_a_user_is_escaped(run: Path) -> None:
     assert "\x00" not in page.text
 
 
+def test_the_accuracy_of_a_last_layer_alone_is_shown(run: Path) -> None:
+    floor = "A last layer alone, on the pretrained features, reaches 81.2 %."
+    assert floor not in page_of(run).text
+    student = json.loads((run / "report.json").read_text())["student"]
+    change(run, student={**student, "probe_top1_validation": 0.812})
+
+    assert floor in page_of(run).text
+
+
 def test_many_classes_are_folded(run: Path) -> None:
     rows = [{"class": f"class {place}", "n": 10, "teacher": 0.9, "student": 0.9 - place / 1000} for place in range(100)]
     change(run, per_class=rows)

@@ -129,6 +129,7 @@ def fit(
     data: ImageSet | None = None,
     progress: RecordingProgress | None = None,
     device: str = "cpu",
+    start_may_ship: bool = False,
 ) -> loop.FitResult:
     return loop.fit(
         student,
@@ -141,6 +142,7 @@ def fit(
         device=device,
         folder=folder,
         progress=progress or RecordingProgress(),
+        start_may_ship=start_may_ship,
     )
 
 

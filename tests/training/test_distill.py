@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,9 +116,9 @@ def test_a_student_is_trained_in_channels_last(said, monkeypatch):
 def test_every_starting_network_is_in_channels_last(tmp_path, monkeypatch, key):
     record = Network("resnet8", None, 4, SIDE, Normalization((0.5,) * 3, (0.25,) * 3))
     checkpoints.save_state(models.build("resnet8", classes=4), tmp_path / "a.safetensors")
-    monkeypatch.setattr(models, "pretrained", lambda name, weights, classes: models.build(name, classes=classes))
+    monkeypatch.setattr(models, "pretrained", lambda name, weights, classes: (models.build(name, classes=classes), ()))
     weights = File.of(tmp_path / "a.safetensors") if key == "file" else None
-    assert laid_out(build.build_for_training(record, key, weights, new_head=False, device="cpu"))
+    assert laid_out(build.build_for_training(record, key, weights, new_head=False, device="cpu")[0])
     assert laid_out(build.load_network(record, weights, "cpu"))  # what teaches
 
 
@@ -139,3 +140,36 @@ def test_unlabelled_images_are_trained_on_where_a_teacher_answers(said, recipe, 
     assert lines[0] == "student learns 24 images with labels, and 136 images from the teacher alone (kd)"
     said("data.labelled=24", "distill.method=none")
     assert seen["student"] == (24, 24)
+
+
+def test_pretrained_weights_with_a_new_last_layer_start_from_a_probe_and_its_accuracy_is_shown(recipe, capsys):
+    torch.manual_seed(1)
+    checkpoints.save_state(models.build("resnet8", classes=7), recipe.parent / "seven.safetensors")
+    command = ["run", str(recipe), "--artifacts", str(recipe.parent / "a"), "--device", "cpu", "--until", "distill"]
+    command += ["--set", "student.weights=seven.safetensors", "--set", "distill.method=kd"]
+    command += ["--set", "teacher.candidates.0.weights=seven.safetensors"]
+    assert main.main(command) == 0
+    first = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("resnet8: a last layer alone reaches ") for line in first) == 2
+    assert main.main(command) == 0  # from the cache
+    again = capsys.readouterr().out.splitlines()
+    for name, kind in (("teacher resnet8", "teacher"), ("student", "distill")):
+        (stage,) = recipe.parent.glob(f"a/cache/{kind}/*/stage.json")
+        checks = json.loads(stage.read_text())["result"]["checks"]
+        assert checks["batch_norm"] == "recomputed" and checks["probe_images"] == TRAINED and checks["images"] == 40
+        shown = [f"{100 * checks[key] / 40:.1f} %" for key in ("right", "probe_right")]
+        line = (
+            f"{name}: {shown[0]} of 40 validation images; a last layer alone, on the pretrained features, "
+            f"reaches {shown[1]}"
+        )
+        assert line in first and line in again
+
+
+@pytest.mark.parametrize("own", ["student.weights=four.safetensors", "train.probe=false", "student.weights=none"])
+def test_no_probe_where_the_last_layer_is_trained_or_it_is_switched_off(recipe, capsys, own):
+    for name, classes in (("four", 4), ("seven", 7)):
+        checkpoints.save_state(models.build("resnet8", classes=classes), recipe.parent / f"{name}.safetensors")
+    command = ["run", str(recipe), "--artifacts", str(recipe.parent / "a"), "--device", "cpu", "--until", "distill"]
+    command += ["--set", "student.weights=seven.safetensors", "--set", "distill.method=none", "--set", own]
+    assert main.main(command) == 0
+    assert "a last layer alone" not in capsys.readouterr().out

@@ -41,6 +41,7 @@ IN_KEY_IF_SET = frozenset(
         "shards_at_once",
         "labelled",
         "batch_norm",
+        "probe",
     }
 )
 # Fields that a record's JSON has only when they are set, so that older records stay as they are.

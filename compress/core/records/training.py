@@ -176,7 +176,8 @@ class TrainingChecks:
 
     `right`: images that the weights that ship classify correctly. `lost`: those that they get wrong, and get right
     where each BatchNorm uses the statistics of the batch, as in training; `gained`: the reverse. None: the network has
-    no BatchNorm. `momentum`: the smallest of its BatchNorms.
+    no BatchNorm. `momentum`: the smallest of its BatchNorms. `probe_right`: images that a last layer alone classified
+    correctly, before anything was fine-tuned; it was fitted to `probe_images` with `probe_penalty`.
     """
 
     images: int
@@ -186,6 +187,14 @@ class TrainingChecks:
     lost: int | None = None
     gained: int | None = None
     momentum: float | None = None
+    probe_right: int | None = None
+    probe_images: int | None = None
+    probe_penalty: float | None = None
+
+    @property
+    def probe_top1(self) -> float | None:
+        """Return the accuracy of a last layer alone, a fraction; None: none was fitted."""
+        return None if self.probe_right is None else self.probe_right / self.images
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,12 @@ class Train(Section):
         "weights of each epoch's end; frozen: those of the pretrained weights, in training too; null or auto: "
         "recomputed from pretrained weights, running from scratch",
     )
+    probe: Literal["auto", True, False] | None = Field(
+        default=None,
+        description="fit the last layer alone before fine-tuning (Kumar et al. 2022), by logistic regression on the "
+        "features of the pretrained weights; its validation accuracy is reported, and `keep: best` may ship it; null "
+        "or auto: wherever pretrained weights get a new last layer",
+    )
     views: Count | None = Field(
         default=None,
         description="limit the augmentation to so many views per image, so that cached teacher logits are reused "

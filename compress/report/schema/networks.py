@@ -9,6 +9,10 @@ from compress.report.schema.measurements import ComparisonRow, ModelRow
 
 VALIDATION = "top-1 on the validation images, a fraction in [0, 1]; null: not measured"
 PARAMS = "number of parameters"
+PROBE = (
+    "top-1 on the validation images of a last layer alone, fitted to the features of the pretrained weights before "
+    "fine-tuning, a fraction in [0, 1]; null: none was fitted"
+)
 MACS = "multiply-accumulates of convolutions and linear layers for one image; null: an ONNX file that does not show it"
 GPU = "name of the GPU that trained it; null: trained on a CPU, or not trained here"
 KERNELS = 'what computed BatchNorm on a CPU: a C compiler\'s name and version, or "torch"; null: not recorded'
@@ -20,6 +24,7 @@ class CandidateRow(ReportPart):
     model: str | None = Field(default=None, description="the network's name")
     width: Number | None = Field(default=None, description="width multiplier; null: the network has none")
     top1_validation: Number | None = Field(default=None, description=VALIDATION)
+    probe_top1_validation: Number | None = Field(default=None, description=PROBE)
     rank: int | None = Field(default=None, description="rank by `top1_validation`, 1 is the best")
     proxy_top1_validation: Number | None = Field(
         default=None,
@@ -74,10 +79,13 @@ class StudentSection(ReportPart):
     )
     epochs: int | None = Field(default=None, description="epochs trained")
     shipped_epoch: int | None = Field(
-        default=None, description="the epoch whose weights ship, counted from 1; the last one unless `train.keep: best`"
+        default=None,
+        description="the epoch whose weights ship, counted from 1; the last one unless `train.keep: best`; 0: the last "
+        "layer alone, fitted before the first epoch",
     )
     method: str | None = Field(default=None, description="the distillation method; none: plain cross-entropy")
     top1_validation: Number | None = Field(default=None, description=VALIDATION)
+    probe_top1_validation: Number | None = Field(default=None, description=PROBE)
     precision: str | None = Field(default=None, description="precision of training: float32 or bf16")
     threads: int | None = Field(default=None, description="CPU threads of training; another number changes the bits")
     images_per_second: Number | None = Field(default=None, description="images trained per second")

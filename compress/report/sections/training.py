@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compress.report.formats import percent
 from compress.report.read import Source, method_of
 from compress.report.views import Drawing, drawing
 
@@ -32,4 +33,6 @@ def training(source: Source, drawn: Mapping[str, str]) -> TrainingView | None:
         return None
     method, gpu = method_of(source.report), source.report.student.gpu
     how = f"Distilled with {method}{f' on {gpu}' if gpu else ''}. " if method else ""
-    return TrainingView(f"{how}Accuracies are on images taken from the training set.", shown)
+    probe = source.report.student.probe_top1_validation
+    floor = f" A last layer alone, on the pretrained features, reaches {percent(probe, 1)}." if probe else ""
+    return TrainingView(f"{how}Accuracies are on images taken from the training set.{floor}", shown)

@@ -1,0 +1,106 @@
+"""The weights that ship: those of the last or of the best epoch, with the statistics that `train.batch_norm` names.
+
+Every epoch's validation sees these weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from compress.data.augment.distort import distort_views
+from compress.training import batch_norm, schedule
+from compress.training.evaluation import accuracy, predict
+from compress.training.session import Session
+
+# The number under which the start of a training is kept, before its first epoch.
+START = 0
+
+
+class ShippedWeights:
+    """What would ship if training ended now, in one `fit`."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def settle(self) -> None:
+        """Bring the networks into the state in which they would ship."""
+        if self.session.train.batch_norm == "recomputed":
+            self._recompute_statistics()
+
+    def validate(self) -> float | None:
+        """Return the top-1 accuracy on the validation images, on rank 0 alone; None without any."""
+        session, image_set = self.session, self.session.image_set
+        if not len(image_set.validation_index) or not session.group.is_main:
+            return None
+        logits = predict(
+            session.method.deployed(session.student),
+            image_set.validation(),
+            image_set.image_size,
+            session.normalization,
+            device=image_set.labels.device,
+        )
+        return accuracy(logits, image_set.labels[image_set.validation_index])
+
+    def keep_best(self, top1: float | None, epoch: int) -> None:
+        """Copy the weights of the best epoch so far, under `train.keep: best`; of equal epochs the later one counts."""
+        session, state, top1 = self.session, self.session.state, top1 or 0.0
+        if session.train.keep != "best" or top1 < (state.best or {"top1": -1.0})["top1"]:
+            return
+        student, method = (
+            {name: value.detach().clone() for name, value in module.state_dict().items()}
+            for module in (session.student, session.method)
+        )
+        state.best = {"top1": top1, "epoch": epoch, "student": student, "method": method}
+
+    def keep_start(self) -> None:
+        """Let the start of training ship where no epoch is better, unless training is resumed."""
+        state = self.session.state
+        if self.session.train.keep == "best" and (state.epoch, state.step, state.best) == (1, 0, None):
+            self.keep_best(self.validate(), START)
+
+    def load(self) -> int:
+        """Give the networks the weights that ship; return their 1-based epoch, or START."""
+        session, best = self.session, self.session.state.best
+        if session.train.keep != "best" or best is None:
+            return session.train.epochs
+        session.student.load_state_dict(best["student"])
+        session.method.load_state_dict(best["method"])
+        return int(best["epoch"])
+
+    def _recompute_statistics(self) -> None:
+        """Recompute the statistics of the BatchNorms that ship.
+
+        Rank 0 computes and the others take its values. Images and views are the same after every epoch and for every
+        number of ranks, so the same weights get the same statistics.
+        """
+        session = self.session
+        network = session.method.deployed(session.student)
+        if session.group.is_main:
+            batch_norm.recompute(network, self._statistics_batches(), session.step.mean, session.step.std)
+        if session.group.size > 1:
+            own = _statistics(network)
+            theirs = session.group.broadcast([value.cpu() for value in own])
+            for value, new in zip(own, theirs, strict=True):
+                value.copy_(new)
+
+    def _statistics_batches(self) -> Iterator[Tensor]:
+        """Yield the training views that statistics are recomputed from, uint8 (N, H, W, 3)."""
+        session, image_set = self.session, self.session.image_set
+        index = schedule.order(image_set.train_index, session.train.seed, START)[: batch_norm.VIEWS]
+        batches = batch_norm.fixed_batches(index, image_set.image_size)
+        view = session.views(START)
+        if session.stream is None:
+            yield from (session.step.pixels(part, view[part]) for part in batches)
+            return
+        requests = ((part.cpu(), view[part].cpu()) for part in batches)
+        decoded = session.stream.batches(requests, max(map(len, batches)))
+        for part, pixels in zip(batches, decoded, strict=True):
+            yield distort_views(pixels, view[part], image_set.distortion)
+
+
+def _statistics(network: nn.Module) -> list[Tensor]:
+    """Return the running means and variances of a network, in order."""
+    pairs = ((layer.running_mean, layer.running_var) for layer in batch_norm.tracked_layers(network))
+    return [value for pair in pairs for value in pair if value is not None]
