@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from compress.report.formats import interval, percent
+from compress.report.read import shipped
 from compress.report.schema import ComparisonRow, LatencySummary, Report, RequirementRow
 from compress.report.schema.base import Number
+
+WORST_CLASSES = 3  # named with their recall
 
 
 def summary_lines(report: Report, folder: Path) -> Iterator[tuple[str, bool]]:
@@ -14,6 +18,7 @@ def summary_lines(report: Report, folder: Path) -> Iterator[tuple[str, bool]]:
     yield "", False
     for line in _table(report):
         yield line, False
+    yield from ((line, False) for line in _class_lines(report))
     for part in (report.distillation, report.tuning, report.int8_against_float, report.ships):
         if part is not None and part.sentence:
             yield part.sentence, False
@@ -61,6 +66,23 @@ def _table(report: Report) -> list[str]:
         )
         for row in rows
     ]
+
+
+def _class_lines(report: Report) -> Iterator[str]:
+    """Yield the metrics that count every class alike, and the classes with the lowest recall."""
+    rows = [row for row in report.per_class if row.n and row.right is not None]
+    ship = shipped(report)
+    if len(rows) < 2 or ship.balanced_accuracy is None or ship.macro_f1 is None:
+        return
+    balanced = f"{percent(ship.balanced_accuracy)} {interval(ship.balanced_accuracy_ci95, 100)}"
+    f1 = f"{percent(ship.macro_f1)} {interval(ship.macro_f1_ci95, 100)}"
+    yield f"{ship.file}: balanced accuracy {balanced}, macro-F1 {f1}"
+    rows.sort(key=lambda row: row.student or 0.0)
+    worst = [
+        f"{row.name} {row.right} of {row.n} ({percent(row.student)} {interval(row.student_ci95, 100)})"
+        for row in rows[:WORST_CLASSES]
+    ]
+    yield f"lowest recall: {', '.join(worst)}"
 
 
 def _show(value: Number | None, form: str, scale: Number = 1) -> str:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from compress.core.errors import MissingError, StageError
 from compress.report.schema import REQUIRED, ClassRow, ComparisonRow, ModelRow, Report
 from compress.report.schema.base import Number
+from compress.verdict.class_metrics import f1_of_classes
 from compress.verdict.intervals import per_class, top_k_correct
 
 Arrays = dict[str, NDArray[Any]]
@@ -228,5 +229,15 @@ def _per_class(report: Report, predictions: Arrays) -> list[ClassRow]:
         return []
     names = report.classes or [str(index) for index in range(teacher.shape[1])]
     changes = per_class(labels, top_k_correct(teacher, labels, 1), top_k_correct(student, labels, 1), len(names))
-    rows = ({"class": names[row.index], "n": row.n, "teacher": row.reference, "student": row.model} for row in changes)
+    f1 = f1_of_classes(labels, student.argmax(axis=1), len(names))
+    rows = (
+        {
+            "class": names[row.index],
+            "n": row.n,
+            "teacher": row.reference,
+            "student": row.model,
+            "f1": float(f1[row.index]) if row.n else None,
+        }
+        for row in changes
+    )
     return [ClassRow.model_validate(row) for row in rows]

@@ -37,4 +37,4 @@ def run_ship_float(config: str, *, context: Context, measured: Measured, test: T
     )
 
 
-SHIP_FLOAT = Stage("settle", 1, run_ship_float, Measured)
+SHIP_FLOAT = Stage("settle", 2, run_ship_float, Measured)

@@ -201,4 +201,4 @@ def _save(path: Path, arrays: dict[str, NDArray[Any]]) -> File:
     return File.of(path)
 
 
-VALIDATE = Stage("validate", 7, run_validate, Measured)
+VALIDATE = Stage("validate", 8, run_validate, Measured)

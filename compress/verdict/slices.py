@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.verdict.intervals import PairedDrop, holm, least_sure, paired_drop, top_margin
+from compress.verdict.class_metrics import f1_of_classes
+from compress.verdict.intervals import PairedDrop, holm, least_sure, paired_drop, top_margin, wilson
 
 # Slices of the test images, by the teacher's top-1 margin.
 SHARES = {"least sure tenth": 0.1, "least sure quarter": 0.25}
@@ -149,6 +150,8 @@ def class_rows(
         One row for each class. `worse`: the drop is beyond chance after Holm's correction for the number of classes.
     """
     rows = [_class_row(labels == index, name, labels, teacher, model, floats) for index, name in enumerate(classes)]
+    f1 = f1_of_classes(labels, model.argmax(axis=1), len(classes))
+    rows = [{**row, "f1": float(value)} if row["n"] else row for row, value in zip(rows, f1, strict=True)]
     for key in ("", "float_"):
         tested = [row for row in rows if row.get(f"{key}mcnemar_p") is not None]
         for row, p in zip(tested, holm(np.array([row[f"{key}mcnemar_p"] for row in tested])), strict=True):
@@ -172,6 +175,8 @@ def _class_row(
         "class": name,
         "teacher": float(right.mean()),
         "student": float(own.mean()),
+        "student_ci95": list(wilson(int(own.sum()), len(own))),
+        "right": int(own.sum()),
         **drop_row(paired_drop(right, own)),
     }
     if floats is not None:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from compress.recipe.schema import Require
+from compress.verdict.class_metrics import class_metrics, f1_of_classes
 from compress.verdict.gains import distillation_gain, int8_gain
-from compress.verdict.intervals import PairedDrop, paired_drop, per_class, top_k_correct, wilson
+from compress.verdict.intervals import ClassChange, PairedDrop, paired_drop, per_class, top_k_correct, wilson
 from compress.verdict.requirements import Facts, judge, status
 
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
@@ -101,6 +102,7 @@ def assemble(
         {name: f"recipes/mobilenet.yaml:{31 + place}:12" for place, name in enumerate(require)},
     )
     changes = per_class(labels, right["teacher.onnx"], right["student.int8.onnx"], len(CLASSES))
+    f1 = f1_of_classes(labels, logits["student.int8.onnx"].argmax(axis=1), len(CLASSES))
     contract = {
         "schema": 1,
         "recipe": "mobilenet",
@@ -191,9 +193,22 @@ def assemble(
             "sentence": sentence,
         },
         "per_class": [
-            {"class": CLASSES[row.index], "n": row.n, "teacher": row.reference, "student": row.model} for row in changes
+            {
+                "class": CLASSES[row.index],
+                "n": row.n,
+                "teacher": row.reference,
+                "student": row.model,
+                "right": right_of(row),
+                "student_ci95": list(wilson(right_of(row), row.n)),
+                "f1": float(f1[row.index]),
+            }
+            for row in changes
         ],
     }
+
+
+def right_of(row: ClassChange) -> int:
+    return round((row.model or 0.0) * row.n)
 
 
 def candidates() -> list[dict[str, Any]]:
@@ -238,6 +253,7 @@ def model_row(
         "top1": hits / n,
         "top1_ci95": list(wilson(hits, n)),
         "top5": float(top_k_correct(logits[name], labels, 5).mean()),
+        **class_metrics(labels, logits[name].argmax(1), len(CLASSES), seed=0).row(),
         "agreement_with_teacher": float((logits[name].argmax(1) == logits["teacher.onnx"].argmax(1)).mean()),
         "max_abs_diff_from_torch": 3.1e-6 if precision == "fp32" else None,
         "latency_ms": {

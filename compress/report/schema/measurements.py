@@ -60,6 +60,16 @@ class ModelRow(ReportPart):
     top5: Number | None = Field(
         default=None, description="top-5 accuracy, a fraction in [0, 1]; null: fewer than five classes"
     )
+    balanced_accuracy: Number | None = Field(
+        default=None, description="mean of the classes' recalls, a fraction in [0, 1]"
+    )
+    balanced_accuracy_ci95: Interval | None = Field(
+        default=None, description="its 95 % confidence interval, by bootstrap within classes"
+    )
+    macro_f1: Number | None = Field(default=None, description="mean of the classes' F1, a fraction in [0, 1]")
+    macro_f1_ci95: Interval | None = Field(
+        default=None, description="its 95 % confidence interval, by bootstrap within classes"
+    )
     agreement_with_teacher: Number | None = Field(
         default=None, description="share of test images with the teacher's prediction, in [0, 1]"
     )
@@ -123,7 +133,20 @@ class ClassRow(ReportPart):
 
     name: str | None = Field(default=None, alias="class", description="the class")
     teacher: Number | None = Field(default=None, description="the teacher's top-1, a fraction; null: no test image")
-    student: Number | None = Field(default=None, description="the shipped student's top-1; null: no test image")
+    student: Number | None = Field(
+        default=None, description="the shipped student's top-1, which is the class's recall; null: no test image"
+    )
+    student_ci95: Interval | None = Field(
+        default=None, description="Wilson's 95 % confidence interval of `student`; missing: no test image"
+    )
+    right: int | None = Field(
+        default=None, description="test images of the class that the shipped student gets right; missing: no test image"
+    )
+    f1: Number | None = Field(
+        default=None,
+        description="the shipped student's F1 of the class, the harmonic mean of precision and recall; missing: no "
+        "test image",
+    )
     n: int | None = Field(default=None, description="test images of the class")
     lost: int | None = Field(default=None, description="images that only the teacher gets right")
     gained: int | None = Field(default=None, description="images that only the student gets right")

@@ -11,7 +11,7 @@ from compress.report import formats
 from compress.report.formats import chance, count, is_number, milliseconds, percent, signed, significant, size
 from compress.report.read import Source, comparison_of, float_row, measured_rows, model_label, shipped, teacher_row
 from compress.report.schema import LatencySummary, ModelRow, Report
-from compress.report.schema.base import Number
+from compress.report.schema.base import Interval, Number
 from compress.report.views import Cell, Table
 
 NOT_MEASURED = Cell(None)
@@ -71,6 +71,18 @@ def _conditions(timing: LatencySummary) -> str | None:
 
 def _top1(row: ModelRow, report: Report) -> Cell:
     return Cell(percent(row.top1, 2), formats.interval(row.top1_ci95, 100)) if is_number(row.top1) else NOT_MEASURED
+
+
+def _balanced(row: ModelRow, report: Report) -> Cell:
+    return _with_interval(row.balanced_accuracy, row.balanced_accuracy_ci95)
+
+
+def _macro_f1(row: ModelRow, report: Report) -> Cell:
+    return _with_interval(row.macro_f1, row.macro_f1_ci95)
+
+
+def _with_interval(share: Number | None, ends: Interval | None) -> Cell:
+    return Cell(percent(share, 1), formats.interval(ends, 100)) if is_number(share) else NOT_MEASURED
 
 
 def _drop(against: Reference) -> Measure:
@@ -144,6 +156,8 @@ MEASURES: list[tuple[str, Measure]] = [
     ("Drop against float student, points", _drop(float_row)),
     ("Lost / gained against float student", _flips(float_row)),
     ("Top-5", _own(percent, lambda row: row.top5)),
+    ("Balanced accuracy", _balanced),
+    ("Macro-F1", _macro_f1),
     ("Agrees with teacher", _own(percent, lambda row: row.agreement_with_teacher)),
     ("File", _own(size, lambda row: row.bytes)),
     ("Smaller than teacher", _size_ratio),

@@ -16,6 +16,7 @@ from compress.core.records.deployment import ModelFile
 from compress.recipe.schema import Validate
 from compress.stages.support import latency
 from compress.verdict import diagnosis, intervals
+from compress.verdict.class_metrics import class_metrics
 from export.runtime import isa, saturates
 from export.runtime.latency_stats import LatencyResult
 
@@ -58,6 +59,7 @@ def model_row(
         "top1": correct / len(labels),
         "top1_ci95": list(intervals.wilson(correct, len(labels))),
         "top5": float(intervals.top_k_correct(own, labels, 5).mean()) if own.shape[1] >= 5 else None,
+        **class_metrics(labels, own.argmax(axis=1), own.shape[1], config.seed).row(),
         "agreement_with_teacher": float((own.argmax(axis=1) == logits[teacher].argmax(axis=1)).mean()),
         "max_abs_diff_from_torch": model.max_abs_diff_from_torch,
         "latency_ms": latency.entry(times, model.name, config.seed),
