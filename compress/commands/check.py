@@ -19,6 +19,7 @@ from compress.models.meta import shapes_only
 from compress.models.outline import outline
 from compress.models.taps import Tapped
 from compress.pipeline import float_layer_check
+from compress.recipe.class_names import check_class_names
 from compress.recipe.defaults import resolve
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import KNOWN_CLASSES, Candidate, Choice, Data, Recipe
@@ -54,6 +55,8 @@ def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], lis
     size, names = settings.data.image_size or 32, inspection.class_names(settings.data, base)
     known = len(names) if names else KNOWN_CLASSES.get(settings.data.source)
     classes = known or ASSUMED_CLASSES
+    if names:
+        check_class_names(loaded, names)
     # Before what takes seconds, such as the export of a user's own network.
     larger = compatibility.check_pairs(loaded, settings, classes=classes, image_size=size)
     named = [

@@ -23,6 +23,7 @@ from compress.pipeline import float_layer_check
 from compress.pipeline.networks import NetworkResolver
 from compress.pipeline.prepared_data import prepare
 from compress.pipeline.student_task import StudentTask
+from compress.recipe.class_names import check_class_names
 from compress.recipe.defaults import resolve, student_train
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import Distill, Recipe, ResolvedSchedule, Student
@@ -72,8 +73,9 @@ class Workflow:
         return self.evidence(started, plan, candidates, selected, students, models, measured, verified, packaged)
 
     def check_method(self) -> None:
-        """Check that the method takes the recipe's networks. Raises RecipeError or UsageError."""
+        """Check class names, and that the method takes the recipe's networks. Raises RecipeError or UsageError."""
         prepared = self.prepared
+        check_class_names(self.loaded, prepared.classes)
         compatibility.check_pairs(
             self.loaded, self.settings, classes=len(prepared.classes), image_size=prepared.image_size
         )

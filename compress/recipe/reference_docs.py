@@ -130,6 +130,8 @@ def _allowed(value: dict[str, Any], homes: dict[str, str]) -> str:
         return ("whole number" if kind == "integer" else "number") + _range(value)
     if kind == "string":
         return PATTERNS[value["pattern"]] if "pattern" in value else "text"
+    if kind == "object":
+        return f"{_allowed(value['additionalProperties'], homes)} by name"
     return {"boolean": "`true`, `false`", "null": "`null`"}[kind]
 
 

@@ -93,4 +93,5 @@ def _requirement(row: RequirementRow) -> str:
     """Return `passed     max_top1_drop: ...`; a limit that is not met names its line of the recipe."""
     sentence = row.sentence or f"{row.value} against a limit of {row.limit}"
     where = f" ({row.where})" if row.where and row.verdict != "passed" else ""
-    return f"{row.verdict:<11}{row.name}: {sentence}{where}"
+    name = f"{row.name}.{row.class_name}" if row.class_name else row.name
+    return f"{row.verdict:<11}{name}: {sentence}{where}"

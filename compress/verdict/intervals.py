@@ -108,6 +108,11 @@ def _score(lost: float, gained: float, n: float, difference: float) -> float:
     return 0.0 if distance == 0 else math.copysign(math.inf, distance)
 
 
+def drop_score(lost: int, gained: int, n: int, difference: float) -> float:
+    """Return Tango's score statistic of "the drop is `difference`", a fraction; standard normal if it is."""
+    return _score(lost, gained, n, difference)
+
+
 def _cross(score: Callable[[float], float], wanted: float, low: float, high: float) -> float:
     """Find by bisection where a falling function takes a value."""
     for _ in range(64):

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from compress.recipe.schema import Require
+from compress.verdict import class_requirements
 from compress.verdict.intervals import PairedDrop, wilson
+from compress.verdict.judgement import Interval, Judgement, Verdict, not_measured, verdict_of_interval
 from compress.verdict.number_text import bytes_text, estimate_text, number_text, percent_text
 from compress.verdict.sample_size import (
     certifiable_margin,
@@ -23,9 +25,7 @@ from compress.verdict.sample_size import (
     samples_needed,
 )
 
-Verdict = Literal["passed", "failed", "undecided", "not judged"]
 Status = Literal["passed", "failed", "undecided"]
-Interval = tuple[float, float]
 
 EXIT_CODES: dict[str, int] = {"passed": 0, "failed": 5, "undecided": 6}
 
@@ -42,6 +42,12 @@ class Facts:
     # Right answers out of `images` test images.
     correct: int | None = None
     images: int | None = None
+    # One entry a class; empty: not measured.
+    classes: tuple[class_requirements.ClassCounts, ...] = ()
+    balanced_accuracy: float | None = None
+    balanced_accuracy_ci95: Interval | None = None
+    macro_f1: float | None = None
+    macro_f1_ci95: Interval | None = None
     # Median latency of one image, with its interval over rounds.
     latency_ms: float | None = None
     latency_ci95: Interval | None = None
@@ -68,7 +74,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Requirement:
-    """One row of `requirements` in report.json. `where` is path:line:column in the recipe."""
+    """One row of `requirements` in report.json. `where` is path:line:column in the recipe.
+
+    `class_name`: the class that the limit is on; None: no single one.
+    """
 
     name: str
     target: str
@@ -81,9 +90,7 @@ class Requirement:
     sentence: str
     sha256: str | None = None
     precision: str | None = None
-
-
-Judgement = tuple[float | None, Interval | None, Verdict, str]
+    class_name: str | None = None
 
 
 def judge(require: Require, facts: Facts, where: Mapping[str, str] | None = None) -> list[Requirement]:
@@ -96,25 +103,34 @@ def judge(require: Require, facts: Facts, where: Mapping[str, str] | None = None
     """
     rows = []
     for name, limit in require.model_dump().items():
-        if limit is not None:
-            value, interval, verdict, sentence = JUDGES[name](facts, limit)
-            place = (where or {}).get(name, "")
-            rows.append(
-                Requirement(
-                    name,
-                    facts.target,
-                    facts.file,
-                    limit,
-                    value,
-                    interval,
-                    verdict,
-                    place,
-                    sentence,
-                    facts.sha256,
-                    facts.precision,
-                )
-            )
+        place = (where or {}).get(name, "")
+        if isinstance(limit, dict):
+            rows += [_judge_class(facts, name, one, least, place) for one, least in limit.items()]
+        elif limit is not None:
+            rows.append(_row(facts, name, limit, JUDGES[name](facts, limit), place))
     return rows
+
+
+def _judge_class(facts: Facts, name: str, class_name: str, limit: float, where: str) -> Requirement:
+    judgement = class_requirements.judge_recall_of(class_name, facts.classes, limit)
+    return _row(facts, name, limit, judgement, where, class_name)
+
+
+def _row(
+    facts: Facts, name: str, limit: float, judgement: Judgement, where: str, class_name: str | None = None
+) -> Requirement:
+    return Requirement(
+        name,
+        facts.target,
+        facts.file,
+        limit,
+        *judgement[:3],
+        where,
+        judgement[3],
+        facts.sha256,
+        facts.precision,
+        class_name,
+    )
 
 
 class Judged(Protocol):
@@ -142,13 +158,6 @@ def exit_code(verdict: Status) -> int:
     return EXIT_CODES[verdict]
 
 
-def verdict_of_interval(interval: Interval, limit: float, *, at_most: bool) -> Verdict:
-    """Return passed or failed if the whole interval lies on one side of the limit, undecided if it touches it."""
-    low, high = interval if at_most else (-interval[1], -interval[0])
-    bound = limit if at_most else -limit
-    return "passed" if high < bound else "failed" if low > bound else "undecided"
-
-
 def _exact(
     value: float | None,
     limit: float,
@@ -160,15 +169,10 @@ def _exact(
 ) -> Judgement:
     """Judge a quantity without an interval. `untimed`: why it could not be measured."""
     if value is None:
-        return _not_measured(what, untimed)
+        return not_measured(what, untimed)
     met = value <= limit if at_most else value >= limit
     bound = "limit" if at_most else "minimum"
     return value, None, "passed" if met else "failed", f"{what} is {show(value)}; the {bound} is {show(limit)}."
-
-
-def _not_measured(what: str, why: str | None = None) -> Judgement:
-    reason = f" ({why})" if why else ""
-    return None, None, "not judged", f"{what} was not measured{reason}, so this limit is not judged."
 
 
 def _timed(
@@ -176,7 +180,7 @@ def _timed(
 ) -> Judgement:
     """Judge a timing by its interval over rounds; if the interval is too wide, estimate how many runs are needed."""
     if value is None:
-        return _not_measured(what, facts.untimed)
+        return not_measured(what, facts.untimed)
     bound = f"the {'limit' if at_most else 'minimum'} is {number_text(limit)}{unit}"
     if interval is None:
         why = "without rounds there is no interval to judge it by: raise validate.repeats"
@@ -207,7 +211,7 @@ def _timed(
 def _top1_drop(facts: Facts, limit: float) -> Judgement:
     drop = facts.drop
     if drop is None:
-        return _not_measured("The drop against the teacher")
+        return not_measured("The drop against the teacher")
     interval = (drop.low, drop.high)
     verdict = verdict_of_interval(interval, limit, at_most=True)
     side = "below" if drop.drop_points >= 0 else "above"
@@ -239,7 +243,7 @@ def _images_needed(drop: PairedDrop, limit: float) -> str:
 
 def _top1(facts: Facts, limit: float) -> Judgement:
     if facts.correct is None or not facts.images:
-        return _not_measured("Top-1")
+        return not_measured("Top-1")
     value, interval = facts.correct / facts.images, wilson(facts.correct, facts.images)
     verdict = verdict_of_interval(interval, limit, at_most=False)
     sentence = f"Top-1 is {percent_text(value)} [{percent_text(interval[0])}, {percent_text(interval[1])}]"
@@ -265,6 +269,14 @@ def _compression(facts: Facts, limit: float) -> Judgement:
 JUDGES: dict[str, Callable[[Facts, float], Judgement]] = {
     "max_top1_drop": _top1_drop,
     "min_top1": _top1,
+    "min_recall": lambda f, limit: class_requirements.judge_recall(f.classes, limit),
+    "min_balanced_accuracy": lambda f, limit: class_requirements.judge_mean(
+        "Balanced accuracy", f.balanced_accuracy, f.balanced_accuracy_ci95, limit, f.images
+    ),
+    "min_macro_f1": lambda f, limit: class_requirements.judge_mean(
+        "Macro-F1", f.macro_f1, f.macro_f1_ci95, limit, f.images
+    ),
+    "max_class_drop": lambda f, limit: class_requirements.judge_drop(f.classes, limit),
     "max_latency_ms": lambda f, limit: _timed(
         f.latency_ms, f.latency_ci95, limit, f, "The median latency of one image", " ms", True
     ),

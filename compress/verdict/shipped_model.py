@@ -6,6 +6,7 @@ from typing import Any
 
 from compress.core.records.deployment import Measured, ModelFile
 from compress.verdict import requirements
+from compress.verdict.class_requirements import ClassCounts
 from compress.verdict.intervals import drop_from_counts
 
 
@@ -29,6 +30,11 @@ def facts(measured: Measured, models: tuple[ModelFile, ...]) -> requirements.Fac
         drop=drop_from_counts(pair["lost"], pair["gained"], pair["images"]),
         correct=round(shipped["top1"] * shipped["images"]),
         images=shipped["images"],
+        classes=_classes(measured.per_class),
+        balanced_accuracy=shipped.get("balanced_accuracy"),
+        balanced_accuracy_ci95=requirements.as_interval(shipped.get("balanced_accuracy_ci95")),
+        macro_f1=shipped.get("macro_f1"),
+        macro_f1_ci95=requirements.as_interval(shipped.get("macro_f1_ci95")),
         latency_ms=latency.get("p50"),
         latency_ci95=requirements.as_interval(latency.get("p50_ci95")),
         timed_runs=latency.get("runs"),
@@ -45,6 +51,15 @@ def facts(measured: Measured, models: tuple[ModelFile, ...]) -> requirements.Fac
         sha256=shipped["sha256"],
         precision=shipped["precision"],
         untimed=_untimed(shipped),
+    )
+
+
+def _classes(rows: tuple[dict[str, Any], ...]) -> tuple[ClassCounts, ...]:
+    """Return the counts of each class, which `per_class` holds for the file that ships."""
+    return tuple(
+        ClassCounts(row["class"], row["n"], row.get("right", 0), row["lost"], row["gained"])
+        for row in rows
+        if not row["n"] or "right" in row
     )
 
 

@@ -256,3 +256,28 @@ def test_a_layout_that_is_wrong_is_an_error_even_so(tmp_path: Path, capsys: pyte
         and "1 class sub-folder, but a classifier needs at least two" in said
         and "ok" not in said.splitlines()[-1]
     )
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_class_that_the_data_does_not_have_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str):
+    photos(tmp_path / "photos", classes=3, each=5)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        RECIPE.format(source="folder", root="photos", weights="none")
+        + "require:\n  min_recall: {class1: 0.5, clas2: 0.5}\n"
+    )
+    more = ["--artifacts", str(tmp_path / "artifacts")] if command == "run" else []
+    code = main.main([command, str(path), *more])
+    said = capsys.readouterr().err
+    assert code == 2 and "recipe.yaml:6:29: require.min_recall.clas2: no class of the data" in said
+    assert "(did you mean 'class2'?)" in said and "class0, class1, class2" in said and "class1:" not in said
+
+
+@pytest.mark.parametrize("value", ["1.5", "{}", "{a: 0}", "[0.5]", "true", "{a: {b: 0.5}}"])
+def test_a_recall_is_a_fraction_or_fractions_by_class(tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        RECIPE.format(source="folder", root="photos", weights="none") + f"require: {{min_recall: {value}}}\n"
+    )
+    assert main.main(["check", str(path)]) == 2
+    assert "require.min_recall: expected a fraction above 0, at most 1, or such" in capsys.readouterr().err

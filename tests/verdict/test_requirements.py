@@ -103,6 +103,7 @@ def test_a_row_has_the_contracts_keys_and_the_place_in_the_recipe() -> None:
         "sentence",
         "sha256",
         "precision",
+        "class_name",
     } == set(vars(rows[0]))
     assert {(row.target, row.file, row.sha256, row.precision) for row in rows} == {
         ("local", "student.int8.onnx", "ab" * 32, "int8")

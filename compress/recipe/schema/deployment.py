@@ -238,6 +238,21 @@ class Device(Section):
         return self.target != "local"
 
 
+def _recall_limit(value: Any) -> Any:
+    """Check for a fraction, or fractions by class, with one message for both branches of the union."""
+
+    def fraction(one: Any) -> bool:
+        return isinstance(one, (int, float)) and not isinstance(one, bool) and 0 < one <= 1
+
+    if fraction(value) or (isinstance(value, dict) and value and all(map(fraction, value.values()))):
+        return value
+    raise ValueError("expected a fraction above 0, at most 1, or such fractions by class, such as {faulty: 0.8}")
+
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+RecallLimit = Annotated[Fraction | dict[str, Fraction], BeforeValidator(_recall_limit)]
+
+
 class Require(Section):
     """Limits on the model that ships (int8, or float with `scheme: none`), against the float teacher.
 
@@ -248,6 +263,20 @@ class Require(Section):
         default=None, description="accuracy drop in percentage points"
     )
     min_top1: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, description="accuracy as a fraction")
+    min_recall: RecallLimit | None = Field(
+        default=None,
+        description="recall, as a fraction: one for every class, or one for each class that is named, such as "
+        "`{faulty: 0.8}`",
+    )
+    min_balanced_accuracy: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="mean of the classes' recalls, as a fraction"
+    )
+    min_macro_f1: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="mean of the classes' F1, as a fraction"
+    )
+    max_class_drop: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        default=None, description="accuracy drop of every class in percentage points"
+    )
     max_latency_ms: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="median latency of one image in milliseconds"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from compress.report.schema.base import Interval, Number, ReportPart
-from compress.verdict.requirements import Verdict
+from compress.verdict.judgement import Verdict
 
 SHA256 = "sha256 of the file, lower-case hex"
 TOP1 = "top-1 accuracy, a fraction in [0, 1]"
@@ -288,3 +288,4 @@ class RequirementRow(ReportPart):
     sentence: str | None = Field(default=None, description="the judgement in words")
     sha256: str | None = Field(default=None, description=SHA256)
     precision: str | None = Field(default=None, description="precision of the file: fp32 or int8")
+    class_name: str | None = Field(default=None, description="the class that the limit is on; null: no single one")

@@ -22,6 +22,10 @@ TONES = {"passed": "passed", "failed": "failed", "undecided": "undecided", "not 
 TITLES = {
     "max_top1_drop": "Top-1 drop at most {}",
     "min_top1": "Top-1 at least {}",
+    "min_recall": "Recall of every class at least {}",
+    "min_balanced_accuracy": "Balanced accuracy at least {}",
+    "min_macro_f1": "Macro-F1 at least {}",
+    "max_class_drop": "Top-1 drop of every class at most {}",
     "max_latency_ms": "Median latency at most {}",
     "min_speedup": "At least {} faster than the teacher",
     "min_int8_speedup": "int8 at least {} as fast as the float student",
@@ -30,6 +34,7 @@ TITLES = {
     "max_memory_bytes": "Peak memory at most {}",
     "min_int8_mac_share": "Integer share of the arithmetic at least {}",
 }
+SHARES = ("min_top1", "min_recall", "min_balanced_accuracy", "min_macro_f1", "min_int8_mac_share")
 UNITS = {
     "max_latency_ms": " ms",
     "min_speedup": "\u00d7",
@@ -185,9 +190,10 @@ def _requirement(row: RequirementRow) -> RequirementView:
     name = row.name or ""
     limit = _quantity(name, row.limit)
     digest = f"sha256 {row.sha256[:12]}" if row.sha256 else None
+    title = TITLES.get(name, f"{name}: {{}}").replace("{}", limit)
     return RequirementView(
         tone=TONES[row.verdict],
-        title=TITLES.get(name, f"{name}: {{}}").replace("{}", limit),
+        title=title.replace("every class", row.class_name) if row.class_name else title,
         sign=SIGNS[row.verdict],
         verdict=row.verdict,
         sentence=row.sentence or "",
@@ -217,9 +223,9 @@ def _quantity(name: str, value: Number | None) -> str:
     """Return a value of a requirement with its unit."""
     if not is_number(value):
         return "not measured"
-    if name == "max_top1_drop":
+    if name in ("max_top1_drop", "max_class_drop"):
         return f"{_short(round(value, 2))} points".replace("-", formats.MINUS)
-    if name in ("min_top1", "min_int8_mac_share"):
+    if name in SHARES:
         return f"{_short(100 * value)} %"
     if name.endswith("_bytes"):
         return str(size(value))
