@@ -80,18 +80,14 @@ def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], lis
     if settings.student.choose is not None:
         how = f"picked by time on the device; see the choice with: compress plan {loaded.path}"
         notes.append(f"{loaded.where('student.choose')}: student.choose: {how}")
-    weights = [
-        (f"{place}.weights", one.weights)
-        for place, one in named
-        if Path(one.weights).suffix in catalog.CHECKPOINT_SUFFIXES
-    ]
+    weights = [(f"{place}.weights", one.weights) for place, one in named if catalog.is_checkpoint(one.weights)]
     absent = [
         (place, path)
         for place, path in [*((place, one.onnx) for place, one in files), *weights]
         if not _is_there(path, base)
     ]
-    for place, one in named:
-        _checkpoint(loaded, place, one, base, classes, known is not None)
+    taken = [_checkpoint(loaded, place, one, base, classes, known is not None) for place, one in named]
+    notes += [note for note in taken if note]
     more, missing = _data(loaded, base, names or ())
     return notes + more, [
         f"{loaded.where(place)}: {place}: {path} is not there yet" for place, path in absent
@@ -102,23 +98,23 @@ def _is_there(path: str | None, base: Path) -> bool:
     return (base / Path(path or "").expanduser()).is_file()
 
 
-def _checkpoint(loaded: Loaded, place: str, one: Candidate | Choice, base: Path, classes: int, counted: bool) -> None:
-    """Check that weights in a file or in the package fit the network. `counted`: `classes` is the data's own number."""
+def _checkpoint(loaded: Loaded, place: str, one: Candidate | Choice, base: Path, classes: int, counted: bool) -> str:
+    """Check that weights in a file or in the package fit the network, and return what is taken from the file.
+
+    `counted`: `classes` is the data's own number.
+    """
     embedded, file = one.weights == "embedded", base / Path(one.weights).expanduser()
-    if not embedded and (file.suffix not in catalog.CHECKPOINT_SUFFIXES or not file.is_file()):
-        return
+    if not embedded and not (catalog.is_checkpoint(one.weights) and file.is_file()):
+        return ""
     outputs = len(one.classes) if isinstance(one, Candidate) and one.classes else classes
     try:
         path = checkpoints.embedded_teacher(one.model) if embedded else file
         model = models.build(one.model, classes=outputs, width=one.width)
-        checkpoints.load_state(
-            model,
-            checkpoints.read_state(path),
-            source=str(path),
-            new_head=isinstance(one, Choice) or one.train is not None or not counted,
-        )
+        new_head = isinstance(one, Choice) or one.train is not None or not counted
+        note = checkpoints.load_file(model, path, key=one.weights_key, new_head=new_head)
     except CompressError as error:
         raise UsageError(f"{loaded.where(f'{place}.weights')}: {place}.weights: {error}") from error
+    return f"{place}.weights: {one.weights}: {note}" if note else ""
 
 
 def _file(loaded: Loaded, place: str, one: Candidate, base: Path, size: int) -> str:

@@ -15,13 +15,14 @@ __all__ = [
     "check_image_size",
     "did_you_mean",
     "info",
+    "is_checkpoint",
     "is_custom",
     "names",
     "resolve_width",
     "taps",
 ]
 
-CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pth.tar")
 
 _CUSTOM = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -41,6 +42,11 @@ def did_you_mean(name: str, known: tuple[str, ...]) -> str:
 def is_custom(name: str) -> bool:
     """Return whether a name is `package.module:function`, the user's own code."""
     return _CUSTOM.fullmatch(name) is not None
+
+
+def is_checkpoint(weights: str) -> bool:
+    """Return whether a `weights` key names a checkpoint file."""
+    return weights.endswith(CHECKPOINT_SUFFIXES)
 
 
 def info(name: str) -> NetworkInfo:

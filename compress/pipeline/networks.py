@@ -11,13 +11,10 @@ from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization, Prepared
 from compress.core.records.warnings import RunWarning
 from compress.models import catalog, checkpoints, custom
+from compress.models.meta import shapes_only
+from compress.models.weight_choice import take_weights
 from compress.recipe.schema import Candidate, Choice, Normalize, Recipe
 from compress.stages import teacher
-
-
-def is_file(weights: str) -> bool:
-    """Return whether a `weights` key names a checkpoint file."""
-    return Path(weights).suffix in catalog.CHECKPOINT_SUFFIXES
 
 
 def normalized(section: Normalize) -> Normalization:
@@ -44,7 +41,7 @@ class NetworkResolver:
         weights += [(one.model, one.weights, None) for one in settings.student.networks]
         for model, key, normalize in weights:
             known = catalog.info(model).family == "photos"  # published as files, all with one normalisation
-            if is_file(key) and normalize is None and settings.data.normalize is None and not known:
+            if catalog.is_checkpoint(key) and normalize is None and settings.data.normalize is None and not known:
                 found.append(f"{model}: its checkpoint names no normalisation, {advice}")
         return [RunWarning(text) for text in found]
 
@@ -52,7 +49,7 @@ class NetworkResolver:
         """Return a network with its own normalisation: the recipe's, else its published weights', else the data's."""
         normalize = one.normalize if isinstance(one, Candidate) else None
         asked, info = normalize or self.settings.data.normalize, catalog.info(one.model)
-        published = one.weights in info.pretrained or (info.family == "photos" and is_file(one.weights))
+        published = one.weights in info.pretrained or (info.family == "photos" and catalog.is_checkpoint(one.weights))
         if asked is not None:
             normalization = normalized(asked)
         elif published and info.normalization is not None:
@@ -78,7 +75,7 @@ class NetworkResolver:
             raise MissingError(
                 f"weights: {key} is not downloaded by a run; fetch it first and name the file: curl -LO {key}"
             )
-        if is_file(key):
+        if catalog.is_checkpoint(key):
             path = self.base / Path(key).expanduser()
             if not path.is_file():
                 raise MissingError(
@@ -86,6 +83,31 @@ class NetworkResolver:
                 )
             return "file", File.of(path)
         return key, None
+
+    def taken(
+        self, one: Choice | Candidate, weights: File | None, outputs: int | None = None
+    ) -> tuple[str | None, str]:
+        """Return which weights of its checkpoint a network takes, as `Network.weights_key`, and a note on them.
+
+        Args:
+            one: The network.
+            weights: Its checkpoint, if any.
+            outputs: How many outputs the network has; None: one for each class.
+
+        Raises:
+            CompressError: The file cannot be read, or the recipe must say which weights are meant.
+        """
+        if weights is None or one.weights == "embedded":
+            return None, ""
+        model = shapes_only(one.model, classes=outputs or len(self.prepared.classes), width=one.width)
+        found = take_weights(weights.path, model, one.weights_key)
+        return found.key, found.note
+
+    def start(self, one: Choice) -> tuple[str, File | None, Network, str]:
+        """Return a student's start: what its stage's config holds, the checkpoint if any, the network, a note."""
+        start, weights = self.weights(one.weights, one.model)
+        key, note = self.taken(one, weights)
+        return start, weights, replace(self.network(one), weights_key=key), note
 
     def candidate(self, candidate: Candidate, label: str) -> tuple[Candidate, Network, File | None]:
         """Return a candidate's section for its stage, its network and its file. Raises UsageError or MissingError."""
@@ -109,7 +131,9 @@ class NetworkResolver:
             own_size = None if own_size == network.image_size else own_size
         else:
             key, weights, own_size = *self.weights(candidate.weights, candidate.model), candidate.image_size
-            network = self.network(candidate)
+            outputs = len(candidate.classes) if candidate.classes else None
+            taken, _ = self.taken(candidate, weights, outputs)  # the stage's record says what it is
+            network = replace(self.network(candidate), weights_key=taken)
         order = self._order(candidate.classes, label)
         network = replace(
             network,
@@ -118,7 +142,7 @@ class NetworkResolver:
             order=order,
             outputs=len(candidate.classes) if candidate.classes else None,
         )
-        return candidate.model_copy(update={"weights": key}), network, weights
+        return candidate.model_copy(update={"weights": key, "weights_key": None}), network, weights
 
     def _order(self, names: tuple[str, ...] | None, label: str) -> tuple[int, ...] | None:
         """Return where each of the data's classes stands among a candidate's; None: they are the same, in order.

@@ -48,6 +48,7 @@ class Workflow:
         self.root = (self.base / Path(root).expanduser()).resolve() if root else None
         self.prepared, self.training = prepare(settings.data, self.root, store)
         self.warnings: list[RunWarning] = []
+        self.said: set[str] = set()
         # These are shown in every run, whether or not the data was reused.
         self.warn(replace(warning, text=f"data: {warning}") for warning in self.prepared.run_warnings)
 
@@ -161,9 +162,12 @@ class Workflow:
         for place in sorted(range(len(named)), key=lambda place: named[place][0].train is not None):
             config, network, weights = named[place]
             read = self.training if config.train is not None else self.training.evaluated
-            found[place] = self.store.run(
+            one: Trained = self.store.run(
                 TEACHER, config, label=labels[place], network=network, data=read, weights=weights
             )
+            found[place] = one
+            if weights is not None and config.weights != "embedded":
+                self.say_once(f"teacher {labels[place]}: {one.origin}")
         return [found[place] for place in range(len(named))]
 
     def _labels(self) -> list[str]:
@@ -174,8 +178,9 @@ class Workflow:
     def students(self, teacher: Trained | None) -> Iterator[StudentTask]:
         """Yield the recipe's student, then the baseline without a teacher where one is asked for."""
         distill, student = self.settings.distill, self.settings.student.networks[0]
-        start, weights = self.networks.weights(student.weights, student.model)
-        network = self.networks.network(student)
+        start, weights, network, taken = self.networks.start(student)
+        if taken:
+            self.say_once(f"student {student.model}: from {student.weights}: {taken}")
         yield StudentTask("", network, start, weights, distill.alone(), teacher)
         if distill.baseline and not distill.plain:
             yield StudentTask("baseline", network, start, weights, Distill(method=("none",)).alone(), None)
@@ -262,6 +267,12 @@ class Workflow:
             where=places(self.loaded),
             plan=plan,
         )
+
+    def say_once(self, text: str) -> None:
+        """Print a note in every run, also where its stage was reused, and not again in this run."""
+        if text not in self.said:
+            self.said.add(text)
+            self.store.console.notice(text)
 
     def warn(self, warnings: Iterable[RunWarning]) -> None:
         """Print warnings and keep them for the report."""

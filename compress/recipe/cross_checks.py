@@ -182,7 +182,7 @@ def remarks(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
 
 def _network_remarks(keys: Keys, item: Candidate | Choice, size: int) -> Iterator[tuple[Keys, str]]:
     if isinstance(item, Candidate) and item.expect_top1 is None and item.train is None:
-        file = item.onnx or (item.weights if item.weights.endswith(catalog.CHECKPOINT_SUFFIXES) else "")
+        file = item.onnx or (item.weights if catalog.is_checkpoint(item.weights) else "")
         if file:
             known = f"say what accuracy {Path(file).name} is known to reach (expect_top1)"
             message = f"{known}, so that a wrong input is noticed before hours of training"

@@ -93,6 +93,8 @@ def network_mistakes(item: Candidate | Choice, size: int) -> Iterator[tuple[Keys
     if item.taps is not None and not catalog.is_custom(item.model):
         known = f"those of {item.model or 'an ONNX file'} are known, or there are none"
         yield ("taps",), f"only your own network names its stages; {known}"
+    if item.weights_key is not None and not catalog.is_checkpoint(item.weights):
+        yield ("weights_key",), f"chooses among the weights of a file, but weights is {item.weights}: leave it out"
     if item.model not in catalog.NETWORKS:
         return
     info = catalog.NETWORKS[item.model]
@@ -107,7 +109,7 @@ def network_mistakes(item: Candidate | Choice, size: int) -> Iterator[tuple[Keys
     except UsageError as error:
         yield ("width",), str(error).removeprefix("width: ")
     words = (*(("none", "embedded") if isinstance(item, Candidate) else ("none",)), *info.pretrained)
-    if item.weights not in words and not item.weights.endswith(catalog.CHECKPOINT_SUFFIXES):
+    if item.weights not in words and not catalog.is_checkpoint(item.weights):
         expected = f"{', '.join(words)} or a file ({', '.join(catalog.CHECKPOINT_SUFFIXES)})"
         yield ("weights",), f"expected {expected}, got {item.weights!r}{did_you_mean(item.weights, words)}"
     if isinstance(item, Candidate) and item.expect_top1 is not None and item.weights == "none":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save
@@ -45,7 +46,7 @@ def run_distill(
     path = context.work / "trained.safetensors"
     save_combined(model, method, path)
     return Distilled(
-        network=student,
+        network=replace(student, weights_key=None),  # the combined file holds the student's own weights
         combined=File.of(path),
         method=config.name,
         epochs=len(fitted.history),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,12 +56,18 @@ def run_teacher(
     dataset = build.load_images(data, context.device)
     counted: tuple[int, int | None] = (0, None)
     head: str | None = None
+    taken = list[str]()
     if network.black_box and weights is not None:
         counted = _inspected(network, weights)
         model = build.load_network(network, weights, context.device)
     else:
         model, head = build.build_for_training(
-            network, config.weights, weights, new_head=config.train is not None, device=context.device
+            network,
+            config.weights,
+            weights,
+            new_head=config.train is not None,
+            device=context.device,
+            say=taken.append,
         )
     fitted = checks = None
     if config.train is not None:
@@ -77,7 +84,7 @@ def run_teacher(
         path, counted = context.work / "teacher.safetensors", (params(model), macs(model, network.image_size))
         checkpoints.save_state(inner_network(model), path)
     return Trained(
-        network=network,
+        network=replace(network, weights_key=None),  # the file that was written holds the taken weights alone
         weights=File.of(path),
         top1_validation=top1,
         params=counted[0],
@@ -89,7 +96,7 @@ def run_teacher(
         threads=fitted.threads if fitted else None,
         kernels=fitted.kernels if fitted else None,
         history=File.of(context.work / checkpoint.HISTORY) if fitted else None,
-        origin=_origin(config),
+        origin=_origin(config, taken),
         largest_logit=float(logits.abs().max()),
         gpu=fitted.gpu if fitted else None,
         checks=checks,
@@ -194,12 +201,14 @@ def _find_fault(
     return None if fault is None else fault.sentence() + REMEDIES.get(fault.kind, "")
 
 
-def _origin(config: ResolvedCandidate) -> str:
+def _origin(config: ResolvedCandidate, taken: list[str]) -> str:
+    """Describe where the weights come from. `taken`: what was taken from a file that holds more."""
     if config.onnx is not None:
         return "an ONNX file as it is"
     if config.weights == "none":
         return "trained here"
     source = {"embedded": "shipped with the package", "file": "checkpoint"}.get(config.weights, config.weights)
+    source += "".join(f" ({note})" for note in taken)
     return f"{source}, trained further here" if config.train else source
 
 

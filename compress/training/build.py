@@ -61,7 +61,13 @@ def load_network(record: Network, weights: File | None, device: str) -> nn.Modul
 
 
 def build_for_training(
-    record: Network, key: str, weights: File | None, *, new_head: bool, device: str
+    record: Network,
+    key: str,
+    weights: File | None,
+    *,
+    new_head: bool,
+    device: str,
+    say: Callable[[str], object] = str,
 ) -> tuple[nn.Module, str | None]:
     """Build the network that training starts from, on the device in channels_last.
 
@@ -71,6 +77,7 @@ def build_for_training(
         weights: the checkpoint file, where the key is "file".
         new_head: leave the classifier fresh where the checkpoint's has another number of classes.
         device: "cpu", "cuda" or "cuda:N".
+        say: gets one sentence on what was taken from a file that holds more than the weights.
 
     Returns:
         The network, and the path of its last layer where pretrained weights left that one fresh; None: they did not.
@@ -81,8 +88,9 @@ def build_for_training(
     else:
         model = models.build(record.model, classes=record.outputs or record.classes, width=record.width)
     if weights is not None:
-        state = checkpoints.read_state(weights.path)
-        fresh = checkpoints.load_state(model, state, source=str(weights.path), new_head=new_head)
+        note, fresh = checkpoints.load_file(model, weights.path, key=record.weights_key, new_head=new_head)
+        if note:
+            say(note)
     return _to_device(_adapted(record, model), device), fresh[0].rpartition(".")[0] if fresh else None
 
 

@@ -235,7 +235,9 @@ def test_absent_file_and_unknown_ending(tmp_path: Path):
 
     with pytest.raises(MissingError, match=r"there is no file .*x\.pt"):
         read_state(tmp_path / "x.pt")
-    with pytest.raises(UsageError, match=r"x\.h5 ends in '\.h5'; give a \.safetensors, \.pt, \.pth or \.bin file"):
+    with pytest.raises(
+        UsageError, match=r"x\.h5 ends in '\.h5'; give a \.safetensors, \.pt, \.pth, \.bin, \.ckpt or \.pth\.tar file"
+    ):
         read_state(tmp_path / "x.h5")
 
 

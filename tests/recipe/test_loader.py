@@ -370,7 +370,7 @@ FILES = [
         [
             (
                 "5:53: student.weights: expected none, IMAGENET1K_V1, IMAGENET1K_V2 or a file (.safetensors, "
-                ".pt, .pth, .bin), got 'IMAGENET1K_V3' (did you mean 'IMAGENET1K_V2'?)"
+                ".pt, .pth, .bin, .ckpt, .pth.tar), got 'IMAGENET1K_V3' (did you mean 'IMAGENET1K_V2'?)"
             )
         ],
     ),

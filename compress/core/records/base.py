@@ -40,12 +40,13 @@ IN_KEY_IF_SET = frozenset(
         "distortion",
         "shards_at_once",
         "labelled",
+        "weights_key",
         "batch_norm",
         "probe",
     }
 )
 # Fields that a record's JSON has only when they are set, so that older records stay as they are.
-IN_JSON_IF_SET = frozenset({"checks"})
+STORED_IF_SET = frozenset({"checks", "weights_key"})
 
 # Fields that were renamed: class -> field -> the name that they keep in stage.json and in cache keys.
 JSON_NAMES: dict[str, dict[str, str]] = {
@@ -80,11 +81,7 @@ class File:
 def to_json(value: Any) -> Any:
     """Return a record as plain JSON values (recursive)."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            name: to_json(item)
-            for name, item in _stored_fields(value)
-            if item is not None or name not in IN_JSON_IF_SET
-        }
+        return {name: to_json(item) for name, item in _stored_fields(value)}
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, dict):
@@ -95,7 +92,12 @@ def to_json(value: Any) -> Any:
 
 
 def _stored_fields(record: Any) -> list[tuple[str, Any]]:
-    return [(json_name(type(record), field.name), getattr(record, field.name)) for field in dataclasses.fields(record)]
+    values = ((field.name, getattr(record, field.name)) for field in dataclasses.fields(record))
+    return [
+        (json_name(type(record), name), value)
+        for name, value in values
+        if value is not None or name not in STORED_IF_SET
+    ]
 
 
 def from_json(kind: Any, data: Any) -> Any:

@@ -158,6 +158,7 @@ class Network:
     black_box: bool = False  # another project's ONNX file: `model` is its name, the weights are the file
     outputs: int | None = None  # number of outputs, where that is not `classes`
     taps: tuple[str, ...] | None = None  # stages of the user's own network, as the recipe names them
+    weights_key: str | None = None  # which weights of the checkpoint training starts from; None: the usual ones
 
     @property
     def side(self) -> int:

@@ -75,11 +75,7 @@ def _paths(data: Any) -> Iterator[tuple[Keys, str]]:
     for keys, one in networks:
         for key in ("weights", "onnx"):
             value = _entry(one, key)
-            if (
-                isinstance(value, str)
-                and (key == "onnx" or value.endswith(catalog.CHECKPOINT_SUFFIXES))
-                and "://" not in value
-            ):
+            if isinstance(value, str) and (key == "onnx" or catalog.is_checkpoint(value)) and "://" not in value:
                 yield (*keys, key), value
 
 

@@ -22,9 +22,14 @@ TAPS = (
     "for your own network: its stages from shallow to deep, as paths of modules (their outputs, after the last "
     "activation), for methods that read feature maps; null: its attribute `taps`"
 )
+WEIGHTS_KEY = (
+    "which weights of a checkpoint file to take: the name of an entry, such as `state_dict_ema`, a prefix of its keys, "
+    "such as `student`, or both joined by a dot; null: averaged weights (EMA) where there are some, else the only ones"
+)
+CHECKPOINT = "the path of a .safetensors, .pt, .pth, .bin, .ckpt or .pth.tar file"
 START = (
-    "initial weights: none (from scratch), a torchvision weights name, or the path of a .safetensors, .pt, "
-    ".pth or .bin file; with another number of classes the last layer is new"
+    f"initial weights: none (from scratch), a torchvision weights name, or {CHECKPOINT}; with another number of "
+    "classes the last layer is new"
 )
 
 
@@ -42,8 +47,9 @@ class Candidate(Section):
     weights: str = Field(
         default="none",
         description="none (train here), embedded (part of the package, for fashion), a torchvision weights name, "
-        "or the path of a .safetensors, .pt, .pth or .bin file",
+        f"or {CHECKPOINT}",
     )
+    weights_key: str | None = Field(default=None, description=WEIGHTS_KEY)
     taps: tuple[str, ...] | None = Field(default=None, description=TAPS)
     expect_top1: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None,
@@ -107,6 +113,7 @@ class Choice(Section):
     model: str = Field(description=MODEL)
     width: Annotated[float, Field(gt=0, le=4)] | None = Field(default=None, description=WIDTH)
     weights: str = Field(default="none", description=START)
+    weights_key: str | None = Field(default=None, description=WEIGHTS_KEY)
     taps: tuple[str, ...] | None = Field(default=None, description=TAPS)
 
 
@@ -129,6 +136,7 @@ class Student(Section):
     model: str | None = Field(default=None, description=f"{MODEL}; needed unless `choose` picks it")
     width: Annotated[float, Field(gt=0, le=4)] | None = Field(default=None, description=WIDTH)
     weights: str = Field(default="none", description=START)
+    weights_key: str | None = Field(default=None, description=WEIGHTS_KEY)
     taps: tuple[str, ...] | None = Field(default=None, description=TAPS)
     choose: Choose | None = Field(
         default=None, description="instead of model, width and weights: pick the largest network that is fast enough"
@@ -142,5 +150,13 @@ class Student(Section):
         return (
             ()
             if self.model is None
-            else (Choice(model=self.model, width=self.width, weights=self.weights, taps=self.taps),)
+            else (
+                Choice(
+                    model=self.model,
+                    width=self.width,
+                    weights=self.weights,
+                    weights_key=self.weights_key,
+                    taps=self.taps,
+                ),
+            )
         )
