@@ -111,7 +111,7 @@ def _checkpoint(loaded: Loaded, place: str, one: Candidate | Choice, base: Path,
         path = checkpoints.embedded_teacher(one.model) if embedded else file
         model = models.build(one.model, classes=outputs, width=one.width)
         new_head = isinstance(one, Choice) or one.train is not None or not counted
-        note = checkpoints.load_file(model, path, key=one.weights_key, new_head=new_head)
+        note, _ = checkpoints.load_file(model, path, key=one.weights_key, new_head=new_head)
     except CompressError as error:
         raise UsageError(f"{loaded.where(f'{place}.weights')}: {place}.weights: {error}") from error
     return f"{place}.weights: {one.weights}: {note}" if note else ""

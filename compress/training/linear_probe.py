@@ -22,7 +22,7 @@ from compress.data import stratified
 from compress.data.augment import views
 from compress.data.streaming.batches import Stream
 from compress.models.input_adapter import InputAdapter, inner_network
-from compress.training import schedule
+from compress.training import forward_batch
 from compress.training.evaluation import ImageSet
 from compress.training.precision import without_tf32
 
@@ -180,7 +180,7 @@ def _features(
     device, seen = image_set.labels.device, list[Tensor]()
     mean, std = (torch.tensor(values, device=device) for values in (normalization.mean, normalization.std))
     images, index = source
-    rows = schedule.rows_at_once(device, image_set.image_size)
+    rows = forward_batch.rows_at_once(device, image_set.image_size)
 
     def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
         seen.append(args[0].float().cpu())
