@@ -21,16 +21,20 @@ from compress.training import build
 ROOT = Path(__file__).parents[1]
 PINS = Path(__file__).parent / "golden" / "stages.json"
 
-DATA, MODELS, RANDOM = "compress/data", "compress/models", "compress/core/stateless_random.py"
-TRAINING = ("compress/training", "compress/methods", "compress/core/distributed.py", DATA, MODELS, RANDOM)
+DATA, IMAGES = "compress/data", "export/runtime/images.py"
+MODELS, RANDOM = "compress/models", "compress/core/stateless_random.py"
+TRAINING = ("compress/training", "compress/methods", "compress/core/distributed.py", DATA, IMAGES, MODELS, RANDOM)
 VERDICT, RUNTIME, GRAPH, INT8 = "compress/verdict", "export/runtime", "export/graph", "export/int8"
 
 # What decides the numbers of each stage, beside its inputs: files, and folders with all that is in them.
 # "logits" is the disk copy of a teacher's answers.
 SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
-    "data": (data.PREPARE.version, ("compress/stages/data.py", DATA)),
+    "data": (data.PREPARE.version, ("compress/stages/data.py", DATA, IMAGES)),
     "teacher": (teacher.TEACHER.version, ("compress/stages/teacher.py", *TRAINING)),
-    "logits": (build.LOGITS_VERSION, ("compress/training/build.py", "compress/training/teacher", DATA, MODELS, RANDOM)),
+    "logits": (
+        build.LOGITS_VERSION,
+        ("compress/training/build.py", "compress/training/teacher", DATA, IMAGES, MODELS, RANDOM),
+    ),
     "distill": (distill.DISTILL.version, ("compress/stages/distill.py", *TRAINING)),
     "proxy": (proxy.PROXY.version, ("compress/stages/proxy.py", *TRAINING)),
     "strip": (strip.STRIP.version, ("compress/stages/strip.py", *TRAINING)),
@@ -50,7 +54,7 @@ SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
             "export/verify.py",
         ),
     ),
-    "settle": (ship_float.SHIP_FLOAT.version, ("compress/stages/ship_float.py", VERDICT, DATA)),
+    "settle": (ship_float.SHIP_FLOAT.version, ("compress/stages/ship_float.py", VERDICT, DATA, IMAGES)),
     "device": (device.DEVICE.version, ("compress/stages/device.py",)),
 }
 SUFFIXES = (".py", ".c", ".h")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from export.runtime import images as image_files
 from export.runtime import photos
 from export.runtime.photo_faults import pool
 
@@ -28,7 +29,6 @@ _KINDS: tuple[tuple[str, str, int, str, tuple[float, float], dict[str, Any]], ..
 COUNT = len(_KINDS)
 # Rows of a canvas that are drawn at once.
 _ROWS_AT_ONCE = 200
-_ORIENTATION_TAG = 0x0112
 # Tint of a grey image, on which swapped channels would not show.
 _WARM = np.array([1.0, 0.85, 0.65])
 # How the stored pixels are turned for each value of the orientation tag.
@@ -85,8 +85,8 @@ def write(
 
 
 def _description(path: Path, number: int) -> str:
-    with Image.open(path) as image:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    with image_files.open_image(path) as image:
+        orientation = image.getexif().get(image_files.EXIF_ORIENTATION, 1)
         mode = "" if image.mode == "RGB" else f", {image.mode}"
         turned = f", EXIF orientation {orientation}" if orientation != 1 else ""
         return f"own photo {number}: {image.width} x {image.height}{mode}{turned}"
@@ -123,6 +123,6 @@ def _draw(image: np.ndarray, size: tuple[int, int], border: float) -> Image.Imag
 def _save(image: Image.Image, path: Path, orientation: int, options: dict[str, Any]) -> None:
     tags = Image.Exif()
     if orientation != 1:
-        tags[_ORIENTATION_TAG] = orientation
+        tags[image_files.EXIF_ORIENTATION] = orientation
         image = image.transpose(_STORED_TRANSPOSE[orientation])
     image.save(path, "JPEG", **{"quality": 92, **options}, exif=tags.tobytes() if orientation != 1 else b"")

@@ -1,7 +1,7 @@
 """Check that an application turns a photo's bytes into the right pixels.
 
 The bundle's JPEG files are decoded as an application would, and pixels and answers are compared with the stored ones.
-`compress.data.decode` and `compress.data.augment.crops` decode for training: the three must decode alike.
+Files are opened by `images`, as for training; `compress.data.decode` must resize alike.
 Most wrong answers on devices come from the way from a photo's bytes to the network's pixels.
 Standard library and numpy, Pillow only if it is installed; runs on Python 3.8, because it travels in the bundle.
 """
@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 
-from export.runtime import Contract, ExportError, scale_and_shift
+from export.runtime import Contract, ExportError, images, scale_and_shift
 from export.runtime.photo_faults import VARIANTS, guess_normalisation, name_fault
 
 FOLDER, ARRAYS = "photos", "photos.npz"
@@ -43,18 +43,12 @@ def preprocess(content: Any, resize: int, crop: int, *, squash: bool = False, up
     Returns:
         Pixels uint8 (crop, crop, 3).
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     bilinear = getattr(Image, "Resampling", Image).BILINEAR  # Pillow before 9.1 has it in the module
-    with Image.open(content) as opened:
-        # Decodes a JPEG at a half, a quarter or an eighth of its size if twice the target size is left.
-        opened.draft(None, (2 * resize, 2 * resize))
-        image = ImageOps.exif_transpose(opened) if upright else opened.copy()
-    if image.mode.startswith("I"):  # 16 bits of grey
-        image = Image.fromarray((np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8).astype(np.uint8))
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = image.convert("RGB")
+    with images.open_image(content) as opened:
+        # A JPEG is decoded at a half, a quarter or an eighth of its size if twice the target size is left.
+        image = images.to_upright_rgb(opened, (2 * resize, 2 * resize), upright=upright)
     if squash:
         return np.asarray(image.resize((crop, crop), bilinear))
     short = min(image.size)
@@ -195,7 +189,7 @@ def _check_photo(
     expected = arrays["pixels"][index]
     try:
         got, note = decode(folder / entry["file"])
-    except (OSError, ValueError, SyntaxError, ExportError) as error:
+    except (*images.BROKEN_FILE_ERRORS, ExportError) as error:
         row["note"] = str(error)
         return row, None
     difference = float(np.abs(got - expected).mean())

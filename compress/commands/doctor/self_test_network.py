@@ -22,6 +22,7 @@ from compress.data.sources import fashion
 from compress.verdict.diagnosis import Constants
 from export.graph.from_torch import to_onnx
 from export.runtime import Contract, Model
+from export.runtime import images as image_files
 
 KINDS = (1, 3, 7, 8)  # trouser, dress, sneaker, bag
 # Tints of red, green and blue. Neither becomes the other when red and blue are exchanged, because that would look like
@@ -114,10 +115,13 @@ def _draw(
     np.maximum(inside, clothes, out=inside)
     files = [_png(image) for image in (scene + random.normal(0, 6, scene.shape)).clip(0, 255).astype(np.uint8)]
     cropped = np.stack([decode_image(file, HEIGHT) for file in files])
-    squashed = np.stack(
-        [np.asarray(Image.open(io.BytesIO(file)).resize((HEIGHT, HEIGHT), Image.Resampling.BILINEAR)) for file in files]
-    )
+    squashed = np.stack([_squashed(file) for file in files])
     return cropped, np.array([KINDS.index(kind) for kind in kinds[chosen]]) * len(COLOURS) + colour, squashed
+
+
+def _squashed(file: bytes) -> NDArray[np.uint8]:
+    with image_files.open_image(file) as image:
+        return np.asarray(image.resize((HEIGHT, HEIGHT), Image.Resampling.BILINEAR))
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:

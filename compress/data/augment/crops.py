@@ -1,24 +1,22 @@
 """Training views of an image file: a random crop, resized and perhaps flipped, as a function of (file, view number).
 
 Torch-free. The crop is cut in the process that decodes, before images are batched: images differ in size, Pillow's
-resize is antialiased as in the papers, and only the view travels to the device. `data/decode.py` and
-`export/runtime/photos.py` must decode alike.
+resize is antialiased as in the papers, and only the view travels to the device. Files are opened as in
+`data/decode.py`.
 """
 
 from __future__ import annotations
 
-import io
 import math
 
 import numpy as np
 
 from compress.core.stateless_random import hashed_int
+from export.runtime import images
 
 ATTEMPTS = 10
 # A JPEG is decoded at 1/2, 1/4 or 1/8 only if the crop keeps this many times the view's pixels along each side.
 DRAFT_MARGIN = 2
-EXIF_ORIENTATION = 0x0112
-TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
 def crop_box(number: int, width: int, height: int, least: float = 0.08) -> tuple[float, float, float, float]:
@@ -53,17 +51,13 @@ def decode_training_view(content: bytes, view: int, size: int) -> np.ndarray:
         view: Box * 2 + flip. Below 128 pixels boxes cover at least a quarter of the image, else 8 %.
         size: Side of the view, in pixels.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    from compress.data.decode import to_rgb
-
-    with Image.open(io.BytesIO(content)) as image:
-        transposed = image.getexif().get(EXIF_ORIENTATION) in TRANSPOSED
-        width, height = image.size[::-1] if transposed else image.size
+    with images.open_image(content) as image:
+        width, height = image.size[::-1] if images.is_transposed(image) else image.size
         left, top, w, h = crop_box(view // 2, width, height, 0.08 if size >= 128 else 0.25)
         wanted = (math.ceil(DRAFT_MARGIN * size * width / w), math.ceil(DRAFT_MARGIN * size * height / h))
-        image.draft(None, wanted[::-1] if transposed else wanted)
-        upright = to_rgb(ImageOps.exif_transpose(image))
+        upright = images.to_upright_rgb(image, wanted)
     across, down = upright.width / width, upright.height / height
     box = (left * across, top * down, min((left + w) * across, upright.width), min((top + h) * down, upright.height))
     pixels = np.asarray(upright.resize((size, size), Image.Resampling.BILINEAR, box=box))

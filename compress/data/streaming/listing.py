@@ -184,11 +184,11 @@ class Listing:
         Yields:
             Blocks uint8 (m, S, S, 3).
         """
-        from compress.data.decode import strict_pillow
+        from compress.data.decode import quiet_pillow
 
         reported, wanted = time.monotonic(), [int(position) for position in positions]
         decode = partial(decode_evaluation_view, size=self.spec.image_size)
-        with strict_pillow(), ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 1)) as pool:
+        with quiet_pillow(), ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 1)) as pool:
             for start in range(0, len(wanted), CHUNK):
                 yield np.stack(list(pool.map(partial(self.decoded, decode=decode), wanted[start : start + CHUNK])))
                 if time.monotonic() - reported > PROGRESS_SECONDS:

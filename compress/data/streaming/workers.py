@@ -193,13 +193,13 @@ def _opened(job: Job) -> tuple[Listing, np.ndarray]:
 
 def _decode_task(job: Job, slot: int, row: int, positions: list[int], views: list[int]) -> None:
     """Decode some images into their rows of a slot. Raises StageError with the path of one that cannot be read."""
-    from compress.data.decode import strict_pillow
+    from compress.data.decode import quiet_pillow
 
     global _last_work
     _last_work = time.monotonic()
     listing, ring = _opened(job)
     size = job.spec.image_size
-    with strict_pillow():
+    with quiet_pillow():
         for number, (position, view) in enumerate(zip(positions, views, strict=True), row):
             decode = (
                 partial(decode_training_view, view=view, size=size)

@@ -19,6 +19,7 @@ from compress.core.records.base import File
 from compress.data import centre_crop
 from compress.data.decode import decode_image
 from export.runtime import conditions
+from export.runtime import images as image_files
 from export.runtime.latency_stats import LatencyResult
 from export.runtime.rounds import DRIFT_LIMIT
 
@@ -118,7 +119,7 @@ def _jpeg(image: NDArray[np.uint8]) -> bytes:
 def _described(contents: list[bytes]) -> str:
     sizes = []
     for content in contents:
-        with Image.open(io.BytesIO(content)) as image:
+        with image_files.open_image(content) as image:
             sizes.append(image.size)
     small, large = min(sizes, key=lambda size: size[0] * size[1]), max(sizes, key=lambda size: size[0] * size[1])
     pixels = f"{small[0]} x {small[1]}" + (f" to {large[0]} x {large[1]}" if large != small else "")
