@@ -29,7 +29,14 @@ def prepare(config: Data, root: Path | None, store: Store) -> tuple[Prepared, Tr
     fingerprint = inspection.fingerprint(config, Path())
     # What does not change the decoded arrays stays out of the key.
     keyed = config.model_copy(
-        update={"validation": 0.1, "calibration": 512, "normalize": None, "download": False, "workers": None}
+        update={
+            "validation": 0.1,
+            "calibration": 512,
+            "normalize": None,
+            "download": False,
+            "workers": None,
+            "labelled": None,
+        }
     )
     keyed = keyed.model_copy(update={"color_jitter": None, "rand_augment": None, "shards_at_once": None})
     prepared: Prepared = store.run(PREPARE, keyed, fingerprint=fingerprint)

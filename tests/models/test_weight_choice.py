@@ -31,7 +31,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Ten
 
 def loaded(path: Path, key: str | None = None, name: str = NETWORK, classes: int = CLASSES) -> tuple[nn.Module, str]:
     model = models.build(name, classes=classes)
-    return model, load_file(model, path, key=key)
+    return model, load_file(model, path, key=key)[0]
 
 
 def equal(model: nn.Module, state: dict[str, Tensor]) -> bool:
