@@ -23,6 +23,7 @@ from compress.recipe.class_names import check_class_names
 from compress.recipe.defaults import resolve
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import KNOWN_CLASSES, Candidate, Choice, Data, Recipe
+from compress.verdict import student_warnings
 from export.runtime.conditions import too_many_threads
 
 # Where the data is not there yet.
@@ -219,6 +220,7 @@ def _splits(loaded: Loaded, base: Path, names: tuple[str, ...]) -> list[str]:
     notes = [f"data: {len(labels):,} training images{without}"]
     if unlabelled and loaded.recipe.distill.plain:
         notes.append(f"{loaded.where('distill')}: distill.method: none learns nothing from images without a label")
+    notes += [f"data: {warning}" for warning in student_warnings.of_imbalance(read, names)] if names else []
     if config.calibration > len(trained):
         taken = f"all {len(trained):,} training images are used"
         where = loaded.where("data.calibration")

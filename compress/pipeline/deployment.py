@@ -24,7 +24,7 @@ from compress.stages.quantize import QUANTIZE, resolve_targets
 from compress.stages.ship_float import SHIP_FLOAT
 from compress.stages.tune import TUNE
 from compress.stages.validate import VALIDATE
-from compress.verdict import device_requirements, majority_baseline
+from compress.verdict import device_requirements, majority_baseline, student_warnings
 from compress.verdict.shipped_model import shipping
 from export.runtime import host
 from export.runtime.conditions import too_many_threads
@@ -178,7 +178,7 @@ class Deployment:
         """Decide which file ships, by the device's times if `validate` could not ask it, and warn about the numbers."""
         self.store.reach("package")
         workflow, measured = self.workflow, self._keep_faster(measured, verified)
-        workflow.warn(majority_baseline.of_shipped(measured))
+        workflow.warn([*majority_baseline.of_shipped(measured), *student_warnings.of_shipped(measured)])
         if not self.settings.device.distant:  # this machine's times say nothing about another device's files
             for text in measured.warnings:
                 self.store.console.warn(text)

@@ -19,7 +19,7 @@ from compress.core.records.training import (
 from compress.core.records.warnings import RunWarning
 from compress.core.store import StopAfter, Store
 from compress.methods import compatibility
-from compress.pipeline import float_layer_check
+from compress.pipeline import float_layer_check, training_remarks
 from compress.pipeline.networks import NetworkResolver
 from compress.pipeline.prepared_data import prepare
 from compress.pipeline.student_task import StudentTask
@@ -32,7 +32,7 @@ from compress.stages.distill import DISTILL
 from compress.stages.proxy import PROXY
 from compress.stages.strip import STRIP
 from compress.stages.teacher import TEACHER
-from compress.verdict import majority_baseline, teacher_choice, training_warnings
+from compress.verdict import teacher_choice
 
 if TYPE_CHECKING:  # it loads onnx and onnxruntime, which `--until strip` does without
     from compress.pipeline.deployment import Deployment
@@ -115,10 +115,7 @@ class Workflow:
         for row in teacher_choice.rows(candidates, selected) if selected.proxies else ():
             self.store.console.line(teacher_choice.proxy_line(row))
         self.store.console.line(f"teacher: {selected.reason}")
-        self.warn(majority_baseline.of_teacher(selected.teacher, self.training))
-        for line in training_warnings.floor(f"teacher {selected.teacher.network.model}", selected.teacher.checks):
-            self.store.console.line(line)
-        self.warn(training_warnings.of_training(f"teacher {selected.teacher.network.model}", selected.teacher.checks))
+        self._remark(*training_remarks.of_teacher(selected.teacher, self.training, self.settings.require))
         return candidates, selected
 
     def selected(self) -> tuple[list[Trained], teacher_choice.Selected]:
@@ -198,10 +195,13 @@ class Workflow:
             data=self.training,
             train=student_train(self.settings),
         )
-        for line in training_warnings.floor(student.title, trained.checks):
-            self.store.console.line(line)
-        self.warn(training_warnings.of_training(student.title, trained.checks))
+        self._remark(*training_remarks.of_student(student, trained, self.training))
         return trained
+
+    def _remark(self, lines: Iterable[str], warnings: list[RunWarning]) -> None:
+        for line in lines:
+            self.store.console.line(line)
+        self.warn(warnings)
 
     def strip(self, student: StudentTask, trained: Distilled) -> Stripped:
         """Drop the method's own modules from a trained student."""
