@@ -215,9 +215,11 @@ def _splits(loaded: Loaded, base: Path, names: tuple[str, ...]) -> list[str]:
         read, trained, _ = split_labelled(labels, config.validation, config.split_seed, config.labelled, names)
     except CompressError as error:
         raise UsageError(f"{loaded.where('data')}: data: {str(error).removeprefix('data: ')}") from error
+    counted = inspection.class_counts(config, base)
+    notes = [f"data: {counted}"] if counted else []
     unlabelled = int((read < 0).sum())
     without = f", {unlabelled:,} of them without a label" if unlabelled else ""
-    notes = [f"data: {len(labels):,} training images{without}"]
+    notes.append(f"data: {len(labels):,} training images{without}")
     if unlabelled and loaded.recipe.distill.plain:
         notes.append(f"{loaded.where('distill')}: distill.method: none learns nothing from images without a label")
     notes += [f"data: {warning}" for warning in student_warnings.of_imbalance(read, names)] if names else []

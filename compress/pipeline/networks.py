@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from compress.core.class_names import nfc
 from compress.core.errors import MissingError, UsageError
 from compress.core.plural import plural
 from compress.core.records.base import File
@@ -150,6 +151,8 @@ class NetworkResolver:
         Raises UsageError if the candidate lacks a class.
         """
         wanted = self.prepared.classes
+        names = None if names is None else tuple(map(nfc, names))
+        wanted = tuple(map(nfc, wanted))
         if names is None or names == wanted:
             return None
         missing = [name for name in wanted if name not in names]

@@ -90,13 +90,14 @@ def looks_like_image(head: bytes) -> bool:
     HEIF counts where its package is installed.
     """
     if head[4:8] == b"ftyp":
-        return b"avif" in head or b"avis" in head or (is_heif(head) and _heif_is_installed())
+        return b"avif" in head or b"avis" in head or (is_heif(head) and heif_is_installed())
     if head[:4] == b"RIFF":
         return head[8:12] == b"WEBP"
     return head.startswith(_MARKS) or bool(_PORTABLE.match(head) or _BMP.match(head))
 
 
-def _heif_is_installed() -> bool:
+def heif_is_installed() -> bool:
+    """Return whether the optional package for HEIC images is there."""
     try:
         import pillow_heif  # noqa: F401
     except ImportError:
@@ -110,7 +111,7 @@ def _formats(head: bytes) -> list[str]:
 
     Image.init()
     if is_heif(head):
-        if not _heif_is_installed():
+        if not heif_is_installed():
             raise UnreadableImage(f"a HEIC image; to read it: pip install {HEIF_PACKAGE}")
         import pillow_heif
 

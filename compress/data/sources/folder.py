@@ -1,33 +1,27 @@
 """Photos in class sub-folders: which files there are, and to which class and part they belong.
 
 Two layouts: root/train/<class>/ with root/test/<class>/ (or val), and root/<class>/, from which a test part is carved
-off (`folder_split`). Nothing here opens an image; `compress.data.decode` does.
+off (`folder_split`). `folder_parts` finds the parts, `folder_files` the files. Nothing here decodes an image;
+`compress.data.decode` does.
 """
 
 from __future__ import annotations
 
-import os
-import stat
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from compress.core.errors import MissingError, UsageError
+from compress.core.errors import CompressError, MissingError, UsageError
 from compress.core.plural import agree, plural
 from compress.core.records.warnings import RunWarning
+from compress.data.sources.folder_files import FORMATS, ImageFile, Walk, kinds
+from compress.data.sources.folder_parts import Folders, find_parts
+from compress.data.sources.unreadable import MOST_LOST, accept
+from export.runtime import images
 
-TEST_NAMES = ("test", "val", "valid", "validation")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+__all__ = ["FolderLayout", "ImageFile", "content_stamp", "layout_warnings", "require_most_files", "scan"]
+
 FEW_IMAGES = 10  # a class with fewer is worth a warning
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """An image file: `path` relative to the root, with `/`, and its class number."""
-
-    path: str
-    label: int
 
 
 @dataclass(frozen=True)
@@ -35,185 +29,112 @@ class FolderLayout:
     """The classes and files below a root.
 
     Attributes:
-        classes: Class names, sorted.
+        classes: Class names, sorted, in Unicode's composed form.
         train: Image files to train on.
         test: Image files of the test part; None if it must be carved off `train`.
         ignored: Paths of other visible files, by class.
+        lost: Those of them that may be images to the user.
         unused: Names of sub-folders that were left out, such as val beside test.
         cross_links: (path, class) of folders within one class that lead to another class; their images count there.
+        left_out: Paths of folders within classes that a system or NAS box wrote.
+        notes: Sentences on how the layout was read.
     """
 
     classes: tuple[str, ...]
     train: tuple[ImageFile, ...]
     test: tuple[ImageFile, ...] | None
     ignored: tuple[str, ...]
+    lost: tuple[ImageFile, ...] = ()
     unused: tuple[str, ...] = ()
     cross_links: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def files_per_class(self) -> Counter[int]:
+        """How many images each class has or lost."""
+        return Counter(image.label for image in (*self.train, *(self.test or ()), *self.lost))
 
 
-def subfolders(folder: Path) -> list[str]:
-    """Return the sorted names of a folder's visible sub-folders."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _may_be_read(path: str) -> bool:
-    """Return False for pipes, sockets and devices, which would block; a broken link is left for decoding to report."""
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except OSError:
-        return True
-
-
-@dataclass
-class _Walk:
-    """The files found below the class folders of one part.
-
-    `class_folders` maps the real path of each class folder to its class, `entered` that of every folder walked so far.
-    """
-
-    root: Path
-    class_folders: dict[str, str]
-    entered: dict[str, str] = field(default_factory=dict)
-    images: list[ImageFile] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
-    cross_links: list[tuple[str, str]] = field(default_factory=list)
-
-    def owner(self, real: str) -> str | None:
-        """Return the class that a folder was entered for, else that of the innermost class folder around it."""
-        around = (
-            self.class_folders[place] for place in (real, *map(str, Path(real).parents)) if place in self.class_folders
-        )
-        return self.entered.get(real) or next(around, None)
-
-
-def _files(walk: _Walk, folder: str, name: str) -> list[str]:
-    """List the image paths below the folder of class `name`, at any depth; no folder is entered twice."""
-    found: list[str] = []
-    # A link to one of these would count every image again.
-    above = {os.path.realpath(place) for place in (walk.root / folder).absolute().parents}
-    for place, below, names in os.walk(walk.root / folder, followlinks=True):
-        real, relative = os.path.realpath(place), Path(place).relative_to(walk.root).as_posix()
-        owner = walk.owner(real)
-        if real in above or real in walk.entered or owner not in (None, name):
-            below[:] = []
-            if owner is not None and owner != name and real not in above:
-                walk.cross_links.append((relative, owner))
-            continue
-        walk.entered[real] = name
-        below[:] = sorted(one for one in below if not one.startswith("."))
-        for one in sorted(name for name in names if not name.startswith(".")):
-            is_image = one.lower().endswith(IMAGE_SUFFIXES) and _may_be_read(os.path.join(place, one))
-            (found if is_image else walk.ignored).append(f"{relative}/{one}")
-    return sorted(found)
-
-
-def _kinds(paths: Sequence[str]) -> str:
-    """Summarize other files by suffix, the most common first: `4 .heic, 1 .txt (first: cat/a.heic)`."""
-    named = {path: Path(path).suffix.lower() or "without a suffix" for path in paths}
-    kinds = Counter("pipe or device" if kind in IMAGE_SUFFIXES else kind for kind in named.values()).most_common()
-    first = next((path for path, kind in named.items() if kind == kinds[0][0]), paths[0])
-    return (
-        f"{', '.join(f'{count:,} {kind}' for kind, count in kinds[:5])}{', ...' if kinds[5:] else ''} (first: {first})"
-    )
-
-
-def _part(root: Path, prefix: str, classes: list[str]) -> _Walk:
+def _part(root: Path, classes: Folders) -> Walk:
     """List the images of one part. Raises UsageError for an empty class or a shared folder."""
-    walk = _Walk(root, {})
-    for name in classes:
-        top = root / prefix / name
-        other = walk.class_folders.setdefault(os.path.realpath(top), name)
-        if other != name:
-            link, kept = (name, other) if top.is_symlink() else (other, name)
-            raise UsageError(
-                f"{root / prefix / link}: is a link to the folder of class {kept!r}, so its images would count for "
-                "both classes; remove the link"
-            )
-    for label, name in enumerate(classes):
-        paths = _files(walk, f"{prefix}{name}", name)
-        if not paths:
-            raise UsageError(_no_images(walk, prefix, name))
-        walk.images += [ImageFile(path, label) for path in paths]
+    walk = Walk(root)
+    for name, folders in classes.items():
+        for folder in folders:
+            walk.claim(folder, name)
+    for label, (name, folders) in enumerate(classes.items()):
+        if not sum([walk.add(folder, name, label) for folder in folders]):
+            raise _no_images(walk, folders[0], name)
     return walk
 
 
-def _no_images(walk: _Walk, prefix: str, name: str) -> str:
-    """Say that a class has no images, and what is in its folder instead."""
-    inside = f"{prefix}{name}/"
+def _no_images(walk: Walk, folder: str, name: str) -> CompressError:
+    """Build the error that a class has no images, with what is in its folder instead."""
+    inside = f"{folder}/"
     others = [path for path in walk.ignored if path.startswith(inside)]
-    beside = f", only {_kinds(others)}" if others else ""
+    if (heif := _heif(others)) is not None:
+        return MissingError(f"{walk.root / folder}: all {len(others)} files of class {name!r} are {heif}")
+    beside = f", only {kinds(others)}" if others else ""
     links = (f", and {path} leads to class {other!r}" for path, other in walk.cross_links if path.startswith(inside))
     beside += next(links, "")
-    return (
-        f"{walk.root / prefix / name}: no images ({', '.join(IMAGE_SUFFIXES)}) of class {name!r}{beside}; "
-        "add some, or remove the folder"
+    return UsageError(
+        f"{walk.root / folder}: no images ({FORMATS}) of class {name!r}{beside}; add some, or remove the folder"
     )
 
 
+def _heif(paths: list[str]) -> str | None:
+    """Say what reads HEIC images, if most of the files are such."""
+    count = sum(path.lower().endswith(images.HEIF_SUFFIXES) for path in paths)
+    return f"HEIC images; to read them: pip install {images.HEIF_PACKAGE}" if 2 * count > len(paths) else None
+
+
 def scan(root: Path) -> FolderLayout:
-    """List a root's images and classes, sorted by name, without opening a file.
+    """List a root's images and classes, sorted by name, without decoding a file.
 
     Raises:
         MissingError: The root is absent.
-        UsageError: There are fewer than two classes, a class is empty, two classes share a folder, or the classes of
-            the parts differ.
+        UsageError: There are fewer than two classes, a class is empty, two classes share a folder, the classes of the
+            parts differ, or the folders are no classes.
     """
     if not root.is_dir():
         raise MissingError(
             f"data.root: {root} is not a folder; name the one with a sub-folder of photos for each class: "
             "compress run RECIPE --set data.root=FOLDER"
         )
-    folders = subfolders(root)
-    split = "train" in folders
-    classes = subfolders(root / "train") if split else folders
-    _require_classes(root, classes, split)
-    train = _part(root, "train/" if split else "", classes)
-    present = [name for name in TEST_NAMES if split and name in folders]
-    unused = tuple(name for name in folders if split and name != "train" and name not in present[:1])
-    if not present:
-        return FolderLayout(
-            tuple(classes), tuple(train.images), None, tuple(train.ignored), unused, tuple(train.cross_links)
-        )
-    require_same_classes(root, present[0], classes)
-    test = _part(root, f"{present[0]}/", classes)
-    ignored, cross_links = (*train.ignored, *test.ignored), (*train.cross_links, *test.cross_links)
-    return FolderLayout(tuple(classes), tuple(train.images), tuple(test.images), ignored, unused, cross_links)
+    parts = find_parts(root)
+    walks = [_part(root, parts.train), *([_part(root, parts.test)] if parts.test is not None else [])]
+    return FolderLayout(
+        classes=tuple(parts.train),
+        train=tuple(walks[0].images),
+        test=None if parts.test is None else tuple(walks[1].images),
+        ignored=tuple(path for walk in walks for path in walk.ignored),
+        lost=tuple(file for walk in walks for file in walk.lost),
+        unused=parts.unused,
+        cross_links=tuple(link for walk in walks for link in walk.cross_links),
+        left_out=tuple(path for walk in walks for path in walk.left_out),
+        notes=parts.notes,
+    )
 
 
-def _require_classes(root: Path, classes: list[str], split: bool) -> None:
-    """Raise UsageError unless there are two classes, none of which is a test part; `split`: root has a train folder."""
-    if not split and classes and set(classes) <= set(TEST_NAMES):
-        raise UsageError(
-            f"{root}: there is {' and '.join(classes)} but no train sub-folder; "
-            f"put the training images into {root / 'train'}"
-        )
-    beside = sorted({name for name in classes if name in TEST_NAMES}) if not split else []
-    if beside:  # taken as a class it would leak the test part into training
-        raise UsageError(
-            f"{root}: {beside[0]!r} is beside class sub-folders and would be taken for a class; "
-            f"put the training classes into {root / 'train'}, so that {root / beside[0]} is the test part"
-        )
-    if len(classes) < 2:
-        raise UsageError(
-            f"{root / 'train' if split else root}: {plural(len(classes), 'class sub-folder')}, but a classifier needs "
-            "at least two; make one sub-folder of photos for each class"
-        )
+def require_most_files(root: Path, layout: FolderLayout, tolerated: float) -> None:
+    """Raise an error where more than a tenth of a class's files are no images, and more than is tolerated.
 
-
-def require_same_classes(root: Path, part: str, classes: list[str]) -> None:
-    """Raise UsageError unless the class folders of root/part are those of root/train, `classes`."""
-    found = set(subfolders(root / part))
-    absent, extra = sorted(set(classes) - found), sorted(found - set(classes))
-    if absent:
-        raise UsageError(
-            f"{root / part}: no sub-folder for class {absent[0]!r} of {root / 'train'}; "
-            "add test images of it, or remove the class"
-        )
-    if extra:
-        raise UsageError(
-            f"{root / part}: class {extra[0]!r} is not in {root / 'train'}; "
-            f"add training images of it, or remove it from {part}"
-        )
+    Args:
+        root: Folder that the layout's paths are relative to.
+        layout: What the folder holds.
+        tolerated: `data.max_unreadable`.
+    """
+    every = layout.files_per_class
+    for label, count in sorted(Counter(file.label for file in layout.lost).items()):
+        if count <= max(MOST_LOST, tolerated) * every[label]:
+            continue
+        paths = [file.path for file in layout.lost if file.label == label]
+        name = layout.classes[label]
+        what = f"{root}: {count:,} of {every[label]:,} files of class {name!r} are no images that can be read"
+        if (heif := _heif(paths)) is not None:
+            raise MissingError(f"{what}: {kinds(paths)}; most are {heif}")
+        option = accept(count / every[label])
+        raise UsageError(f"{what}: {kinds(paths)}; convert or remove them, or leave them out: {option}")
 
 
 def content_stamp(root: Path) -> list[object]:
@@ -223,6 +144,7 @@ def content_stamp(root: Path) -> list[object]:
     """
     layout = scan(root)
     found: list[object] = [layout.ignored, layout.unused, layout.cross_links]
+    found += [[*layout.left_out, *layout.notes]] if layout.left_out or layout.notes else []
     for image in (*layout.train, *(layout.test or ())):
         try:
             status = (root / image.path).stat()
@@ -232,18 +154,27 @@ def content_stamp(root: Path) -> list[object]:
     return found
 
 
+def _any_heif(layout: FolderLayout) -> bool:
+    return any(path.lower().endswith(images.HEIF_SUFFIXES) for path in layout.ignored)
+
+
 def layout_warnings(layout: FolderLayout) -> list[RunWarning]:
     """Build the warnings about what was left out and about a class with few images."""
     sentences = []
     if layout.ignored:
         files = plural(len(layout.ignored), "file is not an image", "files are not images")
-        sentences.append(f"{files} ({', '.join(IMAGE_SUFFIXES)}), left out: {_kinds(layout.ignored)}")
+        install = f"; to read HEIC: pip install {images.HEIF_PACKAGE}" if _any_heif(layout) else ""
+        sentences.append(f"{files} ({FORMATS}), left out: {kinds(layout.ignored)}{install}")
     if layout.cross_links:
         count, (path, other) = len(layout.cross_links), layout.cross_links[0]
         sentences.append(
             f"{plural(count, 'folder')} {agree(count, 'leads', 'lead')} to images of another class, which count only "
             f"there (first: {path}, to class {other!r})"
         )
+    if layout.left_out:
+        count = len(layout.left_out)
+        sentences.append(f"{plural(count, 'folder')} of the system left out (first: {layout.left_out[0]})")
+    sentences += layout.notes
     if layout.unused:
         sentences.append(f"sub-folders not used: {', '.join(layout.unused)}")
     counts = Counter(image.label for image in layout.train)

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from compress.core.errors import MissingError, UsageError
-from compress.data.sources.folder import IMAGE_SUFFIXES, require_same_classes, subfolders
+from compress.data.sources.folder_files import FORMATS, is_image, subfolders
+from compress.data.sources.folder_parts import Folders, class_folders, match_classes
 from compress.data.streaming.listing import ListedPart
 
 # Of ImageNet's training images; the normalization that torchvision's weights expect.
@@ -47,7 +48,7 @@ def scan(root: Path) -> ImageNetFolder:
     for folder in (root, root / "train", root / "val"):
         if not folder.is_dir():
             raise MissingError(_absent(root, folder))
-    classes = subfolders(root / "train")
+    classes = class_folders(root, "train/")
     if len(classes) < 2:
         raise UsageError(
             f"{root / 'train'}: {len(classes)} class sub-folders, but a classifier needs at least two; "
@@ -58,24 +59,25 @@ def scan(root: Path) -> ImageNetFolder:
             f"{root / 'val'}: its images are not in class sub-folders, so their classes are unknown; move each into "
             "val/<class>/ (for ImageNet's own archive, the widely used valprep.sh does this)"
         )
-    require_same_classes(root, "val", classes)
+    tested, _ = match_classes(root, "val/", class_folders(root, "val/"), "train", classes)
     digest = hashlib.sha256()
-    train, test = (_part(root, part, classes, digest) for part in ("train", "val"))
+    train, test = (_part(root, part, digest) for part in (classes, tested))
     return ImageNetFolder(tuple(classes), train, test, digest.hexdigest())
 
 
 def paths(root: Path, part: str) -> list[str]:
     """Return the paths of one part's images relative to the root, ordered by class and name."""
     return [
-        f"{part}/{name}/{file}"
-        for name in subfolders(root / part)
-        for file in sorted(os.listdir(root / part / name))
-        if _is_image(file)
+        f"{folder}/{file}"
+        for folders in class_folders(root, f"{part}/").values()
+        for folder in folders
+        for file in sorted(os.listdir(root / folder))
+        if _is_image(root / folder / file)
     ]
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+def _is_image(path: str | Path) -> bool:
+    return not os.path.basename(path).startswith(".") and is_image(str(path))
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result:
@@ -104,19 +106,22 @@ def _absent(root: Path, folder: Path) -> str:
     )
 
 
-def _part(root: Path, part: str, classes: list[str], digest: hashlib._Hash) -> ListedPart:
+def _part(root: Path, classes: Folders, digest: hashlib._Hash) -> ListedPart:
     """List one part, ordered by class and name, and add it to `digest`. Raises UsageError for an empty class."""
     paths: list[str] = []
     facts: list[np.ndarray] = []  # for each class int64 (n, 2): bytes, modification time in ns
-    for name in classes:
-        with os.scandir(root / part / name) as entries:
-            found = sorted((one.name, _status(one)) for one in entries if _is_image(one.name))
+    for name, folders in classes.items():
+        found = [
+            (f"{folder}/{one.name}", _status(one))
+            for folder in folders
+            for one in sorted(os.scandir(root / folder), key=lambda one: one.name)
+            if _is_image(one.path)
+        ]
         if not found:
             raise UsageError(
-                f"{root / part / name}: no images ({', '.join(IMAGE_SUFFIXES)}) of class {name!r}; "
-                "unpack it again, or remove the folder"
+                f"{root / folders[0]}: no images ({FORMATS}) of class {name!r}; unpack it again, or remove the folder"
             )
-        paths += [f"{part}/{name}/{file}" for file, _ in found]
+        paths += [path for path, _ in found]
         facts.append(np.array([(status.st_size, status.st_mtime_ns) for _, status in found], dtype=np.int64))
     numbers = np.concatenate(facts)
     digest.update(b"\n".join(os.fsencode(path) for path in paths) + numbers.tobytes())

@@ -11,10 +11,12 @@ from compress.core.records.base import File, sha256_of
 from compress.core.records.warnings import RunWarning
 from compress.data import quality_warnings
 from compress.data.sources import cifar, fashion, folder, folder_split, npz, streamed, webdataset
+from compress.data.sources.folder_parts import class_folders
 from compress.data.splits import stratified
 from compress.data.streaming.listing import size_with_margin
 from compress.recipe import schema
 
+NAMED_CLASSES = 20  # more are counted
 VERSION = 1  # raise when the same source would be decoded to other pixels
 
 
@@ -90,9 +92,7 @@ def class_names(config: schema.Data, base: Path) -> tuple[str, ...] | None:
         if config.source == "webdataset":
             return webdataset.listed_names(root) or None
         return (
-            tuple(folder.subfolders(root / "train"))
-            if config.source == "imagenet" and (root / "train").is_dir()
-            else None
+            tuple(class_folders(root, "train/")) if config.source == "imagenet" and (root / "train").is_dir() else None
         )
     except CompressError:
         return None
@@ -115,13 +115,41 @@ def training_labels(config: schema.Data, base: Path) -> np.ndarray | None:
     return labels if config.limit_train is None else labels[stratified(labels, config.limit_train, config.split_seed)]
 
 
+def class_counts(config: schema.Data, base: Path) -> str | None:
+    """Return the classes with their numbers of files, `cat 20, dog 18`, by part; None if only decoding would tell.
+
+    Of a folder without a test part it is the number before the split. Raises what `prepare_data` raises for labels.
+    """
+    if config.source == "folder":
+        layout = folder.scan(locate_root(config, base))
+        classes = layout.classes
+        held = [part for part in (layout.train, layout.test) if part is not None]
+        parts = [np.array([image.label for image in part], dtype=np.int64) for part in held]
+    elif config.source == "npz":
+        labels, classes = npz.read_labels(locate_root(config, base))
+        parts = [labels["train_labels"], labels["test_labels"]]
+    else:
+        return None
+    counts = [np.bincount(labels, minlength=len(classes)) for labels in parts]
+    named = [
+        f"{name} {' + '.join(f'{count[label]:,}' for count in counts)}"
+        for label, name in enumerate(classes[:NAMED_CLASSES])
+    ]
+    more = f", {len(classes) - len(named):,} more" if len(classes) > len(named) else ""
+    what = "training + test images" if len(counts) > 1 else "images"
+    return f"{len(classes):,} classes, {what}: {', '.join(named)}{more}"
+
+
 def early_warnings(config: schema.Data, base: Path) -> list[RunWarning]:
     """Return those warnings of `prepare_data` that can be found without decoding images.
 
     Raises what `prepare_data` raises for files and labels.
     """
     if config.source == "folder":
-        return folder.layout_warnings(folder.scan(locate_root(config, base)))
+        root = locate_root(config, base)
+        layout = folder.scan(root)
+        folder.require_most_files(root, layout, config.max_unreadable)
+        return folder.layout_warnings(layout)
     if config.source == "npz":
         labels, classes = npz.read_labels(locate_root(config, base))
         return quality_warnings.classes_without_images(classes, labels["train_labels"], labels["test_labels"])

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.training import Prepared, Unreadable
 from compress.core.records.warnings import RunWarning
 from compress.data import npy, quality_warnings
-from compress.data.sources import cifar, fashion, folder, npz, streamed
+from compress.data.sources import cifar, fashion, folder, npz, streamed, unreadable
 from compress.data.sources.folder_split import split_folder
 from compress.data.sources.inspection import locate_root, store_size
 from compress.data.sources.normalization import known_normalization, measure_normalization
@@ -155,10 +154,11 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
     """Prepare photos: decoded in threads and written row by row."""
     root = locate_root(config, base)
     layout = folder.scan(root)
+    folder.require_most_files(root, layout, config.max_unreadable)
     split = split_folder(root, layout, config.test, config.split_seed)
     files: dict[str, File] = {}
     bad: list[Unreadable] = []
-    total = 0
+    used: list[folder.ImageFile] = []
     for part, images, limit, stream in (
         ("train", split.train, config.limit_train, 0),
         ("test", split.test, config.limit_test, TEST_STREAM),
@@ -166,19 +166,19 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
         if limit is not None:
             chosen = stratified(np.array([image.label for image in images]), limit, config.split_seed, stream)
             images = tuple(images[i] for i in chosen)
-        total += len(images)
+        used += images
         crop = config.side if part == "test" else store_size(config)
         labels: list[int] = []
         rows = _decoded(root, images, store_size(config), crop, part, labels, bad, report)
         files[f"{part}_images"] = npy.write_rows(work / f"{part}_images.npy", rows, (crop, crop, 3), np.uint8)
         files[f"{part}_labels"] = npy.write_array(work / f"{part}_labels.npy", np.array(labels, dtype=np.int64))
-        _require_readable_classes(root, images, labels, layout.classes, part)
+        unreadable.require_readable_classes(root, images, labels, layout.classes, part)
         report(f"data: {len(labels):,} {part} images of {len(layout.classes)} classes, {crop}x{crop}")
     warnings = (
         *split.duplicates,
         *folder.layout_warnings(layout),
         *split.overlap,
-        *_judge_unreadable(bad, total, config.max_unreadable),
+        *unreadable.judge(bad, used, layout.classes, config.max_unreadable),
     )
     return PreparedFiles(layout.classes, **files, unreadable=tuple(bad), paths=None, warnings=warnings)
 
@@ -203,26 +203,3 @@ def _decoded(
         else:
             labels.append(images[position].label)
             yield image[None, offset : offset + crop, offset : offset + crop]
-
-
-def _judge_unreadable(bad: list[Unreadable], total: int, limit: float) -> list[RunWarning]:
-    """Build the warning about unreadable images, if any. Raises StageError above the tolerated share `limit`."""
-    few = "; ".join(f"{image.path}: {image.reason}" for image in bad[:3]) + ("; ..." if len(bad) > 3 else "")
-    if len(bad) > limit * total:
-        raise StageError(
-            f"data: {len(bad)} of {total} images cannot be read, more than data.max_unreadable {limit} allows ({few}); "
-            "repair or remove them, or raise the limit"
-        )
-    return [RunWarning(f"{len(bad)} of {total} images cannot be read and are skipped ({few})")] if bad else []
-
-
-def _require_readable_classes(
-    root: Path, images: tuple[folder.ImageFile, ...], labels: list[int], classes: tuple[str, ...], part: str
-) -> None:
-    """Raise StageError if no image of a class could be read."""
-    gone = {image.label for image in images} - set(labels)
-    if gone:
-        raise StageError(
-            f"{root}: none of the {part} images of class {classes[min(gone)]!r} can be read; "
-            "repair them, or remove the class"
-        )

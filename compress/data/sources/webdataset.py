@@ -17,9 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from compress.core.class_names import nfc
 from compress.core.errors import MissingError, UsageError
-from compress.data.sources.folder import IMAGE_SUFFIXES, TEST_NAMES
+from compress.data.sources.folder_files import FORMATS
+from compress.data.sources.folder_parts import TEST_NAMES
 from compress.data.streaming.listing import ListedPart
+from export.runtime import images as image_files
 
 JSON_LABEL_KEYS = ("label", "cls", "class")
 
@@ -159,7 +162,7 @@ def _samples(path: Path) -> Iterator[_Sample]:
 
 def _add_member(path: Path, shard: tarfile.TarFile, member: tarfile.TarInfo, sample: _Sample, suffix: str) -> None:
     """Add a member to its sample. Raises UsageError for a label that is not a number."""
-    if suffix in IMAGE_SUFFIXES:
+    if suffix in (*image_files.SUFFIXES, *image_files.HEIF_SUFFIXES):
         sample.image = (member.offset_data, member.size, f"{member.name} {member.mtime} {member.chksum}")
     elif suffix == ".cls" or (suffix == ".json" and not sample.by_cls):
         stream = shard.extractfile(member)
@@ -192,9 +195,7 @@ def _complete(path: Path, sample: _Sample | None) -> Iterator[_Sample]:
         return
     if sample.image is None or sample.label is None:
         lacks = (
-            f"no image ({', '.join(IMAGE_SUFFIXES)})"
-            if sample.image is None
-            else "no label (.cls, or .json with a number under 'label')"
+            f"no image ({FORMATS})" if sample.image is None else "no label (.cls, or .json with a number under 'label')"
         )
         raise UsageError(f"{path}: {sample.name} has {lacks} beside it; write the shard again with both under one name")
     yield sample
@@ -213,7 +214,7 @@ def classes_file(root: Path) -> str | None:
 
 def listed_names(root: Path) -> tuple[str, ...]:
     """Return the names in root/classes.txt, empty if there is no such file. Raises UsageError if it is not text."""
-    return tuple(line.strip() for line in (classes_file(root) or "").splitlines() if line.strip())
+    return tuple(nfc(line.strip()) for line in (classes_file(root) or "").splitlines() if line.strip())
 
 
 def class_names(root: Path, train: ListedPart, test: ListedPart) -> tuple[str, ...]:

@@ -101,7 +101,9 @@ class Data(Section):
     )
     split_seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of the splits and of the limits below")
     max_unreadable: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.01, description="folder: share of images that may be unreadable; they are skipped"
+        default=0.01,
+        description="folder: share of images that may be unreadable (three always may, unless it is 0); they are "
+        "skipped; above 0.1 also the share of a class's files that may be no images",
     )
     limit_train: Count | None = Field(
         default=None,

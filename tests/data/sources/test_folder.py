@@ -14,6 +14,7 @@ from compress.core.errors import CompressError, MissingError, StageError, UsageE
 from compress.core.records.training import Prepared
 from compress.data import decode, load_images, load_labels
 from compress.data.sources import folder, inspection, prepare
+from compress.data.sources.folder_files import FORMATS
 from compress.recipe import schema
 
 RED, BLUE = (220, 20, 20), (20, 20, 220)
@@ -120,10 +121,11 @@ def test_too_many_unreadable_images_stop_the_stage(tmp_path: Path) -> None:
     two_classes(tmp_path / "set", "train", 12)
     two_classes(tmp_path / "set", "test", 2, seed=50)
     break_some(tmp_path / "set/train/red")
+    (tmp_path / "set/train/blue/more.png").write_bytes(b"")  # three files are always tolerated
     with pytest.raises(
         StageError,
-        match=r"^data: 3 of 31 images cannot be read, more than data\.max_unreadable 0\.05 allows "
-        r"\(train/red/cut\.png: ",
+        match=r"^data: 4 of 32 images cannot be read, more than data\.max_unreadable 0\.05 allows "
+        r"\(train/blue/more\.png: .*; repair or remove them, or leave them out: --set data\.max_unreadable=0\.13$",
     ) as caught:
         prepared(tmp_path / "set", tmp_path / "work", max_unreadable=0.05)
     assert caught.value.exit_code == 4
@@ -174,7 +176,7 @@ def test_copies_of_an_image_stay_on_one_side_of_a_carved_split(tmp_path: Path) -
 
 
 def test_other_files_are_ignored_and_counted(tmp_path: Path) -> None:
-    two_classes(tmp_path / "set", "train", 2)
+    two_classes(tmp_path / "set", "train", 20)
     two_classes(tmp_path / "set", "test", 1, seed=50)
     for name in ("notes.txt", "b.heic", "A.HEIC", "Makefile", ".DS_Store", "._0.png"):
         (tmp_path / "set/train/red" / name).write_text("x", encoding="utf-8")
@@ -182,10 +184,11 @@ def test_other_files_are_ignored_and_counted(tmp_path: Path) -> None:
     save(tmp_path / "set/val/red/unused.png", RED, 78)
     (tmp_path / "set/.hidden").mkdir()
     made, _ = prepared(tmp_path / "set", tmp_path / "work")
-    assert np.bincount(load_labels(made.train_labels)).tolist() == [2, 3]
+    assert np.bincount(load_labels(made.train_labels)).tolist() == [20, 21]
     found = "2 .heic, 1 without a suffix, 1 .txt (first: train/red/A.HEIC)"
     assert (
-        made.warnings[0] == f"4 files are not images (.jpg, .jpeg, .png, .webp, .bmp), left out: {found}"
+        made.warnings[0]
+        == f"4 files are not images ({FORMATS}), left out: {found}; to read HEIC: pip install pillow-heif"
         and "sub-folders not used: val" in made.warnings
     )
 
@@ -209,8 +212,7 @@ def test_links_and_pipes_among_the_images(tmp_path: Path) -> None:
     assert load_labels(made.train_labels).tolist() == [0] * 30 + [1] * 31
     assert [one.path for one in made.unreadable] == ["train/red/gone.jpg"]
     assert (
-        "1 file is not an image (.jpg, .jpeg, .png, .webp, .bmp), left out: "
-        "1 pipe or device (first: train/red/pipe.jpg)" in made.warnings
+        f"1 file is not an image ({FORMATS}), left out: 1 pipe or device (first: train/red/pipe.jpg)" in made.warnings
     )
 
 
@@ -292,9 +294,9 @@ def test_limits_are_stratified(tmp_path: Path) -> None:
         (["red/0.png"], UsageError, "1 class sub-folder, but a classifier needs at least two"),
         (["loose.png"], UsageError, "0 class sub-folders, but a classifier needs at least two"),
         (
-            ["red/0.png", "blue/1.heic"],
+            ["red/0.png", "blue/1.mp4"],
             UsageError,
-            r"no images \(.jpg, .*\) of class 'blue', only 1 .heic \(first: blue/1.heic\); add some",
+            r"no images \(JPEG, .*\) of class 'blue', only 1 .mp4 \(first: blue/1.mp4\); add some",
         ),
         (["train/red/0.png", "train/blue/1.png", "test/red/2.png"], UsageError, "no sub-folder for class 'blue'"),
         (
