@@ -113,6 +113,7 @@ class NetworkResolver:
     def candidate(self, candidate: Candidate, label: str) -> tuple[Candidate, Network, File | None]:
         """Return a candidate's section for its stage, its network and its file. Raises UsageError or MissingError."""
         weights: File | None
+        order = self._order(candidate.classes, label)
         if candidate.onnx is not None:
             path = self.base / Path(candidate.onnx).expanduser()
             if not path.is_file():
@@ -135,7 +136,6 @@ class NetworkResolver:
             outputs = len(candidate.classes) if candidate.classes else None
             taken, _ = self.taken(candidate, weights, outputs)  # the stage's record says what it is
             network = replace(self.network(candidate), weights_key=taken)
-        order = self._order(candidate.classes, label)
         network = replace(
             network,
             own_size=own_size,

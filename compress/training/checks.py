@@ -11,7 +11,7 @@ from compress.core.records.training import Normalization, TrainingChecks
 from compress.recipe.schema import ResolvedTrain
 from compress.training import batch_norm, schedule
 from compress.training.evaluation import ImageSet, predict
-from compress.training.linear_probe import Probe
+from compress.training.linear_probe import LinearProbe
 
 
 def check_training(
@@ -20,7 +20,7 @@ def check_training(
     normalization: Normalization,
     train: ResolvedTrain,
     steps: int,
-    probe: Probe | None = None,
+    probe: LinearProbe | None = None,
 ) -> TrainingChecks | None:
     """Compare the network that ships with itself as training computes it, on the validation images.
 

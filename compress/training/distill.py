@@ -21,7 +21,7 @@ from compress.recipe.schema import Distill, ResolvedTrain
 from compress.training import build
 from compress.training.checks import check_training
 from compress.training.evaluation import ImageSet
-from compress.training.linear_probe import Probe, fit_probe
+from compress.training.linear_probe import LinearProbe, fit_probe
 from compress.training.loop import FitResult, fit
 from compress.training.precision import LARGEST_LOGIT
 from compress.training.step import TeacherSource
@@ -138,7 +138,7 @@ def train_student(
 
 def probe_of(
     model: nn.Module, head: str | None, image_set: ImageSet, network: Network, train: ResolvedTrain, context: Context
-) -> Probe | None:
+) -> LinearProbe | None:
     """Fit the network's fresh last layer before it is fine-tuned, where `train.probe` says so; return the probe.
 
     Args:

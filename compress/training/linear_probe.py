@@ -37,7 +37,7 @@ PROBE_STREAM = 4
 
 
 @dataclass(frozen=True)
-class Probe:
+class LinearProbe:
     """A fitted last layer.
 
     Attributes:
@@ -64,7 +64,7 @@ def fit_probe(
     seed: int,
     threads: int | None,
     group: Group = ALONE,
-) -> Probe | None:
+) -> LinearProbe | None:
     """Fit the network's last layer on rank 0 and set it on every rank; all other weights stay.
 
     Args:
@@ -82,7 +82,7 @@ def fit_probe(
     layer = inner_network(model).get_submodule(head)
     if not isinstance(layer, nn.Linear) or layer.bias is None:
         return None
-    probe: Probe | None = None
+    probe: LinearProbe | None = None
     if group.is_main:
         with _threads(threads):
             probe = _fitted(model, layer, image_set, normalization, seed)
@@ -96,7 +96,7 @@ def fit_probe(
 
 def _fitted(
     model: nn.Module, layer: nn.Linear, image_set: ImageSet, normalization: Normalization, seed: int
-) -> Probe | None:
+) -> LinearProbe | None:
     index = _chosen(image_set, layer, seed)
     features = _features(model, layer, (image_set.images, index), image_set, normalization)
     if features is None:
@@ -109,7 +109,7 @@ def _fitted(
     mean, spread = features.mean(0), features.std(0, correction=0)
     spread = torch.where(spread > 0, spread, torch.ones_like(spread))
     fits = regress((features - mean) / spread, targets, layer.out_features, PENALTIES)
-    best: tuple[float, Probe] | None = None
+    best: tuple[float, LinearProbe] | None = None
     for penalty, (weight, bias) in zip(PENALTIES, fits, strict=True):
         weight = weight / spread
         bias = bias - weight @ mean
@@ -120,7 +120,7 @@ def _fitted(
             loss = float(functional.cross_entropy(logits, wanted))
             right = int((logits.argmax(dim=1) == wanted).sum())
         if best is None or loss < best[0]:
-            best = loss, Probe(len(index), penalty, right, weight.float(), bias.float())
+            best = loss, LinearProbe(len(index), penalty, right, weight.float(), bias.float())
     assert best is not None  # there are penalties
     return best[1]
 

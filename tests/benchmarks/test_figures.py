@@ -79,7 +79,7 @@ def test_what_the_flagship_takes() -> None:
     flagship, said = result("flagship"), " ".join(STARTED.split())
     assert f"{flagship['run_seconds'] // 60} min {flagship['run_seconds'] % 60} s to run" in said
     assert f"{flagship['setup_seconds']:.0f} s to install" in said
-    assert f"took {result('memory')['peak_of_largest_process'] / 1e6:,.0f} MB of memory" in said
+    assert f"Peak memory was {result('memory')['peak_of_largest_process'] / 1e6:,.0f} MB" in said
     assert flagship["run_seconds"] < 6 * 60 and "six minutes on two CPU cores" in " ".join(README.split())
 
 
@@ -123,7 +123,7 @@ def test_how_many_images_a_limit_needs() -> None:
     smallest = {n: f"{sample_size.certifiable_margin(n, 0.1 * n):.1f} points" for n in (5000, 1000, 200)}
     assert table == [[f"{n:,}", margin] for n, margin in smallest.items()]
     fewer = f"5,000 images can certify a limit of {sample_size.certifiable_margin(5000, 0.05 * 5000):.1f} points"
-    assert f"If only 5 % of the answers change, {fewer}" in prose("explanation/verdict")
+    assert f"If only 5 % flip, {fewer}" in prose("explanation/verdict")
 
 
 def test_the_second_recipe() -> None:

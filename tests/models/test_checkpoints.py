@@ -247,8 +247,9 @@ def test_pretrained_weights_come_from_the_cache_with_a_new_head(tmp_path: Path, 
     (tmp_path / "checkpoints").mkdir()
     torch.save(published.state_dict(), tmp_path / "checkpoints" / "shufflenetv2_x0.5-f707e7126e.pth")
 
-    model = pretrained("torchvision/shufflenet_v2_x0_5", "IMAGENET1K_V1", 7)
+    model, fresh = pretrained("torchvision/shufflenet_v2_x0_5", "IMAGENET1K_V1", 7)
 
+    assert set(fresh) == {"fc.weight", "fc.bias"}
     assert torch.equal(model.conv5[0].weight, published.conv5[0].weight)
     assert model.fc.weight.shape == (7, 1024)
 

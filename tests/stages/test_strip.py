@@ -16,7 +16,7 @@ from compress.models.count import macs, params
 from compress.recipe.schema import Catkd, Distill
 from compress.stages import strip
 from compress.training import build
-from compress.training.loop import predict
+from compress.training.evaluation import predict
 
 
 def test_the_students_tensors_are_those_of_training_bit_for_bit(distilled, stripped):
