@@ -35,15 +35,16 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
-def decode_image(content: bytes, size: int) -> np.ndarray:
+def decode_image(content: bytes, size: int, scale: images.Range | None = None) -> np.ndarray:
     """Decode a file's bytes to uint8 (size, size, 3).
 
     The image is turned upright by its EXIF orientation, its short side is resized to `size` (bilinear, antialiased),
-    and the centre is cropped. Raises one of DECODE_ERRORS on a broken file.
+    and the centre is cropped. `scale`: the range of values of an image of more than 8 bits; None: 16 bits. Raises one
+    of DECODE_ERRORS on a broken file.
     """
     with images.open_image(content) as image:
         # A JPEG is decoded at 1/2, 1/4 or 1/8 as long as twice the size is left: far less work for large photos.
-        upright = images.to_upright_rgb(image, (2 * size, 2 * size))
+        upright = images.to_upright_rgb(image, (2 * size, 2 * size), scale=scale)
     return resize_square(upright, size)
 
 
@@ -66,10 +67,10 @@ def failure_reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _read(root: Path, name: str, size: int) -> np.ndarray | Unreadable:
+def _read(root: Path, name: str, size: int, scale: images.Range | None = None) -> np.ndarray | Unreadable:
     try:
         content = (root / name).read_bytes()
-        return decode_image(content, size)
+        return decode_image(content, size, scale)
     except DECODE_ERRORS as error:
         return Unreadable(name, failure_reason(error))
 
@@ -80,7 +81,12 @@ def is_readable(path: Path) -> bool:
 
 
 def decode_all(
-    root: Path, names: list[str], size: int, report: Callable[[str], None], what: str
+    root: Path,
+    names: list[str],
+    size: int,
+    report: Callable[[str], None],
+    what: str,
+    scale: images.Range | None = None,
 ) -> Iterator[tuple[int, np.ndarray | Unreadable]]:
     """Decode the files root/name in order and report progress every few seconds.
 
@@ -90,6 +96,7 @@ def decode_all(
         size: Side of the decoded images, in pixels.
         report: Receives one progress line at a time.
         what: Adjective for the progress line, such as "train".
+        scale: Range of values of images of more than 8 bits; None: 16 bits.
 
     Yields:
         The position in `names` and the image, uint8 (size, size, 3), or why it is unreadable.
@@ -98,7 +105,7 @@ def decode_all(
     with quiet_pillow(), ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 1)) as pool:
         for start in range(0, len(names), CHUNK):
             chunk = names[start : start + CHUNK]
-            yield from enumerate(pool.map(lambda name: _read(root, name, size), chunk), start)
+            yield from enumerate(pool.map(lambda name: _read(root, name, size, scale), chunk), start)
             if time.monotonic() - reported > PROGRESS_SECONDS:
                 reported = time.monotonic()
                 report(f"data: decoded {start + len(chunk):,} of {len(names):,} {what} images")

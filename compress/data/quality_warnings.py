@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
 
 from compress.core.plural import agree, plural
 from compress.core.records.warnings import RunWarning
+
+LOOKED_AT = 1000  # images of each part
+SLIGHT_SPREAD = 4.0  # standard deviation, of 255, of an image that shows nothing
+MOST_BLANK = 0.02  # share of such images that needs no warning
 
 
 def train_test_overlap(count: int, what: str, then: str, *, affects_verdict: bool) -> RunWarning:
@@ -43,6 +48,31 @@ def duplicates_across_classes(images: Iterable[tuple[str, int, object]], what: s
     shown = next(iter(pairs.values()))
     duplicates = f"{plural(len(pairs), 'image')} {agree(len(pairs), 'is', 'are')} in two classes"
     return [RunWarning(f"{duplicates} with the same {what} (first: {shown})", affects_verdict=True)]
+
+
+def blank_images(arrays: Iterable[np.ndarray]) -> list[RunWarning]:
+    """Build the warnings that many images are nearly black, nearly white or of one value.
+
+    Args:
+        arrays: Images uint8 (N, S, S, 3) of each part; some of them are looked at.
+    """
+    found: Counter[str] = Counter()
+    total = 0
+    for images in arrays:
+        looked_at = images[:: max(1, len(images) // LOOKED_AT)]
+        total += len(looked_at)
+        for image in looked_at:
+            mean, spread = image.mean(), image.std()
+            if spread < SLIGHT_SPREAD:
+                found["nearly black" if mean < 16 else "nearly white" if mean > 239 else "nearly of one value"] += 1
+    return [
+        RunWarning(
+            f"{count:,} of {total:,} images looked at are {what}; see whether they are read as they should be",
+            affects_verdict=2 * count > total,
+        )
+        for what, count in found.items()
+        if count > MOST_BLANK * total
+    ]
 
 
 def classes_without_images(classes: tuple[str, ...], train: np.ndarray, test: np.ndarray) -> list[RunWarning]:

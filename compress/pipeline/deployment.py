@@ -65,7 +65,10 @@ class Deployment:
             data=self.workflow.training.evaluated,
             versions=self.versions,
             preprocessing=preprocessing(
-                settings.data.source, inspection.store_size(settings.data), prepared.image_size
+                settings.data.source,
+                inspection.store_size(settings.data),
+                prepared.image_size,
+                prepared.value_range,
             ),
         )
         return exported

@@ -66,6 +66,9 @@ def _data_contradictions(recipe: Recipe) -> Iterator[Finding]:
         if wrong:
             both = judged | {"distill"}
             yield Finding(("data", "labelled"), f"leaves images without a label, but {wrong}", sections=both)
+    if data.bits is not None and data.source != "folder":
+        message = f"is read only for source: folder, not for {data.source}: leave it out"
+        yield Finding(("data", "bits"), message, sections=judged)
     if data.shards_at_once is not None and data.source != "webdataset":
         message = f"images of {data.source} are not in shards: leave it out"
         yield Finding(("data", "shards_at_once"), message, sections=judged)

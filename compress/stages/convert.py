@@ -24,23 +24,28 @@ from compress.training import build
 from export.graph.from_torch import Parity
 from export.int8.integer_share import integer_share
 from export.runtime import FOREIGN, Contract, ExportError, Model, write_sidecar
+from export.runtime import images as image_files
 
 # Largest |logit difference| between torch and onnxruntime; for logits above 1 it grows with the largest of them.
 PARITY_LIMIT = 1e-3
 REWRITE_IMAGES = 64  # validation images that the rewrites are judged on
 
 
-def preprocessing(source: str, resize: int, size: int) -> dict[str, Any]:
+def preprocessing(
+    source: str, resize: int, size: int, value_range: tuple[float, float] | None = None
+) -> dict[str, Any]:
     """Return, as JSON, the steps from an image file to the network's input, as the data set's images went through.
 
     Args:
         source: `data.source`.
         resize: The short side in pixels to which an image is resized.
         size: The side of the square that is cut out of its centre.
+        value_range: Of images of more than 8 bits, which become 0 to 255.
     """
+    scaled = {} if value_range is None else {image_files.VALUES: list(value_range)}
     steps: list[dict[str, Any]] = [
         {"step": "orient", "by": "EXIF orientation"},
-        {"step": "decode", "color": "RGB", "bits": 8, "transparency": "on white"},
+        {"step": "decode", "color": "RGB", "bits": 8, "transparency": "on white", **scaled},
         {"step": "resize", "short_side": resize, "filter": "bilinear", "antialias": True},
         {"step": "crop", "from": "centre", "size": [size, size]},
     ]

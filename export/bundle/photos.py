@@ -36,7 +36,11 @@ _STORED_TRANSPOSE = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90
 
 
 def write(
-    folder: Path, images: np.ndarray, resize: int, own_photos: Sequence[Path] = ()
+    folder: Path,
+    images: np.ndarray,
+    resize: int,
+    own_photos: Sequence[Path] = (),
+    scale: image_files.Range | None = None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Write `folder/photos/*.jpg`, one photo of each kind, and copy the user's own photos beside them.
 
@@ -45,6 +49,7 @@ def write(
         images: test images uint8 (N, S, S, 3) that the photos are drawn around.
         resize: what the short side of a photo is resized to before its centre is cut out, in pixels.
         own_photos: files of the user; they keep every byte, EXIF included, but not their names.
+        scale: range of values of photos of more than 8 bits; None: 16 bits.
 
     Returns:
         The `photos` entry of the manifest, and arrays: `pixels` uint8 (M, S, S, 3), the right decoding, and pooled
@@ -67,11 +72,11 @@ def write(
         rows.append({"file": f"{photos.FOLDER}/{path.name}", "what": what, "picture": None, "own": True})
     for row in rows:
         path = folder / row["file"]
-        pixels.append(photos.preprocess(path, resize, crop))
-        faulty["squash"].append(photos.preprocess(path, resize, crop, squash=True))
-        faulty["exif"].append(photos.preprocess(path, resize, crop, upright=False))
+        pixels.append(photos.preprocess(path, resize, crop, scale=scale))
+        faulty["squash"].append(photos.preprocess(path, resize, crop, squash=True, scale=scale))
+        faulty["exif"].append(photos.preprocess(path, resize, crop, upright=False, scale=scale))
         if "uncropped" in faulty:
-            faulty["uncropped"].append(photos.preprocess(path, crop, crop))
+            faulty["uncropped"].append(photos.preprocess(path, crop, crop, scale=scale))
     spec = {
         "file": photos.ARRAYS,
         "resize": resize,

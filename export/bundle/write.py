@@ -17,6 +17,7 @@ import onnxruntime
 
 from export import runtime
 from export.runtime import FOREIGN, ExportError, Model, UnavailableError, copy_model, isa, saturates
+from export.runtime.images import value_range
 from export.targets import onnxruntime_web
 
 PACKAGE = Path(__file__).parents[1]
@@ -185,7 +186,9 @@ def _photos(
     """Write the photos, and photos.npz with right pixels, faulty pixels and logits; return the manifest entry."""
     from export.bundle import photos
 
-    entry, arrays = photos.write(folder, images, resize, own_photos)
+    preferred = max(models, key=lambda model: model.role == "student")
+    scale = value_range(Model.load(preferred.path).contract.preprocessing)
+    entry, arrays = photos.write(folder, images, resize, own_photos, scale)
     loaded = {model.path.name: Model.load(model.path, as_written=saturates(model.target, isa())) for model in models}
     logits = {f"logits/{name}": model.run(arrays["pixels"]) for name, model in loaded.items()}
     np.savez_compressed(folder / entry["file"], **arrays, **logits)  # type: ignore[arg-type]

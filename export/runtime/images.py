@@ -15,7 +15,7 @@ import threading
 import zlib
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator, Tuple, Union
+from typing import Any, BinaryIO, Dict, Iterator, Optional, Tuple, Union
 
 import numpy as np
 
@@ -47,6 +47,8 @@ MAX_PIXELS = 178_956_970  # of an image as it is decoded; Pillow refuses more by
 MAX_JPEG_PIXELS = 400_000_000  # of a JPEG file, which can be decoded at a fraction of its size
 LARGE_PIXELS = 50_000_000  # such images are decoded one at a time, or threads would fill the memory
 
+# Key of a contract's decoding step: the range of values of images of more than 8 bits.
+VALUES = "values_of_high_bits"
 EXIF_ORIENTATION = 0x0112
 TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 HIGH_BIT_MODES = ("I", "F")  # how the names of Pillow's modes of more than 8 bits begin
@@ -239,6 +241,15 @@ def to_rgb(image: Any, scale: Range | None = None) -> Any:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def value_range(preprocessing: Optional[Dict[str, Any]]) -> Range | None:
+    """Return the range of images of more than 8 bits that a contract's `preprocessing` names, or None."""
+    for step in (preprocessing or {}).get("steps", ()):
+        if VALUES in step:
+            low, high = step[VALUES]
+            return float(low), float(high)
+    return None
 
 
 def rounded_range(lowest: float, highest: float, *, whole: bool) -> Range:

@@ -30,7 +30,15 @@ PHOTO_REPEATS = 72
 Decode = Callable[[Path], Tuple[np.ndarray, Optional[str]]]
 
 
-def preprocess(content: Any, resize: int, crop: int, *, squash: bool = False, upright: bool = True) -> np.ndarray:
+def preprocess(
+    content: Any,
+    resize: int,
+    crop: int,
+    *,
+    squash: bool = False,
+    upright: bool = True,
+    scale: images.Range | None = None,
+) -> np.ndarray:
     """Prepare a photo as an application must: RGB, upright by EXIF, short side to `resize`, centre crop.
 
     Args:
@@ -39,6 +47,7 @@ def preprocess(content: Any, resize: int, crop: int, *, squash: bool = False, up
         crop: side of the centre that is cut out, in pixels.
         squash: a fault to be recognised: resize both sides to `crop`.
         upright: False is a fault to be recognised: ignore the EXIF orientation.
+        scale: range of values of an image of more than 8 bits; None: 16 bits.
 
     Returns:
         Pixels uint8 (crop, crop, 3).
@@ -48,7 +57,7 @@ def preprocess(content: Any, resize: int, crop: int, *, squash: bool = False, up
     bilinear = getattr(Image, "Resampling", Image).BILINEAR  # Pillow before 9.1 has it in the module
     with images.open_image(content) as opened:
         # A JPEG is decoded at a half, a quarter or an eighth of its size if twice the target size is left.
-        image = images.to_upright_rgb(opened, (2 * resize, 2 * resize), upright=upright)
+        image = images.to_upright_rgb(opened, (2 * resize, 2 * resize), scale=scale, upright=upright)
     if squash:
         return np.asarray(image.resize((crop, crop), bilinear))
     short = min(image.size)
@@ -94,11 +103,12 @@ def time_to_answer(
         return None, "not timed, Pillow is not installed here"
     own = [entry["file"] for entry in listed["pictures"] if entry.get("own")]
     chosen = own or [entry["file"] for entry in listed["pictures"]]
+    scale = images.value_range(manifest.get("preprocessing"))
     contents = [(folder / name).read_bytes() for name in chosen]
     timed = latency.photo_latency(
         {file: folder / file},
         contents,
-        lambda content: preprocess(io.BytesIO(content), listed["resize"], listed["crop"]),
+        lambda content: preprocess(io.BytesIO(content), listed["resize"], listed["crop"], scale=scale),
         threads=threads,
         repeats=min(repeats, PHOTO_REPEATS),
         attempts=2,
@@ -141,7 +151,8 @@ def check(
         return _not_run("Pillow is not installed here and no --preprocess command was given"), {}
     with np.load(folder / ARRAYS, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    decoder, decode = other or _decoder(command, listed, next(iter(models.values())).contract)
+    scale = images.value_range(manifest.get("preprocessing"))
+    decoder, decode = other or _decoder(command, listed, next(iter(models.values())).contract, scale)
     rows, pixels = [], []
     for index, entry in enumerate(listed["pictures"]):
         row, got = _check_photo(folder, entry, arrays, index, decode)
@@ -163,13 +174,15 @@ def _not_run(why: str) -> Dict[str, Any]:
     return {"status": "not run", "ok": None, "decoder": None, "sentence": sentence, "pictures": []}
 
 
-def _decoder(command: str | None, listed: Dict[str, Any], contract: Contract) -> Tuple[str, Decode]:
+def _decoder(
+    command: str | None, listed: Dict[str, Any], contract: Contract, scale: images.Range | None
+) -> Tuple[str, Decode]:
     """Return the name and the function of the application's own decoder, or Pillow's."""
     if command is not None:
         return command, lambda path: _by_command(command, path, listed["crop"], contract)
 
     def decode(path: Path) -> Tuple[np.ndarray, Optional[str]]:
-        return preprocess(path, listed["resize"], listed["crop"]).astype(np.float32), None
+        return preprocess(path, listed["resize"], listed["crop"], scale=scale).astype(np.float32), None
 
     return f"Pillow {pillow()}", decode
 

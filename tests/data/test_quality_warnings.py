@@ -14,6 +14,7 @@ from compress.core.records.base import from_json, to_json
 from compress.core.records.training import Prepared
 from compress.core.records.warnings import RunWarning
 from compress.core.store import Store
+from compress.data import quality_warnings
 from compress.pipeline.workflow import Workflow
 from compress.recipe import loader
 from compress.recipe.defaults import resolve
@@ -75,3 +76,14 @@ def test_a_warning_is_in_the_report_of_every_run(leaking: Path, tmp_path: Path, 
         report = json.loads((folder / "report.json").read_text())
         assert LEAK in report["cautions"] and LEAK in report["warnings"]
         assert "training images are also in the test part" in (folder / "report.html").read_text()
+
+
+def test_images_that_show_nothing_are_counted() -> None:
+    random = np.random.default_rng(0)
+    shown = random.integers(0, 256, (60, 4, 4, 3), dtype=np.uint8)
+    assert quality_warnings.blank_images([shown]) == []
+    black, grey = random.integers(0, 6, (90, 4, 4, 3), dtype=np.uint8), np.full((10, 4, 4, 3), 77, np.uint8)
+    black_said, grey_said = quality_warnings.blank_images([shown, np.concatenate([black, grey])])
+    assert str(black_said).startswith("90 of 160 images looked at are nearly black") and black_said.affects_verdict
+    assert str(grey_said).startswith("10 of 160 images looked at are nearly of one value")
+    assert not grey_said.affects_verdict

@@ -40,13 +40,15 @@ IN_KEY_IF_SET = frozenset(
         "distortion",
         "shards_at_once",
         "labelled",
+        "bits",
+        "value_range",
         "weights_key",
         "batch_norm",
         "probe",
     }
 )
 # Fields that a record's JSON has only when they are set, so that older records stay as they are.
-STORED_IF_SET = frozenset({"checks", "weights_key"})
+STORED_IF_SET = frozenset({"checks", "value_range", "weights_key"})
 
 # Fields that were renamed: class -> field -> the name that they keep in stage.json and in cache keys.
 JSON_NAMES: dict[str, dict[str, str]] = {

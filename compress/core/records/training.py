@@ -36,6 +36,7 @@ class Prepared:
 
     `warnings` and `cautions` are the sentences of `run_warnings`, as stage.json keeps them: what is probably wrong with
     the images, without paths of this machine. Cautions affect the verdict, because they make accuracies doubtful.
+    `value_range`: of the files' values if they have more than 8 bits, to which 0 to 255 in the arrays correspond.
     """
 
     source: str
@@ -52,6 +53,7 @@ class Prepared:
     paths: File | None = None
     warnings: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
+    value_range: tuple[float, float] | None = None
 
     @property
     def run_warnings(self) -> tuple[RunWarning, ...]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from compress.core.errors import CompressError, MissingError, UsageError
 from compress.core.plural import agree, plural
 from compress.core.records.warnings import RunWarning
-from compress.data.sources.folder_files import FORMATS, ImageFile, Walk, kinds
+from compress.data.sources.folder_files import FORMATS, ImageFile, Walk, is_16_bit_png, kinds
 from compress.data.sources.folder_parts import Folders, find_parts
 from compress.data.sources.unreadable import MOST_LOST, accept
 from export.runtime import images
@@ -145,7 +145,10 @@ def content_stamp(root: Path) -> list[object]:
     layout = scan(root)
     found: list[object] = [layout.ignored, layout.unused, layout.cross_links]
     found += [[*layout.left_out, *layout.notes]] if layout.left_out or layout.notes else []
-    for image in (*layout.train, *(layout.test or ())):
+    every = (*layout.train, *(layout.test or ()))
+    if any(image.path.lower().endswith(".png") and is_16_bit_png(root / image.path) for image in every):
+        found.append("one range of values for all images")  # once each was scaled as if it had 16 bits
+    for image in every:
         try:
             status = (root / image.path).stat()
             found.append((image.path, status.st_size, status.st_mtime_ns))

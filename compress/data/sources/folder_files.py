@@ -69,6 +69,12 @@ def is_image(path: str) -> bool:
     return path.lower().endswith(images.SUFFIXES) or images.looks_like_image(_head(path, images.HEAD_BYTES))
 
 
+def is_16_bit_png(path: Path) -> bool:
+    """Return whether a file is a grey PNG image of 16 bits, by its header."""
+    head = _head(str(path), 26)
+    return head.startswith(b"\x89PNG") and head[24:26] == b"\x10\0"
+
+
 def direct_images(folder: Path) -> list[str]:
     """Return the names of the images directly in a folder."""
     with os.scandir(folder) as entries:

@@ -68,6 +68,8 @@ def fingerprint(config: schema.Data, base: Path) -> str:
         mode="json",
         include={"source", "normalize", "test", "max_unreadable", "limit_train", "limit_test", "split_seed"},
     )
+    if config.bits is not None:
+        keys["bits"] = config.bits
     if config.source != "folder":  # only a folder reads these
         del keys["test"], keys["max_unreadable"]
         if config.limit_train is None and config.limit_test is None:

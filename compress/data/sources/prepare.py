@@ -66,7 +66,9 @@ def _warn_of_empty_classes(written: PreparedFiles) -> PreparedFiles:
     empty = quality_warnings.classes_without_images(
         written.classes, np.load(written.train_labels.path), np.load(written.test_labels.path)
     )
-    return replace(written, warnings=(*written.warnings, *empty))
+    arrays = [np.load(file.path, mmap_mode="r") for file in (written.train_images, written.test_images)]
+    blank = quality_warnings.blank_images([array for array in arrays if array.ndim == 4])
+    return replace(written, warnings=(*written.warnings, *empty, *blank))
 
 
 def _prepare_streamed(config: schema.Data, work: Path, base: Path, report: Report) -> Prepared:
@@ -110,7 +112,7 @@ def _prepare_arrays(config: schema.Data, work: Path, base: Path, report: Report)
         files[f"{part}_labels"] = npy.write_array(work / f"{part}_labels.npy", labels)
         report(f"data: {len(labels):,} {part} images of {len(classes)} classes, {size}x{size}")
     warnings = _duplicate_arrays(arrays, used) if config.source == "npz" else []
-    return PreparedFiles(classes, **files, unreadable=(), paths=None, warnings=tuple(warnings))
+    return PreparedFiles(classes, **files, unreadable=(), paths=None, warnings=tuple(warnings), value_range=None)
 
 
 def _resized(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -152,10 +154,13 @@ def _duplicate_arrays(arrays: dict[str, np.ndarray], used: dict[str, np.ndarray 
 
 def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report) -> PreparedFiles:
     """Prepare photos: decoded in threads and written row by row."""
+    from compress.data.sources.value_range import find_range  # needs Pillow, which training on arrays does without
+
     root = locate_root(config, base)
     layout = folder.scan(root)
     folder.require_most_files(root, layout, config.max_unreadable)
     split = split_folder(root, layout, config.test, config.split_seed)
+    scale, ranged = find_range(root, split.train, config.bits)
     files: dict[str, File] = {}
     bad: list[Unreadable] = []
     used: list[folder.ImageFile] = []
@@ -169,7 +174,7 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
         used += images
         crop = config.side if part == "test" else store_size(config)
         labels: list[int] = []
-        rows = _decoded(root, images, store_size(config), crop, part, labels, bad, report)
+        rows = _decoded(root, images, store_size(config), crop, part, labels, bad, scale, report)
         files[f"{part}_images"] = npy.write_rows(work / f"{part}_images.npy", rows, (crop, crop, 3), np.uint8)
         files[f"{part}_labels"] = npy.write_array(work / f"{part}_labels.npy", np.array(labels, dtype=np.int64))
         unreadable.require_readable_classes(root, images, labels, layout.classes, part)
@@ -178,9 +183,12 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
         *split.duplicates,
         *folder.layout_warnings(layout),
         *split.overlap,
+        *ranged,
         *unreadable.judge(bad, used, layout.classes, config.max_unreadable),
     )
-    return PreparedFiles(layout.classes, **files, unreadable=tuple(bad), paths=None, warnings=warnings)
+    return PreparedFiles(
+        layout.classes, **files, unreadable=tuple(bad), paths=None, warnings=warnings, value_range=scale
+    )
 
 
 def _decoded(
@@ -191,13 +199,14 @@ def _decoded(
     part: str,
     labels: list[int],
     bad: list[Unreadable],
+    scale: tuple[float, float] | None,
     report: Report,
 ) -> Iterator[np.ndarray]:
     """Yield the readable images as blocks (1, crop, crop, 3); append their labels to `labels`, the others to `bad`."""
     from compress.data.decode import decode_all
 
     offset = (size - crop) // 2
-    for position, image in decode_all(root, [image.path for image in images], size, report, part):
+    for position, image in decode_all(root, [image.path for image in images], size, report, part, scale):
         if isinstance(image, Unreadable):
             bad.append(image)
         else:

@@ -22,6 +22,7 @@ class PreparedFiles:
     unreadable: tuple[Unreadable, ...] = ()
     paths: File | None = None
     warnings: tuple[RunWarning, ...] = ()
+    value_range: tuple[float, float] | None = None
 
     def record(self) -> dict[str, Any]:
         """Return the fields as `Prepared` keeps them, with its two lists of sentences."""

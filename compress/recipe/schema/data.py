@@ -105,6 +105,11 @@ class Data(Section):
         description="folder: share of images that may be unreadable (three always may, unless it is 0); they are "
         "skipped; above 0.1 also the share of a class's files that may be no images",
     )
+    bits: Annotated[int, Field(ge=1, le=32)] | None = Field(
+        default=None,
+        description="folder: bits of grey images with more than 8, so that white is the largest number of so many; "
+        "null: the largest value in the training images, rounded up to a power of two",
+    )
     limit_train: Count | None = Field(
         default=None,
         description="use only so many training images (by class, seeded), for a quick trial; null: all",

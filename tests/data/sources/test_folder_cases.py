@@ -10,7 +10,7 @@ import pytest
 
 from compress.core.errors import MissingError, StageError, UsageError
 from compress.core.records.training import Prepared
-from compress.data import load_labels
+from compress.data import load_images, load_labels
 from compress.data.sources import folder, inspection, prepare
 from compress.recipe import schema
 from tests.support.cases import folders
@@ -236,3 +236,34 @@ def test_a_class_of_which_more_than_a_tenth_is_broken_is_refused(tmp_path: Path)
     with pytest.raises(StageError, match=r"4 of 16 images of class 'a' .*--set data\.max_unreadable=0\.25$"):
         prepared(root, tmp_path / "work", max_unreadable=0.07)
     assert len(prepared(root, tmp_path / "work", max_unreadable=0.25).unreadable) == 4
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_more_than_8_bits_are_scaled_by_one_range_for_the_whole_set(tmp_path: Path, kind: str) -> None:
+    root = folders.twelve_bit(tmp_path / "set", kind)
+    made = prepared(root, tmp_path / "work")
+    assert made.value_range == (0, 4096)
+    assert any(
+        sentence.startswith("32 training images have more than 8 bits; values from 0 to 4096 become 0 to 255")
+        for sentence in made.warnings
+    )
+    images, labels = load_images(made.test_images), load_labels(made.test_labels)
+    for label, top in enumerate((3900, 1200)):  # thick, thin
+        assert abs(images[labels == label].mean() - top / 16) < 3
+
+
+def test_bits_name_the_range(tmp_path: Path) -> None:
+    root = folders.twelve_bit(tmp_path / "set")
+    made = prepared(root, tmp_path / "work", bits=16)
+    assert made.value_range == (0, 65536) and load_images(made.train_images).max() < 16
+    assert any("nearly black" in sentence for sentence in (*made.warnings, *made.cautions))
+    plain, named = (
+        inspection.fingerprint(schema.Data(source="folder", root=str(root), bits=bits), Path("/"))
+        for bits in (None, 12)
+    )
+    assert plain != named
+
+
+def test_a_set_of_8_bits_has_no_range(tmp_path: Path) -> None:
+    made = prepared(folders.classes(tmp_path / "set", 5), tmp_path / "work")
+    assert made.value_range is None and not any("bits" in sentence for sentence in made.warnings)

@@ -9,21 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 import export.bundle.photos
 import export.bundle.write
 from compress.data.decode import decode_image
+from compress.stages.convert import preprocessing
 from export import verify
 from export.bundle.write import Shipped
-from export.runtime import photo_faults, photos
+from export.runtime import METADATA_PREFIX, Model, images, photo_faults, photos
 
 SIDE, RESIZE = 16, 18
 # A decoder in a program of its own, with one mistake; `{}` changes the pixels.
 DECODER = """
 import io, sys
 import numpy as np
+import onnx
 from PIL import Image, ImageOps
 image = Image.open(sys.argv[-1])
 image = {upright}.convert("RGB")
@@ -260,3 +263,29 @@ def test_without_pillow_and_a_command_photos_are_not_judged(made: Path, monkeypa
         timed["photo_to_answer"] == "not timed, Pillow is not installed here"
         and timed["models"][0]["photo_latency_ms"] is None
     )
+
+
+def test_the_range_of_a_sets_values_reaches_the_bundles_photos(smooth: np.ndarray, fp32: Path, tmp_path: Path) -> None:
+    """A contract names the range of images of more than 8 bits, and a photo of 12 bits is decoded with it."""
+    model = onnx.load(fp32)
+    steps = preprocessing("folder", RESIZE, SIDE, (0, 4096))
+    assert images.value_range(json.loads(json.dumps(steps))) == (0, 4096)
+    assert images.value_range(preprocessing("folder", RESIZE, SIDE)) is None
+    onnx.helper.set_model_props(model, {**Model.load(fp32).contract.to_metadata(), **_metadata(steps)})
+    onnx.save(model, tmp_path / "own.fp32.onnx")
+    values = np.linspace(0, 4095, 48 * 48).reshape(48, 48).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "own.png")
+    shipped = [Shipped(tmp_path / "own.fp32.onnx", "student", "fp32")]
+    made = export.bundle.write.write(
+        tmp_path / "bundle", shipped, smooth, np.zeros(8, np.int64), resize=RESIZE, own_photos=[tmp_path / "own.png"]
+    ).folder
+    with np.load(made / photos.ARRAYS) as stored:
+        pixels = stored["pixels"][-1]
+    offset = (RESIZE - SIDE) // 2
+    expected = decode_image((tmp_path / "own.png").read_bytes(), RESIZE, (0, 4096))
+    assert (pixels == expected[offset : offset + SIDE, offset : offset + SIDE]).all() and pixels.max() > 200
+    assert answer(made, None)["photos"]["ok"]
+
+
+def _metadata(steps: dict[str, Any]) -> dict[str, str]:
+    return {METADATA_PREFIX + "preprocessing": json.dumps(steps)}
