@@ -47,8 +47,9 @@ from compress.recipe.schema import Distill
 from compress.training import forward_batch
 from compress.training.engine import choose, recorder
 from compress.training.kernels import use_fast_kernels
+from compress.training.optimization import sgd
 from compress.training.precision import autocast, resolve_precision
-from compress.training.step import Batch, Step, sgd, trainable
+from compress.training.step import Batch, Step, trainable
 
 PAIRS = (("resnet56", "mobilenet_v2"), ("resnet32x4", "resnet8x4"), ("resnet32x4", "shufflenet_v2"))
 CLASSES, SIDE, IMAGES = 100, 32, 4096

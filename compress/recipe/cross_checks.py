@@ -153,6 +153,8 @@ def _trainings(recipe: Recipe) -> list[tuple[Keys, Train, int, bool]]:
 
 def _train_mistakes(train: Train, epochs: int) -> Iterator[tuple[Keys, str]]:
     schedule = train.schedule
+    if train.optimizer == "adamw" and train.nesterov:
+        yield ("nesterov",), "is a setting of sgd, but train.optimizer is adamw; leave it out"
     if list(schedule.milestones) != sorted(set(schedule.milestones)):
         yield ("schedule", "milestones"), f"must ascend, got {', '.join(map(str, schedule.milestones))}"
     if schedule.warmup_epochs and schedule.warmup_epochs >= epochs:

@@ -22,6 +22,7 @@ STUDENT_EPOCHS = 240  # as in the papers
 CANDIDATE_EPOCHS = 60
 PRETRAINED_EPOCHS = 20
 FINE_TUNING_RATE, MOBILE_RATE, SCRATCH_RATE = 0.005, 0.01, 0.05
+ADAMW_FINE_TUNING_RATE, ADAMW_RATE = 0.0001, 0.001
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -69,6 +70,8 @@ def resolved_train(
     train = train or Train()
     epochs = train.epochs or default_epochs(pretrained=pretrained, scratch_epochs=scratch_epochs)
     rate = FINE_TUNING_RATE if pretrained else MOBILE_RATE if mobile else SCRATCH_RATE
+    if train.optimizer == "adamw":
+        rate = ADAMW_FINE_TUNING_RATE if pretrained else ADAMW_RATE
     values = dict(train) | {
         "epochs": epochs,
         "lr": rate if train.lr is None else train.lr,

@@ -151,6 +151,8 @@ def _tuning_settings(train: ResolvedTrain, config: ResolvedQat) -> ResolvedTrain
             "schedule": ResolvedSchedule(),
             "precision": "float32",
             "keep": "last",
+            "ema": None,
+            "patience": None,
         }
     )
 

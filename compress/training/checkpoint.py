@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress.core.distributed import Group
 from compress.core.errors import StageError
@@ -30,6 +30,7 @@ class State:
         sums: the current epoch's losses so far, each times its number of images.
         history: one row per finished epoch.
         best: top-1, epoch and weights of the best epoch so far, under `train.keep: best`.
+        average: the moving average of the parameters, under `train.ema`.
     """
 
     epoch: int = 1
@@ -38,6 +39,7 @@ class State:
     sums: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Any] | None = None
+    average: list[Tensor] | None = None
 
 
 class Checkpointer:

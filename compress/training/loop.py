@@ -114,9 +114,10 @@ def fit(
             loop.shipped.keep_start()
         loop.run_step = session.choose_engine()
         with stop_between_steps(alone=group.size == 1) as stop:
-            while session.state.epoch <= train.epochs:
+            while session.state.epoch <= train.epochs and not loop.exhausted:
                 loop.train_epoch(stop)
                 loop.finish_epoch(stop)
+        loop.shipped_epoch = loop.shipped.load()
         if teacher is not None and group.size > 1:
             teacher.merge(group.gather)
     except KeyboardInterrupt:
@@ -136,6 +137,7 @@ class _Loop:
 
     Attributes:
         run_step: takes a step: the step itself, compiled or recorded.
+        exhausted: whether `train.patience` is used up.
         stopping: whether all ranks have agreed to stop at the same step.
         meter: losses since `part_started_at`.
         part_started_at: when the running part of an epoch began: the epoch itself, or the rest of one that was resumed.
@@ -146,6 +148,8 @@ class _Loop:
         self.session, self.epochs_before, self.stopping = session, epochs_before, False
         self.run_step: StepRunner = session.step
         self.shipped = ShippedWeights(session)
+        # Every rank has rank 0's history where training is resumed.
+        self.exhausted, self.shipped_epoch = self.shipped.exhausted(), 0
         # A traced cosine is summed like a loss. With this weight the sum over an epoch's traced steps and over the
         # ranks is a mean after the division by the epoch's images, even when a resumed run adds the rest.
         traced_steps = -(-session.steps_per_epoch // (session.train.trace_gradients or 1))
@@ -199,9 +203,9 @@ class _Loop:
         session, state = self.session, self.session.state
         self._carry(state)
         seconds = time.monotonic() - self.part_started_at
-        self.shipped.settle()
-        state.history.append(self._row(seconds))
-        self.shipped.keep_best(state.history[-1].get("top1_validation"), state.epoch)
+        with self.shipped.in_place():
+            state.history.append(self._row(seconds))
+            self.shipped.keep_best(state.history[-1].get("top1_validation"), state.epoch)
         state.sums, state.step = {}, 0
         state.epoch += 1
         self._start_part()
@@ -215,7 +219,7 @@ class _Loop:
                 session.teacher.save()
                 self.teacher_saved_at = time.monotonic()
         # The other ranks wait here while rank 0 validates, and not in the next step, whose messages time out sooner.
-        session.group.broadcast(None)
+        self.exhausted = session.group.broadcast(self.shipped.exhausted())
         session.checkpoints.saved_at = time.monotonic()
         # Asked here too, because nothing may swallow a Ctrl-C during validation and decoders do not wait for long.
         self._stop_if(session.group.any_rank(stop.is_set(), 0))
@@ -262,7 +266,7 @@ class _Loop:
         """Write a checkpoint, unless a loss or weight is not finite; return a sentence on where training stopped."""
         session, epochs = self.session, self.session.train.epochs
         self._carry(session.state)
-        if self.meter.describe_nonfinite() is None:
+        if self.meter.describe_nonfinite() is None and not self.shipped.loaded:
             session.checkpoints.save(session.state)
         there = "checkpoint kept" if session.checkpoints.exists else "there is no checkpoint yet"
         return f"interrupted in epoch {min(session.state.epoch, epochs)} of {epochs}, {there}"
@@ -278,7 +282,7 @@ class _Loop:
             precision=session.checkpoints.precision,
             threads=session.threads,
             kernels=session.kernels,
-            shipped_epoch=self.shipped.load(),
+            shipped_epoch=self.shipped_epoch,
             steps=session.steps_per_epoch * len(state.history),
             gpu=gpu_name(session.device),
         )

@@ -24,8 +24,9 @@ from compress.training.engine.choose import LearningRate, StepRunner, choose_eng
 from compress.training.engine.compile import release_compiled
 from compress.training.evaluation import ImageSet
 from compress.training.kernels import TORCH, use_fast_kernels
+from compress.training.optimization import MovingAverage, build_optimizer
 from compress.training.precision import resolve_precision
-from compress.training.step import Step, TeacherSource, parameter_groups, sgd, trainable
+from compress.training.step import Step, TeacherSource, parameter_groups, trainable
 
 
 class Progress(Protocol):
@@ -78,13 +79,7 @@ class Session:
         warn = self.progress.warn if group.is_main else lambda _: None
         self._restore_batch_norms = sync_batchnorm(group, device, train.sync_batchnorm, warn, student, method)
         self.parameters = trainable(student, method)
-        self.optimizer = sgd(
-            self.parameters,
-            lr=train.lr,
-            momentum=train.momentum,
-            weight_decay=train.weight_decay,
-            nesterov=train.nesterov,
-        )
+        self.optimizer = build_optimizer(self.parameters, train)
         # For dropout; everything else draws its random numbers from a stateless source.
         torch.manual_seed(train.seed)
         self._threads_before = torch.get_num_threads()
@@ -92,6 +87,8 @@ class Session:
         self.checkpoints = Checkpointer(self.folder, student, method, self.optimizer, group)
         self.state = self._restore()
         self.threads = torch.get_num_threads()
+        self.average = None if train.ema is None else MovingAverage(self.parameters, train.ema, self.state.average)
+        self.state.average = None if self.average is None else self.average.values
         # After the checkpoint: a restored optimizer has its own learning rate.
         self.learning_rate = LearningRate(self.optimizer, device)
         self.tapped = Tapped(student, {name: self.taps[name] for name in method.student_taps})
@@ -130,6 +127,8 @@ class Session:
             group=self.group,
             traced=parameter_groups(self.student, self.taps) if self.train.trace_gradients else {},
             distortion=image_set.distortion,
+            clip_norm=self.train.clip_norm,
+            average=self.average,
         )
 
     def choose_engine(self) -> StepRunner:

@@ -1,4 +1,4 @@
-"""The weights that ship: those of the last or of the best epoch, with the statistics that `train.batch_norm` names.
+"""The weights that ship: those of the last or best epoch or their average, with the statistics that the recipe names.
 
 Every epoch's validation sees these weights.
 """
@@ -6,6 +6,7 @@ Every epoch's validation sees these weights.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -19,14 +20,35 @@ START = 0
 
 
 class ShippedWeights:
-    """What would ship if training ended now, in one `fit`."""
+    """What would ship if training ended now, in one `fit`.
+
+    Attributes:
+        loaded: whether the networks have it for good, so that training cannot go on from them.
+    """
 
     def __init__(self, session: Session) -> None:
-        self.session = session
+        self.session, self.loaded = session, False
 
-    def settle(self) -> None:
-        """Bring the networks into the state in which they would ship."""
-        if self.session.train.batch_norm == "recomputed":
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Bring the networks into the state in which they would ship; put a moving average aside afterwards."""
+        session = self.session
+        if session.average is None:
+            self._settle()
+            yield
+            return
+        buffers = [(value, value.clone()) for value in _statistics(session.student, session.method)]
+        session.average.swap()
+        self._settle()
+        yield
+        session.average.swap()
+        for value, before in buffers:
+            value.copy_(before)
+
+    def _settle(self) -> None:
+        """Recompute statistics where they are to be, also of a moving average, whose running ones nobody kept."""
+        train = self.session.train
+        if train.batch_norm == "recomputed" or (train.ema is not None and train.batch_norm != "frozen"):
             self._recompute_statistics()
 
     def validate(self) -> float | None:
@@ -54,6 +76,12 @@ class ShippedWeights:
         )
         state.best = {"top1": top1, "epoch": epoch, "student": student, "method": method}
 
+    def exhausted(self) -> bool:
+        """Return whether `train.patience` epochs have passed without a better validation accuracy, on rank 0 alone."""
+        patience, history = self.session.train.patience, self.session.state.history
+        reached = [row.get("top1_validation", 0.0) for row in history]
+        return patience is not None and bool(reached) and len(reached) - 1 - reached.index(max(reached)) >= patience
+
     def keep_start(self) -> None:
         """Let the start of training ship where no epoch is better, unless training is resumed."""
         state = self.session.state
@@ -62,9 +90,12 @@ class ShippedWeights:
 
     def load(self) -> int:
         """Give the networks the weights that ship; return their 1-based epoch, or START."""
-        session, best = self.session, self.session.state.best
+        session, best, self.loaded = self.session, self.session.state.best, True
         if session.train.keep != "best" or best is None:
-            return session.train.epochs
+            if session.average is not None:
+                session.average.swap()
+                self._settle()
+            return len(session.state.history)
         session.student.load_state_dict(best["student"])
         session.method.load_state_dict(best["method"])
         return int(best["epoch"])
@@ -100,7 +131,8 @@ class ShippedWeights:
             yield distort_views(pixels, view[part], image_set.distortion)
 
 
-def _statistics(network: nn.Module) -> list[Tensor]:
-    """Return the running means and variances of a network, in order."""
-    pairs = ((layer.running_mean, layer.running_var) for layer in batch_norm.tracked_layers(network))
+def _statistics(*networks: nn.Module) -> list[Tensor]:
+    """Return the running means and variances of networks, in order."""
+    layers = (layer for network in networks for layer in batch_norm.tracked_layers(network))
+    pairs = ((layer.running_mean, layer.running_var) for layer in layers)
     return [value for pair in pairs for value in pair if value is not None]

@@ -20,6 +20,7 @@ from compress.methods import Method, Signals
 from compress.methods.losses.upcast import upcast
 from compress.training.engine.autograd_reach import ReachableParameters
 from compress.training.gradients import aligned_backward, cosine, sum_backward
+from compress.training.optimization import MovingAverage
 from compress.training.precision import autocast
 
 # Names of the cosines that a traced step adds to its losses, one for each of the `parameter_groups`.
@@ -98,6 +99,8 @@ class Step:
         traced: parameters by name of the cosine that is computed over them.
         distortion: applied to all views, also to those that a batch brings.
         reach: which parameters the losses reach; only a compiled network needs it.
+        clip_norm: the largest norm of the gradient over all parameters; None: any.
+        average: of the parameters, moved after each step.
     """
 
     network: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -116,6 +119,8 @@ class Step:
     traced: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     distortion: Distortion | None = None
     reach: ReachableParameters | None = None
+    clip_norm: float | None = None
+    average: MovingAverage | None = None
 
     def crop(self, index: Tensor, view: Tensor) -> Tensor:
         """Return the views (N,) of images (N,) as uint8 (N, H, W, 3), cropped and flipped but not distorted."""
@@ -170,7 +175,11 @@ class Step:
         self._backward(
             self.group.scale_losses(losses, len(batch.index), batch.total), self.group.gradient_reducer, outputs
         )
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update(batch.step)
         return {**{name: loss.detach() for name, loss in losses.items()}, **cosines}
 
     def _cosines(self, losses: list[Tensor]) -> dict[str, Tensor]:
@@ -210,20 +219,6 @@ class Step:
 def trainable(*modules: nn.Module) -> list[Tensor]:
     """Return the parameters that the optimizer steps."""
     return [p for module in modules for p in module.parameters() if p.requires_grad]
-
-
-def sgd(
-    parameters: Sequence[Tensor], *, lr: float, momentum: float, weight_decay: float, nesterov: bool = False
-) -> torch.optim.SGD:
-    """Build the optimizer of every training: fused SGD, one operator for all parameters."""
-    optimizer = torch.optim.SGD(
-        parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
-    )
-    # Fused SGD cannot add a buffer when a later phase of the method reaches a parameter for the first time, so all
-    # buffers exist from the start.
-    if momentum:
-        optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in parameters})
-    return optimizer
 
 
 def parameter_groups(student: nn.Module, taps: Mapping[str, str]) -> dict[str, Sequence[Tensor]]:

@@ -61,6 +61,22 @@ APPENDED = [
         ],
     ),
     (
+        "train: {optimizer: adamw, nesterov: true}",
+        ["6:37: train.nesterov: is a setting of sgd, but train.optimizer is adamw; leave it out"],
+    ),
+    (
+        "train: {optimizer: adam}",
+        ["6:20: train.optimizer: expected one of sgd, adamw, got 'adam' (did you mean 'adamw'?)"],
+    ),
+    ("train: {ema: 1}", ["6:14: train.ema: must be below 1, got 1"]),
+    (
+        "train: {probe: true}",
+        [
+            "6:16: train.probe: fits a layer to the features of pretrained weights, but this training starts from "
+            "scratch (weights)"
+        ],
+    ),
+    (
         "train: {epochs: 3, schedule: {warmup_epochs: 5}}",
         ["6:46: train.schedule.warmup_epochs: the warm-up (5 epochs) must be shorter than the training (3)"],
     ),
@@ -593,6 +609,10 @@ def test_a_pretrained_start_trains_short_and_gently() -> None:
     short = resolved_train(Train(epochs=2, lr=0.1), mobile=True, pretrained=True, seed=3)
     assert (short.epochs, short.lr, short.schedule.warmup_epochs) == (2, 0.1, 0.5)
     assert resolved_train(None, mobile=False, pretrained=False, seed=0).lr == 0.05
+    assert [resolved_train(Train(optimizer="adamw"), mobile=True, pretrained=p, seed=0).lr for p in (True, False)] == [
+        0.0001,
+        0.001,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,11 @@ IN_KEY_IF_SET = frozenset(
         "weights_key",
         "batch_norm",
         "probe",
+        "optimizer",
+        "decay_norms",
+        "clip_norm",
+        "ema",
+        "patience",
     }
 )
 # Fields that a record's JSON has only when they are set, so that older records stay as they are.

@@ -31,7 +31,7 @@ class Schedule(Section):
 
 
 class Train(Section):
-    """SGD as in the papers. A `null` takes the default for training from scratch or from pretrained weights."""
+    """How a network is trained. A `null` takes the default for training from scratch or from pretrained weights."""
 
     epochs: Count | None = Field(
         default=None,
@@ -41,12 +41,27 @@ class Train(Section):
     lr: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
         description="learning rate; null: 0.05 from scratch (0.01 for MobileNets and ShuffleNets), 0.005 from "
-        "pretrained weights",
+        "pretrained weights; with adamw 0.001 and 0.0001",
+    )
+    optimizer: Literal["sgd", "adamw"] | None = Field(
+        default=None,
+        description="adamw: Adam with decoupled weight decay, which wants a larger weight_decay; null: sgd",
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="momentum of SGD")
     nesterov: bool = Field(default=False, description="use Nesterov momentum")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
-        default=5e-4, description="applied to every parameter, including those of the method"
+        default=5e-4, description="applied to every parameter, including those of the method; see decay_norms"
+    )
+    decay_norms: bool | None = Field(
+        default=None, description="false: no weight decay on biases and on the weights of norms; null: true"
+    )
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="scale a gradient whose norm over all parameters is larger down to it; null: never"
+    )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="validate and ship an exponential moving average of the weights, with BatchNorm statistics of its "
+        "own: what each step keeps of it, such as 0.99; null: the weights themselves",
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0, description="label smoothing of the cross-entropy"
@@ -74,11 +89,11 @@ class Train(Section):
         "weights of each epoch's end; frozen: those of the pretrained weights, in training too; null or auto: "
         "recomputed from pretrained weights, running from scratch",
     )
-    probe: Literal["auto", True, False] | None = Field(
+    probe: bool | None = Field(
         default=None,
         description="fit the last layer alone before fine-tuning (Kumar et al. 2022), by logistic regression on the "
-        "features of the pretrained weights; its validation accuracy is reported, and `keep: best` may ship it; null "
-        "or auto: wherever pretrained weights get a new last layer",
+        "features of the pretrained weights; its validation accuracy is reported, and `keep: best` may ship it; null: "
+        "wherever pretrained weights get a new last layer",
     )
     views: Count | None = Field(
         default=None,
@@ -90,6 +105,11 @@ class Train(Section):
         description="every so many steps, record in the history the cosine between the gradients of the "
         "cross-entropy and of the distillation losses, for the classifier and for the backbone; null: "
         "never",
+    )
+    patience: Count | None = Field(
+        default=None,
+        description="stop after so many epochs without a better validation accuracy; usually with `keep: best`; null: "
+        "train all epochs",
     )
     keep: Literal["last", "best"] = Field(
         default="last", description="which epoch ships; best: the one with the best validation accuracy"

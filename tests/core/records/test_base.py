@@ -39,7 +39,16 @@ from compress.recipe.schema import Candidate, Data, Train
 A, B = (File(Path(f"/cache/{name}"), name * 64, 7) for name in "ab")
 NETWORK = Network("mobilenet_v2", 0.5, 10, 32, Normalization((0.1, 0.2, 0.3), (1.0, 0.5, 0.25)))
 TRAINED = Trained(NETWORK, A, 0.75, 100, 2000, 3, 1.5, history=B)
-SET = {"batch_norm": "frozen", "probe": True}  # a value of each setting of `train` that counts only where it is set
+# A value of each setting of `train` that counts only where it is set.
+SET = {
+    "batch_norm": "frozen",
+    "probe": True,
+    "optimizer": "adamw",
+    "decay_norms": False,
+    "clip_norm": 1.0,
+    "ema": 0.99,
+    "patience": 3,
+}
 RECORDS = [
     Prepared(
         "fashion", ("a", "b"), 32, A, B, A, B, NETWORK.normalization, "crop_flip", (Unreadable("x/y.jpg", "truncated"),)
