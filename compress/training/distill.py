@@ -103,16 +103,7 @@ def train_student(
         check_largest_logit(teacher)
     source = None
     if teacher is not None and teacher_outline is not None and method.needs_teacher:
-        source = build.teacher_source(
-            teacher,
-            method,
-            teacher_outline.taps,
-            data,
-            len(image_set.images),
-            device=context.device,
-            cache=context.cache,
-            warn=context.console.warn,
-        )
+        source = _teacher_source(teacher, method, teacher_outline, data, image_set, context)
         log_teacher_cost(source, teacher, config.name, data, len(image_set.train_index), train, context)
     steps = -(-len(image_set.train_index) // train.batch_size)
     title = title or f"student {student.model} by {config.name}"
@@ -162,6 +153,22 @@ def probe_of(
         reached = f"{100 * probe.right / len(image_set.validation_index):.1f} %"
         context.console.line(f"{network.model}: a last layer alone reaches {reached} on the validation images")
     return probe
+
+
+def _teacher_source(
+    teacher: Trained, method: Method, outline: Outline, data: TrainingData, image_set: ImageSet, context: Context
+) -> TeacherSource:
+    """Return what gives the method the teacher's signals."""
+    return build.teacher_source(
+        teacher,
+        method,
+        outline.taps,
+        data,
+        len(image_set.images),
+        device=context.device,
+        cache=context.cache,
+        warn=context.console.warn,
+    )
 
 
 def _teacher_outline(teacher: Trained | None) -> Outline | None:

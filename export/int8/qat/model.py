@@ -219,7 +219,9 @@ class Simulation(nn.Module):
             found, own = self._quantizers[source]
             factor = float(scale) / own  # not 1: a product with a scalar was taken out of the graph
             self._dequantizers[output] = found, factor
-            return lambda inputs: inputs[0] if factor == 1 else inputs[0] * factor  # type: ignore[operator,return-value]
+            return lambda inputs: (
+                inputs[0] if factor == 1 else inputs[0] * factor  # type: ignore[operator,return-value]
+            )
         if name in self._weights and self._constant(source).dtype == torch.int8:
             axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
             self._rounded[output] = name, axis if scale.ndim else None
