@@ -24,13 +24,18 @@ PINS = Path(__file__).parent / "golden" / "stages.json"
 DATA, IMAGES = "compress/data", "export/runtime/images.py"
 MODELS, RANDOM = "compress/models", "compress/core/stateless_random.py"
 TRAINING = ("compress/training", "compress/methods", "compress/core/distributed.py", DATA, IMAGES, MODELS, RANDOM)
+FOREIGN = (
+    "compress/stages/support/foreign_teacher.py",
+    "export/graph/foreign_logits.py",
+    "export/graph/foreign_outputs.py",
+)
 VERDICT, RUNTIME, GRAPH, INT8 = "compress/verdict", "export/runtime", "export/graph", "export/int8"
 
 # What decides the numbers of each stage, beside its inputs: files, and folders with all that is in them.
 # "logits" is the disk copy of a teacher's answers.
 SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
     "data": (data.PREPARE.version, ("compress/stages/data.py", DATA, IMAGES)),
-    "teacher": (teacher.TEACHER.version, ("compress/stages/teacher.py", *TRAINING)),
+    "teacher": (teacher.TEACHER.version, ("compress/stages/teacher.py", *FOREIGN, *TRAINING)),
     "logits": (
         build.LOGITS_VERSION,
         ("compress/training/build.py", "compress/training/teacher", DATA, IMAGES, MODELS, RANDOM),

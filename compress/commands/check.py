@@ -30,6 +30,7 @@ from export.runtime.conditions import too_many_threads
 ASSUMED_CLASSES = 10
 # With fewer training images a student from scratch usually does worse than a pretrained one.
 FEW_IMAGES = 2000
+NOISE_IMAGES = 16  # that an ONNX teacher is tried on
 
 
 def check(loaded: Loaded) -> tuple[list[str], list[str]]:
@@ -69,7 +70,7 @@ def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], lis
         (f"teacher.candidates.{number}.onnx", one) for number, one in enumerate(settings.teacher.candidates) if one.onnx
     ]
     notes = [_network(loaded, place, one, classes, size) for place, one in named if isinstance(one, Candidate)]
-    notes += [_file(loaded, place, one, base, size) for place, one in files if _is_there(one.onnx, base)]
+    notes += [_file(loaded, place, one, base, size, known) for place, one in files if _is_there(one.onnx, base)]
     notes += [_network(loaded, place, one, classes, size) for place, one in named if not isinstance(one, Candidate)]
     if known is None:
         notes.append(f"networks are counted with {classes} classes until the data is listed")
@@ -118,25 +119,40 @@ def _checkpoint(loaded: Loaded, place: str, one: Candidate | Choice, base: Path,
     return f"{place}.weights: {one.weights}: {note}" if note else ""
 
 
-def _file(loaded: Loaded, place: str, one: Candidate, base: Path, size: int) -> str:
-    """Check the input and output of another project's ONNX file. Raises UsageError where they do not fit."""
-    from export.graph.foreign_model import ForeignModel, fixed_image_size, inspect
-    from export.runtime import ExportError
+def _file(loaded: Loaded, place: str, one: Candidate, base: Path, size: int, known: int | None) -> str:
+    """Check the input and output of another project's ONNX file. Raises UsageError where they do not fit.
+
+    `known`: the number of the data's classes.
+    """
+    from export.graph.foreign_logits import write_logits
+    from export.graph.foreign_model import fixed_image_size, inspect
+    from export.runtime import ExportError, UnavailableError
 
     path = base / Path(one.onnx or "").expanduser()
+    expected = len(one.classes) if one.classes else KNOWN_CLASSES.get(loaded.recipe.data.source, known)
     try:
         side = one.image_size or fixed_image_size(path) or size
-        found: ForeignModel = inspect(
-            path,
-            image_size=side,
-            outputs=len(one.classes) if one.classes else KNOWN_CLASSES.get(loaded.recipe.data.source),
-        )
+        noise = np.random.default_rng(0).normal(size=(NOISE_IMAGES, 3, side, side)).astype(np.float32)
+        with tempfile.TemporaryDirectory() as folder:
+            written = Path(folder) / path.name
+            read = write_logits(path, written, pixels=noise, outputs=expected, output=one.output)
+            try:
+                found = inspect(written, image_size=side, outputs=expected)
+            except ExportError as error:
+                raise ExportError(str(error).replace(str(written), str(path))) from error
+        if not read.finite.all():
+            bad = f"for {NOISE_IMAGES - read.finite.sum()} of {NOISE_IMAGES} images of noise"
+            raise ExportError(f"{path}: its logits are not finite (NaN or infinite) {bad}, so it cannot teach")
+    except UnavailableError as error:
+        raise MissingError(f"{loaded.where(place)}: {place}: {error}") from error
     except ExportError as error:
         raise UsageError(f"{loaded.where(place)}: {place}: {error}") from error
     resized = f", to which each view of {size}x{size} is resized" if side != size else ""
     cost = "an unknown number of" if found.macs is None else f"{found.macs:,}"
     counts = f"{found.params:,} parameters, {cost} multiply-accumulates, {found.outputs} classes"
-    return f"teacher {one.title}: {counts}, {found.layout}, {side}x{side}{resized}"
+    return f"teacher {one.title}: {counts}, {found.layout}, {side}x{side}{resized}" + "".join(
+        f"; {note}" for note in read.notes
+    )
 
 
 def _network(loaded: Loaded, place: str, one: Candidate | Choice, classes: int, size: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from compress.core.class_names import nfc
 from compress.core.errors import MissingError, UsageError
@@ -16,6 +17,7 @@ from compress.models.meta import shapes_only
 from compress.models.weight_choice import take_weights
 from compress.recipe.schema import Candidate, Choice, Normalize, Recipe
 from compress.stages import teacher
+from compress.stages.support import foreign_teacher
 
 
 def normalized(section: Normalize) -> Normalization:
@@ -128,6 +130,7 @@ class NetworkResolver:
                 self.prepared.image_size,
                 normalization,
                 black_box=True,
+                output=candidate.output,
             )
             own_size = candidate.image_size or teacher.file_side(path)
             own_size = None if own_size == network.image_size else own_size
@@ -143,7 +146,14 @@ class NetworkResolver:
             order=order,
             outputs=len(candidate.classes) if candidate.classes else None,
         )
-        return candidate.model_copy(update={"weights": key, "weights_key": None}), network, weights
+        return candidate.model_copy(update={"weights": key, "weights_key": None, "output": None}), network, weights
+
+    def foreign_inputs(self, candidate: Candidate) -> dict[str, Any]:
+        """Return what a stage's key holds beside an ONNX file. Raises UsageError if a file with weights is missing."""
+        if candidate.onnx is None:
+            return {}
+        external = foreign_teacher.external_files(self.base / Path(candidate.onnx).expanduser())
+        return {"reading": foreign_teacher.READING} | ({"external": external} if external else {})
 
     def _order(self, names: tuple[str, ...] | None, label: str) -> tuple[int, ...] | None:
         """Return where each of the data's classes stands among a candidate's; None: they are the same, in order.

@@ -27,7 +27,7 @@ from compress.report import run_folder as report
 from compress.report.console_summary import summary_lines
 from compress.report.evidence import Evidence
 from compress.stages import STAGES
-from compress.verdict import requirements, teacher_choice
+from compress.verdict import majority_baseline, requirements, teacher_choice
 from export.runtime.conditions import too_many_threads
 
 
@@ -180,6 +180,8 @@ def teachers(loaded: Loaded, *, artifacts: Path, device: str, console: Console) 
         work.choose_student()
     candidates, selected = work.selected()
     console.line(f"teacher: {selected.reason}")
+    for one in candidates:
+        work.warn(majority_baseline.of_teacher(one, work.training))
     return teacher_choice.rows(candidates, selected)
 
 

@@ -159,8 +159,9 @@ class Workflow:
         for place in sorted(range(len(named)), key=lambda place: named[place][0].train is not None):
             config, network, weights = named[place]
             read = self.training if config.train is not None else self.training.evaluated
+            foreign = self.networks.foreign_inputs(config)
             one: Trained = self.store.run(
-                TEACHER, config, label=labels[place], network=network, data=read, weights=weights
+                TEACHER, config, label=labels[place], network=network, data=read, weights=weights, **foreign
             )
             found[place] = one
             if weights is not None and config.weights != "embedded":

@@ -95,6 +95,8 @@ def network_mistakes(item: Candidate | Choice, size: int) -> Iterator[tuple[Keys
         yield ("taps",), f"only your own network names its stages; {known}"
     if item.weights_key is not None and not catalog.is_checkpoint(item.weights):
         yield ("weights_key",), f"chooses among the weights of a file, but weights is {item.weights}: leave it out"
+    if isinstance(item, Candidate) and item.output is not None and item.onnx is None:
+        yield ("output",), "names a tensor of an ONNX file, but the candidate has none: leave it out"
     if item.model not in catalog.NETWORKS:
         return
     info = catalog.NETWORKS[item.model]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,20 +13,21 @@ from torch import nn
 
 from compress.core.errors import StageError, UsageError
 from compress.core.records.base import File
-from compress.core.records.training import Network, Trained, TrainingData
+from compress.core.records.training import Network, Normalization, Trained, TrainingData
 from compress.core.store import Context, Stage
 from compress.data.augment import views
 from compress.methods import build_method
 from compress.models import checkpoints
 from compress.models.count import macs, params
-from compress.models.input_adapter import inner_network
+from compress.models.input_adapter import InputAdapter, inner_network
 from compress.recipe.schema import Distill, ResolvedCandidate, ResolvedTrain
+from compress.stages.support import foreign_teacher
 from compress.training import build, checkpoint
 from compress.training.checks import check_training
 from compress.training.distill import probe_of
 from compress.training.evaluation import ImageSet, accuracy, predict
 from compress.training.loop import FitResult, fit
-from compress.verdict import diagnosis
+from compress.verdict import conventions, diagnosis
 from compress.verdict.intervals import wilson
 
 REMEDIES = {  # what to set in the candidate's section, by the fault that was found
@@ -40,7 +40,14 @@ REMEDIES = {  # what to set in the candidate's section, by the fault that was fo
 
 
 def run_teacher(
-    config: ResolvedCandidate, *, context: Context, network: Network, data: TrainingData, weights: File | None
+    config: ResolvedCandidate,
+    *,
+    context: Context,
+    network: Network,
+    data: TrainingData,
+    weights: File | None,
+    external: tuple[File, ...] = (),
+    reading: int | None = None,
 ) -> Trained:
     """Train a candidate, or load it, or both; judge it on the validation images in float32.
 
@@ -50,6 +57,8 @@ def run_teacher(
         network: How to build it.
         data: The training data.
         weights: The checkpoint or the ONNX file, where the recipe names one.
+        external: Files with the weights of the ONNX file; part of the key only.
+        reading: See `foreign_teacher.READING`; part of the key only.
     """
     begin = time.monotonic()
     torch.manual_seed(config.train.seed if config.train else 0)
@@ -58,6 +67,10 @@ def run_teacher(
     head: str | None = None
     taken = list[str]()
     if network.black_box and weights is not None:
+        path = context.work / "teacher.onnx"
+        judging = views.evaluation_view(dataset.validation()[: foreign_teacher.IMAGES], data.image_size)
+        taken += foreign_teacher.read_foreign(network, weights.path, path, judging.cpu().numpy())
+        weights = File.of(path)
         counted = _inspected(network, weights)
         model = build.load_network(network, weights, context.device)
     else:
@@ -75,16 +88,22 @@ def run_teacher(
         fitted = _fit(model, config.train, context, network, dataset, start_may_ship=probe is not None)
         checks = check_training(model, dataset, network.normalization, config.train, fitted.steps, probe)
     logits = predict(model, dataset.validation(), data.image_size, network.normalization, device=dataset.labels.device)
+    _check_finite(config, logits)
     top1 = accuracy(logits, dataset.labels[dataset.validation_index])
-    _expect(config, top1, len(dataset.validation_index), lambda: _find_fault(config, model, dataset, network, data))
-    if network.black_box and weights is not None:
-        path = context.work / "teacher.onnx"
-        shutil.copyfile(weights.path, path)
-    else:
+    advice = None
+    if config.train is None:
+        advice = _input_advice(network, model, dataset, top1, data.classes)
+    _expect(
+        config,
+        top1,
+        len(dataset.validation_index),
+        lambda: _explained(advice) or _find_fault(config, model, dataset, network, data),
+    )
+    if not network.black_box:
         path, counted = context.work / "teacher.safetensors", (params(model), macs(model, network.image_size))
         checkpoints.save_state(inner_network(model), path)
     return Trained(
-        network=replace(network, weights_key=None),  # the file that was written holds the taken weights alone
+        network=replace(network, weights_key=None, output=None),  # the file that was written holds what was taken alone
         weights=File.of(path),
         top1_validation=top1,
         params=counted[0],
@@ -100,6 +119,7 @@ def run_teacher(
         largest_logit=float(logits.abs().max()),
         gpu=fitted.gpu if fitted else None,
         checks=checks,
+        advice=advice,
     )
 
 
@@ -161,6 +181,47 @@ def _inspected(network: Network, file: File) -> tuple[int, int | None]:
     return found.params, found.macs
 
 
+def _check_finite(config: ResolvedCandidate, logits: torch.Tensor) -> None:
+    """Raise StageError where a logit is not a number or infinite."""
+    bad = int((~torch.isfinite(logits).all(dim=1)).sum())
+    if bad:
+        raise StageError(
+            f"teacher {config.title}: its logits are not finite (NaN or infinite) for {bad:,} of {len(logits):,} "
+            "validation images, so it cannot teach; check the file, and what it expects: normalize, channels, output"
+        )
+
+
+def _input_advice(
+    network: Network, model: nn.Module, dataset: ImageSet, top1: float, classes: tuple[str, ...]
+) -> str | None:
+    """Look for the convention that a finished network at chance level was trained with.
+
+    Return a sentence with the lines of the recipe; None for a network that is above chance.
+    """
+    labels = dataset.labels[dataset.validation_index].cpu().numpy()
+    share = conventions.chance(labels)
+    if wilson(round(top1 * len(labels)), len(labels))[0] > share:
+        return None
+    images = dataset.validation()
+    place = dataset.labels.device
+
+    def answers(convention: conventions.Convention, chosen: np.ndarray) -> np.ndarray:
+        adapter = InputAdapter(
+            inner_network(model), size=network.own_size, bgr=convention.channels == "bgr", order=None
+        )
+        constants = Normalization(convention.mean, convention.std)
+        batch = images[torch.from_numpy(chosen).to(images.device)]
+        return predict(adapter.to(place), batch, dataset.image_size, constants, device=place).cpu().numpy()
+
+    found = conventions.find(answers, labels, classes, network.order)
+    return conventions.NONE_FITS if found is None else found.sentence()
+
+
+def _explained(advice: str | None) -> str | None:
+    """Return the advice that names a convention; None if no convention fits."""
+    return None if advice == conventions.NONE_FITS else advice
+
+
 def _expect(config: ResolvedCandidate, top1: float, images: int, find_fault: Callable[[], str | None]) -> None:
     """Stop before distilling from a checkpoint that misses its known accuracy: its input or its weights are wrong.
 
@@ -204,7 +265,7 @@ def _find_fault(
 def _origin(config: ResolvedCandidate, taken: list[str]) -> str:
     """Describe where the weights come from. `taken`: what was taken from a file that holds more."""
     if config.onnx is not None:
-        return "an ONNX file as it is"
+        return "an ONNX file: " + "; ".join(taken) if taken else "an ONNX file as it is"
     if config.weights == "none":
         return "trained here"
     source = {"embedded": "shipped with the package", "file": "checkpoint"}.get(config.weights, config.weights)

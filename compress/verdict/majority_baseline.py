@@ -20,7 +20,7 @@ def of_teacher(teacher: Trained, data: TrainingData) -> list[RunWarning]:
     labels, _, validation = split_labelled(labels, data.validation, data.split_seed, data.labelled)
     counts = np.bincount(labels[validation])
     found = _not_better(f"teacher {teacher.network.model}", teacher.top1_validation, counts, "validation")
-    advice = "it has little to teach; train it longer or start from pretrained weights"
+    advice = teacher.advice or "it has little to teach; train it longer or start from pretrained weights"
     return [RunWarning(f"{found}: {advice}", affects_verdict=True)] if found else []
 
 

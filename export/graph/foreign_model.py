@@ -63,9 +63,8 @@ def inspect(path: Path, *, image_size: int, outputs: int | None) -> ForeignModel
         UnavailableError: there is no such file.
         ExportError: the file does not fit.
     """
-    if not path.is_file():
-        raise UnavailableError(f"{path}: no such file")
-    session = _session(path)  # refuses what is no ONNX file
+    checked_file(path)
+    session = open_session(path)  # refuses what is no ONNX file
     model = onnx.load(str(path), load_external_data=False)
     outside = [tensor.name for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
     if outside:
@@ -125,7 +124,27 @@ def _layout(path: Path, value: onnx.ValueInfoProto, size: int) -> str:
     )
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
+def checked_file(path: Path) -> None:
+    """Raise UnavailableError if there is no such file."""
+    if not path.is_file():
+        raise UnavailableError(f"{path}: no such file")
+
+
+def layouts_of(path: Path, model: onnx.ModelProto, size: int) -> tuple[str, ...]:
+    """Return the layouts that the shape of a file's input allows, for images of this side.
+
+    Raises ExportError if there is none.
+    """
+    stored = {tensor.name for tensor in model.graph.initializer}
+    value = next(value for value in model.graph.input if value.name not in stored)
+    shape = value.type.tensor_type.shape.dim
+    if len(shape) == 4 and not any(dim.HasField("dim_value") for dim in shape[1:]):
+        return "float_nchw", "float_nhwc"
+    return (_layout(path, value, size),)
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """Open a file in onnxruntime. Raises ExportError with onnxruntime's reason."""
     try:
         return onnxruntime.InferenceSession(str(path), session_options(1), providers=["CPUExecutionProvider"])
     except SESSION_ERRORS as error:

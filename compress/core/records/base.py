@@ -31,6 +31,7 @@ EXCLUDED_FROM_KEY = frozenset(
         "streamed",
         "teacher_rows",
         "gpu",
+        "advice",
         "checks",
     }
 )
@@ -42,6 +43,7 @@ IN_KEY_IF_SET = frozenset(
         "labelled",
         "bits",
         "value_range",
+        "output",
         "weights_key",
         "batch_norm",
         "probe",
@@ -53,7 +55,7 @@ IN_KEY_IF_SET = frozenset(
     }
 )
 # Fields that a record's JSON has only when they are set, so that older records stay as they are.
-STORED_IF_SET = frozenset({"checks", "value_range", "weights_key"})
+STORED_IF_SET = frozenset({"advice", "checks", "output", "value_range", "weights_key"})
 
 # Fields that were renamed: class -> field -> the name that they keep in stage.json and in cache keys.
 JSON_NAMES: dict[str, dict[str, str]] = {

@@ -161,6 +161,7 @@ class Network:
     outputs: int | None = None  # number of outputs, where that is not `classes`
     taps: tuple[str, ...] | None = None  # stages of the user's own network, as the recipe names them
     weights_key: str | None = None  # which weights of the checkpoint training starts from; None: the usual ones
+    output: str | None = None  # tensor of an ONNX file that the recipe names as its logits
 
     @property
     def side(self) -> int:
@@ -221,6 +222,7 @@ class Trained:
     largest_logit: float | None = None  # of a teacher: largest absolute value on the validation images
     gpu: str | None = None  # name of the GPU that trained it
     checks: TrainingChecks | None = None  # None: not trained here, or by an older version
+    advice: str | None = None  # a sentence about a finished teacher at chance level: what its input should be
 
 
 @dataclass(frozen=True)

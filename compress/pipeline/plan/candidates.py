@@ -72,7 +72,8 @@ def _teacher(one: Candidate, path: Path | None, frame: InputSpec) -> PlanCandida
     }
     at = f" at {side} pixels" if contract["own_size"] else ""
     if path is not None:
-        network = Network(one.title, None, frame.classes, frame.size, frame.normalization, black_box=True, **contract)
+        contract |= {"black_box": True, "output": one.output}
+        network = Network(one.title, None, frame.classes, frame.size, frame.normalization, **contract)
         return PlanCandidate("teacher", f"{one.title}{at}", one.title, None, network, path)
     return PlanCandidate(
         "teacher", f"{name_of(one.model, one.width)}{at}", one.model, one.width, _record(one, frame, **contract)

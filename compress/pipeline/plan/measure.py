@@ -10,6 +10,7 @@ from compress.pipeline.plan import candidates, limits, table
 from compress.pipeline.plan.candidates import PlanCandidate
 from compress.pipeline.plan.context import PlanContext
 from compress.pipeline.plan.stages import EXPORT_UNTRAINED, TIME_LOCALLY, TIME_ON_DEVICE, Timed, UntrainedFiles
+from compress.stages.support import foreign_teacher
 
 STAGE_NAMES = (EXPORT_UNTRAINED.name, TIME_LOCALLY.name)
 
@@ -49,6 +50,7 @@ def _export(plan: PlanContext, one: PlanCandidate) -> UntrainedFiles:
     floats = tuple(
         layer for layer in plan.recipe.quantize.float_layers if one.role == "student" or layer in ("first", "last")
     )
+    external = foreign_teacher.external_files(one.file) if one.file is not None else ()
     files: UntrainedFiles = plan.store.run(
         EXPORT_UNTRAINED,
         plan.recipe.export,
@@ -60,6 +62,7 @@ def _export(plan: PlanContext, one: PlanCandidate) -> UntrainedFiles:
         pictures=plan.images,
         versions=dict(plan.versions),
         file=None if one.file is None else File.of(one.file),
+        **({"external": external} if external else {}),
     )
     return files
 

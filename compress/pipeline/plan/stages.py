@@ -5,11 +5,11 @@ Speed, size and memory follow from the architecture. Accuracy does not, so a pla
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import export.bundle.write
 import export.graph.executed
@@ -27,6 +27,7 @@ from compress.core.store import Context, Stage
 from compress.models.count import macs, params
 from compress.pipeline.plan.untrained import PLAN_IMAGES, plan_images, untrained
 from compress.recipe.schema import Device, Export
+from compress.stages.support import foreign_teacher
 from compress.stages.support.device_session import ask
 from export.bundle.write import Shipped
 from export.int8.integer_share import integer_share
@@ -78,6 +79,7 @@ def export_untrained(
     pictures: CalibrationData | None,
     versions: dict[str, Any],
     file: File | None = None,
+    external: tuple[File, ...] = (),
 ) -> UntrainedFiles:
     """Write the float file and, with a target, the int8 file.
 
@@ -90,10 +92,11 @@ def export_untrained(
         float_layers: As in `quantize`.
         pictures: Images for the int8 ranges; None: seeded noise.
         versions: Part of the key only.
-        file: An ONNX teacher, which is copied as it is.
+        file: An ONNX teacher, which is written with its logits alone.
+        external: Files with the weights of the ONNX teacher; part of the key only.
     """
     if file is not None:
-        return _copy(context, network, file)
+        return _copy(context, network, file, plan_images(pictures, network.image_size))
     images = plan_images(pictures, network.image_size)
     model = untrained(network, images)
     contract = Contract(
@@ -131,13 +134,13 @@ def export_untrained(
     )
 
 
-def _copy(context: Context, network: Network, file: File) -> UntrainedFiles:
-    """Copy another project's file, and write its contract beside it."""
+def _copy(context: Context, network: Network, file: File, images: NDArray[np.uint8]) -> UntrainedFiles:
+    """Write another project's file with its logits alone, and its contract beside it."""
     path = context.work / "model.onnx"
-    shutil.copyfile(file.path, path)
+    foreign_teacher.read_foreign(network, file.path, path, images)
     try:
         found = export.graph.foreign_model.inspect(
-            file.path, image_size=network.side, outputs=network.outputs or network.classes
+            path, image_size=network.side, outputs=network.outputs or network.classes
         )
     except ExportError as error:
         raise UsageError(f"plan {network.model}: {error}") from error

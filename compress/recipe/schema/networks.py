@@ -40,8 +40,13 @@ class Candidate(Section):
     onnx: str | None = Field(
         default=None,
         description="instead of model and weights: the path of an ONNX file with one float input (N, 3, S, S) or "
-        "(N, S, S, 3), normalised by `normalize`, and logits; it teaches only by its logits and is copied into the run "
-        "byte for byte",
+        "(N, S, S, 3), normalised by `normalize`, and an output with a value for each class: logits, or probabilities, "
+        "which are turned into logits; it teaches only by its logits",
+    )
+    output: str | None = Field(
+        default=None,
+        description="name of the ONNX file's output, or of a tensor inside it, that holds the logits; null: the only "
+        "one with a value for each class",
     )
     width: Annotated[float, Field(gt=0, le=4)] | None = Field(default=None, description=WIDTH)
     weights: str = Field(
