@@ -19,10 +19,12 @@ __all__ = [
     "calibration_index",
     "carve",
     "centre_crop",
+    "load_groups",
     "load_images",
     "load_labels",
     "open_listing",
     "split_labelled",
+    "split_of",
     "stratified",
     "test_arrays",
     "training_arrays",
@@ -58,6 +60,20 @@ def load_labels(file: File) -> np.ndarray:
     return labels
 
 
+def load_groups(file: File) -> np.ndarray:
+    """Load the group of each image, str (N,)."""
+    groups: np.ndarray = np.load(file.path, allow_pickle=False)
+    return groups
+
+
+def split_of(data: TrainingData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return labels, train_index and validation_index, see `training_arrays`, without reading any image."""
+    groups = None if data.groups is None else load_groups(data.groups)
+    return split_labelled(
+        load_labels(data.labels), data.validation, data.split_seed, data.labelled, data.classes, groups
+    )
+
+
 def training_arrays(data: TrainingData) -> tuple[np.ndarray | Listing, np.ndarray, np.ndarray, np.ndarray]:
     """Load the training part and split off its validation part.
 
@@ -68,12 +84,9 @@ def training_arrays(data: TrainingData) -> tuple[np.ndarray | Listing, np.ndarra
         train_index: Labelled images, sorted int64, disjoint from validation_index.
         validation_index: Sorted int64.
     """
-    listing, labels = open_listing(data), load_labels(data.labels)
+    listing = open_listing(data)
     images = load_images(data.images) if listing is None else listing
-    labels, train_index, validation_index = split_labelled(
-        labels, data.validation, data.split_seed, data.labelled, data.classes
-    )
-    return images, labels, train_index, validation_index
+    return images, *split_of(data)
 
 
 def open_listing(data: TrainingData) -> Listing | None:

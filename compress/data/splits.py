@@ -6,6 +6,7 @@ generator never changes; it does not promise that for `Generator.permutation`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -80,7 +81,13 @@ def stratified(labels: np.ndarray, count: int, seed: int, stream: int = 0) -> np
     return _draw(labels, allocate(sizes, count), classes, seed, stream)
 
 
-def carve(labels: np.ndarray, validation: float, seed: int, names: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray]:
+def carve(
+    labels: np.ndarray,
+    validation: float,
+    seed: int,
+    names: Sequence[str] = (),
+    groups: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Carve a validation part off the training images, with every class in both parts.
 
     Args:
@@ -89,6 +96,7 @@ def carve(labels: np.ndarray, validation: float, seed: int, names: Sequence[str]
             in one part only.
         seed: The split follows from the seed.
         names: Class names for error messages, if they are known.
+        groups: Group of each image, str (N,): a group stays on one side, so a share is met approximately.
 
     Returns:
         Positions to train on and positions to validate on: sorted int64, disjoint.
@@ -114,12 +122,61 @@ def carve(labels: np.ndarray, validation: float, seed: int, names: Sequence[str]
             f"data.validation: {validation} of {len(labels)} training images cannot hold every one of {len(classes)} "
             f"classes in both parts; choose between {len(classes)} and {len(labels) - len(classes)} images"
         )
-    held_out = _draw(labels, allocate(sizes, count, least=1, leave=1), classes, seed, 0)
+    quota = allocate(sizes, count, least=1, leave=1)
+    if groups is None:
+        held_out = _draw(labels, quota, classes, seed, 0)
+    else:
+        held_out = _draw_groups(labels, quota, classes, groups, seed, names)
     return np.setdiff1d(np.arange(len(labels), dtype=np.int64), held_out, assume_unique=True), held_out
 
 
+def _draw_groups(
+    labels: np.ndarray,
+    quota: np.ndarray,
+    classes: np.ndarray,
+    groups: np.ndarray,
+    seed: int,
+    names: Sequence[str],
+) -> np.ndarray:
+    """Draw whole groups whose images of each class come near `quota`: sorted int64.
+
+    Groups are taken in the order of a hash of their names while they bring the classes nearer to their quota, and never
+    the last images of a class. Raises UsageError where all images of a class are in one group.
+    """
+    found, member = np.unique(groups, return_inverse=True)
+    counts = np.zeros((len(found), len(classes)), np.int64)
+    np.add.at(counts, (member, np.searchsorted(classes, labels)), 1)
+    alone = np.flatnonzero((counts > 0).sum(axis=0) < 2)
+    if len(alone):
+        label = classes[alone[0]]
+        raise UsageError(
+            f"data.group: all training images of class {repr(names[label]) if names else label} are in one group, but "
+            "one group is needed for training and one for validation; name smaller groups, or add images of it"
+        )
+    order = sorted(
+        range(len(found)), key=lambda one: hashlib.sha256(f"{seed} validation {found[one]}".encode()).digest()
+    )
+    left, missing, chosen = counts.sum(axis=0), quota.astype(np.int64), list[int]()
+    for least in (True, False):  # first a group of every class, then what brings the classes nearer to their quota
+        for one in order:
+            own = counts[one]
+            if one in chosen or ((own > 0) & (left == own)).any():
+                continue
+            wanted = ((own > 0) & (missing == quota)).any() if least else True
+            nearer = np.abs(missing - own).sum() < np.abs(missing).sum()
+            if wanted and (nearer or least):
+                chosen.append(one)
+                missing, left = missing - own, left - own
+    return np.flatnonzero(np.isin(member, chosen)).astype(np.int64)
+
+
 def split_labelled(
-    labels: np.ndarray, validation: float, seed: int, labelled: int | None, names: Sequence[str] = ()
+    labels: np.ndarray,
+    validation: float,
+    seed: int,
+    labelled: int | None,
+    names: Sequence[str] = (),
+    groups: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Split the training images by what their labels are used for.
 
@@ -130,6 +187,7 @@ def split_labelled(
         labelled: How many images to train on keep their label, drawn by class; None: all that have one. The
             validation part does not depend on it.
         names: Class names for error messages, if they are known.
+        groups: Group of each image, str (N,), see `carve`.
 
     Returns:
         labels: As given, but -1 for the images that lost theirs.
@@ -140,7 +198,8 @@ def split_labelled(
         UsageError: See `carve`; or `labelled` leaves a class without a label.
     """
     known = np.flatnonzero(labels >= 0)
-    train_index, validation_index = (known[part] for part in carve(labels[known], validation, seed, names))
+    members = None if groups is None else groups[known]
+    train_index, validation_index = (known[part] for part in carve(labels[known], validation, seed, names, members))
     if labelled is None:
         return labels, train_index, validation_index
     kept = train_index[stratified(labels[train_index], labelled, seed, LABELLED_STREAM)]

@@ -6,7 +6,7 @@ import numpy as np
 
 from compress.core.records.training import Distilled, Trained, TrainingData
 from compress.core.records.warnings import RunWarning
-from compress.data.splits import split_labelled
+from compress.data import split_of
 from compress.pipeline.student_task import StudentTask
 from compress.recipe.schema import Require
 from compress.verdict import majority_baseline, student_warnings, training_warnings
@@ -31,6 +31,5 @@ def of_student(student: StudentTask, trained: Distilled, data: TrainingData) -> 
     """Return lines and warnings about a student's training, or the baseline's."""
     warnings = training_warnings.of_training(student.title, trained.checks)
     if not student.label:
-        held = split_labelled(np.load(data.labels.path), data.validation, data.split_seed, None)[2]
-        warnings += student_warnings.of_training(trained.history.path, len(held))
+        warnings += student_warnings.of_training(trained.history.path, len(split_of(data)[2]))
     return training_warnings.floor(student.title, trained.checks), warnings

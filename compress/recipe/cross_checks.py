@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from compress.models import catalog
-from compress.recipe import method_checks
+from compress.recipe import group_setting, method_checks
 from compress.recipe.defaults import CANDIDATE_EPOCHS, default_epochs
 from compress.recipe.error_messages import Finding
 from compress.recipe.network_checks import network_mistakes, networks_of
@@ -69,6 +69,10 @@ def _data_contradictions(recipe: Recipe) -> Iterator[Finding]:
     if data.bits is not None and data.source != "folder":
         message = f"is read only for source: folder, not for {data.source}: leave it out"
         yield Finding(("data", "bits"), message, sections=judged)
+    if data.group is not None:
+        wrong = "only source: folder has paths to group images by; leave it out" if data.source != "folder" else None
+        if wrong := wrong or group_setting.mistake(data.group):
+            yield Finding(("data", "group"), wrong, sections=judged)
     if data.shards_at_once is not None and data.source != "webdataset":
         message = f"images of {data.source} are not in shards: leave it out"
         yield Finding(("data", "shards_at_once"), message, sections=judged)

@@ -43,8 +43,9 @@ from compress.report.schema import (
 )
 from compress.verdict import device_requirements, teacher_choice
 from compress.verdict import requirements as verdict
+from compress.verdict.clusters import row_drop
 from compress.verdict.gains import distillation_gain, int8_gain, tuning_gain
-from compress.verdict.intervals import PairedDrop, drop_from_counts
+from compress.verdict.intervals import PairedDrop
 from compress.verdict.shipped_model import facts
 
 
@@ -234,7 +235,7 @@ def _distillation(evidence: Evidence) -> GainSection | None:
     row = next((row for row in evidence.measured.comparisons if (row["model"], row["against"]) == wanted), None)
     if row is None:
         return None
-    drop = drop_from_counts(row["lost"], row["gained"], row["images"])
+    drop = row_drop(row)
     return GainSection.model_validate(_gain(drop, distillation_gain(drop)))
 
 
@@ -254,7 +255,7 @@ def _tuning(evidence: Evidence) -> TuningSection | None:
     if tuned is None or static is None:
         return None
     row = next(row for row in evidence.measured.comparisons if row["against"] == static.name)
-    drop = drop_from_counts(row["lost"], row["gained"], row["images"])
+    drop = row_drop(row)
     own = {key: value for key, value in to_json(tuned).items() if key not in ("weights", "ranges", "history", "target")}
     gain = _gain(drop, tuning_gain(drop))
     return TuningSection.model_validate({**gain, "model": row["model"], "against": static.name, **own})

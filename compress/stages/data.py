@@ -59,6 +59,7 @@ def training(prepared: Prepared, config: Data, held: DecodedValidation | None = 
         distortion=_distortion(config),
         shards_at_once=config.shards_at_once,
         labelled=config.labelled,
+        groups=prepared.train_groups,
     )
 
 
@@ -83,6 +84,7 @@ def test(prepared: Prepared) -> TestData:
         labels=prepared.test_labels,
         classes=prepared.classes,
         image_size=prepared.image_size,
+        groups=prepared.test_groups,
     )
 
 

@@ -17,11 +17,12 @@ from compress.core.records.base import File
 from compress.core.records.deployment import Measured, ModelFile
 from compress.core.records.training import TestData
 from compress.core.store import Context, Stage
-from compress.data import test_arrays
+from compress.data import load_groups, test_arrays
 from compress.recipe.schema import Validate
 from compress.stages.support import latency
 from compress.stages.support.device_bundle import write_bundle
 from compress.stages.support.model_rows import (
+    Groups,
     Logits,
     comparison_row,
     int8_warnings,
@@ -30,7 +31,7 @@ from compress.stages.support.model_rows import (
     prediction_arrays,
 )
 from compress.stages.support.ship_choice import bundled, choose_shipped, is_compared
-from compress.verdict import slices
+from compress.verdict import clusters, slices
 from export.runtime import ExportError, Model, cores, isa, runs_on, saturates
 from export.runtime.latency_stats import LatencyResult
 
@@ -68,12 +69,13 @@ def run_validate(
         own: The user's photos, which go into the bundle as they are.
     """
     images, labels = test_arrays(test)
+    groups = None if test.groups is None else clusters.numbered(load_groups(test.groups))
     try:
         logits = {model.name: _predict(model, images, context) for model in models}
         timed, photo, source = _time(config, context, models, images, photos, resize)
         rows = tuple(
             {
-                **model_row(model, logits, labels, models[0].name, timed, config),
+                **model_row(model, logits, labels, models[0].name, timed, config, groups),
                 "photo_latency_ms": latency.entry(photo, model.name, config.seed),
             }
             for model in models
@@ -94,7 +96,7 @@ def run_validate(
         )
     except ExportError as error:
         raise StageError(f"validate: {error}") from error
-    comparisons = _comparisons(models, logits, labels, timed, config.seed)
+    comparisons = _comparisons(models, logits, labels, timed, config.seed, groups)
     changes = _changes(models, shipped, images, labels, logits, test.classes)
     return Measured(
         models=rows,
@@ -171,9 +173,10 @@ def _comparisons(
     labels: NDArray[np.integer[Any]],
     timed: LatencyResult,
     seed: int,
+    groups: Groups | None,
 ) -> tuple[dict[str, Any], ...]:
     return tuple(
-        comparison_row(model, against, logits, labels, timed, seed)
+        comparison_row(model, against, logits, labels, timed, seed, groups)
         for model in models[1:]
         for against in models
         if is_compared(model, against)

@@ -33,7 +33,7 @@ def int8_gain(speedup: float, ci95: Sequence[float] | None, where: str = "here",
         speedup: float latency / int8 latency.
         ci95: its 95 % interval (low, high); None where there were no rounds.
         where: "here", or "on" and the device's name.
-        unfit: why the times cannot be used; see `requirements.Facts`.
+        unfit: why the times cannot be used; see `facts.Facts`.
     """
     if unfit is not None:
         return f"how fast int8 is against the float student {where} is not known: {unfit}."

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 class PairedDrop:
     """A model's accuracy drop against a reference on the same n images.
 
-    In points, with a 95 % interval and McNemar's exact p.
+    In points, with a 95 % interval and McNemar's exact p. `groups`: how many groups the images come in, where interval
+    and p are those of `compress.verdict.clusters`; None: the images are independent.
     """
 
     n: int
@@ -32,6 +33,7 @@ class PairedDrop:
     low: float
     high: float
     p: float
+    groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,11 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float,
     """
     if n <= 0 or not 0 <= successes <= n:
         raise ValueError(f"need 0 <= successes <= n and n > 0, got {successes} of {n}")
-    z = _z(confidence)
+    return score_interval(successes, n, _z(confidence))
+
+
+def score_interval(successes: float, n: float, z: float) -> tuple[float, float]:
+    """Return Wilson's interval for the two-sided quantile `z`, of the normal distribution or of Student's t."""
     share, spread = successes / n, z * z / n
     centre = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)

@@ -10,14 +10,13 @@ import numpy as np
 from compress.core.records.deployment import Measured
 from compress.core.records.training import Trained, TrainingData
 from compress.core.records.warnings import RunWarning
-from compress.data.splits import split_labelled
+from compress.data import split_of
 from compress.verdict.intervals import wilson
 
 
 def of_teacher(teacher: Trained, data: TrainingData) -> list[RunWarning]:
     """Return a warning if the teacher is not shown to beat the baseline on the validation images."""
-    labels = np.load(data.labels.path)
-    labels, _, validation = split_labelled(labels, data.validation, data.split_seed, data.labelled)
+    labels, _, validation = split_of(data)
     counts = np.bincount(labels[validation])
     found = _not_better(f"teacher {teacher.network.model}", teacher.top1_validation, counts, "validation")
     advice = teacher.advice or "it has little to teach; train it longer or start from pretrained weights"

@@ -14,6 +14,9 @@ from typing import Literal, Protocol
 
 from compress.recipe.schema import Require
 from compress.verdict import class_requirements
+from compress.verdict.clusters import TEST
+from compress.verdict.facts import Facts
+from compress.verdict.group_counts import judge_groups
 from compress.verdict.intervals import PairedDrop, wilson
 from compress.verdict.judgement import Interval, Judgement, Verdict, not_measured, verdict_of_interval
 from compress.verdict.number_text import bytes_text, estimate_text, number_text, percent_text
@@ -28,48 +31,6 @@ from compress.verdict.sample_size import (
 Status = Literal["passed", "failed", "undecided"]
 
 EXIT_CODES: dict[str, int] = {"passed": 0, "failed": 5, "undecided": 6}
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What was measured about the file that ships. None: not measured."""
-
-    file: str
-    # Where time and memory were measured.
-    target: str
-    # Against the float teacher.
-    drop: PairedDrop | None = None
-    # Right answers out of `images` test images.
-    correct: int | None = None
-    images: int | None = None
-    # One entry a class; empty: not measured.
-    classes: tuple[class_requirements.ClassCounts, ...] = ()
-    balanced_accuracy: float | None = None
-    balanced_accuracy_ci95: Interval | None = None
-    macro_f1: float | None = None
-    macro_f1_ci95: Interval | None = None
-    # Median latency of one image, with its interval over rounds.
-    latency_ms: float | None = None
-    latency_ci95: Interval | None = None
-    timed_runs: int | None = None
-    # Times the teacher's speed, from ratios within rounds.
-    speedup: float | None = None
-    speedup_ci95: Interval | None = None
-    # The int8 file's speed over the float student's, from ratios within rounds.
-    int8_speedup: float | None = None
-    int8_speedup_ci95: Interval | None = None
-    bytes: int | None = None
-    teacher_bytes: int | None = None
-    peak_memory_bytes: int | None = None
-    int8_mac_share: float | None = None
-    # Why the timing is noisy, such as "other processes used 40 % of a core".
-    disturbed: str | None = None
-    # Why times are too long and ratios wrong in every round alike; see `export.runtime.rounds.drop_interrupted`.
-    unfit: str | None = None
-    # Why the file could not be timed, such as "it is built for arm64 and this machine is x86-vnni".
-    untimed: str | None = None
-    sha256: str | None = None
-    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -218,7 +179,11 @@ def _top1_drop(facts: Facts, limit: float) -> Judgement:
     seen = f"drop {drop.drop_points:.2f} [{drop.low:.2f}, {drop.high:.2f}]"
     sentence = f"Top-1 is {abs(drop.drop_points):.2f} points {side} the teacher's ({seen})"
     sentence += f"; the limit is {number_text(limit)} points"
-    if verdict == "undecided":
+    if drop.groups is not None:
+        settled, more = judge_groups(drop.groups, verdict != "undecided", drop.drop_points, interval, limit)
+        verdict = verdict if settled else "undecided"
+        sentence += f", by a {TEST}{more}"
+    elif verdict == "undecided":
         sentence += ". " + _images_needed(drop, limit)
     return drop.drop_points, interval, verdict, sentence + "."
 
@@ -244,11 +209,15 @@ def _images_needed(drop: PairedDrop, limit: float) -> str:
 def _top1(facts: Facts, limit: float) -> Judgement:
     if facts.correct is None or not facts.images:
         return not_measured("Top-1")
-    value, interval = facts.correct / facts.images, wilson(facts.correct, facts.images)
+    value, interval = facts.correct / facts.images, facts.top1_ci95 or wilson(facts.correct, facts.images)
     verdict = verdict_of_interval(interval, limit, at_most=False)
     sentence = f"Top-1 is {percent_text(value)} [{percent_text(interval[0])}, {percent_text(interval[1])}]"
     sentence += f"; the minimum is {percent_text(limit)}"
-    if verdict == "undecided":
+    if facts.groups is not None:
+        settled, more = judge_groups(facts.groups, verdict != "undecided", value, interval, limit)
+        verdict = verdict if settled else "undecided"
+        sentence += f", by Wilson's interval on the effective number of images (Rao and Scott 1992){more}"
+    elif verdict == "undecided":
         needed = images_needed_top1(facts.correct, facts.images, limit)
         more = (
             f"about {estimate_text(needed)} would settle it"

@@ -7,10 +7,11 @@ from typing import Any
 from compress.core.records.deployment import Measured, ModelFile
 from compress.verdict import requirements
 from compress.verdict.class_requirements import ClassCounts
-from compress.verdict.intervals import drop_from_counts
+from compress.verdict.clusters import row_drop
+from compress.verdict.facts import Facts
 
 
-def facts(measured: Measured, models: tuple[ModelFile, ...]) -> requirements.Facts:
+def facts(measured: Measured, models: tuple[ModelFile, ...]) -> Facts:
     """Return the numbers of the file that ships, against the float teacher."""
     teacher = next(row for row in measured.models if row["role"] == "teacher")
     students = [row for row in measured.models if row["role"] == "student"]
@@ -24,10 +25,10 @@ def facts(measured: Measured, models: tuple[ModelFile, ...]) -> requirements.Fac
     integers = next(
         (row for row in measured.comparisons if (row["model"], row["against"]) == (best["file"], floats)), {}
     )
-    return requirements.Facts(
+    return Facts(
         file=shipped["file"],
         target="local",
-        drop=drop_from_counts(pair["lost"], pair["gained"], pair["images"]),
+        drop=row_drop(pair),
         correct=round(shipped["top1"] * shipped["images"]),
         images=shipped["images"],
         classes=_classes(measured.per_class),
@@ -35,6 +36,8 @@ def facts(measured: Measured, models: tuple[ModelFile, ...]) -> requirements.Fac
         balanced_accuracy_ci95=requirements.as_interval(shipped.get("balanced_accuracy_ci95")),
         macro_f1=shipped.get("macro_f1"),
         macro_f1_ci95=requirements.as_interval(shipped.get("macro_f1_ci95")),
+        groups=shipped.get("groups"),
+        top1_ci95=requirements.as_interval(shipped["top1_ci95"]) if shipped.get("groups") else None,
         latency_ms=latency.get("p50"),
         latency_ci95=requirements.as_interval(latency.get("p50_ci95")),
         timed_runs=latency.get("runs"),

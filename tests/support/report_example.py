@@ -16,9 +16,10 @@ import numpy as np
 
 from compress.recipe.schema import Require
 from compress.verdict.class_metrics import class_metrics, f1_of_classes
+from compress.verdict.facts import Facts
 from compress.verdict.gains import distillation_gain, int8_gain
 from compress.verdict.intervals import ClassChange, PairedDrop, paired_drop, per_class, top_k_correct, wilson
-from compress.verdict.requirements import Facts, judge, status
+from compress.verdict.requirements import judge, status
 
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 # file: role, precision, share of right answers, bytes, median ms, integer share

@@ -11,7 +11,8 @@ import pytest
 
 from compress.recipe.schema import Require
 from compress.verdict.class_requirements import ClassCounts, binomial_at_most
-from compress.verdict.requirements import Facts, Requirement, judge, status
+from compress.verdict.facts import Facts
+from compress.verdict.requirements import Requirement, judge, status
 
 GOOD = tuple(ClassCounts(f"c{index}", 100, 95, 3, 2) for index in range(5))
 FACTS = Facts(

@@ -23,6 +23,7 @@ import export.runtime.latency_stats
 from compress.commands.doctor.self_test_network import CLASSES, NORMALIZATION, SelfTestFixture, build_fixture, contract
 from compress.recipe.schema import Require
 from compress.verdict import diagnosis, requirements
+from compress.verdict.facts import Facts
 from compress.verdict.intervals import paired_drop
 from export.graph.from_torch import to_onnx
 from export.int8.quantize import quantize
@@ -63,7 +64,7 @@ def _answers(path: Path) -> diagnosis.Predict:
 def _judged(fixture: SelfTestFixture, logits: NDArray[np.floating]) -> requirements.Requirement:
     """Judge answers to the test images against the float file with the right input."""
     drop = paired_drop(fixture.correct, logits.argmax(axis=1) == fixture.labels)
-    return requirements.judge(Require(max_top1_drop=MAX_DROP), requirements.Facts("student", "local", drop=drop))[0]
+    return requirements.judge(Require(max_top1_drop=MAX_DROP), Facts("student", "local", drop=drop))[0]
 
 
 def _result(name: str, row: requirements.Requirement, named: str | None, *expected: str) -> FaultResult:
@@ -222,7 +223,7 @@ def other_target(fixture: SelfTestFixture) -> FaultResult:
     quantize(fixture.fp32, path, fixture.calibration, isa="x86-vnni" if here == "arm64" else "arm64")
     target = Model.load(path).target
     why = None if runs_on(target, here) else f"it is built for {target} and this machine is {here}"
-    row = requirements.judge(Require(max_latency_ms=1000), requirements.Facts("student", "local", untimed=why))[0]
+    row = requirements.judge(Require(max_latency_ms=1000), Facts("student", "local", untimed=why))[0]
     return _result("a file for another instruction set", row, row.sentence, "built for", here)
 
 
@@ -243,7 +244,7 @@ def busy_neighbour(fixture: SelfTestFixture) -> FaultResult:
     if timed.contaminated is None:
         return FaultResult("a busy neighbour", None, "not shown: this system does not report what other processes use")
     value, low, high = export.runtime.latency_stats.p50_interval(timed, "model")
-    facts = requirements.Facts(
+    facts = Facts(
         "student",
         "local",
         latency_ms=value,

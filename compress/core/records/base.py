@@ -40,6 +40,12 @@ IN_KEY_IF_SET = frozenset(
     {
         "distortion",
         "shards_at_once",
+        "group",
+        "groups",
+        "train_names",
+        "test_names",
+        "train_groups",
+        "test_groups",
         "labelled",
         "bits",
         "value_range",
@@ -55,7 +61,20 @@ IN_KEY_IF_SET = frozenset(
     }
 )
 # Fields that a record's JSON has only when they are set, so that older records stay as they are.
-STORED_IF_SET = frozenset({"advice", "checks", "output", "value_range", "weights_key"})
+STORED_IF_SET = frozenset(
+    {
+        "advice",
+        "checks",
+        "groups",
+        "output",
+        "test_groups",
+        "test_names",
+        "train_groups",
+        "train_names",
+        "value_range",
+        "weights_key",
+    }
+)
 
 # Fields that were renamed: class -> field -> the name that they keep in stage.json and in cache keys.
 JSON_NAMES: dict[str, dict[str, str]] = {
@@ -90,7 +109,9 @@ class File:
 def to_json(value: Any) -> Any:
     """Return a record as plain JSON values (recursive)."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: to_json(item) for name, item in _stored_fields(value)}
+        return {
+            name: to_json(item) for name, item in _stored_fields(value) if item is not None or name not in IN_KEY_IF_SET
+        }
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, dict):

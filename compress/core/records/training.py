@@ -34,6 +34,9 @@ class Prepared:
     Of a set too large to decode, `train_images` is a listing (see `data.streaming.listing`), `paths` names its files
     and `root` is their folder.
 
+    `train_names` and `test_names` are the files' paths below the root, `.npy` str (N,), where the source has files;
+    `train_groups` and `test_groups` the images' groups, where the recipe names some.
+
     `warnings` and `cautions` are the sentences of `run_warnings`, as stage.json keeps them: what is probably wrong with
     the images, without paths of this machine. Cautions affect the verdict, because they make accuracies doubtful.
     `value_range`: of the files' values if they have more than 8 bits, to which 0 to 255 in the arrays correspond.
@@ -54,12 +57,37 @@ class Prepared:
     warnings: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
     value_range: tuple[float, float] | None = None
+    train_names: File | None = None
+    test_names: File | None = None
+    train_groups: File | None = None
+    test_groups: File | None = None
 
     @property
     def run_warnings(self) -> tuple[RunWarning, ...]:
         """What is probably wrong with the data; warnings that affect the verdict come first."""
         doubtful = (RunWarning(text, affects_verdict=True) for text in self.cautions)
         return (*doubtful, *(RunWarning(text) for text in self.warnings))
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """Images that are nearly the same in two parts.
+
+    Attributes:
+        test: Test images with a near-duplicate among the training and validation images.
+        test_images: All test images.
+        validation: Validation images with one among the training images.
+        validation_images: All validation images.
+        group: The `data.group` that would keep the pairs together; None: no pattern in the files' names does.
+        examples: .npz of some pairs: images `first` and `second`, uint8 (P, S, S, 3), and their names.
+    """
+
+    test: int
+    test_images: int
+    validation: int
+    validation_images: int
+    group: str | None
+    examples: File
 
 
 @dataclass(frozen=True)
@@ -113,6 +141,7 @@ class TrainingData:
     distortion: Distortion | None = None
     shards_at_once: int | None = None
     labelled: int | None = None
+    groups: File | None = None  # .npy str (N,): images of one group stay on one side of the validation split
 
     @property
     def evaluated(self) -> TrainingData:
@@ -138,6 +167,7 @@ class TestData:
     labels: File
     classes: tuple[str, ...]
     image_size: int
+    groups: File | None = None  # .npy str (N,)
 
 
 @dataclass(frozen=True)

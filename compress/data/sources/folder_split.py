@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +12,29 @@ from pathlib import Path
 import numpy as np
 
 from compress.core.errors import UsageError
+from compress.core.plural import plural
 from compress.core.records.warnings import RunWarning
 from compress.data import quality_warnings
 from compress.data.sources.folder import FolderLayout, ImageFile
 from compress.data.splits import allocate
+
+KEY_SIDE = 64  # pixels; side at which images are decoded to be assigned to a part
+FEWEST_TEST_IMAGES = 5  # a class with fewer is named
 
 
 @dataclass(frozen=True)
 class FolderSplit:
     """The files of both parts; no content is in both.
 
-    `duplicates` warns about images in two classes, `overlap` about images that were in both parts.
+    `duplicates` warns about images in two classes, `overlap` about images that were in both parts, `few` about classes
+    with few test images.
     """
 
     train: tuple[ImageFile, ...]
     test: tuple[ImageFile, ...]
     duplicates: tuple[RunWarning, ...]
     overlap: tuple[RunWarning, ...]
+    few: tuple[RunWarning, ...] = ()
 
 
 def _digest(root: Path, image: ImageFile) -> str:
@@ -77,42 +84,71 @@ def training_labels(layout: FolderLayout, test: float) -> np.ndarray:
     return np.repeat(np.arange(len(sizes), dtype=np.int64), sizes - _test_counts(sizes, test, layout.classes))
 
 
-def _carve_test(
-    labels: np.ndarray, test: float, hashes: list[str], seed: int, classes: tuple[str, ...]
-) -> set[tuple[int, str]]:
-    """Choose the contents (label, hash) of the test part: in each class the lowest of sha256(seed, content)."""
-    contents = [
-        sorted({digest for digest, other in zip(hashes, labels, strict=True) if other == label})
-        for label in range(len(classes))
+def _content_keys(root: Path, images: tuple[ImageFile, ...]) -> list[str]:
+    """Return a hash of every image's pixels, in a small size that no recipe changes; of an unreadable one, its path."""
+    from compress.data.decode import DECODE_ERRORS, decode_image, strict_pillow
+
+    def key(image: ImageFile) -> str:
+        try:
+            return hashlib.sha256(decode_image((root / image.path).read_bytes(), KEY_SIDE).tobytes()).hexdigest()
+        except DECODE_ERRORS:
+            return f"unreadable {image.path}"
+
+    with strict_pillow(), ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 1)) as pool:
+        return list(pool.map(key, images, chunksize=1))
+
+
+def _falls_into_test(key: str, seed: int, share: float) -> bool:
+    """Return whether the hash of a key, with the seed, lies below the share of its range."""
+    digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def _few_test_images(layout: FolderLayout, test: tuple[ImageFile, ...]) -> list[RunWarning]:
+    """Build the warning about classes of which the carved test part has few images."""
+    counts = np.bincount([image.label for image in test], minlength=len(layout.classes))
+    few = [(int(count), name) for name, count in zip(layout.classes, counts, strict=True) if count < FEWEST_TEST_IMAGES]
+    if not few:
+        return []
+    named = ", ".join(f"{name!r} {count}" for count, name in few[:5]) + (", ..." if few[5:] else "")
+    return [
+        RunWarning(
+            f"{plural(len(few), 'class gets', 'classes get')} fewer than {FEWEST_TEST_IMAGES} test images ({named}); "
+            "choose them yourself: put images into test/CLASS and the others into train/CLASS, or name their part in a "
+            "column of data.labels",
+            affects_verdict=True,
+        )
     ]
-    chosen = set()
-    counts = _test_counts(np.array([len(group) for group in contents]), test, classes)
-    for label, (group, count) in enumerate(zip(contents, counts, strict=True)):
-        ranked = sorted(group, key=lambda digest: hashlib.sha256(f"{seed} {digest}".encode()).hexdigest())
-        chosen |= {(label, digest) for digest in ranked[:count]}
-    return chosen
 
 
-def split_folder(root: Path, layout: FolderLayout, test: float, seed: int) -> FolderSplit:
+def split_folder(
+    root: Path, layout: FolderLayout, test: float, seed: int, groups: Sequence[str] | None = None
+) -> FolderSplit:
     """Split a folder into a training and a test part.
 
-    A carved test part follows from the content of the files, not from their names. Training images with the content
-    of a test image are left out.
+    Whether an image belongs to a carved test part follows from its pixels alone, or from its group's name: images that
+    are added later move no other. Training images with the content of a test image are left out.
 
     Args:
         root: Folder that the layout's paths are relative to.
         layout: What the folder holds.
         test: Share below 1 or number of images to carve off, where the layout has no test part.
-        seed: The carved part follows from the seed.
+        seed: Another seed carves off another part.
+        groups: Group of each image of `layout.train`, then of `layout.test`: a group stays in one part.
 
     Raises:
-        UsageError: A class is too small to be in both parts.
+        UsageError: A class is too small to be in both parts, or the test part would be empty.
     """
     hashes, test_digests = digests(root, layout.train), list[str]()
     if layout.test is None:
-        labels = np.array([image.label for image in layout.train])
-        chosen = _carve_test(labels, test, hashes, seed, layout.classes)
-        held_out = [(image.label, digest) in chosen for image, digest in zip(layout.train, hashes, strict=True)]
+        sizes = [
+            len({digest for digest, image in zip(hashes, layout.train, strict=True) if image.label == label})
+            for label in range(len(layout.classes))
+        ]
+        count = int(_test_counts(np.array(sizes), test, layout.classes).sum())
+        keys = list(groups) if groups is not None else _content_keys(root, layout.train)
+        share = test if test < 1 else count / sum(sizes)
+        held_out = [_falls_into_test(key, seed, share) for key in keys]
         test_part = tuple(image for image, held in zip(layout.train, held_out, strict=True) if held)
         test_hashes = {digest for digest, held in zip(hashes, held_out, strict=True) if held}
     else:
@@ -124,15 +160,29 @@ def split_folder(root: Path, layout: FolderLayout, test: float, seed: int) -> Fo
     train = tuple(
         image for image, held, leak in zip(layout.train, held_out, leaked, strict=True) if not held and not leak
     )
-    gone = set(range(len(layout.classes))) - {image.label for image in train}
-    if gone:
-        raise UsageError(
-            f"{root}: every training image of class {layout.classes[min(gone)]!r} is in the test part too; give the "
-            "parts different images"
-        )
+    _require_both_parts(root, layout, train, test_part)
     every = zip((*layout.train, *(layout.test or ())), [*hashes, *test_digests], strict=True)
     duplicates = quality_warnings.duplicates_across_classes(
         ((image.path, image.label, digest) for image, digest in every), "bytes"
     )
     overlap = quality_warnings.train_test_overlap(sum(leaked), "bytes", "left out of training", affects_verdict=False)
-    return FolderSplit(train, test_part, tuple(duplicates), (overlap,) if any(leaked) else ())
+    few = _few_test_images(layout, test_part) if layout.test is None else []
+    return FolderSplit(train, test_part, tuple(duplicates), (overlap,) if any(leaked) else (), tuple(few))
+
+
+def _require_both_parts(
+    root: Path, layout: FolderLayout, train: tuple[ImageFile, ...], test: tuple[ImageFile, ...]
+) -> None:
+    """Raise UsageError where a class has no training image, or where there is no test image."""
+    gone = set(range(len(layout.classes))) - {image.label for image in train}
+    if gone and layout.test is not None:
+        raise UsageError(
+            f"{root}: every training image of class {layout.classes[min(gone)]!r} is in the test part too; give the "
+            "parts different images"
+        )
+    if gone or not test:
+        what = f"all images of class {layout.classes[min(gone)]!r} fall" if gone else "no image falls"
+        raise UsageError(
+            f"data.test: {what} into the test part, which is carved off by a hash of the images or of their groups; "
+            "set another data.split_seed, or put test images into test/CLASS and the others into train/CLASS"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from compress.core.errors import CompressError, UsageError
 from compress.core.records.base import File, sha256_of
 from compress.core.records.warnings import RunWarning
-from compress.data import quality_warnings
+from compress.data import groups, quality_warnings
 from compress.data.sources import cifar, fashion, folder, folder_split, npz, streamed, webdataset
 from compress.data.sources.folder_parts import class_folders
 from compress.data.splits import stratified
@@ -18,6 +19,7 @@ from compress.recipe import schema
 
 NAMED_CLASSES = 20  # more are counted
 VERSION = 1  # raise when the same source would be decoded to other pixels
+FOLDER_VERSION = 2  # the same for photos in class sub-folders, whose split is decided here too
 
 
 def store_size(config: schema.Data) -> int:
@@ -74,7 +76,10 @@ def fingerprint(config: schema.Data, base: Path) -> str:
         del keys["test"], keys["max_unreadable"]
         if config.limit_train is None and config.limit_test is None:
             del keys["split_seed"]
-    return sha256_of([VERSION, keys, config.side, config.views, content])
+    if config.group is not None:
+        keys["group"] = config.group
+    version = FOLDER_VERSION if config.source == "folder" else VERSION
+    return sha256_of([version, keys, config.side, config.views, content])
 
 
 def class_names(config: schema.Data, base: Path) -> tuple[str, ...] | None:
@@ -142,6 +147,23 @@ def class_counts(config: schema.Data, base: Path) -> str | None:
     return f"{len(classes):,} classes, {what}: {', '.join(named)}{more}"
 
 
+def group_warnings(config: schema.Data, root: Path, layout: folder.FolderLayout) -> list[RunWarning]:
+    """Return the warnings about `data.group`. Raises UsageError where the files do not have what it asks for."""
+    found = folder_groups(config, root, layout)
+    return list(found.warnings) if found else []
+
+
+def folder_groups(config: schema.Data, root: Path, layout: folder.FolderLayout) -> groups.Grouping | None:
+    """Return the group of each image of both parts, the training part's first; None where the recipe names none."""
+    if config.group is None:
+        return None
+    train, test = ([image.path for image in images] for images in (layout.train, layout.test or ()))
+    # A list of labels (data.labels) has columns; it passes them here.
+    found = groups.group_images(config.group, root, [*train, *test])
+    both = groups.straddling(found.names[: len(train)], found.names[len(train) :])
+    return replace(found, warnings=(*found.warnings, *both))
+
+
 def early_warnings(config: schema.Data, base: Path) -> list[RunWarning]:
     """Return those warnings of `prepare_data` that can be found without decoding images.
 
@@ -151,7 +173,7 @@ def early_warnings(config: schema.Data, base: Path) -> list[RunWarning]:
         root = locate_root(config, base)
         layout = folder.scan(root)
         folder.require_most_files(root, layout, config.max_unreadable)
-        return folder.layout_warnings(layout)
+        return [*folder.layout_warnings(layout), *group_warnings(config, root, layout)]
     if config.source == "npz":
         labels, classes = npz.read_labels(locate_root(config, base))
         return quality_warnings.classes_without_images(classes, labels["train_labels"], labels["test_labels"])

@@ -20,7 +20,7 @@ from compress.core.records.warnings import RunWarning
 from compress.data import npy, quality_warnings
 from compress.data.sources import cifar, fashion, folder, npz, streamed, unreadable
 from compress.data.sources.folder_split import split_folder
-from compress.data.sources.inspection import locate_root, store_size
+from compress.data.sources.inspection import folder_groups, locate_root, store_size
 from compress.data.sources.normalization import known_normalization, measure_normalization
 from compress.data.sources.prepared_files import PreparedFiles
 from compress.data.splits import stratified
@@ -159,8 +159,11 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
     root = locate_root(config, base)
     layout = folder.scan(root)
     folder.require_most_files(root, layout, config.max_unreadable)
-    split = split_folder(root, layout, config.test, config.split_seed)
+    grouping = folder_groups(config, root, layout)
+    named = grouping.names if grouping else None
+    split = split_folder(root, layout, config.test, config.split_seed, named)
     scale, ranged = find_range(root, split.train, config.bits)
+    group_of = dict(zip((image.path for image in (*layout.train, *(layout.test or ()))), named or (), strict=False))
     files: dict[str, File] = {}
     bad: list[Unreadable] = []
     used: list[folder.ImageFile] = []
@@ -173,16 +176,23 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
             images = tuple(images[i] for i in chosen)
         used += images
         crop = config.side if part == "test" else store_size(config)
-        labels: list[int] = []
-        rows = _decoded(root, images, store_size(config), crop, part, labels, bad, scale, report)
+        read: list[folder.ImageFile] = []
+        rows = _decoded(root, images, store_size(config), crop, part, read, bad, scale, report)
         files[f"{part}_images"] = npy.write_rows(work / f"{part}_images.npy", rows, (crop, crop, 3), np.uint8)
+        labels = [image.label for image in read]
         files[f"{part}_labels"] = npy.write_array(work / f"{part}_labels.npy", np.array(labels, dtype=np.int64))
+        names = [image.path for image in read]
+        files[f"{part}_names"] = _write_names(work / f"{part}_names.npy", names)
+        if named is not None:
+            files[f"{part}_groups"] = _write_names(work / f"{part}_groups.npy", [group_of[name] for name in names])
         unreadable.require_readable_classes(root, images, labels, layout.classes, part)
         report(f"data: {len(labels):,} {part} images of {len(layout.classes)} classes, {crop}x{crop}")
     warnings = (
         *split.duplicates,
         *folder.layout_warnings(layout),
         *split.overlap,
+        *split.few,
+        *(grouping.warnings if grouping else ()),
         *ranged,
         *unreadable.judge(bad, used, layout.classes, config.max_unreadable),
     )
@@ -191,18 +201,22 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
     )
 
 
+def _write_names(path: Path, names: list[str]) -> File:
+    return npy.write_array(path, np.array(names, dtype=np.str_))
+
+
 def _decoded(
     root: Path,
     images: tuple[folder.ImageFile, ...],
     size: int,
     crop: int,
     part: str,
-    labels: list[int],
+    read: list[folder.ImageFile],
     bad: list[Unreadable],
     scale: tuple[float, float] | None,
     report: Report,
 ) -> Iterator[np.ndarray]:
-    """Yield the readable images as blocks (1, crop, crop, 3); append their labels to `labels`, the others to `bad`."""
+    """Yield the readable images as blocks (1, crop, crop, 3); append their files to `read`, the others to `bad`."""
     from compress.data.decode import decode_all
 
     offset = (size - crop) // 2
@@ -210,5 +224,5 @@ def _decoded(
         if isinstance(image, Unreadable):
             bad.append(image)
         else:
-            labels.append(images[position].label)
+            read.append(images[position])
             yield image[None, offset : offset + crop, offset : offset + crop]

@@ -23,6 +23,10 @@ class PreparedFiles:
     paths: File | None = None
     warnings: tuple[RunWarning, ...] = ()
     value_range: tuple[float, float] | None = None
+    train_names: File | None = None
+    test_names: File | None = None
+    train_groups: File | None = None
+    test_groups: File | None = None
 
     def record(self) -> dict[str, Any]:
         """Return the fields as `Prepared` keeps them, with its two lists of sentences."""

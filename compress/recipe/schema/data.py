@@ -84,8 +84,15 @@ class Data(Section):
     )
     test: ShareOrCount = Field(
         default=0.2,
-        description="only for a folder without a test sub-folder: test images, split off by class, for the final "
-        "validation",
+        description="only for a folder without a test sub-folder: about so many test images, for the final validation; "
+        "a hash of its pixels decides about each image",
+    )
+    group: str | None = Field(
+        default=None,
+        description="folder: images that belong together, such as frames of a clip, stay on one side of every split. "
+        "parent: those of one parent folder; a regular expression on the path below root, such as `(clip\\d+)_`: those "
+        "with the same first group or match; time_gap:SECONDS: photos of a series by their EXIF times; column:NAME: by "
+        "a column of a list of labels; null: every image is on its own",
     )
     calibration: Count = Field(default=512, description="how many training images determine the int8 ranges")
     workers: Count | None = Field(

@@ -12,6 +12,7 @@ TOP1 = "top-1 accuracy, a fraction in [0, 1]"
 FIRST_RUN = "milliseconds of the first run after loading; null: not timed"
 LOAD = "milliseconds to load the file; null: not timed"
 MEMORY = "peak resident memory in bytes of a process that loads and runs the file; null: cannot be measured there"
+GROUPS = "groups of the test images (`data.group`); missing: every image is on its own"
 MCNEMAR = "p-value of McNemar's exact test"
 
 
@@ -57,6 +58,12 @@ class ModelRow(ReportPart):
     images: int | None = Field(default=None, description="number of test images")
     top1: Number | None = Field(default=None, description=f"{TOP1}, on the test images")
     top1_ci95: Interval | None = Field(default=None, description="Wilson's 95 % confidence interval of `top1`")
+    groups: int | None = Field(default=None, description=GROUPS)
+    design_effect: Number | None = Field(
+        default=None,
+        description="how many times as many grouped images are needed as independent ones (Rao and Scott 1992); "
+        "`top1_ci95` is Wilson's on the effective number of images; missing: without groups",
+    )
     top5: Number | None = Field(
         default=None, description="top-5 accuracy, a fraction in [0, 1]; null: fewer than five classes"
     )
@@ -117,6 +124,11 @@ class ComparisonRow(ReportPart):
         default=None, description="its 95 % confidence interval, paired (Tango 1998)"
     )
     mcnemar_p: Number | None = Field(default=None, description=MCNEMAR)
+    groups: int | None = Field(default=None, description=GROUPS)
+    p: Number | None = Field(
+        default=None, description="p-value of `test`, which `top1_drop_ci95` follows too; missing: without groups"
+    )
+    test: str | None = Field(default=None, description="the test on groups; missing: without groups")
     images: int | None = Field(default=None, description="number of test images")
     lost: int | None = Field(default=None, description="images that only `against` gets right")
     gained: int | None = Field(default=None, description="images that only `model` gets right")

@@ -99,13 +99,16 @@ def _drop(against: Reference) -> Measure:
 
 
 def _flips(against: Reference) -> Measure:
-    """Return the measure of the images that a file lost and gained against another, and McNemar's exact p."""
+    """Return the measure of the images that a file lost and gained against another, and the p of its drop."""
 
     def measure(row: ModelRow, report: Report) -> Cell:
         pair = comparison_of(report, row.file, against(report).file)
         if not is_number(pair.lost) or not is_number(pair.mcnemar_p):
             return NOT_MEASURED
-        return Cell(f"{pair.lost} / {pair.gained}", small=(f"p {chance(pair.mcnemar_p)}",))
+        p = f"p {chance(pair.mcnemar_p)}"
+        if pair.groups is not None and is_number(pair.p):
+            p = f"p {chance(pair.p)} ({plural(pair.groups, 'group')})"
+        return Cell(f"{pair.lost} / {pair.gained}", small=(p,))
 
     return measure
 

@@ -15,11 +15,12 @@ import export.runtime.latency_stats
 from compress.core.records.deployment import ModelFile
 from compress.recipe.schema import Validate
 from compress.stages.support import latency
-from compress.verdict import diagnosis, intervals
+from compress.verdict import clusters, diagnosis, intervals
 from compress.verdict.class_metrics import class_metrics
 from export.runtime import isa, saturates
 from export.runtime.latency_stats import LatencyResult
 
+Groups = NDArray[np.int64]
 Logits = Mapping[str, NDArray[np.floating[Any]]]  # by file name: (N, K)
 
 
@@ -30,6 +31,7 @@ def model_row(
     teacher: str,
     times: LatencyResult,
     config: Validate,
+    groups: Groups | None = None,
 ) -> dict[str, Any]:
     """Return report.json's row of a file. A file for another instruction set is neither timed nor audited here.
 
@@ -40,14 +42,22 @@ def model_row(
         teacher: The teacher's file name.
         times: Latencies of the files that this machine can run.
         config: The recipe's `validate` section.
+        groups: Group of each test image, numbers from 0, (N,); None: the images are independent.
     """
     timed = times.models.get(model.name)
     own = logits[model.name]
-    correct = int((own.argmax(axis=1) == labels).sum())
+    right = own.argmax(axis=1) == labels
+    correct = int(right.sum())
     foreign = model.contract is not None  # another project's nodes may have no names, and its weights may be computed
     audit = export.graph.executed.audit(model.file.path, threads=config.threads) if timed and not foreign else None
     int8_audit = audit if model.precision == "int8" else None
     by = "as it is written" if saturates(model.target, isa()) else "by this machine's kernels"
+    if groups is None:
+        interval, grouped = intervals.wilson(correct, len(labels)), {}
+    else:
+        interval = clusters.accuracy_interval(right, groups)
+        effect = clusters.design_effect(right, groups) if groups.any() else None
+        grouped = {"groups": int(groups.max()) + 1, "design_effect": effect}
     return {
         "role": "student" if model.role == "static" else model.role,
         "variant": "static" if model.role == "static" else None,
@@ -57,7 +67,8 @@ def model_row(
         "bytes": model.file.bytes,
         "images": len(labels),
         "top1": correct / len(labels),
-        "top1_ci95": list(intervals.wilson(correct, len(labels))),
+        "top1_ci95": list(interval),
+        **grouped,
         "top5": float(intervals.top_k_correct(own, labels, 5).mean()) if own.shape[1] >= 5 else None,
         **class_metrics(labels, own.argmax(axis=1), own.shape[1], config.seed).row(),
         "agreement_with_teacher": float((own.argmax(axis=1) == logits[teacher].argmax(axis=1)).mean()),
@@ -82,10 +93,22 @@ def comparison_row(
     labels: NDArray[np.integer[Any]],
     times: LatencyResult,
     seed: int,
+    groups: Groups | None = None,
 ) -> dict[str, Any]:
-    """Return report.json's paired comparison of two files on the same images. `seed`: of the bootstrap."""
+    """Return report.json's paired comparison of two files on the same images.
+
+    Args:
+        model: The file.
+        against: The file that it is compared with.
+        logits: Of every file, on the test images.
+        labels: Of the test images, (N,).
+        times: Latencies of the files that this machine can run.
+        seed: Of the bootstrap.
+        groups: Group of each test image, numbers from 0, (N,); None: the images are independent.
+    """
     right = {name: logits[name].argmax(axis=1) == labels for name in (model.name, against.name)}
-    drop = intervals.paired_drop(right[against.name], right[model.name])
+    plain = intervals.paired_drop(right[against.name], right[model.name])
+    drop = plain if groups is None else clusters.paired_drop(right[against.name], right[model.name], groups)
     both = model.name in times.models and against.name in times.models
     speedup, low, high = (
         export.runtime.latency_stats.speedup_with_interval(times, against.name, model.name, seed=seed)
@@ -97,7 +120,8 @@ def comparison_row(
         "against": against.name,
         "top1_drop_points": drop.drop_points,
         "top1_drop_ci95": [drop.low, drop.high],
-        "mcnemar_p": drop.p,
+        "mcnemar_p": plain.p,
+        **({} if groups is None else {"groups": drop.groups, "p": drop.p, "test": clusters.TEST}),
         "images": drop.n,
         "lost": drop.lost,
         "gained": drop.gained,
