@@ -9,6 +9,7 @@ from compress.recipe.schema import Require
 from compress.report.schema import DeviceRow, IntegerGain, ModelRow, NamedDevice, Report, RequirementRow
 from compress.verdict import requirements as verdict
 from compress.verdict.device_requirements import LIMITS
+from compress.verdict.facts import Facts
 from compress.verdict.gains import int8_gain
 
 
@@ -61,7 +62,7 @@ def _stays(row: RequirementRow, target: str, new: RequirementRow) -> bool:
     return row.target != "local" or row.verdict != "not judged" or new.verdict == "not judged"
 
 
-def facts(report: Report, rows: Sequence[DeviceRow], target: str) -> verdict.Facts:
+def facts(report: Report, rows: Sequence[DeviceRow], target: str) -> Facts:
     """Return time and memory of the file that ships to this device, as it measured them."""
     row, untimed = _shipped(report, rows, target)
     latency = row.latency_ms
@@ -69,7 +70,7 @@ def facts(report: Report, rows: Sequence[DeviceRow], target: str) -> verdict.Fac
     ratio = row.speedup_over.get(teacher or "")
     integers = _integer_gain(report, rows, target)
     busy = "other processes were busy on the device" if row.contaminated else None
-    return verdict.Facts(
+    return Facts(
         file=row.file or "",
         target=target,
         latency_ms=latency.p50 if latency else None,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,15 +65,12 @@ def run_teacher(
     torch.manual_seed(config.train.seed if config.train else 0)
     dataset = build.load_images(data, context.device)
     counted: tuple[int, int | None] = (0, None)
-    head: str | None = None
-    taken = list[str]()
+    head, taken = None, list[str]()
     if network.black_box and weights is not None:
         path = context.work / "teacher.onnx"
-        judging = views.evaluation_view(dataset.validation()[: foreign_teacher.IMAGES], data.image_size)
-        taken += foreign_teacher.read_foreign(network, weights.path, path, judging.cpu().numpy())
-        weights = File.of(path)
-        counted = _inspected(network, weights)
-        model = build.load_network(network, weights, context.device)
+        taken += _read_foreign(network, weights.path, path, dataset, data)
+        counted = _inspected(network, File.of(path))
+        model = build.load_network(network, File.of(path), context.device)
     else:
         model, head = build.build_for_training(
             network,
@@ -90,15 +88,9 @@ def run_teacher(
     logits = predict(model, dataset.validation(), data.image_size, network.normalization, device=dataset.labels.device)
     _check_finite(config, logits)
     top1 = accuracy(logits, dataset.labels[dataset.validation_index])
-    advice = None
-    if config.train is None:
-        advice = _input_advice(network, model, dataset, top1, data.classes)
-    _expect(
-        config,
-        top1,
-        len(dataset.validation_index),
-        lambda: _explained(advice) or _find_fault(config, model, dataset, network, data),
-    )
+    advice = _input_advice(network, model, dataset, top1, data.classes) if config.train is None else None
+    known = _explained(advice)
+    _expect(config, top1, len(logits), lambda: known or _find_fault(config, model, dataset, network, data))
     if not network.black_box:
         path, counted = context.work / "teacher.safetensors", (params(model), macs(model, network.image_size))
         checkpoints.save_state(inner_network(model), path)
@@ -110,17 +102,32 @@ def run_teacher(
         macs=counted[1],
         epochs=len(fitted.history) if fitted else 0,
         seconds=round(time.monotonic() - begin, 2),
-        images_per_second=fitted.images_per_second if fitted else None,
-        precision=fitted.precision if fitted else None,
-        threads=fitted.threads if fitted else None,
-        kernels=fitted.kernels if fitted else None,
         history=File.of(context.work / checkpoint.HISTORY) if fitted else None,
         origin=_origin(config, taken),
         largest_logit=float(logits.abs().max()),
-        gpu=fitted.gpu if fitted else None,
         checks=checks,
         advice=advice,
+        **_circumstances(fitted),
     )
+
+
+def _circumstances(fitted: FitResult | None) -> dict[str, Any]:
+    """Return how a training ran, as `Trained` names it."""
+    if fitted is None:
+        return dict.fromkeys(("images_per_second", "precision", "threads", "kernels", "gpu"))
+    return {
+        "images_per_second": fitted.images_per_second,
+        "precision": fitted.precision,
+        "threads": fitted.threads,
+        "kernels": fitted.kernels,
+        "gpu": fitted.gpu,
+    }
+
+
+def _read_foreign(network: Network, source: Path, path: Path, dataset: ImageSet, data: TrainingData) -> tuple[str, ...]:
+    """Write another project's file to `path` as one that gives logits; return what was done to it."""
+    judging = views.evaluation_view(dataset.validation()[: foreign_teacher.IMAGES], data.image_size)
+    return foreign_teacher.read_foreign(network, source, path, judging.cpu().numpy())
 
 
 def _fit(

@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from compress.core.records.training import Normalization, TrainingChecks
+from compress.core.records.training import Normalization
+from compress.core.records.training_checks import TrainingChecks
 from compress.recipe.schema import ResolvedTrain
 from compress.training import batch_norm, schedule
 from compress.training.evaluation import ImageSet, predict

@@ -10,7 +10,8 @@ from torch import nn
 from compress.core.errors import StageError, UsageError
 from compress.core.plural import plural
 from compress.core.records.base import File
-from compress.core.records.training import Network, Trained, TrainingChecks, TrainingData
+from compress.core.records.training import Network, Trained, TrainingData
+from compress.core.records.training_checks import TrainingChecks
 from compress.core.store import Context
 from compress.data import stratified
 from compress.data.augment import views

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.core.records.training import TrainingChecks
+from compress.core.records.training_checks import TrainingChecks
 from compress.core.records.warnings import RunWarning
 from compress.verdict.intervals import drop_from_counts
 

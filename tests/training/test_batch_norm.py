@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.core.errors import Interrupted
-from compress.core.records.training import TrainingChecks
+from compress.core.records.training_checks import TrainingChecks
 from compress.data.augment import views
 from compress.methods import build_method
 from compress.models.residual_add import ResidualAdd

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.core.records.base import File
+from compress.core.records.training_checks import TrainingChecks
 from compress.core.records.warnings import RunWarning
 
 
@@ -202,33 +203,6 @@ class Network:
     def needs_adapter(self) -> bool:
         """Whether it takes other images or gives other logits than the recipe's; see `models.input_adapter`."""
         return self.own_size not in (None, self.image_size) or self.channels != "rgb" or self.order is not None
-
-
-@dataclass(frozen=True)
-class TrainingChecks:
-    """What a training's end was held against, on the validation images; never part of a key.
-
-    `right`: images that the weights that ship classify correctly. `lost`: those that they get wrong, and get right
-    where each BatchNorm uses the statistics of the batch, as in training; `gained`: the reverse. None: the network has
-    no BatchNorm. `momentum`: the smallest of its BatchNorms. `probe_right`: images that a last layer alone classified
-    correctly, before anything was fine-tuned; it was fitted to `probe_images` with `probe_penalty`.
-    """
-
-    images: int
-    right: int
-    steps: int
-    batch_norm: str  # running | recomputed | frozen
-    lost: int | None = None
-    gained: int | None = None
-    momentum: float | None = None
-    probe_right: int | None = None
-    probe_images: int | None = None
-    probe_penalty: float | None = None
-
-    @property
-    def probe_top1(self) -> float | None:
-        """Return the accuracy of a last layer alone, a fraction; None: none was fitted."""
-        return None if self.probe_right is None else self.probe_right / self.images
 
 
 @dataclass(frozen=True)

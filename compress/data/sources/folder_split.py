@@ -86,7 +86,7 @@ def training_labels(layout: FolderLayout, test: float) -> np.ndarray:
 
 def _content_keys(root: Path, images: tuple[ImageFile, ...]) -> list[str]:
     """Return a hash of every image's pixels, in a small size that no recipe changes; of an unreadable one, its path."""
-    from compress.data.decode import DECODE_ERRORS, decode_image, strict_pillow
+    from compress.data.decode import DECODE_ERRORS, decode_image, quiet_pillow
 
     def key(image: ImageFile) -> str:
         try:
@@ -94,7 +94,7 @@ def _content_keys(root: Path, images: tuple[ImageFile, ...]) -> list[str]:
         except DECODE_ERRORS:
             return f"unreadable {image.path}"
 
-    with strict_pillow(), ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 1)) as pool:
+    with quiet_pillow(), ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 1)) as pool:
         return list(pool.map(key, images, chunksize=1))
 
 

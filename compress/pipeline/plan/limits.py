@@ -10,6 +10,7 @@ from typing import Any
 from compress.pipeline.plan import candidates
 from compress.recipe.schema import Device, Recipe
 from compress.verdict import requirements as verdict
+from compress.verdict.facts import Facts
 
 JUDGED = (
     "max_latency_ms",
@@ -63,7 +64,7 @@ def status(requirements: list[Row]) -> verdict.Status:
     return verdict.status(verdict.Requirement(**row) for row in requirements)
 
 
-def _facts(row: Row, teacher: Row | None, device: Device) -> verdict.Facts:
+def _facts(row: Row, teacher: Row | None, device: Device) -> Facts:
     """Return what was measured on the recipe's device."""
     own = row[row["ships"]]
     latency = own["latency_ms"] or {}
@@ -72,7 +73,7 @@ def _facts(row: Row, teacher: Row | None, device: Device) -> verdict.Facts:
         if teacher is None
         else next((pair for pair in row["speedups"] if pair["against"] == teacher["name"]), None)
     )
-    return verdict.Facts(
+    return Facts(
         file=f"{row['name']} {row['ships']}",
         target=device.name,
         latency_ms=latency.get("p50"),

@@ -29,12 +29,12 @@ from compress.report.schema.measurements import (
     ComparisonRow,
     LatencySummary,
     ModelRow,
-    RequirementRow,
     SliceRow,
     TimingSection,
 )
 from compress.report.schema.networks import BaselineSection, CandidateRow, StudentSection, TeacherSection
 from compress.report.schema.plan import PlanSection
+from compress.report.schema.requirement import RequirementRow
 from compress.verdict.requirements import Status
 
 __all__ = [

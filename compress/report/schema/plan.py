@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import Field
 
 from compress.report.schema.base import Interval, Number, ReportPart
-from compress.report.schema.measurements import MEMORY, SHA256, LatencySummary, RequirementRow
+from compress.report.schema.measurements import MEMORY, SHA256, LatencySummary
+from compress.report.schema.requirement import RequirementRow
 from compress.verdict.requirements import Status
 
 

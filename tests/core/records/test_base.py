@@ -30,7 +30,6 @@ from compress.core.records.training import (
     Proxied,
     Stripped,
     Trained,
-    TrainingChecks,
     TrainingData,
     Unreadable,
 )
