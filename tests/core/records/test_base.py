@@ -33,6 +33,7 @@ from compress.core.records.training import (
     TrainingData,
     Unreadable,
 )
+from compress.core.records.training_checks import TrainingChecks
 from compress.recipe.schema import Candidate, Data, Train
 
 A, B = (File(Path(f"/cache/{name}"), name * 64, 7) for name in "ab")
