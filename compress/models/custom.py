@@ -6,12 +6,15 @@ import ast
 import importlib
 import importlib.util
 import inspect
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress.core.errors import MissingError, UsageError
 from compress.core.records.base import sha256_of
@@ -21,6 +24,7 @@ from compress.models.tap_tables import Roles
 from compress.models.taps import Tapped
 
 TAPS_KEYS = ("stages", "pre", "norms", "pool")  # of a network's `taps` attribute
+TRACED_SIZES = (32, 64, 224)  # images on which the order of calls is looked at
 
 
 def build(name: str, classes: int) -> nn.Module:
@@ -57,8 +61,8 @@ def describe(model: nn.Module, name: str, taps: tuple[str, ...] | None) -> Netwo
 
     The attribute is a list of stages, shallow to deep, or a dict with `stages` and any of `pre` (the same maps before
     each stage's last activation), `norms` (the BatchNorms before `pre`) and `pool` (the module that averages the last
-    map). A name without `:in` or `:out` means the module's output. Without `pool`, the last AdaptiveAvgPool2d is taken;
-    without that, the last stage is the pooled map.
+    map). A name without `:in` or `:out` means the module's output. Without `pool`, a forward pass shows the map: see
+    `_averaged_map`. A module that is never called plays no part.
 
     Args:
         model: The built network.
@@ -84,12 +88,86 @@ def describe(model: nn.Module, name: str, taps: tuple[str, ...] | None) -> Netwo
             f"{name}: its attribute taps names {len(pre)} maps in `pre` for {len(post)} in `stages`; "
             "name one for each stage"
         )
-    pools = [path for path, module in model.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
-    pool = parts.get("pool") or (pools[-1] if pools else None)
-    averaged = f"{pool}:in" if pool else post[-1] if post else ""
-    last = last_linear(model, name)
+    calls = module_calls(model)
+    last = _called_linear(model, calls) or last_linear(model, name)
+    pool = parts.get("pool") or _called_pool(model, calls)
+    averaged = f"{pool}:in" if pool else _averaged_map(model, calls, last) or (post[-1] if post else "")
     roles = Roles(post, pre or post, tuple(parts.get("norms") or ()), averaged, averaged, pool=pool)
     return replace(catalog.info(name), classifier=last, linear=last, roles=roles)
+
+
+def names_pool(model: nn.Module) -> bool:
+    """Return whether the network's attribute `taps` names the pooling module, so that nothing is derived."""
+    offered = getattr(model, "taps", None)
+    return isinstance(offered, dict) and bool(offered.get("pool"))
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """A call of a module in a forward pass, with the shape of its output. `only`: the module is called once."""
+
+    path: str
+    shape: tuple[int, ...]
+    only: bool
+
+
+@torch.no_grad()
+def module_calls(model: nn.Module) -> list[ModuleCall]:
+    """Return the calls of modules in a forward pass, in the order in which they end; none if no size of image works."""
+    found: list[tuple[str, tuple[int, ...]]] = []
+
+    def keep(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda _, __, output: found.append((path, tuple(output.shape) if isinstance(output, Tensor) else ()))
+
+    hooks = [module.register_forward_hook(keep(path)) for path, module in model.named_modules() if path]
+    training, device = model.training, next((one.device for one in model.parameters()), torch.device("cpu"))
+    model.eval()  # statistics stay as they are
+    try:
+        for size in TRACED_SIZES:
+            found.clear()
+            with suppress(Exception):  # the user's code may refuse the size, or what has no values
+                model(torch.zeros(1, 3, size, size, device=device))
+                break
+        else:
+            found.clear()
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    times = Counter(path for path, _ in found)
+    return [ModuleCall(path, shape, times[path] == 1) for path, shape in found]
+
+
+def _called_linear(model: nn.Module, calls: list[ModuleCall]) -> str | None:
+    """Return the Linear that is called last: the one that gives the logits."""
+    paths = [call.path for call in calls if isinstance(model.get_submodule(call.path), nn.Linear)]
+    return paths[-1] if paths else None
+
+
+def _called_pool(model: nn.Module, calls: list[ModuleCall]) -> str | None:
+    """Return the average pooling that is called last; without a forward pass, the last AdaptiveAvgPool2d."""
+    modules = dict(model.named_modules())
+    if not calls:
+        return next((path for path in reversed(modules) if isinstance(modules[path], nn.AdaptiveAvgPool2d)), None)
+    pools = [
+        call.path
+        for call in calls
+        if isinstance(modules[call.path], nn.AdaptiveAvgPool2d)
+        or (isinstance(modules[call.path], nn.AvgPool2d) and call.shape[2:] == (1, 1))
+    ]
+    return pools[-1] if pools else None
+
+
+def _averaged_map(model: nn.Module, calls: list[ModuleCall], linear: str) -> str | None:
+    """Return the last map before the classifier with as many channels as this reads; None if there is none.
+
+    It is the pooled map where a function pools, such as `mean((2, 3))`; `check_pooling` tries it.
+    """
+    width = getattr(model.get_submodule(linear), "in_features", None)
+    paths = [call.path for call in calls]
+    before = calls[: paths.index(linear)] if linear in paths else []
+    maps = [call for call in before if call.only and len(call.shape) == 4 and call.shape[1] == width]
+    return f"{maps[-1].path}:out" if maps else None
 
 
 def source_digest(name: str) -> str:

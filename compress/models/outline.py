@@ -100,11 +100,16 @@ def outline(
     assert isinstance(last, (nn.Linear, nn.Conv2d))  # true of every entry, by test
     single = [module for module in block.modules() if isinstance(module, nn.Linear)] == [last]
     taps = {tap: text for tap, text in catalog.taps(info).items() if tap != "head" or single}
+    derived = ("pre_pool", "last_stage") if info.family == "own" and not custom.names_pool(empty) else ()
+    x = torch.zeros(1, 3, image_size, image_size, device=last.weight.device)
     try:
-        with Tapped(empty, taps) as tapped, torch.no_grad():
-            _, seen = tapped(torch.zeros(1, 3, image_size, image_size, device=last.weight.device))
+        seen = _seen(empty, taps, x)
     except StageError as error:  # only for the user's own network: by test, the catalogue's taps are right
-        raise UsageError(str(error)) from error
+        taps = {tap: text for tap, text in taps.items() if tap not in derived}
+        try:  # a map that nobody named may not be readable; methods that need it say so
+            seen = _seen(empty, taps, x)
+        except StageError:
+            raise UsageError(str(error)) from error
     shapes = {tap: tuple(value.shape) if tap == "head" else tuple(value.shape[1:]) for tap, value in seen.items()}
     if info.family == "own":
         shapes = _maps(name, shapes)
@@ -119,6 +124,12 @@ def outline(
         tuple(_affine(model, path) for path in (info.roles.bn_before_relu if info.roles else ())),
         info,
     )
+
+
+@torch.no_grad()
+def _seen(model: nn.Module, taps: Mapping[str, str], x: Tensor) -> dict[str, Tensor]:
+    with Tapped(model, taps) as tapped:
+        return tapped(x)[1]
 
 
 def _maps(name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
