@@ -39,6 +39,7 @@ def prepare(config: Data, root: Path | None, store: Store) -> tuple[Prepared, Tr
         }
     )
     keyed = keyed.model_copy(update={"color_jitter": None, "rand_augment": None, "shards_at_once": None})
+    keyed = keyed.model_copy(update={"crop_scale": None})
     prepared: Prepared = store.run(PREPARE, keyed, fingerprint=fingerprint)
     training = data.training(prepared, config)
     if training.streamed is not None:

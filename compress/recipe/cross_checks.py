@@ -10,7 +10,7 @@ from compress.recipe import group_setting, method_checks
 from compress.recipe.defaults import CANDIDATE_EPOCHS, default_epochs
 from compress.recipe.error_messages import Finding
 from compress.recipe.network_checks import network_mistakes, networks_of
-from compress.recipe.schema import Candidate, Choice, Recipe, Train
+from compress.recipe.schema import Candidate, Choice, Data, Recipe, Train
 from compress.recipe.yaml_parser import Keys
 
 # A network for small images is slow from this image size on, in pixels.
@@ -73,9 +73,20 @@ def _data_contradictions(recipe: Recipe) -> Iterator[Finding]:
         wrong = "only source: folder has paths to group images by; leave it out" if data.source != "folder" else None
         if wrong := wrong or group_setting.mistake(data.group):
             yield Finding(("data", "group"), wrong, sections=judged)
+    if wrong := _crop_scale_mistake(data):
+        yield Finding(("data", "crop_scale"), wrong, sections=judged)
     if data.shards_at_once is not None and data.source != "webdataset":
         message = f"images of {data.source} are not in shards: leave it out"
         yield Finding(("data", "shards_at_once"), message, sections=judged)
+
+
+def _crop_scale_mistake(data: Data) -> str | None:
+    if data.crop_scale is None:
+        return None
+    if data.views != "resized_crop":
+        return f"is of resized_crop, but data.augment is {data.views}; leave it out, or choose augment: resized_crop"
+    low, high = data.crop_scale
+    return f"the smallest part must not exceed the largest, got {low:g} and {high:g}" if low > high else None
 
 
 def _distortion_mistakes(recipe: Recipe) -> Iterator[Finding]:

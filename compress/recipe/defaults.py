@@ -22,6 +22,7 @@ STUDENT_EPOCHS = 240  # as in the papers
 CANDIDATE_EPOCHS = 60
 PRETRAINED_EPOCHS = 20
 FINE_TUNING_RATE, MOBILE_RATE, SCRATCH_RATE = 0.005, 0.01, 0.05
+FINE_TUNING_SCALE = (0.35, 1.0)
 ADAMW_FINE_TUNING_RATE, ADAMW_RATE = 0.0001, 0.001
 
 
@@ -31,7 +32,9 @@ def resolve(recipe: Recipe) -> Recipe:
     What depends on the data or the machine stays null or auto. `train` and `quantize` become `ResolvedTrain` and
     (with scheme qat) `ResolvedQat`, unless `student.choose` has networks of different kinds to pick from.
     """
-    data = recipe.data.model_copy(update={"image_size": recipe.data.side, "augment": recipe.data.views})
+    data = recipe.data.model_copy(
+        update={"image_size": recipe.data.side, "augment": recipe.data.views, "crop_scale": _crop_scale(recipe)}
+    )
     candidates = tuple(_resolved_candidate(one, recipe.train.threads) for one in recipe.teacher.candidates)
     starts = {(catalog.info(one.model).mobile, one.weights != "none") for one in recipe.student.networks}
     train, quantize = recipe.train, recipe.quantize
@@ -42,6 +45,19 @@ def resolve(recipe: Recipe) -> Recipe:
         train = train.model_copy(update={"seed": recipe.seed if train.seed is None else train.seed})
     teacher = recipe.teacher.model_copy(update={"candidates": candidates})
     return recipe.model_copy(update={"data": data, "teacher": teacher, "train": train, "quantize": quantize})
+
+
+def _crop_scale(recipe: Recipe) -> tuple[float, float] | None:
+    """Return the parts of an image that views show; None: those of the papers, which are no key's part.
+
+    A short fine-tuning sees few views, and small ones hardly look like the images that pretrained features know.
+    """
+    data, networks = recipe.data, recipe.student.networks
+    if data.crop_scale is not None or data.views != "resized_crop":
+        return data.crop_scale
+    pretrained = bool(networks) and all(one.weights != "none" for one in networks)
+    epochs = recipe.train.epochs or default_epochs(pretrained=True)
+    return FINE_TUNING_SCALE if pretrained and epochs <= PRETRAINED_EPOCHS else None
 
 
 def student_train(recipe: Recipe) -> ResolvedTrain:

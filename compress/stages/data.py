@@ -60,6 +60,7 @@ def training(prepared: Prepared, config: Data, held: DecodedValidation | None = 
         shards_at_once=config.shards_at_once,
         labelled=config.labelled,
         groups=prepared.train_groups,
+        crop_scale=config.crop_scale,
     )
 
 

@@ -170,7 +170,12 @@ def load_images(data: TrainingData, device: str) -> ImageSet:
         workers = data.streamed.workers if data.streamed is not None else None
         streamed_validation = torch.from_numpy(validation_images(data))
         stream = Stream(
-            images, augment=data.augment, workers=workers, device=device, shards_at_once=data.shards_at_once
+            images,
+            augment=data.augment,
+            workers=workers,
+            device=device,
+            shards_at_once=data.shards_at_once,
+            crop_scale=data.crop_scale,
         )
     return ImageSet(
         images=torch.from_numpy(np.ascontiguousarray(images)).to(device) if stream is None else stream,
@@ -181,6 +186,7 @@ def load_images(data: TrainingData, device: str) -> ImageSet:
         image_size=data.image_size,
         streamed_validation=streamed_validation,
         distortion=data.distortion,
+        crop_scale=data.crop_scale,
     )
 
 
@@ -219,6 +225,7 @@ def teacher_cache(
         device.split(":")[0],
     ]
     identity += [] if data.distortion is None else [data.distortion]
+    identity += [] if data.crop_scale is None else [{"crop_scale": data.crop_scale}]
     return TeacherCache(
         compute_logits,
         images=count,

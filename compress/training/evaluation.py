@@ -31,6 +31,7 @@ class ImageSet:
         image_size: side of a view in pixels.
         streamed_validation: of a stream the validation images as in evaluation, uint8 (V, S, S, 3) on the CPU.
         distortion: applied to each view after it is cropped and flipped.
+        crop_scale: see `views.crop_boxes`.
     """
 
     images: Tensor | Stream
@@ -41,6 +42,7 @@ class ImageSet:
     image_size: int
     streamed_validation: Tensor | None = None
     distortion: Distortion | None = None
+    crop_scale: tuple[float, float] | None = None
 
     @property
     def shards(self) -> ShardMixing | None:

@@ -127,6 +127,7 @@ class Session:
             group=self.group,
             traced=parameter_groups(self.student, self.taps) if self.train.trace_gradients else {},
             distortion=image_set.distortion,
+            crop_scale=image_set.crop_scale,
             clip_norm=self.train.clip_norm,
             average=self.average,
         )

@@ -98,6 +98,7 @@ class Step:
         parameters: everything that the optimizer steps.
         traced: parameters by name of the cosine that is computed over them.
         distortion: applied to all views, also to those that a batch brings.
+        crop_scale: of views that the step cuts, see `views.crop_boxes`.
         reach: which parameters the losses reach; only a compiled network needs it.
         clip_norm: the largest norm of the gradient over all parameters; None: any.
         average: of the parameters, moved after each step.
@@ -118,6 +119,7 @@ class Step:
     group: Group
     traced: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     distortion: Distortion | None = None
+    crop_scale: tuple[float, float] | None = None
     reach: ReachableParameters | None = None
     clip_norm: float | None = None
     average: MovingAverage | None = None
@@ -125,7 +127,7 @@ class Step:
     def crop(self, index: Tensor, view: Tensor) -> Tensor:
         """Return the views (N,) of images (N,) as uint8 (N, H, W, 3), cropped and flipped but not distorted."""
         assert self.images is not None
-        return views.apply_views(self.images, index, view, self.augment, self.image_size)
+        return views.apply_views(self.images, index, view, self.augment, self.image_size, scale=self.crop_scale)
 
     def pixels(self, index: Tensor, view: Tensor) -> Tensor:
         """Return the views (N,) of images (N,) as uint8 (N, H, W, 3)."""

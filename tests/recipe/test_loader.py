@@ -632,6 +632,26 @@ def test_batch_norm_follows_the_start_and_is_resolved_once(asked, pretrained, sc
         assert resolved_train(train, mobile=True, pretrained=start, seed=0) == train
 
 
+@pytest.mark.parametrize(
+    ("weights", "settings", "scale"),
+    [
+        ("IMAGENET1K_V1", (), (0.35, 1.0)),
+        ("IMAGENET1K_V1", ("train.epochs=20",), (0.35, 1.0)),
+        ("IMAGENET1K_V1", ("train.epochs=21",), None),  # long enough for small parts
+        ("IMAGENET1K_V1", ("data.crop_scale=[0.1, 0.5]",), (0.1, 0.5)),
+        ("IMAGENET1K_V1", ("data.augment=crop_flip",), None),
+        ("none", ("train.epochs=3",), None),
+    ],
+)
+def test_a_short_fine_tuning_sees_larger_parts_of_its_images(tmp_path, weights, settings, scale) -> None:
+    text = (
+        "data: {source: folder, root: photos}\nteacher: {candidates: [{model: torchvision/resnet18}]}\n"
+        f"student: {{model: torchvision/mobilenet_v2, weights: {weights}}}\n"
+    )
+    found = resolve(loader.load(write(tmp_path, text), settings).recipe)
+    assert found.data.crop_scale == scale and resolve(found) == found
+
+
 def test_folder_data_have_their_own_defaults(tmp_path: Path) -> None:
     text = GOOD.replace("fashion", "folder, root: photos")
     loaded = loader.load(write(tmp_path, text))

@@ -51,6 +51,7 @@ IN_KEY_IF_SET = frozenset(
         "value_range",
         "output",
         "weights_key",
+        "crop_scale",
         "batch_norm",
         "probe",
         "optimizer",

@@ -143,11 +143,12 @@ class TrainingData:
     shards_at_once: int | None = None
     labelled: int | None = None
     groups: File | None = None  # .npy str (N,): images of one group stay on one side of the validation split
+    crop_scale: tuple[float, float] | None = None  # of resized_crop; None: that of the papers
 
     @property
     def evaluated(self) -> TrainingData:
         """A copy without augmentation and shard order, for stages that only evaluate; it keeps their keys stable."""
-        return replace(self, distortion=None, shards_at_once=None)
+        return replace(self, distortion=None, shards_at_once=None, crop_scale=None)
 
 
 @dataclass(frozen=True)

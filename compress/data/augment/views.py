@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from compress.core.stateless_random import hashed
+from compress.data.augment.crops import default_scale
 
 # resized_crop draws from this many boxes, so that a view stays a small number.
 CROP_BOXES = 4096
@@ -95,7 +96,14 @@ def views_of_epoch(
 
 
 def apply_views(
-    images: Tensor, index: Tensor, view: Tensor, augment: str, image_size: int, padding: int | None = None
+    images: Tensor,
+    index: Tensor,
+    view: Tensor,
+    augment: str,
+    image_size: int,
+    padding: int | None = None,
+    *,
+    scale: tuple[float, float] | None = None,
 ) -> Tensor:
     """Cut the views of some images out of the data set.
 
@@ -110,6 +118,7 @@ def apply_views(
         augment: See `view_count`.
         image_size: Side of the views, in pixels.
         padding: How far crops move, in pixels; None for `padding_of`.
+        scale: See `crop_boxes`.
 
     Returns:
         uint8 (B, image_size, image_size, 3).
@@ -117,7 +126,7 @@ def apply_views(
     if augment == "none":
         return evaluation_view(images.index_select(0, index), image_size).contiguous()
     if augment == "resized_crop":
-        return _resized_crops(images.index_select(0, index), view, image_size)
+        return _resized_crops(images.index_select(0, index), view, image_size, scale)
     pad = 0 if augment == "flip" else padding_of(image_size) if padding is None else padding
     view = view % view_count(augment, image_size, padding)
     flip, offset = (torch.zeros_like(view), view) if augment == "crop" else (view % 2, view // 2)
@@ -131,28 +140,28 @@ def apply_views(
     return batch.view(-1, 3)[pixel]
 
 
-def crop_boxes(number: Tensor, image_size: int) -> Tensor:
+def crop_boxes(number: Tensor, image_size: int, scale: tuple[float, float] | None = None) -> Tensor:
     """Return box `number` (B,) of resized_crop, float32 (B, 4): centre x, y and half width, height, in [-1, 1].
 
-    The area is uniform in [0.08, 1] of the image's (below 128 pixels in [0.25, 1]: small images hold less to crop), the
-    aspect log-uniform in [3/4, 4/3], the place uniform. Source: Szegedy et al. 2015; a side that would exceed the image
-    is cut to it, where torchvision draws again.
+    The area is uniform in `scale` of the image's, by default in `crops.default_scale`, the aspect log-uniform in
+    [3/4, 4/3], the place uniform. Source: Szegedy et al. 2015; a side that would exceed the image is cut to it, where
+    torchvision draws again.
     """
     device = number.device
     if device.type == "mps":  # MPS has no float64
         number = number.cpu()
     draws = torch.stack([hashed(number, key) for key in (11, 13, 17, 19)]).double() / 2.0**63
-    least = 0.08 if image_size >= 128 else 0.25
-    area = least + (1 - least) * draws[0]
+    least, most = scale or default_scale(image_size)
+    area = least + (most - least) * draws[0]
     aspect = torch.exp((2 * draws[1] - 1) * math.log(4 / 3))
     width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
     x, y = (2 * draws[2] - 1) * (1 - width), (2 * draws[3] - 1) * (1 - height)
     return torch.stack([x, y, width, height], dim=1).float().to(device)
 
 
-def _resized_crops(batch: Tensor, view: Tensor, image_size: int) -> Tensor:
+def _resized_crops(batch: Tensor, view: Tensor, image_size: int, scale: tuple[float, float] | None) -> Tensor:
     """Cut views = box * 2 + flip, bilinear at pixel centres; torch has no antialiasing with one box per image."""
-    x, y, width, height = crop_boxes(view // 2, image_size).unbind(1)
+    x, y, width, height = crop_boxes(view // 2, image_size, scale).unbind(1)
     mirror = 1 - 2.0 * (view % 2)
     zero = torch.zeros_like(x)
     theta = torch.stack([torch.stack([width * mirror, zero, x], 1), torch.stack([zero, height, y], 1)], 1)

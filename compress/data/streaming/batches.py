@@ -40,16 +40,26 @@ class Stream:
         workers: Number of decode processes; None for one a core.
         device: Where the batches go.
         shards_at_once: How many shards are mixed at a time; None to mix all images.
+        crop_scale: See `crops.decode_training_view`.
     """
 
     def __init__(
-        self, listing: Listing, *, augment: str, workers: int | None, device: str, shards_at_once: int | None = None
+        self,
+        listing: Listing,
+        *,
+        augment: str,
+        workers: int | None,
+        device: str,
+        shards_at_once: int | None = None,
+        crop_scale: tuple[float, float] | None = None,
     ) -> None:
         self.listing, self.device = listing, torch.device(device)
         self.shards = (
             ShardMixing(torch.from_numpy(np.array(listing.rows[:, 0])), shards_at_once) if shards_at_once else None
         )
-        self.decoders = Decoders(listing.spec, augment=augment, workers=workers or default_workers())
+        self.decoders = Decoders(
+            listing.spec, augment=augment, workers=workers or default_workers(), crop_scale=crop_scale
+        )
 
     def __len__(self) -> int:
         return len(self.listing)

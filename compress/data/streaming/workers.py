@@ -51,6 +51,7 @@ class Job:
     path: str
     slots: int
     rows: int
+    crop_scale: tuple[float, float] | None
 
     def ring(self) -> np.ndarray:
         """Map the ring buffer into this process."""
@@ -65,12 +66,15 @@ class Decoders:
         spec: The listing.
         augment: "resized_crop" or "none".
         workers: Number of processes.
+        crop_scale: See `crops.decode_training_view`.
     """
 
-    def __init__(self, spec: ListingSpec, *, augment: str, workers: int) -> None:
+    def __init__(
+        self, spec: ListingSpec, *, augment: str, workers: int, crop_scale: tuple[float, float] | None = None
+    ) -> None:
         if augment not in ("resized_crop", "none"):
             raise ValueError(f"augment must be 'resized_crop' or 'none', got {augment!r}")
-        self.spec, self.augment, self.workers = spec, augment, workers
+        self.spec, self.augment, self.workers, self.crop_scale = spec, augment, workers, crop_scale
         self.pool: ProcessPoolExecutor | None = None
         self.memory: BinaryIO | None = None
         self.job: Job | None = None
@@ -116,7 +120,7 @@ class Decoders:
         # One slot being read, one nearly done, and work for every process.
         slots = 2 + -(-TASKS_PER_WORKER * self.workers * IMAGES_PER_TASK // rows)
         self.memory, path = _shared_memory(slots * rows * self.spec.image_size**2 * 3)
-        self.job = Job(self.spec, self.augment, path, slots, rows)
+        self.job = Job(self.spec, self.augment, path, slots, rows, self.crop_scale)
         # Spawn: forking a process that has torch's threads or CUDA can hang.
         self.pool = ProcessPoolExecutor(
             self.workers, mp_context=multiprocessing.get_context("spawn"), initializer=_initialise_worker
@@ -202,7 +206,7 @@ def _decode_task(job: Job, slot: int, row: int, positions: list[int], views: lis
     with quiet_pillow():
         for number, (position, view) in enumerate(zip(positions, views, strict=True), row):
             decode = (
-                partial(decode_training_view, view=view, size=size)
+                partial(decode_training_view, view=view, size=size, scale=job.crop_scale)
                 if job.augment == "resized_crop"
                 else partial(decode_evaluation_view, size=size)
             )

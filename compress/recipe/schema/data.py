@@ -8,6 +8,7 @@ from pydantic import Field
 
 from compress.recipe.schema.base import Count, Normalize, Section, ShareOrCount
 
+Part = Annotated[float, Field(gt=0, le=1)]
 # Sources whose number of classes is known before their images are there.
 KNOWN_CLASSES = {"fashion": 10, "cifar10": 10, "cifar100": 100}
 
@@ -61,9 +62,15 @@ class Data(Section):
     )
     augment: Literal["crop_flip", "crop", "flip", "resized_crop", "none"] | None = Field(
         default=None,
-        description="random views in training; crop: moved by up to an eighth of the side; resized_crop: 8 to 100 % of "
-        "the image, flipped or not; null: crop_flip, or resized_crop for photos; imagenet and webdataset take "
-        "resized_crop or none",
+        description="random views in training; crop: moved by up to an eighth of the side; resized_crop: a part of "
+        "the image (crop_scale), flipped or not; null: crop_flip, or resized_crop for photos; imagenet and webdataset "
+        "take resized_crop or none",
+    )
+    crop_scale: tuple[Part, Part] | None = Field(
+        default=None,
+        description="resized_crop: smallest and largest part of the image's area that a view shows; null: 0.08 to 1 "
+        "(0.25 to 1 below 128 pixels), as in the papers, and 0.35 to 1 where the student trains for at most 20 epochs "
+        "from pretrained weights",
     )
     color_jitter: ColorJitter | None = Field(
         default=None, description="random colours of training views, computed on the device; null: unchanged"

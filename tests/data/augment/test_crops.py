@@ -53,6 +53,8 @@ def test_a_view_is_its_box_resized_and_flipped() -> None:
         )
     straight, mirrored = (decode_training_view(content, 2 * 17 + flip, 16) for flip in (0, 1))
     assert np.array_equal(straight, mirrored[:, ::-1])
+    assert np.array_equal(straight, decode_training_view(content, 2 * 17, 16, (0.25, 1.0)))  # the papers'
+    assert not np.array_equal(straight, decode_training_view(content, 2 * 17, 16, (0.35, 1.0)))
     # The JPEG was decoded at a smaller scale.
     assert np.abs(straight.astype(int) - np.asarray(plain).astype(int)).mean() < 2
     whole = decode_training_view(content, 2 * 17, 150)

@@ -86,14 +86,27 @@ def test_resized_crop_samples_the_box() -> None:
         assert torch.allclose(mirrored, expected.flip(0), atol=0.51)
 
 
-@pytest.mark.parametrize(("size", "least"), [(32, 0.25), (224, 0.08)])
-def test_resized_crop_boxes_stay_inside_with_the_stated_areas(size: int, least: float) -> None:
-    x, y, width, height = views.crop_boxes(torch.arange(views.CROP_BOXES), size).unbind(1)
+@pytest.mark.parametrize(
+    ("size", "scale", "least", "most"),
+    [(32, None, 0.25, 1.0), (224, None, 0.08, 1.0), (32, (0.35, 1.0), 0.35, 1.0), (224, (0.2, 0.5), 0.2, 0.5)],
+)
+def test_resized_crop_boxes_stay_inside_with_the_stated_areas(size, scale, least, most) -> None:
+    x, y, width, height = views.crop_boxes(torch.arange(views.CROP_BOXES), size, scale).unbind(1)
     assert (x.abs() + width).max() <= 1 + 1e-6 and (y.abs() + height).max() <= 1 + 1e-6
     area, aspect = width * height, width / height
-    assert least * 0.99 < area.min() < least + 0.02 and area.max() <= 1
-    assert abs(area.mean() - (1 + least) / 2) < 0.03
+    assert least * 0.99 < area.min() < least + 0.02 and most - 0.02 < area.max() <= most + 1e-6
+    assert abs(area.mean() - (most + least) / 2) < 0.03
     assert 3 / 4 - 1e-4 <= aspect.min() < 0.76 and 1.3 < aspect.max() <= 4 / 3 + 1e-4
+
+
+def test_a_view_shows_the_part_that_the_scale_names() -> None:
+    images = torch.randint(0, 256, (1, 40, 40, 3)).to(torch.uint8)
+    whole = views.apply_views(images, torch.tensor([0]), torch.tensor([6]), "resized_crop", 40, scale=(1.0, 1.0))
+    plain, same = (
+        views.apply_views(images, torch.tensor([0]), torch.tensor([6]), "resized_crop", 40, scale=scale)
+        for scale in (None, (0.25, 1.0))
+    )
+    assert torch.equal(plain, same) and not torch.equal(plain, whole)
 
 
 def splitmix64(counter: int, key: int) -> int:

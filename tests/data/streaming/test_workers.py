@@ -44,6 +44,17 @@ def test_batches_are_in_order_with_any_number_of_workers(training: TrainingData)
         assert np.array_equal(one, np.stack(expected))
 
 
+def test_workers_cut_the_parts_that_the_scale_names(training: TrainingData) -> None:
+    listing, scale = Listing(listing_spec(training)), (0.6, 0.7)
+    decoders = Decoders(listing_spec(training), augment="resized_crop", workers=1, crop_scale=scale)
+    (batch,) = decoders.batches(iter([(np.array([3]), np.array([9]))]), 1)
+    batch = batch.copy()
+    decoders.close()
+    expected = listing.decoded(3, lambda content: decode_training_view(content, 9, SIDE, scale))
+    assert np.array_equal(batch[0], expected)
+    assert not np.array_equal(batch[0], listing.decoded(3, lambda content: decode_training_view(content, 9, SIDE)))
+
+
 def test_memory_does_not_grow_with_the_set(training: TrainingData) -> None:
     for asked, rows, count, slots in ((10**6, 256, 16, 3), (5, 8, 4, 10)):
         decoders = Decoders(listing_spec(training), augment="resized_crop", workers=count)
