@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,14 +12,18 @@ from torch import Tensor, nn
 from compress.core.errors import Interrupted
 from compress.core.records.training_checks import TrainingChecks
 from compress.data.augment import views
+from compress.data.augment.crops import decode_training_view
+from compress.data.streaming.batches import Stream
+from compress.data.streaming.listing import Listing
 from compress.methods import build_method
 from compress.models.residual_add import ResidualAdd
 from compress.recipe.schema import Distill
 from compress.training import batch_norm, schedule
 from compress.training.checks import check_training
-from compress.training.evaluation import predict
+from compress.training.evaluation import ImageSet, predict
 from compress.training.kernels import use_fast_kernels
 from compress.verdict import training_warnings
+from tests.support import distributed_steps
 from tests.support.tiny_training import (
     CLASSES,
     NORMALIZATION,
@@ -242,3 +247,26 @@ def test_training_mode_answers_do_not_depend_on_the_order_of_the_result():
 def test_a_set_without_validation_images_is_not_checked():
     data = replace(image_set(), validation_index=torch.arange(0))
     assert check_training(Net(), data, NORMALIZATION, settings(), 1) is None
+
+
+def test_images_that_stay_in_their_files_give_the_statistics_of_their_views(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_norm, "VIEWS", 20)
+    monkeypatch.setattr(batch_norm, "SMALLEST", 8)
+    monkeypatch.setattr(batch_norm, "BATCH", 8)  # three batches, smaller than those of training
+    noise, labels = distributed_steps.images_and_labels()
+    listing = Listing(distributed_steps.filed(noise, tmp_path))
+    stream = Stream(listing, augment="resized_crop", workers=1, device="cpu", crop_scale=(0.5, 1.0))
+    data = ImageSet(stream, labels % CLASSES, torch.arange(12, 36), torch.arange(12), "resized_crop", SIDE, noise[:12])
+    student, method = student_and_method(Distill(method=("none",)))
+    fit(tmp_path, student, method, config=settings(epochs=1, batch_norm="recomputed"), data=data)
+    index = schedule.order(data.train_index, 7, 0)[:20]
+    view = views.views_of(index, 0, 7, "resized_crop", None, SIDE)
+    seen = [
+        listing.decoded(
+            int(at), lambda content, number=int(number): decode_training_view(content, number, SIDE, (0.5, 1))
+        )
+        for at, number in zip(index, view, strict=True)
+    ]
+    maps = student.conv(views.to_float(torch.from_numpy(np.stack(seen)), MEAN, STD)).detach()
+    torch.testing.assert_close(student.bn.running_mean, maps.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(student.bn.running_var, maps.var((0, 2, 3), correction=0), rtol=1e-5, atol=1e-6)
