@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from compress.core.records.training import DecodedValidation, Prepared, TrainingData
+from compress.core.records.training import DecodedValidation, NearDuplicates, Prepared, TrainingData
 from compress.core.store import Store
 from compress.data.sources import inspection
 from compress.pipeline.networks import normalized
 from compress.recipe.schema import Data
 from compress.stages import data
-from compress.stages.data import DECODE_VALIDATION, PREPARE
+from compress.stages.data import DECODE_VALIDATION, FIND_OVERLAP, PREPARE
 
 
 def prepare(config: Data, root: Path | None, store: Store) -> tuple[Prepared, TrainingData]:
@@ -50,3 +50,13 @@ def prepare(config: Data, root: Path | None, store: Store) -> tuple[Prepared, Tr
     if config.normalize is not None:
         prepared = replace(prepared, normalization=normalized(config.normalize))
     return prepared, training
+
+
+def near_duplicates(prepared: Prepared, training: TrainingData, store: Store) -> NearDuplicates | None:
+    """Count near-duplicates across parts; None for published sets and for those that stay in their files."""
+    if prepared.source not in ("folder", "npz"):
+        return None
+    found: NearDuplicates = store.run(
+        FIND_OVERLAP, None, label="near-duplicates", prepared=prepared, training=training.evaluated
+    )
+    return found

@@ -18,10 +18,11 @@ from compress.core.records.training import (
 )
 from compress.core.records.warnings import RunWarning
 from compress.core.store import StopAfter, Store
+from compress.data.part_overlap import overlap_warnings
 from compress.methods import compatibility
 from compress.pipeline import float_layer_check, training_remarks
 from compress.pipeline.networks import NetworkResolver
-from compress.pipeline.prepared_data import prepare
+from compress.pipeline.prepared_data import near_duplicates, prepare
 from compress.pipeline.student_task import StudentTask
 from compress.recipe.class_names import check_class_names
 from compress.recipe.defaults import resolve, student_train
@@ -51,6 +52,8 @@ class Workflow:
         self.said: set[str] = set()
         # These are shown in every run, whether or not the data was reused.
         self.warn(replace(warning, text=f"data: {warning}") for warning in self.prepared.run_warnings)
+        self.near_duplicates = near_duplicates(self.prepared, self.training, store)
+        self.warn(overlap_warnings(self.near_duplicates) if self.near_duplicates else ())
 
     def run(self, started: str) -> Evidence:
         """Run everything up to the report. Raises StopAfter where the store leaves later stages out (`--until`)."""
@@ -267,6 +270,7 @@ class Workflow:
             warnings=(*self.warnings, *self.loaded.warnings, *self.networks.warnings()),
             where=places(self.loaded),
             plan=plan,
+            near_duplicates=self.near_duplicates,
         )
 
     def say_once(self, text: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.core.records.deployment import Exported, Measured, ModelFile, Packaged, Quantized, Tuned, Verified
-from compress.core.records.training import Distilled, Prepared, Stripped, Trained
+from compress.core.records.training import Distilled, NearDuplicates, Prepared, Stripped, Trained
 from compress.core.records.warnings import RunWarning
 from compress.recipe.schema import Recipe
 from compress.verdict.teacher_choice import Selected
@@ -57,6 +57,7 @@ class Evidence:
     where: Mapping[str, str]
     plan: dict[str, Any] | None = None
     packaged: Packaged | None = None
+    near_duplicates: NearDuplicates | None = None
 
 
 def model_files(teacher: Exported, student: Branch, baseline: Branch | None) -> tuple[ModelFile, ...]:

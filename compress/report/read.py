@@ -51,6 +51,7 @@ class Source:
     images: Arrays
     per_class: list[ClassRow]
     analysis: Arrays = field(default_factory=dict)
+    near_duplicates: Arrays = field(default_factory=dict)
 
     def class_name(self, index: Any) -> str:
         """Return the name of a class; its number where the report has no name for it."""
@@ -108,6 +109,7 @@ def read(folder: Path) -> Source:
         images=images,
         per_class=report.per_class or _per_class(report, predictions),
         analysis=arrays_of(folder / "analysis.npz", "compress analyze RUN") if report.analysis is not None else {},
+        near_duplicates=arrays_of(folder / "near_duplicates.npz"),
     )
 
 

@@ -27,6 +27,7 @@ from compress.report.schema import (
     IntegerGain,
     ModelRow,
     NamedDevice,
+    NearDuplicatesSection,
     PackagedFile,
     PlanSection,
     QuantizeSection,
@@ -102,6 +103,11 @@ def assemble(evidence: Evidence) -> Report:
         stages=[StageTime.model_validate(row) for row in times["stages"]],
         environment=dict(evidence.environment),
     )
+    if evidence.near_duplicates:
+        section = NearDuplicatesSection.model_validate(
+            {key: value for key, value in vars(evidence.near_duplicates).items() if key != "examples"}
+        )
+        report = report.model_copy(update={"near_duplicates": section})
     if evidence.plan:
         report = report.model_copy(update={"plan": PlanSection.model_validate(evidence.plan)})
     if not device.distant:

@@ -41,6 +41,8 @@ def _copy_files(evidence: Evidence, folder: Path) -> None:
     ):
         shutil.copyfile(file.path, folder / name)
     shutil.copyfile(evidence.measured.gallery.path, folder / "pictures.npz")
+    if evidence.near_duplicates is not None and (evidence.near_duplicates.test or evidence.near_duplicates.validation):
+        shutil.copyfile(evidence.near_duplicates.examples.path, folder / "near_duplicates.npz")
     histories: dict[str, File | None] = {"student": evidence.student.trained.history}
     for name, branch in (("student", evidence.student), ("baseline", evidence.baseline)):
         if branch is not None and branch.tuned is not None:

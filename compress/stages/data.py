@@ -9,6 +9,7 @@ from compress.core.records.training import (
     CalibrationData,
     DecodedValidation,
     Distortion,
+    NearDuplicates,
     Prepared,
     StreamingSource,
     TestData,
@@ -16,6 +17,7 @@ from compress.core.records.training import (
 )
 from compress.core.store import Context, Stage
 from compress.data import open_listing, training_arrays
+from compress.data.part_overlap import find_overlap
 from compress.data.sources import folder, imagenet
 from compress.data.sources.prepare import prepare_data
 from compress.data.sources.streamed import decode_listing
@@ -40,6 +42,14 @@ def decode_validation(config: None, *, context: Context, data: TrainingData, fin
 
 
 DECODE_VALIDATION = Stage("data", 1, decode_validation, DecodedValidation)
+
+
+def run_find_overlap(config: None, *, context: Context, prepared: Prepared, training: TrainingData) -> NearDuplicates:
+    """Count the images that are nearly the same in two parts."""
+    return find_overlap(prepared, training, context.work)
+
+
+FIND_OVERLAP = Stage("data", 1, run_find_overlap, NearDuplicates)
 
 
 def training(prepared: Prepared, config: Data, held: DecodedValidation | None = None) -> TrainingData:

@@ -42,3 +42,21 @@ def test_a_grouped_runs_verdict_counts_groups(tmp_path: Path, capsys: pytest.Cap
     assert "Rao and Scott" in sentences["min_top1"]
     page = (tmp_path / "artifacts/runs/clips/latest/report.html").read_text()
     assert f"({groups} groups)" in page
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_near_duplicates_stand_beside_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_clips(tmp_path / "clips", clips=12, frames=6)
+    (tmp_path / "clips.yaml").write_text(RECIPE.format(group=""))
+    main(["run", str(tmp_path / "clips.yaml"), "--artifacts", str(tmp_path / "artifacts")])
+    printed = capsys.readouterr()
+    folder = tmp_path / "artifacts/runs/clips/latest"
+    report = json.loads((folder / "report.json").read_text())
+    found = report["near_duplicates"]
+    assert found["test"] > 0.9 * found["test_images"] and found["group"] == r"([^/]+/[^/]+)_\d+"
+    (caution,) = (text for text in report["cautions"] if "near-duplicate" in text)
+    assert found["group"] in caution and caution in printed.out + printed.err
+    page = (folder / "report.html").read_text()
+    section = page.partition('<section id="near_duplicates"')[2].partition("</section>")[0]
+    assert section.count("data:image/png") == 24 and "clip" in section and "data.group" in section
+    assert all("groups" not in row for row in report["models"])

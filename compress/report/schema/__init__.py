@@ -17,6 +17,7 @@ from compress.report.schema.files import (
     ExportSection,
     GainSection,
     IntegerGain,
+    NearDuplicatesSection,
     PackagedFile,
     QuantizeSection,
     ShippedFile,
@@ -52,6 +53,7 @@ __all__ = [
     "LatencySummary",
     "ModelRow",
     "NamedDevice",
+    "NearDuplicatesSection",
     "PackagedFile",
     "ReportPart",
     "PlanSection",
@@ -125,6 +127,9 @@ class Report(ReportPart):
         description="the limits of `require` and their verdicts; a limit on time or memory has one row a device",
     )
     data: DataSection | None = Field(default=None, description="the data set")
+    near_duplicates: NearDuplicatesSection | None = Field(
+        default=None, description="near-duplicates across parts; missing or null: the data was not searched"
+    )
     classes: list[str] = Field(default=[], description="names of the classes, in the order of the logits")
     per_class: list[ClassRow] = Field(
         default=[], description="one row a class; where it is missing, the page computes it from predictions.npz"

@@ -25,6 +25,18 @@ class DataSection(ReportPart):
     )
 
 
+class NearDuplicatesSection(ReportPart):
+    """Images that are nearly the same in two parts of the data: resized, recompressed, cropped, or the next frame."""
+
+    test: int | None = Field(default=None, description="test images with one among training and validation images")
+    test_images: int | None = Field(default=None, description="all test images")
+    validation: int | None = Field(default=None, description="validation images with one among training images")
+    validation_images: int | None = Field(default=None, description="all validation images")
+    group: str | None = Field(
+        default=None, description="the `data.group` that would keep them together; null: the files' names show none"
+    )
+
+
 class UnreadableFile(ReportPart):
     """An image file that was skipped."""
 
