@@ -53,6 +53,7 @@ for command in (
     info_commands.recipes,
     info_commands.methods,
     info_commands.models,
+    recipe_commands.data,
     recipe_commands.teachers,
     recipe_commands.plan,
     run_commands.verify,

@@ -102,6 +102,25 @@ def show(recipe: Path, overrides: tuple[str, ...], allow_code: bool, artifacts: 
 
 @click.command()
 @recipe_options
+@artifacts_option
+@quiet_option
+def data(recipe: Path, overrides: tuple[str, ...], allow_code: bool, artifacts: Path, quiet: bool) -> int:
+    """Read the data as a run would: images by class and part, near-duplicates, what the test part can certify.
+
+    Nothing is trained; a run finds the decoded images in the cache.
+    """
+    loaded = _load(recipe, overrides, allow_code)
+    from compress.commands.describe_data import describe_data
+
+    rows, lines = describe_data(loaded, artifacts, Console(quiet=quiet))
+    table(rows)
+    for line in lines:
+        print_line(line, sys.stdout)
+    return 0
+
+
+@click.command()
+@recipe_options
 @device_option
 @artifacts_option
 @quiet_option
