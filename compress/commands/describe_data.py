@@ -81,11 +81,11 @@ def _originals(prepared: Prepared, root: Path | None) -> list[str]:
         return [f"images: {prepared.image_size}x{prepared.image_size}, from {prepared.source}"]
     from PIL import Image  # training on arrays does without it
 
-    from compress.data.decode import DECODE_ERRORS, strict_pillow
+    from compress.data.decode import DECODE_ERRORS, quiet_pillow
 
     sizes, modes, small = Counter[str](), Counter[str](), 0
     names = [str(name) for file in (prepared.train_names, prepared.test_names) for name in np.load(file.path)]
-    with strict_pillow():
+    with quiet_pillow():
         for name in names:
             try:
                 with Image.open(root / name) as image:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from compress.report.fit_times import fit_speedup
 from compress.report.formats import is_number, significant
-from compress.report.read import comparison_of, method_of, read_report, shipped, speedup, teacher_row
+from compress.report.read import comparison_of, method_of, read_report, shipped, teacher_row
 from compress.report.schema import ComparisonRow, LatencySummary, Report
 from compress.report.schema.base import Interval, Number
 
@@ -114,7 +115,7 @@ LINES: list[tuple[str, Callable[[Report], str]]] = [
     ("distillation, points", _gain),
     ("p50", lambda report: _number(_latency(report).p50, " ms")),
     ("p90", lambda report: _number(_latency(report).p90, " ms")),
-    ("x teacher's speed", lambda report: _number(speedup(report))),
+    ("x teacher's speed", lambda report: _number(fit_speedup(report, shipped(report)))),
     ("size", lambda report: _number(shipped(report).bytes, " kB", 1e-3)),
     ("x smaller", lambda report: _number(_pair(report).size_ratio)),
     ("peak memory", lambda report: _number(shipped(report).peak_memory_bytes, " MB", 1e-6)),

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from compress.report.fit_times import fit_latency, fit_speedup
 from compress.report.formats import interval, percent
 from compress.report.read import shipped
-from compress.report.schema import ComparisonRow, LatencySummary, Report, RequirementRow
+from compress.report.schema import ComparisonRow, Report, RequirementRow
 from compress.report.schema.base import Number
+from compress.verdict.machine_text import machine_text
 
 WORST_CLASSES = 3  # named with their recall
 
@@ -18,7 +20,7 @@ def summary_lines(report: Report, folder: Path) -> Iterator[tuple[str, bool]]:
     yield "", False
     for line in _table(report):
         yield line, False
-    yield from ((line, False) for line in _class_lines(report))
+    yield from ((line, False) for line in (*_time_lines(report), *_class_lines(report)))
     for part in (report.distillation, report.tuning, report.int8_against_float, report.ships):
         if part is not None and part.sentence:
             yield part.sentence, False
@@ -54,8 +56,8 @@ def _table(report: Report) -> list[str]:
                 _show(row.top1, "{:.2f} %", 100),
                 f"{100 * row.top1_ci95[0]:.2f} to {100 * row.top1_ci95[1]:.2f}" if row.top1_ci95 else "-",
                 _show(pair.top1_drop_points, "{:+.2f} points"),
-                _show((row.latency_ms or LatencySummary()).p50, "{:.3f} ms"),
-                _show(pair.speedup_p50, "{:.2f}x"),
+                _show(fit_latency(report, row), "{:.3f} ms"),
+                _show(fit_speedup(report, row) if row.role != "teacher" else None, "{:.2f}x"),
                 _show(row.bytes, "{:,} bytes"),
             )
         )
@@ -66,6 +68,19 @@ def _table(report: Report) -> list[str]:
         )
         for row in rows
     ]
+
+
+def _time_lines(report: Report) -> Iterator[str]:
+    """Yield which machine the times are of, or why there are none."""
+    if report.latency is None or report.latency.rounds is None:
+        return
+    if report.latency.unfit:
+        yield f"times that are unfit are left out: {report.latency.unfit}"
+    if report.latency.cpu_ratios:
+        yield f"speed is the ratio of CPU times of one thread: {report.latency.cpu_ratios}"
+    if any(fit_latency(report, row) is not None for row in report.models):
+        known = report.environment
+        yield f"times are of this {machine_text(known.get('cpu'), known.get('isa'))}, not of another board"
 
 
 def _class_lines(report: Report) -> Iterator[str]:

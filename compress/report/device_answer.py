@@ -11,6 +11,7 @@ from compress.verdict import requirements as verdict
 from compress.verdict.device_requirements import LIMITS
 from compress.verdict.facts import Facts
 from compress.verdict.gains import int8_gain
+from compress.verdict.machine_text import machine_text
 
 
 def merge(
@@ -83,6 +84,8 @@ def facts(report: Report, rows: Sequence[DeviceRow], target: str) -> Facts:
         peak_memory_bytes=row.peak_memory_bytes,
         disturbed="; ".join(row.disturbances) or busy,
         unfit=_unfit(row),
+        cpu_ratios=row.conditions.cpu_ratios if row.conditions else None,
+        machine=f"on {target}" + (f", {machine_text(row.cpu, row.isa)}" if row.cpu else ""),
         sha256=row.sha256,
         precision=row.precision,
         untimed=untimed,
@@ -134,7 +137,9 @@ def _integer_gain(report: Report, rows: Sequence[DeviceRow], target: str) -> Int
         top1_drop_points=pair.top1_drop_points if pair else None,
         top1_drop_ci95=pair.top1_drop_ci95 if pair else None,
         target=target,
-        sentence=int8_gain(speedup, (low, high), f"on {target}", _unfit(row)),
+        sentence=int8_gain(
+            speedup, (low, high), f"on {target}", _unfit(row), row.conditions.cpu_ratios if row.conditions else None
+        ),
     )
 
 

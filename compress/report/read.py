@@ -141,16 +141,6 @@ def comparison_of(report: Report, model: str | None, against: str | None) -> Com
     return next((row for row in rows if row.model == model and row.against == against), ComparisonRow())
 
 
-def speedup(report: Report) -> Number | None:
-    """Return how many times as fast as the teacher the shipped file is on this host.
-
-    A limit on it may have been judged again since `validate` measured it; the latest value counts.
-    """
-    ship = shipped(report)
-    found = judged(report, "min_speedup", ship.file)
-    return comparison_of(report, ship.file, teacher_row(report).file).speedup_p50 if found is None else found
-
-
 def judged(report: Report, name: str, file: str | None) -> Number | None:
     """Return the value that a limit on a file was last judged by on this host; None without such a limit."""
     rows = (row for row in report.requirements if (row.name, row.target, row.file) == (name, "local", file))

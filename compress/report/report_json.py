@@ -47,6 +47,7 @@ from compress.verdict import requirements as verdict
 from compress.verdict.clusters import row_drop
 from compress.verdict.gains import distillation_gain, int8_gain, tuning_gain
 from compress.verdict.intervals import PairedDrop
+from compress.verdict.machine_text import machine_text
 from compress.verdict.shipped_model import facts
 
 
@@ -54,7 +55,7 @@ def assemble(evidence: Evidence) -> Report:
     """Build the content of report.json and judge the requirements."""
     require, device = evidence.recipe.require, evidence.recipe.device
     asked = device_requirements.elsewhere(require) if device.distant else require
-    ship = facts(evidence.measured, evidence.models)
+    ship = facts(evidence.measured, evidence.models, _here(evidence))
     requirements = verdict.judge(asked, ship, evidence.where)
     rows = [DeviceRow.model_validate(row) for row in evidence.verified.rows]
     measured = [ModelRow.model_validate(row) for row in evidence.measured.models]
@@ -113,6 +114,12 @@ def assemble(evidence: Evidence) -> Report:
     if not device.distant:
         return report
     return merge(report, require, rows, device.name, where=evidence.where, failure=evidence.verified.failure)
+
+
+def _here(evidence: Evidence) -> str:
+    """Return where this host's times were measured, as a sentence says it."""
+    known = evidence.environment
+    return f"on this {machine_text(known.get('cpu'), known.get('isa'))}, not on another board"
 
 
 def stages(seconds: Mapping[str, float], reused: tuple[str, ...]) -> dict[str, Any]:
@@ -274,11 +281,17 @@ def _integer_gain(evidence: Evidence) -> IntegerGain | None:
     row = next((row for row in evidence.measured.comparisons if (row["model"], row["against"]) == wanted), None)
     if row is None or row["speedup_p50"] is None:
         return None
-    unfit = evidence.measured.latency.get("unfit")
+    timing = evidence.measured.latency
     return IntegerGain(
         speedup=row["speedup_p50"],
         ci95=row["speedup_ci95"],
         top1_drop_points=row["top1_drop_points"],
         top1_drop_ci95=row["top1_drop_ci95"],
-        sentence=int8_gain(row["speedup_p50"], row["speedup_ci95"], unfit=unfit),
+        sentence=int8_gain(
+            row["speedup_p50"],
+            row["speedup_ci95"],
+            _here(evidence).split(",")[0],
+            unfit=timing.get("unfit"),
+            cpu=timing.get("cpu_ratios"),
+        ),
     )

@@ -47,5 +47,6 @@ def keeps_int8(int8: str, floats: str, rows: Sequence[Row], target: str) -> tupl
 
 def _unfit(row: Row) -> str | None:
     """Return why a device's times are too long and its ratios doubtful; None where they are not."""
-    why: str | None = (row.get("conditions") or {}).get("unfit")
+    known = row.get("conditions") or {}
+    why: str | None = None if known.get("cpu_ratios") else known.get("unfit")
     return why

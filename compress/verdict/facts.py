@@ -48,6 +48,9 @@ class Facts:
     disturbed: str | None = None
     # Why times are too long and ratios wrong in every round alike; see `export.runtime.rounds.drop_interrupted`.
     unfit: str | None = None
+    # Why ratios are those of CPU time, and so fit. Where it was measured: "on this AMD EPYC with VNNI, not on ...".
+    cpu_ratios: str | None = None
+    machine: str | None = None
     # Why the file could not be timed, such as "it is built for arm64 and this machine is x86-vnni".
     untimed: str | None = None
     sha256: str | None = None

@@ -26,7 +26,9 @@ def _gain(drop: PairedDrop, what: str, helper: str, over: str = "", against: str
     return f"{what} hurt: {numbers}{against}" if high < 0 else f"no evidence that {helper} helped: {numbers}{against}"
 
 
-def int8_gain(speedup: float, ci95: Sequence[float] | None, where: str = "here", unfit: str | None = None) -> str:
+def int8_gain(
+    speedup: float, ci95: Sequence[float] | None, where: str = "here", unfit: str | None = None, cpu: str | None = None
+) -> str:
     """Describe how fast int8 is against the float student on one machine.
 
     Args:
@@ -34,8 +36,11 @@ def int8_gain(speedup: float, ci95: Sequence[float] | None, where: str = "here",
         ci95: its 95 % interval (low, high); None where there were no rounds.
         where: "here", or "on" and the device's name.
         unfit: why the times cannot be used; see `facts.Facts`.
+        cpu: why the ratio is one of CPU time, which is fit; see `facts.Facts`.
     """
-    if unfit is not None:
+    if cpu is not None:
+        where += f" by CPU time of one thread ({cpu})"
+    elif unfit is not None:
         return f"how fast int8 is against the float student {where} is not known: {unfit}."
     times = f"{number_text(speedup)}x"
     if ci95 is None:

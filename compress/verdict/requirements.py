@@ -66,15 +66,12 @@ def judge(require: Require, facts: Facts, where: Mapping[str, str] | None = None
     for name, limit in require.model_dump().items():
         place = (where or {}).get(name, "")
         if isinstance(limit, dict):
-            rows += [_judge_class(facts, name, one, least, place) for one, least in limit.items()]
+            for one, least in limit.items():
+                judgement = class_requirements.judge_recall_of(one, facts.classes, least)
+                rows.append(_row(facts, name, least, judgement, place, one))
         elif limit is not None:
             rows.append(_row(facts, name, limit, JUDGES[name](facts, limit), place))
     return rows
-
-
-def _judge_class(facts: Facts, name: str, class_name: str, limit: float, where: str) -> Requirement:
-    judgement = class_requirements.judge_recall_of(class_name, facts.classes, limit)
-    return _row(facts, name, limit, judgement, where, class_name)
 
 
 def _row(
@@ -142,17 +139,22 @@ def _timed(
     """Judge a timing by its interval over rounds; if the interval is too wide, estimate how many runs are needed."""
     if value is None:
         return not_measured(what, facts.untimed)
+    by_cpu = None if at_most else facts.cpu_ratios
+    unfit = None if by_cpu else facts.unfit
+    place = f" {facts.machine}" if facts.machine else ""
     bound = f"the {'limit' if at_most else 'minimum'} is {number_text(limit)}{unit}"
     if interval is None:
         why = "without rounds there is no interval to judge it by: raise validate.repeats"
         return value, None, "undecided", f"{what} is {number_text(value)}{unit} and {bound}, but {why}."
     verdict = verdict_of_interval(interval, limit, at_most=at_most)
-    sentence = f"{what} is {number_text(value)}{unit} [{number_text(interval[0])}, {number_text(interval[1])}]; {bound}"
+    ends = f"[{number_text(interval[0])}, {number_text(interval[1])}]"
+    how = f" by CPU time of one thread ({by_cpu})" if by_cpu else ""
+    sentence = f"{what} is {number_text(value)}{unit} {ends}{place}{how}; {bound}"
     # A time that is too long and still meets its limit does meet it.
-    if facts.unfit and not (at_most and verdict == "passed"):
+    if unfit and not (at_most and verdict == "passed"):
         # A quiet machine does not help against too many threads.
-        cure = "" if "; lower " in facts.unfit else ": measure again on a quiet machine"
-        return value, interval, "undecided", f"{sentence}, but {facts.unfit}{cure}."
+        cure = "" if "; lower " in unfit else ": measure again on a quiet machine"
+        return value, interval, "undecided", f"{sentence}, but {unfit}{cure}."
     if verdict == "undecided":
         edge = interval[1] if value < limit else interval[0]
         needed = samples_needed(facts.timed_runs, value, edge, limit) if facts.timed_runs else None

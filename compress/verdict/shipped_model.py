@@ -11,8 +11,8 @@ from compress.verdict.clusters import row_drop
 from compress.verdict.facts import Facts
 
 
-def facts(measured: Measured, models: tuple[ModelFile, ...]) -> Facts:
-    """Return the numbers of the file that ships, against the float teacher."""
+def facts(measured: Measured, models: tuple[ModelFile, ...], machine: str | None = None) -> Facts:
+    """Return the numbers of the file that ships, against the float teacher. `machine`: see `Facts`."""
     teacher = next(row for row in measured.models if row["role"] == "teacher")
     students = [row for row in measured.models if row["role"] == "student"]
     best = next((row for row in students if row["precision"] == "int8"), students[0])
@@ -51,6 +51,8 @@ def facts(measured: Measured, models: tuple[ModelFile, ...]) -> Facts:
         int8_mac_share=shipped["int8_mac_share"],
         disturbed="; ".join(measured.latency.get("disturbances") or ()) or None,
         unfit=measured.latency.get("unfit"),
+        cpu_ratios=measured.latency.get("cpu_ratios"),
+        machine=machine,
         sha256=shipped["sha256"],
         precision=shipped["precision"],
         untimed=_untimed(shipped),

@@ -14,7 +14,17 @@ from export.runtime.latency_stats import LatencyResult
 from export.runtime.provider import Placement
 
 # Conditions of the measurement that each timed row repeats.
-CONDITIONS = ("threads", "spinning", "governor", "cpu_features", "rounds", "attempts", "other_cores", "unfit")
+CONDITIONS = (
+    "threads",
+    "spinning",
+    "governor",
+    "cpu_features",
+    "rounds",
+    "attempts",
+    "other_cores",
+    "unfit",
+    "cpu_ratios",
+)
 # What a row holds before anything is timed.
 UNTIMED: dict[str, Any] = {"latency_ms": None, "first_run_ms": None, "load_ms": None, "peak_memory_bytes": None}
 

@@ -182,23 +182,26 @@ def _attempt(
     least = _LOST_SHARE if threads == 1 else -np.inf  # one thread's own time does not include the others'
     parts: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     flags: dict[str, list[np.ndarray]] = {name: [] for name in runs}
+    own: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     loads: list[float | None] = []
     begin = before = conditions.busy_seconds()
     start = since = time.perf_counter()
     for part in np.array_split(np.arange(plan.repeats), min(plan.rounds, plan.repeats)):
         chosen = [inputs[number % len(inputs)] for number in part]
         for name in random.permutation(sorted(runs)):
-            times, lost = _time(runs[str(name)], chosen, switches, least)
+            times, lost, used = _time(runs[str(name)], chosen, switches, least)
             parts[str(name)].append(times)
             flags[str(name)].append(lost)
+            own[str(name)].append(used)
         after, now = conditions.busy_seconds(), time.perf_counter()
         loads.append(conditions.round_load(before, after, now - since))
         before, since = after, now
     wall = since - start
     cores, contaminated = conditions.load_of_others(begin, before, wall)
-    return Attempt(
-        parts, loads, None if cores is None else cores * wall, wall, contaminated, flags if switches else None
-    )
+    others = None if cores is None else cores * wall
+    # Another provider's processor, and other threads, do not show in this thread's CPU time.
+    cpu = own if threads == 1 and plan.provider is None else None
+    return Attempt(parts, loads, others, wall, contaminated, flags if switches else None, cpu)
 
 
 def _time(
@@ -206,18 +209,18 @@ def _time(
     inputs: Sequence[Any],
     switches: Callable[[], int] | None = None,
     least: float = _LOST_SHARE,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the milliseconds of each run, and which runs were interrupted for more than `least` of their time."""
-    times, lost = np.empty(len(inputs)), np.zeros(len(inputs), dtype=bool)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return each run's milliseconds, whether it was interrupted for over `least` of them, and its CPU milliseconds."""
+    times, lost, own = np.empty(len(inputs)), np.zeros(len(inputs), dtype=bool), np.empty(len(inputs))
     clock, busy, count = time.perf_counter_ns, time.thread_time_ns, switches or (lambda: 0)
     for index, item in enumerate(inputs):
         before, used = count(), busy()
         start = clock()
         run(item)
         times[index] = clock() - start
-        used = busy() - used
+        own[index] = used = busy() - used
         lost[index] = count() > before and times[index] - used > least * times[index]
-    return times / 1e6, lost
+    return times / 1e6, lost, own / 1e6
 
 
 def memory(path: str | Path, *, threads: int = 1, provider: str | None = None) -> int | None:

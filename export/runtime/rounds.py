@@ -16,6 +16,9 @@ DRIFT_LIMIT = 0.1
 TWO_SPEEDS_RATIO = 1.1
 # Rounds that must be left after dropping interrupted runs, and their share of all.
 MIN_ROUNDS, MIN_SHARE = 5, 0.25
+# Share of a model's runs that are interrupted from which on ratios are taken from CPU time, where it is known: the runs
+# that are left are those between two interruptions, and not as many of a long model as of a short one.
+CROWDED_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Attempt:
         wall: seconds of the whole attempt.
         contaminated: whether that disturbs the measurement; None if unknown.
         interrupted: shaped as `parts`, which runs lost their core for a while; None if the system cannot tell.
+        cpu: shaped as `parts`, milliseconds of CPU time of the thread that ran the model; None with several threads.
     """
 
     parts: dict[str, list[np.ndarray]]
@@ -37,6 +41,7 @@ class Attempt:
     wall: float
     contaminated: bool | None
     interrupted: dict[str, list[np.ndarray]] | None = None
+    cpu: dict[str, list[np.ndarray]] | None = None
 
 
 def join(attempts: list[Attempt]) -> Attempt:
@@ -49,15 +54,28 @@ def join(attempts: list[Attempt]) -> Attempt:
         other_seconds=sum(seconds) if len(seconds) == len(attempts) else None,
         wall=sum(one.wall for one in attempts),
         contaminated=None if None in flags else any(flags),
-        interrupted=_join_flags(attempts),
+        interrupted=_joined([one.interrupted for one in attempts]),
+        cpu=_joined([one.cpu for one in attempts]),
     )
 
 
-def _join_flags(attempts: list[Attempt]) -> dict[str, list[np.ndarray]] | None:
-    flags = [one.interrupted for one in attempts if one.interrupted is not None]
-    if len(flags) < len(attempts):
+def _joined(found: Sequence[dict[str, list[np.ndarray]] | None]) -> dict[str, list[np.ndarray]] | None:
+    """Join what is shaped as `parts`; None if one attempt lacks it."""
+    known = [one for one in found if one is not None]
+    if len(known) < len(found):
         return None
-    return {name: [part for one in flags for part in one[name]] for name in attempts[0].parts}
+    return {name: [part for one in known for part in one[name]] for name in known[0]}
+
+
+def crowded(attempt: Attempt) -> str | None:
+    """Describe the interruptions of one thread if other processes cause so many that ratios of times are doubtful."""
+    if attempt.interrupted is None or not attempt.contaminated:
+        return None
+    shares = {name: float(np.concatenate(parts).mean()) for name, parts in attempt.interrupted.items()}
+    worst = max(shares, key=lambda name: shares[name])
+    if shares[worst] <= CROWDED_SHARE:
+        return None
+    return f"other processes interrupted {worst} in {shares[worst]:.0%} of its runs"
 
 
 def drop_interrupted(attempt: Attempt, oversubscribed: str | None = None) -> tuple[Attempt, dict[str, int], str | None]:

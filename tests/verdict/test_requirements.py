@@ -10,6 +10,7 @@ import pytest
 from compress.recipe.schema import Require
 from compress.verdict.gains import distillation_gain, int8_gain, tuning_gain
 from compress.verdict.intervals import PairedDrop, drop_from_counts
+from compress.verdict.machine_text import machine_text
 from compress.verdict.requirements import (
     Facts,
     Requirement,
@@ -238,4 +239,27 @@ def test_what_int8_was_worth() -> None:
     assert (
         unknown
         == "how fast int8 is against the float student on ssh://pi is not known: others took the core in most runs."
+    )
+
+
+def test_a_ratio_of_cpu_time_is_fit_and_a_time_is_not() -> None:
+    crowded = "other processes interrupted teacher.onnx in 90% of its runs"
+    facts = replace(FACTS, unfit=crowded, cpu_ratios=crowded)
+    ratio = one(facts, min_speedup=3.0)
+    assert ratio.verdict == "passed" and f" by CPU time of one thread ({crowded}); the minimum is 3x" in ratio.sentence
+    assert one(facts, max_latency_ms=0.1).verdict == "undecided"
+    assert one(replace(FACTS, unfit=crowded), min_speedup=3.0).verdict == "undecided"
+
+
+def test_a_time_names_its_machine() -> None:
+    machine = f"on this {machine_text('AMD EPYC 7B13 Processor', 'x86-vnni')}, not on another board"
+    row = one(replace(FACTS, machine=machine), max_latency_ms=0.3)
+    assert "0.2 ms [0.19, 0.22] on this AMD EPYC 7B13 with VNNI, not on another board; the limit" in row.sentence
+    assert machine_text(None, "arm64") == "arm64 machine" and machine_text("", None) == "machine"
+
+
+def test_int8s_gain_by_cpu_time_is_given_although_times_are_unfit() -> None:
+    said = int8_gain(1.9, (1.8, 2.0), "on this machine", unfit="busy", cpu="busy")
+    assert (
+        said == "int8 is 1.9x [1.8, 2] as fast as the float student on this machine by CPU time of one thread (busy)."
     )

@@ -24,6 +24,10 @@ class DeviceConditions(ReportPart):
         default=None,
         description="why runs that lost their core could not be left out, so that ratios are doubtful; null: they were",
     )
+    cpu_ratios: str | None = Field(
+        default=None,
+        description="why ratios are those of the CPU time of one thread; null: they are of wall-clock time",
+    )
     drift: Number | None = Field(default=None, description="median of the last third of rounds over that of the first")
     interrupted: int | None = Field(
         default=None, description="runs that lost their core to another process and do not count"

@@ -266,6 +266,10 @@ class TimingSection(ReportPart):
         default=None,
         description="why interrupted runs could not be left out, so that ratios are doubtful too; null: they were",
     )
+    cpu_ratios: str | None = Field(
+        default=None,
+        description="why ratios are those of the CPU time of one thread; null: they are of wall-clock time",
+    )
     attempts: int | None = Field(default=None, description="measurements made until one was undisturbed, at most 3")
     rounds: int | None = Field(default=None, description="interleaved rounds")
     threads: int | None = Field(default=None, description="CPU threads of the runtime")

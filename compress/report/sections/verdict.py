@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from compress.core.plural import plural
 from compress.report import formats
+from compress.report.fit_times import fit_latency, fit_speedup
 from compress.report.formats import is_number, milliseconds, percent, signed, significant, size
-from compress.report.read import Source, comparison_of, judged, shipped, speedup, teacher_row
-from compress.report.schema import ComparisonRow, GainSection, LatencySummary, ModelRow, Report, RequirementRow
+from compress.report.read import Source, comparison_of, judged, shipped, teacher_row
+from compress.report.schema import ComparisonRow, GainSection, ModelRow, Report, RequirementRow
 from compress.report.schema.base import Number
 from compress.report.views import LimitBar, limit_bar
+from compress.verdict.machine_text import machine_text
 
 # Two measurements of one speed-up that are further apart than this are both shown.
 DISAGREEMENT = 0.05
@@ -135,7 +137,7 @@ def _tiles(report: Report, ship: ModelRow) -> list[Tile]:
         tiles.append(tile)
     if report.named_device and report.named_device.target:
         tiles.append(_device_tile(report, ship, teacher, report.named_device.target))
-    elif is_number(speed := speedup(report)):
+    elif is_number(speed := fit_speedup(report, ship)):
         tiles.append(_speed_tile(report, ship, pair, speed))
     if is_number(pair.size_ratio):
         sizes = f"{_or_not_measured(size(ship.bytes))}, teacher {_or_not_measured(size(teacher.bytes))}"
@@ -158,10 +160,13 @@ def _times(ratio: float, more: str, less: str) -> str:
 
 def _speed_tile(report: Report, ship: ModelRow, pair: ComparisonRow, speed: Number) -> Tile:
     """Build the speed on this host."""
-    latency = judged(report, "max_latency_ms", ship.file) or (ship.latency_ms or LatencySummary()).p50
+    fit = fit_latency(report, ship)
+    latency = fit and (judged(report, "max_latency_ms", ship.file) or fit)
     first = pair.speedup_p50
-    detail = f"{milliseconds(latency)} an image" if latency else ""
-    if is_number(first) and abs(speed / first - 1) > DISAGREEMENT:
+    where = machine_text(report.environment.get("cpu"), report.environment.get("isa"))
+    detail = f"{milliseconds(latency)} an image on this {where}" if latency else f"on this {where}"
+    unfit = report.latency is not None and report.latency.unfit is not None
+    if is_number(first) and not unfit and abs(speed / first - 1) > DISAGREEMENT:
         detail = f"{significant(first)}\u00d7 when it was validated"
     return Tile("Speed", _times(speed, "faster", "slower"), detail)
 

@@ -151,7 +151,10 @@ def warnings(timed: LatencyResult, sustained: Mapping[str, Any] | None) -> tuple
     if timed.unfit is not None:
         crowded = conditions.too_many_threads(next(iter(timed.models.values())).threads)
         again = "" if crowded else "; measure again on a quiet machine: --force validate"
-        found.append(f"{timed.unfit}: times are too long, and ratios are doubtful, too{again}")
+        doubtful = "ratios are of CPU time" if timed.cpu_ratios else "ratios are doubtful, too"
+        found.append(f"{timed.unfit}: times are too long, and {doubtful}{again}")
+    elif timed.cpu_ratios is not None:
+        found.append(f"{timed.cpu_ratios}: ratios are of CPU time, not of wall-clock time")
     if sustained is not None and sustained["ratio"] > 1 + DRIFT_LIMIT:
         found.append(str(sustained["sentence"]))
     return (*found, *timed.notes)

@@ -34,7 +34,7 @@ def choose_shipped(
     if best.name not in times.models:
         reason = f"it is built for {best.target}, so its speed could not be judged here"
         return best, f"{best.name} ships although the recipe says keep: faster: {reason}."
-    if times.unfit is not None:
+    if times.unfit is not None and times.cpu_ratios is None:
         reason = f"its speed could not be judged here ({times.unfit})"
         return best, f"{best.name} ships although the recipe says keep: faster: {reason}."
     speedup, low, high = export.runtime.latency_stats.speedup_with_interval(times, plain.name, best.name, seed=seed)
