@@ -263,7 +263,7 @@ def _tested(config: Data, base: Path) -> int | None:
         with np.load(inspection.locate_root(config, base)) as stored:
             count = len(stored["test_labels"])
     elif config.source == "folder":
-        layout = folder.scan(inspection.locate_root(config, base))
+        layout = folder.scan(inspection.locate_root(config, base), config.labels)
         count = (
             len(layout.train) - len(folder_split.training_labels(layout, config.test))
             if layout.test is None

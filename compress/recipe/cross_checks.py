@@ -66,15 +66,16 @@ def _data_contradictions(recipe: Recipe) -> Iterator[Finding]:
         if wrong:
             both = judged | {"distill"}
             yield Finding(("data", "labelled"), f"leaves images without a label, but {wrong}", sections=both)
-    if data.bits is not None and data.source != "folder":
-        message = f"is read only for source: folder, not for {data.source}: leave it out"
-        yield Finding(("data", "bits"), message, sections=judged)
     if data.group is not None:
         wrong = "only source: folder has paths to group images by; leave it out" if data.source != "folder" else None
         if wrong := wrong or group_setting.mistake(data.group):
             yield Finding(("data", "group"), wrong, sections=judged)
     if wrong := _crop_scale_mistake(data):
         yield Finding(("data", "crop_scale"), wrong, sections=judged)
+    for name in ("bits", "labels"):
+        if getattr(data, name) is not None and data.source != "folder":
+            message = f"is read only for source: folder, not for {data.source}: leave it out"
+            yield Finding(("data", name), message, sections=judged)
     if data.shards_at_once is not None and data.source != "webdataset":
         message = f"images of {data.source} are not in shards: leave it out"
         yield Finding(("data", "shards_at_once"), message, sections=judged)

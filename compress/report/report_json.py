@@ -104,16 +104,21 @@ def assemble(evidence: Evidence) -> Report:
         stages=[StageTime.model_validate(row) for row in times["stages"]],
         environment=dict(evidence.environment),
     )
-    if evidence.near_duplicates:
-        section = NearDuplicatesSection.model_validate(
-            {key: value for key, value in vars(evidence.near_duplicates).items() if key != "examples"}
-        )
-        report = report.model_copy(update={"near_duplicates": section})
-    if evidence.plan:
-        report = report.model_copy(update={"plan": PlanSection.model_validate(evidence.plan)})
+    report = report.model_copy(update=_where_there_are_any(evidence))
     if not device.distant:
         return report
     return merge(report, require, rows, device.name, where=evidence.where, failure=evidence.verified.failure)
+
+
+def _where_there_are_any(evidence: Evidence) -> dict[str, Any]:
+    """Return the sections that only some reports have."""
+    sections: dict[str, Any] = {}
+    if evidence.near_duplicates:
+        found = {key: value for key, value in vars(evidence.near_duplicates).items() if key != "examples"}
+        sections["near_duplicates"] = NearDuplicatesSection.model_validate(found)
+    if evidence.plan:
+        sections["plan"] = PlanSection.model_validate(evidence.plan)
+    return sections
 
 
 def _here(evidence: Evidence) -> str:

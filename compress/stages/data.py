@@ -117,7 +117,7 @@ def photos(config: Data, root: Path | None, count: int = 16) -> tuple[File, ...]
     if config.source == "imagenet":
         paths = [root / path for path in imagenet.paths(root, "val")]
     else:
-        layout = folder.scan(root)
+        layout = folder.scan(root, config.labels)
         paths = [root / image.path for image in layout.test or layout.train]
     jpegs = [path for path in paths if path.suffix.lower() in (".jpg", ".jpeg")] or paths
     readable = (path for path in jpegs[:: max(1, len(jpegs) // count)] if decode.is_readable(path))

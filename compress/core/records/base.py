@@ -47,6 +47,7 @@ IN_KEY_IF_SET = frozenset(
         "train_groups",
         "test_groups",
         "labelled",
+        "labels",
         "bits",
         "value_range",
         "output",

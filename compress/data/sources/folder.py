@@ -8,12 +8,15 @@ off (`folder_split`). `folder_parts` finds the parts, `folder_files` the files. 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from compress.core.errors import CompressError, MissingError, UsageError
 from compress.core.plural import agree, plural
+from compress.core.records.base import File
 from compress.core.records.warnings import RunWarning
+from compress.data.sources import folder_list
 from compress.data.sources.folder_files import FORMATS, ImageFile, Walk, is_16_bit_png, kinds
 from compress.data.sources.folder_parts import Folders, find_parts
 from compress.data.sources.unreadable import MOST_LOST, accept
@@ -38,6 +41,7 @@ class FolderLayout:
         cross_links: (path, class) of folders within one class that lead to another class; their images count there.
         left_out: Paths of folders within classes that a system or NAS box wrote.
         notes: Sentences on how the layout was read.
+        columns: For each column of a list of images, the value of every image by its path; None: there is no list.
     """
 
     classes: tuple[str, ...]
@@ -49,6 +53,7 @@ class FolderLayout:
     cross_links: tuple[tuple[str, str], ...] = ()
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    columns: Mapping[str, Mapping[str, str]] | None = None
 
     @property
     def files_per_class(self) -> Counter[int]:
@@ -88,8 +93,12 @@ def _heif(paths: list[str]) -> str | None:
     return f"HEIC images; to read them: pip install {images.HEIF_PACKAGE}" if 2 * count > len(paths) else None
 
 
-def scan(root: Path) -> FolderLayout:
+def scan(root: Path, labels: str | None = None) -> FolderLayout:
     """List a root's images and classes, sorted by name, without decoding a file.
+
+    Args:
+        root: The folder.
+        labels: `data.labels`: a list of images below it; None: its sub-folders are the classes.
 
     Raises:
         MissingError: The root is absent.
@@ -100,6 +109,11 @@ def scan(root: Path) -> FolderLayout:
         raise MissingError(
             f"data.root: {root} is not a folder; name the one with a sub-folder of photos for each class: "
             "compress run RECIPE --set data.root=FOLDER"
+        )
+    if labels is not None:
+        listed = folder_list.read(root, labels)
+        return FolderLayout(
+            listed.classes, listed.train, listed.test, ignored=(), notes=listed.notes, columns=listed.columns
         )
     parts = find_parts(root)
     walks = [_part(root, parts.train), *([_part(root, parts.test)] if parts.test is not None else [])]
@@ -137,14 +151,16 @@ def require_most_files(root: Path, layout: FolderLayout, tolerated: float) -> No
         raise UsageError(f"{what}: {kinds(paths)}; convert or remove them, or leave them out: {option}")
 
 
-def content_stamp(root: Path) -> list[object]:
+def content_stamp(root: Path, labels: str | None = None) -> list[object]:
     """Return path, bytes and modification time (ns) of every image, and what the folders warn about, as JSON.
 
     This is cheap and reads no pixels; a touched file only means that the set is decoded again.
     """
-    layout = scan(root)
+    layout = scan(root, labels)
     found: list[object] = [layout.ignored, layout.unused, layout.cross_links]
     found += [[*layout.left_out, *layout.notes]] if layout.left_out or layout.notes else []
+    if labels is not None:
+        found.append(File.of(folder_list.locate(root, labels)))
     every = (*layout.train, *(layout.test or ()))
     if any(image.path.lower().endswith(".png") and is_16_bit_png(root / image.path) for image in every):
         found.append("one range of values for all images")  # once each was scaled as if it had 16 bits

@@ -182,7 +182,7 @@ def _require_classes(root: Path, place: str, classes: Folders) -> None:
         beside = f" ({plural(len(loose), 'image')} in no class sub-folder)" if loose else ""
         raise UsageError(
             f"{root / place}: {plural(len(classes), 'class sub-folder')}, but a classifier needs at least two; make "
-            f"one sub-folder of photos for each class{beside}"
+            f"one sub-folder of photos for each class{beside}{_list_there(root / place)}"
         )
     inner = []
     for folders in classes.values():
@@ -202,6 +202,12 @@ def _require_classes(root: Path, place: str, classes: Folders) -> None:
         f"{root / place}: {names} hold nothing but sub-folders of the same names ({below}), so they look like parts of "
         f"the set rather than classes; {advice}"
     )
+
+
+def _list_there(folder: Path) -> str:
+    """Say how a CSV file that lies in a folder is used, if there is one."""
+    name = next((path.name for path in sorted(folder.glob("*.csv")) if not path.name.startswith(".")), None)
+    return f", or name a list of images with their labels: --set data.labels={name}" if name else ""
 
 
 def _first(names: Iterable[str], count: int = 4) -> str:

@@ -60,7 +60,7 @@ def fingerprint(config: schema.Data, base: Path) -> str:
     elif config.source == "npz":
         content = npz.content_stamp(locate_root(config, base))
     elif config.source == "folder":
-        content = folder.content_stamp(locate_root(config, base))
+        content = folder.content_stamp(locate_root(config, base), config.labels)
     elif config.source in streamed.SOURCES:
         content = streamed.content_stamp(config.source, locate_root(config, base))
     else:
@@ -95,7 +95,7 @@ def class_names(config: schema.Data, base: Path) -> tuple[str, ...] | None:
         if config.source == "npz":
             return npz.read_labels(root)[1]
         if config.source == "folder":
-            return folder.scan(root).classes
+            return folder.scan(root, config.labels).classes
         if config.source == "webdataset":
             return webdataset.listed_names(root) or None
         return (
@@ -114,7 +114,7 @@ def training_labels(config: schema.Data, base: Path) -> np.ndarray | None:
     if config.source == "npz":
         labels = npz.read_labels(locate_root(config, base))[0]["train_labels"]
     elif config.source == "folder":
-        labels = folder_split.training_labels(folder.scan(locate_root(config, base)), config.test)
+        labels = folder_split.training_labels(folder.scan(locate_root(config, base), config.labels), config.test)
     elif config.source == "fashion":
         labels = fashion.load()["train_labels"]
     else:
@@ -128,7 +128,7 @@ def class_counts(config: schema.Data, base: Path) -> str | None:
     Of a folder without a test part it is the number before the split. Raises what `prepare_data` raises for labels.
     """
     if config.source == "folder":
-        layout = folder.scan(locate_root(config, base))
+        layout = folder.scan(locate_root(config, base), config.labels)
         classes = layout.classes
         held = [part for part in (layout.train, layout.test) if part is not None]
         parts = [np.array([image.label for image in part], dtype=np.int64) for part in held]
@@ -171,7 +171,7 @@ def early_warnings(config: schema.Data, base: Path) -> list[RunWarning]:
     """
     if config.source == "folder":
         root = locate_root(config, base)
-        layout = folder.scan(root)
+        layout = folder.scan(root, config.labels)
         folder.require_most_files(root, layout, config.max_unreadable)
         return [*folder.layout_warnings(layout), *group_warnings(config, root, layout)]
     if config.source == "npz":

@@ -157,7 +157,7 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
     from compress.data.sources.value_range import find_range  # needs Pillow, which training on arrays does without
 
     root = locate_root(config, base)
-    layout = folder.scan(root)
+    layout = folder.scan(root, config.labels)
     folder.require_most_files(root, layout, config.max_unreadable)
     grouping = folder_groups(config, root, layout)
     named = grouping.names if grouping else None

@@ -51,6 +51,11 @@ class Data(Section):
         description="the npz file or the folder; relative to the recipe, `~` expands; null: the user's cache folder, "
         "for cifar10 and cifar100; required for other sources, except fashion, which takes none",
     )
+    labels: str | None = Field(
+        default=None,
+        description="folder: a CSV file that lists images, with the columns file, label and perhaps part (train, test, "
+        "val), in any order; relative to root, and its file names relative to it; null: sub-folders are the classes",
+    )
     download: bool = Field(default=False, description="let torchvision download cifar10 or cifar100 into root")
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(
         default=None, description="side of the network's input in pixels; null: 32, or 224 for photos"

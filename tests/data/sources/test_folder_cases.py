@@ -268,3 +268,78 @@ def test_bits_name_the_range(tmp_path: Path) -> None:
 def test_a_set_of_8_bits_has_no_range(tmp_path: Path) -> None:
     made = prepared(folders.classes(tmp_path / "set", 5), tmp_path / "work")
     assert made.value_range is None and not any("bits" in sentence for sentence in made.warnings)
+
+
+def listed(tmp_path: Path, text: str) -> folder.FolderLayout:
+    """Scan a folder whose list holds `text`, beside four images."""
+    for number in range(4):
+        folders.save(tmp_path / "photos" / f"{number}.jpg", number)
+    (tmp_path / "list.csv").write_bytes(text.encode("utf-8-sig"))
+    return folder.scan(tmp_path, "list.csv")
+
+
+def test_a_list_names_files_and_labels(tmp_path: Path) -> None:
+    root = folders.listed(tmp_path / "set")
+    made = prepared(root, tmp_path / "work", labels="labels.csv")
+    assert made.classes == ("cat", "dog")
+    assert len(load_labels(made.train_labels)) + len(load_labels(made.test_labels)) == 60
+    images, labels = load_images(made.test_images).astype(int), load_labels(made.test_labels)
+    red = images[..., 0] > images[..., 1] + 80
+    assert red[labels == 0].all() and not red[labels == 1].any()
+    with pytest.raises(UsageError, match=r"or name a list of images .*: --set data\.labels=labels\.csv$"):
+        folder.scan(root)
+    layout = folder.scan(root, "labels.csv")
+    assert layout.columns is not None and layout.columns["patient"]["images/img000.jpg"] == "p0"
+    config = schema.Data(source="folder", root=str(root), labels="labels.csv")
+    before = inspection.fingerprint(config, Path("/"))
+    text = (root / "labels.csv").read_text()
+    (root / "labels.csv").write_text(text.replace("img000.jpg,cat", "img000.jpg,dog"))
+    assert inspection.fingerprint(config, Path("/")) != before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Label;Path\ncat;photos/0.jpg\ndog;photos/1.jpg\ncat;photos/2.jpg\ndog;photos/3.jpg\n",
+        "image\tclass\r\nphotos\\0.jpg\tcat\r\nphotos/1.jpg\tdog\r\n\r\nphotos/2.jpg\tcat \r\nphotos/3.jpg\tdog\r\n",
+        'file,label,note\n"photos/0.jpg",cat,"a, b"\nphotos/1.jpg,dog\nphotos/2.jpg,cat,\nphotos/3.jpg,dog,\n',
+    ],
+)
+def test_columns_may_have_another_order_name_and_separator(tmp_path: Path, text: str) -> None:
+    layout = listed(tmp_path, text)
+    assert layout.classes == ("cat", "dog") and layout.test is None
+    assert [(image.path, image.label) for image in layout.train] == [
+        *(("photos/0.jpg", 0), ("photos/2.jpg", 0), ("photos/1.jpg", 1), ("photos/3.jpg", 1))
+    ]
+
+
+def test_a_list_may_name_parts(tmp_path: Path) -> None:
+    rows = ["split,file,label", "Train,photos/0.jpg,a", "TRAIN,photos/1.jpg,b", "val,photos/2.jpg,a"]
+    layout = listed(tmp_path, "\n".join(rows))
+    assert layout.test is not None and [image.path for image in layout.test] == ["photos/2.jpg"]
+    layout = listed(tmp_path, "\n".join([*rows, "test,photos/3.jpg,b"]))
+    assert layout.test is not None and [image.path for image in layout.test] == ["photos/3.jpg"]
+    assert layout.notes == ("part val of the list is not used: 1 images",)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "sentence"),
+    [
+        ("file,label\nphotos/0.jpg,a\nphotos/1.jpg,\n", UsageError, r"1 row has no label \(first: line 3\)"),
+        ("name,label\nphotos/0.jpg,a\n", UsageError, r"has no column 'file' \(also accepted: path, image"),
+        ("file,label\nphotos/0.jpg,a\nphotos/0.jpg,b\n", UsageError, "line 3: photos/0.jpg has label 'b' here and 'a'"),
+        ("file,label\nphotos/0.jpg,a\nphotos/1.jpg,a\n", UsageError, "all rows have label 'a'"),
+        ("file,label\n", UsageError, "holds no rows"),
+        ("file,label\n0.jpg,a\n1.jpg,b\n", MissingError, r"2 of 2 listed files do not exist \(first: 0.jpg\)"),
+        ("file,label,part\nphotos/0.jpg,a,train\nphotos/1.jpg,b,left\n", UsageError, "is in part 'left'"),
+        ("file,label,part\nphotos/0.jpg,a,train\nphotos/1.jpg,b,test\n", UsageError, "class 'b' has no rows in part"),
+    ],
+)
+def test_a_list_that_is_wrong_is_refused(tmp_path: Path, text: str, kind: type[Exception], sentence: str) -> None:
+    with pytest.raises(kind, match=sentence):
+        listed(tmp_path, text)
+
+
+def test_a_list_that_is_absent_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"labels\.csv is not a file; .*--set data\.labels=FILE\.csv$"):
+        folder.scan(tmp_path, "labels.csv")
