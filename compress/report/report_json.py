@@ -47,7 +47,7 @@ from compress.verdict import requirements as verdict
 from compress.verdict.clusters import row_drop
 from compress.verdict.gains import distillation_gain, int8_gain, tuning_gain
 from compress.verdict.intervals import PairedDrop
-from compress.verdict.machine_text import machine_text
+from compress.verdict.machine_text import on_this_machine
 from compress.verdict.shipped_model import facts
 
 
@@ -55,7 +55,7 @@ def assemble(evidence: Evidence) -> Report:
     """Build the content of report.json and judge the requirements."""
     require, device = evidence.recipe.require, evidence.recipe.device
     asked = device_requirements.elsewhere(require) if device.distant else require
-    ship = facts(evidence.measured, evidence.models, _here(evidence))
+    ship = facts(evidence.measured, evidence.models, on_this_machine(evidence.environment))
     requirements = verdict.judge(asked, ship, evidence.where)
     rows = [DeviceRow.model_validate(row) for row in evidence.verified.rows]
     measured = [ModelRow.model_validate(row) for row in evidence.measured.models]
@@ -119,12 +119,6 @@ def _where_there_are_any(evidence: Evidence) -> dict[str, Any]:
     if evidence.plan:
         sections["plan"] = PlanSection.model_validate(evidence.plan)
     return sections
-
-
-def _here(evidence: Evidence) -> str:
-    """Return where this host's times were measured, as a sentence says it."""
-    known = evidence.environment
-    return f"on this {machine_text(known.get('cpu'), known.get('isa'))}, not on another board"
 
 
 def stages(seconds: Mapping[str, float], reused: tuple[str, ...]) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 INSTRUCTIONS = {"x86-vnni": " with VNNI", "x86-avx2": " with AVX2", "x86": " without AVX2"}
 
 
@@ -11,3 +14,8 @@ def machine_text(cpu: str | None, isa: str | None) -> str:
     if not name or name == isa:
         return f"{isa} machine" if isa else "machine"
     return name + INSTRUCTIONS.get(isa or "", f" ({isa})" if isa else "")
+
+
+def on_this_machine(environment: Mapping[str, Any]) -> str:
+    """Return where this host's times were measured, as a sentence says it. `environment`: that of report.json."""
+    return f"on this {machine_text(environment.get('cpu'), environment.get('isa'))}, not on another board"

@@ -158,8 +158,10 @@ def folder_groups(config: schema.Data, root: Path, layout: folder.FolderLayout) 
     if config.group is None:
         return None
     train, test = ([image.path for image in images] for images in (layout.train, layout.test or ()))
-    # A list of labels (data.labels) has columns; it passes them here.
-    found = groups.group_images(config.group, root, [*train, *test])
+    paths, columns = [*train, *test], None
+    if layout.columns is not None:
+        columns = {name: [values.get(path, "") for path in paths] for name, values in layout.columns.items()}
+    found = groups.group_images(config.group, root, paths, columns)
     both = groups.straddling(found.names[: len(train)], found.names[len(train) :])
     return replace(found, warnings=(*found.warnings, *both))
 
