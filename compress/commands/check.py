@@ -24,6 +24,7 @@ from compress.recipe.defaults import resolve
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import KNOWN_CLASSES, Candidate, Choice, Data, Recipe
 from compress.verdict import student_warnings
+from export.runtime import isa
 from export.runtime.conditions import too_many_threads
 
 # Where the data is not there yet.
@@ -79,6 +80,7 @@ def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], lis
     narrow = None if settings.device.distant else too_many_threads(settings.validate_.threads)
     if narrow:
         notes.append(f"{loaded.where('validate.threads')}: {narrow}")
+    notes += _built_for_this_host(loaded, settings)
     if settings.student.choose is not None:
         how = f"picked by time on the device; see the choice with: compress plan {loaded.path}"
         notes.append(f"{loaded.where('student.choose')}: student.choose: {how}")
@@ -94,6 +96,16 @@ def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], lis
     return notes + more, [
         f"{loaded.where(place)}: {place}: {path} is not there yet" for place, path in absent
     ] + missing
+
+
+def _built_for_this_host(loaded: Loaded, settings: Recipe) -> list[str]:
+    """Return a note where int8 is made for this machine's processor and the recipe names another device."""
+    device, quantize = settings.device, settings.quantize
+    if quantize.scheme == "none" or not device.distant or "auto" in quantize.targets or isa() not in quantize.targets:
+        return []
+    built = f"the int8 file is built for {isa()}, this machine's processor, and device.target is {device.name}"
+    cure = "auto asks that device which processor it has"
+    return [f"{loaded.where('quantize.target')}: quantize.target: {built}; {cure}"]
 
 
 def _is_there(path: str | None, base: Path) -> bool:

@@ -14,6 +14,7 @@ from compress import models
 from compress.cli import main
 from compress.core.errors import UsageError
 from compress.data.sources import npz
+from export.runtime.machine import TARGETS, isa
 
 RECIPE = """
 data: {{source: {source}, root: {root}, image_size: 32}}
@@ -281,3 +282,26 @@ def test_a_recall_is_a_fraction_or_fractions_by_class(tmp_path: Path, capsys: py
     )
     assert main.main(["check", str(path)]) == 2
     assert "require.min_recall: expected a fraction above 0, at most 1, or such" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "target", "named"),
+    [
+        ("ssh://pi@board.local", None, False),
+        ("ssh://pi@board.local", "[auto]", False),
+        ("ssh://pi@board.local", "", True),
+        ("local", "", False),
+    ],
+)
+def test_a_file_for_this_processor_and_another_device_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], device: str, target: str | None, named: bool
+):
+    if isa() not in TARGETS:
+        pytest.skip(f"no int8 file is made for {isa()}")
+    path = tmp_path / "recipe.yaml"
+    asked = "" if target is None else f"quantize: {{target: {target or isa()}}}\n"
+    path.write_text(
+        RECIPE.format(source="fashion", root="null", weights="none") + f"device: {{target: {device}}}\n{asked}"
+    )
+    assert main.main(["check", str(path)]) == 0
+    assert (f"built for {isa()}, this machine's processor" in capsys.readouterr().out) is named
