@@ -289,7 +289,7 @@ def _integer_gain(evidence: Evidence) -> IntegerGain | None:
         sentence=int8_gain(
             row["speedup_p50"],
             row["speedup_ci95"],
-            _here(evidence).split(",")[0],
+            on_this_machine(evidence.environment).split(",")[0],
             unfit=timing.get("unfit"),
             cpu=timing.get("cpu_ratios"),
         ),
