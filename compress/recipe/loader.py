@@ -19,7 +19,7 @@ from compress.recipe import cross_checks, yaml_parser, yaml_tree, yaml_writer
 from compress.recipe.error_messages import explain
 from compress.recipe.flat_keys import is_flat, not_in_method, section_key, selected_method, sort_flat_keys
 from compress.recipe.network_checks import wrong_networks
-from compress.recipe.overrides import Override, apply_override, parse_override
+from compress.recipe.overrides import Override, anchor, apply_override, parse_override
 from compress.recipe.schema import Recipe, Section
 from compress.recipe.yaml_parser import Keys, dotted
 from compress.recipe.yaml_tree import Tree
@@ -78,7 +78,8 @@ def load(path: Path, overrides: Sequence[str] = (), *, allow_code: bool = False)
     """
     tree = yaml_tree.read(path)
     problems = tree.problems
-    parsed = [item for number, text in enumerate(overrides, 1) if (item := parse_override(text, number, problems))]
+    given = [item for number, text in enumerate(overrides, 1) if (item := parse_override(text, number, problems))]
+    parsed = [anchor(item, path, problems) for item in given]
     remarks = _sort_and_override(tree, parsed, problems)
     _fill_empty(tree.data, Recipe)
     recipe = _validate(tree, problems, remarks, allow_code=allow_code)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from compress.core.errors import Problem
+from compress.models import catalog
 from compress.recipe import yaml_parser
 from compress.recipe.yaml_parser import Keys, Place, dotted
 from compress.recipe.yaml_tree import Tree
@@ -43,3 +45,47 @@ def apply_override(tree: Tree, override: Override, keys: Keys, problems: list[Pr
         tree.put(keys, override.data, override.places)
     except KeyError as error:
         problems.append(Problem(override.flag, dotted(override.keys), error.args[0]))
+
+
+def anchor(override: Override, recipe: Path, problems: list[Problem]) -> Override:
+    """Make the paths of an override absolute: they count from where the command is typed, not from the recipe.
+
+    A path that exists only beside the recipe is added to `problems`.
+
+    Args:
+        override: As `parse_override` returned it.
+        recipe: The recipe's file.
+        problems: Receives what is wrong.
+    """
+    folder = recipe.resolve().parent
+
+    def anchored(keys: Keys, data: Any) -> Any:
+        if isinstance(data, dict):
+            return {name: anchored((*keys, name), value) for name, value in data.items()}
+        if isinstance(data, list):
+            return [anchored((*keys, number), value) for number, value in enumerate(data)]
+        if not _is_relative_path(keys, data):
+            return data
+        here, beside = Path.cwd() / data, folder / data
+        if keys[-1] == "labels":  # these count from data.root
+            return str(here) if here.is_file() else data
+        if beside.exists() and not here.exists():
+            problems.append(
+                Problem(
+                    override.flag,
+                    dotted(keys),
+                    f"{here} does not exist, and paths given by --set count from the working folder; beside the recipe "
+                    f"there is {beside}: give that path",
+                )
+            )
+        return str(here)
+
+    return replace(override, data=anchored(override.keys, override.data))
+
+
+def _is_relative_path(keys: Keys, value: Any) -> bool:
+    if not isinstance(value, str) or not value or value.startswith("~") or Path(value).is_absolute():
+        return False
+    if keys[-1] == "weights":
+        return Path(value).suffix in catalog.CHECKPOINT_SUFFIXES and "://" not in value
+    return keys in (("data", "root"), ("data", "labels")) or (keys[0] == "teacher" and keys[-1] == "onnx")

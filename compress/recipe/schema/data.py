@@ -48,8 +48,9 @@ class Data(Section):
     )
     root: str | None = Field(
         default=None,
-        description="the npz file or the folder; relative to the recipe, `~` expands; null: the user's cache folder, "
-        "for cifar10 and cifar100; required for other sources, except fashion, which takes none",
+        description="the npz file or the folder; relative to the recipe, by --set to the working folder, `~` expands; "
+        "null: the user's cache folder, for cifar10 and cifar100; required for other sources, except fashion, which "
+        "takes none",
     )
     labels: str | None = Field(
         default=None,

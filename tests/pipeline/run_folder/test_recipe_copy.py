@@ -61,11 +61,11 @@ def test_both_copies_run_from_the_runs_folder_and_find_every_stage(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(project.parent)
     loaded = loader.load(project, more[1::2])
     run = tmp_path / "elsewhere" / "run"
     run.mkdir(parents=True)
     recipe_copy.write(loaded, resolve(loaded.recipe), run)
-    monkeypatch.chdir(project.parent)
     options = ["--artifacts", str(tmp_path / "artifacts"), "--until", "teacher", "--device", "cpu"]
     assert main.main(["run", "mine.yaml", *more, *options]) == 0, capsys.readouterr().err
     assert re.findall(r"^(\S+).* running$", capsys.readouterr().out, re.MULTILINE) == ["data", "teacher"]
