@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compress.core.errors import StageError
+
 
 class OnnxNetwork(nn.Module):
     """Normalized RGB (N, 3, S, S) on any device -> float32 (N, K) on the same device, without gradient.
@@ -41,3 +43,13 @@ class OnnxNetwork(nn.Module):
             fed = np.concatenate([part, np.repeat(part[-1:], short, axis=0)]) if short else part
             parts.append(self.session.run(None, {self.input: fed})[0][: len(part)])
         return torch.from_numpy(np.concatenate(parts)).to(x.device)
+
+
+def check_finite(model: str, logits: Tensor) -> None:
+    """Raise StageError where a teacher answers a training image with NaN or infinity."""
+    bad = int((~torch.isfinite(logits).all(dim=1)).sum())
+    if bad:
+        raise StageError(
+            f"teacher {model}: its logits are not finite (NaN or infinite) for {bad:,} of {len(logits):,} views of "
+            "training images, so it cannot teach; check the file, and what it expects: normalize, channels, output"
+        )

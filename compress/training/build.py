@@ -23,7 +23,7 @@ from compress.methods import Method, Outline, build_method
 from compress.models import checkpoints
 from compress.models.deployed import to_deployed
 from compress.models.input_adapter import InputAdapter, inner_network
-from compress.models.onnx_network import OnnxNetwork
+from compress.models.onnx_network import OnnxNetwork, check_finite
 from compress.models.outline import outline
 from compress.recipe.schema import Distill
 from compress.training.evaluation import ImageSet
@@ -211,6 +211,8 @@ def teacher_cache(
     def compute_logits(raw: Tensor) -> Tensor:
         with autocast(device, precision):
             logits: Tensor = model(prepare(raw)).float()
+        if record.black_box:  # other networks' losses are watched on the device
+            check_finite(record.model, logits)
         return logits
 
     # What the logits depend on: the name of the disk copy's folder.

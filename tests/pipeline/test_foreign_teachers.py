@@ -9,8 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from compress.cli import main
+from compress.core.errors import StageError
+from compress.core.records.base import File
+from compress.core.records.training import Network, Normalization, Trained, TrainingData
+from compress.training.build import teacher_cache
 from tests.support.cases import onnx_teachers
 from tests.support.cases.onnx_teachers import build, node
 
@@ -222,3 +227,23 @@ def test_a_teacher_that_no_convention_helps_is_warned_of(ran: Ran, tmp_path: Pat
     )
     code, said = ran("teachers", f"onnx: t.onnx, {NORMALIZE}")
     assert code == 0 and "commonest class (33.33 %): no known convention of input and class order fits" in said
+
+
+def test_a_training_image_without_finite_logits_ends_the_training_by_name(tmp_path: Path):
+    model = build(
+        [node("Sub", ["y0", "low"], ["a"]), node("Sqrt", ["a"], ["y"])],
+        weights=RIGHT,
+        constants={"low": np.array(-1, np.float32)},
+    )
+    onnx.save(model, str(tmp_path / "t.onnx"))
+    file = File.of(tmp_path / "t.onnx")
+    network = Network("t.onnx", None, 3, 32, Normalization((0.5,) * 3, (0.25,) * 3), black_box=True)
+    data = TrainingData(file, file, ("a", "b", "c"), 32, "crop_flip", 8, 0)
+    cache = teacher_cache(
+        Trained(network, file, 0.5, 1, 1, 1, 1.0), data, 4, device="cpu", cache=None, warn=pytest.fail
+    )
+    bright = torch.full((4, 32, 32, 3), 200, dtype=torch.uint8)
+    assert torch.isfinite(cache.compute_logits(bright)).all()
+    bright[1] = 0
+    with pytest.raises(StageError, match="teacher t.onnx: its logits are not finite .* for 1 of 4 views of training"):
+        cache.compute_logits(bright)
