@@ -18,6 +18,8 @@ HIDDEN = (".", "@")
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 # Text that is meant as an image, or named like one.
 DRAWN_SUFFIXES = (".svg", ".eps", ".ps", ".ai", ".pdf", *images.SUFFIXES, *images.HEIF_SUFFIXES)
+# Camera raw files begin like TIFF, of which Pillow would read a thumbnail.
+RAW_SUFFIXES = (".nef", ".nrw", ".cr2", ".arw", ".sr2", ".srw", ".dng", ".orf", ".pef", ".rw2", ".3fr", ".iiq", ".erf")
 FORMATS = "JPEG, PNG, WebP, TIFF, GIF, BMP, AVIF, ..."
 TEXT_BYTES = 512
 _CONTROL_BYTES = frozenset(range(32)) - frozenset(b"\t\n\f\r\x1b")
@@ -62,7 +64,7 @@ def is_image(path: str) -> bool:
 
     What is named like an image and is none, decoding reports. HEIC counts where its package is installed.
     """
-    if not _may_be_read(path):
+    if path.lower().endswith(RAW_SUFFIXES) or not _may_be_read(path):
         return False
     if path.lower().endswith(images.HEIF_SUFFIXES):
         return images.heif_is_installed()

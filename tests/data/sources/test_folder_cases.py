@@ -191,8 +191,10 @@ def test_what_lies_beside_images_is_no_loss(tmp_path: Path) -> None:
         (root / "a" / f"{number}.xml").write_text("<box/>")
         (root / "a" / f"note{number}.txt").write_bytes("Grüße".encode("latin-1"))
         (root / "b" / f"{number}.MOV").write_bytes(bytes(100))  # of a live photo
+        folders.save(root / "c" / f"{number}.NEF", 9000 + number, kind="TIFF")  # a camera's raw file begins like TIFF
     (root / "c" / "Thumbs.db").write_bytes(bytes(100))
-    assert len(prepared(root, tmp_path / "work").classes) == 3
+    made = prepared(root, tmp_path / "work")
+    assert len(load_labels(made.train_labels)) + len(load_labels(made.test_labels)) == 36 and made.unreadable == ()
 
 
 def test_heic_photos_name_the_package_that_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
