@@ -97,7 +97,7 @@ def run_validate(
     except ExportError as error:
         raise StageError(f"validate: {error}") from error
     comparisons = _comparisons(models, logits, labels, timed, config.seed, groups)
-    changes = _changes(models, shipped, images, labels, logits, test.classes)
+    changes = _changes(models, shipped, images, labels, logits, test.classes, groups)
     return Measured(
         models=rows,
         comparisons=comparisons,
@@ -190,12 +190,20 @@ def _changes(
     labels: NDArray[np.integer[Any]],
     logits: Logits,
     classes: tuple[str, ...],
+    groups: Groups | None,
 ) -> slices.Changes:
     """Compare the file that ships with the teacher, class by class."""
     floats = (model for model in models if model.role == "student" and model.precision == "fp32")
     other = next((model.name for model in floats if model is not shipped), None)
     return slices.changes(
-        images, labels, dict(logits), teacher=models[0].name, model=shipped.name, floats=other, classes=classes
+        images,
+        labels,
+        dict(logits),
+        teacher=models[0].name,
+        model=shipped.name,
+        floats=other,
+        classes=classes,
+        groups=groups,
     )
 
 

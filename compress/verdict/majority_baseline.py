@@ -5,6 +5,8 @@ A teacher that does not beat the baseline has nothing to teach, and a student th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from compress.core.records.deployment import Measured
@@ -27,12 +29,15 @@ def of_shipped(measured: Measured) -> list[RunWarning]:
     """Return a warning if the file that ships is not shown to beat the baseline on the test images."""
     row = next(row for row in measured.models if row["file"] == measured.ships)
     counts = np.array([one["n"] for one in measured.per_class])
-    found = _not_better(row["file"], row["top1"], counts, "test")
+    # Of grouped images the row's interval counts groups.
+    found = _not_better(row["file"], row["top1"], counts, "test", row["top1_ci95"] if row.get("groups") else None)
     advice = "whatever the limits say, it is of no use yet; train longer, with more images or from pretrained weights"
     return [RunWarning(f"{found}: {advice}", affects_verdict=True)] if found else []
 
 
-def _not_better(name: str, top1: float, counts: np.ndarray, part: str) -> str | None:
+def _not_better(
+    name: str, top1: float, counts: np.ndarray, part: str, interval: Sequence[float] | None = None
+) -> str | None:
     """Describe an accuracy whose 95 % interval reaches the share of the commonest class; None where it lies above.
 
     Args:
@@ -40,9 +45,10 @@ def _not_better(name: str, top1: float, counts: np.ndarray, part: str) -> str | 
         top1: its accuracy, a fraction.
         counts: images of each class, int (K,).
         part: the split they belong to.
+        interval: the accuracy's; None: Wilson's, for independent images.
     """
     n, share = int(counts.sum()), counts.max() / counts.sum()
-    low, high = wilson(top1 * n, n)
+    low, high = interval or wilson(top1 * n, n)
     if low > share:
         return None
     numbers = f"{100 * top1:.2f} % [{100 * low:.2f}, {100 * high:.2f}] on {n:,} {part} images"

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.verdict import clusters
 from compress.verdict.class_metrics import f1_of_classes
-from compress.verdict.intervals import PairedDrop, holm, least_sure, paired_drop, top_margin, wilson
+from compress.verdict.intervals import PairedDrop, holm, least_sure, mcnemar_exact, paired_drop, top_margin, wilson
 
 # Slices of the test images, by the teacher's top-1 margin.
 SHARES = {"least sure tenth": 0.1, "least sure quarter": 0.25}
@@ -45,6 +46,7 @@ def changes(
     model: str,
     floats: str | None,
     classes: Sequence[str],
+    groups: NDArray[np.int64] | None = None,
 ) -> Changes:
     """Compare the model that ships with the teacher.
 
@@ -56,9 +58,12 @@ def changes(
         model: the file that ships.
         floats: the float student's file where another one ships, else None.
         classes: names of the K classes.
+        groups: group of each image, (N,); None: the images are independent.
     """
-    rows = class_rows(labels, logits[teacher], logits[model], logits[floats] if floats else None, classes)
-    unsure = unsure_rows(labels, logits, teacher=teacher, model=model, against=[teacher, *([floats] if floats else [])])
+    before = logits[floats] if floats else None
+    against = [teacher, *([floats] if floats else [])]
+    rows = class_rows(labels, logits[teacher], logits[model], before, classes, groups)
+    unsure = unsure_rows(labels, logits, teacher=teacher, model=model, against=against, groups=groups)
     shown = {
         **mistakes(images, labels, logits[teacher], logits[model]),
         **slice_images(images, labels, logits[teacher], logits[model], rows),
@@ -94,19 +99,36 @@ def mistakes(
 
 
 def drop_row(drop: PairedDrop) -> dict[str, Any]:
-    """Return the keys that every paired comparison has."""
+    """Return the keys that every paired comparison has; of grouped images also `groups`, and `p` of their test."""
+    grouped = {} if drop.groups is None else {"groups": drop.groups, "p": drop.p}
     return {
         "n": drop.n,
         "lost": drop.lost,
         "gained": drop.gained,
         "drop_points": drop.drop_points,
         "drop_ci95": [drop.low, drop.high],
-        "mcnemar_p": drop.p,
+        "mcnemar_p": drop.p if drop.groups is None else mcnemar_exact(drop.lost, drop.gained),
+        **grouped,
     }
 
 
+def _compare(
+    reference: NDArray[np.bool_], model: NDArray[np.bool_], groups: NDArray[np.int64] | None, chosen: NDArray[np.bool_]
+) -> PairedDrop:
+    """Compare two models on the chosen images. `reference`, `model`: whether they are right on those."""
+    if groups is None:
+        return paired_drop(reference, model)
+    return clusters.paired_drop(reference, model, np.unique(groups[chosen], return_inverse=True)[1])
+
+
 def unsure_rows(
-    labels: NDArray[np.integer], logits: Mapping[str, Logits], *, teacher: str, model: str, against: Sequence[str]
+    labels: NDArray[np.integer],
+    logits: Mapping[str, Logits],
+    *,
+    teacher: str,
+    model: str,
+    against: Sequence[str],
+    groups: NDArray[np.int64] | None = None,
 ) -> tuple[dict[str, Any], ...]:
     """Compare `model` with each reference on the images of which the teacher is least sure.
 
@@ -118,6 +140,7 @@ def unsure_rows(
         teacher: the file whose margin defines the slices.
         model: the file that is judged.
         against: the references' files.
+        groups: group of each image, (N,); None: the images are independent.
 
     Returns:
         One row for each slice and reference.
@@ -130,12 +153,17 @@ def unsure_rows(
         for other in against:
             known = {"slice": name, "share": share, "margin_below": margin, "model": model, "against": other}
             shares = {"top1": float(right[model].mean()), "reference": float(right[other].mean())}
-            rows.append({**known, **shares, **drop_row(paired_drop(right[other], right[model]))})
+            rows.append({**known, **shares, **drop_row(_compare(right[other], right[model], groups, chosen))})
     return tuple(rows)
 
 
 def class_rows(
-    labels: NDArray[np.integer], teacher: Logits, model: Logits, floats: Logits | None, classes: Sequence[str]
+    labels: NDArray[np.integer],
+    teacher: Logits,
+    model: Logits,
+    floats: Logits | None,
+    classes: Sequence[str],
+    groups: NDArray[np.int64] | None = None,
 ) -> tuple[dict[str, Any], ...]:
     """Compare `model` with the teacher in each class, and with the float student where there is one.
 
@@ -145,16 +173,21 @@ def class_rows(
         model: logits (N, K).
         floats: the float student's logits (N, K), or None.
         classes: names of the K classes.
+        groups: group of each image, (N,); None: the images are independent.
 
     Returns:
         One row for each class. `worse`: the drop is beyond chance after Holm's correction for the number of classes.
     """
-    rows = [_class_row(labels == index, name, labels, teacher, model, floats) for index, name in enumerate(classes)]
+    rows = [
+        _class_row(labels == index, name, labels, teacher, model, floats, groups) for index, name in enumerate(classes)
+    ]
     f1 = f1_of_classes(labels, model.argmax(axis=1), len(classes))
     rows = [{**row, "f1": float(value)} if row["n"] else row for row, value in zip(rows, f1, strict=True)]
     for key in ("", "float_"):
         tested = [row for row in rows if row.get(f"{key}mcnemar_p") is not None]
-        for row, p in zip(tested, holm(np.array([row[f"{key}mcnemar_p"] for row in tested])), strict=True):
+        for row, p in zip(
+            tested, holm(np.array([row.get(f"{key}p", row[f"{key}mcnemar_p"]) for row in tested])), strict=True
+        ):
             row[f"{key}worse"] = bool(p < WORSE_LEVEL and row[f"{key}lost"] > row[f"{key}gained"])
     return tuple(rows)
 
@@ -166,6 +199,7 @@ def _class_row(
     teacher: Logits,
     model: Logits,
     floats: Logits | None,
+    groups: NDArray[np.int64] | None,
 ) -> dict[str, Any]:
     if not chosen.any():
         return {"class": name, "n": 0, "teacher": None, "student": None, "lost": 0, "gained": 0}
@@ -177,11 +211,11 @@ def _class_row(
         "student": float(own.mean()),
         "student_ci95": list(wilson(int(own.sum()), len(own))),
         "right": int(own.sum()),
-        **drop_row(paired_drop(right, own)),
+        **drop_row(_compare(right, own, groups, chosen)),
     }
     if floats is not None:
         before = floats[chosen].argmax(axis=1) == labels[chosen]
-        drop = drop_row(paired_drop(before, own))
+        drop = drop_row(_compare(before, own, groups, chosen))
         row |= {"float": float(before.mean()), **{f"float_{key}": value for key, value in drop.items() if key != "n"}}
     return row
 

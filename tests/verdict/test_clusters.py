@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from compress.recipe.schema import Require
-from compress.verdict import clusters, group_counts, intervals, requirements
+from compress.verdict import clusters, group_counts, intervals, requirements, slices
 from compress.verdict.facts import Facts
 
 RNG = np.random.default_rng(0)
@@ -108,3 +108,15 @@ def test_a_row_of_the_report_gives_the_comparison_back() -> None:
     row = {"lost": drop.lost, "gained": drop.gained, "images": drop.n, "top1_drop_ci95": [drop.low, drop.high]}
     assert clusters.row_drop({**row, "groups": drop.groups, "p": drop.p}) == drop
     assert clusters.row_drop(row) == intervals.paired_drop(reference, model)
+
+
+def test_a_class_that_is_worse_in_one_clip_is_not_called_worse() -> None:
+    """Ten frames of one clip flip: McNemar's test on frames would call the class worse."""
+    labels = np.repeat([0, 1], 100)
+    teacher = np.eye(2)[labels] * 4.0
+    model = teacher.copy()
+    model[:10] = model[:10, ::-1]
+    for groups, worse in ((None, True), (CLIPS, False)):
+        rows = slices.class_rows(labels, teacher, model, None, ("a", "b"), groups)
+        assert rows[0]["worse"] is worse and rows[1]["worse"] is False
+        assert rows[0].get("groups") == (None if groups is None else 10)

@@ -164,6 +164,8 @@ class ClassRow(ReportPart):
     drop_points: Number | None = Field(default=None, description="percentage points below the teacher")
     drop_ci95: Interval | None = Field(default=None, description="95 % confidence interval of `drop_points`")
     mcnemar_p: Number | None = Field(default=None, description=MCNEMAR)
+    groups: int | None = Field(default=None, description=GROUPS)
+    p: Number | None = Field(default=None, description="p-value of the test on groups, which decides about `worse`")
     float_top1: Number | None = Field(
         default=None, alias="float", description="the float student's top-1; missing where it is the file that ships"
     )
