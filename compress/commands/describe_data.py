@@ -79,16 +79,15 @@ def _originals(prepared: Prepared, root: Path | None) -> list[str]:
     """Return sizes and modes of the image files, and how many are smaller than the network's input."""
     if prepared.train_names is None or prepared.test_names is None or root is None:
         return [f"images: {prepared.image_size}x{prepared.image_size}, from {prepared.source}"]
-    from PIL import Image  # training on arrays does without it
-
-    from compress.data.decode import DECODE_ERRORS, quiet_pillow
+    from compress.data.decode import DECODE_ERRORS, quiet_pillow  # needs Pillow
+    from export.runtime.images import open_image
 
     sizes, modes, small = Counter[str](), Counter[str](), 0
     names = [str(name) for file in (prepared.train_names, prepared.test_names) for name in np.load(file.path)]
     with quiet_pillow():
         for name in names:
             try:
-                with Image.open(root / name) as image:
+                with open_image(root / name) as image:
                     sizes[f"{image.width}x{image.height}"] += 1
                     modes[f"{image.format} {image.mode}"] += 1
                     small += min(image.size) < prepared.image_size

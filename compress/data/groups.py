@@ -115,12 +115,11 @@ def _by_time(gap: float, root: Path, paths: Sequence[str]) -> Grouping:
 
 def _taken(path: Path) -> datetime | None:
     """Return when a photo was taken, from DateTimeOriginal or DateTime of its EXIF data."""
-    from PIL import Image  # training on arrays does without it
-
-    from compress.data.decode import DECODE_ERRORS
+    from compress.data.decode import DECODE_ERRORS  # needs Pillow, which training on arrays does without
+    from export.runtime.images import open_image
 
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             exif = image.getexif()
             text = exif.get_ifd(0x8769).get(0x9003) or exif.get(0x0132)
         return datetime.strptime(str(text).strip("\0 "), "%Y:%m:%d %H:%M:%S") if text else None

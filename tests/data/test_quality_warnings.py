@@ -47,11 +47,12 @@ def test_a_warning_is_printed_when_the_data_is_reused_too(
     leaking: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     loaded = loader.load(leaking)
-    for reused in ([], ["data"]):
+    for reused in ([], ["data", "data near-duplicates"]):
         store = Store(tmp_path / "artifacts", "cpu", Console(quiet=True))
         work = Workflow(loaded, resolve(loaded.recipe), store)
-        assert store.reused == reused and work.warnings == [RunWarning(LEAK, affects_verdict=True)]
-        assert capsys.readouterr().err == f"warning: {LEAK}\n"
+        assert store.reused == reused and work.warnings[0] == RunWarning(LEAK, affects_verdict=True)
+        assert work.warnings[1].text.startswith("data: 20 of 20 test images have a near-duplicate in another part")
+        assert capsys.readouterr().err == "".join(f"warning: {warning}\n" for warning in work.warnings)
     assert str(tmp_path) not in work.warnings[0].text
 
 

@@ -146,8 +146,9 @@ def test_pretrained_weights_with_a_new_last_layer_start_from_a_probe_and_its_acc
     torch.manual_seed(1)
     checkpoints.save_state(models.build("resnet8", classes=7), recipe.parent / "seven.safetensors")
     command = ["run", str(recipe), "--artifacts", str(recipe.parent / "a"), "--device", "cpu", "--until", "distill"]
-    command += ["--set", "student.weights=seven.safetensors", "--set", "distill.method=kd"]
-    command += ["--set", "teacher.candidates.0.weights=seven.safetensors"]
+    seven = recipe.parent / "seven.safetensors"
+    command += ["--set", f"student.weights={seven}", "--set", "distill.method=kd"]
+    command += ["--set", f"teacher.candidates.0.weights={seven}"]
     assert main.main(command) == 0
     first = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("resnet8: a last layer alone reaches ") for line in first) == 2
@@ -170,6 +171,8 @@ def test_no_probe_where_the_last_layer_is_trained_or_it_is_switched_off(recipe, 
     for name, classes in (("four", 4), ("seven", 7)):
         checkpoints.save_state(models.build("resnet8", classes=classes), recipe.parent / f"{name}.safetensors")
     command = ["run", str(recipe), "--artifacts", str(recipe.parent / "a"), "--device", "cpu", "--until", "distill"]
-    command += ["--set", "student.weights=seven.safetensors", "--set", "distill.method=none", "--set", own]
+    own = own.replace("=four", f"={recipe.parent}/four")
+    seven = recipe.parent / "seven.safetensors"
+    command += ["--set", f"student.weights={seven}", "--set", "distill.method=none", "--set", own]
     assert main.main(command) == 0
     assert "a last layer alone" not in capsys.readouterr().out

@@ -111,9 +111,7 @@ class File:
 def to_json(value: Any) -> Any:
     """Return a record as plain JSON values (recursive)."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            name: to_json(item) for name, item in _stored_fields(value) if item is not None or name not in IN_KEY_IF_SET
-        }
+        return {name: to_json(item) for name, item in _stored_fields(value)}
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, dict):
