@@ -19,7 +19,7 @@ from compress.models.meta import shapes_only
 from compress.models.outline import outline
 from compress.models.taps import Tapped
 from compress.pipeline import float_layer_check
-from compress.recipe.class_names import check_class_names
+from compress.recipe.class_name_check import check_class_names
 from compress.recipe.defaults import resolve
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import KNOWN_CLASSES, Candidate, Choice, Data, Recipe

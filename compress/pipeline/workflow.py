@@ -24,7 +24,7 @@ from compress.pipeline import float_layer_check, training_remarks
 from compress.pipeline.networks import NetworkResolver
 from compress.pipeline.prepared_data import near_duplicates, prepare
 from compress.pipeline.student_task import StudentTask
-from compress.recipe.class_names import check_class_names
+from compress.recipe.class_name_check import check_class_names
 from compress.recipe.defaults import resolve, student_train
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import Distill, Recipe, ResolvedSchedule, Student

@@ -30,7 +30,7 @@ from compress.training.interrupt import stop_between_steps
 from compress.training.loss_meter import LossMeter
 from compress.training.precision import gpu_name
 from compress.training.session import Progress, Session
-from compress.training.shipped import ShippedWeights
+from compress.training.shipped_weights import ShippedWeights
 from compress.training.step import COSINES, Batch, TeacherSource
 
 # Every so many steps the loop looks at the clock, and every so many seconds at the losses. Reading losses waits for the

@@ -21,7 +21,7 @@ from compress.data.augment import views
 from compress.methods import MethodContext, Signals
 from compress.methods.cross_entropy import CrossEntropy
 from compress.recipe.schema import Dhkd, Distill, ResolvedSchedule
-from compress.training import checkpoint, loop, schedule, shipped
+from compress.training import checkpoint, loop, schedule, shipped_weights
 from compress.training.evaluation import ImageSet
 from compress.training.precision import resolve_precision
 from compress.training.teacher.logit_cache import TeacherCache
@@ -242,7 +242,7 @@ def test_the_number_of_threads_is_set_and_restored(tmp_path):
 @pytest.mark.parametrize(("accuracies", "best"), [((0.3, 0.9, 0.5), 2), ((0.9, 0.9, 0.1), 2), ((0.1, 0.2, 0.3), 3)])
 def test_keep_best_ships_the_best_epoch_and_last_the_last(tmp_path, monkeypatch, accuracies, best):
     told = iter(accuracies)
-    monkeypatch.setattr(shipped, "accuracy", lambda logits, labels: next(told))
+    monkeypatch.setattr(shipped_weights, "accuracy", lambda logits, labels: next(told))
     student, method = student_and_method()
     epochs: list[list[Tensor]] = []
     progress = RecordingProgress()
@@ -428,7 +428,7 @@ def test_keep_best_survives_an_interrupt(tmp_path, monkeypatch):
     (tmp_path / "parts").mkdir()
     config, whole, parts = settings(keep="best"), student_and_method(), student_and_method()
     told = iter((0.9, 0.3, 0.2) * 2)
-    monkeypatch.setattr(shipped, "accuracy", lambda logits, labels: next(told))
+    monkeypatch.setattr(shipped_weights, "accuracy", lambda logits, labels: next(told))
     fit(tmp_path / "whole", *whole, config=config)
     with pytest.raises(Interrupted):
         fit(tmp_path / "parts", *student_and_method(), config=config, progress=RecordingProgress(5, press_ctrl_c))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compress.core.errors import Interrupted
 from compress.data.augment import views
 from compress.methods import MethodContext
-from compress.training import shipped
+from compress.training import shipped_weights
 from compress.training.optimization import MovingAverage, build_optimizer
 from tests.support.tiny_training import (
     DHKD,
@@ -176,7 +176,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, after, keep):
 )
 def test_training_stops_after_epochs_without_a_better_one(tmp_path, monkeypatch, reached, patience, epochs, best):
     told = iter(reached)
-    monkeypatch.setattr(shipped, "accuracy", lambda logits, labels: next(told))
+    monkeypatch.setattr(shipped_weights, "accuracy", lambda logits, labels: next(told))
     config = settings(epochs=6, patience=patience, keep="best")
     fitted = fit(tmp_path, *student_and_method(), config=config)
     assert len(fitted.history) == epochs and fitted.shipped_epoch == best
