@@ -44,12 +44,13 @@ def test_the_accuracy_passes_and_what_it_hides_stands_beside_it(recipe: Path, ca
     assert code == 0 and report["status"] == "passed"
     rows = {row["class"]: row for row in report["per_class"]}
     assert (rows["faulty"]["right"], rows["faulty"]["n"]) == (0, 4)
+    images = sum(row["n"] for row in rows.values())
     assert rows["faulty"]["student_ci95"][1] < 0.5
     ship = next(row for row in report["models"] if row["file"] == report["ships"]["file"])
-    assert ship["top1"] == 0.95 and ship["balanced_accuracy"] == 0.5
+    assert ship["top1"] == (images - 4) / images > 0.94 and ship["balanced_accuracy"] == 0.5
     beside = "\n".join(report["cautions"])
     assert "hardly ever gets one class right" in beside and "faulty: 0 of 4 right" in beside
-    assert "training images are unequal (304 of good, 16 of faulty)" in beside
+    assert f"training images are unequal ({380 - (images - 4)} of good, 16 of faulty)" in beside
     said = capsys.readouterr().out
     assert "lowest recall: faulty 0 of 4 (0.0 % [0.0, 49.0])" in said and "balanced accuracy 50.0 % " in said
 
