@@ -61,6 +61,7 @@ def test_help_and_a_wrong_recipe_load_neither_torch_nor_onnx(tmp_path):
     assert done.returncode == 2 and "wrong.yaml:" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_every_module_loads_without_what_only_unix_has():
     """Windows has none of these; filelock, which is loaded first, has its own way there."""
     hidden = ("fcntl", "grp", "pwd", "resource", "termios")

@@ -190,6 +190,7 @@ def test_seeds_at_once_run_in_separate_processes(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_seeds_at_once_end_with_the_process_that_began_them(tmp_path, sent):
     script = tmp_path / "script.py"
     script.write_text(

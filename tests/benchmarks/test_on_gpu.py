@@ -52,6 +52,7 @@ def step(name: str, code: str, **more: Any) -> Step:
 # the budget and what is left of the order
 
 
+@pytest.mark.slow
 def test_a_step_that_the_budget_stops_goes_on_and_none_is_done_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_step_that_fails_is_said_and_those_behind_it_run(tmp_path: Path, monke
     assert "a: failed" in done.output and "the disk is full" in done.output and "needs a.json" in done.output
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_step_and_keeps_what_is_done(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

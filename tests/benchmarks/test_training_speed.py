@@ -55,6 +55,7 @@ def stored(name: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.extended
 def test_train_speed_result_has_every_number(tmp_path: Path) -> None:
     found = measured(
         tmp_path, "train_speed", "--device", "cpu", "--rounds", "1", "--pictures", "300", "--pair", "resnet8:resnet8"
@@ -65,6 +66,7 @@ def test_train_speed_result_has_every_number(tmp_path: Path) -> None:
     assert row["cold"]["ratio"]["median"] > 0
 
 
+@pytest.mark.extended
 def test_roofline_result_has_every_number(tmp_path: Path) -> None:
     found = measured(tmp_path, "roofline", "--steps", "3", "--batch", "8", "--pair", "resnet8:shufflenet_v2")
     (row,) = found["rows"]
@@ -91,6 +93,7 @@ def test_roofline_result_has_every_number(tmp_path: Path) -> None:
     assert row["teacher_ms"] > 0 and 0 < row["teacher_share_of_peak"] < 1 and 0 < row["share_of_peak"] < 1
 
 
+@pytest.mark.extended
 def test_startup_result_has_every_number(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(
         "data: {source: fashion, limit_train: 300, limit_test: 100, validation: 100, calibration: 64}\n"

@@ -157,6 +157,7 @@ def test_more_threads_than_cores_are_said(
         )
 
 
+@pytest.mark.slow
 def test_a_float_layer_that_is_not_there_is_said_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     recipe = (
         "data: {source: fashion, limit_train: 100}\nteacher: {candidates: [{model: resnet8}]}\nstudent: "

@@ -71,6 +71,7 @@ def test_images_without_contrast_are_left_out() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_many_equal_images_do_not_multiply() -> None:
     """One bucket of 40,000 x 40,000 pairs would never end."""
     sample = perceptual_hash.thumbnails(TRAIN[:1])

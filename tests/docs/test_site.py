@@ -115,6 +115,7 @@ def opened(chromium: str, url: str, profile: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
 
 
+@pytest.mark.extended
 def test_the_pages_load_nothing_from_elsewhere(
     site: Path, chromium: str, served: tuple[str, list[dict[str, str]]], tmp_path: Path
 ) -> None:

@@ -129,6 +129,7 @@ def fit(
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.slow
 def test_every_method_trains_resumes_and_ships(name, tmp_path, data, teacher):
     whole = start(VARIANTS[name], teacher, data)
     before = {key: value.clone() for key, value in whole[0].state_dict().items()}

@@ -171,6 +171,7 @@ def test_expect_top1_catches_a_wrong_normalization_and_names_it(lite0: Model, ph
 @pytest.mark.skipif(
     not isa().startswith("x86"), reason="the int8 file is for x86, and this machine's kernels are others"
 )
+@pytest.mark.extended
 def test_searched_int8_loses_at_most_six_tenths_of_a_point(photos: tuple[np.ndarray, np.ndarray], tmp_path: Path):
     """Quantize with every eighth photo, without labels (32 rank, 93 calibrate); classify the other 875 once."""
     images, labels = photos

@@ -50,6 +50,7 @@ def correlation(name: str, folder: Path) -> float:
 
 
 @pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.slow
 def test_network_exports_and_quantizes(name: str, tmp_path: Path):
     assert correlation(name, tmp_path) > 0.8
 

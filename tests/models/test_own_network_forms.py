@@ -104,6 +104,7 @@ def test_the_pooled_map_is_found_where_there_is_one(folder: Path, name: str, ave
 
 
 @pytest.mark.parametrize("name", ["mean", "functional", "functional_relu", "flatten", "max", "pooled"])
+@pytest.mark.slow
 def test_methods_that_read_logits_take_any_network(folder: Path, capsys: pytest.CaptureFixture[str], name: str):
     path = folder / f"{name}.yaml"
     for method in ("kd", "dhkd"):
@@ -111,6 +112,7 @@ def test_methods_that_read_logits_take_any_network(folder: Path, capsys: pytest.
         assert main.main(["check", str(path), "--allow-code"]) == 0, capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_check_tries_the_weights(folder: Path, capsys: pytest.CaptureFixture[str]):
     path, file = folder / "w.yaml", folder / "own.ckpt"
     state = build("formnets:mean", classes=10).state_dict()

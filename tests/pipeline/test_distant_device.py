@@ -239,6 +239,7 @@ def test_keep_faster_is_decided_by_the_devices_times(folder, name, unreached, se
     assert compress(folder, "verify") == 0
 
 
+@pytest.mark.extended
 def test_the_student_is_picked_by_the_devices_time_and_a_plan_is_judged_there(folder, name, server, stopped, capsys):
     options = "{choose: {max_latency_ms: 1000, from: [{model: resnet8}, {model: resnet14}]}}"
     chosen = (

@@ -81,6 +81,7 @@ NORMALIZE = "normalize: {mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}"
         ("nan", 4, "its logits are not finite (NaN or infinite) for 300 of 300 validation images"),
     ],
 )
+@pytest.mark.slow
 def test_every_form_teaches_or_is_refused(ran: Ran, tmp_path: Path, name: str, code: int, said: str):
     onnx_teachers.write(tmp_path)
     candidate = f"onnx: {name}.onnx, {NORMALIZE}"
@@ -93,6 +94,7 @@ def test_every_form_teaches_or_is_refused(ran: Ran, tmp_path: Path, name: str, c
     )
 
 
+@pytest.mark.slow
 def test_a_softmax_teaches_what_its_logits_teach(ran: Ran, tmp_path: Path):
     onnx.save(build(weights=RIGHT), str(tmp_path / "plain.onnx"))
     onnx.save(build([node("Softmax", ["y0"], ["y"], axis=1)], weights=RIGHT), str(tmp_path / "softmax.onnx"))
@@ -183,6 +185,7 @@ CAFFE = ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3)
         (*CAFFE, True, "0 to 255 less ImageNet's mean, BGR (Keras `caffe`)"),
     ],
 )
+@pytest.mark.slow
 def test_a_teacher_at_chance_is_told_its_convention_with_lines_that_work(
     ran: Ran, tmp_path: Path, mean: tuple[float, ...], std: tuple[float, ...], bgr: bool, name: str
 ):

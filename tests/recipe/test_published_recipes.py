@@ -126,6 +126,7 @@ def test_every_method_can_be_chosen(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CIFAR, ids=lambda path: path.stem)
+@pytest.mark.extended
 def test_recipe_trains_a_few_steps(path: Path, stand_in: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     changes = {
         "data.source": "npz",
@@ -186,6 +187,7 @@ def test_imagenet_recipe_has_the_papers_schedule_and_settings(path: Path) -> Non
 
 
 @pytest.mark.parametrize("path", IMAGENET_PATHS, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_imagenet_recipe_passes_the_check_by_every_method(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["check", str(path)]) == 0
     said = capsys.readouterr()
@@ -202,6 +204,7 @@ def test_imagenet_recipe_passes_the_check_by_every_method(path: Path, capsys: py
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", IMAGENET_PATHS, ids=lambda path: path.stem)
+@pytest.mark.extended
 def test_imagenet_recipe_trains_a_few_steps(path: Path, tmp_path: Path) -> None:
     """One pair from folders by DHKD, one from shards by a method that reads maps; the teacher is a local file."""
     source = {"resnet34-resnet18": "imagenet", "resnet50-mobilenet_v1": "webdataset"}[path.stem]

@@ -120,6 +120,7 @@ def seen(chromium: str, page: str, tmp_path_factory: pytest.TempPathFactory) -> 
     return result
 
 
+@pytest.mark.slow
 def test_nothing_runs_and_nothing_is_loaded(seen: dict[str, Any]) -> None:
     own_scripts = 4
     assert (seen["dialogs"], seen["scripts"], seen["handlers"], seen["loaded"]) == (0, own_scripts, [], [])

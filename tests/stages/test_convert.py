@@ -17,6 +17,8 @@ from compress.training import build
 from compress.training.evaluation import predict
 from export.runtime import Model
 
+pytestmark = pytest.mark.slow
+
 
 def run(work, model, recorded, training, versions):
     return convert.run_convert(Export(), context=work, model=model, recorded=recorded, data=training, versions=versions)

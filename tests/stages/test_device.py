@@ -18,6 +18,8 @@ from compress.core.errors import StageError
 from compress.recipe.schema import Device
 from compress.stages import device
 
+pytestmark = pytest.mark.slow
+
 DEVICE_KEYS = {
     "target",
     "file",

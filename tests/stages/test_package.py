@@ -15,6 +15,8 @@ from compress.stages import package
 from export.runtime import Model
 from tests.stages.conftest import TARGET
 
+pytestmark = pytest.mark.slow
+
 
 def run(work, models, versions, **asked):
     return package.run_package(Export(**asked), context=work, models=models, target=TARGET, versions=versions)

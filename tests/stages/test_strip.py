@@ -18,6 +18,8 @@ from compress.stages import strip
 from compress.training import build
 from compress.training.evaluation import predict
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_students_tensors_are_those_of_training_bit_for_bit(distilled, stripped):
     combined, shipped = load_file(distilled.combined.path), load_file(stripped.trained.weights.path)

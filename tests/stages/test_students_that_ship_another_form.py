@@ -16,6 +16,8 @@ from compress.stages import convert, data, distill, quantize, strip, teacher
 from compress.training import build
 from tests.stages.conftest import TARGET, TRAIN, VERSIONS
 
+pytestmark = pytest.mark.slow
+
 FORMS = {
     "simkd": Distill(method="simkd", simkd=Simkd(factor=2)),
     "catkd": Distill(method="catkd", catkd=Catkd(side=2, cat=0.1)),

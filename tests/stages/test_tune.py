@@ -19,6 +19,8 @@ from compress.stages import data, distill, quantize, strip, tune
 from compress.training import build
 from export.runtime import Model
 
+pytestmark = pytest.mark.slow
+
 QAT = ResolvedQat(scheme="qat", epochs=2, lr=0.01)
 
 

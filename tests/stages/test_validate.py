@@ -21,6 +21,8 @@ from compress.verdict.shipped_model import facts, shipping
 from export.runtime.latency_stats import LatencyResult, ModelLatency
 from tests.stages.conftest import TARGET
 
+pytestmark = pytest.mark.slow
+
 MODEL_KEYS = {  # the contract's, then those that the report documents beyond it
     "role",
     "variant",

@@ -21,6 +21,8 @@ from compress.pipeline.run_folder import cache_refs
 from compress.pipeline.run_folder.cache_refs import Kept
 from tests.support import report_example as example
 
+pytestmark = pytest.mark.slow
+
 QUIET = Console(quiet=True)
 
 

@@ -71,6 +71,7 @@ def test_encode_and_decode_are_inverse_on_noise() -> None:
     not COMPLETE.is_dir(),
     reason="the complete Fashion-MNIST is not here (Debian: dataset-fashion-mnist, or FASHION_MNIST_DIR)",
 )
+@pytest.mark.slow
 def test_a_rebuild_gives_the_same_file(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
     out = tmp_path / "again.npz"
     subprocess.run(

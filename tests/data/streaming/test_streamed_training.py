@@ -127,6 +127,7 @@ def test_shards_at_once_is_in_the_cache_key_only_if_set(training):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.slow
 def test_a_signal_to_every_process_stops_training_between_two_steps(training, tmp_path, sent):
     """Schedulers and `timeout` do this. Workers carry on; if they were killed too, the stop is just as orderly."""
     (tmp_path / "whole").mkdir()

@@ -83,6 +83,7 @@ def test_workers_decode_as_many_batches_as_the_ring_holds(
     assert len(set(submitted[:slots])) == slots  # each in its own slot
 
 
+@pytest.mark.slow
 def test_an_idle_worker_exits_after_sigterm(training):
     """For example, those of a pool that has given up on them."""
     decoders = Decoders(listing_spec(training), augment="resized_crop", workers=1)

@@ -18,6 +18,7 @@ from export.bundle.write import Shipped
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_bundle_verifies_with_two_packages(
     fp32: Path, int8: Path, images: np.ndarray, labels: np.ndarray, tmp_path: Path
 ) -> None:

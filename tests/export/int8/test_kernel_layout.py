@@ -52,6 +52,7 @@ def stem_of(model: onnx.ModelProto) -> tuple[list[int], list[int]]:
 
 
 @pytest.mark.parametrize(("kernel", "pad"), [(3, 1), (3, 0), (5, 2), (7, 3), (2, 0)])
+@pytest.mark.slow
 def test_a_stem_that_reads_four_pixels_at_once_gives_the_same_answers(
     kernel: int, pad: int, contract: Contract, images: np.ndarray, tmp_path: Path
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_stem_with_one_sided_padding_can_read_four_pixels_at_once(
 @pytest.mark.parametrize(
     "stem", [nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(3, 8, 3, 2, 1, dilation=2), nn.Conv2d(3, 9, 3, 2, 1, groups=3)]
 )
+@pytest.mark.slow
 def test_other_stems_are_not_changed(stem: nn.Conv2d, contract: Contract, tmp_path: Path) -> None:
     assert stem_layout.read_pixels_in_fours(export(Mobile(stem), contract, tmp_path / "m.onnx")) == {}
 

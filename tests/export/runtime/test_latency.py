@@ -150,6 +150,7 @@ ROUNDS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROUNDS)
+@pytest.mark.extended
 def test_both_intervals_cover_what_they_claim(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without `_expand` 88 % with 8 rounds and 92 % with 20."""
     monkeypatch.setattr(latency_stats, "_RESAMPLES", 300)

@@ -110,6 +110,7 @@ def _environment() -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_every_kind_of_file_runs_in_the_oldest_runtime(
     old: Path, files: Path, images: np.ndarray, tmp_path: Path
 ) -> None:

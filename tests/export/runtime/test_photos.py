@@ -155,6 +155,7 @@ def test_own_photos_are_checked_and_timed(owned: tuple[Path, list[Path]]) -> Non
     assert "2 of your own photos" in found["photo_to_answer"] and f"{timed['p50']:.3g} ms" in found["photo_to_answer"]
 
 
+@pytest.mark.slow
 def test_a_decoder_that_ignores_exif_is_caught_on_an_own_photo(owned: tuple[Path, list[Path]], tmp_path: Path) -> None:
     found = answer(owned[0], command(tmp_path, upright="image"))
 

@@ -58,6 +58,7 @@ def copied(ask: Callable[..., dict]) -> int:
     return int(line.split(": ")[1].split(" of ")[0])
 
 
+@pytest.mark.slow
 def test_answer_comes_back_and_a_second_run_copies_nothing(
     server: Server, ask: Callable[..., dict], shipped: Path, tmp_path: Path
 ) -> None:
@@ -272,6 +273,7 @@ def test_nothing_reaches_a_shell_unquoted(server: Server, ask: Callable[..., dic
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_packages_are_pushed_to_a_host_without_any(server: Server, ask: Callable[..., dict], tmp_path: Path) -> None:
     address = replace(server.target(tmp_path / "device", python=None), wheels="push")
     try:
@@ -287,6 +289,7 @@ def test_packages_are_pushed_to_a_host_without_any(server: Server, ask: Callable
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_host_with_a_network_installs_packages_itself(
     server: Server, ask: Callable[..., dict], tmp_path: Path
 ) -> None:

@@ -261,6 +261,7 @@ def test_a_limit_against_the_teacher_holds_only_for_every_candidate() -> None:
     assert split["verdict"] == "undecided" and "passed against big (8x); failed against small (2x)" in split["sentence"]
 
 
+@pytest.mark.slow
 def test_neighbours_are_the_students_family_and_others_of_similar_cost(tmp_path: Path) -> None:
     context: Any = Context.__new__(Context)  # the stage writes nothing
     found = alternatives.find_alternatives(

@@ -112,6 +112,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("align", ["all", "shared"])
+@pytest.mark.slow
 def test_a_compiled_student_trains_to_the_same_bits(tmp_path, monkeypatch, align):
     graphs: list[int] = []
 
@@ -148,6 +149,7 @@ def test_two_backward_passes_go_through_one_compiled_graph(tmp_path, monkeypatch
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_compiled_phase_moves_only_parameters_that_its_loss_reaches(tmp_path, monkeypatch):
     """In FitNet's first stage a compiled graph gives zeros to layers above the hint, which weight decay would move."""
     monkeypatch.setattr(compile, "BACKEND", "aot_eager")

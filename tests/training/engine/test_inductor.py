@@ -49,6 +49,7 @@ def trained(artifacts: Path, engine: str, until: str) -> dict[str, float]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a C++ compiler")
+@pytest.mark.extended
 def test_a_student_that_inductor_compiled_is_the_plain_one_and_becomes_an_int8_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -165,6 +165,7 @@ def same(one: Run, other: Run) -> bool:
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.slow
 def test_a_recorded_training_ends_with_the_same_bits(trained, tapes, name):
     # Under a dispatch mode torch may take another path: without it ReviewKD's last bits differ from the tape's.
     with Watch():

@@ -21,6 +21,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     library._load.cache_clear()
 
 
+@pytest.mark.slow
 def test_kernels_are_compiled_once(fresh):
     if library.load_kernels() is None and "no C compiler is installed" in library.unavailable_reason():
         pytest.skip(f"no kernels: {library.unavailable_reason()}")

@@ -179,6 +179,7 @@ def gradients(network: nn.Module, x: Tensor) -> Tensor:
         ("torchvision/resnet18", 64, 20, 1, 0),
     ],
 )
+@pytest.mark.slow
 def test_networks_train_as_with_torchs_operators(made, name, side, norms, activations, sums):
     """An activation called twice, or one whose BatchNorm is also read elsewhere (a sum, a shortcut), is not fused.
 

@@ -119,6 +119,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+@pytest.mark.slow
 def test_a_cached_run_equals_an_uncached_one_bit_for_bit(tmp_path, data, teacher, monkeypatch, bf16):
     monkeypatch.setattr("compress.training.precision.cpu_has_bf16", lambda: bf16)
     with monkeypatch.context() as patch:

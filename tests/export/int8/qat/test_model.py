@@ -159,6 +159,7 @@ def _warm(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.extended
 def test_each_kind_of_network_can_be_simulated(name: str, tmp_path: Path) -> None:
     contract = Contract(tuple("abcdefghij"), 32, MEAN, STD, "uint8_nhwc", "compress 9.8.7")
     images = np.random.default_rng(1).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)

@@ -188,6 +188,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).folder
 
 
+@pytest.mark.extended
 def test_the_arm64_file_is_right_on_arm_kernels(
     python: list[str], shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

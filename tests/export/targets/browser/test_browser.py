@@ -175,6 +175,7 @@ def test_a_browser_gives_the_bundles_expected_answers(
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_webgpu_in_software_is_verified_but_not_timed(
     chromium: str, ort: Path, shipped: write.Bundle, tmp_path: Path
 ) -> None:
