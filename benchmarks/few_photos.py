@@ -63,8 +63,8 @@ def recipe(photos: Path, weights: Path, name: str, seed: int, side: int, epochs:
 
 
 @click.command()
-@click.argument("photos", type=click.Path(exists=True, path_type=Path))
-@click.option("--weights", required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("photos", type=click.Path(path_type=Path))
+@click.option("--weights", required=True, type=click.Path(path_type=Path))
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 10))
 @click.option("--side", default=128, show_default=True)
 @click.option("--epochs", default=3, show_default=True)
