@@ -80,7 +80,7 @@ def test_what_the_flagship_takes() -> None:
     assert f"{flagship['run_seconds'] // 60} min {flagship['run_seconds'] % 60} s to run" in said
     assert f"{flagship['setup_seconds']:.0f} s to install" in said
     assert f"Peak memory was {result('memory')['peak_of_largest_process'] / 1e6:,.0f} MB" in said
-    assert flagship["run_seconds"] < 6 * 60 and "six minutes on two CPU cores" in " ".join(README.split())
+    assert flagship["run_seconds"] < 10 * 60 and "six to ten minutes on two CPU cores" in " ".join(README.split())
 
 
 def test_the_flagship_in_the_results() -> None:
