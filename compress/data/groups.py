@@ -160,15 +160,17 @@ def straddling(train: Sequence[str], test: Sequence[str]) -> tuple[RunWarning, .
     )
 
 
-def suggest(pairs: Sequence[tuple[str, str]], paths: Sequence[str]) -> str | None:
+def suggest(pairs: Sequence[tuple[str, str]], paths: Sequence[str], classes: Sequence[str] = ()) -> str | None:
     """Return a `data.group` that keeps near-duplicates together, by a pattern in the files' names.
 
     It must join nine of ten pairs and leave at least four groups, none with more than a quarter of the images, and no
-    more groups than half of the images.
+    more groups than half of the images. It must also be finer than the folders, which are the classes or inside them:
+    a group of a whole class cannot be split.
 
     Args:
         pairs: Paths of near-duplicates.
         paths: Of all images.
+        classes: Names of the classes, whose folders are no groups.
 
     Returns:
         `parent`, a regular expression, or None.
@@ -176,11 +178,14 @@ def suggest(pairs: Sequence[tuple[str, str]], paths: Sequence[str]) -> str | Non
     for setting in (*COUNTERS, PARENT):
         names = [_name(setting, path) for path in paths]
         sizes = Counter(names)
+        if setting == PARENT and sizes.keys() <= set(classes):
+            continue
+        folders = {Path(path).parent.parent if setting == PARENT else Path(path).parent for path in paths}
         joined = sum(_name(setting, one) == _name(setting, other) for one, other in pairs)
         if (
             None not in sizes
             and joined >= 0.9 * len(pairs)
-            and len(sizes) >= 4
+            and len(sizes) >= max(4, 2 * len(folders))
             and max(sizes.values()) <= len(paths) / 4
             and len(sizes) <= len(paths) / 2
         ):

@@ -42,7 +42,7 @@ def find_overlap(prepared: Prepared, training: TrainingData, work: Path) -> Near
                 for one, other in zip(held_out.queries, held_out.references, strict=True)
             ),
         ]
-        group = groups.suggest(pairs, [*names[0], *names[1]]) if pairs else None
+        group = groups.suggest(pairs, [*names[0], *names[1]], prepared.classes) if pairs else None
     examples = work / "near_duplicates.npz"
     chosen, queried, shown_names = (with_train, test, names[1]) if len(with_train) else (held_out, images, names[0])
     _write(examples, chosen, queried, images, shown_names, names[0])

@@ -182,3 +182,9 @@ def test_a_pattern_in_the_names_is_suggested() -> None:
 def test_no_pattern_is_suggested_where_names_only_count() -> None:
     paths = [f"{name}/IMG_{number:04d}.jpg" for name in ("cat", "dog") for number in range(50)]
     assert groups.suggest([(paths[0], paths[7]), (paths[60], paths[61])], paths) is None
+
+
+def test_a_pattern_that_is_the_class_is_not_suggested() -> None:
+    """Names as `bluebell/image_0241.jpg`: what stands before the number is one group a class."""
+    paths = [f"{name}/image_{number:04d}.jpg" for name in "abcdef" for number in range(20)]
+    assert groups.suggest([(paths[0], paths[7]), (paths[60], paths[61])], paths, "abcdef") is None
