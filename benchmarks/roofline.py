@@ -47,7 +47,7 @@ from compress.recipe.schema import Distill
 from compress.training import forward_batch
 from compress.training.engine import choose, recorder
 from compress.training.kernels import use_fast_kernels
-from compress.training.optimization import sgd
+from compress.training.optimization import LearningRate, sgd
 from compress.training.precision import autocast, resolve_precision
 from compress.training.step import Batch, Step, trainable
 
@@ -265,7 +265,7 @@ def step_of(student: str, device: str, name: str = "auto") -> Step:
     method = build_method(Distill(), student=shape, teacher=shape, train_labels=torch.zeros(1)).to(device).train()
     parameters = trainable(model, method)
     optimizer = sgd(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4)
-    choose.LearningRate(optimizer, device).set(0.01)
+    LearningRate(optimizer, device, recorded=torch.device(device).type in choose.RECORDERS).set(0.01)
     images = torch.randint(0, 256, (IMAGES, SIDE, SIDE, 3), dtype=torch.uint8).to(device)
     precision = resolve_precision("auto", device)
     mean, spread = (torch.full((3,), value, device=device) for value in (0.5, 0.25))

@@ -1,7 +1,7 @@
 """Prepared data sets as plain NumPy arrays, split by purpose.
 
-Torch-free: `compress.data.augment.views` turns the arrays into batches on a device. Only `validate` receives a
-`TestData`, so no earlier stage can read the test images.
+Torch-free: `compress.data.augment.views` turns the arrays into batches on a device. No stage before
+`validate` receives a `TestData`, so nothing is trained or chosen on the test images.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def calibration(prepared: Prepared, config: Data) -> CalibrationData:
 
 
 def test(prepared: Prepared) -> TestData:
-    """Return what only `validate` and the report may read."""
+    """Return the test images, which no stage that trains or chooses receives: see `TestData`."""
     return TestData(
         images=prepared.test_images,
         labels=prepared.test_labels,

@@ -37,4 +37,5 @@ def run_ship_float(config: str, *, context: Context, measured: Measured, test: T
     )
 
 
+# "settle" is this stage's name in cache keys, folders and reports since 0.1.0.
 SHIP_FLOAT = Stage("settle", 2, run_ship_float, Measured)

@@ -1,6 +1,6 @@
 """The final validation on the test split: every file's accuracy, latency and memory, and the bundle for the device.
 
-No other stage reads the test split.
+No earlier stage receives the test split; `settle` reads it again to draw the report.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The optimizer of a training, and the moving average of the weights that it steps."""
+"""The optimizer of a training, its learning rate, and the moving average of the weights that it steps."""
 
 from __future__ import annotations
 
@@ -58,6 +58,27 @@ def _adamw(groups: Sequence[Any], train: ResolvedTrain) -> torch.optim.AdamW:
 
 def _all(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+class LearningRate:
+    """The optimizer's learning rate: a number, or where steps are recorded a tensor, which a recorded step reads."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: str, *, recorded: bool) -> None:
+        self.groups = optimizer.param_groups
+        self.tensor = torch.zeros((), device=device) if recorded else None
+        self.value = 0.0
+        for group in self.groups if self.tensor is not None else ():
+            group["lr"] = self.tensor
+
+    def set(self, value: float) -> None:
+        """Set the rate of the next step."""
+        if self.tensor is not None:
+            if value != self.value:
+                self.tensor.fill_(value)
+            self.value = value
+            return
+        for group in self.groups:
+            group["lr"] = value
 
 
 class MovingAverage:

@@ -20,11 +20,11 @@ from compress.models.taps import Tapped
 from compress.recipe.schema import ResolvedTrain
 from compress.training import schedule
 from compress.training.checkpoint import Checkpointer, State
-from compress.training.engine.choose import LearningRate, StepRunner, choose_engine, classifier_of, keep_channels_last
+from compress.training.engine.choose import RECORDERS, StepRunner, choose_engine, classifier_of, keep_channels_last
 from compress.training.engine.compile import release_compiled
 from compress.training.evaluation import ImageSet
 from compress.training.kernels import TORCH, use_fast_kernels
-from compress.training.optimization import MovingAverage, build_optimizer
+from compress.training.optimization import LearningRate, MovingAverage, build_optimizer
 from compress.training.precision import resolve_precision
 from compress.training.step import Step, TeacherSource, parameter_groups, trainable
 
@@ -90,7 +90,7 @@ class Session:
         self.average = None if train.ema is None else MovingAverage(self.parameters, train.ema, self.state.average)
         self.state.average = None if self.average is None else self.average.values
         # After the checkpoint: a restored optimizer has its own learning rate.
-        self.learning_rate = LearningRate(self.optimizer, device)
+        self.learning_rate = LearningRate(self.optimizer, device, recorded=torch.device(device).type in RECORDERS)
         self.tapped = Tapped(student, {name: self.taps[name] for name in method.student_taps})
         self.stream = self.image_set.images if isinstance(self.image_set.images, Stream) else None
         self.step = self._build_step()

@@ -161,7 +161,7 @@ class CalibrationData:
 
 @dataclass(frozen=True)
 class TestData:
-    """The test images, which only `validate` and the report may read."""
+    """The test images. No stage that trains or chooses receives them: only `validate`, `settle` and the report."""
 
     __test__ = False  # not a test class
 

@@ -165,7 +165,7 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
     scale, ranged = find_range(root, split.train, config.bits)
     group_of = dict(zip((image.path for image in (*layout.train, *(layout.test or ()))), named or (), strict=False))
     files: dict[str, File] = {}
-    bad: list[Unreadable] = []
+    broken: list[Unreadable] = []
     used: list[folder.ImageFile] = []
     for part, images, limit, stream in (
         ("train", split.train, config.limit_train, 0),
@@ -177,7 +177,7 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
         used += images
         crop = config.side if part == "test" else store_size(config)
         read: list[folder.ImageFile] = []
-        rows = _decoded(root, images, store_size(config), crop, part, read, bad, scale, report)
+        rows = _decoded(root, images, store_size(config), crop, part, read, broken, scale, report)
         files[f"{part}_images"] = npy.write_rows(work / f"{part}_images.npy", rows, (crop, crop, 3), np.uint8)
         labels = [image.label for image in read]
         files[f"{part}_labels"] = npy.write_array(work / f"{part}_labels.npy", np.array(labels, dtype=np.int64))
@@ -194,10 +194,10 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
         *split.few,
         *(grouping.warnings if grouping else ()),
         *ranged,
-        *unreadable.judge(bad, used, layout.classes, config.max_unreadable),
+        *unreadable.judge(broken, used, layout.classes, config.max_unreadable),
     )
     return PreparedFiles(
-        layout.classes, **files, unreadable=tuple(bad), paths=None, warnings=warnings, value_range=scale
+        layout.classes, **files, unreadable=tuple(broken), paths=None, warnings=warnings, value_range=scale
     )
 
 
@@ -212,17 +212,17 @@ def _decoded(
     crop: int,
     part: str,
     read: list[folder.ImageFile],
-    bad: list[Unreadable],
+    broken: list[Unreadable],
     scale: tuple[float, float] | None,
     report: Report,
 ) -> Iterator[np.ndarray]:
-    """Yield the readable images as blocks (1, crop, crop, 3); append their files to `read`, the others to `bad`."""
+    """Yield the readable images as blocks (1, crop, crop, 3); append their files to `read`, the others to `broken`."""
     from compress.data.decode import decode_all
 
     offset = (size - crop) // 2
     for position, image in decode_all(root, [image.path for image in images], size, report, part, scale):
         if isinstance(image, Unreadable):
-            bad.append(image)
+            broken.append(image)
         else:
             read.append(images[position])
             yield image[None, offset : offset + crop, offset : offset + crop]

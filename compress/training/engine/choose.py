@@ -99,24 +99,3 @@ def classifier_of(student: nn.Module, taps: Mapping[str, str]) -> nn.Module | No
     """Return the block whose input is the pooled vector, or None where that vector is read elsewhere."""
     path, _, side = taps.get("pooled", "").partition(":")
     return student.get_submodule(path) if side == "in" else None
-
-
-class LearningRate:
-    """The optimizer's learning rate: a number, or on a device that records a tensor, which a recorded step reads."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, device: str) -> None:
-        self.groups = optimizer.param_groups
-        self.tensor = torch.zeros((), device=device) if torch.device(device).type in RECORDERS else None
-        self.value = 0.0
-        for group in self.groups if self.tensor is not None else ():
-            group["lr"] = self.tensor
-
-    def set(self, value: float) -> None:
-        """Set the rate of the next step."""
-        if self.tensor is not None:
-            if value != self.value:
-                self.tensor.fill_(value)
-            self.value = value
-            return
-        for group in self.groups:
-            group["lr"] = value
