@@ -70,7 +70,7 @@ def split_of(data: TrainingData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return labels, train_index and validation_index, see `training_arrays`, without reading any image."""
     groups = None if data.groups is None else load_groups(data.groups)
     return split_labelled(
-        load_labels(data.labels), data.validation, data.split_seed, data.labelled, data.classes, groups
+        load_labels(data.labels), data.validation, data.split_seed, data.labelled, data.classes, groups, data.fold
     )
 
 

@@ -17,6 +17,8 @@ from compress.core.errors import UsageError
 CALIBRATION_STREAM = 1
 # And another choice of the images that keep their label.
 LABELLED_STREAM = 4
+# And the parts of a cross-validation.
+FOLD_STREAM = 5
 
 
 def shuffled(count: int, seed: int, stream: int = 0) -> np.ndarray:
@@ -170,6 +172,41 @@ def _draw_groups(
     return np.flatnonzero(np.isin(member, chosen)).astype(np.int64)
 
 
+def fold(
+    labels: np.ndarray, number: int, of: int, seed: int, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return one of several disjoint parts as validation part, and what is left to train on.
+
+    Args:
+        labels: Class numbers (N,).
+        number: Of the part, from 0.
+        of: How many parts there are; together they hold every image once, the classes in proportion.
+        seed: The parts follow from the seed.
+        groups: Group of each image, str (N,): a group is in one part.
+
+    Returns:
+        Positions to train on and positions to validate on: sorted int64, disjoint.
+    """
+    if groups is None:
+        order = shuffled(len(labels), seed, FOLD_STREAM)
+        # Dealt class after class, so that every part gets as many images of a class, and of all, as any other.
+        dealt = order[np.argsort(labels[order], kind="stable")]
+        held_out = np.sort(dealt[number::of])
+    else:
+        found, member = np.unique(groups, return_inverse=True)
+        classes, numbered = np.unique(labels, return_inverse=True)
+        counts = np.zeros((len(found), len(classes)))
+        np.add.at(counts, (member, numbered), 1)
+        share = counts / counts.sum(axis=0)
+        parts, place = np.zeros((of, len(classes))), np.zeros(len(found), np.int64)
+        tie = shuffled(len(found), seed, FOLD_STREAM)
+        for one in tie[np.argsort(-share[tie].max(axis=1), kind="stable")]:  # the largest groups first
+            place[one] = int(np.argmin(parts @ share[one] + 1e-6 * parts.sum(axis=1)))
+            parts[place[one]] += share[one]
+        held_out = np.flatnonzero(place[member] == number).astype(np.int64)
+    return np.setdiff1d(np.arange(len(labels), dtype=np.int64), held_out, assume_unique=True), held_out
+
+
 def split_labelled(
     labels: np.ndarray,
     validation: float,
@@ -177,6 +214,7 @@ def split_labelled(
     labelled: int | None,
     names: Sequence[str] = (),
     groups: np.ndarray | None = None,
+    part: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Split the training images by what their labels are used for.
 
@@ -188,6 +226,7 @@ def split_labelled(
             validation part does not depend on it.
         names: Class names for error messages, if they are known.
         groups: Group of each image, str (N,), see `carve`.
+        part: Number and count of the parts of which one is the validation part, see `fold`; None: as `carve` does.
 
     Returns:
         labels: As given, but -1 for the images that lost theirs.
@@ -199,7 +238,11 @@ def split_labelled(
     """
     known = np.flatnonzero(labels >= 0)
     members = None if groups is None else groups[known]
-    train_index, validation_index = (known[part] for part in carve(labels[known], validation, seed, names, members))
+    if part is None:
+        halves = carve(labels[known], validation, seed, names, members)
+    else:
+        halves = fold(labels[known], *part, seed, members)
+    train_index, validation_index = known[halves[0]], known[halves[1]]
     if labelled is None:
         return labels, train_index, validation_index
     kept = train_index[stratified(labels[train_index], labelled, seed, LABELLED_STREAM)]

@@ -37,6 +37,9 @@ def check_pairs(loaded: Loaded, settings: Recipe, *, classes: int, image_size: i
     Raises:
         UsageError: the method does not accept a pair; the message names place and reason.
     """
+    if len(settings.distill.candidates) > 1:
+        each = [settings.model_copy(update={"distill": one}) for one in settings.distill.candidates]
+        return [note for one in each for note in check_pairs(loaded, one, classes=classes, image_size=image_size)]
     if settings.distill.plain:
         return []
     networks = networks_of(settings)
@@ -84,7 +87,7 @@ def shipped_spec(settings: Recipe, one: Choice, *, classes: int, image_size: int
     Raises:
         UsageError: the method does not accept the pair.
     """
-    if settings.distill.plain:
+    if settings.distill.plain or len(settings.distill.candidates) > 1:  # auto tries what ships the plain student
         return None, ""
     found: list[tuple[int, dict[str, Any], str]] = []
     student = _outline(one, classes, image_size)

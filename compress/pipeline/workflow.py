@@ -20,20 +20,20 @@ from compress.core.records.warnings import RunWarning
 from compress.core.store import StopAfter, Store
 from compress.data.part_overlap import overlap_warnings
 from compress.methods import compatibility
-from compress.pipeline import float_layer_check, training_remarks
+from compress.pipeline import float_layer_check, training_remarks, trials
 from compress.pipeline.networks import NetworkResolver
 from compress.pipeline.prepared_data import near_duplicates, prepare
 from compress.pipeline.student_task import StudentTask
 from compress.recipe.class_name_check import check_class_names
 from compress.recipe.defaults import resolve, student_train
 from compress.recipe.loader import Loaded
-from compress.recipe.schema import Distill, Recipe, ResolvedSchedule, Student
+from compress.recipe.schema import Distill, Recipe, Student
 from compress.report.evidence import Branch, Evidence
 from compress.stages.distill import DISTILL
-from compress.stages.proxy import PROXY
 from compress.stages.strip import STRIP
 from compress.stages.teacher import TEACHER
 from compress.verdict import teacher_choice
+from compress.verdict.method_choice import MethodChoice
 
 if TYPE_CHECKING:  # it loads onnx and onnxruntime, which `--until strip` does without
     from compress.pipeline.deployment import Deployment
@@ -50,6 +50,7 @@ class Workflow:
         self.prepared, self.training = prepare(settings.data, self.root, store)
         self.warnings: list[RunWarning] = []
         self.said: set[str] = set()
+        self.method_choice: MethodChoice | None = None
         # These are shown in every run, whether or not the data was reused.
         self.warn(replace(warning, text=f"data: {warning}") for warning in self.prepared.run_warnings)
         self.near_duplicates = near_duplicates(self.prepared, self.training, store)
@@ -61,6 +62,7 @@ class Workflow:
         plan = self.choose_student()
         self.check_int8()
         candidates, selected = self.teacher()
+        self.choose_method(selected.teacher)
         students: list[Branch] = []
         for student in self.students(selected.teacher):
             with suppress(StopAfter):  # the baseline comes as far; what follows raises it again
@@ -121,31 +123,21 @@ class Workflow:
         self._remark(*training_remarks.of_teacher(selected.teacher, self.training, self.settings.require))
         return candidates, selected
 
+    def choose_method(self, teacher: Trained) -> None:
+        """Let `distill.method: auto` choose the method that the settings name from here on."""
+        if self.settings.distill.method != ("auto",):
+            return
+        self.store.reach("distill")
+        self.method_choice = trials.of_methods(self, teacher)
+        distill = self.settings.distill.model_copy(update={"method": (self.method_choice.method,)})
+        self.settings = self.settings.model_copy(update={"distill": distill})
+
     def selected(self) -> tuple[list[Trained], teacher_choice.Selected]:
         """Return the candidates and the one among them that teaches; a single one is not compared with anything."""
         candidates, settings = self.candidates(), self.settings
         if settings.teacher.select != "proxy" or len(candidates) == 1 or settings.distill.plain:
             return candidates, teacher_choice.select(candidates)
-        asked = settings.teacher.proxy
-        train = student_train(settings)
-        schedule = ResolvedSchedule(kind="cosine", warmup_epochs=min(train.schedule.warmup_epochs, asked.epochs / 4))
-        train = train.model_copy(update={"epochs": asked.epochs, "schedule": schedule, "keep": "last"})
-        student = next(self.students(None))
-        proxies = tuple(
-            self.store.run(
-                PROXY,
-                settings.distill.alone(),
-                label=label,
-                student=student.network,
-                start=student.start,
-                weights=student.weights,
-                teacher=one,
-                data=self.training,
-                train=train,
-                share=asked.share,
-            )
-            for one, label in zip(candidates, self._labels(), strict=True)
-        )
+        proxies = trials.of_teachers(self, candidates, self._labels())
         return candidates, teacher_choice.select(candidates, proxies)
 
     def candidates(self) -> list[Trained]:
@@ -271,6 +263,7 @@ class Workflow:
             where=places(self.loaded),
             plan=plan,
             near_duplicates=self.near_duplicates,
+            method_choice=self.method_choice,
         )
 
     def say_once(self, text: str) -> None:

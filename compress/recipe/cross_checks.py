@@ -32,7 +32,7 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     yield from _distortion_mistakes(recipe)
     yield from _training_contradictions(recipe)
     yield from _deployment_contradictions(recipe)
-    for keys, message, judged in method_checks.mistakes(recipe.distill, recipe.train, networks_of(recipe)):
+    for keys, message, judged in method_checks.mistakes(recipe.distill, recipe.train, list(networks_of(recipe))):
         yield Finding(keys, message, sections=judged)
     yield from _proxy_contradictions(recipe)
 
@@ -115,7 +115,7 @@ def _training_contradictions(recipe: Recipe) -> Iterator[Finding]:
         for below, message in _train_mistakes(train, epochs):
             excuse = (*keys, "epochs") if below[-1] == "milestones" else ()
             yield Finding((*keys, *below), message, sections=frozenset({section}), excuse=excuse)
-        alone = section == "teacher" or recipe.distill.method in (("none",), ("simkd",))
+        alone = section == "teacher" or any(one.method in (("none",), ("simkd",)) for one in recipe.distill.candidates)
         if train.trace_gradients is not None and alone:
             message = "compares the gradients of two losses, but this training has only one loss"
             yield Finding((*keys, "trace_gradients"), message, sections=frozenset({section, "distill"}))
@@ -146,12 +146,20 @@ def _deployment_contradictions(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _proxy_contradictions(recipe: Recipe) -> Iterator[Finding]:
-    proxy, fitnet = recipe.teacher.proxy, recipe.distill.fitnet
-    two_stage = "fitnet" in recipe.distill.method and fitnet.mode == "two_stage"
-    if recipe.teacher.select == "proxy" and two_stage and fitnet.hint_epochs >= proxy.epochs:
-        spent = f"fitnet's hint (hint_epochs: {fitnet.hint_epochs})"
-        message = f"the proxy's {proxy.epochs} epochs are all spent on {spent}"
-        yield Finding(("teacher", "proxy", "epochs"), message, sections=frozenset({"distill", "teacher"}))
+    distill, judged = recipe.distill, frozenset({"distill", "teacher"})
+    chosen_by_proxy = recipe.teacher.select == "proxy"
+    if chosen_by_proxy and distill.method == ("auto",) and len(recipe.teacher.candidates) > 1:
+        message = "distils with the recipe's method, but distill.method: auto chooses it for a given teacher"
+        yield Finding(("teacher", "select"), f"{message}; use select: best, or name a method", sections=judged)
+    tried = any("fitnet" in one.method for one in distill.candidates) and distill.fitnet.mode == "two_stage"
+    hint, spent = distill.fitnet.hint_epochs, f"fitnet's hint (hint_epochs: {distill.fitnet.hint_epochs})"
+    if chosen_by_proxy and tried and hint >= recipe.teacher.proxy.epochs:
+        message = f"the proxy's {recipe.teacher.proxy.epochs} epochs are all spent on {spent}"
+        yield Finding(("teacher", "proxy", "epochs"), message, sections=judged)
+    trial = distill.trials.epochs
+    if distill.method == ("auto",) and tried and trial is not None and hint >= trial:
+        message = f"the {trial} epochs of a trial are all spent on {spent}"
+        yield Finding(("distill", "auto", "epochs"), message, sections=frozenset({"distill"}))
 
 
 def _trainings(recipe: Recipe) -> list[tuple[Keys, Train, int, bool]]:

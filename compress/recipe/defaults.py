@@ -21,7 +21,7 @@ from compress.recipe.schema import (
 STUDENT_EPOCHS = 240  # as in the papers
 CANDIDATE_EPOCHS = 60
 PRETRAINED_EPOCHS = 20
-FINE_TUNING_RATE, MOBILE_RATE, SCRATCH_RATE = 0.005, 0.01, 0.05
+FINE_TUNING_RATE, MOBILE_RATE, SCRATCH_RATE = 0.001, 0.01, 0.05
 FINE_TUNING_SCALE = (0.35, 1.0)
 ADAMW_FINE_TUNING_RATE, ADAMW_RATE = 0.0001, 0.001
 
@@ -105,9 +105,13 @@ def default_epochs(*, pretrained: bool, scratch_epochs: int = STUDENT_EPOCHS) ->
 
 
 def _resolved_batch_norm(asked: str | None, *, pretrained: bool) -> str | None:
-    """Return whose statistics BatchNorm ships with; None: running ones, from scratch, where they are no key's part."""
+    """Return whose statistics BatchNorm ships with; None: running ones, from scratch, where they are no key's part.
+
+    A last layer fitted to the features in evaluation mode does not fit those of training mode, so the first steps of a
+    training by batch statistics undo it; few steps do not make up for that (benchmarks/results/few_photos.json).
+    """
     if asked in (None, "auto"):
-        return "recomputed" if pretrained else None
+        return "frozen" if pretrained else None
     return None if asked == "running" and not pretrained else asked
 
 

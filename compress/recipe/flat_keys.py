@@ -14,7 +14,7 @@ from compress.recipe.yaml_parser import Keys
 from compress.recipe.yaml_tree import Tree
 
 # Keys of `distill` that belong to no method.
-_OWN = ("method", "baseline")
+_OWN = ("method", "baseline", "auto")
 _SECTIONS = tuple(name for name in METHOD_SECTIONS if name != "none")
 
 
@@ -77,6 +77,10 @@ def not_in_method(key: str, method: Any, where: str) -> list[Problem]:
     if isinstance(method, list) and len(method) > 1 and set(owners) & set(map(str, method)):
         places = " or ".join(f"distill.{name}.{key}" for name in owners if name in method)
         message = f"several methods are listed, so their keys stand in their own sections: {places}"
+        return [Problem(where, f"distill.{key}", message)]
+    if method == "auto":
+        places = " or ".join(f"distill.{name}.{key}" for name in owners)
+        message = f"distill.method is auto, so the keys of methods stand in their own sections: {places}"
         return [Problem(where, f"distill.{key}", message)]
     if not isinstance(method, str) or method not in METHOD_SECTIONS:
         return []  # the wrong method is reported already

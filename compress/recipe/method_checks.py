@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 from compress.core.plural import agree
 from compress.models import catalog
@@ -32,14 +32,14 @@ READ_MAPS = frozenset({"fitnet", "at", "ofd", "reviewkd", "simkd", "catkd"})
 
 def unlabelled_mistake(distill: Distill) -> str | None:
     """Return what is wrong with training this method on images without a label; None: nothing."""
-    readers = [method for method in distill.method if method in NEED_LABELS]
+    readers = [method for one in distill.candidates for method in one.method if method in NEED_LABELS]
     if not readers:
         return None
     return f"{' and '.join(readers)} {agree(len(readers), 'needs', 'need')} a label for every image"
 
 
 def mistakes(
-    distill: Distill, train: Train, networks: Iterable[tuple[Keys, Candidate | Choice]]
+    distill: Distill, train: Train, networks: Sequence[tuple[Keys, Candidate | Choice]]
 ) -> Iterator[tuple[Keys, str, frozenset[str]]]:
     """Find settings of the methods that cannot work; `compatibility.check_pairs` checks built networks.
 
@@ -51,6 +51,13 @@ def mistakes(
     Yields:
         The key, the message, and the sections that it was judged from.
     """
+    for one in distill.candidates:
+        yield from _mistakes(one, train, networks)
+
+
+def _mistakes(
+    distill: Distill, train: Train, networks: Sequence[tuple[Keys, Candidate | Choice]]
+) -> Iterator[tuple[Keys, str, frozenset[str]]]:
     methods = distill.method
     named = [
         (method, names if place == 0 else names[1:])

@@ -10,6 +10,7 @@ from compress.core.records.deployment import Exported, Measured, ModelFile, Pack
 from compress.core.records.training import Distilled, NearDuplicates, Prepared, Stripped, Trained
 from compress.core.records.warnings import RunWarning
 from compress.recipe.schema import Recipe
+from compress.verdict.method_choice import MethodChoice
 from compress.verdict.teacher_choice import Selected
 
 
@@ -58,6 +59,7 @@ class Evidence:
     plan: dict[str, Any] | None = None
     packaged: Packaged | None = None
     near_duplicates: NearDuplicates | None = None
+    method_choice: MethodChoice | None = None
 
 
 def model_files(teacher: Exported, student: Branch, baseline: Branch | None) -> tuple[ModelFile, ...]:

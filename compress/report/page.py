@@ -15,6 +15,7 @@ from compress.report.sections import (
     images,
     int8,
     latency,
+    method,
     models,
     near_duplicates,
     plan,
@@ -57,6 +58,7 @@ def page(source: Source, drawn: dict[str, str]) -> str:
         ("int8", "Int8", int8.int8(source)),
         ("plan", "Before training", plan.choice(source)),
         ("teacher", "Teacher", teacher.teacher(source)),
+        ("method", "Method", method.method(source)),
         ("training", "Training", training.training(source, drawn)),
         ("slices", "Slices", slices.slices(source)),
         ("classes", "Classes", classes.classes(source)),
@@ -67,8 +69,8 @@ def page(source: Source, drawn: dict[str, str]) -> str:
         ("warnings", "Warnings", warnings.warnings(source)),
         ("repeat", "Repeat", reproduce.manifest(source)),
     ]
-    student, teacher_name, method = report.student.model, report.teacher.model, method_of(report)
-    made = f"{student or 'student'} from {teacher_name or 'teacher'}" + (f", distilled with {method}" if method else "")
+    student, teacher_name, by = report.student.model, report.teacher.model, method_of(report)
+    made = f"{student or 'student'} from {teacher_name or 'teacher'}" + (f", distilled with {by}" if by else "")
     return (
         environment()
         .get_template("page.html")

@@ -25,6 +25,7 @@ from compress.report.schema import (
     ExportSection,
     GainSection,
     IntegerGain,
+    MethodChoiceSection,
     ModelRow,
     NamedDevice,
     NearDuplicatesSection,
@@ -42,7 +43,7 @@ from compress.report.schema import (
     TuningSection,
     UnreadableFile,
 )
-from compress.verdict import device_requirements, teacher_choice
+from compress.verdict import device_requirements, method_choice, teacher_choice
 from compress.verdict import requirements as verdict
 from compress.verdict.clusters import row_drop
 from compress.verdict.gains import distillation_gain, int8_gain, tuning_gain
@@ -116,6 +117,8 @@ def _where_there_are_any(evidence: Evidence) -> dict[str, Any]:
     if evidence.near_duplicates:
         found = {key: value for key, value in vars(evidence.near_duplicates).items() if key != "examples"}
         sections["near_duplicates"] = NearDuplicatesSection.model_validate(found)
+    if evidence.method_choice:
+        sections["method_choice"] = MethodChoiceSection.model_validate(method_choice.content(evidence.method_choice))
     if evidence.plan:
         sections["plan"] = PlanSection.model_validate(evidence.plan)
     return sections

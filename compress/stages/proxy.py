@@ -1,4 +1,4 @@
-"""A short distillation of the student from one candidate teacher, for `teacher.select: proxy`."""
+"""A short distillation of the student, for `teacher.select: proxy` and `distill.method: auto`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run_proxy(
     student: Network,
     start: str,
     weights: File | None,
-    teacher: Trained,
+    teacher: Trained | None,
     data: TrainingData,
     train: ResolvedTrain,
     share: float,
@@ -33,12 +33,13 @@ def run_proxy(
         student: The student's network.
         start: The student's `weights` key, as in the distill stage.
         weights: The student's checkpoint, where `start` is "file".
-        teacher: The candidate.
+        teacher: The candidate; None where the method needs none.
         data: The training data.
         train: The settings of the short training.
         share: Fraction of the training images that it sees.
     """
-    title = f"proxy: {student.model} from {teacher.network.model}"
+    source = f"from {teacher.network.model}" if teacher is not None and not config.plain else "without a teacher"
+    title = f"proxy: {student.model} {source}"
     short = train_student(
         config,
         context=context,

@@ -104,3 +104,33 @@ def test_hidden_labels_are_those_of_training_images_alone() -> None:
 def test_too_few_labels_name_the_class_without_one() -> None:
     with pytest.raises(UsageError, match=r"data\.labelled: with 2 labels, class 'c' has none; choose more"):
         splits.split_labelled(np.arange(60) % 3, 0.2, 0, 2, "abc")
+
+
+@pytest.mark.parametrize("of", [2, 5])
+def test_folds_hold_every_image_once_and_the_classes_in_proportion(of: int) -> None:
+    parts = [splits.fold(LABELS, number, of, seed=3) for number in range(of)]
+    held_out = [part for _, part in parts]
+    assert np.array_equal(np.sort(np.concatenate(held_out)), np.arange(100))
+    for train, part in parts:
+        assert np.array_equal(np.sort(np.concatenate([train, part])), np.arange(100)) and np.all(np.diff(part) > 0)
+        assert np.abs(np.bincount(LABELS[part], minlength=4) - np.array([40, 30, 20, 10]) / of).max() <= 1
+    assert not np.array_equal(splits.fold(LABELS, 0, of, seed=4)[1], held_out[0])
+
+
+def test_folds_keep_groups_together_and_leave_every_class_to_train_on() -> None:
+    labels = np.repeat([0, 1], 60)
+    groups = np.array([f"{label}-{number // 7}" for label in (0, 1) for number in range(60)])
+    parts = [splits.fold(labels, number, 5, 0, groups) for number in range(5)]
+    assert np.array_equal(np.sort(np.concatenate([part for _, part in parts])), np.arange(120))
+    for train, part in parts:
+        assert not set(groups[train]) & set(groups[part])
+        assert set(labels[train]) == {0, 1} and 12 <= len(part) <= 36
+
+
+def test_a_part_takes_the_place_of_the_validation_share() -> None:
+    labels = np.where(np.arange(100) % 10 == 0, -1, LABELS)
+    read, train, held_out = splits.split_labelled(labels, 0.1, 0, None, part=(1, 5))
+    assert (
+        np.array_equal(np.sort(np.concatenate([train, held_out])), np.flatnonzero(labels >= 0)) and len(held_out) == 18
+    )
+    assert np.array_equal(read, labels)

@@ -42,7 +42,7 @@ def built(name: str) -> Method:
 
 def test_every_table_names_every_method() -> None:
     names = set(METHODS)
-    assert set(METHOD_SECTIONS) == set(METHOD_SUMMARIES) == set(typing.get_args(MethodName)) == names
+    assert set(METHOD_SECTIONS) == set(METHOD_SUMMARIES) == set(typing.get_args(MethodName)) - {"auto"} == names
     assert WEIGHTS.keys() | ALWAYS_A_LOSS == names and not WEIGHTS.keys() & ALWAYS_A_LOSS
 
 

@@ -98,7 +98,7 @@ APPENDED = [
         [
             (
                 "6:19: distill.method: expected one of dhkd, kd, dkd, dist, fitnet, at, rkd, crd, ofd, "
-                "reviewkd, simkd, catkd, none, got 'dkhd' (did you mean 'dkd'?)"
+                "reviewkd, simkd, catkd, none, auto, got 'dkhd' (did you mean 'dkd'?)"
             )
         ],
     ),
@@ -116,7 +116,7 @@ APPENDED = [
         [
             (
                 "6:26: distill.method.1: expected one of dhkd, kd, dkd, dist, fitnet, at, rkd, crd, ofd, "
-                "reviewkd, simkd, catkd, none, got 'dkhd' (did you mean 'dkd'?)"
+                "reviewkd, simkd, catkd, none, auto, got 'dkhd' (did you mean 'dkd'?)"
             )
         ],
     ),
@@ -605,7 +605,7 @@ def test_a_candidate_trains_on_as_many_threads_as_the_student_unless_it_says_so(
 
 def test_a_pretrained_start_trains_short_and_gently() -> None:
     train = resolved_train(None, mobile=True, pretrained=True, seed=3)
-    assert (train.epochs, train.lr, train.seed, train.schedule.warmup_epochs) == (20, 0.005, 3, 1.0)
+    assert (train.epochs, train.lr, train.seed, train.schedule.warmup_epochs) == (20, 0.001, 3, 1.0)
     short = resolved_train(Train(epochs=2, lr=0.1), mobile=True, pretrained=True, seed=3)
     assert (short.epochs, short.lr, short.schedule.warmup_epochs) == (2, 0.1, 0.5)
     assert resolved_train(None, mobile=False, pretrained=False, seed=0).lr == 0.05
@@ -618,8 +618,8 @@ def test_a_pretrained_start_trains_short_and_gently() -> None:
 @pytest.mark.parametrize(
     ("asked", "pretrained", "scratch"),
     [
-        (None, "recomputed", None),
-        ("auto", "recomputed", None),
+        (None, "frozen", None),
+        ("auto", "frozen", None),
         ("running", "running", None),  # from scratch the key is what it was before there was a choice
         ("recomputed", "recomputed", "recomputed"),
         ("frozen", "frozen", "frozen"),

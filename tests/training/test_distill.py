@@ -157,7 +157,7 @@ def test_pretrained_weights_with_a_new_last_layer_start_from_a_probe_and_its_acc
     for name, kind in (("teacher resnet8", "teacher"), ("student", "distill")):
         (stage,) = recipe.parent.glob(f"a/cache/{kind}/*/stage.json")
         checks = json.loads(stage.read_text())["result"]["checks"]
-        assert checks["batch_norm"] == "recomputed" and checks["probe_images"] == TRAINED and checks["images"] == 40
+        assert checks["batch_norm"] == "frozen" and checks["probe_images"] == TRAINED and checks["images"] == 40
         shown = [f"{100 * checks[key] / 40:.1f} %" for key in ("right", "probe_right")]
         line = (
             f"{name}: {shown[0]} of 40 validation images; a last layer alone, on the pretrained features, "

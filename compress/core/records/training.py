@@ -144,6 +144,8 @@ class TrainingData:
     labelled: int | None = None
     groups: File | None = None  # .npy str (N,): images of one group stay on one side of the validation split
     crop_scale: tuple[float, float] | None = None  # of resized_crop; None: that of the papers
+    # Number and count of the disjoint parts of which one is the validation part; None: `validation` is its size.
+    fold: tuple[int, int] | None = None
 
     @property
     def evaluated(self) -> TrainingData:
@@ -256,7 +258,7 @@ class Distilled:
 
 @dataclass(frozen=True)
 class Proxied:
-    """A short distillation from one teacher, to compare teachers by."""
+    """A short distillation, to compare teachers or methods by."""
 
     top1_validation: float
     correct: File  # .npy bool (V,): whether each validation image is classified correctly

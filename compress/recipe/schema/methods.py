@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
-from compress.recipe.schema.base import Section
+from compress.recipe.schema.base import Count, Section
 from compress.recipe.schema.feature_methods import At, Catkd, Crd, Fitnet, Ofd, ReviewKd, Rkd, Simkd
 from compress.recipe.schema.logit_methods import Dhkd, Dist, Dkd, Kd, Plain
 
@@ -48,8 +48,10 @@ METHOD_SUMMARIES: dict[str, str] = {
 }
 
 MethodName = Literal[
-    "dhkd", "kd", "dkd", "dist", "fitnet", "at", "rkd", "crd", "ofd", "reviewkd", "simkd", "catkd", "none"
+    "dhkd", "kd", "dkd", "dist", "fitnet", "at", "rkd", "crd", "ofd", "reviewkd", "simkd", "catkd", "none", "auto"
 ]
+# Those that ship the student as the recipe names it, so that only accuracy differs.
+TriedName = Literal["none", "kd", "dkd", "dist", "dhkd", "fitnet", "at", "rkd", "crd", "ofd", "reviewkd"]
 
 
 def _listed(value: Any) -> Any:
@@ -64,6 +66,8 @@ def _together(methods: tuple[str, ...]) -> tuple[str, ...]:
     twice = next((name for name in methods if methods.count(name) > 1), None)
     if twice:
         raise ValueError(f"{twice} is named twice")
+    if len(methods) > 1 and "auto" in methods:
+        raise ValueError("auto tries methods one by one; name them in distill.auto.methods")
     if len(methods) > 1 and "none" in methods:
         raise ValueError("none is plain cross-entropy, which every other method has already; leave it out of the list")
     if len(methods) > 1 and "simkd" in methods:
@@ -82,6 +86,34 @@ Methods = Annotated[
 ]
 
 
+def _different(methods: tuple[str, ...]) -> tuple[str, ...]:
+    if len(methods) < 2:
+        raise ValueError("expected at least two methods to choose from")
+    twice = next((name for name in methods if methods.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"{twice} is named twice")
+    return methods
+
+
+class Auto(Section):
+    """How `method: auto` chooses: by short trials, judged image by image on validation."""
+
+    methods: Annotated[tuple[TriedName, ...], AfterValidator(_different)] = Field(
+        default=("none", "kd", "dkd", "dist", "dhkd"),
+        description="the methods to try, from the simplest on: a later one is taken only if it is shown to be better",
+    )
+    epochs: Count | None = Field(
+        default=None, description="of each trial; null: a quarter of train.epochs, at least 3 and at most train.epochs"
+    )
+    seeds: Count | None = Field(
+        default=None,
+        description="trainings of each method; null: 3, or 1 in five folds with fewer than 500 validation images",
+    )
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="share of the training images that each trial sees"
+    )
+
+
 class Distill(Section):
     """The distillation method and its settings.
 
@@ -92,11 +124,12 @@ class Distill(Section):
     method: Methods = Field(
         default=("dhkd",),
         description="see `compress methods`; none: plain cross-entropy; a list: the sum of the methods, with the first "
-        "one's cross-entropy",
+        "one's cross-entropy; auto: the one of auto.methods that short trials show to be the best",
     )
     baseline: bool = Field(
         default=False, description="also train the same student without a teacher, and report the difference"
     )
+    auto: Auto | None = Field(default=None, description="settings of `method: auto`; null: their defaults")
     dhkd: Dhkd = Field(default=Dhkd(), description="settings of dhkd")
     kd: Kd = Field(default=Kd(), description="settings of kd")
     dkd: Dkd = Field(default=Dkd(), description="settings of dkd")
@@ -119,6 +152,18 @@ class Distill(Section):
     def plain(self) -> bool:
         """Return whether there is no distillation at all."""
         return self.method == ("none",)
+
+    @property
+    def trials(self) -> Auto:
+        """The settings of `method: auto`, with their defaults."""
+        return self.auto or Auto()
+
+    @property
+    def candidates(self) -> tuple[Distill, ...]:
+        """This section, once for each method that `method: auto` tries; otherwise itself alone."""
+        if self.method != ("auto",):
+            return (self,)
+        return tuple(self.model_copy(update={"method": (name,)}) for name in self.trials.methods)
 
     def settings(self, method: str) -> Section:
         """Return a method's section."""

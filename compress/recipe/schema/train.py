@@ -40,7 +40,7 @@ class Train(Section):
     batch_size: Annotated[int, Field(ge=1, le=65536)] = Field(default=64, description="images per step")
     lr: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
-        description="learning rate; null: 0.05 from scratch (0.01 for MobileNets and ShuffleNets), 0.005 from "
+        description="learning rate; null: 0.05 from scratch (0.01 for MobileNets and ShuffleNets), 0.001 from "
         "pretrained weights; with adamw 0.001 and 0.0001",
     )
     optimizer: Literal["sgd", "adamw"] | None = Field(
@@ -87,7 +87,7 @@ class Train(Section):
         description="the statistics with which BatchNorm evaluates; running: averages over the steps, as in the "
         "papers; recomputed: those of 2,048 training views (of all images if there are fewer), taken anew with the "
         "weights of each epoch's end; frozen: those of the pretrained weights, in training too; null or auto: "
-        "recomputed from pretrained weights, running from scratch",
+        "frozen from pretrained weights, running from scratch",
     )
     probe: bool | None = Field(
         default=None,

@@ -33,7 +33,14 @@ from compress.report.schema.measurements import (
     SliceRow,
     TimingSection,
 )
-from compress.report.schema.networks import BaselineSection, CandidateRow, StudentSection, TeacherSection
+from compress.report.schema.networks import (
+    BaselineSection,
+    CandidateRow,
+    MethodChoiceSection,
+    MethodTrialRow,
+    StudentSection,
+    TeacherSection,
+)
 from compress.report.schema.plan import PlanSection
 from compress.report.schema.requirement import RequirementRow
 from compress.verdict.requirements import Status
@@ -51,6 +58,8 @@ __all__ = [
     "GainSection",
     "IntegerGain",
     "LatencySummary",
+    "MethodChoiceSection",
+    "MethodTrialRow",
     "ModelRow",
     "NamedDevice",
     "NearDuplicatesSection",
@@ -127,6 +136,9 @@ class Report(ReportPart):
         description="the limits of `require` and their verdicts; a limit on time or memory has one row a device",
     )
     data: DataSection | None = Field(default=None, description="the data set")
+    method_choice: MethodChoiceSection | None = Field(
+        default=None, description="how `distill.method: auto` chose the method; absent: the recipe names it"
+    )
     near_duplicates: NearDuplicatesSection | None = Field(
         default=None, description="near-duplicates across parts; missing or null: the data was not searched"
     )

@@ -106,3 +106,37 @@ class BaselineSection(ReportPart):
     epochs: int | None = Field(default=None, description="epochs trained")
     top1_validation: Number | None = Field(default=None, description=VALIDATION)
     seconds: Number | None = Field(default=None, description="seconds that its training took")
+
+
+class MethodTrialRow(ReportPart):
+    """One method in the short trials of `distill.method: auto`."""
+
+    method: str | None = Field(default=None, description="its name")
+    top1_validation: Number | None = Field(default=None, description="mean top-1 over the seeds, a fraction in [0, 1]")
+    top1_by_seed: list[Number] = Field(default_factory=list, description="top-1 of each seed, fractions in [0, 1]")
+    gain_points: Number | None = Field(
+        default=None, description="percentage points over the first method, the simplest; null: it is that one"
+    )
+    gain_ci95: Interval | None = Field(
+        default=None,
+        description="95 % confidence interval of `gain_points`, paired on the images, over seeds and images",
+    )
+    p_holm: Number | None = Field(
+        default=None, description="p-value of `gain_points` after Holm's correction for the number of methods"
+    )
+    chosen: bool | None = Field(default=None, description="whether the student is trained by it; exactly one is")
+
+
+class MethodChoiceSection(ReportPart):
+    """How `distill.method: auto` chose the method."""
+
+    reason: str | None = Field(default=None, description="why it was chosen, one sentence")
+    trials: list[MethodTrialRow] = Field(default_factory=list, description="every method, the simplest first")
+    images: int | None = Field(default=None, description="images that each method was judged on")
+    seeds: int | None = Field(default=None, description="trainings of each method, for each part of the images")
+    folds: int | None = Field(
+        default=None, description="parts of the images, each judged by trainings on the others; 1: the validation part"
+    )
+    epochs: int | None = Field(default=None, description="epochs of each trial")
+    share: Number | None = Field(default=None, description="share of the training images that each trial saw")
+    seconds: Number | None = Field(default=None, description="seconds that all trials took when they were made")
