@@ -11,7 +11,7 @@ from compress.core.console import Console
 from compress.core.plural import plural
 from compress.core.records.training import Prepared, TrainingData
 from compress.core.store import Store
-from compress.data import carve, load_groups, load_labels
+from compress.data import load_groups, load_labels, split_of
 from compress.data.part_overlap import overlap_warnings
 from compress.pipeline.prepared_data import near_duplicates, prepare
 from compress.recipe.defaults import resolve
@@ -39,16 +39,18 @@ def describe_data(loaded: Loaded, artifacts: Path, console: Console) -> tuple[li
     root = settings.data.root
     absolute = (loaded.path.resolve().parent / Path(root).expanduser()).resolve() if root else None
     store = Store(artifacts, "cpu", console)
-    prepared, training = prepare(settings.data, absolute, store)
-    labels, test_labels = load_labels(training.labels), load_labels(prepared.test_labels)
-    groups = None if training.groups is None else load_groups(training.groups)
-    train, validation = carve(labels, training.validation, training.split_seed, training.classes, groups)
+    prepared, training = prepare(settings.data, loaded.path.resolve().parent, store)
+    labels, train, validation = split_of(training)
+    test_labels = load_labels(prepared.test_labels)
     counts = [
         np.bincount(part, minlength=len(prepared.classes)) for part in (labels[train], labels[validation], test_labels)
     ]
     rows: list[tuple[str, ...]] = [("class", *PARTS)]
     rows += [(name, *(f"{int(part[number]):,}" for part in counts)) for number, name in enumerate(prepared.classes)]
-    rows.append(("all", *(f"{int(part.sum()):,}" for part in counts)))
+    if unlabelled := int((labels < 0).sum()):
+        rows.append(("(no label)", f"{unlabelled:,}", "0", "0"))
+    totals = [int(part.sum()) for part in counts]
+    rows.append(("all", f"{totals[0] + unlabelled:,}", *(f"{total:,}" for total in totals[1:])))
     found = near_duplicates(prepared, training, store)
     lines = [*_originals(prepared, absolute), *_group_lines(prepared, training)]
     lines += [f"data: {warning}" for warning in prepared.run_warnings]

@@ -20,7 +20,8 @@ SHOWN_SIDE = 112  # pixels
 
 def find_overlap(prepared: Prepared, training: TrainingData, work: Path) -> NearDuplicates:
     """Count near-duplicates across parts and write some pairs to `work`/near_duplicates.npz."""
-    images, _, train, validation = training_arrays(training)
+    images, labels, _, validation = training_arrays(training)
+    train = np.setdiff1d(np.arange(len(labels)), validation)  # unlabelled images are trained on, too
     assert isinstance(images, np.ndarray)  # streamed sets are not searched
     test = load_images(prepared.test_images)
     images = _centre(images, prepared.image_size)

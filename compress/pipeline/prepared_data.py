@@ -14,18 +14,20 @@ from compress.stages import data
 from compress.stages.data import DECODE_VALIDATION, FIND_OVERLAP, PREPARE
 
 
-def prepare(config: Data, root: Path | None, store: Store) -> tuple[Prepared, TrainingData]:
+def prepare(config: Data, base: Path, store: Store) -> tuple[Prepared, TrainingData]:
     """Decode the data of a recipe, or find it in the store.
 
     Args:
         config: The recipe's `data` section.
-        root: Its folder or file, as an absolute path.
+        base: The recipe's folder, which its paths are relative to.
         store: Of the run.
 
     Returns:
         The decoded data, and what training may read.
     """
-    config = config.model_copy(update={"root": str(root) if root else None})
+    root, further = (_absolute(base, path) for path in (config.root, config.unlabelled))
+    # The recipe's folder is no part of the key, so its paths are absolute from here on.
+    config = config.model_copy(update={"root": root, "unlabelled": further})
     fingerprint = inspection.fingerprint(config, Path())
     # What does not change the decoded arrays stays out of the key.
     keyed = config.model_copy(
@@ -50,6 +52,10 @@ def prepare(config: Data, root: Path | None, store: Store) -> tuple[Prepared, Tr
     if config.normalize is not None:
         prepared = replace(prepared, normalization=normalized(config.normalize))
     return prepared, training
+
+
+def _absolute(base: Path, path: str | None) -> str | None:
+    return str((base / Path(path).expanduser()).resolve()) if path else None
 
 
 def near_duplicates(prepared: Prepared, training: TrainingData, store: Store) -> NearDuplicates | None:

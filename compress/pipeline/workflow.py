@@ -47,7 +47,7 @@ class Workflow:
         self.base = loaded.path.resolve().parent
         root = settings.data.root
         self.root = (self.base / Path(root).expanduser()).resolve() if root else None
-        self.prepared, self.training = prepare(settings.data, self.root, store)
+        self.prepared, self.training = prepare(settings.data, self.base, store)
         self.warnings: list[RunWarning] = []
         self.said: set[str] = set()
         self.method_choice: MethodChoice | None = None

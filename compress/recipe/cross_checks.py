@@ -59,13 +59,7 @@ def _data_contradictions(recipe: Recipe) -> Iterator[Finding]:
     if data.source in STREAMED and data.views not in ("resized_crop", "none"):
         message = f"images of {data.source} are decoded in training, with resized_crop or none"
         yield Finding(("data", "augment"), f"{message}; {data.augment} is for decoded arrays", sections=judged)
-    if data.labelled is not None:
-        wrong = method_checks.unlabelled_mistake(recipe.distill)
-        if data.source in STREAMED:
-            wrong = f"images of {data.source} are decoded in training, where all have their label"
-        if wrong:
-            both = judged | {"distill"}
-            yield Finding(("data", "labelled"), f"leaves images without a label, but {wrong}", sections=both)
+    yield from _unlabelled_mistakes(recipe)
     if data.group is not None:
         wrong = "only source: folder has paths to group images by; leave it out" if data.source != "folder" else None
         if wrong := wrong or group_setting.mistake(data.group):
@@ -79,6 +73,25 @@ def _data_contradictions(recipe: Recipe) -> Iterator[Finding]:
     if data.shards_at_once is not None and data.source != "webdataset":
         message = f"images of {data.source} are not in shards: leave it out"
         yield Finding(("data", "shards_at_once"), message, sections=judged)
+
+
+def _unlabelled_mistakes(recipe: Recipe) -> Iterator[Finding]:
+    data, judged = recipe.data, frozenset({"data", "distill"})
+    wrong = method_checks.unlabelled_mistake(recipe.distill)
+    if data.labelled is not None:
+        if data.source in STREAMED:
+            wrong = f"images of {data.source} are decoded in training, where all have their label"
+        if wrong:
+            yield Finding(("data", "labelled"), f"leaves images without a label, but {wrong}", sections=judged)
+    if data.unlabelled is not None:
+        if data.source != "folder":
+            message = f"is read only for source: folder, not for {data.source}: leave it out"
+            yield Finding(("data", "unlabelled"), message, sections=judged)
+        elif data.group is not None:
+            message = "adds images whose group is not known, so they may show what a test image shows"
+            yield Finding(("data", "unlabelled"), f"{message}; leave it or data.group out", sections=judged)
+        elif wrong:
+            yield Finding(("data", "unlabelled"), f"adds images without a label, but {wrong}", sections=judged)
 
 
 def _crop_scale_mistake(data: Data) -> str | None:

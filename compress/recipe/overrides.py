@@ -88,4 +88,6 @@ def _is_relative_path(keys: Keys, value: Any) -> bool:
         return False
     if keys[-1] == "weights":
         return Path(value).suffix in catalog.CHECKPOINT_SUFFIXES and "://" not in value
-    return keys in (("data", "root"), ("data", "labels")) or (keys[0] == "teacher" and keys[-1] == "onnx")
+    if keys[0] == "data":
+        return keys[1:] in (("root",), ("labels",), ("unlabelled",))
+    return keys[0] == "teacher" and keys[-1] == "onnx"

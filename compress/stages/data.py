@@ -49,7 +49,7 @@ def run_find_overlap(config: None, *, context: Context, prepared: Prepared, trai
     return find_overlap(prepared, training, context.work)
 
 
-FIND_OVERLAP = Stage("data", 1, run_find_overlap, NearDuplicates)
+FIND_OVERLAP = Stage("data", 2, run_find_overlap, NearDuplicates)
 
 
 def training(prepared: Prepared, config: Data, held: DecodedValidation | None = None) -> TrainingData:

@@ -49,6 +49,7 @@ IN_KEY_IF_SET = frozenset(
         "labelled",
         "labels",
         "bits",
+        "unlabelled",
         "auto",
         "value_range",
         "output",

@@ -11,7 +11,7 @@ from compress.core.errors import CompressError, UsageError
 from compress.core.records.base import File, sha256_of
 from compress.core.records.warnings import RunWarning
 from compress.data import groups, quality_warnings
-from compress.data.sources import cifar, fashion, folder, folder_split, npz, streamed, webdataset
+from compress.data.sources import cifar, fashion, folder, folder_split, npz, streamed, unlabelled_folder, webdataset
 from compress.data.sources.folder_parts import class_folders
 from compress.data.splits import stratified
 from compress.data.streaming.listing import size_with_margin
@@ -41,6 +41,11 @@ def locate_root(config: schema.Data, base: Path) -> Path:
     return (base / Path(config.root).expanduser()).absolute()
 
 
+def locate_unlabelled(config: schema.Data, base: Path) -> Path | None:
+    """Return the absolute `data.unlabelled`: relative to the recipe's folder `base`, `~` expands; None without it."""
+    return None if config.unlabelled is None else (base / Path(config.unlabelled).expanduser()).absolute()
+
+
 def fingerprint(config: schema.Data, base: Path) -> str:
     """Return the sha256 (hex) of what `prepare_data` would decode, without reading pixels.
 
@@ -60,7 +65,9 @@ def fingerprint(config: schema.Data, base: Path) -> str:
     elif config.source == "npz":
         content = npz.content_stamp(locate_root(config, base))
     elif config.source == "folder":
-        content = folder.content_stamp(locate_root(config, base), config.labels)
+        content = folder.content_stamp(root := locate_root(config, base), config.labels)
+        if further := locate_unlabelled(config, base):
+            content = [*content, "unlabelled", *unlabelled_folder.content_stamp(root, further)]
     elif config.source in streamed.SOURCES:
         content = streamed.content_stamp(config.source, locate_root(config, base))
     else:
@@ -119,7 +126,11 @@ def training_labels(config: schema.Data, base: Path) -> np.ndarray | None:
         labels = fashion.load()["train_labels"]
     else:
         return None
-    return labels if config.limit_train is None else labels[stratified(labels, config.limit_train, config.split_seed)]
+    if config.limit_train is not None:
+        labels = labels[stratified(labels, config.limit_train, config.split_seed)]
+    further = locate_unlabelled(config, base)
+    unlabelled = np.full(unlabelled_folder.count(further), unlabelled_folder.UNLABELLED) if further else labels[:0]
+    return np.concatenate([labels, unlabelled])
 
 
 def class_counts(config: schema.Data, base: Path) -> str | None:

@@ -18,11 +18,12 @@ from compress.core.records.base import File
 from compress.core.records.training import Prepared, Unreadable
 from compress.core.records.warnings import RunWarning
 from compress.data import npy, quality_warnings
-from compress.data.sources import cifar, fashion, folder, npz, streamed, unreadable
+from compress.data.sources import cifar, fashion, folder, npz, streamed, unlabelled_folder, unreadable
 from compress.data.sources.folder_split import split_folder
-from compress.data.sources.inspection import folder_groups, locate_root, store_size
+from compress.data.sources.inspection import folder_groups, locate_root, locate_unlabelled, store_size
 from compress.data.sources.normalization import known_normalization, measure_normalization
 from compress.data.sources.prepared_files import PreparedFiles
+from compress.data.sources.unlabelled_folder import UNLABELLED, UnlabelledImages
 from compress.data.splits import stratified
 from compress.recipe import schema
 
@@ -164,6 +165,7 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
     split = split_folder(root, layout, config.test, config.split_seed, named)
     scale, ranged = find_range(root, split.train, config.bits)
     group_of = dict(zip((image.path for image in (*layout.train, *(layout.test or ()))), named or (), strict=False))
+    further = _unlabelled(config, root, base, layout)
     files: dict[str, File] = {}
     broken: list[Unreadable] = []
     used: list[folder.ImageFile] = []
@@ -174,6 +176,9 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
         if limit is not None:
             chosen = stratified(np.array([image.label for image in images]), limit, config.split_seed, stream)
             images = tuple(images[i] for i in chosen)
+        labelled = images
+        if part == "train":
+            images += further.images
         used += images
         crop = config.side if part == "test" else store_size(config)
         read: list[folder.ImageFile] = []
@@ -185,11 +190,13 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
         files[f"{part}_names"] = _write_names(work / f"{part}_names.npy", names)
         if named is not None:
             files[f"{part}_groups"] = _write_names(work / f"{part}_groups.npy", [group_of[name] for name in names])
-        unreadable.require_readable_classes(root, images, labels, layout.classes, part)
-        report(f"data: {len(labels):,} {part} images of {len(layout.classes)} classes, {crop}x{crop}")
+        unreadable.require_readable_classes(root, labelled, labels, layout.classes, part)
+        without = f", {labels.count(UNLABELLED):,} of them without a label" if UNLABELLED in labels else ""
+        report(f"data: {len(labels):,} {part} images of {len(layout.classes)} classes{without}, {crop}x{crop}")
     warnings = (
         *split.duplicates,
         *folder.layout_warnings(layout),
+        *further.warnings,
         *split.overlap,
         *split.few,
         *(grouping.warnings if grouping else ()),
@@ -199,6 +206,14 @@ def _prepare_folder(config: schema.Data, work: Path, base: Path, report: Report)
     return PreparedFiles(
         layout.classes, **files, unreadable=tuple(broken), paths=None, warnings=warnings, value_range=scale
     )
+
+
+def _unlabelled(config: schema.Data, root: Path, base: Path, layout: folder.FolderLayout) -> UnlabelledImages:
+    """List the images of `data.unlabelled`."""
+    place = locate_unlabelled(config, base)
+    if place is None:
+        return UnlabelledImages((), ())
+    return unlabelled_folder.find(root, place, (*layout.train, *(layout.test or ())))
 
 
 def _write_names(path: Path, names: list[str]) -> File:

@@ -46,7 +46,7 @@ def judge(
     label_of = {image.path: image.label for image in used}
     every = Counter(image.label for image in used)
     for label, count in Counter(label_of[image.path] for image in bad).items():
-        if count > max(ALWAYS_TOLERATED, max(MOST_LOST, limit) * every[label]):
+        if label >= 0 and count > max(ALWAYS_TOLERATED, max(MOST_LOST, limit) * every[label]):
             raise StageError(
                 f"data: {count} of {every[label]} images of class {classes[label]!r} cannot be read ({few}); repair or "
                 f"remove them, or leave them out: {accept(count / every[label])}"

@@ -65,8 +65,9 @@ def _from_root(path: Path) -> str:
 
 def _paths(data: Any) -> Iterator[tuple[Keys, str]]:
     """Yield the values that name a file or a folder."""
-    if _entry(data, "data", "root"):
-        yield ("data", "root"), data["data"]["root"]
+    for name in ("root", "unlabelled"):
+        if _entry(data, "data", name):
+            yield ("data", name), data["data"][name]
     student: Keys = ("student",)
     networks: list[tuple[Keys, Any]] = [(student, data.get("student"))]
     for home in (("teacher", "candidates"), ("student", "choose", "from")):

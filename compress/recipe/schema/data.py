@@ -95,6 +95,11 @@ class Data(Section):
         description="keep the labels of only so many images to train on, drawn by class; for the others the teacher's "
         "answer is all that the student learns from; null: all that have a label",
     )
+    unlabelled: str | None = Field(
+        default=None,
+        description="folder: a folder of further images without labels, at any depth, for which the teacher answers; "
+        "relative to the recipe, by --set to the working folder; null: none",
+    )
     test: ShareOrCount = Field(
         default=0.2,
         description="only for a folder without a test sub-folder: about so many test images, for the final validation; "
