@@ -46,6 +46,11 @@ FILES = (
         "predictions.npz",
         "`labels` (N,) int, `sha256` (N,) text: the test images by content; `logits/<file>` (N, K) float of each file",
     ),
+    (
+        "predictions.csv",
+        "the same for people, a row a test image: `path` relative to `data.root` (its number from 0 where the source "
+        "has no files), `label`, and for each file `<file> answer` and `<file> probability`, the softmax of its logits",
+    ),
     ("latency.npz", "`<file>`: times of the runs in ms, (R,) float; `rounds/<file>`: the round of each, (R,) int"),
     (
         "history/*.csv",

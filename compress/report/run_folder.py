@@ -6,8 +6,11 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
+
 from compress.core.files import write_json
 from compress.core.records.base import File
+from compress.report import prediction_table
 from compress.report.evidence import Evidence
 from compress.report.report_json import assemble
 from compress.report.schema import Report
@@ -20,6 +23,7 @@ def write(evidence: Evidence, folder: Path) -> Report:
 
     report = assemble(evidence)
     _copy_files(evidence, folder)
+    _write_predictions(evidence, folder / prediction_table.NAME)
     write_json(folder / "environment.json", evidence.environment)
     write_json(folder / "report.json", report.to_json())
     render(folder)
@@ -59,3 +63,23 @@ def _copy_files(evidence: Evidence, folder: Path) -> None:
     shutil.copyfile(evidence.measured.bundle.path, folder / "bundle.zip")
     with zipfile.ZipFile(evidence.measured.bundle.path) as archive:
         archive.extractall(folder)
+
+
+def _write_predictions(evidence: Evidence, path: Path) -> None:
+    """Write predictions.csv from the logits of predictions.npz."""
+    names = paths_of_test_images(evidence)
+    with np.load(evidence.measured.predictions.path, allow_pickle=False) as stored:
+        prediction_table.write(
+            path,
+            stored["labels"],
+            {model.name: stored[f"logits/{model.name}"] for model in evidence.models},
+            evidence.prepared.classes,
+            names,
+            frozenset(model.name for model in evidence.models if model.contract is not None),
+        )
+
+
+def paths_of_test_images(evidence: Evidence) -> list[str] | None:
+    """Return the paths of the test images relative to `data.root`, with `/`; None where the images have no files."""
+    file = evidence.prepared.test_names
+    return None if file is None else [str(name) for name in np.load(file.path, allow_pickle=False)]

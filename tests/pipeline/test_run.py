@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -139,6 +140,7 @@ def test_the_run_folder_has_the_contracts_paths(run_folder, report):
         "student.int8.onnx",
         "teacher.onnx",
         "predictions.npz",
+        "predictions.csv",
         "bundle/manifest.json",
     ):
         assert (run_folder / name).stat().st_size > 0, name
@@ -152,6 +154,14 @@ def test_the_run_folder_has_the_contracts_paths(run_folder, report):
         assert (len(content), hashlib.sha256(content).hexdigest()) == (row["bytes"], row["sha256"])
     with np.load(run_folder / "predictions.npz") as stored:
         assert {f"logits/{row['file']}" for row in report["models"]} <= set(stored)
+        labels, logits = stored["labels"], {row["file"]: stored[f"logits/{row['file']}"] for row in report["models"]}
+    with (run_folder / "predictions.csv").open(newline="", encoding="utf-8") as stream:
+        table = list(csv.DictReader(stream))
+    assert [row["path"] for row in table] == [str(number) for number in range(len(labels))]  # fashion has no files
+    assert [row["label"] for row in table] == [report["classes"][label] for label in labels]
+    for name, values in logits.items():
+        said = [row[f"{name} answer"] for row in table]
+        assert said == [report["classes"][answer] for answer in values.argmax(axis=1)]
     assert "teacher resnet14" in (run_folder / "log.txt").read_text()
 
 

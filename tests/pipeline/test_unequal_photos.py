@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,12 @@ def run(recipe: Path, *options: str) -> tuple[int, dict[str, Any]]:
     return code, json.loads((artifacts / "runs" / "recipe" / "latest" / "report.json").read_text())
 
 
+def predictions(recipe: Path) -> list[dict[str, str]]:
+    path = recipe.parent / "artifacts" / "runs" / "recipe" / "latest" / "predictions.csv"
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
 def test_the_accuracy_passes_and_what_it_hides_stands_beside_it(recipe: Path, capsys: pytest.CaptureFixture[str]):
     code, report = run(recipe)
     assert code == 0 and report["status"] == "passed"
@@ -52,6 +59,12 @@ def test_the_accuracy_passes_and_what_it_hides_stands_beside_it(recipe: Path, ca
     assert "hardly ever gets one class right" in beside and "faulty: 0 of 4 right" in beside
     assert f"training images are unequal ({380 - (images - 4)} of good, 16 of faulty)" in beside
     said = capsys.readouterr().out
+    table = predictions(recipe)
+    assert len({row["path"] for row in table}) == len(table) == images
+    assert all((recipe.parent / "parts" / row["path"]).is_file() for row in table)
+    assert all(row["path"].split("/")[0] == row["label"] for row in table)
+    assert {row[f"{ship['file']} answer"] for row in table} == {"good"}
+    assert all(0.5 <= float(row[f"{ship['file']} probability"]) <= 1 for row in table)
     assert "lowest recall: faulty 0 of 4 (0.0 % [0.0, 49.0])" in said and "balanced accuracy 50.0 % " in said
 
 
