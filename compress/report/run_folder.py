@@ -10,8 +10,9 @@ import numpy as np
 
 from compress.core.files import write_json
 from compress.core.records.base import File
-from compress.report import prediction_table
+from compress.report import gallery, prediction_table
 from compress.report.evidence import Evidence
+from compress.report.read import arrays_of
 from compress.report.report_json import assemble
 from compress.report.schema import Report
 from compress.verdict.shipped_model import shipping
@@ -44,7 +45,7 @@ def _copy_files(evidence: Evidence, folder: Path) -> None:
         ("latency.npz", evidence.measured.latency_samples),
     ):
         shutil.copyfile(file.path, folder / name)
-    shutil.copyfile(evidence.measured.gallery.path, folder / "pictures.npz")
+    _write_gallery(evidence, folder / "pictures.npz")
     if evidence.near_duplicates is not None and (evidence.near_duplicates.test or evidence.near_duplicates.validation):
         shutil.copyfile(evidence.near_duplicates.examples.path, folder / "near_duplicates.npz")
     histories: dict[str, File | None] = {"student": evidence.student.trained.history}
@@ -65,18 +66,27 @@ def _copy_files(evidence: Evidence, folder: Path) -> None:
         archive.extractall(folder)
 
 
+def _write_gallery(evidence: Evidence, path: Path) -> None:
+    """Copy the images that the report shows, with the names of their files where they have some."""
+    names = paths_of_test_images(evidence)
+    if names is None:
+        shutil.copyfile(evidence.measured.gallery.path, path)
+        return
+    chosen, predictions = arrays_of(evidence.measured.gallery.path), arrays_of(evidence.measured.predictions.path)
+    np.savez_compressed(path, **gallery.with_names(chosen, predictions, names))  # type: ignore[arg-type]
+
+
 def _write_predictions(evidence: Evidence, path: Path) -> None:
     """Write predictions.csv from the logits of predictions.npz."""
-    names = paths_of_test_images(evidence)
-    with np.load(evidence.measured.predictions.path, allow_pickle=False) as stored:
-        prediction_table.write(
-            path,
-            stored["labels"],
-            {model.name: stored[f"logits/{model.name}"] for model in evidence.models},
-            evidence.prepared.classes,
-            names,
-            frozenset(model.name for model in evidence.models if model.contract is not None),
-        )
+    stored = arrays_of(evidence.measured.predictions.path)
+    prediction_table.write(
+        path,
+        stored["labels"],
+        {model.name: stored[f"logits/{model.name}"] for model in evidence.models},
+        evidence.prepared.classes,
+        paths_of_test_images(evidence),
+        frozenset(model.name for model in evidence.models if model.contract is not None),
+    )
 
 
 def paths_of_test_images(evidence: Evidence) -> list[str] | None:

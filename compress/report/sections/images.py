@@ -11,17 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from compress.report.read import Source
+from compress.report.read import Arrays, Source
 
 MOST_IMAGES = 24
 # Pixels; smaller images are kept as they are and enlarged by the browser.
 THUMBNAIL = 112
 SMALL = 64
+LONGEST_NAME = 44  # characters of a file's path; of a longer one the middle is left out
+
+
+@dataclass(frozen=True)
+class FileName:
+    """The path of an image's file. `title`: the whole path, where `text` leaves out its middle."""
+
+    text: str
+    title: str = ""
 
 
 @dataclass(frozen=True)
 class LostImage:
-    """One image with the right class and the student's. `src`: a data URI."""
+    """One image with the right class and the student's. `src`: a data URI; `file`: None where it has none."""
 
     src: str
     alt: str
@@ -29,6 +38,7 @@ class LostImage:
     label: str
     student: str
     note: str = ""
+    file: FileName | None = None
 
 
 @dataclass(frozen=True)
@@ -44,13 +54,23 @@ def lost_images(source: Source) -> LostImagesView | None:
     found = source.images
     if not found or not len(found["images"]):
         return None
-    rows = list(zip(found["images"], found["labels"], found["student"], strict=True))[:MOST_IMAGES]
-    images = [lost_image(source, *row) for row in rows]
+    rows = list(zip(found["images"], found["labels"], found["student"], names_of(found, "names"), strict=True))
+    images = [
+        lost_image(source, image, label, student, name=name) for image, label, student, name in rows[:MOST_IMAGES]
+    ]
     more = int(found["total"] if "total" in found else len(found["images"])) - len(images)
     return LostImagesView(images, f"{more:,}" if more > 0 else "")
 
 
-def lost_image(source: Source, image: NDArray[np.uint8], label: int, student: int, note: str = "") -> LostImage:
+def names_of(found: Arrays, key: str) -> Sequence[str | None]:
+    """Return the file names of a gallery's images. `key`: names or slice_names; older galleries have neither."""
+    images = found["images" if key == "names" else "slice_images"]
+    return [str(name) for name in found[key]] if key in found else [None] * len(images)
+
+
+def lost_image(
+    source: Source, image: NDArray[np.uint8], label: int, student: int, note: str = "", name: str | None = None
+) -> LostImage:
     """Build one image of a gallery.
 
     Args:
@@ -59,16 +79,27 @@ def lost_image(source: Source, image: NDArray[np.uint8], label: int, student: in
         label: the right class.
         student: the student's class.
         note: what else stands below it.
+        name: the path of its file; None where it has none.
     """
-    name = source.class_name(label)
+    right = source.class_name(label)
     return LostImage(
         src=thumbnail(image),
-        alt=f"test image of {name}",
+        alt=f"test image of {right}",
         small=image.shape[0] < SMALL,
-        label=name,
+        label=right,
         student=source.class_name(student),
         note=note,
+        file=None if name is None else file_name(name),
     )
+
+
+def file_name(path: str) -> FileName:
+    """Return a file's path as the page shows it: the middle of a long one is left out."""
+    if len(path) <= LONGEST_NAME:
+        return FileName(path)
+    kept = LONGEST_NAME - 1
+    head = kept * 2 // 5  # the end tells more: it is the file's own name
+    return FileName(f"{path[:head]}\u2026{path[head - kept :]}", path)
 
 
 def thumbnail(image: NDArray[np.uint8]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from compress.core.plural import plural
 from compress.report.read import Source
-from compress.report.sections.images import SMALL, thumbnail
+from compress.report.sections.images import SMALL, FileName, file_name, thumbnail
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class NearPair:
 
     first: str
     second: str
-    first_name: str
-    second_name: str
+    first_name: FileName
+    second_name: FileName
     small: bool
 
 
@@ -48,7 +48,9 @@ def near_duplicates(source: Source) -> NearDuplicatesView | None:
         zip(*(arrays[key] for key in ("first", "second", "first_name", "second_name")), strict=True) if arrays else ()
     )
     pairs = [
-        NearPair(thumbnail(first), thumbnail(second), str(one), str(other), first.shape[0] < SMALL)
+        NearPair(
+            thumbnail(first), thumbnail(second), file_name(str(one)), file_name(str(other)), first.shape[0] < SMALL
+        )
         for first, second, one, other in rows
     ]
     return NearDuplicatesView(counts, found.group or "", pairs)

@@ -10,7 +10,7 @@ from compress.report.formats import chance, is_number, percent, signed
 from compress.report.read import Source, teacher_row
 from compress.report.schema import ClassRow, SliceRow
 from compress.report.schema.base import Number
-from compress.report.sections.images import LostImage, lost_image
+from compress.report.sections.images import LostImage, lost_image, names_of
 from compress.report.views import Cell, Table, cells
 
 HEAD = ("Images", "Against", "Drop, points", "Lost / gained", "p", "Its top\u20111", "The student's", "Number")
@@ -93,8 +93,8 @@ def _images(source: Source) -> list[LostImage]:
     found = source.images
     if not set(ARRAYS) <= set(found):
         return []
-    rows = zip(*(found[key] for key in ARRAYS), strict=True)
+    rows = zip(*(found[key] for key in ARRAYS), names_of(found, "slice_names"), strict=True)
     return [
-        lost_image(source, image, label, student, f"{group}; the teacher's lead {margin:.2f}")
-        for image, label, student, margin, group in rows
+        lost_image(source, image, label, student, f"{group}; the teacher's lead {margin:.2f}", name)
+        for image, label, student, margin, group, name in rows
     ]

@@ -1,0 +1,63 @@
+"""File names of the images that a report shows."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from compress.report import gallery
+from compress.report.page import render
+from compress.report.sections.images import LONGEST_NAME, file_name
+from compress.verdict.slices import class_rows, mistakes, slice_images
+from tests.support import report_example as example
+
+LONG = "Käfer/" + "deep/" * 20 + "IMG_0001.jpg"
+
+
+def test_each_image_has_the_name_of_its_file_also_where_images_are_equal() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, 4, 4, 3)).astype(np.uint8)
+    images[30:] = images[:30]  # every image twice, with the same class and the same answers
+    labels = np.tile(np.arange(30) % 3, 2)
+    teacher = np.eye(3)[labels] * 5
+    student = np.tile(rng.normal(size=(30, 3)), (2, 1))
+    rows = class_rows(labels, teacher, student, None, ("a", "b", "c"))
+    chosen = {
+        **mistakes(images, labels, teacher, student),
+        **slice_images(images, labels, teacher, student, [{**row, "worse": True} for row in rows]),
+    }
+    hashes = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in images])
+    found = gallery.with_names(chosen, {"sha256": hashes, "labels": labels}, [f"x/{n}.jpg" for n in range(60)])
+    for names, shown, right in (("names", "images", "labels"), ("slice_names", "slice_images", "slice_labels")):
+        positions = [int(name[2:-4]) for name in found[names]]
+        assert len(positions) == len(found[shown]) > 10
+        assert (images[positions] == found[shown]).all() and (labels[positions] == found[right]).all()
+    for group in set(found["slice_name"].tolist()):
+        in_group = found["slice_names"][found["slice_name"] == group].tolist()
+        assert len(set(in_group)) == len(in_group)  # twins are two files
+
+
+def test_the_page_names_the_files_of_mistakes(tmp_path: Path) -> None:
+    example.build(tmp_path, n=400)
+    with np.load(tmp_path / "pictures.npz") as stored:
+        arrays = dict(stored)
+    names = [f"cat/{number}.jpg" for number in range(len(arrays["images"]))]
+    names[:2] = [LONG, "<script>alert(1)</script>.jpg"]
+    np.savez_compressed(tmp_path / "pictures.npz", **arrays, names=np.array(names))
+    page = render(tmp_path).read_text(encoding="utf-8")
+    section = page.partition('<section id="pictures"')[2].partition("</section>")[0]
+    assert all(f">{name}</code>" in section for name in names[2:])
+    assert f'title="{LONG}">' in section and f">{LONG}<" not in section and "IMG_0001.jpg</code>" in section
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;.jpg</code>" in section and "<script>" not in section
+    assert "predictions.csv" in section
+
+
+def test_a_long_path_keeps_its_beginning_and_its_end() -> None:
+    short = file_name("a" * LONGEST_NAME)
+    assert (short.text, short.title) == ("a" * LONGEST_NAME, "")
+    name = file_name(LONG)
+    head, tail = name.text.split("\u2026")
+    assert len(name.text) == LONGEST_NAME and LONG.startswith(head) and LONG.endswith(tail) and len(tail) > len(head)
+    assert name.title == LONG
