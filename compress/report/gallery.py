@@ -27,6 +27,11 @@ def with_names(gallery: Arrays, predictions: Arrays, names: Sequence[str]) -> di
     return {**gallery, **{key: every[positions] for key, positions in found.items()}}
 
 
+def without_images(arrays: Arrays) -> dict[str, NDArray[Any]]:
+    """Return the arrays of pictures.npz or near_duplicates.npz without any pixel."""
+    return {key: value for key, value in arrays.items() if value.ndim < 4}
+
+
 def _positions_in_slices(gallery: Arrays, predictions: Arrays) -> NDArray[np.int64]:
     """Return which test images the slices show, by content and class.
 

@@ -21,6 +21,7 @@ from compress.verdict.class_metrics import f1_of_classes
 from compress.verdict.intervals import per_class, top_k_correct
 
 Arrays = dict[str, NDArray[Any]]
+HIDDEN = "The recipe keeps images out of the report (report.images: false), so only their files are named."
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Source:
     per_class: list[ClassRow]
     analysis: Arrays = field(default_factory=dict)
     near_duplicates: Arrays = field(default_factory=dict)
+
+    @property
+    def hidden(self) -> str:
+        """Say why the page shows no image; nothing where it shows them."""
+        return HIDDEN if self.report.images_shown is False else ""
 
     def class_name(self, index: Any) -> str:
         """Return the name of a class; its number where the report has no name for it."""
@@ -97,7 +103,7 @@ def read(folder: Path) -> Source:
     report = read_report(folder)
     predictions = arrays_of(folder / "predictions.npz")
     images = arrays_of(folder / "pictures.npz")
-    _check_images(images, folder / "pictures.npz")
+    _check_images(images, folder / "pictures.npz", shown=report.images_shown is not False)
     return Source(
         report=report,
         curves=curves_of(folder),
@@ -174,9 +180,9 @@ def arrays_of(path: Path, again: str = "compress run RECIPE --force validate") -
         raise StageError(f"{path}: cannot be read ({error}); write it again with `{again}`") from None
 
 
-def _check_images(found: Arrays, path: Path) -> None:
-    """Refuse images that the page could not show."""
-    if not found:
+def _check_images(found: Arrays, path: Path, *, shown: bool) -> None:
+    """Refuse images that the page could not show. `shown`: whether the file holds images at all."""
+    if not found or (not shown and {"names", "labels", "student"} <= set(found)):
         return
     missing = {"images", "labels", "teacher", "student"} - set(found)
     images = found.get("images")

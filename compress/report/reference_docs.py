@@ -64,7 +64,7 @@ FILES = (
         "`labels`, `teacher`, `student` (M,) int: the right and the predicted classes, `total`: how many there are in "
         "all; the same for single slices and classes: `slice_images` (S, H, W, 3), `slice_labels`, `slice_student` "
         "(S,) int, `slice_margin` (S,) float, `slice_name` (S,) text; `names` (M,) and `slice_names` (S,) text: paths "
-        "relative to `data.root`, where the source has files",
+        "relative to `data.root`, where the source has files; with `report.images: false` no images",
     ),
     (
         "analysis.npz",

@@ -114,6 +114,8 @@ def assemble(evidence: Evidence) -> Report:
 def _where_there_are_any(evidence: Evidence) -> dict[str, Any]:
     """Return the sections that only some reports have."""
     sections: dict[str, Any] = {}
+    if not evidence.recipe.shows_images:
+        sections["images_shown"] = False
     if evidence.near_duplicates:
         found = {key: value for key, value in vars(evidence.near_duplicates).items() if key != "examples"}
         sections["near_duplicates"] = NearDuplicatesSection.model_validate(found)

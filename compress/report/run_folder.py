@@ -12,7 +12,7 @@ from compress.core.files import write_json
 from compress.core.records.base import File
 from compress.report import gallery, prediction_table
 from compress.report.evidence import Evidence
-from compress.report.read import arrays_of
+from compress.report.read import Arrays, arrays_of
 from compress.report.report_json import assemble
 from compress.report.schema import Report
 from compress.verdict.shipped_model import shipping
@@ -47,7 +47,7 @@ def _copy_files(evidence: Evidence, folder: Path) -> None:
         shutil.copyfile(file.path, folder / name)
     _write_gallery(evidence, folder / "pictures.npz")
     if evidence.near_duplicates is not None and (evidence.near_duplicates.test or evidence.near_duplicates.validation):
-        shutil.copyfile(evidence.near_duplicates.examples.path, folder / "near_duplicates.npz")
+        _write_images(evidence, arrays_of(evidence.near_duplicates.examples.path), folder / "near_duplicates.npz")
     histories: dict[str, File | None] = {"student": evidence.student.trained.history}
     for name, branch in (("student", evidence.student), ("baseline", evidence.baseline)):
         if branch is not None and branch.tuned is not None:
@@ -67,13 +67,17 @@ def _copy_files(evidence: Evidence, folder: Path) -> None:
 
 
 def _write_gallery(evidence: Evidence, path: Path) -> None:
-    """Copy the images that the report shows, with the names of their files where they have some."""
-    names = paths_of_test_images(evidence)
-    if names is None:
-        shutil.copyfile(evidence.measured.gallery.path, path)
-        return
+    """Write the images that the report shows, with the names of their files, or their numbers without an image."""
     chosen, predictions = arrays_of(evidence.measured.gallery.path), arrays_of(evidence.measured.predictions.path)
-    np.savez_compressed(path, **gallery.with_names(chosen, predictions, names))  # type: ignore[arg-type]
+    names = paths_of_test_images(evidence)
+    if names is None and not evidence.recipe.shows_images:
+        names = [f"test image {number}" for number in range(len(predictions["labels"]))]
+    _write_images(evidence, chosen if names is None else gallery.with_names(chosen, predictions, names), path)
+
+
+def _write_images(evidence: Evidence, arrays: Arrays, path: Path) -> None:
+    kept = arrays if evidence.recipe.shows_images else gallery.without_images(arrays)
+    np.savez_compressed(path, **kept)  # type: ignore[arg-type]
 
 
 def _write_predictions(evidence: Evidence, path: Path) -> None:

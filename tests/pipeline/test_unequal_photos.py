@@ -83,3 +83,15 @@ def test_a_limit_on_the_recall_fails_it(recipe: Path, capsys: pytest.CaptureFixt
 def test_check_says_it_before_anything_is_trained(recipe: Path, capsys: pytest.CaptureFixture[str]):
     assert main.main(["check", str(recipe)]) == 0
     assert "always naming good is right on 95.0 %" in capsys.readouterr().out
+
+
+def test_no_image_is_in_a_report_that_may_show_none(recipe: Path):
+    code, report = run(recipe, "--set", "report.images=false")
+    folder = recipe.parent / "artifacts" / "runs" / "recipe" / "latest"
+    assert code == 0 and report["images_shown"] is False
+    assert report["reused"] == ["data", "teacher", "distill", "strip", "convert", "quantize", "validate", "device"]
+    assert "data:image" not in (folder / "report.html").read_text(encoding="utf-8")
+    assert list(folder.glob("*.npz"))
+    for path in folder.glob("*.npz"):
+        with np.load(path) as stored:
+            assert all(stored[name].dtype != np.uint8 for name in stored.files), path.name

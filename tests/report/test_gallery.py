@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,41 @@ def test_the_page_names_the_files_of_mistakes(tmp_path: Path) -> None:
     assert f'title="{LONG}">' in section and f">{LONG}<" not in section and "IMG_0001.jpg</code>" in section
     assert "&lt;script&gt;alert(1)&lt;/script&gt;.jpg</code>" in section and "<script>" not in section
     assert "predictions.csv" in section
+
+
+def test_a_report_without_images_names_the_files_and_says_why(tmp_path: Path) -> None:
+    report = example.build(tmp_path, n=400)
+    rng = np.random.default_rng(1)
+    with np.load(tmp_path / "pictures.npz") as stored:
+        arrays = dict(stored)
+    names = np.array([f"cat/{number}.jpg" for number in range(len(arrays["images"]))])
+    slices = {
+        "slice_images": arrays["images"][:2],
+        "slice_labels": np.array([3, 4]),
+        "slice_student": np.array([4, 3]),
+        "slice_margin": np.array([0.1, 0.3]),
+        "slice_name": np.array(["least sure tenth", "class Dress"]),
+        "slice_names": np.array(["cat/s1.jpg", "cat/s2.jpg"]),
+    }
+    pairs = {
+        "first": rng.integers(0, 256, (2, 8, 8, 3)).astype(np.uint8),
+        "second": rng.integers(0, 256, (2, 8, 8, 3)).astype(np.uint8),
+        "first_name": np.array(["cat/near1.jpg", "cat/near2.jpg"]),
+        "second_name": np.array(["cat/near3.jpg", "cat/near4.jpg"]),
+    }
+    report["images_shown"] = False
+    report["per_class"][3] |= {"worse": True, "float_worse": False}
+    report["near_duplicates"] = {"test": 2, "test_images": 400, "validation": 0, "validation_images": 40}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    kept = gallery.without_images({**arrays, "names": names, **slices})
+    assert {"images", "slice_images"}.isdisjoint(kept) and {"labels", "names", "slice_names"} <= set(kept)
+    np.savez_compressed(tmp_path / "pictures.npz", **kept)
+    np.savez_compressed(tmp_path / "near_duplicates.npz", **gallery.without_images(pairs))
+    page = render(tmp_path).read_text(encoding="utf-8")
+    assert "data:image" not in page and "<img" not in page
+    assert page.count("report.images: false") == 3  # mistakes, slices, near-duplicates
+    for name in (*names[:24], "cat/s1.jpg", "cat/s2.jpg", *pairs["first_name"], *pairs["second_name"]):
+        assert f">{name}</code>" in page
 
 
 def test_a_long_path_keeps_its_beginning_and_its_end() -> None:

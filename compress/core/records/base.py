@@ -63,6 +63,7 @@ IN_KEY_IF_SET = frozenset(
         "clip_norm",
         "ema",
         "patience",
+        "report",
     }
 )
 # Fields that a record's JSON has only when they are set, so that older records stay as they are.

@@ -142,6 +142,9 @@ class Report(ReportPart):
     near_duplicates: NearDuplicatesSection | None = Field(
         default=None, description="near-duplicates across parts; missing or null: the data was not searched"
     )
+    images_shown: bool | None = Field(
+        default=None, description="false: the recipe keeps images out of the report; missing or null: they are shown"
+    )
     classes: list[str] = Field(default=[], description="names of the classes, in the order of the logits")
     per_class: list[ClassRow] = Field(
         default=[], description="one row a class; where it is missing, the page computes it from predictions.npz"

@@ -17,6 +17,8 @@ MOST_IMAGES = 24
 # Pixels; smaller images are kept as they are and enlarged by the browser.
 THUMBNAIL = 112
 SMALL = 64
+# Arrays of a gallery, and which of its arrays holds the labels to them.
+LABELS = {"images": "labels", "names": "labels", "slice_images": "slice_labels", "slice_names": "slice_labels"}
 LONGEST_NAME = 44  # characters of a file's path; of a longer one the middle is left out
 
 
@@ -30,7 +32,10 @@ class FileName:
 
 @dataclass(frozen=True)
 class LostImage:
-    """One image with the right class and the student's. `src`: a data URI; `file`: None where it has none."""
+    """One image with the right class and the student's.
+
+    `src`: a data URI, empty where the recipe keeps images out of the report; `file`: None where it has none.
+    """
 
     src: str
     alt: str
@@ -43,39 +48,46 @@ class LostImage:
 
 @dataclass(frozen=True)
 class LostImagesView:
-    """The images, and how many more there are."""
+    """The images, how many more there are, and why none is shown."""
 
     images: Sequence[LostImage]
     more: str
+    hidden: str = ""
 
 
 def lost_images(source: Source) -> LostImagesView | None:
     """Build the gallery of the images that the shipped student lost; None where there is none."""
     found = source.images
-    if not found or not len(found["images"]):
+    if not found or not len(found["labels"]):
         return None
-    rows = list(zip(found["images"], found["labels"], found["student"], names_of(found, "names"), strict=True))
+    columns = (images_of(found, "images"), found["labels"], found["student"], names_of(found, "names"))
+    rows = list(zip(*columns, strict=True))
     images = [
         lost_image(source, image, label, student, name=name) for image, label, student, name in rows[:MOST_IMAGES]
     ]
-    more = int(found["total"] if "total" in found else len(found["images"])) - len(images)
-    return LostImagesView(images, f"{more:,}" if more > 0 else "")
+    more = int(found["total"] if "total" in found else len(found["labels"])) - len(images)
+    return LostImagesView(images, f"{more:,}" if more > 0 else "", source.hidden)
+
+
+def images_of(found: Arrays, key: str) -> Sequence[NDArray[np.uint8] | None]:
+    """Return the pixels of a gallery. `key`: images or slice_images, which are missing where none may be shown."""
+    return list(found[key]) if key in found else [None] * len(found[LABELS[key]])
 
 
 def names_of(found: Arrays, key: str) -> Sequence[str | None]:
     """Return the file names of a gallery's images. `key`: names or slice_names; older galleries have neither."""
-    images = found["images" if key == "names" else "slice_images"]
-    return [str(name) for name in found[key]] if key in found else [None] * len(images)
+    labels = found[LABELS[key]]
+    return [str(name) for name in found[key]] if key in found else [None] * len(labels)
 
 
 def lost_image(
-    source: Source, image: NDArray[np.uint8], label: int, student: int, note: str = "", name: str | None = None
+    source: Source, image: NDArray[np.uint8] | None, label: int, student: int, note: str = "", name: str | None = None
 ) -> LostImage:
     """Build one image of a gallery.
 
     Args:
         source: names the classes.
-        image: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB; None: it may not be shown.
         label: the right class.
         student: the student's class.
         note: what else stands below it.
@@ -83,9 +95,9 @@ def lost_image(
     """
     right = source.class_name(label)
     return LostImage(
-        src=thumbnail(image),
+        src="" if image is None else thumbnail(image),
         alt=f"test image of {right}",
-        small=image.shape[0] < SMALL,
+        small=image is not None and image.shape[0] < SMALL,
         label=right,
         student=source.class_name(student),
         note=note,

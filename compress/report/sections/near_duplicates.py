@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compress.core.plural import plural
-from compress.report.read import Source
+from compress.report.read import Arrays, Source
 from compress.report.sections.images import SMALL, FileName, file_name, thumbnail
 
 
 @dataclass(frozen=True)
 class NearPair:
-    """Two images with their names; `first` and `second` are data URIs."""
+    """Two images with their names; `first` and `second` are data URIs, empty where none may be shown."""
 
     first: str
     second: str
@@ -23,11 +23,12 @@ class NearPair:
 
 @dataclass(frozen=True)
 class NearDuplicatesView:
-    """What was counted, what would separate it, and some pairs."""
+    """What was counted, what would separate it, some pairs, and why no image is shown."""
 
     counts: Sequence[str]
     group: str
     pairs: Sequence[NearPair]
+    hidden: str = ""
 
 
 def near_duplicates(source: Source) -> NearDuplicatesView | None:
@@ -43,14 +44,17 @@ def near_duplicates(source: Source) -> NearDuplicatesView | None:
         )
         if count
     ]
-    arrays = source.near_duplicates
-    rows = (
-        zip(*(arrays[key] for key in ("first", "second", "first_name", "second_name")), strict=True) if arrays else ()
-    )
-    pairs = [
-        NearPair(
-            thumbnail(first), thumbnail(second), file_name(str(one)), file_name(str(other)), first.shape[0] < SMALL
-        )
-        for first, second, one, other in rows
+    return NearDuplicatesView(counts, found.group or "", _pairs(source.near_duplicates), source.hidden)
+
+
+def _pairs(arrays: Arrays) -> list[NearPair]:
+    if not arrays:
+        return []
+    names = [[file_name(str(name)) for name in arrays[key]] for key in ("first_name", "second_name")]
+    if "first" not in arrays:
+        return [NearPair("", "", one, other, False) for one, other in zip(*names, strict=True)]
+    images = (arrays["first"], arrays["second"])
+    return [
+        NearPair(thumbnail(first), thumbnail(second), one, other, first.shape[0] < SMALL)
+        for first, second, one, other in zip(*images, *names, strict=True)
     ]
-    return NearDuplicatesView(counts, found.group or "", pairs)

@@ -10,11 +10,11 @@ from compress.report.formats import chance, is_number, percent, signed
 from compress.report.read import Source, teacher_row
 from compress.report.schema import ClassRow, SliceRow
 from compress.report.schema.base import Number
-from compress.report.sections.images import LostImage, lost_image, names_of
+from compress.report.sections.images import LostImage, images_of, lost_image, names_of
 from compress.report.views import Cell, Table, cells
 
 HEAD = ("Images", "Against", "Drop, points", "Lost / gained", "p", "Its top\u20111", "The student's", "Number")
-ARRAYS = ("slice_images", "slice_labels", "slice_student", "slice_margin", "slice_name")
+ARRAYS = ("slice_labels", "slice_student", "slice_margin", "slice_name")
 LEAD = (
     "A small average drop can hide a large one on hard images. Shown are the images that the teacher is least sure of, "
     "by the lead of its first answer over its second, and single classes."
@@ -28,6 +28,7 @@ class SlicesView:
     lead: str
     table: Table
     images: Sequence[LostImage]
+    hidden: str = ""
 
 
 def slices(source: Source) -> SlicesView | None:
@@ -48,7 +49,8 @@ def slices(source: Source) -> SlicesView | None:
         if row.float_worse
     ]
     parts = (LEAD, _classes_that_got_worse(source.per_class, worse), "p is from McNemar's exact test.")
-    return SlicesView(" ".join(part for part in parts if part), Table("Slices", cells(*HEAD), lines), _images(source))
+    lead, table = " ".join(part for part in parts if part), Table("Slices", cells(*HEAD), lines)
+    return SlicesView(lead, table, _images(source), source.hidden)
 
 
 def _classes_that_got_worse(per_class: Sequence[ClassRow], worse: Sequence[ClassRow]) -> str:
@@ -93,7 +95,8 @@ def _images(source: Source) -> list[LostImage]:
     found = source.images
     if not set(ARRAYS) <= set(found):
         return []
-    rows = zip(*(found[key] for key in ARRAYS), names_of(found, "slice_names"), strict=True)
+    columns = (images_of(found, "slice_images"), *(found[key] for key in ARRAYS), names_of(found, "slice_names"))
+    rows = zip(*columns, strict=True)
     return [
         lost_image(source, image, label, student, f"{group}; the teacher's lead {margin:.2f}", name)
         for image, label, student, margin, group, name in rows
