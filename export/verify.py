@@ -197,7 +197,7 @@ def verify(
         "not_timed": why,
         "file": file,
         "photo_to_answer": photo,
-        "remarks": [f"{provider} {known(provider)}"] if provider else [],
+        "remarks": [*([f"{provider} {known(provider)}"] if provider else []), *answers.remarks(manifest)],
         "ok": answers.all_right(rows, seen),
     }
 

@@ -256,7 +256,7 @@ def _splits(loaded: Loaded, base: Path, names: tuple[str, ...]) -> list[str]:
         where = loaded.where("data.calibration")
         notes.append(f"{where}: data.calibration: {config.calibration:,} images are asked for; {taken}")
     tested, asked = _tested(config, base), loaded.recipe.device.samples
-    if tested is not None and asked > tested:
+    if tested is not None and asked > tested and loaded.recipe.bundles_images:
         where = loaded.where("device.samples")
         notes.append(f"{where}: device.samples: {asked:,} images are asked for; all {tested:,} test images are used")
     scratch = [one.model for one in loaded.recipe.student.networks if one.weights == "none"]

@@ -142,6 +142,7 @@ class Deployment:
         distant = settings.device.distant
         narrow = None if distant else too_many_threads(settings.validate_.threads)
         workflow.warn([RunWarning(narrow, affects_verdict=True)] if narrow else [])
+        drawn: dict[str, Any] = {} if settings.bundles_images else {"synthetic": True}
         measured: Measured = self.store.run(
             VALIDATE,
             settings.validate_.model_copy(update={"sustained_seconds": 0}) if distant else settings.validate_,
@@ -153,7 +154,8 @@ class Deployment:
             photos=data.photos(settings.data, workflow.root),
             resize=inspection.store_size(settings.data),
             keep="always" if distant else settings.quantize.keep,
-            own=data.photos(settings.data, workflow.root, settings.device.photos),
+            own=data.photos(settings.data, workflow.root, settings.device.photos if settings.bundles_images else 0),
+            **drawn,
         )
         return models, measured
 

@@ -220,6 +220,17 @@ def remarks(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     if recipe.distill.plain and recipe.distill.baseline:
         message = "the student is trained without a teacher already (method: none), so the baseline adds nothing"
         yield ("distill", "baseline"), message
+    yield from _image_remarks(recipe)
+
+
+def _image_remarks(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
+    """Find where images leave the machine after all, or where a number of them is not read."""
+    if not recipe.shows_images and recipe.bundles_images:
+        message = "the report holds no image, but the bundle beside it holds test images; bundle.images: synthetic"
+        yield ("report", "images"), f"{message} draws some instead"
+    if not recipe.bundles_images and recipe.device.photos and "photos" in recipe.device.model_fields_set:
+        message = "the bundle holds no image of yours (bundle.images: synthetic)"
+        yield ("device", "photos"), f"device.photos is not read: {message}"
 
 
 def _network_remarks(keys: Keys, item: Candidate | Choice, size: int) -> Iterator[tuple[Keys, str]]:

@@ -52,6 +52,7 @@ def run_validate(
     resize: int | None = None,
     keep: str = "always",
     own: tuple[File, ...] = (),
+    synthetic: bool = False,
 ) -> Measured:
     """Measure accuracy, latency, memory and size of each file.
 
@@ -67,6 +68,7 @@ def run_validate(
         resize: The short side to which a photo is resized before its centre is cut out; None: the images' side.
         keep: With `faster`, int8 that is not measurably faster than float does not ship.
         own: The user's photos, which go into the bundle as they are.
+        synthetic: Whether the bundle holds drawn images instead of the user's.
     """
     images, labels = test_arrays(test)
     groups = None if test.groups is None else clusters.numbered(load_groups(test.groups))
@@ -93,6 +95,7 @@ def run_validate(
             seed=config.seed,
             resize=resize,
             own=own,
+            synthetic=synthetic,
         )
     except ExportError as error:
         raise StageError(f"validate: {error}") from error

@@ -52,6 +52,7 @@ decoder, see `--help`.
 the folder above both.
 8. `manifest.json` lists every file with its sha256; `sha256sum -c checksums.sha256` checks them without Python.
 """
+_SYNTHETIC = "9. The images are synthetic: they check a device's answers, and accuracy is not measured on them.\n"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def write(
     folder: Path,
     models: Sequence[Shipped],
     images: np.ndarray,
-    labels: np.ndarray,
+    labels: np.ndarray | None,
     *,
     title: str = "model",
     min_runtime: str = "1.19",
@@ -99,7 +100,7 @@ def write(
         folder: the bundle to write.
         models: what goes in.
         images: uint8 (N, H, W, 3).
-        labels: integers (N,).
+        labels: integers (N,); None: the images are synthetic and have no right class.
         title: heading of the bundle's README.
         min_runtime: the oldest onnxruntime that loads the models.
         resize: what the short side of a photo is resized to before its centre is cut out, at least H; None leaves the
@@ -115,7 +116,7 @@ def write(
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "export" / "runtime").mkdir(parents=True)
     entries = [_ship(model, partial, images) for model in models]
-    arrays = {"images": images, "labels": np.asarray(labels, dtype=np.int64)}
+    arrays = {"images": images} if labels is None else {"images": images, "labels": np.asarray(labels, dtype=np.int64)}
     arrays.update({f"logits/{entry['file']}": logits for entry, logits in entries})
     np.savez(partial / "samples.npz", **arrays)  # type: ignore[arg-type]
     photos = _photos(partial, models, images, resize, own_photos) if resize is not None else None
@@ -132,6 +133,7 @@ def write(
         file=shipped.path.name,
         web=onnxruntime_web.VERSION,
     )
+    text += _SYNTHETIC if labels is None else ""
     (partial / "README.md").write_text(text, encoding="utf-8")
     (partial / "requirements.txt").write_text(f"numpy>=1.21\nonnxruntime>={min_runtime}\n", encoding="utf-8")
     _write_manifest(partial, [entry for entry, _ in entries], contract, len(images), photos)
@@ -140,7 +142,7 @@ def write(
     return _archive(folder)
 
 
-def _check(models: Sequence[Shipped], images: np.ndarray, labels: np.ndarray) -> None:
+def _check(models: Sequence[Shipped], images: np.ndarray, labels: np.ndarray | None) -> None:
     if not models:
         raise ExportError("a bundle needs at least one model")
     for model in models:
@@ -151,8 +153,9 @@ def _check(models: Sequence[Shipped], images: np.ndarray, labels: np.ndarray) ->
     names = [model.path.name for model in models]
     if len(set(names)) != len(names) or set(names) & RESERVED_NAMES:
         raise ExportError(f"models of a bundle need names of their own, not {', '.join(names)}")
-    if len(images) == 0 or len(images) != len(labels):
-        raise ExportError(f"a bundle needs as many labels as images, at least one; got {len(labels)} and {len(images)}")
+    given = len(images) if labels is None else len(labels)
+    if len(images) == 0 or len(images) != given:
+        raise ExportError(f"a bundle needs as many labels as images, at least one; got {given} and {len(images)}")
 
 
 def _ship(shipped: Shipped, folder: Path, images: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
@@ -245,13 +248,15 @@ def _write_manifest(
     count: int,
     photos: dict[str, Any] | None,
 ) -> None:
+    arrays = npz_layout(folder / "samples.npz")
+    synthetic = {} if "labels" in arrays else {"synthetic": True}
     manifest = {
         "schema": 1,
         "made_by": contract.made_by,
         "classes": list(contract.classes),
         "image_size": contract.image_size,
         "preprocessing": contract.preprocessing,
-        "samples": {"file": "samples.npz", "images": count, "arrays": npz_layout(folder / "samples.npz")},
+        "samples": {"file": "samples.npz", "images": count, **synthetic, "arrays": arrays},
         "photos": photos,
         "onnxruntime": onnxruntime.__version__,
         "expected_on": runtime.isa(),

@@ -14,7 +14,7 @@ def table(answer: dict[str, Any]) -> str:
     lines = [f"{host['cpu'] or host['architecture']} ({host['isa']}), onnxruntime {answer['onnxruntime']}"]
     lines.append(f"{'model':<32}{'top-1':>16}{'agreement':>11}{'max diff':>11}{'p50 ms':>9}{'MB RAM':>8}  verdict")
     for row in answer["models"]:
-        top1 = f"{row['top1']:.1%} of {row['images']}"
+        top1 = "not measured" if row["top1"] is None else f"{row['top1']:.1%} of {row['images']}"
         difference = "n/a" if row["max_abs_diff"] is None else f"{row['max_abs_diff']:.2g}"
         p50 = "n/a" if row["latency_ms"] is None else f"{row['latency_ms']['p50']:.3f}"
         memory = "n/a" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 1e6:.0f}"

@@ -272,7 +272,7 @@ def _host(about: dict[str, Any]) -> dict[str, Any]:
 
 def _remarks(provider: str, webgpu: dict[str, Any] | None, manifest: dict[str, Any]) -> list[str]:
     """Return sentences about what the numbers alone do not show."""
-    remarks = []
+    remarks = answers.remarks(manifest)
     if webgpu is None:
         remarks.append("WebGPU: this browser gives no adapter, so only WebAssembly was run.")
     elif webgpu["software"]:

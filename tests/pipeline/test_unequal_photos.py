@@ -95,3 +95,21 @@ def test_no_image_is_in_a_report_that_may_show_none(recipe: Path):
     for path in folder.glob("*.npz"):
         with np.load(path) as stored:
             assert all(stored[name].dtype != np.uint8 for name in stored.files), path.name
+
+
+def test_no_image_is_in_a_bundle_of_synthetic_ones(recipe: Path, capsys: pytest.CaptureFixture[str]):
+    run(recipe, "--set", "report.images=false")
+    _, report = run(recipe, "--set", "report.images=false", "--set", "bundle.images=synthetic")
+    artifacts = recipe.parent / "artifacts"
+    folder = artifacts / "runs" / "recipe" / "latest"
+    said = capsys.readouterr().out
+    assert "the bundle beside it holds test images" in said and "16 synthetic images and none of yours" in said
+    assert report["reused"] == ["data", "teacher", "distill", "strip", "convert", "quantize"]
+    arrays = [np.load(path) for path in artifacts.glob("cache/data/*/*_images.npy")]
+    own = {image[..., :32, :32, :].tobytes() for one in arrays for image in one if one.shape[1] == 32}
+    assert len(own) > 20
+    with np.load(folder / "bundle" / "samples.npz") as stored:
+        assert len(stored["images"]) == 16 and own.isdisjoint(image.tobytes() for image in stored["images"])
+    assert not list((folder / "bundle" / "photos").glob("own*"))
+    assert all(row["ok"] and row["top1"] is None and row["agreement"] == 1 for row in report["device"])
+    assert all("synthetic" in " ".join(row["remarks"]) for row in report["device"])

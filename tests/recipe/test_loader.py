@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from compress.core.errors import RecipeError, UsageError
+from compress.core.records.base import key_content, sha256_of
 from compress.recipe import loader
 from compress.recipe.defaults import resolve, resolved_train
 from compress.recipe.schema import Train, json_schema
@@ -494,6 +495,27 @@ def test_a_network_for_small_pictures_at_a_large_size_is_remarked(tmp_path: Path
         "torchvision/mobilenet_v2 is meant for this size",
     )
     assert loader.load(path, ["data.image_size=64"]).warnings == ()
+
+
+def test_images_that_leave_the_machine_after_all_are_remarked(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + "report: {images: false}\n")
+    (said,) = warnings_of(loader.load(path))
+    assert said.startswith(f"{path}:") and "the bundle beside it holds test images" in said
+    assert loader.load(path, ["bundle.images=synthetic"]).warnings == ()
+    (said,) = warnings_of(loader.load(path, ["bundle.images=synthetic", "device.photos=4"]))
+    assert "device.photos is not read" in said
+
+
+def test_sections_on_images_enter_no_key_where_they_are_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    plain = loader.load(path).recipe
+    assert plain.shows_images and plain.bundles_images and {"report", "bundle"}.isdisjoint(key_content(plain))
+    for key in ("report.images=false", "bundle.images=synthetic"):
+        changed = loader.load(path, [key]).recipe
+        assert (changed.shows_images, changed.bundles_images) == ("report" not in key, "bundle" not in key)
+        assert sha256_of(changed) != sha256_of(plain)
+    empty = loader.load(write(tmp_path, GOOD + "report:\nbundle:\n")).recipe
+    assert empty.shows_images and empty.bundles_images
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ IN_KEY_IF_SET = frozenset(
         "ema",
         "patience",
         "report",
+        "bundle",
     }
 )
 # Fields that a record's JSON has only when they are set, so that older records stay as they are.

@@ -118,9 +118,10 @@ def _timed(plan: PlanContext, name: str, files: UntrainedFiles, references: Mapp
             label=name,
             draft=files,
             against=dict(references),
-            pictures=plan.images,
+            pictures=plan.images if plan.recipe.bundles_images else None,
             size=plan.size,
             threads=threads,
+            synthetic=not plan.recipe.bundles_images,
         )
     else:
         timed = plan.store.run(

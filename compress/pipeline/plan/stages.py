@@ -29,6 +29,7 @@ from compress.pipeline.plan.untrained import PLAN_IMAGES, plan_images, untrained
 from compress.recipe.schema import Device, Export
 from compress.stages.support import foreign_teacher
 from compress.stages.support.device_session import ask
+from export.bundle import synthetic as synthetic_images
 from export.bundle.write import Shipped
 from export.int8.integer_share import integer_share
 from export.runtime import FOREIGN, Contract, ExportError, copy_model, isa, runs_on, write_sidecar
@@ -235,6 +236,7 @@ def time_on_device(
     pictures: CalibrationData | None,
     size: int,
     threads: int,
+    synthetic: bool = False,
 ) -> Timed:
     """Let another device verify and time a bundle of the files.
 
@@ -246,6 +248,7 @@ def time_on_device(
         pictures: Images to time on; None: seeded noise.
         size: Side of the images in pixels.
         threads: Of onnxruntime.
+        synthetic: Whether drawn images stand in for the user's, which must not leave this machine.
 
     Raises:
         MissingError: The device is out of reach.
@@ -259,7 +262,8 @@ def time_on_device(
         copy_model(files[name].path, context.work / file)
         role, int8 = "teacher" if name in against else "student", name == "int8"
         models.append(Shipped(context.work / file, role, "int8" if int8 else "fp32", draft.target if int8 else None))
-    images = plan_images(pictures, size)[:PLAN_IMAGES]
+    drawn = synthetic_images.draw(PLAN_IMAGES, size, 0) if synthetic else None
+    images = plan_images(pictures, size)[:PLAN_IMAGES] if drawn is None else drawn
     try:
         bundle = export.bundle.write.write(
             context.work / "bundle", models, images, np.zeros(len(images), np.int64), title="plan"

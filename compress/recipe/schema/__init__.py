@@ -17,7 +17,7 @@ from compress.recipe.schema.feature_methods import At, Catkd, Crd, Fitnet, Ofd, 
 from compress.recipe.schema.logit_methods import Dhkd, Dist, Dkd, Kd, Plain
 from compress.recipe.schema.methods import METHOD_SECTIONS, METHOD_SUMMARIES, Distill
 from compress.recipe.schema.networks import Candidate, Choice, Choose, Proxy, Student, Teacher
-from compress.recipe.schema.privacy import ReportImages
+from compress.recipe.schema.privacy import BundleImages, ReportImages
 from compress.recipe.schema.resolved import ResolvedCandidate, ResolvedQat, ResolvedSchedule, ResolvedTrain
 from compress.recipe.schema.train import Schedule, Train
 
@@ -27,6 +27,7 @@ __all__ = [
     "METHOD_SUMMARIES",
     "PATTERNS",
     "At",
+    "BundleImages",
     "Candidate",
     "Catkd",
     "Choice",
@@ -91,6 +92,7 @@ class Recipe(Section):
     require: Require = Field(default=Require(), description="the limits behind the verdict")
     # None where they are left out, so that recipes without them keep their keys.
     report: ReportImages | None = Field(default=None, description="which images the report shows; null: its defaults")
+    bundle: BundleImages | None = Field(default=None, description="which images go to the device; null: its defaults")
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
@@ -98,6 +100,11 @@ class Recipe(Section):
     def shows_images(self) -> bool:
         """Return whether the report shows the user's images."""
         return self.report is None or self.report.images
+
+    @property
+    def bundles_images(self) -> bool:
+        """Return whether the bundle holds the user's images, not synthetic ones."""
+        return self.bundle is None or self.bundle.images == "test"
 
     def plain(self) -> dict[str, Any]:
         """Return the recipe as plain values under the names that a user writes."""

@@ -76,7 +76,9 @@ class DeviceRow(ReportPart):
     python: str | None = Field(default=None, description="Python version; null: a browser")
     onnxruntime: str | None = Field(default=None, description="onnxruntime version")
     images: int | None = Field(default=None, description="images of the bundle's sample")
-    top1: Number | None = Field(default=None, description="top-1 on that sample, a fraction in [0, 1]")
+    top1: Number | None = Field(
+        default=None, description="top-1 on that sample, a fraction in [0, 1]; null: its images are synthetic"
+    )
     agreement: Number | None = Field(default=None, description="share of the expected predictions, in [0, 1]")
     max_abs_diff: Number | None = Field(default=None, description="largest difference of logits from the expected ones")
     latency_ms: LatencySummary | None = Field(default=None, description="null: not timed, see `not_timed` and `note`")

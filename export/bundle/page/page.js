@@ -43,7 +43,7 @@ async function answers(bundle, provider, threads) {
       entry,
       logits,
       placed,
-      ...judge(entry, logits, samples[`logits/${entry.file}`].data, samples.labels.data, classes),
+      ...judge(entry, logits, samples[`logits/${entry.file}`].data, samples.labels?.data ?? null, classes),
     });
   }
   return {ort, found};

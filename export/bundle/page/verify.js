@@ -227,9 +227,12 @@ export function argmax(values, row, width) {
   return best - row * width;
 }
 
-/** The verdict on one model by the rules of export/verify.py. `ok` null: the file is built for another processor. */
+/**
+ * The verdict on one model by the rules of export/verify.py. `ok` null: the file is built for another processor.
+ * `labels` null: the images are synthetic and have no right class.
+ */
 export function judge(entry, logits, expected, labels, classes) {
-  const count = labels.length;
+  const count = expected.length / classes;
   let same = 0,
     right = 0,
     difference = 0,
@@ -237,7 +240,7 @@ export function judge(entry, logits, expected, labels, classes) {
   for (let row = 0; row < count; row++) {
     const said = argmax(logits, row, classes);
     same += said === argmax(expected, row, classes);
-    right += said === Number(labels[row]);
+    if (labels) right += said === Number(labels[row]);
   }
   for (let i = 0; i < logits.length; i++) {
     if (!Number.isFinite(logits[i])) finite = false;
@@ -250,7 +253,7 @@ export function judge(entry, logits, expected, labels, classes) {
       : finite && count - same <= Math.max(1, Math.trunc((1 - entry.min_agreement) * count));
   const meant = entry.target === null || entry.target === TARGET;
   return {
-    top1: right / count,
+    top1: labels ? right / count : null,
     agreement: same / count,
     max_abs_diff: finite ? difference : null,
     ok: meant ? ok : null,

@@ -57,7 +57,7 @@ function card(one, rounds, choose) {
       "span",
       {className: "said"},
       `${same} of ${count} images as expected`,
-      el("span", {className: "quiet"}, `, ${(one.top1 * 100).toFixed(1)} % right`),
+      el("span", {className: "quiet"}, one.top1 === null ? "" : `, ${(one.top1 * 100).toFixed(1)} % right`),
     ),
   );
   node.addEventListener("click", () => choose(one));
@@ -67,14 +67,18 @@ function card(one, rounds, choose) {
 function gallery(bundle, one) {
   const {manifest, samples} = bundle,
     {classes, image_size: size} = manifest,
-    expected = samples[`logits/${one.entry.file}`].data;
-  at("legend").textContent =
-    `Answers of ${one.entry.file}. ✓ right, ✗ wrong; ≠ another answer than where the file was made.`;
+    expected = samples[`logits/${one.entry.file}`].data,
+    labels = samples.labels?.data ?? null;
+  at("legend").textContent = labels
+    ? `Answers of ${one.entry.file}. ✓ right, ✗ wrong; ≠ another answer than where the file was made.`
+    : `The images are synthetic, so accuracy is not measured on them. Answers of ${one.entry.file}: ` +
+      "✓ as where the file was made, ≠ another answer than there.";
   at("images").replaceChildren(
     ...Array.from({length: manifest.samples.images}, (_, index) => {
       const said = argmax(one.logits, index, classes.length),
-        label = Number(samples.labels.data[index]);
-      const moved = said !== argmax(expected, index, classes.length);
+        known = argmax(expected, index, classes.length),
+        label = labels ? Number(labels[index]) : known;
+      const moved = said !== known;
       const canvas = draw(samples.images.data.subarray(index * size * size * 3, (index + 1) * size * size * 3), size);
       const mark = moved ? "≠" : said === label ? "✓" : "✗";
       return el(
@@ -86,7 +90,7 @@ function gallery(bundle, one) {
           {},
           el("span", {className: "mark"}, mark),
           ` ${classes[said]}`,
-          said === label ? null : el("small", {}, `is ${classes[label]}`),
+          said === label ? null : el("small", {}, `${labels ? "is" : "was"} ${classes[label]}`),
         ),
       );
     }),
