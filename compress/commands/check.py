@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from compress import models
+from compress.commands import limits_check
 from compress.core.errors import CompressError, MissingError, UsageError
 from compress.data import split_labelled
-from compress.data.sources import fashion, folder, folder_split, inspection
+from compress.data.sources import inspection
 from compress.methods import compatibility
 from compress.models import catalog, checkpoints
 from compress.models.count import macs, params
@@ -22,7 +23,7 @@ from compress.pipeline import float_layer_check
 from compress.recipe.class_name_check import check_class_names
 from compress.recipe.defaults import resolve
 from compress.recipe.loader import Loaded
-from compress.recipe.schema import KNOWN_CLASSES, Candidate, Choice, Data, Recipe
+from compress.recipe.schema import KNOWN_CLASSES, Candidate, Choice, Recipe
 from compress.verdict import student_warnings
 from export.runtime import isa
 from export.runtime.conditions import too_many_threads
@@ -255,7 +256,12 @@ def _splits(loaded: Loaded, base: Path, names: tuple[str, ...]) -> list[str]:
         taken = f"all {len(trained):,} training images are used"
         where = loaded.where("data.calibration")
         notes.append(f"{where}: data.calibration: {config.calibration:,} images are asked for; {taken}")
-    tested, asked = _tested(config, base), loaded.recipe.device.samples
+    counts, asked = limits_check.test_counts(config, base), loaded.recipe.device.samples
+    tested = None if counts is None else int(counts.sum())
+    if counts is not None:
+        notes += limits_check.unsettled(loaded, counts, names)
+    if small := limits_check.upscaled(config, base):
+        notes.append(f"{loaded.where('data.image_size')}: data: {small}")
     if tested is not None and asked > tested and loaded.recipe.bundles_images:
         where = loaded.where("device.samples")
         notes.append(f"{where}: device.samples: {asked:,} images are asked for; all {tested:,} test images are used")
@@ -265,22 +271,3 @@ def _splits(loaded: Loaded, base: Path, names: tuple[str, ...]) -> list[str]:
         better = "a pretrained start (student.weights) usually does better"
         notes.append(f"{loaded.where('student')}: student: {few}; {better}")
     return notes
-
-
-def _tested(config: Data, base: Path) -> int | None:
-    """Return how many test images there are; None where only decoding shows it."""
-    if config.source == "fashion":
-        count = len(fashion.load()["test_labels"])
-    elif config.source == "npz":
-        with np.load(inspection.locate_root(config, base)) as stored:
-            count = len(stored["test_labels"])
-    elif config.source == "folder":
-        layout = folder.scan(inspection.locate_root(config, base), config.labels)
-        count = (
-            len(layout.train) - len(folder_split.training_labels(layout, config.test))
-            if layout.test is None
-            else len(layout.test)
-        )
-    else:
-        return None
-    return min(count, config.limit_test or count)

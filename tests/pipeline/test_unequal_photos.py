@@ -86,6 +86,7 @@ def test_check_says_it_before_anything_is_trained(recipe: Path, capsys: pytest.C
 
 
 def test_no_image_is_in_a_report_that_may_show_none(recipe: Path):
+    run(recipe)
     code, report = run(recipe, "--set", "report.images=false")
     folder = recipe.parent / "artifacts" / "runs" / "recipe" / "latest"
     assert code == 0 and report["images_shown"] is False

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
 
-from compress.report import gallery
+from compress.core.records.base import File
+from compress.report import gallery, run_folder
 from compress.report.page import render
 from compress.report.sections.images import LONGEST_NAME, file_name
 from compress.verdict.slices import class_rows, mistakes, slice_images
@@ -38,6 +42,30 @@ def test_each_image_has_the_name_of_its_file_also_where_images_are_equal() -> No
     for group in set(found["slice_name"].tolist()):
         in_group = found["slice_names"][found["slice_name"] == group].tolist()
         assert len(set(in_group)) == len(in_group)  # twins are two files
+
+
+@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize("files", [True, False])
+def test_the_run_folder_has_names_and_no_pixel_that_it_may_not_have(tmp_path: Path, shown: bool, files: bool) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3)).astype(np.uint8)
+    labels, hashes = np.arange(6) % 2, [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+    chosen = {"images": images[[4, 1]], "labels": labels[[4, 1]], "student": labels[[1, 4]], "index": np.array([4, 1])}
+    np.savez(tmp_path / "gallery.npz", **chosen)
+    np.savez(tmp_path / "predictions.npz", sha256=np.array(hashes), labels=labels)
+    np.save(tmp_path / "names.npy", np.array([f"x/{number}.jpg" for number in range(6)]))
+    evidence: Any = SimpleNamespace(
+        recipe=SimpleNamespace(shows_images=shown),
+        prepared=SimpleNamespace(test_names=File.of(tmp_path / "names.npy") if files else None),
+        measured=SimpleNamespace(
+            gallery=File.of(tmp_path / "gallery.npz"), predictions=File.of(tmp_path / "predictions.npz")
+        ),
+    )
+    run_folder._write_gallery(evidence, tmp_path / "pictures.npz")
+    with np.load(tmp_path / "pictures.npz") as stored:
+        names = {(True, True): ["x/4.jpg", "x/1.jpg"], (True, False): None, (False, True): ["x/4.jpg", "x/1.jpg"]}
+        expected = names.get((shown, files), ["test image 4", "test image 1"])
+        assert (stored["names"].tolist() if "names" in stored.files else None) == expected
+        assert ("images" in stored.files) == shown and stored["labels"].tolist() == [0, 1]
 
 
 def test_the_page_names_the_files_of_mistakes(tmp_path: Path) -> None:
