@@ -57,6 +57,7 @@ def build_method(
     train_index: Tensor | None = None,
     label_smoothing: float = 0.0,
     seed: int = 0,
+    class_weights: Tensor | None = None,
 ) -> Method:
     """Build the method of a recipe's `distill` section, with fresh extra modules; several methods become their sum.
 
@@ -68,11 +69,12 @@ def build_method(
         train_index: int64 (M,), the images that are trained on; None: all.
         label_smoothing: of the task loss.
         seed: of the training.
+        class_weights: of the task loss, float32 (K,); None: all classes count alike.
 
     Raises:
         UsageError: method and networks do not fit; the message says why.
     """
     index = torch.arange(len(train_labels), device=train_labels.device) if train_index is None else train_index
-    context = MethodContext(student, teacher, train_labels, index, label_smoothing, seed)
+    context = MethodContext(student, teacher, train_labels, index, label_smoothing, seed, class_weights)
     kinds = [(name, METHODS[name], distill.settings(name)) for name in distill.method]
     return kinds[0][1](kinds[0][2], context) if len(kinds) == 1 else Combined(kinds, context)

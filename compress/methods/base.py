@@ -53,6 +53,7 @@ class MethodContext:
         labels: int64 (P,) of all images, -1 for an unlabelled one.
         train_index: int64 (M,), the images that are trained on.
         seed: of the training.
+        class_weights: float32 (K,), of the task loss; None: all classes count alike.
     """
 
     student: Outline
@@ -61,6 +62,7 @@ class MethodContext:
     train_index: Tensor
     label_smoothing: float = 0.0
     seed: int = 0
+    class_weights: Tensor | None = None
 
 
 class Method(nn.Module):
@@ -92,11 +94,14 @@ class Method(nn.Module):
     recordable = True
     phase: int = 0
     group: Group = ALONE
+    class_weights: Tensor | None
 
     def __init__(self, config: Any, context: MethodContext) -> None:
         super().__init__()
         self.config = config
         self.label_smoothing = context.label_smoothing
+        # It follows from recipe and labels, so no saved state holds it.
+        self.register_buffer("class_weights", context.class_weights, persistent=False)
         student, teacher = context.student, context.teacher
         if self.needs_teacher and teacher is None:
             raise UsageError(f"{self.label()} needs a teacher; use method: none for plain cross-entropy")
@@ -124,7 +129,8 @@ class Method(nn.Module):
 
     def task(self, signals: Signals, weight: float = 1.0) -> Tensor:
         """Return the weighted cross-entropy."""
-        return weight * cross_entropy(signals.student_logits, signals.labels, self.label_smoothing)
+        loss = cross_entropy(signals.student_logits, signals.labels, self.label_smoothing, self.class_weights)
+        return weight * loss
 
     def set_process_group(self, group: Group) -> None:
         """Set, before training, which processes share each batch; signals are this rank's part of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from compress.core.errors import UsageError
 from compress.methods.base import Method, MethodContext, Signals
-from compress.methods.losses import class_activation, cross_entropy
+from compress.methods.losses import class_activation
 from compress.models.deployed import without_bias
 from compress.recipe.schema import Catkd
 
@@ -57,9 +58,8 @@ class CATKD(Method):
         student, teacher = (
             activation_maps(side["pre_pool"], side["head"]) for side in (signals.student, signals.teacher)
         )
-        task = config.ce * cross_entropy(student.mean((2, 3)), signals.labels, self.label_smoothing)
         return {
-            "ce": task,
+            "ce": self.task(replace(signals, student_logits=student.mean((2, 3))), config.ce),
             "cat": config.cat * class_activation(student, teacher, config.side, normalize=config.normalize),
         }
 

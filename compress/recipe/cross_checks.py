@@ -9,6 +9,7 @@ from compress.models import catalog
 from compress.recipe import group_setting, method_checks
 from compress.recipe.defaults import CANDIDATE_EPOCHS, default_epochs
 from compress.recipe.error_messages import Finding
+from compress.recipe.method_checks import has_task_loss
 from compress.recipe.network_checks import network_mistakes, networks_of
 from compress.recipe.schema import Candidate, Choice, Data, Recipe, Train
 from compress.recipe.yaml_parser import Keys
@@ -132,6 +133,9 @@ def _training_contradictions(recipe: Recipe) -> Iterator[Finding]:
         if train.trace_gradients is not None and alone:
             message = "compares the gradients of two losses, but this training has only one loss"
             yield Finding((*keys, "trace_gradients"), message, sections=frozenset({section, "distill"}))
+        if train.class_weights not in (None, "none") and section == "train" and not has_task_loss(recipe.distill):
+            message = f"weighs the cross-entropy, which {recipe.distill.method[0]} leaves out; leave the weights out"
+            yield Finding((*keys, "class_weights"), message, sections=frozenset({section, "distill"}))
         message = ""
         if train.views is not None and recipe.data.source in STREAMED:
             message = (

@@ -38,6 +38,12 @@ def unlabelled_mistake(distill: Distill) -> str | None:
     return f"{' and '.join(readers)} {agree(len(readers), 'needs', 'need')} a label for every image"
 
 
+def has_task_loss(distill: Distill) -> bool:
+    """Return whether the cross-entropy on the labels, which is the first method's, counts in training."""
+    first = distill.method[0]
+    return first == "none" or getattr(distill.settings(first), WEIGHTS.get(first, ("ce",))[0], 0) > 0
+
+
 def mistakes(
     distill: Distill, train: Train, networks: Sequence[tuple[Keys, Candidate | Choice]]
 ) -> Iterator[tuple[Keys, str, frozenset[str]]]:

@@ -25,8 +25,9 @@ from compress.recipe.schema import Distill, ResolvedCandidate, ResolvedTrain
 from compress.stages.support import foreign_teacher
 from compress.training import build, checkpoint
 from compress.training.checks import check_training
-from compress.training.distill import probe_of
+from compress.training.class_balance import weigh_classes
 from compress.training.evaluation import ImageSet, accuracy, predict
+from compress.training.linear_probe import probe_of
 from compress.training.loop import FitResult, fit
 from compress.verdict import conventions, diagnosis
 from compress.verdict.intervals import wilson
@@ -82,8 +83,10 @@ def run_teacher(
         )
     fitted = checks = None
     if config.train is not None:
-        probe = probe_of(model, head, dataset, network, config.train, context)
-        fitted = _fit(model, config.train, context, network, dataset, start_may_ship=probe is not None)
+        class_weights = weigh_classes(network.model, config.train, dataset, data, context)
+        probe = probe_of(model, head, dataset, network, config.train, context, class_weights)
+        start_may_ship = probe is not None
+        fitted = _fit(model, config.train, context, network, dataset, class_weights, start_may_ship=start_may_ship)
         checks = check_training(model, dataset, network.normalization, config.train, fitted.steps, probe)
     logits = predict(model, dataset.validation(), data.image_size, network.normalization, device=dataset.labels.device)
     _check_finite(config, logits)
@@ -136,6 +139,7 @@ def _fit(
     context: Context,
     network: Network,
     dataset: ImageSet,
+    class_weights: torch.Tensor | None,
     *,
     start_may_ship: bool,
 ) -> FitResult:
@@ -147,6 +151,7 @@ def _fit(
         teacher=None,
         train_labels=dataset.labels,
         label_smoothing=train.label_smoothing,
+        class_weights=class_weights,
     )
     steps = -(-len(dataset.train_index) // train.batch_size)
     with context.console.training(f"teacher {network.model}", train.epochs, steps) as progress:

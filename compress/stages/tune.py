@@ -29,6 +29,7 @@ from compress.models.taps import Tapped
 from compress.recipe.schema import Distill, ResolvedQat, ResolvedSchedule, ResolvedTrain
 from compress.stages.support.int8_agreement import compare_with_file
 from compress.training import build, checkpoint
+from compress.training.class_balance import class_weights
 from compress.training.distill import log_teacher_cost
 from compress.training.evaluation import ImageSet, accuracy, predict
 from compress.training.loop import FitResult, fit
@@ -217,6 +218,7 @@ def _restore_method(
         train_index=dataset.train_index,
         label_smoothing=train.label_smoothing,
         seed=train.seed,
+        class_weights=class_weights(train, dataset, data.training.classes),
     )
     checkpoints.load_state(method, state, source="distill")
     method.to(context.device)

@@ -21,8 +21,9 @@ from compress.models.size_warning import size_increase_warning
 from compress.recipe.schema import Distill, ResolvedTrain
 from compress.training import build
 from compress.training.checks import check_training
+from compress.training.class_balance import weigh_classes
 from compress.training.evaluation import ImageSet
-from compress.training.linear_probe import LinearProbe, fit_probe
+from compress.training.linear_probe import probe_of
 from compress.training.loop import FitResult, fit
 from compress.training.precision import LARGEST_LOGIT
 from compress.training.step import TeacherSource
@@ -85,7 +86,9 @@ def train_student(
     torch.manual_seed(train.seed)
     labelled = build.load_images(data, context.device)
     model, head = build.build_for_training(student, start, weights, new_head=True, device=context.device)
-    probe = probe_of(model, head, _share_of(labelled, share, data.split_seed), student, train, context)
+    shared = _share_of(labelled, share, data.split_seed)
+    class_weights = weigh_classes(student.model, train, shared, data, context)
+    probe = probe_of(model, head, shared, student, train, context, class_weights)
     image_set = labelled if config.plain else _with_unlabelled(labelled, config, context)
     image_set = _share_of(image_set, share, data.split_seed)
     outline = build.outline_of(student, model)
@@ -98,6 +101,7 @@ def train_student(
         train_index=image_set.train_index,
         label_smoothing=train.label_smoothing,
         seed=train.seed,
+        class_weights=class_weights,
     ).to(context.device)
     _warn_about_size(model, method, student, context)
     if teacher is not None and method.reads_logits:
@@ -126,34 +130,6 @@ def train_student(
     checks = check_training(method.deployed(model), image_set, student.normalization, train, fitted.steps, probe)
     rows = _teacher_rows(source, context)
     return TrainedStudent(model, method, fitted, len(image_set.validation_index), rows, checks)
-
-
-def probe_of(
-    model: nn.Module, head: str | None, image_set: ImageSet, network: Network, train: ResolvedTrain, context: Context
-) -> LinearProbe | None:
-    """Fit the network's fresh last layer before it is fine-tuned, where `train.probe` says so; return the probe.
-
-    Args:
-        model: the network, on the device.
-        head: path of its last layer where pretrained weights left it fresh, else None.
-        image_set: that it will train on.
-        network: its record.
-        train: the resolved settings.
-        context: the stage's console and processes.
-    """
-    if head is None or not train.probe:
-        return None
-    probe = fit_probe(
-        model, head, image_set, network.normalization, seed=train.seed, threads=train.threads, group=context.group
-    )
-    if not context.group.is_main:
-        return probe
-    if probe is None:
-        context.console.notice(f"{network.model}: its last layer is no Linear over a vector, so training starts fresh")
-    elif probe.right is not None:
-        reached = f"{100 * probe.right / len(image_set.validation_index):.1f} %"
-        context.console.line(f"{network.model}: a last layer alone reaches {reached} on the validation images")
-    return probe
 
 
 def _teacher_source(

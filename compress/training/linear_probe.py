@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compress.core.distributed import ALONE, Group
-from compress.core.records.training import Normalization
+from compress.core.records.training import Network, Normalization
+from compress.core.store import Context
 from compress.data import stratified
 from compress.data.augment import views
 from compress.data.streaming.batches import Stream
 from compress.models.input_adapter import InputAdapter, inner_network
+from compress.recipe.schema import ResolvedTrain
 from compress.training import forward_batch
 from compress.training.evaluation import ImageSet
 from compress.training.precision import without_tf32
@@ -55,6 +57,48 @@ class LinearProbe:
     bias: Tensor
 
 
+def probe_of(
+    model: nn.Module,
+    head: str | None,
+    image_set: ImageSet,
+    network: Network,
+    train: ResolvedTrain,
+    context: Context,
+    class_weights: Tensor | None = None,
+) -> LinearProbe | None:
+    """Fit the network's fresh last layer before it is fine-tuned, where `train.probe` says so; return the probe.
+
+    Args:
+        model: the network, on the device.
+        head: path of its last layer where pretrained weights left it fresh, else None.
+        image_set: that it will train on.
+        network: its record.
+        train: the resolved settings.
+        context: the stage's console and processes.
+        class_weights: see `fit_probe`.
+    """
+    if head is None or not train.probe:
+        return None
+    probe = fit_probe(
+        model,
+        head,
+        image_set,
+        network.normalization,
+        seed=train.seed,
+        threads=train.threads,
+        group=context.group,
+        class_weights=class_weights,
+    )
+    if not context.group.is_main:
+        return probe
+    if probe is None:
+        context.console.notice(f"{network.model}: its last layer is no Linear over a vector, so training starts fresh")
+    elif probe.right is not None:
+        reached = f"{100 * probe.right / len(image_set.validation_index):.1f} %"
+        context.console.line(f"{network.model}: a last layer alone reaches {reached} on the validation images")
+    return probe
+
+
 def fit_probe(
     model: nn.Module,
     head: str,
@@ -64,6 +108,7 @@ def fit_probe(
     seed: int,
     threads: int | None,
     group: Group = ALONE,
+    class_weights: Tensor | None = None,
 ) -> LinearProbe | None:
     """Fit the network's last layer on rank 0 and set it on every rank; all other weights stay.
 
@@ -75,6 +120,7 @@ def fit_probe(
         seed: draws the images where there are too many.
         threads: CPU threads; None: torch's choice.
         group: the processes that train the network.
+        class_weights: float32 (K,), of the losses that fit the layer and choose the penalty; None: all count alike.
 
     Returns:
         The probe; None where the last layer is no Linear over one vector an image, and nothing is changed.
@@ -85,7 +131,8 @@ def fit_probe(
     probe: LinearProbe | None = None
     if group.is_main:
         with _threads(threads):
-            probe = _fitted(model, layer, image_set, normalization, seed)
+            weights = None if class_weights is None else class_weights.cpu().double()
+            probe = _fitted(model, layer, image_set, normalization, seed, weights)
     probe = group.broadcast(probe)
     if probe is not None:
         with torch.no_grad():
@@ -95,7 +142,12 @@ def fit_probe(
 
 
 def _fitted(
-    model: nn.Module, layer: nn.Linear, image_set: ImageSet, normalization: Normalization, seed: int
+    model: nn.Module,
+    layer: nn.Linear,
+    image_set: ImageSet,
+    normalization: Normalization,
+    seed: int,
+    class_weights: Tensor | None,
 ) -> LinearProbe | None:
     index = _chosen(image_set, layer, seed)
     features = _features(model, layer, (image_set.images, index), image_set, normalization)
@@ -108,7 +160,8 @@ def _fitted(
     targets = labels if order is None else order[labels]
     mean, spread = features.mean(0), features.std(0, correction=0)
     spread = torch.where(spread > 0, spread, torch.ones_like(spread))
-    fits = regress((features - mean) / spread, targets, layer.out_features, PENALTIES)
+    weights, judging = (None if class_weights is None else class_weights[part] for part in (labels, wanted))
+    fits = regress((features - mean) / spread, targets, layer.out_features, PENALTIES, weights)
     best: tuple[float, LinearProbe] | None = None
     for penalty, (weight, bias) in zip(PENALTIES, fits, strict=True):
         weight = weight / spread
@@ -117,7 +170,7 @@ def _fitted(
         if held is not None and len(wanted):
             logits = held @ weight.T + bias
             logits = logits if order is None else logits[:, order]
-            loss = float(functional.cross_entropy(logits, wanted))
+            loss = float(_mean_loss(logits, wanted, judging))
             right = int((logits.argmax(dim=1) == wanted).sum())
         if best is None or loss < best[0]:
             best = loss, LinearProbe(len(index), penalty, right, weight.float(), bias.float())
@@ -126,7 +179,7 @@ def _fitted(
 
 
 def regress(
-    features: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]
+    features: Tensor, labels: Tensor, classes: int, penalties: Sequence[float], weights: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield weight (K, d) and bias (K,) of multinomial logistic regression for each penalty, by L-BFGS.
 
@@ -137,6 +190,7 @@ def regress(
         labels: int64 (N,).
         classes: K.
         penalties: from the strongest on, so that each fit starts near its end.
+        weights: of the images, (N,); None: all count alike.
     """
     weight = features.new_zeros(classes, features.shape[1]).requires_grad_()
     bias = features.new_zeros(classes).requires_grad_()
@@ -147,12 +201,20 @@ def regress(
 
         def loss(optimizer: torch.optim.Optimizer = optimizer, penalty: float = penalty) -> Tensor:
             optimizer.zero_grad()
-            value = functional.cross_entropy(features @ weight.T + bias, labels) + penalty / 2 * weight.square().sum()
+            fit = _mean_loss(features @ weight.T + bias, labels, weights)
+            value = fit + penalty / 2 * weight.square().sum()
             value.backward()  # type: ignore[no-untyped-call]
             return value
 
         optimizer.step(loss)  # type: ignore[no-untyped-call]
         yield weight.detach().clone(), bias.detach().clone()
+
+
+def _mean_loss(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean cross-entropy of images, each times its weight."""
+    if weights is None:
+        return functional.cross_entropy(logits, labels)
+    return (functional.cross_entropy(logits, labels, reduction="none") * weights).mean()
 
 
 def _chosen(image_set: ImageSet, layer: nn.Linear, seed: int) -> Tensor:

@@ -275,6 +275,19 @@ def test_a_class_that_the_data_does_not_have_is_named(tmp_path: Path, capsys: py
     assert "(did you mean 'class2'?)" in said and "class0, class1, class2" in said and "class1:" not in said
 
 
+def test_a_weight_of_a_class_that_the_data_does_not_have_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    photos(tmp_path / "photos", classes=3, each=5)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        RECIPE.format(source="folder", root="photos", weights="none")
+        + "train: {class_weights: {class1: 2, clas2: 0.5}}\n"
+    )
+    code = main.main(["check", str(path), "--set", "teacher.candidates.0.train={epochs: 1, class_weights: {other: 2}}"])
+    said = capsys.readouterr().err
+    assert code == 2 and "train.class_weights.clas2: no class of the data (did you mean 'class2'?)" in said
+    assert "teacher.candidates.0.train.class_weights.other: no class of the data; there are class0, class1" in said
+
+
 @pytest.mark.parametrize("value", ["1.5", "{}", "{a: 0}", "[0.5]", "true", "{a: {b: 0.5}}"])
 def test_a_recall_is_a_fraction_or_fractions_by_class(tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str):
     path = tmp_path / "recipe.yaml"

@@ -62,9 +62,15 @@ class Pair:
             for name, model in zip(self.names, (self.student, self.teacher), strict=True)
         ]
 
-    def build(self, distill: Distill, labels: Tensor = LABELS) -> Method:
+    def build(self, distill: Distill, labels: Tensor = LABELS, class_weights: Tensor | None = None) -> Method:
         torch.manual_seed(1)
-        return build_method(distill, student=self.outlines[0], teacher=self.outlines[1], train_labels=labels)
+        return build_method(
+            distill,
+            student=self.outlines[0],
+            teacher=self.outlines[1],
+            train_labels=labels,
+            class_weights=class_weights,
+        )
 
     def signals(
         self, method: Method, batch: int = N, *, dtype: torch.dtype = torch.float32, epoch: float = 1.0, seed: int = 2
@@ -296,6 +302,23 @@ def test_only_the_first_methods_cross_entropy_counts(pair):
         assert method(signals)["ce"].item() == pytest.approx(
             weight * nn.functional.cross_entropy(signals.student_logits, signals.labels).item()
         )
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_class_weights_count_in_every_cross_entropy_and_in_no_saved_state(pair, name):
+    weights = torch.tensor([0.2, 3.0, 1.0, 0.5, 2.0])
+    plain, weighted = pair.build(VARIANTS[name]), pair.build(VARIANTS[name], class_weights=weights)
+    signals, expected = pair.signals(plain), None
+    for method in (plain, weighted):
+        method.start_epoch(9)
+        method.eval()
+    before, after = plain(signals), weighted(signals)
+    if "ce" in before:
+        each = nn.functional.cross_entropy(plain.logits(signals), signals.labels, reduction="none")
+        expected = before["ce"] * (each * weights[signals.labels]).mean() / each.mean()
+        torch.testing.assert_close(after["ce"], expected)
+    assert all(torch.equal(before[key], after[key]) for key in before if key != "ce")
+    assert plain.state_dict().keys() == weighted.state_dict().keys()
 
 
 def test_methods_that_need_different_teacher_modes_are_refused(pair):

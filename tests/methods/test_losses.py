@@ -43,6 +43,34 @@ def test_cross_entropy_ignores_unlabelled_images():
     close(both, losses.cross_entropy(V2["z_s"][:1], LABELS[:1]).item())
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_are_those_of_torch_over_the_number_of_images(smoothing):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    labels = torch.tensor([0] * 24 + [1] * 12 + [2] * 4)
+    weights = 40 / (3 * torch.bincount(labels).double())
+    batch = torch.randperm(40, generator=generator)[:8]
+    theirs = nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing, reduction="sum")
+    ours = losses.cross_entropy(logits[batch], labels[batch], smoothing, weights)
+    close(ours, theirs(logits[batch], labels[batch]).item() / 8)
+    # Over all images the weights sum to their number, and torch's own mean is the same, with its gradient.
+    mean = nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing)(logits, labels)
+    whole = losses.cross_entropy(logits, labels, smoothing, weights)
+    close(whole, mean.item())
+    one, other = (torch.autograd.grad(loss, logits)[0] for loss in (whole, mean))
+    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    same = losses.cross_entropy(logits[batch], labels[batch], smoothing, torch.ones(3))
+    close(same, losses.cross_entropy(logits[batch], labels[batch], smoothing).item())
+
+
+def test_weighted_cross_entropy_ignores_unlabelled_images():
+    logits, weights = V2["z_s"].clone().requires_grad_(), torch.arange(1.0, V2["z_s"].shape[1] + 1)
+    both = losses.cross_entropy(logits, torch.tensor([0, -1]), 0.1, weights)
+    close(both, losses.cross_entropy(logits[:1], torch.tensor([0]), 0.1, weights).item())
+    none = losses.cross_entropy(logits, torch.tensor([-1, -1]), 0.1, weights)
+    assert none.item() == 0 and not torch.autograd.grad(none, logits)[0].any()
+
+
 @pytest.mark.parametrize("temperature", [1, 2, 4])
 def test_binary_kl_norm_is_golden(temperature):
     close(losses.binary_kl_norm(V2["z_s"], V2["z_t"], temperature), EXPECTED[f"BinaryKLNorm_tau{temperature}"])

@@ -47,6 +47,21 @@ APPENDED = [
         "train: {precision: fp16}",
         ["6:20: train.precision: expected one of auto, float32, bf16, got 'fp16' (did you mean 'bf16'?)"],
     ),
+    *(
+        (
+            f"train: {{class_weights: {value}}}",
+            ["6:24: train.class_weights: expected none, balanced or weights above 0 by class, such as {faulty: 3}"],
+        )
+        for value in ("equal", "{}", "{a: 0}", "{a: -1}", "{a: .inf}", "[1, 2]", "true", "{a: {b: 2}}")
+    ),
+    (
+        "distill: {method: simkd}\ntrain: {class_weights: balanced}",
+        ["7:24: train.class_weights: weighs the cross-entropy, which simkd leaves out; leave the weights out"],
+    ),
+    (
+        "distill: {method: [dhkd, kd], dhkd: {gamma: 0}}\ntrain: {class_weights: {a: 2}}",
+        ["7:24: train.class_weights: weighs the cross-entropy, which dhkd leaves out; leave the weights out"],
+    ),
     ("train: 5", ["6:8: train: expected a section (keys with values), got 5"]),
     ("train: {schedule: {kind: step, milestones: 5}}", ["6:44: train.schedule.milestones: expected a list, got 5"]),
     (

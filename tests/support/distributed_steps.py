@@ -37,7 +37,9 @@ METHODS = {
     "recomputed": Distill(method=("kd",)),
     "crd": Distill(method=("crd",), crd=Crd(negatives=16, width=8)),
     "streamed": Distill(method=("kd",)),
+    "weighted": Distill(method=("kd",)),
 }
+CLASS_WEIGHTS = {"weighted": (0.2, 3.0, 0.5, 0.3)}  # of the classes, in the cross-entropy
 SETTINGS = {"recomputed": {"batch_norm": "recomputed"}}
 STUDENT = Outline("net", CLASSES, {"pooled": (WIDTH,)}, {"pooled": "fc:in"})
 TEACHER = Outline("teacher", CLASSES, {"pooled": (WIDTH,)}, {"pooled": "fc:in"})
@@ -150,9 +152,11 @@ def train(
         stream = Stream(Listing(filed(images, folder)), augment="resized_crop", workers=1, device=device)
         pictures = replace(pictures, images=stream, augment="resized_crop")
     student = Net(name in ("norm", "recomputed")).double().to(device)
-    method = (
-        build_method(METHODS[name], student=STUDENT, teacher=TEACHER, train_labels=labels, seed=1).double().to(device)
+    weights = torch.tensor(CLASS_WEIGHTS[name]) if name in CLASS_WEIGHTS else None
+    method = build_method(
+        METHODS[name], student=STUDENT, teacher=TEACHER, train_labels=labels, seed=1, class_weights=weights
     )
+    method = method.double().to(device)
     fit(
         student,
         method,

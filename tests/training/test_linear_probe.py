@@ -59,6 +59,31 @@ def test_the_gradient_vanishes_at_every_penalty(penalty):
     assert float(errors.mean(0).abs().max()) < 1e-4
 
 
+def test_the_gradient_of_weighted_losses_vanishes_and_balanced_weights_move_the_border():
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(60, 5, generator=generator, dtype=torch.float64)
+    labels = (features[:, 0] + torch.randn(60, generator=generator, dtype=torch.float64) > 1.3).long()
+    few = int(labels.sum())
+    weights = torch.tensor([60 / (2 * (60 - few)), 60 / (2 * few)], dtype=torch.float64)[labels]
+    ((weight, bias),) = regress(features, labels, 2, [0.1], weights)
+    errors = ((features @ weight.T + bias).softmax(1) - nn.functional.one_hot(labels, 2)) * weights[:, None]
+    assert float((errors.T @ features / 60 + 0.1 * weight).abs().max()) < 1e-4
+    ((plain, shift),) = regress(features, labels, 2, [0.1])
+    found, before = ((features @ w.T + b).argmax(1)[labels == 1].sum() for w, b in ((weight, bias), (plain, shift)))
+    assert before < found <= few
+
+
+def test_class_weights_choose_layer_and_penalty():
+    torch.manual_seed(5)
+    net, data = Net(), image_set()
+    data.labels[data.train_index[data.labels[data.train_index] == 2][2:]] = 1
+    probe = fit_probe(net, "fc", data, NORMALIZATION, seed=0, threads=1)
+    weighted = fit_probe(net, "fc", data, NORMALIZATION, seed=0, threads=1, class_weights=torch.tensor([1.0, 0.6, 6.6]))
+    logits = predict(net, data.validation(), SIDE, NORMALIZATION)
+    assert probe is not None and weighted is not None and not torch.equal(probe.weight, weighted.weight)
+    assert weighted.right == int((logits.argmax(1) == data.labels[data.validation_index]).sum())
+
+
 def test_the_layer_answers_as_the_regression_on_standardised_features_and_nothing_else_changes():
     torch.manual_seed(5)
     net, data = Net(), image_set()

@@ -65,6 +65,7 @@ IN_KEY_IF_SET = frozenset(
         "patience",
         "report",
         "bundle",
+        "class_weights",
     }
 )
 # Fields that a record's JSON has only when they are set, so that older records stay as they are.

@@ -11,20 +11,36 @@ from torch import Tensor
 from compress.methods.losses.upcast import upcast
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
     """Return the mean cross-entropy over the labelled images of a batch, 0 where there are none.
+
+    With class weights it is the weighted sum over the number of labelled images, and not, as in torch's
+    `CrossEntropyLoss(weight=)`, over the sum of their weights: that one cancels the weight of an image that is alone
+    in its batch, and is not the mean of what several ranks compute. With weights whose mean over the training images is
+    1, both are the same over all images at once.
 
     Args:
         logits: (N, K).
         labels: int64 (N,), -1 for an unlabelled image.
-        label_smoothing: in [0, 1).
+        label_smoothing: in [0, 1); with weights, each class of the smoothed target counts with its own, as in torch.
+        class_weights: (K,).
     """
     # The mean over no image is NaN. Such a batch gets a label that counts nothing, without waiting for the device.
     some = (labels >= 0).any()
-    loss = F.cross_entropy(
-        upcast(logits), torch.where(some, labels, 0), ignore_index=-1, label_smoothing=label_smoothing
+    scores, targets = upcast(logits), torch.where(some, labels, 0)
+    if class_weights is None:
+        return F.cross_entropy(scores, targets, ignore_index=-1, label_smoothing=label_smoothing) * some
+    total = F.cross_entropy(
+        scores,
+        targets,
+        class_weights.to(scores.dtype),
+        ignore_index=-1,
+        label_smoothing=label_smoothing,
+        reduction="sum",
     )
-    return loss * some
+    return total / (labels >= 0).sum().clamp(min=1) * some
 
 
 def binary_kl_norm(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from compress.recipe.schema.base import Count, Section
+
+
+def _class_weights(value: Any) -> Any:
+    """Check for a word, or weights by class, with one message for all branches of the union."""
+
+    def weight(one: Any) -> bool:
+        return isinstance(one, (int, float)) and not isinstance(one, bool) and 0 < one < float("inf")
+
+    if value in ("none", "balanced") or (isinstance(value, dict) and value and all(map(weight, value.values()))):
+        return value
+    raise ValueError("expected none, balanced or weights above 0 by class, such as {faulty: 3}")
+
+
+ClassWeight = Annotated[float, Field(gt=0)]
+ClassWeights = Annotated[Literal["none", "balanced"] | dict[str, ClassWeight], BeforeValidator(_class_weights)]
 
 
 class Schedule(Section):
@@ -65,6 +80,11 @@ class Train(Section):
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0, description="label smoothing of the cross-entropy"
+    )
+    class_weights: ClassWeights | None = Field(
+        default=None,
+        description="weights of the classes in the cross-entropy; balanced: as the inverse of their numbers of images; "
+        "or one for each class that is named, such as `{faulty: 3}`, and 1 for the others; null: none",
     )
     schedule: Schedule = Field(default=Schedule(), description="learning rate over the epochs")
     precision: Literal["auto", "float32", "bf16"] = Field(

@@ -48,6 +48,7 @@ SET = {
     "clip_norm": 1.0,
     "ema": 0.99,
     "patience": 3,
+    "class_weights": "balanced",
 }
 RECORDS = [
     Prepared(
