@@ -136,6 +136,8 @@ def _training_contradictions(recipe: Recipe) -> Iterator[Finding]:
         if train.class_weights not in (None, "none") and section == "train" and not has_task_loss(recipe.distill):
             message = f"weighs the cross-entropy, which {recipe.distill.method[0]} leaves out; leave the weights out"
             yield Finding((*keys, "class_weights"), message, sections=frozenset({section, "distill"}))
+        if train.sampling == "balanced":
+            yield from _sampling_mistakes(keys, train, recipe)
         message = ""
         if train.views is not None and recipe.data.source in STREAMED:
             message = (
@@ -145,6 +147,17 @@ def _training_contradictions(recipe: Recipe) -> Iterator[Finding]:
             message = "limits the augmentation, but data.augment is none"
         if message:
             yield Finding((*keys, "views"), message, sections=frozenset({section, "data"}))
+
+
+def _sampling_mistakes(keys: Keys, train: Train, recipe: Recipe) -> Iterator[Finding]:
+    section = str(keys[0])
+    if train.class_weights == "balanced":
+        message = "balances the classes, as train.sampling: balanced does already; choose one of the two"
+        yield Finding((*keys, "class_weights"), message, sections=frozenset({section}))
+    if section == "train" and "crd" in recipe.distill.method:
+        message = "shows an image several times in a batch, but crd remembers one embedding of each"
+        both = frozenset({section, "distill"})
+        yield Finding((*keys, "sampling"), f"{message}; use class_weights, or another method", sections=both)
 
 
 def _deployment_contradictions(recipe: Recipe) -> Iterator[Finding]:

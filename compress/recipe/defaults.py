@@ -95,6 +95,7 @@ def resolved_train(
         "schedule": _resolved_schedule(train.schedule, epochs, pretrained=pretrained),
         "batch_norm": _resolved_batch_norm(train.batch_norm, pretrained=pretrained),
         "probe": (train.probe is not False) if pretrained else None,
+        "sampling": None if train.sampling == "all" else train.sampling,
         "class_weights": None if train.class_weights == "none" else train.class_weights,
     }
     return ResolvedTrain.model_construct(**values)

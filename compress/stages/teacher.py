@@ -84,7 +84,7 @@ def run_teacher(
     fitted = checks = None
     if config.train is not None:
         class_weights = weigh_classes(network.model, config.train, dataset, data, context)
-        probe = probe_of(model, head, dataset, network, config.train, context, class_weights)
+        probe = probe_of(model, head, dataset, network, config.train, context, data.classes)
         start_may_ship = probe is not None
         fitted = _fit(model, config.train, context, network, dataset, class_weights, start_may_ship=start_may_ship)
         checks = check_training(model, dataset, network.normalization, config.train, fitted.steps, probe)

@@ -18,14 +18,14 @@ MAX_PRECUT_BYTES = 64 * 2**20
 
 def batches(
     order: Tensor, view: Tensor, first: int, size: int, steps: int, step: Step, stream: Stream | None
-) -> Iterator[tuple[int, Tensor, Tensor | None, Tensor | None]]:
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None, Tensor | None]]:
     """Generate the epoch's batches from step `first` on.
 
     The teacher runs ahead by many steps, so that a GPU is asked for missing logits now and then and not in every step.
 
     Args:
         order: the epoch's images in order, int64 (M,).
-        view: the epoch's view of each image, int64 (P,).
+        view: the view of each, int64 (M,).
         first: the step to start at, counted from 0 in the epoch.
         size: images per batch, over all ranks.
         steps: batches per epoch.
@@ -33,8 +33,8 @@ def batches(
         stream: decodes the images, where they are not in memory.
 
     Yields:
-        The step in the epoch; the batch's images (B,); for this rank's share of them the teacher's logits, float16
-        (N, K), and the views, uint8 (N, H, W, 3), each None where the step itself computes them.
+        The step in the epoch; the batch's images and their views (B,); for this rank's share of them the teacher's
+        logits, float16 (N, K), and the pixels, uint8 (N, H, W, 3), each None where the step itself computes them.
     """
     if stream is not None:
         yield from _streamed(order, view, first, size, steps, step, stream)
@@ -46,42 +46,44 @@ def batches(
     if window > 1 and step.teacher is not None:
         prefetched = max(window, step.teacher.prefetch_limit // size)
     for begin in range(first, steps, prefetched):
-        parts = [order[at * size : (at + 1) * size] for at in range(begin, min(begin + prefetched, steps))]
-        shares = [step.group.shard(batch) for batch in parts]
-        logits = _prefetch_logits(shares, view, step)
-        for at in range(0, len(parts), window):
+        places = [slice(at * size, (at + 1) * size) for at in range(begin, min(begin + prefetched, steps))]
+        shares = [(step.group.shard(order[place]), step.group.shard(view[place])) for place in places]
+        logits = _prefetch_logits(shares, step)
+        for at in range(0, len(places), window):
             here = slice(at, at + window)
-            pixels = _cut(shares[here], view, step) if precut else [None] * len(parts[here])
-            yield from zip(
-                range(begin + at, begin + at + len(parts[here])), parts[here], logits[here], pixels, strict=True
-            )
+            pixels = _cut(shares[here], step) if precut else [None] * len(places[here])
+            for number, place in enumerate(places[here]):
+                yield begin + at + number, order[place], view[place], logits[at + number], pixels[number]
 
 
-def _prefetch_logits(shares: list[Tensor], view: Tensor, step: Step) -> Sequence[Tensor | None]:
-    """Return the teacher's logits for each share, None where the teacher runs within the step."""
-    index = torch.cat(shares)
-    logits = step.teacher.prefetch_logits(index, view[index], step.pixels) if step.teacher is not None else None
-    return [None] * len(shares) if logits is None else torch.split(logits, [len(share) for share in shares])
+def _prefetch_logits(shares: list[tuple[Tensor, Tensor]], step: Step) -> Sequence[Tensor | None]:
+    """Return the teacher's logits for each share (images and views), None where the teacher runs within the step."""
+    index, view = map(torch.cat, zip(*shares, strict=True))
+    logits = step.teacher.prefetch_logits(index, view, step.pixels) if step.teacher is not None else None
+    return [None] * len(shares) if logits is None else torch.split(logits, [len(share) for share, _ in shares])
 
 
-def _cut(shares: list[Tensor], view: Tensor, step: Step) -> Sequence[Tensor]:
-    """Return the views of each share, not distorted yet."""
-    index = torch.cat(shares)
-    return torch.split(step.crop(index, view[index]), [len(share) for share in shares])
+def _cut(shares: list[tuple[Tensor, Tensor]], step: Step) -> Sequence[Tensor]:
+    """Return the pixels of each share, not distorted yet."""
+    index, view = map(torch.cat, zip(*shares, strict=True))
+    return torch.split(step.crop(index, view), [len(share) for share, _ in shares])
 
 
 def _streamed(
     order: Tensor, view: Tensor, first: int, size: int, steps: int, step: Step, stream: Stream
-) -> Iterator[tuple[int, Tensor, None, Tensor]]:
+) -> Iterator[tuple[int, Tensor, Tensor, None, Tensor]]:
     """Generate batches as `batches` does; this rank decodes its own share, and the teacher runs within the step.
 
     Logits are not cached, because a streamed image's view rarely comes again.
     """
-    places, numbers = order.cpu(), view.cpu()
-    shares = (step.group.shard(places[at * size : (at + 1) * size]) for at in range(first, steps))
+    shard = step.group.shard
+    order_cpu, view_cpu = order.cpu(), view.cpu()
+    places = [slice(at * size, (at + 1) * size) for at in range(first, steps)]
     requests = stream.reading_ahead(
-        ((share, numbers[share]) for share in shares), places, range(first * size, steps * size, size)
+        ((shard(order_cpu[place]), shard(view_cpu[place])) for place in places),
+        order_cpu,
+        range(first * size, steps * size, size),
     )
     decoded = stream.batches(requests, -(-size // step.group.size))
-    for at, pixels in zip(range(first, steps), decoded, strict=True):
-        yield at, order[at * size : (at + 1) * size], None, pixels
+    for at, place, pixels in zip(range(first, steps), places, decoded, strict=True):
+        yield at, order[place], view[place], None, pixels

@@ -88,7 +88,7 @@ def train_student(
     model, head = build.build_for_training(student, start, weights, new_head=True, device=context.device)
     shared = _share_of(labelled, share, data.split_seed)
     class_weights = weigh_classes(student.model, train, shared, data, context)
-    probe = probe_of(model, head, shared, student, train, context, class_weights)
+    probe = probe_of(model, head, shared, student, train, context, data.classes)
     image_set = labelled if config.plain else _with_unlabelled(labelled, config, context)
     image_set = _share_of(image_set, share, data.split_seed)
     outline = build.outline_of(student, model)

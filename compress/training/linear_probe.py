@@ -25,6 +25,7 @@ from compress.data.streaming.batches import Stream
 from compress.models.input_adapter import InputAdapter, inner_network
 from compress.recipe.schema import ResolvedTrain
 from compress.training import forward_batch
+from compress.training.class_balance import probe_weights
 from compress.training.evaluation import ImageSet
 from compress.training.precision import without_tf32
 
@@ -64,7 +65,7 @@ def probe_of(
     network: Network,
     train: ResolvedTrain,
     context: Context,
-    class_weights: Tensor | None = None,
+    classes: Sequence[str],
 ) -> LinearProbe | None:
     """Fit the network's fresh last layer before it is fine-tuned, where `train.probe` says so; return the probe.
 
@@ -75,7 +76,7 @@ def probe_of(
         network: its record.
         train: the resolved settings.
         context: the stage's console and processes.
-        class_weights: see `fit_probe`.
+        classes: their names.
     """
     if head is None or not train.probe:
         return None
@@ -87,7 +88,7 @@ def probe_of(
         seed=train.seed,
         threads=train.threads,
         group=context.group,
-        class_weights=class_weights,
+        class_weights=probe_weights(train, image_set, classes),
     )
     if not context.group.is_main:
         return probe

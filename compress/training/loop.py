@@ -168,18 +168,17 @@ class _Loop:
         if train.batch_norm == "frozen":
             batch_norm.freeze(session.student)
         session.method.start_epoch(epochs_done + 1)
-        order = schedule.order(session.image_set.train_index, train.seed, state.epoch, session.image_set.shards)
-        view = session.views(state.epoch)
+        order, view = session.draws(state.epoch)
         epoch = torch.tensor(float(epochs_done + 1), device=session.device)
         step_number = torch.tensor(epochs_done * steps + state.step, device=session.device)
         checked_at, trace_every = time.monotonic(), train.trace_gradients or 0
-        for at, index, cached_logits, pixels in batches(
+        for at, index, views, cached_logits, pixels in batches(
             order, view, state.step, session.batch_size, steps, session.step, session.stream
         ):
             self._stop_if(group.any_rank(stop.is_set(), at))
             session.learning_rate.set(schedule.learning_rate(train, state.epoch, at / steps))
             own = group.shard(index)
-            batch = Batch(own, view[own], cached_logits, epoch, step_number, len(index), pixels)
+            batch = Batch(own, group.shard(views), cached_logits, epoch, step_number, len(index), pixels)
             trace = trace_every > 0 and at % trace_every == 0
             losses = session.step(batch, trace=True) if trace else self.run_step(batch)
             self.meter.add(losses, {name: self._weight(name, len(own)) for name in losses}, at)

@@ -84,7 +84,41 @@ def steps(images: int, size: int, smallest: int) -> int:
     return full + (rest >= max(smallest, 1) and rest > 0)
 
 
-def order(index: Tensor, seed: int, epoch: int, shards: ShardMixing | None = None) -> Tensor:
+def balanced_places(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw M of M images so that every class comes equally often: positions, int64 (M,), sorted by class.
+
+    Numbers of draws differ by at most one between the classes, and between the images of one class; which get one more
+    is drawn anew each time. An unlabelled image comes once.
+
+    Args:
+        labels: int64 (M,) on the CPU, -1 for an unlabelled image.
+        generator: draws.
+    """
+    places = [torch.nonzero(labels == number).squeeze(1) for number in torch.unique(labels[labels >= 0])]
+    drawn = [torch.nonzero(labels < 0).squeeze(1)]
+    share, rest = divmod(int((labels >= 0).sum()), max(len(places), 1))
+    more = torch.randperm(len(places), generator=generator)[:rest].tolist()
+    for number, own in enumerate(places):
+        rounds, some = divmod(share + (number in more), len(own))
+        drawn += [own] * rounds
+        drawn.append(own[torch.randperm(len(own), generator=generator)[:some]])
+    return torch.cat(drawn)
+
+
+def occurrences(order: Tensor) -> Tensor:
+    """Return, for each entry of int64 (M,), how often the same number stands before it: int64 (M,) on the CPU."""
+    order = order.cpu()
+    _, number, counts = torch.unique(order, return_inverse=True, return_counts=True)
+    together = torch.argsort(number, stable=True)
+    first = counts.cumsum(0) - counts
+    found = torch.empty_like(order)
+    found[together] = torch.arange(len(order)) - first[number[together]]
+    return found
+
+
+def order(
+    index: Tensor, seed: int, epoch: int, shards: ShardMixing | None = None, labels: Tensor | None = None
+) -> Tensor:
     """Return the images `index` (M,) in the epoch's order, a function of seed and epoch alone.
 
     Args:
@@ -92,8 +126,11 @@ def order(index: Tensor, seed: int, epoch: int, shards: ShardMixing | None = Non
         seed: of the training.
         epoch: 1-based.
         shards: puts the shards into random order too, so many at a time, and mixes the images of these.
+        labels: int64 (M,), -1 for an unlabelled image; with them M images are drawn, see `balanced_places`.
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    if labels is not None:
+        index = index[balanced_places(labels.cpu(), generator).to(index.device)]
     mixed = index[torch.randperm(len(index), generator=generator).to(index.device)]
     if shards is None:
         return mixed

@@ -141,11 +141,34 @@ class Session:
             )
         return choose_engine(self.train.engine, self.step, self.batch_size, total, self.classifier, warn)
 
-    def views(self, epoch: int) -> Tensor:
-        """Return an epoch's view of each image, int64 (P,) on the device."""
+    def draws(self, epoch: int, *, mix_shards: bool = True) -> tuple[Tensor, Tensor]:
+        """Return an epoch's images in order and the view of each, int64 (M,) each on the device.
+
+        An image that comes again in the same epoch comes in another view.
+
+        Args:
+            epoch: 1-based, or 0 for the views that statistics are recomputed from.
+            mix_shards: respect the shards of a stream.
+        """
+        image_set, train = self.image_set, self.train
+        index, shards = image_set.train_index, image_set.shards if mix_shards else None
+        if train.sampling != "balanced":
+            order = schedule.order(index, train.seed, epoch, shards)
+            return order, self._views(order, epoch)
+        order = schedule.order(index, train.seed, epoch, shards, image_set.labels[index])
+        again, view = schedule.occurrences(order).to(order.device), torch.empty_like(order)
+        # No two draws of a training share a number, unless a limit makes views come again anyway.
+        step = 1 if train.views else train.epochs + 1
+        for number in range(int(again.max()) + 1):
+            here = again == number
+            view[here] = self._views(order[here], epoch + number * step)
+        return order, view
+
+    def _views(self, index: Tensor, epoch: int) -> Tensor:
+        """Return an epoch's view of each image, int64 (N,) on the device."""
         image_set = self.image_set
-        return views.views_of_epoch(
-            len(image_set.images),
+        return views.views_of(
+            index.cpu(),
             epoch,
             self.train.seed,
             image_set.augment,

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from compress.data.augment.distort import distort_views
-from compress.training import batch_norm, schedule
+from compress.training import batch_norm
 from compress.training.evaluation import accuracy, predict
 from compress.training.session import Session
 
@@ -119,16 +120,16 @@ class ShippedWeights:
     def _statistics_batches(self) -> Iterator[Tensor]:
         """Yield the training views that statistics are recomputed from, uint8 (N, H, W, 3)."""
         session, image_set = self.session, self.session.image_set
-        index = schedule.order(image_set.train_index, session.train.seed, START)[: batch_norm.VIEWS]
-        batches = batch_norm.fixed_batches(index, image_set.image_size)
-        view = session.views(START)
+        index, view = session.draws(START, mix_shards=False)
+        batches = batch_norm.fixed_batches(index[: batch_norm.VIEWS], image_set.image_size)
+        views = torch.split(view[: batch_norm.VIEWS], [len(part) for part in batches])
         if session.stream is None:
-            yield from (session.step.pixels(part, view[part]) for part in batches)
+            yield from (session.step.pixels(*pair) for pair in zip(batches, views, strict=True))
             return
-        requests = ((part.cpu(), view[part].cpu()) for part in batches)
+        requests = ((part.cpu(), view.cpu()) for part, view in zip(batches, views, strict=True))
         decoded = session.stream.batches(requests, max(map(len, batches)))
-        for part, pixels in zip(batches, decoded, strict=True):
-            yield distort_views(pixels, view[part], image_set.distortion)
+        for view, pixels in zip(views, decoded, strict=True):
+            yield distort_views(pixels, view, image_set.distortion)
 
 
 def _statistics(*networks: nn.Module) -> list[Tensor]:

@@ -62,6 +62,20 @@ APPENDED = [
         "distill: {method: [dhkd, kd], dhkd: {gamma: 0}}\ntrain: {class_weights: {a: 2}}",
         ["7:24: train.class_weights: weighs the cross-entropy, which dhkd leaves out; leave the weights out"],
     ),
+    (
+        "train: {class_weights: balanced, sampling: balanced}",
+        [
+            "6:24: train.class_weights: balances the classes, as train.sampling: balanced does already; choose one of "
+            "the two"
+        ],
+    ),
+    (
+        "distill: {method: crd}\ntrain: {sampling: balanced}",
+        [
+            "7:19: train.sampling: shows an image several times in a batch, but crd remembers one embedding of each; "
+            "use class_weights, or another method"
+        ],
+    ),
     ("train: 5", ["6:8: train: expected a section (keys with values), got 5"]),
     ("train: {schedule: {kind: step, milestones: 5}}", ["6:44: train.schedule.milestones: expected a list, got 5"]),
     (

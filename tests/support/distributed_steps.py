@@ -38,9 +38,10 @@ METHODS = {
     "crd": Distill(method=("crd",), crd=Crd(negatives=16, width=8)),
     "streamed": Distill(method=("kd",)),
     "weighted": Distill(method=("kd",)),
+    "balanced": Distill(method=("kd",)),
 }
 CLASS_WEIGHTS = {"weighted": (0.2, 3.0, 0.5, 0.3)}  # of the classes, in the cross-entropy
-SETTINGS = {"recomputed": {"batch_norm": "recomputed"}}
+SETTINGS = {"recomputed": {"batch_norm": "recomputed"}, "balanced": {"sampling": "balanced"}}
 STUDENT = Outline("net", CLASSES, {"pooled": (WIDTH,)}, {"pooled": "fc:in"})
 TEACHER = Outline("teacher", CLASSES, {"pooled": (WIDTH,)}, {"pooled": "fc:in"})
 
@@ -145,6 +146,8 @@ def train(
     """Train two epochs by a method; `settings` are further ones of the training."""
     torch.manual_seed(5 + group.rank)  # the first process's weights count
     images, labels = images_and_labels()
+    if name == "balanced":  # 27 images of the first class and 3 of each other
+        labels = torch.where(torch.arange(COUNT) < 24, 0, labels)
     pictures = ImageSet(
         *(part.to(device) for part in (images, labels, torch.arange(COUNT), torch.arange(0))), "crop_flip", SIDE
     )

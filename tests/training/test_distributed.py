@@ -26,7 +26,7 @@ from compress.training import batch_norm, precision, schedule
 from tests.support import distributed_steps
 from tests.support.torchrun import DISTRIBUTED_RUN, ENVIRONMENT, ROOT, TORCHRUN, run_python, torchrun
 
-METHODS = ("dhkd", "kd", "crd", "streamed", "weighted")
+METHODS = ("dhkd", "kd", "crd", "streamed", "weighted", "balanced")
 
 
 @pytest.fixture(scope="module")

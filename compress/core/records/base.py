@@ -66,6 +66,7 @@ IN_KEY_IF_SET = frozenset(
         "report",
         "bundle",
         "class_weights",
+        "sampling",
     }
 )
 # Fields that a record's JSON has only when they are set, so that older records stay as they are.

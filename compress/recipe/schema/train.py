@@ -86,6 +86,11 @@ class Train(Section):
         description="weights of the classes in the cross-entropy; balanced: as the inverse of their numbers of images; "
         "or one for each class that is named, such as `{faulty: 3}`, and 1 for the others; null: none",
     )
+    sampling: Literal["all", "balanced"] | None = Field(
+        default=None,
+        description="which images an epoch shows; all: each once; balanced: as many, drawn so that every class comes "
+        "equally often; null: all",
+    )
     schedule: Schedule = Field(default=Schedule(), description="learning rate over the epochs")
     precision: Literal["auto", "float32", "bf16"] = Field(
         default="auto", description="auto: bf16 on CUDA GPUs (from Ampere on) and CPUs with bf16 units, else float32"

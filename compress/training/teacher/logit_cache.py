@@ -123,6 +123,11 @@ class TeacherCache:
         out = self.logits.new_empty((len(index), self.logits.shape[1]))
         known = slot >= 0
         out[known] = self.logits[slot[known]]
+        # With balanced sampling a view may be asked for twice at once.
+        pairs, place = torch.unique(index[unknown] * self.views + view[unknown], return_inverse=True)
+        if len(pairs) < len(unknown):
+            out[unknown] = self.prefetch_logits(pairs // self.views, pairs % self.views, pixels)[place]
+            return out
         for places in torch.split(unknown, most):
             some, views = index[places], view[places]
             fresh = self._compute(pixels(some, views), multiple)

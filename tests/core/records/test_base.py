@@ -49,6 +49,7 @@ SET = {
     "ema": 0.99,
     "patience": 3,
     "class_weights": "balanced",
+    "sampling": "balanced",
 }
 RECORDS = [
     Prepared(

@@ -279,6 +279,15 @@ def test_only_unknown_rows_run_and_logits_have_the_precision_of_float16():
     assert cache.rows_run == 5 == cache.used
 
 
+def test_a_view_that_is_asked_for_twice_at_once_runs_once():
+    cache = small(None)
+    ask(cache, *batch(5))
+    found = ask(cache, *batch(4, 5, 1, 4, 4))
+    assert cache.rows_run == 3 == cache.used
+    assert torch.equal(found, answers(batch(4, 5, 1, 4, 4)[2]).half().float())
+    assert torch.equal(ask(cache, *batch(1, 4, 5)), answers(batch(1, 4, 5)[2]).half().float()) and cache.rows_run == 3
+
+
 def test_logits_are_clamped_to_float16():
     wild = torch.tensor([[1e6, -1e30, 3.0]])
     cache = TeacherCache(
