@@ -136,7 +136,7 @@ class Workflow:
         """Return the candidates and the one among them that teaches; a single one is not compared with anything."""
         candidates, settings = self.candidates(), self.settings
         if settings.teacher.select != "proxy" or len(candidates) == 1 or settings.distill.plain:
-            return candidates, teacher_choice.select(candidates)
+            return candidates, teacher_choice.select(candidates, metric=settings.train.metric)
         proxies = trials.of_teachers(self, candidates, self._labels())
         return candidates, teacher_choice.select(candidates, proxies)
 
@@ -150,13 +150,14 @@ class Workflow:
             self.networks.candidate(one, label)
             for one, label in zip(self.settings.teacher.candidates, labels, strict=True)
         ]
+        compared = {"metric": self.settings.train.metric} if self.settings.train.metric and len(named) > 1 else {}
         found: dict[int, Trained] = {}
         for place in sorted(range(len(named)), key=lambda place: named[place][0].train is not None):
             config, network, weights = named[place]
             read = self.training if config.train is not None else self.training.evaluated
-            foreign = self.networks.foreign_inputs(config)
+            more = self.networks.foreign_inputs(config) | compared
             one: Trained = self.store.run(
-                TEACHER, config, label=labels[place], network=network, data=read, weights=weights, **foreign
+                TEACHER, config, label=labels[place], network=network, data=read, weights=weights, **more
             )
             found[place] = one
             if weights is not None and config.weights != "embedded":

@@ -178,6 +178,14 @@ def _deployment_contradictions(recipe: Recipe) -> Iterator[Finding]:
 def _proxy_contradictions(recipe: Recipe) -> Iterator[Finding]:
     distill, judged = recipe.distill, frozenset({"distill", "teacher"})
     chosen_by_proxy = recipe.teacher.select == "proxy"
+    if chosen_by_proxy and recipe.train.metric not in (None, "top1"):
+        message = f"{recipe.train.metric} cannot choose the teacher by proxy, which compares image by image; use "
+        both = frozenset({"train", "teacher"})
+        yield Finding(("train", "metric"), f"{message}teacher.select: best, or metric: top1", sections=both)
+    if distill.method == ("auto",) and recipe.train.metric not in (None, "top1"):
+        message = f"{recipe.train.metric} cannot choose the method, whose trials are compared image by image; use "
+        both = frozenset({"train", "distill"})
+        yield Finding(("train", "metric"), f"{message}metric: top1, or name the method", sections=both)
     if chosen_by_proxy and distill.method == ("auto",) and len(recipe.teacher.candidates) > 1:
         message = "distils with the recipe's method, but distill.method: auto chooses it for a given teacher"
         yield Finding(("teacher", "select"), f"{message}; use select: best, or name a method", sections=judged)

@@ -42,7 +42,8 @@ def resolve(recipe: Recipe) -> Recipe:
         train = student_train(recipe)
         quantize = _resolved_quantize(quantize, train)
     else:
-        train = train.model_copy(update={"seed": recipe.seed if train.seed is None else train.seed})
+        metric = None if train.metric == "top1" else train.metric  # the teacher is chosen before the student is
+        train = train.model_copy(update={"seed": recipe.seed if train.seed is None else train.seed, "metric": metric})
     teacher = recipe.teacher.model_copy(update={"candidates": candidates})
     return recipe.model_copy(update={"data": data, "teacher": teacher, "train": train, "quantize": quantize})
 
@@ -95,6 +96,7 @@ def resolved_train(
         "schedule": _resolved_schedule(train.schedule, epochs, pretrained=pretrained),
         "batch_norm": _resolved_batch_norm(train.batch_norm, pretrained=pretrained),
         "probe": (train.probe is not False) if pretrained else None,
+        "metric": None if train.metric == "top1" else train.metric,
         "sampling": None if train.sampling == "all" else train.sampling,
         "class_weights": None if train.class_weights == "none" else train.class_weights,
     }

@@ -211,8 +211,9 @@ def _curve(path: Path) -> Curve | None:
     if not rows or "epoch" not in rows[0]:
         return None
     columns = {name: np.array([_number(row.get(name)) for row in rows]) for name in rows[0] if name}
-    known = {"epoch", "lr", "top1_validation", "images_per_second", "seconds"}
-    finite = {name: values for name, values in columns.items() if name not in known and np.isfinite(values).any()}
+    known = {"epoch", "lr", "images_per_second", "seconds"}
+    other = {name for name in columns if name in known or name.endswith("_validation")}
+    finite = {name: values for name, values in columns.items() if name not in other and np.isfinite(values).any()}
     losses = {name: values for name, values in finite.items() if not name.startswith("cos_")}
     cosines = {name: values for name, values in finite.items() if name.startswith("cos_")}
     return Curve(path.stem, columns["epoch"], columns.get("top1_validation"), losses, cosines)

@@ -14,6 +14,7 @@ from compress.core.records.deployment import Exported, Packaged
 from compress.core.records.training import Stripped
 from compress.core.records.warnings import texts
 from compress.models.size_warning import size_increase_warning
+from compress.recipe.schema import Train
 from compress.report.device_answer import merge
 from compress.report.evidence import Branch, Evidence
 from compress.report.schema import (
@@ -73,7 +74,7 @@ def assemble(evidence: Evidence) -> Report:
         started=evidence.started,
         command=evidence.command,
         teacher=_teacher(evidence),
-        student=_student(evidence.student),
+        student=_student(evidence.student, evidence.recipe.train),
         models=students,
         comparisons=[row for row in comparisons if row.model not in plain and row.against not in plain],
         baseline=_baseline(evidence.baseline, extra, comparisons),
@@ -148,7 +149,7 @@ def _teacher(evidence: Evidence) -> TeacherSection:
     return TeacherSection.model_validate({**chosen, "reason": evidence.selected.reason, "candidates": candidates})
 
 
-def _student(branch: Branch) -> StudentSection:
+def _student(branch: Branch, train: Train) -> StudentSection:
     student, stripped = branch.trained, branch.stripped
     return StudentSection(
         model=student.network.model,
@@ -160,6 +161,7 @@ def _student(branch: Branch) -> StudentSection:
         dropped=list(stripped.dropped),
         epochs=student.epochs,
         shipped_epoch=student.shipped_epoch,
+        metric=(train.metric or "top1") if train.keep == "best" else None,
         method=student.method,
         top1_validation=stripped.trained.top1_validation,
         probe_top1_validation=student.checks.probe_top1 if student.checks else None,

@@ -26,7 +26,7 @@ from compress.stages.support import foreign_teacher
 from compress.training import build, checkpoint
 from compress.training.checks import check_training
 from compress.training.class_balance import weigh_classes
-from compress.training.evaluation import ImageSet, accuracy, predict
+from compress.training.evaluation import ImageSet, accuracy, predict, score
 from compress.training.linear_probe import probe_of
 from compress.training.loop import FitResult, fit
 from compress.verdict import conventions, diagnosis
@@ -50,6 +50,7 @@ def run_teacher(
     weights: File | None,
     external: tuple[File, ...] = (),
     reading: int | None = None,
+    metric: str | None = None,
 ) -> Trained:
     """Train a candidate, or load it, or both; judge it on the validation images in float32.
 
@@ -61,6 +62,7 @@ def run_teacher(
         weights: The checkpoint or the ONNX file, where the recipe names one.
         external: Files with the weights of the ONNX file; part of the key only.
         reading: See `foreign_teacher.READING`; part of the key only.
+        metric: By which candidates are compared; None: top-1.
     """
     begin = time.monotonic()
     torch.manual_seed(config.train.seed if config.train else 0)
@@ -90,7 +92,8 @@ def run_teacher(
         checks = check_training(model, dataset, network.normalization, config.train, fitted.steps, probe)
     logits = predict(model, dataset.validation(), data.image_size, network.normalization, device=dataset.labels.device)
     _check_finite(config, logits)
-    top1 = accuracy(logits, dataset.labels[dataset.validation_index])
+    wanted = dataset.labels[dataset.validation_index]
+    top1 = accuracy(logits, wanted)
     advice = _input_advice(network, model, dataset, top1, data.classes) if config.train is None else None
     known = _explained(advice)
     _expect(config, top1, len(logits), lambda: known or _find_fault(config, model, dataset, network, data))
@@ -109,6 +112,7 @@ def run_teacher(
         origin=_origin(config, taken),
         largest_logit=float(logits.abs().max()),
         checks=checks,
+        score=None if metric is None else score(metric, logits, wanted),
         advice=advice,
         **_circumstances(fitted),
     )

@@ -29,7 +29,7 @@ class State:
         seconds: training time so far, over all runs.
         sums: the current epoch's losses so far, each times its number of images.
         history: one row per finished epoch.
-        best: top-1, epoch and weights of the best epoch so far, under `train.keep: best`.
+        best: `train.metric` (as top1), epoch and weights of the best epoch so far, under `train.keep: best`.
         average: the moving average of the parameters, under `train.ema`.
     """
 

@@ -97,6 +97,25 @@ def _rows_at_once(model: nn.Module, device: torch.device, image_size: int) -> in
     return forward_batch.rows_at_once("cpu" if isinstance(inner_network(model), OnnxNetwork) else device, side)
 
 
+def score(metric: str | None, logits: Tensor, labels: Tensor) -> float:
+    """Return a metric as a fraction; classes without images are left out of means over classes.
+
+    Args:
+        metric: "balanced_accuracy": the mean of the classes' recalls; "macro_f1": the mean of their F1; else top-1.
+        logits: (N, K).
+        labels: int64 (N,).
+    """
+    if metric in (None, "top1"):
+        return accuracy(logits, labels)
+    answers, classes = logits.argmax(dim=1), logits.shape[1]
+    asked, named, right = (
+        torch.bincount(one, minlength=classes).double() for one in (labels, answers, labels[labels == answers])
+    )
+    present = asked > 0
+    each = right / asked if metric == "balanced_accuracy" else 2 * right / (asked + named)
+    return float(each[present].mean())
+
+
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Return the top-1 accuracy as a fraction."""
     return int((logits.argmax(dim=1) == labels).sum()) / len(labels)

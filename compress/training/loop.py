@@ -204,7 +204,7 @@ class _Loop:
         seconds = time.monotonic() - self.part_started_at
         with self.shipped.in_place():
             state.history.append(self._row(seconds))
-            self.shipped.keep_best(state.history[-1].get("top1_validation"), state.epoch)
+            self.shipped.keep_best(state.history[-1], state.epoch)
         state.sums, state.step = {}, 0
         state.epoch += 1
         self._start_part()
@@ -230,9 +230,7 @@ class _Loop:
         count = min(state.step * train.batch_size, len(image_set.train_index))
         row: dict[str, float] = {"epoch": state.epoch, "lr": schedule.learning_rate(train, state.epoch, 0.0)}
         row |= {name: value / count for name, value in state.sums.items()}
-        top1 = self.shipped.validate()
-        if top1 is not None:
-            row["top1_validation"] = top1
+        row |= self.shipped.validate()
         row["images_per_second"] = round((count - self.part_first_step * session.batch_size) / max(seconds, 1e-9), 1)
         return row
 

@@ -5,7 +5,7 @@ Every epoch's validation sees these weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compress.data.augment.distort import distort_views
 from compress.training import batch_norm
-from compress.training.evaluation import accuracy, predict
+from compress.training.evaluation import accuracy, predict, score
 from compress.training.session import Session
 
 # The number under which the start of a training is kept, before its first epoch.
@@ -52,11 +52,16 @@ class ShippedWeights:
         if train.batch_norm == "recomputed" or (train.ema is not None and train.batch_norm != "frozen"):
             self._recompute_statistics()
 
-    def validate(self) -> float | None:
-        """Return the top-1 accuracy on the validation images, on rank 0 alone; None without any."""
+    @property
+    def column(self) -> str:
+        """The history's column that training goes by."""
+        return f"{self.session.train.metric or 'top1'}_validation"
+
+    def validate(self) -> dict[str, float]:
+        """Return the accuracies on the validation images by their columns, on rank 0 alone; none without any."""
         session, image_set = self.session, self.session.image_set
         if not len(image_set.validation_index) or not session.group.is_main:
-            return None
+            return {}
         logits = predict(
             session.method.deployed(session.student),
             image_set.validation(),
@@ -64,23 +69,31 @@ class ShippedWeights:
             session.normalization,
             device=image_set.labels.device,
         )
-        return accuracy(logits, image_set.labels[image_set.validation_index])
+        labels = image_set.labels[image_set.validation_index]
+        found = {"top1_validation": accuracy(logits, labels)}
+        return found if self.column in found else {**found, self.column: score(session.train.metric, logits, labels)}
 
-    def keep_best(self, top1: float | None, epoch: int) -> None:
-        """Copy the weights of the best epoch so far, under `train.keep: best`; of equal epochs the later one counts."""
-        session, state, top1 = self.session, self.session.state, top1 or 0.0
-        if session.train.keep != "best" or top1 < (state.best or {"top1": -1.0})["top1"]:
+    def keep_best(self, row: Mapping[str, float], epoch: int) -> None:
+        """Copy the weights of the best epoch so far, under `train.keep: best`; of equal epochs the later one counts.
+
+        Args:
+            row: the epoch's accuracies, see `validate`.
+            epoch: 1-based, or START.
+        """
+        session, state, reached = self.session, self.session.state, row.get(self.column, 0.0)
+        # A checkpoint names it top1 whatever the metric.
+        if session.train.keep != "best" or reached < (state.best or {"top1": -1.0})["top1"]:
             return
         student, method = (
             {name: value.detach().clone() for name, value in module.state_dict().items()}
             for module in (session.student, session.method)
         )
-        state.best = {"top1": top1, "epoch": epoch, "student": student, "method": method}
+        state.best = {"top1": reached, "epoch": epoch, "student": student, "method": method}
 
     def exhausted(self) -> bool:
         """Return whether `train.patience` epochs have passed without a better validation accuracy, on rank 0 alone."""
         patience, history = self.session.train.patience, self.session.state.history
-        reached = [row.get("top1_validation", 0.0) for row in history]
+        reached = [row.get(self.column, 0.0) for row in history]
         return patience is not None and bool(reached) and len(reached) - 1 - reached.index(max(reached)) >= patience
 
     def keep_start(self) -> None:

@@ -44,27 +44,39 @@ class Selected:
     behind: tuple[Behind | None, ...] = ()
 
 
-def select(candidates: list[Trained], proxies: tuple[Proxied, ...] = ()) -> Selected:
+# What a metric is called in sentences.
+METRICS = {"balanced_accuracy": "balanced accuracy on validation", "macro_f1": "macro-F1 on validation"}
+
+
+def select(candidates: list[Trained], proxies: tuple[Proxied, ...] = (), metric: str | None = None) -> Selected:
     """Choose the best candidate, by `proxies` (one for each candidate) where there are any, else by its own accuracy.
 
     By proxy, all candidates whose student is not shown to be worse than the best one (paired on the validation images,
     95 %) count as equal, and the one with the fewest multiply-accumulates is chosen. By their own accuracy only exactly
     equal candidates count as equal.
+
+    Args:
+        candidates: in the recipe's order.
+        proxies: one for each candidate, or none.
+        metric: whose values are the candidates' scores; None: top-1.
     """
     if len(candidates) > 1 and proxies:
         return _by_proxy(candidates, proxies)
-    index = min(range(len(candidates)), key=lambda i: (-candidates[i].top1_validation, _cost(candidates[i])))
+    reached = [one.top1_validation if one.score is None else one.score for one in candidates]
+    index = min(range(len(candidates)), key=lambda i: (-reached[i], _cost(candidates[i])))
     best = candidates[index]
     if len(candidates) == 1:
         return Selected(best, index, f"{best.network.model} is the only candidate")
-    second = max((c for i, c in enumerate(candidates) if i != index), key=lambda c: c.top1_validation)
-    lead = 100 * (best.top1_validation - second.top1_validation)
+    other = max((i for i in range(len(candidates)) if i != index), key=lambda i: reached[i])
+    second, lead = candidates[other], 100 * (reached[index] - reached[other])
     if lead == 0:
-        tie = f"{best.network.model} ties with {second.network.model} on validation"
+        where = f"in {METRICS[metric]}" if metric else "on validation"
+        tie = f"{best.network.model} ties with {second.network.model} {where}"
         return Selected(best, index, f"{tie} and needs fewer multiply-accumulates")
     reason = (
-        f"{best.network.model} has the best validation accuracy: {100 * best.top1_validation:.2f} %, "
-        f"{lead:.2f} points ahead of {second.network.model} ({100 * second.top1_validation:.2f} %)"
+        f"{best.network.model} has the best {METRICS[metric] if metric else 'validation accuracy'}: "
+        f"{100 * reached[index]:.2f} %, "
+        f"{lead:.2f} points ahead of {second.network.model} ({100 * reached[other]:.2f} %)"
     )
     return Selected(best, index, reason)
 
@@ -128,6 +140,7 @@ def rows(candidates: list[Trained], selected: Selected) -> list[dict[str, Any]]:
             "model": one.network.model,
             "width": one.network.width,
             "top1_validation": one.top1_validation,
+            "score": one.score,
             "probe_top1_validation": one.checks.probe_top1 if one.checks else None,
             "rank": own[index],
             "proxy_top1_validation": selected.proxies[index].top1_validation if proxy else None,

@@ -76,6 +76,7 @@ APPENDED = [
             "use class_weights, or another method"
         ],
     ),
+    ("train: {metric: f1}", ["6:17: train.metric: expected one of top1, balanced_accuracy, macro_f1, got 'f1'"]),
     ("train: 5", ["6:8: train: expected a section (keys with values), got 5"]),
     ("train: {schedule: {kind: step, milestones: 5}}", ["6:44: train.schedule.milestones: expected a list, got 5"]),
     (

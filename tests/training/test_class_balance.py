@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from compress.core.errors import Interrupted
+from compress.core.records.base import File
+from compress.core.records.training import Network, Normalization, Trained
 from compress.data.augment import views
 from compress.data.streaming.batches import ShardMixing
 from compress.methods import build_method
 from compress.recipe.defaults import resolved_train
 from compress.recipe.schema import Distill, Train
-from compress.training import batch_norm, schedule
+from compress.training import batch_norm, schedule, shipped_weights
 from compress.training.class_balance import (
     class_counts,
     class_weights,
@@ -21,8 +25,10 @@ from compress.training.class_balance import (
     describe_weights,
     probe_weights,
 )
-from compress.training.evaluation import ImageSet
+from compress.training.evaluation import ImageSet, accuracy, score
 from compress.training.step import Step
+from compress.verdict import teacher_choice
+from compress.verdict.class_metrics import class_metrics
 from tests.support.tiny_training import (
     SHAPE,
     SIDE,
@@ -258,3 +264,54 @@ def test_the_sampling_is_described():
     assert describe_sampling(counts, (*NAMES, "d")) == (
         "an epoch shows each class 13 times, the 2 images of c 6.67 times each"
     )
+
+
+# --- the metric that training goes by
+
+
+@pytest.mark.parametrize("metric", ["balanced_accuracy", "macro_f1"])
+def test_a_metric_is_the_one_of_the_report(metric):
+    generator = torch.Generator().manual_seed(2)
+    logits, labels = torch.randn(200, 5, generator=generator), torch.randint(0, 4, (200,), generator=generator)
+    expected = class_metrics(labels.numpy(), logits.argmax(1).numpy(), 5, 0).row()[metric]
+    assert score(metric, logits, labels) == pytest.approx(expected, abs=1e-12)
+    assert score(None, logits, labels) == score("top1", logits, labels) == accuracy(logits, labels)
+
+
+def with_scores(monkeypatch: pytest.MonkeyPatch, top1: list[float], other: list[float]) -> None:
+    values, others = iter(top1), iter(other)
+    monkeypatch.setattr(shipped_weights, "accuracy", lambda *_: next(values))
+    monkeypatch.setattr(shipped_weights, "score", lambda *_: next(others))
+
+
+def test_keep_best_and_patience_go_by_the_metric(tmp_path, monkeypatch):
+    with_scores(monkeypatch, [0.5, 0.6, 0.7, 0.8], [0.4, 0.3, 0.2, 0.1])
+    student, method = student_and_method()
+    config = settings(epochs=6, metric="macro_f1", keep="best", patience=2)
+    result = fit(tmp_path, student, method, config=config)
+    assert result.shipped_epoch == 1 and len(result.history) == 3
+    assert [row["macro_f1_validation"] for row in result.history] == [0.4, 0.3, 0.2]
+    assert [row["top1_validation"] for row in result.history] == [0.5, 0.6, 0.7]
+
+
+def test_without_a_metric_the_history_has_top1_alone(tmp_path):
+    student, method = student_and_method()
+    rows = fit(tmp_path, student, method, config=settings(epochs=1, keep="best")).history
+    assert [name for name in rows[0] if name.endswith("_validation")] == ["top1_validation"]
+
+
+def test_the_teacher_is_chosen_by_the_metric():
+    normalization = Normalization((0.5,) * 3, (0.25,) * 3)
+    one, other = (
+        Trained(Network(name, None, 3, 8, normalization), File(Path(name), name, 1), top1, 1, macs, 1, 1.0, score=found)
+        for name, top1, macs, found in (("first", 0.9, 5, 0.6), ("second", 0.8, 9, 0.7))
+    )
+    chosen = teacher_choice.select([one, other], metric="macro_f1")
+    assert chosen.index == 1 and chosen.reason == (
+        "second has the best macro-F1 on validation: 70.00 %, 10.00 points ahead of first (60.00 %)"
+    )
+    assert [row["score"] for row in teacher_choice.rows([one, other], chosen)] == [0.6, 0.7]
+    tie = teacher_choice.select([replace(one, score=0.7), other], metric="balanced_accuracy")
+    assert tie.index == 0 and "first ties with second in balanced accuracy on validation" in tie.reason
+    plain = teacher_choice.select([replace(one, score=None), replace(other, score=None)])
+    assert plain.index == 0 and "best validation accuracy: 90.00 %" in plain.reason

@@ -33,6 +33,7 @@ EXCLUDED_FROM_KEY = frozenset(
         "gpu",
         "advice",
         "checks",
+        "score",
     }
 )
 # Fields and settings that enter a key only when they are set, so that older keys stay valid.
@@ -67,6 +68,7 @@ IN_KEY_IF_SET = frozenset(
         "bundle",
         "class_weights",
         "sampling",
+        "metric",
     }
 )
 # Fields that a record's JSON has only when they are set, so that older records stay as they are.
@@ -76,6 +78,7 @@ STORED_IF_SET = frozenset(
         "checks",
         "groups",
         "output",
+        "score",
         "test_groups",
         "test_names",
         "train_groups",

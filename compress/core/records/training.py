@@ -229,6 +229,7 @@ class Trained:
     largest_logit: float | None = None  # of a teacher: largest absolute value on the validation images
     gpu: str | None = None  # name of the GPU that trained it
     checks: TrainingChecks | None = None  # None: not trained here, or by an older version
+    score: float | None = None  # on the validation images, by the metric that chooses the teacher; None: by top-1
     advice: str | None = None  # a sentence about a finished teacher at chance level: what its input should be
 
 

@@ -136,6 +136,11 @@ class Train(Section):
         description="stop after so many epochs without a better validation accuracy; usually with `keep: best`; null: "
         "train all epochs",
     )
+    metric: Literal["top1", "balanced_accuracy", "macro_f1"] | None = Field(
+        default=None,
+        description="what `keep: best` and `patience` go by on the validation images, and, in the student's section, "
+        "`teacher.select: best`; balanced_accuracy and macro_f1 count every class alike; null: top1",
+    )
     keep: Literal["last", "best"] = Field(
         default="last", description="which epoch ships; best: the one with the best validation accuracy"
     )

@@ -24,6 +24,11 @@ class CandidateRow(ReportPart):
     model: str | None = Field(default=None, description="the network's name")
     width: Number | None = Field(default=None, description="width multiplier; null: the network has none")
     top1_validation: Number | None = Field(default=None, description=VALIDATION)
+    score: Number | None = Field(
+        default=None,
+        description="`train.metric` on validation, by which the teacher was chosen, a fraction in [0, 1]; null: by "
+        "`top1_validation`",
+    )
     probe_top1_validation: Number | None = Field(default=None, description=PROBE)
     rank: int | None = Field(default=None, description="rank by `top1_validation`, 1 is the best")
     proxy_top1_validation: Number | None = Field(
@@ -82,6 +87,9 @@ class StudentSection(ReportPart):
         default=None,
         description="the epoch whose weights ship, counted from 1; the last one unless `train.keep: best`; 0: the last "
         "layer alone, fitted before the first epoch",
+    )
+    metric: str | None = Field(
+        default=None, description="`train.metric`, by which `train.keep: best` chose that epoch; null: the last ships"
     )
     method: str | None = Field(default=None, description="the distillation method; none: plain cross-entropy")
     top1_validation: Number | None = Field(default=None, description=VALIDATION)

@@ -11,6 +11,8 @@ from compress.report.formats import percent
 from compress.report.read import Source, method_of
 from compress.report.views import Drawing, drawing
 
+METRICS = {"top1": "top-1", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}
+
 
 @dataclass(frozen=True)
 class TrainingView:
@@ -35,4 +37,6 @@ def training(source: Source, drawn: Mapping[str, str]) -> TrainingView | None:
     how = f"Distilled with {method}{f' on {gpu}' if gpu else ''}. " if method else ""
     probe = source.report.student.probe_top1_validation
     floor = f" A last layer alone, on the pretrained features, reaches {percent(probe, 1)}." if probe else ""
-    return TrainingView(f"{how}Accuracies are on images taken from the training set.{floor}", shown)
+    metric, epoch = source.report.student.metric, source.report.student.shipped_epoch
+    chosen = f" Epoch {epoch} ships, the best by {METRICS.get(metric, metric)} on them." if metric else ""
+    return TrainingView(f"{how}Accuracies are on images taken from the training set.{chosen}{floor}", shown)

@@ -50,6 +50,7 @@ SET = {
     "patience": 3,
     "class_weights": "balanced",
     "sampling": "balanced",
+    "metric": "macro_f1",
 }
 RECORDS = [
     Prepared(
