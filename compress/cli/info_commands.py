@@ -61,7 +61,8 @@ def models() -> int:
     """List the networks."""
     from compress.models import catalog
 
-    table([(info.name, f"{info.summary}; images from {info.min_size} pixels") for info in catalog.NETWORKS.values()])
+    rows = [(info.name, f"{info.summary}; images from {info.min_size} pixels") for info in catalog.NETWORKS.values()]
+    table([*rows, (f"{catalog.TIMM}NAME", "any classifier of the package timm, as timm.list_models() names them")])
     return 0
 
 

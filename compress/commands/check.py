@@ -14,8 +14,9 @@ from compress.core.errors import CompressError, MissingError, UsageError
 from compress.data import split_labelled
 from compress.data.sources import inspection
 from compress.methods import compatibility
-from compress.models import catalog, checkpoints
+from compress.models import catalog, checkpoints, timm_models
 from compress.models.count import macs, params
+from compress.models.fused import fused
 from compress.models.meta import shapes_only
 from compress.models.outline import outline
 from compress.models.taps import Tapped
@@ -91,7 +92,7 @@ def _check(loaded: Loaded, settings: Recipe, base: Path) -> tuple[list[str], lis
         for place, path in [*((place, one.onnx) for place, one in files), *weights]
         if not _is_there(path, base)
     ]
-    taken = [_checkpoint(loaded, place, one, base, classes, known is not None) for place, one in named]
+    taken = [_checkpoint(loaded, place, one, base, classes, known is not None, size) for place, one in named]
     notes += [note for note in taken if note]
     more, missing = _data(loaded, base, names or ())
     return notes + more, [
@@ -113,18 +114,24 @@ def _is_there(path: str | None, base: Path) -> bool:
     return (base / Path(path or "").expanduser()).is_file()
 
 
-def _checkpoint(loaded: Loaded, place: str, one: Candidate | Choice, base: Path, classes: int, counted: bool) -> str:
+def _checkpoint(
+    loaded: Loaded, place: str, one: Candidate | Choice, base: Path, classes: int, counted: bool, size: int
+) -> str:
     """Check that weights in a file or in the package fit the network, and return what is taken from the file.
 
     `counted`: `classes` is the data's own number.
     """
     embedded, file = one.weights == "embedded", base / Path(one.weights).expanduser()
-    if not embedded and not (catalog.is_checkpoint(one.weights) and file.is_file()):
+    tag = catalog.is_timm(one.model) and catalog.is_tag(one.weights) and one.weights != "none"
+    if not embedded and not tag and not (catalog.is_checkpoint(one.weights) and file.is_file()):
         return ""
     outputs = len(one.classes) if isinstance(one, Candidate) and one.classes else classes
     try:
+        if tag and (found := timm_models.published_input(one.model, one.weights)):  # nothing is downloaded
+            return f"{place}.weights: {found.weights}, trained at {found.image_size} pixels"
         path = checkpoints.embedded_teacher(one.model) if embedded else file
-        model = models.build(one.model, classes=outputs, width=one.width)
+        side = (one.image_size if isinstance(one, Candidate) else None) or size
+        model = models.build(one.model, classes=outputs, width=one.width, image_size=side)
         new_head = isinstance(one, Choice) or one.train is not None or not counted
         note, _ = checkpoints.load_file(model, path, key=one.weights_key, new_head=new_head)
     except CompressError as error:
@@ -173,7 +180,7 @@ def _network(loaded: Loaded, place: str, one: Candidate | Choice, classes: int, 
     size, title = (one.image_size if isinstance(one, Candidate) else None) or size, f"{place.split('.')[0]} {one.model}"
     info = catalog.info(one.model)
     catalog.check_image_size(info, size)
-    if info.family == "own":
+    if info.family in ("own", "timm"):
         with compatibility.locate_errors(loaded, place, one):
             return _own(title, one, classes, size)
     model = shapes_only(one.model, classes=classes, width=one.width)
@@ -191,7 +198,7 @@ def _counts(title: str, model: torch.nn.Module, size: int, classes: int) -> str:
 
 
 def _own(title: str, one: Candidate | Choice, classes: int, size: int) -> str:
-    """Check a user's own network: its logits, its maps, its pooled vector, and whether its ONNX file agrees with it."""
+    """Check a user's own network, or timm's: its logits, its maps, its pooled vector, and that its ONNX file agrees."""
     from export.graph.from_torch import parity, to_onnx
     from export.runtime import Contract, ExportError
 
@@ -200,7 +207,13 @@ def _own(title: str, one: Candidate | Choice, classes: int, size: int) -> str:
         raise UsageError(
             f"{one.model}: the input of its last Linear is {shapes['pooled']} an image, expected a vector (d,)"
         )
-    model = models.build(one.model, classes=classes, width=None).eval()
+    stages = [shape for tap, shape in shapes.items() if tap.startswith("stages_post")]
+    maps = f"stages {', '.join('x'.join(map(str, shape)) for shape in stages)}" if stages else "no stages named"
+    maps = f"{maps}, pooled {shapes['pooled'][0]}"
+    if catalog.is_timm(one.model) and isinstance(one, Candidate):  # it may be too large to export in passing
+        empty = shapes_only(one.model, classes=classes, width=None, image_size=size)
+        return f"{_counts(title, empty, size, classes)}; {maps}"
+    model = models.build(one.model, classes=classes, width=None, image_size=size).eval()
     with torch.no_grad():
         logits = model(torch.zeros(2, 3, size, size))
     if logits.shape != (2, classes):
@@ -211,14 +224,12 @@ def _own(title: str, one: Candidate | Choice, classes: int, size: int) -> str:
     contract = Contract(tuple(map(str, range(classes))), size, (0.5,) * 3, (0.25,) * 3, "uint8_nhwc", "compress")
     try:
         with tempfile.TemporaryDirectory() as folder:
-            to_onnx(model, Path(folder) / "own.onnx", contract)
+            to_onnx(fused(model, size).network, Path(folder) / "own.onnx", contract)
             difference = parity(model, Path(folder) / "own.onnx", images).max_abs_diff
     except ExportError as error:
         raise UsageError(f"{one.model}: does not export to ONNX ({error})") from error
-    stages = [shape for tap, shape in shapes.items() if tap.startswith("stages_post")]
-    maps = f"stages {', '.join('x'.join(map(str, shape)) for shape in stages)}" if stages else "no stages named"
     exported = f"exported, onnxruntime and torch differ by {difference:.1e}"
-    return f"{_counts(title, model, size, classes)}; {maps}, pooled {shapes['pooled'][0]}; {exported}"
+    return f"{_counts(title, model, size, classes)}; {maps}; {exported}"
 
 
 def _data(loaded: Loaded, base: Path, names: tuple[str, ...]) -> tuple[list[str], list[str]]:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from compress import models
-from compress.core.errors import UsageError
+from compress.core.errors import MissingError, UsageError
 from compress.methods import Method, build_method
-from compress.models import catalog, custom
+from compress.models import catalog, custom, timm_models
 from compress.models.count import macs, params
 from compress.models.deployed import to_deployed
 from compress.models.meta import meta_device
@@ -51,7 +51,7 @@ def check_pairs(loaded: Loaded, settings: Recipe, *, classes: int, image_size: i
         student = outline_at(loaded, place, choice, classes, image_size)
         for teacher in teachers:
             try:
-                method, plain, shipped = _build_pair(settings, choice, student, teacher, classes)
+                method, plain, shipped = _build_pair(settings, choice, student, teacher, classes, image_size)
             except UsageError as error:
                 raise UsageError(
                     f"{loaded.where('distill.method')}: {error} (student {student.name}, teacher {teacher.name})"
@@ -93,7 +93,7 @@ def shipped_spec(settings: Recipe, one: Choice, *, classes: int, image_size: int
     student = _outline(one, classes, image_size)
     for candidate in settings.teacher.candidates:
         teacher = _outline(candidate, classes, image_size)
-        method, _, shipped = _build_pair(settings, one, student, teacher, classes)
+        method, _, shipped = _build_pair(settings, one, student, teacher, classes, image_size)
         spec = method.deployed_spec()
         if spec is not None:
             found.append((macs(shipped, image_size), spec, teacher.name))
@@ -104,7 +104,7 @@ def shipped_spec(settings: Recipe, one: Choice, *, classes: int, image_size: int
 
 
 def _build_pair(
-    settings: Recipe, one: Choice, student: Outline, teacher: Outline, classes: int
+    settings: Recipe, one: Choice, student: Outline, teacher: Outline, classes: int, image_size: int
 ) -> tuple[Method, nn.Module, nn.Module]:
     """Build the method, the plain student and the network that ships, without weights."""
     labels = torch.arange(classes)
@@ -112,7 +112,9 @@ def _build_pair(
         method = build_method(
             settings.distill, student=student, teacher=teacher, train_labels=labels, train_index=labels
         )
-        plain, copy = (models.build(one.model, classes=classes, width=one.width) for _ in range(2))
+        plain, copy = (
+            models.build(one.model, classes=classes, width=one.width, image_size=image_size) for _ in range(2)
+        )
         return method, plain, to_deployed(copy, one.model, method.deployed_spec(), one.taps)
 
 
@@ -160,7 +162,7 @@ def _input_size(one: Choice | Candidate, image_size: int) -> int:
 
 @contextmanager
 def locate_errors(loaded: Loaded, place: str, one: Choice | Candidate) -> Iterator[None]:
-    """Add the place that names a custom network to errors about it.
+    """Add the place that names a custom network, or timm's, to errors about it.
 
     Args:
         loaded: the recipe.
@@ -169,17 +171,26 @@ def locate_errors(loaded: Loaded, place: str, one: Choice | Candidate) -> Iterat
     """
     try:
         yield
-    except UsageError as error:
-        if not catalog.is_custom(one.model):
+    except (UsageError, MissingError) as error:
+        if not catalog.is_custom(one.model) and not catalog.is_timm(one.model):
             raise
         key = f"{place}.{'taps' if one.taps else 'model'}"
-        raise UsageError(f"{loaded.where(key)}: {key}: {error}") from error
+        kind = MissingError if isinstance(error, MissingError) else UsageError
+        raise kind(f"{loaded.where(key)}: {key}: {error}") from error
 
 
 def _check_pooling(loaded: Loaded, settings: Recipe, method: Method, image_size: int) -> None:
-    """Check that a custom network averages its last map, where the method assumes that it does."""
+    """Check that a custom network, or timm's, averages its last map, where the method assumes that it does."""
     for place, one in networks_of(settings):
         taps = method.teacher_taps if isinstance(one, Candidate) else method.student_taps
-        if catalog.is_custom(one.model) and {"pre_pool", "last_stage"}.intersection(taps):
+        derived = catalog.is_custom(one.model) or catalog.is_timm(one.model)
+        if derived and {"pre_pool", "last_stage"}.intersection(taps):
             with locate_errors(loaded, place, one):
-                custom.check_pooling(one.model, one.taps, _input_size(one, image_size))
+                _check_average(one, _input_size(one, image_size))
+
+
+def _check_average(one: Choice | Candidate, image_size: int) -> None:
+    if catalog.is_timm(one.model):
+        timm_models.check_pooling(one.model, image_size)
+    else:
+        custom.check_pooling(one.model, one.taps, image_size)

@@ -12,11 +12,15 @@ __all__ = [
     "CHECKPOINT_SUFFIXES",
     "NETWORKS",
     "NetworkInfo",
+    "TIMM",
     "check_image_size",
     "did_you_mean",
     "info",
     "is_checkpoint",
     "is_custom",
+    "is_known",
+    "is_tag",
+    "is_timm",
     "names",
     "resolve_width",
     "taps",
@@ -24,7 +28,11 @@ __all__ = [
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pth.tar")
 
+TIMM = "timm/"  # before the name of a network of the package timm
+
 _CUSTOM = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+_TIMM = re.compile(r"timm/\w+")
 
 
 def names() -> tuple[str, ...]:
@@ -44,13 +52,28 @@ def is_custom(name: str) -> bool:
     return _CUSTOM.fullmatch(name) is not None
 
 
+def is_timm(name: str) -> bool:
+    """Return whether a name is `timm/NAME`; whether timm has that network is known where timm is loaded."""
+    return _TIMM.fullmatch(name) is not None
+
+
+def is_known(name: str) -> bool:
+    """Return whether a recipe may name this network without permission to run code."""
+    return name in NETWORKS or is_timm(name)
+
+
+def is_tag(weights: str) -> bool:
+    """Return whether a `weights` key may be timm's name of published weights, or `pretrained`."""
+    return weights != "embedded" and re.fullmatch(r"\w+", weights) is not None
+
+
 def is_checkpoint(weights: str) -> bool:
     """Return whether a `weights` key names a checkpoint file."""
     return weights.endswith(CHECKPOINT_SUFFIXES)
 
 
 def info(name: str) -> NetworkInfo:
-    """Return the entry of a network; for the user's own network, what is known before it is built.
+    """Return the entry of a network; for the user's own and timm's, what is known before it is built.
 
     Raises:
         UsageError: The name is unknown.
@@ -59,6 +82,8 @@ def info(name: str) -> NetworkInfo:
         return NETWORKS[name]
     if is_custom(name):
         return NetworkInfo(name, "own", "the user's own network", 8, 32, "", "")
+    if is_timm(name):
+        return NetworkInfo(name, "timm", "a network of the package timm", 8, 224, "", "", mobile=True)
     in_torchvision = f"torchvision/{name}"
     hint = f" (did you mean {in_torchvision!r}?)" if in_torchvision in NETWORKS else did_you_mean(name, names())
     raise UsageError(f"model: there is no network {name!r}{hint}; `compress models` lists all")

@@ -62,7 +62,7 @@ def describe(model: nn.Module, name: str, taps: tuple[str, ...] | None) -> Netwo
     The attribute is a list of stages, shallow to deep, or a dict with `stages` and any of `pre` (the same maps before
     each stage's last activation), `norms` (the BatchNorms before `pre`) and `pool` (the module that averages the last
     map). A name without `:in` or `:out` means the module's output. Without `pool`, a forward pass shows the map: see
-    `_averaged_map`. A module that is never called plays no part.
+    `averaged_map`. A module that is never called plays no part.
 
     Args:
         model: The built network.
@@ -90,8 +90,8 @@ def describe(model: nn.Module, name: str, taps: tuple[str, ...] | None) -> Netwo
         )
     calls = module_calls(model)
     last = _called_linear(model, calls) or last_linear(model, name)
-    pool = parts.get("pool") or _called_pool(model, calls)
-    averaged = f"{pool}:in" if pool else _averaged_map(model, calls, last) or (post[-1] if post else "")
+    pool = parts.get("pool") or called_pool(model, calls)
+    averaged = f"{pool}:in" if pool else averaged_map(model, calls, last) or (post[-1] if post else "")
     roles = Roles(post, pre or post, tuple(parts.get("norms") or ()), averaged, averaged, pool=pool)
     return replace(catalog.info(name), classifier=last, linear=last, roles=roles)
 
@@ -112,7 +112,7 @@ class ModuleCall:
 
 
 @torch.no_grad()
-def module_calls(model: nn.Module) -> list[ModuleCall]:
+def module_calls(model: nn.Module, sizes: tuple[int, ...] = TRACED_SIZES) -> list[ModuleCall]:
     """Return the calls of modules in a forward pass, in the order in which they end; none if no size of image works."""
     found: list[tuple[str, tuple[int, ...]]] = []
 
@@ -123,7 +123,7 @@ def module_calls(model: nn.Module) -> list[ModuleCall]:
     training, device = model.training, next((one.device for one in model.parameters()), torch.device("cpu"))
     model.eval()  # statistics stay as they are
     try:
-        for size in TRACED_SIZES:
+        for size in sizes:
             found.clear()
             with suppress(Exception):  # the user's code may refuse the size, or what has no values
                 model(torch.zeros(1, 3, size, size, device=device))
@@ -144,7 +144,7 @@ def _called_linear(model: nn.Module, calls: list[ModuleCall]) -> str | None:
     return paths[-1] if paths else None
 
 
-def _called_pool(model: nn.Module, calls: list[ModuleCall]) -> str | None:
+def called_pool(model: nn.Module, calls: list[ModuleCall]) -> str | None:
     """Return the average pooling that is called last; without a forward pass, the last AdaptiveAvgPool2d."""
     modules = dict(model.named_modules())
     if not calls:
@@ -158,7 +158,7 @@ def _called_pool(model: nn.Module, calls: list[ModuleCall]) -> str | None:
     return pools[-1] if pools else None
 
 
-def _averaged_map(model: nn.Module, calls: list[ModuleCall], linear: str) -> str | None:
+def averaged_map(model: nn.Module, calls: list[ModuleCall], linear: str) -> str | None:
     """Return the last map before the classifier with as many channels as this reads; None if there is none.
 
     It is the pooled map where a function pools, such as `mean((2, 3))`; `check_pooling` tries it.
@@ -212,7 +212,6 @@ def _imported(code: str) -> list[str]:
     return [word.split(".")[0] for word in words]
 
 
-@torch.no_grad()
 def check_pooling(name: str, taps: tuple[str, ...] | None, image_size: int) -> None:
     """Raise UsageError if the classifier's input is not the mean over the pooled map, on fresh weights and noise.
 
@@ -221,17 +220,30 @@ def check_pooling(name: str, taps: tuple[str, ...] | None, image_size: int) -> N
         taps: The recipe's `taps`; None to use the attribute.
         image_size: Side of the images, in pixels.
     """
-    classes, generator = 3, torch.Generator().manual_seed(0)
-    model = build(name, classes).eval()
+    model = build(name, 3).eval()
     info = describe(model, name, taps)
-    assert info.roles is not None
-    with Tapped(model, {"map": info.roles.pre_pool, "vector": f"{info.classifier}:in"}) as tapped:
-        _, seen = tapped(torch.randn(2, 3, image_size, image_size, generator=generator))
-    if not torch.allclose(seen["map"].mean((2, 3)), seen["vector"], rtol=1e-3, atol=1e-5):
+    if not averages(model, info, image_size):
+        assert info.roles is not None
         raise UsageError(
             f"{name}: the input of its last Linear is not the mean over {info.roles.pre_pool!r}, the map before its "
             "pooling; name the pooling module as `pool` in its attribute taps"
         )
+
+
+@torch.no_grad()
+def averages(model: nn.Module, info: NetworkInfo, image_size: int) -> bool:
+    """Return whether the classifier's input is the mean over the map before the pooling, on noise.
+
+    The network's own BatchNorms get other statistics than fresh ones, which would hide one behind the pooling.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and isinstance(module.running_mean, Tensor):
+            module.running_mean.add_(0.1)
+    assert info.roles is not None
+    with Tapped(model, {"map": info.roles.pre_pool, "vector": f"{info.classifier}:in"}) as tapped:
+        _, seen = tapped(torch.randn(2, 3, image_size, image_size, generator=generator))
+    return torch.allclose(seen["map"].mean((2, 3)), seen["vector"], rtol=1e-3, atol=1e-5)
 
 
 def last_linear(model: nn.Module, name: str) -> str:

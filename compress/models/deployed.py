@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from compress.core.errors import UsageError
-from compress.models import catalog, custom
+from compress.models import catalog, custom, timm_models
 from compress.models.catalog import NetworkInfo
 
 
@@ -106,7 +106,11 @@ def to_deployed(
     """
     if form is None:
         return model
-    info = custom.describe(model, name, stages) if catalog.is_custom(name) else catalog.info(name)
+    info = catalog.info(name)
+    if info.family == "own":
+        info = custom.describe(model, name, stages)
+    elif info.family == "timm":
+        info = timm_models.describe(model, name)
     if form["kind"] == "catkd":
         return without_bias(model, info)
     through = projector(form["width_in"], form["width"], form["factor"], form["pool"])

@@ -67,8 +67,20 @@ def _other_names(key: str) -> Iterator[str]:
     yield from (name.replace(old, new, 1) for name in once for old, new in RENAMES if old in name)
 
 
+def head_paths(model: nn.Module) -> tuple[str, ...]:
+    """Return the path of the layer that gives the logits: the last Linear; if there is none, the last convolution.
+
+    timm's networks name theirs; some average the answers of two.
+    """
+    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
+    known = tuple(path for path in ((named,) if isinstance(named, str) else named or ()) if path in layers)
+    if known:
+        return known
+    paths = [path for path, module in layers.items() if isinstance(module, nn.Linear)] or list(layers)
+    return tuple(paths[-1:])
+
+
 def head_keys(model: nn.Module) -> tuple[str, ...]:
-    """Return the keys of the last Linear, which gives the logits; if there is none, those of the last convolution."""
-    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-    paths = [path for path, module in layers if isinstance(module, nn.Linear)] or [path for path, _ in layers]
-    return (f"{paths[-1]}.weight", f"{paths[-1]}.bias") if paths else ()
+    """Return the keys of the layers that give the logits; see `head_paths`."""
+    return tuple(f"{path}.{part}" for path in head_paths(model) for part in ("weight", "bias"))

@@ -40,21 +40,21 @@ def meta_device() -> Iterator[None]:
 
 
 @torch.no_grad()
-def shapes_only(name: str, *, classes: int, width: float | None) -> nn.Module:
+def shapes_only(name: str, *, classes: int, width: float | None, image_size: int | None = None) -> nn.Module:
     """Build a network in evaluation mode to be run for its shapes, on the device of its parameters.
 
     No random number is drawn. The project's own networks are zeros on the CPU, because on the meta device even a
-    convolution imports torch's compiler. torchvision's and the user's own stay on the meta device, where they cost no
-    memory.
+    convolution imports torch's compiler. The others stay on the meta device, where they cost no memory.
 
     Args:
         name: See `models.build`.
         classes: Number of classes.
         width: Width multiplier; None for the network's default.
+        image_size: Side of the images in pixels; see `models.build`.
     """
-    if catalog.info(name).family in ("torchvision", "own"):
+    if catalog.info(name).family in ("torchvision", "timm", "own"):
         with meta_device():
-            return build(name, classes=classes, width=width).eval()
+            return build(name, classes=classes, width=width, image_size=image_size).eval()
     with _SkipInitialisation():
         model = build(name, classes=classes, width=width).eval()
     for tensor in (*model.parameters(), *model.buffers()):

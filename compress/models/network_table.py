@@ -26,7 +26,7 @@ class NetworkInfo:
 
     Attributes:
         name: Name in recipes.
-        family: "cifar" for small images, "photos" for large ones, "torchvision", or "own" for the user's network.
+        family: "cifar" for small images, "photos" for large ones, "torchvision", "timm", or "own" for the user's.
         summary: One line for `compress models`.
         min_size: Smallest image side in pixels, at least the total stride, so that the last map has a whole cell.
         default_size: Usual image side in pixels.
@@ -43,7 +43,7 @@ class NetworkInfo:
     """
 
     name: str
-    family: Literal["cifar", "photos", "torchvision", "own"]
+    family: Literal["cifar", "photos", "torchvision", "timm", "own"]
     summary: str
     min_size: int
     default_size: int

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from compress.core.errors import StageError, UsageError
-from compress.models import catalog, custom
+from compress.models import catalog, custom, timm_models
 from compress.models.catalog import NetworkInfo
 from compress.models.meta import shapes_only
 from compress.models.taps import Tapped
+
+_SIZE_ADVICE = "set data.image_size, or a candidate's image_size, to a size that it takes"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Outline:
 
     @property
     def entry(self) -> NetworkInfo:
-        """Return the catalogue's entry, or the description of the user's own network."""
+        """Return the catalogue's entry, or the description of the user's own or of timm's network."""
         return self.info or catalog.info(self.name)
 
     def shape(self, name: str, why: str) -> tuple[int, ...]:
@@ -93,14 +95,17 @@ def outline(
         UsageError: The user's own network does not have what `stages` names.
     """
     info = catalog.info(name)
-    empty = shapes_only(name, classes=classes, width=width)
+    empty = shapes_only(name, classes=classes, width=width, image_size=image_size)
+    described = info.family in ("own", "timm")
     if info.family == "own":
         info = custom.describe(empty, name, stages)
+    elif info.family == "timm":
+        info = timm_models.describe(empty, name)
     block, last = empty.get_submodule(info.classifier), empty.get_submodule(info.linear)
     assert isinstance(last, (nn.Linear, nn.Conv2d))  # true of every entry, by test
     single = [module for module in block.modules() if isinstance(module, nn.Linear)] == [last]
     taps = {tap: text for tap, text in catalog.taps(info).items() if tap != "head" or single}
-    derived = ("pre_pool", "last_stage") if info.family == "own" and not custom.names_pool(empty) else ()
+    derived = ("pre_pool", "last_stage") if described and not custom.names_pool(empty) else ()
     x = torch.zeros(1, 3, image_size, image_size, device=last.weight.device)
     try:
         seen = _seen(empty, taps, x)
@@ -110,8 +115,13 @@ def outline(
             seen = _seen(empty, taps, x)
         except StageError:
             raise UsageError(str(error)) from error
+    except (RuntimeError, AssertionError, ValueError) as error:  # raised by the network's own code
+        if not described:
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UsageError(f"{name} does not take images of {image_size} pixels ({reason}); {_SIZE_ADVICE}") from error
     shapes = {tap: tuple(value.shape) if tap == "head" else tuple(value.shape[1:]) for tap, value in seen.items()}
-    if info.family == "own":
+    if described:
         shapes = _maps(name, shapes)
         taps = {tap: text for tap, text in taps.items() if tap in shapes}
     model = model or empty.to("meta")  # its weights are unknown
@@ -133,7 +143,7 @@ def _seen(model: nn.Module, taps: Mapping[str, str], x: Tensor) -> dict[str, Ten
 
 
 def _maps(name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Return the maps of the user's own network; the pooled map only if it has as many channels as the pooled vector.
+    """Return the maps of the user's own or timm's network; the pooled map only if it fits the pooled vector.
 
     Raises UsageError for a stage that is not a map.
     """

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from compress.core.errors import UsageError
+from compress.models import timm_models
 from compress.models.checkpoint_files import CheckpointContent, as_float32, read_content, some
 from compress.models.layer_names import PREFIXES, head_keys, is_counter, renamed, strip_prefixes
 
@@ -77,6 +78,9 @@ def take_weights(path: Path, model: nn.Module, key: str | None = None) -> TakenW
         CompressError: See `read_content`.
     """
     content = read_content(path)
+    if timm_models.is_timm(model):
+        states = {place: timm_models.converted(state, model) for place, state in content.states.items()}
+        content = replace(content, states=states)
     fits = [fit for place, state in content.states.items() for fit in _fits(place, state, model)]
     chosen = _choose(path, fits, content, key)
     if chosen is None:  # `load_state` says what does not fit

@@ -12,7 +12,7 @@ from compress.core.plural import plural
 from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization, Prepared
 from compress.core.records.warnings import RunWarning
-from compress.models import catalog, checkpoints, custom
+from compress.models import catalog, checkpoints, custom, timm_models
 from compress.models.meta import shapes_only
 from compress.models.weight_choice import take_weights
 from compress.recipe.schema import Candidate, Choice, Normalize, Recipe
@@ -23,6 +23,14 @@ from compress.stages.support import foreign_teacher
 def normalized(section: Normalize) -> Normalization:
     """Return the record of a recipe's section."""
     return Normalization(section.mean, section.std)
+
+
+def _published_size(candidate: Candidate) -> int | None:
+    """Return the side of the images that timm's published weights were trained with, for a teacher that is not."""
+    if not catalog.is_timm(candidate.model) or candidate.train is not None or catalog.is_checkpoint(candidate.weights):
+        return None
+    published = timm_models.published_input(candidate.model, candidate.weights)
+    return published and published.image_size
 
 
 @dataclass(frozen=True)
@@ -44,9 +52,24 @@ class NetworkResolver:
         weights += [(one.model, one.weights, None) for one in settings.student.networks]
         for model, key, normalize in weights:
             known = catalog.info(model).family == "photos"  # published as files, all with one normalisation
+            if catalog.is_timm(model) and normalize is None and settings.data.normalize is None:
+                found += self._uncertain(model, key)
+                continue
             if catalog.is_checkpoint(key) and normalize is None and settings.data.normalize is None and not known:
                 found.append(f"{model}: its checkpoint names no normalisation, {advice}")
         return [RunWarning(text) for text in found]
+
+    def _uncertain(self, model: str, key: str) -> list[str]:
+        """Return a warning where a checkpoint may need another normalisation than timm has for it."""
+        published = timm_models.published_input(model, key)
+        if published is None or published.certain:
+            return []
+        mean, std = published.normalization
+        taken = f"{list(mean)} and {list(std)} of timm's weights {published.weights!r}"
+        return [
+            f"{model}: its checkpoint names no normalisation, and timm has weights with several; taken are mean and "
+            f"deviation {taken}; set `normalize` if it was trained with another"
+        ]
 
     def network(self, one: Choice | Candidate) -> Network:
         """Return a network with its own normalisation: the recipe's, else its published weights', else the data's."""
@@ -60,6 +83,9 @@ class NetworkResolver:
         else:
             normalization = self.prepared.normalization
         source = custom.source_digest(one.model) if catalog.is_custom(one.model) else None
+        if info.family == "timm":
+            source, own = timm_models.version(), timm_models.published_input(one.model, one.weights)
+            normalization = Normalization(*own.normalization) if own and asked is None else normalization
         return Network(
             one.model,
             one.width,
@@ -85,6 +111,8 @@ class NetworkResolver:
                     f"weights: {path} does not exist; put the checkpoint there, or see it with: ls {path.parent}"
                 )
             return "file", File.of(path)
+        if catalog.is_timm(model) and key != "none":
+            return timm_models.resolve_tag(model, key), None
         return key, None
 
     def taken(
@@ -102,7 +130,8 @@ class NetworkResolver:
         """
         if weights is None or one.weights == "embedded":
             return None, ""
-        model = shapes_only(one.model, classes=outputs or len(self.prepared.classes), width=one.width)
+        side = (one.image_size if isinstance(one, Candidate) else None) or self.prepared.image_size
+        model = shapes_only(one.model, classes=outputs or len(self.prepared.classes), width=one.width, image_size=side)
         found = take_weights(weights.path, model, one.weights_key)
         return found.key, found.note
 
@@ -137,6 +166,7 @@ class NetworkResolver:
         else:
             key, weights, own_size = *self.weights(candidate.weights, candidate.model), candidate.image_size
             outputs = len(candidate.classes) if candidate.classes else None
+            own_size = own_size or _published_size(candidate)
             taken, _ = self.taken(candidate, weights, outputs)  # the stage's record says what it is
             network = replace(self.network(candidate), weights_key=taken)
         network = replace(

@@ -39,7 +39,10 @@ def wrong_networks(data: Any, *, allow_code: bool) -> Iterator[tuple[Keys, str]]
             if not allow_code:
                 allow = "read it, then allow it on the command line: --allow-code"
                 yield (*keys, "model"), f"{name} is Python code that would be run; {allow}"
-        elif isinstance(name, str) and name not in catalog.NETWORKS:
+        elif isinstance(name, str) and name.startswith(catalog.TIMM) and "." in name:
+            plain, _, tag = name.partition(".")
+            yield (*keys, "model"), f"{name} names weights too: write model: {plain} and weights: {tag}"
+        elif isinstance(name, str) and not catalog.is_known(name):
             wide = f"torchvision/{name}"
             hint = f" (did you mean {wide!r}?)" if wide in catalog.NETWORKS else did_you_mean(name, catalog.NETWORKS)
             yield (*keys, "model"), f"there is no network {name!r}{hint}; `compress models` lists all"
@@ -97,9 +100,9 @@ def network_mistakes(item: Candidate | Choice, size: int) -> Iterator[tuple[Keys
         yield ("weights_key",), f"chooses among the weights of a file, but weights is {item.weights}: leave it out"
     if isinstance(item, Candidate) and item.output is not None and item.onnx is None:
         yield ("output",), "names a tensor of an ONNX file, but the candidate has none: leave it out"
-    if item.model not in catalog.NETWORKS:
+    if not catalog.is_known(item.model):
         return
-    info = catalog.NETWORKS[item.model]
+    info = catalog.info(item.model)
     own = item.image_size if isinstance(item, Candidate) else None
     if info.min_size > (own or size):
         given = f"its image_size is {own}" if own else f"data.image_size is {size}"
@@ -111,7 +114,8 @@ def network_mistakes(item: Candidate | Choice, size: int) -> Iterator[tuple[Keys
     except UsageError as error:
         yield ("width",), str(error).removeprefix("width: ")
     words = (*(("none", "embedded") if isinstance(item, Candidate) else ("none",)), *info.pretrained)
-    if item.weights not in words and not catalog.is_checkpoint(item.weights):
+    tag = catalog.is_timm(item.model) and catalog.is_tag(item.weights)  # timm knows which there are
+    if item.weights not in words and not tag and not catalog.is_checkpoint(item.weights):
         expected = f"{', '.join(words)} or a file ({', '.join(catalog.CHECKPOINT_SUFFIXES)})"
         yield ("weights",), f"expected {expected}, got {item.weights!r}{did_you_mean(item.weights, words)}"
     if isinstance(item, Candidate) and item.expect_top1 is not None and item.weights == "none":

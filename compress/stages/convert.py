@@ -19,15 +19,18 @@ from compress.core.records.deployment import Exported
 from compress.core.records.training import Trained, TrainingData
 from compress.core.store import Context, Stage
 from compress.data.augment import views
+from compress.models.fused import NOISE_IMAGES, Fused, fused
 from compress.recipe.schema import Export
 from compress.training import build
 from export.graph.from_torch import Parity
+from export.graph.rewrites import Rewrite
 from export.int8.integer_share import integer_share
 from export.runtime import FOREIGN, Contract, ExportError, Model, write_sidecar
 from export.runtime import images as image_files
 
 # Largest |logit difference| between torch and onnxruntime; for logits above 1 it grows with the largest of them.
 PARITY_LIMIT = 1e-3
+BRANCHES = "branches to one layer"
 REWRITE_IMAGES = 64  # validation images that the rewrites are judged on
 
 
@@ -87,6 +90,7 @@ def run_convert(
     if network.black_box:
         return _copy(context, model, data)
     live = build.load_network(network, model.weights, "cpu").eval()
+    form = fused(live, network.image_size)
     contract = Contract(
         classes=data.classes,
         image_size=network.image_size,
@@ -101,7 +105,7 @@ def run_convert(
     validation = views.evaluation_view(dataset.validation(), network.image_size)
     judging = validation[:REWRITE_IMAGES].numpy()
     try:
-        exported = export.graph.from_torch.to_onnx(live, path, contract, opset=config.opset, images=judging)
+        exported = export.graph.from_torch.to_onnx(form.network, path, contract, opset=config.opset, images=judging)
         export.graph.from_torch.check_runtime(path, config.min_runtime)
         parity = export.graph.from_torch.parity(live, path, validation.numpy())
         rewrites = (
@@ -121,9 +125,25 @@ def run_convert(
         max_abs_diff=parity.max_abs_diff,
         disagreements=disagreements,
         images=len(validation),
-        rewrites=tuple(asdict(rewrite) for rewrite in rewrites),
+        rewrites=tuple(asdict(rewrite) for rewrite in (*_fusing(form, network.model, context), *rewrites)),
         int8_source=File.of(source) if source.is_file() else None,
     )
+
+
+def _fusing(form: Fused, name: str, context: Context) -> tuple[Rewrite, ...]:
+    """Say what came of fusing branches; the file was compared with the network as it was trained, branches and all."""
+    if not form.modules:
+        return ()
+    if form.kept:
+        reason = f"the same answers with {form.modules} modules fused"
+        context.console.line(f"{name}: {reason}")
+    else:
+        reason = "fused, the network gives other answers" if form.difference is not None else "they could not be fused"
+        context.console.warn(f"{name}: its branches are exported as they are, because {reason}; the file is slower")
+    if form.difference is None:
+        return ()
+    difference, files = form.difference, "float and int8"
+    return (Rewrite(BRANCHES, form.modules, form.kept, reason, files, difference, form.limit, NOISE_IMAGES),)
 
 
 def _check_parity(parity: Parity, recorded: File | None, model: Trained, labels: torch.Tensor) -> int:

@@ -33,7 +33,7 @@ def run_distill(
         config: The recipe's `distill` section, of the chosen method alone.
         context: Of the stage.
         student: The student's network.
-        start: The student's `weights` key: "none", "file" or the name of torchvision weights.
+        start: The student's `weights` key: "none", "file" or the name of published weights.
         weights: The checkpoint, where `start` is "file".
         teacher: None for the baseline.
         data: The training data.

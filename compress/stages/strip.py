@@ -16,6 +16,7 @@ from compress.data.augment import views
 from compress.methods import Method, Signals
 from compress.models import checkpoints
 from compress.models.count import macs, params
+from compress.models.fused import fused
 from compress.models.taps import Tapped
 from compress.recipe.schema import Distill
 from compress.training import build
@@ -64,14 +65,16 @@ def run_strip(
     deployed = build.load_network(ships, File.of(path), "cpu")
     _prove(model, deployed, method, student, dataset.validation()[:64])
 
+    counted = fused(deployed.eval(), student.side).network  # as it is exported
+
     logits = predict(deployed, dataset.validation(), data.image_size, student.normalization)
     np.save(context.work / "predictions.npy", logits.argmax(dim=1).numpy())
     result = Trained(
         network=ships,
         weights=File.of(path),
         top1_validation=accuracy(logits, dataset.labels[dataset.validation_index]),
-        params=params(deployed),
-        macs=macs(deployed, student.image_size),
+        params=params(counted),
+        macs=macs(counted, student.image_size),
         epochs=trained.epochs,
         seconds=trained.seconds,
         images_per_second=trained.images_per_second,

@@ -20,6 +20,7 @@ from compress.data.augment import views
 from compress.methods import build_method
 from compress.models import checkpoints
 from compress.models.count import macs, params
+from compress.models.fused import fused
 from compress.models.input_adapter import InputAdapter, inner_network
 from compress.recipe.schema import Distill, ResolvedCandidate, ResolvedTrain
 from compress.stages.support import foreign_teacher
@@ -98,7 +99,8 @@ def run_teacher(
     known = _explained(advice)
     _expect(config, top1, len(logits), lambda: known or _find_fault(config, model, dataset, network, data))
     if not network.black_box:
-        path, counted = context.work / "teacher.safetensors", (params(model), macs(model, network.image_size))
+        path, exported = context.work / "teacher.safetensors", fused(model.eval(), network.image_size).network
+        counted = params(exported), macs(exported, network.image_size)
         checkpoints.save_state(inner_network(model), path)
     return Trained(
         network=replace(network, weights_key=None, output=None),  # the file that was written holds what was taken alone

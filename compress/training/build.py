@@ -50,7 +50,7 @@ def load_network(record: Network, weights: File | None, device: str) -> nn.Modul
         # The adapter's order of answers moves; onnxruntime stays on the CPU.
         return adapted.to(device)
     model = to_deployed(
-        models.build(record.model, classes=record.outputs or record.classes, width=record.width),
+        _built(record),
         record.model,
         record.deployed,
         record.taps,
@@ -73,25 +73,33 @@ def build_for_training(
 
     Args:
         record: the network.
-        key: "none" (fresh), "file", or a torchvision weights name.
+        key: "none" (fresh), "file", or torchvision's or timm's name of weights.
         weights: the checkpoint file, where the key is "file".
         new_head: leave the classifier fresh where the checkpoint's has another number of classes.
         device: "cpu", "cuda" or "cuda:N".
         say: gets one sentence on what was taken from a file that holds more than the weights.
 
     Returns:
-        The network, and the path of its last layer where pretrained weights left that one fresh; None: they did not.
+        The network, and the path of its last layer where pretrained weights left that one fresh; None: they did not,
+        or there are two last layers.
     """
     fresh: tuple[str, ...] = ()
     if weights is None and key not in ("none", "file"):
-        model, fresh = models.pretrained(record.model, key, record.outputs or record.classes)
+        model, fresh = models.pretrained(record.model, key, record.outputs or record.classes, record.side)
     else:
-        model = models.build(record.model, classes=record.outputs or record.classes, width=record.width)
+        model = _built(record)
     if weights is not None:
         note, fresh = checkpoints.load_file(model, weights.path, key=record.weights_key, new_head=new_head)
         if note:
             say(note)
-    return _to_device(_adapted(record, model), device), fresh[0].rpartition(".")[0] if fresh else None
+    heads = {name.rpartition(".")[0] for name in fresh}
+    return _to_device(_adapted(record, model), device), heads.pop() if len(heads) == 1 else None
+
+
+def _built(record: Network) -> nn.Module:
+    return models.build(
+        record.model, classes=record.outputs or record.classes, width=record.width, image_size=record.side
+    )
 
 
 def _to_device(model: nn.Module, device: str) -> nn.Module:
@@ -145,7 +153,7 @@ def load_distilled(
         image_set: that it was trained on.
     """
     state, record = load_file(trained.combined.path), trained.network
-    model = models.build(record.model, classes=record.classes, width=record.width).to(memory_format=torch.channels_last)
+    model = _built(record).to(memory_format=torch.channels_last)
     checkpoints.load_state(model, _with_prefix(state, "student."), source="distill")
     method = build_method(
         config,

@@ -75,7 +75,7 @@ def train_student(
         config: the recipe's `distill` section.
         context: the stage's device, folders, console and processes.
         student: the network.
-        start: its `weights` key: "none", "file" or a torchvision weights name.
+        start: its `weights` key: "none", "file" or the name of published weights.
         weights: the file, where the key is "file".
         teacher: the chosen teacher, or None where the method needs none.
         data: images and splits.

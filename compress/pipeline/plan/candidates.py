@@ -9,7 +9,7 @@ from typing import Any
 from compress.core.errors import UsageError
 from compress.core.records.training import Network, Normalization
 from compress.methods import compatibility
-from compress.models import catalog, custom
+from compress.models import catalog, custom, timm_models
 from compress.pipeline.plan.table import name_of
 from compress.recipe.schema import Candidate, Choice, Recipe
 
@@ -101,9 +101,9 @@ def neighbour(recipe: Recipe, one: Choice, frame: InputSpec) -> PlanCandidate | 
 
 def _record(one: Choice | Candidate, frame: InputSpec, **more: Any) -> Network:
     width = catalog.resolve_width(catalog.info(one.model), one.width)
-    source = (
-        custom.source_digest(one.model) if catalog.is_custom(one.model) else None
-    )  # changed code is another network
+    source = custom.source_digest(one.model) if catalog.is_custom(one.model) else None  # changed code: another network
+    if catalog.is_timm(one.model):
+        source = timm_models.version()
     return Network(
         one.model, width, frame.classes, frame.size, frame.normalization, source=source, taps=one.taps, **more
     )

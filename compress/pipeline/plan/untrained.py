@@ -9,6 +9,7 @@ from torch import nn
 from compress.core.records.training import CalibrationData, Network
 from compress.data import calibration_arrays
 from compress.data.augment import views
+from compress.models.fused import fused
 from compress.training import build
 
 PLAN_IMAGES = 32  # for the int8 ranges and the timing; more improve neither
@@ -28,7 +29,7 @@ def untrained(network: Network, images: np.ndarray) -> nn.Module:
 
     BatchNorm gets the statistics of the images, so that activations neither vanish nor grow from layer to layer: else a
     deep network computes with denormal numbers, which are slow, and int8 ranges are empty. Equal tensors would become
-    one constant in the file, and its nodes would have other names.
+    one constant in the file, and its nodes would have other names. Branches are fused, as in the file that ships.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
@@ -44,4 +45,4 @@ def untrained(network: Network, images: np.ndarray) -> nn.Module:
         )
         with torch.no_grad():
             model.train()(pixels)
-    return model.eval()
+    return fused(model.eval(), network.side).network

@@ -11,8 +11,8 @@ from compress.recipe.schema.base import Count, Normalize, Section
 from compress.recipe.schema.train import Train
 
 MODEL = (
-    "a network's name, see `compress models`, or `package.module:function` for your own, called with `classes=` (only "
-    "with --allow-code)"
+    "a network's name, see `compress models`, `timm/NAME` for one of the package timm, or `package.module:function` "
+    "for your own, called with `classes=` (only with --allow-code)"
 )
 WIDTH = (
     "width multiplier, for mobilenet_v1 (0.25 to 2), mobilenet_v2 (0.1 to 2) and shufflenet_v2 (0.5, 1, 1.5, 2); null: "
@@ -28,8 +28,8 @@ WEIGHTS_KEY = (
 )
 CHECKPOINT = "the path of a .safetensors, .pt, .pth, .bin, .ckpt or .pth.tar file"
 START = (
-    f"initial weights: none (from scratch), a torchvision weights name, or {CHECKPOINT}; with another number of "
-    "classes the last layer is new"
+    "initial weights: none (from scratch), a torchvision weights name, timm's name of weights or `pretrained`, or "
+    f"{CHECKPOINT}; with another number of classes the last layer is new"
 )
 
 
@@ -52,7 +52,7 @@ class Candidate(Section):
     weights: str = Field(
         default="none",
         description="none (train here), embedded (part of the package, for fashion), a torchvision weights name, "
-        f"or {CHECKPOINT}",
+        f"timm's name of weights or `pretrained`, or {CHECKPOINT}",
     )
     weights_key: str | None = Field(default=None, description=WEIGHTS_KEY)
     taps: tuple[str, ...] | None = Field(default=None, description=TAPS)
