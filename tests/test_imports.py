@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = ("torchvision", "onnx", "onnxscript", "onnxruntime", "matplotlib", "PIL", "scipy", "pandas", "sklearn")
+OPTIONAL = (
+    "torchvision",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "matplotlib",
+    "PIL",
+    "scipy",
+    "pandas",
+    "sklearn",
+    "timm",
+)
 
 # A process in which only the standard library and the packages named in argv[1] can be imported.
 ALONE = """
@@ -29,7 +40,7 @@ class Only:
 sys.meta_path[:] = [Only(list(sys.meta_path))]
 """
 # A process in which these packages, each a second or more to load, cannot be imported.
-HEAVY = ("torch", "torchvision", "onnx", "onnxscript", "scipy", "pandas", "sklearn")
+HEAVY = ("torch", "torchvision", "onnx", "onnxscript", "scipy", "pandas", "sklearn", "timm")
 LIGHT = f"import sys\nsys.modules.update(dict.fromkeys({HEAVY!r}))"
 
 

@@ -184,6 +184,13 @@ def sync_batchnorm(
         )
         return lambda: None
     convert: Callable[[nn.Module], nn.Module] = cast(Any, nn.SyncBatchNorm).convert_sync_batchnorm
+    others = [layer for _, _, layer in norms if type(layer).forward is not nn.modules.batchnorm._BatchNorm.forward]
+    if others:  # torch's conversion would drop what they do besides, such as the activation of timm's
+        warn(
+            f"{len(others)} of {len(norms)} BatchNorms ({type(others[0]).__name__}) take their statistics over each "
+            f"rank's part of a batch, 1/{group.size} of it; those of rank 0 are kept"
+        )
+    norms = [entry for entry in norms if entry[2] not in others]
     for parent, name, layer in norms:
         setattr(parent, name, convert(layer))
 

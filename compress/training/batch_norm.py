@@ -25,6 +25,8 @@ VIEWS = 2048
 # Images in one forward pass, up to REFERENCE_SIDE pixels; of larger images fewer, but never below SMALLEST. The same on
 # every device, because the batches decide the statistics.
 BATCH, SMALLEST, REFERENCE_SIDE = 64, 16, 224
+# What only normalises.
+PLAIN_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 def tracked_layers(network: nn.Module) -> list[_BatchNorm]:
@@ -126,16 +128,16 @@ def _batch_statistics(network: nn.Module, layers: Sequence[_BatchNorm]) -> Itera
     """Let these layers use their batch's statistics and change nothing; everything else is in evaluation mode.
 
     `forward` is replaced: it writes no buffer, and a SyncBatchNorm asks no other process. The CPU kernels replace it as
-    well, and may compute a layer in the module behind it; there the layer only has to be in training mode, and its
-    buffers are put back.
+    well, and may compute a layer in the module behind it, and a subclass may do more than normalise, such as timm's,
+    which activates too; there the layer only has to be in training mode, and its buffers are put back.
     """
     modes = {module: module.training for module in network.modules()}
     buffers = [(value, value.clone()) for layer in layers for value in layer.buffers()]
     network.eval()
-    own = [layer for layer in layers if "forward" not in layer.__dict__]
+    own = [layer for layer in layers if "forward" not in layer.__dict__ and type(layer).forward in PLAIN_FORWARDS]
     try:
         for layer in layers:
-            layer.train()
+            layer.training = True  # not the modules in it
         for layer in own:
             layer.forward = partial(_normalize, layer)  # type: ignore[method-assign]
         yield

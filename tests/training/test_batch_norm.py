@@ -90,6 +90,26 @@ def test_a_deeper_layer_sees_what_training_mode_gives_it_and_nothing_is_dropped(
     assert net.training and net.bn1.training and net.dropout.training  # as it was
 
 
+class Activated(nn.BatchNorm2d):
+    """A BatchNorm that activates too, as those of timm do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(super().forward(x))
+
+
+def test_a_layer_that_does_more_than_normalise_still_does_it():
+    net, images = deep(), pixels(16)
+    assert isinstance(net, Deep)
+    net.bn1, net.relu = Activated(6), nn.Identity()
+    batch_norm.recompute(net, [images], MEAN, STD)
+    with torch.no_grad():
+        x = net.first(views.to_float(images, MEAN, STD))
+        x = torch.relu(nn.functional.batch_norm(x, None, None, net.bn1.weight, net.bn1.bias, True))
+        maps = net.second(x)
+    torch.testing.assert_close(net.bn2.running_mean, maps.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+    assert net.bn1.num_batches_tracked == 0 and net.bn1.training
+
+
 def test_it_changes_statistics_alone_and_gives_the_same_bits_beside_the_cpu_kernels():
     plain, fused = deep(), deep()
     before = {name: value.clone() for name, value in plain.state_dict().items()}
