@@ -228,7 +228,10 @@ def describe(model: nn.Module, name: str) -> NetworkInfo:
     stages = tuple(f"{path}:out" for path in _stages(model, {call.path: call.shape for call in calls if call.only}))
     info = replace(catalog.info(name), linear=linear, classifier=linear)
     if len(heads) > 1 or not isinstance(model.get_submodule(linear), nn.Linear):
-        vector = f"{linear}:in" + ("" if isinstance(model.get_submodule(linear), nn.Linear) else "[mean]")
+        block = linear.rpartition(".")[0]
+        normed = bool(block) and hasattr(model.get_submodule(block), "bn")  # fused, the vector behind it is gone
+        vector = f"{block if normed else linear}:in"
+        vector += "" if isinstance(model.get_submodule(linear), nn.Linear) else "[mean]"
         return replace(
             info, classifier="", pooled=vector, roles=Roles(stages, stages, (), "", "", pool=None) if stages else None
         )

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compress import models
+from compress.core.errors import StageError
 from compress.core.records.base import File, sha256_of
 from compress.core.records.training import Distilled, Network, Trained, TrainingData
 from compress.data import training_arrays, validation_images
@@ -82,10 +83,18 @@ def build_for_training(
     Returns:
         The network, and the path of its last layer where pretrained weights left that one fresh; None: they did not,
         or there are two last layers.
+
+    Raises:
+        StageError: the last layer would be random in a network that is not trained.
     """
     fresh: tuple[str, ...] = ()
     if weights is None and key not in ("none", "file"):
         model, fresh = models.pretrained(record.model, key, record.outputs or record.classes, record.side)
+        if fresh and not new_head:
+            raise StageError(
+                f"weights: {key} of {record.model} is for another number of classes, so its last layer would answer at "
+                "random; give the candidate `train`"
+            )
     else:
         model = _built(record)
     if weights is not None:

@@ -98,6 +98,8 @@ def test_published_weights_come_from_timms_cache_with_a_new_last_layer(tmp_path:
     own = model.state_dict()
     assert torch.equal(own["blocks.0.attn.qkv.weight"], state["blocks.0.attn.qkv.weight"])
     assert own["head.weight"].shape == (3, 64)
+    with pytest.raises(StageError, match="is for another number of classes, so its last layer would answer at random"):
+        build_for_training(record(VIT), "r160_in1k", None, new_head=False, device="cpu")
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)  # the position embedding was resized from 160 pixels
 
 
