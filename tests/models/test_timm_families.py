@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,11 @@ from export.runtime import Contract, Model
 pytest.importorskip("timm", reason="timm is not installed")
 
 CLASSES = tuple("abcde")
+QUICK = (
+    "repvit_m0_9",
+    "mobilenetv4_conv_small_035",
+    "vit_tiny_patch16_224",
+)  # one of each kind; the others take minutes
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ FAMILIES = (
     Family("convnext_atto", 4),
     Family("edgenext_xx_small", 4),
     Family("repghostnet_050", 4, fused=True),
-    Family("tf_efficientnet_lite0", 4),
+    Family("tf_efficientnet_lite0", 4, correlation=0.6),
     Family("lcnet_050", 4),
     Family("mobilenetv3_small_050", 4),
     Family("mobilenetv4_conv_small_035", 4),
@@ -88,8 +94,12 @@ def trained(family: Family, noise: Tensor) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def marked(family: Family) -> Any:
+    mark = pytest.mark.slow if family.name in QUICK else pytest.mark.extended
+    return pytest.param(family, marks=mark, id=family.name)
+
+
+@pytest.mark.parametrize("family", [marked(family) for family in FAMILIES])
 def test_family(family: Family, tmp_path: Path):
     name, size = f"timm/{family.name}", family.size
     noise = torch.randint(0, 256, (32, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -55,7 +55,10 @@ class RewriteRow(ReportPart):
     max_abs_diff: Number | None = Field(
         default=None, description="largest difference of logits with and without it, in float64"
     )
-    limit: Number | None = Field(default=None, description="limit of `max_abs_diff`: 1e-6 of the largest |logit|")
+    limit: Number | None = Field(
+        default=None,
+        description="limit of `max_abs_diff`: 1e-6 of the largest |logit|, for fused branches 1e-4",
+    )
     images: int | None = Field(default=None, description="images that it was judged on")
     integer_share: Number | None = Field(
         default=None, description="share of integer kernels in the int8 file without it, in [0, 1]; null: not asked"
