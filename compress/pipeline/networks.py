@@ -30,7 +30,7 @@ def _published_size(candidate: Candidate) -> int | None:
     if not catalog.is_timm(candidate.model) or candidate.train is not None or catalog.is_checkpoint(candidate.weights):
         return None
     published = timm_models.published_input(candidate.model, candidate.weights)
-    return published and published.image_size
+    return None if published is None else published.image_size
 
 
 @dataclass(frozen=True)
