@@ -19,6 +19,7 @@ from compress.pipeline.workflow import Workflow
 from compress.recipe import loader
 from compress.recipe.defaults import resolve
 from compress.training import build
+from compress.training.teacher.signals import teacher_cache
 
 READS_LOGITS_ALONE = ("kd", "kd_standardized", "dkd", "dist", "dhkd")
 
@@ -36,7 +37,7 @@ def ask(path: Path, changes: tuple[str, ...], method: str, seeds: Iterable[int],
     work = Workflow(loaded, settings, store)
     _, selected = work.selected()
     data, images = work.training, build.load_images(work.training, device)
-    cache = build.teacher_cache(
+    cache = teacher_cache(
         selected.teacher,
         data,
         len(images.images),

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from compress.stages import convert, data, device, distill, proxy, quantize, ship_float, strip, teacher, tune, validate
-from compress.training import build
+from compress.training.teacher.signals import LOGITS_VERSION
 
 ROOT = Path(__file__).parents[1]
 PINS = Path(__file__).parent / "golden" / "stages.json"
@@ -37,7 +37,7 @@ SOURCES: dict[str, tuple[int, tuple[str, ...]]] = {
     "data": (data.PREPARE.version, ("compress/stages/data.py", DATA, IMAGES)),
     "teacher": (teacher.TEACHER.version, ("compress/stages/teacher.py", *FOREIGN, *TRAINING)),
     "logits": (
-        build.LOGITS_VERSION,
+        LOGITS_VERSION,
         ("compress/training/build.py", "compress/training/teacher", DATA, IMAGES, MODELS, RANDOM),
     ),
     "distill": (distill.DISTILL.version, ("compress/stages/distill.py", *TRAINING)),

@@ -22,8 +22,8 @@ from compress.pipeline.run_folder.cache_refs import Kept
 from compress.pipeline.workflow import Workflow, places
 from compress.recipe.defaults import resolve
 from compress.recipe.loader import Loaded
-from compress.report import report_json
 from compress.report import run_folder as report
+from compress.report import stage_times
 from compress.report.console_summary import summary_lines
 from compress.report.evidence import Evidence
 from compress.stages import STAGES
@@ -83,7 +83,7 @@ def _stopped(loaded: Loaded, store: Store, until: str | None) -> RunResult:
     if not store.group.is_main:
         return RunResult(0, None, None)
     store.console.line(f"stopped after {until}, as asked; run again without --until to go on")
-    stages = report_json.stages(store.seconds, tuple(store.reused))
+    stages = stage_times.stages(store.seconds, tuple(store.reused))
     return RunResult(0, None, None, {"schema": 1, "recipe": loaded.name, "until": until, **stages})
 
 

@@ -5,7 +5,6 @@ Requirements are judged here, from numbers: changing a limit re-measures nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +14,7 @@ from compress.core.records.training import Stripped
 from compress.core.records.warnings import texts
 from compress.models.size_warning import size_increase_warning
 from compress.recipe.schema import Train
+from compress.report import stage_times
 from compress.report.device_answer import merge
 from compress.report.evidence import Branch, Evidence
 from compress.report.schema import (
@@ -65,7 +65,7 @@ def assemble(evidence: Evidence) -> Report:
     extra = [row for row in measured if row.role == "baseline"]
     plain = {row.file for row in extra}
     comparisons = [ComparisonRow.model_validate(row) for row in evidence.measured.comparisons]
-    times = stages(evidence.seconds, evidence.reused)
+    times = stage_times.stages(evidence.seconds, evidence.reused)
     cautions = list(texts(evidence.warnings, affects_verdict=True))
     report = Report(
         schema=1,
@@ -125,22 +125,6 @@ def _where_there_are_any(evidence: Evidence) -> dict[str, Any]:
     if evidence.plan:
         sections["plan"] = PlanSection.model_validate(evidence.plan)
     return sections
-
-
-def stages(seconds: Mapping[str, float], reused: tuple[str, ...]) -> dict[str, Any]:
-    """Return `seconds`, `reused` and `stages` of report.json, also for a run that `--until` stopped.
-
-    Args:
-        seconds: title of each part of a stage ("teacher resnet20"): seconds that it took when it was made.
-        reused: titles of the parts that came from the cache. A stage counts as reused when all its parts did.
-    """
-    total: dict[str, float] = {}
-    for title, value in seconds.items():
-        stage = title.split(" ")[0]
-        total[stage] = round(total.get(stage, 0.0) + value, 3)
-    run = {title.split(" ")[0] for title in seconds if title not in reused}
-    parts = [{"title": title, "seconds": value, "reused": title in reused} for title, value in seconds.items()]
-    return {"seconds": total, "reused": [stage for stage in total if stage not in run], "stages": parts}
 
 
 def _teacher(evidence: Evidence) -> TeacherSection:

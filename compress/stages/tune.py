@@ -34,6 +34,7 @@ from compress.training.distill import log_teacher_cost
 from compress.training.evaluation import ImageSet, accuracy, predict
 from compress.training.loop import FitResult, fit
 from compress.training.step import TeacherSource
+from compress.training.teacher.signals import teacher_source
 from export.int8.qat.model import Simulation
 from export.int8.quantize import PreparedGraph, QuantizeSettings
 from export.runtime import ExportError
@@ -224,7 +225,7 @@ def _restore_method(
     method.to(context.device)
     if teacher is None or outline is None or not method.needs_teacher:
         return method, None
-    source = build.teacher_source(
+    source = teacher_source(
         teacher,
         method,
         outline.taps,

@@ -30,6 +30,7 @@ from compress.training.step import TeacherSource
 from compress.training.teacher import logit_cache
 from compress.training.teacher.live import TeacherNetwork
 from compress.training.teacher.logit_cache import TeacherCache
+from compress.training.teacher.signals import teacher_source
 
 # A random stream of its own, beside those of the validation split, calibration and limit_test.
 SHARE_STREAM = 3
@@ -136,7 +137,7 @@ def _teacher_source(
     teacher: Trained, method: Method, outline: Outline, data: TrainingData, image_set: ImageSet, context: Context
 ) -> TeacherSource:
     """Return what gives the method the teacher's signals."""
-    return build.teacher_source(
+    return teacher_source(
         teacher,
         method,
         outline.taps,

@@ -24,6 +24,7 @@ from compress.training.precision import autocast, resolve_precision
 from compress.training.step import TeacherSource
 from compress.training.teacher.live import TeacherNetwork
 from compress.training.teacher.logit_cache import TeacherCache
+from compress.training.teacher.signals import teacher_source
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE, CLASSES, COUNT = 16, 4, 44
@@ -102,7 +103,7 @@ def start(distill: Distill, teacher: Trained, data: TrainingData) -> tuple[nn.Mo
         seed=5,
     )
     teaching = (
-        build.teacher_source(teacher, method, known.taps, data, COUNT, device="cpu", cache=None, warn=pytest.fail)
+        teacher_source(teacher, method, known.taps, data, COUNT, device="cpu", cache=None, warn=pytest.fail)
         if method.needs_teacher
         else None
     )

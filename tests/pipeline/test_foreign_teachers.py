@@ -15,7 +15,7 @@ from compress.cli import main
 from compress.core.errors import StageError
 from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization, Trained, TrainingData
-from compress.training.build import teacher_cache
+from compress.training.teacher.signals import teacher_cache
 from tests.support.cases import onnx_teachers
 from tests.support.cases.onnx_teachers import build, node
 

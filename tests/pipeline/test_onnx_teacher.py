@@ -31,6 +31,7 @@ from compress.recipe import loader
 from compress.recipe.schema import Export
 from compress.training import build, forward_batch
 from compress.training.evaluation import predict
+from compress.training.teacher.signals import teacher_cache
 from export.graph.foreign_model import fixed_image_size, inspect
 from export.runtime import Contract, ExportError, Model, resize_matrix, write_sidecar
 
@@ -193,9 +194,7 @@ def test_steps_are_recorded_only_where_an_onnx_teacher_answers_ahead_of_them(sav
     )
     data = TrainingData(file, file, tuple("abcd"), 32, "crop_flip", 8, 0)
     for streamed, recordable in ((None, True), (StreamingSource(tmp_path, file, None, 1), False)):
-        cache = build.teacher_cache(
-            teacher, replace(data, streamed=streamed), 10, device="cpu", cache=None, warn=pytest.fail
-        )
+        cache = teacher_cache(teacher, replace(data, streamed=streamed), 10, device="cpu", cache=None, warn=pytest.fail)
         assert cache.recordable is recordable
 
 

@@ -262,8 +262,7 @@ def time_on_device(
         copy_model(files[name].path, context.work / file)
         role, int8 = "teacher" if name in against else "student", name == "int8"
         models.append(Shipped(context.work / file, role, "int8" if int8 else "fp32", draft.target if int8 else None))
-    drawn = synthetic_images.draw(PLAN_IMAGES, size, 0) if synthetic else None
-    images = plan_images(pictures, size)[:PLAN_IMAGES] if drawn is None else drawn
+    images = synthetic_images.draw(PLAN_IMAGES, size, 0) if synthetic else plan_images(pictures, size)[:PLAN_IMAGES]
     try:
         bundle = export.bundle.write.write(
             context.work / "bundle", models, images, np.zeros(len(images), np.int64), title="plan"
@@ -280,12 +279,8 @@ def time_on_device(
     rows = {names[row["file"]]: row for row in answer["models"]}
     untimed = next((name for name in own if not rows[name].get("latency_ms")), None)
     if untimed is not None:
-        why = (
-            answer.get("not_timed")
-            or rows[untimed].get("note")
-            or dispatch.describe_failure(answer)
-            or "no reason given"
-        )
+        why = answer.get("not_timed") or rows[untimed].get("note") or dispatch.describe_failure(answer)
+        why = why or "no reason given"
         raise StageError(f"plan: {config.name} did not time {untimed}: {why}")
     timed = {name: row for name, row in rows.items() if row.get("latency_ms")}
     return Timed(

@@ -2,7 +2,7 @@
 
 Logits are rounded to float16 whether or not they are cached, so a run with a full cache trains the same student as one
 without. The disk copy lies in a folder named by the hash of all that the logits depend on (`identity` in
-`build.teacher_cache`). Methods, students and seeds share it.
+`signals.teacher_cache`). Methods, students and seeds share it.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from compress.training.engine.recorder import WARM_UP_STEPS, RecordedStep
 from compress.training.step import Step
 from compress.training.teacher import logit_cache
 from compress.training.teacher.logit_cache import TeacherCache
+from compress.training.teacher.signals import teacher_source
 from tests.support.cuda_graph_tape import Tapes, Watch
 from tests.support.quiet import Quiet
 
@@ -120,9 +121,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ru
             train_labels=pictures.labels,
             train_index=pictures.train_index,
         ).to(device)
-        teaching = build.teacher_source(
-            teacher, method, known.taps, data, COUNT, device=device, cache=None, warn=pytest.fail
-        )
+        teaching = teacher_source(teacher, method, known.taps, data, COUNT, device=device, cache=None, warn=pytest.fail)
         if streamed:
             pictures = replace(pictures, images=Held(pictures.images), streamed_validation=pictures.validation())
         runs: list[Any] = []

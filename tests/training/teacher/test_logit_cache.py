@@ -22,8 +22,9 @@ from compress.recipe.schema import Dhkd, Distill, ResolvedSchedule, ResolvedTrai
 from compress.training import build, distill
 from compress.training.loop import fit
 from compress.training.precision import autocast
-from compress.training.teacher import logit_cache
+from compress.training.teacher import logit_cache, signals
 from compress.training.teacher.logit_cache import TeacherCache
+from compress.training.teacher.signals import teacher_cache, teacher_source
 from tests.support.quiet import Quiet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -66,7 +67,7 @@ def cache_of(
     warn: Callable[[str], None] = pytest.fail,
     device: str = "cpu",
 ) -> TeacherCache:
-    return build.teacher_cache(teacher, data, COUNT, device=device, cache=folder, warn=warn)
+    return teacher_cache(teacher, data, COUNT, device=device, cache=folder, warn=warn)
 
 
 def train_student(
@@ -171,7 +172,7 @@ def test_a_teacher_computes_in_bfloat16_where_the_cpu_does(
     monkeypatch.setattr("compress.training.precision.cpu_has_bf16", lambda: bf16)
     shape = build.outline_of(RESNET)
     built = build_method(Distill(method=method), student=shape, teacher=shape, train_labels=torch.zeros(1))
-    teaching = build.teacher_source(teacher, built, shape.taps, data, COUNT, device="cpu", cache=None, warn=pytest.fail)
+    teaching = teacher_source(teacher, built, shape.taps, data, COUNT, device="cpu", cache=None, warn=pytest.fail)
     assert isinstance(teaching, TeacherCache) == (method == "kd")
     pixels = torch.zeros(16, SIDE, SIDE, 3, dtype=torch.uint8)
     logits, maps = teaching.forward(None, pixels)
@@ -236,7 +237,7 @@ def test_other_weights_images_views_or_devices_have_their_own_disk_copy(tmp_path
     files.append(cache_of(teacher, dataclasses.replace(data, image_size=SIDE - 4), tmp_path).file)
     files.append(cache_of(teacher, data, tmp_path, device="meta").file)  # as a card's, whose kernels round otherwise
     with monkeypatch.context() as patch:
-        patch.setattr(build, "LOGITS_VERSION", build.LOGITS_VERSION + 1)
+        patch.setattr(signals, "LOGITS_VERSION", signals.LOGITS_VERSION + 1)
         files.append(cache_of(teacher, data, tmp_path).file)
     assert len(set(files)) == 11 and cache_of(teacher, data, tmp_path, device="cpu:0").file == files[0]
     again = dataclasses.replace(teacher, seconds=7.0, origin="elsewhere")
