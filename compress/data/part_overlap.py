@@ -64,7 +64,7 @@ def overlap_warnings(found: NearDuplicates) -> list[RunWarning]:
     ]
     cure = f"keep them together by data.group: '{found.group}'" if found.group else "keep them together by data.group"
     if found.group is None and found.test < found.test_images // 10:
-        cure = "remove them, or keep them together by data.group"
+        cure = "remove them from one of the parts, or keep them together by data.group"
     return [
         RunWarning(
             f"data: {' and '.join(counts)} {agree(found.test + found.validation, 'has', 'have')} a near-duplicate "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import shlex
 import struct
 import warnings
 import zipfile
@@ -129,11 +130,8 @@ def _read_pickle(path: Path) -> object:
         if named is None:
             raise _unreadable(path, "its pickle is damaged or was not written by torch.save") from error
         raise UsageError(
-            f"weights: {path} contains code ({named[1]}), which is not run; if you trust its origin, convert it to "
-            f'safetensors with: python -c "import torch, safetensors.torch as s; '
-            f"c = torch.load('{path}', weights_only=False, map_location='cpu'); "
-            f"c = c.state_dict() if hasattr(c, 'state_dict') else c.get('state_dict', c.get('model', c)); "
-            f"s.save_file({{k: v.clone() for k, v in c.items()}}, '{path.with_suffix('.safetensors')}')\""
+            f"weights: {path} contains code ({named[1]}), which is not run; if you trust its origin, take the tensors "
+            f"out of it with: python -m compress.models.trusted_checkpoint {shlex.quote(str(path))}"
         ) from error
     except DAMAGED_FILE_ERRORS as error:
         raise _unreadable(path, f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".: ")) from error

@@ -90,6 +90,9 @@ def load_state(model: nn.Module, state: dict[str, Tensor], *, source: str, new_h
     fresh = tuple(wrong) if new_head and other_head else ()
     wrong = [key for key in wrong if key not in fresh]
     missing = [key for key in expected if key not in given and not is_counter(key)]
+    headless = bool(missing) and set(missing) == set(head)
+    if headless and new_head:
+        fresh, missing = head, []
     unexpected = [key for key in given if key not in expected and not is_counter(key)]
     if wrong or missing or unexpected:
         parts = [f"{len(missing)} missing ({some(missing)})"] if missing else []
@@ -97,6 +100,8 @@ def load_state(model: nn.Module, state: dict[str, Tensor], *, source: str, new_h
         shapes = [f"{key} is {_shape(given[key])} in the file, {_shape(expected[key])} in the network" for key in wrong]
         parts += [f"{len(wrong)} of another shape ({some(shapes)})"] if wrong else []
         what = "for another number of classes" if other_head and not (missing or unexpected) else "of another network"
+        if headless and not (wrong or unexpected):
+            what = "without its last layer; with `train` a new one is fitted"
         raise StageError(f"{source} does not fit {type(model).__name__}: {', '.join(parts)}; it is a checkpoint {what}")
     bad = [key for key in expected if key in given and not torch.isfinite(given[key]).all()]
     if bad:

@@ -83,12 +83,43 @@ def take_weights(path: Path, model: nn.Module, key: str | None = None) -> TakenW
         content = replace(content, states=states)
     fits = [fit for place, state in content.states.items() for fit in _fits(place, state, model)]
     chosen = _choose(path, fits, content, key)
+    if chosen is None and (parts := _in_two_parts(content, model)) is not None:
+        return parts
     if chosen is None:  # `load_state` says what does not fit
         place = key if key in content.states else content.default
         place = next(iter(content.states)) if place is None else place
         return TakenWeights(as_float32(strip_prefixes(content.states[place])), None, "")
     by_default = key is None and content.default in (None, chosen.place)
     return TakenWeights(as_float32(chosen.state), None if by_default else chosen.name, _note(chosen, fits, content))
+
+
+def _in_two_parts(content: CheckpointContent, model: nn.Module) -> TakenWeights | None:
+    """Take a network that was saved as a backbone and a last layer, `backbone.conv1.weight` and `head.weight`.
+
+    Returns None unless all layers but the last are under one prefix, and at most one Linear is outside it.
+    """
+    expected, head = model.state_dict(), head_keys(model)
+    body = [key for key in expected if key not in head and not is_counter(key)]
+    for place, whole in content.states.items():
+        state = strip_prefixes(whole)
+        for prefix in dict.fromkeys(f"{key.split('.')[0]}." for key in state):
+            inside = renamed(
+                {key.removeprefix(prefix): item for key, item in state.items() if key.startswith(prefix)}, expected
+            )
+            if not all(key in inside and inside[key].shape == expected[key].shape for key in body):
+                continue
+            linear = [key for key, item in state.items() if not key.startswith(prefix) and item.ndim == 2]
+            if len(linear) > 1 or len(head) != 2 or any(key in inside for key in head):
+                continue
+            taken = {key: item for key, item in inside.items() if key in expected}
+            stem = linear[0].removesuffix("weight") if linear else ""
+            for key, name in zip(head, ("weight", "bias"), strict=True):
+                if stem and f"{stem}{name}" in state:
+                    taken[key] = state[f"{stem}{name}"]
+            last = f"its last layer from {stem.rstrip('.')}" if stem else "without a last layer"
+            where = f" of {place}" if place else ""
+            return TakenWeights(as_float32(taken), None, f"the network under {prefix.rstrip('.')}{where}, {last}")
+    return None
 
 
 def _prefixes(state: Mapping[str, Tensor], model: nn.Module) -> Iterator[str]:

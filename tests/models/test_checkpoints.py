@@ -4,6 +4,7 @@ import re
 import shlex
 import urllib.error
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.core.errors import MissingError, StageError, UsageError
-from compress.models import build, pretrained
-from compress.models.checkpoints import load_state, read_state, save_state
+from compress.models import build, pretrained, trusted_checkpoint
+from compress.models.checkpoints import load_file, load_state, read_state, save_state
 
 
 class Scheduler:
@@ -175,20 +176,76 @@ def test_values_that_are_not_finite_are_refused():
         load_state(build("resnet8", classes=10), state, source="teacher.pth")
 
 
-def test_pickle_with_code_is_refused_and_the_given_command_converts_it(tmp_path: Path):
-    model = build("resnet8", classes=10)
-    path = tmp_path / "teacher.pth"
-    torch.save({"model": model.state_dict(), "when": Path("x")}, path)
-
-    with pytest.raises(
-        UsageError, match=r"contains code \(pathlib\.\w+\), which is not run; .* convert it to safetensors with: python"
-    ) as error:
-        read_state(path)
+def trust(error: pytest.ExceptionInfo[UsageError]) -> Path:
+    """Run the command that the message names, in this process; return the file that it writes."""
     python, *arguments = shlex.split(str(error.value).split(" with: ", 1)[1])
-    assert (python, arguments[0], len(arguments)) == ("python", "-c", 2)
-    exec(arguments[1], {})  # as the shell would run it, without a second start of torch
+    assert [python, *arguments[:2]] == ["python", "-m", "compress.models.trusted_checkpoint"]
+    assert trusted_checkpoint.main(arguments[2:]) == 0
+    (written,) = Path(arguments[2]).parent.glob("*.tensors.pt")
+    return written
 
-    assert torch.equal(read_state(path.with_suffix(".safetensors"))["fc.weight"], model.fc.weight)
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda model, ema: {"model": model.state_dict(), "when": Path("x")},
+        lambda model, ema: {"model": model, "epoch": 3},
+        lambda model, ema: nn.DataParallel(model),
+        lambda model, ema: {"net": model.state_dict(), "args": Path("x")},
+        lambda model, ema: {"state_dict": {key: value.numpy() for key, value in model.state_dict().items()}},
+        lambda model, ema: {"state_dict": ema.state_dict(), "state_dict_ema": model.state_dict(), "args": Path("x")},
+    ],
+)
+def test_pickle_with_code_is_refused_and_the_given_command_converts_it(tmp_path: Path, wrapped: Any):
+    model, other = build("resnet8", classes=10), build("resnet8", classes=10)
+    path = tmp_path / "my teacher.pth"
+    torch.save(wrapped(model, other), path)
+
+    with pytest.raises(UsageError, match="contains code .*, which is not run; .* take the tensors out of it") as error:
+        read_state(path)
+
+    fresh = build("resnet8", classes=10)
+    load_file(fresh, trust(error))  # averaged weights before raw ones, as from any other file
+    assert torch.equal(fresh.fc.weight, model.fc.weight) and torch.equal(fresh.conv1.weight, model.conv1.weight)
+
+
+def test_what_holds_no_tensors_or_is_no_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    torch.save({"when": Path("x")}, tmp_path / "x.pth")
+    assert trusted_checkpoint.main([str(tmp_path / "x.pth")]) == 4 and "holds no tensors" in capsys.readouterr().err
+    assert trusted_checkpoint.main([str(tmp_path / "nowhere.pth")]) == 2
+    (tmp_path / "y.pth").write_bytes(b"no pickle")
+    assert trusted_checkpoint.main([str(tmp_path / "y.pth")]) == 4
+
+
+@pytest.mark.parametrize("head", ["head.", "head.fc.", "classifier."])
+def test_a_backbone_and_a_head_are_one_network(tmp_path: Path, head: str):
+    model = build("resnet8", classes=10)
+    state = {f"backbone.{key}": value for key, value in model.state_dict().items() if not key.startswith("fc.")}
+    state |= {f"{head}weight": model.fc.weight.detach(), f"{head}bias": model.fc.bias.detach()}
+    torch.save({"state_dict": state}, tmp_path / "x.pt")
+    fresh = build("resnet8", classes=10)
+    note, kept = load_file(fresh, tmp_path / "x.pt")
+    assert kept == () and f"its last layer from {head.rstrip('.')}" in note and "under backbone" in note
+    assert torch.equal(fresh.fc.weight, model.fc.weight) and torch.equal(fresh.conv1.weight, model.conv1.weight)
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_a_file_without_the_last_layer_is_fine_where_a_new_one_is_fitted(tmp_path: Path, prefix: str):
+    model = build("resnet8", classes=10)
+    state = {f"{prefix}{key}": value for key, value in model.state_dict().items() if not key.startswith("fc.")}
+    torch.save(state, tmp_path / "x.pt")
+    fresh = build("resnet8", classes=7)
+    assert load_file(fresh, tmp_path / "x.pt", new_head=True)[1] == ("fc.weight", "fc.bias")
+    assert torch.equal(fresh.conv1.weight, model.conv1.weight)
+    with pytest.raises(StageError, match="without its last layer; with `train` a new one is fitted"):
+        load_file(build("resnet8", classes=10), tmp_path / "x.pt")
+
+
+def test_another_network_with_a_backbone_is_still_refused(tmp_path: Path):
+    state = {f"backbone.{key}": value for key, value in build("resnet20", classes=10).state_dict().items()}
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(StageError, match="another network"):
+        load_file(build("resnet8", classes=10), tmp_path / "x.pt", new_head=True)
 
 
 def test_pickled_classes_never_run(tmp_path: Path):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compress.core.errors import UsageError
+from compress.core.errors import MissingError, UsageError
 from export.runtime import images
 
 # Folders of systems and NAS boxes, beside those that begin with one of HIDDEN.
@@ -39,8 +39,17 @@ def is_left_out(folder: str) -> bool:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Return the sorted names of a folder's sub-folders that may hold the user's images."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_left_out(entry.name))
+    """Return the sorted names of a folder's sub-folders that may hold the user's images.
+
+    Raises:
+        MissingError: A link that may be one of them leads nowhere, such as to a disk that is not mounted.
+    """
+    entries = [entry for entry in os.scandir(folder) if not is_left_out(entry.name)]
+    lost = next((one for one in entries if one.is_symlink() and not os.path.exists(one.path)), None)
+    if lost is not None and not Path(lost.name).suffix:
+        where = os.readlink(lost.path)
+        raise MissingError(f"{lost.path} is a link to {where}, which is not there; mount it, or remove the link")
+    return sorted(entry.name for entry in entries if entry.is_dir())
 
 
 def _head(path: str, count: int) -> bytes:
@@ -66,8 +75,8 @@ def is_image(path: str) -> bool:
     """
     if path.lower().endswith(RAW_SUFFIXES) or not _may_be_read(path):
         return False
-    if path.lower().endswith(images.HEIF_SUFFIXES):
-        return images.heif_is_installed()
+    if path.lower().endswith(images.HEIF_SUFFIXES) and images.heif_is_installed():
+        return True
     return path.lower().endswith(images.SUFFIXES) or images.looks_like_image(_head(path, images.HEAD_BYTES))
 
 

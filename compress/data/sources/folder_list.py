@@ -69,7 +69,8 @@ def read(root: Path, labels: str) -> ListedImages:
     if unlabelled:
         raise UsageError(
             f"{path}: {plural(len(unlabelled), 'row has', 'rows have')} no label (first: line {unlabelled[0]}); images "
-            f"without a label are not used yet: fill in the column {label!r}, or remove the rows"
+            f"without a label stand in a folder of their own (data.unlabelled): fill in the column {label!r}, or "
+            "remove the rows"
         )
     found = {row[file].strip(): number for number, row in rows}
     places = {name: _place(root, path, name) for name in found}

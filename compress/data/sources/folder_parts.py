@@ -189,7 +189,7 @@ def _require_classes(root: Path, place: str, classes: Folders) -> None:
         top = _enter(root, f"{folders[0]}/")
         if holds_images(root / folders[0]) or holds_images(root / top):
             return
-        inner.append({nfc(name) for name in subfolders(root / top)})
+        inner.append({loosely(name) for name in subfolders(root / top)})
     shared, every = set.intersection(*inner), set.union(*inner)
     if len(shared) < 2 or 2 * len(shared) < len(every):
         return

@@ -85,11 +85,19 @@ def training_labels(layout: FolderLayout, test: float) -> np.ndarray:
 
 
 def _content_keys(root: Path, images: tuple[ImageFile, ...]) -> list[str]:
-    """Return a hash of every image's pixels, in a small size that no recipe changes; of an unreadable one, its path."""
+    """Return a hash of every image's pixels, in a small size that no recipe changes; of an unreadable one, its path.
+
+    Of grey images with more than 8 bits it is a hash of the values themselves: their range is that of the whole set.
+    """
     from compress.data.decode import DECODE_ERRORS, decode_image, quiet_pillow
+    from export.runtime.images import open_image
 
     def key(image: ImageFile) -> str:
         try:
+            with open_image(root / image.path) as opened:
+                if opened.mode.startswith(("I", "F")):
+                    values = np.ascontiguousarray(np.asarray(opened))
+                    return hashlib.sha256(f"{values.shape} {values.dtype.str}".encode() + values.tobytes()).hexdigest()
             return hashlib.sha256(decode_image((root / image.path).read_bytes(), KEY_SIDE).tobytes()).hexdigest()
         except DECODE_ERRORS:
             return f"unreadable {image.path}"

@@ -19,7 +19,7 @@ from compress.recipe import schema
 
 NAMED_CLASSES = 20  # more are counted
 VERSION = 1  # raise when the same source would be decoded to other pixels
-FOLDER_VERSION = 2  # the same for photos in class sub-folders, whose split is decided here too
+FOLDER_VERSION = 3  # the same for photos in class sub-folders, whose split is decided here too
 
 
 def store_size(config: schema.Data) -> int:

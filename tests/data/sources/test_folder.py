@@ -368,3 +368,43 @@ def test_two_runs_write_the_same_bytes_and_the_fingerprint_follows_the_files(tmp
     assert before == inspection.fingerprint(config.model_copy(update={"calibration": 7, "validation": 0.3}), tmp_path)
     save(tmp_path / "set/train/red/0.png", BLUE, 1234)
     assert inspection.fingerprint(config, tmp_path) != before
+
+
+@pytest.mark.parametrize("place", ["set/test", "set/train/green", "set/test/red"])
+def test_a_link_that_leads_nowhere_is_not_left_out_in_silence(tmp_path: Path, place: str) -> None:
+    two_classes(tmp_path / "set", "train", 6)
+    if place == "set/test/red":
+        two_classes(tmp_path / "set", "test", 3, seed=50)
+        for path in (tmp_path / place).iterdir():
+            path.unlink()
+        (tmp_path / place).rmdir()
+    (tmp_path / place).symlink_to(tmp_path / "unmounted")
+    with pytest.raises(MissingError, match="is a link to .*unmounted, which is not there; mount it, or remove"):
+        folder.scan(tmp_path / "set")
+
+
+def test_parts_of_unknown_names_are_seen_though_their_classes_differ_in_case(tmp_path: Path) -> None:
+    for number, place in enumerate(("Lernen/Katze", "Lernen/Hund", "Pruefung/katze", "Pruefung/hund")):
+        save(tmp_path / place / "0.png", RED, number)
+    with pytest.raises(UsageError, match="they look like parts of the set rather than classes"):
+        folder.scan(tmp_path)
+
+
+def test_a_jpeg_named_like_heic_is_an_image(tmp_path: Path) -> None:
+    two_classes(tmp_path, "train", 6)
+    content = io.BytesIO()
+    Image.new("RGB", (30, 30), RED).save(content, "JPEG")
+    (tmp_path / "train/red/phone.HEIC").write_bytes(content.getvalue())
+    assert "train/red/phone.HEIC" in [one.path for one in folder.scan(tmp_path).train]
+
+
+def test_float_images_are_carved_by_their_values(tmp_path: Path) -> None:
+    for label, name in enumerate(("nok", "ok")):
+        (tmp_path / name).mkdir()
+        for number in range(20):
+            values = np.random.default_rng(100 * label + number).random((12, 12), dtype=np.float32)
+            Image.fromarray(values, "F").save(tmp_path / name / f"{number}.tif")
+    from compress.data.sources.folder_split import split_folder
+
+    split = split_folder(tmp_path, folder.scan(tmp_path), 0.25, 0)
+    assert len(split.train) + len(split.test) == 40 and 3 <= len(split.test) <= 20
