@@ -104,7 +104,10 @@ def show(recipe: Path, overrides: tuple[str, ...], allow_code: bool, artifacts: 
 @recipe_options
 @artifacts_option
 @quiet_option
-def data(recipe: Path, overrides: tuple[str, ...], allow_code: bool, artifacts: Path, quiet: bool) -> int:
+@click.option("--html", type=click.Path(path_type=Path), help="Also write a page with images as training sees them.")
+def data(
+    recipe: Path, overrides: tuple[str, ...], allow_code: bool, artifacts: Path, quiet: bool, html: Path | None
+) -> int:
     """Read the data as a run would: images by class and part, near-duplicates, what the test part can certify.
 
     Nothing is trained; a run finds the decoded images in the cache.
@@ -112,10 +115,15 @@ def data(recipe: Path, overrides: tuple[str, ...], allow_code: bool, artifacts: 
     loaded = _load(recipe, overrides, allow_code)
     from compress.commands.describe_data import describe_data
 
-    rows, lines = describe_data(loaded, artifacts, Console(quiet=quiet))
-    table(rows)
-    for line in lines:
+    found = describe_data(loaded, artifacts, Console(quiet=quiet))
+    table(found.rows)
+    for line in found.lines:
         print_line(line, sys.stdout)
+    if html is not None:
+        from compress.commands import data_page
+
+        data_page.write(found, loaded.name, html, images=loaded.recipe.shows_images)
+        print_line(f"page: {html}", sys.stdout)
     return 0
 
 

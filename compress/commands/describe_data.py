@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from compress.core.console import Console
 from compress.core.plural import plural
-from compress.core.records.training import Prepared, TrainingData
+from compress.core.records.training import NearDuplicates, Prepared, TrainingData
 from compress.core.store import Store
 from compress.data import load_groups, load_labels, split_of
 from compress.data.part_overlap import overlap_warnings
@@ -24,16 +25,24 @@ MOST_SIZES = 5  # image sizes in a line
 PARTS = ("train", "validation", "test")
 
 
-def describe_data(loaded: Loaded, artifacts: Path, console: Console) -> tuple[list[tuple[str, ...]], list[str]]:
+@dataclass(frozen=True)
+class DataDescription:
+    """What was found: a table of images by class and part, its header first, and sentences; the records behind them."""
+
+    rows: list[tuple[str, ...]]
+    lines: list[str]
+    prepared: Prepared
+    training: TrainingData
+    near_duplicates: NearDuplicates | None
+
+
+def describe_data(loaded: Loaded, artifacts: Path, console: Console) -> DataDescription:
     """Read the data of a recipe as a run would, and describe it.
 
     Args:
         loaded: The recipe.
         artifacts: Where the decoded data is kept; a run finds it there.
         console: Where progress is printed.
-
-    Returns:
-        A table of images by class and part, its header first, and sentences about the data.
     """
     settings = resolve(loaded.recipe)
     root = settings.data.root
@@ -56,7 +65,8 @@ def describe_data(loaded: Loaded, artifacts: Path, console: Console) -> tuple[li
     lines += [f"data: {warning}" for warning in prepared.run_warnings]
     if found is not None:
         lines += [str(warning) for warning in overlap_warnings(found)] or ["no near-duplicates across the parts"]
-    return rows, [*lines, *certified(len(test_labels), prepared)]
+    lines += certified(len(test_labels), prepared)
+    return DataDescription(rows, lines, prepared, training, found)
 
 
 def certified(images: int, prepared: Prepared) -> list[str]:

@@ -45,3 +45,21 @@ def test_missing_data_is_exit_3(tmp_path: Path, capsys: pytest.CaptureFixture[st
     recipe.write_text(RECIPE.format(data="source: folder, root: nowhere"))
     assert main(["data", str(recipe), "--artifacts", str(tmp_path / "artifacts")]) == 3
     assert "is not a folder" in capsys.readouterr().err
+
+
+def test_the_page_shows_counts_views_and_pairs_and_no_image_where_none_may_be_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_clips(tmp_path / "clips", clips=6, frames=6)
+    recipe, page = tmp_path / "recipe.yaml", tmp_path / "pages" / "data.html"
+    recipe.write_text(RECIPE.format(data="source: folder, root: clips, image_size: 32"))
+    command = ["data", str(recipe), "-q", "--artifacts", str(tmp_path / "artifacts"), "--html", str(page)]
+    assert main(command) == 0 and f"page: {page}" in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    views = text[text.index('id="views"') : text.index('id="near_duplicates"')]
+    assert views.count("<img ") == 2 * 6  # of each class the evaluation view and five training views
+    assert len(set(part.split('"')[0] for part in views.split('src="')[1:])) > 6  # training views differ
+    assert '<th scope="row">bad</th>' in text and "have a near-duplicate" in text and "<script" not in text
+
+    assert main([*command, "--set", "report={images: false}"]) == 0
+    assert "<img " not in page.read_text(encoding="utf-8")

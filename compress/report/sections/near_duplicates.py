@@ -44,10 +44,11 @@ def near_duplicates(source: Source) -> NearDuplicatesView | None:
         )
         if count
     ]
-    return NearDuplicatesView(counts, found.group or "", _pairs(source.near_duplicates), source.hidden)
+    return NearDuplicatesView(counts, found.group or "", pairs(source.near_duplicates), source.hidden)
 
 
-def _pairs(arrays: Arrays) -> list[NearPair]:
+def pairs(arrays: Arrays) -> list[NearPair]:
+    """Return the pairs of a file of examples, for the page."""
     if not arrays:
         return []
     names = [[file_name(str(name)) for name in arrays[key]] for key in ("first_name", "second_name")]
