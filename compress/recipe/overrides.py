@@ -31,6 +31,9 @@ def parse_override(text: str, number: int, problems: list[Problem]) -> Override 
     if not equals or not all(key.split(".")):
         problems.append(Problem(flag, "", "expected key=value, such as train.epochs=2"))
         return None
+    # In a shell, ` #` begins no comment: it may be part of a path.
+    if " #" in value and not value.lstrip().startswith(("'", '"', "[", "{", "|", ">")):
+        value = "'" + value.strip().replace("'", "''") + "'"
     before = len(problems)
     data, places = yaml_parser.parse(value, flag, number, key, problems)
     keys = yaml_parser.split(key)

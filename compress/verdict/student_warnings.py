@@ -117,5 +117,8 @@ def of_imbalance(labels: NDArray[np.integer], classes: Sequence[str]) -> list[Ru
         return []
     pair = f"{counts[most]:,} of {classes[most]}, {counts[least]:,} of {classes[least]}"
     share = f"always naming {classes[most]} is right on {100 * counts[most] / counts.sum():.1f} %"
-    cure = "judge classes by require.min_recall or min_balanced_accuracy"
+    cure = (
+        "judge classes by require.min_recall or min_balanced_accuracy; train.sampling: balanced or "
+        "train.class_weights: balanced train for them"
+    )
     return [RunWarning(f"training images are unequal ({pair}): {share}, so top-1 says little; {cure}", True)]

@@ -68,3 +68,8 @@ def test_a_list_of_labels_counts_from_the_working_folder_only_if_it_is_there(rec
     assert loader.load(recipe, ["data.labels=labels.csv"]).recipe.data.labels == "labels.csv"
     (Path.cwd() / "labels.csv").touch()
     assert loader.load(recipe, ["data.labels=labels.csv"]).recipe.data.labels == str(Path.cwd() / "labels.csv")
+
+
+@pytest.mark.parametrize("name", ['My "Photos" (2024) #1/all', "it's #2"])
+def test_a_path_may_hold_what_begins_a_comment_in_yaml(recipe: Path, name: str) -> None:
+    assert loader.load(recipe, [f"data.root={name}"]).recipe.data.root == str(Path.cwd() / name)

@@ -69,3 +69,4 @@ def test_a_training_without_a_history_is_not(tmp_path: Path):
 def test_unequal_classes_are_named(counts: tuple[int, int], named: bool):
     found = student_warnings.of_imbalance(np.repeat([0, 1], counts), ["good", "faulty"])
     assert bool(found) is named and all("always naming good is right on" in one.text for one in found)
+    assert all("train.sampling: balanced" in one.text for one in found)
