@@ -15,6 +15,7 @@ from torch import nn
 from compress.core.errors import StageError, UsageError
 from compress.core.records.base import File
 from compress.core.records.training import Network, Normalization, Trained, TrainingData
+from compress.core.records.training_checks import TrainingChecks
 from compress.core.store import Context, Stage
 from compress.data.augment import views
 from compress.methods import build_method
@@ -84,13 +85,7 @@ def run_teacher(
             device=context.device,
             say=taken.append,
         )
-    fitted = checks = None
-    if config.train is not None:
-        class_weights = weigh_classes(network.model, config.train, dataset, data, context)
-        probe = probe_of(model, head, dataset, network, config.train, context, data.classes)
-        start_may_ship = probe is not None
-        fitted = _fit(model, config.train, context, network, dataset, class_weights, start_may_ship=start_may_ship)
-        checks = check_training(model, dataset, network.normalization, config.train, fitted.steps, probe)
+    fitted, checks = _trained(model, head, config.train, context, network, dataset, data)
     logits = predict(model, dataset.validation(), data.image_size, network.normalization, device=dataset.labels.device)
     _check_finite(config, logits)
     wanted = dataset.labels[dataset.validation_index]
@@ -118,6 +113,24 @@ def run_teacher(
         advice=advice,
         **_circumstances(fitted),
     )
+
+
+def _trained(
+    model: nn.Module,
+    head: str | None,
+    train: ResolvedTrain | None,
+    context: Context,
+    network: Network,
+    dataset: ImageSet,
+    data: TrainingData,
+) -> tuple[FitResult | None, TrainingChecks | None]:
+    """Train the candidate where it has settings for that. `head`: path of a last layer that is still fresh."""
+    if train is None:
+        return None, None
+    class_weights = weigh_classes(network.model, train, dataset, data, context)
+    probe = probe_of(model, head, dataset, network, train, context, data.classes)
+    fitted = _fit(model, train, context, network, dataset, class_weights, start_may_ship=probe is not None)
+    return fitted, check_training(model, dataset, network.normalization, train, fitted.steps, probe)
 
 
 def _circumstances(fitted: FitResult | None) -> dict[str, Any]:
