@@ -135,15 +135,8 @@ def _trained(
 
 def _circumstances(fitted: FitResult | None) -> dict[str, Any]:
     """Return how a training ran, as `Trained` names it."""
-    if fitted is None:
-        return dict.fromkeys(("images_per_second", "precision", "threads", "kernels", "gpu"))
-    return {
-        "images_per_second": fitted.images_per_second,
-        "precision": fitted.precision,
-        "threads": fitted.threads,
-        "kernels": fitted.kernels,
-        "gpu": fitted.gpu,
-    }
+    names = ("images_per_second", "precision", "threads", "kernels", "gpu")
+    return {name: getattr(fitted, name, None) for name in names}
 
 
 def _read_foreign(network: Network, source: Path, path: Path, dataset: ImageSet, data: TrainingData) -> tuple[str, ...]:
