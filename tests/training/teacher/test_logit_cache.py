@@ -149,7 +149,7 @@ def teachers_maps(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
             first.register_forward_hook(lambda module, args, out: found.append(out))
         return model
 
-    monkeypatch.setattr(build, "load_network", network)
+    monkeypatch.setattr(signals, "load_network", network)
     return found
 
 
