@@ -35,11 +35,11 @@ def test_target_addresses_are_parsed() -> None:
 
 
 def test_a_scheme_without_a_branch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.targets.SCHEMES", ("ssh", "adb", "serial"))
-    with pytest.raises(WrongTarget, match="the scheme 'serial' has no address"):
-        parse("serial://ttyUSB0")
-    with pytest.raises(WrongTarget, match="no link for the scheme 'serial'"):
-        dispatch.isa(Address("serial://ttyUSB0", "serial"))
+    monkeypatch.setattr("export.targets.SCHEMES", ("ssh", "adb", "pigeon"))
+    with pytest.raises(WrongTarget, match="the scheme 'pigeon' has no address"):
+        parse("pigeon://loft")
+    with pytest.raises(WrongTarget, match="no link for the scheme 'pigeon'"):
+        dispatch.isa(Address("pigeon://loft", "pigeon"))
 
 
 @pytest.mark.parametrize(
