@@ -498,3 +498,18 @@ def test_training_beside_busy_processes() -> None:
         name: [f"{found['median']:.0f}" for found in each.values()]
         for name, each in result("neighbours")["rows"].items()
     }
+
+
+def test_few_photos_against_a_last_layer_alone() -> None:
+    found = result("few_photos")["table"]
+    for name, validation, float32, int8, gains in rows(docs("guides/fine-tuning"), "setting"):
+        row = found[name.strip("`")]
+        means = [f"{row[key]['mean']:.1f} %" for key in ("validation_top1", "fp32_top1", "top1")]
+        assert [validation, float32, int8] == means, name
+        if gains:
+            assert [float(text) for text in gains.split(",")] == [round(gain["points"], 1) for gain in row["gain"]]
+    recipe = found["recipes/photos.yaml"]
+    assert all(low <= 0 <= high for gain in recipe["gain"] for low, high in [gain["ci95"]])
+    assert recipe["minutes"]["mean"] < 15 and f"took {recipe['minutes']['mean']:.0f} minutes" in prose(
+        "guides/fine-tuning"
+    )

@@ -116,7 +116,9 @@ def test_a_student_is_trained_in_channels_last(said, monkeypatch):
 def test_every_starting_network_is_in_channels_last(tmp_path, monkeypatch, key):
     record = Network("resnet8", None, 4, SIDE, Normalization((0.5,) * 3, (0.25,) * 3))
     checkpoints.save_state(models.build("resnet8", classes=4), tmp_path / "a.safetensors")
-    monkeypatch.setattr(models, "pretrained", lambda name, weights, classes, side: (models.build(name, classes=classes), ()))
+    monkeypatch.setattr(
+        models, "pretrained", lambda name, weights, classes, side: (models.build(name, classes=classes), ())
+    )
     weights = File.of(tmp_path / "a.safetensors") if key == "file" else None
     assert laid_out(build.build_for_training(record, key, weights, new_head=False, device="cpu")[0])
     assert laid_out(build.load_network(record, weights, "cpu"))  # what teaches
