@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from compress.core.plural import plural
 from compress.verdict import student_t
+from compress.verdict.intervals import holm
 
 ALPHA = 0.05
 
@@ -125,16 +126,6 @@ def difference(one: NDArray[np.bool_], other: NDArray[np.bool_], spread: SeedSpr
     return Difference(100 * mean, 100 * (mean - half), 100 * (mean + half), p)
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number (Holm 1979)."""
-    order = sorted(range(len(p)), key=lambda place: p[place])
-    corrected, largest = [0.0] * len(p), 0.0
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, (len(p) - rank) * p[place]))
-        corrected[place] = largest
-    return corrected
-
-
 def choose(
     correct: Sequence[tuple[str, NDArray[np.bool_]]], *, folds: int, epochs: int, share: float, seconds: float
 ) -> MethodChoice:
@@ -154,7 +145,7 @@ def choose(
     simplest = correct[0][1]
     spread = seed_spread(np.stack([right for _, right in correct]))
     gains = [difference(right, simplest, spread) for _, right in correct[1:]]
-    corrected = holm([gain.p for gain in gains])
+    corrected = [float(p) for p in holm(np.array([gain.p for gain in gains]))]
     better = [
         place for place, (gain, p) in enumerate(zip(gains, corrected, strict=True), 1) if gain.points > 0 and p < ALPHA
     ]

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from compress.verdict import method_choice
-from compress.verdict.method_choice import MethodChoice, choose, difference, holm, seed_spread
+from compress.verdict.method_choice import MethodChoice, choose, difference, seed_spread
 
 
 def answers(accuracies: list[float], seeds: int, images: int, spread: float, seed: int) -> NDArray[np.bool_]:
@@ -50,12 +50,6 @@ def test_equal_answers_show_nothing() -> None:
     right = np.ones((2, 50), bool)
     found = difference(right, right, seed_spread(np.stack([right, right])))
     assert (found.points, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
-
-
-def test_holm_steps_down() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
-    assert holm([]) == []
 
 
 def test_without_a_difference_the_simplest_is_taken() -> None:
