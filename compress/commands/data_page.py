@@ -47,6 +47,7 @@ def write(description: DataDescription, name: str, path: Path, *, images: bool) 
         environment()
         .get_template("data.html")
         .render(
+            title=f"Data of {name}",
             name=name,
             lines=description.lines,
             table=Table("Images by class and part", head, rows),
