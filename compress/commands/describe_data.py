@@ -14,7 +14,7 @@ from compress.core.records.training import NearDuplicates, Prepared, TrainingDat
 from compress.core.store import Store
 from compress.data import load_groups, load_labels, split_of
 from compress.data.part_overlap import overlap_warnings
-from compress.pipeline.prepared_data import near_duplicates, prepare
+from compress.pipeline.prepared_data import absolute, near_duplicates, prepare
 from compress.recipe.defaults import resolve
 from compress.recipe.loader import Loaded
 from compress.verdict.clusters import FEWEST_GROUPS
@@ -45,10 +45,9 @@ def describe_data(loaded: Loaded, artifacts: Path, console: Console) -> DataDesc
         console: Where progress is printed.
     """
     settings = resolve(loaded.recipe)
-    root = settings.data.root
-    absolute = (loaded.path.resolve().parent / Path(root).expanduser()).resolve() if root else None
+    base = loaded.path.resolve().parent
     store = Store(artifacts, "cpu", console)
-    prepared, training = prepare(settings.data, loaded.path.resolve().parent, store)
+    prepared, training = prepare(settings.data, base, store)
     labels, train, validation = split_of(training)
     test_labels = load_labels(prepared.test_labels)
     counts = [
@@ -61,7 +60,7 @@ def describe_data(loaded: Loaded, artifacts: Path, console: Console) -> DataDesc
     totals = [int(part.sum()) for part in counts]
     rows.append(("all", f"{totals[0] + unlabelled:,}", *(f"{total:,}" for total in totals[1:])))
     found = near_duplicates(prepared, training, store)
-    lines = [*_originals(prepared, absolute), *_group_lines(prepared, training)]
+    lines = [*_originals(prepared, absolute(base, settings.data.root)), *_group_lines(prepared, training)]
     lines += [f"data: {warning}" for warning in prepared.run_warnings]
     if found is not None:
         lines += [str(warning) for warning in overlap_warnings(found)] or ["no near-duplicates across the parts"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +13,10 @@ from compress.data.splits import allocate, shuffled
 from compress.recipe.loader import Loaded
 from compress.recipe.schema import Data
 from compress.verdict.intervals import wilson
-from compress.verdict.sample_size import certifiable_margin
+from compress.verdict.sample_size import certifiable_margin, images_needed_top1
 
 # Share of the answers that int8 and a student of another kind usually change.
 USUAL_FLIPS = 0.1
-Z = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 PHOTOS = 200  # image files whose size is looked at
 
 
@@ -72,7 +70,7 @@ def unsettled(loaded: Loaded, counts: np.ndarray, names: tuple[str, ...]) -> Ite
         where, count_text = loaded.where("require.min_top1"), plural(images, "test image")
         yield (
             f"{where}: require.min_top1: {require.min_top1:g}: {count_text} that are all right certify "
-            f"{100 * low:.1f} %; {_needed(require.min_top1)}"
+            f"{100 * low:.1f} %; {_needed(images, require.min_top1)}"
         )
     for name, limit_of in _recalls(loaded, names):
         count = int(counts[names.index(name)])
@@ -81,7 +79,7 @@ def unsettled(loaded: Loaded, counts: np.ndarray, names: tuple[str, ...]) -> Ite
             yield (
                 f"{loaded.where('require.min_recall')}: require.min_recall: {limit_of:g}: class {name!r} has "
                 f"{plural(count, 'test image')}, and all of them right certify {100 * low:.1f} %; "
-                f"{_needed(limit_of)}"
+                f"{_needed(count, limit_of)}"
             )
             break  # one class shows what to do
 
@@ -106,11 +104,10 @@ def _largest_flips(images: int, limit: float) -> float | None:
     return low
 
 
-def _needed(limit: float) -> str:
-    """Say how many images, all right, put Wilson's interval above a limit."""
-    if limit >= 1:
-        return "no number of images certifies 100 %"
-    return f"it takes at least {math.floor(Z * Z * limit / (1 - limit)) + 1:,}"
+def _needed(images: int, limit: float) -> str:
+    """Say how many images, all right, put Wilson's interval above a limit that so few do not reach."""
+    needed = images_needed_top1(max(images, 1), max(images, 1), limit)
+    return f"no number of images certifies {100 * limit:g} %" if needed is None else f"it takes at least {needed:,}"
 
 
 def upscaled(config: Data, base: Path) -> str | None:

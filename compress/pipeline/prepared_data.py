@@ -25,9 +25,9 @@ def prepare(config: Data, base: Path, store: Store) -> tuple[Prepared, TrainingD
     Returns:
         The decoded data, and what training may read.
     """
-    root, further = (_absolute(base, path) for path in (config.root, config.unlabelled))
+    found = {name: absolute(base, getattr(config, name)) for name in ("root", "unlabelled")}
     # The recipe's folder is no part of the key, so its paths are absolute from here on.
-    config = config.model_copy(update={"root": root, "unlabelled": further})
+    config = config.model_copy(update={name: str(path) if path else None for name, path in found.items()})
     fingerprint = inspection.fingerprint(config, Path())
     # What does not change the decoded arrays stays out of the key.
     keyed = config.model_copy(
@@ -54,8 +54,9 @@ def prepare(config: Data, base: Path, store: Store) -> tuple[Prepared, TrainingD
     return prepared, training
 
 
-def _absolute(base: Path, path: str | None) -> str | None:
-    return str((base / Path(path).expanduser()).resolve()) if path else None
+def absolute(base: Path, path: str | None) -> Path | None:
+    """Return a path of the recipe in the folder `base`, `~` expanded and links resolved; None without one."""
+    return (base / Path(path).expanduser()).resolve() if path else None
 
 
 def near_duplicates(prepared: Prepared, training: TrainingData, store: Store) -> NearDuplicates | None:

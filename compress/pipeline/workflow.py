@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress import __version__
@@ -22,7 +21,7 @@ from compress.data.part_overlap import overlap_warnings
 from compress.methods import compatibility
 from compress.pipeline import float_layer_check, training_remarks, trials
 from compress.pipeline.networks import NetworkResolver
-from compress.pipeline.prepared_data import near_duplicates, prepare
+from compress.pipeline.prepared_data import absolute, near_duplicates, prepare
 from compress.pipeline.student_task import StudentTask
 from compress.recipe.class_name_check import check_class_names
 from compress.recipe.defaults import resolve, student_train
@@ -45,8 +44,7 @@ class Workflow:
     def __init__(self, loaded: Loaded, settings: Recipe, store: Store) -> None:
         self.loaded, self.settings, self.store = loaded, settings, store
         self.base = loaded.path.resolve().parent
-        root = settings.data.root
-        self.root = (self.base / Path(root).expanduser()).resolve() if root else None
+        self.root = absolute(self.base, settings.data.root)
         self.prepared, self.training = prepare(settings.data, self.base, store)
         self.warnings: list[RunWarning] = []
         self.said: set[str] = set()

@@ -55,7 +55,7 @@ def test_a_limit_that_can_be_settled_is_not(counts: tuple[int, int], require: di
 
 @pytest.mark.parametrize("limit", [0.5, 0.8, 0.95, 0.99])
 def test_the_number_of_images_is_the_smallest_that_can_pass(limit: float) -> None:
-    needed = int(limits_check._needed(limit).split()[-1].replace(",", ""))
+    needed = int(limits_check._needed(1, limit).split()[-1].replace(",", ""))
     assert wilson(needed, needed)[0] > limit >= wilson(needed - 1, needed - 1)[0]
 
 
